@@ -1,0 +1,36 @@
+/* Picks the kernels for this machine: the best instruction set it has, or the one $PYLLMC_ISA names. */
+#include <stdlib.h>
+#include <string.h>
+#include "../error.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#define DECLARE(isa) extern const Kernels kernels_##isa;
+#define ADDRESS(isa) &kernels_##isa,
+EACH_ISA(DECLARE)
+static const Kernels *const best_first[] = {EACH_ISA(ADDRESS)};
+
+const Kernels *llmc_kernels(const char *isa) {
+    if (!isa || !*isa) isa = getenv("PYLLMC_ISA");
+    const int any = !isa || !*isa;
+    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
+        const Kernels *k = best_first[i];
+        if (!any && strcmp(isa, k->name)) continue;
+        if (k->supported()) return k;
+        if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
+    }
+    llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows avx512, avx2, generic, neon, reference",
+              any ? "" : isa);
+    return NULL;
+}
+
+const char *llmc_backend(void) { return "cpu"; }
+
+int llmc_default_threads(void) {
+#if defined(_OPENMP)
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}

@@ -1,0 +1,13 @@
+/* How many threads a loop is worth. Work is split so that every result is computed whole by one thread, in one order:
+ * no result depends on their number.
+ *   #pragma omp parallel for num_threads(threads_for(ctx, elements)) */
+#ifndef THREADS_H
+#define THREADS_H
+#include "../kernels.h"
+enum { WORTH_A_THREAD = 1 << 14 }; /* elements: below this, waking another thread costs more than it brings */
+
+static inline int threads_for(const Context *ctx, int64_t elements) {
+    const int64_t useful = elements / WORTH_A_THREAD + 1;
+    return useful < ctx->threads ? (int)useful : ctx->threads;
+}
+#endif

@@ -1,0 +1,100 @@
+/* struct Kernels: what a device must supply. gpt2.c calls these in order and never names a device.
+ *
+ * Sizes    B batch, T time, C channels, NH heads, hs = C/NH, OC output channels, L layers,
+ *          V vocabulary, Vp = V padded to a multiple of 128 (padded rows of wte are zero), N elements.
+ * Order    context, outputs, inputs, sizes. Every matrix is row-major; a weight is (OC, C) as in nn.Linear.
+ * Gradient Gradients are "d" + name. Parameter gradients accumulate (+=), activation gradients are
+ *          written (=), except dresidual, the residual stream's, to which layernorm_backward adds.
+ * Results  do not depend on the number of threads. Nothing is allocated: scratch is ctx->workspace.
+ * This header is plain C that cffi reads as it is. */
+#ifndef KERNELS_H
+#define KERNELS_H
+#include <stdint.h>
+/* cffi: begin */
+typedef float floatX; /* the stored element; statistics, losses, moments are always float */
+
+typedef struct Context {
+    int threads;
+    void *workspace;
+} Context;
+
+typedef struct Kernels {
+    const char *name;
+    int (*supported)(void); /* can this machine run them? */
+    int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
+    void *(*alloc)(int64_t bytes);     /* 64-byte aligned; NULL if there is no room */
+    void (*free)(void *memory, int64_t bytes);
+    /* Bytes of scratch that any kernel below may use at these sizes or smaller ones. */
+    int64_t (*workspace_bytes)(int B, int T, int C, int NH, int Vp, int threads);
+    int (*sync)(Context *ctx); /* wait for the device; 0, or the status of what failed before */
+    void (*fill)(Context *ctx, void *dst, int byte, int64_t bytes);
+    void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
+    void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
+
+    /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0 */
+    void (*encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
+                            const int *pos, int B, int T, int C);
+    void (*encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens,
+                             int B, int T, int C);
+
+    /* out = weight * (inp - mean) * rstd + bias over the last axis, rstd = 1/sqrt(var + 1e-5); inp, out (B,T,C);
+     * mean, rstd (B,T); weight, bias (C) */
+    void (*layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp,
+                              const floatX *weight, const floatX *bias, int B, int T, int C);
+    /* residual = inp1 + inp2, then out = layernorm(residual): one pass over memory */
+    void (*residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
+                                       const floatX *inp1, const floatX *inp2, const floatX *weight,
+                                       const floatX *bias, int B, int T, int C);
+    void (*layernorm_backward)(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
+                               const floatX *inp, const floatX *weight, const float *mean, const float *rstd,
+                               int B, int T, int C);
+
+    /* out(B,T,OC) = inp(B,T,C) @ weight(OC,C)^T + bias(OC); bias may be NULL */
+    void (*matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
+                           int B, int T, int C, int OC);
+    /* pre = inp @ weight^T + bias, out = gelu(pre), gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+    void (*matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
+                                const floatX *bias, int B, int T, int C, int OC);
+    /* dinp(B,T,C) = dout(B,T,OC) @ weight(OC,C) */
+    void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
+                                  int B, int T, int C, int OC);
+    /* dpre(B,T,C) = (dout @ weight) * gelu'(pre(B,T,C)) */
+    void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
+                                       const floatX *pre, int B, int T, int C, int OC);
+    /* dweight(OC,C) += dout^T @ inp, dbias(OC) += sum of dout over B,T; dbias may be NULL */
+    void (*matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout,
+                                   const floatX *inp, int B, int T, int C, int OC);
+
+    /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
+     * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. */
+    void (*attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
+                              int window);
+    void (*attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
+                               const floatX *qkv, int B, int T, int C, int NH, int window);
+    /* Generation: store the n new rows qkv (B,n,3C) of each sequence b at positions pos[b].. of cache (B,T,3C), then
+     * let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. */
+    void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos,
+                             int B, int n, int T, int C, int NH, int window);
+
+    /* losses(B,T) = lse - logit[target], 0 where target is -1; lse (B,T) = log sum exp over the V real logits */
+    void (*classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets,
+                               int B, int T, int V, int Vp);
+    /* loss[0] = sum(weights*losses) / sum(weights), loss[1] = 1 / sum(weights), sums over targets != -1 (0 if none) */
+    void (*loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
+                      int64_t N);
+    /* in place: logits -> (softmax(logits) - onehot(target)) * weight * scale * loss[1]; 0 in the padding */
+    void (*classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
+                                const float *weights, const float *loss, float scale, int B, int T, int V, int Vp);
+
+    /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
+    void (*global_norm)(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N);
+    /* x *= factor[0] */
+    void (*scale)(Context *ctx, floatX *x, const float *factor, int64_t N);
+    /* AdamW (Loshchilov & Hutter) as in PyTorch, step t counted from 1; the gradient is first multiplied by
+     * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
+     *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)) */
+    void (*adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
+                  float lr, float beta1, float beta2, float eps, float decay, int64_t t, int64_t N);
+} Kernels;
+/* cffi: end */
+#endif

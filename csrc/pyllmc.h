@@ -1,0 +1,90 @@
+/* The public C API: the only symbols the library exports, and what Python binds (pyllmc/_ffi.py reads this file).
+ *
+ * A function that can fail returns an int: 0 or a count, or a negative llmc_status, with the reason and the remedy in
+ * llmc_last_error() of the same thread. The library never exits, aborts or prints. */
+#ifndef PYLLMC_H
+#define PYLLMC_H
+#include <stddef.h>
+#include <stdint.h>
+#include "kernels.h"
+#pragma GCC visibility push(default)
+/* cffi: begin */
+typedef enum llmc_status {
+    LLMC_OK = 0,
+    LLMC_EINVAL = -1,  /* an argument, option or shape that cannot be */
+    LLMC_ENOMEM = -2,  /* the memory plan does not fit */
+    LLMC_EFORMAT = -3, /* a file that is not what it should be */
+    LLMC_EIO = -4,     /* the system would not read or write */
+    LLMC_EDEVICE = -5, /* no such device or instruction set here */
+    LLMC_ENUMERIC = -6 /* a loss or gradient that is not finite */
+} llmc_status;
+
+const char *llmc_last_error(void);
+const char *llmc_backend(void); /* "cpu" or "cuda": which library this is */
+/* A device's kernels by instruction set (avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
+ * best this machine can run. NULL, with an error, if there is none. */
+const Kernels *llmc_kernels(const char *isa);
+int llmc_default_threads(void); /* the cores this process may use */
+
+/* ---- configuration (config.c) ---- */
+typedef struct llmc_config {
+    int maxT, V, Vp, L, NH, C;
+    int window; /* 0: every layer dense; w: odd layers attend to the last w positions only (GPT-3, GPT-Neo) */
+} llmc_config;
+/* "d12", "gpt2:d48", "gpt3:c768", "gpt2-xl", "gpt-nano" ...; V = 0 means: from the data. */
+int llmc_config_parse(llmc_config *config, const char *descriptor);
+int llmc_config_check(llmc_config *config); /* fills Vp; refuses what cannot be */
+
+/* ---- layout (layout.c) ---- */
+enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_GRAD_ACT };
+enum { LLMC_F, LLMC_I };
+enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL };
+typedef struct llmc_tensor {
+    const char *name, *torch_name; /* torch_name has %d for the layer; "" for activations */
+    int kind, type, layers;        /* layers: 0 if not per layer, else how many copies are stored */
+    int init, decay, rank;
+    int64_t shape[4];              /* of one layer */
+    int64_t size, stride, offset;  /* elements: of one layer, between layers, from the start of its block */
+} llmc_tensor;
+typedef struct llmc_plan { /* bytes */
+    int64_t params, grads, moments, acts, workspace, total;
+    int64_t num_params; /* elements, without the padding of V */
+} llmc_plan;
+int llmc_num_tensors(void);
+/* Fills table[llmc_num_tensors()] for these sizes; training 0 leaves out what only gradients need. */
+int llmc_layout(const llmc_config *config, int B, int T, int training, llmc_tensor *table);
+int llmc_plan_memory(const llmc_config *config, int B, int T, int training, int threads, llmc_plan *plan);
+/* One line: what the arena would hold, whether it fits the memory available, and if not which B and T would. */
+int llmc_plan_text(const llmc_config *config, int B, int T, int training, int threads, char *text, size_t size);
+
+/* ---- model (gpt2.c) ---- */
+typedef struct llmc_model llmc_model;
+typedef struct llmc_adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+} llmc_adamw;
+enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
+/* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
+int llmc_model_create(llmc_model **model, const llmc_config *config, int B, int T, int training, int threads);
+void llmc_model_free(llmc_model *model);
+int llmc_model_init(llmc_model *model, int64_t seed); /* the reference's weights for torch.Generator().manual_seed */
+const llmc_config *llmc_model_config(const llmc_model *model);
+const char *llmc_model_isa(const llmc_model *model);
+/* Row i of the model's table, its place in a block and the shape in use (b, t). NULL if the block is not there. */
+const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
+void *llmc_model_block(llmc_model *model, int block);
+/* tokens, targets (b,t) with b <= B, t <= T; targets NULL: logits only; weights NULL: all 1. loss may be NULL. */
+int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
+                       float *loss);
+int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
+int llmc_model_zero_grad(llmc_model *model);
+int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
+/* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
+int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);
+int64_t llmc_model_step(const llmc_model *model); /* AdamW steps taken */
+/* Appends tokens (b,n) to b sequences which hold pos[b] tokens each; last_logits (b,V) of the last of them. */
+int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
+/* The first tensor, in the order of computation, that holds a NaN or infinity: its name, or "" if all are finite. */
+int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);
+/* cffi: end */
+#pragma GCC visibility pop
+#endif

@@ -1,0 +1,106 @@
+"""What every test of the engine shares: the library, its instruction sets, and the measure of parity."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
+
+import numpy as np
+import pytest
+
+from pyllmc import _ffi
+
+ffi, lib = _ffi.ffi(), _ffi.load()
+
+
+def _runs_here(isa: str) -> bool:
+    return lib.llmc_kernels(isa.encode()) != ffi.NULL
+
+
+ISAS = [isa for isa in ("reference", "generic", "avx2", "avx512", "neon") if _runs_here(isa)]
+GUARD = 32  # elements around every buffer that no kernel may touch
+CANARY = np.float32(-7.25e33)
+
+
+class Buffers:
+    """Float32 arrays for a kernel: guarded on both sides, outputs NaN-filled before."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[np.ndarray, int]] = []
+
+    def guarded(self, data: np.ndarray) -> np.ndarray:
+        flat = np.full(data.size + 2 * GUARD, CANARY if data.dtype == np.float32 else -77, data.dtype)
+        flat[GUARD : GUARD + data.size] = data.ravel()
+        self.held.append((flat, data.size))
+        return flat[GUARD : GUARD + data.size].reshape(data.shape)
+
+    def out(self, *shape: int) -> np.ndarray:
+        return self.guarded(np.full(shape, np.nan, np.float32))
+
+    def check(self) -> None:
+        for flat, size in self.held:
+            canary = CANARY if flat.dtype == np.float32 else -77
+            assert (flat[:GUARD] == canary).all(), "written before the buffer"
+            assert (flat[GUARD + size :] == canary).all(), "written past the buffer"
+
+
+class Kernel:
+    """One instruction set's kernels: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy arrays."""
+
+    def __init__(self, isa: str, threads: int = 2) -> None:
+        self.isa = isa
+        self.table = lib.llmc_kernels(isa.encode())
+        self.context = ffi.new("Context *", {"threads": threads})
+
+    def workspace(self, B: int, T: int, C: int, NH: int = 1, Vp: int = 128) -> None:
+        size = self.table.workspace_bytes(B, T, C, NH, Vp, self.context.threads)
+        self.scratch = np.full(size // 4 + 64 + GUARD, np.nan, np.float32)
+        skip = -self.scratch.ctypes.data % 64 // 4
+        self.scratch[skip + size // 4 :] = CANARY
+        self.past = self.scratch[skip + (size + 3) // 4 :]
+        self.context.workspace = ffi.cast("void *", self.scratch.ctypes.data + skip * 4)
+
+    def __getattr__(self, name: str):
+        entry = getattr(self.table, name)
+        assert entry != ffi.NULL, f"{name} is missing from {self.isa}"
+        types = ffi.typeof(entry).args
+
+        def call(*args):
+            cast = [
+                ffi.NULL if a is None else ffi.cast(t, a.ctypes.data) if isinstance(a, np.ndarray) else a
+                for a, t in zip(args, types[1:])
+            ]
+            entry(self.context, *cast)
+            if getattr(self, "past", None) is not None:
+                assert (self.past == CANARY).all(), "written past the workspace"
+
+        return call
+
+
+@pytest.fixture(params=ISAS)
+def kernels(request) -> Kernel:
+    return Kernel(request.param)
+
+
+@pytest.fixture
+def buffers():
+    held = Buffers()
+    yield held
+    held.check()
+
+
+def assert_parity(ours, torch32, torch64, what: str = "", floor: float = 2e-7) -> None:
+    """At most twice PyTorch's own distance from the float64 answer (FlashAttention's rule).
+
+    All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
+    happens to be exact.
+    """
+    ours, torch32, torch64 = (np.asarray(x, dtype=np.float64) for x in (ours, torch32, torch64))
+    assert ours.shape == torch64.shape, f"{what}: shape {ours.shape}, expected {torch64.shape}"
+    assert np.isfinite(ours).all(), f"{what}: not finite where PyTorch is"
+    if not ours.size:
+        return
+    error, allowed = np.abs(ours - torch64).max(), np.abs(torch32 - torch64).max()
+    allowed = 2 * allowed + floor * np.abs(torch64).max()
+    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
