@@ -6,6 +6,8 @@
 
 .DEFAULT_GOAL := all
 BUILD  ?= build
+# make Q= shows the commands
+Q      ?= @
 PYTHON ?= python3
 LIB    := pyllmc/lib/libpyllmc.so
 ifneq ($(BUILD),build)
@@ -48,21 +50,25 @@ all: $(LIB) ## the engine: the library and ./train_gpt2
 ifneq ($(wildcard csrc/main.c),)
 all: train_gpt2
 train_gpt2: $(BUILD)/main.o $(LIB)
-	$(CC) $(OPENMP) -o $@ $(BUILD)/main.o $(OBJECTS) -lm $(LDFLAGS)
+	@echo "  ld $@"
+	$(Q)$(CC) $(OPENMP) -o $@ $(BUILD)/main.o $(OBJECTS) -lm $(LDFLAGS)
 endif
 
 $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
-	$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS)
+	@echo "  ld $@"
+	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) -c $< -o $@
+	@echo "  cc $<"
+	$(Q)$(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) -c $< -o $@
 
 define rule_for_isa
 $(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) Makefile
 	@mkdir -p $$(@D)
-	$$(CC) $$(CFLAGS) $$(OPENMP) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
+	@echo "  cc $$< ($(1))"
+	$$(Q)$$(CC) $$(CFLAGS) $$(OPENMP) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS),$(eval $(call rule_for_isa,$(isa))))
 

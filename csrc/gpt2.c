@@ -325,6 +325,7 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
 
 const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
 const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
+int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }
 const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
     return i >= 0 && i < NUM_TENSORS ? &m->layout.table[i] : NULL;

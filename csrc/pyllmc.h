@@ -85,6 +85,41 @@ int64_t llmc_model_step(const llmc_model *model); /* AdamW steps taken */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
 /* The first tensor, in the order of computation, that holds a NaN or infinity: its name, or "" if all are finite. */
 int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);
+int llmc_model_shape(const llmc_model *model, int *b, int *t); /* of the last forward pass; 0, 0 before the first */
+
+/* ---- options (options.c): the list is options.def ---- */
+typedef struct llmc_options llmc_options;
+llmc_options *llmc_options_new(void); /* the defaults; NULL without memory */
+void llmc_options_free(llmc_options *options);
+int llmc_num_options(void);
+const char *llmc_option_name(int i);
+int llmc_options_set(llmc_options *options, const char *name, const char *value);
+int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
+/* --name=value, --name value, --flag, --no_flag; each once. 1 if --help is among them. */
+int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
+int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
+int llmc_options_help(char *text, size_t size);
+
+/* ---- trainer (trainer.c): the loop as a step machine ---- */
+typedef struct llmc_trainer llmc_trainer;
+enum { LLMC_DONE, LLMC_PLAN, LLMC_STEP, LLMC_GRADIENTS, LLMC_EVAL, LLMC_SAMPLE, LLMC_CHECKPOINT };
+typedef struct llmc_event {
+    int kind;
+    int64_t step, tokens;  /* optimizer steps and tokens done */
+    double loss, val_loss; /* of this step; of the last evaluation (NaN before the first) */
+    double lr, norm, ms, tok_s, eta_s;
+    const char *text; /* the line to print, or the sample; "" where nothing is to be printed; valid until the next call */
+} llmc_event;
+/* Opens the data and works out the plan; allocates nothing large. The options are copied. */
+int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
+void llmc_trainer_free(llmc_trainer *trainer);
+/* Goes on to the next event and returns its kind: PLAN first (before the arena is allocated), DONE (0) last and ever after.
+ * GRADIENTS, only where asked for: the gradients of all micro-steps are complete and may be changed. */
+int llmc_trainer_next(llmc_trainer *trainer, llmc_event *event);
+int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
+void llmc_trainer_stop(llmc_trainer *trainer); /* from a signal handler too: checkpoint, then DONE */
+llmc_model *llmc_trainer_model(llmc_trainer *trainer); /* NULL before the first event after PLAN */
+const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
 /* cffi: end */
 #pragma GCC visibility pop
 #endif

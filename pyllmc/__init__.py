@@ -1,1 +1,41 @@
-"""pyllmc: a Python-driven, llm.c-style C/CUDA trainer for GPT-2-class language models."""
+"""pyllmc: a Python-driven, llm.c-style C/CUDA trainer for GPT-2-class language models.
+
+>>> import pyllmc
+>>> m = pyllmc.Model("d12", B=4, T=64, seed=42)
+
+Names are loaded when they are first used: importing the package costs next to nothing, and the data tools run on a
+bare Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "model",
+    "GPTConfig": "layout",
+    "Trainer": "trainer",
+    "Event": "trainer",
+    "Tokenizer": "tokenizer",
+    "LlmcError": "_ffi",
+    "InvalidArgument": "_ffi",
+    "OutOfMemory": "_ffi",
+    "BadFile": "_ffi",
+    "SystemFailure": "_ffi",
+    "NoDevice": "_ffi",
+    "NotFinite": "_ffi",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyllmc' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"pyllmc.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

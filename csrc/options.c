@@ -1,0 +1,206 @@
+/* Options by name: set, get, parse a command line, print as text or as --help. The list is options.def. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "error.h"
+#include "options.h"
+
+enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING };
+typedef struct Option {
+    const char *name, *initial, *help;
+    int type;
+    size_t offset, given;
+    double least, most;
+} Option;
+
+#define IS(type) IS_##type
+static const Option table[] = {
+#define OPTION(type, name, initial, least, most, help)                                                       \
+    {#name, #initial, help, IS(type), offsetof(llmc_options, name), offsetof(llmc_options, name##_given), (double)(least), \
+     (double)(most)},
+#include "options.def"
+};
+enum { NUM_OPTIONS = sizeof table / sizeof *table };
+
+int llmc_num_options(void) { return NUM_OPTIONS; }
+const char *llmc_option_name(int i) { return i >= 0 && i < NUM_OPTIONS ? table[i].name : NULL; }
+
+/* ---- names ---- */
+
+static int same_name(const char *a, const char *b) { /* --max-steps is --max_steps */
+    for (; *a && *b; a++, b++)
+        if (*a != *b && !(*a == '-' && *b == '_')) return 0;
+    return *a == *b;
+}
+
+static int distance(const char *a, const char *b) { /* Levenshtein's, of short words */
+    int row[64];
+    const int n = (int)strlen(b);
+    if (n >= 63) return 64;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; *a; i++, a++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            const int change = diagonal + (*a != b[j - 1]), drop = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            diagonal = row[j];
+            row[j] = change < drop ? change : drop;
+        }
+    }
+    return row[n];
+}
+
+static int find(const char *name, const Option **found) {
+    const Option *nearest = table;
+    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+        if (same_name(name, o->name)) return *found = o, LLMC_OK;
+        if (distance(name, o->name) < distance(name, nearest->name)) nearest = o;
+    }
+    if (distance(name, nearest->name) <= 1 + (int)strlen(nearest->name) / 3)
+        FAIL(LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
+    FAIL(LLMC_EINVAL, "unknown option --%.60s: --help lists them", name);
+}
+
+/* ---- values ---- */
+
+static int parse_int(const Option *o, const char *text, int64_t *value) {
+    char *end;
+    errno = 0;
+    long long n = strtoll(text, &end, 10);
+    CHECK(*text && !*end && !errno, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
+    CHECK((double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%lld is not in %.0f..%.0f", o->name, n,
+          o->least, o->most);
+    *value = n;
+    return LLMC_OK;
+}
+
+static int parse_float(const Option *o, const char *text, double *value) {
+    char *end;
+    const double x = strtod(text, &end);
+    CHECK(*text && !*end, LLMC_EINVAL, "--%s=%.60s is not a number", o->name, text);
+    CHECK(x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%g is not in %g..%g", o->name, x, o->least, o->most);
+    *value = x;
+    return LLMC_OK;
+}
+
+static int parse_flag(const Option *o, const char *text, int64_t *value) {
+    const char *words[] = {"0", "false", "False", "no", "off", "1", "true", "True", "yes", "on"};
+    for (int i = 0; i < 10; i++)
+        if (!strcmp(text, words[i])) return *value = i >= 5, LLMC_OK;
+    FAIL(LLMC_EINVAL, "--%s=%.60s is neither yes nor no", o->name, text);
+}
+
+static int assign(llmc_options *options, const Option *o, const char *text) {
+    void *at = (char *)options + o->offset;
+    if (o->type == IS_INT) return parse_int(o, text, at);
+    if (o->type == IS_FLOAT) return parse_float(o, text, at);
+    if (o->type == IS_FLAG) return parse_flag(o, text, at);
+    CHECK(strlen(text) < OPTION_TEXT, LLMC_EINVAL, "--%s is longer than %d bytes", o->name, OPTION_TEXT - 1);
+    CHECK(!strpbrk(text, "\r\n") , LLMC_EINVAL, "--%s holds a line break", o->name);
+    strcpy(at, text);
+    return LLMC_OK;
+}
+
+static void unquoted(const char *initial, char *text, size_t size) { /* "demo" as spelled in the table -> demo */
+    const int quoted = initial[0] == '"';
+    snprintf(text, size, "%.*s", (int)strlen(initial) - 2 * quoted, initial + quoted);
+}
+
+llmc_options *llmc_options_new(void) {
+    llmc_options *options = calloc(1, sizeof *options);
+    char text[OPTION_TEXT];
+    for (const Option *o = table; options && o < table + NUM_OPTIONS; o++) {
+        unquoted(o->initial, text, sizeof text);
+        assign(options, o, text);
+    }
+    if (!options) llmc_fail(LLMC_ENOMEM, "no memory for the options");
+    return options;
+}
+
+void llmc_options_free(llmc_options *options) { free(options); }
+
+int llmc_options_set(llmc_options *options, const char *name, const char *value) {
+    const Option *o = NULL;
+    TRY(find(name, &o));
+    TRY(assign(options, o, value));
+    *((unsigned char *)options + o->given) = 1;
+    return LLMC_OK;
+}
+
+int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
+    const Option *o = NULL;
+    TRY(find(name, &o));
+    const void *at = (const char *)options + o->offset;
+    if (o->type == IS_STRING) snprintf(text, size, "%s", (const char *)at);
+    else if (o->type == IS_FLOAT) snprintf(text, size, "%.17g", *(const double *)at);
+    else snprintf(text, size, "%lld", (long long)*(const int64_t *)at);
+    return LLMC_OK;
+}
+
+/* ---- the command line ---- */
+
+static int is_given(const llmc_options *options, const Option *o) {
+    return *((const unsigned char *)options + o->given);
+}
+
+/* one argument; *used tells whether it took the next one as its value */
+static int parse_one(llmc_options *options, const char *argument, const char *next, int *used) {
+    char name[64];
+    const Option *o = NULL;
+    const char *value = strchr(argument, '=');
+    *used = 0;
+    CHECK(!strncmp(argument, "--", 2), LLMC_EINVAL, "'%.60s' is not an option: write --name=value; --help lists them",
+          argument);
+    snprintf(name, sizeof name, "%.*s", value ? (int)(value - argument - 2) : 60, argument + 2);
+    const int negated = !value && !strncmp(name, "no_", 3);
+    TRY(find(negated ? name + 3 : name, &o));
+    CHECK(!is_given(options, o), LLMC_EINVAL, "--%s is given twice", o->name);
+    if (value) return llmc_options_set(options, o->name, value + 1);
+    if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");
+    CHECK(next && strncmp(next, "--", 2), LLMC_EINVAL, "--%s needs a value", o->name);
+    *used = 1;
+    return llmc_options_set(options, o->name, next);
+}
+
+int llmc_options_parse(llmc_options *options, int argc, const char *const *argv) {
+    for (int i = 0, used; i < argc; i += 1 + used) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return 1;
+        TRY(parse_one(options, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used));
+    }
+    return LLMC_OK;
+}
+
+/* ---- as text ---- */
+
+static int append(char **at, size_t *left, const char *text) {
+    const size_t n = strlen(text);
+    CHECK(n < *left, LLMC_EINVAL, "the options do not fit the buffer");
+    memcpy(*at, text, n + 1);
+    *at += n;
+    *left -= n;
+    return LLMC_OK;
+}
+
+int llmc_options_text(const llmc_options *options, char *text, size_t size) {
+    char line[OPTION_TEXT + 80], value[OPTION_TEXT];
+    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+        TRY(llmc_options_get(options, o->name, value, sizeof value));
+        snprintf(line, sizeof line, "%s=%s\n", o->name, value);
+        TRY(append(&text, &size, line));
+    }
+    return LLMC_OK;
+}
+
+int llmc_options_help(char *text, size_t size) {
+    char line[512], initial[OPTION_TEXT], flag[64];
+    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+        unquoted(o->initial, initial, sizeof initial);
+        snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
+                 o->type == IS_FLAG ? o->name : o->type == IS_STRING ? "TEXT" : o->type == IS_INT ? "N" : "X");
+        snprintf(line, sizeof line, "  %-24s %s%s%.40s%s\n", flag, o->help, *initial ? " [" : "", initial,
+                 *initial ? "]" : "");
+        TRY(append(&text, &size, line));
+    }
+    return LLMC_OK;
+}

@@ -1,0 +1,18 @@
+/* The options as a struct, for trainer.c. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+#include "pyllmc.h"
+
+enum { OPTION_TEXT = 1024 }; /* bytes a STRING may take */
+typedef int64_t OPTION_INT;
+typedef int64_t OPTION_FLAG;
+typedef double OPTION_FLOAT;
+typedef char OPTION_STRING[OPTION_TEXT];
+
+struct llmc_options {
+#define OPTION(type, name, ...) OPTION_##type name;
+#include "options.def"
+#define OPTION(type, name, ...) unsigned char name##_given;
+#include "options.def"
+};
+#endif

@@ -1,0 +1,313 @@
+"""A GPT-2 in the C engine, seen from Python: every tensor is a numpy view of the arena, nothing is copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from pyllmc import _ffi
+from pyllmc._ffi import InvalidArgument
+from pyllmc.layout import GPTConfig
+
+BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
+Source = Union[str, "os.PathLike[str]", GPTConfig]
+
+
+class _Block:
+    """One block of the arena as an array; whoever holds a view of it holds the arena."""
+
+    def __init__(self, handle: Any, pointer: Any, elements: int) -> None:
+        self.handle = handle
+        address = int(_ffi.ffi().cast("uintptr_t", pointer))
+        self.__array_interface__ = {"data": (address, False), "shape": (elements,), "typestr": "<f4", "version": 3}
+
+
+class Views(Mapping[str, Any]):
+    """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight")."""
+
+    def __init__(self, model: Model, blocks: tuple[str, ...]) -> None:
+        self._model, self._blocks = model, blocks
+
+    def __getitem__(self, name: str) -> Any:
+        views = tuple(self._model._view(block, name) for block in self._blocks)
+        return views if len(views) > 1 else views[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model._names("acts" in self._blocks))
+
+    def __len__(self) -> int:
+        return len(self._model._names("acts" in self._blocks))
+
+
+def make_config(source: Source, lib: Any) -> Any:
+    """A C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file."""
+    config = _ffi.ffi().new("llmc_config *")
+    if isinstance(source, GPTConfig):
+        config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
+        config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
+    elif os.path.exists(source):
+        _ffi.check(lib, lib.llmc_model_read_config(os.fspath(source).encode(), config))
+    else:
+        _ffi.check(lib, lib.llmc_config_parse(config, os.fspath(source).encode()))
+    return config
+
+
+def as_ids(name: str, array: Any) -> np.ndarray:
+    """Token ids as contiguous int32 (b, t); raises InvalidArgument on floats or other ranks."""
+    ids = np.asarray(array)
+    if ids.dtype.kind not in "iu" or ids.ndim != 2:
+        raise InvalidArgument(f"{name}: an integer array (b, t) is needed, not {ids.dtype} {ids.shape}")
+    if ids.size and (ids.max() >= 2**31 or ids.min() < -(2**31)):
+        raise InvalidArgument(f"{name}: token id {ids.max()} does not fit 32 bits")
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+class Model:
+    """GPT-2 in the C engine.
+
+    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file.
+    B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
+    seed: of the initial weights, the same as the PyTorch reference's; not used for a file.
+    threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
+
+    Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        B: int = 4,
+        T: int | None = None,
+        *,
+        seed: int = 42,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int = 0,
+        training: bool = True,
+        vocab_size: int = 0,
+    ) -> None:
+        if precision != "fp32":
+            raise InvalidArgument(f"precision '{precision}': this build computes in fp32")
+        lib = _ffi.load(device)
+        config = make_config(source, lib)
+        if vocab_size:
+            config.V = vocab_size
+        out = _ffi.ffi().new("llmc_model **")
+        B, T = int(B), config.maxT if T is None else int(T)
+        _ffi.check(lib, lib.llmc_model_create(out, config, B, T, int(training), threads))
+        self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
+        if not isinstance(source, GPTConfig) and os.path.exists(source):
+            self._check(lib.llmc_model_load(self._handle, os.fspath(source).encode()))
+        else:
+            self._check(lib.llmc_model_init(self._handle, seed))
+
+    @classmethod
+    def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
+        """A trainer's model; `owner` keeps it alive."""
+        model = cls.__new__(cls)
+        model._adopt(lib, pointer)
+        model._owner = owner
+        return model
+
+    def _adopt(self, lib: Any, handle: Any) -> None:
+        self._lib, self._handle = lib, handle
+        self._owner: Any = handle
+        c = lib.llmc_model_config(handle)
+        self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
+        self._rows = {}
+        for i in range(lib.llmc_num_tensors()):
+            row = lib.llmc_model_tensor(handle, i)
+            self._rows[_ffi.text(row.name)] = row
+        self._by_torch_name = {
+            torch: (name, layer) for name, row in self._rows.items() for layer, torch in _torch_names(row)
+        }
+        self.params = Views(self, ("params",))
+        self.grads = Views(self, ("grads",))
+        self.moments = Views(self, ("m", "v"))
+        self.acts = Views(self, ("acts",))
+
+    def _check(self, status: int) -> int:
+        return _ffi.check(self._lib, status)
+
+    # ---- views ----
+
+    def _names(self, acts: bool) -> list[str]:
+        if acts:
+            return [name for name, row in self._rows.items() if row.kind != self._lib.LLMC_PARAM]
+        return list(self._by_torch_name)
+
+    def _view(self, block: str, name: str) -> np.ndarray:
+        layer = None
+        if name in self._by_torch_name and block != "acts":
+            name, layer = self._by_torch_name[name]
+        row = self._rows.get(name)
+        if row is None or (row.kind == self._lib.LLMC_PARAM) != (block != "acts"):
+            raise KeyError(f"no tensor '{name}' among {block}: they are {', '.join(self._names(block == 'acts'))}")
+        pointer = self._lib.llmc_model_block(self._handle, BLOCKS[block])
+        if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
+            raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
+        view = self._strided(pointer, row, self._shape(row, name))
+        return view if layer is None else view[layer] if row.layers else view
+
+    def _shape(self, row: Any, name: str) -> tuple[int, ...]:
+        """Of one layer, in the sizes of the last forward pass."""
+        if row.kind == self._lib.LLMC_PARAM:
+            rows = self.config.vocab_size if name == "wte" else row.shape[0]
+            return (rows, *row.shape[1 : row.rank])
+        b, t = self.shape
+        used = _ffi.ffi().new("llmc_tensor[]", self._lib.llmc_num_tensors())
+        config = self._lib.llmc_model_config(self._handle)
+        self._check(self._lib.llmc_layout(config, max(b, 1), max(t, 1), int(self.training), used))
+        index = list(self._rows).index(name)
+        return tuple(used[index].shape[0 : used[index].rank])
+
+    def _strided(self, pointer: Any, row: Any, shape: tuple[int, ...]) -> np.ndarray:
+        layers = max(row.layers, 1)
+        extent = row.stride * (layers - 1) + row.size
+        start = _ffi.ffi().cast("float *", pointer) + row.offset
+        flat = np.asarray(_Block(self._owner, start, extent))
+        if row.type == self._lib.LLMC_I:
+            flat = flat.view(np.int32)
+        steps = [4]
+        for size in reversed(shape[1:]):
+            steps.insert(0, steps[0] * size)
+        if row.layers:
+            shape, steps = (row.layers, *shape), [4 * row.stride, *steps]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps)
+
+    @property
+    def training(self) -> bool:
+        return self._lib.llmc_model_block(self._handle, BLOCKS["grads"]) != _ffi.ffi().NULL
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(b, t) of the last forward pass, (0, 0) before the first."""
+        b, t = _ffi.ffi().new("int *"), _ffi.ffi().new("int *")
+        self._check(self._lib.llmc_model_shape(self._handle, b, t))
+        return b[0], t[0]
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use; $PYLLMC_ISA forces one."""
+        return _ffi.text(self._lib.llmc_model_isa(self._handle))
+
+    @property
+    def step(self) -> int:
+        """AdamW steps taken."""
+        return self._lib.llmc_model_step(self._handle)
+
+    @property
+    def num_params(self) -> int:
+        """Parameters, without the padding of the vocabulary."""
+        return sum(self.params[name].size for name in self.params)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place."""
+        return self.acts["logits"][:, :, : self.config.vocab_size]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(b, t): each token's own loss, 0 where the target is -1; not weighted."""
+        return self.acts["losses"]
+
+    # ---- training ----
+
+    def forward(self, inputs: Any, targets: Any = None, weights: Any = None) -> float | None:
+        """Mean loss over the targets that are not -1, sum(w l) / sum(w) with weights; None without targets.
+
+        inputs, targets: integers (b, t) with b <= B and t <= T; weights: floats (b, t), >= 0.
+        """
+        ids = as_ids("inputs", inputs)
+        ffi, others = _ffi.ffi(), []
+        for name, array in (("targets", targets), ("weights", weights)):
+            if array is not None:
+                array = as_ids(name, array) if name == "targets" else np.ascontiguousarray(array, dtype=np.float32)
+                if array.shape != ids.shape:
+                    raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
+            others.append(array)
+        if weights is not None and targets is None:
+            raise InvalidArgument("weights need targets")
+        pointers = [
+            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data)
+            for a, kind in zip((ids, *others), ("int *", "int *", "float *"))
+        ]
+        loss = ffi.new("float *")
+        self._check(self._lib.llmc_model_forward(self._handle, *pointers, *ids.shape, loss))
+        return None if targets is None else loss[0]
+
+    def backward(self, scale: float = 1.0) -> None:
+        """Adds scale * d loss to the gradients; needs a forward pass with targets just before it."""
+        self._check(self._lib.llmc_model_backward(self._handle, scale))
+
+    def zero_grad(self) -> None:
+        self._check(self._lib.llmc_model_zero_grad(self._handle))
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Scales the gradients so that their global norm is at most max_norm; returns the norm before."""
+        norm = _ffi.ffi().new("float *")
+        self._check(self._lib.llmc_model_clip_grad_norm(self._handle, max_norm, norm))
+        return norm[0]
+
+    def update(
+        self,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        """One AdamW step; the decay is for 2-D tensors only."""
+        hyper = _ffi.ffi().new("llmc_adamw *", (lr, *betas, eps, weight_decay))
+        self._check(self._lib.llmc_model_update(self._handle, hyper, 0, _ffi.ffi().NULL))
+
+    # ---- generation ----
+
+    def generate(
+        self,
+        ids: Any,
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        eot: int = -1,
+    ) -> list[int]:
+        """New token ids that follow `ids` (1-D, at least one); stops after `eot`. temperature 0 takes the likeliest."""
+        prompt = as_ids("ids", np.asarray(ids).reshape(1, -1))
+        ffi = _ffi.ffi()
+        out = np.empty(max(int(max_new_tokens), 0), np.int32)
+        how = ffi.new("llmc_sampling *", {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 0})
+        how.seed = seed
+        count = self._check(
+            self._lib.llmc_model_generate(
+                self._handle,
+                ffi.cast("int *", prompt.ctypes.data),
+                prompt.size,
+                out.size,
+                how,
+                ffi.cast("int *", out.ctypes.data),
+                eot,
+            )
+        )
+        return out[:count].tolist()
+
+    # ---- files ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Weights, moments and step in one file, whose head is llm.c's model .bin version 3; written atomically."""
+        null = _ffi.ffi().NULL
+        state = f"step={self.step}\n".encode()
+        name = os.fspath(Path(path)).encode()
+        moments = int(self.training)
+        self._check(self._lib.llmc_checkpoint_save(self._handle, name, b"", state, null, 0, moments))
+
+
+def _torch_names(row: Any) -> list[tuple[int, str]]:
+    pattern = _ffi.text(row.torch_name)
+    if not pattern:
+        return []
+    return [(l, pattern % l) for l in range(row.layers)] if row.layers else [(0, pattern)]
