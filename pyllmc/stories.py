@@ -4,11 +4,11 @@
     python3 -m pyllmc.stories --print 3           just show three stories
     python3 -m pyllmc.stories --exam samples.txt  how much of these does the grammar accept?
 
-The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into all
-its variants, which `generate` chooses from, and into a regular expression, with which `exam` reads. A slot read
-as some text leaves those values of its variable which are told by that text ("she" leaves the girls); sentences
-agree with each other while every variable has a value left. Standard library only; the same bytes on every
-Python >= 3.9.
+The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into
+all its variants, which `generate` chooses from, and into a regular expression, with which `exam` reads. A
+slot read as some text leaves those values of its variable which are told by that text ("she" leaves the girls);
+sentences agree while every variable has a value left. Standard library only;
+the same bytes on every Python >= 3.9.
 """
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _character_slots(variable: str, digit: str) -> dict[str, Slot]:
 
 def _all_slots() -> dict[str, Slot]:
     plain = {
-        "kind": book.KINDS, "kind2": book.KINDS, "trait": book.TRAITS, "home": book.HOMES, "place": book.PLACES,
-        "look": book.LOOKS, "thing": book.THINGS, "toy": book.TOYS, "taste": book.TASTES, "food": book.FOODS, "skill": book.SKILLS,
-        "seed": book.SEEDS, "weather": book.WEATHER, "time": book.TIMES,
+        "kind": book.KINDS, "kind2": book.KINDS, "trait": book.TRAITS, "home": book.HOMES, "time": book.TIMES,
+        "place": book.PLACES, "weather": book.WEATHER, "look": book.LOOKS, "thing": book.THINGS,
+        "toy": book.TOYS, "taste": book.TASTES, "food": book.FOODS, "skill": book.SKILLS, "seed": book.SEEDS,
     }
     slots = {name: Slot(name, {value: value for value in values}) for name, values in plain.items()}
     at = {place: f"{word} the {place}" for place, word in book.PLACES.items()}
@@ -109,7 +109,7 @@ VARIANTS = {template: _expand(template) for template in TEMPLATES}
 
 
 class _Dice:
-    """SplitMix64 (Steele, Lea, Flood 2014): Python's own random streams may differ from version to version."""
+    """SplitMix64 (Steele, Lea, Flood 2014): Python's own streams may change with its version."""
 
     def __init__(self, seed: int) -> None:
         self.state = seed
@@ -120,6 +120,7 @@ class _Dice:
         z = self.state
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        z ^= z >> 31
         return ((z >> 32) * sides) >> 32
 
 
@@ -201,8 +202,8 @@ def readings(sentence: str) -> dict[str, Bindings]:
         pattern, slots = _pattern(template)
         match = pattern.fullmatch(sentence)
         if match:
-            read = [(SLOTS[slot].variable, _told_by(slot)[text]) for slot, text in zip(slots, match.groups()) if text]
-            bindings = _join({}, read)
+            read = [(slot, text) for slot, text in zip(slots, match.groups()) if text]
+            bindings = _join({}, ((SLOTS[slot].variable, _told_by(slot)[text]) for slot, text in read))
             if bindings is not None:
                 found[template] = bindings
     return found
@@ -219,7 +220,7 @@ def _join_way(sentences: Sequence[str], way: Sequence[str], known: Bindings | No
 
 
 def _follows(sentences: Sequence[str], steps: Sequence[Step], known: Bindings, cut: bool) -> bool:
-    """Do the sentences tell these steps, in order, agreeing with what is known? If cut: the beginning of them."""
+    """Do the sentences tell these steps, in order, agreeing with what is known? If cut: their beginning."""
     if not sentences and cut:
         return True
     if not steps:
@@ -243,7 +244,7 @@ def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
 
 
 class Exam(NamedTuple):
-    """Marks for sampled stories; all but the two counts are shares in 0..1 (0 where there was nothing to count)."""
+    """Marks for sampled stories; but for the two counts, shares in 0..1 (0 if there was nothing to count)."""
 
     stories: int
     sentences: int
@@ -278,7 +279,8 @@ def _naming(sentences: Sequence[str]) -> tuple[int, int]:
 def _is_copy(text: str, cut: bool, training: list[str]) -> bool:
     """Is the text in the sorted training texts? If cut: does one begin with it?"""
     at = bisect.bisect_left(training, text)
-    return at < len(training) and bool(text) and (training[at].startswith(text) if cut else training[at] == text)
+    found = training[at:at + 1] if text else []
+    return any(story.startswith(text) if cut else story == text for story in found)
 
 
 def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complete: bool = True) -> Exam:
@@ -304,8 +306,8 @@ def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complet
     def share(part: int, whole: int) -> float:
         return part / whole if whole else 0.0
 
-    return Exam(stories, sentences, share(sentences_ok, sentences), share(stories_ok, stories), share(right, named),
-                math.nan if known is None else share(copied, stories))
+    return Exam(stories, sentences, share(sentences_ok, sentences), share(stories_ok, stories),
+                share(right, named), math.nan if known is None else share(copied, stories))
 
 
 def split_texts(text: str) -> list[str]:
@@ -322,7 +324,7 @@ def split_texts(text: str) -> list[str]:
 
 
 def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> None:
-    """Write the corpus as token shards with their tokenizer into the folder `out`; the last 1 % is validation."""
+    """Write the corpus as token shards with their tokenizer into the folder `out`; the last 1 % validates."""
     from pyllmc import prepro  # here, since telling and checking need no other module
 
     prepro.write_dataset(generate(stories, seed), out, tokenizer="word", val_fraction=VAL_FRACTION,
@@ -340,14 +342,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python3 -m pyllmc.stories", allow_abbrev=False,
         description="Make the embedded default corpus, or examine stories by its grammar.",
         epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.")
-    parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (default: data/stories)")
-    parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="default: %(default)s")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (data/stories)")
+    parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
     parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
-    parser.add_argument("--exam", metavar="FILE", help="examine the stories in FILE (- is standard input); copies are "
-                        "looked for among the N stories of seed S")
-    parser.add_argument("--cut", action="store_true",
-                        help="with --exam: a text without an end mark was cut off and need only begin a story")
+    parser.add_argument("--exam", metavar="FILE", help="examine the stories in FILE (- is standard input); "
+                        "copies are looked for among the N stories of seed S")
+    parser.add_argument("--cut", action="store_true", help="with --exam: a text without an end mark was cut "
+                        "off and need only begin a story")
     return parser
 
 

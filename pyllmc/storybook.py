@@ -26,7 +26,8 @@ BOYS = _list("Ben Charlie Finn Hugo Jack Leo Max Milo Ned Oscar Pip Sam Theo Tob
 
 # Slot -> the word for a girl, the word for a boy.
 PRONOUNS = {
-    "he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his"), "His": ("Her", "His"),
+    "he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his"),
+    "His": ("Her", "His"),
 }
 
 KINDS = _list("bear cat dog dragon duck fox frog hedgehog lamb mouse owl panda pig rabbit robot "
@@ -34,9 +35,9 @@ KINDS = _list("bear cat dog dragon duck fox frog hedgehog lamb mouse owl panda p
 # All begin with a consonant, so that "a" is right before them; so do LOOKS and TASTES.
 TRAITS = _list("brave cheerful clever curious gentle kind merry playful quiet shy")
 LOOKS = _list("red blue green yellow purple golden silver shiny striped white brown pink")
-THINGS = _list("ball basket bell blanket boat book button coin cup doll drum feather flute hat kite lamp lantern "
-               "map mitten puppet ribbon ring scarf shell spoon train umbrella wagon wand")
-TOYS = _list("cup doll drum flute kite lamp lantern train umbrella wagon wand")  # the things that can break
+THINGS = _list("ball basket bell blanket boat book button coin cup doll drum feather flute hat kite lamp "
+               "lantern map mitten puppet ribbon ring scarf shell spoon teapot train wagon wand")
+TOYS = _list("cup doll drum flute kite lamp lantern teapot train wagon wand")  # the things that can break
 TASTES = _list("banana berry carrot cherry honey lemon nut plum pumpkin")
 FOODS = _list("bun cake cookie muffin pancake pie pudding tart")
 SKILLS = _list("dance sing paint juggle whistle cook read skate knit climb")
