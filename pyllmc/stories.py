@@ -6,9 +6,8 @@
 
 The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into
 all its variants, which `generate` chooses from, and into a regular expression, with which `exam` reads. A
-slot read as some text leaves those values of its variable which are told by that text ("she" leaves the girls);
-sentences agree while every variable has a value left. Standard library only;
-the same bytes on every Python >= 3.9.
+slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
+agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
 """
 from __future__ import annotations
 

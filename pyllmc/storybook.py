@@ -30,9 +30,9 @@ PRONOUNS = {
     "His": ("Her", "His"),
 }
 
-KINDS = _list("bear cat dog dragon duck fox frog hedgehog lamb mouse owl panda pig rabbit robot "
+# Whatever may come after "a" begins with a consonant.
+KINDS = _list("bear beaver cat dog dragon duck fox frog hedgehog lamb mouse panda pig rabbit robot "
               "squirrel turtle")
-# All begin with a consonant, so that "a" is right before them; so do LOOKS and TASTES.
 TRAITS = _list("brave cheerful clever curious gentle kind merry playful quiet shy")
 LOOKS = _list("red blue green yellow purple golden silver shiny striped white brown pink")
 THINGS = _list("ball basket bell blanket boat book button coin cup doll drum feather flute hat kite lamp "

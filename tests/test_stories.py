@@ -9,15 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+import pyllmc
 from pyllmc import stories, storybook
 
 ROOT = Path(stories.__file__).parents[1]
-GOLDEN = "92fadcc18c2566c0ad9d7a023ba9dfee4888d26f7b0f571bd38a5e6cb4af14da"  # of the first 200 stories of seed 1
+GOLDEN = "9e57794ea01a099e0db9f9571b06e3137ebaf5552cb7680577f607dd995b1c78"  # first 200 stories
 NAMES = storybook.GIRLS + storybook.BOYS
+ANY_NAME = "|".join(NAMES)
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -41,11 +44,11 @@ def test_golden():
 def test_same_bytes_on_other_pythons(version):
     found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
     python = found[0] if found else shutil.which(f"python{version}")
-    if not python or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+    if not python or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"no python{version} here")
     code = ("import hashlib; from pyllmc import stories; "
             "print(hashlib.sha256('\\n'.join(stories.generate(200)).encode()).hexdigest())")
-    result = subprocess.run([python, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True,
+    result = subprocess.run([python, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
     assert result.stdout.strip() == GOLDEN, result.stderr
 
@@ -106,8 +109,7 @@ def test_default_is_several_megabytes():
 def test_accepts_its_own_stories(seed):
     texts = list(stories.generate(150, seed))
     result = stories.exam(texts, texts)
-    assert (result.stories, result.sentences_ok, result.stories_ok, result.right_character, result.copied) == (
-        150, 1, 1, 1, 1)
+    assert result == (150, result.sentences, 1, 1, 1, 1)
 
 
 def test_every_variant_of_every_template_is_read_back():
@@ -170,7 +172,7 @@ SPOILT = {
     "object": swap_last_mention(storybook.THINGS), "food": swap_last_mention(storybook.FOODS),
     "place": swap_last_mention(list(storybook.PLACES)), "look": swap_last_mention(storybook.LOOKS),
     "skill": swap_last_mention(storybook.SKILLS), "pronoun": wrong_pronoun,
-    "friend has the hero's name": lambda text: re.sub("|".join(NAMES), re.search("|".join(NAMES), text)[0], text),
+    "one name for both": lambda text: re.sub(ANY_NAME, re.search(ANY_NAME, text)[0], text),
     "shuffled": on_sentences(shuffled), "reversed": on_sentences(lambda s: s[::-1]),
     "no opening": on_sentences(lambda s: s[2:]), "told twice": on_sentences(lambda s: s + s),
     "middle twice": on_sentences(lambda s: s[:5] + s[4:]), "only an opening": on_sentences(lambda s: s[:2]),
@@ -265,7 +267,8 @@ def test_cut_off_texts(some):
         assert stories.exam([text[: -len(last)] + "and"], complete=False).stories_ok == 1
         # An end mark says that the story is over, also where texts may be cut off.
         assert stories.exam([" ".join(stories.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
-        assert stories.exam([SPOILT["pronoun"](text).rstrip('.!?"')], complete=False).stories_ok == 0
+        spoilt = wrong_pronoun(text)
+        assert not spoilt or stories.exam([spoilt + " Then"], complete=False).stories_ok == 0
     assert stories.exam(["Once upon a"], complete=False)[:4] == (1, 0, 0, 0)
 
 
@@ -274,7 +277,7 @@ def test_cut_off_texts(some):
 
 def run(*args: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-S", "-m", "pyllmc.stories", *args], cwd=ROOT, input=text,
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, check=False)
 
 
 def test_print():
@@ -288,20 +291,21 @@ def test_exam_of_a_file(separator, tmp_path, capsys):
     file = tmp_path / "samples.txt"
     file.write_text(separator.join([*stories.generate(4), *stories.generate(4, seed=2)]) + separator)
     assert stories.main(["--exam", str(file), "--stories", "4"]) == 0
-    shares = re.findall(r"[\d.]+%|\d+$", capsys.readouterr().out, re.M)
+    shares = re.findall(r"[\d.]+%|\d+$", capsys.readouterr().out, re.MULTILINE)
     assert shares[0] == "8" and shares[2:] == ["100.0%", "100.0%", "100.0%", "50.0%"]
 
 
 def test_exam_of_standard_input_and_cut():
     text = " ".join(next(stories.generate(1)).split()[:40])
-    assert "whole stories accepted      0.0%" in run("--exam", "-", "--stories", "9", text=text).stdout
-    assert "whole stories accepted    100.0%" in run("--exam", "-", "--cut", "--stories", "9", text=text).stdout
+    for options, figure in ((), "      0.0%"), (("--cut",), "    100.0%"):
+        result = run("--exam", "-", "--stories", "9", *options, text=text)
+        assert "whole stories accepted" + figure in result.stdout
 
 
 @pytest.mark.parametrize("args", [
     ["--stories", "0"], ["--stories", "-3"], ["--stories", "many"], ["--print", "0"], ["--print", "1.5"],
-    ["--seed", "x"], ["--print", "1", "--exam", "x"], ["--print", "1", "--out", "x"], ["--cut"], ["--storys", "3"], ["extra"],
-    ["--exam"],
+    ["--seed", "x"], ["--print", "1", "--exam", "x"], ["--print", "1", "--out", "x"], ["--cut"],
+    ["--storys", "3"], ["extra"], ["--exam"],
 ])
 def test_wrong_usage(args, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -310,8 +314,10 @@ def test_wrong_usage(args, capsys):
     assert "error:" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("content, says", [(None, "No such file"), (b"", "holds no text"), (b"\n \n", "holds no text"),
-                                           (b"\xff\xfe\x00", "not UTF-8")])
+@pytest.mark.parametrize("content, says", [
+    (None, "No such file"), (b"", "holds no text"), (b"\n \n", "holds no text"),
+    (b"\xff\xfe\x00", "not UTF-8"),
+])
 def test_bad_files(content, says, tmp_path, capsys):
     file = tmp_path / "samples.txt"
     if content is not None:
@@ -319,3 +325,22 @@ def test_bad_files(content, says, tmp_path, capsys):
     assert stories.main(["--exam", str(file)]) == 1
     error = capsys.readouterr().err
     assert says in error and str(file) in error and error.count("\n") == 1
+
+
+def test_data_set_goes_through_prepro(monkeypatch, capsys):
+    written = {}
+
+    def write_dataset(documents, out, **options):
+        written.update(options, documents=list(documents), out=str(out))
+
+    monkeypatch.setattr(pyllmc, "prepro", types.SimpleNamespace(write_dataset=write_dataset), raising=False)
+    assert stories.main(["--stories", "5", "--seed", "3"]) == 0
+    assert written["documents"] == list(stories.generate(5, 3)) and written["out"] == "data/stories"
+    assert (written["tokenizer"], written["val_fraction"]) == ("word", 0.01) and "seed 3" in written["source"]
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pyllmc, "prepro", types.SimpleNamespace(write_dataset=full))
+    assert stories.main(["--out", "x"]) == 1
+    assert capsys.readouterr().err == "python3 -m pyllmc.stories: error: no space left\n"
