@@ -69,23 +69,36 @@ static int restore_state(llmc_trainer *t) {
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
     t->val_loss = state_number(state, "val_loss", NAN);
-    return llmc_loader_seek(t->train, (int64_t)state_number(state, "position", 0));
+    return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
 }
 
 /* ---- data ---- */
 
+/* the one that travels with the weights; trains all the same, without samples, where there is none */
+static int tokenizer_of_weights(llmc_trainer *t) {
+    if (!*t->weights) return LLMC_OK;
+    const int size = llmc_checkpoint_text(t->weights, "TOKENIZR", NULL, 0);
+    if (size <= 0) return size;
+    char *bytes = malloc((size_t)size);
+    CHECK(bytes, LLMC_ENOMEM, "no memory for the tokenizer of %s", t->weights);
+    int rc = llmc_checkpoint_text(t->weights, "TOKENIZR", bytes, size);
+    if (rc > 0) rc = llmc_tokenizer_read(&t->tokenizer, bytes, size, t->weights);
+    free(bytes);
+    return rc < 0 ? rc : LLMC_OK;
+}
+
 static int open_tokenizer(llmc_trainer *t, const char *data) {
     char path[2 * OPTION_TEXT];
-    if (*t->options.tokenizer) return llmc_tokenizer_load(&t->tokenizer, t->options.tokenizer);
+    if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
     snprintf(path, sizeof path, "%s/tokenizer.bin", data);
-    if (access(path, F_OK) != 0) return LLMC_OK; /* trains all the same, without samples */
-    return llmc_tokenizer_load(&t->tokenizer, path);
+    if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
+    return tokenizer_of_weights(t);
 }
 
 static int open_data(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
     const int V = t->config.V;
-    TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, (uint64_t)o->seed, 0, 1, V));
+    TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V);
     if (!is_folder(data) || o->val_every == 0) return LLMC_OK;
     if (llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V) < 0) t->val = NULL; /* a folder may lack it */
@@ -101,7 +114,6 @@ static void override(int *value, int64_t option) {
 static int open_config(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
-    if (!*t->weights && access(o->model, F_OK) == 0) snprintf(t->weights, sizeof t->weights, "%s", o->model);
     if (*t->weights) {
         TRY(llmc_model_read_config(t->weights, &t->config));
         CHECK(!tokenizer_V || tokenizer_V == t->config.V, LLMC_EINVAL,
@@ -133,9 +145,12 @@ int setup_open(llmc_trainer *t) {
     const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or run without --data", data);
+    if (!*t->weights && access(t->options.model, F_OK) == 0)
+        snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t));
-    TRY(llmc_schedule_check(t->options.schedule));
+    double lr; /* a misspelt schedule shows now, not after the first step */
+    TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
     return open_data(t, data);
 }
 

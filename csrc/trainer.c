@@ -5,8 +5,6 @@
 #include <time.h>
 #include "error.h"
 #include "gpt2.h"
-#include "sampler.h"
-#include "schedule.h"
 #include "trainer.h"
 
 /* At each step boundary the machine walks EVALUATE, SAMPLE, SAVE, then ACCUMULATE and UPDATE lead to the next one. */
@@ -81,7 +79,8 @@ static int explain_nonfinite(llmc_trainer *t, const char *what, double value) {
 static int update(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     float norm = 0;
-    t->lr = llmc_schedule_lr(o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac, o->decay_frac);
+    TRY(llmc_schedule_lr(&t->lr, o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac,
+                         o->decay_frac));
     const llmc_adamw hyper = {(float)t->lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
     const int rc = llmc_model_update(t->model, &hyper, (float)o->grad_clip, &norm);
     if (rc == LLMC_ENUMERIC) return explain_nonfinite(t, "gradient", norm);
@@ -130,7 +129,7 @@ static int announce_plan(llmc_trainer *t) {
              "device: %s, %s, %d threads\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s", llmc_backend(), llmc_kernels(NULL)->name, threads,
              c->L, c->NH, c->C, c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
-             (long long)llmc_loader_tokens(t->train), llmc_loader_shards(t->train),
+             (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
     return LLMC_PLAN;
 }
@@ -144,7 +143,7 @@ static int validate(llmc_trainer *t) {
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
     double sum = 0;
-    TRY(llmc_loader_seek(t->val, 0)); /* the same windows every time */
+    TRY(llmc_loader_set_position(t->val, 0)); /* the same windows every time */
     for (int64_t i = 0; i < batches; i++) {
         float loss;
         TRY(llmc_loader_next(t->val, t->inputs, t->targets));
@@ -157,7 +156,7 @@ static int validate(llmc_trainer *t) {
 
 static int save(llmc_trainer *t, const char *name, int with_moments) {
     char path[2 * OPTION_TEXT], state[512], options[OPTION_TEXT * 16];
-    const unsigned char *bytes = NULL;
+    const void *bytes = NULL;
     int64_t size = 0;
     if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
@@ -192,7 +191,7 @@ static int prompt_tokens(llmc_trainer *t, int *ids, int room) {
 static int draw_sample(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     const llmc_sampling how = {.temperature = (float)o->temperature, .top_k = (int)o->top_k, .top_p = (float)o->top_p,
-                               .seed = (uint64_t)o->seed + (uint64_t)t->step};
+                               .seed = o->seed + t->step};
     int prompt[OPTION_TEXT];
     const int n = prompt_tokens(t, prompt, OPTION_TEXT);
     TRY(n);
@@ -201,7 +200,9 @@ static int draw_sample(llmc_trainer *t) {
     TRY(made);
     if (made && t->sample[made - 1] == llmc_tokenizer_eot(t->tokenizer)) made--;
     const int start = snprintf(t->text, TEXT_SIZE, "%s", o->prompt);
-    TRY(llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start));
+    const int length = llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start - 1);
+    TRY(length);
+    t->text[start + (length < TEXT_SIZE - start ? length : TEXT_SIZE - start - 1)] = 0;
     TRY(run_sample(&t->run, t->step, t->text));
     return LLMC_SAMPLE;
 }

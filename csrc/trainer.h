@@ -2,11 +2,8 @@
 #ifndef TRAINER_H
 #define TRAINER_H
 #include <signal.h>
-#include "checkpoint.h"
-#include "dataloader.h"
 #include "options.h"
 #include "run.h"
-#include "tokenizer.h"
 
 enum { TEXT_SIZE = 1 << 16 };
 
