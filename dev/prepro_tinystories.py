@@ -5,7 +5,7 @@
     python dev/prepro_tinystories.py --input my.txt --tokenizer char    your own text
     python dev/prepro_tinystories.py --input stories/ --workers 4       every .txt, .jsonl, .parquet below
 
-The output is what pyllmc/prepro.py describes. Exit codes: 0 done, 1 bad data or full disk, 2 usage, 130 Ctrl-C.
+The output is what pyllmc/prepro.py describes. Exit codes: 0 done, 1 bad data, 2 usage, 130 Ctrl-C.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_blocks(path: str) -> Iterator[str]:
                 block = decoder.decode(data, final=not data)
             except UnicodeDecodeError as e:
                 offset = f.tell() - len(e.object) + e.start
-                raise DataError(f"{path}: byte {offset} is no UTF-8: iconv -f latin1 -t utf-8 converts") from e
+                raise DataError(f"{path}: byte {offset} is no UTF-8: convert it with iconv") from e
             if block:
                 yield block
             if not data:
@@ -125,7 +125,7 @@ def input_files(inputs: Iterable[str]) -> list[str]:
         files += sorted(below, key=os.fsencode)
     for path in files:
         if _suffix(path) not in READERS:
-            raise DataError(f"{path}: expected {', '.join(READERS)} or a folder; rename it to .txt if it is text")
+            raise DataError(f"{path}: expected {', '.join(READERS)} or a folder; if it is text, name it .txt")
         with reading(path), open(path, "rb"):
             pass  # fails here rather than after an hour
     return files
@@ -172,7 +172,10 @@ SPLITS = {"nanogpt": nanogpt_split, "llmc": llmc_split}
 
 @contextmanager
 def progress_bar(total: int | None) -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows on stderr how far of `total` characters a stage is; plain without rich."""
+    """A callback that shows on a terminal how far of `total` characters a stage is; plain without rich."""
+    if not sys.stderr.isatty():
+        yield lambda state: None
+        return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -194,9 +197,8 @@ def progress_bar(total: int | None) -> Iterator[Callable[[Progress], None]]:
 
 def _plain_line(total: int | None) -> Callable[[Progress], None]:
     def show(state: Progress) -> None:
-        if sys.stderr.isatty():
-            share = f" {min(100, 100 * state.characters // total)} %" if total else ""
-            print(f"\r{_counts(state)}{share}  ", end="", file=sys.stderr, flush=True)
+        share = f" {min(100, 100 * state.characters // total)} %" if total else ""
+        print(f"\r{_counts(state)}{share}  ", end="", file=sys.stderr, flush=True)
 
     return show
 
@@ -246,24 +248,27 @@ def _unescaped(text: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--input", nargs="+", metavar="PATH", help=".txt, .jsonl, .parquet files or folders; TinyStories without")
-    add("--out", default="data/tinystories", help="directory to make")
-    add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary")
-    add("--max_vocab", type=_at_least(257), default=DEFAULT_MAX_VOCAB, help="largest V of --tokenizer word")
+    add("--input", nargs="+", metavar="PATH", help=f"{', '.join(READERS)} files or folders; else TinyStories")
+    add("--out", default="data/tinystories", help="directory to make [%(default)s]")
+    add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary [%(default)s]")
+    add("--max_vocab", type=_at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
+        help="largest V of --tokenizer word [%(default)s]")  # fmt: skip
     add("--delimiter", type=_unescaped, default=EOT_PIECE.decode(),
-        help=r"what separates documents in .txt, e.g. '\n\n'; '' for one document a file")  # fmt: skip
-    add("--field", default="text", help="field of .jsonl, column of .parquet")
+        help=r"what separates documents in .txt, e.g. '\n\n'; '' for one document a file [%(default)s]")
+    add("--field", default="text", help="field of .jsonl, column of .parquet [%(default)s]")
     validation = parser.add_mutually_exclusive_group()
     choose = validation.add_argument
-    choose("--val_fraction", type=_fraction, help=f"share of documents to validate; {DEFAULT_VAL_FRACTION}")
-    choose("--val_tokens", type=_at_least(0), help="how many first tokens to validate with instead")
+    choose("--val_fraction", type=_fraction, metavar="X",
+           help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
+    choose("--val_tokens", type=_at_least(0), metavar="N", help="how many first tokens validate instead")
     choose("--split", choices=list(SPLITS), help="split one .txt as that project does")
-    add("--shard_tokens", type=_at_least(1), default=DEFAULT_SHARD_TOKENS, help="tokens in a shard")
-    add("--workers", type=_at_least(1), default=min(8, os.cpu_count() or 1), help="processes")
+    add("--shard_tokens", type=_at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
+        help="tokens in a shard [%(default)s]")  # fmt: skip
+    add("--workers", type=_at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+        help="processes; the output does not depend on it [%(default)s]")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the data set at --out")
     return parser
 
