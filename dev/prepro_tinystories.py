@@ -7,6 +7,7 @@
 
 The output is what pyllmc/prepro.py describes. Exit codes: 0 done, 1 bad data, 2 usage, 130 Ctrl-C.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -256,8 +257,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary [%(default)s]")
     add("--max_vocab", type=_at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
         help="largest V of --tokenizer word [%(default)s]")  # fmt: skip
-    add("--delimiter", type=_unescaped, default=EOT_PIECE.decode(),
-        help=r"what separates documents in .txt, e.g. '\n\n'; '' for one document a file [%(default)s]")
+    add(
+        "--delimiter",
+        type=_unescaped,
+        default=EOT_PIECE.decode(),
+        help=r"what separates documents in .txt, e.g. '\n\n'; '' for one document a file [%(default)s]",
+    )
     add("--field", default="text", help="field of .jsonl, column of .parquet [%(default)s]")
     validation = parser.add_mutually_exclusive_group()
     choose = validation.add_argument

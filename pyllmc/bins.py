@@ -13,6 +13,7 @@ A token file ("shard") is little-endian: a header of 256 int32, then the ids:
 header[2] is the number of tokens, and the size of the file must agree with it exactly. It is an int32, so
 one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as prepro.write_dataset does.
 """
+
 from __future__ import annotations
 
 import bisect

@@ -1,4 +1,5 @@
 """Files and errors of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
+
 from __future__ import annotations
 
 import hashlib

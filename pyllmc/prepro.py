@@ -9,6 +9,7 @@ and encoded in chunks by any number of processes, in order: the bytes written do
 nor on the time or the place. The directory appears whole or not at all; a killed process leaves at most a
 hidden .NAME.tmp-PID beside it. Standard library only (gpt2 needs tiktoken).
 """
+
 from __future__ import annotations
 
 import json

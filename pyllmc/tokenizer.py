@@ -11,6 +11,7 @@ The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id
 is never produced from text: the characters "<|endoftext|>" in a document are ordinary ones for every kind
 (for gpt2: tiktoken's encode_ordinary). Needs the standard library only; gpt2 needs tiktoken to encode.
 """
+
 from __future__ import annotations
 
 import importlib.util

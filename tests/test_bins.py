@@ -1,4 +1,5 @@
 """Token files: what is written, what is refused, and which windows a trainer sees in which order."""
+
 from __future__ import annotations
 
 import itertools
@@ -22,7 +23,9 @@ def header(*values: int) -> bytes:
 
 def shard_bytes(ids, magic=20240520, version=1, width="H", ntok=None) -> bytes:
     """A token file spelt by hand, not by the code under test."""
-    return header(magic, version, len(ids) if ntok is None else ntok) + struct.pack(f"<{len(ids)}{width}", *ids)
+    return header(magic, version, len(ids) if ntok is None else ntok) + struct.pack(
+        f"<{len(ids)}{width}", *ids
+    )
 
 
 @pytest.fixture
@@ -35,8 +38,10 @@ def scratch(tmp_path):
 # ---- files
 
 
-@pytest.mark.parametrize(("V", "magic", "version", "width"),
-                         [(300, 20240520, 1, "H"), (65536, 20240520, 1, "H"), (65537, 20240801, 7, "I")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("V", "magic", "version", "width"),
+    [(300, 20240520, 1, "H"), (65536, 20240520, 1, "H"), (65537, 20240801, 7, "I")],
+)
 def test_bytes_of_a_shard(tmp_path, V, magic, version, width):
     ids = [0, 1, 255, 256, V - 1]
     assert write_shard(tmp_path / "s.bin", iter(ids), V) == 5
@@ -195,7 +200,9 @@ def test_permutation_visits_every_index_once_and_depends_on_its_keys():
         assert sorted(permute(i, N, seed, epoch) for i in range(N)) == list(range(N))
 
     check()
-    orders = {tuple(permute(i, 100, seed, epoch) for i in range(100)) for seed in range(5) for epoch in range(5)}
+    orders = {
+        tuple(permute(i, 100, seed, epoch) for i in range(100)) for seed in range(5) for epoch in range(5)
+    }
     assert len(orders) == 25
 
 
