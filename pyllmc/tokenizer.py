@@ -116,11 +116,15 @@ class Tokenizer:
         """Read a tokenizer.bin, ours or llm.c's (version 1 or 2). Raises DataError naming what is wrong."""
         path = os.fspath(path)
         with reading(path), open(path, "rb") as f:
-            data = f.read()
+            return Tokenizer.from_bytes(f.read(), path)
+
+    @staticmethod
+    def from_bytes(data: bytes, name: str) -> Tokenizer:
+        """The bytes of a tokenizer.bin, as a checkpoint carries them; `name` is what errors call it."""
         try:
             return _parse(data)
         except DataError as e:
-            raise DataError(f"{path}: {e}; write it again with dev/prepro_tinystories.py") from e
+            raise DataError(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
