@@ -156,14 +156,14 @@ static inline vf vf_exp(vf x) {
     return vf_pick(x < low, vf_set(0), result);
 }
 
-/* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x + x^3 times a polynomial (Cephes) */
+/* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 + x^2 times a polynomial) (Cephes) */
 static inline vf vf_tanh(vf x) {
     const vf t = 1 - 2 / (vf_exp(2 * x) + 1), xx = x * x;
     vf p = xx * -5.70498872745e-3f + 2.06390887954e-2f;
     p = p * xx - 5.37397155531e-2f;
     p = p * xx + 1.33314422036e-1f;
     p = p * xx - 3.33332819422e-1f;
-    return vf_pick(xx < 0.390625f, x + x * (xx * p), t);
+    return vf_pick(xx < 0.390625f, x * (1 + xx * p), t);
 }
 
 /* loops over C elements: for (i...) STEP lanes at a time; n is what is left, at most VL */
