@@ -56,7 +56,18 @@ static inline void vf_store_n(float *p, vf v, int n) {
 }
 
 static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-static inline vf vf_max(vf a, vf b) { return vf_pick(a > b, a, b); }
+/* a > b ? a : b, so b where either is NaN */
+static inline vf vf_max(vf a, vf b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+    return _mm_max_ps(a, b);
+#else
+    return vf_pick(a > b, a, b);
+#endif
+}
 static inline vf vf_min(vf a, vf b) { return vf_pick(a < b, a, b); }
 
 /* always in the same order: halves are added to halves */
@@ -108,11 +119,62 @@ static inline vf vf_exp(vf x) {
     return vf_pick(x < low, vf_set(0), vf_pick(x > high, vf_set(__builtin_inff()), result));
 }
 
+/* e^x as above where x <= 0, in fewer operations: what softmax takes of a score less the largest. 0 below -87.3. */
+static inline vf vf_exp_nonpositive(vf x) {
+    const vf low = vf_set(-87.33654f), shift = vf_set(12582912.f), y = vf_max(low, x);
+    const vf z = y * 1.44269504f + shift, n = z - shift;
+    const vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * (f * f) + f + 1.f;
+    p = p * (vf)(((vi)z << 23) + (127 << 23)); /* the low bits of z are n */
+    return (vf)((vi)p & ~(x < low));
+}
+
 /* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, its series */
 static inline vf vf_tanh(vf x) {
     const vf t = 1 - 2 / (vf_exp(2 * x) + 1), xx = x * x;
     const vf series = x + x * xx * (-0.33333333f + xx * (0.13333333f + xx * (-0.05396825f + xx * 0.02186949f)));
     return vf_pick(xx < 0.0625f, series, t);
+}
+
+/* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
+#if VL == 16
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
+                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
+#elif VL == 8
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
+#else
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s)
+#endif
+#define LANE_UPPER(l, s) ((l) & (s) ? VL + (l) - (s) : (l))
+#define LANE_LOWER(l, s) ((l) & (s) ? VL + (l) : (l) + (s))
+#if defined(__clang__) || __GNUC__ >= 12
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shufflevector(a, b, EACH_LANE(LANE, s))
+#else
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shuffle(a, b, (vi){EACH_LANE(LANE, s)})
+#endif
+#define VF_EXCHANGE(s) \
+    for (int i = 0; i < VL; i++) \
+        if (!(i & (s))) { \
+            const vf a = rows[i], b = rows[i + (s)]; \
+            rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
+            rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
+        }
+#define LANE_NUMBER(l, s) ((l) + (s))
+static inline vi vi_lanes(int first) { return (vi){EACH_LANE(LANE_NUMBER, 0)} + first; } /* first, first + 1, ... */
+static inline void vf_transpose(vf rows[VL]) {
+    VF_EXCHANGE(1)
+    VF_EXCHANGE(2)
+#if VL >= 8
+    VF_EXCHANGE(4)
+#endif
+#if VL >= 16
+    VF_EXCHANGE(8)
+#endif
 }
 
 /* loops over C elements: for (i...) STEP lanes at a time; n is what is left, at most VL */
