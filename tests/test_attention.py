@@ -67,6 +67,12 @@ class Expected(NamedTuple):
     dqkv: tuple[np.ndarray, np.ndarray]
 
 
+def floor(case: Case, want: Expected) -> float:
+    """What rounding may cost: a score s and its lse are each off by up to 2^-24 |s|, and e^s passes that on as a
+    relative error. PyTorch never rounds lse here; at ordinary scores that is too little to allow for."""
+    return 2e-7 if case.gain == 1 else 2.0**-22 * float(np.abs(want.lse[1]).max())
+
+
 @functools.lru_cache(maxsize=None)
 def expected(case: Case) -> Expected:
     rng = np.random.default_rng(sum(case[:5]))
@@ -121,7 +127,7 @@ def cached(kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos
 def test_forward(kernels, buffers, case):
     want = expected(case)
     out, lse = forward(kernels, buffers, case, want.qkv)
-    assert_parity(out, *want.out, "out")
+    assert_parity(out, *want.out, "out", floor(case, want))
     assert_parity(lse, *want.lse, "lse")
 
 
@@ -132,7 +138,7 @@ def test_backward(kernels, buffers, case):
     dqkv = backward(kernels, buffers, case, want.dout, out, lse, want.qkv)
     for i, name in enumerate(("dq", "dk", "dv")):
         part = np.s_[..., i * case.C : (i + 1) * case.C]
-        assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name)
+        assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name, floor(case, want))
 
 
 PIECES = {1: [1], 5: [1, 4], 13: [5, 8], 64: [64], 65: [64, 1], 70: [3] * 23 + [1], 97: [40, 57], 131: [1, 2, 65, 63]}
@@ -142,7 +148,7 @@ PIECES = {1: [1], 5: [1, 4], 13: [5, 8], 64: [64], 65: [64, 1], 70: [3] * 23 + [
 def test_cached_in_pieces_is_forward(kernels, buffers, case):
     want = expected(case)
     out, cache = cached(kernels, buffers, case, want.qkv, PIECES[case.T], np.zeros(case.B))
-    assert_parity(out, *want.out, "out")
+    assert_parity(out, *want.out, "out", floor(case, want))
     np.testing.assert_array_equal(cache, want.qkv)
 
 
@@ -157,7 +163,7 @@ def test_cached_from_different_positions(kernels, buffers, n, hs, window):
         cache[b, :p] = want.qkv[b, :p]
     out, cache = cached(kernels, buffers, case, want.qkv, [n], pos, cache)
     seen = [np.stack([x[b, p : p + n] for b, p in enumerate(pos)]) for x in want.out]
-    assert_parity(out, *seen, "out")
+    assert_parity(out, *seen, "out", floor(case, want))
     for b, p in enumerate(pos):
         np.testing.assert_array_equal(cache[b, : p + n], want.qkv[b, : p + n])
         assert np.isnan(cache[b, p + n :]).all(), "written past the new rows"

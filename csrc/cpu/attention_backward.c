@@ -37,20 +37,21 @@ static void block_backward(Block b, Scratch *s, int key, int hs) {
     sums_over_keys(b, s->acc, s->ds, k, hp);
 }
 
-/* the block's queries, dout, lse and D; zero beyond its end */
+/* The block's queries, dout, lse and D; zero beyond its end. D is summed in the order in which dP is, so that dP - D is
+ * exactly 0 where a query sees one key. */
 static void load_queries(Scratch *s, const floatX *q, const floatX *dout, const floatX *out, const float *lse, int C,
                          int queries, int hs) {
-    const int hp = padded(hs);
-    load_rows(s->acc, out, C, queries, hs, 1);
-    load_transposed(s->q, s->q_t, q, 3*C, queries, hs, 1 / sqrtf((float)hs));
+    const float *out_t = s->q_t;
+    load_transposed(s->acc, s->q_t, out, C, queries, hs, 1);
     load_transposed(s->dout, s->dout_t, dout, C, queries, hs, 1);
-    for (int i = 0; i < QB; i++) {
+    for (int i = 0; i < queries; i += VL) {
         vf D = vf_set(0);
-        for (int d = 0; i < queries && d < hp; d += VL) D += vf_load(s->dout + i*hp + d) * vf_load(s->acc + i*hp + d);
-        s->sum[i] = vf_sum(D);
-        s->lse[i] = i < queries ? lse[i] : 0;
+        for (int d = 0; d < hs; d++) D += vf_load(s->dout_t + d*QB + i) * vf_load(out_t + d*QB + i);
+        vf_store(s->sum + i, D);
+        vf_store(s->lse + i, vf_load_n(lse + i, LANES(i, queries)));
     }
-    memset(s->acc, 0, (size_t)queries * hp * sizeof *s->acc);
+    load_transposed(s->q, s->q_t, q, 3*C, queries, hs, 1 / sqrtf((float)hs));
+    memset(s->acc, 0, (size_t)queries * padded(hs) * sizeof *s->acc);
 }
 
 static void head_backward(Scratch *s, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
