@@ -156,6 +156,21 @@ static inline vf vf_exp(vf x) {
     return vf_pick(x < low, vf_set(0), result);
 }
 
+/* e^x as above where x <= 0, in fewer operations: what softmax takes of a score less the largest. 0 below -87.3. */
+static inline vf vf_exp_nonpositive(vf x) {
+    const vf low = vf_set(-87.33654f), shift = vf_set(12582912.f), y = vf_max(low, x);
+    const vf z = y * 1.44269504f + shift, n = z - shift;
+    const vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * (f * f) + f + 1.f;
+    p = p * (vf)(((vi)z << 23) + (127 << 23)); /* the low bits of z are n */
+    return (vf)((vi)p & ~(x < low));
+}
+
 /* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 + x^2 times a polynomial) (Cephes) */
 static inline vf vf_tanh(vf x) {
     const vf t = 1 - 2 / (vf_exp(2 * x) + 1), xx = x * x;
@@ -164,6 +179,42 @@ static inline vf vf_tanh(vf x) {
     p = p * xx + 1.33314422036e-1f;
     p = p * xx - 3.33332819422e-1f;
     return vf_pick(xx < 0.390625f, x * (1 + xx * p), t);
+}
+
+/* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
+#if VL == 16
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
+                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
+#elif VL == 8
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
+#else
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s)
+#endif
+#define LANE_UPPER(l, s) ((l) & (s) ? VL + (l) - (s) : (l))
+#define LANE_LOWER(l, s) ((l) & (s) ? VL + (l) : (l) + (s))
+#if defined(__clang__) || __GNUC__ >= 12
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shufflevector(a, b, EACH_LANE(LANE, s))
+#else
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shuffle(a, b, (vi){EACH_LANE(LANE, s)})
+#endif
+#define VF_EXCHANGE(s) \
+    for (int i = 0; i < VL; i++) \
+        if (!(i & (s))) { \
+            const vf a = rows[i], b = rows[i + (s)]; \
+            rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
+            rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
+        }
+#define LANE_NUMBER(l, s) ((l) + (s))
+static inline vi vi_lanes(int first) { return (vi){EACH_LANE(LANE_NUMBER, 0)} + first; } /* first, first + 1, ... */
+static inline void vf_transpose(vf rows[VL]) {
+    VF_EXCHANGE(1)
+    VF_EXCHANGE(2)
+#if VL >= 8
+    VF_EXCHANGE(4)
+#endif
+#if VL >= 16
+    VF_EXCHANGE(8)
+#endif
 }
 
 /* loops over C elements: for (i...) STEP lanes at a time; n is what is left, at most VL */
