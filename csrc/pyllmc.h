@@ -113,7 +113,8 @@ int llmc_loader_set_position(llmc_loader *loader, int64_t position);
 int64_t llmc_loader_windows(const llmc_loader *loader); /* N, of one epoch */
 int64_t llmc_loader_tokens(const llmc_loader *loader);
 int llmc_loader_num_shards(const llmc_loader *loader);
-/* Where i in [0, N) goes in the permutation of an epoch: a keyed Feistel network, walked until it falls below N. */
+/* Where i in [0, N) goes in the permutation of an epoch: a keyed Feistel network, walked until it falls below N;
+ * negative if i is not in it. */
 int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch);
 
 /* ---- sampling (sampler.c, generate.c) ---- */
