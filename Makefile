@@ -58,6 +58,7 @@ $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS)
+	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def $(@D)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -72,10 +73,63 @@ $(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) Makefile
 endef
 $(foreach isa,$(ISAS),$(eval $(call rule_for_isa,$(isa))))
 
+# ---- Python: .venv holds the package and what it needs; the demo needs far less than the tests ----
+
+VENV := .venv/bin
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
+		{ echo "pyllmc needs Python >= 3.9; say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo.done: pyproject.toml | $(VENV)/python
+	$(VENV)/pip install --quiet --editable '.[plot]'
+	@touch $@
+
+# torch first and pinned: 2.13.0 is what the figures were made with; unpinned pip may bring gigabytes of CUDA
+.venv/setup.done: pyproject.toml | $(VENV)/python
+	$(VENV)/pip install --quiet torch==2.13.0
+	$(VENV)/pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/demo.done
+
+setup: .venv/setup.done all ## .venv with the package and its development extras
+
+RUN := runs/demo
+demo: .venv/demo.done all ## train the default model on stories, draw the curve, let it write, and grade what it wrote
+	$(VENV)/python -m pyllmc.train --out=$(RUN) --overwrite
+	$(VENV)/python -m pyllmc.grade $(RUN)
+
+test: setup lint ## the whole suite, on every instruction set this machine has
+	OMP_WAIT_POLICY=passive $(VENV)/python -m pytest $(PYTEST)
+
+lint: .venv/setup.done ## style and types: ruff, mypy, clang-format
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/clang-format --dry-run -Werror $(C_FILES)
+
+fmt: .venv/setup.done ## format every file
+	$(VENV)/ruff check --fix --quiet .
+	$(VENV)/ruff format .
+	$(VENV)/clang-format -i $(C_FILES)
+C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch])
+
+bench: setup ## measure this engine, PyTorch and the machine's peak in one run
+	$(VENV)/python dev/bench.py
+
+# leaks are not looked for: Python itself holds memory at exit
+asan: .venv/setup.done ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) BUILD=build/asan OPT=-O1 EXTRA='-fsanitize=address,undefined -fno-sanitize-recover=undefined' \
+		LDFLAGS='-fsanitize=address,undefined'
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so OMP_WAIT_POLICY=passive \
+		$(VENV)/python -m pytest -m "not slow_under_asan" $(PYTEST)
+
 clean: ## everything built, but not .venv, data or runs
 	rm -rf $(BUILD) pyllmc/lib train_gpt2
 
 help: ## this list
 	@sed -n 's/^\([a-z_]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
-.PHONY: all clean help
+.PHONY: all setup demo test lint fmt bench asan clean help

@@ -1,7 +1,6 @@
 /* GPT-2: the order of the kernels, once, for every device. No arithmetic and no device code. */
-#include <stdio.h>
+#include <float.h>
 #include <stdlib.h>
-#include <string.h>
 #include "error.h"
 #include "gpt2.h"
 
@@ -261,7 +260,11 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float 
     TRY(need_training(m));
     const int measure = norm || max_norm > 0;
     if (measure) m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
-    if (norm) m->k->copy_out(&m->ctx, norm, stats, 4);
+    if (norm) {
+        m->k->copy_out(&m->ctx, norm, stats, 4);
+        TRY(m->k->sync(&m->ctx));
+        CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was updated", (double)*norm);
+    }
     m->step++;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;

@@ -138,11 +138,17 @@ int llmc_options_get(const llmc_options *options, const char *name, char *text, 
     return LLMC_OK;
 }
 
-/* ---- the command line ---- */
-
 static int is_given(const llmc_options *options, const Option *o) {
     return *((const unsigned char *)options + o->given);
 }
+
+int llmc_options_is_given(const llmc_options *options, const char *name) {
+    const Option *o = NULL;
+    TRY(find(name, &o));
+    return is_given(options, o);
+}
+
+/* ---- the command line ---- */
 
 /* one argument; *used tells whether it took the next one as its value */
 static int parse_one(llmc_options *options, const char *argument, const char *next, int *used) {

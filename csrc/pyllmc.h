@@ -175,6 +175,7 @@ void llmc_options_free(llmc_options *options);
 int llmc_num_options(void);
 const char *llmc_option_name(int i);
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
+int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* --name=value, --name value, --flag, --no_flag; each once. 1 if --help is among them. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);

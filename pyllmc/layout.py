@@ -1,15 +1,181 @@
-"""Placeholder until the table's reader lands."""
+"""The table of tensors, csrc/tensors.def, read as text: no compiled code, nothing but the standard library."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
+MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bits
 
 
-@dataclasses.dataclass(frozen=True)
+def definition(name: str) -> Path:
+    """A table of the C source, such as tensors.def: beside an installed library, or in csrc/ of a checkout."""
+    for folder in (HERE / "lib", HERE.parent / "csrc"):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")
+
+
+def table_lines(name: str) -> list[str]:
+    """The rows of a table, without comments and preprocessor lines."""
+    code = re.sub(r"/\*.*?\*/", "", definition(name).read_text(encoding="utf-8"), flags=re.S)
+    return [line for line in map(str.strip, code.splitlines()) if line and not line.startswith("#")]
+
+
+@dataclass(frozen=True)
 class GPTConfig:
-    vocab_size: int
-    max_seq_len: int
-    n_layer: int
-    n_head: int
-    n_embd: int
+    """The sizes of a GPT-2. window: 0 for dense attention, w for odd layers that see the last w positions only.
+
+    Raises ValueError for sizes that cannot be.
+    """
+
+    vocab_size: int  # V
+    max_seq_len: int  # maxT
+    n_layer: int  # L
+    n_head: int  # NH
+    n_embd: int  # C
     window: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if not hasattr(value, "__index__") or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} is not a whole number")
+            if name != "window" and not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"{name}={value} is not in 1..{MAX_SIZE}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: every head needs the same size"
+            )
+        if self.window < 0:
+            raise ValueError(f"window={self.window}: 0 means dense attention, w > 0 the last w positions")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Vp."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def window_of(self, layer: int) -> int:
+        """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
+        return self.window if layer % 2 else 0
+
+
+def _known_sizes() -> dict[str, tuple[int, ...]]:
+    """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/config.c, which lists them."""
+    text = definition("config.c").read_text(encoding="utf-8")
+    numbers = {name: int(value) for name, value in re.findall(r"\b([A-Z]\w+) = (\d+)", text)}
+    found = {}
+    for name, values in re.findall(r'\{"([\w:-]+)", ([\w, ]+)\}', text):
+        sizes = [int(v) if v.isdigit() else numbers[v] for v in values.split(", ")]
+        if name.endswith((":d", ":c")):  # a family: its first number belongs to the name
+            name, sizes = f"{name}{sizes[0]}", [*sizes[1:], numbers["GPT2_V"]]
+        found[name] = tuple(sizes)
+    return found
+
+
+def config_of(descriptor: str, vocab_size: int = 0) -> GPTConfig:
+    """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...; vocab_size: instead of the descriptor's own, if any."""
+    known = _known_sizes()
+    name = descriptor if descriptor in known else f"gpt2:{descriptor}"
+    if name not in known:
+        raise ValueError(f"model '{descriptor}' is neither a file nor a known size: try {', '.join(known)}")
+    L, NH, C, maxT, V = known[name]
+    if not (vocab_size or V):
+        raise ValueError(f"model '{descriptor}' takes its vocabulary from the data: give vocab_size")
+    return GPTConfig(vocab_size or V, maxT, L, NH, C)
+
+
+class Row(NamedTuple):
+    """One tensor. shape: of one layer. torch_name: with %d for the layer where it is per_layer; "" if it has none."""
+
+    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE or GRAD_ACT
+    name: str
+    shape: tuple[int, ...]
+    torch_name: str
+    init: str  # NORMAL, RESIDUAL, ONE or ZERO; "" for activations
+    decay: bool
+    per_layer: bool
+    type: str  # F float or I int32
+
+    @property
+    def is_param(self) -> bool:
+        return self.kind.endswith("PARAM")
+
+    @property
+    def size(self) -> int:
+        """Elements of one layer."""
+        return math.prod(self.shape)
+
+    def torch_name_of(self, layer: int) -> str:
+        return self.torch_name % layer if self.per_layer else self.torch_name
+
+
+PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
+                   r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
+ACT = re.compile(r"(?P<kind>ACT|LAYER_ACT|CACHE|GRAD_ACT)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)\)")
+
+
+@functools.lru_cache(maxsize=None)
+def _parsed() -> tuple[dict[str, str], ...]:
+    """The table's lines as text fields."""
+    rows = []
+    for line in table_lines("tensors.def"):
+        found = PARAM.fullmatch(line) or ACT.fullmatch(line)
+        if not found:
+            raise ValueError(f"tensors.def: this row is neither a parameter nor an activation: {line}")
+        rows.append(found.groupdict(""))
+    return tuple(rows)
+
+
+def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """ "B, T, 3*C" -> (4, 64, 2304)"""
+    return tuple(
+        math.prod(int(f) if f.isdigit() else sizes[f] for f in (g.strip() for g in dim.split("*")))
+        for dim in text.split(",")
+    )
+
+
+def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
+    """Every tensor of a model with room for B sequences of T tokens, in the order of memory and of files."""
+    sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
+    sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
+    return [
+        Row(
+            kind=row["kind"],
+            name=row["name"],
+            shape=_shape(row["shape"], sizes),
+            torch_name=row.get("torch_name", ""),
+            init=row.get("init", ""),
+            decay=row.get("decay") == "1",
+            per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
+            type=row.get("type", "F"),
+        )
+        for row in _parsed()
+    ]
+
+
+def parameters(config: GPTConfig) -> Iterator[tuple[Row, int]]:
+    """(row, layer) of every parameter in file order: layer after layer inside each tensor; layer 0 where it has none."""
+    for row in table(config):
+        if row.is_param:
+            yield from ((row, layer) for layer in range(config.n_layer if row.per_layer else 1))
+
+
+def in_order(rows: Iterable[Row], n_layer: int) -> Iterator[tuple[Row, int]]:
+    """(row, layer) in the order of computation: neighbouring rows that are per layer go layer by layer."""
+    pending: list[Row] = []
+    for row in [*rows, None]:
+        if row is not None and row.per_layer:
+            pending.append(row)
+            continue
+        yield from ((held, layer) for layer in range(n_layer) for held in pending)
+        pending = []
+        if row is not None:
+            yield row, 0

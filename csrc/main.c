@@ -1,0 +1,63 @@
+/* ./train_gpt2: the trainer on the command line. Prints what the events say; decides nothing. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include "pyllmc.h"
+
+static llmc_trainer *trainer;
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number) {
+    interrupted = 1;
+    if (trainer) llmc_trainer_stop(trainer); /* the step under way is finished and saved */
+    signal(number, SIG_DFL);                 /* a second signal ends at once */
+}
+
+static int fail(int status) {
+    fprintf(stderr, "train_gpt2: %s\n", llmc_last_error());
+    return 1 - status; /* EINVAL 2, ENOMEM 3, EFORMAT 4, EIO 5, EDEVICE 6, ENUMERIC 7 */
+}
+
+static int help(void) {
+    static char text[1 << 16];
+    llmc_options_help(text, sizeof text);
+    printf("train a GPT-2: ./train_gpt2 [--name=value ...]\n\n%s\n"
+           "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
+           "130 interrupted (after a checkpoint)\n", text);
+    return 0;
+}
+
+/* without --data and --resume: the stories, which python3's standard library makes once */
+static int make_default_data(const llmc_options *options) {
+    char data[4096], resume[4096];
+    llmc_options_get(options, "data", data, sizeof data);
+    llmc_options_get(options, "resume", resume, sizeof resume);
+    if (*data || *resume || access("data/stories/meta.json", F_OK) == 0) return 0;
+    printf("making data/stories\n");
+    fflush(stdout);
+    return system("python3 -m pyllmc.stories --out data/stories") == 0 ? 0 : 5;
+}
+
+static int run(const llmc_options *options) {
+    llmc_event event;
+    int kind = llmc_trainer_new(&trainer, options);
+    if (kind < 0) return fail(kind);
+    while ((kind = llmc_trainer_next(trainer, &event)) > 0)
+        if (*event.text) printf("%s%s\n", kind == LLMC_SAMPLE ? "sample: " : "", event.text), fflush(stdout);
+    return kind < 0 ? fail(kind) : interrupted ? 130 : 0;
+}
+
+int main(int argc, char **argv) {
+    llmc_options *options = llmc_options_new();
+    const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
+    if (parsed < 0) return fail(parsed);
+    if (parsed == 1) return help();
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    int code = make_default_data(options);
+    if (code == 0) code = run(options);
+    llmc_trainer_free(trainer);
+    llmc_options_free(options);
+    return code;
+}

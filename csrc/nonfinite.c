@@ -1,0 +1,57 @@
+/* Where a NaN or infinity came from: the first tensor that holds one, in the order of computation. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "error.h"
+#include "gpt2.h"
+
+enum { PIECE = 1 << 14 }; /* elements looked at in one go */
+
+static int has_nonfinite(llmc_model *m, const floatX *data, int64_t n, floatX *piece) {
+    for (int64_t at = 0; at < n; at += PIECE) {
+        const int64_t count = n - at < PIECE ? n - at : PIECE;
+        m->k->copy_out(&m->ctx, piece, data + at, count * (int64_t)sizeof *piece);
+        for (int64_t i = 0; i < count; i++)
+            if (!isfinite((float)piece[i])) return 1;
+    }
+    return 0;
+}
+
+/* the used part of layer l of row i of the table */
+static int row_is_bad(llmc_model *m, const Layout *used, int i, int l, floatX *piece) {
+    const llmc_tensor *t = &m->layout.table[i];
+    const floatX *base = i < NUM_PARAM_TENSORS ? m->params : m->acts;
+    return t->type == LLMC_F && has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
+}
+
+static int describe(char *name, size_t size, const char *what, const llmc_tensor *t, int l) {
+    if (t->layers) return snprintf(name, size, "%s h.%d.%s", what, l, t->name);
+    return snprintf(name, size, "%s %s", what, t->name);
+}
+
+static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, size_t size) {
+    const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
+            if (row_is_bad(m, used, i, l, piece))
+                return describe(name, size, "weights", &m->layout.table[i], l);
+    for (int l = 0; l < L; l++)
+        for (int i = A_residual1; i < A_residual3; i++)
+            if (row_is_bad(m, used, i, l, piece))
+                return describe(name, size, "activation", &m->layout.table[i], l);
+    for (int i = 0; i < 4; i++)
+        if (row_is_bad(m, used, order[i], 0, piece))
+            return describe(name, size, "activation", &m->layout.table[order[i]], 0);
+    return 0;
+}
+
+int llmc_model_find_nonfinite(llmc_model *m, char *name, size_t size) {
+    Layout used;
+    floatX *piece = malloc(PIECE * sizeof *piece);
+    CHECK(piece, LLMC_ENOMEM, "no memory to look for a NaN");
+    name[0] = 0;
+    const int rc = layout_make(&used, &m->config, m->b ? m->b : 1, m->t ? m->t : 1, m->training);
+    if (rc == 0 && m->b) find(m, &used, piece, name, size);
+    free(piece);
+    return rc;
+}

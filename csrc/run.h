@@ -1,0 +1,18 @@
+/* A run's folder: config.txt, metrics.jsonl, samples/, last.ckpt, best.ckpt. */
+#ifndef RUN_H
+#define RUN_H
+#include <stdio.h>
+#include "options.h"
+
+typedef struct Run {
+    char folder[OPTION_TEXT]; /* "" writes nothing */
+    FILE *metrics;
+} Run;
+
+/* Makes or reopens the folder; from a checkpoint of `step`, later metrics are dropped. */
+int run_open(Run *run, const llmc_options *options, int resumed, int64_t step);
+void run_close(Run *run);
+int run_metric(Run *run, const char *line); /* one JSON object */
+int run_sample(const Run *run, int64_t step, const char *text);
+void run_path(const Run *run, const char *name, char *path, size_t size);
+#endif

@@ -1,0 +1,169 @@
+/* What a training run needs before its first step: options, data, tokenizer, model, run folder. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "error.h"
+#include "trainer.h"
+
+static const char DEFAULT_DATA[] = "data/stories";
+
+static int is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+/* ---- resume: the checkpoint's options, unless given anew ---- */
+
+static int adopt_option(llmc_options *options, char *line) {
+    char *value = strchr(line, '='), ignored[OPTION_TEXT];
+    if (!value) return LLMC_OK;
+    *value++ = 0;
+    if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
+    if (llmc_options_is_given(options, line)) return LLMC_OK;
+    return llmc_options_set(options, line, value);
+}
+
+static int adopt_options(llmc_options *options, const char *checkpoint) {
+    char *text = calloc(1, TEXT_SIZE), *rest = NULL;
+    CHECK(text, LLMC_ENOMEM, "no memory for the checkpoint's options");
+    int rc = llmc_checkpoint_text(checkpoint, "OPTIONS ", text, TEXT_SIZE);
+    for (char *line = strtok_r(text, "\n", &rest); rc >= 0 && line; line = strtok_r(NULL, "\n", &rest))
+        rc = adopt_option(options, line);
+    free(text);
+    return rc < 0 ? rc : LLMC_OK;
+}
+
+static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
+    snprintf(path, size, is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
+    CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s", o->resume, path, strerror(errno));
+    return LLMC_OK;
+}
+
+static int open_resume(llmc_trainer *t) {
+    llmc_options *o = &t->options;
+    char resume[OPTION_TEXT];
+    if (!*o->resume) return LLMC_OK;
+    t->resumed = 1;
+    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
+    memcpy(resume, o->resume, sizeof resume);
+    if (is_folder(resume) && !o->out_given) TRY(llmc_options_set(o, "out", resume));
+    TRY(adopt_options(o, t->weights));
+    return LLMC_OK;
+}
+
+/* the loop's own few numbers, from the checkpoint's STATE */
+static double state_number(const char *state, const char *name, double otherwise) {
+    char key[64];
+    snprintf(key, sizeof key, "%s=", name);
+    const char *at = strstr(state, key);
+    return at ? strtod(at + strlen(key), NULL) : otherwise;
+}
+
+static int restore_state(llmc_trainer *t) {
+    char state[4096];
+    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state));
+    t->step = (int64_t)state_number(state, "step", 0);
+    t->tokens = (int64_t)state_number(state, "tokens", 0);
+    t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
+    t->val_loss = state_number(state, "val_loss", NAN);
+    return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
+}
+
+/* ---- data ---- */
+
+/* the one that travels with the weights; trains all the same, without samples, where there is none */
+static int tokenizer_of_weights(llmc_trainer *t) {
+    if (!*t->weights) return LLMC_OK;
+    const int size = llmc_checkpoint_text(t->weights, "TOKENIZR", NULL, 0);
+    if (size <= 0) return size;
+    char *bytes = malloc((size_t)size);
+    CHECK(bytes, LLMC_ENOMEM, "no memory for the tokenizer of %s", t->weights);
+    int rc = llmc_checkpoint_text(t->weights, "TOKENIZR", bytes, size);
+    if (rc > 0) rc = llmc_tokenizer_read(&t->tokenizer, bytes, size, t->weights);
+    free(bytes);
+    return rc < 0 ? rc : LLMC_OK;
+}
+
+static int open_tokenizer(llmc_trainer *t, const char *data) {
+    char path[2 * OPTION_TEXT];
+    if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
+    snprintf(path, sizeof path, "%s/tokenizer.bin", data);
+    if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
+    return tokenizer_of_weights(t);
+}
+
+static int open_data(llmc_trainer *t, const char *data) {
+    const llmc_options *o = &t->options;
+    const int V = t->config.V;
+    TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V));
+    if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V);
+    if (!is_folder(data) || o->val_every == 0) return LLMC_OK;
+    if (llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V) < 0) t->val = NULL; /* a folder may lack it */
+    return LLMC_OK;
+}
+
+/* ---- configuration ---- */
+
+static void override(int *value, int64_t option) {
+    if (option) *value = (int)option;
+}
+
+static int open_config(llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
+    if (*t->weights) {
+        TRY(llmc_model_read_config(t->weights, &t->config));
+        CHECK(!tokenizer_V || tokenizer_V == t->config.V, LLMC_EINVAL,
+              "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
+              t->config.V, tokenizer_V);
+    } else {
+        TRY(llmc_config_parse(&t->config, o->model));
+        override(&t->config.V, tokenizer_V);
+        override(&t->config.V, o->vocab_size);
+        override(&t->config.L, o->n_layer);
+        override(&t->config.NH, o->n_head);
+        override(&t->config.C, o->n_embd);
+        override(&t->config.maxT, o->max_seq_len);
+        override(&t->config.window, o->window);
+        CHECK(t->config.V, LLMC_EINVAL, "%s has no vocabulary of its own and the data no tokenizer.bin: give "
+              "--vocab_size or --tokenizer", o->model);
+        CHECK(tokenizer_V <= t->config.V, LLMC_EINVAL, "--vocab_size=%d is less than the tokenizer's %d", t->config.V,
+              tokenizer_V);
+    }
+    t->B = (int)o->B;
+    t->T = o->T ? (int)o->T : t->config.maxT;
+    CHECK(t->T <= t->config.maxT, LLMC_EINVAL, "--T=%d is longer than the model's context of %d: lower --T%s", t->T,
+          t->config.maxT, *t->weights ? "" : " or raise --max_seq_len");
+    return llmc_config_check(&t->config);
+}
+
+int setup_open(llmc_trainer *t) {
+    TRY(open_resume(t));
+    const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
+    CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
+          "there is no data at %s: prepare some with dev/prepro_tinystories.py, or run without --data", data);
+    if (!*t->weights && access(t->options.model, F_OK) == 0)
+        snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
+    TRY(open_tokenizer(t, data));
+    TRY(open_config(t));
+    double lr; /* a misspelt schedule shows now, not after the first step */
+    TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
+    return open_data(t, data);
+}
+
+int setup_model(llmc_trainer *t) {
+    const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
+    t->inputs = malloc(batch);
+    t->targets = malloc(batch);
+    t->sample = malloc((size_t)t->options.sample_tokens * sizeof(int));
+    CHECK(t->inputs && t->targets && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
+    TRY(llmc_model_create(&t->model, &t->config, t->B, t->T, 1, (int)t->options.threads));
+    if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
+    else TRY(llmc_model_init(t->model, t->options.seed));
+    if (t->resumed) TRY(restore_state(t));
+    else t->model->step = 0; /* weights of another run: its moments are not ours */
+    return run_open(&t->run, &t->options, t->resumed, t->step);
+}

@@ -1,0 +1,37 @@
+/* The trainer's inside: setup.c opens everything, trainer.c runs the loop. */
+#ifndef TRAINER_H
+#define TRAINER_H
+#include <signal.h>
+#include "options.h"
+#include "run.h"
+
+enum { TEXT_SIZE = 1 << 16 };
+
+struct llmc_trainer {
+    llmc_options options;
+    llmc_config config;
+    int B, T;
+    llmc_loader *train, *val; /* val NULL: no validation data */
+    llmc_tokenizer *tokenizer; /* NULL: no samples */
+    llmc_model *model;
+    Run run;
+    char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
+    int resumed;
+
+    int phase; /* see trainer.c */
+    int yield_gradients;
+    volatile sig_atomic_t stop;
+    int64_t step, tokens;
+    double val_loss, best_val_loss;
+    double loss, norm, lr; /* of the step under way */
+    double started, ms;    /* when it began; smoothed time of a step */
+    int *inputs, *targets; /* (B, T) */
+    int *sample;           /* token ids */
+    char *text;            /* TEXT_SIZE: what the last event says */
+};
+
+/* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */
+int setup_open(llmc_trainer *trainer);
+/* The arena and the weights; the run folder. */
+int setup_model(llmc_trainer *trainer);
+#endif

@@ -1,0 +1,79 @@
+"""python -m pyllmc.plot RUN: the loss curve of a run folder, from its metrics.jsonl, as loss.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+    lines = []
+    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def smooth(values: list[float], keep: float = 0.9) -> list[float]:
+    """Exponential mean, corrected for its start."""
+    mean, weight, out = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(mean / weight)
+    return out
+
+
+def draw_run(run: str | Path) -> Path:
+    """Draws RUN/loss.png: training loss (thin: each step), validation loss, learning rate below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(run)
+    steps = [line for line in lines if "loss" in line]
+    evals = [line for line in lines if "val_loss" in line]
+    figure, (top, bottom) = plt.subplots(
+        2, 1, sharex=True, figsize=(8, 5.5), height_ratios=(4, 1), layout="constrained"
+    )
+    x, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
+    top.plot(x, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    top.plot(x, smooth(losses), color="tab:blue", label="training loss")
+    if evals:
+        last = evals[-1]["val_loss"]
+        label = f"validation loss (last {last:.3f})"
+        top.plot([line["step"] for line in evals], [line["val_loss"] for line in evals], "o-", ms=3, color="tab:orange", label=label)
+    top.set_ylabel("cross-entropy (nats per token)")
+    top.set_title(Path(run).resolve().name)
+    top.grid(alpha=0.3)
+    top.legend()
+    bottom.plot(x, [line["lr"] for line in steps], color="tab:green")
+    bottom.set_ylabel("lr")
+    bottom.set_xlabel("step")
+    bottom.grid(alpha=0.3)
+    path = Path(run) / "loss.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pyllmc.plot", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder")
+    arguments = parser.parse_args()
+    try:
+        print(draw_run(arguments.run))
+    except OSError as error:
+        print(f"pyllmc.plot: {error}", file=sys.stderr)
+        return 5
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

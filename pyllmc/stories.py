@@ -1,0 +1,394 @@
+"""The embedded default corpus: little stories from a seeded grammar, and an exam.
+
+    python3 -m pyllmc.stories                     make the training data
+    python3 -m pyllmc.stories --print 3           just show three stories
+    python3 -m pyllmc.stories --exam samples.txt  how much of these does the grammar accept?
+
+The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into
+all its variants, which `generate` chooses from, and into a regular expression, with which `exam` reads. A
+slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
+agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
+"""
+from __future__ import annotations
+
+import argparse
+import bisect
+import functools
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pyllmc import storybook as book
+from pyllmc import storyplots
+
+DEFAULT = 16_000  # stories: about 9 MB
+OPTIONAL_ODDS = 3  # an optional step is told once in so many times
+VAL_FRACTION = 0.01  # of the stories, every hundredth
+END_OF_TEXT = "<|endoftext|>"
+
+Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have
+
+
+# ---- the grammar, compiled ----
+
+
+class Slot(NamedTuple):
+    """A word in braces: the variable it tells of, and how it tells each value."""
+
+    variable: str
+    texts: dict[str, str]  # value -> text
+
+
+class Step(NamedTuple):
+    optional: bool
+    ways: tuple[tuple[str, ...], ...]  # each way is one or more sentence templates
+
+
+def _character_slots(variable: str, digit: str) -> dict[str, Slot]:
+    """The name and its pronouns; the friend's pronouns carry the digit 2."""
+    slots = {variable: Slot(variable, {name: name for name in book.GIRLS + book.BOYS})}
+    for pronoun, (girl, boy) in book.PRONOUNS.items():
+        texts = {**dict.fromkeys(book.GIRLS, girl), **dict.fromkeys(book.BOYS, boy)}
+        slots[pronoun + digit] = Slot(variable, texts)
+    return slots
+
+
+def _all_slots() -> dict[str, Slot]:
+    plain = {
+        "kind": book.KINDS, "kind2": book.KINDS, "trait": book.TRAITS, "home": book.HOMES, "time": book.TIMES,
+        "place": book.PLACES, "weather": book.WEATHER, "look": book.LOOKS, "thing": book.THINGS,
+        "toy": book.TOYS, "taste": book.TASTES, "food": book.FOODS, "skill": book.SKILLS, "seed": book.SEEDS,
+    }
+    slots = {name: Slot(name, {value: value for value in values}) for name, values in plain.items()}
+    at = {place: f"{word} the {place}" for place, word in book.PLACES.items()}
+    slots["at"] = Slot("place", at)
+    slots["At"] = Slot("place", {place: text.capitalize() for place, text in at.items()})
+    slots["Sky"] = Slot("weather", dict(book.WEATHER))
+    return {**slots, **_character_slots("hero", ""), **_character_slots("friend", "2")}
+
+
+SLOTS = _all_slots()
+VALUES = {slot.variable: tuple(slot.texts) for slot in SLOTS.values()}
+UNLIKE = (("hero", "friend"), ("kind", "kind2"))  # pairs of variables that never have the same value
+
+
+def _parse(section: str) -> Iterator[Step]:
+    """The steps of a section of the storybook, included sections too."""
+    text = re.sub(r"<([a-z]+)>", lambda match: f"[{book.PHRASES[match[1]]}]", section.strip())
+    for block in re.split(r"\n(?=[-?@])", text):
+        mark, lines = block[0], block[1:].split("\n| ")
+        if mark == "@":
+            yield from _parse(book.SECTIONS[lines[0]])
+        else:
+            yield Step(mark == "?", tuple(tuple(line.strip().split(" / ")) for line in lines))
+
+
+PLOTS = {name: tuple(_parse(plot)) for name, plot in storyplots.PLOTS.items()}
+TEMPLATES = tuple(dict.fromkeys(
+    template for plot in PLOTS.values() for step in plot for way in step.ways for template in way))
+
+
+def _expand(template: str) -> tuple[str, ...]:
+    """All variants of a template: "a [b|c]" -> "a b", "a c"."""
+    choice = re.search(r"\[([^\[\]]*)\]", template)
+    if not choice:
+        return (template,)
+    before, after = template[: choice.start()], template[choice.end():]
+    return tuple(v for option in choice[1].split("|") for v in _expand(before + option + after))
+
+
+VARIANTS = {template: _expand(template) for template in TEMPLATES}
+
+
+# ---- telling ----
+
+
+class _Dice:
+    """SplitMix64 (Steele, Lea, Flood 2014): Python's own streams may change with its version."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed
+
+    def roll(self, sides: int) -> int:
+        """A number in [0, sides), from the upper 32 of 64 bits."""
+        self.state = (self.state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        z = self.state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        z ^= z >> 31
+        return ((z >> 32) * sides) >> 32
+
+
+def _cast(dice: _Dice) -> dict[str, str]:
+    """A value for every variable, and with it the text of every slot."""
+    while True:
+        cast = {variable: values[dice.roll(len(values))] for variable, values in VALUES.items()}
+        if all(cast[a] != cast[b] for a, b in UNLIKE):
+            return {name: slot.texts[cast[slot.variable]] for name, slot in SLOTS.items()}
+
+
+def _tell(dice: _Dice) -> str:
+    texts, sentences = _cast(dice), []
+    for step in tuple(PLOTS.values())[dice.roll(len(PLOTS))]:
+        if step.optional and dice.roll(OPTIONAL_ODDS):
+            continue
+        for template in step.ways[dice.roll(len(step.ways))]:
+            variants = VARIANTS[template]
+            sentences.append(variants[dice.roll(len(variants))].format_map(texts))
+    return " ".join(sentences)
+
+
+def generate(count: int, seed: int = 1) -> Iterator[str]:
+    """`count` stories, one paragraph each. Story i depends on `seed` and i only, not on `count`."""
+    if count < 0:
+        raise ValueError(f"cannot tell {count} stories; give a count of at least 0")
+    seeds = _Dice(seed)
+    for _ in range(count):
+        yield _tell(_Dice(seeds.roll(1 << 32) << 32 | seeds.roll(1 << 32)))
+
+
+# ---- reading ----
+
+
+def split_sentences(text: str) -> tuple[list[str], str]:
+    """The sentences of a text, and what is left at its end without an end mark ("" if nothing).
+
+    A sentence ends at . ! or ?, and a closing quote, if a capital or a quote follows.
+    """
+    text = " ".join(text.split())
+    parts = re.split(r'(?:(?<=[.!?])|(?<=[.!?]")) (?=[A-Z"])', text) if text else []
+    cut = bool(parts) and not re.search(r'[.!?]"?$', parts[-1])
+    return (parts[:-1], parts[-1]) if cut else (parts, "")
+
+
+@functools.cache
+def _told_by(slot: str) -> dict[str, frozenset[str]]:
+    """Text -> the values which the slot tells by it."""
+    texts = SLOTS[slot].texts
+    return {text: frozenset(v for v in texts if texts[v] == text) for text in texts.values()}
+
+
+@functools.cache
+def _pattern(template: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """The template as a regular expression, with the slot that each of its groups holds."""
+    regex = re.sub(r"[.?]", r"\\\g<0>", template).replace("[", "(?:").replace("]", ")")
+    slots = tuple(re.findall(r"\{(\w+)\}", template))
+    return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"({'|'.join(_told_by(m[1]))})", regex)), slots
+
+
+def _join(known: Bindings, new: Iterable[tuple[str, frozenset[str]]]) -> Bindings | None:
+    """What is known after something new was read; None if they contradict each other."""
+    known = dict(known)
+    for variable, values in new:
+        known[variable] = known.get(variable, values) & values
+        if not known[variable]:
+            return None
+    for a, b in UNLIKE:
+        if a in known and len(known[a]) == 1 and known[a] == known.get(b):
+            return None
+    return known
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def readings(sentence: str) -> dict[str, Bindings]:
+    """Each template that can tell this sentence -> what it then says. Empty: the grammar rejects it."""
+    found = {}
+    for template in TEMPLATES:
+        pattern, slots = _pattern(template)
+        match = pattern.fullmatch(sentence)
+        if match:
+            read = [(slot, text) for slot, text in zip(slots, match.groups()) if text]
+            bindings = _join({}, ((SLOTS[slot].variable, _told_by(slot)[text]) for slot, text in read))
+            if bindings is not None:
+                found[template] = bindings
+    return found
+
+
+def _join_way(sentences: Sequence[str], way: Sequence[str], known: Bindings | None) -> Bindings | None:
+    """What is known after the sentences were read as this way of telling a step (or as its beginning)."""
+    for sentence, template in zip(sentences, way):
+        reading = readings(sentence).get(template)
+        if known is None or reading is None:
+            return None
+        known = _join(known, reading.items())
+    return known
+
+
+def _follows(sentences: Sequence[str], steps: Sequence[Step], known: Bindings, cut: bool) -> bool:
+    """Do the sentences tell these steps, in order, agreeing with what is known? If cut: their beginning."""
+    if not sentences and cut:
+        return True
+    if not steps:
+        return not sentences
+    if steps[0].optional and _follows(sentences, steps[1:], known, cut):
+        return True
+    for way in steps[0].ways:
+        if len(way) <= len(sentences) or cut:
+            after = _join_way(sentences, way, known)
+            if after is not None and _follows(sentences[len(way):], steps[1:], after, cut):
+                return True
+    return False
+
+
+def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
+    """Is this a whole story (if cut: the beginning of one) of some plot, with every reference coming back?"""
+    return bool(sentences) and any(_follows(sentences, steps, {}, cut) for steps in PLOTS.values())
+
+
+# ---- the exam ----
+
+
+class Exam(NamedTuple):
+    """Marks for sampled stories; but for the two counts, shares in 0..1 (0 if there was nothing to count)."""
+
+    stories: int
+    sentences: int
+    sentences_ok: float  # sentences which the grammar can tell, their own references agreeing
+    stories_ok: float  # stories which follow a plot from beginning to end, all references agreeing
+    right_character: float  # later namings of the main character, in accepted sentences, by the right name
+    copied: float  # stories which are, word for word, in the training text; NaN if that was not given
+
+    def report(self) -> str:
+        copied = f"{'unknown':>10}" if math.isnan(self.copied) else f"{self.copied:>10.1%}"
+        return "\n".join((
+            f"stories read          {self.stories:>10,}",
+            f"sentences read        {self.sentences:>10,}",
+            f"sentences accepted    {self.sentences_ok:>10.1%}",
+            f"whole stories accepted{self.stories_ok:>10.1%}",
+            f"right character       {self.right_character:>10.1%}",
+            f"copied from training  {copied}",
+        ))
+
+
+def _naming(sentences: Sequence[str]) -> tuple[int, int]:
+    """(right, all) later namings of the main character, whom the first sentence introduces.
+
+    A sentence names the main character if all its readings do; it is right if one of them agrees.
+    """
+    heroes = [[b.get("hero", frozenset()) for b in readings(s).values()] for s in sentences]
+    first = heroes[0] if heroes else []
+    named = [hero for hero in heroes[1:] if hero and all(len(values) == 1 for values in hero)]
+    return sum(any(values in first for values in hero) for hero in named), len(named)
+
+
+def _is_copy(text: str, cut: bool, training: list[str]) -> bool:
+    """Is the text in the sorted training texts? If cut: does one begin with it?"""
+    at = bisect.bisect_left(training, text)
+    found = training[at:at + 1] if text else []
+    return any(story.startswith(text) if cut else story == text for story in found)
+
+
+def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complete: bool = True) -> Exam:
+    """Read stories, for instance sampled ones, and mark them.
+
+    complete=True: every text is a whole story, and an end without an end mark is one more, wrong, sentence.
+    complete=False: a text without an end mark was cut off, by a limit on tokens; what is left of its last
+    sentence is ignored, and the sentences before it need only begin a story. Other texts are judged as whole.
+    """
+    known = None if training is None else sorted(" ".join(text.split()) for text in training)
+    stories = sentences = sentences_ok = stories_ok = right = named = copied = 0
+    for text in texts:
+        parts, rest = split_sentences(text)
+        cut = bool(rest) and not complete
+        if rest and complete:
+            parts = [*parts, rest]
+        stories, sentences = stories + 1, sentences + len(parts)
+        sentences_ok += sum(bool(readings(part)) for part in parts)
+        stories_ok += accepts(parts, cut)
+        right, named = (a + b for a, b in zip((right, named), _naming(parts)))
+        copied += known is not None and _is_copy(" ".join(text.split()), cut, known)
+
+    def share(part: int, whole: int) -> float:
+        return part / whole if whole else 0.0
+
+    return Exam(stories, sentences, share(sentences_ok, sentences), share(stories_ok, stories),
+                share(right, named), math.nan if known is None else share(copied, stories))
+
+
+def split_texts(text: str) -> list[str]:
+    """The stories of a file: separated by <|endoftext|>, or else by blank lines, or else one on each line."""
+    if END_OF_TEXT in text:
+        parts = text.split(END_OF_TEXT)
+    else:
+        parts = re.split(r"\n\s*\n", text.strip())
+        parts = parts if len(parts) > 1 else text.split("\n")
+    return [part for part in parts if part.strip()]
+
+
+# ---- the data set and the command line ----
+
+
+def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> None:
+    """Write the corpus as token shards with their tokenizer into the folder `out`; the last 1 % validates."""
+    from pyllmc import prepro  # here, since telling and checking need no other module
+
+    prepro.write_dataset(generate(stories, seed), out, tokenizer="word", val_fraction=VAL_FRACTION,
+                         source=f"pyllmc.stories, {stories} stories, seed {seed}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m pyllmc.stories", allow_abbrev=False,
+        description="Make the embedded default corpus, or examine stories by its grammar.",
+        epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (data/stories)")
+    parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
+    parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
+    parser.add_argument("--exam", metavar="FILE", help="examine the stories in FILE (- is standard input); "
+                        "copies are looked for among the N stories of seed S")
+    parser.add_argument("--cut", action="store_true", help="with --exam: a text without an end mark was cut "
+                        "off and need only begin a story")
+    return parser
+
+
+def _examine(file: str, stories: int, seed: int, complete: bool) -> str:
+    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        texts = split_texts(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
+    if not texts:
+        raise ValueError(f"{file} holds no text; give a file with one story on each line")
+    return exam(texts, generate(stories, seed), complete=complete).report()
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.exam:
+        print(_examine(args.exam, args.stories, args.seed, complete=not args.cut))
+    elif args.print:
+        print("\n\n".join(generate(args.print, args.seed)))
+    else:
+        write_dataset(args.out or "data/stories", args.stories, args.seed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if sum(map(bool, (args.exam, args.print, args.out))) > 1:
+        parser.error("--exam, --print and --out are three different jobs; give one of them")
+    if args.cut and not args.exam:
+        parser.error("--cut belongs to --exam FILE")
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` for instance, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""python -m pyllmc.train: the same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from pyllmc import _ffi
+from pyllmc.files import DataError
+from pyllmc.trainer import Options, Trainer
+
+EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
+130 interrupted (after a checkpoint)"""
+
+
+def draw(trainer: Trainer) -> None:
+    """The loss curve, where matplotlib is installed."""
+    if not trainer.out:
+        return
+    try:
+        from pyllmc import plot
+
+        print(f"loss curve: {plot.draw_run(trainer.out)}")
+    except ImportError:
+        print("loss curve: not drawn, `pip install matplotlib` first")
+
+
+def run(trainer: Trainer) -> int:
+    interrupted = False
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        trainer.stop()
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    for event in trainer:
+        if event.text:
+            print(("sample: " if event.kind == "sample" else "") + event.text, flush=True)
+    draw(trainer)
+    return 130 if interrupted else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = Options(_ffi.load())
+        if options.parse(sys.argv[1:] if arguments is None else arguments):
+            print(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}")
+            return 0
+        return run(Trainer(options))
+    except (_ffi.LlmcError, DataError) as error:
+        print(f"pyllmc.train: {error}", file=sys.stderr)
+        return _ffi.exit_code(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The training loop: the C engine's step machine, pulled event by event."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyllmc import _ffi
+from pyllmc.model import Model
+
+DEFAULT_DATA = Path("data/stories")
+KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What just happened.
+
+    kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" where asked.
+    step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: of this step; val_loss: the last.
+    text: the line that the command line prints, or the sample; may be empty.
+    """
+
+    kind: str
+    step: int
+    tokens: int
+    loss: float
+    val_loss: float
+    lr: float
+    norm: float
+    ms: float
+    tok_s: float
+    eta_s: float
+    text: str
+
+
+class Options:
+    """The options of csrc/options.def, by name."""
+
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+        self.handle = _ffi.ffi().gc(lib.llmc_options_new(), lib.llmc_options_free)
+
+    def set(self, name: str, value: Any) -> None:
+        text = str(int(value)) if isinstance(value, bool) else os.fspath(value) if _is_path(value) else str(value)
+        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
+
+    def get(self, name: str) -> str:
+        value = _ffi.ffi().new("char[1024]")
+        _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, name.encode(), value, 1024))
+        return _ffi.text(value)
+
+    def parse(self, arguments: Sequence[str]) -> bool:
+        """Reads a command line; True if it asks for help."""
+        texts = [_ffi.ffi().new("char[]", argument.encode()) for argument in arguments]
+        argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
+        return _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv)) == 1
+
+    def help(self) -> str:
+        text = _ffi.ffi().new("char[]", 1 << 16)
+        _ffi.check(self._lib, self._lib.llmc_options_help(text, 1 << 16))
+        return _ffi.text(text)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike)
+
+
+def make_default_data(options: Options) -> None:
+    """Without --data and --resume: the stories, made once."""
+    if options.get("data") or options.get("resume") or (DEFAULT_DATA / "meta.json").exists():
+        return
+    from pyllmc import stories
+
+    print(f"making {DEFAULT_DATA}", file=sys.stderr)
+    stories.write_dataset(DEFAULT_DATA)
+
+
+class Trainer:
+    """Training, one event at a time.
+
+    >>> for event in pyllmc.Trainer(data="data/stories", max_steps=100):
+    ...     print(event.text)
+
+    Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event
+    when a step's gradients are complete, before they are clipped and applied: change `trainer.model.grads` then.
+    Raises InvalidArgument for an option or shape that cannot be, BadFile, OutOfMemory, SystemFailure, NotFinite.
+    """
+
+    def __init__(
+        self, options: Options | None = None, *, device: str = "cpu", yield_gradients: bool = False, **named: Any
+    ) -> None:
+        self._lib = _ffi.load(device)
+        self.options = options or Options(self._lib)
+        if options is None:
+            self.options.set("out", "")  # a library call writes nothing unless told where
+        for name, value in named.items():
+            self.options.set(name, value)
+        make_default_data(self.options)
+        out = _ffi.ffi().new("llmc_trainer **")
+        _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
+        self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)
+        _ffi.check(self._lib, self._lib.llmc_trainer_yield_gradients(self._handle, int(yield_gradients)))
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        event = _ffi.ffi().new("llmc_event *")
+        if _ffi.check(self._lib, self._lib.llmc_trainer_next(self._handle, event)) == self._lib.LLMC_DONE:
+            raise StopIteration
+        fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(Event) if f.name not in ("kind", "text")}
+        return Event(kind=KINDS[event.kind], text=_ffi.text(event.text), **fields)
+
+    def stop(self) -> None:
+        """End after the step under way, with a checkpoint; safe in a signal handler."""
+        self._lib.llmc_trainer_stop(self._handle)
+
+    @property
+    def model(self) -> Model:
+        """The model in training; its views change as it trains."""
+        pointer = self._lib.llmc_trainer_model(self._handle)
+        if pointer == _ffi.ffi().NULL:
+            raise _ffi.InvalidArgument("the model is made after the plan: take the first event before you ask for it")
+        return Model._borrow(self._lib, pointer, self._handle)
+
+    @property
+    def out(self) -> str:
+        """The run folder; empty if nothing is written."""
+        return _ffi.text(self._lib.llmc_trainer_out(self._handle))

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""GPT-2 in one file of PyTorch: the model, its weights in and out, and a trainer.
+
+It is what the C engine is measured against: the same tensors (csrc/tensors.def), the same options (csrc/options.def),
+the same batches in the same order, the same line for every step. Start at GPT.forward; the rest can wait.
+
+    python train_gpt2.py --data=data/stories --model=demo                # train beside ./train_gpt2
+    python train_gpt2.py --model=gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights as llm.c's model file
+
+Sizes: B batch, T time, C channels, NH heads, hs = C/NH, V vocabulary, Vp = V padded to a multiple of 128, L layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from pyllmc import layout, options
+from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
+from pyllmc.files import atomic_path, need
+from pyllmc.layout import GPTConfig
+
+Tensors = dict[str, torch.Tensor]
+
+# ---------------------------------------------------------------------------------------------------------
+# the model
+
+
+class CausalSelfAttention(nn.Module):
+    """Every position looks back, at the last `window` positions where that is not 0."""
+
+    def __init__(self, config: GPTConfig, window: int) -> None:
+        super().__init__()
+        self.n_head, self.window = config.n_head, window
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x)  # (B, T, 3C)
+        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, dim=2))  # (B, NH, T, hs)
+        if 0 < self.window < T:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(T, self.window, x.device))
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, NH, T, hs) -> heads side by side
+        return self.c_proj(y)
+
+
+def visible(T: int, window: int, device: Any = None) -> torch.Tensor:
+    """(T, T) bool: query i sees the keys j <= i, and j > i - window where window > 0."""
+    back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)  # i - j
+    return (back >= 0) & (back < (window or T))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config, config.window_of(layer))
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2. Its parameters have the names, shapes and order of csrc/tensors.def, which also tells how they begin."""
+
+    def __init__(self, config: GPTConfig, seed: Optional[int] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.max_seq_len, config.n_embd),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd),
+            }
+        )
+        if seed is not None:
+            self.init_weights(seed)
+
+    def forward(
+        self, idx: torch.Tensor, targets: Optional[torch.Tensor] = None, weights: Optional[torch.Tensor] = None
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """Logits (B, T, V), and the mean loss if there are targets; idx, targets (B, T), -1 is ignored."""
+        _, T = idx.shape
+        h = self.transformer
+        x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
+        for block in h["h"]:  # type: ignore[union-attr]
+            x = block(x)
+        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # type: ignore[arg-type]  # the head is the embedding, tied
+        return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """One draw per tensor and layer, in the table's order: what llmc_model_init() draws, number for number."""
+        rng = torch.Generator().manual_seed(seed)
+        std = {"NORMAL": 0.02, "RESIDUAL": 0.02 / math.sqrt(2 * self.config.n_layer)}
+        for row, p in self.rows():
+            if row.init in std:
+                p.copy_(torch.empty(p.shape).normal_(0, std[row.init], generator=rng))
+            else:
+                p.fill_(1 if row.init == "ONE" else 0)
+
+    def rows(self) -> Iterator[tuple[layout.Row, nn.Parameter]]:
+        """(row of the table, parameter), layer after layer inside each tensor: the order of files."""
+        named = dict(self.named_parameters())
+        for row, layer in layout.parameters(self.config):
+            yield row, named[row.torch_name_of(layer)]
+
+    def optimizer(
+        self, lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1
+    ) -> torch.optim.AdamW:
+        """AdamW that decays what the table says."""
+        groups = [
+            {"params": [p for row, p in self.rows() if row.decay == decay], "weight_decay": weight_decay * decay}
+            for decay in (True, False)
+        ]
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each token, (B, T); 0 where the target is -1."""
+    B, T, V = logits.shape
+    flat = F.cross_entropy(logits.view(B * T, V), targets.reshape(B * T), ignore_index=-1, reduction="none")
+    return flat.view(B, T)
+
+
+def mean_loss(losses: torch.Tensor, targets: torch.Tensor, weights: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """sum(w l) / sum(w) over the targets that are not -1; 0 if there are none."""
+    w = (targets != -1).to(losses.dtype)
+    if weights is not None:
+        w = w * weights.to(losses.dtype)
+    total = w.sum()
+    return (w * losses).sum() / torch.where(total > 0, total, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# llm.c's files: model (.bin version 1, 3, 5) and debug state
+
+MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
+FP32_UNPADDED, FP32, BF16 = 1, 3, 5  # versions of the model file
+
+
+def as_bytes(x: Any, rows: int = 0, bf16: bool = False) -> bytes:
+    """A tensor's elements, little-endian; zero rows are added up to `rows`."""
+    x = x.detach().cpu().float()
+    if rows and rows > len(x):
+        x = torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
+    if bf16:
+        return x.to(torch.bfloat16).view(torch.int16).numpy().astype("<i2").tobytes()
+    return x.numpy().astype("<f4").tobytes()
+
+
+def write_model(model: GPT, path: str, version: int = FP32) -> None:
+    """llm.c's model file: version 3 (fp32) or 5 (bf16). Any V; a banded model is refused: the format cannot say so."""
+    c = model.config
+    if version not in (FP32, BF16):
+        raise ValueError(f"version {version} of the model file is not written: 3 is fp32, 5 is bf16")
+    if c.window:
+        raise ValueError("llm.c's model file has no place for a window: save a banded model with pyllmc.Model.save")
+    sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(pack_header(MODEL_MAGIC, version, *sizes))
+        for row, p in model.rows():
+            file.write(as_bytes(p, row.shape[0], version == BF16))
+
+
+def read_model(path: str) -> GPT:
+    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises ValueError with the reason."""
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+        if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != MODEL_MAGIC:
+            raise ValueError(f"{path} is not a model file: it does not begin with {MODEL_MAGIC}")
+        version, maxT, V, L, NH, C = struct.unpack_from("<6i", head, 4)
+        if version not in (FP32_UNPADDED, FP32, BF16):
+            raise ValueError(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
+        model = GPT(GPTConfig(V, maxT, L, NH, C))
+        dtype = np.dtype("<i2" if version == BF16 else "<f4")
+        for row, p in model.rows():
+            shape = (p.shape if version == FP32_UNPADDED else row.shape)
+            data = file.read(math.prod(shape) * dtype.itemsize)
+            if len(data) < math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{path} is truncated in {row.name}: copy or export it again")
+            x = torch.from_numpy(np.frombuffer(data, dtype).copy()).view(shape)
+            p.data.copy_((x.view(torch.bfloat16) if version == BF16 else x)[: len(p)])
+    return model
+
+
+def write_state(model: GPT, path: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    """llm.c's debug state, version 2: a batch with its logits, loss and gradients, for parity tests elsewhere."""
+    model.zero_grad()
+    logits, loss = model(x, y)
+    loss.backward()
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(pack_header(STATE_MAGIC, 2, *x.shape))
+        for ids in (x, y):
+            file.write(ids.cpu().numpy().astype("<i4").tobytes())
+        for values in (logits, loss):
+            file.write(as_bytes(values))
+        for row, p in model.rows():
+            file.write(as_bytes(p.grad, row.shape[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# OpenAI's weights, as Hugging Face keeps them
+
+HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out): transposed to nn.Linear's (out, in)
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, in older files
+
+
+def from_hub(name: str) -> GPT:
+    """One of HUB_MODELS, downloaded once by huggingface_hub."""
+    hub = need("huggingface_hub", f"--model={name} (or give the path of a folder)")
+    return from_folder(hub.snapshot_download(f"openai-community/{name}", allow_patterns=["config.json", "*.safetensors"]))
+
+
+def from_folder(folder: str) -> GPT:
+    """A GPT-2 saved by transformers, old or new: config.json with *.safetensors or pytorch_model*.bin."""
+    root = Path(folder)
+    if not (root / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json: a folder saved by transformers is needed")
+    model = GPT(hf_config(json.loads((root / "config.json").read_text(encoding="utf-8"))))
+    files = sorted(root.glob("*.safetensors")) or sorted(root.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
+    state: Tensors = {}
+    for file in files:
+        state.update(read_tensors(file))
+    load_hf_state(model, state)
+    return model
+
+
+def read_tensors(file: Path) -> Tensors:
+    if file.suffix == ".bin":
+        return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    return need("safetensors.torch", f"reading {file.name}", "safetensors").load_file(file)  # type: ignore[no-any-return]
+
+
+def hf_config(config: dict[str, Any]) -> GPTConfig:
+    """A GPT2Config; refuses what this model would compute otherwise."""
+    fixed = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None}
+    fixed.update(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True)
+    for key, value in fixed.items():
+        found = config.get(key, value)
+        if found != value and not (key == "n_inner" and found == 4 * config["n_embd"]):
+            raise ValueError(f"config.json: {key}={found!r}, but GPT-2 has {value!r}: another kind of model")
+    try:
+        maxT = config.get("n_positions") or config["n_ctx"]
+        return GPTConfig(config["vocab_size"], maxT, config["n_layer"], config["n_head"], config["n_embd"])
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}: it is not a GPT-2's") from None
+
+
+def load_hf_state(model: GPT, state: Tensors) -> None:
+    """Takes a state dict of GPT2LMHeadModel or GPT2Model by name: with or without "transformer.", tied head or none."""
+    named = dict(model.named_parameters())
+    found = {}
+    for name, x in state.items():
+        if not name.endswith(BUFFERS):
+            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+            found[name] = x.t() if name.endswith(CONV1D) else x
+    head = found.pop("lm_head.weight", None)
+    wrong = sorted(set(found) ^ set(named)) or [n for n, p in named.items() if p.shape != found[n].shape]
+    if wrong:
+        raise ValueError(f"this is not the GPT-2 of its config.json: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    if head is not None and not torch.equal(head, found["transformer.wte.weight"]):
+        raise ValueError("lm_head.weight is not the embedding: GPT-2 ties them, an untied head would be lost")
+    for name, p in named.items():
+        p.data.copy_(found[name])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# training
+
+
+def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
+    """What --model names: OpenAI's weights, a folder, a model file, or fresh weights of a size."""
+    if o.model in HUB_MODELS:
+        return from_hub(o.model)
+    if os.path.isdir(o.model):
+        return from_folder(o.model)
+    if os.path.exists(o.model):
+        return read_model(o.model)
+    c = layout.config_of(o.model, o.vocab_size or V)
+    c = GPTConfig(c.vocab_size, o.max_seq_len or c.max_seq_len, o.n_layer or c.n_layer, o.n_head or c.n_head,
+                  o.n_embd or c.n_embd, o.window)  # fmt: skip
+    return GPT(c, o.seed)
+
+
+def learning_rate(step: int, o: argparse.Namespace) -> float:
+    """Linear warm-up to lr, then on to lr * final_lr_frac at max_steps: csrc/schedule.c, line for line."""
+    if step < o.warmup_steps:
+        return o.lr * (step + 1) / o.warmup_steps
+    start = o.warmup_steps
+    if o.schedule == "wsd":
+        start = max(start, o.max_steps * (1 - o.decay_frac))
+    x = min(max((step - start) / max(1, o.max_steps - start), 0), 1)
+    done = {"constant": 0, "linear": x, "wsd": x, "cosine": 0.5 * (1 - math.cos(math.pi * x))}
+    if o.schedule not in done:
+        raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(done)}")
+    return o.lr + (o.lr * o.final_lr_frac - o.lr) * done[o.schedule]
+
+
