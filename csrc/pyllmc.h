@@ -77,6 +77,7 @@ int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
 int llmc_model_zero_grad(llmc_model *model);
+int llmc_model_reset_moments(llmc_model *model); /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
 /* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
 int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);

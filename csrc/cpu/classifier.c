@@ -13,7 +13,7 @@ static float block_max(const float *x, int n) {
     vf max = vf_set(-FLT_MAX);
     int i = 0;
     for (; i + VL <= n; i += VL) max = vf_max(max, vf_load(x + i));
-    if (i < n) max = vf_max(max, vf_pick(vi_lanes() < n - i, vf_load_n(x + i, n - i), max));
+    if (i < n) max = vf_max(max, vf_pick(vi_lanes(0) < n - i, vf_load_n(x + i, n - i), max));
     return vf_max_of(max);
 }
 

@@ -37,9 +37,9 @@ static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would l
 static inline vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-static inline vi vi_lanes(void) { /* 0, 1, 2, ... */
+static inline vi vi_lanes(int first) { /* first, first + 1, ... */
     vi v;
-    for (int i = 0; i < VL; i++) v[i] = i;
+    for (int i = 0; i < VL; i++) v[i] = first + i;
     return v;
 }
 
@@ -50,7 +50,7 @@ static inline vf vf_load_n(const float *p, int n) {
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #elif defined(__AVX2__)
-    return _mm256_maskload_ps(p, (__m256i)(vi_lanes() < n));
+    return _mm256_maskload_ps(p, (__m256i)(vi_lanes(0) < n));
 #else
     vf v = {0};
     for (int i = 0; i < n; i++) v[i] = p[i];
@@ -65,7 +65,7 @@ static inline void vf_store_n(float *p, vf v, int n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #elif defined(__AVX2__)
-    _mm256_maskstore_ps(p, (__m256i)(vi_lanes() < n), v);
+    _mm256_maskstore_ps(p, (__m256i)(vi_lanes(0) < n), v);
 #else
     for (int i = 0; i < n; i++) p[i] = v[i];
 #endif
@@ -73,7 +73,7 @@ static inline void vf_store_n(float *p, vf v, int n) {
 
 static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 /* the first n lanes of v, 0 in the others */
-static inline vf vf_keep_n(vf v, int n) { return n == VL ? v : (vf)((vi_lanes() < n) & (vi)v); }
+static inline vf vf_keep_n(vf v, int n) { return n == VL ? v : (vf)((vi_lanes(0) < n) & (vi)v); }
 
 /* a > b ? a : b and a < b ? a : b, as x86 has them: where either is NaN, the second */
 static inline vf vf_max(vf a, vf b) {
@@ -138,47 +138,34 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
-/* e^x to 1 ulp or so: x = n ln2 + f, a polynomial for e^f (Cephes), n into the exponent. 0 below -87.3 (the numbers
- * there are denormal, and slow), inf above 88.7, NaN stays NaN. */
+/* e^f and n, where x = n ln2 + f and |f| <= ln2 / 2: a polynomial (Cephes). The low bits of z are n. */
+static inline vf vf_exp_fraction(vf x, vf *z) {
+    const vf shift = vf_set(12582912.f); /* 1.5 * 2^23: adding it rounds to a whole number */
+    *z = x * 1.44269504f + shift;
+    const vf n = *z - shift, f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    return p * (f * f) + f + 1.f;
+}
+
+/* e^x to 1 ulp or so. 0 below -87.3 (the numbers there are denormal, and slow), inf above 88.7, NaN stays NaN. */
 static inline vf vf_exp(vf x) {
-    const vf low = vf_set(-87.33654f), high = vf_set(89), shift = vf_set(12582912.f); /* 1.5 * 2^23 rounds */
-    const vf y = vf_min(high, vf_max(low, x)); /* e^89 overflows below, as it should */
-    const vf z = y * 1.44269504f + shift, n = z - shift;
-    const vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
-    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * (f * f) + f + 1.f;
-    const vi e = (vi)z - (vi)shift, half = e >> 1; /* 2^n in two factors: n = 128 has no float of its own */
-    const vf result = p * (vf)((half + 127) << 23) * (vf)((e - half + 127) << 23);
-    return vf_pick(x < low, vf_set(0), result);
+    const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
+    vf z, p = vf_exp_fraction(vf_min(high, vf_max(low, x)), &z);
+    const vi n = (vi)z - (vi)vf_set(12582912.f), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
+    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+    return vf_pick(x < low, vf_set(0), p);
 }
 
-/* e^x as above where x <= 0, in fewer operations: what softmax takes of a score less the largest. 0 below -87.3. */
+/* e^x where x <= 0, in fewer operations: what softmax takes of a score less the largest */
 static inline vf vf_exp_nonpositive(vf x) {
-    const vf low = vf_set(-87.33654f), shift = vf_set(12582912.f), y = vf_max(low, x);
-    const vf z = y * 1.44269504f + shift, n = z - shift;
-    const vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
-    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * (f * f) + f + 1.f;
-    p = p * (vf)(((vi)z << 23) + (127 << 23)); /* the low bits of z are n */
+    const vf low = vf_set(-87.33654f);
+    vf z, p = vf_exp_fraction(vf_max(low, x), &z);
+    p = p * (vf)(((vi)z << 23) + (127 << 23));
     return (vf)((vi)p & ~(x < low));
-}
-
-/* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x (1 + x^2 times a polynomial) (Cephes) */
-static inline vf vf_tanh(vf x) {
-    const vf t = 1 - 2 / (vf_exp(2 * x) + 1), xx = x * x;
-    vf p = xx * -5.70498872745e-3f + 2.06390887954e-2f;
-    p = p * xx - 5.37397155531e-2f;
-    p = p * xx + 1.33314422036e-1f;
-    p = p * xx - 3.33332819422e-1f;
-    return vf_pick(xx < 0.390625f, x * (1 + xx * p), t);
 }
 
 /* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
@@ -204,8 +191,6 @@ static inline vf vf_tanh(vf x) {
             rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
             rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
         }
-#define LANE_NUMBER(l, s) ((l) + (s))
-static inline vi vi_lanes(int first) { return (vi){EACH_LANE(LANE_NUMBER, 0)} + first; } /* first, first + 1, ... */
 static inline void vf_transpose(vf rows[VL]) {
     VF_EXCHANGE(1)
     VF_EXCHANGE(2)
