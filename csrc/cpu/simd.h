@@ -37,12 +37,26 @@ static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would l
 static inline vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
+#if VL == 16
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
+                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
+#elif VL == 8
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
+#else
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s)
+#endif
+#define LANE_NUMBER(l, s) ((l) + (s))
+static inline vi vi_lanes(int first) { return (vi){EACH_LANE(LANE_NUMBER, 0)} + first; } /* first, first + 1, ... */
+
 /* the first n lanes (0 < n <= VL); the others read as 0 and are not written */
 static inline vf vf_load_n(const float *p, int n) {
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    return _mm256_maskload_ps(p, (__m256i)(vi_lanes(0) < n));
 #else
     vf v = {0};
+    if (n == VL) return vf_load(p);
     memcpy(&v, p, (size_t)n * sizeof *p);
     return v;
 #endif
@@ -50,8 +64,12 @@ static inline vf vf_load_n(const float *p, int n) {
 static inline void vf_store_n(float *p, vf v, int n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#elif defined(__AVX2__)
+    if (n == VL) vf_store(p, v); /* a masked store is slow on some CPUs */
+    else _mm256_maskstore_ps(p, (__m256i)(vi_lanes(0) < n), v);
 #else
-    memcpy(p, &v, (size_t)n * sizeof *p);
+    if (n == VL) vf_store(p, v);
+    else memcpy(p, &v, (size_t)n * sizeof *p);
 #endif
 }
 
@@ -142,14 +160,6 @@ static inline vf vf_tanh(vf x) {
 }
 
 /* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
-#if VL == 16
-#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
-                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
-#elif VL == 8
-#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
-#else
-#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s)
-#endif
 #define LANE_UPPER(l, s) ((l) & (s) ? VL + (l) - (s) : (l))
 #define LANE_LOWER(l, s) ((l) & (s) ? VL + (l) : (l) + (s))
 #if defined(__clang__) || __GNUC__ >= 12
@@ -164,8 +174,6 @@ static inline vf vf_tanh(vf x) {
             rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
             rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
         }
-#define LANE_NUMBER(l, s) ((l) + (s))
-static inline vi vi_lanes(int first) { return (vi){EACH_LANE(LANE_NUMBER, 0)} + first; } /* first, first + 1, ... */
 static inline void vf_transpose(vf rows[VL]) {
     VF_EXCHANGE(1)
     VF_EXCHANGE(2)
