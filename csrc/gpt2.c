@@ -246,6 +246,15 @@ int llmc_model_zero_grad(llmc_model *m) {
     return m->k->sync(&m->ctx);
 }
 
+int llmc_model_reset_moments(llmc_model *m) {
+    const int64_t bytes = m->layout.num_params * (int64_t)sizeof(float);
+    TRY(need_training(m));
+    m->step = 0;
+    m->k->fill(&m->ctx, m->m, 0, bytes);
+    m->k->fill(&m->ctx, m->v, 0, bytes);
+    return m->k->sync(&m->ctx);
+}
+
 int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
     TRY(need_training(m));

@@ -24,20 +24,24 @@ static int row_is_bad(llmc_model *m, const Layout *used, int i, int l, floatX *p
     return t->type == LLMC_F && has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
 }
 
+static int describe(char *name, size_t size, const char *what, const llmc_tensor *t, int l) {
+    if (t->layers) return snprintf(name, size, "%s h.%d.%s", what, l, t->name);
+    return snprintf(name, size, "%s %s", what, t->name);
+}
+
 static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, size_t size) {
     const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
             if (row_is_bad(m, used, i, l, piece))
-                return snprintf(name, size, m->layout.table[i].layers ? "weights h.%d.%s" : "weights %2$s", l,
-                                m->layout.table[i].name);
+                return describe(name, size, "weights", &m->layout.table[i], l);
     for (int l = 0; l < L; l++)
         for (int i = A_residual1; i < A_residual3; i++)
             if (row_is_bad(m, used, i, l, piece))
-                return snprintf(name, size, "activation h.%d.%s", l, m->layout.table[i].name);
+                return describe(name, size, "activation", &m->layout.table[i], l);
     for (int i = 0; i < 4; i++)
         if (row_is_bad(m, used, order[i], 0, piece))
-            return snprintf(name, size, "activation %s", m->layout.table[order[i]].name);
+            return describe(name, size, "activation", &m->layout.table[order[i]], 0);
     return 0;
 }
 

@@ -77,6 +77,7 @@ int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
 int llmc_model_zero_grad(llmc_model *model);
+int llmc_model_reset_moments(llmc_model *model); /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
 /* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
 int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);
@@ -86,6 +87,88 @@ int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int 
 /* The first tensor, in the order of computation, that holds a NaN or infinity: its name, or "" if all are finite. */
 int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);
 int llmc_model_shape(const llmc_model *model, int *b, int *t); /* of the last forward pass; 0, 0 before the first */
+
+/* ---- random numbers (rng.c) ---- */
+typedef struct llmc_rng { /* torch.Generator on the CPU: MT19937, and the second half of the last pair of normals */
+    uint32_t words[624];
+    int next;
+    int has_normal;
+    double normal;
+} llmc_rng;
+void llmc_rng_seed(llmc_rng *rng, int64_t seed); /* as manual_seed: the low 32 bits count */
+uint32_t llmc_rng_uint32(llmc_rng *rng);
+/* x[n] as torch.empty(n).normal_(mean, std, generator=...) fills it, to the last bits of log, sin and cos. */
+void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std);
+
+/* ---- token files (dataloader.c) ---- */
+typedef struct llmc_loader llmc_loader;
+/* Token files made of windows of T+1 tokens at stride T. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as
+ * bytes. Window number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r
+ * of `world` takes p = position + r*B .. + B-1, then the position moves by world*B. V: an id >= V is an error; 0: any. */
+int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
+                     int rank, int world, int V);
+void llmc_loader_free(llmc_loader *loader);
+int llmc_loader_next(llmc_loader *loader, int *inputs, int *targets); /* (B,T) each */
+int64_t llmc_loader_position(const llmc_loader *loader); /* all the state there is: windows taken by all ranks */
+int llmc_loader_set_position(llmc_loader *loader, int64_t position);
+int64_t llmc_loader_windows(const llmc_loader *loader); /* N, of one epoch */
+int64_t llmc_loader_tokens(const llmc_loader *loader);
+int llmc_loader_num_shards(const llmc_loader *loader);
+/* Where i in [0, N) goes in the permutation of an epoch: a keyed Feistel network, walked until it falls below N;
+ * negative if i is not in it. */
+int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch);
+
+/* ---- sampling (sampler.c, generate.c) ---- */
+typedef struct llmc_sampling {
+    float temperature; /* 0: always the likeliest */
+    int top_k;         /* only the k likeliest; 0: all */
+    float top_p;       /* of these, the fewest likeliest that hold this share of the probability; 0 or 1: all */
+    int64_t seed;
+} llmc_sampling;
+/* An id for logits[V] and a coin in [0, 1): the first, in the order of ids, at which the sum of the probabilities kept
+ * exceeds it. Ties go to the lower id. -inf is allowed; NaN and +inf are errors. */
+int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coin);
+double llmc_coin(uint64_t *state); /* the next in [0, 1) of a SplitMix64; any state will do as a seed */
+/* Up to max_new ids which follow prompt[n], n >= 1, and how many; an `eot` among them is the last (-1: none is). Of a text
+ * longer than T the last tokens count: T of a prompt; and whenever T are held, the last T/2 go on as a new context. */
+int llmc_model_generate(llmc_model *model, const int *prompt, int n, int max_new, const llmc_sampling *how, int *out,
+                        int eot);
+
+/* ---- checkpoints (checkpoint.c, modelfile.c) ---- */
+/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
+ * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
+ * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
+ * The old file stays until the new one is whole and on the disk. Refuses what is not finite. */
+int llmc_checkpoint_save(llmc_model *model, const char *path, const char *options, const char *state,
+                         const void *tokenizer, int64_t tokenizer_size, int with_moments);
+/* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
+int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
+/* llm.c's versions 1, 3 and 5 and our own; the file is checked whole before anything changes. Training models also take
+ * m, v and step, or start them at 0 where the file has none. */
+int llmc_model_load(llmc_model *model, const char *path);
+int llmc_model_read_config(const char *path, llmc_config *config);
+int llmc_model_reset_optimizer(llmc_model *model); /* m, v and step to 0, as weights of another run want it */
+
+/* ---- tokenizer (tokenizer.c) ---- */
+typedef struct llmc_tokenizer llmc_tokenizer;
+int llmc_tokenizer_open(llmc_tokenizer **tokenizer, const char *path);
+/* From the bytes of a tokenizer.bin; `name` is what errors call it. */
+int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t size, const char *name);
+void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
+int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
+int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer);  /* the id that ends a document, or -1 */
+const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer, int64_t *size); /* the file, to travel in a checkpoint */
+/* The text of ids and its length, of which at most `size` bytes are written. */
+int llmc_tokenizer_decode(const llmc_tokenizer *tokenizer, const int *ids, int n, char *out, int64_t size);
+/* The ids of a text and how many, of which at most `size` are written; never EOT. Greedy longest match. */
+int llmc_tokenizer_encode(const llmc_tokenizer *tokenizer, const char *text, int64_t bytes, int *out, int64_t size);
+
+/* ---- learning rate (schedule.c) ---- */
+/* Of a step counted from 0: lr (step+1)/warmup during the warm-up, then by kind from lr to final = lr final_frac over
+ * x = (step-warmup) / (max_steps-warmup): linear; cosine; wsd (lr until the last decay_frac of max_steps, then linear);
+ * constant (lr). */
+int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
+                     double final_frac, double decay_frac);
 
 /* ---- options (options.c): the list is options.def ---- */
 typedef struct llmc_options llmc_options;

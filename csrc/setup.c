@@ -164,6 +164,6 @@ int setup_model(llmc_trainer *t) {
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
     else TRY(llmc_model_init(t->model, t->options.seed));
     if (t->resumed) TRY(restore_state(t));
-    else t->model->step = 0; /* weights of another run: its moments are not ours */
+    else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
     return run_open(&t->run, &t->options, t->resumed, t->step);
 }

@@ -100,3 +100,8 @@ def check(lib: Any, status: int) -> int:
     if status < 0:
         raise ERRORS.get(status, LlmcError)(message(lib))
     return status
+
+
+def exit_code(error: Exception) -> int:
+    """What a command exits with: 1 - status, as ./train_gpt2 does; 2 for what is no error of the engine."""
+    return next((1 - status for status, kind in ERRORS.items() if isinstance(error, kind)), 2)

@@ -27,7 +27,7 @@ from pyllmc import storyplots
 
 DEFAULT = 16_000  # stories: about 9 MB
 OPTIONAL_ODDS = 3  # an optional step is told once in so many times
-VAL_FRACTION = 0.01  # of the stories, the last ones
+VAL_FRACTION = 0.01  # of the stories, every hundredth
 END_OF_TEXT = "<|endoftext|>"
 
 Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have

@@ -7,15 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from pyllmc import _ffi
+from pyllmc.files import DataError
 from pyllmc.trainer import Options, Trainer
 
 EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
 130 interrupted (after a checkpoint)"""
-
-
-def exit_code(error: _ffi.LlmcError) -> int:
-    """1 - status, as ./train_gpt2 exits."""
-    return next((1 - status for status, kind in _ffi.ERRORS.items() if isinstance(error, kind)), 1)
 
 
 def draw(trainer: Trainer) -> None:
@@ -55,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}")
             return 0
         return run(Trainer(options))
-    except _ffi.LlmcError as error:
+    except (_ffi.LlmcError, DataError) as error:
         print(f"pyllmc.train: {error}", file=sys.stderr)
-        return exit_code(error)
+        return _ffi.exit_code(error)
 
 
 if __name__ == "__main__":

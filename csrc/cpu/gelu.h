@@ -4,20 +4,18 @@
 #define GELU_H
 #include "simd.h"
 
-/* u is cut off at +-12, where tanh is 1 in float: x^3 overflows beyond, and inf * 0 is NaN */
-static inline vf gelu_tanh(vf x) {
-    const vf u = 0.79788456f * x * (1 + 0.044715f * (x * x));
-    return vf_tanh(vf_pick(u > 12.f, vf_set(12), vf_pick(u < -12.f, vf_set(-12), u)));
-}
+/* With s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) nothing cancels: gelu(x) = x s, also far below 0. Where x^3 overflows, e^-2u
+ * is 0 or inf, as it should be. */
+static inline vf gelu_exp(vf x) { return vf_exp(-1.5957691f * x * (1 + 0.044715f * (x * x))); }
+
 static inline vf gelu(vf x) {
-    const vf y = 0.5f * x * (1 + gelu_tanh(x));
-    return vf_pick(x < -10.f, vf_set(0), y); /* -inf * 0 would be NaN */
+    return vf_pick(x < -10.f, vf_set(0), x / (1 + gelu_exp(x))); /* -inf / inf would be NaN */
 }
 
-/* d gelu / dx = (1 + t)/2 + x/2 (1 - t^2) sqrt(2/pi) (1 + 3*0.044715 x^2), t = tanh(u) */
+/* d gelu / dx = s + x s' = s + x s (1 - s) 2 u', where 1 - s = e^-2u s and u' = sqrt(2/pi) (1 + 3*0.044715 x^2) */
 static inline vf gelu_slope(vf x) {
-    const vf t = gelu_tanh(x);
-    const vf y = 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 0.134145f * (x * x));
+    const vf e = gelu_exp(x), s = 1 / (1 + e);
+    const vf y = s + x * (e * s) * s * 1.5957691f * (1 + 0.134145f * (x * x));
     return vf_pick(x < -10.f, vf_set(0), vf_pick(x > 10.f, vf_set(1), y));
 }
 #endif

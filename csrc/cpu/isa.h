@@ -24,5 +24,6 @@
 EACH_KERNEL(ISA_DECLARE)
 int64_t K(matmul_workspace)(int threads);                                      /* bytes */
 int64_t K(attention_workspace)(int T, int C, int NH, int threads);
+int64_t K(layernorm_workspace)(int C);
 #endif
 #endif

@@ -37,42 +37,90 @@ static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would l
 static inline vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-/* the first n lanes (0 < n <= VL); the others read as 0 and are not written */
+static inline vi vi_lanes(int first) { /* first, first + 1, ... */
+    vi v;
+    for (int i = 0; i < VL; i++) v[i] = first + i;
+    return v;
+}
+
+/* the first n lanes (0 < n <= VL); the others read as 0 and are not written. n == VL costs nothing extra where the
+ * compiler sees it, so one loop body serves whole vectors and the tail. */
 static inline vf vf_load_n(const float *p, int n) {
+    if (n == VL) return vf_load(p);
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    return _mm256_maskload_ps(p, (__m256i)(vi_lanes(0) < n));
 #else
     vf v = {0};
-    memcpy(&v, p, (size_t)n * sizeof *p);
+    for (int i = 0; i < n; i++) v[i] = p[i];
     return v;
 #endif
 }
 static inline void vf_store_n(float *p, vf v, int n) {
+    if (n == VL) {
+        vf_store(p, v);
+        return;
+    }
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, (__m256i)(vi_lanes(0) < n), v);
 #else
-    memcpy(p, &v, (size_t)n * sizeof *p);
+    for (int i = 0; i < n; i++) p[i] = v[i];
 #endif
 }
 
 static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-static inline vf vf_max(vf a, vf b) { return vf_pick(a > b, a, b); }
-static inline vf vf_min(vf a, vf b) { return vf_pick(a < b, a, b); }
+/* the first n lanes of v, 0 in the others */
+static inline vf vf_keep_n(vf v, int n) { return n == VL ? v : (vf)((vi_lanes(0) < n) & (vi)v); }
 
-/* always in the same order: halves are added to halves */
+/* a > b ? a : b and a < b ? a : b, as x86 has them: where either is NaN, the second */
+static inline vf vf_max(vf a, vf b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+    return _mm_max_ps(a, b);
+#else
+    return vf_pick(a > b, a, b);
+#endif
+}
+static inline vf vf_min(vf a, vf b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+    return _mm_min_ps(a, b);
+#else
+    return vf_pick(a < b, a, b);
+#endif
+}
+
+/* always in the same order: halves are added to halves (or compared) */
 static inline float vf_sum(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
     float x[VL];
     memcpy(x, &v, sizeof v);
     for (int half = VL / 2; half; half /= 2)
         for (int i = 0; i < half; i++) x[i] += x[i + half];
     return x[0];
+#endif
 }
 static inline float vf_max_of(vf v) {
-    float x[VL], max;
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(v);
+#else
+    float x[VL];
     memcpy(x, &v, sizeof v);
-    max = x[0];
-    for (int i = 1; i < VL; i++) max = x[i] > max ? x[i] : max;
-    return max;
+    for (int half = VL / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+#endif
 }
 
 static inline vf vf_sqrt(vf v) {
@@ -90,29 +138,68 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
-/* e^x to 1 ulp or so: x = n ln2 + f, a polynomial for e^f (Cephes), n into the exponent. 0 below -87.3, inf above 88.7,
- * NaN stays NaN. */
-static inline vf vf_exp(vf x) {
-    const vf low = vf_set(-87.33654f), high = vf_set(88.72283f), shift = vf_set(12582912.f); /* 1.5 * 2^23 rounds */
-    const vf y = vf_pick(x < low, low, vf_pick(x > high, high, x));
-    const vf z = y * 1.44269504f + shift, n = z - shift;
-    const vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+/* e^f and n, where x = n ln2 + f and |f| <= ln2 / 2: a polynomial (Cephes). The low bits of z are n. */
+static inline vf vf_exp_fraction(vf x, vf *z) {
+    const vf shift = vf_set(12582912.f); /* 1.5 * 2^23: adding it rounds to a whole number */
+    *z = x * 1.44269504f + shift;
+    const vf n = *z - shift, f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
     vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    p = p * (f * f) + f + 1.f;
-    const vi e = (vi)z - (vi)shift, half = e >> 1; /* 2^n in two factors: n = 128 has no float of its own */
-    const vf result = p * (vf)((half + 127) << 23) * (vf)((e - half + 127) << 23);
-    return vf_pick(x < low, vf_set(0), vf_pick(x > high, vf_set(__builtin_inff()), result));
+    return p * (f * f) + f + 1.f;
 }
 
-/* tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, its series */
-static inline vf vf_tanh(vf x) {
-    const vf t = 1 - 2 / (vf_exp(2 * x) + 1), xx = x * x;
-    const vf series = x + x * xx * (-0.33333333f + xx * (0.13333333f + xx * (-0.05396825f + xx * 0.02186949f)));
-    return vf_pick(xx < 0.0625f, series, t);
+/* e^x to 1 ulp or so. 0 below -87.3 (the numbers there are denormal, and slow), inf above 88.7, NaN stays NaN. */
+static inline vf vf_exp(vf x) {
+    const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
+    vf z, p = vf_exp_fraction(vf_min(high, vf_max(low, x)), &z);
+    const vi n = (vi)z - (vi)vf_set(12582912.f), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
+    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+    return vf_pick(x < low, vf_set(0), p);
+}
+
+/* e^x where x <= 0, in fewer operations: what softmax takes of a score less the largest */
+static inline vf vf_exp_nonpositive(vf x) {
+    const vf low = vf_set(-87.33654f);
+    vf z, p = vf_exp_fraction(vf_max(low, x), &z);
+    p = p * (vf)(((vi)z << 23) + (127 << 23));
+    return (vf)((vi)p & ~(x < low));
+}
+
+/* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
+#if VL == 16
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
+                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
+#elif VL == 8
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
+#else
+#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s)
+#endif
+#define LANE_UPPER(l, s) ((l) & (s) ? VL + (l) - (s) : (l))
+#define LANE_LOWER(l, s) ((l) & (s) ? VL + (l) : (l) + (s))
+#if defined(__clang__) || __GNUC__ >= 12
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shufflevector(a, b, EACH_LANE(LANE, s))
+#else
+#define VF_SHUFFLE(a, b, LANE, s) __builtin_shuffle(a, b, (vi){EACH_LANE(LANE, s)})
+#endif
+#define VF_EXCHANGE(s) \
+    for (int i = 0; i < VL; i++) \
+        if (!(i & (s))) { \
+            const vf a = rows[i], b = rows[i + (s)]; \
+            rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
+            rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
+        }
+static inline void vf_transpose(vf rows[VL]) {
+    VF_EXCHANGE(1)
+    VF_EXCHANGE(2)
+#if VL >= 8
+    VF_EXCHANGE(4)
+#endif
+#if VL >= 16
+    VF_EXCHANGE(8)
+#endif
 }
 
 /* loops over C elements: for (i...) STEP lanes at a time; n is what is left, at most VL */

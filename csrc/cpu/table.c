@@ -6,12 +6,14 @@
 
 #define WEAK(name) extern __typeof__(K(name)) K(name) __attribute__((weak));
 EACH_KERNEL(WEAK) WEAK(matmul_workspace) WEAK(attention_workspace)
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int supported(void) { return SIMD_SUPPORTED; }
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
     const int64_t matmul = K(matmul_workspace) ? K(matmul_workspace)(threads) : 0;
     const int64_t attention = K(attention_workspace) ? K(attention_workspace)(T, C, NH, threads) : 0;
     (void)B, (void)Vp;
-    return matmul > attention ? matmul : attention;
+    return larger(larger(matmul, attention), K(layernorm_workspace)(C));
 }
 static int sync(Context *ctx) {
     (void)ctx; /* every kernel has finished when it returns */

@@ -10,4 +10,10 @@ static inline int threads_for(const Context *ctx, int64_t elements) {
     const int64_t useful = elements / WORTH_A_THREAD + 1;
     return useful < ctx->threads ? (int)useful : ctx->threads;
 }
+
+/* the same where the elements come in parts that are not split, such as rows */
+static inline int threads_among(const Context *ctx, int64_t parts, int64_t elements) {
+    const int threads = threads_for(ctx, elements);
+    return threads < parts ? threads : (int)parts;
+}
 #endif

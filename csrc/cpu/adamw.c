@@ -1,0 +1,98 @@
+/* What happens to gradients after the backward pass: their norm, scaling, AdamW. Each is bound by memory: one pass. */
+#include <math.h>
+#include "isa.h"
+#include "simd.h"
+#include "threads.h"
+
+enum { PIECE = 1 << 13 }; /* elements a thread takes at once; a multiple of every VL */
+
+static int64_t end_of(int64_t at, int64_t size, int64_t N) { return N - at < size ? N : at + size; }
+
+/* ---- norm ---- */
+
+typedef float half_vf __attribute__((vector_size(VL * 2)));
+typedef double vd __attribute__((vector_size(VL * 4))); /* as many doubles as fill a register */
+
+static inline vd load_wide(const float *p) {
+    half_vf v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vd);
+}
+
+/* in double: a float's square overflows beyond 1.8e19 */
+static double sum_of_squares(const float *x, int64_t n) {
+    enum { HALF = VL / 2 };
+    vd s[4] = {{0}};
+    int64_t i = 0;
+    double sum = 0;
+    for (; i + 4 * HALF <= n; i += 4 * HALF)
+        for (int j = 0; j < 4; j++) {
+            const vd v = load_wide(x + i + j * HALF);
+            s[j] += v * v;
+        }
+    for (; i < n; i++) sum += (double)x[i] * x[i];
+    const vd total = (s[0] + s[1]) + (s[2] + s[3]);
+    for (int j = 0; j < HALF; j++) sum += total[j];
+    return sum;
+}
+
+/* always in the same chunks, however many threads there are, and these are added in order */
+void K(global_norm)(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N) {
+    enum { CHUNKS = 256 };
+    double partial[CHUNKS] = {0}, sum = 0;
+    const int64_t fair = (N + CHUNKS - 1) / CHUNKS, each = fair > PIECE ? fair : PIECE;
+#pragma omp parallel for num_threads(threads_for(ctx, N))
+    for (int k = 0; k < CHUNKS; k++)
+        if (k * each < N) partial[k] = sum_of_squares(grads + k * each, end_of(k * each, each, N) - k * each);
+    for (int k = 0; k < CHUNKS; k++) sum += partial[k];
+    norm[0] = (float)sqrt(sum);
+    norm[1] = max_norm > 0 && norm[0] + 1e-6f > max_norm ? max_norm / (norm[0] + 1e-6f) : 1;
+}
+
+void K(scale)(Context *ctx, floatX *x, const float *factor, int64_t N) {
+    if (factor[0] == 1) return;
+#pragma omp parallel for num_threads(threads_for(ctx, N))
+    for (int64_t at = 0; at < N; at += PIECE)
+        for (int64_t i = at, end = end_of(at, PIECE, N); i < end; i += VL) {
+            const int n = LANES(i, end);
+            vf_store_n(x + i, vf_load_n(x + i, n) * factor[0], n);
+        }
+}
+
+/* ---- AdamW ---- */
+
+typedef struct Step { /* what is the same for every element */
+    vf grad_scale, beta1, gain1, beta2, gain2;
+    vf decay, rate, unbias, eps; /* lr decay, lr / (1 - b1^t), 1 / sqrt(1 - b2^t) */
+} Step;
+
+static Step make_step(const float *grad_scale, float lr, double beta1, double beta2, float eps, float decay,
+                      int64_t t) {
+    const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
+    return (Step){
+        .grad_scale = vf_set(grad_scale ? grad_scale[0] : 1),
+        .beta1 = vf_set((float)beta1), .gain1 = vf_set((float)(1 - beta1)),
+        .beta2 = vf_set((float)beta2), .gain2 = vf_set((float)(1 - beta2)),
+        .decay = vf_set((float)((double)lr * decay)), .rate = vf_set((float)(lr / correct1)),
+        .unbias = vf_set((float)(1 / sqrt(correct2))), .eps = vf_set(eps),
+    };
+}
+
+static inline void adamw_lanes(float *param, float *m, float *v, const float *grad, const Step *s, int n) {
+    const vf g = vf_load_n(grad, n) * s->grad_scale, p = vf_load_n(param, n);
+    const vf m1 = s->beta1 * vf_load_n(m, n) + s->gain1 * g;
+    const vf v1 = s->beta2 * vf_load_n(v, n) + s->gain2 * (g * g);
+    const vf step = s->rate * m1 / (vf_sqrt(v1) * s->unbias + s->eps);
+    vf_store_n(m, m1, n);
+    vf_store_n(v, v1, n);
+    vf_store_n(param, p - (s->decay * p + step), n);
+}
+
+void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale, float lr,
+              float beta1, float beta2, float eps, float decay, int64_t t, int64_t N) {
+    const Step step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
+#pragma omp parallel for num_threads(threads_for(ctx, N))
+    for (int64_t at = 0; at < N; at += PIECE)
+        for (int64_t i = at, end = end_of(at, PIECE, N); i < end; i += VL)
+            adamw_lanes(param + i, m + i, v + i, grad + i, &step, LANES(i, end));
+}

@@ -1,0 +1,100 @@
+/* Softmax and cross-entropy over the V real logits of each row; the row goes through in blocks that stay in the
+ * first-level cache. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+#include "isa.h"
+#include "simd.h"
+#include "threads.h"
+
+enum { BLOCK = 1024 };
+
+static float block_max(const float *x, int n) {
+    vf max = vf_set(-FLT_MAX);
+    int i = 0;
+    for (; i + VL <= n; i += VL) max = vf_max(max, vf_load(x + i));
+    if (i < n) max = vf_max(max, vf_pick(vi_lanes(0) < n - i, vf_load_n(x + i, n - i), max));
+    return vf_max_of(max);
+}
+
+/* sum of exp(x - shift); each is stored to out unless that is NULL */
+static inline float block_exp(float *out, const float *x, float shift, int n) {
+    vf sum = {0};
+    for (int i = 0; i < n; i += VL) {
+        const int lanes = LANES(i, n);
+        const vf e = vf_keep_n(vf_exp(vf_load_n(x + i, lanes) - shift), lanes);
+        if (out) vf_store_n(out + i, e, lanes);
+        sum += e;
+    }
+    return vf_sum(sum);
+}
+
+static int block_size(int at, int V) { return V - at < BLOCK ? V - at : BLOCK; }
+
+/* log sum exp in one pass: the sum is relative to the largest logit so far, and shrinks when a larger one comes
+ * (Milakov & Gimelshein 2018) */
+static double row_lse(const float *x, int V) {
+    double sum = 0;
+    float max = -FLT_MAX;
+    for (int at = 0; at < V; at += BLOCK) {
+        const int n = block_size(at, V);
+        const float here = block_max(x + at, n);
+        if (here > max) {
+            sum *= exp((double)max - here);
+            max = here;
+        }
+        sum += block_exp(NULL, x + at, max, n);
+    }
+    return max + log(sum);
+}
+
+void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets,
+                           int B, int T, int V, int Vp) {
+    const int64_t rows = (int64_t)B * T;
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * V))
+    for (int64_t bt = 0; bt < rows; bt++) {
+        const float *x = logits + bt * Vp;
+        const double l = row_lse(x, V);
+        lse[bt] = (float)l;
+        losses[bt] = targets[bt] < 0 ? 0 : (float)(l - x[targets[bt]]);
+    }
+}
+
+/* few numbers: one thread, in order */
+void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
+                  int64_t N) {
+    double sum = 0, weight = 0;
+    (void)ctx;
+    for (int64_t i = 0; i < N; i++)
+        if (targets[i] >= 0) {
+            sum += (double)weights[i] * losses[i];
+            weight += weights[i];
+        }
+    loss[0] = weight > 0 ? (float)(sum / weight) : 0;
+    loss[1] = weight > 0 ? (float)(1 / weight) : 0;
+}
+
+/* exp(x - lse) sums to 1 up to lse's rounding, which is large where the logits are; dividing by the sum removes it */
+static void row_backward(float *x, float lse, int target, double factor, int V) {
+    double sum = 0;
+    for (int at = 0; at < V; at += BLOCK) sum += block_exp(x + at, x + at, lse, block_size(at, V));
+    const float scale = (float)(factor / sum), of_target = (float)((x[target] / sum - 1) * factor);
+    for (int i = 0; i < V; i += VL) {
+        const int lanes = LANES(i, V);
+        vf_store_n(x + i, vf_load_n(x + i, lanes) * scale, lanes);
+    }
+    x[target] = of_target;
+}
+
+void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
+                            const float *weights, const float *loss, float scale, int B, int T, int V, int Vp) {
+    const int64_t rows = (int64_t)B * T;
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * V))
+    for (int64_t bt = 0; bt < rows; bt++) {
+        float *x = logits + bt * Vp;
+        const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
+        const int real = factor == 0 ? 0 : V; /* what is not zero: nothing where the target does not count */
+        if (real) row_backward(x, lse[bt], targets[bt], factor, V);
+        memset(x + real, 0, (size_t)(Vp - real) * sizeof *x);
+    }
+}

@@ -1,0 +1,225 @@
+/* Batches from token files. The order of windows follows from a seed and one number, the position, so that resuming
+ * needs nothing else. Windows are read with pread: a mapping would be no faster at these sizes (a few microseconds a
+ * window, beside a training step) and would crash the process when a file shrinks. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include "binfile.h"
+#include "error.h"
+#include "paths.h"
+#include "rng.h"
+
+typedef struct Shard {
+    const char *path;
+    int64_t start, ntok;  /* where the ids begin in the file, and their number */
+    int64_t first_window; /* in the epoch */
+    int width, raw;       /* bytes of an id; whether the file has no header */
+} Shard;
+
+enum { OPEN_FILES = 64 };
+
+struct llmc_loader {
+    int B, T, shuffle, rank, world, V;
+    int64_t seed, position, windows, tokens;
+    Paths paths;
+    Shard *shards; /* one per path */
+    BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
+    int open_shard[OPEN_FILES];
+    void *ids; /* one window as the file has it */
+};
+
+/* ---- token formats ---- */
+
+static const struct Format { int32_t magic, version; int width; } formats[] = {
+    {UINT16_MAGIC, 1, 2}, {UINT32_MAGIC, 7, 4}};
+
+static int inspect_headered(Shard *shard, const BinFile *f, const struct Format *format) {
+    int32_t head[3];
+    const char *path = f->path;
+    CHECK(f->size >= HEADER_BYTES, LLMC_EFORMAT, "%s is truncated: expected a header of %d bytes, found %lld; write it again",
+          path, HEADER_BYTES, (long long)f->size);
+    TRY(binfile_read(f, head, sizeof head, 0));
+    CHECK(head[1] == format->version, LLMC_EFORMAT, "%s: expected version %d, found %d; write it again", path,
+          format->version, head[1]);
+    CHECK(head[2] > 0, LLMC_EFORMAT, "%s: its header counts %d tokens; write it again", path, head[2]);
+    const int64_t expected = HEADER_BYTES + (int64_t)head[2] * format->width;
+    CHECK(f->size == expected, LLMC_EFORMAT, "%s %s: expected %lld bytes for %d tokens, found %lld; write it again", path,
+          f->size < expected ? "is truncated" : "has trailing bytes", (long long)expected, head[2], (long long)f->size);
+    shard->start = HEADER_BYTES, shard->ntok = head[2], shard->width = format->width;
+    return LLMC_OK;
+}
+
+/* llm.c's first version: int32 ids from the first byte. Nothing but its length can be checked here; its ids are later. */
+static int inspect_raw(Shard *shard, const BinFile *f, int32_t magic) {
+    const char *name = magic_name(magic);
+    CHECK(!name, LLMC_EFORMAT, "%s is a %s file, not a little-endian token file: pass the tokens that the data "
+          "preparation wrote", f->path, name);
+    CHECK(f->size % 4 == 0, LLMC_EFORMAT, "%s is no token file: expected magic %d or %d, found %d, and %lld bytes are no raw "
+          "int32 stream either; make one with dev/prepro_tinystories.py --input", f->path, UINT16_MAGIC, UINT32_MAGIC, magic,
+          (long long)f->size);
+    shard->start = 0, shard->ntok = f->size / 4, shard->width = 4, shard->raw = 1;
+    return LLMC_OK;
+}
+
+static int inspect(Shard *shard, const BinFile *f) {
+    int32_t magic = 0;
+    CHECK(f->size > 0, LLMC_EFORMAT, "%s is empty: a token file was expected; write it again", f->path);
+    TRY(binfile_read(f, &magic, f->size < 4 ? f->size : 4, 0));
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (magic == formats[i].magic) return inspect_headered(shard, f, &formats[i]);
+    return inspect_raw(shard, f, magic);
+}
+
+/* ---- open and close ---- */
+
+static int count_windows(llmc_loader *d) {
+    int64_t longest = 0;
+    for (int i = 0; i < d->paths.n; i++) {
+        Shard *shard = &d->shards[i];
+        BinFile f;
+        shard->path = d->paths.names[i];
+        TRY(binfile_open(&f, shard->path));
+        const int rc = inspect(shard, &f);
+        binfile_close(&f);
+        TRY(rc);
+        shard->first_window = d->windows;
+        d->windows += (shard->ntok - 1) / d->T;
+        d->tokens += shard->ntok;
+        if (shard->ntok > longest) longest = shard->ntok;
+    }
+    CHECK(d->windows, LLMC_EINVAL, "%s: the longest of %d token files has %lld tokens, but T=%d needs %d: use more data or a "
+          "smaller T", d->shards[0].path, d->paths.n, (long long)longest, d->T, d->T + 1);
+    return LLMC_OK;
+}
+
+static int loader_open(llmc_loader *d, const char *paths, const char *split) {
+    TRY(paths_find(&d->paths, paths, split));
+    d->shards = calloc((size_t)d->paths.n, sizeof *d->shards);
+    d->ids = malloc(((size_t)d->T + 1) * 4);
+    CHECK(d->shards && d->ids, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
+    return count_windows(d);
+}
+
+int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
+                     int rank, int world, int V) {
+    *out = NULL;
+    CHECK(B >= 1 && T >= 1 && T < INT32_MAX, LLMC_EINVAL, "B=%d T=%d: both must be at least 1", B, T);
+    CHECK(rank >= 0 && rank < world, LLMC_EINVAL, "rank %d of %d: expected 0 <= rank < world", rank, world);
+    CHECK(V >= 0, LLMC_EINVAL, "V=%d: a vocabulary has at least one token (0: do not check)", V);
+    llmc_loader *d = calloc(1, sizeof *d);
+    CHECK(d, LLMC_ENOMEM, "no memory for a data loader");
+    *d = (llmc_loader){.B = B, .T = T, .shuffle = shuffle, .rank = rank, .world = world, .V = V, .seed = seed};
+    for (int i = 0; i < OPEN_FILES; i++) d->open_shard[i] = d->open[i].fd = -1;
+    const int rc = loader_open(d, paths, split);
+    if (rc < 0) llmc_loader_free(d);
+    else *out = d;
+    return rc;
+}
+
+void llmc_loader_free(llmc_loader *d) {
+    if (!d) return;
+    for (int i = 0; i < OPEN_FILES; i++) binfile_close(&d->open[i]);
+    paths_free(&d->paths);
+    free(d->shards);
+    free(d->ids);
+    free(d);
+}
+
+/* ---- the order of windows ---- */
+
+int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch) {
+    enum { ROUNDS = 4 };
+    CHECK(i >= 0 && i < N, LLMC_EINVAL, "index %lld is outside [0, %lld)", (long long)i, (long long)N);
+    int h = 1;
+    while (h < 31 && INT64_C(1) << 2*h < N) h++;
+    const uint64_t mask = (UINT64_C(1) << h) - 1, key = mix64((uint64_t)seed * GOLDEN + (uint64_t)epoch + 1);
+    uint64_t x = (uint64_t)i;
+    do {
+        uint64_t left = x >> h, right = x & mask;
+        for (uint64_t r = 0; r < ROUNDS; r++) {
+            const uint64_t mixed = left ^ (mix64(right + key + r * GOLDEN) & mask);
+            left = right, right = mixed;
+        }
+        x = left << h | right;
+    } while (x >= (uint64_t)N);
+    return (int64_t)x;
+}
+
+/* the shard that holds a window: the last one that starts at or before it and has any */
+static int shard_of(const llmc_loader *d, int64_t window) {
+    int low = 0, high = d->paths.n;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (d->shards[middle].first_window <= window) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+/* ---- reading ---- */
+
+static int open_shard(llmc_loader *d, int s, const BinFile **file) {
+    BinFile *f = &d->open[s % OPEN_FILES];
+    *file = f;
+    if (d->open_shard[s % OPEN_FILES] == s) return LLMC_OK;
+    binfile_close(f);
+    d->open_shard[s % OPEN_FILES] = -1;
+    TRY(binfile_open(f, d->shards[s].path));
+    const int64_t expected = d->shards[s].start + d->shards[s].ntok * d->shards[s].width;
+    CHECK(f->size == expected, LLMC_EFORMAT, "%s changed while it was in use: it had %lld bytes, now %lld; start again", f->path,
+          (long long)expected, (long long)f->size);
+    d->open_shard[s % OPEN_FILES] = s;
+    return LLMC_OK;
+}
+
+/* the ids of a window, widened; the unsigned ones beyond int32 come out negative */
+static void widen(int *to, const void *from, int width, int64_t n) {
+    if (width == 4) memcpy(to, from, (size_t)n * 4);
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = ((const uint16_t *)from)[i];
+}
+
+static int check_ids(const llmc_loader *d, const Shard *shard, const int *ids, int64_t n, int64_t first) {
+    const int64_t limit = d->V ? d->V : INT64_C(1) << 31;
+    for (int64_t i = 0; i < n; i++)
+        CHECK(ids[i] >= 0 && ids[i] < limit, LLMC_EFORMAT, "%s: id %lld at token %lld is outside [0, %lld)%s: the data and "
+              "the model have different vocabularies", shard->path,
+              shard->raw ? (long long)ids[i] : (long long)(uint32_t)ids[i], (long long)(first + i), (long long)limit,
+              shard->raw ? " (read as raw int32: is it a token file?)" : "");
+    return LLMC_OK;
+}
+
+static int load_window(llmc_loader *d, int64_t window, int *inputs, int *targets) {
+    const int s = shard_of(d, window);
+    const Shard *shard = &d->shards[s];
+    const int64_t first = (window - shard->first_window) * d->T;
+    const BinFile *f;
+    TRY(open_shard(d, s, &f));
+    TRY(binfile_read(f, d->ids, ((int64_t)d->T + 1) * shard->width, shard->start + first * shard->width));
+    widen(inputs, d->ids, shard->width, d->T);
+    widen(targets, (char *)d->ids + shard->width, shard->width, d->T);
+    TRY(check_ids(d, shard, inputs, d->T, first));
+    return check_ids(d, shard, targets + d->T - 1, 1, first + d->T);
+}
+
+int llmc_loader_next(llmc_loader *d, int *inputs, int *targets) {
+    const int64_t N = d->windows, first = d->position + (int64_t)d->rank * d->B;
+    for (int b = 0; b < d->B; b++) {
+        const int64_t epoch = (first + b) / N, i = (first + b) % N, at = (int64_t)b * d->T;
+        TRY(load_window(d, d->shuffle ? llmc_permute(i, N, d->seed, epoch) : i, inputs + at, targets + at));
+    }
+    d->position += (int64_t)d->world * d->B;
+    return LLMC_OK;
+}
+
+int64_t llmc_loader_position(const llmc_loader *d) { return d->position; }
+int llmc_loader_set_position(llmc_loader *d, int64_t position) {
+    CHECK(position >= 0 && position < INT64_MAX / 4, LLMC_EINVAL, "data position %lld: it counts windows from 0",
+          (long long)position);
+    d->position = position;
+    return LLMC_OK;
+}
+int64_t llmc_loader_windows(const llmc_loader *d) { return d->windows; }
+int64_t llmc_loader_tokens(const llmc_loader *d) { return d->tokens; }
+int llmc_loader_num_shards(const llmc_loader *d) { return d->paths.n; }

@@ -1,0 +1,13 @@
+/* SplitMix64, for whatever needs one cheap well-mixed number: the order of windows, the coins of the sampler. */
+#ifndef RNG_H
+#define RNG_H
+#include "pyllmc.h"
+#define GOLDEN UINT64_C(0x9E3779B97F4A7C15) /* 2^64 / golden ratio */
+
+/* its finaliser (Steele, Lea, Flood 2014) */
+static inline uint64_t mix64(uint64_t z) {
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
+#endif

@@ -1,0 +1,28 @@
+/* The learning rate of a step. */
+#include <math.h>
+#include <string.h>
+#include "error.h"
+
+static double constant(double x) { return (void)x, 0; }
+static double linear(double x) { return x; }
+static double cosine(double x) { return 0.5 * (1 - cos(3.141592653589793 * x)); }
+
+/* the share of the way from lr to final that is done at x in [0, 1] */
+static const struct Shape { const char *name; double (*done)(double x); } shapes[] = {
+    {"constant", constant}, {"linear", linear}, {"cosine", cosine}, {"wsd", linear}};
+
+int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
+                     double final_frac, double decay_frac) {
+    const struct Shape *shape = shapes, *end = shapes + sizeof shapes / sizeof *shapes;
+    while (shape < end && strcmp(shape->name, kind)) shape++;
+    CHECK(shape < end, LLMC_EINVAL, "schedule '%s' is not one of constant, linear, cosine, wsd", kind);
+    if (step < warmup) {
+        *rate = lr * (double)(step + 1) / (double)warmup;
+        return LLMC_OK;
+    }
+    double start = (double)warmup;
+    if (!strcmp(kind, "wsd")) start = fmax(start, (double)max_steps * (1 - decay_frac));
+    const double x = ((double)step - start) / fmax(1, (double)max_steps - start);
+    *rate = lr + (lr * final_frac - lr) * shape->done(fmin(fmax(x, 0), 1));
+    return LLMC_OK;
+}

@@ -1,0 +1,119 @@
+"""Files and errors of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, BinaryIO
+
+
+class DataError(ValueError):
+    """Bad data or a file that cannot be used; the message is one line and names the remedy."""
+
+
+class MissingDependency(DataError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+def need(module: str, why: str, package: str = "") -> Any:
+    """Import an optional `module`, or say in one line what lacks and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise MissingDependency(f"{why} needs {module}: pip install {package or module}") from e
+
+
+@contextmanager
+def explain_os_errors(action: str, path: str, remedy: str) -> Iterator[None]:
+    """An OSError inside becomes one DataError line: "cannot ACTION PATH: reason; REMEDY"."""
+    try:
+        yield
+    except OSError as e:
+        raise DataError(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
+
+
+def writing(path: str) -> AbstractContextManager[None]:
+    return explain_os_errors("write", path, "free some space or choose another output place")
+
+
+def reading(path: str) -> AbstractContextManager[None]:
+    return explain_os_errors("read", path, "check the path and its permissions")
+
+
+def sync_directory(path: str) -> None:
+    """Make renames in a directory durable. Systems that cannot open a directory need not."""
+    with suppress(OSError):
+        fd = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def atomic_path(path: str) -> Iterator[str]:
+    """A temporary name beside `path`: what was written there replaces `path` when the block ends well."""
+    tmp = f"{path}.tmp-{os.getpid()}"
+    try:
+        yield tmp
+        with writing(path):
+            os.replace(tmp, path)
+            sync_directory(os.path.dirname(path))
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(tmp)
+        raise
+
+
+def flush_to_disk(f: BinaryIO) -> None:
+    f.flush()
+    os.fsync(f.fileno())
+
+
+@contextmanager
+def atomic_directory(out: str, check: Callable[[], None]) -> Iterator[str]:
+    """A hidden directory beside `out`: becomes `out` when the block ends well, else vanishes.
+
+    `check` runs last before that: it raises when `out` must not be replaced any more.
+    """
+    parent, name = os.path.split(out)
+    tmp = os.path.join(parent, f".{name}.tmp-{os.getpid()}")
+    try:
+        with writing(out):
+            os.makedirs(parent, exist_ok=True)
+            shutil.rmtree(tmp, ignore_errors=True)  # of a killed process that had our number
+            os.mkdir(tmp)
+        yield tmp
+        with writing(out):
+            sync_directory(tmp)
+            check()
+            _replace_directory(tmp, out)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _replace_directory(new: str, out: str) -> None:
+    old = new + ".old"
+    if os.path.isdir(out):
+        os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except OSError:
+        if os.path.isdir(old):
+            os.rename(old, out)
+        raise
+    sync_directory(os.path.dirname(out))
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: str) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with reading(path), open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""python -m pyllmc.sample RUN: text from a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from pyllmc import _ffi
+from pyllmc.files import DataError
+from pyllmc.model import Model
+from pyllmc.tokenizer import Tokenizer
+
+
+class Writer(NamedTuple):
+    """A model and the tokenizer that travelled with it."""
+
+    model: Model
+    tokenizer: Tokenizer
+
+    def write(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """`prompt` and what follows it, up to the end of the document. An empty prompt starts a document."""
+        eot = self.tokenizer.eot
+        ids = self.tokenizer.encode(prompt)
+        start = [eot, *ids] if eot >= 0 else ids
+        if not start:
+            raise DataError("this tokenizer has no end-of-text token to start from: give a prompt")
+        new = self.model.generate(start, max_new_tokens, temperature, top_k, top_p, seed, eot)
+        return self.tokenizer.decode(ids + [i for i in new if i != eot])
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """A checkpoint, or the best, else the last, of a run folder."""
+    path = Path(path)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).exists():
+            return path / name
+    if path.is_dir():
+        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a run folder or a checkpoint")
+    return path
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer inside a checkpoint."""
+    lib = _ffi.load()
+    name, tag = os.fspath(path).encode(), b"TOKENIZR"
+    size = _ffi.check(lib, lib.llmc_checkpoint_text(name, tag, _ffi.ffi().NULL, 0))
+    if not size:
+        raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
+    data = _ffi.ffi().new("char[]", size)
+    _ffi.check(lib, lib.llmc_checkpoint_text(name, tag, data, size))
+    return Tokenizer.from_bytes(bytes(_ffi.ffi().buffer(data, size)), os.fspath(path))
+
+
+def open_writer(path: str | os.PathLike[str], threads: int = 0) -> Writer:
+    """A run folder or checkpoint, ready to write. Raises DataError or LlmcError."""
+    checkpoint = find_checkpoint(path)
+    tokenizer = read_tokenizer(checkpoint)
+    return Writer(Model(checkpoint, B=1, threads=threads, training=False), tokenizer)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pyllmc.sample", description=__doc__)
+    parser.add_argument("run", help="a run folder or a checkpoint")
+    parser.add_argument("--prompt", default="", help="how the text begins; default: at the start of a document")
+    parser.add_argument("--count", type=int, default=1, help="texts to write [1]")
+    parser.add_argument("--max_new_tokens", type=int, default=200, help="tokens of each [200]")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token [0.8]")
+    parser.add_argument("--top_k", type=int, default=None, help="only the k likeliest tokens")
+    parser.add_argument("--top_p", type=float, default=None, help="only the likeliest tokens that hold this share")
+    parser.add_argument("--seed", type=int, default=0, help="of the first text; the next counts up [0]")
+    o = parser.parse_args()
+    try:
+        writer = open_writer(o.run)
+        for i in range(o.count):
+            text = writer.write(o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i)
+            print(text + ("\n" if i + 1 < o.count else ""), flush=True)
+    except (_ffi.LlmcError, DataError) as error:
+        print(f"pyllmc.sample: {error}", file=sys.stderr)
+        return _ffi.exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Causal attention: forward, backward and cached, against softmax(q k' / sqrt(hs)) v as PyTorch computes it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import Kernel, assert_parity
+
+
+class Case(NamedTuple):
+    """One shape; hs is C / NH."""
+
+    B: int
+    T: int
+    hs: int
+    NH: int
+    window: int = 0
+    gain: float = 1.0  # of queries and keys
+
+    @property
+    def C(self) -> int:
+        return self.NH * self.hs
+
+
+SHAPES = [
+    Case(1, 1, 1, 1),
+    Case(3, 1, 5, 2),
+    Case(2, 7, 1, 3),
+    Case(1, 13, 12, 2),
+    Case(2, 31, 16, 2),
+    Case(1, 63, 25, 2),
+    Case(1, 64, 64, 2),
+    Case(2, 65, 5, 3),
+    Case(1, 97, 80, 1),
+    Case(1, 127, 32, 2),
+    Case(1, 129, 128, 1),
+    Case(2, 200, 16, 1),
+]
+WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
+LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
+CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE))
+
+
+def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (B,T,C) and lse (B,NH,T) of qkv (B,T,3C), by the formula and with a written-out mask."""
+    B, T, hs, NH = case[:4]
+    q, k, v = (x.view(B, T, NH, hs).transpose(1, 2) for x in qkv.split(case.C, dim=2))
+    i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
+    hidden = (j > i) | (j <= i - (case.window or T + 1))
+    scores = (q @ k.transpose(-2, -1) / math.sqrt(hs)).masked_fill(hidden, -math.inf)
+    out = torch.softmax(scores, dim=-1) @ v
+    return out.transpose(1, 2).reshape(B, T, case.C), torch.logsumexp(scores, dim=-1)
+
+
+class Expected(NamedTuple):
+    """Inputs, and for float32 and float64 what PyTorch makes of them."""
+
+    qkv: np.ndarray
+    dout: np.ndarray
+    out: tuple[np.ndarray, np.ndarray]
+    lse: tuple[np.ndarray, np.ndarray]
+    dqkv: tuple[np.ndarray, np.ndarray]
+
+
+def floor(case: Case, want: Expected) -> float:
+    """What rounding may cost: a score s and its lse are each off by up to 2^-24 |s|, and e^s passes that on as a
+    relative error. PyTorch never rounds lse here; at ordinary scores that is too little to allow for."""
+    return 2e-7 if case.gain == 1 else 2.0**-22 * float(np.abs(want.lse[1]).max())
+
+
+@functools.lru_cache(maxsize=None)
+def expected(case: Case) -> Expected:
+    rng = np.random.default_rng(sum(case[:5]))
+    qkv = rng.standard_normal((case.B, case.T, 3 * case.C)).astype(np.float32)
+    qkv[..., : 2 * case.C] *= np.float32(case.gain)
+    dout = rng.standard_normal((case.B, case.T, case.C)).astype(np.float32)
+
+    def by_torch(dtype: torch.dtype) -> list[np.ndarray]:
+        x = torch.from_numpy(qkv).to(dtype).requires_grad_()
+        out, lse = softmax_attention(x, case)
+        out.backward(torch.from_numpy(dout).to(dtype))
+        assert x.grad is not None
+        return [y.detach().numpy() for y in (out, lse, x.grad)]
+
+    return Expected(qkv, dout, *zip(by_torch(torch.float32), by_torch(torch.float64)))
+
+
+def sizes(case: Case) -> tuple[int, int, int, int, int]:
+    return case.B, case.T, case.C, case.NH, case.window
+
+
+def forward(kernels, buffers, case: Case, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    out, lse = buffers.out(case.B, case.T, case.C), buffers.out(case.B, case.NH, case.T)
+    kernels.workspace(case.B, case.T, case.C, case.NH)
+    kernels.attention_forward(out, lse, buffers.guarded(qkv), *sizes(case))
+    return out, lse
+
+
+def backward(kernels, buffers, case: Case, dout, out, lse, qkv) -> np.ndarray:
+    dqkv = buffers.out(*qkv.shape)
+    kernels.workspace(case.B, case.T, case.C, case.NH)
+    inputs = (buffers.guarded(np.asarray(x, np.float32)) for x in (dout, out, lse, qkv))
+    kernels.attention_backward(dqkv, *inputs, *sizes(case))
+    return dqkv
+
+
+def cached(kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos: np.ndarray, cache=None):
+    """Feeds rows pos[b].. of each sequence in pieces; returns the outputs and the cache after each piece."""
+    cache = buffers.out(*qkv.shape) if cache is None else cache
+    outs, pos = [], pos.astype(np.int32)
+    for n in pieces:
+        rows = np.stack([qkv[b, p : p + n] for b, p in enumerate(pos)])
+        outs.append(buffers.out(case.B, n, case.C))
+        kernels.workspace(case.B, case.T, case.C, case.NH)
+        at = buffers.guarded(pos)
+        kernels.attention_cached(outs[-1], cache, buffers.guarded(rows), at, case.B, n, *sizes(case)[1:])
+        pos = pos + np.int32(n)
+    return np.concatenate(outs, axis=1), cache
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward(kernels, buffers, case):
+    want = expected(case)
+    out, lse = forward(kernels, buffers, case, want.qkv)
+    assert_parity(out, *want.out, "out", floor(case, want))
+    assert_parity(lse, *want.lse, "lse")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward(kernels, buffers, case):
+    want = expected(case)
+    out, lse = forward(kernels, buffers, case, want.qkv)
+    dqkv = backward(kernels, buffers, case, want.dout, out, lse, want.qkv)
+    for i, name in enumerate(("dq", "dk", "dv")):
+        part = np.s_[..., i * case.C : (i + 1) * case.C]
+        assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name, floor(case, want))
+
+
+PIECES = {1: [1], 5: [1, 4], 13: [5, 8], 64: [64], 65: [64, 1], 70: [3] * 23 + [1], 97: [40, 57], 131: [1, 2, 65, 63]}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.T in PIECES], ids=str)
+def test_cached_in_pieces_is_forward(kernels, buffers, case):
+    want = expected(case)
+    out, cache = cached(kernels, buffers, case, want.qkv, PIECES[case.T], np.zeros(case.B))
+    assert_parity(out, *want.out, "out", floor(case, want))
+    np.testing.assert_array_equal(cache, want.qkv)
+
+
+@pytest.mark.parametrize("window", [0, 1, 30])
+@pytest.mark.parametrize("hs", [5, 16, 64])
+@pytest.mark.parametrize("n", [1, 2, 9, 33, 70])
+def test_cached_from_different_positions(kernels, buffers, n, hs, window):
+    case = Case(3, 140, hs, 2, window)
+    want, pos = expected(case), np.array([70, 0, 7])
+    cache = buffers.out(*want.qkv.shape)
+    for b, p in enumerate(pos):
+        cache[b, :p] = want.qkv[b, :p]
+    out, cache = cached(kernels, buffers, case, want.qkv, [n], pos, cache)
+    seen = [np.stack([x[b, p : p + n] for b, p in enumerate(pos)]) for x in want.out]
+    assert_parity(out, *seen, "out", floor(case, want))
+    for b, p in enumerate(pos):
+        np.testing.assert_array_equal(cache[b, : p + n], want.qkv[b, : p + n])
+        assert np.isnan(cache[b, p + n :]).all(), "written past the new rows"
+
+
+@pytest.mark.parametrize("case", [Case(2, 150, 40, 3), Case(1, 300, 64, 2), Case(2, 200, 64, 3, 50)], ids=str)
+def test_same_bits_for_any_number_of_threads(kernels, buffers, case):
+    want, results = expected(case), []
+    for threads in (1, 2, 3):
+        few = Kernel(kernels.isa, threads)
+        out, lse = forward(few, buffers, case, want.qkv)
+        dqkv = backward(few, buffers, case, want.dout, out, lse, want.qkv)
+        pieces = [case.T - 3, 1, 2]
+        results.append([out, lse, dqkv, *cached(few, buffers, case, want.qkv, pieces, np.zeros(case.B))])
+    for other in results[1:]:
+        for one, two in zip(results[0], other):
+            np.testing.assert_array_equal(one.view(np.int32), two.view(np.int32))
+
+
+def test_window_of_one_copies_the_values(kernels, buffers):
+    case = Case(2, 77, 12, 2, 1)
+    qkv = expected(case).qkv
+    out, lse = forward(kernels, buffers, case, qkv)
+    np.testing.assert_array_equal(out, qkv[..., 2 * case.C :])
+    score = (qkv[..., : case.C] * qkv[..., case.C : 2 * case.C]).reshape(2, 77, 2, 12).sum(-1) / math.sqrt(12)
+    np.testing.assert_allclose(lse, score.transpose(0, 2, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_the_future_and_the_forgotten_do_not_matter(kernels, buffers, window):
+    """Whatever query i cannot see may hold any finite number without changing a bit of its output."""
+    case, i = Case(1, 150, 24, 2, window), 90
+    qkv = expected(case).qkv
+    out, _ = forward(kernels, buffers, case, qkv)
+    other = qkv.copy()
+    other[:, i + 1 :] = 1e9
+    if window:
+        other[:, : i - window + 1] = -1e9
+    changed, _ = forward(kernels, buffers, case, other)
+    np.testing.assert_array_equal(out[:, i], changed[:, i])
+
+
+def test_nan_is_not_hidden(kernels, buffers):
+    case = Case(1, 70, 16, 1)
+    qkv = expected(case).qkv.copy()
+    qkv[0, 3, 0] = np.nan  # a query
+    out, lse = forward(kernels, buffers, case, qkv)
+    assert np.isnan(out[0, 3]).all() and np.isnan(lse[0, 0, 3])
+    assert np.isfinite(out[0, 4:]).all() and np.isfinite(out[0, :3]).all()

@@ -1,0 +1,140 @@
+"""The house rules, held by a test: who includes whom, what the library may not call, what every kernel must have."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ISAS, ffi, lib
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = sorted((ROOT / "csrc").glob("*.[ch]")) + sorted((ROOT / "csrc").glob("*.def"))
+CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
+LIBRARY = [path for path in CSRC + CPU if path.name != "main.c"]
+
+# A file includes only from rows above its own (README, "the source in reading order").
+ROWS = [
+    "pyllmc.h kernels.h tensors.def options.def",
+    "error rng options.h",
+    "layout config options",
+    "gpt2 schedule paths",
+    "init nonfinite binfile sampler",
+    "modelfile dataloader tokenizer generate",
+    "checkpoint run",
+    "trainer.h",
+    "setup",
+    "trainer.c",
+    "main",
+]
+
+
+def row_of(name: str) -> int:
+    for i, row in enumerate(ROWS):
+        if name in row.split() or name.rsplit(".", 1)[0] in row.split():
+            return i
+    raise AssertionError(f"csrc/{name} has no row in the house: give it one in tests/test_house.py and the README")
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)
+
+
+def without_comments(path: Path) -> str:
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.S)
+
+
+@pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)
+def test_files_include_from_rows_above_only(path):
+    for name in includes(path):
+        own = name.rsplit(".", 1)[0] == path.stem
+        assert own or row_of(name) < row_of(path.name), f"{path.name} includes {name}, which is not above it"
+
+
+@pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)
+def test_the_model_never_names_a_device(path):
+    if path.name != "main.c":
+        assert not [name for name in includes(path) if name.startswith("cpu/")]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.name)
+def test_the_library_never_exits_aborts_or_prints(path):
+    called = re.findall(r"\b(exit|_exit|abort|assert|printf|puts|putchar|perror|system)\s*\(", without_comments(path))
+    assert not called, f"{path.name} calls {called}"
+    assert "stderr" not in without_comments(path)
+
+
+def test_no_fast_math_and_no_native_code_in_the_library():
+    flags = "\n".join(line for line in (ROOT / "Makefile").read_text().splitlines() if not line.startswith("#"))
+    assert "-ffast-math" not in flags
+    assert "-Ofast" not in flags
+    assert "-march=native" not in flags
+
+
+def test_only_llmc_symbols_are_exported():
+    out = subprocess.run(["nm", "-D", "--defined-only", ffi_path()], capture_output=True, text=True, check=True).stdout
+    names = [line.split()[-1] for line in out.splitlines() if line.split()[-2] in "TDBR"]
+    assert names
+    assert [name for name in names if not name.startswith("llmc_") and name not in ("_init", "_fini")] == []
+
+
+def ffi_path() -> str:
+    return os.environ.get("PYLLMC_LIB") or str(ROOT / "pyllmc/lib/libpyllmc.so")
+
+
+def test_the_library_leaves_the_process_as_it_was():
+    """-ffast-math at link time would switch the whole process to flush-to-zero (RELIABILITY of peers)."""
+    code = "import pyllmc._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.split() == ["True", "True", "True"]
+
+
+ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "pointer" and name != "name"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_entry_is_filled_for_every_instruction_set(isa):
+    table = lib.llmc_kernels(isa.encode())
+    assert [name for name in ENTRIES if getattr(table, name) == ffi.NULL] == []
+
+
+HOUSEKEEPING = {"supported", "memory_available", "alloc", "free", "workspace_bytes", "sync", "fill", "copy_in", "copy_out"}
+
+
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in HOUSEKEEPING])
+def test_every_kernel_has_its_file_and_its_test(entry):
+    defined = [path.name for path in CPU if re.search(rf"\bK\({entry}\)\(", path.read_text()) and path.suffix == ".c"]
+    assert len(defined) == 1, f"{entry} is defined in {defined}"
+    tested = [path.name for path in (ROOT / "tests").glob("test_*.py") if f"kernels.{entry}(" in path.read_text()]
+    assert tested, f"no test calls kernels.{entry}"
+
+
+def imported_by(code: str) -> set[str]:
+    code += "\nimport sys; print(*sorted(m for m in sys.modules if '.' not in m))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return set(out.split())
+
+
+def test_import_is_light():
+    assert not imported_by("import pyllmc") & {"numpy", "cffi", "torch", "datasets", "tiktoken"}
+    assert not imported_by("import pyllmc; pyllmc.Model; pyllmc.Trainer") & {"torch", "datasets", "tiktoken", "rich", "matplotlib"}
+
+
+def test_readme_commands_exist():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.M))
+    for target in re.findall(r"^\s*make ([a-z_]+)", readme, re.M):
+        assert target in targets, f"README says make {target}"
+    for module in set(re.findall(r"python3? -m (pyllmc\.\w+)", readme)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"README says python -m {module}"
+    for path in set(re.findall(r"`((?:csrc|pyllmc|dev|tests|bench|docs)/[\w./-]+)`", readme)):
+        assert (ROOT / path).exists(), f"README names {path}"
+
+
+def test_files_stay_short():
+    tracked = [path for path in [*CSRC, *CPU, *ROOT.glob("pyllmc/*.py"), *ROOT.glob("dev/*")] if path.is_file()]
+    long = {path.name: n for path in tracked if (n := len(path.read_text().splitlines())) > 400}
+    assert not long, f"over 400 lines: {long}"

@@ -1,0 +1,39 @@
+"""struct Kernels is complete on every instruction set, and no entry of it goes untested."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ISAS, ffi, lib
+
+ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "function"]
+KERNELS = ENTRIES[ENTRIES.index("copy_out") + 1 :]  # before them: memory, not layers
+
+
+def pointers(isa: str) -> dict[str, object]:
+    table = lib.llmc_kernels(isa.encode())
+    return {name: getattr(table, name) for name in ENTRIES}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_entry_is_there(isa: str):
+    missing = [name for name, pointer in pointers(isa).items() if pointer == ffi.NULL]
+    assert not missing, f"{isa} lacks {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "reference"])
+def test_no_kernel_is_borrowed(isa: str):
+    """Each set brings its own, so that testing one set does not test another twice."""
+    for other in ISAS:
+        if other != isa:
+            theirs = pointers(other)
+            shared = [name for name, pointer in pointers(isa).items() if pointer == theirs[name] and name in KERNELS]
+            assert not [name for name in shared if theirs[name] != ffi.NULL], f"{isa} shares {shared} with {other}"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_has_a_test(name: str):
+    tests = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
+    assert any(re.search(rf"\b{name}\b", path.read_text()) for path in tests), f"no test calls {name}"

@@ -1,0 +1,194 @@
+"""matmul: parity with PyTorch for every entry and instruction set, at shapes around every edge of the blocking."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ISAS, Kernel, assert_parity
+
+BLOCKED = [isa for isa in ISAS if isa != "reference"]
+TILE = {"avx512": (8, 48, 16), "avx2": (6, 16, 8), "generic": (6, 8, 4), "neon": (8, 12, 4), "reference": (8, 8, 4)}
+
+# (B, T, C, OC): ones, primes, the demo's, GPT-2's cut short
+SHAPES = [
+    (1, 1, 1, 1), (1, 1, 1, 5), (1, 1, 7, 1), (1, 3, 1, 1), (2, 2, 3, 5), (1, 1, 97, 101), (1, 2, 31, 33),
+    (1, 3, 128, 130), (2, 16, 17, 19), (1, 17, 48, 10), (3, 11, 23, 1), (1, 37, 1, 53), (5, 13, 48, 144),
+    (1, 67, 113, 59), (1, 128, 128, 384), (2, 64, 128, 640), (1, 19, 768, 96), (1, 1, 768, 256), (1, 5, 3072, 40),
+    (1, 24, 100, 768), (1, 1, 64, 2304), (1, 8, 2304, 24),
+]  # fmt: skip
+CACHE = [191, 192, 193, 385]  # around the blocks of the summed dimension
+WIDE = [383, 385, 769]  # around the blocks of columns
+
+
+def edge_shapes(isa: str) -> list[tuple[int, int, int, int]]:
+    """One less, as many, one more than a tile, a vector and a block, in each place."""
+    rows, columns, lanes = TILE[isa]
+    near = [x + d for x in (rows, 2 * rows, columns, lanes) for d in (-1, 0, 1)]
+    tiles = [(1, m, 9, n) for m, n in zip(near, near[::-1])] + [(1, 33, m, n) for m, n in zip(near[::-1], near)]
+    caches = [s for k in CACHE for s in ((1, 20, k, 21), (1, 18, 19, k), (1, k, 18, 17))]
+    return tiles + caches + [s for n in WIDE for s in ((1, 18, 7, n), (1, 19, n, 7), (1, n, 6, 7))]
+
+
+def normal(seed: str, *shape: int) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(seed.encode())).standard_normal(shape, dtype=np.float32)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def both(formula, *arrays: np.ndarray) -> list[np.ndarray]:
+    """The formula in PyTorch, in float32 and in float64."""
+    return [np.asarray(formula(*(torch.from_numpy(a.copy()).to(t) for a in arrays))) for t in (torch.float32, torch.float64)]
+
+
+def slope(x: torch.Tensor) -> torch.Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(gelu(x).sum(), x)[0]
+
+
+class Case:
+    """Inputs of one shape in guarded buffers."""
+
+    def __init__(self, buffers, B: int, T: int, C: int, OC: int) -> None:
+        self.shape, self.M = (B, T, C, OC), B * T
+        self.name = f"B={B} T={T} C={C} OC={OC}"
+        self.buffers = buffers
+        self.inp, self.dout = self.input("inp", self.M, C), self.input("dout", self.M, OC)
+        self.weight, self.bias = self.input("weight", OC, C), self.input("bias", OC)
+        self.pre = self.input("pre", self.M, C)
+
+    def input(self, name: str, *shape: int) -> np.ndarray:
+        return self.buffers.guarded(normal(name + str(shape), *shape))
+
+    def out(self, like: np.ndarray) -> np.ndarray:
+        return self.buffers.out(*like.shape)
+
+
+def check_forward(kernels: Kernel, c: Case) -> None:
+    for bias in (c.bias, None):
+        out = c.out(c.dout)
+        kernels.matmul_forward(out, c.inp, c.weight, bias, *c.shape)
+        given = (c.inp, c.weight) if bias is None else (c.inp, c.weight, bias)
+        assert_parity(out, *both(F.linear, *given), what=f"out, {c.name}")
+
+
+def check_gelu_forward(kernels: Kernel, c: Case) -> None:
+    out, pre = c.out(c.dout), c.out(c.dout)
+    kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *c.shape)
+    assert_parity(pre, *both(F.linear, c.inp, c.weight, c.bias), what=f"pre, {c.name}")
+    assert_parity(out, *both(lambda *x: gelu(F.linear(*x)), c.inp, c.weight, c.bias), what=f"gelu, {c.name}")
+
+
+def check_backward_input(kernels: Kernel, c: Case) -> None:
+    dinp, dpre = c.out(c.inp), c.out(c.inp)
+    kernels.matmul_backward_input(dinp, c.dout, c.weight, *c.shape)
+    assert_parity(dinp, *both(torch.matmul, c.dout, c.weight), what=f"dinp, {c.name}")
+    kernels.matmul_gelu_backward_input(dpre, c.dout, c.weight, c.pre, *c.shape)
+    expected = both(lambda d, w, p: (d @ w) * slope(p), c.dout, c.weight, c.pre)
+    assert_parity(dpre, *expected, what=f"dpre, {c.name}")
+
+
+def check_backward_weight(kernels: Kernel, c: Case) -> None:
+    """Twice: gradients accumulate."""
+    start_w, start_b = normal("dw" + c.name, *c.weight.shape), normal("db" + c.name, *c.bias.shape)
+    dweight, dbias = c.buffers.guarded(start_w), c.buffers.guarded(start_b)
+    for times in (1, 2):
+        kernels.matmul_backward_weight(dweight, dbias, c.dout, c.inp, *c.shape)
+        expected = both(lambda s, d, x, n=times: s + n * (d.T @ x), start_w, c.dout, c.inp)
+        assert_parity(dweight, *expected, what=f"dweight x{times}, {c.name}")
+        expected = both(lambda s, d, n=times: s + n * d.sum(0), start_b, c.dout)
+        assert_parity(dbias, *expected, what=f"dbias x{times}, {c.name}")
+    only = c.buffers.guarded(np.zeros_like(start_w))
+    kernels.matmul_backward_weight(only, None, c.dout, c.inp, *c.shape)
+    assert_parity(only, *both(lambda d, x: d.T @ x, c.dout, c.inp), what=f"dweight without dbias, {c.name}")
+
+
+CHECKS = [check_forward, check_gelu_forward, check_backward_input, check_backward_weight]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_parity(kernels: Kernel, buffers, check) -> None:
+    kernels.workspace(1, 1, 1)
+    for shape in SHAPES + (edge_shapes(kernels.isa) if kernels.isa in BLOCKED else []):
+        check(kernels, Case(buffers, *shape))
+        buffers.check()
+        buffers.held.clear()
+
+
+@pytest.mark.parametrize("isa", BLOCKED)
+def test_threads_do_not_change_a_bit(isa: str, buffers) -> None:
+    """Shapes large enough for every thread to have work."""
+    for shape in ((1, 2, 700, 900), (1, 301, 130, 520), (2, 70, 530, 401), (1, 1030, 64, 150)):
+        c, results = Case(buffers, *shape), []
+        for threads in (1, 2, 3, 5):
+            kernels = Kernel(isa, threads)
+            kernels.workspace(1, 1, 1)
+            out, pre, dinp, dpre = c.out(c.dout), c.out(c.dout), c.out(c.inp), c.out(c.inp)
+            dweight, dbias = np.ones_like(c.weight), np.ones_like(c.bias)
+            kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *shape)
+            kernels.matmul_backward_input(dinp, c.dout, c.weight, *shape)
+            kernels.matmul_gelu_backward_input(dpre, c.dout, c.weight, c.pre, *shape)
+            kernels.matmul_backward_weight(dweight, dbias, c.dout, c.inp, *shape)
+            results.append([x.tobytes() for x in (out, pre, dinp, dpre, dweight, dbias)])
+        assert all(r == results[0] for r in results), f"threads change the result at {shape}"
+
+
+def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
+    """Through the whole kernel: C=1, weight 1, so that pre = inp."""
+    special = [0.0, -0.0, 100, -100, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-30, 12, -12, 5, -5, 0.5, -0.5, 1e-3]
+    x = buffers.guarded(np.array(special, np.float32))
+    one, M = buffers.guarded(np.ones((1, 1), np.float32)), len(special)
+    kernels.workspace(1, 1, 1)
+    out, pre, dpre = buffers.out(M), buffers.out(M), buffers.out(M)
+    kernels.matmul_gelu_forward(out, pre, x, one, buffers.guarded(np.zeros(1, np.float32)), 1, M, 1, 1)
+    kernels.matmul_gelu_backward_input(dpre, buffers.guarded(np.ones(M, np.float32)), one, x, 1, M, 1, 1)
+    np.testing.assert_array_equal(pre, x)
+    limits = {3e38: (3e38, 1), -3e38: (0, 0), 100: (100, 1), -100: (0, 0)}
+    if kernels.isa in BLOCKED:  # the formula as it reads makes NaN of infinities
+        limits.update({np.inf: (np.inf, 1), -np.inf: (0, 0)})
+    for i, value in enumerate(special):
+        if value != value:
+            assert np.isnan(out[i]) and np.isnan(dpre[i]), "NaN must stay NaN"
+        elif value in limits:
+            np.testing.assert_allclose([out[i], dpre[i]], limits[value], rtol=1e-6, err_msg=f"gelu at {value}")
+    tame = [i for i, v in enumerate(special) if abs(v) < 13]
+    assert_parity(out[tame], *both(gelu, x[tame]), what="gelu")
+    assert_parity(dpre[tame], *both(slope, x[tame]), what="gelu'")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40, 50), (1, 40, 50, 60)])
+def test_nan_and_inf_spread_as_in_pytorch(kernels: Kernel, buffers, shape) -> None:
+    kernels.workspace(1, 1, 1)
+    c = Case(buffers, *shape)
+    c.inp[0, 3], c.weight[7, 5], c.dout[0, 9] = np.inf, np.nan, -np.inf
+    if c.M > 1:
+        c.inp[-1, 4] = np.nan
+    out, dinp, dweight, dbias = c.out(c.dout), c.out(c.inp), np.zeros_like(c.weight), np.zeros_like(c.bias)
+    kernels.matmul_forward(out, c.inp, c.weight, c.bias, *shape)
+    kernels.matmul_backward_input(dinp, c.dout, c.weight, *shape)
+    kernels.matmul_backward_weight(dweight, dbias, c.dout, c.inp, *shape)
+    expected = [
+        both(F.linear, c.inp, c.weight, c.bias)[1],
+        both(torch.matmul, c.dout, c.weight)[1],
+        both(lambda d, x: d.T @ x, c.dout, c.inp)[1],
+        both(lambda d: d.sum(0), c.dout)[1],
+    ]
+    for ours, theirs in zip((out, dinp, dweight, dbias), expected):
+        np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+        np.testing.assert_array_equal(np.isinf(ours), np.isinf(theirs))
+
+
+def test_bias_gradient_of_many_rows(kernels: Kernel, buffers) -> None:
+    """A plain running sum of 20,000 positive numbers would be ten times worse than PyTorch's."""
+    kernels.workspace(1, 1, 1)
+    M, OC = 20_000, 70
+    dout = buffers.guarded(normal("many", M, OC) ** 2)
+    dweight, dbias = np.zeros((OC, 1), np.float32), buffers.guarded(np.zeros(OC, np.float32))
+    kernels.matmul_backward_weight(dweight, dbias, dout, np.zeros((M, 1), np.float32), 1, M, 1, OC)
+    assert_parity(dbias, *both(lambda d: d.sum(0), dout), what="dbias")
+    assert not dweight.any()

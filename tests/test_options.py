@@ -1,0 +1,109 @@
+"""The options: one table, every front end. What is refused is refused with one clear line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ffi, lib
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllmc._ffi import InvalidArgument
+from pyllmc.trainer import Options
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = [ffi.string(lib.llmc_option_name(i)).decode() for i in range(lib.llmc_num_options())]
+NUMBERS = re.findall(r"^OPTION\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", (ROOT / "csrc/options.def").read_text(), re.M)
+
+
+def test_the_table_and_the_library_agree():
+    assert re.findall(r"^OPTION\(\w+, (\w+),", (ROOT / "csrc/options.def").read_text(), re.M) == NAMES
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_help_names_every_option_and_its_default():
+    text = Options(lib).help()
+    for name in NAMES:
+        assert f"--{name}" in text
+    assert "[demo]" in text
+
+
+@pytest.mark.parametrize("arguments", [["--lr=0.5"], ["--lr", "0.5"]])
+def test_values_are_read_in_both_spellings(arguments):
+    options = Options(lib)
+    assert options.parse(arguments) is False
+    assert float(options.get("lr")) == 0.5
+
+
+def test_dashes_and_negated_flags():
+    options = Options(lib)
+    options.parse(["--max-steps=7", "--no_shuffle", "--plan"])
+    assert (options.get("max_steps"), options.get("shuffle"), options.get("plan")) == ("7", "0", "1")
+
+
+@pytest.mark.parametrize("typo, right", [("max_step", "max_steps"), ("leaning_rate", None), ("treads", "threads"), ("sed", "seed")])
+def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
+    with pytest.raises(InvalidArgument, match=f"unknown option --{typo}.*" + (f"--{right}" if right else "--help")):
+        Options(lib).parse([f"--{typo}=1"])
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--lr"], "needs a value"),
+        (["--lr", "--seed=1"], "needs a value"),
+        (["--lr=fast"], "not a number"),
+        (["--lr=nan"], "not in"),
+        (["--B=1.5"], "not a whole number"),
+        (["--B="], "not a whole number"),
+        (["--B=99999999999999999999"], "not a whole number"),
+        (["--shuffle=maybe"], "neither yes nor no"),
+        (["--seed=1", "--seed=2"], "given twice"),
+        (["train"], "not an option"),
+        (["-B", "4"], "not an option"),
+        (["--out=" + "x" * 2000], "longer than"),
+        (["--prompt=a\nb"], "line break"),
+        (["--" + "x" * 500], "unknown option"),
+    ],
+)
+def test_bad_command_lines(arguments, reason):
+    with pytest.raises(InvalidArgument, match=reason) as caught:
+        Options(lib).parse(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, name, least, most", NUMBERS)
+def test_every_number_is_bounded_as_the_table_says(kind, name, least, most):
+    options = Options(lib)
+    for value in (least, most):
+        options.set(name, value)
+        assert float(options.get(name)) == pytest.approx(float(value))
+    step = 1 if kind == "INT" else abs(float(least)) + 1
+    with pytest.raises(InvalidArgument, match=f"--{name}="):
+        options.set(name, type(step)(float(least) - step))
+
+
+@given(st.sampled_from(NAMES), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
+def test_any_value_is_taken_or_refused(name, value):
+    options = Options(lib)
+    before = options.get(name)
+    try:
+        options.set(name, value)
+    except InvalidArgument:
+        assert options.get(name) == before
+
+
+def test_text_reads_back_as_the_same_options():
+    options, again = Options(lib), Options(lib)
+    options.parse(["--lr=0.1234567890123", "--prompt=Once = twice", "--no_shuffle"])
+    text = ffi.new("char[65536]")
+    assert lib.llmc_options_text(options.handle, text, 65536) == 0
+    for line in ffi.string(text).decode().splitlines():
+        again.set(*line.split("=", 1))
+    assert all(options.get(name) == again.get(name) for name in NAMES)
+
+
+def test_help_is_asked_for():
+    assert Options(lib).parse(["--help"]) is True

@@ -1,0 +1,199 @@
+"""The engine's tokenizer: its file, greedy longest match against a plain search, and files that are not right."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import numpy as np
+import pytest
+from conftest import ffi, lib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyllmc import _ffi
+
+SETTINGS = settings(max_examples=200, deadline=None, database=None)
+UNKNOWN, LONGEST, GPT2 = 0, 1, 2
+EOT = b"<|endoftext|>"
+BYTES = [bytes([b]) for b in range(256)]
+
+
+def file_bytes(pieces, eot=None, kind=LONGEST, magic=20240328, version=2, n=None) -> bytes:
+    eot = len(pieces) - 1 if eot is None else eot
+    head = [magic, version, len(pieces) if n is None else n, eot, kind]
+    return struct.pack("<256i", *head, *[0] * 251) + b"".join(bytes([len(p)]) + p for p in pieces)
+
+
+class Tokenizer:
+    def __init__(self, data: bytes) -> None:
+        out = ffi.new("llmc_tokenizer **")
+        _ffi.check(lib, lib.llmc_tokenizer_read(out, data, len(data), b"tok.bin"))
+        self.handle = ffi.gc(out[0], lib.llmc_tokenizer_free)
+
+    def encode(self, text: bytes) -> list[int]:
+        n = _ffi.check(lib, lib.llmc_tokenizer_encode(self.handle, text, len(text), ffi.NULL, 0))
+        out = ffi.new("int[]", [-5] * (n + 1))
+        assert lib.llmc_tokenizer_encode(self.handle, text, len(text), out, n) == n and out[n] == -5
+        return list(out)[:n]
+
+    def decode(self, ids) -> bytes:
+        ids = list(map(int, ids))
+        n = _ffi.check(lib, lib.llmc_tokenizer_decode(self.handle, ids, len(ids), ffi.NULL, 0))
+        out = ffi.new("char[]", b"#" * n + b"!")
+        assert lib.llmc_tokenizer_decode(self.handle, ids, len(ids), out, n) == n
+        assert ffi.buffer(out)[n : n + 1] == b"!"
+        return ffi.buffer(out)[:n]
+
+
+def greedy(pieces, text: bytes) -> list[int]:
+    ids, table = [], {p: i for i, p in enumerate(pieces)}
+    while text:
+        length = max(n for n in range(1, len(text) + 1) if text[:n] in table)
+        ids.append(table[text[:length]])
+        text = text[length:]
+    return ids
+
+
+def test_byte_vocabulary_round_trips_everything():
+    tokenizer = Tokenizer(file_bytes([*BYTES, EOT]))
+    text = bytes(range(256)) + "Zwölf Bären 🐻\0<|endoftext|>".encode()
+    assert tokenizer.encode(text) == list(text) and tokenizer.decode(text) == text
+    assert lib.llmc_tokenizer_size(tokenizer.handle) == 257 and lib.llmc_tokenizer_eot(tokenizer.handle) == 256
+    assert tokenizer.decode([256]) == EOT and tokenizer.encode(b"") == []
+
+
+@SETTINGS
+@given(st.sets(st.binary(min_size=1, max_size=5), max_size=40), st.lists(st.integers(0, 10**6), max_size=30))
+def test_longest_match(words, picks):
+    """On texts made of the pieces themselves, so that long ones come up."""
+    pieces = [*BYTES, *sorted(w for w in words if len(w) > 1), EOT]
+    text = b"".join(pieces[pick % (len(pieces) - 1)] for pick in picks)
+    tokenizer = Tokenizer(file_bytes(pieces))
+    ids = tokenizer.encode(text)
+    assert ids == greedy(pieces[:-1], text) and tokenizer.decode(ids) == text
+
+
+def test_long_and_nested_pieces():
+    pieces = [b"a" * n for n in range(1, 256)]
+    tokenizer = Tokenizer(file_bytes(pieces, eot=-1))
+    assert tokenizer.encode(b"a" * 600) == [254, 254, 89]
+    assert lib.llmc_tokenizer_eot(tokenizer.handle) == -1
+
+
+def test_eot_is_never_encoded():
+    tokenizer = Tokenizer(file_bytes([b"<", b"|", b"x", EOT, b"x>"], eot=3))
+    assert tokenizer.encode(b"<|x>") == [0, 1, 4]
+    with pytest.raises(_ffi.InvalidArgument, match="character 'e'"):
+        tokenizer.encode(EOT)
+
+
+def test_unknown_character_lists_the_alphabet():
+    tokenizer = Tokenizer(file_bytes(["a".encode(), "ö".encode(), b"\n", b"b", EOT]))
+    with pytest.raises(_ffi.InvalidArgument, match=r"character 'é' \(byte 195 at byte 3\).* it has only aöb: change"):
+        tokenizer.encode("aöéb".encode())
+    many = [chr(0x4E00 + i).encode() for i in range(5000)]
+    with pytest.raises(_ffi.InvalidArgument, match="is not in the vocabulary.*make the data again"):
+        Tokenizer(file_bytes(many, eot=-1)).encode(b"\xff\xff")
+
+
+def test_kinds_that_only_decode():
+    pieces = [*BYTES, EOT]
+    for kind, message in [(UNKNOWN, "does not say how to encode"), (GPT2, "encode it in Python")]:
+        tokenizer = Tokenizer(file_bytes(pieces, kind=kind))
+        assert tokenizer.decode([72, 105]) == b"Hi"
+        with pytest.raises(_ffi.InvalidArgument, match=message):
+            tokenizer.encode(b"Hi")
+
+
+def test_version_1_is_gpt2():
+    pieces = [str(i).encode() for i in range(50257)]
+    tokenizer = Tokenizer(file_bytes(pieces, version=1, eot=0, kind=0))
+    assert lib.llmc_tokenizer_eot(tokenizer.handle) == 50256 and tokenizer.decode([7, 50256]) == b"750256"
+
+
+def test_ids_outside():
+    tokenizer = Tokenizer(file_bytes([b"a", EOT]))
+    for bad in (-1, 2, 2**31 - 1):
+        with pytest.raises(_ffi.InvalidArgument, match=rf"ids\[1\] = {bad} is outside \[0, 2\)"):
+            tokenizer.decode([0, bad])
+
+
+def test_short_buffers_are_not_overrun():
+    tokenizer = Tokenizer(file_bytes([b"abc", b"d", EOT]))
+    out = ffi.new("char[]", b"........")
+    assert lib.llmc_tokenizer_decode(tokenizer.handle, [0, 1, 0], 3, out, 5) == 7
+    assert ffi.string(out) == b"abcda..."
+
+
+BAD = {
+    "empty": (b"", "expected a header of 1024 bytes, found 0"),
+    "short header": (file_bytes([b"a"])[:1023], "found 1023"),
+    "magic": (file_bytes([b"a"], magic=7), "something else, not a tokenizer file: expected magic 20240328, found 7"),
+    "tokens": (file_bytes([b"a"], magic=20240520), "is a token file, not a tokenizer"),
+    "version": (file_bytes([b"a"], version=3), "expected version 1 or 2, found 3"),
+    "version 1": (file_bytes([b"a"], version=1), "version 1 has 50257 pieces, found 1"),
+    "no pieces": (file_bytes([], eot=-1), "0 pieces do not fit"),
+    "negative": (file_bytes([b"a"], n=-1), "-1 pieces do not fit"),
+    "huge": (file_bytes([b"a"], n=2**31 - 1), "2147483647 pieces do not fit"),
+    "more than there are": (file_bytes([b"a"], n=2), "truncated: expected 2 pieces, found 1"),
+    "cut in a piece": (file_bytes([b"abc"])[:-1], "truncated: expected 1 pieces, found 0"),
+    "trailing": (file_bytes([b"abc"]) + b"12", "2 trailing bytes"),
+    "empty piece": (file_bytes([b"a", b""]), "piece 1 is empty"),
+    "eot": (file_bytes([b"a"], eot=1), r"EOT id 1 is outside \[0, 1\)"),
+    "eot below": (file_bytes([b"a"], eot=-2), "EOT id -2"),
+    "kind": (file_bytes([b"a"], kind=3), r"expected a kind in 0..2, found 3"),
+    "twice": (file_bytes([b"a", b"b", b"a"], eot=-1), "pieces 0 and 2 are the same"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_file(tmp_path, case):
+    data, message = BAD[case]
+    with pytest.raises(_ffi.BadFile, match=message):
+        Tokenizer(data)
+    path = tmp_path / "t.bin"
+    path.write_bytes(data)
+    out = ffi.new("llmc_tokenizer **")
+    with pytest.raises(_ffi.BadFile, match=message):
+        _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(path)))
+    assert out[0] == ffi.NULL
+
+
+def test_open_and_travel(tmp_path):
+    data = file_bytes([*BYTES, EOT])
+    path = tmp_path / "tökenizer.bin"
+    path.write_bytes(data)
+    out, size = ffi.new("llmc_tokenizer **"), ffi.new("int64_t *")
+    _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(path)))
+    assert bytes(ffi.buffer(lib.llmc_tokenizer_bytes(out[0], size), len(data))) == data and size[0] == len(data)
+    lib.llmc_tokenizer_free(out[0])
+    for missing in (tmp_path / "none", tmp_path):
+        with pytest.raises(_ffi.SystemFailure, match="cannot be opened|is a directory"):
+            _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(missing)))
+
+
+@SETTINGS
+@given(st.data())
+def test_every_damaged_file_is_refused_or_works(data):
+    whole = file_bytes([b"a", b"bc", b"def", EOT], kind=data.draw(st.integers(0, 2)))
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))] + data.draw(st.binary(max_size=4)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        if damaged:
+            at = data.draw(st.one_of(st.integers(0, min(19, len(damaged) - 1)), st.integers(0, len(damaged) - 1)))
+            damaged[at] = data.draw(st.integers(0, 255))
+    try:
+        tokenizer = Tokenizer(bytes(damaged))
+        assert tokenizer.decode(np.arange(lib.llmc_tokenizer_size(tokenizer.handle)))
+        tokenizer.encode(b"abcdef")
+    except _ffi.LlmcError as error:
+        assert str(error)
+
+
+def test_agrees_with_python():
+    python = pytest.importorskip("pyllmc.tokenizer")
+    text = "Once upon a time, a fox and a Bär met. They didn't 12 fight!\n\nThe end."
+    for kind in ("byte", "char", "word"):
+        theirs = python.train(kind, [text])
+        ours = Tokenizer(file_bytes(theirs.pieces, eot=theirs.eot))
+        assert ours.encode(text.encode()) == theirs.encode(text)
