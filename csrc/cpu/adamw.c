@@ -1,4 +1,4 @@
-/* What happens to gradients after the backward pass: their norm, scaling, AdamW. Each is bound by memory: one pass. */
+/* What happens to gradients after the backward pass: norm, scaling, AdamW. All are bound by memory: one pass. */
 #include <math.h>
 #include "isa.h"
 #include "simd.h"
@@ -88,8 +88,8 @@ static inline void adamw_lanes(float *param, float *m, float *v, const float *gr
     vf_store_n(param, p - (s->decay * p + step), n);
 }
 
-void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale, float lr,
-              float beta1, float beta2, float eps, float decay, int64_t t, int64_t N) {
+void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
+              float lr, float beta1, float beta2, float eps, float decay, int64_t t, int64_t N) {
     const Step step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
 #pragma omp parallel for num_threads(threads_for(ctx, N))
     for (int64_t at = 0; at < N; at += PIECE)
