@@ -117,20 +117,21 @@ static inline int64_t elements(int64_t queries, int keys, int C) { return querie
 typedef struct { const float *at; int64_t row, step; } Factor;
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
-INLINE void tile(const int m, const int n, float *c, int64_t c_row, Factor a, const float *b, int64_t b_row, int depth,
+INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int depth,
                  int add) {
     vf sum[MR][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n; j++) sum[i][j] = add ? vf_load(c + i*c_row + j*VL) : vf_set(0);
-    for (int k = 0; k < depth; k++, a.at += a.step, b += b_row) {
+    const float *at = a->at;
+    for (int k = 0; k < depth; k++, at += a->step, b += b_row) {
         vf row[NR];
 #pragma GCC unroll 8
         for (int j = 0; j < n; j++) row[j] = vf_load(b + j*VL);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            const vf x = vf_set(a.at[i*a.row]);
+            const vf x = vf_set(at[i*a->row]);
 #pragma GCC unroll 8
             for (int j = 0; j < n; j++) sum[i][j] += x * row[j];
         }
@@ -141,7 +142,7 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, Factor a, co
         for (int j = 0; j < n; j++) vf_store(c + i*c_row + j*VL, sum[i][j]);
 }
 
-INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, Factor a, const float *b, int64_t b_row, int depth,
+INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int depth,
                       int add) {
     switch (m) {
     case 1: tile(1, n, c, c_row, a, b, b_row, depth, add); break;
@@ -154,7 +155,7 @@ INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, Factor a, con
 }
 
 /* the same for m <= MR and any n (in vectors) and depth, also none */
-static __attribute__((noinline)) void strip(float *c, int64_t c_row, Factor a, const float *b, int64_t b_row,
+static __attribute__((noinline)) void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
                                             int m, int n, int depth, int add) {
     for (; n > 0; n -= NR, c += NR * VL, b += NR * VL)
         switch (min(n, NR)) {
@@ -175,7 +176,7 @@ static inline void products_of_rows(Block b, float *p, const float *x, int64_t s
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
         const int i = r.from / VL * VL, vectors = (r.to - i + VL - 1) / VL;
-        strip(p + j*QB + i, QB, (Factor){x + j*stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
+        strip(p + j*QB + i, QB, &(Factor){x + j*stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
     }
 }
 /* acc[i] += sum over j of p[j][i] x[j] */
@@ -183,7 +184,7 @@ static inline void sums_over_keys(Block b, float *acc, const float *p, const flo
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = keys_of(b, i, i + m);
-        strip(acc + i*hp, hp, (Factor){p + r.from*QB + i, 1, QB}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + i*hp, hp, &(Factor){p + r.from*QB + i, 1, QB}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
     }
 }
 /* acc[j] += sum over i of p[j][i] x[i] */
@@ -191,7 +192,7 @@ static inline void sums_over_queries(Block b, float *acc, const float *p, const 
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
-        strip(acc + j*hp, hp, (Factor){p + j*QB + r.from, QB, 1}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + j*hp, hp, &(Factor){p + j*QB + r.from, QB, 1}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
     }
 }
 #endif
