@@ -72,7 +72,7 @@ static inline int64_t scratch_at(Scratch *s, float *base, int T, int hs) {
     s->dk = take(base, &used, whole), s->dv = take(base, &used, whole);
     return used;
 }
-/* T as in the largest workspace asked for: any number that is the same for all threads of one call */
+/* this thread's part of the workspace; T the same for all threads of one call */
 static inline Scratch thread_scratch(const Context *ctx, int T, int hs) {
     Scratch s;
     int thread = 0;
