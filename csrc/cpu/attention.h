@@ -6,7 +6,8 @@
  *   out = p' V         out[i][d] = sum over j of p[j][i] v[j][d]            (the same for dq = ds' K)
  *   dv  = p  dout      dv[j][d]  = sum over i of p[j][i] dout[i][d]         (the same for dk = ds q)
  *
- * Each is a sum of (one element) x (vectors): strip() keeps up to MR x NR vectors of the result in registers. */
+ * Each is a sum of (one element) x (vectors): strip() keeps up to MR x NR vectors of the result in registers. Its Factor
+ * goes by pointer: a struct of 24 bytes by value is copied through the stack, which stalls. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
 #include "isa.h"
@@ -117,8 +118,8 @@ static inline int64_t elements(int64_t queries, int keys, int C) { return querie
 typedef struct { const float *at; int64_t row, step; } Factor;
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
-INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int depth,
-                 int add) {
+INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
+                 int depth, int add) {
     vf sum[MR][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
@@ -142,8 +143,8 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
         for (int j = 0; j < n; j++) vf_store(c + i*c_row + j*VL, sum[i][j]);
 }
 
-INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int depth,
-                      int add) {
+INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
+                      int depth, int add) {
     switch (m) {
     case 1: tile(1, n, c, c_row, a, b, b_row, depth, add); break;
     case 2: tile(2, n, c, c_row, a, b, b_row, depth, add); break;
