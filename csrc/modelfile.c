@@ -70,13 +70,14 @@ static int read_section(ModelFile *f, int64_t *at) {
     char head[SECTION_HEAD];
     int64_t size;
     const int64_t left = f->file.size - *at - SECTION_HEAD;
-    CHECK(left >= 0, LLMC_EFORMAT, "%s: %lld bytes at its end are no section: expected the file to end at byte %lld or with "
-          "a checksum; copy or write it again", f->file.path, (long long)(f->file.size - *at), (long long)*at);
+    CHECK(left >= 0, LLMC_EFORMAT, "%s: expected the file to end at byte %lld or to go on with a section of a checkpoint, "
+          "found %lld bytes; copy or write it again", f->file.path, (long long)*at, (long long)(f->file.size - *at));
     TRY(binfile_read(&f->file, head, SECTION_HEAD, *at));
     memcpy(&size, head + TAG_BYTES, sizeof size);
     const int s = section_of(head);
-    CHECK(s >= 0 && !f->sections[s].at && size >= 0 && size <= left, LLMC_EFORMAT, "%s: no section of a checkpoint stands at "
-          "byte %lld, where one is expected; copy or write it again", f->file.path, (long long)*at);
+    CHECK(s >= 0 && !f->sections[s].at && size >= 0 && size <= left, LLMC_EFORMAT, "%s: expected the file to end at byte %lld or "
+          "to go on with a section of a checkpoint, found something else; copy or write it again", f->file.path,
+          (long long)*at);
     f->sections[s] = (Section){*at + SECTION_HEAD, size};
     *at += SECTION_HEAD + size;
     return LLMC_OK;
@@ -268,14 +269,6 @@ static int read_step(const ModelFile *f, int64_t *step) {
     return LLMC_OK;
 }
 
-int llmc_model_reset_optimizer(llmc_model *m) {
-    m->step = 0;
-    if (!m->training) return LLMC_OK;
-    m->k->fill(&m->ctx, m->m, 0, m->layout.num_params * 4);
-    m->k->fill(&m->ctx, m->v, 0, m->layout.num_params * 4);
-    return m->k->sync(&m->ctx);
-}
-
 static int load(Reader *r, llmc_model *m) {
     const ModelFile *f = r->f;
     const int64_t moments = f->sections[MOMENTS].at;
@@ -285,8 +278,7 @@ static int load(Reader *r, llmc_model *m) {
     TRY(read_step(f, &step));
     m->state = 0; /* what a forward pass left belongs to other weights */
     TRY(load_params(r, m));
-    TRY(llmc_model_reset_optimizer(m));
-    if (m->training && !moments) return LLMC_OK;
+    if (m->training && !moments) return llmc_model_reset_moments(m);
     m->step = step;
     if (!m->training) return m->k->sync(&m->ctx);
     TRY(copy_in(r, m, m->m, moments, f->params, 4));
