@@ -291,11 +291,18 @@ def test_bad_paths(tmp_path):
         save(make(training=False), tmp_path / "m", moments=1)
 
 
+class Whole(bytes):
+    """A checkpoint's bytes, short to print."""
+
+    def __repr__(self) -> str:
+        return f"<checkpoint of {len(self)} bytes>"
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "m.ckpt"
     save(trained(), path, "lr=1\n", "step=3\n", b"token")
-    return path.read_bytes()
+    return Whole(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +314,7 @@ def refused(victim: Model, path: Path, data: bytes) -> None:
     """A clean error that names the file, and not one weight changed."""
     path.write_bytes(data)
     before = block(victim, "LLMC_PARAMS").tobytes(), block(victim, "LLMC_M").tobytes()
-    with pytest.raises((_ffi.BadFile, _ffi.NotFinite), match=re.escape(path.name)):
+    with pytest.raises((_ffi.BadFile, _ffi.NotFinite, _ffi.InvalidArgument), match=re.escape(path.name)):
         load(victim, path)
     assert before == (block(victim, "LLMC_PARAMS").tobytes(), block(victim, "LLMC_M").tobytes())
 
