@@ -24,7 +24,10 @@ OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /de
 ifeq ($(OPENMP),)
 CFLAGS += -Wno-unknown-pragmas
 endif
-MACHINE := $(shell $(CC) -dumpmachine)
+MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
+ifeq ($(MACHINE),)
+$(error there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang)
+endif
 
 # one source, several instruction sets; best first
 ifneq ($(filter x86_64%,$(MACHINE)),)

@@ -13,6 +13,7 @@ Sizes: B batch, T time, C channels, NH heads, hs = C/NH, V vocabulary, Vp = V pa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -28,10 +29,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import layout, options
+from pyllmc import layout, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
 from pyllmc.files import atomic_path, need
 from pyllmc.layout import GPTConfig
+from pyllmc.tokenizer import Tokenizer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -310,10 +312,14 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
         return from_folder(o.model)
     if os.path.exists(o.model):
         return read_model(o.model)
-    c = layout.config_of(o.model, o.vocab_size or V)
-    c = GPTConfig(c.vocab_size, o.max_seq_len or c.max_seq_len, o.n_layer or c.n_layer, o.n_head or c.n_head,
-                  o.n_embd or c.n_embd, o.window)  # fmt: skip
-    return GPT(c, o.seed)
+    return GPT(make_config(o, V), o.seed)
+
+
+def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:
+    """The sizes of --model, changed by --n_layer ...; V: the data's, fallback: where nothing else tells."""
+    c = layout.config_of(o.model, o.vocab_size or V, fallback)
+    changed = {name: getattr(o, name) for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window")}
+    return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 
 
 def learning_rate(step: int, o: argparse.Namespace) -> float:
@@ -330,3 +336,114 @@ def learning_rate(step: int, o: argparse.Namespace) -> float:
     return o.lr + (o.lr * o.final_lr_frac - o.lr) * done[o.schedule]
 
 
+class Trainer:
+    """The loop of csrc/trainer.c: the same batches, steps, validations and lines. No samples, no checkpoints."""
+
+    def __init__(self, o: argparse.Namespace) -> None:
+        self.o, self.device = o, torch.device(o.device)
+        data = o.data or default_data()
+        file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
+        self.model = load_model(o, Tokenizer.load(file).vocab_size if file.exists() else 0).to(self.device)
+        c = self.model.config
+        T = o.T or c.max_seq_len
+        if T > c.max_seq_len:
+            raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
+        self.data = Loader(find_shards(data), o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size)
+        val = o.val_data or (data if any(Path(data).glob("val*.bin")) else "")
+        self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size) if val else None
+        self.optimizer = self.model.optimizer(o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay)
+        self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
+
+    def batch(self, loader: Loader) -> list[torch.Tensor]:
+        """inputs, targets: (B, T) each"""
+        return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
+
+    def run(self) -> None:
+        o, smooth_ms = self.o, 0.0
+        while True:
+            if self.val and o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps):
+                self.validate()
+            if self.step >= o.max_steps:
+                return
+            started = time.perf_counter()
+            loss, lr, norm = self.take_step()
+            ms = 1e3 * (time.perf_counter() - started)
+            smooth_ms = 0.95 * smooth_ms + 0.05 * ms if smooth_ms else ms
+            if self.step % o.log_every == 0 or self.step in (1, o.max_steps):
+                minutes, seconds = divmod(int((o.max_steps - self.step) * smooth_ms / 1e3), 60)
+                eta = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+                print(f"step {self.step:{len(str(o.max_steps))}}/{o.max_steps} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f}"
+                      f" | {ms:.1f} ms | {self.tokens_per_step / ms * 1e3:.0f} tok/s | ETA {eta}", flush=True)  # fmt: skip
+
+    def take_step(self) -> tuple[float, float, float]:
+        """One optimizer step: (loss, lr, norm of the gradient before it is clipped)."""
+        o, mean = self.o, 0.0
+        self.optimizer.zero_grad()
+        for _ in range(o.grad_accum):
+            _, loss = self.model(*self.batch(self.data))
+            (loss / o.grad_accum).backward()
+            mean += loss.item() / o.grad_accum
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip or math.inf)
+        lr = learning_rate(self.step, o)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.step += 1
+        return mean, lr, norm.item()
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The mean loss of the first val_batches, the same windows every time."""
+        assert self.val
+        batches = -(-self.val.windows // self.val.B)
+        batches, self.val.position = min(self.o.val_batches or batches, batches), 0
+        loss = sum(self.model(*self.batch(self.val))[1].item() for _ in range(batches)) / batches
+        best, self.best = loss < self.best, min(loss, self.best)
+        print(f"step {self.step} | val loss {loss:.4f}{' (best)' if best else ''}", flush=True)
+        return loss
+
+
+def default_data() -> str:
+    """The stories, made on first use."""
+    folder = Path("data/stories")
+    if not (folder / "meta.json").exists():
+        print(f"making {folder}", flush=True)
+        stories.write_dataset(folder)
+    return str(folder)
+
+
+def parse(args: Optional[list[str]] = None) -> argparse.Namespace:
+    parser = options.make_parser("train_gpt2.py", "GPT-2 in PyTorch, beside ./train_gpt2; runs, samples, checkpoints: only there")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... [cpu]")
+    parser.add_argument("--export", default="", metavar="PATH", help="write the weights as llm.c's model file at the end")
+    parser.add_argument("--export_version", type=int, default=FP32, choices=(FP32, BF16), help="3: fp32, 5: bf16 [3]")
+    parser.add_argument("--export_state", default="", metavar="PATH", help="write a batch with logits, loss, gradients")
+    o = parser.parse_args(args)
+    if o.resume or o.plan:
+        parser.error("--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory")
+    return o
+
+
+def main(args: Optional[list[str]] = None) -> int:
+    o = parse(args)
+    try:
+        torch.set_num_threads(o.threads or torch.get_num_threads())
+        if o.export and not (o.data or o.max_steps or o.export_state):  # a conversion needs no data
+            write_model(load_model(o), o.export, o.export_version)
+            return 0
+        trainer = Trainer(o)
+        trainer.run()
+        if o.export_state:
+            write_state(trainer.model, o.export_state, *trainer.batch(trainer.data))
+        if o.export:
+            write_model(trainer.model, o.export, o.export_version)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train_gpt2.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 5
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -80,16 +80,20 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def config_of(descriptor: str, vocab_size: int = 0) -> GPTConfig:
-    """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...; vocab_size: instead of the descriptor's own, if any."""
+def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:
+    """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...
+
+    vocab_size: instead of the descriptor's own; fallback: where it has none. Raises ValueError.
+    """
     known = _known_sizes()
     name = descriptor if descriptor in known else f"gpt2:{descriptor}"
     if name not in known:
         raise ValueError(f"model '{descriptor}' is neither a file nor a known size: try {', '.join(known)}")
     L, NH, C, maxT, V = known[name]
-    if not (vocab_size or V):
+    V = vocab_size or V or fallback
+    if not V:
         raise ValueError(f"model '{descriptor}' takes its vocabulary from the data: give vocab_size")
-    return GPTConfig(vocab_size or V, maxT, L, NH, C)
+    return GPTConfig(V, maxT, L, NH, C)
 
 
 class Row(NamedTuple):
