@@ -1,15 +1,10 @@
-"""Checkpoints: what is in them, every way in which a file can be wrong, and every way in which writing can fail."""
+"""Checkpoints: what is in them, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import struct
-import subprocess
-import sys
-import textwrap
-import time
 import zlib
 from pathlib import Path
 
@@ -22,12 +17,14 @@ from hypothesis import strategies as st
 from pyllmc import GPTConfig, Model, _ffi
 
 SETTINGS = settings(
-    max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 CONFIG = GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)
 HEAD = 1024
 TAGS = [b"OPTIONS ", b"STATE   ", b"TOKENIZR", b"MOMENTS ", b"CRC32   "]
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def make(seed=1, training=True, config=CONFIG) -> Model:
@@ -98,7 +95,9 @@ def llmc_file(version: int, weights: np.ndarray, config=CONFIG, /, **changes) ->
     body = weights
     if version == 1:
         body = np.concatenate([weights[: c.vocab_size * c.n_embd], weights[Vp * c.n_embd :]])
-    raw = (body.view(np.uint32) >> 16).astype("<u2").tobytes() if version == 5 else body.astype("<f4").tobytes()
+    raw = (
+        (body.view(np.uint32) >> 16).astype("<u2").tobytes() if version == 5 else body.astype("<f4").tobytes()
+    )
     return struct.pack("<256i", *head.values(), *[0] * 247) + raw
 
 
@@ -117,7 +116,8 @@ def test_round_trip_and_format(tmp_path):
     assert found[b"STATE   "] == b"step=3\nposition=17\n" == section(path, b"STATE   ")
     assert found[b"TOKENIZR"] == b"\0token\xff" == section(path, b"TOKENIZR")
     moments = np.frombuffer(found[b"MOMENTS "], np.float32).reshape(2, -1)
-    assert (moments[0] == block(model, "LLMC_M")).all() and (moments[1] == block(model, "LLMC_V")).all()
+    assert (moments[0] == block(model, "LLMC_M")).all()
+    assert (moments[1] == block(model, "LLMC_V")).all()
     assert struct.unpack("<I", found[b"CRC32   "])[0] == zlib.crc32(data[:-20])
     assert os.listdir(tmp_path) == ["ü.ckpt"]
 
@@ -134,13 +134,15 @@ def test_python_face(tmp_path):
     model, path = trained(), tmp_path / "m.ckpt"
     model.save(path)
     again = Model(path, B=2, T=4)
-    assert again.config == model.config and again.step == 3
+    assert again.config == model.config
+    assert again.step == 3
     assert (block(again, "LLMC_V") == block(model, "LLMC_V")).all()
     frozen = Model(path, B=1, T=4, training=False)
     assert (block(frozen, "LLMC_PARAMS") == block(model, "LLMC_PARAMS")).all()
     frozen.save(path)
     fresh = Model(path, B=2, T=4)
-    assert fresh.step == 0 and not block(fresh, "LLMC_M").any(), "without moments AdamW begins anew"
+    assert fresh.step == 0, "without moments AdamW begins anew"
+    assert not block(fresh, "LLMC_M").any()
 
 
 def test_weights_alone_leave_no_old_moments(tmp_path):
@@ -148,7 +150,8 @@ def test_weights_alone_leave_no_old_moments(tmp_path):
     save(model, path, moments=0)
     load(model, path)
     assert lib.llmc_model_step(model._handle) == 0
-    assert not block(model, "LLMC_M").any() and not block(model, "LLMC_V").any()
+    assert not block(model, "LLMC_M").any()
+    assert not block(model, "LLMC_V").any()
 
 
 def test_optional_sections(tmp_path):
@@ -220,7 +223,8 @@ def test_refuses_to_save_what_is_not_finite(tmp_path, value):
     model.moments["transformer.wpe.weight"][1][0, 0] = value
     with pytest.raises(_ffi.NotFinite, match="moments of wpe"):
         save(model, path)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.ckpt"]
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.ckpt"]
 
 
 @pytest.mark.parametrize("version", [1, 3, 5])
@@ -269,7 +273,9 @@ def test_other_sizes(tmp_path):
     path = tmp_path / "m.ckpt"
     make().save(path)
     other = GPTConfig(vocab_size=38, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)
-    with pytest.raises(_ffi.InvalidArgument, match="vocab_size=37, the model 38: make the model from the file"):
+    with pytest.raises(
+        _ffi.InvalidArgument, match="vocab_size=37, the model 38: make the model from the file"
+    ):
         load(make(config=other), path)
     with pytest.raises(_ffi.InvalidArgument, match="n_head=2, the model 4"):
         load(make(config=GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=4, n_embd=8)), path)
@@ -278,13 +284,13 @@ def test_other_sizes(tmp_path):
 def test_bad_paths(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for name in ("none", "", "loop"):
-        with pytest.raises(_ffi.SystemFailure, match="cannot be opened|is a directory"):
+        with pytest.raises(_ffi.SystemFailure, match=r"cannot be opened|is a directory"):
             load(make(), tmp_path / name)
     for name in ("no/such/folder/m", ""):
-        with pytest.raises((_ffi.SystemFailure, _ffi.InvalidArgument), match="cannot be|needs a file name"):
+        with pytest.raises((_ffi.SystemFailure, _ffi.InvalidArgument), match=r"cannot be|needs a file name"):
             save(make(), tmp_path / name if name else "")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(_ffi.SystemFailure, match="cannot be put in place"):
+    with pytest.raises(_ffi.SystemFailure, match=r"cannot be put in place"):
         save(make(), tmp_path / "folder")
     assert sorted(os.listdir(tmp_path)) == ["folder", "loop"]
     with pytest.raises(_ffi.InvalidArgument, match="made without moments"):
@@ -321,7 +327,11 @@ def refused(victim: Model, path: Path, data: bytes) -> None:
 
 def boundaries(data: bytes) -> list[int]:
     end = data.index(b"OPTIONS ")
-    heads = [at for tag in TAGS for at in (data.index(tag, end), data.index(tag, end) + 8, data.index(tag, end) + 16)]
+    heads = [
+        at
+        for tag in TAGS
+        for at in (data.index(tag, end), data.index(tag, end) + 8, data.index(tag, end) + 16)
+    ]
     return [0, HEAD, end, len(data), *heads]
 
 
@@ -380,155 +390,3 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
     head = whole[: whole.index(b"OPTIONS ")]
     refused(victim, tmp_path / "m", resealed(head + five_bytes))
     load(victim, _written(tmp_path / "m", resealed(head + five_bytes.replace(b"-5", b"55"))))
-
-
-# ---- when writing fails ----
-
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <unistd.h>
-/* Counts calls of write, fsync and rename once FAIL_AT is set, and makes the one of that number fail;
- * FAIL_SHORT makes writes short instead. */
-static long calls;
-static int fails(void) {
-    const char *at = getenv("FAIL_AT");
-    if (!at) return calls = 0;
-    if (++calls != atol(at)) return 0;
-    errno = ENOSPC;
-    return 1;
-}
-ssize_t write(int fd, const void *p, size_t n) {
-    static ssize_t (*real)(int, const void *, size_t);
-    if (!real) real = dlsym(RTLD_NEXT, "write");
-    if (getenv("FAIL_SHORT") && n > 7) n = n / 2;
-    return fd > 2 && fails() ? -1 : real(fd, p, n);
-}
-int fsync(int fd) {
-    static int (*real)(int);
-    if (!real) real = dlsym(RTLD_NEXT, "fsync");
-    return fails() ? -1 : real(fd);
-}
-int rename(const char *a, const char *b) {
-    static int (*real)(const char *, const char *);
-    if (!real) real = dlsym(RTLD_NEXT, "rename");
-    return fails() ? -1 : real(a, b);
-}
-"""
-
-FAULTS = """
-import os, sys
-import numpy as np
-from pyllmc import Model, GPTConfig, _ffi
-ffi, lib = _ffi.ffi(), _ffi.load()
-libc = type(ffi)()
-libc.cdef("int setenv(const char *, const char *, int); int unsetenv(const char *);")
-c = libc.dlopen(None)
-path = sys.argv[1]
-config = GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)
-old, new = (Model(config, B=1, T=4, seed=s, threads=1) for s in (1, 2))
-def save(model):
-    return lib.llmc_checkpoint_save(model._handle, path.encode(), b"lr=1", b"step=0", b"tok", 3, 1)
-assert save(old) == 0
-before = open(path, "rb").read()
-assert save(new) == 0
-after = open(path, "rb").read()
-assert save(old) == 0
-for k in range(1, 100):
-    c.setenv(b"FAIL_AT", str(k).encode(), 1)
-    rc = save(new)
-    c.unsetenv(b"FAIL_AT")
-    now = open(path, "rb").read()
-    assert not os.path.exists(path + ".tmp"), k
-    if rc == 0:
-        assert now == after
-        break
-    assert rc == lib.LLMC_EIO and b"No space left" in ffi.string(lib.llmc_last_error()), (k, rc)
-    print("failed at", k, "old" if now == before else "new" if now == after else "BROKEN")
-    assert save(old) == 0
-c.setenv(b"FAIL_SHORT", b"1", 1)
-assert save(old) == 0 and open(path, "rb").read() == before
-"""
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no compiler here")
-    return folder / "shim.so"
-
-
-def python(program: str, *args, **env) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, args)], env=environment, capture_output=True, text=True, timeout=60
-    )
-
-
-def test_a_fault_at_every_write_flush_and_rename(tmp_path, shim):
-    """The old file stays, byte for byte, until the rename; after it the new one is there; never a .tmp."""
-    done = python(FAULTS, tmp_path / "m.ckpt", LD_PRELOAD=str(shim))
-    assert done.returncode == 0, done.stderr
-    outcomes = [line.split()[-1] for line in done.stdout.splitlines()]
-    assert len(outcomes) > 15 and set(outcomes[:-1]) == {"old"} and outcomes[-1] == "new", done.stdout
-
-
-def test_full_disk(tmp_path):
-    """RLIMIT_FSIZE stands in for it: the write is cut short, then refused."""
-    program = textwrap.dedent("""
-        import resource, signal, sys
-        from pyllmc import Model, _ffi
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        model = Model("gpt-nano", B=1, T=4, vocab_size=99, threads=1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        try:
-            model.save(sys.argv[1])
-        except _ffi.SystemFailure as error:
-            print(error)
-    """)
-    done = python(program, tmp_path / "m.ckpt")
-    assert "m.ckpt cannot be written: File too large; free some space" in done.stdout, done.stderr
-    assert os.listdir(tmp_path) == []
-
-
-FOREVER = """
-import sys
-from pyllmc import Model, GPTConfig
-model = Model(GPTConfig(vocab_size=37, max_seq_len=64, n_layer=2, n_head=2, n_embd=64), B=1, T=4, threads=1)
-wpe = model.params["transformer.wpe.weight"]
-for i in range(1, 10**6):
-    for name in model.params:
-        model.params[name][...] = i
-    model.save(sys.argv[1])
-    if i == 1: print("go", flush=True)
-"""
-
-
-def test_kill_at_any_moment(tmp_path):
-    """Whatever is there afterwards is one whole checkpoint: all its weights carry one number."""
-    path, rng = tmp_path / "m.ckpt", np.random.default_rng(0)
-    seen = set()
-    for _ in range(24):
-        process = subprocess.Popen(
-            [sys.executable, "-c", FOREVER, str(path)],
-            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert process.stdout.readline() == b"go\n"
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        model = Model(path, B=1, T=4, threads=1)
-        values = {float(x) for name in model.params for x in np.unique(model.params[name])}
-        assert len(values) == 1
-        seen |= values
-    assert len(seen) > 3, "the kills came at different moments"
-    assert set(os.listdir(tmp_path)) <= {"m.ckpt", "m.ckpt.tmp"}
-    make().save(path)  # a left-over .tmp is in nobody's way
-    assert os.listdir(tmp_path) == ["m.ckpt"]
