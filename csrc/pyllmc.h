@@ -147,7 +147,6 @@ int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t s
  * m, v and step, or start them at 0 where the file has none. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
-int llmc_model_reset_optimizer(llmc_model *model); /* m, v and step to 0, as weights of another run want it */
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;
