@@ -345,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     copy_weights(m, gpt)
     wrong += report(check(m, gpt, o.B, o.T or m.config.max_seq_len, o.seed))
     if wrong:
-        print(f"{len(wrong)} tensors diverge from PyTorch; the first is the {wrong[0].name}")
+        print(f"diverges from PyTorch: first the {wrong[0].name}, {len(wrong)} of its tensors in all")
         return 1
     print(f"every tensor agrees with PyTorch ({m.isa})")
     return 0
