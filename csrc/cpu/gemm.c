@@ -2,8 +2,8 @@
  *
  *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
  *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its columns
- *           of B so that a tile reads them in a straight line from the second cache; A's rows are read in place,
- *           or copied likewise where they lie in columns.
+ *           of B so that a tile reads them in a straight line from the second cache. A is read in place, as a rule:
+ *           a tile takes single numbers from it, out of the first cache.
  *   dots    few rows: every row of B^T is read once, where it lies
  *
  * An element is summed over K in an order that depends on K alone, so threads may share out C as they like. */
@@ -12,36 +12,26 @@
 #include "threads.h"
 
 #if VREGS == 32
-#ifndef MR
 #define MR 8
 #define NV 3
-#endif
-enum { DOT_ROWS = 4 }; /* x 4 sums of a vector each, in dots */
+enum { DOT_ROWS = 4, FEW = 64 };
 #else
-#ifndef MR
 #define MR 6
 #define NV 2
-#endif
-enum { DOT_ROWS = 2 };
-#endif
-#ifndef KC_MAX
-#define KC_MAX 192
-#define NC_MAX (VL == 16 ? 768 : 384)
-#define MC_MAX 64
-#endif
-#ifndef FEW
-#define FEW 16
+enum { DOT_ROWS = 2, FEW = 16 };
 #endif
 enum {
     NR = NV * VL,
-    KC = KC_MAX, /* a sum runs over at most so many products before it joins the others: the shorter, the more exact */
-    NC = NC_MAX / NR * NR, /* KC x NC floats of B: within the second cache */
-    MC = MC_MAX / MR * MR, /* rows of A copied at a time */
-    FEW_ROWS = FEW,     /* up to here dots is faster than to copy B */
-    OPS_PER_ELEMENT = 64,  /* multiply-adds that take as long as one element of threads.h */
-    A_FLOATS = (MC * KC + 15) / 16 * 16,
-    B_FLOATS = (NC * KC + 15) / 16 * 16,
+    KC = 192, /* a sum runs over at most so many products before it joins the others: the shorter, the more exact */
+    NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
+    LOW = 16, WIDE = 16,   /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
+    OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
+    A_FLOATS = (MR * KC + 15) / 16 * 16,
+    B_FLOATS = NC * KC,
 };
+/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows; but the
+ * lanes of each sum must be added in the end, so K has to be FEW_K times as large */
+enum { FEW_K = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
@@ -111,8 +101,9 @@ INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
         UNROLL for (int j = 0; j < nv; j++) vf_store(c + i*ld + j*VL, acc[i][j]);
 }
 
-/* nv and packed are constants where this is inlined. a: (kc, MR) if packed, else rows of lda; b: (kc, nv*VL), rows of ldb */
-INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int packed, const float *b, int64_t ldb,
+/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be read, or
+ * in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b, int64_t ldb,
                  const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
@@ -120,50 +111,44 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
         for (int i = 0; i < p->rows; i++)
             for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i)*p->g->N + p->n + j, 1);
     UNROLL for (int i = 0; i < MR; i++) {
-        row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* again rather than past the end */
+        row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
 #pragma GCC unroll 2
     for (int64_t k = 0; k < kc; k++) {
         vf v[NV];
         UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j*VL);
-#ifdef PF
-        UNROLL for (int j = 0; j < nv*VL; j += 16) __builtin_prefetch(b + PF*ldb + j);
-#endif
         UNROLL for (int i = 0; i < MR; i++) {
-            const vf x = vf_set(packed ? a[i] : row[i][k]);
+            const vf x = vf_set(columns ? a[i] : row[i][k]);
             UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
         }
-        a += MR;
+        a += lda;
         b += ldb;
     }
     store_tile(p, acc, nv);
     if (p->last && (p->g->gelu || p->g->slope)) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
 
-#define TILE(name, packed, nv) \
+#define TILE(name, columns, nv) \
     static __attribute__((noinline)) void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, \
                                                int64_t ldb) { \
-        tile(p, kc, a, lda, packed, b, ldb, nv); \
+        tile(p, kc, a, lda, columns, b, ldb, nv); \
     }
 typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float *, int64_t);
-TILE(tile_1, 0, 1) TILE(tile_2, 0, 2) TILE(packed_1, 1, 1) TILE(packed_2, 1, 2)
+TILE(rows_1, 0, 1) TILE(rows_2, 0, 2) TILE(columns_1, 1, 1) TILE(columns_2, 1, 2)
 #if NV == 3
-TILE(tile_3, 0, 3) TILE(packed_3, 1, 3)
-static const Tile tiles[2][NV] = {{tile_1, tile_2, tile_3}, {packed_1, packed_2, packed_3}};
+TILE(rows_3, 0, 3) TILE(columns_3, 1, 3)
+static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
 #else
-static const Tile tiles[2][NV] = {{tile_1, tile_2}, {packed_1, packed_2}};
+static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
 
 /* ---- copies: panels of `width` columns, one after another, each (kc, width); the last may be narrower ---- */
 
-static void pack_a_columns(float *dst, const float *src, int64_t ld, int64_t mc, int64_t kc) {
-    for (int64_t k = 0; k < kc; k++, src += ld)
-        for (int64_t m = 0; m < mc; m += MR) {
-            float *to = dst + m*kc + k*MR;
-            if (m + MR <= mc) memcpy(to, src + m, MR * sizeof *to);
-            else for (int i = 0; i < MR; i++) to[i] = m + i < mc ? src[m + i] : 0;
-        }
+static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
+    for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
+        if (mc == MR) memcpy(dst, src, MR * sizeof *dst);
+        else for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
 }
 
 static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
@@ -247,14 +232,17 @@ static void pack_b(const Gemm *g, const Block *s) {
     else pack_b_rows(s->b + whole*s->kc, src + whole, g->b.ld, nc - whole, s->kc);
 }
 
-static void row_of_tiles(const Gemm *g, const Block *s, int64_t m, int rows, const float *a) {
+static void row_of_tiles(const Gemm *g, const Block *s, int64_t m) {
+    const int rows = (int)smaller(MR, s->m_end - m), copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE*NR);
+    const float *a = element(&g->a, m, s->k);
+    if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
     for (int64_t n = s->n; n < s->n_end; n += NR) {
         const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
         const int in_place = s->in_place && cols % VL == 0;
         const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        tiles[g->a.transposed != 0][nv - 1](&p, s->kc, a, g->a.transposed ? 0 : g->a.ld,
-                                            in_place ? element(&g->b, s->k, n) : s->b + (n - s->n)*s->kc,
-                                            in_place ? g->b.ld : nv * VL);
+        tiles[g->a.transposed][nv - 1](&p, s->kc, copied ? s->a : a, copied ? MR : g->a.ld,
+                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n)*s->kc,
+                                       in_place ? g->b.ld : nv * VL);
     }
 }
 
@@ -263,13 +251,7 @@ static void block(const Gemm *g, Block *s) {
     for (s->k = 0; s->k < g->K; s->k += kc) {
         s->kc = smaller(kc, g->K - s->k);
         pack_b(g, s);
-        for (int64_t m0 = s->m; m0 < s->m_end; m0 += MC) {
-            const int64_t mc = smaller(MC, s->m_end - m0);
-            const float *a = element(&g->a, m0, s->k);
-            if (g->a.transposed) pack_a_columns(s->a, a, g->a.ld, mc, s->kc);
-            for (int64_t i = 0; i < mc; i += MR)
-                row_of_tiles(g, s, m0 + i, (int)smaller(MR, mc - i), g->a.transposed ? s->a + i*s->kc : a + i*g->a.ld);
-        }
+        for (int64_t m = s->m; m < s->m_end; m += MR) row_of_tiles(g, s, m);
     }
 }
 
@@ -308,7 +290,7 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
     const int64_t n = (g->M > g->N ? i % p->across : i / down) * p->nt;
     const int64_t m_end = smaller(g->M, m + p->mt);
     return (Block){.m = m, .m_end = m_end, .n = n, .n_end = smaller(g->N, n + p->nt), .a = scratch,
-                   .b = scratch + A_FLOATS, .in_place = !g->b.transposed && m_end - m <= 2*MR};
+                   .b = scratch + A_FLOATS, .in_place = !g->b.transposed && m_end - m <= LOW*MR};
 }
 
 #if defined(_OPENMP)
@@ -381,7 +363,7 @@ static void dots(const Gemm *g, int threads) {
 }
 
 void K(gemm)(Context *ctx, const Gemm *g) {
-    const int few = g->M <= FEW_ROWS && g->b.transposed && !g->a.transposed;
+    const int few = g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed;
     const int64_t reads = g->N * g->K, ops = g->M * reads / OPS_PER_ELEMENT;
     if (few) dots(g, threads_for(ctx, reads > ops ? reads : ops));
     else blocks(ctx, g, threads_for(ctx, ops));

@@ -43,6 +43,7 @@ static inline vf vf_load_n(const float *p, int n) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
     vf v = {0};
+    if (n == VL) return vf_load(p); /* copying an unknown length costs ten times as much */
     memcpy(&v, p, (size_t)n * sizeof *p);
     return v;
 #endif
@@ -51,7 +52,8 @@ static inline void vf_store_n(float *p, vf v, int n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #else
-    memcpy(p, &v, (size_t)n * sizeof *p);
+    if (n == VL) vf_store(p, v);
+    else memcpy(p, &v, (size_t)n * sizeof *p);
 #endif
 }
 
