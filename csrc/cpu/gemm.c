@@ -261,22 +261,23 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows */
+/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows. The
+ * last of several threads finishes a quarter of a block late: no two cores are equally fast, or equally free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
     p->nt = up((g->N + across - 1) / across, NR);
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
-    return (double)rounds * (double)(p->mt * p->nt + 8 * p->mt + 24 * p->nt);
+    return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)(p->mt * p->nt + 8 * p->mt + 24 * p->nt);
 }
 
 static Plan best_plan(const Gemm *g, int threads) {
     const int64_t least_down = (g->M + 2047) / 2048, least_across = (g->N + NC - 1) / NC;
     Plan best, p;
     double least = plan_time(g, &best, least_down, least_across, threads);
-    for (int64_t down = least_down; down <= 2*(least_down + threads); down += 1 + down / 4)
-        for (int64_t across = least_across; across <= 2*(least_across + threads); across += 1 + across / 4) {
+    for (int64_t down = least_down; down <= 4*(least_down + threads); down += 1 + down / 4)
+        for (int64_t across = least_across; across <= 4*(least_across + threads); across += 1 + across / 4) {
             const double t = plan_time(g, &p, down, across, threads);
             if (t < least) least = t, best = p;
         }
