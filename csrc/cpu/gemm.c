@@ -1,12 +1,12 @@
 /* Matrix product, blocked as in BLIS (Van Zee & van de Geijn 2015), over the vectors of simd.h.
  *
  *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
- *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its columns
- *           of B so that a tile reads them in a straight line from the second cache. A is read in place, as a rule:
- *           a tile takes single numbers from it, out of the first cache.
+ *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its
+ *           columns of B so that a tile reads them in a straight line from the second cache. A is read in place,
+ *           as a rule: a tile takes single numbers from it, out of the first cache.
  *   dots    few rows: every row of B^T is read once, where it lies
  *
- * An element is summed over K in an order that depends on K alone, so threads may share out C as they like. */
+ * An element is summed over K in an order that the shape alone decides: threads may share out C as they like. */
 #include "gemm.h"
 #include "gelu.h"
 #include "threads.h"
@@ -22,24 +22,27 @@ enum { DOT_ROWS = 2, FEW = 16 };
 #endif
 enum {
     NR = NV * VL,
-    KC = 192, /* a sum runs over at most so many products before it joins the others: the shorter, the more exact */
+    KC = 192, /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
     NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
-    LOW = 16, WIDE = 16,   /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
+    LOW = 16, WIDE = 16,  /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
     OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
     A_FLOATS = (MR * KC + 15) / 16 * 16,
     B_FLOATS = NC * KC,
 };
-/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows; but the
- * lanes of each sum must be added in the end, so K has to be FEW_K times as large */
+/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows; but
+ * the lanes of each sum must be added in the end, so K has to be FEW_K times as large */
 enum { FEW_K = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* keeps its registers to itself */
 #define UNROLL _Pragma("GCC unroll 32")
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
+int64_t K(matmul_workspace)(int threads) {
+    return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float);
+}
 
 /* ---- what happens to C ---- */
 
@@ -59,7 +62,7 @@ INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add,
     vf_store_n(c, sum, lanes);
 }
 
-static __attribute__((noinline)) void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
+APART void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += VL) {
             const int64_t at = (m + i)*g->N + n + j;
@@ -72,7 +75,7 @@ static __attribute__((noinline)) void finish(const Gemm *g, int64_t m, int64_t n
 
 /* ---- the tile ---- */
 
-static __attribute__((noinline)) void store_edge(const Piece *p, const float *sums) {
+APART void store_edge(const Piece *p, const float *sums) {
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i*NR + j), p->add, p->last);
@@ -101,10 +104,10 @@ INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
         UNROLL for (int j = 0; j < nv; j++) vf_store(c + i*ld + j*VL, acc[i][j]);
 }
 
-/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be read, or
- * in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
-INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b, int64_t ldb,
-                 const int nv) {
+/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be read,
+ * or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b,
+                 int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
     if (p->add)
@@ -130,8 +133,7 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
 }
 
 #define TILE(name, columns, nv) \
-    static __attribute__((noinline)) void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, \
-                                               int64_t ldb) { \
+    APART void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb) { \
         tile(p, kc, a, lda, columns, b, ldb, nv); \
     }
 typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float *, int64_t);
@@ -233,7 +235,8 @@ static void pack_b(const Gemm *g, const Block *s) {
 }
 
 static void row_of_tiles(const Gemm *g, const Block *s, int64_t m) {
-    const int rows = (int)smaller(MR, s->m_end - m), copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE*NR);
+    const int rows = (int)smaller(MR, s->m_end - m);
+    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE*NR);
     const float *a = element(&g->a, m, s->k);
     if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
     for (int64_t n = s->n; n < s->n_end; n += NR) {
@@ -261,15 +264,16 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows. The
- * last of several threads finishes a quarter of a block late: no two cores are equally fast, or equally free. */
+/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows.
+ * The last of several threads is a quarter of a block late: no two cores are equally fast, or equally free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
     p->nt = up((g->N + across - 1) / across, NR);
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
-    return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)(p->mt * p->nt + 8 * p->mt + 24 * p->nt);
+    const int64_t one = p->mt * p->nt + 8 * p->mt + 24 * p->nt;
+    return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
 static Plan best_plan(const Gemm *g, int threads) {
@@ -312,22 +316,25 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
 
 /* ---- few rows ---- */
 
-/* sums[i][j] = the products of row m+i of A and row j of B^T, lane by lane */
-INLINE void dot(const Gemm *g, const float *const a[], const float *const b[], const int rows, const int cols,
+INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows, const int cols,
+                     int64_t k, int lanes) {
+    vf x[DOT_ROWS];
+    UNROLL for (int i = 0; i < rows; i++) x[i] = vf_load_n(a[i] + k, lanes);
+    UNROLL for (int j = 0; j < cols; j++) {
+        const vf y = vf_load_n(b[j] + k, lanes);
+        UNROLL for (int i = 0; i < rows; i++) acc[i][j] += x[i] * y;
+    }
+}
+
+/* sums[i][at + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane */
+INLINE void dot(int64_t K, const float *const a[], const float *const b[], const int rows, const int cols,
                 vf sums[][VL], int at) {
     vf acc[DOT_ROWS][8];
     int64_t k = 0;
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k < g->K; k += VL) {
-        const int whole = k + VL <= g->K, lanes = LANES(k, g->K);
-        vf x[DOT_ROWS];
-        UNROLL for (int i = 0; i < rows; i++) x[i] = whole ? vf_load(a[i] + k) : vf_load_n(a[i] + k, lanes);
-        UNROLL for (int j = 0; j < cols; j++) {
-            const vf y = whole ? vf_load(b[j] + k) : vf_load_n(b[j] + k, lanes);
-            UNROLL for (int i = 0; i < rows; i++) acc[i][j] += x[i] * y;
-        }
-    }
+    for (; k + VL <= K; k += VL) dot_step(acc, a, b, rows, cols, k, VL);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, (int)(K - k));
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
 }
@@ -348,15 +355,15 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols)
     for (int64_t m = 0; m < g->M; m += rows) {
         vf sums[DOT_ROWS][VL];
         for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1)*g->a.ld;
-        for (int j = 0; j < VL; j += cols) dot(g, a, b + j, rows, cols, sums, j);
+        for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, sums, j);
         for (int i = 0; i < rows && m + i < g->M; i++) {
             put(g, m + i, n, lanes, sums_of(sums[i]), g->accumulate, 1);
             if (g->gelu || g->slope) finish(g, m + i, n, 1, lanes);
         }
     }
 }
-static __attribute__((noinline)) void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8); }
-static __attribute__((noinline)) void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
+APART void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8); }
+APART void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
 
 static void dots(const Gemm *g, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
