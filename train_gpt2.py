@@ -182,13 +182,11 @@ def as_bytes(x: Any, rows: int = 0, bf16: bool = False) -> bytes:
 
 
 def write_model(model: GPT, path: str, version: int = FP32) -> None:
-    """llm.c's model file: version 3 (fp32) or 5 (bf16). Any V; a banded model is refused: the format cannot say so."""
+    """llm.c's model file: version 3 (fp32) or 5 (bf16). header[8] is ours: the window, 0 in llm.c's own."""
     c = model.config
     if version not in (FP32, BF16):
         raise ValueError(f"version {version} of the model file is not written: 3 is fp32, 5 is bf16")
-    if c.window:
-        raise ValueError("llm.c's model file has no place for a window: save a banded model with pyllmc.Model.save")
-    sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size)
+    sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(pack_header(MODEL_MAGIC, version, *sizes))
         for row, p in model.rows():
@@ -201,15 +199,16 @@ def read_model(path: str) -> GPT:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != MODEL_MAGIC:
             raise ValueError(f"{path} is not a model file: it does not begin with {MODEL_MAGIC}")
-        version, maxT, V, L, NH, C = struct.unpack_from("<6i", head, 4)
+        version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
         if version not in (FP32_UNPADDED, FP32, BF16):
             raise ValueError(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
-        model = GPT(GPTConfig(V, maxT, L, NH, C))
+        model = GPT(GPTConfig(V, maxT, L, NH, C, window))
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
         for row, p in model.rows():
-            shape = (p.shape if version == FP32_UNPADDED else row.shape)
-            data = file.read(math.prod(shape) * dtype.itemsize)
-            if len(data) < math.prod(shape) * dtype.itemsize:
+            shape = p.shape if version == FP32_UNPADDED else row.shape
+            size = math.prod(shape) * dtype.itemsize
+            data = file.read(size)
+            if len(data) < size:
                 raise ValueError(f"{path} is truncated in {row.name}: copy or export it again")
             x = torch.from_numpy(np.frombuffer(data, dtype).copy()).view(shape)
             p.data.copy_((x.view(torch.bfloat16) if version == BF16 else x)[: len(p)])

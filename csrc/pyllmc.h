@@ -60,7 +60,7 @@ int llmc_plan_text(const llmc_config *config, int B, int T, int training, int th
 /* ---- model (gpt2.c) ---- */
 typedef struct llmc_model llmc_model;
 typedef struct llmc_adamw {
-    float lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } llmc_adamw;
 enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */

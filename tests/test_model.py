@@ -1,0 +1,330 @@
+"""The whole model against PyTorch: every tensor of the table, on every instruction set, in awkward shapes."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, Optional
+
+import numpy as np
+import pytest
+from conftest import ISAS, assert_parity, ffi, lib
+
+import pyllmc
+from pyllmc import layout
+from pyllmc.layout import GPTConfig
+
+torch = pytest.importorskip("torch")
+from pyllmc import check  # noqa: E402
+
+reference = check.load_reference()
+
+
+class Case(NamedTuple):
+    config: GPTConfig
+    room: tuple[int, int]  # B, T
+    shape: tuple[int, int]  # b, t
+    gain: float = 1  # of the last norm, and so of the logits
+
+
+def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1) -> Case:
+    return Case(GPTConfig(V, maxT, L, NH, C, window), (B, T), (b or B, t or T), gain)
+
+
+CASES = {
+    "one_token": case(5, 4, 1, 1, 4, 1, 1),
+    "odd_tokens": case(97, 20, 1, 1, 8, 3, 17),
+    "smaller_than_room": case(257, 33, 2, 3, 48, 3, 19, b=2, t=13),
+    "thirteen_layers": case(131, 9, 13, 2, 16, 3, 7),
+    "big_vocabulary": case(50257, 8, 1, 2, 16, 1, 5),
+    "banded": case(129, 40, 3, 4, 64, 2, 37, window=5),
+    "window_of_one": case(61, 12, 2, 2, 12, 2, 11, window=1),
+    "odd_channels": case(33, 70, 2, 3, 21, 1, 67),
+}
+
+
+def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
+    """By PyTorch's names; every tensor random, so that no bias of 0 hides a mistake. Norms are around 1."""
+    rng = np.random.default_rng(1)
+    drawn = {
+        row.torch_name_of(layer): rng.normal(row.init == "ONE", std, row.shape).astype(np.float32)
+        for row, layer in layout.parameters(c.config)
+    }
+    drawn["transformer.wte.weight"] = drawn["transformer.wte.weight"][: c.config.vocab_size]
+    drawn["transformer.ln_f.weight"] *= c.gain
+    return drawn
+
+
+def make_engine(c: Case, threads: int = 2) -> pyllmc.Model:
+    m = pyllmc.Model(c.config, *c.room, threads=threads)
+    for name, value in random_weights(c).items():
+        m.params[name][...] = value
+    return m
+
+
+def make_reference(c: Case):
+    gpt = reference.GPT(c.config)
+    for name, value in random_weights(c).items():
+        gpt.get_parameter(name).data = torch.from_numpy(value.copy())
+    return gpt
+
+
+def batch_of(c: Case, seed: int = 0) -> check.Batch:
+    return check.random_batch(c.config.vocab_size, *c.shape, seed)
+
+
+@functools.lru_cache(maxsize=None)
+def expected(name: str) -> tuple[check.Result, dict[str, float]]:
+    """The float64 answer, and how far from it PyTorch's float32 is."""
+    return check.run_torch(make_reference(CASES[name]), *CASES[name].shape, seed=0)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch) -> str:
+    monkeypatch.setenv("PYLLMC_ISA", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_activation_and_gradient(isa, name):
+    c = CASES[name]
+    m = make_engine(c)
+    assert m.isa == isa
+    ours = check.run_engine(m, *batch_of(c))
+    wrong = [line for line in check.compare(c.config, ours, *expected(name)) if not line.ok]
+    assert not wrong
+    assert ours.loss == ours.acts["loss", 0][0]
+
+
+def test_logits_of_ten_thousand(isa):
+    """Softmax without overflow. Rounding a logit of 1e4 moves a probability by 1e-3: gradients need only be finite."""
+    c = case(77, 16, 2, 2, 32, 2, 9, gain=3e4)
+    ours, (torch64, errors) = check.run_engine(make_engine(c), *batch_of(c)), check.run_torch(make_reference(c), *c.shape, 0)
+    assert np.abs(ours.acts["logits", 0]).max() > 1e4
+    assert not [l for l in check.compare(c.config, ours, torch64, errors) if l.name.startswith("act") and not l.ok]
+    assert all(np.isfinite(g).all() for g in ours.grads.values())
+
+
+def test_no_tensor_of_the_table_is_left_out():
+    c = CASES["banded"]
+    ours = check.run_engine(make_engine(c), *batch_of(c))
+    seen = {name for kind in (ours.acts, ours.buffers, ours.grads) for name, _ in kind}
+    assert {row.name for row in layout.table(c.config)} - seen == {"positions"}
+    assert len(ours.grads) == 4 + 12 * c.config.n_layer
+
+
+HYPER = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def torch_steps(c: Case, batches: list[check.Batch], dtype) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
+    """Losses, gradient norms and final weights of AdamW steps, clipped to 1."""
+    gpt, losses, norms = make_reference(c).to(dtype), [], []
+    optimizer = gpt.optimizer(**HYPER)
+    for batch in batches:
+        optimizer.zero_grad()
+        _, loss = gpt(*(torch.from_numpy(array) for array in batch))
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, {name: p.detach().numpy() for name, p in gpt.named_parameters()}
+
+
+def engine_steps(m: pyllmc.Model, batches: list[check.Batch]) -> tuple[list[float], list[float]]:
+    losses, norms = [], []
+    for batch in batches:
+        m.zero_grad()
+        losses.append(m.forward(*batch))
+        m.backward()
+        norms.append(m.clip_grad_norm(1.0))
+        m.update(**HYPER)
+    return losses, norms
+
+
+@functools.lru_cache(maxsize=None)
+def torch_ten_steps(name: str):
+    c = CASES[name]
+    batches = [batch_of(c, seed) for seed in range(10)]
+    return batches, torch_steps(c, batches, torch.float32), torch_steps(c, batches, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "thirteen_layers", "banded"])
+def test_ten_adamw_steps(isa, name):
+    batches, (loss32, norm32, w32), (loss64, norm64, w64) = torch_ten_steps(name)
+    m = make_engine(CASES[name])
+    losses, norms = engine_steps(m, batches)
+    assert m.step == 10
+    assert_parity(losses, loss32, loss64, "losses")
+    assert_parity(norms, norm32, norm64, "norms")
+    for row in filter(lambda row: row.is_param, layout.table(m.config)):
+        keys = [row.torch_name_of(layer) for layer in range(m.config.n_layer if row.per_layer else 1)]
+        ours, theirs, exact = (np.stack([weights[key] for key in keys]) for weights in (m.params, w32, w64))
+        if row.name == "qkvb":  # the keys' bias has no gradient but rounding, which AdamW makes steps of
+            C = m.config.n_embd
+            ours, theirs, exact = (np.delete(x, range(C, 2 * C), axis=1) for x in (ours, theirs, exact))
+        error, allowed = np.abs(ours - exact).mean(), 2 * np.abs(theirs - exact).mean() + 2.0**-24 * np.abs(exact).max()
+        assert error <= allowed, f"{row.name}: {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("name", ["odd_tokens", "banded"])
+def test_weight_decay_is_the_tables(isa, name):
+    """A step without gradients moves what decays, by lr * decay, and nothing else."""
+    m = make_engine(CASES[name])
+    before = {key: m.params[key].copy() for key in m.params}
+    m.zero_grad()
+    m.update(lr=0.5, weight_decay=0.25)
+    for row, layer in layout.parameters(m.config):
+        key = row.torch_name_of(layer)
+        factor = np.float32(1 - 0.5 * 0.25) if row.decay else np.float32(1)
+        assert np.array_equal(m.params[key], before[key] * factor), key
+        assert row.decay == (m.params[key].ndim == 2)
+
+
+# ---- batches in parts, threads ----
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_micro_steps_equal_one_batch(isa, k):
+    """k micro-steps of 6/k sequences, every tensor's gradient: none may keep its last micro-step only."""
+    c = case(97, 12, 3, 2, 24, 6, 11, window=4)
+    batch = check.random_batch(97, 6, 11, 0)
+    batch = batch._replace(targets=np.abs(batch.targets), weights=np.ones((6, 11), np.float32))  # equal shares
+    m, (torch64, errors) = make_engine(c), check.run_torch(make_reference(c), 6, 11, 0)
+    torch64 = check.run_reference(make_reference(c), *batch, dtype="float64")
+    m.zero_grad()
+    for rows in np.split(np.arange(6), k):
+        m.forward(*(array[rows] for array in batch))
+        m.backward(scale=1 / k)
+    for row, layer in layout.parameters(c.config):
+        exact = torch64.grads[row.name, layer]
+        line = check.measure(row.name, m.grads[row.torch_name_of(layer)], exact, errors[f"grads {row.name}"])
+        assert line.ok, line
+
+
+def bits(m: pyllmc.Model, batches: list[check.Batch]) -> list[bytes]:
+    losses, norms = engine_steps(m, batches)
+    blocks = [m.params[key] for key in m.params] + [m.grads[key] for key in m.grads]
+    blocks += [moment for key in m.params for moment in m.moments[key]]
+    return [np.array([losses, norms]).tobytes(), *(block.tobytes() for block in blocks), m.acts["losses"].tobytes()]
+
+
+@pytest.mark.parametrize("name", ["thirteen_layers", "banded"])
+def test_threads_do_not_change_a_bit(isa, name):
+    batches = [batch_of(CASES[name], seed) for seed in range(3)]
+    one = bits(make_engine(CASES[name], threads=1), batches)
+    for threads in (2, 3, 8):
+        assert bits(make_engine(CASES[name], threads=threads), batches) == one
+
+
+# ---- what counts, and what does not ----
+
+
+def gradients(m: pyllmc.Model, *batch) -> dict[str, np.ndarray]:
+    m.zero_grad()
+    m.forward(*batch)
+    m.backward()
+    return {key: m.grads[key].copy() for key in m.grads}
+
+
+def test_ignored_targets_and_weights_of_zero_are_the_same(isa):
+    c = CASES["banded"]
+    m, batch = make_engine(c), batch_of(c)
+    targets, ignored = np.abs(batch.targets), batch.targets < 0
+    assert ignored.any()
+    masked = gradients(m, batch.inputs, batch.targets)
+    loss = m.acts["loss"][0]
+    weightless = gradients(m, batch.inputs, targets, (~ignored).astype(np.float32))
+    assert m.acts["loss"][0] == loss
+    for key, value in masked.items():
+        assert np.array_equal(value, weightless[key]), key
+    assert not np.array_equal(gradients(m, batch.inputs, targets)["transformer.wte.weight"], masked["transformer.wte.weight"])
+
+
+def test_the_loss_is_the_mean_of_what_counts(isa):
+    c = CASES["smaller_than_room"]
+    m, batch = make_engine(c), batch_of(c)
+    counts = batch.targets >= 0
+    loss = m.forward(batch.inputs, batch.targets)
+    assert (m.losses[~counts] == 0).all()
+    assert loss == pytest.approx(m.losses[counts].mean(), rel=1e-6)
+    weighted = m.forward(*batch)
+    assert weighted == pytest.approx(np.average(m.losses[counts], weights=batch.weights[counts]), rel=1e-6)
+    assert m.forward(batch.inputs, batch.targets, 7 * batch.weights) == pytest.approx(weighted, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["targets", "weights"])
+def test_a_batch_that_does_not_count_changes_nothing(isa, how):
+    c = CASES["odd_tokens"]
+    m, batch = make_engine(c), batch_of(c)
+    if how == "targets":
+        grads = gradients(m, batch.inputs, np.full_like(batch.targets, -1))
+    else:
+        grads = gradients(m, batch.inputs, np.abs(batch.targets), np.zeros_like(batch.weights))
+    assert m.acts["loss"][0] == 0
+    assert all((value == 0).all() for value in grads.values())
+
+
+# ---- the arena ----
+
+
+def block_of(m: pyllmc.Model, which: int, elements: int) -> np.ndarray:
+    """A whole block of the arena as float32."""
+    pointer = lib.llmc_model_block(m._handle, which)
+    return np.frombuffer(ffi.buffer(pointer, 4 * elements), np.float32)
+
+
+def used_acts(m: pyllmc.Model, room: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Which elements of the block of activations belong to a tensor of shape (b, t)."""
+    config, plan = lib.llmc_model_config(m._handle), ffi.new("llmc_plan *")
+    assert lib.llmc_plan_memory(config, *room, 1, 1, plan) == 0
+    used = np.zeros(plan.acts // 4, bool)
+    rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
+    assert lib.llmc_layout(config, *shape, 1, rows) == 0
+    for i, row in enumerate(rows):
+        place = lib.llmc_model_tensor(m._handle, i)
+        for layer in range(max(row.layers, 1) if row.kind != lib.LLMC_PARAM else 0):
+            start = place.offset + layer * place.stride
+            assert not used[start : start + row.size].any(), "two tensors overlap"
+            used[start : start + row.size] = True
+    return used
+CANARY = np.uint32(0xC0FFEE42)
+
+
+@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "banded"])
+def test_nothing_is_written_between_the_activations(isa, name):
+    """Every element outside the tensors, and outside the batch in use, keeps its canary."""
+    c = CASES[name]
+    m = make_engine(c)
+    used = used_acts(m, c.room, c.shape)
+    acts = block_of(m, lib.LLMC_ACTS, used.size).view(np.uint32)
+    acts[~used] = CANARY
+    assert (~used).sum() >= 16 * c.config.n_layer
+    engine_steps(m, [batch_of(c)])
+    assert (acts[~used] == CANARY).all()
+
+
+def test_no_activation_is_read_before_it_is_written(isa):
+    """Whatever the activations held before, zeros or NaN, the results are the same bits."""
+    c, results = CASES["smaller_than_room"], []
+    for poison in (0, np.nan):
+        m = make_engine(c)
+        block_of(m, lib.LLMC_ACTS, used_acts(m, c.room, c.shape).size)[:] = poison
+        results.append(bits(m, [batch_of(c)]))
+    assert results[0] == results[1]
+
+
+def test_a_new_model_is_poisoned():
+    c = CASES["odd_tokens"]
+    m = pyllmc.Model(c.config, *c.room)
+    assert np.isnan(m.acts["fch"]).all()
+    assert not any(m.grads[key].any() for key in m.grads)
+
+
+def test_the_padding_of_the_vocabulary_stays_zero(isa):
+    c = CASES["smaller_than_room"]
+    V, Vp, C = c.config.vocab_size, c.config.padded_vocab_size, c.config.n_embd
+    m = make_engine(c)
+    engine_steps(m, [batch_of(c, seed) for seed in range(2)])
+    for block in (lib.LLMC_PARAMS, lib.LLMC_GRADS, lib.LLMC_M, lib.LLMC_V):
+        wte = block_of(m, block, Vp * C).reshape(Vp, C)
+        assert wte[:V].any()
+        assert not wte[V:].any()
