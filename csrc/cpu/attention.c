@@ -101,7 +101,7 @@ static float scores_of_block(float *p, const float *q, const Head *h, int key, i
     vf largest = vf_set(-FLT_MAX);
     for (int j = 0; j < keys; j += VL) {
         const vf x = scores_of_one(q, h->k + (key + j)*h->stride, h->stride, keys - j, h->hs);
-        vf_store(p + j, vf_pick(vi_lanes(j) < keys, x, vf_set(-FLT_MAX)));
+        vf_store(p + j, vf_pick(vi_lanes(0) < keys - j, x, vf_set(-FLT_MAX)));
         largest = vf_max(largest, vf_load(p + j));
     }
     return vf_max_of(largest);

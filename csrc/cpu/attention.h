@@ -42,7 +42,7 @@ static inline Range queries_of(Block b, int j, int end) {
 }
 /* which of the VL queries from i on see key j */
 static inline vi visible(Block b, int i, int j) {
-    const vi ago = vi_lanes(b.shift + i - j);
+    const vi ago = vi_lanes(0) + (b.shift + i - j); /* lanes of 0 are a constant */
     return (ago >= 0) & (ago < b.window);
 }
 
