@@ -1,5 +1,5 @@
 /* GELU with the tanh of GPT-2 (Hendrycks & Gimpel 2016): gelu(x) = x/2 (1 + tanh(u)),
- * u = sqrt(2/pi) (x + 0.044715 x^3). As (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), no digit is lost where tanh is close to -1.
+ * u = sqrt(2/pi) (x + 0.044715 x^3). As (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), no digit is lost where tanh nears -1.
  * matmul's epilogues apply it while a tile is still in the first cache. */
 #ifndef GELU_H
 #define GELU_H

@@ -6,7 +6,7 @@
  *           place, as a rule: a tile takes single numbers from it, out of the first cache.
  *   dots    few rows: every row of B^T is read once, where it lies
  *
- * The shape alone decides in which order an element is summed over K: threads may share out C as they like. */
+ * The shape alone decides in which order an element is summed over K, so threads may share out C freely. */
 #include "gemm.h"
 #include "gelu.h"
 #include "threads.h"
@@ -29,13 +29,19 @@ enum {
     A_FLOATS = (MR * KC + 15) / 16 * 16,
     B_FLOATS = NC * KC,
 };
-/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which up to FEW rows is faster than to copy B; but
- * in the end the lanes of each sum must be added, so K has to be FEW_K times as large */
+/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows;
+ * but in the end the lanes of each sum must be added, so K has to be FEW_K times as large */
 enum { FEW_K = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline)) /* keeps its registers to itself */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_2 _Pragma("clang loop unroll_count(2)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_2 _Pragma("GCC unroll 2")
+#endif
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -118,8 +124,7 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
         row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < kc; k++) {
+    UNROLL_2 for (int64_t k = 0; k < kc; k++) {
         vf v[NV];
         UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j*VL);
         UNROLL for (int i = 0; i < MR; i++) {
@@ -367,6 +372,7 @@ APART void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ?
 APART void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
 
 static void dots(const Gemm *g, int threads) {
+    (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < g->N; n += VL) (g->M == 1 ? strip_of_one : strip_of_more)(g, n);
 }

@@ -36,7 +36,6 @@ void sum_columns(float *sum, const float *x, int64_t rows, int64_t ld, const int
     vf level[3][STRIP] = {{{0}}};
     for (int64_t i = 0; i < rows; i += GROUP) {
         for (int64_t r = i; r < i + GROUP && r < rows; r++)
-#pragma GCC unroll 4
             for (int v = 0; v < STRIP; v++)
                 if (v*VL < cols) level[0][v] += vf_load_n(x + r*ld + v*VL, LANES(v*VL, cols));
         for (int l = 0, groups = (int)(i / GROUP) + 1; l < 2 && (l == 0 || groups % GROUP == 0); l++)
@@ -55,6 +54,7 @@ static void strip_gradient(floatX *dbias, const floatX *dout, int64_t rows, int 
 }
 
 static void bias_gradient(Context *ctx, floatX *dbias, const floatX *dout, int64_t rows, int OC) {
+    (void)ctx; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads_for(ctx, rows * OC))
     for (int o = 0; o < OC; o += STRIP*VL) strip_gradient(dbias, dout, rows, OC, o);
 }
