@@ -1,4 +1,4 @@
-"""GFLOP/s of the engine's matmuls beside PyTorch's and the machine's peak, all measured alternately in one run.
+"""GFLOP/s of the engine's matmuls beside PyTorch's and the machine's peak, measured by turns.
 
     python dev/bench_matmul.py [--isa avx2] [--threads 2] [--shapes demo,gpt2] [--seconds 0.3]
 

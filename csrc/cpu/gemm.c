@@ -2,11 +2,11 @@
  *
  *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
  *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its
- *           columns of B so that a tile reads them in a straight line from the second cache. A is read in place,
- *           as a rule: a tile takes single numbers from it, out of the first cache.
+ *           columns of B so that a tile reads them in a straight line from the second cache. A is read in
+ *           place, as a rule: a tile takes single numbers from it, out of the first cache.
  *   dots    few rows: every row of B^T is read once, where it lies
  *
- * An element is summed over K in an order that the shape alone decides: threads may share out C as they like. */
+ * The shape alone decides in which order an element is summed over K, so threads may share out C freely. */
 #include "gemm.h"
 #include "gelu.h"
 #include "threads.h"
@@ -29,13 +29,19 @@ enum {
     A_FLOATS = (MR * KC + 15) / 16 * 16,
     B_FLOATS = NC * KC,
 };
-/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows; but
- * the lanes of each sum must be added in the end, so K has to be FEW_K times as large */
+/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows;
+ * but in the end the lanes of each sum must be added, so K has to be FEW_K times as large */
 enum { FEW_K = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline)) /* keeps its registers to itself */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_2 _Pragma("clang loop unroll_count(2)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_2 _Pragma("GCC unroll 2")
+#endif
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -104,21 +110,21 @@ INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
         UNROLL for (int j = 0; j < nv; j++) vf_store(c + i*ld + j*VL, acc[i][j]);
 }
 
-/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be read,
- * or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
+ * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
 INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b,
                  int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
+    const float *c = p->g->c + p->m*p->g->N + p->n;
     if (p->add)
-        for (int i = 0; i < p->rows; i++)
-            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i)*p->g->N + p->n + j, 1);
+        for (int i = 0; i < p->rows; i++, c += p->g->N)
+            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
     UNROLL for (int i = 0; i < MR; i++) {
         row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < kc; k++) {
+    UNROLL_2 for (int64_t k = 0; k < kc; k++) {
         vf v[NV];
         UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j*VL);
         UNROLL for (int i = 0; i < MR; i++) {
@@ -145,7 +151,7 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_
 static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
 
-/* ---- copies: panels of `width` columns, one after another, each (kc, width); the last may be narrower ---- */
+/* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
 
 static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
     for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
@@ -158,8 +164,7 @@ static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, in
         for (int64_t n = 0; n < nc; n += NR) {
             const int64_t cols = smaller(NR, nc - n);
             float *to = dst + n*kc + k*up(cols, VL);
-            for (int64_t j = 0; j < cols; j += VL)
-                vf_store(to + j, j + VL <= cols ? vf_load(src + n + j) : vf_load_n(src + n + j, (int)(cols - j)));
+            for (int64_t j = 0; j < cols; j += VL) vf_store(to + j, vf_load_n(src + n + j, LANES(j, cols)));
         }
 }
 
@@ -179,7 +184,7 @@ static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, in
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
 
-/* VL vectors as a VL x VL matrix, transposed: log2(VL) times, riffle the upper half of the rows into the lower */
+/* VL vectors as a matrix, transposed: log2(VL) times, riffle the upper half of the rows into the lower */
 INLINE void transpose(vf r[VL]) {
     UNROLL for (int round = 1; round < VL; round *= 2) {
         vf t[VL];
@@ -201,7 +206,8 @@ static void pack_vector(float *dst, int64_t width, const float *src, int64_t ld,
         UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i)*width, r[i]);
     }
     for (; k < kc; k += VL) {
-        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i*ld + k, LANES(k, kc)) : (vf){0};
+        const int lanes = LANES(k, kc);
+        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i*ld + k, lanes) : (vf){0};
         transpose(r);
         UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i)*width, r[i]);
     }
@@ -264,8 +270,8 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows.
- * The last of several threads is a quarter of a block late: no two cores are equally fast, or equally free. */
+/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more
+ * rows. The last of several threads is a quarter of a block late: no two cores are equally fast, or free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
     p->nt = up((g->N + across - 1) / across, NR);
@@ -316,8 +322,8 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
 
 /* ---- few rows ---- */
 
-INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows, const int cols,
-                     int64_t k, int lanes) {
+INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows,
+                     const int cols, int64_t k, int lanes) {
     vf x[DOT_ROWS];
     UNROLL for (int i = 0; i < rows; i++) x[i] = vf_load_n(a[i] + k, lanes);
     UNROLL for (int j = 0; j < cols; j++) {
@@ -366,6 +372,7 @@ APART void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ?
 APART void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
 
 static void dots(const Gemm *g, int threads) {
+    (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < g->N; n += VL) (g->M == 1 ? strip_of_one : strip_of_more)(g, n);
 }
