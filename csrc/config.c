@@ -60,6 +60,9 @@ int llmc_config_check(llmc_config *c) {
               dims[i].value, LIMIT);
     CHECK(c->C % c->NH == 0, LLMC_EINVAL, "n_embd=%d is not a multiple of n_head=%d: every head needs the same size",
           c->C, c->NH);
+    const double params = 12.0 * c->L * c->C * c->C + ((double)c->V + c->maxT) * c->C;
+    CHECK(params < 1e14, LLMC_EINVAL, "n_layer=%d n_embd=%d make %.1e parameters: more than any machine holds", c->L,
+          c->C, params);
     CHECK(c->window >= 0, LLMC_EINVAL, "window=%d: 0 means dense attention, w > 0 the last w positions", c->window);
     c->Vp = (c->V + 127) / 128 * 128;
     return LLMC_OK;

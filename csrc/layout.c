@@ -44,6 +44,8 @@ int layout_make(Layout *layout, const llmc_config *config, int B, int T, int tra
     CHECK(B >= 1, LLMC_EINVAL, "B=%d: the batch needs at least one sequence", B);
     CHECK(T >= 1 && T <= checked.maxT, LLMC_EINVAL, "T=%d is not in 1..%d, the model's context: choose a T within it",
           T, checked.maxT);
+    const double acts = (double)B * T * ((double)checked.L * (16.0 * checked.C + 2.0 * checked.NH) + 3.0 * checked.Vp);
+    CHECK(acts < 1e15, LLMC_EINVAL, "B=%d T=%d make %.1e activations: more than any machine holds", B, T, acts);
     fill_rows(layout->table, &checked, B, T, training);
     layout->num_params = layout->num_acts = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {

@@ -112,7 +112,17 @@ static void override(int *value, int64_t option) {
     if (option) *value = (int)option;
 }
 
-static int open_config(llmc_trainer *t) {
+/* usually the data itself is at fault: look at it first */
+static int explain_no_vocabulary(const char *data, const char *model) {
+    llmc_loader *probe = NULL;
+    const int rc = llmc_loader_open(&probe, data, "train", 1, 1, 0, 0, 0, 1, 0);
+    llmc_loader_free(probe);
+    TRY(rc);
+    FAIL(LLMC_EINVAL, "%s has no vocabulary of its own and %s no tokenizer.bin: give --vocab_size or --tokenizer", model,
+         data);
+}
+
+static int open_config(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
     const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
     if (*t->weights) {
@@ -129,8 +139,7 @@ static int open_config(llmc_trainer *t) {
         override(&t->config.C, o->n_embd);
         override(&t->config.maxT, o->max_seq_len);
         override(&t->config.window, o->window);
-        CHECK(t->config.V, LLMC_EINVAL, "%s has no vocabulary of its own and the data no tokenizer.bin: give "
-              "--vocab_size or --tokenizer", o->model);
+        if (!t->config.V) return explain_no_vocabulary(data, o->model);
         CHECK(tokenizer_V <= t->config.V, LLMC_EINVAL, "--vocab_size=%d is less than the tokenizer's %d", t->config.V,
               tokenizer_V);
     }
@@ -149,7 +158,7 @@ int setup_open(llmc_trainer *t) {
     if (!*t->weights && access(t->options.model, F_OK) == 0)
         snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
     TRY(open_tokenizer(t, data));
-    TRY(open_config(t));
+    TRY(open_config(t, data));
     double lr; /* a misspelt schedule shows now, not after the first step */
     TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
     return open_data(t, data);

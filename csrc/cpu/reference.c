@@ -118,8 +118,8 @@ static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX 
     matmul_backward_input(ctx, dpre, dout, weight, B, T, C, OC);
     for (int64_t i = 0; i < (int64_t)B*T*C; i++) {
         const double x = pre[i], t = tanh(GELU_SCALE * (x + 0.044715 * x*x*x));
-        const double slope = (1 - t*t) * GELU_SCALE * (1 + 3 * 0.044715 * x*x);
-        dpre[i] = (floatX)(dpre[i] * 0.5 * (1 + t + (slope == 0 ? 0 : x * slope))); /* inf * 0 is 0 here */
+        const double flat = 1 - t*t, slope = flat == 0 ? 0 : flat * GELU_SCALE * (1 + 3 * 0.044715 * x*x) * x;
+        dpre[i] = (floatX)(dpre[i] * 0.5 * (1 + t + slope)); /* far out flat is 0, and so is 0 * inf */
     }
 }
 

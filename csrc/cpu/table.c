@@ -4,16 +4,12 @@
 #include "memory.h"
 #include "simd.h"
 
-#define WEAK(name) extern __typeof__(K(name)) K(name) __attribute__((weak));
-EACH_KERNEL(WEAK) WEAK(matmul_workspace) WEAK(attention_workspace)
-
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int supported(void) { return SIMD_SUPPORTED; }
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
-    const int64_t matmul = K(matmul_workspace) ? K(matmul_workspace)(threads) : 0;
-    const int64_t attention = K(attention_workspace) ? K(attention_workspace)(T, C, NH, threads) : 0;
     (void)B, (void)Vp;
-    return larger(larger(matmul, attention), K(layernorm_workspace)(C));
+    return larger(K(matmul_workspace)(threads),
+                  larger(K(attention_workspace)(T, C, NH, threads), K(layernorm_workspace)(C)));
 }
 static int sync(Context *ctx) {
     (void)ctx; /* every kernel has finished when it returns */
@@ -27,6 +23,7 @@ static void copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
 /* in pieces, so that each thread touches the pages it will mostly use */
 static void fill(Context *ctx, void *dst, int byte, int64_t bytes) {
     enum { PIECE = 1 << 20 };
+    (void)ctx;
 #pragma omp parallel for num_threads(bytes > PIECE ? ctx->threads : 1)
     for (int64_t at = 0; at < bytes; at += PIECE)
         memset((char *)dst + at, byte, (size_t)(bytes - at < PIECE ? bytes - at : PIECE));

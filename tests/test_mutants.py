@@ -1,0 +1,56 @@
+"""Proof that the suite can fail: it is run against libraries that are broken on purpose, one defect each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MUTANTS = [  # file, what is replaced, by what, the tests that must notice
+    ("gpt2.c", r"a\.residual2, w\.ln2w, a\.ln2_mean", "a.residual1, w.ln2w, a.ln2_mean", "tests/test_model.py"),
+    ("gpt2.c", r"p->decay \? h->weight_decay : 0", "h->weight_decay", "tests/test_model.py"),
+    ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/test_layernorm.py"),
+    ("cpu/attention_backward.c", r"\) - D\)", ") + D)", "tests/test_attention.py"),
+    ("cpu/classifier.c", r"block_size\(at, V\);", "block_size(at, V - 1);", "tests/test_classifier.py"),
+    ("dataloader.c", r"ntok - 1\b", "ntok - 2", "tests/test_dataloader.py"),
+]
+
+if "PYLLMC_LIB" in os.environ:
+    pytest.skip("breaks and builds the ordinary library", allow_module_level=True)
+
+
+def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
+    """A library with one replacement; only that file is compiled again."""
+    for name in ("csrc", "build"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("asan", "arm", "clang"))
+    shutil.copy2(ROOT / "Makefile", folder)
+    if file:
+        path = folder / "csrc" / file
+        text, count = re.subn(old, new, path.read_text(), count=1)
+        assert count, f"{file} no longer contains {old}"
+        path.write_text(text)
+    make = ["make", "-C", str(folder), "EXTRA=-Wno-error", "pyllmc/lib/libpyllmc.so"]
+    subprocess.run(make, check=True, capture_output=True)
+    return folder / "pyllmc/lib/libpyllmc.so"
+
+
+def run_suite(library: Path, tests: str) -> int:
+    environment = {**os.environ, "PYLLMC_LIB": str(library), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("file, old, new, tests", MUTANTS, ids=lambda x: x if str(x).endswith(".c") else "")
+def test_a_broken_library_makes_the_suite_fail(file, old, new, tests, tmp_path):
+    assert run_suite(build(tmp_path, file, old, new), tests) == 1
+
+
+def test_an_unbroken_one_passes(tmp_path):
+    assert run_suite(build(tmp_path), "tests/test_layernorm.py") == 0
