@@ -1,4 +1,4 @@
-"""The options, csrc/options.def, read as text: the table that ./train_gpt2 parses with, as an argparse parser."""
+"""The options, csrc/options.def, read as text: what ./train_gpt2 parses with, as an argparse parser."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ class Option(NamedTuple):
 ROW = re.compile(r'OPTION\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def options() -> dict[str, Option]:
     """Every option by name, in the table's order."""
     found: dict[str, Option] = {}
     for line in table_lines("options.def"):
         row = ROW.fullmatch(line)
         if not row:
-            raise ValueError(f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}")
+            raise ValueError(
+                f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
+            )
         kind, name, default, least, most, text = row.groups()
         option = Option(kind, name, "", float(least), float(most), text)
         found[name] = option._replace(default=option.read(default.strip('"')))
@@ -62,12 +64,15 @@ def options() -> dict[str, Option]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the manners of ./train_gpt2: --max-steps is --max_steps, an option is given once, a misspelt one
-    gets the right one named, errors are one line and exit code 2."""
+    """argparse with the manners of ./train_gpt2.
+
+    --max-steps is --max_steps, an option is given once, a misspelt one gets the right one named; errors are
+    one line and exit code 2.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
-        names = [re.sub("=.*|^--no_", "", arg, flags=re.S) for arg in args if arg.startswith("--")]
+        names = [arg.partition("=")[0].replace("--no_", "--") for arg in args if arg.startswith("--")]
         known, rest = super().parse_known_args(args, namespace)
         for arg in rest:
             self.error(self._unknown(arg))
@@ -107,11 +112,17 @@ def add_options(parser: argparse.ArgumentParser, names: Optional[Container[str]]
         flag, text = "--" + option.name, option.help.replace("%", "%%")
         shown = f"{text} [{option.default}]" if option.default != "" else text
         if option.type == "FLAG":
-            parser.add_argument(flag, action="store_true", default=option.default, help=f"--no_{option.name}: not; {shown}")
-            parser.add_argument("--no_" + option.name, dest=option.name, action="store_false", help=argparse.SUPPRESS)
+            parser.add_argument(
+                flag, action="store_true", default=option.default, help=f"--no_{option.name}: not; {shown}"
+            )
+            parser.add_argument(
+                "--no_" + option.name, dest=option.name, action="store_false", help=argparse.SUPPRESS
+            )
         else:
             read: Callable[[str], Value] = option.read
-            parser.add_argument(flag, type=read, default=option.default, metavar=METAVAR[option.type], help=shown)
+            parser.add_argument(
+                flag, type=read, default=option.default, metavar=METAVAR[option.type], help=shown
+            )
 
 
 def make_parser(prog: str, description: str, names: Optional[Container[str]] = None) -> Parser:
@@ -120,6 +131,8 @@ def make_parser(prog: str, description: str, names: Optional[Container[str]] = N
     return parser
 
 
-def parse(args: Optional[Sequence[str]] = None, prog: str = "train_gpt2", description: str = "") -> argparse.Namespace:
+def parse(
+    args: Optional[Sequence[str]] = None, prog: str = "train_gpt2", description: str = ""
+) -> argparse.Namespace:
     """All options by name; exits with code 2 and one line for a bad one."""
     return make_parser(prog, description).parse_args(args)
