@@ -9,9 +9,11 @@ BUILD  ?= build
 # make Q= shows the commands
 Q      ?= @
 PYTHON ?= python3
-LIB    := pyllmc/lib/libpyllmc.so
+LIB     := pyllmc/lib/libpyllmc.so
+PROGRAM := train_gpt2
 ifneq ($(BUILD),build)
-LIB    := $(BUILD)/libpyllmc.so
+LIB     := $(BUILD)/libpyllmc.so
+PROGRAM := $(BUILD)/train_gpt2
 endif
 
 # -ffp-contract=fast fuses a*b+c; it neither reorders nor drops anything, unlike -ffast-math, which we never use
@@ -49,18 +51,17 @@ OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory
 each_isa  = X($(1))
 EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa)))'
 
-all: $(LIB) ## the engine: the library and ./train_gpt2
-ifneq ($(wildcard csrc/main.c),)
-all: train_gpt2
-train_gpt2: $(BUILD)/main.o $(LIB)
-	@echo "  ld $@"
-	$(Q)$(CC) $(OPENMP) -o $@ $(BUILD)/main.o $(OBJECTS) -lm $(LDFLAGS)
-endif
+all: $(LIB) $(PROGRAM) ## the engine: the library and ./train_gpt2
 
+$(PROGRAM): $(BUILD)/main.o $(OBJECTS)
+	@echo "  ld $@"
+	$(Q)$(CC) $(OPENMP) -o $@ $^ -lm $(LDFLAGS)
+
+# nodelete: Python unloads libraries at exit, and OpenMP's threads may still be spinning in this one
 $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
-	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS)
+	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def $(@D)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) Makefile

@@ -34,17 +34,23 @@ int binfile_read(const BinFile *f, void *to, int64_t n, int64_t at) {
     for (int64_t done = 0; done < n;) {
         const ssize_t got = pread(f->fd, (char *)to + done, (size_t)(n - done), at + done);
         if (got < 0 && errno == EINTR) continue;
-        CHECK(got >= 0, LLMC_EIO, "%s cannot be read at byte %lld: %s", f->path, (long long)(at + done), strerror(errno));
-        CHECK(got > 0, LLMC_EFORMAT, "%s ends at byte %lld, but %lld more are needed: it is truncated, or was changed while "
-              "it was read; write it again", f->path, (long long)(at + done), (long long)(n - done));
+        CHECK(got >= 0, LLMC_EIO, "%s cannot be read at byte %lld: %s", f->path, (long long)(at + done),
+              strerror(errno));
+        CHECK(got > 0, LLMC_EFORMAT,
+              "%s ends at byte %lld, but %lld more are needed: it is truncated, or was changed while "
+              "it was read; write it again",
+              f->path, (long long)(at + done), (long long)(n - done));
         done += got;
     }
     return LLMC_OK;
 }
 
-static const struct Magic { int32_t value; const char *name; } magics[] = {
-    {MODEL_MAGIC, "model"},        {20240327, "debug state"},     {TOKENIZER_MAGIC, "tokenizer"}, {UINT16_MAGIC, "token"},
-    {UINT32_MAGIC, "token"},       {20240522, "evaluation"},      {20240527, "optimizer state"}};
+static const struct Magic {
+    int32_t value;
+    const char *name;
+} magics[] = {{MODEL_MAGIC, "model"},       {20240327, "debug state"}, {TOKENIZER_MAGIC, "tokenizer"},
+              {UINT16_MAGIC, "token"},      {UINT32_MAGIC, "token"},   {20240522, "evaluation"},
+              {20240527, "optimizer state"}};
 
 const char *magic_name(int32_t magic) {
     for (size_t i = 0; i < sizeof magics / sizeof *magics; i++) {

@@ -20,7 +20,8 @@ typedef struct Writer {
 } Writer;
 
 static int system_error(const Writer *w, const char *what) {
-    return llmc_fail(LLMC_EIO, "%s cannot be %s: %s; free some space or name another folder. No half-written file is left",
+    return llmc_fail(LLMC_EIO,
+                     "%s cannot be %s: %s; free some space or name another folder. No half-written file is left",
                      w->path, what, strerror(errno));
 }
 
@@ -49,8 +50,9 @@ static int put_block(Writer *w, llmc_model *m, const char *what, const float *bl
         m->k->copy_out(&m->ctx, w->x, block + i, piece * 4);
         TRY(m->k->sync(&m->ctx));
         const int64_t bad = find_nonfinite(w->x, piece);
-        CHECK(bad < 0, LLMC_ENUMERIC, "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower "
-              "lr", w->path, what, tensor_at(&m->layout, i + bad), w->x[bad]);
+        CHECK(bad < 0, LLMC_ENUMERIC,
+              "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", w->path, what,
+              tensor_at(&m->layout, i + bad), w->x[bad]);
         TRY(put(w, w->x, piece * 4));
     }
     return LLMC_OK;
@@ -71,7 +73,8 @@ static int put_section(Writer *w, int section, const void *data, int64_t size) {
 static int put_state(Writer *w, const char *state, int64_t step) {
     char line[32] = "";
     if (!state) state = "";
-    if (strncmp(state, "step=", 5) && !strstr(state, "\nstep=")) snprintf(line, sizeof line, "step=%lld\n", (long long)step);
+    if (strncmp(state, "step=", 5) && !strstr(state, "\nstep="))
+        snprintf(line, sizeof line, "step=%lld\n", (long long)step);
     const int64_t size = (int64_t)(strlen(line) + strlen(state));
     TRY(put_section_head(w, STATE, size));
     TRY(put(w, line, (int64_t)strlen(line)));
@@ -137,7 +140,8 @@ static int close_writer(Writer *w, int rc) {
 
 int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, const char *state, const void *tokenizer,
                          int64_t tokenizer_size, int with_moments) {
-    CHECK(!with_moments || m->training, LLMC_EINVAL, "this model was made without moments (training=False): save without");
+    CHECK(!with_moments || m->training, LLMC_EINVAL,
+          "this model was made without moments (training=False): save without");
     Writer *w = calloc(1, sizeof *w);
     CHECK(w, LLMC_ENOMEM, "no memory to write %s", path);
     int rc = open_beside(w, path);

@@ -22,7 +22,7 @@ void crc32_add(Crc32 *crc, const void *data, int64_t n) {
     for (; n >= CRC_STRIDE; n -= CRC_STRIDE, p += CRC_STRIDE) {
         unsigned char block[CRC_STRIDE];
         memcpy(block, p, CRC_STRIDE);
-        for (int i = 0; i < 4; i++) block[i] ^= (unsigned char)(c >> 8*i);
+        for (int i = 0; i < 4; i++) block[i] ^= (unsigned char)(c >> 8 * i);
         c = 0;
 #pragma GCC unroll 16
         for (int i = 0; i < CRC_STRIDE; i++) c ^= crc->table[CRC_STRIDE - 1 - i][block[i]];

@@ -23,7 +23,7 @@ struct llmc_loader {
     int B, T, shuffle, rank, world, V;
     int64_t seed, position, windows, tokens;
     Paths paths;
-    Shard *shards; /* one per path */
+    Shard *shards;            /* one per path */
     BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
     int open_shard[OPEN_FILES];
     void *ids; /* one window as the file has it */
@@ -31,21 +31,25 @@ struct llmc_loader {
 
 /* ---- token formats ---- */
 
-static const struct Format { int32_t magic, version; int width; } formats[] = {
-    {UINT16_MAGIC, 1, 2}, {UINT32_MAGIC, 7, 4}};
+static const struct Format {
+    int32_t magic, version;
+    int width;
+} formats[] = {{UINT16_MAGIC, 1, 2}, {UINT32_MAGIC, 7, 4}};
 
 static int inspect_headered(Shard *shard, const BinFile *f, const struct Format *format) {
     int32_t head[3];
     const char *path = f->path;
-    CHECK(f->size >= HEADER_BYTES, LLMC_EFORMAT, "%s is truncated: expected a header of %d bytes, found %lld; write it again",
-          path, HEADER_BYTES, (long long)f->size);
+    CHECK(f->size >= HEADER_BYTES, LLMC_EFORMAT,
+          "%s is truncated: expected a header of %d bytes, found %lld; write it again", path, HEADER_BYTES,
+          (long long)f->size);
     TRY(binfile_read(f, head, sizeof head, 0));
     CHECK(head[1] == format->version, LLMC_EFORMAT, "%s: expected version %d, found %d; write it again", path,
           format->version, head[1]);
     CHECK(head[2] > 0, LLMC_EFORMAT, "%s: its header counts %d tokens; write it again", path, head[2]);
     const int64_t expected = HEADER_BYTES + (int64_t)head[2] * format->width;
-    CHECK(f->size == expected, LLMC_EFORMAT, "%s %s: expected %lld bytes for %d tokens, found %lld; write it again", path,
-          f->size < expected ? "is truncated" : "has trailing bytes", (long long)expected, head[2], (long long)f->size);
+    CHECK(f->size == expected, LLMC_EFORMAT, "%s %s: expected %lld bytes for %d tokens, found %lld; write it again",
+          path, f->size < expected ? "is truncated" : "has trailing bytes", (long long)expected, head[2],
+          (long long)f->size);
     shard->start = HEADER_BYTES, shard->ntok = head[2], shard->width = format->width;
     return LLMC_OK;
 }
@@ -53,11 +57,14 @@ static int inspect_headered(Shard *shard, const BinFile *f, const struct Format 
 /* llm.c's first version: int32 ids from the first byte. Nothing but its length can be checked here; its ids are later. */
 static int inspect_raw(Shard *shard, const BinFile *f, int32_t magic) {
     const char *name = magic_name(magic);
-    CHECK(!name, LLMC_EFORMAT, "%s is a %s file, not a little-endian token file: pass the tokens that the data "
-          "preparation wrote", f->path, name);
-    CHECK(f->size % 4 == 0, LLMC_EFORMAT, "%s is no token file: expected magic %d or %d, found %d, and %lld bytes are no raw "
-          "int32 stream either; make one with dev/prepro_tinystories.py --input", f->path, UINT16_MAGIC, UINT32_MAGIC, magic,
-          (long long)f->size);
+    CHECK(!name, LLMC_EFORMAT,
+          "%s is a %s file, not a little-endian token file: pass the tokens that the data "
+          "preparation wrote",
+          f->path, name);
+    CHECK(f->size % 4 == 0, LLMC_EFORMAT,
+          "%s is no token file: expected magic %d or %d, found %d, and %lld bytes are no raw "
+          "int32 stream either; make one with dev/prepro_tinystories.py --input",
+          f->path, UINT16_MAGIC, UINT32_MAGIC, magic, (long long)f->size);
     shard->start = 0, shard->ntok = f->size / 4, shard->width = 4, shard->raw = 1;
     return LLMC_OK;
 }
@@ -88,8 +95,10 @@ static int count_windows(llmc_loader *d) {
         d->tokens += shard->ntok;
         if (shard->ntok > longest) longest = shard->ntok;
     }
-    CHECK(d->windows, LLMC_EINVAL, "%s: the longest of %d token files has %lld tokens, but T=%d needs %d: use more data or a "
-          "smaller T", d->shards[0].path, d->paths.n, (long long)longest, d->T, d->T + 1);
+    CHECK(d->windows, LLMC_EINVAL,
+          "%s: the longest of %d token files has %lld tokens, but T=%d needs %d: use more data or a "
+          "smaller T",
+          d->shards[0].path, d->paths.n, (long long)longest, d->T, d->T + 1);
     return LLMC_OK;
 }
 
@@ -132,7 +141,7 @@ int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch) {
     enum { ROUNDS = 4 };
     CHECK(i >= 0 && i < N, LLMC_EINVAL, "index %lld is outside [0, %lld)", (long long)i, (long long)N);
     int h = 1;
-    while (h < 31 && INT64_C(1) << 2*h < N) h++;
+    while (h < 31 && INT64_C(1) << 2 * h < N) h++;
     const uint64_t mask = (UINT64_C(1) << h) - 1, key = mix64((uint64_t)seed * GOLDEN + (uint64_t)epoch + 1);
     uint64_t x = (uint64_t)i;
     do {
@@ -167,8 +176,8 @@ static int open_shard(llmc_loader *d, int s, const BinFile **file) {
     d->open_shard[s % OPEN_FILES] = -1;
     TRY(binfile_open(f, d->shards[s].path));
     const int64_t expected = d->shards[s].start + d->shards[s].ntok * d->shards[s].width;
-    CHECK(f->size == expected, LLMC_EFORMAT, "%s changed while it was in use: it had %lld bytes, now %lld; start again", f->path,
-          (long long)expected, (long long)f->size);
+    CHECK(f->size == expected, LLMC_EFORMAT, "%s changed while it was in use: it had %lld bytes, now %lld; start again",
+          f->path, (long long)expected, (long long)f->size);
     d->open_shard[s % OPEN_FILES] = s;
     return LLMC_OK;
 }
@@ -183,10 +192,11 @@ static void widen(int *to, const void *from, int width, int64_t n) {
 static int check_ids(const llmc_loader *d, const Shard *shard, const int *ids, int64_t n, int64_t first) {
     const int64_t limit = d->V ? d->V : INT64_C(1) << 31;
     for (int64_t i = 0; i < n; i++)
-        CHECK(ids[i] >= 0 && ids[i] < limit, LLMC_EFORMAT, "%s: id %lld at token %lld is outside [0, %lld)%s: the data and "
-              "the model have different vocabularies", shard->path,
-              shard->raw ? (long long)ids[i] : (long long)(uint32_t)ids[i], (long long)(first + i), (long long)limit,
-              shard->raw ? " (read as raw int32: is it a token file?)" : "");
+        CHECK(ids[i] >= 0 && ids[i] < limit, LLMC_EFORMAT,
+              "%s: id %lld at token %lld is outside [0, %lld)%s: the data and "
+              "the model have different vocabularies",
+              shard->path, shard->raw ? (long long)ids[i] : (long long)(uint32_t)ids[i], (long long)(first + i),
+              (long long)limit, shard->raw ? " (read as raw int32: is it a token file?)" : "");
     return LLMC_OK;
 }
 

@@ -34,7 +34,8 @@ static int append(int *text, int *held, int T, int id) {
     return 0;
 }
 
-static int generate(llmc_model *m, const Scratch *s, int held, int max_new, const llmc_sampling *how, int *out, int eot) {
+static int generate(llmc_model *m, const Scratch *s, int held, int max_new, const llmc_sampling *how, int *out,
+                    int eot) {
     uint64_t state = (uint64_t)how->seed;
     int cached = 0;
     for (int made = 0; made < max_new; made++) {
@@ -54,8 +55,10 @@ int llmc_model_generate(llmc_model *m, const int *prompt, int n, int max_new, co
     CHECK(n >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
     CHECK(max_new >= 0, LLMC_EINVAL, "max_new_tokens=%d is negative", max_new);
     for (int i = 0; i < n; i++)
-        CHECK(prompt[i] >= 0 && prompt[i] < m->config.V, LLMC_EINVAL, "prompt[%d] = %d is not in 0..%d: was it encoded "
-              "with another tokenizer?", i, prompt[i], m->config.V - 1);
+        CHECK(prompt[i] >= 0 && prompt[i] < m->config.V, LLMC_EINVAL,
+              "prompt[%d] = %d is not in 0..%d: was it encoded "
+              "with another tokenizer?",
+              i, prompt[i], m->config.V - 1);
     Scratch s = {0};
     TRY(allocate(&s, m->config.V, m->T));
     const int held = n < m->T ? n : m->T;

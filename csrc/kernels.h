@@ -94,7 +94,7 @@ typedef struct Kernels {
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
      *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)) */
     void (*adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
-                  float lr, float beta1, float beta2, float eps, float decay, int64_t t, int64_t N);
+                  double lr, double beta1, double beta2, double eps, double decay, int64_t t, int64_t N);
 } Kernels;
 /* cffi: end */
 #endif

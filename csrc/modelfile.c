@@ -10,7 +10,9 @@
 const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
 _Static_assert(sizeof(floatX) == sizeof(float), "files hold the stored element as it is");
 
-static const struct Version { int version, width, padded; } versions[] = {{1, 4, 0}, {3, 4, 1}, {5, 2, 1}};
+static const struct Version {
+    int version, width, padded;
+} versions[] = {{1, 4, 0}, {3, 4, 1}, {5, 2, 1}};
 
 /* ---- the header ---- */
 
@@ -19,8 +21,8 @@ static int read_config(ModelFile *f, const int32_t *head, int padded) {
     *c = (llmc_config){.maxT = head[2], .V = head[3], .L = head[4], .NH = head[5], .C = head[6], .window = head[8]};
     const int rc = llmc_config_check(c);
     CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; the file is damaged, write it again", f->file.path, llmc_last_error());
-    CHECK(!padded || head[7] == c->Vp, LLMC_EFORMAT, "%s: V=%d is padded to %d, expected %d; write it again", f->file.path,
-          c->V, head[7], c->Vp);
+    CHECK(!padded || head[7] == c->Vp, LLMC_EFORMAT, "%s: V=%d is padded to %d, expected %d; write it again",
+          f->file.path, c->V, head[7], c->Vp);
     return LLMC_OK;
 }
 
@@ -28,14 +30,17 @@ static int read_config(ModelFile *f, const int32_t *head, int padded) {
 static int measure(ModelFile *f, int padded) {
     const llmc_config *c = &f->config;
     const double least = 12.0 * c->L * c->C * c->C * f->width;
-    CHECK(least < (double)f->file.size, LLMC_EFORMAT, "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
-          "copy or write it again", f->file.path, c->L, c->C, least, (long long)f->file.size);
+    CHECK(least < (double)f->file.size, LLMC_EFORMAT,
+          "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
+          "copy or write it again",
+          f->file.path, c->L, c->C, least, (long long)f->file.size);
     TRY(layout_make(&f->layout, c, 1, 1, 0));
     f->wte = (int64_t)(padded ? c->Vp : c->V) * c->C;
     f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
     f->end = HEADER_BYTES + f->params * f->width;
-    CHECK(f->file.size >= f->end, LLMC_EFORMAT, "%s is truncated: expected %lld bytes, found %lld; copy or write it again",
-          f->file.path, (long long)f->end, (long long)f->file.size);
+    CHECK(f->file.size >= f->end, LLMC_EFORMAT,
+          "%s is truncated: expected %lld bytes, found %lld; copy or write it again", f->file.path, (long long)f->end,
+          (long long)f->file.size);
     return LLMC_OK;
 }
 
@@ -43,15 +48,19 @@ static int read_header(ModelFile *f) {
     int32_t head[9];
     const struct Version *v = versions, *end = versions + sizeof versions / sizeof *versions;
     const char *path = f->file.path;
-    CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT, "%s: expected a header of %d bytes, found %lld; name a model .bin or a "
-          "checkpoint", path, HEADER_BYTES, (long long)f->file.size);
+    CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT,
+          "%s: expected a header of %d bytes, found %lld; name a model .bin or a "
+          "checkpoint",
+          path, HEADER_BYTES, (long long)f->file.size);
     TRY(binfile_read(&f->file, head, sizeof head, 0));
     const char *kind = magic_name(head[0]);
-    CHECK(head[0] == MODEL_MAGIC, LLMC_EFORMAT, "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "
-          ".bin or a checkpoint", path, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", MODEL_MAGIC,
-          head[0]);
+    CHECK(head[0] == MODEL_MAGIC, LLMC_EFORMAT,
+          "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "
+          ".bin or a checkpoint",
+          path, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", MODEL_MAGIC, head[0]);
     while (v < end && v->version != head[1]) v++;
-    CHECK(v < end, LLMC_EFORMAT, "%s: expected version 1 or 3 (fp32) or 5 (bf16), found %d; export it again", path, head[1]);
+    CHECK(v < end, LLMC_EFORMAT, "%s: expected version 1 or 3 (fp32) or 5 (bf16), found %d; export it again", path,
+          head[1]);
     f->version = v->version, f->width = v->width;
     TRY(read_config(f, head, v->padded));
     return measure(f, v->padded);
@@ -70,13 +79,17 @@ static int read_section(ModelFile *f, int64_t *at) {
     char head[SECTION_HEAD];
     int64_t size;
     const int64_t left = f->file.size - *at - SECTION_HEAD;
-    CHECK(left >= 0, LLMC_EFORMAT, "%s: %lld bytes at its end are no section: expected the file to end at byte %lld or with "
-          "a checksum; copy or write it again", f->file.path, (long long)(f->file.size - *at), (long long)*at);
+    CHECK(left >= 0, LLMC_EFORMAT,
+          "%s: expected the file to end at byte %lld or to go on with a section of a checkpoint, "
+          "found %lld bytes; copy or write it again",
+          f->file.path, (long long)*at, (long long)(f->file.size - *at));
     TRY(binfile_read(&f->file, head, SECTION_HEAD, *at));
     memcpy(&size, head + TAG_BYTES, sizeof size);
     const int s = section_of(head);
-    CHECK(s >= 0 && !f->sections[s].at && size >= 0 && size <= left, LLMC_EFORMAT, "%s: no section of a checkpoint stands at "
-          "byte %lld, where one is expected; copy or write it again", f->file.path, (long long)*at);
+    CHECK(s >= 0 && !f->sections[s].at && size >= 0 && size <= left, LLMC_EFORMAT,
+          "%s: expected the file to end at byte %lld or "
+          "to go on with a section of a checkpoint, found something else; copy or write it again",
+          f->file.path, (long long)*at);
     f->sections[s] = (Section){*at + SECTION_HEAD, size};
     *at += SECTION_HEAD + size;
     return LLMC_OK;
@@ -84,15 +97,21 @@ static int read_section(ModelFile *f, int64_t *at) {
 
 static int read_sections(ModelFile *f) {
     int64_t at = f->end;
-    CHECK(at == f->file.size || f->version == 3, LLMC_EFORMAT, "%s has trailing bytes: expected %lld bytes, found %lld; copy "
-          "or write it again", f->file.path, (long long)at, (long long)f->file.size);
+    CHECK(at == f->file.size || f->version == 3, LLMC_EFORMAT,
+          "%s has trailing bytes: expected %lld bytes, found %lld; copy "
+          "or write it again",
+          f->file.path, (long long)at, (long long)f->file.size);
     if (at == f->file.size) return LLMC_OK; /* llm.c's own */
     while (at < f->file.size) TRY(read_section(f, &at));
     const Section *crc = &f->sections[CRC32], *moments = &f->sections[MOMENTS];
-    CHECK(crc->at && crc->size == 4 && crc->at + 4 == at, LLMC_EFORMAT, "%s does not end with its checksum: it is truncated; "
-          "copy or write it again", f->file.path);
-    CHECK(!moments->at || moments->size == 2 * f->params * 4, LLMC_EFORMAT, "%s: expected %lld bytes of moments, found %lld; "
-          "write it again", f->file.path, (long long)(2 * f->params * 4), (long long)moments->size);
+    CHECK(crc->at && crc->size == 4 && crc->at + 4 == at, LLMC_EFORMAT,
+          "%s does not end with its checksum: it is truncated; "
+          "copy or write it again",
+          f->file.path);
+    CHECK(!moments->at || moments->size == 2 * f->params * 4, LLMC_EFORMAT,
+          "%s: expected %lld bytes of moments, found %lld; "
+          "write it again",
+          f->file.path, (long long)(2 * f->params * 4), (long long)moments->size);
     return LLMC_OK;
 }
 
@@ -117,7 +136,8 @@ int llmc_model_read_config(const char *path, llmc_config *config) {
 
 static int copy_section(const ModelFile *f, int s, char *out, int64_t size) {
     const Section *section = &f->sections[s];
-    CHECK(section->size <= INT_MAX, LLMC_EINVAL, "%s: section %s is too large to read at once", f->file.path, section_tags[s]);
+    CHECK(section->size <= INT_MAX, LLMC_EINVAL, "%s: section %s is too large to read at once", f->file.path,
+          section_tags[s]);
     if (!section->at) {
         if (out && size > 0) *out = 0;
         return 0;
@@ -213,18 +233,25 @@ static int check_content(Reader *r) {
     }
     TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEAD));
     TRY(binfile_read(&f->file, &expected, 4, crc->at));
-    CHECK(r->crc.value == expected, LLMC_EFORMAT, "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
-          "earlier checkpoint", f->file.path, expected, r->crc.value);
+    CHECK(r->crc.value == expected, LLMC_EFORMAT,
+          "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
+          "earlier checkpoint",
+          f->file.path, expected, r->crc.value);
     return LLMC_OK;
 }
 
 /* ---- loading ---- */
 
 static int check_same(const ModelFile *f, const llmc_config *model) {
-    const struct { const char *name; int file, model; } sizes[] = {
-        {"max_seq_len", f->config.maxT, model->maxT}, {"vocab_size", f->config.V, model->V},
-        {"n_layer", f->config.L, model->L},           {"n_head", f->config.NH, model->NH},
-        {"n_embd", f->config.C, model->C},            {"window", f->config.window, model->window}};
+    const struct {
+        const char *name;
+        int file, model;
+    } sizes[] = {{"max_seq_len", f->config.maxT, model->maxT},
+                 {"vocab_size", f->config.V, model->V},
+                 {"n_layer", f->config.L, model->L},
+                 {"n_head", f->config.NH, model->NH},
+                 {"n_embd", f->config.C, model->C},
+                 {"window", f->config.window, model->window}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
               f->file.path, sizes[i].name, sizes[i].file, sizes[i].model);
@@ -264,16 +291,9 @@ static int read_step(const ModelFile *f, int64_t *step) {
         if (!strncmp(line, "step=", 5)) *step = strtoll(line + 5, NULL, 10);
     free(text);
     TRY(rc);
-    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->file.path, (long long)*step);
+    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->file.path,
+          (long long)*step);
     return LLMC_OK;
-}
-
-int llmc_model_reset_optimizer(llmc_model *m) {
-    m->step = 0;
-    if (!m->training) return LLMC_OK;
-    m->k->fill(&m->ctx, m->m, 0, m->layout.num_params * 4);
-    m->k->fill(&m->ctx, m->v, 0, m->layout.num_params * 4);
-    return m->k->sync(&m->ctx);
 }
 
 static int load(Reader *r, llmc_model *m) {
@@ -285,8 +305,7 @@ static int load(Reader *r, llmc_model *m) {
     TRY(read_step(f, &step));
     m->state = 0; /* what a forward pass left belongs to other weights */
     TRY(load_params(r, m));
-    TRY(llmc_model_reset_optimizer(m));
-    if (m->training && !moments) return LLMC_OK;
+    if (m->training && !moments) return llmc_model_reset_moments(m);
     m->step = step;
     if (!m->training) return m->k->sync(&m->ctx);
     TRY(copy_in(r, m, m->m, moments, f->params, 4));

@@ -42,8 +42,8 @@ static int list_folder(Paths *paths, const char *folder, const char *split) {
     }
     closedir(dir);
     TRY(rc);
-    CHECK(paths->n || !*other, LLMC_EINVAL, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder, split,
-          other);
+    CHECK(paths->n || !*other, LLMC_EINVAL, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
+          split, other);
     CHECK(paths->n, LLMC_EINVAL, "%s has no %s*.bin: " NO_DATA, folder, split);
     return LLMC_OK;
 }

@@ -60,7 +60,7 @@ int llmc_plan_text(const llmc_config *config, int B, int T, int training, int th
 /* ---- model (gpt2.c) ---- */
 typedef struct llmc_model llmc_model;
 typedef struct llmc_adamw {
-    float lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } llmc_adamw;
 enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
@@ -147,7 +147,6 @@ int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t s
  * m, v and step, or start them at 0 where the file has none. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
-int llmc_model_reset_optimizer(llmc_model *model); /* m, v and step to 0, as weights of another run want it */
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;

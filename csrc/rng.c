@@ -10,8 +10,7 @@ enum { N = 624, M = 397, CHUNK = 16 };
 
 void llmc_rng_seed(llmc_rng *rng, int64_t seed) {
     rng->words[0] = (uint32_t)seed;
-    for (uint32_t i = 1; i < N; i++)
-        rng->words[i] = 1812433253u * (rng->words[i - 1] ^ (rng->words[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < N; i++) rng->words[i] = 1812433253u * (rng->words[i - 1] ^ (rng->words[i - 1] >> 30)) + i;
     rng->next = N;
     rng->has_normal = 0;
 }
@@ -74,7 +73,8 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std) 
 #pragma omp parallel for num_threads(llmc_default_threads()) if (n > 1 << 16)
     for (int64_t i = 0; i <= n - CHUNK; i += CHUNK) box_muller(x + i, mean, std);
     if (n % CHUNK == 0) return;
-    for (int i = 0; i < CHUNK; i++) x[n - CHUNK + i] = uniform24(rng); /* the tail takes new ones, over what was there */
+    for (int i = 0; i < CHUNK; i++)
+        x[n - CHUNK + i] = uniform24(rng); /* the tail takes new ones, over what was there */
     box_muller(x + n - CHUNK, mean, std);
 }
 

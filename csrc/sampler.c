@@ -9,8 +9,10 @@ int sampling_check(const llmc_sampling *how) {
     CHECK(how->temperature >= 0 && isfinite(how->temperature), LLMC_EINVAL,
           "temperature=%g: 0 takes the likeliest token, 1 the model's own distribution", how->temperature);
     CHECK(how->top_k >= 0, LLMC_EINVAL, "top_k=%d: the number of tokens to choose from; 0: all", how->top_k);
-    CHECK(how->top_p >= 0 && how->top_p <= 1, LLMC_EINVAL, "top_p=%g is not in 0..1: the share of the probability to keep; "
-          "0 or 1: all", how->top_p);
+    CHECK(how->top_p >= 0 && how->top_p <= 1, LLMC_EINVAL,
+          "top_p=%g is not in 0..1: the share of the probability to keep; "
+          "0 or 1: all",
+          how->top_p);
     return LLMC_OK;
 }
 
@@ -23,8 +25,10 @@ static int before(const Candidate *a, const Candidate *b) {
 static int likeliest(const float *logits, int V, int *best) {
     *best = 0;
     for (int i = 0; i < V; i++) {
-        CHECK(!isnan(logits[i]) && logits[i] != INFINITY, LLMC_ENUMERIC, "the logit of id %d is %g: the model's weights are "
-              "broken; go back to an earlier checkpoint", i, logits[i]);
+        CHECK(!isnan(logits[i]) && logits[i] != INFINITY, LLMC_ENUMERIC,
+              "the logit of id %d is %g: the model's weights are "
+              "broken; go back to an earlier checkpoint",
+              i, logits[i]);
         if (logits[i] > logits[*best]) *best = i;
     }
     CHECK(isfinite(logits[*best]), LLMC_ENUMERIC, "all %d logits are -inf: no token is possible", V);

@@ -8,8 +8,10 @@ static double linear(double x) { return x; }
 static double cosine(double x) { return 0.5 * (1 - cos(3.141592653589793 * x)); }
 
 /* the share of the way from lr to final that is done at x in [0, 1] */
-static const struct Shape { const char *name; double (*done)(double x); } shapes[] = {
-    {"constant", constant}, {"linear", linear}, {"cosine", cosine}, {"wsd", linear}};
+static const struct Shape {
+    const char *name;
+    double (*done)(double x);
+} shapes[] = {{"constant", constant}, {"linear", linear}, {"cosine", cosine}, {"wsd", linear}};
 
 int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
                      double final_frac, double decay_frac) {

@@ -68,6 +68,7 @@ static int restore_state(llmc_trainer *t) {
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
+    t->evaluated = (int)state_number(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
     return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
 }

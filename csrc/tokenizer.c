@@ -55,7 +55,8 @@ static int add_piece(llmc_tokenizer *k, int id, const char *name) {
 
 static int build_trie(llmc_tokenizer *k, const char *name) {
     const uint32_t most = (uint32_t)(k->size - HEADER_BYTES) + 1; /* nodes: one per byte at worst */
-    for (k->room = 256; k->room < 2 * most; k->room *= 2) {}
+    for (k->room = 256; k->room < 2 * most; k->room *= 2) {
+    }
     k->edges = calloc(k->room, sizeof *k->edges);
     k->id = malloc(most * sizeof *k->id);
     CHECK(k->edges && k->id, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
@@ -73,18 +74,19 @@ static int read_header(llmc_tokenizer *k, const char *name) {
           HEADER_BYTES, (long long)k->size);
     memcpy(head, k->bytes, sizeof head);
     const char *kind = magic_name(head[0]);
-    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT, "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d", name,
-          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
+    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT, "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d",
+          name, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
     CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d", name, head[1]);
     k->n = head[2], k->eot = head[3], k->kind = head[4];
     if (head[1] == 1) { /* llm.c's first files are GPT-2's and do not say so */
         CHECK(k->n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d", name, GPT2_V, k->n);
         k->eot = GPT2_V - 1, k->kind = UNKNOWN;
     }
-    CHECK(k->n >= 1 && k->n <= k->size / 2, LLMC_EFORMAT, "%s: %d pieces do not fit %lld bytes; write it again", name, k->n,
-          (long long)k->size);
+    CHECK(k->n >= 1 && k->n <= k->size / 2, LLMC_EFORMAT, "%s: %d pieces do not fit %lld bytes; write it again", name,
+          k->n, (long long)k->size);
     CHECK(k->eot >= -1 && k->eot < k->n, LLMC_EFORMAT, "%s: EOT id %d is outside [0, %d)", name, k->eot, k->n);
-    CHECK(k->kind >= 0 && k->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d", name, KINDS - 1, k->kind);
+    CHECK(k->kind >= 0 && k->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d", name, KINDS - 1,
+          k->kind);
     return LLMC_OK;
 }
 
@@ -94,8 +96,8 @@ static int find_pieces(llmc_tokenizer *k, const char *name) {
     int64_t at = HEADER_BYTES;
     for (int id = 0; id < k->n; id++) {
         const int length = at < k->size ? (unsigned char)k->bytes[at] : 0;
-        CHECK(at + 1 + length <= k->size, LLMC_EFORMAT, "%s is truncated: expected %d pieces, found %d; write it again", name,
-              k->n, id);
+        CHECK(at + 1 + length <= k->size, LLMC_EFORMAT, "%s is truncated: expected %d pieces, found %d; write it again",
+              name, k->n, id);
         CHECK(length, LLMC_EFORMAT, "%s: piece %d is empty; write it again", name, id);
         k->start[id] = (uint32_t)at + 1;
         at += 1 + length;
@@ -120,7 +122,8 @@ static int finish(llmc_tokenizer **out, llmc_tokenizer *k, const char *name) {
 }
 
 static int make(llmc_tokenizer **k, int64_t size, const char *name) {
-    CHECK(size >= 0 && size <= MAX_FILE, LLMC_EFORMAT, "%s has %lld bytes: no tokenizer file does", name, (long long)size);
+    CHECK(size >= 0 && size <= MAX_FILE, LLMC_EFORMAT, "%s has %lld bytes: no tokenizer file does", name,
+          (long long)size);
     *k = calloc(1, sizeof **k);
     if (*k) (*k)->bytes = malloc((size_t)size + 1);
     if (*k && (*k)->bytes) return (*k)->size = size, LLMC_OK;
@@ -172,8 +175,10 @@ const void *llmc_tokenizer_bytes(const llmc_tokenizer *k, int64_t *size) { retur
 int llmc_tokenizer_decode(const llmc_tokenizer *k, const int *ids, int n, char *out, int64_t size) {
     int64_t total = 0;
     for (int i = 0; i < n; i++) {
-        CHECK(ids[i] >= 0 && ids[i] < k->n, LLMC_EINVAL, "ids[%d] = %d is outside [0, %d): use the tokenizer the model was "
-              "trained with", i, ids[i], k->n);
+        CHECK(ids[i] >= 0 && ids[i] < k->n, LLMC_EINVAL,
+              "ids[%d] = %d is outside [0, %d): use the tokenizer the model was "
+              "trained with",
+              i, ids[i], k->n);
         const int length = length_of(k, ids[i]);
         const int64_t room = size - total < length ? size - total : length;
         if (room > 0) memcpy(out + total, k->bytes + k->start[ids[i]], (size_t)room);
@@ -215,19 +220,22 @@ static int unknown_character(const llmc_tokenizer *k, const char *text, int64_t 
     int length = 1;
     while (length < 4 && at + length < bytes && ((unsigned char)text[at + length] & 0xc0) == 0x80) length++;
     list_alphabet(k, alphabet, sizeof alphabet);
-    FAIL(LLMC_EINVAL, "character '%.*s' (byte %d at byte %lld) is not in the vocabulary; it has only %s: change the text, or "
-         "make the data again with a byte or word tokenizer", length, text + at, (unsigned char)text[at], (long long)at,
-         alphabet);
+    FAIL(LLMC_EINVAL,
+         "character '%.*s' (byte %d at byte %lld) is not in the vocabulary; it has only %s: change the text, or "
+         "make the data again with a byte or word tokenizer",
+         length, text + at, (unsigned char)text[at], (long long)at, alphabet);
 }
 
 int llmc_tokenizer_encode(const llmc_tokenizer *k, const char *text, int64_t bytes, int *out, int64_t size) {
     int64_t n = 0;
-    CHECK(k->kind != UNKNOWN, LLMC_EINVAL, "this tokenizer file does not say how to encode (llm.c's files only decode): pass "
+    CHECK(k->kind != UNKNOWN, LLMC_EINVAL,
+          "this tokenizer file does not say how to encode (llm.c's files only decode): pass "
           "token ids, or write another with dev/prepro_tinystories.py");
-    CHECK(k->kind != GPT2, LLMC_EINVAL, "text of the gpt2 tokenizer cannot be encoded here yet: encode it in Python "
+    CHECK(k->kind != GPT2, LLMC_EINVAL,
+          "text of the gpt2 tokenizer cannot be encoded here yet: encode it in Python "
           "(pyllmc.tokenizer) and pass token ids");
-    CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once", (long long)bytes,
-          INT_MAX);
+    CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once",
+          (long long)bytes, INT_MAX);
     for (int64_t at = 0; at < bytes; n++) {
         int length;
         const int id = longest(k, text + at, bytes - at, &length);

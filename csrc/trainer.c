@@ -81,7 +81,7 @@ static int update(llmc_trainer *t) {
     float norm = 0;
     TRY(llmc_schedule_lr(&t->lr, o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac,
                          o->decay_frac));
-    const llmc_adamw hyper = {(float)t->lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+    const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay};
     const int rc = llmc_model_update(t->model, &hyper, (float)o->grad_clip, &norm);
     if (rc == LLMC_ENUMERIC) return explain_nonfinite(t, "gradient", norm);
     TRY(rc);
@@ -161,9 +161,10 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
     TRY(llmc_options_text(&t->options, options, sizeof options));
-    snprintf(state, sizeof state, "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nval_loss=%.17g\n",
+    snprintf(state, sizeof state, "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nval_loss=%.17g\n"
+             "evaluated=%d\n",
              (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
-             t->val_loss);
+             t->val_loss, t->evaluated);
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     return llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments);
 }
@@ -219,7 +220,7 @@ static int save_last(llmc_trainer *t) {
 static int begin(llmc_trainer *t) {
     if (t->options.plan) return t->phase = FINISHED, LLMC_OK;
     TRY(setup_model(t));
-    t->phase = t->resumed ? SAVE : EVALUATE; /* what belongs to the resumed step has been done */
+    t->phase = t->evaluated ? SAVE : EVALUATE;
     return LLMC_OK;
 }
 
@@ -231,6 +232,7 @@ static int at_evaluate(llmc_trainer *t) {
 
 static int at_sample(llmc_trainer *t) {
     t->phase = SAVE;
+    t->evaluated = !t->stop; /* a stop is not kept waiting */
     if (!t->tokenizer || t->stop || !t->step) return LLMC_OK;
     return due(t->step, t->options.sample_every, t->options.max_steps) ? draw_sample(t) : LLMC_OK;
 }
@@ -246,6 +248,7 @@ static int at_save(llmc_trainer *t) {
 
 static int at_accumulate(llmc_trainer *t) {
     t->started = now();
+    t->evaluated = 0;
     TRY(accumulate(t));
     if (!isfinite(t->loss)) return explain_nonfinite(t, "loss", t->loss);
     t->phase = UPDATE;

@@ -17,6 +17,7 @@ struct llmc_trainer {
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed;
+    int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
 
     int phase; /* see trainer.c */
     int yield_gradients;

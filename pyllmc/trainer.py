@@ -96,7 +96,7 @@ class Trainer:
     ) -> None:
         self._lib = _ffi.load(device)
         self.options = options or Options(self._lib)
-        if options is None:
+        if options is None and not {"out", "resume"} & set(named):
             self.options.set("out", "")  # a library call writes nothing unless told where
         for name, value in named.items():
             self.options.set(name, value)

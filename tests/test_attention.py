@@ -73,7 +73,7 @@ def floor(case: Case, want: Expected) -> float:
     return 2e-7 if case.gain == 1 else 2.0**-22 * float(np.abs(want.lse[1]).max())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def expected(case: Case) -> Expected:
     rng = np.random.default_rng(sum(case[:5]))
     qkv = rng.standard_normal((case.B, case.T, 3 * case.C)).astype(np.float32)
@@ -141,7 +141,16 @@ def test_backward(kernels, buffers, case):
         assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name, floor(case, want))
 
 
-PIECES = {1: [1], 5: [1, 4], 13: [5, 8], 64: [64], 65: [64, 1], 70: [3] * 23 + [1], 97: [40, 57], 131: [1, 2, 65, 63]}
+PIECES = {
+    1: [1],
+    5: [1, 4],
+    13: [5, 8],
+    64: [64],
+    65: [64, 1],
+    70: [3] * 23 + [1],
+    97: [40, 57],
+    131: [1, 2, 65, 63],
+}
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.T in PIECES], ids=str)

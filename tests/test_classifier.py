@@ -43,12 +43,15 @@ def torch_classifier(d: dict[str, np.ndarray], V: int, dtype: torch.dtype):
     """losses, lse, loss and the gradient of SCALE * loss"""
     x = torch.tensor(d["logits"][..., :V], dtype=dtype, requires_grad=True)
     targets, weights = torch.tensor(d["targets"]).long(), torch.tensor(d["weights"], dtype=dtype)
-    losses = torch.nn.functional.cross_entropy(x.reshape(-1, V), targets.ravel(), reduction="none", ignore_index=-1)
+    losses = torch.nn.functional.cross_entropy(
+        x.reshape(-1, V), targets.ravel(), reduction="none", ignore_index=-1
+    )
     weights = weights.ravel() * (targets.ravel() != -1)
     loss = (weights * losses).sum() / weights.sum().clamp(min=1e-30)
-    (SCALE * loss).backward()
-    lse = torch.logsumexp(x, -1)
-    return [a.detach().numpy() for a in (losses.reshape(targets.shape), lse, loss, x.grad)]
+    dlogits = torch.autograd.grad(SCALE * loss, x)[0]
+    return [
+        a.detach().numpy() for a in (losses.reshape(targets.shape), torch.logsumexp(x, -1), loss, dlogits)
+    ]
 
 
 def run(k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], V: int):

@@ -18,8 +18,9 @@ LIBRARY = [path for path in CSRC + CPU if path.name != "main.c"]
 
 # A file includes only from rows above its own (README, "the source in reading order").
 ROWS = [
-    "pyllmc.h kernels.h tensors.def options.def",
-    "error rng options.h",
+    "kernels.h tensors.def options.def",
+    "pyllmc.h",
+    "error rng crc32 options.h",
     "layout config options",
     "gpt2 schedule paths",
     "init nonfinite binfile sampler",

@@ -29,8 +29,12 @@ def test_no_kernel_is_borrowed(isa: str):
     for other in ISAS:
         if other != isa:
             theirs = pointers(other)
-            shared = [name for name, pointer in pointers(isa).items() if pointer == theirs[name] and name in KERNELS]
-            assert not [name for name in shared if theirs[name] != ffi.NULL], f"{isa} shares {shared} with {other}"
+            shared = [
+                name for name, pointer in pointers(isa).items() if pointer == theirs[name] and name in KERNELS
+            ]
+            assert not [name for name in shared if theirs[name] != ffi.NULL], (
+                f"{isa} shares {shared} with {other}"
+            )
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -1,4 +1,4 @@
-"""matmul: parity with PyTorch for every entry and instruction set, at shapes around every edge of the blocking."""
+"""matmul: parity with PyTorch for every entry and instruction set, around every edge of the blocking."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from conftest import ISAS, Kernel, assert_parity
 
 BLOCKED = [isa for isa in ISAS if isa != "reference"]
-TILE = {"avx512": (8, 48, 16), "avx2": (6, 16, 8), "generic": (6, 8, 4), "neon": (8, 12, 4), "reference": (8, 8, 4)}
+TILE = {"avx512": (8, 48, 16), "avx2": (6, 16, 8), "generic": (6, 8, 4), "neon": (8, 12, 4)}  # MR, NR, VL
 
 # (B, T, C, OC): ones, primes, the demo's, GPT-2's cut short
 SHAPES = [
     (1, 1, 1, 1), (1, 1, 1, 5), (1, 1, 7, 1), (1, 3, 1, 1), (2, 2, 3, 5), (1, 1, 97, 101), (1, 2, 31, 33),
     (1, 3, 128, 130), (2, 16, 17, 19), (1, 17, 48, 10), (3, 11, 23, 1), (1, 37, 1, 53), (5, 13, 48, 144),
-    (1, 67, 113, 59), (1, 128, 128, 384), (2, 64, 128, 640), (1, 19, 768, 96), (1, 1, 768, 256), (1, 5, 3072, 40),
-    (1, 24, 100, 768), (1, 1, 64, 2304), (1, 8, 2304, 24),
+    (1, 67, 113, 59), (1, 128, 128, 384), (2, 64, 128, 640), (1, 19, 768, 96), (1, 1, 768, 256),
+    (1, 5, 3072, 40),
+    (1, 24, 100, 768), (1, 1, 64, 2304), (1, 8, 2304, 24), (1, 64, 520, 17), (1, 65, 520, 18),
+    (1, 16, 128, 33), (1, 17, 128, 33), (1, 96, 20, 50), (1, 97, 20, 50), (1, 128, 20, 50), (1, 129, 20, 50),
 ]  # fmt: skip
 CACHE = [191, 192, 193, 385]  # around the blocks of the summed dimension
 WIDE = [383, 385, 769]  # around the blocks of columns
@@ -28,7 +30,8 @@ def edge_shapes(isa: str) -> list[tuple[int, int, int, int]]:
     """One less, as many, one more than a tile, a vector and a block, in each place."""
     rows, columns, lanes = TILE[isa]
     near = [x + d for x in (rows, 2 * rows, columns, lanes) for d in (-1, 0, 1)]
-    tiles = [(1, m, 9, n) for m, n in zip(near, near[::-1])] + [(1, 33, m, n) for m, n in zip(near[::-1], near)]
+    pairs = list(zip(near, near[::-1]))
+    tiles = [(1, m, 9, n) for m, n in pairs] + [(1, 33, m, n) for m, n in pairs]
     caches = [s for k in CACHE for s in ((1, 20, k, 21), (1, 18, 19, k), (1, k, 18, 17))]
     return tiles + caches + [s for n in WIDE for s in ((1, 18, 7, n), (1, 19, n, 7), (1, n, 6, 7))]
 
@@ -43,7 +46,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 def both(formula, *arrays: np.ndarray) -> list[np.ndarray]:
     """The formula in PyTorch, in float32 and in float64."""
-    return [np.asarray(formula(*(torch.from_numpy(a.copy()).to(t) for a in arrays))) for t in (torch.float32, torch.float64)]
+    tensors = [torch.from_numpy(a.copy()) for a in arrays]
+    return [np.asarray(formula(*(x.to(kind) for x in tensors))) for kind in (torch.float32, torch.float64)]
 
 
 def slope(x: torch.Tensor) -> torch.Tensor:
@@ -140,7 +144,8 @@ def test_threads_do_not_change_a_bit(isa: str, buffers) -> None:
 
 def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
     """Through the whole kernel: C=1, weight 1, so that pre = inp."""
-    special = [0.0, -0.0, 100, -100, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-30, 12, -12, 5, -5, 0.5, -0.5, 1e-3]
+    special = [0.0, -0.0, 100, -100, np.inf, -np.inf, np.nan, 3e38, -3e38]
+    special += [1e-30, 12, -12, 5, -5, 0.5, -0.5, 1e-3]
     x = buffers.guarded(np.array(special, np.float32))
     one, M = buffers.guarded(np.ones((1, 1), np.float32)), len(special)
     kernels.workspace(1, 1, 1)
@@ -152,10 +157,10 @@ def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
     if kernels.isa in BLOCKED:  # the formula as it reads makes NaN of infinities
         limits.update({np.inf: (np.inf, 1), -np.inf: (0, 0)})
     for i, value in enumerate(special):
-        if value != value:
+        if np.isnan(value):
             assert np.isnan(out[i]) and np.isnan(dpre[i]), "NaN must stay NaN"
         elif value in limits:
-            np.testing.assert_allclose([out[i], dpre[i]], limits[value], rtol=1e-6, err_msg=f"gelu at {value}")
+            np.testing.assert_allclose([out[i], dpre[i]], limits[value], rtol=1e-6, err_msg=f"at {value}")
     tame = [i for i, v in enumerate(special) if abs(v) < 13]
     assert_parity(out[tame], *both(gelu, x[tame]), what="gelu")
     assert_parity(dpre[tame], *both(slope, x[tame]), what="gelu'")

@@ -1,4 +1,4 @@
-"""The generator against torch's: the same state after any calls, the same normals to the last bits; fresh weights."""
+"""The generator against torch's: the same state after any calls, the same normals; fresh weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyllmc import GPTConfig, Model, _ffi
 
 torch = pytest.importorskip("torch")
 
-# Vectorised PyTorch builds take another log, sin and cos than libm's: one rounding in each of the three steps.
+# Vectorised PyTorch takes another log, sin and cos than libm's: one rounding in each of the three steps.
 TOLERANCE = 4e-7
 
 
@@ -47,7 +47,7 @@ def test_normal(n):
 
 
 def test_mixed_sizes():
-    """Small fills leave half a pair behind, which the next small one takes, whatever large ones lie between."""
+    """Small fills leave half a pair behind for the next small one, whatever large ones lie between."""
     both = Both(7)
     for n in [3, 16, 1, 5, 17, 2, 100, 15, 1, 0, 31, 7]:
         both.normal(n, mean=0.5, std=0.02)
@@ -60,13 +60,16 @@ def test_independent_of_threads_and_repeatable():
         rng = ffi.new("llmc_rng *")
         lib.llmc_rng_seed(rng, 1)
         lib.llmc_rng_normal(rng, ffi.cast("float *", x.ctypes.data), x.size, 0, 1)
-    assert (a == b).all() and abs(a.mean()) < 0.01 and abs(a.std() - 1) < 0.01
+    assert (a == b).all()
+    assert abs(a.mean()) < 0.01
+    assert abs(a.std() - 1) < 0.01
 
 
 def test_coins_are_uniform():
     state = ffi.new("uint64_t *", 3)
     coins = np.array([lib.llmc_coin(state) for _ in range(20_000)])
-    assert 0 <= coins.min() and coins.max() < 1
+    assert coins.min() >= 0
+    assert coins.max() < 1
     assert (abs(np.histogram(coins, 20, (0, 1))[0] - 1000) < 150).all()
 
 
@@ -76,7 +79,9 @@ def reference_weights(config: GPTConfig, names: list[str], shapes: dict, seed: i
     for name in names:
         x = torch.zeros(shapes[name])
         if x.ndim == 2:
-            x.normal_(0, 0.02 / (2 * config.n_layer) ** 0.5 if "c_proj" in name else 0.02, generator=generator)
+            x.normal_(
+                0, 0.02 / (2 * config.n_layer) ** 0.5 if "c_proj" in name else 0.02, generator=generator
+            )
         elif name.endswith("weight"):
             x.fill_(1)
         weights[name] = x.numpy()
@@ -94,6 +99,9 @@ def test_model_init(V):
         np.testing.assert_allclose(model.params[name], expected, rtol=TOLERANCE, atol=1e-8, err_msg=name)
     block = ffi.cast("float *", lib.llmc_model_block(model._handle, lib.LLMC_PARAMS))
     padded = np.frombuffer(ffi.buffer(block, 128 * 5 * 4), np.float32).reshape(128, 5)
-    assert (padded[V:] == 0).all() and (padded[:V] != 0).any()
+    assert (padded[V:] == 0).all()
+    assert (padded[:V] != 0).any()
     _ffi.check(lib, lib.llmc_model_init(model._handle, 12))
-    assert abs(model.params["transformer.wpe.weight"] - reference["transformer.wpe.weight"]).max() > 1e-3, "another seed, other weights"
+    assert abs(model.params["transformer.wpe.weight"] - reference["transformer.wpe.weight"]).max() > 1e-3, (
+        "another seed, other weights"
+    )

@@ -125,11 +125,13 @@ def step_by_step(model: Model, prompt, max_new: int, T: int, seed: int, **how) -
         model.forward(np.array([window]), None)
         id = sample(model.logits[0, len(window) - 1], lib.llmc_coin(state), **how)
         out.append(id)
-        window = window + [id] if len(window) < T else window[T - T // 2 :] + [id]
+        window = [*window, id] if len(window) < T else [*window[T - T // 2 :], id]
     return out
 
 
-@pytest.mark.parametrize("how", [dict(temperature=0.0), dict(temperature=0.8), dict(temperature=1.2, top_k=5, top_p=0.9)])
+@pytest.mark.parametrize(
+    "how", [dict(temperature=0.0), dict(temperature=0.8), dict(temperature=1.2, top_k=5, top_p=0.9)]
+)
 @pytest.mark.parametrize("prompt", [[1], [5, 6, 7], list(range(8)), list(range(20))])
 def test_generate(model, how, prompt):
     """Through prompts shorter and longer than T, and several slides of the window."""
@@ -140,22 +142,30 @@ def test_generate(model, how, prompt):
 
 def test_generate_seeds_differ_and_padding_never_comes(model):
     texts = {tuple(model.generate([1], max_new_tokens=40, temperature=5.0, seed=s)) for s in range(5)}
-    assert len(texts) == 5 and max(map(max, texts)) < 33
+    assert len(texts) == 5
+    assert max(map(max, texts)) < 33
 
 
 def test_generate_ends_with_eot(model):
     free = model.generate([1], max_new_tokens=20, temperature=1.5, seed=4)
     eot = free[10]
-    assert model.generate([1], max_new_tokens=20, temperature=1.5, seed=4, eot=eot) == free[: free.index(eot) + 1]
+    assert (
+        model.generate([1], max_new_tokens=20, temperature=1.5, seed=4, eot=eot)
+        == free[: free.index(eot) + 1]
+    )
     assert model.generate([1], max_new_tokens=0) == []
 
 
 def test_generate_in_a_context_of_one():
-    tiny = Model(GPTConfig(vocab_size=5, max_seq_len=1, n_layer=1, n_head=1, n_embd=4), B=1, T=1, training=False)
+    tiny = Model(
+        GPTConfig(vocab_size=5, max_seq_len=1, n_layer=1, n_head=1, n_embd=4), B=1, T=1, training=False
+    )
     assert len(tiny.generate([1, 2, 3], max_new_tokens=5)) == 5
 
 
-@pytest.mark.parametrize("bad,message", [([], "empty prompt"), ([33], "33 is not in 0..32"), ([-1], "-1 is not in")])
+@pytest.mark.parametrize(
+    "bad,message", [([], "empty prompt"), ([33], "33 is not in 0..32"), ([-1], "-1 is not in")]
+)
 def test_bad_prompt(model, bad, message):
     with pytest.raises(_ffi.InvalidArgument, match=message):
         model.generate(np.array(bad, np.int32))

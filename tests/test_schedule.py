@@ -16,7 +16,9 @@ def rate(kind: str, step: int, max_steps=100, warmup=10, lr=3e-4, final=0.1, dec
     return out[0]
 
 
-def expected(kind: str, step: int, max_steps: int, warmup: int, lr: float, final_frac: float, decay: float) -> float:
+def expected(
+    kind: str, step: int, max_steps: int, warmup: int, lr: float, final_frac: float, decay: float
+) -> float:
     if step < warmup:
         return lr * (step + 1) / warmup
     final = lr * final_frac

@@ -1,7 +1,8 @@
-"""The engine's tokenizer: its file, greedy longest match against a plain search, and files that are not right."""
+"""The engine's tokenizer: its file, greedy longest match against a plain search, bad files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 
@@ -34,7 +35,8 @@ class Tokenizer:
     def encode(self, text: bytes) -> list[int]:
         n = _ffi.check(lib, lib.llmc_tokenizer_encode(self.handle, text, len(text), ffi.NULL, 0))
         out = ffi.new("int[]", [-5] * (n + 1))
-        assert lib.llmc_tokenizer_encode(self.handle, text, len(text), out, n) == n and out[n] == -5
+        assert lib.llmc_tokenizer_encode(self.handle, text, len(text), out, n) == n
+        assert out[n] == -5
         return list(out)[:n]
 
     def decode(self, ids) -> bytes:
@@ -58,9 +60,12 @@ def greedy(pieces, text: bytes) -> list[int]:
 def test_byte_vocabulary_round_trips_everything():
     tokenizer = Tokenizer(file_bytes([*BYTES, EOT]))
     text = bytes(range(256)) + "Zwölf Bären 🐻\0<|endoftext|>".encode()
-    assert tokenizer.encode(text) == list(text) and tokenizer.decode(text) == text
-    assert lib.llmc_tokenizer_size(tokenizer.handle) == 257 and lib.llmc_tokenizer_eot(tokenizer.handle) == 256
-    assert tokenizer.decode([256]) == EOT and tokenizer.encode(b"") == []
+    assert tokenizer.encode(text) == list(text)
+    assert tokenizer.decode(text) == text
+    assert lib.llmc_tokenizer_size(tokenizer.handle) == 257
+    assert lib.llmc_tokenizer_eot(tokenizer.handle) == 256
+    assert tokenizer.decode([256]) == EOT
+    assert tokenizer.encode(b"") == []
 
 
 @SETTINGS
@@ -71,7 +76,8 @@ def test_longest_match(words, picks):
     text = b"".join(pieces[pick % (len(pieces) - 1)] for pick in picks)
     tokenizer = Tokenizer(file_bytes(pieces))
     ids = tokenizer.encode(text)
-    assert ids == greedy(pieces[:-1], text) and tokenizer.decode(ids) == text
+    assert ids == greedy(pieces[:-1], text)
+    assert tokenizer.decode(ids) == text
 
 
 def test_long_and_nested_pieces():
@@ -89,11 +95,13 @@ def test_eot_is_never_encoded():
 
 
 def test_unknown_character_lists_the_alphabet():
-    tokenizer = Tokenizer(file_bytes(["a".encode(), "ö".encode(), b"\n", b"b", EOT]))
-    with pytest.raises(_ffi.InvalidArgument, match=r"character 'é' \(byte 195 at byte 3\).* it has only aöb: change"):
+    tokenizer = Tokenizer(file_bytes([b"a", "ö".encode(), b"\n", b"b", EOT]))
+    with pytest.raises(
+        _ffi.InvalidArgument, match=r"character 'é' \(byte 195 at byte 3\).* it has only aöb: change"
+    ):
         tokenizer.encode("aöéb".encode())
     many = [chr(0x4E00 + i).encode() for i in range(5000)]
-    with pytest.raises(_ffi.InvalidArgument, match="is not in the vocabulary.*make the data again"):
+    with pytest.raises(_ffi.InvalidArgument, match=r"is not in the vocabulary.*make the data again"):
         Tokenizer(file_bytes(many, eot=-1)).encode(b"\xff\xff")
 
 
@@ -109,7 +117,8 @@ def test_kinds_that_only_decode():
 def test_version_1_is_gpt2():
     pieces = [str(i).encode() for i in range(50257)]
     tokenizer = Tokenizer(file_bytes(pieces, version=1, eot=0, kind=0))
-    assert lib.llmc_tokenizer_eot(tokenizer.handle) == 50256 and tokenizer.decode([7, 50256]) == b"750256"
+    assert lib.llmc_tokenizer_eot(tokenizer.handle) == 50256
+    assert tokenizer.decode([7, 50256]) == b"750256"
 
 
 def test_ids_outside():
@@ -129,7 +138,10 @@ def test_short_buffers_are_not_overrun():
 BAD = {
     "empty": (b"", "expected a header of 1024 bytes, found 0"),
     "short header": (file_bytes([b"a"])[:1023], "found 1023"),
-    "magic": (file_bytes([b"a"], magic=7), "something else, not a tokenizer file: expected magic 20240328, found 7"),
+    "magic": (
+        file_bytes([b"a"], magic=7),
+        "something else, not a tokenizer file: expected magic 20240328, found 7",
+    ),
     "tokens": (file_bytes([b"a"], magic=20240520), "is a token file, not a tokenizer"),
     "version": (file_bytes([b"a"], version=3), "expected version 1 or 2, found 3"),
     "version 1": (file_bytes([b"a"], version=1), "version 1 has 50257 pieces, found 1"),
@@ -166,10 +178,11 @@ def test_open_and_travel(tmp_path):
     path.write_bytes(data)
     out, size = ffi.new("llmc_tokenizer **"), ffi.new("int64_t *")
     _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(path)))
-    assert bytes(ffi.buffer(lib.llmc_tokenizer_bytes(out[0], size), len(data))) == data and size[0] == len(data)
+    assert bytes(ffi.buffer(lib.llmc_tokenizer_bytes(out[0], size), len(data))) == data
+    assert size[0] == len(data)
     lib.llmc_tokenizer_free(out[0])
     for missing in (tmp_path / "none", tmp_path):
-        with pytest.raises(_ffi.SystemFailure, match="cannot be opened|is a directory"):
+        with pytest.raises(_ffi.SystemFailure, match=r"cannot be opened|is a directory"):
             _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(missing)))
 
 
@@ -180,14 +193,14 @@ def test_every_damaged_file_is_refused_or_works(data):
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))] + data.draw(st.binary(max_size=4)))
     for _ in range(data.draw(st.integers(0, 3))):
         if damaged:
-            at = data.draw(st.one_of(st.integers(0, min(19, len(damaged) - 1)), st.integers(0, len(damaged) - 1)))
+            at = data.draw(
+                st.one_of(st.integers(0, min(19, len(damaged) - 1)), st.integers(0, len(damaged) - 1))
+            )
             damaged[at] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(_ffi.LlmcError):
         tokenizer = Tokenizer(bytes(damaged))
         assert tokenizer.decode(np.arange(lib.llmc_tokenizer_size(tokenizer.handle)))
         tokenizer.encode(b"abcdef")
-    except _ffi.LlmcError as error:
-        assert str(error)
 
 
 def test_agrees_with_python():

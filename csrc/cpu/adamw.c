@@ -66,7 +66,7 @@ typedef struct Step { /* what is the same for every element */
     vf decay, rate, unbias, eps; /* lr decay, lr / (1 - b1^t), 1 / sqrt(1 - b2^t) */
 } Step;
 
-static Step make_step(const float *grad_scale, float lr, double beta1, double beta2, float eps, float decay,
+static Step make_step(const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay,
                       int64_t t) {
     const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
     return (Step){
@@ -88,8 +88,8 @@ static inline void adamw_lanes(float *param, float *m, float *v, const float *gr
     vf_store_n(param, p - (s->decay * p + step), n);
 }
 
-void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale, float lr,
-              float beta1, float beta2, float eps, float decay, int64_t t, int64_t N) {
+void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale, double lr,
+              double beta1, double beta2, double eps, double decay, int64_t t, int64_t N) {
     const Step step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
 #pragma omp parallel for num_threads(threads_for(ctx, N))
     for (int64_t at = 0; at < N; at += PIECE)

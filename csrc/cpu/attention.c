@@ -101,7 +101,7 @@ static float scores_of_block(float *p, const float *q, const Head *h, int key, i
     vf largest = vf_set(-FLT_MAX);
     for (int j = 0; j < keys; j += VL) {
         const vf x = scores_of_one(q, h->k + (key + j)*h->stride, h->stride, keys - j, h->hs);
-        vf_store(p + j, vf_pick(vi_lanes(j) < keys, x, vf_set(-FLT_MAX)));
+        vf_store(p + j, vf_pick(vi_lanes(0) < keys - j, x, vf_set(-FLT_MAX)));
         largest = vf_max(largest, vf_load(p + j));
     }
     return vf_max_of(largest);
@@ -127,7 +127,7 @@ static void values_of_block(Scratch *s, const Head *h, int key, int keys) {
         load_rows(s->v, v, stride, keys, h->hs, 1);
         v = s->v, stride = hp;
     }
-    strip(s->acc, 0, (Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
+    strip(s->acc, 0, &(Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
 }
 
 /* One query reads each key and value once: nothing to reuse, so they are read where they lie. */
@@ -150,6 +150,7 @@ static void attend_one(Scratch *s, floatX *out, Head h, const floatX *q, int at)
 
 static void store_cache(Context *ctx, floatX *cache, const floatX *qkv, const int *pos, int B, int n, int T, int C) {
     const int64_t rows = (int64_t)B*n;
+    (void)ctx; /* without OpenMP */
 #pragma omp parallel for num_threads(threads_for(ctx, rows*3*C))
     for (int64_t row = 0; row < rows; row++) {
         const int64_t b = row / n, t = row % n;
@@ -165,9 +166,10 @@ static int furthest(const int *pos, int B) {
 
 void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
                          int T, int C, int NH, int window) {
-    enum { FEW = VL / 2 }; /* so few queries leave more than half of a block's lanes empty */
+    enum { FEW = 3 }; /* so few queries are faster one by one than as lanes of a block */
     const int hs = C / NH, rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
     const int64_t tasks = (int64_t)B*NH*blocks, work = elements((int64_t)B*n, min(seen, furthest(pos, B) + n), C);
+    (void)work; /* without OpenMP */
     store_cache(ctx, cache, qkv, pos, B, n, T, C);
 #pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, rows == 1 ? work * 16 : work))
     for (int64_t task = 0; task < tasks; task++) {

@@ -6,7 +6,8 @@
  *   out = p' V         out[i][d] = sum over j of p[j][i] v[j][d]            (the same for dq = ds' K)
  *   dv  = p  dout      dv[j][d]  = sum over i of p[j][i] dout[i][d]         (the same for dk = ds q)
  *
- * Each is a sum of (one element) x (vectors): strip() keeps up to MR x NR vectors of the result in registers. */
+ * Each is a sum of (one element) x (vectors): strip() keeps up to MR x NR vectors of the result in registers. Its Factor
+ * goes by pointer: a struct of 24 bytes by value is copied through the stack, which stalls. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
 #include "isa.h"
@@ -41,7 +42,7 @@ static inline Range queries_of(Block b, int j, int end) {
 }
 /* which of the VL queries from i on see key j */
 static inline vi visible(Block b, int i, int j) {
-    const vi ago = vi_lanes(b.shift + i - j);
+    const vi ago = vi_lanes(0) + (b.shift + i - j); /* lanes of 0 are a constant */
     return (ago >= 0) & (ago < b.window);
 }
 
@@ -72,7 +73,7 @@ static inline int64_t scratch_at(Scratch *s, float *base, int T, int hs) {
     s->dk = take(base, &used, whole), s->dv = take(base, &used, whole);
     return used;
 }
-/* T as in the largest workspace asked for: any number that is the same for all threads of one call */
+/* this thread's part of the workspace; T the same for all threads of one call */
 static inline Scratch thread_scratch(const Context *ctx, int T, int hs) {
     Scratch s;
     int thread = 0;
@@ -117,20 +118,21 @@ static inline int64_t elements(int64_t queries, int keys, int C) { return querie
 typedef struct { const float *at; int64_t row, step; } Factor;
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
-INLINE void tile(const int m, const int n, float *c, int64_t c_row, Factor a, const float *b, int64_t b_row, int depth,
-                 int add) {
+INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
+                 int depth, int add) {
     vf sum[MR][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n; j++) sum[i][j] = add ? vf_load(c + i*c_row + j*VL) : vf_set(0);
-    for (int k = 0; k < depth; k++, a.at += a.step, b += b_row) {
+    const float *at = a->at;
+    for (int k = 0; k < depth; k++, at += a->step, b += b_row) {
         vf row[NR];
 #pragma GCC unroll 8
         for (int j = 0; j < n; j++) row[j] = vf_load(b + j*VL);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            const vf x = vf_set(a.at[i*a.row]);
+            const vf x = vf_set(at[i*a->row]);
 #pragma GCC unroll 8
             for (int j = 0; j < n; j++) sum[i][j] += x * row[j];
         }
@@ -141,8 +143,8 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, Factor a, co
         for (int j = 0; j < n; j++) vf_store(c + i*c_row + j*VL, sum[i][j]);
 }
 
-INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, Factor a, const float *b, int64_t b_row, int depth,
-                      int add) {
+INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
+                      int depth, int add) {
     switch (m) {
     case 1: tile(1, n, c, c_row, a, b, b_row, depth, add); break;
     case 2: tile(2, n, c, c_row, a, b, b_row, depth, add); break;
@@ -154,7 +156,7 @@ INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, Factor a, con
 }
 
 /* the same for m <= MR and any n (in vectors) and depth, also none */
-static __attribute__((noinline)) void strip(float *c, int64_t c_row, Factor a, const float *b, int64_t b_row,
+static __attribute__((noinline)) void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
                                             int m, int n, int depth, int add) {
     for (; n > 0; n -= NR, c += NR * VL, b += NR * VL)
         switch (min(n, NR)) {
@@ -175,7 +177,7 @@ static inline void products_of_rows(Block b, float *p, const float *x, int64_t s
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
         const int i = r.from / VL * VL, vectors = (r.to - i + VL - 1) / VL;
-        strip(p + j*QB + i, QB, (Factor){x + j*stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
+        strip(p + j*QB + i, QB, &(Factor){x + j*stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
     }
 }
 /* acc[i] += sum over j of p[j][i] x[j] */
@@ -183,7 +185,7 @@ static inline void sums_over_keys(Block b, float *acc, const float *p, const flo
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = keys_of(b, i, i + m);
-        strip(acc + i*hp, hp, (Factor){p + r.from*QB + i, 1, QB}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + i*hp, hp, &(Factor){p + r.from*QB + i, 1, QB}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
     }
 }
 /* acc[j] += sum over i of p[j][i] x[i] */
@@ -191,7 +193,7 @@ static inline void sums_over_queries(Block b, float *acc, const float *p, const 
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
-        strip(acc + j*hp, hp, (Factor){p + j*QB + r.from, QB, 1}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + j*hp, hp, &(Factor){p + j*QB + r.from, QB, 1}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
     }
 }
 #endif

@@ -20,9 +20,10 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
     }
 }
 
-/* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are summed
- * before they join the others, so that the rounding errors of a large B do not pile up. */
-static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C, int n) {
+/* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are
+ * summed before they join the others, so that the rounding errors of a large B do not pile up. */
+static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C,
+                           int n) {
     vf total = {0};
     for (int first = 0; first < B; first += 16) {
         const int last = first + 16 < B ? first + 16 : B;

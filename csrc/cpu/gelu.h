@@ -4,8 +4,8 @@
 #define GELU_H
 #include "simd.h"
 
-/* With s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) nothing cancels: gelu(x) = x s, also far below 0. Where x^3 overflows, e^-2u
- * is 0 or inf, as it should be. */
+/* With s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) nothing cancels: gelu(x) = x s, also far below 0. Where x^3
+ * overflows, e^-2u is 0 or inf, as it should be. */
 static inline vf gelu_exp(vf x) { return vf_exp(-1.5957691f * x * (1 + 0.044715f * (x * x))); }
 
 static inline vf gelu(vf x) {

@@ -1,55 +1,54 @@
 /* Matrix product, blocked as in BLIS (Van Zee & van de Geijn 2015), over the vectors of simd.h.
  *
  *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
- *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its columns
- *           of B so that a tile reads them in a straight line from the second cache; A's rows are read in place,
- *           or copied likewise where they lie in columns.
+ *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its
+ *           columns of B so that a tile reads them in a straight line from the second cache. A is read in
+ *           place, as a rule: a tile takes single numbers from it, out of the first cache.
  *   dots    few rows: every row of B^T is read once, where it lies
  *
- * An element is summed over K in an order that depends on K alone, so threads may share out C as they like. */
+ * The shape alone decides in which order an element is summed over K, so threads may share out C freely. */
 #include "gemm.h"
 #include "gelu.h"
 #include "threads.h"
 
 #if VREGS == 32
-#ifndef MR
 #define MR 8
 #define NV 3
-#endif
-enum { DOT_ROWS = 4 }; /* x 4 sums of a vector each, in dots */
+enum { DOT_ROWS = 4, FEW = 64 };
 #else
-#ifndef MR
 #define MR 6
 #define NV 2
-#endif
-enum { DOT_ROWS = 2 };
-#endif
-#ifndef KC_MAX
-#define KC_MAX 192
-#define NC_MAX (VL == 16 ? 768 : 384)
-#define MC_MAX 64
-#endif
-#ifndef FEW
-#define FEW 16
+enum { DOT_ROWS = 2, FEW = 16 };
 #endif
 enum {
     NR = NV * VL,
-    KC = KC_MAX, /* a sum runs over at most so many products before it joins the others: the shorter, the more exact */
-    NC = NC_MAX / NR * NR, /* KC x NC floats of B: within the second cache */
-    MC = MC_MAX / MR * MR, /* rows of A copied at a time */
-    FEW_ROWS = FEW,     /* up to here dots is faster than to copy B */
-    OPS_PER_ELEMENT = 64,  /* multiply-adds that take as long as one element of threads.h */
-    A_FLOATS = (MC * KC + 15) / 16 * 16,
-    B_FLOATS = (NC * KC + 15) / 16 * 16,
+    KC = 192, /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
+    NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
+    LOW = 16, WIDE = 16,  /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
+    OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
+    A_FLOATS = (MR * KC + 15) / 16 * 16,
+    B_FLOATS = NC * KC,
 };
+/* DOT_ROWS x 4 sums of a vector each fill the registers in dots, which is faster than to copy B up to FEW rows;
+ * but in the end the lanes of each sum must be added, so K has to be FEW_K times as large */
+enum { FEW_K = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* keeps its registers to itself */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_2 _Pragma("clang loop unroll_count(2)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_2 _Pragma("GCC unroll 2")
+#endif
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
+int64_t K(matmul_workspace)(int threads) {
+    return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float);
+}
 
 /* ---- what happens to C ---- */
 
@@ -69,7 +68,7 @@ INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add,
     vf_store_n(c, sum, lanes);
 }
 
-static __attribute__((noinline)) void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
+APART void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += VL) {
             const int64_t at = (m + i)*g->N + n + j;
@@ -82,7 +81,7 @@ static __attribute__((noinline)) void finish(const Gemm *g, int64_t m, int64_t n
 
 /* ---- the tile ---- */
 
-static __attribute__((noinline)) void store_edge(const Piece *p, const float *sums) {
+APART void store_edge(const Piece *p, const float *sums) {
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i*NR + j), p->add, p->last);
@@ -111,59 +110,53 @@ INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
         UNROLL for (int j = 0; j < nv; j++) vf_store(c + i*ld + j*VL, acc[i][j]);
 }
 
-/* nv and packed are constants where this is inlined. a: (kc, MR) if packed, else rows of lda; b: (kc, nv*VL), rows of ldb */
-INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int packed, const float *b, int64_t ldb,
-                 const int nv) {
+/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
+ * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b,
+                 int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
+    const float *c = p->g->c + p->m*p->g->N + p->n;
     if (p->add)
-        for (int i = 0; i < p->rows; i++)
-            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i)*p->g->N + p->n + j, 1);
+        for (int i = 0; i < p->rows; i++, c += p->g->N)
+            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
     UNROLL for (int i = 0; i < MR; i++) {
-        row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* again rather than past the end */
+        row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < kc; k++) {
+    UNROLL_2 for (int64_t k = 0; k < kc; k++) {
         vf v[NV];
         UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j*VL);
-#ifdef PF
-        UNROLL for (int j = 0; j < nv*VL; j += 16) __builtin_prefetch(b + PF*ldb + j);
-#endif
         UNROLL for (int i = 0; i < MR; i++) {
-            const vf x = vf_set(packed ? a[i] : row[i][k]);
+            const vf x = vf_set(columns ? a[i] : row[i][k]);
             UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
         }
-        a += MR;
+        a += lda;
         b += ldb;
     }
     store_tile(p, acc, nv);
     if (p->last && (p->g->gelu || p->g->slope)) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
 
-#define TILE(name, packed, nv) \
-    static __attribute__((noinline)) void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, \
-                                               int64_t ldb) { \
-        tile(p, kc, a, lda, packed, b, ldb, nv); \
+#define TILE(name, columns, nv) \
+    APART void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb) { \
+        tile(p, kc, a, lda, columns, b, ldb, nv); \
     }
 typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float *, int64_t);
-TILE(tile_1, 0, 1) TILE(tile_2, 0, 2) TILE(packed_1, 1, 1) TILE(packed_2, 1, 2)
+TILE(rows_1, 0, 1) TILE(rows_2, 0, 2) TILE(columns_1, 1, 1) TILE(columns_2, 1, 2)
 #if NV == 3
-TILE(tile_3, 0, 3) TILE(packed_3, 1, 3)
-static const Tile tiles[2][NV] = {{tile_1, tile_2, tile_3}, {packed_1, packed_2, packed_3}};
+TILE(rows_3, 0, 3) TILE(columns_3, 1, 3)
+static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
 #else
-static const Tile tiles[2][NV] = {{tile_1, tile_2}, {packed_1, packed_2}};
+static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
 
-/* ---- copies: panels of `width` columns, one after another, each (kc, width); the last may be narrower ---- */
+/* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
 
-static void pack_a_columns(float *dst, const float *src, int64_t ld, int64_t mc, int64_t kc) {
-    for (int64_t k = 0; k < kc; k++, src += ld)
-        for (int64_t m = 0; m < mc; m += MR) {
-            float *to = dst + m*kc + k*MR;
-            if (m + MR <= mc) memcpy(to, src + m, MR * sizeof *to);
-            else for (int i = 0; i < MR; i++) to[i] = m + i < mc ? src[m + i] : 0;
-        }
+static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
+    for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
+        if (mc == MR) memcpy(dst, src, MR * sizeof *dst);
+        else for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
 }
 
 static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
@@ -171,8 +164,7 @@ static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, in
         for (int64_t n = 0; n < nc; n += NR) {
             const int64_t cols = smaller(NR, nc - n);
             float *to = dst + n*kc + k*up(cols, VL);
-            for (int64_t j = 0; j < cols; j += VL)
-                vf_store(to + j, j + VL <= cols ? vf_load(src + n + j) : vf_load_n(src + n + j, (int)(cols - j)));
+            for (int64_t j = 0; j < cols; j += VL) vf_store(to + j, vf_load_n(src + n + j, LANES(j, cols)));
         }
 }
 
@@ -192,7 +184,7 @@ static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, in
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
 
-/* VL vectors as a VL x VL matrix, transposed: log2(VL) times, riffle the upper half of the rows into the lower */
+/* VL vectors as a matrix, transposed: log2(VL) times, riffle the upper half of the rows into the lower */
 INLINE void transpose(vf r[VL]) {
     UNROLL for (int round = 1; round < VL; round *= 2) {
         vf t[VL];
@@ -214,7 +206,8 @@ static void pack_vector(float *dst, int64_t width, const float *src, int64_t ld,
         UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i)*width, r[i]);
     }
     for (; k < kc; k += VL) {
-        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i*ld + k, LANES(k, kc)) : (vf){0};
+        const int lanes = LANES(k, kc);
+        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i*ld + k, lanes) : (vf){0};
         transpose(r);
         UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i)*width, r[i]);
     }
@@ -247,14 +240,18 @@ static void pack_b(const Gemm *g, const Block *s) {
     else pack_b_rows(s->b + whole*s->kc, src + whole, g->b.ld, nc - whole, s->kc);
 }
 
-static void row_of_tiles(const Gemm *g, const Block *s, int64_t m, int rows, const float *a) {
+static void row_of_tiles(const Gemm *g, const Block *s, int64_t m) {
+    const int rows = (int)smaller(MR, s->m_end - m);
+    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE*NR);
+    const float *a = element(&g->a, m, s->k);
+    if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
     for (int64_t n = s->n; n < s->n_end; n += NR) {
         const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
         const int in_place = s->in_place && cols % VL == 0;
         const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        tiles[g->a.transposed != 0][nv - 1](&p, s->kc, a, g->a.transposed ? 0 : g->a.ld,
-                                            in_place ? element(&g->b, s->k, n) : s->b + (n - s->n)*s->kc,
-                                            in_place ? g->b.ld : nv * VL);
+        tiles[g->a.transposed][nv - 1](&p, s->kc, copied ? s->a : a, copied ? MR : g->a.ld,
+                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n)*s->kc,
+                                       in_place ? g->b.ld : nv * VL);
     }
 }
 
@@ -263,13 +260,7 @@ static void block(const Gemm *g, Block *s) {
     for (s->k = 0; s->k < g->K; s->k += kc) {
         s->kc = smaller(kc, g->K - s->k);
         pack_b(g, s);
-        for (int64_t m0 = s->m; m0 < s->m_end; m0 += MC) {
-            const int64_t mc = smaller(MC, s->m_end - m0);
-            const float *a = element(&g->a, m0, s->k);
-            if (g->a.transposed) pack_a_columns(s->a, a, g->a.ld, mc, s->kc);
-            for (int64_t i = 0; i < mc; i += MR)
-                row_of_tiles(g, s, m0 + i, (int)smaller(MR, mc - i), g->a.transposed ? s->a + i*s->kc : a + i*g->a.ld);
-        }
+        for (int64_t m = s->m; m < s->m_end; m += MR) row_of_tiles(g, s, m);
     }
 }
 
@@ -279,22 +270,24 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more rows */
+/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more
+ * rows. The last of several threads is a quarter of a block late: no two cores are equally fast, or free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
     p->nt = up((g->N + across - 1) / across, NR);
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
-    return (double)rounds * (double)(p->mt * p->nt + 8 * p->mt + 24 * p->nt);
+    const int64_t one = p->mt * p->nt + 8 * p->mt + 24 * p->nt;
+    return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
 static Plan best_plan(const Gemm *g, int threads) {
     const int64_t least_down = (g->M + 2047) / 2048, least_across = (g->N + NC - 1) / NC;
     Plan best, p;
     double least = plan_time(g, &best, least_down, least_across, threads);
-    for (int64_t down = least_down; down <= 2*(least_down + threads); down += 1 + down / 4)
-        for (int64_t across = least_across; across <= 2*(least_across + threads); across += 1 + across / 4) {
+    for (int64_t down = least_down; down <= 4*(least_down + threads); down += 1 + down / 4)
+        for (int64_t across = least_across; across <= 4*(least_across + threads); across += 1 + across / 4) {
             const double t = plan_time(g, &p, down, across, threads);
             if (t < least) least = t, best = p;
         }
@@ -308,7 +301,7 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
     const int64_t n = (g->M > g->N ? i % p->across : i / down) * p->nt;
     const int64_t m_end = smaller(g->M, m + p->mt);
     return (Block){.m = m, .m_end = m_end, .n = n, .n_end = smaller(g->N, n + p->nt), .a = scratch,
-                   .b = scratch + A_FLOATS, .in_place = !g->b.transposed && m_end - m <= 2*MR};
+                   .b = scratch + A_FLOATS, .in_place = !g->b.transposed && m_end - m <= LOW*MR};
 }
 
 #if defined(_OPENMP)
@@ -329,22 +322,25 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
 
 /* ---- few rows ---- */
 
-/* sums[i][j] = the products of row m+i of A and row j of B^T, lane by lane */
-INLINE void dot(const Gemm *g, const float *const a[], const float *const b[], const int rows, const int cols,
+INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows,
+                     const int cols, int64_t k, int lanes) {
+    vf x[DOT_ROWS];
+    UNROLL for (int i = 0; i < rows; i++) x[i] = vf_load_n(a[i] + k, lanes);
+    UNROLL for (int j = 0; j < cols; j++) {
+        const vf y = vf_load_n(b[j] + k, lanes);
+        UNROLL for (int i = 0; i < rows; i++) acc[i][j] += x[i] * y;
+    }
+}
+
+/* sums[i][at + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane */
+INLINE void dot(int64_t K, const float *const a[], const float *const b[], const int rows, const int cols,
                 vf sums[][VL], int at) {
     vf acc[DOT_ROWS][8];
     int64_t k = 0;
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k < g->K; k += VL) {
-        const int whole = k + VL <= g->K, lanes = LANES(k, g->K);
-        vf x[DOT_ROWS];
-        UNROLL for (int i = 0; i < rows; i++) x[i] = whole ? vf_load(a[i] + k) : vf_load_n(a[i] + k, lanes);
-        UNROLL for (int j = 0; j < cols; j++) {
-            const vf y = whole ? vf_load(b[j] + k) : vf_load_n(b[j] + k, lanes);
-            UNROLL for (int i = 0; i < rows; i++) acc[i][j] += x[i] * y;
-        }
-    }
+    for (; k + VL <= K; k += VL) dot_step(acc, a, b, rows, cols, k, VL);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, (int)(K - k));
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
 }
@@ -365,23 +361,24 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols)
     for (int64_t m = 0; m < g->M; m += rows) {
         vf sums[DOT_ROWS][VL];
         for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1)*g->a.ld;
-        for (int j = 0; j < VL; j += cols) dot(g, a, b + j, rows, cols, sums, j);
+        for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, sums, j);
         for (int i = 0; i < rows && m + i < g->M; i++) {
             put(g, m + i, n, lanes, sums_of(sums[i]), g->accumulate, 1);
             if (g->gelu || g->slope) finish(g, m + i, n, 1, lanes);
         }
     }
 }
-static __attribute__((noinline)) void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8); }
-static __attribute__((noinline)) void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
+APART void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8); }
+APART void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
 
 static void dots(const Gemm *g, int threads) {
+    (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < g->N; n += VL) (g->M == 1 ? strip_of_one : strip_of_more)(g, n);
 }
 
 void K(gemm)(Context *ctx, const Gemm *g) {
-    const int few = g->M <= FEW_ROWS && g->b.transposed && !g->a.transposed;
+    const int few = g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed;
     const int64_t reads = g->N * g->K, ops = g->M * reads / OPS_PER_ELEMENT;
     if (few) dots(g, threads_for(ctx, reads > ops ? reads : ops));
     else blocks(ctx, g, threads_for(ctx, ops));

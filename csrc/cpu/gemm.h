@@ -1,4 +1,4 @@
-/* C(M,N) = A(M,K) B(K,N), on several threads; C is row-major without gaps. Defined in gemm.c, used by matmul.c. */
+/* C(M,N) = A(M,K) B(K,N), on several threads; C is row-major without gaps. */
 #ifndef GEMM_H
 #define GEMM_H
 #include "isa.h"

@@ -1,12 +1,12 @@
-/* LayerNorm (Ba et al. 2016), alone and fused with the residual addition before it. A row fits the first-level cache, so
- * its few sweeps cost one pass over memory. */
+/* LayerNorm (Ba et al. 2016), alone and fused with the residual addition before it. A row fits the first-level
+ * cache, so its few sweeps cost one pass over memory. */
 #include <math.h>
 #include <string.h>
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
 
-enum { UNROLL = 4 }; /* sums kept side by side: one addition need not wait for the one before, and errors stay small */
+enum { UNROLL = 4 }; /* sums side by side: no addition waits for the one before, and errors stay small */
 
 static inline vf sum_of(const vf s[UNROLL]) { return (s[0] + s[1]) + (s[2] + s[3]); }
 
@@ -19,34 +19,26 @@ static float row_sum(const float *x, int C) {
     return vf_sum(sum_of(s));
 }
 
-/* sum and sum of squares of x - about */
-static void row_deviations(float *sum, float *squares, const float *x, float about, int C) {
-    vf s[UNROLL] = {{0}}, q[UNROLL] = {{0}};
+/* sum of (x - mean)^2 */
+static float row_squares(const float *x, float mean, int C) {
+    vf s[UNROLL] = {{0}};
     int c = 0;
     for (; c + UNROLL * VL <= C; c += UNROLL * VL)
         for (int j = 0; j < UNROLL; j++) {
-            const vf d = vf_load(x + c + j * VL) - about;
-            s[j] += d;
-            q[j] += d * d;
+            const vf d = vf_load(x + c + j * VL) - mean;
+            s[j] += d * d;
         }
     for (; c < C; c += VL) {
         const int n = LANES(c, C);
-        const vf d = vf_keep_n(vf_load_n(x + c, n) - about, n);
-        s[0] += d;
-        q[0] += d * d;
+        const vf d = vf_keep_n(vf_load_n(x + c, n) - mean, n);
+        s[0] += d * d;
     }
-    *sum = vf_sum(sum_of(s));
-    *squares = vf_sum(sum_of(q));
+    return vf_sum(sum_of(s));
 }
 
-/* The deviations from a rounded mean correct it: sum(x - m)/C is what m lacks (Chan, Golub & LeVeque 1983). */
-static void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
-                        int C) {
-    float sum, squares;
-    const float rough = row_sum(x, C) / (float)C;
-    row_deviations(&sum, &squares, x, rough, C);
-    const float lacking = sum / (float)C, m = rough + lacking;
-    const float s = 1 / sqrtf(squares / (float)C - lacking * lacking + 1e-5f);
+static void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,
+                        const float *bias, int C) {
+    const float m = row_sum(x, C) / (float)C, s = 1 / sqrtf(row_squares(x, m, C) / (float)C + 1e-5f);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
         const vf norm = (vf_load_n(x + c, n) - m) * s;
@@ -72,8 +64,8 @@ static void add_row(float *sum, const float *a, const float *b, int C) {
 }
 
 void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
-                                   const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
-                                   int B, int T, int C) {
+                                   const floatX *inp1, const floatX *inp2, const floatX *weight,
+                                   const floatX *bias, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
 #pragma omp parallel for num_threads(threads_among(ctx, rows, rows * C))
     for (int64_t bt = 0; bt < rows; bt++) {
@@ -107,7 +99,7 @@ static void row_backward(float *dresidual, float *dweight, float *dbias, const f
     }
 }
 
-/* a vector at c of dst(C) += the sum over the chunks of theirs; `partial` is the first chunk's, the next is 2C on */
+/* a vector at c of dst(C) += the sum of the chunks' partial sums; `partial` is the first's, the next is 2C on */
 static void add_partials(float *dst, const float *partial, int chunks, int C, int c) {
     const int n = LANES(c, C);
     vf sum = {0};

@@ -254,7 +254,10 @@ static void classifier_backward(Context *ctx, floatX *logits, const float *lse, 
     for (int64_t bt = 0; bt < (int64_t)B*T; bt++) {
         floatX *x = logits + bt*Vp;
         const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
-        for (int i = 0; i < V; i++) x[i] = (floatX)((exp((double)x[i] - lse[bt]) - (i == targets[bt])) * factor);
+        double sum = 0; /* 1, but for the rounding of lse */
+        for (int i = 0; i < V; i++) sum += exp((double)x[i] - lse[bt]);
+        for (int i = 0; i < V; i++)
+            x[i] = (floatX)((exp((double)x[i] - lse[bt]) / sum - (i == targets[bt])) * factor);
         for (int i = V; i < Vp; i++) x[i] = 0;
     }
 }
@@ -273,13 +276,13 @@ static void scale(Context *ctx, floatX *x, const float *factor, int64_t N) {
 }
 
 static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
-                  float lr, float beta1, float beta2, float eps, float decay, int64_t t, int64_t N) {
+                  double lr, double beta1, double beta2, double eps, double decay, int64_t t, int64_t N) {
     const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
     (void)ctx;
     for (int64_t i = 0; i < N; i++) {
         const double g = (double)grad[i] * (grad_scale ? grad_scale[0] : 1);
-        m[i] = (float)(beta1 * (double)m[i] + (1 - (double)beta1) * g);
-        v[i] = (float)(beta2 * (double)v[i] + (1 - (double)beta2) * g * g);
+        m[i] = (float)(beta1 * m[i] + (1 - beta1) * g);
+        v[i] = (float)(beta2 * v[i] + (1 - beta2) * g * g);
         param[i] -= (float)(lr * (decay * param[i] + m[i] / correct1 / (sqrt(v[i] / correct2) + eps)));
     }
 }

@@ -1,0 +1,392 @@
+"""Checkpoints: what is in them, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ffi, lib
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyllmc import GPTConfig, Model, _ffi
+
+SETTINGS = settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+CONFIG = GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)
+HEAD = 1024
+TAGS = [b"OPTIONS ", b"STATE   ", b"TOKENIZR", b"MOMENTS ", b"CRC32   "]
+
+
+def make(seed=1, training=True, config=CONFIG) -> Model:
+    return Model(config, B=2, T=4, seed=seed, training=training, threads=1)
+
+
+def block(model: Model, which: str) -> np.ndarray:
+    """A whole block, padding included."""
+    rows = [lib.llmc_model_tensor(model._handle, i) for i in range(lib.llmc_num_tensors())]
+    n = sum(r.size * max(r.layers, 1) for r in rows if r.kind == lib.LLMC_PARAM)
+    pointer = lib.llmc_model_block(model._handle, getattr(lib, which))
+    return np.frombuffer(ffi.buffer(ffi.cast("float *", pointer), 4 * n), np.float32)
+
+
+def trained(seed=1, steps=3) -> Model:
+    model, rng = make(seed), np.random.default_rng(seed)
+    for _ in range(steps):
+        step(model, rng)
+    return model
+
+
+def step(model: Model, rng) -> float:
+    ids = rng.integers(0, CONFIG.vocab_size, (2, 5))
+    loss = model.forward(ids[:, :-1], ids[:, 1:])
+    model.zero_grad()
+    model.backward()
+    model.update(lr=1e-2)
+    return loss
+
+
+def save(model: Model, path, options=None, state=None, tokenizer=b"", moments=1) -> None:
+    text = [ffi.NULL if t is None else t.encode() for t in (options, state)]
+    _ffi.check(
+        lib,
+        lib.llmc_checkpoint_save(
+            model._handle, os.fsencode(path), *text, tokenizer or ffi.NULL, len(tokenizer), moments
+        ),
+    )
+
+
+def load(model: Model, path) -> None:
+    _ffi.check(lib, lib.llmc_model_load(model._handle, os.fsencode(path)))
+
+
+def section(path, tag: bytes) -> bytes:
+    size = _ffi.check(lib, lib.llmc_checkpoint_text(os.fsencode(path), tag, ffi.NULL, 0))
+    out = ffi.new("char[]", size + 1)
+    assert lib.llmc_checkpoint_text(os.fsencode(path), tag, out, size + 1) == size
+    return ffi.buffer(out)[:size]
+
+
+def sections(data: bytes, params: int) -> dict[bytes, bytes]:
+    at, found = HEAD + 4 * params, {}
+    while at < len(data):
+        tag, size = struct.unpack("<8sq", data[at : at + 16])
+        found[tag] = data[at + 16 : at + 16 + size]
+        at += 16 + size
+    return found
+
+
+def llmc_file(version: int, weights: np.ndarray, config=CONFIG, /, **changes) -> bytes:
+    """llm.c's model .bin from the padded block of weights."""
+    c = config
+    Vp = (c.vocab_size + 127) // 128 * 128
+    head = dict(magic=20240326, version=version, maxT=c.max_seq_len, V=c.vocab_size, L=c.n_layer, NH=c.n_head)
+    head.update(C=c.n_embd, Vp=Vp if version > 1 else 0, window=0)
+    head.update(changes)
+    body = weights
+    if version == 1:
+        body = np.concatenate([weights[: c.vocab_size * c.n_embd], weights[Vp * c.n_embd :]])
+    raw = (
+        (body.view(np.uint32) >> 16).astype("<u2").tobytes() if version == 5 else body.astype("<f4").tobytes()
+    )
+    return struct.pack("<256i", *head.values(), *[0] * 247) + raw
+
+
+# ---- what is in the file ----
+
+
+def test_round_trip_and_format(tmp_path):
+    """The head is llm.c's model file, byte by byte; then the sections; then zlib's checksum."""
+    model, path = trained(), tmp_path / "ü.ckpt"
+    save(model, path, "lr=1\nB=2\n", "step=3\nposition=17\n", b"\0token\xff")
+    data, params = path.read_bytes(), block(model, "LLMC_PARAMS")
+    assert data[: HEAD + params.nbytes] == llmc_file(3, params)
+    found = sections(data, params.size)
+    assert list(found) == TAGS
+    assert found[b"OPTIONS "] == b"lr=1\nB=2\n" == section(path, b"OPTIONS ")
+    assert found[b"STATE   "] == b"step=3\nposition=17\n" == section(path, b"STATE   ")
+    assert found[b"TOKENIZR"] == b"\0token\xff" == section(path, b"TOKENIZR")
+    moments = np.frombuffer(found[b"MOMENTS "], np.float32).reshape(2, -1)
+    assert (moments[0] == block(model, "LLMC_M")).all()
+    assert (moments[1] == block(model, "LLMC_V")).all()
+    assert struct.unpack("<I", found[b"CRC32   "])[0] == zlib.crc32(data[:-20])
+    assert os.listdir(tmp_path) == ["ü.ckpt"]
+
+    other = make(seed=9)
+    load(other, path)
+    for which in ("LLMC_PARAMS", "LLMC_M", "LLMC_V"):
+        assert (block(other, which) == block(model, which)).all()
+    assert lib.llmc_model_step(other._handle) == 3
+    a, b = np.random.default_rng(5), np.random.default_rng(5)
+    assert [step(model, a) for _ in range(3)] == [step(other, b) for _ in range(3)]
+
+
+def test_python_face(tmp_path):
+    model, path = trained(), tmp_path / "m.ckpt"
+    model.save(path)
+    again = Model(path, B=2, T=4)
+    assert again.config == model.config
+    assert again.step == 3
+    assert (block(again, "LLMC_V") == block(model, "LLMC_V")).all()
+    frozen = Model(path, B=1, T=4, training=False)
+    assert (block(frozen, "LLMC_PARAMS") == block(model, "LLMC_PARAMS")).all()
+    frozen.save(path)
+    fresh = Model(path, B=2, T=4)
+    assert fresh.step == 0, "without moments AdamW begins anew"
+    assert not block(fresh, "LLMC_M").any()
+
+
+def test_weights_alone_leave_no_old_moments(tmp_path):
+    model, path = trained(), tmp_path / "w.ckpt"
+    save(model, path, moments=0)
+    load(model, path)
+    assert lib.llmc_model_step(model._handle) == 0
+    assert not block(model, "LLMC_M").any()
+    assert not block(model, "LLMC_V").any()
+
+
+def test_optional_sections(tmp_path):
+    path = tmp_path / "x"
+    save(trained(), path, state="position=4\nlaststep=9\n", moments=0)
+    assert section(path, b"STATE   ") == b"step=3\nposition=4\nlaststep=9\n"
+    assert section(path, b"OPTIONS ") == section(path, b"TOKENIZR") == b""
+    save(trained(), path, state="position=4\nstep=3\n")
+    assert section(path, b"STATE   ") == b"position=4\nstep=3\n"
+    model = make(2)
+    load(model, path)
+    assert lib.llmc_model_step(model._handle) == 3
+    small = ffi.new("char[4]")
+    assert lib.llmc_checkpoint_text(os.fsencode(path), b"STATE   ", small, 4) == lib.LLMC_EINVAL
+    assert lib.llmc_checkpoint_text(os.fsencode(path), b"STAT", small, 4) == lib.LLMC_EINVAL
+
+
+@pytest.mark.parametrize("version", [1, 3, 5])
+def test_llmc_versions(tmp_path, version):
+    model, path = make(seed=4), tmp_path / "model.bin"
+    params = block(model, "LLMC_PARAMS")
+    expected = (params.view(np.uint32) & 0xFFFF0000).view(np.float32) if version == 5 else params
+    path.write_bytes(llmc_file(version, params))
+    again = Model(path, B=2, T=4, seed=8)
+    assert (block(again, "LLMC_PARAMS") == expected).all()
+    assert section(path, b"STATE   ") == b""
+
+
+def test_padding_is_zero_whatever_the_file_holds(tmp_path):
+    params = block(make(), "LLMC_PARAMS").copy()
+    params[37 * 8 : 128 * 8] = 5
+    (tmp_path / "m.bin").write_bytes(llmc_file(3, params))
+    model = Model(tmp_path / "m.bin", B=1, T=4)
+    assert not block(model, "LLMC_PARAMS")[37 * 8 : 128 * 8].any()
+
+
+def test_window_travels(tmp_path):
+    config = GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=2, n_embd=8, window=3)
+    make(config=config).save(tmp_path / "w")
+    assert Model(tmp_path / "w", B=1, T=4).config.window == 3
+    with pytest.raises(_ffi.InvalidArgument, match="window=3, the model 0"):
+        load(make(), tmp_path / "w")
+
+
+def test_pieces(tmp_path):
+    """Larger than the buffer that weights are moved through."""
+    config = GPTConfig(vocab_size=5000, max_seq_len=8, n_layer=1, n_head=1, n_embd=64)
+    model = Model(config, B=1, T=2)
+    model.save(tmp_path / "m")
+    again = Model(tmp_path / "m", B=1, T=2, seed=7)
+    assert (block(model, "LLMC_PARAMS") == block(again, "LLMC_PARAMS")).all()
+    model.params["transformer.ln_f.bias"][-1] = np.inf
+    with pytest.raises(_ffi.NotFinite, match="weights of lnfb hold inf"):
+        model.save(tmp_path / "m")
+
+
+# ---- what must not be saved or loaded ----
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_refuses_to_save_what_is_not_finite(tmp_path, value):
+    model, path = trained(), tmp_path / "m.ckpt"
+    save(model, path)
+    before = path.read_bytes()
+    model.params["transformer.h.1.mlp.c_fc.weight"][3, 2] = value
+    with pytest.raises(_ffi.NotFinite, match=f"m.ckpt is not written: the weights of fcw hold {value}"):
+        save(model, path)
+    model = trained()
+    model.moments["transformer.wpe.weight"][1][0, 0] = value
+    with pytest.raises(_ffi.NotFinite, match="moments of wpe"):
+        save(model, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.ckpt"]
+
+
+@pytest.mark.parametrize("version", [1, 3, 5])
+@pytest.mark.parametrize("name", ["wte", "wpe", "lnfb"])
+def test_refuses_to_load_what_is_not_finite(tmp_path, version, name):
+    source = make()
+    row = source._rows[name]
+    params = block(source, "LLMC_PARAMS").copy()
+    params[row.offset + (3 if name == "wte" else row.size - 1)] = -np.inf
+    (tmp_path / "m.bin").write_bytes(llmc_file(version, params))
+    model = make(seed=6)
+    before = block(model, "LLMC_PARAMS").copy()
+    with pytest.raises(_ffi.NotFinite, match=f"m.bin: weights of {name} hold -inf"):
+        load(model, tmp_path / "m.bin")
+    assert (block(model, "LLMC_PARAMS") == before).all()
+
+
+HEADS = {
+    "magic": (dict(magic=5), "something else, not a model file: expected magic 20240326, found 5"),
+    "tokens": (dict(magic=20240520), "is a token file"),
+    "version": (dict(version=2), r"expected version 1 or 3 \(fp32\) or 5 \(bf16\), found 2"),
+    "Vp": (dict(Vp=64), "V=37 is padded to 64, expected 128"),
+    "zero": (dict(NH=0), "n_head=0 is not in 1"),
+    "negative": (dict(C=-8), "n_embd=-8 is not in 1"),
+    "heads": (dict(NH=3), "n_embd=8 is not a multiple of n_head=3"),
+    "window": (dict(window=-1), "window=-1"),
+    "V": (dict(V=129, Vp=256), "truncated: expected"),
+    "L": (dict(L=3), "truncated: expected"),
+    "overflow": (dict(L=2**24, C=2**24, NH=1), "truncated: L=16777216 and C=16777216 need more than 2"),
+    "maxT": (dict(maxT=5), "expected the file to end at byte 12320 or to go on"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_bad_header(tmp_path, case):
+    changes, message = HEADS[case]
+    path = tmp_path / "model.bin"
+    path.write_bytes(llmc_file(3, block(make(), "LLMC_PARAMS"), **changes))
+    for open_it in (lambda: load(make(), path), lambda: Model(path), lambda: section(path, b"STATE   ")):
+        with pytest.raises(_ffi.BadFile, match=message) as error:
+            open_it()
+        assert "model.bin" in str(error.value)
+
+
+def test_other_sizes(tmp_path):
+    path = tmp_path / "m.ckpt"
+    make().save(path)
+    other = GPTConfig(vocab_size=38, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)
+    with pytest.raises(
+        _ffi.InvalidArgument, match="vocab_size=37, the model 38: make the model from the file"
+    ):
+        load(make(config=other), path)
+    with pytest.raises(_ffi.InvalidArgument, match="n_head=2, the model 4"):
+        load(make(config=GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=4, n_embd=8)), path)
+
+
+def test_bad_paths(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("none", "", "loop"):
+        with pytest.raises(_ffi.SystemFailure, match=r"cannot be opened|is a directory"):
+            load(make(), tmp_path / name)
+    for name in ("no/such/folder/m", ""):
+        with pytest.raises((_ffi.SystemFailure, _ffi.InvalidArgument), match=r"cannot be|needs a file name"):
+            save(make(), tmp_path / name if name else "")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(_ffi.SystemFailure, match=r"cannot be put in place"):
+        save(make(), tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "loop"]
+    with pytest.raises(_ffi.InvalidArgument, match="made without moments"):
+        save(make(training=False), tmp_path / "m", moments=1)
+
+
+class Whole(bytes):
+    """A checkpoint's bytes, short to print."""
+
+    def __repr__(self) -> str:
+        return f"<checkpoint of {len(self)} bytes>"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "m.ckpt"
+    save(trained(), path, "lr=1\n", "step=3\n", b"token")
+    return Whole(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def victim() -> Model:
+    return make(seed=3)
+
+
+def refused(victim: Model, path: Path, data: bytes) -> None:
+    """A clean error that names the file, and not one weight changed."""
+    path.write_bytes(data)
+    before = block(victim, "LLMC_PARAMS").tobytes(), block(victim, "LLMC_M").tobytes()
+    with pytest.raises((_ffi.BadFile, _ffi.NotFinite, _ffi.InvalidArgument), match=re.escape(path.name)):
+        load(victim, path)
+    assert before == (block(victim, "LLMC_PARAMS").tobytes(), block(victim, "LLMC_M").tobytes())
+
+
+def boundaries(data: bytes) -> list[int]:
+    end = data.index(b"OPTIONS ")
+    heads = [
+        at
+        for tag in TAGS
+        for at in (data.index(tag, end), data.index(tag, end) + 8, data.index(tag, end) + 16)
+    ]
+    return [0, HEAD, end, len(data), *heads]
+
+
+def test_cut_at_every_boundary(tmp_path, whole, victim):
+    for at in {b + d for b in boundaries(whole) for d in (-1, 0, 1)}:
+        if 0 <= at < len(whole) and at != whole.index(b"OPTIONS "):  # there it is llm.c's whole file
+            refused(victim, tmp_path / "cut.bin", whole[:at])
+    load(victim, _written(tmp_path / "cut.bin", whole[: whole.index(b"OPTIONS ")]))
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@SETTINGS
+@given(data=st.data())
+def test_every_changed_bit_and_length_is_found(tmp_path, whole, victim, data):
+    at = data.draw(st.one_of(st.sampled_from(boundaries(whole)[:-1]), st.integers(0, len(whole) - 1)))
+    at = max(0, min(at + data.draw(st.integers(-8, 8)), len(whole) - 1))
+    damaged = bytearray(whole)
+    kind = data.draw(st.sampled_from(["flip", "drop", "insert", "append"]))
+    if kind == "flip":
+        damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "drop":
+        del damaged[at : at + data.draw(st.integers(1, 40))]
+    elif kind == "insert":
+        damaged[at:at] = data.draw(st.binary(min_size=1, max_size=20))
+    else:
+        damaged += data.draw(st.binary(min_size=1, max_size=40))
+    refused(victim, tmp_path / "damaged.bin", bytes(damaged))
+
+
+@pytest.mark.parametrize("size", [-1, 2**63 - 1, -(2**63), 2**40, 0])
+@pytest.mark.parametrize("tag", TAGS)
+def test_lying_section_sizes(tmp_path, whole, victim, tag, size):
+    at = whole.index(tag, whole.index(b"OPTIONS "))
+    refused(victim, tmp_path / "m.bin", whole[: at + 8] + struct.pack("<q", size) + whole[at + 16 :])
+
+
+def resealed(body: bytes) -> bytes:
+    """With a checksum that fits: only the meaning is wrong."""
+    return body + b"CRC32   " + struct.pack("<qI", 4, zlib.crc32(body))
+
+
+def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
+    body = whole[:-20]
+    assert resealed(body) == whole
+    options = b"OPTIONS " + struct.pack("<q", 1) + b"x"
+    refused(victim, tmp_path / "m", resealed(body + options))  # twice
+    refused(victim, tmp_path / "m", resealed(body + b"UNKNOWN " + struct.pack("<q", 0)))
+    refused(victim, tmp_path / "m", resealed(body.replace(b"step=3", b"step=-")[:-4]))  # moments too short
+    refused(victim, tmp_path / "m", resealed(body)[:-20] + whole[-20:] + options)  # not at the end
+    refused(victim, tmp_path / "m", resealed(body[:-4] + struct.pack("<f", np.nan)))  # a moment
+    five_bytes = b"STATE   " + struct.pack("<q", 7) + b"step=-5"
+    head = whole[: whole.index(b"OPTIONS ")]
+    refused(victim, tmp_path / "m", resealed(head + five_bytes))
+    load(victim, _written(tmp_path / "m", resealed(head + five_bytes.replace(b"-5", b"55"))))
