@@ -237,7 +237,7 @@ def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float
 
 
 def add_errors(errors: dict[str, float], run32: Result, run64: Result) -> None:
-    """PyTorch's relative error of each tensor: the largest of all layers and runs, as one alone may be lucky."""
+    """PyTorch's relative error of each tensor: the largest of all layers and runs; one alone may be lucky."""
     for kind in ("acts", "buffers", "grads"):
         r32, r64 = getattr(run32, kind), getattr(run64, kind)
         for key, exact in r64.items():
@@ -349,9 +349,10 @@ def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser("pyllmc.check", "compare every activation and gradient with PyTorch", OPTIONS)
+    parser = make_parser(
+        "pyllmc.check", "compare every activation and gradient with PyTorch", OPTIONS, B=2, T=64
+    )
     parser.add_argument("path", nargs="?", default="", help="a model file, instead of --model")
-    parser.set_defaults(B=2, T=64)
     o = parser.parse_args(arguments)
     o.model = o.path or o.model
     try:

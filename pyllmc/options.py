@@ -104,35 +104,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
 
 
-def add_options(parser: argparse.ArgumentParser, names: Optional[Container[str]] = None) -> None:
-    """Adds the table's options, or those of `names`, to a parser."""
+def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    """--name=value; --name and --no_name for a flag."""
+    flag, text = f"--{option.name}", option.help.replace("%", "%%")
+    shown = text if option.default == "" else f"{text} [{option.default}]"
+    if option.type == "FLAG":
+        off = f"--no_{option.name}"
+        parser.add_argument(flag, action="store_true", default=option.default, help=f"or {off}: {shown}")
+        parser.add_argument(off, dest=option.name, action="store_false", help=argparse.SUPPRESS)
+    else:
+        read: Callable[[str], Value] = option.read
+        metavar = METAVAR[option.type]
+        parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
+
+
+def make_parser(prog: str, about: str, names: Optional[Container[str]] = None, **defaults: Value) -> Parser:
+    """A parser of the table's options, or of those in `names`, with these defaults instead of the table's."""
+    usage = "%(prog)s [--name=value ...]"
+    parser = Parser(prog=prog, usage=usage, description=about, allow_abbrev=False)
     for option in options().values():
-        if names is not None and option.name not in names:
-            continue
-        flag, text = "--" + option.name, option.help.replace("%", "%%")
-        shown = f"{text} [{option.default}]" if option.default != "" else text
-        if option.type == "FLAG":
-            parser.add_argument(
-                flag, action="store_true", default=option.default, help=f"--no_{option.name}: not; {shown}"
-            )
-            parser.add_argument(
-                "--no_" + option.name, dest=option.name, action="store_false", help=argparse.SUPPRESS
-            )
-        else:
-            read: Callable[[str], Value] = option.read
-            parser.add_argument(
-                flag, type=read, default=option.default, metavar=METAVAR[option.type], help=shown
-            )
-
-
-def make_parser(prog: str, description: str, names: Optional[Container[str]] = None) -> Parser:
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
-    add_options(parser, names)
+        if names is None or option.name in names:
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
     return parser
 
 
-def parse(
-    args: Optional[Sequence[str]] = None, prog: str = "train_gpt2", description: str = ""
-) -> argparse.Namespace:
+def parse(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """All options by name; exits with code 2 and one line for a bad one."""
-    return make_parser(prog, description).parse_args(args)
+    return make_parser("train_gpt2", "").parse_args(args)
