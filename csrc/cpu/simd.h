@@ -37,7 +37,7 @@ static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would l
 static inline vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-static inline vi vi_lanes(int first) { /* first, first + 1, ... */
+static inline vi vi_lanes(int first) { /* first, first + 1, ... : fast where `first` is a constant */
     vi v;
     for (int i = 0; i < VL; i++) v[i] = first + i;
     return v;
