@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """GPT-2 in one file of PyTorch: the model, its weights in and out, and a trainer.
 
-It is what the C engine is measured against: the same tensors (csrc/tensors.def), the same options (csrc/options.def),
-the same batches in the same order, the same line for every step. Start at GPT.forward; the rest can wait.
+It is what the C engine is measured against: the same tensors (csrc/tensors.def), the same options
+(csrc/options.def), the same batches in the same order, the same line for every step. Start at GPT.forward;
+the rest can wait.
 
-    python train_gpt2.py --data=data/stories --model=demo                # train beside ./train_gpt2
-    python train_gpt2.py --model=gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights as llm.c's model file
+    python train_gpt2.py                                                 # train beside ./train_gpt2
+    python train_gpt2.py --model=gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights for llm.c
 
-Sizes: B batch, T time, C channels, NH heads, hs = C/NH, V vocabulary, Vp = V padded to a multiple of 128, L layers.
+Sizes: B batch, T time, C channels, NH heads, hs = C/NH, L layers, V vocabulary, Vp = V padded to 128s.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from pyllmc.files import atomic_path, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
-Tensors = dict[str, torch.Tensor]
+Tensor = torch.Tensor
+Tensors = dict[str, Tensor]
 
 # ---------------------------------------------------------------------------------------------------------
 # the model
@@ -50,10 +52,12 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, 3C)
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, dim=2))  # (B, NH, T, hs)
+        q, k, v = (
+            y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, dim=2)
+        )  # (B, NH, T, hs)
         if 0 < self.window < T:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(T, self.window, x.device))
         else:
@@ -62,7 +66,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 
 
-def visible(T: int, window: int, device: Any = None) -> torch.Tensor:
+def visible(T: int, window: int, device: Any = None) -> Tensor:
     """(T, T) bool: query i sees the keys j <= i, and j > i - window where window > 0."""
     back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)  # i - j
     return (back >= 0) & (back < (window or T))
@@ -74,7 +78,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -86,13 +90,13 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """GPT-2. Its parameters have the names, shapes and order of csrc/tensors.def, which also tells how they begin."""
+    """GPT-2. Its parameters have the names and shapes of csrc/tensors.def, and begin as it says."""
 
     def __init__(self, config: GPTConfig, seed: Optional[int] = None) -> None:
         super().__init__()
@@ -108,21 +112,19 @@ class GPT(nn.Module):
         if seed is not None:
             self.init_weights(seed)
 
-    def forward(
-        self, idx: torch.Tensor, targets: Optional[torch.Tensor] = None, weights: Optional[torch.Tensor] = None
-    ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-        """Logits (B, T, V), and the mean loss if there are targets; idx, targets (B, T), -1 is ignored."""
+    def forward(self, idx: Tensor, targets: Optional[Tensor] = None, weights: Optional[Tensor] = None) -> Any:
+        """Logits (B, T, V), mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
         _, T = idx.shape
-        h = self.transformer
+        h: Any = self.transformer
         x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
-        for block in h["h"]:  # type: ignore[union-attr]
+        for block in h["h"]:
             x = block(x)
-        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # type: ignore[arg-type]  # the head is the embedding, tied
+        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # the head is the embedding, tied
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """One draw per tensor and layer, in the table's order: what llmc_model_init() draws, number for number."""
+        """One draw per tensor and layer, in the table's order: number for number as llmc_model_init()."""
         rng = torch.Generator().manual_seed(seed)
         std = {"NORMAL": 0.02, "RESIDUAL": 0.02 / math.sqrt(2 * self.config.n_layer)}
         for row, p in self.rows():
@@ -137,25 +139,25 @@ class GPT(nn.Module):
         for row, layer in layout.parameters(self.config):
             yield row, named[row.torch_name_of(layer)]
 
-    def optimizer(
-        self, lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1
-    ) -> torch.optim.AdamW:
+    def optimizer(self, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> Any:
         """AdamW that decays what the table says."""
-        groups = [
-            {"params": [p for row, p in self.rows() if row.decay == decay], "weight_decay": weight_decay * decay}
-            for decay in (True, False)
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for row, p in self.rows():
+            groups[row.decay].append(p)
+        decays = [
+            {"params": params, "weight_decay": weight_decay * decay} for decay, params in groups.items()
         ]
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+        return torch.optim.AdamW(decays, lr=lr, betas=betas, eps=eps)
 
 
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each token, (B, T); 0 where the target is -1."""
     B, T, V = logits.shape
     flat = F.cross_entropy(logits.view(B * T, V), targets.reshape(B * T), ignore_index=-1, reduction="none")
     return flat.view(B, T)
 
 
-def mean_loss(losses: torch.Tensor, targets: torch.Tensor, weights: Optional[torch.Tensor] = None) -> torch.Tensor:
+def mean_loss(losses: Tensor, targets: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """sum(w l) / sum(w) over the targets that are not -1; 0 if there are none."""
     w = (targets != -1).to(losses.dtype)
     if weights is not None:
@@ -169,6 +171,7 @@ def mean_loss(losses: torch.Tensor, targets: torch.Tensor, weights: Optional[tor
 
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 FP32_UNPADDED, FP32, BF16 = 1, 3, 5  # versions of the model file
+VERSIONS = (str(FP32), str(BF16))  # that are written
 
 
 def as_bytes(x: Any, rows: int = 0, bf16: bool = False) -> bytes:
@@ -215,8 +218,8 @@ def read_model(path: str) -> GPT:
     return model
 
 
-def write_state(model: GPT, path: str, x: torch.Tensor, y: torch.Tensor) -> None:
-    """llm.c's debug state, version 2: a batch with its logits, loss and gradients, for parity tests elsewhere."""
+def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
+    """llm.c's debug state, version 2: a batch with its logits, loss and gradients."""
     model.zero_grad()
     logits, loss = model(x, y)
     loss.backward()
@@ -234,14 +237,27 @@ def write_state(model: GPT, path: str, x: torch.Tensor, y: torch.Tensor) -> None
 # OpenAI's weights, as Hugging Face keeps them
 
 HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out): transposed to nn.Linear's (out, in)
+CONV1D = (
+    "c_attn.weight",
+    "c_proj.weight",
+    "c_fc.weight",
+)  # stored (in, out): transposed to nn.Linear's (out, in)
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, in older files
 
 
 def from_hub(name: str) -> GPT:
     """One of HUB_MODELS, downloaded once by huggingface_hub."""
     hub = need("huggingface_hub", f"--model={name} (or give the path of a folder)")
-    return from_folder(hub.snapshot_download(f"openai-community/{name}", allow_patterns=["config.json", "*.safetensors"]))
+    try:
+        folder = hub.snapshot_download(
+            f"openai-community/{name}", allow_patterns=["config.json", "model.safetensors"]
+        )
+    except Exception as error:  # the hub's errors have no common base
+        reason = str(error).partition("\n")[0]
+        raise OSError(
+            f"{name} cannot be downloaded ({reason}): give the path of a folder that has it"
+        ) from None
+    return from_folder(folder)
 
 
 def from_folder(folder: str) -> GPT:
@@ -268,7 +284,12 @@ def read_tensors(file: Path) -> Tensors:
 
 def hf_config(config: dict[str, Any]) -> GPTConfig:
     """A GPT2Config; refuses what this model would compute otherwise."""
-    fixed = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None}
+    fixed = {
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "n_inner": None,
+    }
     fixed.update(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True)
     for key, value in fixed.items():
         found = config.get(key, value)
@@ -282,7 +303,7 @@ def hf_config(config: dict[str, Any]) -> GPTConfig:
 
 
 def load_hf_state(model: GPT, state: Tensors) -> None:
-    """Takes a state dict of GPT2LMHeadModel or GPT2Model by name: with or without "transformer.", tied head or none."""
+    """Takes a state dict of GPT2LMHeadModel or GPT2Model: "transformer." or not, head tied or absent."""
     named = dict(model.named_parameters())
     found = {}
     for name, x in state.items():
@@ -292,7 +313,9 @@ def load_hf_state(model: GPT, state: Tensors) -> None:
     head = found.pop("lm_head.weight", None)
     wrong = sorted(set(found) ^ set(named)) or [n for n, p in named.items() if p.shape != found[n].shape]
     if wrong:
-        raise ValueError(f"this is not the GPT-2 of its config.json: {len(wrong)} tensors differ, the first is {wrong[0]}")
+        raise ValueError(
+            f"this is not the GPT-2 of its config.json: {len(wrong)} tensors differ, the first is {wrong[0]}"
+        )
     if head is not None and not torch.equal(head, found["transformer.wte.weight"]):
         raise ValueError("lm_head.weight is not the embedding: GPT-2 ties them, an untied head would be lost")
     for name, p in named.items():
@@ -321,39 +344,48 @@ def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConf
     return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 
 
+# the share of the way from lr to its end that is done at x in [0, 1]
+SCHEDULES = {
+    "constant": lambda x: 0.0,
+    "linear": lambda x: x,
+    "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
+    "wsd": lambda x: x,  # warm-up, stable, decay: x grows in the last decay_frac only
+}
+
+
 def learning_rate(step: int, o: argparse.Namespace) -> float:
     """Linear warm-up to lr, then on to lr * final_lr_frac at max_steps: csrc/schedule.c, line for line."""
+    if o.schedule not in SCHEDULES:
+        raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(SCHEDULES)}")
     if step < o.warmup_steps:
         return o.lr * (step + 1) / o.warmup_steps
     start = o.warmup_steps
     if o.schedule == "wsd":
         start = max(start, o.max_steps * (1 - o.decay_frac))
     x = min(max((step - start) / max(1, o.max_steps - start), 0), 1)
-    done = {"constant": 0, "linear": x, "wsd": x, "cosine": 0.5 * (1 - math.cos(math.pi * x))}
-    if o.schedule not in done:
-        raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(done)}")
-    return o.lr + (o.lr * o.final_lr_frac - o.lr) * done[o.schedule]
+    return o.lr + (o.lr * o.final_lr_frac - o.lr) * SCHEDULES[o.schedule](x)
 
 
 class Trainer:
-    """The loop of csrc/trainer.c: the same batches, steps, validations and lines. No samples, no checkpoints."""
+    """The loop of csrc/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, torch.device(o.device)
         data = o.data or default_data()
+        shards = find_shards(data)
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         self.model = load_model(o, Tokenizer.load(file).vocab_size if file.exists() else 0).to(self.device)
         c = self.model.config
         T = o.T or c.max_seq_len
-        if T > c.max_seq_len:
+        if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
-        self.data = Loader(find_shards(data), o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size)
+        self.data = Loader(shards, o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size)
         val = o.val_data or (data if any(Path(data).glob("val*.bin")) else "")
         self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size) if val else None
-        self.optimizer = self.model.optimizer(o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay)
+        self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
 
-    def batch(self, loader: Loader) -> list[torch.Tensor]:
+    def batch(self, loader: Loader) -> list[Tensor]:
         """inputs, targets: (B, T) each"""
         return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
 
@@ -369,10 +401,15 @@ class Trainer:
             ms = 1e3 * (time.perf_counter() - started)
             smooth_ms = 0.95 * smooth_ms + 0.05 * ms if smooth_ms else ms
             if self.step % o.log_every == 0 or self.step in (1, o.max_steps):
-                minutes, seconds = divmod(int((o.max_steps - self.step) * smooth_ms / 1e3), 60)
-                eta = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
-                print(f"step {self.step:{len(str(o.max_steps))}}/{o.max_steps} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f}"
-                      f" | {ms:.1f} ms | {self.tokens_per_step / ms * 1e3:.0f} tok/s | ETA {eta}", flush=True)  # fmt: skip
+                self.report(loss, lr, norm, ms, (o.max_steps - self.step) * smooth_ms / 1e3)
+
+    def report(self, loss: float, lr: float, norm: float, ms: float, eta: float) -> None:
+        last, tok_s = self.o.max_steps, self.tokens_per_step / ms * 1e3
+        print(
+            f"step {self.step:{len(str(last))}}/{last} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | "
+            f"{ms:.1f} ms | {tok_s:.0f} tok/s | ETA {clock(int(eta))}",
+            flush=True,
+        )
 
     def take_step(self) -> tuple[float, float, float]:
         """One optimizer step: (loss, lr, norm of the gradient before it is clipped)."""
@@ -402,6 +439,10 @@ class Trainer:
         return loss
 
 
+def clock(s: int) -> str:
+    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
+
+
 def default_data() -> str:
     """The stories, made on first use."""
     folder = Path("data/stories")
@@ -411,15 +452,26 @@ def default_data() -> str:
     return str(folder)
 
 
+EXTRA = {  # options of this front end alone
+    "device": ("cpu", "cpu, cuda, ..."),
+    "export": ("", "write the weights as llm.c's model file at the end"),
+    "export_version": ("3", "of that file; 3: fp32, 5: bf16"),
+    "export_state": ("", "write a batch with its logits, loss and gradients, in llm.c's format"),
+}
+
+
 def parse(args: Optional[list[str]] = None) -> argparse.Namespace:
-    parser = options.make_parser("train_gpt2.py", "GPT-2 in PyTorch, beside ./train_gpt2; runs, samples, checkpoints: only there")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... [cpu]")
-    parser.add_argument("--export", default="", metavar="PATH", help="write the weights as llm.c's model file at the end")
-    parser.add_argument("--export_version", type=int, default=FP32, choices=(FP32, BF16), help="3: fp32, 5: bf16 [3]")
-    parser.add_argument("--export_state", default="", metavar="PATH", help="write a batch with logits, loss, gradients")
+    about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
+    parser = options.make_parser("train_gpt2.py", about)
+    for name, (default, text) in EXTRA.items():
+        parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
     if o.resume or o.plan:
-        parser.error("--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory")
+        parser.error(
+            "--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory"
+        )
+    if o.export_version not in VERSIONS:
+        parser.error(f"--export_version={o.export_version} is not one of {', '.join(VERSIONS)}")
     return o
 
 
@@ -428,14 +480,14 @@ def main(args: Optional[list[str]] = None) -> int:
     try:
         torch.set_num_threads(o.threads or torch.get_num_threads())
         if o.export and not (o.data or o.max_steps or o.export_state):  # a conversion needs no data
-            write_model(load_model(o), o.export, o.export_version)
+            write_model(load_model(o), o.export, int(o.export_version))
             return 0
         trainer = Trainer(o)
         trainer.run()
         if o.export_state:
             write_state(trainer.model, o.export_state, *trainer.batch(trainer.data))
         if o.export:
-            write_model(trainer.model, o.export, o.export_version)
+            write_model(trainer.model, o.export, int(o.export_version))
     except (ValueError, OSError, ImportError) as error:
         print(f"train_gpt2.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 5

@@ -1,7 +1,8 @@
-"""python -m pyllmc.check: every activation and gradient of the engine against PyTorch, in the order of computation.
+"""python -m pyllmc.check: every activation and gradient of the engine against PyTorch.
 
-The same weights and tokens go through the engine and through train_gpt2.py in float32 and in float64. The engine may
-be twice as far from the float64 answer as PyTorch's float32 is (FlashAttention's rule).
+The same weights and tokens go through the engine and through train_gpt2.py, in float32 and in float64. The
+engine may be twice as far from the float64 answer as PyTorch's float32 is (FlashAttention's rule). The table
+is in the order of computation, so the first tensor that diverges is where to look.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ from pyllmc.options import make_parser
 
 Key = tuple[str, int]  # a tensor of the table and its layer, 0 where it has none
 Arrays = dict[Key, np.ndarray]
-OPTIONS = ("model", "n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size", "window", "B", "T", "seed", "threads")
+OPTIONS = (
+    "model",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "max_seq_len",
+    "vocab_size",
+    "window",
+    "B",
+    "T",
+    "seed",
+    "threads",
+)
 OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
 MAX_NORM = 1.0  # what the gradients are clipped to
 BATCHES = 3  # over which PyTorch's own error is taken
@@ -51,7 +64,9 @@ def load_reference() -> ModuleType:
     path = layout.HERE.parent / "train_gpt2.py"
     need("torch", "comparing with PyTorch")
     if not path.exists():
-        raise DataError("train_gpt2.py is missing: pyllmc.check compares with it, so run it in a checkout of pyllmc")
+        raise DataError(
+            "train_gpt2.py is missing: pyllmc.check compares with it, so run it in a checkout of pyllmc"
+        )
     if "train_gpt2" not in sys.modules:
         spec = importlib.util.spec_from_file_location("train_gpt2", path)
         assert spec
@@ -66,7 +81,7 @@ def load_reference() -> ModuleType:
 
 
 class Result(NamedTuple):
-    """acts: after the forward pass. buffers: activations that the backward pass rewrote. grads: of the parameters."""
+    """acts: after the forward pass; buffers: activations that backward rewrote; grads: of parameters."""
 
     acts: Arrays
     buffers: Arrays
@@ -92,17 +107,20 @@ def run_reference(
     for handle in handles:
         handle.remove()
     with torch.no_grad():
-        acts = {**tapped, **derived(gpt.config, tapped, reference), ("tokens", 0): x, ("targets", 0): y}
         losses = reference.token_losses(logits, y)
-        acts.update({("weights", 0): w, ("losses", 0): losses, ("loss", 0): loss_pair(losses, y, w, reference)})
+        acts = {**tapped, **derived(gpt.config, tapped, reference)}
+        for name, value in (("tokens", x), ("targets", y), ("weights", w), ("losses", losses)):
+            acts[name, 0] = value
+        acts["loss", 0] = loss_pair(losses, y, w, reference)
         acts["branch", 0] = tapped["branch", gpt.config.n_layer - 1]
-    pad = gpt.config.padded_vocab_size - gpt.config.vocab_size
     buffers = {(name, 0): tapped[of, 0].grad for name, of in GRADIENT_OF.items()}
-    grads = dict(zip(((row.name, layer) for row, layer in layout.parameters(gpt.config)), (p.grad for _, p in gpt.rows())))
+    keys = ((row.name, layer) for row, layer in layout.parameters(gpt.config))
+    grads = {key: p.grad for key, (_, p) in zip(keys, gpt.rows())}
     buffers["norm", 0] = norm_pair(list(grads.values()))
+    pad = gpt.config.padded_vocab_size - gpt.config.vocab_size
     for arrays in (acts, buffers):
         arrays["logits", 0] = torch.nn.functional.pad(arrays["logits", 0], (0, pad))
-    return Result(*(numpy_of(tensors) for tensors in (acts, buffers, grads)), loss.item())
+    return Result(numpy_of(acts), numpy_of(buffers), numpy_of(grads), loss.item())
 
 
 def numpy_of(tensors: Mapping[Key, Any]) -> Arrays:
@@ -154,7 +172,7 @@ def loss_pair(losses: Any, targets: Any, weights: Any, reference: ModuleType) ->
 
 
 def norm_pair(grads: Sequence[Any]) -> Any:
-    """The global norm of the gradients, the factor that clips it to MAX_NORM: as torch.nn.utils.clip_grad_norm_."""
+    """The global norm of the gradients, the factor that clips it to MAX_NORM: as clip_grad_norm_."""
     norm = sum(g.pow(2).sum() for g in grads).sqrt()
     return norm.new_tensor([norm.item(), min(1.0, MAX_NORM / (norm.item() + 1e-6))])
 
@@ -169,7 +187,9 @@ def run_engine(m: Model, inputs: Any, targets: Any, weights: Any = None, scale: 
     params = [row for row in rows if row.is_param]
     loss = m.forward(inputs, targets, weights)
     assert loss is not None
-    acts = layers_of(m.acts, [row for row in rows if not row.is_param and row.name not in NOT_OF_FORWARD], m.config)
+    acts = layers_of(
+        m.acts, [row for row in rows if not row.is_param and row.name not in NOT_OF_FORWARD], m.config
+    )
     m.backward(scale)
     grads = layers_of(m.grads, params, m.config)
     m.clip_grad_norm(MAX_NORM)
@@ -208,7 +228,7 @@ def relative(error: np.ndarray, exact: np.ndarray) -> float:
 
 
 def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float) -> Line:
-    """What is off by more than twice PyTorch's relative error (and FLOOR) diverges, or is not finite, or another shape."""
+    """Diverges if off by more than twice PyTorch's relative error and FLOOR, or not finite."""
     if ours.shape != torch64.shape:
         return Line(f"{name} {ours.shape} instead of {torch64.shape}", math.inf, 0.0)
     error = float(np.abs(ours - torch64.astype(np.float64)).max(initial=0))
@@ -216,21 +236,17 @@ def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float
     return Line(name, error if math.isfinite(error) else math.inf, allowed)
 
 
-def torch_errors(runs: Iterable[tuple[Result, Result]]) -> dict[str, float]:
-    """PyTorch's relative error of each tensor: the largest of all layers and (float32, float64) runs, as one alone can be
-    exact by luck."""
-    errors: dict[str, float] = {}
-    for run32, run64 in runs:
-        for kind in ("acts", "buffers", "grads"):
-            r32, r64 = getattr(run32, kind), getattr(run64, kind)
-            for key, exact in r64.items():
-                name = f"{kind} {key[0]}"
-                errors[name] = max(errors.get(name, 0.0), relative(r32[key] - exact, exact))
-    return errors
+def add_errors(errors: dict[str, float], run32: Result, run64: Result) -> None:
+    """PyTorch's relative error of each tensor: the largest of all layers and runs; one alone may be lucky."""
+    for kind in ("acts", "buffers", "grads"):
+        r32, r64 = getattr(run32, kind), getattr(run64, kind)
+        for key, exact in r64.items():
+            name = f"{kind} {key[0]}"
+            errors[name] = max(errors.get(name, 0.0), relative(r32[key] - exact, exact))
 
 
 def compare(config: GPTConfig, ours: Result, torch64: Result, errors: Mapping[str, float]) -> Iterator[Line]:
-    """Every tensor, in the order of computation: activations forward, then gradients from the last layer to the first."""
+    """Every tensor in the order of computation: activations forward, gradients from the last layer."""
 
     def lines(what: str, kind: str, keys: Iterable[Key]) -> Iterator[Line]:
         for key in keys:
@@ -254,7 +270,9 @@ def compare_weights(m: Model, gpt: Any) -> Iterator[Line]:
     """What the engine drew or loaded against what PyTorch did, tensor by tensor."""
     for (row, p), (_, layer) in zip(gpt.rows(), layout.parameters(m.config)):
         theirs = p.detach().numpy()
-        yield measure(f"weight {label(row.name, layer, m.config)}", m.params[row.torch_name_of(layer)], theirs, 0.0)
+        yield measure(
+            f"weight {label(row.name, layer, m.config)}", m.params[row.torch_name_of(layer)], theirs, 0.0
+        )
 
 
 def disturb(m: Model, seed: int) -> None:
@@ -290,10 +308,12 @@ def random_batch(V: int, b: int, t: int, seed: int) -> Batch:
 
 def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, float]]:
     """The float64 answer to random_batch(seed), and PyTorch's errors on it and on BATCHES - 1 others."""
-    V = gpt.config.vocab_size
-    batches = [random_batch(V, b, t, seed + i) for i in range(BATCHES)]
-    runs = [tuple(run_reference(gpt, *batch, dtype=d) for batch in batches) for d in ("float32", "float64")]
-    return runs[1][0], torch_errors(zip(*runs))
+    errors: dict[str, float] = {}
+    for i in reversed(range(BATCHES)):  # one at a time: the results are large; the first is kept
+        batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
+        run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
+        add_errors(errors, run32, run64)
+    return run64, errors
 
 
 def check(m: Model, gpt: Any, b: int, t: int, seed: int = 0) -> Iterator[Line]:
@@ -329,9 +349,10 @@ def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser("pyllmc.check", "compare every activation and gradient with PyTorch", OPTIONS)
+    parser = make_parser(
+        "pyllmc.check", "compare every activation and gradient with PyTorch", OPTIONS, B=2, T=64
+    )
     parser.add_argument("path", nargs="?", default="", help="a model file, instead of --model")
-    parser.set_defaults(B=2, T=64)
     o = parser.parse_args(arguments)
     o.model = o.path or o.model
     try:

@@ -1,4 +1,4 @@
-"""The table of tensors, csrc/tensors.def, read as text: no compiled code, nothing but the standard library."""
+"""The table of tensors, csrc/tensors.def, read as text: no compiled code, no package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bit
 
 
 def definition(name: str) -> Path:
-    """A table of the C source, such as tensors.def: beside an installed library, or in csrc/ of a checkout."""
+    """Where tensors.def (or another table) is: beside an installed library, or in csrc/ of a checkout."""
     for folder in (HERE / "lib", HERE.parent / "csrc"):
         if (folder / name).exists():
             return folder / name
@@ -31,7 +31,7 @@ def table_lines(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT-2. window: 0 for dense attention, w for odd layers that see the last w positions only.
+    """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
 
     Raises ValueError for sizes that cannot be.
     """
@@ -52,7 +52,8 @@ class GPTConfig:
                 raise ValueError(f"{name}={value} is not in 1..{MAX_SIZE}")
         if self.n_embd % self.n_head:
             raise ValueError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: every head needs the same size"
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
+                "every head needs the same size"
             )
         if self.window < 0:
             raise ValueError(f"window={self.window}: 0 means dense attention, w > 0 the last w positions")
@@ -97,7 +98,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 
 
 class Row(NamedTuple):
-    """One tensor. shape: of one layer. torch_name: with %d for the layer where it is per_layer; "" if it has none."""
+    """One tensor. shape: of one layer; torch_name: with %d for the layer if it is per_layer."""
 
     kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE or GRAD_ACT
     name: str
@@ -123,10 +124,12 @@ class Row(NamedTuple):
 
 PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
-ACT = re.compile(r"(?P<kind>ACT|LAYER_ACT|CACHE|GRAD_ACT)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)\)")
+ACT = re.compile(
+    r"(?P<kind>ACT|LAYER_ACT|CACHE|GRAD_ACT)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)\)"
+)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parsed() -> tuple[dict[str, str], ...]:
     """The table's lines as text fields."""
     rows = []
@@ -166,7 +169,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
 
 
 def parameters(config: GPTConfig) -> Iterator[tuple[Row, int]]:
-    """(row, layer) of every parameter in file order: layer after layer inside each tensor; layer 0 where it has none."""
+    """(row, layer) of every parameter in the order of files: layer after layer inside each tensor."""
     for row in table(config):
         if row.is_param:
             yield from ((row, layer) for layer in range(config.n_layer if row.per_layer else 1))

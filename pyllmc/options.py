@@ -1,4 +1,4 @@
-"""The options, csrc/options.def, read as text: the table that ./train_gpt2 parses with, as an argparse parser."""
+"""The options, csrc/options.def, read as text: what ./train_gpt2 parses with, as an argparse parser."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ class Option(NamedTuple):
 ROW = re.compile(r'OPTION\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def options() -> dict[str, Option]:
     """Every option by name, in the table's order."""
     found: dict[str, Option] = {}
     for line in table_lines("options.def"):
         row = ROW.fullmatch(line)
         if not row:
-            raise ValueError(f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}")
+            raise ValueError(
+                f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
+            )
         kind, name, default, least, most, text = row.groups()
         option = Option(kind, name, "", float(least), float(most), text)
         found[name] = option._replace(default=option.read(default.strip('"')))
@@ -62,12 +64,15 @@ def options() -> dict[str, Option]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the manners of ./train_gpt2: --max-steps is --max_steps, an option is given once, a misspelt one
-    gets the right one named, errors are one line and exit code 2."""
+    """argparse with the manners of ./train_gpt2.
+
+    --max-steps is --max_steps, an option is given once, a misspelt one gets the right one named; errors are
+    one line and exit code 2.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
-        names = [re.sub("=.*|^--no_", "", arg, flags=re.S) for arg in args if arg.startswith("--")]
+        names = [arg.partition("=")[0].replace("--no_", "--") for arg in args if arg.startswith("--")]
         known, rest = super().parse_known_args(args, namespace)
         for arg in rest:
             self.error(self._unknown(arg))
@@ -99,27 +104,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
 
 
-def add_options(parser: argparse.ArgumentParser, names: Optional[Container[str]] = None) -> None:
-    """Adds the table's options, or those of `names`, to a parser."""
+def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    """--name=value; --name and --no_name for a flag."""
+    flag, text = f"--{option.name}", option.help.replace("%", "%%")
+    shown = text if option.default == "" else f"{text} [{option.default}]"
+    if option.type == "FLAG":
+        off = f"--no_{option.name}"
+        parser.add_argument(flag, action="store_true", default=option.default, help=f"or {off}: {shown}")
+        parser.add_argument(off, dest=option.name, action="store_false", help=argparse.SUPPRESS)
+    else:
+        read: Callable[[str], Value] = option.read
+        metavar = METAVAR[option.type]
+        parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
+
+
+def make_parser(prog: str, about: str, names: Optional[Container[str]] = None, **defaults: Value) -> Parser:
+    """A parser of the table's options, or of those in `names`, with these defaults instead of the table's."""
+    usage = "%(prog)s [--name=value ...]"
+    parser = Parser(prog=prog, usage=usage, description=about, allow_abbrev=False)
     for option in options().values():
-        if names is not None and option.name not in names:
-            continue
-        flag, text = "--" + option.name, option.help.replace("%", "%%")
-        shown = f"{text} [{option.default}]" if option.default != "" else text
-        if option.type == "FLAG":
-            parser.add_argument(flag, action="store_true", default=option.default, help=f"--no_{option.name}: not; {shown}")
-            parser.add_argument("--no_" + option.name, dest=option.name, action="store_false", help=argparse.SUPPRESS)
-        else:
-            read: Callable[[str], Value] = option.read
-            parser.add_argument(flag, type=read, default=option.default, metavar=METAVAR[option.type], help=shown)
-
-
-def make_parser(prog: str, description: str, names: Optional[Container[str]] = None) -> Parser:
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
-    add_options(parser, names)
+        if names is None or option.name in names:
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
     return parser
 
 
-def parse(args: Optional[Sequence[str]] = None, prog: str = "train_gpt2", description: str = "") -> argparse.Namespace:
+def parse(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """All options by name; exits with code 2 and one line for a bad one."""
-    return make_parser(prog, description).parse_args(args)
+    return make_parser("train_gpt2", "").parse_args(args)

@@ -14,7 +14,16 @@ from pyllmc import check, layout  # noqa: E402
 from pyllmc.layout import GPTConfig  # noqa: E402
 
 reference = check.load_reference()
-SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 12, "max_seq_len": 16, "vocab_size": 45, "B": 2, "T": 9, "threads": 2}
+SMALL = {
+    "n_layer": 3,
+    "n_head": 2,
+    "n_embd": 12,
+    "max_seq_len": 16,
+    "vocab_size": 45,
+    "B": 2,
+    "T": 9,
+    "threads": 2,
+}
 
 
 def arguments(**changed: object) -> list[str]:
@@ -41,12 +50,28 @@ def test_a_good_engine_agrees(capsys, changed):
 
 def test_every_tensor_is_listed_in_the_order_of_computation(capsys):
     _, text = run(capsys)
-    names = [line.rsplit(maxsplit=2)[0] for line in text.splitlines() if line.startswith(("weight", "activation", "gradient"))]
+    names = [
+        line.rsplit(maxsplit=2)[0]
+        for line in text.splitlines()
+        if line.startswith(("weight", "activation", "gradient"))
+    ]
     rows = layout.table(GPTConfig(45, 16, 3, 2, 12))
     shown = {name.split()[-1].split(".")[-1] for name in names}
     assert {row.name for row in rows} - shown == {"positions"}
-    order = ["weight wte", "activation tokens", "activation h.0.ln1", "activation h.0.qkv", "activation h.1.ln1"]
-    order += ["activation logits", "gradient in logits", "gradient of lnfw", "gradient of h.2.fcw", "gradient of h.2.qkvw"]
+    order = [
+        "weight wte",
+        "activation tokens",
+        "activation h.0.ln1",
+        "activation h.0.qkv",
+        "activation h.1.ln1",
+    ]
+    order += [
+        "activation logits",
+        "gradient in logits",
+        "gradient of lnfw",
+        "gradient of h.2.fcw",
+        "gradient of h.2.qkvw",
+    ]
     order += ["gradient of h.0.qkvw", "gradient of wte", "gradient in dqkv"]
     assert sorted(order, key=names.index) == order
 
@@ -126,7 +151,9 @@ def test_one_wrong_gradient_is_named(capsys, monkeypatch, name):
 
 def test_a_wrong_window_is_found_in_the_first_odd_layer(capsys, monkeypatch):
     visible = reference.visible
-    monkeypatch.setattr(reference, "visible", lambda T, window, device=None: visible(T, window + 1 if window else 0))
+    monkeypatch.setattr(
+        reference, "visible", lambda T, window, device=None: visible(T, window + 1 if window else 0)
+    )
     code, text = run(capsys, window=3)
     assert code == 1
     assert first(text) == "activation h.1.lse"

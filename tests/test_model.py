@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def batch_of(c: Case, seed: int = 0) -> check.Batch:
     return check.random_batch(c.config.vocab_size, *c.shape, seed)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def expected(name: str) -> tuple[check.Result, dict[str, float]]:
     """The float64 answer, and how far from it PyTorch's float32 is."""
     return check.run_torch(make_reference(CASES[name]), *CASES[name].shape, seed=0)
@@ -96,11 +96,16 @@ def test_every_activation_and_gradient(isa, name):
 
 
 def test_logits_of_ten_thousand(isa):
-    """Softmax without overflow. Rounding a logit of 1e4 moves a probability by 1e-3: gradients need only be finite."""
+    """Softmax without overflow. Rounding such logits moves a probability by 1e-3: gradients are finite."""
     c = case(77, 16, 2, 2, 32, 2, 9, gain=3e4)
-    ours, (torch64, errors) = check.run_engine(make_engine(c), *batch_of(c)), check.run_torch(make_reference(c), *c.shape, 0)
+    ours, (torch64, errors) = (
+        check.run_engine(make_engine(c), *batch_of(c)),
+        check.run_torch(make_reference(c), *c.shape, 0),
+    )
     assert np.abs(ours.acts["logits", 0]).max() > 1e4
-    assert not [l for l in check.compare(c.config, ours, torch64, errors) if l.name.startswith("act") and not l.ok]
+    assert not [
+        l for l in check.compare(c.config, ours, torch64, errors) if l.name.startswith("act") and not l.ok
+    ]
     assert all(np.isfinite(g).all() for g in ours.grads.values())
 
 
@@ -115,7 +120,9 @@ def test_no_tensor_of_the_table_is_left_out():
 HYPER = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
-def torch_steps(c: Case, batches: list[check.Batch], dtype) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
+def torch_steps(
+    c: Case, batches: list[check.Batch], dtype
+) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
     """Losses, gradient norms and final weights of AdamW steps, clipped to 1."""
     gpt, losses, norms = make_reference(c).to(dtype), [], []
     optimizer = gpt.optimizer(**HYPER)
@@ -140,7 +147,7 @@ def engine_steps(m: pyllmc.Model, batches: list[check.Batch]) -> tuple[list[floa
     return losses, norms
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def torch_ten_steps(name: str):
     c = CASES[name]
     batches = [batch_of(c, seed) for seed in range(10)]
@@ -161,7 +168,10 @@ def test_ten_adamw_steps(isa, name):
         if row.name == "qkvb":  # the keys' bias has no gradient but rounding, which AdamW makes steps of
             C = m.config.n_embd
             ours, theirs, exact = (np.delete(x, range(C, 2 * C), axis=1) for x in (ours, theirs, exact))
-        error, allowed = np.abs(ours - exact).mean(), 2 * np.abs(theirs - exact).mean() + 2.0**-24 * np.abs(exact).max()
+        error, allowed = (
+            np.abs(ours - exact).mean(),
+            2 * np.abs(theirs - exact).mean() + 2.0**-24 * np.abs(exact).max(),
+        )
         assert error <= allowed, f"{row.name}: {error:.3g}, allowed {allowed:.3g}"
 
 
@@ -187,7 +197,9 @@ def test_micro_steps_equal_one_batch(isa, k):
     """k micro-steps of 6/k sequences, every tensor's gradient: none may keep its last micro-step only."""
     c = case(97, 12, 3, 2, 24, 6, 11, window=4)
     batch = check.random_batch(97, 6, 11, 0)
-    batch = batch._replace(targets=np.abs(batch.targets), weights=np.ones((6, 11), np.float32))  # equal shares
+    batch = batch._replace(
+        targets=np.abs(batch.targets), weights=np.ones((6, 11), np.float32)
+    )  # equal shares
     m, (torch64, errors) = make_engine(c), check.run_torch(make_reference(c), 6, 11, 0)
     torch64 = check.run_reference(make_reference(c), *batch, dtype="float64")
     m.zero_grad()
@@ -204,7 +216,11 @@ def bits(m: pyllmc.Model, batches: list[check.Batch]) -> list[bytes]:
     losses, norms = engine_steps(m, batches)
     blocks = [m.params[key] for key in m.params] + [m.grads[key] for key in m.grads]
     blocks += [moment for key in m.params for moment in m.moments[key]]
-    return [np.array([losses, norms]).tobytes(), *(block.tobytes() for block in blocks), m.acts["losses"].tobytes()]
+    return [
+        np.array([losses, norms]).tobytes(),
+        *(block.tobytes() for block in blocks),
+        m.acts["losses"].tobytes(),
+    ]
 
 
 @pytest.mark.parametrize("name", ["thirteen_layers", "banded"])
@@ -236,7 +252,9 @@ def test_ignored_targets_and_weights_of_zero_are_the_same(isa):
     assert m.acts["loss"][0] == loss
     for key, value in masked.items():
         assert np.array_equal(value, weightless[key]), key
-    assert not np.array_equal(gradients(m, batch.inputs, targets)["transformer.wte.weight"], masked["transformer.wte.weight"])
+    assert not np.array_equal(
+        gradients(m, batch.inputs, targets)["transformer.wte.weight"], masked["transformer.wte.weight"]
+    )
 
 
 def test_the_loss_is_the_mean_of_what_counts(isa):
@@ -286,6 +304,8 @@ def used_acts(m: pyllmc.Model, room: tuple[int, int], shape: tuple[int, int]) ->
             assert not used[start : start + row.size].any(), "two tensors overlap"
             used[start : start + row.size] = True
     return used
+
+
 CANARY = np.uint32(0xC0FFEE42)
 
 

@@ -1,0 +1,425 @@
+"""train_gpt2.py itself: its weights in and out, its start, its loop, and an independent GPT-2."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ffi, lib
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import pyllmc  # noqa: E402
+from pyllmc import bins, check, layout, options, prepro  # noqa: E402
+from pyllmc.layout import GPTConfig  # noqa: E402
+from pyllmc.trainer import Options  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+reference = check.load_reference()
+CONFIG = GPTConfig(97, 12, 2, 2, 24)
+
+
+@pytest.fixture
+def gpt():
+    """Every tensor random."""
+    model = reference.GPT(CONFIG)
+    torch.manual_seed(5)
+    for p in model.parameters():
+        p.data.normal_(0.1, 0.1)
+    return model
+
+
+def same(a, b, exact: bool = True) -> bool:
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    close = torch.equal if exact else (lambda x, y: torch.allclose(x, y, rtol=2**-8, atol=0))
+    return (
+        a.config == b.config and ours.keys() == theirs.keys() and all(close(ours[n], theirs[n]) for n in ours)
+    )
+
+
+# ---- the start ----
+
+
+GOLDEN = {  # the first, second and last value of seed 42, from PyTorch 2.13
+    "wte.weight": [0.03853830322623253, 0.02974568121135235, 0.012889577075839043],
+    "wpe.weight": [-0.02098580077290535, 0.02165730483829975, 0.010586872696876526],
+    "h.1.attn.c_attn.weight": [0.0029558187816292048, -0.010381033644080162, 0.010529013350605965],
+    "h.0.mlp.c_proj.weight": [-0.00721057690680027, -0.00273520196788013, -0.013561006635427475],
+    "h.1.mlp.c_proj.weight": [0.02034992165863514, 0.018449263647198677, -0.004902292508631945],
+}
+
+
+def test_the_start_is_golden():
+    named = dict(reference.GPT(CONFIG, seed=42).named_parameters())
+    for name, values in GOLDEN.items():
+        found = named[f"transformer.{name}"].detach().flatten()[[0, 1, -1]].tolist()
+        assert found == pytest.approx(values, abs=1e-8), name
+
+
+def test_the_start_is_what_the_table_asks_for():
+    gpt = reference.GPT(GPTConfig(1000, 300, 4, 4, 64), seed=1)
+    for row, p in gpt.rows():
+        std = {"NORMAL": 0.02, "RESIDUAL": 0.02 / 8**0.5}.get(row.init, 0)
+        assert p.std().item() == pytest.approx(std, rel=0.05)
+        assert p.mean().item() == pytest.approx(float(row.init == "ONE"), abs=1e-3)
+
+
+def test_the_engine_starts_with_the_same_weights():
+    m, gpt = pyllmc.Model(CONFIG, B=1, T=1, seed=42), reference.GPT(CONFIG, seed=42)
+    assert list(m.params) == [name for _, name in names_of(gpt)]
+    for name, p in gpt.named_parameters():
+        np.testing.assert_allclose(m.params[name], p.detach(), rtol=1e-6, atol=1e-9)
+
+
+def names_of(gpt):
+    return [(row, row.torch_name_of(layer)) for row, layer in layout.parameters(gpt.config)]
+
+
+# ---- the model ----
+
+
+def test_against_transformers(gpt):
+    transformers = pytest.importorskip("transformers")
+    c = gpt.config
+    config = transformers.GPT2Config(vocab_size=c.vocab_size, n_positions=12, n_embd=24, n_layer=2, n_head=2)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    state = {name: x.t() if name.endswith(reference.CONV1D) else x for name, x in gpt.state_dict().items()}
+    missing, unexpected = theirs.load_state_dict(
+        {**state, "lm_head.weight": state["transformer.wte.weight"]}, strict=False
+    )
+    assert not unexpected
+    assert all(name.endswith(reference.BUFFERS) for name in missing)
+    ids = torch.randint(0, 97, (2, 12))
+    torch.testing.assert_close(gpt(ids)[0], theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_future_is_not_seen(gpt):
+    ids = torch.randint(0, 97, (1, 12))
+    changed = ids.clone()
+    changed[0, 7:] = 0
+    assert torch.equal(gpt(ids)[0][:, :7], gpt(changed)[0][:, :7])
+
+
+@pytest.mark.parametrize("window, sees", [(1, 5), (3, 3), (0, 0)])
+def test_odd_layers_see_the_window(window, sees):
+    """With layer 1 alone looking back, position 5 depends on `sees`.. 5."""
+    gpt = reference.GPT(GPTConfig(97, 12, 2, 2, 24, window), seed=1)
+    gpt.transformer["h"][0].attn.c_proj.weight.data.zero_()
+    ids = torch.arange(6)[None]
+    depends = []
+    for i in range(6):
+        changed = ids.clone()
+        changed[0, i] = 90
+        depends.append(not torch.allclose(gpt(ids)[0][0, 5], gpt(changed)[0][0, 5], atol=1e-7))
+    assert depends == [i >= sees for i in range(6)]
+
+
+def test_the_loss_counts_and_weighs(gpt):
+    ids, targets = torch.randint(0, 97, (2, 2, 12))
+    targets[0, :5] = -1
+    weights = torch.rand(2, 12)
+    logits, loss = gpt(ids, targets, weights)
+    log_p = logits.log_softmax(-1)
+    total = sum(
+        -weights[b, t] * log_p[b, t, y] for b in range(2) for t in range(12) if (y := targets[b, t]) >= 0
+    )
+    assert loss.item() == pytest.approx((total / weights[targets >= 0].sum()).item(), rel=1e-5)
+    assert gpt(ids, torch.full_like(targets, -1))[1].item() == 0
+
+
+# ---- llm.c's files ----
+
+
+@pytest.mark.parametrize("version, size", [(3, 4), (5, 2)])
+def test_a_model_file_reads_back(gpt, tmp_path, version, size):
+    path = tmp_path / "model.bin"
+    reference.write_model(gpt, str(path), version)
+    data = path.read_bytes()
+    assert struct.unpack("<9i", data[:36]) == (20240326, version, 12, 97, 2, 2, 24, 128, 0)
+    padding = 31 * 24
+    assert len(data) == 1024 + size * (sum(p.numel() for p in gpt.parameters()) + padding)
+    assert not any(data[1024 + size * 97 * 24 : 1024 + size * 128 * 24])
+    assert same(reference.read_model(str(path)), gpt, exact=version == 3)
+    m = pyllmc.Model(str(path), B=1, T=4)
+    for name, p in reference.read_model(str(path)).named_parameters():
+        assert np.array_equal(m.params[name], p.detach()), name
+    assert [p.name for p in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_version_1_has_no_padding(gpt, tmp_path):
+    path = tmp_path / "model.bin"
+    header = struct.pack("<256i", 20240326, 1, 12, 97, 2, 2, 24, *[0] * 249)
+    path.write_bytes(header + b"".join(p.detach().numpy().tobytes() for _, p in gpt.rows()))
+    assert same(reference.read_model(str(path)), gpt)
+
+
+def test_the_window_travels(tmp_path):
+    gpt = reference.GPT(GPTConfig(30, 8, 2, 1, 4, window=3), seed=1)
+    reference.write_model(gpt, str(tmp_path / "model.bin"))
+    assert same(reference.read_model(str(tmp_path / "model.bin")), gpt)
+    assert pyllmc.Model(tmp_path / "model.bin", B=1, T=4).config == gpt.config
+
+
+def test_bad_model_files(gpt, tmp_path):
+    path = tmp_path / "model.bin"
+    reference.write_model(gpt, str(path))
+    good = path.read_bytes()
+    for data, reason in (
+        (good[:-1], "truncated in lnfb"),
+        (good[:1000], "is not a model file"),
+        (b"\1" + good[1:], "is not a model file"),
+        (good[:4] + b"\2" + good[5:], "version 2"),
+        (good[:20] + b"\5" + good[21:], "n_embd=24 is not a multiple of n_head=5"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=reason):
+            reference.read_model(str(path))
+
+
+def test_the_debug_state(gpt, tmp_path):
+    x, y = torch.randint(0, 97, (2, 3, 5))
+    reference.write_state(gpt, str(tmp_path / "state.bin"), x, y)
+    data = np.fromfile(tmp_path / "state.bin", "<i4")
+    assert data[:4].tolist() == [20240327, 2, 3, 5]
+    assert np.array_equal(data[256:286], torch.cat([x, y]).flatten())
+    floats = data[286:].view("<f4")
+    logits, loss = gpt(x, y)
+    assert np.array_equal(floats[: 15 * 97], logits.detach().flatten())
+    assert floats[15 * 97] == loss.item()
+    at = 15 * 97 + 1
+    for row, p in gpt.rows():
+        assert np.array_equal(floats[at : at + p.numel()], p.grad.flatten()), row.name
+        at += row.size
+    assert at == len(floats)
+
+
+# ---- Hugging Face's ----
+
+
+HF_CONFIG = {
+    "model_type": "gpt2",
+    "vocab_size": 97,
+    "n_positions": 12,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 24,
+}
+
+
+def hf_state(gpt, prefix: str, masks: bool, head: bool) -> dict:
+    state = {}
+    for name, x in gpt.state_dict().items():
+        name = prefix + name[len("transformer.") :]
+        state[name] = (x.t() if name.endswith(reference.CONV1D) else x).contiguous()
+        if masks and name.endswith("c_attn.weight"):
+            state[name.replace("c_attn.weight", "bias")] = torch.ones(1, 1, 12, 12).tril().bool()
+            state[name.replace("c_attn.weight", "masked_bias")] = torch.tensor(-1e4)
+    if head:
+        state["lm_head.weight"] = state[prefix + "wte.weight"].clone()
+    return state
+
+
+def save_hf(folder: Path, state: dict, how: str, **config) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**HF_CONFIG, **config}))
+    if how == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        names = sorted(state)
+        for i, part in enumerate((names[::2], names[1::2]) if how == "shards" else (names,)):
+            pytest.importorskip("safetensors.torch").save_file(
+                {n: state[n] for n in part}, folder / f"model-{i}.safetensors"
+            )
+    return str(folder)
+
+
+@pytest.mark.parametrize("how", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize(
+    "prefix, masks, head", [("transformer.", False, True), ("", True, False), ("transformer.", True, True)]
+)
+def test_weights_of_transformers(gpt, tmp_path, how, prefix, masks, head):
+    folder = save_hf(tmp_path / "hf", hf_state(gpt, prefix, masks, head), how)
+    assert same(reference.from_folder(folder), gpt)
+
+
+def test_weights_that_are_not_a_gpt2s(gpt, tmp_path):
+    state = hf_state(gpt, "transformer.", False, True)
+    folder = tmp_path / "hf"
+    untied = {**state, "lm_head.weight": state["lm_head.weight"] + 1}
+    missing = {name: x for name, x in state.items() if "ln_f" not in name}
+    for weights, config, reason in (
+        (untied, {}, "lm_head.weight is not the embedding"),
+        (missing, {}, "2 tensors differ, the first is transformer.ln_f.bias"),
+        ({**state, "transformer.extra": torch.ones(1)}, {}, "the first is transformer.extra"),
+        (state, {"vocab_size": 98}, "transformer.wte.weight"),
+        (state, {"activation_function": "relu"}, "activation_function='relu'"),
+        (state, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+        (state, {"model_type": "gpt_neo"}, "model_type='gpt_neo'"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            reference.from_folder(save_hf(folder, weights, "bin", **config))
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        reference.from_folder(str(tmp_path))
+    save_hf(folder, state, "bin")
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="has neither"):
+        reference.from_folder(str(folder))
+
+
+def test_the_hub_is_asked_for_what_is_needed(gpt, tmp_path, monkeypatch):
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+    folder = save_hf(tmp_path / "hf", hf_state(gpt, "", False, False), "safetensors")
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: asked.append(name) or folder)
+    assert same(reference.from_hub("gpt2-xl"), gpt)
+    assert asked == ["openai-community/gpt2-xl"]
+
+
+def test_a_download_that_fails_is_one_line(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", fail)
+    assert reference.main(["--model=gpt2", "--max_steps=0", "--export=x.bin"]) == 5
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "give the path of a folder" in err
+
+
+# ---- the loop ----
+
+
+@given(
+    schedule=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    step=st.integers(0, 300),
+    max_steps=st.integers(0, 250),
+    warmup=st.integers(0, 300),
+    final=st.floats(0, 1),
+    decay=st.floats(0, 1),
+)
+def test_the_learning_rate_is_the_engines(schedule, step, max_steps, warmup, final, decay):
+    out = ffi.new("double *")
+    assert lib.llmc_schedule_lr(out, schedule.encode(), step, max_steps, warmup, 3e-3, final, decay) == 0
+    o = options.parse([f"--schedule={schedule}", f"--max_steps={max_steps}", f"--warmup_steps={warmup}"])
+    o.lr, o.final_lr_frac, o.decay_frac = 3e-3, final, decay
+    assert reference.learning_rate(step, o) == pytest.approx(out[0], rel=1e-12, abs=1e-18)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "letters"
+    texts = ["a cat sat " * 9, "the dog ran off " * 7, "we saw it all " * 8]
+    prepro.write_dataset(
+        [texts[i % 3] for i in range(40)], out, tokenizer="char", val_fraction=0.2, shard_tokens=997
+    )
+    return out
+
+
+TINY = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=16",
+    "--max_seq_len=16",
+    "--B=3",
+    "--T=11",
+    "--max_steps=6",
+    "--warmup_steps=2",
+]
+TINY += ["--val_every=3", "--val_batches=4", "--log_every=1", "--grad_accum=2", "--threads=2"]
+
+
+def numbers(text: str) -> list[tuple[str, ...]]:
+    """What does not depend on the clock: step, loss, lr, norm; step, val loss."""
+    steps = re.findall(
+        r"step +(\d+)/(\d+) \| loss (\S+) \| lr (\S+) \| norm (\S+) \| \S+ ms \| \d+ tok/s \| ETA \d", text
+    )
+    return steps + re.findall(r"step (\d+) \| val loss (\S+)( \(best\))?", text)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=0"], ["--window=4", "--weight_decay=0.5"]],
+)
+def test_the_same_lines_as_the_engine(data, capsys, more):
+    arguments = [a for a in TINY if not (a.startswith("--T=") and "--T=0" in more)] + [
+        f"--data={data}",
+        *more,
+    ]
+    assert reference.main(arguments) == 0
+    ours = numbers(capsys.readouterr().out)
+    parsed = Options(lib)
+    parsed.parse([*arguments, "--out=", "--sample_every=0"])
+    theirs = numbers("\n".join(event.text for event in pyllmc.Trainer(parsed)))
+    assert len(ours) == len(theirs) == 6 + 3
+    for a, b in zip(ours, theirs):
+        for x, y in zip(a, b):
+            assert x == y or float(x) == pytest.approx(float(y), abs=2e-4), (a, b)
+
+
+def test_exports_at_the_end(data, tmp_path):
+    model, state = tmp_path / "model.bin", tmp_path / "state.bin"
+    arguments = [
+        *TINY,
+        f"--data={data}",
+        f"--export={model}",
+        "--export_version=5",
+        f"--export_state={state}",
+    ]
+    run = subprocess.run(
+        [sys.executable, "train_gpt2.py", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    V = (
+        json.loads((data / "meta.json").read_text()).get("vocab_size")
+        or reference.Tokenizer.load(data / "tokenizer.bin").vocab_size
+    )
+    assert reference.read_model(str(model)).config == GPTConfig(V, 16, 2, 2, 16)
+    assert np.fromfile(state, "<i4", 4).tolist() == [20240327, 2, 3, 11]
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--model=d13"], "d13"),
+        (["--T=17"], "longer than the model's context of 16: lower --T"),
+        (["--data=nowhere"], "nowhere"),
+        (["--schedule=cosin"], "'cosin' is not one of constant, linear, cosine, wsd"),
+        (["--vocab_size=3"], "different vocabularies"),
+        (["--n_head=3"], "n_embd=16 is not a multiple of n_head=3"),
+    ],
+)
+def test_bad_input_is_one_line(data, capsys, arguments, reason):
+    names = [a.partition("=")[0] for a in arguments]
+    rest = [a for a in [*TINY, f"--data={data}"] if a.partition("=")[0] not in names]
+    assert reference.main([*rest, *arguments]) in (2, 5)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert reason in err
+
+
+def test_what_the_reference_does_not_do_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        reference.main(["--resume=runs/demo"])
+    assert stop.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_shards_are_read_in_the_same_order(data):
+    """Position for position; the loaders' own tests go further."""
+    loader = bins.Loader(bins.find_shards(data), 2, 5, shuffle=True, seed=3)
+    handle = ffi.new("llmc_loader **")
+    assert lib.llmc_loader_open(handle, str(data).encode(), b"train", 2, 5, 1, 3, 0, 1, 0) == 0
+    x, y = ffi.new("int[10]"), ffi.new("int[10]")
+    for _ in range(20):
+        assert lib.llmc_loader_next(handle[0], x, y) == 0
+        inputs, targets = loader.next()
+        assert [*x] == inputs.ravel().tolist()
+        assert [*y] == targets.ravel().tolist()
+    lib.llmc_loader_free(handle[0])
