@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2. Its parameters have the names and shapes of csrc/tensors.def, and begin as it says."""
 
-    def __init__(self, config: GPTConfig, seed: Optional[int] = None) -> None:
+    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict(
@@ -112,7 +112,7 @@ class GPT(nn.Module):
         if seed is not None:
             self.init_weights(seed)
 
-    def forward(self, idx: Tensor, targets: Optional[Tensor] = None, weights: Optional[Tensor] = None) -> Any:
+    def forward(self, idx: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:
         """Logits (B, T, V), mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
         _, T = idx.shape
         h: Any = self.transformer
@@ -157,7 +157,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return flat.view(B, T)
 
 
-def mean_loss(losses: Tensor, targets: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+def mean_loss(losses: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """sum(w l) / sum(w) over the targets that are not -1; 0 if there are none."""
     w = (targets != -1).to(losses.dtype)
     if weights is not None:
@@ -460,7 +460,7 @@ EXTRA = {  # options of this front end alone
 }
 
 
-def parse(args: Optional[list[str]] = None) -> argparse.Namespace:
+def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
     parser = options.make_parser("train_gpt2.py", about)
     for name, (default, text) in EXTRA.items():
@@ -475,7 +475,7 @@ def parse(args: Optional[list[str]] = None) -> argparse.Namespace:
     return o
 
 
-def main(args: Optional[list[str]] = None) -> int:
+def main(args: list[str] | None = None) -> int:
     o = parse(args)
     try:
         torch.set_num_threads(o.threads or torch.get_num_threads())

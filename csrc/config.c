@@ -21,12 +21,20 @@ static const Family families[] = {
 };
 
 /* other names for the same, and minGPT's small ones (V 0: taken from the data) */
-static const struct Named { const char *name; int L, NH, C, maxT, V; } names[] = {
-    {"gpt2", 12, 12, 768, 1024, GPT2_V},         {"gpt2-medium", 24, 16, 1024, 1024, GPT2_V},
-    {"gpt2-large", 36, 20, 1280, 1024, GPT2_V},  {"gpt2-xl", 48, 25, 1600, 1024, GPT2_V},
-    {"openai-gpt", 12, 12, 768, 512, 40478},     {"gopher-44m", 8, 16, 512, 1024, GPT2_V},
-    {"gpt-mini", 6, 6, 192, 1024, 0},            {"gpt-micro", 4, 4, 128, 1024, 0},
-    {"gpt-nano", 3, 3, 48, 1024, 0},             {"demo", 4, 4, 128, 256, 0},
+static const struct Named {
+    const char *name;
+    int L, NH, C, maxT, V;
+} names[] = {
+    {"gpt2", 12, 12, 768, 1024, GPT2_V},
+    {"gpt2-medium", 24, 16, 1024, 1024, GPT2_V},
+    {"gpt2-large", 36, 20, 1280, 1024, GPT2_V},
+    {"gpt2-xl", 48, 25, 1600, 1024, GPT2_V},
+    {"openai-gpt", 12, 12, 768, 512, 40478},
+    {"gopher-44m", 8, 16, 512, 1024, GPT2_V},
+    {"gpt-mini", 6, 6, 192, 1024, 0},
+    {"gpt-micro", 4, 4, 128, 1024, 0},
+    {"gpt-nano", 3, 3, 48, 1024, 0},
+    {"demo", 4, 4, 128, 256, 0},
 };
 
 static llmc_config make(int L, int NH, int C, int maxT, int V) {
@@ -48,13 +56,17 @@ int llmc_config_parse(llmc_config *config, const char *descriptor) {
         *config = make(families[i].L, families[i].NH, families[i].C, families[i].maxT, GPT2_V);
         return LLMC_OK;
     }
-    FAIL(LLMC_EINVAL, "model '%s' is neither a file nor a known size: try d12, gpt2:d48, gpt3:c768, gpt2 ... gpt2-xl, "
-         "gpt-nano, gpt-micro, gpt-mini, gopher-44m, or --n_layer --n_head --n_embd", descriptor);
+    FAIL(LLMC_EINVAL,
+         "model '%s' is neither a file nor a known size: try d12, gpt2:d48, gpt3:c768, gpt2 ... gpt2-xl, "
+         "gpt-nano, gpt-micro, gpt-mini, gopher-44m, or --n_layer --n_head --n_embd",
+         descriptor);
 }
 
 int llmc_config_check(llmc_config *c) {
-    const struct { const char *name; int value; } dims[] = {
-        {"max_seq_len", c->maxT}, {"vocab_size", c->V}, {"n_layer", c->L}, {"n_head", c->NH}, {"n_embd", c->C}};
+    const struct {
+        const char *name;
+        int value;
+    } dims[] = {{"max_seq_len", c->maxT}, {"vocab_size", c->V}, {"n_layer", c->L}, {"n_head", c->NH}, {"n_embd", c->C}};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
         CHECK(dims[i].value >= 1 && dims[i].value <= LIMIT, LLMC_EINVAL, "%s=%d is not in 1..%d", dims[i].name,
               dims[i].value, LIMIT);

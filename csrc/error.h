@@ -4,6 +4,13 @@
 #include "pyllmc.h"
 int llmc_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 #define FAIL(status, ...) return llmc_fail(status, __VA_ARGS__)
-#define CHECK(condition, status, ...) do { if (!(condition)) FAIL(status, __VA_ARGS__); } while (0)
-#define TRY(expression) do { int rc_ = (expression); if (rc_ < 0) return rc_; } while (0)
+#define CHECK(condition, status, ...)                \
+    do {                                             \
+        if (!(condition)) FAIL(status, __VA_ARGS__); \
+    } while (0)
+#define TRY(expression)          \
+    do {                         \
+        int rc_ = (expression);  \
+        if (rc_ < 0) return rc_; \
+    } while (0)
 #endif

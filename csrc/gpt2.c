@@ -24,7 +24,7 @@ typedef struct Acts {
 static Params params_at(const llmc_model *model, floatX *base, int l) {
     const llmc_tensor *t = model->layout.table;
     return (Params){
-#define PARAM(name, ...) base + t[P_##name].offset + l * t[P_##name].stride,
+#define PARAM(name, ...) base + t[P_##name].offset + l *t[P_##name].stride,
 #include "tensors.def"
     };
 }
@@ -79,7 +79,11 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, int B, int T,
     if (!k) return LLMC_EDEVICE;
     llmc_model *model = calloc(1, sizeof *model);
     CHECK(model, LLMC_ENOMEM, "no memory for a model's description");
-    *model = (llmc_model){.config = *config, .B = B, .T = T, .training = training, .k = k,
+    *model = (llmc_model){.config = *config,
+                          .B = B,
+                          .T = T,
+                          .training = training,
+                          .k = k,
                           .ctx.threads = threads ? threads : llmc_default_threads()};
     int rc = layout_make(&model->layout, config, B, T, training);
     if (rc == 0) rc = llmc_config_check(&model->config);
@@ -103,13 +107,13 @@ static void layer_forward(const llmc_model *m, int l) {
     const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH, last = l + 1 == m->config.L;
     const Params w = params_at(m, m->params, l), next_w = params_at(m, m->params, last ? 0 : l + 1);
     const Acts a = acts_at(m, l), next = acts_at(m, last ? 0 : l + 1);
-    k->matmul_forward(ctx, a.qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3*C);
+    k->matmul_forward(ctx, a.qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     k->attention_forward(ctx, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
     k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
                                   w.ln2b, B, T, C);
-    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4*C);
-    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4*C, C);
+    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
                                       w.lnfb, B, T, C);
@@ -132,8 +136,7 @@ static void logits_forward(llmc_model *m) {
 static void loss_forward(llmc_model *m) {
     const Kernels *k = m->k;
     const Acts a = acts_at(m, 0);
-    k->classifier_forward(&m->ctx, a.losses, a.logits_lse, a.logits, a.targets, m->b, m->t, m->config.V,
-                          m->config.Vp);
+    k->classifier_forward(&m->ctx, a.losses, a.logits_lse, a.logits, a.targets, m->b, m->t, m->config.V, m->config.Vp);
     k->loss_mean(&m->ctx, a.loss, a.losses, a.targets, a.weights, (int64_t)m->b * m->t);
 }
 
@@ -199,19 +202,19 @@ static void layer_backward(const llmc_model *m, int l) {
     const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH;
     const Params w = params_at(m, m->params, l), dw = params_at(m, m->grads, l);
     const Acts a = acts_at(m, l);
-    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, B, T, 4*C, C);
-    k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4*C, C);
-    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, B, T, C, 4*C);
-    k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4*C);
-    k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd,
-                          B, T, C);
+    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, B, T, 4 * C, C);
+    k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4 * C, C);
+    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, B, T, C, 4 * C);
+    k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
+    k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
+                          T, C);
     k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, a.dresidual, a.atty, B, T, C, C);
     k->matmul_backward_input(ctx, a.branch, a.dresidual, w.attprojw, B, T, C, C);
     k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
-    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, B, T, C, 3*C);
-    k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3*C);
-    k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd,
-                          B, T, C);
+    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, B, T, C, 3 * C);
+    k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
+    k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
+                          T, C);
 }
 
 int llmc_model_backward(llmc_model *m, float scale) {
@@ -225,8 +228,8 @@ int llmc_model_backward(llmc_model *m, float scale) {
     k->matmul_backward_weight(&m->ctx, dw.wte, NULL, a.logits, a.lnf, B, T, C, Vp);
     k->matmul_backward_input(&m->ctx, a.branch, a.logits, w.wte, B, T, C, Vp);
     k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * (int64_t)sizeof(floatX));
-    k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean,
-                          a.lnf_rstd, B, T, C);
+    k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
+                          B, T, C);
     for (int l = m->config.L - 1; l >= 0; l--) layer_backward(m, l);
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);
     m->state = BACKWARD_DONE;
@@ -277,8 +280,8 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float 
     m->step++;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        m->k->adamw(&m->ctx, m->params + at, m->m + at, m->v + at, m->grads + at, measure ? stats + 1 : NULL, h->lr, h->beta1,
-                    h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
+        m->k->adamw(&m->ctx, m->params + at, m->m + at, m->v + at, m->grads + at, measure ? stats + 1 : NULL, h->lr,
+                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
     }
     return m->k->sync(&m->ctx);
 }
@@ -291,14 +294,14 @@ static void layer_extend(const llmc_model *m, int l, int b, int n) {
     const int C = m->config.C, last = l + 1 == m->config.L;
     const Params w = params_at(m, m->params, l), next = params_at(m, m->params, last ? 0 : l + 1);
     const Acts a = acts_at(m, 0); /* nothing but the cache is kept per layer */
-    k->matmul_forward(ctx, a.dqkv, a.ln1, w.qkvw, w.qkvb, b, n, C, 3*C);
+    k->matmul_forward(ctx, a.dqkv, a.ln1, w.qkvw, w.qkvb, b, n, C, 3 * C);
     k->attention_cached(ctx, a.atty, acts_at(m, l).qkv, a.dqkv, a.positions, b, n, m->T, C, m->config.NH,
                         window_of(m, l));
     k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, b, n, C, C);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
                                   w.ln2b, b, n, C);
-    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, b, n, C, 4*C);
-    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, b, n, 4*C, C);
+    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, b, n, C, 4 * C);
+    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, b, n, 4 * C, C);
     k->residual_layernorm_forward(ctx, a.residual1, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual2, a.branch,
                                   last ? w.lnfw : next.ln1w, last ? w.lnfb : next.ln1b, b, n, C);
 }

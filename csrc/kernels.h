@@ -20,7 +20,7 @@ typedef struct Context {
 
 typedef struct Kernels {
     const char *name;
-    int (*supported)(void); /* can this machine run them? */
+    int (*supported)(void);            /* can this machine run them? */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
     void *(*alloc)(int64_t bytes);     /* 64-byte aligned; NULL if there is no room */
     void (*free)(void *memory, int64_t bytes);
@@ -34,8 +34,8 @@ typedef struct Kernels {
     /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0 */
     void (*encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                             const int *pos, int B, int T, int C);
-    void (*encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens,
-                             int B, int T, int C);
+    void (*encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B,
+                             int T, int C);
 
     /* out = weight * (inp - mean) * rstd + bias over the last axis, rstd = 1/sqrt(var + 1e-5); inp, out (B,T,C);
      * mean, rstd (B,T); weight, bias (C) */
@@ -43,11 +43,11 @@ typedef struct Kernels {
                               const floatX *weight, const floatX *bias, int B, int T, int C);
     /* residual = inp1 + inp2, then out = layernorm(residual): one pass over memory */
     void (*residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
-                                       const floatX *inp1, const floatX *inp2, const floatX *weight,
-                                       const floatX *bias, int B, int T, int C);
+                                       const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
+                                       int B, int T, int C);
     void (*layernorm_backward)(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
-                               const floatX *inp, const floatX *weight, const float *mean, const float *rstd,
-                               int B, int T, int C);
+                               const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B,
+                               int T, int C);
 
     /* out(B,T,OC) = inp(B,T,C) @ weight(OC,C)^T + bias(OC); bias may be NULL */
     void (*matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
@@ -56,14 +56,14 @@ typedef struct Kernels {
     void (*matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                                 const floatX *bias, int B, int T, int C, int OC);
     /* dinp(B,T,C) = dout(B,T,OC) @ weight(OC,C) */
-    void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
-                                  int B, int T, int C, int OC);
+    void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
+                                  int C, int OC);
     /* dpre(B,T,C) = (dout @ weight) * gelu'(pre(B,T,C)) */
     void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC);
     /* dweight(OC,C) += dout^T @ inp, dbias(OC) += sum of dout over B,T; dbias may be NULL */
-    void (*matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout,
-                                   const floatX *inp, int B, int T, int C, int OC);
+    void (*matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
+                                   int B, int T, int C, int OC);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. */
@@ -73,12 +73,12 @@ typedef struct Kernels {
                                const floatX *qkv, int B, int T, int C, int NH, int window);
     /* Generation: store the n new rows qkv (B,n,3C) of each sequence b at positions pos[b].. of cache (B,T,3C), then
      * let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. */
-    void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos,
-                             int B, int n, int T, int C, int NH, int window);
+    void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
+                             int T, int C, int NH, int window);
 
     /* losses(B,T) = lse - logit[target], 0 where target is -1; lse (B,T) = log sum exp over the V real logits */
-    void (*classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets,
-                               int B, int T, int V, int Vp);
+    void (*classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
+                               int T, int V, int Vp);
     /* loss[0] = sum(weights*losses) / sum(weights), loss[1] = 1 / sum(weights), sums over targets != -1 (0 if none) */
     void (*loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
                       int64_t N);

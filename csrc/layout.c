@@ -31,7 +31,7 @@ static void fill_rows(llmc_tensor *table, const llmc_config *config, int64_t B, 
  * behind it, which tests fill with a canary. */
 static int64_t place(llmc_tensor *t, int64_t end, int training) {
     for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
-    const int64_t room = t->kind == LLMC_PARAM ? t->size : (t->size + 2*ALIGN - 1) / ALIGN * ALIGN;
+    const int64_t room = t->kind == LLMC_PARAM ? t->size : (t->size + 2 * ALIGN - 1) / ALIGN * ALIGN;
     t->offset = end;
     t->stride = t->layers > 1 ? room : 0;
     if (t->kind == LLMC_GRAD_ACT && !training) return end;
@@ -99,15 +99,17 @@ int llmc_plan_text(const llmc_config *config, int B, int T, int training, int th
     llmc_plan p;
     TRY(llmc_plan_memory(config, B, T, training, threads, &p));
     const double MB = 1e-6;
-    int n = snprintf(text, size, "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
-                     "total %.1f MB for B=%d T=%d", p.params*MB, p.grads*MB, p.moments*MB, p.acts*MB, p.workspace*MB,
-                     p.total*MB, B, T);
+    int n = snprintf(text, size,
+                     "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
+                     "total %.1f MB for B=%d T=%d",
+                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, B, T);
     const int64_t room = llmc_kernels(NULL)->memory_available();
     if (room < 0 || p.total <= room) {
-        if (room >= 0 && n > 0 && (size_t)n < size) snprintf(text + n, size - (size_t)n, "; fits in %.0f MB", room*MB);
+        if (room >= 0 && n > 0 && (size_t)n < size)
+            snprintf(text + n, size - (size_t)n, "; fits in %.0f MB", room * MB);
         return LLMC_OK;
     }
     if (largest_that_fits(config, &B, &T, training, threads, room))
-        FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", text, room*MB, B, T);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; take a smaller model", text, room*MB);
+        FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", text, room * MB, B, T);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; take a smaller model", text, room * MB);
 }

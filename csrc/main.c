@@ -24,7 +24,8 @@ static int help(void) {
     llmc_options_help(text, sizeof text);
     printf("train a GPT-2: ./train_gpt2 [--name=value ...]\n\n%s\n"
            "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
-           "130 interrupted (after a checkpoint)\n", text);
+           "130 interrupted (after a checkpoint)\n",
+           text);
     return 0;
 }
 

@@ -33,12 +33,10 @@ static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, si
     const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
-            if (row_is_bad(m, used, i, l, piece))
-                return describe(name, size, "weights", &m->layout.table[i], l);
+            if (row_is_bad(m, used, i, l, piece)) return describe(name, size, "weights", &m->layout.table[i], l);
     for (int l = 0; l < L; l++)
         for (int i = A_residual1; i < A_residual3; i++)
-            if (row_is_bad(m, used, i, l, piece))
-                return describe(name, size, "activation", &m->layout.table[i], l);
+            if (row_is_bad(m, used, i, l, piece)) return describe(name, size, "activation", &m->layout.table[i], l);
     for (int i = 0; i < 4; i++)
         if (row_is_bad(m, used, order[i], 0, piece))
             return describe(name, size, "activation", &m->layout.table[order[i]], 0);

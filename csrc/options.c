@@ -16,9 +16,16 @@ typedef struct Option {
 
 #define IS(type) IS_##type
 static const Option table[] = {
-#define OPTION(type, name, initial, least, most, help)                                                       \
-    {#name, #initial, help, IS(type), offsetof(llmc_options, name), offsetof(llmc_options, name##_given), (double)(least), \
-     (double)(most)},
+#define OPTION(type, name, initial, least, most, help) \
+    {                                                  \
+        #name,                                         \
+        #initial,                                      \
+        help,                                          \
+        IS(type),                                      \
+        offsetof(llmc_options, name),                  \
+        offsetof(llmc_options, name##_given),          \
+        (double)(least),                               \
+        (double)(most)},
 #include "options.def"
 };
 enum { NUM_OPTIONS = sizeof table / sizeof *table };
@@ -97,7 +104,7 @@ static int assign(llmc_options *options, const Option *o, const char *text) {
     if (o->type == IS_FLOAT) return parse_float(o, text, at);
     if (o->type == IS_FLAG) return parse_flag(o, text, at);
     CHECK(strlen(text) < OPTION_TEXT, LLMC_EINVAL, "--%s is longer than %d bytes", o->name, OPTION_TEXT - 1);
-    CHECK(!strpbrk(text, "\r\n") , LLMC_EINVAL, "--%s holds a line break", o->name);
+    CHECK(!strpbrk(text, "\r\n"), LLMC_EINVAL, "--%s holds a line break", o->name);
     strcpy(at, text);
     return LLMC_OK;
 }
@@ -203,7 +210,10 @@ int llmc_options_help(char *text, size_t size) {
     for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
         unquoted(o->initial, initial, sizeof initial);
         snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
-                 o->type == IS_FLAG ? o->name : o->type == IS_STRING ? "TEXT" : o->type == IS_INT ? "N" : "X");
+                 o->type == IS_FLAG     ? o->name
+                 : o->type == IS_STRING ? "TEXT"
+                 : o->type == IS_INT    ? "N"
+                                        : "X");
         snprintf(line, sizeof line, "  %-24s %s%s%.40s%s\n", flag, o->help, *initial ? " [" : "", initial,
                  *initial ? "]" : "");
         TRY(append(&text, &size, line));

@@ -43,8 +43,8 @@ typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; "" for activations */
     int kind, type, layers;        /* layers: 0 if not per layer, else how many copies are stored */
     int init, decay, rank;
-    int64_t shape[4];              /* of one layer */
-    int64_t size, stride, offset;  /* elements: of one layer, between layers, from the start of its block */
+    int64_t shape[4];             /* of one layer */
+    int64_t size, stride, offset; /* elements: of one layer, between layers, from the start of its block */
 } llmc_tensor;
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
@@ -77,7 +77,7 @@ int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
 int llmc_model_zero_grad(llmc_model *model);
-int llmc_model_reset_moments(llmc_model *model); /* as before the first step */
+int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
 /* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
 int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);
@@ -105,8 +105,8 @@ typedef struct llmc_loader llmc_loader;
 /* Token files made of windows of T+1 tokens at stride T. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as
  * bytes. Window number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r
  * of `world` takes p = position + r*B .. + B-1, then the position moves by world*B. V: an id >= V is an error; 0: any. */
-int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
-                     int rank, int world, int V);
+int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
+                     int64_t seed, int rank, int world, int V);
 void llmc_loader_free(llmc_loader *loader);
 int llmc_loader_next(llmc_loader *loader, int *inputs, int *targets); /* (B,T) each */
 int64_t llmc_loader_position(const llmc_loader *loader); /* all the state there is: windows taken by all ranks */
@@ -156,7 +156,8 @@ int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t s
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
 int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer);  /* the id that ends a document, or -1 */
-const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer, int64_t *size); /* the file, to travel in a checkpoint */
+const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer,
+                                 int64_t *size); /* the file, to travel in a checkpoint */
 /* The text of ids and its length, of which at most `size` bytes are written. */
 int llmc_tokenizer_decode(const llmc_tokenizer *tokenizer, const int *ids, int n, char *out, int64_t size);
 /* The ids of a text and how many, of which at most `size` are written; never EOT. Greedy longest match. */
@@ -191,7 +192,8 @@ typedef struct llmc_event {
     int64_t step, tokens;  /* optimizer steps and tokens done */
     double loss, val_loss; /* of this step; of the last evaluation (NaN before the first) */
     double lr, norm, ms, tok_s, eta_s;
-    const char *text; /* the line to print, or the sample; "" where nothing is to be printed; valid until the next call */
+    const char
+        *text; /* the line to print, or the sample; "" where nothing is to be printed; valid until the next call */
 } llmc_event;
 /* Opens the data and works out the plan; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
@@ -200,8 +202,8 @@ void llmc_trainer_free(llmc_trainer *trainer);
  * GRADIENTS, only where asked for: the gradients of all micro-steps are complete and may be changed. */
 int llmc_trainer_next(llmc_trainer *trainer, llmc_event *event);
 int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
-void llmc_trainer_stop(llmc_trainer *trainer); /* from a signal handler too: checkpoint, then DONE */
-llmc_model *llmc_trainer_model(llmc_trainer *trainer); /* NULL before the first event after PLAN */
+void llmc_trainer_stop(llmc_trainer *trainer);             /* from a signal handler too: checkpoint, then DONE */
+llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
 const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
 /* cffi: end */
 #pragma GCC visibility pop

@@ -96,8 +96,10 @@ static int clear_old_run(const Run *run, int overwrite) {
     char path[2 * OPTION_TEXT];
     for (int i = 0; i < 3; i++) {
         if (!exists(run, files[i])) continue;
-        CHECK(overwrite, LLMC_EINVAL, "%s holds a run: continue it with --resume=%s, replace it with --overwrite, or name "
-              "another --out", run->folder, run->folder);
+        CHECK(overwrite, LLMC_EINVAL,
+              "%s holds a run: continue it with --resume=%s, replace it with --overwrite, or name "
+              "another --out",
+              run->folder, run->folder);
         run_path(run, files[i], path, sizeof path);
         CHECK(unlink(path) == 0, LLMC_EIO, "%s cannot be removed: %s", path, strerror(errno));
     }

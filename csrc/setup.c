@@ -118,8 +118,8 @@ static int explain_no_vocabulary(const char *data, const char *model) {
     const int rc = llmc_loader_open(&probe, data, "train", 1, 1, 0, 0, 0, 1, 0);
     llmc_loader_free(probe);
     TRY(rc);
-    FAIL(LLMC_EINVAL, "%s has no vocabulary of its own and %s no tokenizer.bin: give --vocab_size or --tokenizer", model,
-         data);
+    FAIL(LLMC_EINVAL, "%s has no vocabulary of its own and %s no tokenizer.bin: give --vocab_size or --tokenizer",
+         model, data);
 }
 
 static int open_config(llmc_trainer *t, const char *data) {

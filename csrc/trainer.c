@@ -72,8 +72,10 @@ static int accumulate(llmc_trainer *t) {
 static int explain_nonfinite(llmc_trainer *t, const char *what, double value) {
     char name[128];
     TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
-    FAIL(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; the last checkpoint is untouched: resume from it with a "
-         "lower --lr or --grad_clip", (long long)t->step + 1, what, value, *name ? name : "the gradient norm");
+    FAIL(LLMC_ENUMERIC,
+         "step %lld: the %s is %g, first seen in %s; the last checkpoint is untouched: resume from it with a "
+         "lower --lr or --grad_clip",
+         (long long)t->step + 1, what, value, *name ? name : "the gradient norm");
 }
 
 static int update(llmc_trainer *t) {
@@ -108,11 +110,13 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     e->tok_s = (double)t->B * t->T * (double)o->grad_accum / ms * 1e3;
     e->eta_s = (double)(o->max_steps - t->step) * t->ms * 1e-3;
     clock_text(e->eta_s, eta, sizeof eta);
-    snprintf(line, sizeof line, "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"norm\": %.9g, \"ms\": %.3f, \"tok_s\": %.1f}\n",
+    snprintf(line, sizeof line,
+             "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"norm\": %.9g, \"ms\": %.3f, \"tok_s\": %.1f}\n",
              (long long)t->step, t->loss, t->lr, t->norm, ms, e->tok_s);
     TRY(run_metric(&t->run, line));
     if (t->step % o->log_every == 0 || t->step == 1 || t->step == o->max_steps)
-        snprintf(t->text, TEXT_SIZE, "step %*lld/%lld | loss %.4f | lr %.2e | norm %.3f | %.1f ms | %.0f tok/s | ETA %s",
+        snprintf(t->text, TEXT_SIZE,
+                 "step %*lld/%lld | loss %.4f | lr %.2e | norm %.3f | %.1f ms | %.0f tok/s | ETA %s",
                  (int)snprintf(NULL, 0, "%lld", (long long)o->max_steps), (long long)t->step, (long long)o->max_steps,
                  t->loss, t->lr, t->norm, ms, e->tok_s, eta);
     return LLMC_STEP;
@@ -127,8 +131,9 @@ static int announce_plan(llmc_trainer *t) {
     const int threads = t->options.threads ? (int)t->options.threads : llmc_default_threads();
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s, %d threads\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
-             "data: %lld tokens in %d shards, %lld windows of %d%s\n%s", llmc_backend(), llmc_kernels(NULL)->name, threads,
-             c->L, c->NH, c->C, c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
+             "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
+             llmc_backend(), llmc_kernels(NULL)->name, threads, c->L, c->NH, c->C, c->maxT, c->V,
+             (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
     return LLMC_PLAN;
@@ -161,7 +166,8 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
     TRY(llmc_options_text(&t->options, options, sizeof options));
-    snprintf(state, sizeof state, "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nval_loss=%.17g\n"
+    snprintf(state, sizeof state,
+             "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nval_loss=%.17g\n"
              "evaluated=%d\n",
              (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
              t->val_loss, t->evaluated);
@@ -191,7 +197,9 @@ static int prompt_tokens(llmc_trainer *t, int *ids, int room) {
 
 static int draw_sample(llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const llmc_sampling how = {.temperature = (float)o->temperature, .top_k = (int)o->top_k, .top_p = (float)o->top_p,
+    const llmc_sampling how = {.temperature = (float)o->temperature,
+                               .top_k = (int)o->top_k,
+                               .top_p = (float)o->top_p,
                                .seed = o->seed + t->step};
     int prompt[OPTION_TEXT];
     const int n = prompt_tokens(t, prompt, OPTION_TEXT);

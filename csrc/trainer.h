@@ -11,7 +11,7 @@ struct llmc_trainer {
     llmc_options options;
     llmc_config config;
     int B, T;
-    llmc_loader *train, *val; /* val NULL: no validation data */
+    llmc_loader *train, *val;  /* val NULL: no validation data */
     llmc_tokenizer *tokenizer; /* NULL: no samples */
     llmc_model *model;
     Run run;

@@ -28,7 +28,9 @@ TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-CASES = {  # name: model, vocabulary, B, T, timed steps of a process
+CASES: dict[
+    str, tuple[str, int, int, int, int]
+] = {  # name: model, vocabulary, B, T, timed steps of a process
     "demo": ("demo", 640, 16, 128, 20),
     "124M, T=64": ("d12", 50257, 4, 64, 3),
     "124M, T=1024": ("d12", 50257, 4, 1024, 2),
@@ -70,12 +72,11 @@ def torch_step(model: str, V: int, B: int, T: int) -> Callable[[], Any]:
 
     sys.path.insert(0, str(ROOT))
     import train_gpt2
-
     from pyllmc import layout
 
     torch.manual_seed(0)
     m = train_gpt2.GPT(layout.config_of(model, V), seed=42)
-    optimizer = m.optimizer(lr=1e-4)
+    optimizer = m.optimizer(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     ids = torch.randint(V, (B, T + 1))
 
     def step() -> None:
@@ -90,8 +91,8 @@ def torch_step(model: str, V: int, B: int, T: int) -> Callable[[], Any]:
 
 def worker(system: str, case: str) -> None:
     """One process: prints the times of its steps and its peak memory as JSON."""
-    *shape, steps = CASES[case]
-    step = {"pyllmc": our_step, "torch": torch_step}[system](*shape)
+    model, V, B, T, steps = CASES[case]
+    step = {"pyllmc": our_step, "torch": torch_step}[system](model, V, B, T)
     ms = time_steps(step, steps)
     print(json.dumps({"ms": ms, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
@@ -131,7 +132,9 @@ def measure_case(case: str, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for system in results:
             results[system].append(run_worker(system, case))
-            print(f"  {case}, {system}: {statistics.median(results[system][-1]['ms']):.1f} ms", file=sys.stderr)
+            print(
+                f"  {case}, {system}: {statistics.median(results[system][-1]['ms']):.1f} ms", file=sys.stderr
+            )
     return results
 
 
@@ -178,12 +181,16 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     return done.stdout.strip() or "unknown"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be repeated")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each system per case [3]")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)

@@ -65,7 +65,7 @@ def declarations(path: Path) -> str:
     return "".join(re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(), re.S))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def ffi() -> FFI:
     parser = FFI()
     for path in headers():
@@ -73,7 +73,7 @@ def ffi() -> FFI:
     return parser
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load(device: str = "cpu") -> Any:
     """The library of a device, loaded once."""
     if device not in LIBRARIES:

@@ -20,7 +20,8 @@ def main() -> int:
     try:
         writer = sample.open_writer(o.run)
         texts = [
-            writer.write(max_new_tokens=240, temperature=o.temperature, seed=o.seed + i).strip() for i in range(o.count)
+            writer.write(max_new_tokens=240, temperature=o.temperature, seed=o.seed + i).strip()
+            for i in range(o.count)
         ]
     except (_ffi.LlmcError, DataError) as error:
         print(f"pyllmc.grade: {error}", file=sys.stderr)

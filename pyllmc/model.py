@@ -23,7 +23,12 @@ class _Block:
     def __init__(self, handle: Any, pointer: Any, elements: int) -> None:
         self.handle = handle
         address = int(_ffi.ffi().cast("uintptr_t", pointer))
-        self.__array_interface__ = {"data": (address, False), "shape": (elements,), "typestr": "<f4", "version": 3}
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (elements,),
+            "typestr": "<f4",
+            "version": 3,
+        }
 
 
 class Views(Mapping[str, Any]):
@@ -146,7 +151,9 @@ class Model:
             name, layer = self._by_torch_name[name]
         row = self._rows.get(name)
         if row is None or (row.kind == self._lib.LLMC_PARAM) != (block != "acts"):
-            raise KeyError(f"no tensor '{name}' among {block}: they are {', '.join(self._names(block == 'acts'))}")
+            raise KeyError(
+                f"no tensor '{name}' among {block}: they are {', '.join(self._names(block == 'acts'))}"
+            )
         pointer = self._lib.llmc_model_block(self._handle, BLOCKS[block])
         if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
@@ -226,7 +233,11 @@ class Model:
         ffi, others = _ffi.ffi(), []
         for name, array in (("targets", targets), ("weights", weights)):
             if array is not None:
-                array = as_ids(name, array) if name == "targets" else np.ascontiguousarray(array, dtype=np.float32)
+                array = (
+                    as_ids(name, array)
+                    if name == "targets"
+                    else np.ascontiguousarray(array, dtype=np.float32)
+                )
                 if array.shape != ids.shape:
                     raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
             others.append(array)
@@ -280,7 +291,9 @@ class Model:
         prompt = as_ids("ids", np.asarray(ids).reshape(1, -1))
         ffi = _ffi.ffi()
         out = np.empty(max(int(max_new_tokens), 0), np.int32)
-        how = ffi.new("llmc_sampling *", {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 0})
+        how = ffi.new(
+            "llmc_sampling *", {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 0}
+        )
         how.seed = seed
         count = self._check(
             self._lib.llmc_model_generate(

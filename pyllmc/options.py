@@ -8,7 +8,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Container, Sequence
-from typing import Any, NamedTuple, NoReturn, Optional, Union
+from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc.layout import table_lines
 
@@ -118,7 +118,7 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
 
 
-def make_parser(prog: str, about: str, names: Optional[Container[str]] = None, **defaults: Value) -> Parser:
+def make_parser(prog: str, about: str, names: Container[str] | None = None, **defaults: Value) -> Parser:
     """A parser of the table's options, or of those in `names`, with these defaults instead of the table's."""
     usage = "%(prog)s [--name=value ...]"
     parser = Parser(prog=prog, usage=usage, description=about, allow_abbrev=False)
@@ -128,6 +128,6 @@ def make_parser(prog: str, about: str, names: Optional[Container[str]] = None, *
     return parser
 
 
-def parse(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     """All options by name; exits with code 2 and one line for a bad one."""
     return make_parser("train_gpt2", "").parse_args(args)

@@ -48,7 +48,14 @@ def draw_run(run: str | Path) -> Path:
     if evals:
         last = evals[-1]["val_loss"]
         label = f"validation loss (last {last:.3f})"
-        top.plot([line["step"] for line in evals], [line["val_loss"] for line in evals], "o-", ms=3, color="tab:orange", label=label)
+        top.plot(
+            [line["step"] for line in evals],
+            [line["val_loss"] for line in evals],
+            "o-",
+            ms=3,
+            color="tab:orange",
+            label=label,
+        )
     top.set_ylabel("cross-entropy (nats per token)")
     top.set_title(Path(run).resolve().name)
     top.grid(alpha=0.3)

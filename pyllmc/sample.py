@@ -74,12 +74,16 @@ def open_writer(path: str | os.PathLike[str], threads: int = 0) -> Writer:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pyllmc.sample", description=__doc__)
     parser.add_argument("run", help="a run folder or a checkpoint")
-    parser.add_argument("--prompt", default="", help="how the text begins; default: at the start of a document")
+    parser.add_argument(
+        "--prompt", default="", help="how the text begins; default: at the start of a document"
+    )
     parser.add_argument("--count", type=int, default=1, help="texts to write [1]")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="tokens of each [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token [0.8]")
     parser.add_argument("--top_k", type=int, default=None, help="only the k likeliest tokens")
-    parser.add_argument("--top_p", type=float, default=None, help="only the likeliest tokens that hold this share")
+    parser.add_argument(
+        "--top_p", type=float, default=None, help="only the likeliest tokens that hold this share"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first text; the next counts up [0]")
     o = parser.parse_args()
     try:

@@ -9,6 +9,7 @@ all its variants, which `generate` chooses from, and into a regular expression, 
 slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
 agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -59,9 +60,20 @@ def _character_slots(variable: str, digit: str) -> dict[str, Slot]:
 
 def _all_slots() -> dict[str, Slot]:
     plain = {
-        "kind": book.KINDS, "kind2": book.KINDS, "trait": book.TRAITS, "home": book.HOMES, "time": book.TIMES,
-        "place": book.PLACES, "weather": book.WEATHER, "look": book.LOOKS, "thing": book.THINGS,
-        "toy": book.TOYS, "taste": book.TASTES, "food": book.FOODS, "skill": book.SKILLS, "seed": book.SEEDS,
+        "kind": book.KINDS,
+        "kind2": book.KINDS,
+        "trait": book.TRAITS,
+        "home": book.HOMES,
+        "time": book.TIMES,
+        "place": book.PLACES,
+        "weather": book.WEATHER,
+        "look": book.LOOKS,
+        "thing": book.THINGS,
+        "toy": book.TOYS,
+        "taste": book.TASTES,
+        "food": book.FOODS,
+        "skill": book.SKILLS,
+        "seed": book.SEEDS,
     }
     slots = {name: Slot(name, {value: value for value in values}) for name, values in plain.items()}
     at = {place: f"{word} the {place}" for place, word in book.PLACES.items()}
@@ -88,8 +100,11 @@ def _parse(section: str) -> Iterator[Step]:
 
 
 PLOTS = {name: tuple(_parse(plot)) for name, plot in storyplots.PLOTS.items()}
-TEMPLATES = tuple(dict.fromkeys(
-    template for plot in PLOTS.values() for step in plot for way in step.ways for template in way))
+TEMPLATES = tuple(
+    dict.fromkeys(
+        template for plot in PLOTS.values() for step in plot for way in step.ways for template in way
+    )
+)
 
 
 def _expand(template: str) -> tuple[str, ...]:
@@ -97,7 +112,7 @@ def _expand(template: str) -> tuple[str, ...]:
     choice = re.search(r"\[([^\[\]]*)\]", template)
     if not choice:
         return (template,)
-    before, after = template[: choice.start()], template[choice.end():]
+    before, after = template[: choice.start()], template[choice.end() :]
     return tuple(v for option in choice[1].split("|") for v in _expand(before + option + after))
 
 
@@ -229,7 +244,7 @@ def _follows(sentences: Sequence[str], steps: Sequence[Step], known: Bindings, c
     for way in steps[0].ways:
         if len(way) <= len(sentences) or cut:
             after = _join_way(sentences, way, known)
-            if after is not None and _follows(sentences[len(way):], steps[1:], after, cut):
+            if after is not None and _follows(sentences[len(way) :], steps[1:], after, cut):
                 return True
     return False
 
@@ -254,14 +269,16 @@ class Exam(NamedTuple):
 
     def report(self) -> str:
         copied = f"{'unknown':>10}" if math.isnan(self.copied) else f"{self.copied:>10.1%}"
-        return "\n".join((
-            f"stories read          {self.stories:>10,}",
-            f"sentences read        {self.sentences:>10,}",
-            f"sentences accepted    {self.sentences_ok:>10.1%}",
-            f"whole stories accepted{self.stories_ok:>10.1%}",
-            f"right character       {self.right_character:>10.1%}",
-            f"copied from training  {copied}",
-        ))
+        return "\n".join(
+            (
+                f"stories read          {self.stories:>10,}",
+                f"sentences read        {self.sentences:>10,}",
+                f"sentences accepted    {self.sentences_ok:>10.1%}",
+                f"whole stories accepted{self.stories_ok:>10.1%}",
+                f"right character       {self.right_character:>10.1%}",
+                f"copied from training  {copied}",
+            )
+        )
 
 
 def _naming(sentences: Sequence[str]) -> tuple[int, int]:
@@ -278,7 +295,7 @@ def _naming(sentences: Sequence[str]) -> tuple[int, int]:
 def _is_copy(text: str, cut: bool, training: list[str]) -> bool:
     """Is the text in the sorted training texts? If cut: does one begin with it?"""
     at = bisect.bisect_left(training, text)
-    found = training[at:at + 1] if text else []
+    found = training[at : at + 1] if text else []
     return any(story.startswith(text) if cut else story == text for story in found)
 
 
@@ -305,8 +322,14 @@ def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complet
     def share(part: int, whole: int) -> float:
         return part / whole if whole else 0.0
 
-    return Exam(stories, sentences, share(sentences_ok, sentences), share(stories_ok, stories),
-                share(right, named), math.nan if known is None else share(copied, stories))
+    return Exam(
+        stories,
+        sentences,
+        share(sentences_ok, sentences),
+        share(stories_ok, stories),
+        share(right, named),
+        math.nan if known is None else share(copied, stories),
+    )
 
 
 def split_texts(text: str) -> list[str]:
@@ -326,8 +349,13 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> Non
     """Write the corpus as token shards with their tokenizer into the folder `out`; the last 1 % validates."""
     from pyllmc import prepro  # here, since telling and checking need no other module
 
-    prepro.write_dataset(generate(stories, seed), out, tokenizer="word", val_fraction=VAL_FRACTION,
-                         source=f"pyllmc.stories, {stories} stories, seed {seed}")
+    prepro.write_dataset(
+        generate(stories, seed),
+        out,
+        tokenizer="word",
+        val_fraction=VAL_FRACTION,
+        source=f"pyllmc.stories, {stories} stories, seed {seed}",
+    )
 
 
 def _positive(text: str) -> int:
@@ -338,17 +366,26 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python3 -m pyllmc.stories", allow_abbrev=False,
+        prog="python3 -m pyllmc.stories",
+        allow_abbrev=False,
         description="Make the embedded default corpus, or examine stories by its grammar.",
-        epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.")
+        epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (data/stories)")
     parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
     parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
-    parser.add_argument("--exam", metavar="FILE", help="examine the stories in FILE (- is standard input); "
-                        "copies are looked for among the N stories of seed S")
-    parser.add_argument("--cut", action="store_true", help="with --exam: a text without an end mark was cut "
-                        "off and need only begin a story")
+    parser.add_argument(
+        "--exam",
+        metavar="FILE",
+        help="examine the stories in FILE (- is standard input); "
+        "copies are looked for among the N stories of seed S",
+    )
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="with --exam: a text without an end mark was cut off and need only begin a story",
+    )
     return parser
 
 

@@ -14,6 +14,7 @@ A section is a sequence of steps, one line for each way to tell a step:
     <name>     a free choice from PHRASES
     x. / Y.    two sentences; no sentence ends inside quotes except where the quotes end
 """
+
 from __future__ import annotations
 
 
@@ -26,17 +27,23 @@ BOYS = _list("Ben Charlie Finn Hugo Jack Leo Max Milo Ned Oscar Pip Sam Theo Tob
 
 # Slot -> the word for a girl, the word for a boy.
 PRONOUNS = {
-    "he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his"),
+    "he": ("she", "he"),
+    "He": ("She", "He"),
+    "him": ("her", "him"),
+    "his": ("her", "his"),
     "His": ("Her", "His"),
 }
 
 # Whatever may come after "a" begins with a consonant.
-KINDS = _list("bear beaver cat dog dragon duck fox frog hedgehog lamb mouse panda pig rabbit robot "
-              "squirrel turtle")
+KINDS = _list(
+    "bear beaver cat dog dragon duck fox frog hedgehog lamb mouse panda pig rabbit robot squirrel turtle"
+)
 TRAITS = _list("brave cheerful clever curious gentle kind merry playful quiet shy")
 LOOKS = _list("red blue green yellow purple golden silver shiny striped white brown pink")
-THINGS = _list("ball basket bell blanket boat book button coin cup doll drum feather flute hat kite lamp "
-               "lantern map mitten puppet ribbon ring scarf shell spoon teapot train wagon wand")
+THINGS = _list(
+    "ball basket bell blanket boat book button coin cup doll drum feather flute hat kite lamp "
+    "lantern map mitten puppet ribbon ring scarf shell spoon teapot train wagon wand"
+)
 TOYS = _list("cup doll drum flute kite lamp lantern teapot train wagon wand")  # the things that can break
 TASTES = _list("banana berry carrot cherry honey lemon nut plum pumpkin")
 FOODS = _list("bun cake cookie muffin pancake pie pudding tart")
@@ -45,20 +52,30 @@ TIMES = _list("morning day afternoon")
 SEEDS = _list("apple tree,pear tree,rose bush,berry bush,sunflower,pumpkin", ",")
 
 # Place -> the word before "the ...".
-PLACES = {place: word for word, places in (
-    ("in", "forest garden meadow park orchard barn cave field"),
-    ("by", "river pond bridge"),
-    ("at", "beach market castle farm harbor"),
-) for place in places.split()}
-HOMES = _list("on the hill,in the valley,by the lake,near the sea,near the old mill,in the village,"
-              "under the big oak", ",")
+PLACES = {
+    place: word
+    for word, places in (
+        ("in", "forest garden meadow park orchard barn cave field"),
+        ("by", "river pond bridge"),
+        ("at", "beach market castle farm harbor"),
+    )
+    for place in places.split()
+}
+HOMES = _list(
+    "on the hill,in the valley,by the lake,near the sea,near the old mill,in the village,under the big oak",
+    ",",
+)
 
 # Weather -> what one sees or hears of it.
 WEATHER = {
-    "sunny": "The sun was warm and bright", "windy": "The wind danced in the trees",
-    "cloudy": "Big clouds rolled over the hills", "rainy": "Soft rain fell on the leaves",
-    "snowy": "White snow lay on the ground", "foggy": "Soft fog lay over the hills",
-    "warm": "The birds were singing in the trees", "cold": "The wind was cold but the sky was blue",
+    "sunny": "The sun was warm and bright",
+    "windy": "The wind danced in the trees",
+    "cloudy": "Big clouds rolled over the hills",
+    "rainy": "Soft rain fell on the leaves",
+    "snowy": "White snow lay on the ground",
+    "foggy": "Soft fog lay over the hills",
+    "warm": "The birds were singing in the trees",
+    "cold": "The wind was cold but the sky was blue",
 }
 
 PHRASES = {

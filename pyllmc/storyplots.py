@@ -1,4 +1,5 @@
 """The plots of the embedded corpus, as data: what happens. `storybook.py` explains the notation."""
+
 from __future__ import annotations
 
 PLOTS = {}

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = Options(_ffi.load())
         if options.parse(sys.argv[1:] if arguments is None else arguments):
-            print(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}")
+            print(
+                f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}"
+            )
             return 0
         return run(Trainer(options))
     except (_ffi.LlmcError, DataError) as error:

@@ -46,7 +46,13 @@ class Options:
         self.handle = _ffi.ffi().gc(lib.llmc_options_new(), lib.llmc_options_free)
 
     def set(self, name: str, value: Any) -> None:
-        text = str(int(value)) if isinstance(value, bool) else os.fspath(value) if _is_path(value) else str(value)
+        text = (
+            str(int(value))
+            if isinstance(value, bool)
+            else os.fspath(value)
+            if _is_path(value)
+            else str(value)
+        )
         _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
 
     def get(self, name: str) -> str:
@@ -92,7 +98,12 @@ class Trainer:
     """
 
     def __init__(
-        self, options: Options | None = None, *, device: str = "cpu", yield_gradients: bool = False, **named: Any
+        self,
+        options: Options | None = None,
+        *,
+        device: str = "cpu",
+        yield_gradients: bool = False,
+        **named: Any,
     ) -> None:
         self._lib = _ffi.load(device)
         self.options = options or Options(self._lib)
@@ -113,7 +124,11 @@ class Trainer:
         event = _ffi.ffi().new("llmc_event *")
         if _ffi.check(self._lib, self._lib.llmc_trainer_next(self._handle, event)) == self._lib.LLMC_DONE:
             raise StopIteration
-        fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(Event) if f.name not in ("kind", "text")}
+        fields = {
+            f.name: getattr(event, f.name)
+            for f in dataclasses.fields(Event)
+            if f.name not in ("kind", "text")
+        }
         return Event(kind=KINDS[event.kind], text=_ffi.text(event.text), **fields)
 
     def stop(self) -> None:
@@ -125,7 +140,9 @@ class Trainer:
         """The model in training; its views change as it trains."""
         pointer = self._lib.llmc_trainer_model(self._handle)
         if pointer == _ffi.ffi().NULL:
-            raise _ffi.InvalidArgument("the model is made after the plan: take the first event before you ask for it")
+            raise _ffi.InvalidArgument(
+                "the model is made after the plan: take the first event before you ask for it"
+            )
         return Model._borrow(self._lib, pointer, self._handle)
 
     @property

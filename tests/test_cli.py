@@ -19,7 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 BINARY = [str(ROOT / "train_gpt2")]
 MODULE = [sys.executable, "-m", "pyllmc.train"]
 FRONT_ENDS = pytest.mark.parametrize("program", [BINARY, MODULE], ids=["binary", "python"])
-TINY = "--model=gpt-nano --max_seq_len=16 --n_layer=2 --B=3 --T=7 --warmup_steps=2 --log_every=1".split()
+TINY = [
+    "--model=gpt-nano",
+    "--max_seq_len=16",
+    "--n_layer=2",
+    "--B=3",
+    "--T=7",
+    "--warmup_steps=2",
+    "--log_every=1",
+]
 SHORT = ["--max_steps=4", "--val_every=2", "--sample_every=4", "--checkpoint_every=0"]
 
 if "PYLLMC_LIB" in os.environ:
@@ -29,19 +37,25 @@ if "PYLLMC_LIB" in os.environ:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1)
+    prepro.write_dataset(
+        ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
+    )
     return out
 
 
 def run(program: list[str], *arguments: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **kwargs.pop("env", {})}
     command = [*program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, **kwargs)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, **kwargs
+    )
 
 
 def without_times(text: str) -> list[str]:
     lines = [re.sub(r"\| [\d.]+ ms \|.*", "", line) for line in text.splitlines()]
-    return [re.sub(r"fits in .*|\S*last.ckpt", "", line) for line in lines if not line.startswith("loss curve")]
+    return [
+        re.sub(r"fits in .*|\S*last.ckpt", "", line) for line in lines if not line.startswith("loss curve")
+    ]
 
 
 def test_both_front_ends_print_the_same_lines(data, tmp_path):
@@ -79,7 +93,12 @@ def bad(tmp_path_factory, data) -> dict[str, Path]:
     large = np.full(500, 60000, np.uint16)
     other = folder / "other"
     prepro.write_dataset(["0123456789 quite another alphabet"] * 30, other, tokenizer="char")
-    subprocess.run([*BINARY, f"--data={data}", f"--out={folder / 'run'}", *TINY, "--max_steps=1"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*BINARY, f"--data={data}", f"--out={folder / 'run'}", *TINY, "--max_steps=1"],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     bins.write_shard(folder / "large.bin", large, vocab_size=65536)
     bins.write_shard(folder / "short.bin", [1, 2, 3], vocab_size=10)
     (folder / "hollow").mkdir()
@@ -130,11 +149,15 @@ BAD_INPUT = [  # arguments, exit code, what the line says
 
 
 @FRONT_ENDS
-@pytest.mark.parametrize("arguments, code, says", BAD_INPUT, ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+@pytest.mark.parametrize(
+    "arguments, code, says", BAD_INPUT, ids=lambda x: " ".join(x) if isinstance(x, list) else None
+)
 def test_bad_input_is_one_clear_line(program, arguments, code, says, bad, data, tmp_path):
     filled = [argument.format(data=data, **bad) for argument in arguments]
     given = {argument.split("=")[0] for argument in filled}
-    rest = [option for option in [*TINY, "--max_steps=2", "--val_every=0"] if option.split("=")[0] not in given]
+    rest = [
+        option for option in [*TINY, "--max_steps=2", "--val_every=0"] if option.split("=")[0] not in given
+    ]
     if not any("out" in name for name in given):
         rest.append(f"--out={tmp_path / 'run'}")
     done = run(program, *filled, *(rest if given & {"--data", "--resume"} else []))
@@ -169,9 +192,18 @@ def test_a_full_disk_is_one_clear_line_and_the_old_checkpoint_stays(program, dat
 @FRONT_ENDS
 def test_interrupt_saves_and_resume_continues(program, data, tmp_path):
     out = tmp_path / "run"
-    options = [f"--data={data}", f"--out={out}", *TINY, "--val_every=0", "--sample_every=0", "--max_steps=1000000"]
+    options = [
+        f"--data={data}",
+        f"--out={out}",
+        *TINY,
+        "--val_every=0",
+        "--sample_every=0",
+        "--max_steps=1000000",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*program, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    process = subprocess.Popen(
+        [*program, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
     deadline = time.time() + 60
     while time.time() < deadline and "step" not in process.stdout.readline():
         pass
@@ -184,7 +216,9 @@ def test_interrupt_saves_and_resume_continues(program, data, tmp_path):
 
 
 def test_no_compiler_is_one_clear_line(tmp_path):
-    make = subprocess.run(["make", "-C", str(ROOT), f"BUILD={tmp_path}", "CC=no-such-compiler"], capture_output=True, text=True)
+    make = subprocess.run(
+        ["make", "-C", str(ROOT), f"BUILD={tmp_path}", "CC=no-such-compiler"], capture_output=True, text=True
+    )
     assert make.returncode == 2
     assert "no-such-compiler" in make.stderr
     assert "install" in make.stderr
@@ -192,9 +226,13 @@ def test_no_compiler_is_one_clear_line(tmp_path):
 
 def test_an_old_python_is_one_clear_line(tmp_path):
     old = tmp_path / "python"
-    old.write_text("#!/bin/sh\nexit 1\n")  # as `python -c 'sys.exit(sys.version_info < (3, 9))'` ends on an old one
+    old.write_text(
+        "#!/bin/sh\nexit 1\n"
+    )  # as `python -c 'sys.exit(sys.version_info < (3, 9))'` ends on an old one
     old.chmod(0o755)
     make = subprocess.run(
-        ["make", "-C", str(ROOT), "-n", "-B", ".venv/bin/python", f"PYTHON={old}"], capture_output=True, text=True
+        ["make", "-C", str(ROOT), "-n", "-B", ".venv/bin/python", f"PYTHON={old}"],
+        capture_output=True,
+        text=True,
     )
     assert "pyllmc needs Python >= 3.9" in make.stdout + make.stderr

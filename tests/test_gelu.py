@@ -40,7 +40,6 @@ def torch_slope(x: torch.Tensor) -> torch.Tensor:
 
 TORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "vf_exp": torch.exp,
-   
     "gelu": torch_gelu,
     "gelu_slope": torch_slope,
 }

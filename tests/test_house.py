@@ -37,7 +37,9 @@ def row_of(name: str) -> int:
     for i, row in enumerate(ROWS):
         if name in row.split() or name.rsplit(".", 1)[0] in row.split():
             return i
-    raise AssertionError(f"csrc/{name} has no row in the house: give it one in tests/test_house.py and the README")
+    raise AssertionError(
+        f"csrc/{name} has no row in the house: give it one in tests/test_house.py and the README"
+    )
 
 
 def includes(path: Path) -> list[str]:
@@ -63,20 +65,26 @@ def test_the_model_never_names_a_device(path):
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.name)
 def test_the_library_never_exits_aborts_or_prints(path):
-    called = re.findall(r"\b(exit|_exit|abort|assert|printf|puts|putchar|perror|system)\s*\(", without_comments(path))
+    called = re.findall(
+        r"\b(exit|_exit|abort|assert|printf|puts|putchar|perror|system)\s*\(", without_comments(path)
+    )
     assert not called, f"{path.name} calls {called}"
     assert "stderr" not in without_comments(path)
 
 
 def test_no_fast_math_and_no_native_code_in_the_library():
-    flags = "\n".join(line for line in (ROOT / "Makefile").read_text().splitlines() if not line.startswith("#"))
+    flags = "\n".join(
+        line for line in (ROOT / "Makefile").read_text().splitlines() if not line.startswith("#")
+    )
     assert "-ffast-math" not in flags
     assert "-Ofast" not in flags
     assert "-march=native" not in flags
 
 
 def test_only_llmc_symbols_are_exported():
-    out = subprocess.run(["nm", "-D", "--defined-only", ffi_path()], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["nm", "-D", "--defined-only", ffi_path()], capture_output=True, text=True, check=True
+    ).stdout
     names = [line.split()[-1] for line in out.splitlines() if line.split()[-2] in "TDBR"]
     assert names
     assert [name for name in names if not name.startswith("llmc_") and name not in ("_init", "_fini")] == []
@@ -89,11 +97,15 @@ def ffi_path() -> str:
 def test_the_library_leaves_the_process_as_it_was():
     """-ffast-math at link time would switch the whole process to flush-to-zero (RELIABILITY of peers)."""
     code = "import pyllmc._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     assert out.split() == ["True", "True", "True"]
 
 
-ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "pointer" and name != "name"]
+ENTRIES = [
+    name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "pointer" and name != "name"
+]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -102,26 +114,48 @@ def test_every_entry_is_filled_for_every_instruction_set(isa):
     assert [name for name in ENTRIES if getattr(table, name) == ffi.NULL] == []
 
 
-HOUSEKEEPING = {"supported", "memory_available", "alloc", "free", "workspace_bytes", "sync", "fill", "copy_in", "copy_out"}
+HOUSEKEEPING = {
+    "supported",
+    "memory_available",
+    "alloc",
+    "free",
+    "workspace_bytes",
+    "sync",
+    "fill",
+    "copy_in",
+    "copy_out",
+}
 
 
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in HOUSEKEEPING])
 def test_every_kernel_has_its_file_and_its_test(entry):
-    defined = [path.name for path in CPU if re.search(rf"\bK\({entry}\)\(", path.read_text()) and path.suffix == ".c"]
+    defined = [
+        path.name for path in CPU if re.search(rf"\bK\({entry}\)\(", path.read_text()) and path.suffix == ".c"
+    ]
     assert len(defined) == 1, f"{entry} is defined in {defined}"
-    tested = [path.name for path in (ROOT / "tests").glob("test_*.py") if f"kernels.{entry}(" in path.read_text()]
+    tested = [
+        path.name for path in (ROOT / "tests").glob("test_*.py") if f"kernels.{entry}(" in path.read_text()
+    ]
     assert tested, f"no test calls kernels.{entry}"
 
 
 def imported_by(code: str) -> set[str]:
     code += "\nimport sys; print(*sorted(m for m in sys.modules if '.' not in m))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     return set(out.split())
 
 
 def test_import_is_light():
     assert not imported_by("import pyllmc") & {"numpy", "cffi", "torch", "datasets", "tiktoken"}
-    assert not imported_by("import pyllmc; pyllmc.Model; pyllmc.Trainer") & {"torch", "datasets", "tiktoken", "rich", "matplotlib"}
+    assert not imported_by("import pyllmc; pyllmc.Model; pyllmc.Trainer") & {
+        "torch",
+        "datasets",
+        "tiktoken",
+        "rich",
+        "matplotlib",
+    }
 
 
 def test_readme_commands_exist():
@@ -136,6 +170,8 @@ def test_readme_commands_exist():
 
 
 def test_files_stay_short():
-    tracked = [path for path in [*CSRC, *CPU, *ROOT.glob("pyllmc/*.py"), *ROOT.glob("dev/*")] if path.is_file()]
+    tracked = [
+        path for path in [*CSRC, *CPU, *ROOT.glob("pyllmc/*.py"), *ROOT.glob("dev/*")] if path.is_file()
+    ]
     long = {path.name: n for path in tracked if (n := len(path.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines: {long}"

@@ -14,7 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 MUTANTS = [  # file, what is replaced, by what, the tests that must notice
-    ("gpt2.c", r"a\.residual2, w\.ln2w, a\.ln2_mean", "a.residual1, w.ln2w, a.ln2_mean", "tests/test_model.py"),
+    (
+        "gpt2.c",
+        r"a\.residual2, w\.ln2w, a\.ln2_mean",
+        "a.residual1, w.ln2w, a.ln2_mean",
+        "tests/test_model.py",
+    ),
     ("gpt2.c", r"p->decay \? h->weight_decay : 0", "h->weight_decay", "tests/test_model.py"),
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/test_layernorm.py"),
     ("cpu/attention_backward.c", r"\) - D\)", ") + D)", "tests/test_attention.py"),

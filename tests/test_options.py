@@ -15,7 +15,9 @@ from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [ffi.string(lib.llmc_option_name(i)).decode() for i in range(lib.llmc_num_options())]
-NUMBERS = re.findall(r"^OPTION\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", (ROOT / "csrc/options.def").read_text(), re.M)
+NUMBERS = re.findall(
+    r"^OPTION\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", (ROOT / "csrc/options.def").read_text(), re.M
+)
 
 
 def test_the_table_and_the_library_agree():
@@ -43,9 +45,13 @@ def test_dashes_and_negated_flags():
     assert (options.get("max_steps"), options.get("shuffle"), options.get("plan")) == ("7", "0", "1")
 
 
-@pytest.mark.parametrize("typo, right", [("max_step", "max_steps"), ("leaning_rate", None), ("treads", "threads"), ("sed", "seed")])
+@pytest.mark.parametrize(
+    "typo, right", [("max_step", "max_steps"), ("leaning_rate", None), ("treads", "threads"), ("sed", "seed")]
+)
 def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
-    with pytest.raises(InvalidArgument, match=f"unknown option --{typo}.*" + (f"--{right}" if right else "--help")):
+    with pytest.raises(
+        InvalidArgument, match=f"unknown option --{typo}.*" + (f"--{right}" if right else "--help")
+    ):
         Options(lib).parse([f"--{typo}=1"])
 
 
@@ -85,7 +91,10 @@ def test_every_number_is_bounded_as_the_table_says(kind, name, least, most):
         options.set(name, type(step)(float(least) - step))
 
 
-@given(st.sampled_from(NAMES), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
+@given(
+    st.sampled_from(NAMES),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40),
+)
 def test_any_value_is_taken_or_refused(name, value):
     options = Options(lib)
     before = options.get(name)

@@ -1,4 +1,5 @@
 """The embedded corpus: its own stories pass its exam, spoilt ones fail, and the bytes are always the same."""
+
 from __future__ import annotations
 
 import hashlib
@@ -46,17 +47,26 @@ def test_same_bytes_on_other_pythons(version):
     python = found[0] if found else shutil.which(f"python{version}")
     if not python or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"no python{version} here")
-    code = ("import hashlib; from pyllmc import stories; "
-            "print(hashlib.sha256('\\n'.join(stories.generate(200)).encode()).hexdigest())")
-    result = subprocess.run([python, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
+    code = (
+        "import hashlib; from pyllmc import stories; "
+        "print(hashlib.sha256('\\n'.join(stories.generate(200)).encode()).hexdigest())"
+    )
+    result = subprocess.run(
+        [python, "-S", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+    )
     assert result.stdout.strip() == GOLDEN, result.stderr
 
 
 def test_splitmix64_known_answer():
     dice = stories._Dice(1234567)  # the published generator's first outputs for this seed, upper halves
-    assert [dice.roll(1 << 32) for _ in range(3)] == [n >> 32 for n in (
-        6457827717110365317, 3203168211198807973, 9817491932198370423)]
+    assert [dice.roll(1 << 32) for _ in range(3)] == [
+        n >> 32 for n in (6457827717110365317, 3203168211198807973, 9817491932198370423)
+    ]
 
 
 def test_a_story_depends_on_seed_and_place_only(some):
@@ -89,7 +99,7 @@ def test_variety(some):
 
 def test_stories_are_short_paragraphs_of_good_form(some):
     lengths = [len(text.split()) for text in some]
-    assert 60 <= min(lengths) and max(lengths) <= 180 and 95 <= sum(lengths) / len(some) <= 120
+    assert min(lengths) >= 60 and max(lengths) <= 180 and 95 <= sum(lengths) / len(some) <= 120
     for text in some:
         assert re.fullmatch(r'[A-Z][A-Za-z ,.!?"]*[.!?]"?', text), text
         assert "  " not in text and text.count('"') % 2 == 0
@@ -150,7 +160,7 @@ def swap_last_mention(words):
 def wrong_pronoun(text: str) -> str | None:
     swap = {"she": "he", "he": "she", "She": "He", "He": "She", "him": "her", "his": "her", "His": "Her"}
     found = re.search(r"\b(" + "|".join(swap) + r")\b", text)
-    return found and text[: found.start()] + swap[found[0]] + text[found.end():]
+    return found and text[: found.start()] + swap[found[0]] + text[found.end() :]
 
 
 def on_sentences(change):
@@ -168,18 +178,27 @@ def shuffled(sentences: list[str]) -> list[str]:
 
 
 SPOILT = {
-    "name": swap_last_mention(NAMES), "kind": swap_last_mention(storybook.KINDS),
-    "object": swap_last_mention(storybook.THINGS), "food": swap_last_mention(storybook.FOODS),
-    "place": swap_last_mention(list(storybook.PLACES)), "look": swap_last_mention(storybook.LOOKS),
-    "skill": swap_last_mention(storybook.SKILLS), "pronoun": wrong_pronoun,
+    "name": swap_last_mention(NAMES),
+    "kind": swap_last_mention(storybook.KINDS),
+    "object": swap_last_mention(storybook.THINGS),
+    "food": swap_last_mention(storybook.FOODS),
+    "place": swap_last_mention(list(storybook.PLACES)),
+    "look": swap_last_mention(storybook.LOOKS),
+    "skill": swap_last_mention(storybook.SKILLS),
+    "pronoun": wrong_pronoun,
     "one name for both": lambda text: re.sub(ANY_NAME, re.search(ANY_NAME, text)[0], text),
-    "shuffled": on_sentences(shuffled), "reversed": on_sentences(lambda s: s[::-1]),
-    "no opening": on_sentences(lambda s: s[2:]), "told twice": on_sentences(lambda s: s + s),
-    "middle twice": on_sentences(lambda s: s[:5] + s[4:]), "only an opening": on_sentences(lambda s: s[:2]),
+    "shuffled": on_sentences(shuffled),
+    "reversed": on_sentences(lambda s: s[::-1]),
+    "no opening": on_sentences(lambda s: s[2:]),
+    "told twice": on_sentences(lambda s: s + s),
+    "middle twice": on_sentences(lambda s: s[:5] + s[4:]),
+    "only an opening": on_sentences(lambda s: s[:2]),
     "unknown word": lambda text: text.replace(" a ", " a zebra ", 1),
     "missing word": lambda text: text.replace(" a ", " ", 1),
     "no end mark": lambda text: re.sub(r'[.!?]"?$', "", text),
-    "lower case": str.lower, "capitals": str.upper, "one more sentence": lambda text: text + " The end.",
+    "lower case": str.lower,
+    "capitals": str.upper,
+    "one more sentence": lambda text: text + " The end.",
     "lost quote": lambda text: text.replace('"', "", 1) if '"' in text else None,
     "random words": on_sentences(lambda s: [" ".join(sorted(" ".join(s).split())) + "."]),
 }
@@ -195,32 +214,36 @@ def test_rejects_spoilt_stories(how, some):
         assert stories.exam([bad]).stories_ok == 0, f"{text}\n-> {bad}"
 
 
-@pytest.mark.parametrize("text", ["", " \n ", ".", "!!!", '"', "Mia.", "the the the", "Once upon a time.",
-                                  "\x00 é 1 [x]"])
+@pytest.mark.parametrize(
+    "text", ["", " \n ", ".", "!!!", '"', "Mia.", "the the the", "Once upon a time.", "\x00 é 1 [x]"]
+)
 def test_rejects_what_is_no_story(text):
     result = stories.exam([text], stories.generate(20))
     assert result.stories == 1
     assert (result.sentences_ok, result.stories_ok, result.right_character, result.copied) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("sentence, ok", [
-    ("Mia had a red ball that she took everywhere.", None),
-    ("Her best friend was Tom the fox.", None),
-    ("Lily the frog heard her and came to help.", True),
-    ('"Thank you, Mia!" said Ben.', True),
-    ('"Thank you, Mia!" said Mia.', False),
-    ("Lily had a red doll that she loved very much.", True),
-    ("Lily had a red doll that he loved very much.", False),
-    ("Lily had a doll red that she loved very much.", False),
-    ("Lily had a red castle that she loved very much.", False),
-    ("He had a red ball that he took everywhere.", True),
-    ("He had a red ball that she took everywhere.", False),
-    ("They looked all around in the forest.", True),
-    ("They looked all around at the forest.", False),
-    ("The bear and the bear were the last to come to the pond.", False),
-    ("The bear and the fox were the last to come to the pond.", True),
-    ("After a while Mia saw that the red ball was gone", False),
-])
+@pytest.mark.parametrize(
+    "sentence, ok",
+    [
+        ("Mia had a red ball that she took everywhere.", None),
+        ("Her best friend was Tom the fox.", None),
+        ("Lily the frog heard her and came to help.", True),
+        ('"Thank you, Mia!" said Ben.', True),
+        ('"Thank you, Mia!" said Mia.', False),
+        ("Lily had a red doll that she loved very much.", True),
+        ("Lily had a red doll that he loved very much.", False),
+        ("Lily had a doll red that she loved very much.", False),
+        ("Lily had a red castle that she loved very much.", False),
+        ("He had a red ball that he took everywhere.", True),
+        ("He had a red ball that she took everywhere.", False),
+        ("They looked all around in the forest.", True),
+        ("They looked all around at the forest.", False),
+        ("The bear and the bear were the last to come to the pond.", False),
+        ("The bear and the fox were the last to come to the pond.", True),
+        ("After a while Mia saw that the red ball was gone", False),
+    ],
+)
 def test_sentences(sentence, ok):
     assert bool(stories.readings(sentence)) == bool(ok)
 
@@ -276,8 +299,14 @@ def test_cut_off_texts(some):
 
 
 def run(*args: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-S", "-m", "pyllmc.stories", *args], cwd=ROOT, input=text,
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "pyllmc.stories", *args],
+        cwd=ROOT,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_print():
@@ -302,11 +331,23 @@ def test_exam_of_standard_input_and_cut():
         assert "whole stories accepted" + figure in result.stdout
 
 
-@pytest.mark.parametrize("args", [
-    ["--stories", "0"], ["--stories", "-3"], ["--stories", "many"], ["--print", "0"], ["--print", "1.5"],
-    ["--seed", "x"], ["--print", "1", "--exam", "x"], ["--print", "1", "--out", "x"], ["--cut"],
-    ["--storys", "3"], ["extra"], ["--exam"],
-])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--stories", "0"],
+        ["--stories", "-3"],
+        ["--stories", "many"],
+        ["--print", "0"],
+        ["--print", "1.5"],
+        ["--seed", "x"],
+        ["--print", "1", "--exam", "x"],
+        ["--print", "1", "--out", "x"],
+        ["--cut"],
+        ["--storys", "3"],
+        ["extra"],
+        ["--exam"],
+    ],
+)
 def test_wrong_usage(args, capsys):
     with pytest.raises(SystemExit) as exit_:
         stories.main(args)
@@ -314,10 +355,15 @@ def test_wrong_usage(args, capsys):
     assert "error:" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("content, says", [
-    (None, "No such file"), (b"", "holds no text"), (b"\n \n", "holds no text"),
-    (b"\xff\xfe\x00", "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (None, "No such file"),
+        (b"", "holds no text"),
+        (b"\n \n", "holds no text"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
 def test_bad_files(content, says, tmp_path, capsys):
     file = tmp_path / "samples.txt"
     if content is not None:

@@ -13,7 +13,15 @@ import pytest
 import pyllmc
 from pyllmc import bins, prepro
 
-TINY = {"model": "gpt-nano", "max_seq_len": 16, "n_layer": 2, "B": 3, "T": 7, "warmup_steps": 2, "log_every": 1}
+TINY = {
+    "model": "gpt-nano",
+    "max_seq_len": 16,
+    "n_layer": 2,
+    "B": 3,
+    "T": 7,
+    "warmup_steps": 2,
+    "log_every": 1,
+}
 QUIET = {"sample_every": 0, "val_every": 0, "checkpoint_every": 0}
 
 
@@ -22,7 +30,13 @@ def data(tmp_path_factory) -> Path:
     """Several shards of unequal size over a small alphabet."""
     out = tmp_path_factory.mktemp("data") / "letters"
     words = ["the cat sat on the mat", "a dog ran", "we all saw the sun and the moon"]
-    prepro.write_dataset([words[i % 3] * (1 + i % 4) for i in range(80)], out, tokenizer="char", val_fraction=0.1, shard_tokens=997)
+    prepro.write_dataset(
+        [words[i % 3] * (1 + i % 4) for i in range(80)],
+        out,
+        tokenizer="char",
+        val_fraction=0.1,
+        shard_tokens=997,
+    )
     assert len(list(out.glob("train*.bin"))) > 2
     return out
 
@@ -46,13 +60,20 @@ def test_it_learns(data):
 
 def test_a_run_writes_its_folder(data, tmp_path):
     run = tmp_path / "run"
-    kinds = [event.kind for event in pyllmc.Trainer(data=data, out=run, max_steps=4, val_every=2, sample_every=4, checkpoint_every=3, **TINY)]
+    kinds = [
+        event.kind
+        for event in pyllmc.Trainer(
+            data=data, out=run, max_steps=4, val_every=2, sample_every=4, checkpoint_every=3, **TINY
+        )
+    ]
     assert kinds[0] == "plan"
     assert kinds.count("step") == 4
     assert kinds.count("eval") == 3
     assert kinds.count("sample") == 1
     assert kinds.count("checkpoint") == 2
-    assert {"config.txt", "metrics.jsonl", "last.ckpt", "best.ckpt", "samples"} <= {p.name for p in run.iterdir()}
+    assert {"config.txt", "metrics.jsonl", "last.ckpt", "best.ckpt", "samples"} <= {
+        p.name for p in run.iterdir()
+    }
     steps = [line for line in metrics(run) if "loss" in line]
     assert [set(line) for line in steps] == [{"step", "loss", "lr", "norm", "ms", "tok_s"}] * 4
     assert [line["step"] for line in metrics(run) if "val_loss" in line] == [0, 2, 4]
@@ -62,7 +83,16 @@ def test_a_run_writes_its_folder(data, tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 4, 5])
 def test_resume_is_bit_exact(data, tmp_path, stop_at):
     """Stopped at any step and resumed: the same metrics and the same file as the run that was not."""
-    options = {"data": data, "max_steps": 8, "val_every": 3, "val_batches": 2, "sample_every": 0, "checkpoint_every": 0, "grad_accum": 2, **TINY}
+    options = {
+        "data": data,
+        "max_steps": 8,
+        "val_every": 3,
+        "val_batches": 2,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+        "grad_accum": 2,
+        **TINY,
+    }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     list(pyllmc.Trainer(out=whole, **options))
     trainer = pyllmc.Trainer(out=parts, **options)
@@ -118,7 +148,9 @@ def test_gradients_can_be_changed_before_they_are_applied(data):
 
 def test_a_broken_run_stops_names_the_tensor_and_keeps_its_checkpoint(data, tmp_path):
     run = tmp_path / "run"
-    trainer = pyllmc.Trainer(data=data, out=run, max_steps=9, checkpoint_every=2, val_every=0, sample_every=0, **TINY)
+    trainer = pyllmc.Trainer(
+        data=data, out=run, max_steps=9, checkpoint_every=2, val_every=0, sample_every=0, **TINY
+    )
     with pytest.raises(pyllmc.NotFinite, match=r"fcw.*resume"):
         for event in trainer:
             if event.kind == "step" and event.step == 3:
@@ -163,10 +195,14 @@ def test_validation_does_not_move_the_training_data(data):
 
 
 def test_validation_is_the_mean_over_the_batches(data):
-    trainer = pyllmc.Trainer(data=data, max_steps=0, val_every=1, val_batches=2, sample_every=0, checkpoint_every=0, **TINY)
+    trainer = pyllmc.Trainer(
+        data=data, max_steps=0, val_every=1, val_batches=2, sample_every=0, checkpoint_every=0, **TINY
+    )
     value = next(event.val_loss for event in trainer if event.kind == "eval")
     loader = bins.Loader(bins.find_shards(data, "val"), B=3, T=7, shuffle=False, seed=0)
-    assert value == pytest.approx(np.mean([trainer.model.forward(*loader.next()) for _ in range(2)]), rel=1e-6)
+    assert value == pytest.approx(
+        np.mean([trainer.model.forward(*loader.next()) for _ in range(2)]), rel=1e-6
+    )
 
 
 def test_weights_of_a_file_are_the_start_and_their_vocabulary_must_fit(data, tmp_path):

@@ -71,10 +71,14 @@ static Step make_step(const float *grad_scale, double lr, double beta1, double b
     const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
     return (Step){
         .grad_scale = vf_set(grad_scale ? grad_scale[0] : 1),
-        .beta1 = vf_set((float)beta1), .gain1 = vf_set((float)(1 - beta1)),
-        .beta2 = vf_set((float)beta2), .gain2 = vf_set((float)(1 - beta2)),
-        .decay = vf_set((float)((double)lr * decay)), .rate = vf_set((float)(lr / correct1)),
-        .unbias = vf_set((float)(1 / sqrt(correct2))), .eps = vf_set(eps),
+        .beta1 = vf_set((float)beta1),
+        .gain1 = vf_set((float)(1 - beta1)),
+        .beta2 = vf_set((float)beta2),
+        .gain2 = vf_set((float)(1 - beta2)),
+        .decay = vf_set((float)((double)lr * decay)),
+        .rate = vf_set((float)(lr / correct1)),
+        .unbias = vf_set((float)(1 / sqrt(correct2))),
+        .eps = vf_set(eps),
     };
 }
 

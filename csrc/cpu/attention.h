@@ -30,8 +30,12 @@ static inline int first_key(int i, int window) { return max(0, i - window + 1); 
 
 /* Queries against keys; shift = position of the first query - position of the first key. Query i sees key j where
  * 0 <= shift + i - j < window. */
-typedef struct { int shift, queries, keys, window; } Block;
-typedef struct { int from, to; } Range;
+typedef struct {
+    int shift, queries, keys, window;
+} Block;
+typedef struct {
+    int from, to;
+} Range;
 
 static inline int all_visible(Block b) { return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window; }
 static inline Range keys_of(Block b, int i, int end) {
@@ -101,13 +105,13 @@ static inline void load_transposed(float *rows, float *transposed, const floatX 
                                    float scale) {
     const int hp = padded(hs), end = (n + VL - 1) / VL * VL;
     load_rows(rows, src, stride, n, hs, scale);
-    memset(rows + (int64_t)n*hp, 0, (size_t)(end - n) * hp * sizeof *rows);
+    memset(rows + (int64_t)n * hp, 0, (size_t)(end - n) * hp * sizeof *rows);
     for (int i = 0; i < end; i += VL)
         for (int d = 0; d < hp; d += VL) {
             vf square[VL];
-            for (int l = 0; l < VL; l++) square[l] = vf_load(rows + (int64_t)(i + l)*hp + d);
+            for (int l = 0; l < VL; l++) square[l] = vf_load(rows + (int64_t)(i + l) * hp + d);
             vf_transpose(square);
-            for (int l = 0; l < VL; l++) vf_store(transposed + (d + l)*QB + i, square[l]);
+            for (int l = 0; l < VL; l++) vf_store(transposed + (d + l) * QB + i, square[l]);
         }
 }
 
@@ -115,7 +119,10 @@ static inline void load_transposed(float *rows, float *transposed, const floatX 
 static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
 
 /* element (i, k) is at[i*row + k*step] */
-typedef struct { const float *at; int64_t row, step; } Factor;
+typedef struct {
+    const float *at;
+    int64_t row, step;
+} Factor;
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
 INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
@@ -124,15 +131,15 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < n; j++) sum[i][j] = add ? vf_load(c + i*c_row + j*VL) : vf_set(0);
+        for (int j = 0; j < n; j++) sum[i][j] = add ? vf_load(c + i * c_row + j * VL) : vf_set(0);
     const float *at = a->at;
     for (int k = 0; k < depth; k++, at += a->step, b += b_row) {
         vf row[NR];
 #pragma GCC unroll 8
-        for (int j = 0; j < n; j++) row[j] = vf_load(b + j*VL);
+        for (int j = 0; j < n; j++) row[j] = vf_load(b + j * VL);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            const vf x = vf_set(at[i*a->row]);
+            const vf x = vf_set(at[i * a->row]);
 #pragma GCC unroll 8
             for (int j = 0; j < n; j++) sum[i][j] += x * row[j];
         }
@@ -140,7 +147,7 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < n; j++) vf_store(c + i*c_row + j*VL, sum[i][j]);
+        for (int j = 0; j < n; j++) vf_store(c + i * c_row + j * VL, sum[i][j]);
 }
 
 INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
@@ -158,8 +165,7 @@ INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor 
 /* the same for m <= MR and any n (in vectors) and depth, also none */
 static __attribute__((noinline)) void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
                                             int m, int n, int depth, int add) {
-    for (; n > 0; n -= NR, c += NR * VL, b += NR * VL)
-        switch (min(n, NR)) {
+    for (; n > 0; n -= NR, c += NR * VL, b += NR * VL) switch (min(n, NR)) {
         case 1: tile_rows(m, 1, c, c_row, a, b, b_row, depth, add); break;
         case 2: tile_rows(m, 2, c, c_row, a, b, b_row, depth, add); break;
 #if VREGS >= 32
@@ -177,7 +183,7 @@ static inline void products_of_rows(Block b, float *p, const float *x, int64_t s
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
         const int i = r.from / VL * VL, vectors = (r.to - i + VL - 1) / VL;
-        strip(p + j*QB + i, QB, &(Factor){x + j*stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
+        strip(p + j * QB + i, QB, &(Factor){x + j * stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
     }
 }
 /* acc[i] += sum over j of p[j][i] x[j] */
@@ -185,7 +191,8 @@ static inline void sums_over_keys(Block b, float *acc, const float *p, const flo
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = keys_of(b, i, i + m);
-        strip(acc + i*hp, hp, &(Factor){p + r.from*QB + i, 1, QB}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + i * hp, hp, &(Factor){p + r.from * QB + i, 1, QB}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
+              1);
     }
 }
 /* acc[j] += sum over i of p[j][i] x[i] */
@@ -193,7 +200,8 @@ static inline void sums_over_queries(Block b, float *acc, const float *p, const 
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = queries_of(b, j, j + m);
-        strip(acc + j*hp, hp, &(Factor){p + j*QB + r.from, QB, 1}, x + r.from*hp, hp, m, hp / VL, r.to - r.from, 1);
+        strip(acc + j * hp, hp, &(Factor){p + j * QB + r.from, QB, 1}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
+              1);
     }
 }
 #endif

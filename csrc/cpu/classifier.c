@@ -48,10 +48,10 @@ static double row_lse(const float *x, int V) {
     return max + log(sum);
 }
 
-void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets,
-                           int B, int T, int V, int Vp) {
+void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
+                           int T, int V, int Vp) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * V))
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *V))
     for (int64_t bt = 0; bt < rows; bt++) {
         const float *x = logits + bt * Vp;
         const double l = row_lse(x, V);
@@ -61,8 +61,7 @@ void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX
 }
 
 /* few numbers: one thread, in order */
-void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
-                  int64_t N) {
+void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights, int64_t N) {
     double sum = 0, weight = 0;
     (void)ctx;
     for (int64_t i = 0; i < N; i++)
@@ -86,10 +85,10 @@ static void row_backward(float *x, float lse, int target, double factor, int V) 
     x[target] = of_target;
 }
 
-void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
-                            const float *weights, const float *loss, float scale, int B, int T, int V, int Vp) {
+void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets, const float *weights,
+                            const float *loss, float scale, int B, int T, int V, int Vp) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * V))
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *V))
     for (int64_t bt = 0; bt < rows; bt++) {
         float *x = logits + bt * Vp;
         const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];

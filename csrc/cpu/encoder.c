@@ -13,7 +13,7 @@ static void add_rows(float *out, const float *a, const float *b, int C) {
 void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                         const int *pos, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * C))
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
     for (int64_t bt = 0; bt < rows; bt++) {
         const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
         add_rows(out + bt * C, wte + (int64_t)tokens[bt] * C, wpe + at * C, C);
@@ -22,8 +22,7 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
 
 /* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are
  * summed before they join the others, so that the rounding errors of a large B do not pile up. */
-static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C,
-                           int n) {
+static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C, int n) {
     vf total = {0};
     for (int first = 0; first < B; first += 16) {
         const int last = first + 16 < B ? first + 16 : B;
@@ -40,8 +39,8 @@ static inline void scatter(float *dwte, float *dwpe, const float *dout, const in
 }
 
 /* A token may come more than once, so the threads share out the columns, not the rows: by cache lines. */
-void K(encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens,
-                         int B, int T, int C) {
+void K(encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B, int T,
+                         int C) {
     enum { LINE = 16 };
     const int64_t lines = (C + LINE - 1) / LINE;
     const int parts = threads_among(ctx, lines, (int64_t)B * T * C);

@@ -24,7 +24,8 @@ enum {
     NR = NV * VL,
     KC = 192, /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
     NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
-    LOW = 16, WIDE = 16,  /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
+    LOW = 16,
+    WIDE = 16,            /* tiles: B pays its copy in higher blocks, a column of A in wider ones */
     OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
     A_FLOATS = (MR * KC + 15) / 16 * 16,
     B_FLOATS = NC * KC,
@@ -46,9 +47,7 @@ enum { FEW_K = 8 };
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-int64_t K(matmul_workspace)(int threads) {
-    return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float);
-}
+int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
 
 /* ---- what happens to C ---- */
 
@@ -62,7 +61,7 @@ typedef struct Piece {
 
 /* sum holds elements (m, n..n+lanes) */
 INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add, int last) {
-    float *c = g->c + m*g->N + n;
+    float *c = g->c + m * g->N + n;
     if (add) sum += vf_load_n(c, lanes);
     if (last && g->bias) sum += vf_load_n(g->bias + n, lanes);
     vf_store_n(c, sum, lanes);
@@ -71,7 +70,7 @@ INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add,
 APART void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += VL) {
-            const int64_t at = (m + i)*g->N + n + j;
+            const int64_t at = (m + i) * g->N + n + j;
             const int lanes = LANES(j, cols);
             const vf c = vf_load_n(g->c + at, lanes);
             if (g->gelu) vf_store_n(g->gelu + at, gelu(c), lanes);
@@ -84,30 +83,28 @@ APART void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 APART void store_edge(const Piece *p, const float *sums) {
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
-            put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i*NR + j), p->add, p->last);
+            put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * NR + j), p->add, p->last);
 }
 
 INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
     const int64_t ld = p->g->N;
-    float *c = p->g->c + p->m*ld + p->n;
+    float *c = p->g->c + p->m * ld + p->n;
     if (p->rows < MR || p->cols < nv * VL) {
         float sums[MR * NR];
-        UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int j = 0; j < nv; j++) vf_store(sums + i*NR + j*VL, acc[i][j]);
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            vf_store(sums + i * NR + j * VL, acc[i][j]);
         store_edge(p, sums);
         return;
     }
     if (p->add)
-        UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += vf_load(c + i*ld + j*VL);
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] +=
+            vf_load(c + i * ld + j * VL);
     if (p->last && p->g->bias) {
         vf bias[NV];
-        UNROLL for (int j = 0; j < nv; j++) bias[j] = vf_load(p->g->bias + p->n + j*VL);
-        UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
+        UNROLL for (int j = 0; j < nv; j++) bias[j] = vf_load(p->g->bias + p->n + j * VL);
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
     }
-    UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int j = 0; j < nv; j++) vf_store(c + i*ld + j*VL, acc[i][j]);
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) vf_store(c + i * ld + j * VL, acc[i][j]);
 }
 
 /* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
@@ -116,17 +113,17 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
                  int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
-    const float *c = p->g->c + p->m*p->g->N + p->n;
+    const float *c = p->g->c + p->m * p->g->N + p->n;
     if (p->add)
         for (int i = 0; i < p->rows; i++, c += p->g->N)
             for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
     UNROLL for (int i = 0; i < MR; i++) {
-        row[i] = a + (i < p->rows ? i : p->rows - 1)*lda; /* the last again rather than past the end */
+        row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
     UNROLL_2 for (int64_t k = 0; k < kc; k++) {
         vf v[NV];
-        UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j*VL);
+        UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);
         UNROLL for (int i = 0; i < MR; i++) {
             const vf x = vf_set(columns ? a[i] : row[i][k]);
             UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
@@ -138,17 +135,18 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
     if (p->last && (p->g->gelu || p->g->slope)) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
 
-#define TILE(name, columns, nv) \
+#define TILE(name, columns, nv)                                                                             \
     APART void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb) { \
-        tile(p, kc, a, lda, columns, b, ldb, nv); \
+        tile(p, kc, a, lda, columns, b, ldb, nv);                                                           \
     }
 typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float *, int64_t);
-TILE(rows_1, 0, 1) TILE(rows_2, 0, 2) TILE(columns_1, 1, 1) TILE(columns_2, 1, 2)
+TILE(rows_1, 0, 1)
+TILE(rows_2, 0, 2) TILE(columns_1, 1, 1) TILE(columns_2, 1, 2)
 #if NV == 3
-TILE(rows_3, 0, 3) TILE(columns_3, 1, 3)
-static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
+    TILE(rows_3, 0, 3) TILE(columns_3, 1, 3) static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3},
+                                                                               {columns_1, columns_2, columns_3}};
 #else
-static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
+    static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
 
 /* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
@@ -156,14 +154,15 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
     for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
         if (mc == MR) memcpy(dst, src, MR * sizeof *dst);
-        else for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
+        else
+            for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
 }
 
 static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
     for (int64_t k = 0; k < kc; k++, src += ld)
         for (int64_t n = 0; n < nc; n += NR) {
             const int64_t cols = smaller(NR, nc - n);
-            float *to = dst + n*kc + k*up(cols, VL);
+            float *to = dst + n * kc + k * up(cols, VL);
             for (int64_t j = 0; j < cols; j += VL) vf_store(to + j, vf_load_n(src + n + j, LANES(j, cols)));
         }
 }
@@ -190,8 +189,8 @@ INLINE void transpose(vf r[VL]) {
         vf t[VL];
         UNROLL for (int i = 0; i < VL; i++) t[i] = r[i];
         UNROLL for (int i = 0; i < VL / 2; i++) {
-            r[2*i] = SHUFFLE(t[i], t[i + VL/2], LOWS);
-            r[2*i + 1] = SHUFFLE(t[i], t[i + VL/2], HIGHS);
+            r[2 * i] = SHUFFLE(t[i], t[i + VL / 2], LOWS);
+            r[2 * i + 1] = SHUFFLE(t[i], t[i + VL / 2], HIGHS);
         }
     }
 }
@@ -201,27 +200,27 @@ static void pack_vector(float *dst, int64_t width, const float *src, int64_t ld,
     vf r[VL];
     int64_t k = 0;
     for (; k + VL <= kc && rows == VL; k += VL) {
-        UNROLL for (int i = 0; i < VL; i++) r[i] = vf_load(src + i*ld + k);
+        UNROLL for (int i = 0; i < VL; i++) r[i] = vf_load(src + i * ld + k);
         transpose(r);
-        UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i)*width, r[i]);
+        UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i) * width, r[i]);
     }
     for (; k < kc; k += VL) {
         const int lanes = LANES(k, kc);
-        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i*ld + k, lanes) : (vf){0};
+        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i * ld + k, lanes) : (vf){0};
         transpose(r);
-        UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i)*width, r[i]);
+        UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i) * width, r[i]);
     }
 }
 
 static void pack_b_columns(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
     for (int64_t n = 0; n < nc; n += VL) {
         const int64_t panel = n / NR * NR, width = up(smaller(NR, nc - panel), VL);
-        pack_vector(dst + panel*kc + (n - panel), width, src + n*ld, ld, LANES(n, nc), kc);
+        pack_vector(dst + panel * kc + (n - panel), width, src + n * ld, ld, LANES(n, nc), kc);
     }
 }
 
 static const float *element(const Operand *x, int64_t i, int64_t j) {
-    return x->transposed ? x->at + j*x->ld + i : x->at + i*x->ld + j;
+    return x->transposed ? x->at + j * x->ld + i : x->at + i * x->ld + j;
 }
 
 /* ---- the block ---- */
@@ -237,12 +236,12 @@ static void pack_b(const Gemm *g, const Block *s) {
     const int64_t nc = s->n_end - s->n, whole = s->in_place ? nc / NR * NR : 0;
     if (s->in_place && (nc - whole) % VL == 0) return;
     if (g->b.transposed) pack_b_columns(s->b, src, g->b.ld, nc, s->kc);
-    else pack_b_rows(s->b + whole*s->kc, src + whole, g->b.ld, nc - whole, s->kc);
+    else pack_b_rows(s->b + whole * s->kc, src + whole, g->b.ld, nc - whole, s->kc);
 }
 
 static void row_of_tiles(const Gemm *g, const Block *s, int64_t m) {
     const int rows = (int)smaller(MR, s->m_end - m);
-    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE*NR);
+    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE * NR);
     const float *a = element(&g->a, m, s->k);
     if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
     for (int64_t n = s->n; n < s->n_end; n += NR) {
@@ -250,7 +249,7 @@ static void row_of_tiles(const Gemm *g, const Block *s, int64_t m) {
         const int in_place = s->in_place && cols % VL == 0;
         const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
         tiles[g->a.transposed][nv - 1](&p, s->kc, copied ? s->a : a, copied ? MR : g->a.ld,
-                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n)*s->kc,
+                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n) * s->kc,
                                        in_place ? g->b.ld : nv * VL);
     }
 }
@@ -286,8 +285,8 @@ static Plan best_plan(const Gemm *g, int threads) {
     const int64_t least_down = (g->M + 2047) / 2048, least_across = (g->N + NC - 1) / NC;
     Plan best, p;
     double least = plan_time(g, &best, least_down, least_across, threads);
-    for (int64_t down = least_down; down <= 4*(least_down + threads); down += 1 + down / 4)
-        for (int64_t across = least_across; across <= 4*(least_across + threads); across += 1 + across / 4) {
+    for (int64_t down = least_down; down <= 4 * (least_down + threads); down += 1 + down / 4)
+        for (int64_t across = least_across; across <= 4 * (least_across + threads); across += 1 + across / 4) {
             const double t = plan_time(g, &p, down, across, threads);
             if (t < least) least = t, best = p;
         }
@@ -300,8 +299,13 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
     const int64_t m = (g->M > g->N ? i / p->across : i % down) * p->mt;
     const int64_t n = (g->M > g->N ? i % p->across : i / down) * p->nt;
     const int64_t m_end = smaller(g->M, m + p->mt);
-    return (Block){.m = m, .m_end = m_end, .n = n, .n_end = smaller(g->N, n + p->nt), .a = scratch,
-                   .b = scratch + A_FLOATS, .in_place = !g->b.transposed && m_end - m <= LOW*MR};
+    return (Block){.m = m,
+                   .m_end = m_end,
+                   .n = n,
+                   .n_end = smaller(g->N, n + p->nt),
+                   .a = scratch,
+                   .b = scratch + A_FLOATS,
+                   .in_place = !g->b.transposed && m_end - m <= LOW * MR};
 }
 
 #if defined(_OPENMP)
@@ -322,8 +326,8 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
 
 /* ---- few rows ---- */
 
-INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows,
-                     const int cols, int64_t k, int lanes) {
+INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows, const int cols,
+                     int64_t k, int lanes) {
     vf x[DOT_ROWS];
     UNROLL for (int i = 0; i < rows; i++) x[i] = vf_load_n(a[i] + k, lanes);
     UNROLL for (int j = 0; j < cols; j++) {
@@ -337,19 +341,16 @@ INLINE void dot(int64_t K, const float *const a[], const float *const b[], const
                 vf sums[][VL], int at) {
     vf acc[DOT_ROWS][8];
     int64_t k = 0;
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
     for (; k + VL <= K; k += VL) dot_step(acc, a, b, rows, cols, k, VL);
     if (k < K) dot_step(acc, a, b, rows, cols, k, (int)(K - k));
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
 }
 
 /* lane j = the sum of r[j]: a transposition in which what meets is added at once */
 INLINE vf sums_of(vf r[VL]) {
-    UNROLL for (int half = VL / 2; half; half /= 2)
-        UNROLL for (int i = 0; i < half; i++)
-            r[i] = SHUFFLE(r[i], r[i + half], LOWS) + SHUFFLE(r[i], r[i + half], HIGHS);
+    UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int i = 0; i < half; i++) r[i] =
+        SHUFFLE(r[i], r[i + half], LOWS) + SHUFFLE(r[i], r[i + half], HIGHS);
     return r[0];
 }
 
@@ -357,10 +358,10 @@ INLINE vf sums_of(vf r[VL]) {
 INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols) {
     const int lanes = LANES(n, g->N);
     const float *b[VL], *a[DOT_ROWS];
-    for (int j = 0; j < VL; j++) b[j] = g->b.at + (n + (j < lanes ? j : lanes - 1))*g->b.ld;
+    for (int j = 0; j < VL; j++) b[j] = g->b.at + (n + (j < lanes ? j : lanes - 1)) * g->b.ld;
     for (int64_t m = 0; m < g->M; m += rows) {
         vf sums[DOT_ROWS][VL];
-        for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1)*g->a.ld;
+        for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1) * g->a.ld;
         for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, sums, j);
         for (int i = 0; i < rows && m + i < g->M; i++) {
             put(g, m + i, n, lanes, sums_of(sums[i]), g->accumulate, 1);

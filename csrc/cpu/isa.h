@@ -10,19 +10,17 @@
 #define ISA_TEXT2(isa) #isa
 #define ISA_TEXT(isa) ISA_TEXT2(isa)
 
-#define EACH_KERNEL(X) \
-    X(encoder_forward) X(encoder_backward) \
-    X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
-    X(matmul_forward) X(matmul_gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
-    X(matmul_backward_weight) \
-    X(attention_forward) X(attention_backward) X(attention_cached) \
-    X(classifier_forward) X(loss_mean) X(classifier_backward) \
-    X(global_norm) X(scale) X(adamw)
+#define EACH_KERNEL(X)                                                                                             \
+    X(encoder_forward)                                                                                             \
+    X(encoder_backward) X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) X(matmul_forward) \
+        X(matmul_gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) X(matmul_backward_weight)    \
+            X(attention_forward) X(attention_backward) X(attention_cached) X(classifier_forward) X(loss_mean)      \
+                X(classifier_backward) X(global_norm) X(scale) X(adamw)
 
 #ifdef ISA
 #define ISA_DECLARE(entry) extern __typeof__(*((Kernels *)0)->entry) K(entry);
 EACH_KERNEL(ISA_DECLARE)
-int64_t K(matmul_workspace)(int threads);                                      /* bytes */
+int64_t K(matmul_workspace)(int threads); /* bytes */
 int64_t K(attention_workspace)(int T, int C, int NH, int threads);
 int64_t K(layernorm_workspace)(int C);
 #endif

@@ -36,8 +36,8 @@ static float row_squares(const float *x, float mean, int C) {
     return vf_sum(sum_of(s));
 }
 
-static void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,
-                        const float *bias, int C) {
+static void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
+                        int C) {
     const float m = row_sum(x, C) / (float)C, s = 1 / sqrtf(row_squares(x, m, C) / (float)C + 1e-5f);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
@@ -48,10 +48,10 @@ static void row_forward(float *out, float *mean, float *rstd, const float *x, co
     *rstd = s;
 }
 
-void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp,
-                          const floatX *weight, const floatX *bias, int B, int T, int C) {
+void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp, const floatX *weight,
+                          const floatX *bias, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * C))
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
     for (int64_t bt = 0; bt < rows; bt++)
         row_forward(out + bt * C, mean + bt, rstd + bt, inp + bt * C, weight, bias, C);
 }
@@ -64,10 +64,10 @@ static void add_row(float *sum, const float *a, const float *b, int C) {
 }
 
 void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
-                                   const floatX *inp1, const floatX *inp2, const floatX *weight,
-                                   const floatX *bias, int B, int T, int C) {
+                                   const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
+                                   int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows * C))
+#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
     for (int64_t bt = 0; bt < rows; bt++) {
         add_row(residual + bt * C, inp1 + bt * C, inp2 + bt * C, C);
         row_forward(out + bt * C, mean + bt, rstd + bt, residual + bt * C, weight, bias, C);
@@ -114,13 +114,13 @@ enum { CHUNKS = 64, CHUNK_ROWS = 8 };
 int64_t K(layernorm_workspace)(int C) { return (int64_t)CHUNKS * 2 * C * (int64_t)sizeof(float); }
 
 void K(layernorm_backward)(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
-                           const floatX *inp, const floatX *weight, const float *mean, const float *rstd,
-                           int B, int T, int C) {
+                           const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B, int T,
+                           int C) {
     const int64_t rows = (int64_t)B * T, fair = (rows + CHUNKS - 1) / CHUNKS;
     const int64_t each = fair > CHUNK_ROWS ? fair : CHUNK_ROWS;
     const int chunks = (int)((rows + each - 1) / each);
     float *partials = ctx->workspace;
-#pragma omp parallel for num_threads(threads_among(ctx, chunks, rows * C))
+#pragma omp parallel for num_threads(threads_among(ctx, chunks, rows *C))
     for (int k = 0; k < chunks; k++) {
         float *partial = partials + (int64_t)k * 2 * C;
         memset(partial, 0, (size_t)C * 2 * sizeof *partial);

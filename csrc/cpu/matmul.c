@@ -3,66 +3,74 @@
 #include "simd.h"
 #include "threads.h"
 
-void K(matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
-                       int B, int T, int C, int OC) {
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B*T, .N = OC, .K = C, .a = {inp, C, 0}, .b = {weight, C, 1}, .c = out,
-                         .bias = bias});
+void K(matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int B,
+                       int T, int C, int OC) {
+    K(gemm)(
+        ctx,
+        &(Gemm){.M = (int64_t)B * T, .N = OC, .K = C, .a = {inp, C, 0}, .b = {weight, C, 1}, .c = out, .bias = bias});
 }
 
 void K(matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                             const floatX *bias, int B, int T, int C, int OC) {
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B*T, .N = OC, .K = C, .a = {inp, C, 0}, .b = {weight, C, 1}, .c = pre,
-                         .bias = bias, .gelu = out});
+    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
+                         .N = OC,
+                         .K = C,
+                         .a = {inp, C, 0},
+                         .b = {weight, C, 1},
+                         .c = pre,
+                         .bias = bias,
+                         .gelu = out});
 }
 
-void K(matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
-                              int B, int T, int C, int OC) {
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B*T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0},
-                         .c = dinp});
+void K(matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T, int C,
+                              int OC) {
+    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0}, .c = dinp});
 }
 
 void K(matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                    const floatX *pre, int B, int T, int C, int OC) {
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B*T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0},
-                         .c = dpre, .slope = pre});
+    K(gemm)(
+        ctx,
+        &(Gemm){
+            .M = (int64_t)B * T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0}, .c = dpre, .slope = pre});
 }
 
 enum { STRIP = 4, GROUP = 16 }; /* vectors summed side by side; rows summed before the sum moves up a level */
 
 /* sum[j] += sums over the rows of x. Sums of 16 rows, of 16 such sums, of those: the rounding error grows far
  * slower than the number of rows. */
-static inline __attribute__((always_inline))
-void sum_columns(float *sum, const float *x, int64_t rows, int64_t ld, const int cols) {
+static inline __attribute__((always_inline)) void sum_columns(float *sum, const float *x, int64_t rows, int64_t ld,
+                                                              const int cols) {
     vf level[3][STRIP] = {{{0}}};
     for (int64_t i = 0; i < rows; i += GROUP) {
         for (int64_t r = i; r < i + GROUP && r < rows; r++)
             for (int v = 0; v < STRIP; v++)
-                if (v*VL < cols) level[0][v] += vf_load_n(x + r*ld + v*VL, LANES(v*VL, cols));
+                if (v * VL < cols) level[0][v] += vf_load_n(x + r * ld + v * VL, LANES(v * VL, cols));
         for (int l = 0, groups = (int)(i / GROUP) + 1; l < 2 && (l == 0 || groups % GROUP == 0); l++)
             for (int v = 0; v < STRIP; v++) level[l + 1][v] += level[l][v], level[l][v] = (vf){0};
     }
-    for (int v = 0; v*VL < cols; v++) {
-        const int lanes = LANES(v*VL, cols);
+    for (int v = 0; v * VL < cols; v++) {
+        const int lanes = LANES(v * VL, cols);
         const vf total = level[2][v] + (level[1][v] + level[0][v]);
-        vf_store_n(sum + v*VL, vf_load_n(sum + v*VL, lanes) + total, lanes);
+        vf_store_n(sum + v * VL, vf_load_n(sum + v * VL, lanes) + total, lanes);
     }
 }
 
 static void strip_gradient(floatX *dbias, const floatX *dout, int64_t rows, int OC, int o) {
-    if (o + STRIP*VL <= OC) sum_columns(dbias + o, dout + o, rows, OC, STRIP*VL);
+    if (o + STRIP * VL <= OC) sum_columns(dbias + o, dout + o, rows, OC, STRIP * VL);
     else sum_columns(dbias + o, dout + o, rows, OC, OC - o);
 }
 
 static void bias_gradient(Context *ctx, floatX *dbias, const floatX *dout, int64_t rows, int OC) {
     (void)ctx; /* unused without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads_for(ctx, rows * OC))
-    for (int o = 0; o < OC; o += STRIP*VL) strip_gradient(dbias, dout, rows, OC, o);
+#pragma omp parallel for schedule(static) num_threads(threads_for(ctx, rows *OC))
+    for (int o = 0; o < OC; o += STRIP * VL) strip_gradient(dbias, dout, rows, OC, o);
 }
 
-void K(matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout,
-                               const floatX *inp, int B, int T, int C, int OC) {
-    const int64_t BT = (int64_t)B*T;
+void K(matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
+                               int B, int T, int C, int OC) {
+    const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
-    K(gemm)(ctx, &(Gemm){.M = OC, .N = C, .K = BT, .a = {dout, OC, 1}, .b = {inp, C, 0}, .c = dweight,
-                         .accumulate = 1});
+    K(gemm)(ctx,
+            &(Gemm){.M = OC, .N = C, .K = BT, .a = {dout, OC, 1}, .b = {inp, C, 0}, .c = dweight, .accumulate = 1});
 }

@@ -10,8 +10,14 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
     (void)B, (void)C, (void)NH, (void)Vp, (void)threads;
     return 2 * T * (int64_t)sizeof(double); /* one row of attention scores and its gradient */
 }
-static int sync(Context *ctx) { (void)ctx; return 0; }
-static void fill(Context *ctx, void *dst, int byte, int64_t bytes) { (void)ctx; memset(dst, byte, (size_t)bytes); }
+static int sync(Context *ctx) {
+    (void)ctx;
+    return 0;
+}
+static void fill(Context *ctx, void *dst, int byte, int64_t bytes) {
+    (void)ctx;
+    memset(dst, byte, (size_t)bytes);
+}
 static void copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
     (void)ctx;
     memcpy(dst, src, (size_t)bytes);
@@ -23,49 +29,49 @@ static void encoder_forward(Context *ctx, floatX *out, const int *tokens, const 
     for (int b = 0; b < B; b++)
         for (int t = 0; t < T; t++)
             for (int c = 0; c < C; c++)
-                *out++ = wte[(int64_t)tokens[b*T + t] * C + c] + wpe[((int64_t)(pos ? pos[b] : 0) + t) * C + c];
+                *out++ = wte[(int64_t)tokens[b * T + t] * C + c] + wpe[((int64_t)(pos ? pos[b] : 0) + t) * C + c];
 }
 
-static void encoder_backward(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens,
-                             int B, int T, int C) {
+static void encoder_backward(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B,
+                             int T, int C) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++)
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int c = 0; c < C; c++) {
-            dwte[(int64_t)tokens[bt] * C + c] += dout[bt*C + c];
-            dwpe[bt % T * C + c] += dout[bt*C + c];
+            dwte[(int64_t)tokens[bt] * C + c] += dout[bt * C + c];
+            dwpe[bt % T * C + c] += dout[bt * C + c];
         }
 }
 
 static void layernorm_forward(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp,
                               const floatX *weight, const floatX *bias, int B, int T, int C) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++) {
-        const floatX *x = inp + bt*C;
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
+        const floatX *x = inp + bt * C;
         double m = 0, v = 0;
         for (int c = 0; c < C; c++) m += x[c];
         m /= C;
         for (int c = 0; c < C; c++) v += (x[c] - m) * (x[c] - m);
         const double s = 1 / sqrt(v / C + 1e-5);
-        for (int c = 0; c < C; c++) out[bt*C + c] = (floatX)((x[c] - m) * s * weight[c] + bias[c]);
+        for (int c = 0; c < C; c++) out[bt * C + c] = (floatX)((x[c] - m) * s * weight[c] + bias[c]);
         mean[bt] = (float)m;
         rstd[bt] = (float)s;
     }
 }
 
 static void residual_layernorm_forward(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
-                                       const floatX *inp1, const floatX *inp2, const floatX *weight,
-                                       const floatX *bias, int B, int T, int C) {
-    for (int64_t i = 0; i < (int64_t)B*T*C; i++) residual[i] = inp1[i] + inp2[i];
+                                       const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
+                                       int B, int T, int C) {
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++) residual[i] = inp1[i] + inp2[i];
     layernorm_forward(ctx, out, mean, rstd, residual, weight, bias, B, T, C);
 }
 
 /* with norm = (inp - mean) rstd and dnorm = dout weight:  dinp = rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)) */
 static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
-                               const floatX *inp, const floatX *weight, const float *mean, const float *rstd,
-                               int B, int T, int C) {
+                               const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B,
+                               int T, int C) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++) {
-        const floatX *x = inp + bt*C, *d = dout + bt*C;
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
+        const floatX *x = inp + bt * C, *d = dout + bt * C;
         double sum = 0, sum_norm = 0;
         for (int c = 0; c < C; c++) {
             sum += (double)d[c] * weight[c];
@@ -75,7 +81,7 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight,
             const double norm = ((double)x[c] - mean[bt]) * rstd[bt];
             dbias[c] += d[c];
             dweight[c] += (floatX)(norm * d[c]);
-            dresidual[bt*C + c] += (floatX)(((double)d[c] * weight[c] - sum / C - norm * sum_norm / C) * rstd[bt]);
+            dresidual[bt * C + c] += (floatX)(((double)d[c] * weight[c] - sum / C - norm * sum_norm / C) * rstd[bt]);
         }
     }
 }
@@ -83,11 +89,11 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight,
 static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
                            int B, int T, int C, int OC) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++)
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int o = 0; o < OC; o++) {
             double sum = bias ? bias[o] : 0;
-            for (int c = 0; c < C; c++) sum += (double)inp[bt*C + c] * weight[(int64_t)o*C + c];
-            out[bt*OC + o] = (floatX)sum;
+            for (int c = 0; c < C; c++) sum += (double)inp[bt * C + c] * weight[(int64_t)o * C + c];
+            out[bt * OC + o] = (floatX)sum;
         }
 }
 
@@ -96,29 +102,29 @@ static const double GELU_SCALE = 0.79788456080286535588; /* sqrt(2/pi) */
 static void matmul_gelu_forward(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                                 const floatX *bias, int B, int T, int C, int OC) {
     matmul_forward(ctx, pre, inp, weight, bias, B, T, C, OC);
-    for (int64_t i = 0; i < (int64_t)B*T*OC; i++) {
+    for (int64_t i = 0; i < (int64_t)B * T * OC; i++) {
         const double x = pre[i];
-        out[i] = (floatX)(0.5 * x * (1 + tanh(GELU_SCALE * (x + 0.044715 * x*x*x))));
+        out[i] = (floatX)(0.5 * x * (1 + tanh(GELU_SCALE * (x + 0.044715 * x * x * x))));
     }
 }
 
-static void matmul_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
-                                  int B, int T, int C, int OC) {
+static void matmul_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
+                                  int C, int OC) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++)
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int c = 0; c < C; c++) {
             double sum = 0;
-            for (int o = 0; o < OC; o++) sum += (double)dout[bt*OC + o] * weight[(int64_t)o*C + c];
-            dinp[bt*C + c] = (floatX)sum;
+            for (int o = 0; o < OC; o++) sum += (double)dout[bt * OC + o] * weight[(int64_t)o * C + c];
+            dinp[bt * C + c] = (floatX)sum;
         }
 }
 
 static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC) {
     matmul_backward_input(ctx, dpre, dout, weight, B, T, C, OC);
-    for (int64_t i = 0; i < (int64_t)B*T*C; i++) {
-        const double x = pre[i], t = tanh(GELU_SCALE * (x + 0.044715 * x*x*x));
-        const double flat = 1 - t*t, slope = flat == 0 ? 0 : flat * GELU_SCALE * (1 + 3 * 0.044715 * x*x) * x;
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++) {
+        const double x = pre[i], t = tanh(GELU_SCALE * (x + 0.044715 * x * x * x));
+        const double flat = 1 - t * t, slope = flat == 0 ? 0 : flat * GELU_SCALE * (1 + 3 * 0.044715 * x * x) * x;
         dpre[i] = (floatX)(dpre[i] * 0.5 * (1 + t + slope)); /* far out flat is 0, and so is 0 * inf */
     }
 }
@@ -128,12 +134,12 @@ static void matmul_backward_weight(Context *ctx, floatX *dweight, floatX *dbias,
     (void)ctx;
     for (int o = 0; o < OC; o++) {
         double sum = 0;
-        for (int64_t bt = 0; bt < (int64_t)B*T; bt++) sum += dout[bt*OC + o];
+        for (int64_t bt = 0; bt < (int64_t)B * T; bt++) sum += dout[bt * OC + o];
         if (dbias) dbias[o] += (floatX)sum;
         for (int c = 0; c < C; c++) {
             double dot = 0;
-            for (int64_t bt = 0; bt < (int64_t)B*T; bt++) dot += (double)dout[bt*OC + o] * inp[bt*C + c];
-            dweight[(int64_t)o*C + c] += (floatX)dot;
+            for (int64_t bt = 0; bt < (int64_t)B * T; bt++) dot += (double)dout[bt * OC + o] * inp[bt * C + c];
+            dweight[(int64_t)o * C + c] += (floatX)dot;
         }
     }
 }
@@ -151,13 +157,13 @@ static double attend(floatX *out, double *p, const floatX *q, const floatX *k, c
                      int first, int last, int hs) {
     double max = -INFINITY, sum = 0;
     for (int j = first; j <= last; j++) {
-        p[j] = dot(q, k + j*stride, hs) / sqrt(hs);
+        p[j] = dot(q, k + j * stride, hs) / sqrt(hs);
         if (p[j] > max) max = p[j];
     }
     for (int j = first; j <= last; j++) sum += p[j] = exp(p[j] - max);
     for (int d = 0; d < hs; d++) {
         double y = 0;
-        for (int j = first; j <= last; j++) y += p[j] / sum * v[j*stride + d];
+        for (int j = first; j <= last; j++) y += p[j] / sum * v[j * stride + d];
         out[d] = (floatX)y;
     }
     return max + log(sum);
@@ -169,10 +175,10 @@ static void attention_forward(Context *ctx, floatX *out, float *lse, const float
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int i = 0; i < T; i++) {
-                const floatX *base = qkv + (int64_t)b*T*3*C + h*hs;
-                lse[((int64_t)b*NH + h)*T + i] =
-                    (float)attend(out + ((int64_t)b*T + i)*C + h*hs, ctx->workspace, base + (int64_t)i*3*C, base + C,
-                                  base + 2*C, 3*C, first_key(i, window), i, hs);
+                const floatX *base = qkv + (int64_t)b * T * 3 * C + h * hs;
+                lse[((int64_t)b * NH + h) * T + i] =
+                    (float)attend(out + ((int64_t)b * T + i) * C + h * hs, ctx->workspace, base + (int64_t)i * 3 * C,
+                                  base + C, base + 2 * C, 3 * C, first_key(i, window), i, hs);
             }
 }
 
@@ -180,13 +186,13 @@ static void attention_cached(Context *ctx, floatX *out, floatX *cache, const flo
                              int T, int C, int NH, int window) {
     const int hs = C / NH;
     for (int b = 0; b < B; b++) {
-        floatX *rows = cache + (int64_t)b*T*3*C;
-        memcpy(rows + (int64_t)pos[b]*3*C, qkv + (int64_t)b*n*3*C, (size_t)n*3*C * sizeof *rows);
+        floatX *rows = cache + (int64_t)b * T * 3 * C;
+        memcpy(rows + (int64_t)pos[b] * 3 * C, qkv + (int64_t)b * n * 3 * C, (size_t)n * 3 * C * sizeof *rows);
         for (int i = 0; i < n; i++)
             for (int h = 0; h < NH; h++) {
                 const int at = pos[b] + i;
-                attend(out + ((int64_t)b*n + i)*C + h*hs, ctx->workspace, rows + (int64_t)at*3*C + h*hs,
-                       rows + C + h*hs, rows + 2*C + h*hs, 3*C, first_key(at, window), at, hs);
+                attend(out + ((int64_t)b * n + i) * C + h * hs, ctx->workspace, rows + (int64_t)at * 3 * C + h * hs,
+                       rows + C + h * hs, rows + 2 * C + h * hs, 3 * C, first_key(at, window), at, hs);
             }
     }
 }
@@ -194,11 +200,11 @@ static void attention_cached(Context *ctx, floatX *out, floatX *cache, const flo
 /* one query: with p = softmax, dp = dout.v and D = dout.out:  ds = p (dp - D) / sqrt(hs) */
 static void attend_backward(floatX *dqkv, const floatX *dout, const floatX *out, float lse, const floatX *qkv,
                             int64_t C, int first, int i, int hs) {
-    const floatX *q = qkv + i*3*C;
+    const floatX *q = qkv + i * 3 * C;
     const double D = dot(dout, out, hs), scale = 1 / sqrt(hs);
     for (int j = first; j <= i; j++) {
-        const floatX *k = qkv + j*3*C + C, *v = k + C;
-        floatX *dk = dqkv + j*3*C + C, *dv = dk + C, *dq = dqkv + i*3*C;
+        const floatX *k = qkv + j * 3 * C + C, *v = k + C;
+        floatX *dk = dqkv + j * 3 * C + C, *dv = dk + C, *dq = dqkv + i * 3 * C;
         const double p = exp(dot(q, k, hs) * scale - lse), ds = p * (dot(dout, v, hs) - D) * scale;
         for (int d = 0; d < hs; d++) {
             dv[d] += (floatX)(p * dout[d]);
@@ -212,21 +218,21 @@ static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, c
                                const floatX *qkv, int B, int T, int C, int NH, int window) {
     const int hs = C / NH;
     (void)ctx;
-    memset(dqkv, 0, (size_t)B*T*3*C * sizeof *dqkv);
+    memset(dqkv, 0, (size_t)B * T * 3 * C * sizeof *dqkv);
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int i = 0; i < T; i++) {
-                const int64_t at = ((int64_t)b*T + i)*C + h*hs, base = (int64_t)b*T*3*C + h*hs;
-                attend_backward(dqkv + base, dout + at, out + at, lse[((int64_t)b*NH + h)*T + i], qkv + base, C,
+                const int64_t at = ((int64_t)b * T + i) * C + h * hs, base = (int64_t)b * T * 3 * C + h * hs;
+                attend_backward(dqkv + base, dout + at, out + at, lse[((int64_t)b * NH + h) * T + i], qkv + base, C,
                                 first_key(i, window), i, hs);
             }
 }
 
-static void classifier_forward(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets,
-                               int B, int T, int V, int Vp) {
+static void classifier_forward(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
+                               int T, int V, int Vp) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++) {
-        const floatX *x = logits + bt*Vp;
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
+        const floatX *x = logits + bt * Vp;
         double max = x[0], sum = 0;
         for (int i = 1; i < V; i++) max = x[i] > max ? x[i] : max;
         for (int i = 0; i < V; i++) sum += exp(x[i] - max);
@@ -251,13 +257,12 @@ static void loss_mean(Context *ctx, float *loss, const float *losses, const int 
 static void classifier_backward(Context *ctx, floatX *logits, const float *lse, const int *targets,
                                 const float *weights, const float *loss, float scale, int B, int T, int V, int Vp) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B*T; bt++) {
-        floatX *x = logits + bt*Vp;
+    for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
+        floatX *x = logits + bt * Vp;
         const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
         double sum = 0; /* 1, but for the rounding of lse */
         for (int i = 0; i < V; i++) sum += exp((double)x[i] - lse[bt]);
-        for (int i = 0; i < V; i++)
-            x[i] = (floatX)((exp((double)x[i] - lse[bt]) / sum - (i == targets[bt])) * factor);
+        for (int i = 0; i < V; i++) x[i] = (floatX)((exp((double)x[i] - lse[bt]) / sum - (i == targets[bt])) * factor);
         for (int i = V; i < Vp; i++) x[i] = 0;
     }
 }
@@ -288,8 +293,14 @@ static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX 
 }
 
 #define ENTRY(name) .name = name,
-const Kernels kernels_reference = {
-    .name = "reference", .supported = supported, .memory_available = cpu_memory_available, .alloc = cpu_alloc,
-    .free = cpu_free, .workspace_bytes = workspace_bytes, .sync = sync, .fill = fill, .copy_in = copy, .copy_out = copy,
-    EACH_KERNEL(ENTRY)
-};
+const Kernels kernels_reference = {.name = "reference",
+                                   .supported = supported,
+                                   .memory_available = cpu_memory_available,
+                                   .alloc = cpu_alloc,
+                                   .free = cpu_free,
+                                   .workspace_bytes = workspace_bytes,
+                                   .sync = sync,
+                                   .fill = fill,
+                                   .copy_in = copy,
+                                   .copy_out = copy,
+                                   EACH_KERNEL(ENTRY)};

@@ -7,8 +7,9 @@
 #include <immintrin.h>
 #define VL 16
 #define VREGS 32
-#define SIMD_SUPPORTED (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+#define SIMD_SUPPORTED                                                                                                \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && \
+     __builtin_cpu_supports("avx512dq"))
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VL 8
@@ -34,7 +35,11 @@ typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int vi __attribute__((vector_size(VL * 4)));
 
 static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would lose the sign of -0 */
-static inline vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+static inline vf vf_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 static inline vi vi_lanes(int first) { /* first, first + 1, ... : fast where `first` is a constant */
@@ -170,8 +175,9 @@ static inline vf vf_exp_nonpositive(vf x) {
 
 /* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
 #if VL == 16
-#define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), \
-                        X(8, s), X(9, s), X(10, s), X(11, s), X(12, s), X(13, s), X(14, s), X(15, s)
+#define EACH_LANE(X, s)                                                                                           \
+    X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), X(8, s), X(9, s), X(10, s), X(11, s), \
+        X(12, s), X(13, s), X(14, s), X(15, s)
 #elif VL == 8
 #define EACH_LANE(X, s) X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s)
 #else
@@ -184,21 +190,19 @@ static inline vf vf_exp_nonpositive(vf x) {
 #else
 #define VF_SHUFFLE(a, b, LANE, s) __builtin_shuffle(a, b, (vi){EACH_LANE(LANE, s)})
 #endif
-#define VF_EXCHANGE(s) \
-    for (int i = 0; i < VL; i++) \
-        if (!(i & (s))) { \
-            const vf a = rows[i], b = rows[i + (s)]; \
-            rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s); \
+#define VF_EXCHANGE(s)                                       \
+    for (int i = 0; i < VL; i++)                             \
+        if (!(i & (s))) {                                    \
+            const vf a = rows[i], b = rows[i + (s)];         \
+            rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s);       \
             rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
         }
-static inline void vf_transpose(vf rows[VL]) {
-    VF_EXCHANGE(1)
-    VF_EXCHANGE(2)
+static inline void vf_transpose(vf rows[VL]){VF_EXCHANGE(1) VF_EXCHANGE(2)
 #if VL >= 8
-    VF_EXCHANGE(4)
+                                                 VF_EXCHANGE(4)
 #endif
 #if VL >= 16
-    VF_EXCHANGE(8)
+                                                     VF_EXCHANGE(8)
 #endif
 }
 

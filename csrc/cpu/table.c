@@ -30,8 +30,14 @@ static void fill(Context *ctx, void *dst, int byte, int64_t bytes) {
 }
 
 #define ENTRY(name) .name = K(name),
-const Kernels K(kernels) = {
-    .name = ISA_TEXT(ISA), .supported = supported, .memory_available = cpu_memory_available, .alloc = cpu_alloc,
-    .free = cpu_free, .workspace_bytes = workspace_bytes, .sync = sync, .fill = fill, .copy_in = copy,
-    .copy_out = copy, EACH_KERNEL(ENTRY)
-};
+const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
+                            .supported = supported,
+                            .memory_available = cpu_memory_available,
+                            .alloc = cpu_alloc,
+                            .free = cpu_free,
+                            .workspace_bytes = workspace_bytes,
+                            .sync = sync,
+                            .fill = fill,
+                            .copy_in = copy,
+                            .copy_out = copy,
+                            EACH_KERNEL(ENTRY)};
