@@ -98,7 +98,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2. Its parameters have the names and shapes of csrc/tensors.def, and begin as it says."""
 
-    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
+    def __init__(self, config: GPTConfig, seed: int | None = None, init_std: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict(
@@ -110,7 +110,7 @@ class GPT(nn.Module):
             }
         )
         if seed is not None:
-            self.init_weights(seed)
+            self.init_weights(seed, init_std)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:
         """Logits (B, T, V), mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
@@ -123,10 +123,11 @@ class GPT(nn.Module):
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, init_std: float = 0.0) -> None:
         """One draw per tensor and layer, in the table's order: number for number as llmc_model_init()."""
+        usual = 0.02 * math.sqrt(max(1.0, 768 / self.config.n_embd))  # wider where the model is narrower than GPT-2
         rng = torch.Generator().manual_seed(seed)
-        std = {"NORMAL": 0.02, "RESIDUAL": 0.02 / math.sqrt(2 * self.config.n_layer)}
+        std = {"NORMAL": init_std or usual, "RESIDUAL": (init_std or usual) / math.sqrt(2 * self.config.n_layer)}
         for row, p in self.rows():
             if row.init in std:
                 p.copy_(torch.empty(p.shape).normal_(0, std[row.init], generator=rng))
@@ -334,7 +335,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
         return from_folder(o.model)
     if os.path.exists(o.model):
         return read_model(o.model)
-    return GPT(make_config(o, V), o.seed)
+    return GPT(make_config(o, V), o.seed, o.init_std)
 
 
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:

@@ -66,7 +66,8 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
 int llmc_model_create(llmc_model **model, const llmc_config *config, int B, int T, int training, int threads);
 void llmc_model_free(llmc_model *model);
-int llmc_model_init(llmc_model *model, int64_t seed); /* the reference's weights for torch.Generator().manual_seed */
+/* The reference's weights for torch.Generator().manual_seed(seed). std 0: 0.02 sqrt(max(1, 768/C)). */
+int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
 /* Row i of the model's table, its place in a block and the shape in use (b, t). NULL if the block is not there. */

@@ -172,7 +172,7 @@ int setup_model(llmc_trainer *t) {
     CHECK(t->inputs && t->targets && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, t->B, t->T, 1, (int)t->options.threads));
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
-    else TRY(llmc_model_init(t->model, t->options.seed));
+    else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
     return run_open(&t->run, &t->options, t->resumed, t->step);

@@ -76,7 +76,9 @@ class Model:
 
     source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file.
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
-    seed: of the initial weights, the same as the PyTorch reference's; not used for a file.
+    seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
+        Not used for a file.
+    vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
@@ -94,6 +96,7 @@ class Model:
         threads: int = 0,
         training: bool = True,
         vocab_size: int = 0,
+        init_std: float = 0.0,
     ) -> None:
         if precision != "fp32":
             raise InvalidArgument(f"precision '{precision}': this build computes in fp32")
@@ -108,7 +111,7 @@ class Model:
         if not isinstance(source, GPTConfig) and os.path.exists(source):
             self._check(lib.llmc_model_load(self._handle, os.fspath(source).encode()))
         else:
-            self._check(lib.llmc_model_init(self._handle, seed))
+            self._check(lib.llmc_model_init(self._handle, seed, init_std))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:

@@ -92,7 +92,7 @@ def reference_weights(config: GPTConfig, names: list[str], shapes: dict, seed: i
 def test_model_init(V):
     """Tensor after tensor, layer after layer, only the V real rows drawn; the padding is zero."""
     config = GPTConfig(vocab_size=V, max_seq_len=9, n_layer=3, n_head=1, n_embd=5)
-    model = Model(config, B=1, T=4, seed=11)
+    model = Model(config, B=1, T=4, seed=11, init_std=0.02)
     shapes = {name: model.params[name].shape for name in model.params}
     reference = reference_weights(config, list(model.params), shapes, 11)
     for name, expected in reference.items():
@@ -101,7 +101,7 @@ def test_model_init(V):
     padded = np.frombuffer(ffi.buffer(block, 128 * 5 * 4), np.float32).reshape(128, 5)
     assert (padded[V:] == 0).all()
     assert (padded[:V] != 0).any()
-    _ffi.check(lib, lib.llmc_model_init(model._handle, 12))
+    _ffi.check(lib, lib.llmc_model_init(model._handle, 12, 0))
     assert abs(model.params["transformer.wpe.weight"] - reference["transformer.wpe.weight"]).max() > 1e-3, (
         "another seed, other weights"
     )
