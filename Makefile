@@ -24,7 +24,7 @@ CFLAGS += -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-p
 CFLAGS += $(EXTRA)
 OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
 ifeq ($(OPENMP),)
-CFLAGS += -Wno-unknown-pragmas
+CFLAGS += -Wno-unknown-pragmas -Wno-unused-parameter
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 ifeq ($(MACHINE),)

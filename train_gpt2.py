@@ -125,9 +125,14 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int, init_std: float = 0.0) -> None:
         """One draw per tensor and layer, in the table's order: number for number as llmc_model_init()."""
-        usual = 0.02 * math.sqrt(max(1.0, 768 / self.config.n_embd))  # wider where the model is narrower than GPT-2
+        usual = 0.02 * math.sqrt(
+            max(1.0, 768 / self.config.n_embd)
+        )  # wider where the model is narrower than GPT-2
         rng = torch.Generator().manual_seed(seed)
-        std = {"NORMAL": init_std or usual, "RESIDUAL": (init_std or usual) / math.sqrt(2 * self.config.n_layer)}
+        std = {
+            "NORMAL": init_std or usual,
+            "RESIDUAL": (init_std or usual) / math.sqrt(2 * self.config.n_layer),
+        }
         for row, p in self.rows():
             if row.init in std:
                 p.copy_(torch.empty(p.shape).normal_(0, std[row.init], generator=rng))

@@ -40,7 +40,7 @@ OPTIONS = (
 )
 OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
 MAX_NORM = 1.0  # what the gradients are clipped to
-BATCHES = 3  # over which PyTorch's own error is taken
+BATCHES = 6  # over which PyTorch's own error is taken
 FLOOR = 4 * 2.0**-24  # times the largest value: four roundings, where PyTorch happens to be exact
 
 # what enters and what leaves the modules of a block, by the table's names

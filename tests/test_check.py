@@ -90,8 +90,8 @@ def test_another_activation_function_is_named(capsys, monkeypatch):
 def test_another_draw_of_a_weight_is_named(capsys, monkeypatch):
     init = reference.GPT.init_weights
 
-    def wrong(self, seed):
-        init(self, seed)
+    def wrong(self, *seed):
+        init(self, *seed)
         self.transformer.h[1].mlp.c_fc.weight.data[5, 7] += 1e-4
 
     monkeypatch.setattr(reference.GPT, "init_weights", wrong)

@@ -1,0 +1,62 @@
+"""Other compilers and other CPUs: the same source builds without a warning, and without OpenMP."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build(folder: Path, *variables: str) -> None:
+    """-O1: what is tested is that it compiles."""
+    command = ["make", "-C", str(ROOT), "-j2", f"BUILD={folder}", "OPT=-O1", *variables]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (folder / "libpyllmc.so").exists()
+    assert (folder / "train_gpt2").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
+def test_aarch64_compiles_from_the_same_source(tmp_path):
+    build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu", "OPENMP=")
+    with open(tmp_path / "libpyllmc.so", "rb") as f:
+        assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cpu", "neon"}
+
+
+CLANG = shutil.which("clang") or shutil.which("clang-14")
+
+
+@pytest.mark.skipif(
+    CLANG is None and importlib.util.find_spec("ziglang") is None, reason="needs clang or ziglang"
+)
+def test_clang_compiles_without_a_warning(tmp_path):
+    compiler = CLANG or f"{sys.executable} -m ziglang cc -target x86_64-linux-gnu"
+    build(tmp_path, f"CC={compiler}", *([] if CLANG else ["OPENMP="]))
+
+
+@pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="builds the ordinary library")
+def test_without_openmp_the_results_are_the_same(tmp_path):
+    build(tmp_path, "OPENMP=", "OPT=-O3", "ISAS=generic")
+    code = (
+        "import numpy as np, pyllmc; m = pyllmc.Model(pyllmc.GPTConfig(50, 16, 2, 2, 24), B=2, T=9, seed=1)\n"
+        "x = np.arange(18).reshape(2, 9); m.forward(x, x + 1); m.zero_grad(); m.backward(); m.update()\n"
+        "print(m.params['qkvw'].tobytes().hex())"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for env in (
+            {**os.environ, "PYLLMC_ISA": "generic"},
+            {**os.environ, "PYLLMC_LIB": str(tmp_path / "libpyllmc.so")},
+        )
+    ]
+    assert outputs[0] == outputs[1]
