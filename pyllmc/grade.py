@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pyllmc import _ffi, sample, stories
+from pyllmc import _ffi, exam, sample, stories
 from pyllmc.files import DataError
 
 
@@ -28,7 +28,7 @@ def main() -> int:
         return _ffi.exit_code(error)
     for text in texts[: o.show]:
         print(f"\n{text}")
-    print(f"\n{stories.exam(texts, stories.generate(stories.DEFAULT)).report()}")
+    print(f"\n{exam.exam(texts, stories.generate(stories.DEFAULT)).report()}")
     return 0
 
 

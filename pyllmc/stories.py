@@ -1,11 +1,11 @@
-"""The embedded default corpus: little stories from a seeded grammar, and an exam.
+"""The embedded default corpus: little stories from a seeded grammar, which can also read (exam.py).
 
     python3 -m pyllmc.stories                     make the training data
     python3 -m pyllmc.stories --print 3           just show three stories
     python3 -m pyllmc.stories --exam samples.txt  how much of these does the grammar accept?
 
 The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into
-all its variants, which `generate` chooses from, and into a regular expression, with which `exam` reads. A
+all its variants, which `generate` chooses from, and into a regular expression, with which `readings` reads. A
 slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
 agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
 """
@@ -13,9 +13,7 @@ agree while every variable has a value left. Standard library only; the same byt
 from __future__ import annotations
 
 import argparse
-import bisect
 import functools
-import math
 import os
 import re
 import sys
@@ -29,7 +27,6 @@ from pyllmc import storyplots
 DEFAULT = 16_000  # stories: about 9 MB
 OPTIONAL_ODDS = 3  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
-END_OF_TEXT = "<|endoftext|>"
 
 Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have
 
@@ -254,99 +251,11 @@ def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
     return bool(sentences) and any(_follows(sentences, steps, {}, cut) for steps in PLOTS.values())
 
 
-# ---- the exam ----
-
-
-class Exam(NamedTuple):
-    """Marks for sampled stories; but for the two counts, shares in 0..1 (0 if there was nothing to count)."""
-
-    stories: int
-    sentences: int
-    sentences_ok: float  # sentences which the grammar can tell, their own references agreeing
-    stories_ok: float  # stories which follow a plot from beginning to end, all references agreeing
-    right_character: float  # later namings of the main character, in accepted sentences, by the right name
-    copied: float  # stories which are, word for word, in the training text; NaN if that was not given
-
-    def report(self) -> str:
-        copied = f"{'unknown':>10}" if math.isnan(self.copied) else f"{self.copied:>10.1%}"
-        return "\n".join(
-            (
-                f"stories read          {self.stories:>10,}",
-                f"sentences read        {self.sentences:>10,}",
-                f"sentences accepted    {self.sentences_ok:>10.1%}",
-                f"whole stories accepted{self.stories_ok:>10.1%}",
-                f"right character       {self.right_character:>10.1%}",
-                f"copied from training  {copied}",
-            )
-        )
-
-
-def _naming(sentences: Sequence[str]) -> tuple[int, int]:
-    """(right, all) later namings of the main character, whom the first sentence introduces.
-
-    A sentence names the main character if all its readings do; it is right if one of them agrees.
-    """
-    heroes = [[b.get("hero", frozenset()) for b in readings(s).values()] for s in sentences]
-    first = heroes[0] if heroes else []
-    named = [hero for hero in heroes[1:] if hero and all(len(values) == 1 for values in hero)]
-    return sum(any(values in first for values in hero) for hero in named), len(named)
-
-
-def _is_copy(text: str, cut: bool, training: list[str]) -> bool:
-    """Is the text in the sorted training texts? If cut: does one begin with it?"""
-    at = bisect.bisect_left(training, text)
-    found = training[at : at + 1] if text else []
-    return any(story.startswith(text) if cut else story == text for story in found)
-
-
-def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complete: bool = True) -> Exam:
-    """Read stories, for instance sampled ones, and mark them.
-
-    complete=True: every text is a whole story, and an end without an end mark is one more, wrong, sentence.
-    complete=False: a text without an end mark was cut off, by a limit on tokens; what is left of its last
-    sentence is ignored, and the sentences before it need only begin a story. Other texts are judged as whole.
-    """
-    known = None if training is None else sorted(" ".join(text.split()) for text in training)
-    stories = sentences = sentences_ok = stories_ok = right = named = copied = 0
-    for text in texts:
-        parts, rest = split_sentences(text)
-        cut = bool(rest) and not complete
-        if rest and complete:
-            parts = [*parts, rest]
-        stories, sentences = stories + 1, sentences + len(parts)
-        sentences_ok += sum(bool(readings(part)) for part in parts)
-        stories_ok += accepts(parts, cut)
-        right, named = (a + b for a, b in zip((right, named), _naming(parts)))
-        copied += known is not None and _is_copy(" ".join(text.split()), cut, known)
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else 0.0
-
-    return Exam(
-        stories,
-        sentences,
-        share(sentences_ok, sentences),
-        share(stories_ok, stories),
-        share(right, named),
-        math.nan if known is None else share(copied, stories),
-    )
-
-
-def split_texts(text: str) -> list[str]:
-    """The stories of a file: separated by <|endoftext|>, or else by blank lines, or else one on each line."""
-    if END_OF_TEXT in text:
-        parts = text.split(END_OF_TEXT)
-    else:
-        parts = re.split(r"\n\s*\n", text.strip())
-        parts = parts if len(parts) > 1 else text.split("\n")
-    return [part for part in parts if part.strip()]
-
-
 # ---- the data set and the command line ----
 
 
 def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> None:
-    """Write the corpus as token shards with their tokenizer into the folder `out`; the last 1 % validates."""
+    """Write the corpus as token shards with their tokenizer into the folder `out`; every hundredth validates."""
     from pyllmc import prepro  # here, since telling and checking need no other module
 
     prepro.write_dataset(
@@ -390,6 +299,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _examine(file: str, stories: int, seed: int, complete: bool) -> str:
+    from pyllmc.exam import exam, split_texts  # here, since it imports this module
+
     raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         texts = split_texts(raw.decode("utf-8"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pyllmc
-from pyllmc import stories, storybook
+from pyllmc import exam, stories, storybook
 
 ROOT = Path(stories.__file__).parents[1]
 GOLDEN = "9e57794ea01a099e0db9f9571b06e3137ebaf5552cb7680577f607dd995b1c78"  # first 200 stories
@@ -118,7 +118,7 @@ def test_default_is_several_megabytes():
 @pytest.mark.parametrize("seed", [1, 2, 3, 2**31, 2**64 - 1])
 def test_accepts_its_own_stories(seed):
     texts = list(stories.generate(150, seed))
-    result = stories.exam(texts, texts)
+    result = exam.exam(texts, texts)
     assert result == (150, result.sentences, 1, 1, 1, 1)
 
 
@@ -132,7 +132,7 @@ def test_every_variant_of_every_template_is_read_back():
 
 
 def test_white_space_does_not_matter(some):
-    assert stories.exam(["  " + text.replace(" ", "\n ", 9) + "\n" for text in some[:20]], some).copied == 1
+    assert exam.exam(["  " + text.replace(" ", "\n ", 9) + "\n" for text in some[:20]], some).copied == 1
 
 
 # ---- and nothing else ----
@@ -211,14 +211,14 @@ def test_rejects_spoilt_stories(how, some):
     assert len(spoilt) >= 15
     for text, bad in spoilt:
         assert bad != text
-        assert stories.exam([bad]).stories_ok == 0, f"{text}\n-> {bad}"
+        assert exam.exam([bad]).stories_ok == 0, f"{text}\n-> {bad}"
 
 
 @pytest.mark.parametrize(
     "text", ["", " \n ", ".", "!!!", '"', "Mia.", "the the the", "Once upon a time.", "\x00 é 1 [x]"]
 )
 def test_rejects_what_is_no_story(text):
-    result = stories.exam([text], stories.generate(20))
+    result = exam.exam([text], stories.generate(20))
     assert result.stories == 1
     assert (result.sentences_ok, result.stories_ok, result.right_character, result.copied) == (0, 0, 0, 0)
 
@@ -256,43 +256,43 @@ def test_figures_of_a_mixture(some):
     hero = stories.readings(stories.split_sentences(good)[0][0])
     (name,) = next(iter(hero.values()))["hero"]
     sentences = len(stories.split_sentences(good)[0])
-    result = stories.exam([good, alien, some[1], ""], [some[1]])
+    result = exam.exam([good, alien, some[1], ""], [some[1]])
     total = sentences + 2 + len(stories.split_sentences(some[1])[0])
     assert result.stories == 4 and result.sentences == total
     assert result.sentences_ok == pytest.approx((total - 2) / total)
     assert (result.stories_ok, result.copied, result.right_character) == (0.5, 0.25, 1)
     # The main character changes its name after the first sentence: no later naming is right.
     first, rest = good.split(". ", 1)
-    wrong = stories.exam([first + ". " + rest.replace(name, other(NAMES, *re.findall(r"\w+", good)))])
+    wrong = exam.exam([first + ". " + rest.replace(name, other(NAMES, *re.findall(r"\w+", good)))])
     assert wrong.right_character == 0 and wrong.stories_ok == 0 and wrong.sentences_ok >= 0.5
-    assert 0 < stories.exam([good, first + ". " + rest.replace(name, "Toby")]).right_character < 1
+    assert 0 < exam.exam([good, first + ". " + rest.replace(name, "Toby")]).right_character < 1
 
 
 def test_copied_is_unknown_without_training_text(some):
-    result = stories.exam(some[:2])
+    result = exam.exam(some[:2])
     assert math.isnan(result.copied) and "unknown" in result.report()
-    assert stories.exam([])[:5] == (0, 0, 0, 0, 0)
+    assert exam.exam([])[:5] == (0, 0, 0, 0, 0)
 
 
 def test_report_names_every_figure(some):
-    report = stories.Exam(1200, 34567, 0.9876, 0.75, 0.5, 0.125).report()
+    report = exam.Exam(1200, 34567, 0.9876, 0.75, 0.5, 0.125).report()
     assert all(figure in report for figure in ("1,200", "34,567", "98.8%", "75.0%", "50.0%", "12.5%"))
-    assert len(report.splitlines()) == len(stories.Exam._fields)
+    assert len(report.splitlines()) == len(exam.Exam._fields)
 
 
 def test_cut_off_texts(some):
     for text in some[:60]:
         *_, last = stories.split_sentences(text)[0]
         cut = " ".join(text.split()[: len(text.split()) * 2 // 3]).rstrip('.!?"')
-        whole, begun = stories.exam([cut], some), stories.exam([cut], some, complete=False)
+        whole, begun = exam.exam([cut], some), exam.exam([cut], some, complete=False)
         assert whole.stories_ok == 0 and whole.sentences == begun.sentences + 1 and whole.copied == 0
         assert (begun.sentences_ok, begun.stories_ok, begun.copied) == (1, 1, 1)
-        assert stories.exam([text[: -len(last)] + "and"], complete=False).stories_ok == 1
+        assert exam.exam([text[: -len(last)] + "and"], complete=False).stories_ok == 1
         # An end mark says that the story is over, also where texts may be cut off.
-        assert stories.exam([" ".join(stories.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
+        assert exam.exam([" ".join(stories.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
         spoilt = wrong_pronoun(text)
-        assert not spoilt or stories.exam([spoilt + " Then"], complete=False).stories_ok == 0
-    assert stories.exam(["Once upon a"], complete=False)[:4] == (1, 0, 0, 0)
+        assert not spoilt or exam.exam([spoilt + " Then"], complete=False).stories_ok == 0
+    assert exam.exam(["Once upon a"], complete=False)[:4] == (1, 0, 0, 0)
 
 
 # ---- the command line ----

@@ -143,14 +143,16 @@ typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float
 /* clang-format off */
 TILE(rows_1, 0, 1)
 TILE(rows_2, 0, 2)
-TILE(columns_1, 1, 1) TILE(columns_2, 1, 2)
+TILE(columns_1, 1, 1)
+TILE(columns_2, 1, 2)
 #if NV == 3
-TILE(rows_3, 0, 3) TILE(columns_3, 1, 3) static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3},
-                                                                    /* clang-format on */
-                                                                    {columns_1, columns_2, columns_3}};
+TILE(rows_3, 0, 3)
+TILE(columns_3, 1, 3)
+static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
 #else
-    static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
+static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
+/* clang-format on */
 
 /* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
 
