@@ -382,6 +382,7 @@ class Trainer:
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         self.model = load_model(o, Tokenizer.load(file).vocab_size if file.exists() else 0).to(self.device)
         c = self.model.config
+        o.lr = o.lr or min(6e-3, 6e-4 * 768 / c.n_embd)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")

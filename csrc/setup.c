@@ -150,6 +150,9 @@ static int open_config(llmc_trainer *t, const char *data) {
     return llmc_config_check(&t->config);
 }
 
+/* GPT-3's table of sizes as a rule: 6e-4 at 768 channels, inversely with the width */
+static double usual_lr(int C) { return C * 10 < 768 ? 6e-3 : 6e-4 * 768 / C; }
+
 int setup_open(llmc_trainer *t) {
     TRY(open_resume(t));
     const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
@@ -159,6 +162,7 @@ int setup_open(llmc_trainer *t) {
         snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));
+    if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);
     double lr; /* a misspelt schedule shows now, not after the first step */
     TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
     return open_data(t, data);
