@@ -380,15 +380,17 @@ class Trainer:
         data = o.data or default_data()
         shards = find_shards(data)
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
-        self.model = load_model(o, Tokenizer.load(file).vocab_size if file.exists() else 0).to(self.device)
+        tokenizer = Tokenizer.load(file) if file.exists() else None
+        self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
         o.lr = o.lr or min(6e-3, 6e-4 * 768 / c.n_embd)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
-        self.data = Loader(shards, o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size)
+        eot = tokenizer.eot if tokenizer and o.documents else -1
+        self.data = Loader(shards, o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size, eot=eot)
         val = o.val_data or (data if any(Path(data).glob("val*.bin")) else "")
-        self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size) if val else None
+        self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot) if val else None
         self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
 

@@ -9,18 +9,20 @@
 #include "error.h"
 #include "paths.h"
 #include "rng.h"
+#include "windows.h"
 
 typedef struct Shard {
     const char *path;
     int64_t start, ntok;  /* where the ids begin in the file, and their number */
     int64_t first_window; /* in the epoch */
+    int64_t *starts;      /* of its windows; NULL: every T ids */
     int width, raw;       /* bytes of an id; whether the file has no header */
 } Shard;
 
 enum { OPEN_FILES = 64 };
 
 struct llmc_loader {
-    int B, T, shuffle, rank, world, V;
+    int B, T, shuffle, rank, world, V, eot;
     int64_t seed, position, windows, tokens;
     Paths paths;
     Shard *shards;            /* one per path */
@@ -80,18 +82,27 @@ static int inspect(Shard *shard, const BinFile *f) {
 
 /* ---- open and close ---- */
 
-static int count_windows(llmc_loader *d) {
+static int count_windows(const llmc_loader *d, Shard *shard, const BinFile *f, int64_t *n) {
+    TRY(inspect(shard, f));
+    *n = (shard->ntok - 1) / d->T;
+    if (d->eot < 0 || !*n) return LLMC_OK;
+    const IdRange ids = {f, shard->start, shard->ntok, shard->width};
+    return windows_find(&shard->starts, n, &ids, d->T, d->eot);
+}
+
+static int inspect_shards(llmc_loader *d) {
     int64_t longest = 0;
     for (int i = 0; i < d->paths.n; i++) {
         Shard *shard = &d->shards[i];
+        int64_t n;
         BinFile f;
         shard->path = d->paths.names[i];
         TRY(binfile_open(&f, shard->path));
-        const int rc = inspect(shard, &f);
+        const int rc = count_windows(d, shard, &f, &n);
         binfile_close(&f);
         TRY(rc);
         shard->first_window = d->windows;
-        d->windows += (shard->ntok - 1) / d->T;
+        d->windows += n;
         d->tokens += shard->ntok;
         if (shard->ntok > longest) longest = shard->ntok;
     }
@@ -107,18 +118,20 @@ static int loader_open(llmc_loader *d, const char *paths, const char *split) {
     d->shards = calloc((size_t)d->paths.n, sizeof *d->shards);
     d->ids = malloc(((size_t)d->T + 1) * 4);
     CHECK(d->shards && d->ids, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
-    return count_windows(d);
+    return inspect_shards(d);
 }
 
 int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
-                     int rank, int world, int V) {
+                     int rank, int world, int V, int eot) {
     *out = NULL;
     CHECK(B >= 1 && T >= 1 && T < INT32_MAX, LLMC_EINVAL, "B=%d T=%d: both must be at least 1", B, T);
     CHECK(rank >= 0 && rank < world, LLMC_EINVAL, "rank %d of %d: expected 0 <= rank < world", rank, world);
     CHECK(V >= 0, LLMC_EINVAL, "V=%d: a vocabulary has at least one token (0: do not check)", V);
+    CHECK(eot >= -1, LLMC_EINVAL, "eot=%d: expected an id, or -1 to look for no documents", eot);
     llmc_loader *d = calloc(1, sizeof *d);
     CHECK(d, LLMC_ENOMEM, "no memory for a data loader");
-    *d = (llmc_loader){.B = B, .T = T, .shuffle = shuffle, .rank = rank, .world = world, .V = V, .seed = seed};
+    *d = (llmc_loader){
+        .B = B, .T = T, .shuffle = shuffle, .rank = rank, .world = world, .V = V, .eot = eot, .seed = seed};
     for (int i = 0; i < OPEN_FILES; i++) d->open_shard[i] = d->open[i].fd = -1;
     const int rc = loader_open(d, paths, split);
     if (rc < 0) llmc_loader_free(d);
@@ -129,8 +142,9 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
 void llmc_loader_free(llmc_loader *d) {
     if (!d) return;
     for (int i = 0; i < OPEN_FILES; i++) binfile_close(&d->open[i]);
-    paths_free(&d->paths);
+    for (int i = 0; d->shards && i < d->paths.n; i++) free(d->shards[i].starts);
     free(d->shards);
+    paths_free(&d->paths);
     free(d->ids);
     free(d);
 }
@@ -203,7 +217,7 @@ static int check_ids(const llmc_loader *d, const Shard *shard, const int *ids, i
 static int load_window(llmc_loader *d, int64_t window, int *inputs, int *targets) {
     const int s = shard_of(d, window);
     const Shard *shard = &d->shards[s];
-    const int64_t first = (window - shard->first_window) * d->T;
+    const int64_t i = window - shard->first_window, first = shard->starts ? shard->starts[i] : i * d->T;
     const BinFile *f;
     TRY(open_shard(d, s, &f));
     TRY(binfile_read(f, d->ids, ((int64_t)d->T + 1) * shard->width, shard->start + first * shard->width));

@@ -103,11 +103,11 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std);
 
 /* ---- token files (dataloader.c) ---- */
 typedef struct llmc_loader llmc_loader;
-/* Token files made of windows of T+1 tokens at stride T. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as
- * bytes. Window number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r
+/* Token files made of windows of T+1 tokens. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as bytes. eot: the id
+ * before each document, where windows shall begin (windows.h), or -1: one every T tokens. Window number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r
  * of `world` takes p = position + r*B .. + B-1, then the position moves by world*B. V: an id >= V is an error; 0: any. */
 int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
-                     int64_t seed, int rank, int world, int V);
+                     int64_t seed, int rank, int world, int V, int eot);
 void llmc_loader_free(llmc_loader *loader);
 int llmc_loader_next(llmc_loader *loader, int *inputs, int *targets); /* (B,T) each */
 int64_t llmc_loader_position(const llmc_loader *loader); /* all the state there is: windows taken by all ranks */

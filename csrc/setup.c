@@ -98,11 +98,12 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
 
 static int open_data(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
-    const int V = t->config.V;
-    TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V));
-    if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V);
+    const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
+    TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
+    if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
     if (!is_folder(data) || o->val_every == 0) return LLMC_OK;
-    if (llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V) < 0) t->val = NULL; /* a folder may lack it */
+    if (llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot) < 0)
+        t->val = NULL; /* a folder may lack it */
     return LLMC_OK;
 }
 
@@ -115,7 +116,7 @@ static void override(int *value, int64_t option) {
 /* usually the data itself is at fault: look at it first */
 static int explain_no_vocabulary(const char *data, const char *model) {
     llmc_loader *probe = NULL;
-    const int rc = llmc_loader_open(&probe, data, "train", 1, 1, 0, 0, 0, 1, 0);
+    const int rc = llmc_loader_open(&probe, data, "train", 1, 1, 0, 0, 0, 1, 0, -1);
     llmc_loader_free(probe);
     TRY(rc);
     FAIL(LLMC_EINVAL, "%s has no vocabulary of its own and %s no tokenizer.bin: give --vocab_size or --tokenizer",

@@ -24,7 +24,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc.files import DataError, atomic_path, flush_to_disk, need, reading, writing
@@ -286,28 +286,46 @@ def permute(i: int, N: int, seed: int, epoch: int) -> int:
             return i
 
 
-class Loader:
-    """Batches of non-overlapping windows; the reference for the loader in C.
+def window_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> Sequence[int]:
+    """Where the windows of T+1 ids of a shard begin, so that documents are read from their first id.
 
-    A shard of n tokens has max(0, (n-1)//T) windows of T+1 tokens at stride T; shards follow each other in
-    sorted order, which gives N windows an epoch. `position` (windows consumed by all ranks) is the whole
+    The first begins at 0; next after s is the first p with ids[p] == eot and s + T/2 < p <= s + T, or s + T
+    if there is none; the last is the last with s + T + 1 <= n. Nothing is looked for if eot is -1.
+    csrc/windows.c is the same in C.
+    """
+    end = max(0, len(ids) - T)  # no window begins here or later
+    if eot < 0:
+        return range(0, end, T)
+    numpy = need("numpy", "finding documents")
+    documents, starts, s, k = numpy.flatnonzero(ids == eot).tolist(), array("q"), 0, 0
+    while s < end:
+        starts.append(s)
+        k = bisect.bisect_right(documents, s + T // 2, k)
+        s = min(s + T, documents[k]) if k < len(documents) else s + T
+    return starts
+
+
+class Loader:
+    """Batches of windows; the reference for the loader in C.
+
+    A shard's windows are those of window_starts; shards follow each other in sorted order, which gives N
+    windows an epoch. `position` (windows consumed by all ranks) is the whole
     state: window number p of the stream is i = p % N of epoch p // N, or permute(i, N, seed, epoch) when
     shuffled. A batch of rank r takes windows position + r*B .. + B-1, then position advances by world*B.
     """
 
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], B: int, T: int, shuffle: bool = False, seed: int = 0,
-        rank: int = 0, world: int = 1, position: int = 0, vocab_size: int | None = None,
+        rank: int = 0, world: int = 1, position: int = 0, vocab_size: int | None = None, eot: int = -1,
     ):  # fmt: skip
-        _check_loader_arguments(B, T, rank, world, position)
+        _check_loader_arguments(B, T, rank, world, position, eot)
         self.paths = shard_order(os.fspath(p) for p in paths)
         self.B, self.T, self.shuffle, self.seed, self.rank, self.world = B, T, shuffle, seed, rank, world
         self.position = position
         self.vocab_size = vocab_size
         self._shards = [read_shard(p) for p in self.paths]
-        self._ends: list[int] = []  # windows in shards 0..s
-        for shard in self._shards:
-            self._ends.append((self._ends[-1] if self._ends else 0) + max(0, (len(shard) - 1) // T))
+        self._starts = [window_starts(shard, T, eot) for shard in self._shards]
+        self._ends = list(accumulate(map(len, self._starts)))  # windows in shards 0..s
         if not self.windows:
             longest = max(map(len, self._shards), default=0)
             raise DataError(
@@ -333,7 +351,7 @@ class Loader:
         epoch, i = divmod(p, self.windows)
         w = permute(i, self.windows, self.seed, epoch) if self.shuffle else i
         s = bisect.bisect_right(self._ends, w)
-        start = (w - (self._ends[s - 1] if s else 0)) * self.T
+        start = self._starts[s][w - (self._ends[s - 1] if s else 0)]
         ids = self._shards[s][start : start + self.T + 1]
         limit = 2**31 if self.vocab_size is None else self.vocab_size
         if ids.max() >= limit or ids.min() < 0:
@@ -349,10 +367,12 @@ class Loader:
         )
 
 
-def _check_loader_arguments(B: int, T: int, rank: int, world: int, position: int) -> None:
+def _check_loader_arguments(B: int, T: int, rank: int, world: int, position: int, eot: int) -> None:
     if B < 1 or T < 1:
         raise DataError(f"B={B}, T={T}: both must be at least 1")
     if not 0 <= rank < world:
         raise DataError(f"rank {rank} of world {world}: expected 0 <= rank < world")
     if position < 0:
         raise DataError(f"position {position}: it must not be negative")
+    if eot < -1:
+        raise DataError(f"eot={eot}: expected an id, or -1 to look for no documents")

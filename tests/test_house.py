@@ -24,6 +24,7 @@ ROWS = [
     "layout config options",
     "gpt2 schedule paths",
     "init nonfinite binfile sampler",
+    "windows",
     "modelfile dataloader tokenizer generate",
     "checkpoint run",
     "trainer.h",

@@ -70,7 +70,7 @@ def test_a_token_file_beyond_two_gigabytes(tmp_path):
         f.seek(4 * (count - 5))
         f.write(np.arange(1, 6, dtype=np.int32).tobytes())
     loader = ffi.new("llmc_loader **")
-    _ffi.check(lib, lib.llmc_loader_open(loader, str(path).encode(), b"train", 1, 4, 0, 0, 0, 1, 10))
+    _ffi.check(lib, lib.llmc_loader_open(loader, str(path).encode(), b"train", 1, 4, 0, 0, 0, 1, 10, -1))
     handle = ffi.gc(loader[0], lib.llmc_loader_free)
     assert lib.llmc_loader_tokens(handle) == count
     windows = (count - 1) // 4

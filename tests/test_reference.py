@@ -414,9 +414,9 @@ def test_what_the_reference_does_not_do_is_refused(capsys):
 
 def test_shards_are_read_in_the_same_order(data):
     """Position for position; the loaders' own tests go further."""
-    loader = bins.Loader(bins.find_shards(data), 2, 5, shuffle=True, seed=3)
+    loader = bins.Loader(bins.find_shards(data), 2, 5, shuffle=True, seed=3, eot=7)
     handle = ffi.new("llmc_loader **")
-    assert lib.llmc_loader_open(handle, str(data).encode(), b"train", 2, 5, 1, 3, 0, 1, 0) == 0
+    assert lib.llmc_loader_open(handle, str(data).encode(), b"train", 2, 5, 1, 3, 0, 1, 0, 7) == 0
     x, y = ffi.new("int[10]"), ffi.new("int[10]")
     for _ in range(20):
         assert lib.llmc_loader_next(handle[0], x, y) == 0

@@ -1,0 +1,71 @@
+/* One pass over a token file; only the half of it in which a window may begin is looked at. */
+#include <stdlib.h>
+#include "error.h"
+#include "windows.h"
+
+enum { BUFFER_BYTES = 1 << 18 };
+
+typedef struct Scan {
+    const IdRange *ids;
+    void *buffer;
+    int64_t first, end; /* the ids in it */
+} Scan;
+
+static int fill(Scan *scan, int64_t from) {
+    const IdRange *r = scan->ids;
+    const int64_t room = BUFFER_BYTES / r->width, left = r->n - from, n = left < room ? left : room;
+    scan->first = from, scan->end = from + n;
+    return binfile_read(r->file, scan->buffer, n * r->width, r->start + from * r->width);
+}
+
+static int64_t find2(const uint16_t *ids, int64_t n, int64_t id) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] == id) return i;
+    return n;
+}
+
+static int64_t find4(const uint32_t *ids, int64_t n, int64_t id) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] == id) return i;
+    return n;
+}
+
+/* moves *at to the first `eot` in [*at, last), or to last */
+static int find(Scan *scan, int64_t *at, int64_t last, int eot) {
+    while (*at < last) {
+        if (*at < scan->first || *at >= scan->end) TRY(fill(scan, *at));
+        const int64_t skip = *at - scan->first, end = scan->end < last ? scan->end : last, n = end - *at;
+        const int64_t i = scan->ids->width == 2 ? find2((uint16_t *)scan->buffer + skip, n, eot)
+                                                : find4((uint32_t *)scan->buffer + skip, n, eot);
+        *at += i;
+        if (i < n) break;
+    }
+    return LLMC_OK;
+}
+
+static int find_all(int64_t *starts, int64_t *count, Scan *scan, int T, int eot) {
+    int64_t s = 0, n = 0;
+    while (s < scan->ids->n - T) {
+        starts[n++] = s;
+        const int64_t last = s + T; /* < ids->n: it is an id of the window just found */
+        s += T / 2 + 1;
+        TRY(find(scan, &s, last, eot));
+    }
+    *count = n;
+    return LLMC_OK;
+}
+
+int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, int eot) {
+    Scan scan = {.ids = ids, .buffer = malloc(BUFFER_BYTES)};
+    const int64_t most = (ids->n - T - 1) / (T / 2 + 1) + 1;
+    *starts = malloc((size_t)most * sizeof **starts);
+    int rc = LLMC_OK;
+    if (!scan.buffer || !*starts)
+        rc = llmc_fail(LLMC_ENOMEM, "%s: no memory for the starts of %lld windows", ids->file->path, (long long)most);
+    else rc = find_all(*starts, count, &scan, T, eot);
+    free(scan.buffer);
+    if (rc < 0) return rc;
+    int64_t *fitted = realloc(*starts, (size_t)*count * sizeof **starts);
+    if (fitted) *starts = fitted;
+    return LLMC_OK;
+}

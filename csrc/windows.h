@@ -1,0 +1,16 @@
+/* Windows that begin where documents do, so that a model reads a story from its first sentence. */
+#ifndef WINDOWS_H
+#define WINDOWS_H
+#include "binfile.h"
+
+typedef struct IdRange { /* n ids of 2 or 4 bytes from byte `start` of a file */
+    const BinFile *file;
+    int64_t start, n;
+    int width;
+} IdRange;
+/* The starts of the windows of T+1 ids, and their number. The first is 0; next after s is the first id `eot` >= 0 in
+ * (s + T/2, s + T], or s + T if there is none; the last is the last with s + T + 1 <= n, and n > T. So no id before the end
+ * of the last window is left out, about half are seen twice at most, short documents share a window, and long ones go on in
+ * the next. free() them, also after an error. */
+int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, int eot);
+#endif
