@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def run(trainer: Trainer) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # threads that spin starve each other on a busy machine
     try:
         options = Options(_ffi.load())
         if options.parse(sys.argv[1:] if arguments is None else arguments):
