@@ -145,25 +145,27 @@ def summary(case: str, results: dict[str, Any], peak: float) -> dict[str, float]
         ms = statistics.median(x for run in runs for x in run["ms"])
         out[f"{system}_ms"] = ms
         out[f"{system}_tok_s"] = B * T / ms * 1e3
-        out[f"{system}_share"] = out["gflop"] / (ms * 1e-3) / peak
+        out[f"{system}_share"] = out["gflop"] / (min(x for run in runs for x in run["ms"]) * 1e-3) / peak
         out[f"{system}_mb"] = statistics.median(run["peak_mb"] for run in runs)
+        out[f"{system}_best_ms"] = min(x for run in runs for x in run["ms"])
     out["ratio"] = out["torch_ms"] / out["pyllmc_ms"]
+    out["best_ratio"] = out["torch_best_ms"] / out["pyllmc_best_ms"]  # what neighbours on the machine disturb least
     return out
 
 
 def table(report: dict[str, Any]) -> str:
     """Markdown, as in the README."""
     lines = [
-        "| whole step, fp32 | pyllmc | PyTorch eager | ratio | share of FMA peak, ours / PyTorch's | peak memory, ours / PyTorch's |",
+        "| whole step, fp32 | pyllmc | PyTorch eager | ratio of medians (of bests) | best's share of FMA peak, ours / PyTorch's | peak memory, ours / PyTorch's |",
         "|---|---|---|---|---|---|",
     ]
     for case, s in report["summary"].items():
         lines.append(
             f"| {case} | {s['pyllmc_ms']:.1f} ms, {s['pyllmc_tok_s']:,.0f} tok/s | {s['torch_ms']:.1f} ms, "
-            f"{s['torch_tok_s']:,.0f} tok/s | **{s['ratio']:.2f}×** | {s['pyllmc_share']:.0%} / {s['torch_share']:.0%} "
+            f"{s['torch_tok_s']:,.0f} tok/s | **{s['ratio']:.2f}×** ({s['best_ratio']:.2f}×) | {s['pyllmc_share']:.0%} / {s['torch_share']:.0%} "
             f"| {s['pyllmc_mb']:,.0f} / {s['torch_mb']:,.0f} MB |"
         )
-    peak = statistics.median(report["peak"]["gflops"])
+    peak = max(report["peak"]["gflops"])
     lines.append("")
     lines.append(
         f"{report['cpu']}, {report['threads']} threads, FMA peak {peak:.0f} GFLOP/s in that run, {report['isa']}; "
@@ -207,7 +209,7 @@ def main() -> None:
     raw = {case: measure_case(case, arguments.rounds) for case in arguments.case or CASES}
     after = measure_peak(threads)  # machines are shared: the peak of the run is that of both ends
     peak = {key: before[key] + after[key] for key in before}
-    limit = statistics.median(peak["gflops"])
+    limit = max(peak["gflops"])  # the limit is what the machine can do, not what its neighbours leave
     report = {
         "date": datetime.date.today().isoformat(),
         "command": "make bench" if len(sys.argv) == 1 else f"python dev/bench.py {' '.join(sys.argv[1:])}",
