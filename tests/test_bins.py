@@ -319,8 +319,44 @@ def test_loader_refuses_negative_and_huge_raw_ids(tmp_path):
         Loader([tmp_path / "u32.bin"], 1, 2).next()
 
 
+E = 9  # the id before each document, in the tests below
+
+
+@pytest.mark.parametrize(("ids", "starts"), [
+    ([E, 1, 2, E, 3, 4, 5, E, 6, 7], [0, 3]),  # p = 3: more than half of T = 4, then 7, which is too late
+    ([E, 1, 2, E, 3, 4, 5, E, 6, 7, 8, 0], [0, 3, 7]),  # its last target is the last id
+    ([E, 1, E, 2, 3, 4, 5, 6, 7], [0, 4]),  # p = 2 is only half: the first two documents share a window
+    ([E, 1, 2, 3, 4, 5, E, 7, 8, 0, 1, 2, 3], [0, 4, 8]),  # a long document goes on at s + T; its end is half
+    ([E] * 9, [0, 3]),
+    ([1] * 9, [0, 4]),
+    ([1, 2, 3, 4, E], [0]),
+    ([E, 1, 2, 3], []),
+    ([], []),
+])  # fmt: skip
+def test_windows_begin_where_documents_do(ids, starts):
+    assert [*bins.window_starts(np.array(ids, "<u2"), 4, E)] == starts
+
+
+def test_windows_cover_every_id():
+    """By the rule itself, whatever the documents; and with none looked for, every T ids."""
+
+    @given(st.lists(st.sampled_from([E, 1, 2]), max_size=60), st.integers(1, 12))
+    @settings(max_examples=300, deadline=None)
+    def check(ids, T):
+        starts = [*bins.window_starts(np.array(ids, "<u2"), T, E)]
+        assert [*bins.window_starts(np.array(ids, "<u2"), T)] == [*range(0, len(ids) - T, T)]
+        assert starts[:1] == [0][: len(ids) > T]
+        for s, later in zip(starts, starts[1:]):
+            found = [p for p in range(s + 1, s + T + 1) if p > s + T / 2 and ids[p] == E]
+            assert later == (found[0] if found else s + T)
+        if starts:
+            assert starts[-1] + T + 1 <= len(ids) < starts[-1] + 2 * T + 1
+
+    check()
+
+
 @pytest.mark.parametrize("bad", [
-    {"B": 0}, {"T": 0}, {"T": -1}, {"rank": 1}, {"world": 0}, {"rank": -1}, {"position": -1},
+    {"B": 0}, {"T": 0}, {"T": -1}, {"rank": 1}, {"world": 0}, {"rank": -1}, {"position": -1}, {"eot": -2},
 ])  # fmt: skip
 def test_loader_arguments(tmp_path, bad):
     write_shard(tmp_path / "a.bin", range(100), 300)

@@ -38,11 +38,14 @@ def write(path: Path, *args, **kwargs) -> Path:
 
 
 class Loader:
-    def __init__(self, paths, B=1, T=4, shuffle=0, seed=0, rank=0, world=1, V=0, split="train") -> None:
+    def __init__(
+        self, paths, B=1, T=4, shuffle=0, seed=0, rank=0, world=1, V=0, split="train", eot=-1
+    ) -> None:
         self.B, self.T = B, T
         out = ffi.new("llmc_loader **")
         name = os.fsencode(paths)
-        _ffi.check(lib, lib.llmc_loader_open(out, name, split.encode(), B, T, shuffle, seed, rank, world, V))
+        options = (B, T, shuffle, seed, rank, world, V, eot)
+        _ffi.check(lib, lib.llmc_loader_open(out, name, split.encode(), *options))
         self.handle = ffi.gc(out[0], lib.llmc_loader_free)
         self.windows = lib.llmc_loader_windows(self.handle)
 
@@ -150,7 +153,8 @@ def test_bad_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(B=0), dict(T=0), dict(T=-1), dict(rank=1), dict(rank=-1), dict(world=0), dict(V=-1)]
+    "bad",
+    [dict(B=0), dict(T=0), dict(T=-1), dict(rank=1), dict(rank=-1), dict(world=0), dict(V=-1), dict(eot=-2)],
 )
 def test_bad_arguments(tmp_path, bad):
     with pytest.raises(_ffi.InvalidArgument):
@@ -264,6 +268,54 @@ def test_resume_at_any_position(tmp_path):
     for bad in (-1, 2**62):
         with pytest.raises(_ffi.InvalidArgument, match=f"data position {bad}"):
             straight.position = bad
+
+
+@QUICK
+@given(st.data())
+def test_windows_of_documents_agree_with_python(tmp_path, data):
+    """Documents of every length, of one id too, or none at all; window by window, and after a resume."""
+    bins = pytest.importorskip("pyllmc.bins")
+    folder = tmp_path / str(len(os.listdir(tmp_path)))
+    folder.mkdir()
+    eot = data.draw(st.sampled_from([-1, 0, 7, 70_000]))
+    text = st.integers(0, data.draw(st.sampled_from([0, 1, 9, 60])))
+    for s in range(data.draw(st.integers(1, 3))):
+        documents = data.draw(st.lists(st.lists(text, max_size=40), max_size=12))
+        fmt = data.draw(st.sampled_from(list(FORMATS)))
+        known = 0 <= eot < (1 << 16 if fmt == "uint16" else 1 << 31)
+        ids = [i for document in documents for i in [*([eot] if known else []), *document]]
+        write(folder / f"train{s}.bin", ids or [0], fmt)
+    T, shuffle = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 1))
+    options = dict(B=2, T=T, shuffle=shuffle, seed=5, eot=eot)
+    try:
+        ours = Loader(folder, **options)
+    except _ffi.InvalidArgument:
+        with pytest.raises(bins.DataError, match="use more data or a smaller T"):
+            bins.Loader(bins.find_shards(folder), **options)
+        return
+    theirs = bins.Loader(bins.find_shards(folder), **options)
+    assert ours.windows == theirs.windows
+    ours.position = theirs.position = data.draw(st.integers(0, 2 * ours.windows))
+    for _ in range(ours.windows):
+        for a, b in zip(ours.next(), theirs.next()):
+            assert (a == b).all()
+    assert ours.position == theirs.position
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_windows_of_documents_beyond_the_buffer(tmp_path, fmt):
+    """A file larger than what is scanned at once, with documents across its edges and windows longer than it."""
+    bins = pytest.importorskip("pyllmc.bins")
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 200, 600_000)
+    path = write(tmp_path / "a.bin", ids, fmt)
+    for T in (1, 64, 1000, 250_000):
+        ours, theirs = Loader(path, T=T, eot=3), bins.Loader([path], 1, T, eot=3)
+        assert ours.windows == theirs.windows
+        for position in {0, *rng.integers(0, ours.windows, 50).tolist(), ours.windows - 1}:
+            ours.position = theirs.position = position
+            for a, b in zip(ours.next(), theirs.next()):
+                assert (a == b).all()
 
 
 @pytest.mark.parametrize("shuffle", [0, 1])

@@ -12,6 +12,7 @@ import pytest
 
 import pyllmc
 from pyllmc import bins, prepro
+from pyllmc.tokenizer import Tokenizer
 
 TINY = {
     "model": "gpt-nano",
@@ -39,6 +40,10 @@ def data(tmp_path_factory) -> Path:
     )
     assert len(list(out.glob("train*.bin"))) > 2
     return out
+
+
+def eot_of(data: Path) -> int:
+    return Tokenizer.load(data / "tokenizer.bin").eot
 
 
 def losses(**options) -> list[float]:
@@ -129,9 +134,10 @@ def test_accumulation_equals_the_larger_batch(data):
 
 
 def test_a_window_is_drawn_once_an_epoch(data):
-    loader = bins.Loader(bins.find_shards(data), B=1, T=7, shuffle=True, seed=3)
+    shards, eot = bins.find_shards(data), eot_of(data)
+    loader = bins.Loader(shards, B=1, T=7, shuffle=True, seed=3, eot=eot)
     seen = [loader.next()[0].tobytes() for _ in range(loader.windows)]
-    loader = bins.Loader(bins.find_shards(data), B=1, T=7, shuffle=False, seed=3)
+    loader = bins.Loader(shards, B=1, T=7, shuffle=False, seed=3, eot=eot)
     assert sorted(seen) == sorted(loader.next()[0].tobytes() for _ in range(loader.windows))
 
 
@@ -194,12 +200,14 @@ def test_validation_does_not_move_the_training_data(data):
     assert losses(val_every=1, **options) == losses(val_every=0, **options)
 
 
-def test_validation_is_the_mean_over_the_batches(data):
-    trainer = pyllmc.Trainer(
-        data=data, max_steps=0, val_every=1, val_batches=2, sample_every=0, checkpoint_every=0, **TINY
-    )
+@pytest.mark.parametrize("documents", [True, False])
+def test_validation_is_the_mean_over_the_batches(data, documents):
+    """Of windows that begin where documents do, unless that is turned off."""
+    options = {"documents": documents, "val_batches": 2, "sample_every": 0, "checkpoint_every": 0, **TINY}
+    trainer = pyllmc.Trainer(data=data, max_steps=0, val_every=1, **options)
     value = next(event.val_loss for event in trainer if event.kind == "eval")
-    loader = bins.Loader(bins.find_shards(data, "val"), B=3, T=7, shuffle=False, seed=0)
+    eot = eot_of(data) if documents else -1
+    loader = bins.Loader(bins.find_shards(data, "val"), B=3, T=7, shuffle=False, seed=0, eot=eot)
     assert value == pytest.approx(
         np.mean([trainer.model.forward(*loader.next()) for _ in range(2)]), rel=1e-6
     )
