@@ -103,9 +103,10 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std);
 
 /* ---- token files (dataloader.c) ---- */
 typedef struct llmc_loader llmc_loader;
-/* Token files made of windows of T+1 tokens. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as bytes. eot: the id
- * before each document, where windows shall begin (windows.h), or -1: one every T tokens. Window number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r
- * of `world` takes p = position + r*B .. + B-1, then the position moves by world*B. V: an id >= V is an error; 0: any. */
+/* Token files made of windows of T+1 tokens. paths: a folder (its SPLIT*.bin), a glob or a file, sorted as bytes. Window
+ * number p of the stream is i = p % N of epoch p / N, or llmc_permute(i, N, seed, epoch) if shuffled; rank r of `world`
+ * takes p = position + r*B .. + B-1, then the position moves by world*B. V: an id >= V is an error; 0: any. eot: the id
+ * before each document, at which windows begin where they can (windows.h); -1: they begin every T tokens. */
 int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
                      int64_t seed, int rank, int world, int V, int eot);
 void llmc_loader_free(llmc_loader *loader);

@@ -9,8 +9,8 @@ typedef struct IdRange { /* n ids of 2 or 4 bytes from byte `start` of a file */
     int width;
 } IdRange;
 /* The starts of the windows of T+1 ids, and their number. The first is 0; next after s is the first id `eot` >= 0 in
- * (s + T/2, s + T], or s + T if there is none; the last is the last with s + T + 1 <= n, and n > T. So no id before the end
- * of the last window is left out, about half are seen twice at most, short documents share a window, and long ones go on in
- * the next. free() them, also after an error. */
+ * (s + T/2, s + T], or s + T if there is none; the last is the last with s + T + 1 <= n; n > T. So every id up to the end
+ * of the last window is in one or two of them, short documents share a window, and long ones go on in the next.
+ * free() *starts, also after an error. */
 int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, int eot);
 #endif
