@@ -62,7 +62,7 @@ $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
-	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def $(@D)
+	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def csrc/config.c $(@D)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -84,14 +84,15 @@ VENV := .venv/bin
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
 		{ echo "pyllmc needs Python >= 3.9; say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "no virtual environment could be made: apt-get install python3-venv" >&2; exit 2; }
 	@touch $@
 
 .venv/demo.done: pyproject.toml | $(VENV)/python
 	$(VENV)/pip install --quiet --editable '.[plot]'
 	@touch $@
 
-# torch first and pinned: 2.13.0 is what the figures were made with; unpinned pip may bring gigabytes of CUDA
+# torch first and pinned: what the figures were made with (it needs Python >= 3.10)
 .venv/setup.done: pyproject.toml | $(VENV)/python
 	$(VENV)/pip install --quiet torch==2.13.0
 	$(VENV)/pip install --quiet --editable '.[dev]'

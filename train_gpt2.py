@@ -380,7 +380,7 @@ class Trainer:
         data = o.data or default_data()
         shards = find_shards(data)
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
-        tokenizer = Tokenizer.load(file) if file.exists() else None
+        tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
         o.lr = o.lr or min(6e-3, 6e-4 * 768 / c.n_embd)

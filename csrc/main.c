@@ -35,15 +35,18 @@ static int make_default_data(const llmc_options *options) {
     llmc_options_get(options, "data", data, sizeof data);
     llmc_options_get(options, "resume", resume, sizeof resume);
     if (*data || *resume || access("data/stories/meta.json", F_OK) == 0) return 0;
-    printf("making data/stories\n");
-    fflush(stdout);
-    return system("python3 -m pyllmc.stories --out data/stories") == 0 ? 0 : 5;
+    fprintf(stderr, "making data/stories\n");
+    if (system("python3 -m pyllmc.stories --out data/stories") == 0) return 0;
+    fprintf(stderr,
+            "train_gpt2: data/stories could not be made: run in the checkout with python3 >= 3.9, or give --data\n");
+    return 5;
 }
 
 static int run(const llmc_options *options) {
     llmc_event event;
     int kind = llmc_trainer_new(&trainer, options);
     if (kind < 0) return fail(kind);
+    if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
     while ((kind = llmc_trainer_next(trainer, &event)) > 0)
         if (*event.text) printf("%s%s\n", kind == LLMC_SAMPLE ? "sample: " : "", event.text), fflush(stdout);
     return kind < 0 ? fail(kind) : interrupted ? 130 : 0;

@@ -166,8 +166,9 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
     CHECK(!strncmp(argument, "--", 2), LLMC_EINVAL, "'%.60s' is not an option: write --name=value; --help lists them",
           argument);
     snprintf(name, sizeof name, "%.*s", value ? (int)(value - argument - 2) : 60, argument + 2);
-    const int negated = !value && !strncmp(name, "no_", 3);
+    const int negated = !value && (!strncmp(name, "no_", 3) || !strncmp(name, "no-", 3));
     TRY(find(negated ? name + 3 : name, &o));
+    CHECK(!negated || o->type == IS_FLAG, LLMC_EINVAL, "unknown option --%s: --no_ is for flags", name);
     CHECK(!is_given(options, o), LLMC_EINVAL, "--%s is given twice", o->name);
     if (value) return llmc_options_set(options, o->name, value + 1);
     if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");

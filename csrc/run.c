@@ -107,14 +107,14 @@ static int clear_old_run(const Run *run, int overwrite) {
     return LLMC_OK;
 }
 
-int run_open(Run *run, const llmc_options *options, int resumed, int64_t step) {
+int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) {
     char path[2 * OPTION_TEXT];
     snprintf(run->folder, sizeof run->folder, "%s", options->out);
     if (!*run->folder) return LLMC_OK;
     if (!strcmp(run->folder, "auto")) TRY(next_free_folder(run));
     run_path(run, "samples", path, sizeof path);
     TRY(make_folders(path));
-    if (resumed) TRY(drop_later_metrics(run, step));
+    if (in_place) TRY(drop_later_metrics(run, step));
     else TRY(clear_old_run(run, (int)options->overwrite));
     char *text = malloc(1 << 18);
     CHECK(text, LLMC_ENOMEM, "no memory for the options' text");

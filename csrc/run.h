@@ -9,8 +9,8 @@ typedef struct Run {
     FILE *metrics;
 } Run;
 
-/* Makes or reopens the folder; from a checkpoint of `step`, later metrics are dropped. */
-int run_open(Run *run, const llmc_options *options, int resumed, int64_t step);
+/* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped. */
+int run_open(Run *run, const llmc_options *options, int in_place, int64_t step);
 void run_close(Run *run);
 int run_metric(Run *run, const char *line); /* one JSON object */
 int run_sample(const Run *run, int64_t step, const char *text);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "error.h"
+#include "paths.h"
 #include "trainer.h"
 
 static const char DEFAULT_DATA[] = "data/stories";
@@ -29,7 +30,7 @@ static int adopt_option(llmc_options *options, char *line) {
 static int adopt_options(llmc_options *options, const char *checkpoint) {
     char *text = calloc(1, TEXT_SIZE), *rest = NULL;
     CHECK(text, LLMC_ENOMEM, "no memory for the checkpoint's options");
-    int rc = llmc_checkpoint_text(checkpoint, "OPTIONS ", text, TEXT_SIZE);
+    int rc = llmc_checkpoint_text(checkpoint, "OPTIONS ", text, TEXT_SIZE - 1); /* calloc closes it */
     for (char *line = strtok_r(text, "\n", &rest); rc >= 0 && line; line = strtok_r(NULL, "\n", &rest))
         rc = adopt_option(options, line);
     free(text);
@@ -42,16 +43,23 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     return LLMC_OK;
 }
 
+static void folder_of(const char *path, char *folder, size_t size) {
+    const char *slash = strrchr(path, '/');
+    if (is_folder(path)) snprintf(folder, size, "%s", path);
+    else snprintf(folder, size, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+}
+
+/* the run goes on in the checkpoint's own folder, unless --out names another */
 static int open_resume(llmc_trainer *t) {
     llmc_options *o = &t->options;
-    char resume[OPTION_TEXT];
+    char folder[OPTION_TEXT];
     if (!*o->resume) return LLMC_OK;
     t->resumed = 1;
     TRY(find_checkpoint(o, t->weights, sizeof t->weights));
-    memcpy(resume, o->resume, sizeof resume);
-    if (is_folder(resume) && !o->out_given) TRY(llmc_options_set(o, "out", resume));
-    TRY(adopt_options(o, t->weights));
-    return LLMC_OK;
+    folder_of(o->resume, folder, sizeof folder);
+    if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
+    t->in_place = !strcmp(o->out, folder);
+    return adopt_options(o, t->weights);
 }
 
 /* the loop's own few numbers, from the checkpoint's STATE */
@@ -59,15 +67,20 @@ static double state_number(const char *state, const char *name, double otherwise
     char key[64];
     snprintf(key, sizeof key, "%s=", name);
     const char *at = strstr(state, key);
+    while (at && at != state && at[-1] != '\n') at = strstr(at + 1, key); /* val_loss= also ends best_val_loss= */
     return at ? strtod(at + strlen(key), NULL) : otherwise;
 }
 
 static int restore_state(llmc_trainer *t) {
-    char state[4096];
-    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state));
+    char state[4096] = "";
+    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state - 1));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
+    CHECK(t->step == llmc_model_step(t->model), LLMC_EINVAL,
+          "%s holds no moments, so it cannot be resumed bit for bit: resume from last.ckpt, or start from it with "
+          "--model",
+          t->weights);
     t->evaluated = (int)state_number(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
     return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
@@ -96,21 +109,42 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     return tokenizer_of_weights(t);
 }
 
+static int has_shards(const char *data, const char *split) {
+    Paths paths = {0};
+    const int rc = paths_find(&paths, data, split);
+    paths_free(&paths);
+    return rc >= 0;
+}
+
 static int open_data(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    if (!is_folder(data) || o->val_every == 0) return LLMC_OK;
-    if (llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot) < 0)
-        t->val = NULL; /* a folder may lack it */
-    return LLMC_OK;
+    if (!is_folder(data) || o->val_every == 0 || !has_shards(data, "val")) return LLMC_OK;
+    return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
 }
 
 /* ---- configuration ---- */
 
 static void override(int *value, int64_t option) {
     if (option) *value = (int)option;
+}
+
+/* a file's sizes are what they are */
+static int refuse_other(const char *file, const char *name, int64_t asked, int has) {
+    CHECK(!asked || asked == has, LLMC_EINVAL, "--%s=%lld, but %s has %d: leave the option out", name, (long long)asked,
+          file, has);
+    return LLMC_OK;
+}
+
+static int refuse_other_sizes(const llmc_options *o, const char *file, const llmc_config *c) {
+    TRY(refuse_other(file, "n_layer", o->n_layer, c->L));
+    TRY(refuse_other(file, "n_head", o->n_head, c->NH));
+    TRY(refuse_other(file, "n_embd", o->n_embd, c->C));
+    TRY(refuse_other(file, "max_seq_len", o->max_seq_len, c->maxT));
+    TRY(refuse_other(file, "vocab_size", o->vocab_size, c->V));
+    return refuse_other(file, "window", o->window, c->window);
 }
 
 /* usually the data itself is at fault: look at it first */
@@ -128,6 +162,7 @@ static int open_config(llmc_trainer *t, const char *data) {
     const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
     if (*t->weights) {
         TRY(llmc_model_read_config(t->weights, &t->config));
+        TRY(refuse_other_sizes(o, t->weights, &t->config));
         CHECK(!tokenizer_V || tokenizer_V == t->config.V, LLMC_EINVAL,
               "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
               t->config.V, tokenizer_V);
@@ -151,6 +186,19 @@ static int open_config(llmc_trainer *t, const char *data) {
     return llmc_config_check(&t->config);
 }
 
+/* what a sample begins with: the start of a document, then --prompt */
+static int encode_prompt(llmc_trainer *t) {
+    if (!t->tokenizer) return LLMC_OK;
+    const int eot = llmc_tokenizer_eot(t->tokenizer), room = OPTION_TEXT;
+    if (eot >= 0 || !*t->options.prompt) t->prompt[t->prompt_size++] = eot >= 0 ? eot : 0;
+    if (!*t->options.prompt) return LLMC_OK;
+    const int n = llmc_tokenizer_encode(t->tokenizer, t->options.prompt, (int64_t)strlen(t->options.prompt),
+                                        t->prompt + t->prompt_size, room);
+    TRY(n);
+    t->prompt_size += n < room ? n : room;
+    return LLMC_OK;
+}
+
 /* GPT-3's table of sizes as a rule: 6e-4 at 768 channels, inversely with the width */
 static double usual_lr(int C) { return C * 10 < 768 ? 6e-3 : 6e-4 * 768 / C; }
 
@@ -158,15 +206,18 @@ int setup_open(llmc_trainer *t) {
     TRY(open_resume(t));
     const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
-          "there is no data at %s: prepare some with dev/prepro_tinystories.py, or run without --data", data);
-    if (!*t->weights && access(t->options.model, F_OK) == 0)
+          "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
+          "pyllmc.stories",
+          data);
+    if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && access(t->options.model, F_OK) == 0)
         snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));
     if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);
     double lr; /* a misspelt schedule shows now, not after the first step */
     TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
-    return open_data(t, data);
+    TRY(open_data(t, data));
+    return encode_prompt(t);
 }
 
 int setup_model(llmc_trainer *t) {
@@ -180,5 +231,5 @@ int setup_model(llmc_trainer *t) {
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
-    return run_open(&t->run, &t->options, t->resumed, t->step);
+    return run_open(&t->run, &t->options, t->in_place, t->step);
 }

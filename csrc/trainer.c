@@ -156,7 +156,7 @@ static int validate(llmc_trainer *t) {
         sum += loss;
     }
     t->val_loss = sum / (double)batches;
-    return LLMC_OK;
+    return isfinite(t->val_loss) ? LLMC_OK : explain_nonfinite(t, "validation loss", t->val_loss);
 }
 
 static int save(llmc_trainer *t, const char *name, int with_moments) {
@@ -187,12 +187,12 @@ static int evaluate(llmc_trainer *t) {
     return LLMC_EVAL;
 }
 
-static int prompt_tokens(llmc_trainer *t, int *ids, int room) {
-    const int eot = llmc_tokenizer_eot(t->tokenizer);
-    if (*t->options.prompt)
-        return llmc_tokenizer_encode(t->tokenizer, t->options.prompt, (int64_t)strlen(t->options.prompt), ids, room);
-    ids[0] = eot >= 0 ? eot : 0;
-    return 1;
+/* up to the end of the document, or to an id that the tokenizer does not know (--vocab_size may be larger) */
+static int length_of_text(const llmc_trainer *t, int made) {
+    const int eot = llmc_tokenizer_eot(t->tokenizer), size = llmc_tokenizer_size(t->tokenizer);
+    int n = 0;
+    while (n < made && t->sample[n] != eot && t->sample[n] < size) n++;
+    return n;
 }
 
 static int draw_sample(llmc_trainer *t) {
@@ -200,14 +200,11 @@ static int draw_sample(llmc_trainer *t) {
     const llmc_sampling how = {.temperature = (float)o->temperature,
                                .top_k = (int)o->top_k,
                                .top_p = (float)o->top_p,
-                               .seed = o->seed + t->step};
-    int prompt[OPTION_TEXT];
-    const int n = prompt_tokens(t, prompt, OPTION_TEXT);
-    TRY(n);
-    int made = llmc_model_generate(t->model, prompt, n, (int)o->sample_tokens, &how, t->sample,
+                               .seed = (int64_t)((uint64_t)o->seed + (uint64_t)t->step)};
+    int made = llmc_model_generate(t->model, t->prompt, t->prompt_size, (int)o->sample_tokens, &how, t->sample,
                                    llmc_tokenizer_eot(t->tokenizer));
     TRY(made);
-    if (made && t->sample[made - 1] == llmc_tokenizer_eot(t->tokenizer)) made--;
+    made = length_of_text(t, made);
     const int start = snprintf(t->text, TEXT_SIZE, "%s", o->prompt);
     const int length = llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start - 1);
     TRY(length);

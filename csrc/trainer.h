@@ -16,7 +16,7 @@ struct llmc_trainer {
     llmc_model *model;
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
-    int resumed;
+    int resumed, in_place;     /* from a checkpoint; in its own folder */
     int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
 
     int phase; /* see trainer.c */
@@ -28,7 +28,8 @@ struct llmc_trainer {
     double started, ms;    /* when it began; smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     int *sample;           /* token ids */
-    char *text;            /* TEXT_SIZE: what the last event says */
+    int prompt[OPTION_TEXT + 1], prompt_size;
+    char *text; /* TEXT_SIZE: what the last event says */
 };
 
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */

@@ -31,7 +31,7 @@ TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
 CASES: dict[
     str, tuple[str, int, int, int, int]
 ] = {  # name: model, vocabulary, B, T, timed steps of a process
-    "demo": ("demo", 640, 16, 128, 20),
+    "demo": ("demo", 885, 8, 256, 20),
     "124M, T=64": ("d12", 50257, 4, 64, 3),
     "124M, T=1024": ("d12", 50257, 4, 1024, 2),
 }
@@ -149,7 +149,9 @@ def summary(case: str, results: dict[str, Any], peak: float) -> dict[str, float]
         out[f"{system}_mb"] = statistics.median(run["peak_mb"] for run in runs)
         out[f"{system}_best_ms"] = min(x for run in runs for x in run["ms"])
     out["ratio"] = out["torch_ms"] / out["pyllmc_ms"]
-    out["best_ratio"] = out["torch_best_ms"] / out["pyllmc_best_ms"]  # what neighbours on the machine disturb least
+    out["best_ratio"] = (
+        out["torch_best_ms"] / out["pyllmc_best_ms"]
+    )  # what neighbours on the machine disturb least
     return out
 
 

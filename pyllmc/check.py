@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         m, gpt = open_models(o, load_reference())
     except (ValueError, OSError, _ffi.LlmcError) as error:
         print(f"pyllmc.check: {error}", file=sys.stderr)
-        return 2
+        return _ffi.exit_code(error)
     wrong = report(compare_weights(m, gpt))
     if not os.path.exists(o.model):
         disturb(m, o.seed)

@@ -48,17 +48,29 @@ class Views(Mapping[str, Any]):
         return len(self._model._names("acts" in self._blocks))
 
 
-def make_config(source: Source, lib: Any) -> Any:
-    """A C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file."""
+def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file, whose path comes second."""
     config = _ffi.ffi().new("llmc_config *")
     if isinstance(source, GPTConfig):
         config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
         config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
-    elif os.path.exists(source):
-        _ffi.check(lib, lib.llmc_model_read_config(os.fspath(source).encode(), config))
-    else:
-        _ffi.check(lib, lib.llmc_config_parse(config, os.fspath(source).encode()))
-    return config
+        return config, b""
+    name = os.fspath(source).encode()
+    status = lib.llmc_config_parse(config, name)
+    if status < 0 and os.path.exists(source):  # a size comes first: a file called d12 does not hide it
+        _ffi.check(lib, lib.llmc_model_read_config(name, config))
+        return config, name
+    _ffi.check(lib, status)
+    return config, b""
+
+
+def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
+    """A section of a checkpoint; empty if it has none."""
+    size = _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, _ffi.ffi().NULL, 0))
+    data = _ffi.ffi().new("char[]", max(size, 1))
+    if size:
+        _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, data, size))
+    return bytes(_ffi.ffi().buffer(data, size))
 
 
 def as_ids(name: str, array: Any) -> np.ndarray:
@@ -101,15 +113,17 @@ class Model:
         if precision != "fp32":
             raise InvalidArgument(f"precision '{precision}': this build computes in fp32")
         lib = _ffi.load(device)
-        config = make_config(source, lib)
-        if vocab_size:
-            config.V = vocab_size
+        config, file = make_config(source, lib)
+        if vocab_size and file and vocab_size != config.V:
+            raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
+        config.V = vocab_size or config.V
         out = _ffi.ffi().new("llmc_model **")
         B, T = int(B), config.maxT if T is None else int(T)
         _ffi.check(lib, lib.llmc_model_create(out, config, B, T, int(training), threads))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
-        if not isinstance(source, GPTConfig) and os.path.exists(source):
-            self._check(lib.llmc_model_load(self._handle, os.fspath(source).encode()))
+        if file:
+            self._check(lib.llmc_model_load(self._handle, file))
+            self.tokenizer_bytes = read_section(lib, file, b"TOKENIZR")
         else:
             self._check(lib.llmc_model_init(self._handle, seed, init_std))
 
@@ -124,6 +138,7 @@ class Model:
     def _adopt(self, lib: Any, handle: Any) -> None:
         self._lib, self._handle = lib, handle
         self._owner: Any = handle
+        self.tokenizer_bytes = b""  # the tokenizer.bin that travels with the weights
         c = lib.llmc_model_config(handle)
         self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
         self._rows = {}
@@ -314,12 +329,14 @@ class Model:
     # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Weights, moments and step in one file, whose head is llm.c's model .bin version 3; written atomically."""
-        null = _ffi.ffi().NULL
+        """Weights, moments, step and tokenizer in one file that begins as llm.c's model .bin version 3; atomic."""
+        tokenizer = self.tokenizer_bytes
         state = f"step={self.step}\n".encode()
         name = os.fspath(Path(path)).encode()
         moments = int(self.training)
-        self._check(self._lib.llmc_checkpoint_save(self._handle, name, b"", state, null, 0, moments))
+        self._check(
+            self._lib.llmc_checkpoint_save(self._handle, name, b"", state, tokenizer, len(tokenizer), moments)
+        )
 
 
 def _torch_names(row: Any) -> list[tuple[int, str]]:

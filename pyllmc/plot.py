@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pyllmc.files import DataError, need
+
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a line cut short by a kill is left out."""
@@ -31,9 +33,7 @@ def smooth(values: list[float], keep: float = 0.9) -> list[float]:
 
 def draw_run(run: str | Path) -> Path:
     """Draws RUN/loss.png: training loss (thin: each step), validation loss, learning rate below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    need("matplotlib", "the loss curve").use("Agg")
     import matplotlib.pyplot as plt
 
     lines = read_metrics(run)
@@ -76,7 +76,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         print(draw_run(arguments.run))
-    except OSError as error:
+    except (OSError, DataError) as error:
         print(f"pyllmc.plot: {error}", file=sys.stderr)
         return 5
     return 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pyllmc import _ffi
 from pyllmc.files import DataError
-from pyllmc.model import Model
+from pyllmc.model import Model, read_section
 from pyllmc.tokenizer import Tokenizer
 
 
@@ -54,14 +54,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer inside a checkpoint."""
-    lib = _ffi.load()
-    name, tag = os.fspath(path).encode(), b"TOKENIZR"
-    size = _ffi.check(lib, lib.llmc_checkpoint_text(name, tag, _ffi.ffi().NULL, 0))
-    if not size:
+    data = read_section(_ffi.load(), os.fspath(path).encode(), b"TOKENIZR")
+    if not data:
         raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
-    data = _ffi.ffi().new("char[]", size)
-    _ffi.check(lib, lib.llmc_checkpoint_text(name, tag, data, size))
-    return Tokenizer.from_bytes(bytes(_ffi.ffi().buffer(data, size)), os.fspath(path))
+    return Tokenizer.from_bytes(data, os.fspath(path))
 
 
 def open_writer(path: str | os.PathLike[str], threads: int = 0) -> Writer:

@@ -25,6 +25,8 @@ def draw(trainer: Trainer) -> None:
         print(f"loss curve: {plot.draw_run(trainer.out)}")
     except ImportError:
         print("loss curve: not drawn, `pip install matplotlib` first")
+    except OSError as error:
+        print(f"loss curve: not drawn: {error}")
 
 
 def run(trainer: Trainer) -> int:
@@ -57,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 0
         return run(Trainer(options))
+    except KeyboardInterrupt:  # before the first step: there is nothing to save
+        return 130
     except (_ffi.LlmcError, DataError) as error:
         print(f"pyllmc.train: {error}", file=sys.stderr)
         return _ffi.exit_code(error)

@@ -41,7 +41,7 @@ def test_values_are_read_in_both_spellings(arguments):
 
 def test_dashes_and_negated_flags():
     options = Options(lib)
-    options.parse(["--max-steps=7", "--no_shuffle", "--plan"])
+    options.parse(["--max-steps=7", "--no-shuffle", "--plan"])
     assert (options.get("max_steps"), options.get("shuffle"), options.get("plan")) == ("7", "0", "1")
 
 
@@ -59,6 +59,7 @@ def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
     "arguments, reason",
     [
         (["--lr"], "needs a value"),
+        (["--no_lr", "0.1"], "for flags"),
         (["--lr", "--seed=1"], "needs a value"),
         (["--lr=fast"], "not a number"),
         (["--lr=nan"], "not in"),

@@ -233,3 +233,60 @@ def test_the_checkpoint_outlives_the_data_folder(data, tmp_path):
     with pytest.raises(pyllmc.SystemFailure, match="there is no data"):
         pyllmc.Trainer(resume=run, max_steps=4)
     list(pyllmc.Trainer(resume=run, max_steps=4, data=data))
+
+
+def test_the_last_validation_loss_outlives_a_resume(data, tmp_path):
+    """Not the best one, whose name ends the same."""
+    run, options = tmp_path / "run", {**TINY, "lr": 0.5, "grad_clip": 0, "weight_decay": 0}
+    trained = list(pyllmc.Trainer(data=data, out=run, max_steps=6, val_every=1, sample_every=0, **options))
+    vals = [event.val_loss for event in trained if event.kind == "eval"]
+    assert vals[-1] != min(vals)
+    events = list(pyllmc.Trainer(resume=run, max_steps=7, val_every=0))
+    assert [event.val_loss for event in events if event.kind == "step"] == [vals[-1]]
+
+
+def test_resuming_elsewhere_does_not_overwrite_what_lies_there(data, tmp_path):
+    for name in "ab":
+        list(pyllmc.Trainer(data=data, out=tmp_path / name, max_steps=2, **TINY, **QUIET))
+    before = (tmp_path / "b/last.ckpt").read_bytes()
+    with pytest.raises(pyllmc.InvalidArgument, match="--overwrite"):
+        list(pyllmc.Trainer(resume=tmp_path / "a", out=tmp_path / "b", max_steps=4))
+    assert (tmp_path / "b/last.ckpt").read_bytes() == before
+    list(pyllmc.Trainer(resume=tmp_path / "a/last.ckpt", max_steps=4))  # a file's folder is where it goes on
+    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_without_moments_is_no_place_to_resume(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=2, val_every=1, sample_every=0, **TINY))
+    with pytest.raises(pyllmc.InvalidArgument, match="holds no moments.*--model"):
+        list(pyllmc.Trainer(resume=tmp_path / "r/best.ckpt", max_steps=4))
+
+
+def test_sizes_that_a_file_does_not_have_are_refused(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=1, **TINY, **QUIET))
+    with pytest.raises(pyllmc.InvalidArgument, match=r"--n_layer=5, but .* has 2"):
+        pyllmc.Trainer(data=data, model=tmp_path / "r/last.ckpt", n_layer=5, T=7)
+
+
+def test_broken_validation_data_is_an_error_not_silence(data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    shard = copy / "val_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(pyllmc.BadFile, match="val_000000.bin"):
+        pyllmc.Trainer(data=copy, **TINY)
+
+
+def test_an_impossible_prompt_is_refused_before_the_first_step(data):
+    with pytest.raises(pyllmc.LlmcError, match="(?i)character|alphabet|encode|byte"):
+        pyllmc.Trainer(data=data, prompt="Ünknown", **TINY)
+
+
+def test_the_tokenizer_travels_with_a_saved_model(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=1, **TINY, **QUIET))
+    pyllmc.Model(tmp_path / "r/last.ckpt", B=1).save(tmp_path / "copy.ckpt")
+    from pyllmc import sample
+
+    assert sample.read_tokenizer(tmp_path / "copy.ckpt").encode("cat") == sample.read_tokenizer(
+        tmp_path / "r/last.ckpt"
+    ).encode("cat")
