@@ -56,6 +56,9 @@ def draw_run(run: str | Path) -> Path:
             color="tab:orange",
             label=label,
         )
+    top.set_yscale("log")  # most of a run is spent on the last tenth of the loss
+    top.yaxis.set_major_formatter("{x:g}")
+    top.yaxis.set_minor_formatter("{x:g}")
     top.set_ylabel("cross-entropy (nats per token)")
     top.set_title(Path(run).resolve().name)
     top.grid(alpha=0.3)
