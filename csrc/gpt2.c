@@ -260,16 +260,32 @@ int llmc_model_reset_moments(llmc_model *m) {
 
 int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
+    float before;
     TRY(need_training(m));
+    CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
     m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
+    m->k->copy_out(&m->ctx, &before, stats, 4);
+    TRY(m->k->sync(&m->ctx));
+    if (norm) *norm = before;
+    CHECK(before <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was clipped", (double)before);
     m->k->scale(&m->ctx, m->grads, stats + 1, m->layout.num_params);
-    if (norm) m->k->copy_out(&m->ctx, norm, stats, 4);
     return m->k->sync(&m->ctx);
+}
+
+static int check_adamw(const llmc_adamw *h) {
+    CHECK(h->lr >= 0 && h->lr < 1e30, LLMC_EINVAL, "lr=%g is not finite and >= 0", h->lr);
+    CHECK(h->beta1 >= 0 && h->beta1 < 1 && h->beta2 >= 0 && h->beta2 < 1, LLMC_EINVAL,
+          "betas=(%g, %g) are not in [0, 1)", h->beta1, h->beta2);
+    CHECK(h->eps > 0 && h->eps < 1e30, LLMC_EINVAL, "eps=%g is not finite and > 0", h->eps);
+    CHECK(h->weight_decay >= 0 && h->weight_decay < 1e30, LLMC_EINVAL, "weight_decay=%g is not finite and >= 0",
+          h->weight_decay);
+    return LLMC_OK;
 }
 
 int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
     TRY(need_training(m));
+    TRY(check_adamw(h));
     const int measure = norm || max_norm > 0;
     if (measure) m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
     if (norm) {

@@ -59,6 +59,10 @@ int main(int argc, char **argv) {
     if (parsed == 1) return help();
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
+    signal(SIGPIPE, SIG_IGN); /* whoever read the lines has gone: the run goes on */
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write that fails */
+#endif
     int code = make_default_data(options);
     if (code == 0) code = run(options);
     llmc_trainer_free(trainer);

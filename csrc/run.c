@@ -1,8 +1,10 @@
 /* A run's folder: what is kept of a run, written so that a kill at any moment loses nothing. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "error.h"
@@ -96,6 +98,8 @@ static int clear_old_run(const Run *run, int overwrite) {
     char path[2 * OPTION_TEXT];
     for (int i = 0; i < 3; i++) {
         if (!exists(run, files[i])) continue;
+        CHECK(overwrite || exists(run, "last.ckpt"), LLMC_EINVAL,
+              "%s holds a run that saved nothing: replace it with --overwrite, or name another --out", run->folder);
         CHECK(overwrite, LLMC_EINVAL,
               "%s holds a run: continue it with --resume=%s, replace it with --overwrite, or name "
               "another --out",
@@ -107,6 +111,14 @@ static int clear_old_run(const Run *run, int overwrite) {
     return LLMC_OK;
 }
 
+static int lock_folder(Run *run) {
+    run->lock = open(run->folder, O_RDONLY | O_CLOEXEC);
+    CHECK(run->lock > 0, LLMC_EIO, "%s cannot be opened: %s", run->folder, strerror(errno));
+    CHECK(flock(run->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK, LLMC_EINVAL,
+          "%s is in use by another run: wait for it, or name another --out", run->folder);
+    return LLMC_OK;
+}
+
 int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) {
     char path[2 * OPTION_TEXT];
     snprintf(run->folder, sizeof run->folder, "%s", options->out);
@@ -114,6 +126,7 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
     if (!strcmp(run->folder, "auto")) TRY(next_free_folder(run));
     run_path(run, "samples", path, sizeof path);
     TRY(make_folders(path));
+    TRY(lock_folder(run));
     if (in_place) TRY(drop_later_metrics(run, step));
     else TRY(clear_old_run(run, (int)options->overwrite));
     char *text = malloc(1 << 18);
@@ -130,6 +143,8 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
 }
 
 void run_close(Run *run) {
+    if (run->lock > 0) close(run->lock);
+    run->lock = 0;
     if (run->metrics) fclose(run->metrics);
     run->metrics = NULL;
 }

@@ -7,6 +7,7 @@
 typedef struct Run {
     char folder[OPTION_TEXT]; /* "" writes nothing */
     FILE *metrics;
+    int lock; /* file descriptor of the folder, 0 if none: two runs must not write into one */
 } Run;
 
 /* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped. */

@@ -53,12 +53,13 @@ static void folder_of(const char *path, char *folder, size_t size) {
 static int open_resume(llmc_trainer *t) {
     llmc_options *o = &t->options;
     char folder[OPTION_TEXT];
+    CHECK(*o->resume || !o->resume_given, LLMC_EINVAL, "--resume is empty: name a run folder or a checkpoint");
     if (!*o->resume) return LLMC_OK;
     t->resumed = 1;
     TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     folder_of(o->resume, folder, sizeof folder);
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
-    t->in_place = !strcmp(o->out, folder);
+    t->in_place = t->saved = !strcmp(o->out, folder);
     return adopt_options(o, t->weights);
 }
 

@@ -72,10 +72,9 @@ static int accumulate(llmc_trainer *t) {
 static int explain_nonfinite(llmc_trainer *t, const char *what, double value) {
     char name[128];
     TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
-    FAIL(LLMC_ENUMERIC,
-         "step %lld: the %s is %g, first seen in %s; the last checkpoint is untouched: resume from it with a "
-         "lower --lr or --grad_clip",
-         (long long)t->step + 1, what, value, *name ? name : "the gradient norm");
+    FAIL(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
+         (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
+         t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
 }
 
 static int update(llmc_trainer *t) {
@@ -172,7 +171,9 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
              (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
              t->val_loss, t->evaluated);
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
-    return llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments);
+    TRY(llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments));
+    t->saved |= with_moments;
+    return LLMC_OK;
 }
 
 static int evaluate(llmc_trainer *t) {
@@ -248,12 +249,18 @@ static int at_save(llmc_trainer *t) {
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
     const int fresh = t->resumed && t->model->step == t->step && t->started == 0; /* just read from there */
     t->phase = ending ? FINISHED : ACCUMULATE;
+    if (fresh && ending && !t->stop) {
+        snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
+                 (long long)t->step, (long long)last);
+        return LLMC_CHECKPOINT;
+    }
     return *t->run.folder && t->step && wanted && !fresh ? save_last(t) : LLMC_OK;
 }
 
 static int at_accumulate(llmc_trainer *t) {
     t->started = now();
     t->evaluated = 0;
+    t->position = llmc_loader_position(t->train);
     TRY(accumulate(t));
     if (!isfinite(t->loss)) return explain_nonfinite(t, "loss", t->loss);
     t->phase = UPDATE;
@@ -279,12 +286,25 @@ static int move(llmc_trainer *t, llmc_event *e) {
     }
 }
 
+/* the data failed within a step: the weights are still those of the last one, so keep them */
+static void rescue(llmc_trainer *t, int status) {
+    char reason[1024];
+    snprintf(reason, sizeof reason, "%s", llmc_last_error());
+    const int saved = *t->run.folder && t->step && llmc_loader_set_position(t->train, t->position) == 0 &&
+                      save(t, "last.ckpt", 1) == 0;
+    llmc_fail(status, "%s%s", reason, saved ? "; the steps so far are saved, continue with --resume" : "");
+}
+
 int llmc_trainer_next(llmc_trainer *t, llmc_event *e) {
     int kind = LLMC_DONE;
     *e = (llmc_event){0};
     t->text[0] = 0;
     while (kind == LLMC_DONE && t->phase != FINISHED) kind = move(t, e);
-    if (kind < 0) t->phase = FINISHED;
+    if (kind < 0) {
+        if (t->phase == ACCUMULATE && (kind == LLMC_EIO || kind == LLMC_EFORMAT)) rescue(t, kind);
+        t->phase = FINISHED;
+    }
+    if (t->phase == FINISHED) run_close(&t->run);
     e->kind = kind, e->step = t->step, e->tokens = t->tokens, e->text = t->text;
     e->loss = t->loss, e->val_loss = t->val_loss, e->lr = t->lr, e->norm = t->norm;
     return kind;

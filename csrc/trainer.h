@@ -19,10 +19,10 @@ struct llmc_trainer {
     int resumed, in_place;     /* from a checkpoint; in its own folder */
     int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
 
-    int phase; /* see trainer.c */
-    int yield_gradients;
+    int phase;                  /* see trainer.c */
+    int yield_gradients, saved; /* whether there is a checkpoint to go back to */
     volatile sig_atomic_t stop;
-    int64_t step, tokens;
+    int64_t step, tokens, position; /* the last: of the data, where the step under way began */
     double val_loss, best_val_loss;
     double loss, norm, lr; /* of the step under way */
     double started, ms;    /* when it began; smoothed time of a step */

@@ -26,6 +26,8 @@ def main() -> int:
     except (_ffi.LlmcError, DataError) as error:
         print(f"pyllmc.grade: {error}", file=sys.stderr)
         return _ffi.exit_code(error)
+    except KeyboardInterrupt:
+        return 130
     for text in texts[: o.show]:
         print(f"\n{text}")
     print(f"\n{exam.exam(texts, stories.generate(stories.DEFAULT)).report()}")

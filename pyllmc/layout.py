@@ -55,6 +55,12 @@ class GPTConfig:
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
                 "every head needs the same size"
             )
+        params = 12.0 * self.n_layer * self.n_embd**2 + (self.vocab_size + self.max_seq_len) * self.n_embd
+        if params >= 1e14:
+            raise ValueError(
+                f"n_layer={self.n_layer} n_embd={self.n_embd} make {params:.1e} parameters: "
+                "more than any machine holds"
+            )
         if self.window < 0:
             raise ValueError(f"window={self.window}: 0 means dense attention, w > 0 the last w positions")
 

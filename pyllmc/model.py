@@ -290,7 +290,7 @@ class Model:
         weight_decay: float = 0.1,
     ) -> None:
         """One AdamW step; the decay is for 2-D tensors only."""
-        hyper = _ffi.ffi().new("llmc_adamw *", (lr, *betas, eps, weight_decay))
+        hyper = _ffi.ffi().new("llmc_adamw *", (lr, betas[0], betas[1], eps, weight_decay))
         self._check(self._lib.llmc_model_update(self._handle, hyper, 0, _ffi.ffi().NULL))
 
     # ---- generation ----
@@ -306,7 +306,7 @@ class Model:
         eot: int = -1,
     ) -> list[int]:
         """New token ids that follow `ids` (1-D, at least one); stops after `eot`. temperature 0 takes the likeliest."""
-        prompt = as_ids("ids", np.asarray(ids).reshape(1, -1))
+        prompt = as_ids("ids", np.asarray(ids, dtype=None if len(ids) else np.int32).reshape(1, -1))
         ffi = _ffi.ffi()
         out = np.empty(max(int(max_new_tokens), 0), np.int32)
         how = ffi.new(

@@ -90,6 +90,11 @@ def main() -> int:
     except (_ffi.LlmcError, DataError) as error:
         print(f"pyllmc.sample: {error}", file=sys.stderr)
         return _ffi.exit_code(error)
+    except (OverflowError, MemoryError) as error:
+        print(f"pyllmc.sample: a number is too large: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -29,6 +29,13 @@ def draw(trainer: Trainer) -> None:
         print(f"loss curve: not drawn: {error}")
 
 
+def show(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # whoever read the lines has gone: the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run(trainer: Trainer) -> int:
     interrupted = False
 
@@ -42,7 +49,7 @@ def run(trainer: Trainer) -> int:
         signal.signal(number, on_signal)
     for event in trainer:
         if event.text:
-            print(("sample: " if event.kind == "sample" else "") + event.text, flush=True)
+            show(("sample: " if event.kind == "sample" else "") + event.text)
     draw(trainer)
     return 130 if interrupted else 0
 

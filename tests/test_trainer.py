@@ -290,3 +290,46 @@ def test_the_tokenizer_travels_with_a_saved_model(data, tmp_path):
     assert sample.read_tokenizer(tmp_path / "copy.ckpt").encode("cat") == sample.read_tokenizer(
         tmp_path / "r/last.ckpt"
     ).encode("cat")
+
+
+def test_data_that_breaks_during_a_run_costs_no_step(data, tmp_path):
+    """The steps so far are saved, and with the data mended the run ends as if nothing had happened."""
+    copy, run, whole = tmp_path / "copy", tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(data, copy)
+    options = {
+        "data": copy,
+        "max_steps": 8,
+        "B": 3,
+        "T": 7,
+        **QUIET,
+        **{k: v for k, v in TINY.items() if k not in "BT"},
+    }
+    list(pyllmc.Trainer(out=whole, **options))
+    shards = {path: path.read_bytes() for path in copy.glob("train*.bin")}
+    with pytest.raises(pyllmc.LlmcError, match="the steps so far are saved"):
+        for event in pyllmc.Trainer(out=run, **options):
+            if event.kind == "step" and event.step == 4:
+                for path, content in shards.items():
+                    path.write_bytes(content[:1500])
+    for path, content in shards.items():
+        path.write_bytes(content)
+    list(pyllmc.Trainer(resume=run))
+    assert without_times(metrics(run)) == without_times(metrics(whole))
+
+
+def test_two_runs_cannot_share_a_folder(data, tmp_path):
+    first = pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=3, **TINY, **QUIET)
+    next(first), next(first)
+    with pytest.raises(pyllmc.InvalidArgument, match="in use by another run"):
+        list(pyllmc.Trainer(data=data, out=tmp_path / "r", overwrite=True, max_steps=3, **TINY, **QUIET))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"lr": math.nan}, {"lr": -1}, {"betas": (1.0, 1.0)}, {"eps": 0}, {"weight_decay": -1}]
+)
+def test_updates_that_would_poison_the_weights_are_refused(bad):
+    m = pyllmc.Model(pyllmc.GPTConfig(9, 8, 1, 1, 4), B=1, T=8)
+    before = m.params["wpe"].copy()
+    with pytest.raises(pyllmc.InvalidArgument):
+        m.update(**bad)
+    assert np.array_equal(m.params["wpe"], before)

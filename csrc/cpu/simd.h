@@ -33,6 +33,7 @@
 
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int vi __attribute__((vector_size(VL * 4)));
+typedef unsigned vu __attribute__((vector_size(VL * 4))); /* where bits may wrap: a NaN's do */
 
 static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would lose the sign of -0 */
 static inline vf vf_load(const float *p) {
@@ -160,8 +161,8 @@ static inline vf vf_exp_fraction(vf x, vf *z) {
 static inline vf vf_exp(vf x) {
     const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
     vf z, p = vf_exp_fraction(vf_min(high, vf_max(low, x)), &z);
-    const vi n = (vi)z - (vi)vf_set(12582912.f), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
-    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+    const vi n = (vi)((vu)z - (vu)vf_set(12582912.f)), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
+    p = p * (vf)(((vu)half + 127u) << 23) * (vf)(((vu)n - (vu)half + 127u) << 23);
     return vf_pick(x < low, vf_set(0), p);
 }
 
@@ -169,7 +170,7 @@ static inline vf vf_exp(vf x) {
 static inline vf vf_exp_nonpositive(vf x) {
     const vf low = vf_set(-87.33654f);
     vf z, p = vf_exp_fraction(vf_max(low, x), &z);
-    p = p * (vf)(((vi)z << 23) + (127 << 23));
+    p = p * (vf)(((vu)z << 23) + (127u << 23));
     return (vf)((vi)p & ~(x < low));
 }
 
