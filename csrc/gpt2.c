@@ -217,10 +217,15 @@ static void layer_backward(const llmc_model *m, int l) {
                           T, C);
 }
 
+static int need_training(const llmc_model *m) {
+    CHECK(m->training, LLMC_EINVAL, "this model was made without gradients: create it with training=True");
+    return LLMC_OK;
+}
+
 int llmc_model_backward(llmc_model *m, float scale) {
     const Kernels *k = m->k;
     const int B = m->b, T = m->t, C = m->config.C, V = m->config.V, Vp = m->config.Vp;
-    CHECK(m->training, LLMC_EINVAL, "this model was made without gradients: create it with training=True");
+    TRY(need_training(m));
     CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
     const Params w = params_at(m, m->params, 0), dw = params_at(m, m->grads, 0);
     const Acts a = acts_at(m, 0);
@@ -237,11 +242,6 @@ int llmc_model_backward(llmc_model *m, float scale) {
 }
 
 /* ---- update ---- */
-
-static int need_training(const llmc_model *m) {
-    CHECK(m->training, LLMC_EINVAL, "this model was made without gradients: create it with training=True");
-    return LLMC_OK;
-}
 
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(need_training(m));

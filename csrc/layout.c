@@ -71,15 +71,15 @@ int llmc_plan_memory(const llmc_config *config, int B, int T, int training, int 
     TRY(layout_make(&layout, config, B, T, training));
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
-    const int64_t Vpad = (config->V + 127) / 128 * 128 - config->V;
+    const int64_t Vp = layout.table[P_wte].shape[0];
     plan->params = bytes_of(layout.num_params);
     plan->grads = training ? plan->params : 0;
     plan->moments = 2 * plan->grads;
     plan->acts = bytes_of(layout.num_acts);
-    plan->workspace = k->workspace_bytes(B, T, config->C, config->NH, config->V + (int)Vpad,
-                                         threads > 0 ? threads : llmc_default_threads());
+    plan->workspace =
+        k->workspace_bytes(B, T, config->C, config->NH, (int)Vp, threads > 0 ? threads : llmc_default_threads());
     plan->total = plan->params + plan->grads + plan->moments + plan->acts + plan->workspace;
-    plan->num_params = layout.num_params - Vpad * config->C;
+    plan->num_params = layout.num_params - (Vp - config->V) * config->C;
     return LLMC_OK;
 }
 

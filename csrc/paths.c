@@ -48,7 +48,7 @@ static int list_folder(Paths *paths, const char *folder, const char *split) {
     return LLMC_OK;
 }
 
-static int is_folder(const char *path) {
+int paths_is_folder(const char *path) {
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
@@ -58,7 +58,7 @@ static int list_glob(Paths *paths, const char *pattern) {
     int rc = LLMC_OK;
     if (glob(pattern, GLOB_NOSORT, NULL, &found) == 0) {
         for (size_t i = 0; rc == 0 && i < found.gl_pathc; i++)
-            if (!is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
+            if (!paths_is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
         globfree(&found);
     }
     TRY(rc);
@@ -71,7 +71,7 @@ static int by_bytes(const void *a, const void *b) { return strcmp(*(char *const 
 int paths_find(Paths *paths, const char *data, const char *split) {
     struct stat s;
     CHECK(*data, LLMC_EINVAL, "no data is named: " NO_DATA);
-    if (is_folder(data)) TRY(list_folder(paths, data, split));
+    if (paths_is_folder(data)) TRY(list_folder(paths, data, split));
     else if (stat(data, &s) == 0) TRY(add(paths, "", data));
     else TRY(list_glob(paths, data));
     qsort(paths->names, (size_t)paths->n, sizeof *paths->names, by_bytes);

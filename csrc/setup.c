@@ -3,18 +3,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "error.h"
 #include "paths.h"
 #include "trainer.h"
 
 static const char DEFAULT_DATA[] = "data/stories";
-
-static int is_folder(const char *path) {
-    struct stat s;
-    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
-}
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
@@ -38,14 +32,14 @@ static int adopt_options(llmc_options *options, const char *checkpoint) {
 }
 
 static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
-    snprintf(path, size, is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
+    snprintf(path, size, paths_is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s", o->resume, path, strerror(errno));
     return LLMC_OK;
 }
 
 static void folder_of(const char *path, char *folder, size_t size) {
     const char *slash = strrchr(path, '/');
-    if (is_folder(path)) snprintf(folder, size, "%s", path);
+    if (paths_is_folder(path)) snprintf(folder, size, "%s", path);
     else snprintf(folder, size, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
 }
 
@@ -122,7 +116,7 @@ static int open_data(llmc_trainer *t, const char *data) {
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    if (!is_folder(data) || o->val_every == 0 || !has_shards(data, "val")) return LLMC_OK;
+    if (!paths_is_folder(data) || o->val_every == 0 || !has_shards(data, "val")) return LLMC_OK;
     return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
 }
 

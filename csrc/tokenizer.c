@@ -6,6 +6,7 @@
 #include <string.h>
 #include "binfile.h"
 #include "error.h"
+#include "rng.h"
 
 enum { UNKNOWN, LONGEST, GPT2, KINDS };
 enum { GPT2_V = 50257, MAX_FILE = 1 << 30 };
@@ -32,7 +33,7 @@ static int length_of(const llmc_tokenizer *k, int id) { return (unsigned char)k-
 
 static Edge *edge_of(const llmc_tokenizer *k, uint32_t node, unsigned char byte) {
     const uint64_t key = ((uint64_t)node << 8 | byte) + 1;
-    uint32_t slot = (uint32_t)((key * UINT64_C(0x9E3779B97F4A7C15)) >> 32) & (k->room - 1);
+    uint32_t slot = (uint32_t)((key * GOLDEN) >> 32) & (k->room - 1);
     while (k->edges[slot].key && k->edges[slot].key != key) slot = (slot + 1) & (k->room - 1);
     return &k->edges[slot];
 }

@@ -18,7 +18,6 @@
 #endif
 
 enum { QB = 64, KB = 64, MR = 6, NR = VREGS / 8 };
-#define INLINE static inline __attribute__((always_inline))
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }

@@ -3,20 +3,13 @@
 #include "simd.h"
 #include "threads.h"
 
-static void add_rows(float *out, const float *a, const float *b, int C) {
-    for (int c = 0; c < C; c += VL) {
-        const int n = LANES(c, C);
-        vf_store_n(out + c, vf_load_n(a + c, n) + vf_load_n(b + c, n), n);
-    }
-}
-
 void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                         const int *pos, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
 #pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
     for (int64_t bt = 0; bt < rows; bt++) {
         const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
-        add_rows(out + bt * C, wte + (int64_t)tokens[bt] * C, wpe + at * C, C);
+        add_row(out + bt * C, wte + (int64_t)tokens[bt] * C, wpe + at * C, C);
     }
 }
 

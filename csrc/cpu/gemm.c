@@ -34,7 +34,6 @@ enum {
  * but in the end the lanes of each sum must be added, so K has to be FEW_K times as large */
 enum { FEW_K = 8 };
 
-#define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline)) /* keeps its registers to itself */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "memory.h"
@@ -43,4 +44,23 @@ void *cpu_alloc(int64_t bytes) {
 void cpu_free(void *memory, int64_t bytes) {
     (void)bytes;
     free(memory);
+}
+
+int cpu_sync(Context *ctx) {
+    (void)ctx; /* every kernel has finished when it returns */
+    return 0;
+}
+
+/* in pieces, so that each thread touches the pages it will mostly use */
+void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
+    enum { PIECE = 1 << 20 };
+    (void)ctx;
+#pragma omp parallel for num_threads(bytes > PIECE ? ctx->threads : 1)
+    for (int64_t at = 0; at < bytes; at += PIECE)
+        memset((char *)dst + at, byte, (size_t)(bytes - at < PIECE ? bytes - at : PIECE));
+}
+
+void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
+    (void)ctx;
+    memcpy(dst, src, (size_t)bytes);
 }

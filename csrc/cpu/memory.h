@@ -1,8 +1,16 @@
-/* Allocation on the CPU, the same for every instruction set. */
+/* Memory on the CPU: the same for every instruction set. */
 #ifndef MEMORY_H
 #define MEMORY_H
-#include <stdint.h>
+#include "../kernels.h"
 int64_t cpu_memory_available(void);
 void *cpu_alloc(int64_t bytes);
 void cpu_free(void *memory, int64_t bytes);
+int cpu_sync(Context *ctx);
+void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes);
+void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes);
+
+/* the entries of struct Kernels that are the same for every instruction set */
+#define CPU_MEMORY                                                                                    \
+    .memory_available = cpu_memory_available, .alloc = cpu_alloc, .free = cpu_free, .sync = cpu_sync, \
+    .fill = cpu_fill, .copy_in = cpu_copy, .copy_out = cpu_copy
 #endif

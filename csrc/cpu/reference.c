@@ -10,19 +10,6 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
     (void)B, (void)C, (void)NH, (void)Vp, (void)threads;
     return 2 * T * (int64_t)sizeof(double); /* one row of attention scores and its gradient */
 }
-static int sync(Context *ctx) {
-    (void)ctx;
-    return 0;
-}
-static void fill(Context *ctx, void *dst, int byte, int64_t bytes) {
-    (void)ctx;
-    memset(dst, byte, (size_t)bytes);
-}
-static void copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
-    (void)ctx;
-    memcpy(dst, src, (size_t)bytes);
-}
-
 static void encoder_forward(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                             const int *pos, int B, int T, int C) {
     (void)ctx;
@@ -293,14 +280,5 @@ static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX 
 }
 
 #define ENTRY(name) .name = name,
-const Kernels kernels_reference = {.name = "reference",
-                                   .supported = supported,
-                                   .memory_available = cpu_memory_available,
-                                   .alloc = cpu_alloc,
-                                   .free = cpu_free,
-                                   .workspace_bytes = workspace_bytes,
-                                   .sync = sync,
-                                   .fill = fill,
-                                   .copy_in = copy,
-                                   .copy_out = copy,
-                                   EACH_KERNEL(ENTRY)};
+const Kernels kernels_reference = {
+    .name = "reference", .supported = supported, .workspace_bytes = workspace_bytes, CPU_MEMORY, EACH_KERNEL(ENTRY)};

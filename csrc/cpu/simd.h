@@ -31,6 +31,7 @@
 #define SIMD_SUPPORTED 1
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int vi __attribute__((vector_size(VL * 4)));
 typedef unsigned vu __attribute__((vector_size(VL * 4))); /* where bits may wrap: a NaN's do */
@@ -207,6 +208,13 @@ static inline void vf_transpose(vf rows[VL]){VF_EXCHANGE(1) VF_EXCHANGE(2)
 #endif
 }
 
-/* loops over C elements: for (i...) STEP lanes at a time; n is what is left, at most VL */
+/* lanes from i on: what is left before end, at most VL */
 #define LANES(i, end) ((end) - (i) < VL ? (int)((end) - (i)) : VL)
+
+static inline void add_row(float *sum, const float *a, const float *b, int C) {
+    for (int c = 0; c < C; c += VL) {
+        const int n = LANES(c, C);
+        vf_store_n(sum + c, vf_load_n(a + c, n) + vf_load_n(b + c, n), n);
+    }
+}
 #endif
