@@ -34,7 +34,7 @@ static const struct Named {
     {"gpt-mini", 6, 6, 192, 1024, 0},
     {"gpt-micro", 4, 4, 128, 1024, 0},
     {"gpt-nano", 3, 3, 48, 1024, 0},
-    {"demo", 2, 8, 128, 256, 0},
+    {"demo", 2, 8, 128, 160, 0},
 };
 
 static llmc_config make(int L, int NH, int C, int maxT, int V) {

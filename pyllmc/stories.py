@@ -25,7 +25,7 @@ from pyllmc import storybook as book
 from pyllmc import storyplots
 
 DEFAULT = 16_000  # stories: about 9 MB
-OPTIONAL_ODDS = 3  # an optional step is told once in so many times
+OPTIONAL_ODDS = 5  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
 
 Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have
