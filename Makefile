@@ -33,13 +33,14 @@ endif
 
 # one source, several instruction sets; best first
 ifneq ($(filter x86_64%,$(MACHINE)),)
-ISAS := avx512 avx2 generic
+ISAS := avx512_bf16 avx512 avx2 generic
 else ifneq ($(filter aarch64% arm64%,$(MACHINE)),)
 ISAS := neon
 else
 ISAS := generic
 endif
 ISA_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
+ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 ISA_avx2   := -mavx2 -mfma
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))

@@ -13,14 +13,20 @@
 /* cffi: begin */
 typedef float floatX; /* the stored element; statistics, losses, moments are always float */
 
+/* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. What is stored,
+ * and all else, is float either way. */
+enum { LLMC_FP32, LLMC_BF16 };
+
 typedef struct Context {
     int threads;
+    int precision;
     void *workspace;
 } Context;
 
 typedef struct Kernels {
     const char *name;
     int (*supported)(void);            /* can this machine run them? */
+    int bf16;                          /* are there products in LLMC_BF16? */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
     void *(*alloc)(int64_t bytes);     /* 64-byte aligned; NULL if there is no room */
     void (*free)(void *memory, int64_t bytes);

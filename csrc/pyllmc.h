@@ -21,7 +21,7 @@ typedef enum llmc_status {
 
 const char *llmc_last_error(void);
 const char *llmc_backend(void); /* "cpu" or "cuda": which library this is */
-/* A device's kernels by instruction set (avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
+/* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
 const Kernels *llmc_kernels(const char *isa);
 int llmc_default_threads(void); /* the cores this process may use */

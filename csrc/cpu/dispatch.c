@@ -20,7 +20,8 @@ const Kernels *llmc_kernels(const char *isa) {
         if (k->supported()) return k;
         if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     }
-    llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows avx512, avx2, generic, neon, reference",
+    llmc_fail(LLMC_EDEVICE,
+              "no kernels called '%s': PYLLMC_ISA knows avx512_bf16, avx512, avx2, generic, neon, reference",
               any ? "" : isa);
     return NULL;
 }

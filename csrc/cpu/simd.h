@@ -7,9 +7,15 @@
 #include <immintrin.h>
 #define VL 16
 #define VREGS 32
-#define SIMD_SUPPORTED                                                                                                \
+#define AVX512_SUPPORTED                                                                                              \
     (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && \
      __builtin_cpu_supports("avx512dq"))
+#if defined(__AVX512BF16__)
+#define HAS_BF16 1
+#define SIMD_SUPPORTED (AVX512_SUPPORTED && __builtin_cpu_supports("avx512bf16"))
+#else
+#define SIMD_SUPPORTED AVX512_SUPPORTED
+#endif
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VL 8
@@ -29,6 +35,10 @@
 #define VL 4
 #define VREGS 16
 #define SIMD_SUPPORTED 1
+#endif
+
+#ifndef HAS_BF16
+#define HAS_BF16 0
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -199,14 +209,35 @@ static inline vf vf_exp_nonpositive(vf x) {
             rows[i] = VF_SHUFFLE(a, b, LANE_UPPER, s);       \
             rows[i + (s)] = VF_SHUFFLE(a, b, LANE_LOWER, s); \
         }
-static inline void vf_transpose(vf rows[VL]){VF_EXCHANGE(1) VF_EXCHANGE(2)
+static inline void vf_transpose(vf rows[VL]) {
+    VF_EXCHANGE(1)
+    VF_EXCHANGE(2)
 #if VL >= 8
-                                                 VF_EXCHANGE(4)
+        VF_EXCHANGE(4)
 #endif
 #if VL >= 16
-                                                     VF_EXCHANGE(8)
+            VF_EXCHANGE(8)
 #endif
 }
+
+#if HAS_BF16
+/* bf16: words of two numbers, the first in the low half; rounded to nearest, ties to even */
+static inline vi vi_set(int x) { return x - (vi){0}; }
+static inline vi vi_load(const int32_t *p) { return (vi)vf_load((const float *)p); }
+static inline void vi_store(int32_t *p, vi v) { vf_store((float *)p, (vf)v); }
+static inline void vi_store_n(int32_t *p, vi v, int n) { vf_store_n((float *)p, (vf)v, n); }
+/* words (first[0], first[1]), (first[2], first[3]), ... (second[VL-2], second[VL-1]) */
+static inline vi bf16_in_order(vf first, vf second) { return (vi)_mm512_cvtne2ps_pbh(second, first); }
+/* words (even[0], odd[0]), (even[1], odd[1]), ... */
+static inline vi bf16_interleave(vf even, vf odd) {
+    typedef short words __attribute__((vector_size(VL * 4)));
+    const words riffle = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (vi)_mm512_permutexvar_epi16((__m512i)riffle, (__m512i)bf16_in_order(even, odd));
+}
+/* sum[i] += a[i].low b[i].low + a[i].high b[i].high */
+static inline vf bf16_dot(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#endif
 
 /* lanes from i on: what is left before end, at most VL */
 #define LANES(i, end) ((end) - (i) < VL ? (int)((end) - (i)) : VL)

@@ -11,5 +11,9 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
                   larger(K(attention_workspace)(T, C, NH, threads), K(layernorm_workspace)(C)));
 }
 #define ENTRY(name) .name = K(name),
-const Kernels K(kernels) = {
-    .name = ISA_TEXT(ISA), .supported = supported, .workspace_bytes = workspace_bytes, CPU_MEMORY, EACH_KERNEL(ENTRY)};
+const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
+                            .supported = supported,
+                            .bf16 = HAS_BF16,
+                            .workspace_bytes = workspace_bytes,
+                            CPU_MEMORY,
+                            EACH_KERNEL(ENTRY)};

@@ -1,0 +1,113 @@
+/* The matrix product's tiles in fp32. */
+#include "gemm_tile.h"
+
+/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
+ * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b,
+                 int64_t ldb, const int nv) {
+    vf acc[MR][NV];
+    const float *row[MR];
+    prefetch_tile(p);
+    UNROLL for (int i = 0; i < MR; i++) {
+        row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last again rather than past the end */
+        UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
+    }
+    UNROLL_2 for (int64_t k = 0; k < kc; k++) {
+        vf v[NV];
+        UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);
+        UNROLL for (int i = 0; i < MR; i++) {
+            const vf x = vf_set(columns ? a[i] : row[i][k]);
+            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
+        }
+        a += lda;
+        b += ldb;
+    }
+    store_tile(p, acc, nv);
+    if (p->last && (p->g->gelu || p->g->slope)) K(gemm_finish)(p->g, p->m, p->n, p->rows, p->cols);
+}
+
+#define TILE(name, columns, nv)                                                                             \
+    APART void name(const Piece *p, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb) { \
+        tile(p, kc, a, lda, columns, b, ldb, nv);                                                           \
+    }
+typedef void (*Tile)(const Piece *, int64_t, const float *, int64_t, const float *, int64_t);
+/* clang-format off */
+TILE(rows_1, 0, 1)
+TILE(rows_2, 0, 2)
+TILE(columns_1, 1, 1)
+TILE(columns_2, 1, 2)
+#if NV == 3
+TILE(rows_3, 0, 3)
+TILE(columns_3, 1, 3)
+static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
+#else
+static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
+#endif
+/* clang-format on */
+
+/* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
+
+static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
+    for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
+        if (mc == MR) memcpy(dst, src, MR * sizeof *dst);
+        else
+            for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
+}
+
+static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
+    for (int64_t k = 0; k < kc; k++, src += ld)
+        for (int64_t n = 0; n < nc; n += NR) {
+            const int64_t cols = smaller(NR, nc - n);
+            float *to = dst + n * kc + k * up(cols, VL);
+            for (int64_t j = 0; j < cols; j += VL) vf_store(to + j, vf_load_n(src + n + j, LANES(j, cols)));
+        }
+}
+
+/* VL rows of src become VL columns of dst, whose rows are `width` apart */
+static void pack_vector(float *dst, int64_t width, const float *src, int64_t ld, int rows, int64_t kc) {
+    vf r[VL];
+    int64_t k = 0;
+    for (; k + VL <= kc && rows == VL; k += VL) {
+        UNROLL for (int i = 0; i < VL; i++) r[i] = vf_load(src + i * ld + k);
+        vf_transpose(r);
+        UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i) * width, r[i]);
+    }
+    for (; k < kc; k += VL) {
+        const int lanes = LANES(k, kc);
+        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i * ld + k, lanes) : (vf){0};
+        vf_transpose(r);
+        UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i) * width, r[i]);
+    }
+}
+
+static void pack_b_columns(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
+    for (int64_t n = 0; n < nc; n += VL) {
+        const int64_t panel = n / NR * NR, width = up(smaller(NR, nc - panel), VL);
+        pack_vector(dst + panel * kc + (n - panel), width, src + n * ld, ld, LANES(n, nc), kc);
+    }
+}
+
+/* ---- what gemm.c calls ---- */
+
+void K(gemm_pack_fp32)(const Gemm *g, const Block *s) {
+    const float *src = element(&g->b, s->k, s->n);
+    const int64_t nc = s->n_end - s->n, whole = s->in_place ? nc / NR * NR : 0;
+    if (s->in_place && (nc - whole) % VL == 0) return;
+    if (g->b.transposed) pack_b_columns(s->b, src, g->b.ld, nc, s->kc);
+    else pack_b_rows(s->b + whole * s->kc, src + whole, g->b.ld, nc - whole, s->kc);
+}
+
+void K(gemm_row_fp32)(const Gemm *g, const Block *s, int64_t m) {
+    const int rows = (int)smaller(MR, s->m_end - m);
+    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE * NR);
+    const float *a = element(&g->a, m, s->k);
+    if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
+    for (int64_t n = s->n; n < s->n_end; n += NR) {
+        const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
+        const int in_place = s->in_place && cols % VL == 0;
+        const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
+        tiles[g->a.transposed][nv - 1](&p, s->kc, copied ? s->a : a, copied ? MR : g->a.ld,
+                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n) * s->kc,
+                                       in_place ? g->b.ld : nv * VL);
+    }
+}

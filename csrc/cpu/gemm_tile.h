@@ -1,0 +1,106 @@
+/* What the two kinds of tile share, in fp32 (gemm_fp32.c) and in bf16 (gemm_bf16.c): sizes, and what happens to C. */
+#ifndef GEMM_TILE_H
+#define GEMM_TILE_H
+#include "gemm.h"
+#include "simd.h"
+
+#if VREGS == 32
+#define MR 8
+#define NV 3
+#else
+#define MR 6
+#define NV 2
+#endif
+enum {
+    NR = NV * VL,
+    KC = 192, /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
+    NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
+    WIDE = 16,                             /* tiles: a column of A pays its copy in wider blocks */
+    A_FLOATS = (MR * KC + 15) / 16 * 16,
+    B_FLOATS = NC * KC,
+};
+
+#define APART static __attribute__((noinline)) /* keeps its registers to itself */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_2 _Pragma("clang loop unroll_count(2)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_2 _Pragma("GCC unroll 2")
+#endif
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static inline const float *element(const Operand *x, int64_t i, int64_t j) {
+    return x->transposed ? x->at + j * x->ld + i : x->at + i * x->ld + j;
+}
+
+/* a piece of C that one thread computes, and the block k..k+kc of the sums at work */
+typedef struct Block {
+    int64_t m, m_end, n, n_end, k, kc;
+    float *a, *b; /* this thread's copies */
+    int in_place; /* B is read where it lies, but for a last vector that is not whole */
+} Block;
+
+void K(gemm_pack_fp32)(const Gemm *g, const Block *s);           /* copies the block's columns of B */
+void K(gemm_row_fp32)(const Gemm *g, const Block *s, int64_t m); /* MR rows of C from m on */
+#if HAS_BF16
+void K(gemm_pack_bf16)(const Gemm *g, const Block *s);
+void K(gemm_row_bf16)(const Gemm *g, const Block *s, int64_t m);
+#endif
+void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope */
+void K(gemm_dots)(const Gemm *g, int threads);                                /* few rows */
+
+/* ---- what happens to C ---- */
+
+/* a tile, or less at the edges */
+typedef struct Piece {
+    const Gemm *g;
+    int64_t m, n;
+    int rows, cols;
+    int add, last; /* C already holds a part of the sum; the sum is whole now */
+} Piece;
+
+/* sum holds elements (m, n..n+lanes) */
+INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add, int last) {
+    float *c = g->c + m * g->N + n;
+    if (add) sum += vf_load_n(c, lanes);
+    if (last && g->bias) sum += vf_load_n(g->bias + n, lanes);
+    vf_store_n(c, sum, lanes);
+}
+
+APART void store_edge(const Piece *p, const float *sums) {
+    for (int i = 0; i < p->rows; i++)
+        for (int j = 0; j < p->cols; j += VL)
+            put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * NR + j), p->add, p->last);
+}
+
+INLINE void prefetch_tile(const Piece *p) {
+    const float *c = p->g->c + p->m * p->g->N + p->n;
+    if (p->add)
+        for (int i = 0; i < p->rows; i++, c += p->g->N)
+            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
+}
+
+INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
+    const int64_t ld = p->g->N;
+    float *c = p->g->c + p->m * ld + p->n;
+    if (p->rows < MR || p->cols < nv * VL) {
+        float sums[MR * NR];
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            vf_store(sums + i * NR + j * VL, acc[i][j]);
+        store_edge(p, sums);
+        return;
+    }
+    if (p->add)
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] +=
+            vf_load(c + i * ld + j * VL);
+    if (p->last && p->g->bias) {
+        vf bias[NV];
+        UNROLL for (int j = 0; j < nv; j++) bias[j] = vf_load(p->g->bias + p->n + j * VL);
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
+    }
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) vf_store(c + i * ld + j * VL, acc[i][j]);
+}
+#endif
