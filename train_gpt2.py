@@ -398,6 +398,11 @@ class Trainer:
         """inputs, targets: (B, T) each"""
         return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
 
+    def loss(self, loader: Loader) -> Tensor:
+        """The mean loss of the next batch."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.o.precision == "bf16"):
+            return self.model(*self.batch(loader))[1]
+
     def run(self) -> None:
         o, smooth_ms = self.o, 0.0
         while True:
@@ -425,7 +430,7 @@ class Trainer:
         o, mean = self.o, 0.0
         self.optimizer.zero_grad()
         for _ in range(o.grad_accum):
-            _, loss = self.model(*self.batch(self.data))
+            loss = self.loss(self.data)
             (loss / o.grad_accum).backward()
             mean += loss.item() / o.grad_accum
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip or math.inf)
@@ -442,7 +447,7 @@ class Trainer:
         assert self.val
         batches = -(-self.val.windows // self.val.B)
         batches, self.val.position = min(self.o.val_batches or batches, batches), 0
-        loss = sum(self.model(*self.batch(self.val))[1].item() for _ in range(batches)) / batches
+        loss = sum(self.loss(self.val).item() for _ in range(batches)) / batches
         best, self.best = loss < self.best, min(loss, self.best)
         print(f"step {self.step} | val loss {loss:.4f}{' (best)' if best else ''}", flush=True)
         return loss
@@ -479,6 +484,8 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             "--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory"
         )
+    if o.precision not in ("fp32", "bf16"):
+        parser.error(f"--precision={o.precision} is not one of fp32, bf16")
     if o.export_version not in VERSIONS:
         parser.error(f"--export_version={o.export_version} is not one of {', '.join(VERSIONS)}")
     return o

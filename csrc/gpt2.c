@@ -1,6 +1,7 @@
 /* GPT-2: the order of the kernels, once, for every device. No arithmetic and no device code. */
 #include <float.h>
 #include <stdlib.h>
+#include <string.h>
 #include "error.h"
 #include "gpt2.h"
 
@@ -91,6 +92,34 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, int B, int T,
     if (rc < 0) llmc_model_free(model);
     else *out = model;
     return rc;
+}
+
+int llmc_model_set_precision(llmc_model *model, const char *name) {
+    const int bf16 = !strcmp(name, "bf16");
+    CHECK(bf16 || !strcmp(name, "fp32"), LLMC_EINVAL, "precision '%s' is not one of fp32, bf16", name);
+    CHECK(!bf16 || model->k->bf16, LLMC_EDEVICE,
+          "%s has no products in bf16 (a CPU with AVX512_BF16 has): leave the precision at fp32", model->k->name);
+    model->ctx.precision = bf16 ? LLMC_BF16 : LLMC_FP32;
+    return LLMC_OK;
+}
+
+int llmc_model_compress(llmc_model *m, const char *format) {
+    const int bf16 = !strcmp(format, "bf16"), int8 = !strcmp(format, "int8");
+    CHECK(bf16 || int8 || !strcmp(format, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", format);
+    if (!bf16 && !int8) return LLMC_OK;
+    CHECK(!m->training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", format);
+    CHECK(m->ctx.weights == LLMC_FP32, LLMC_EINVAL, "the weights are compressed already: load them again");
+    CHECK(bf16 || m->config.C >= 2, LLMC_EINVAL, "int8 weights need C >= 2");
+    m->ctx.weights = bf16 ? LLMC_BF16 : LLMC_INT8;
+    for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
+        for (int l = 0; t->rank == 2 && t != m->layout.table + P_wpe && l < (t->layers ? t->layers : 1); l++)
+            m->k->compress(&m->ctx, m->params + t->offset + l * t->stride, m->ctx.weights, t->shape[0],
+                           (int)t->shape[1]);
+    return m->k->sync(&m->ctx);
+}
+
+const char *llmc_model_precision(const llmc_model *model) {
+    return model->ctx.precision == LLMC_BF16 ? "bf16" : "fp32";
 }
 
 void llmc_model_free(llmc_model *model) {
@@ -363,5 +392,6 @@ const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
 }
 void *llmc_model_block(llmc_model *m, int block) {
     void *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
+    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return NULL; /* not floats any more */
     return block >= 0 && block < 5 ? blocks[block] : NULL;
 }

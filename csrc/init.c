@@ -23,6 +23,7 @@ int llmc_model_init(llmc_model *m, int64_t seed, double std) {
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) largest = table[i].size > largest ? table[i].size : largest;
     float *x = malloc((size_t)largest * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory for %.0f MB of fresh weights: take a smaller model", (double)largest * 4e-6);
+    m->ctx.weights = LLMC_FP32;
     llmc_rng rng;
     llmc_rng_seed(&rng, seed);
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) {

@@ -15,11 +15,13 @@ typedef float floatX; /* the stored element; statistics, losses, moments are alw
 
 /* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. What is stored,
  * and all else, is float either way. */
-enum { LLMC_FP32, LLMC_BF16 };
+enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 
 typedef struct Context {
     int threads;
     int precision;
+    int weights; /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
+                  * compress */
     void *workspace;
 } Context;
 
@@ -91,6 +93,10 @@ typedef struct Kernels {
     /* in place: logits -> (softmax(logits) - onehot(target)) * weight * scale * loss[1]; 0 in the padding */
     void (*classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
                                 const float *weights, const float *loss, float scale, int B, int T, int V, int Vp);
+
+    /* For generation: weight(rows,C) becomes, in place and without gaps, rows of C numbers in LLMC_BF16, or in LLMC_INT8
+     * rows of a float and C int8, whose products are the numbers (C >= 2). */
+    void (*compress)(Context *ctx, floatX *weight, int format, int64_t rows, int C);
 
     /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
     void (*global_norm)(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N);

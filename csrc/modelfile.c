@@ -270,6 +270,7 @@ static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, i
 static int load_params(Reader *r, llmc_model *m) {
     const ModelFile *f = r->f;
     const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
+    m->ctx.weights = LLMC_FP32;
     TRY(copy_in(r, m, m->params, HEADER_BYTES, real, f->width));
     m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */
     return copy_in(r, m, m->params + wte, HEADER_BYTES + f->wte * f->width, f->params - f->wte, f->width);

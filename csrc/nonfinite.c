@@ -21,6 +21,7 @@ static int has_nonfinite(llmc_model *m, const floatX *data, int64_t n, floatX *p
 static int row_is_bad(llmc_model *m, const Layout *used, int i, int l, floatX *piece) {
     const llmc_tensor *t = &m->layout.table[i];
     const floatX *base = i < NUM_PARAM_TENSORS ? m->params : m->acts;
+    if (i < NUM_PARAM_TENSORS && m->ctx.weights != LLMC_FP32) return 0; /* not floats any more */
     return t->type == LLMC_F && has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
 }
 

@@ -66,6 +66,12 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
 int llmc_model_create(llmc_model **model, const llmc_config *config, int B, int T, int training, int threads);
 void llmc_model_free(llmc_model *model);
+/* "fp32", which it is at first, or "bf16": how matrix products multiply (kernels.h). LLMC_EDEVICE if it cannot. */
+int llmc_model_set_precision(llmc_model *model, const char *name);
+const char *llmc_model_precision(const llmc_model *model);
+/* For generation: the weight matrices in place become "bf16", or "int8" with a scale per row; "fp32" leaves them. The
+ * parameters cannot be read, saved or trained afterwards; load makes them fp32 again. */
+int llmc_model_compress(llmc_model *model, const char *format);
 /* The reference's weights for torch.Generator().manual_seed(seed). std 0: 0.02 sqrt(max(1, 768/C)). */
 int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);

@@ -222,6 +222,7 @@ int setup_model(llmc_trainer *t) {
     t->sample = malloc((size_t)t->options.sample_tokens * sizeof(int));
     CHECK(t->inputs && t->targets && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, t->B, t->T, 1, (int)t->options.threads));
+    TRY(llmc_model_set_precision(t->model, t->options.precision));
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));

@@ -91,7 +91,10 @@ class Model:
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
+    precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (needs AVX512_BF16).
     threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
+    weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
+        bytes to read make more tokens a second; the parameters can then not be looked at or saved.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
@@ -109,9 +112,8 @@ class Model:
         training: bool = True,
         vocab_size: int = 0,
         init_std: float = 0.0,
+        weights: str = "fp32",
     ) -> None:
-        if precision != "fp32":
-            raise InvalidArgument(f"precision '{precision}': this build computes in fp32")
         lib = _ffi.load(device)
         config, file = make_config(source, lib)
         if vocab_size and file and vocab_size != config.V:
@@ -121,11 +123,13 @@ class Model:
         B, T = int(B), config.maxT if T is None else int(T)
         _ffi.check(lib, lib.llmc_model_create(out, config, B, T, int(training), threads))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
+        self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
             self.tokenizer_bytes = read_section(lib, file, b"TOKENIZR")
         else:
             self._check(lib.llmc_model_init(self._handle, seed, init_std))
+        self._check(lib.llmc_model_compress(self._handle, str(weights).encode()))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
@@ -173,6 +177,8 @@ class Model:
                 f"no tensor '{name}' among {block}: they are {', '.join(self._names(block == 'acts'))}"
             )
         pointer = self._lib.llmc_model_block(self._handle, BLOCKS[block])
+        if pointer == _ffi.ffi().NULL and block == "params":
+            raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
         view = self._strided(pointer, row, self._shape(row, name))
@@ -228,7 +234,9 @@ class Model:
     @property
     def num_params(self) -> int:
         """Parameters, without the padding of the vocabulary."""
-        return sum(self.params[name].size for name in self.params)
+        params = [row for row in self._rows.values() if row.kind == self._lib.LLMC_PARAM]
+        padding = self._rows["wte"].shape[0] - self.config.vocab_size
+        return sum(row.size * max(row.layers, 1) for row in params) - padding * self.config.n_embd
 
     @property
     def logits(self) -> np.ndarray:

@@ -18,7 +18,8 @@ def _runs_here(isa: str) -> bool:
     return lib.llmc_kernels(isa.encode()) != ffi.NULL
 
 
-ISAS = [isa for isa in ("reference", "generic", "avx2", "avx512", "neon") if _runs_here(isa)]
+ISAS = [isa for isa in ("reference", "generic", "avx2", "avx512", "avx512_bf16", "neon") if _runs_here(isa)]
+PRECISIONS = {"fp32": lib.LLMC_FP32, "bf16": lib.LLMC_BF16}
 GUARD = 32  # elements around every buffer that no kernel may touch
 CANARY = np.float32(-7.25e33)
 
@@ -48,10 +49,10 @@ class Buffers:
 class Kernel:
     """One instruction set's kernels: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy arrays."""
 
-    def __init__(self, isa: str, threads: int = 2) -> None:
+    def __init__(self, isa: str, threads: int = 2, precision: str = "fp32") -> None:
         self.isa = isa
         self.table = lib.llmc_kernels(isa.encode())
-        self.context = ffi.new("Context *", {"threads": threads})
+        self.context = ffi.new("Context *", {"threads": threads, "precision": PRECISIONS[precision]})
 
     def workspace(self, B: int, T: int, C: int, NH: int = 1, Vp: int = 128) -> None:
         size = self.table.workspace_bytes(B, T, C, NH, Vp, self.context.threads)

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ISAS, Kernel, assert_parity
+from conftest import ISAS, Kernel, assert_parity, lib
 
 BLOCKED = [isa for isa in ISAS if isa != "reference"]
-TILE = {"avx512": (8, 48, 16), "avx2": (6, 16, 8), "generic": (6, 8, 4), "neon": (8, 12, 4)}  # MR, NR, VL
+TILE = {
+    "avx512_bf16": (8, 48, 16),
+    "avx512": (8, 48, 16),
+    "avx2": (6, 16, 8),
+    "generic": (6, 8, 4),
+    "neon": (8, 12, 4),
+}  # MR, NR, VL
 
 # (B, T, C, OC): ones, primes, the demo's, GPT-2's cut short
 SHAPES = [
@@ -112,6 +118,31 @@ def check_backward_weight(kernels: Kernel, c: Case) -> None:
     assert_parity(only, *both(lambda d, x: d.T @ x, c.dout, c.inp), what=f"dweight without dbias, {c.name}")
 
 
+def rounded(x: np.ndarray) -> np.ndarray:
+    """To bf16 and back: what PRECISION bf16 does to the operands of a product."""
+    return torch.from_numpy(x).bfloat16().float().numpy()
+
+
+def check_bf16(kernels: Kernel, c: Case) -> None:
+    """Products of rounded operands, as exactly as PyTorch's float32 adds them up; all else as in fp32."""
+    inp, weight, dout = rounded(c.inp), rounded(c.weight), rounded(c.dout)
+    out, dinp, dweight = c.out(c.dout), c.out(c.inp), c.buffers.guarded(np.zeros_like(c.weight))
+    dbias = c.buffers.guarded(np.zeros_like(c.bias))
+    kernels.matmul_forward(out, c.inp, c.weight, c.bias, *c.shape)
+    assert_parity(out, *both(F.linear, inp, weight, c.bias), what=f"out, {c.name}")
+    kernels.matmul_backward_input(dinp, c.dout, c.weight, *c.shape)
+    assert_parity(dinp, *both(torch.matmul, dout, weight), what=f"dinp, {c.name}")
+    kernels.matmul_backward_weight(dweight, dbias, c.dout, c.inp, *c.shape)
+    assert_parity(dweight, *both(lambda d, x: d.T @ x, dout, inp), what=f"dweight, {c.name}")
+    assert_parity(dbias, *both(lambda d: d.sum(0), c.dout), what=f"dbias, {c.name}")
+    pre, dpre = c.out(c.dout), c.out(c.inp)
+    kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *c.shape)
+    assert_parity(out, *both(lambda *x: gelu(F.linear(*x)), inp, weight, c.bias), what=f"gelu, {c.name}")
+    kernels.matmul_gelu_backward_input(dpre, c.dout, c.weight, c.pre, *c.shape)
+    expected = both(lambda d, w, p: (d @ w) * slope(p), dout, weight, c.pre)
+    assert_parity(dpre, *expected, what=f"dpre, {c.name}")
+
+
 CHECKS = [check_forward, check_gelu_forward, check_backward_input, check_backward_weight]
 
 
@@ -124,13 +155,26 @@ def test_parity(kernels: Kernel, buffers, check) -> None:
         buffers.held.clear()
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16])
+def test_bf16(isa: str, buffers) -> None:
+    kernels = Kernel(isa, precision="bf16")
+    kernels.workspace(1, 1, 1)
+    for shape in SHAPES + (edge_shapes(isa) if isa in BLOCKED else []):
+        check_bf16(kernels, Case(buffers, *shape))
+        buffers.check()
+        buffers.held.clear()
+
+
+@pytest.mark.parametrize("bf16", [0, 1])
 @pytest.mark.parametrize("isa", BLOCKED)
-def test_threads_do_not_change_a_bit(isa: str, buffers) -> None:
+def test_threads_do_not_change_a_bit(isa: str, bf16: int, buffers) -> None:
     """Shapes large enough for every thread to have work."""
+    if bf16 and not lib.llmc_kernels(isa.encode()).bf16:
+        pytest.skip(f"{isa} has no products in bf16")
     for shape in ((1, 2, 700, 900), (1, 301, 130, 520), (2, 70, 530, 401), (1, 1030, 64, 150)):
         c, results = Case(buffers, *shape), []
         for threads in (1, 2, 3, 5):
-            kernels = Kernel(isa, threads)
+            kernels = Kernel(isa, threads, "bf16" if bf16 else "fp32")
             kernels.workspace(1, 1, 1)
             out, pre, dinp, dpre = c.out(c.dout), c.out(c.dout), c.out(c.inp), c.out(c.inp)
             dweight, dbias = np.ones_like(c.weight), np.ones_like(c.bias)

@@ -1,7 +1,14 @@
 /* Token and position embeddings. */
-#include "isa.h"
-#include "simd.h"
 #include "threads.h"
+#include "weights.h"
+
+INLINE void add_compressed(float *sum, const void *a, const float *b, int C, const int format) {
+    const float scale = weight_scale(a, format);
+    for (int c = 0; c < C; c += VL) {
+        const int n = LANES(c, C);
+        vf_store_n(sum + c, weights_at(a, c, n, format) * scale + vf_load_n(b + c, n), n);
+    }
+}
 
 void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                         const int *pos, int B, int T, int C) {
@@ -9,7 +16,10 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
 #pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
     for (int64_t bt = 0; bt < rows; bt++) {
         const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
-        add_row(out + bt * C, wte + (int64_t)tokens[bt] * C, wpe + at * C, C);
+        const void *row = weight_row(wte, ctx->weights, C, tokens[bt]);
+        if (ctx->weights == LLMC_FP32) add_row(out + bt * C, row, wpe + at * C, C);
+        else if (ctx->weights == LLMC_BF16) add_compressed(out + bt * C, row, wpe + at * C, C, LLMC_BF16);
+        else add_compressed(out + bt * C, row, wpe + at * C, C, LLMC_INT8);
     }
 }
 

@@ -7,6 +7,7 @@ typedef struct Operand {
     const float *at;
     int64_t ld;
     int transposed; /* element (i,j) is at[i*ld + j], or at[j*ld + i] if transposed */
+    int format;     /* of the rows of weights.h, if B is transposed; else LLMC_FP32 */
 } Operand;
 
 typedef struct Gemm {

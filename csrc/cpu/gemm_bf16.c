@@ -1,6 +1,7 @@
 /* The matrix product's tiles in bf16: operands are rounded to bf16 (to nearest, ties to even) while they are copied, two
  * that follow each other along K in one word; products are added up in float. */
 #include "gemm_tile.h"
+#include "weights.h"
 #if HAS_BF16
 typedef int32_t Pair; /* the even k in the low half; an odd K ends with a pair whose high half is 0 */
 
@@ -51,41 +52,44 @@ static void copy_rows(Pair *dst, int64_t width, const float *src, int64_t ld, in
         store_pairs(dst, src, ld, k + 1 < kc, lanes, (int)smaller(width, VL));
 }
 
-/* 2 VL numbers of a row in order */
-INLINE vi pairs_of(const float *src, int64_t k, int64_t kc) {
-    const vf low = vf_load_n(src + k, LANES(k, kc));
-    const vf high = k + VL < kc ? vf_load_n(src + k + VL, LANES(k + VL, kc)) : (vf){0};
-    return bf16_in_order(low, high);
-}
-
 static void copy_a(Pair *dst, const float *src, int64_t ld, int rows, int64_t kc) {
     for (int i = 0; i < MR; i++, dst += A_PAIRS) {
         const float *row = src + (i < rows ? i : rows - 1) * ld; /* the last again rather than past the end */
-        for (int64_t k = 0; k < kc; k += 2 * VL) vi_store(dst + k / 2, pairs_of(row, k, kc));
+        for (int64_t k = 0; k < kc; k += 2 * VL) vi_store(dst + k / 2, weight_pairs(row, k, kc, LLMC_FP32));
     }
 }
 
-/* VL rows of src become VL columns of pairs */
-static void copy_transposed(Pair *dst, int64_t width, const float *src, int64_t ld, int rows, int64_t kc) {
+/* numbers k..k+kc of VL rows become VL columns of pairs */
+INLINE void copy_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
+                            const int format) {
     const int64_t pairs = (kc + 1) / 2;
     for (int64_t k = 0; k < kc; k += 2 * VL) {
         vf r[VL];
-        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? (vf)pairs_of(src + i * ld, k, kc) : (vf){0};
+        UNROLL for (int i = 0; i < VL; i++) {
+            const void *row = weight_row(g->b.at, format, g->b.ld, n + (i < rows ? i : rows - 1));
+            r[i] = (vf)weight_pairs(row, from + k, from + kc, format);
+        }
         vf_transpose(r);
         for (int64_t i = 0; i < smaller(VL, pairs - k / 2); i++) vi_store(dst + (k / 2 + i) * width, (vi)r[i]);
     }
 }
 
+static void copy_weights(Pair *dst, int64_t width, const Gemm *g, const Block *s, int64_t n) {
+    const int rows = LANES(n, s->n_end);
+    if (g->b.format == LLMC_FP32) copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_FP32);
+    else if (g->b.format == LLMC_BF16) copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_BF16);
+    else copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_INT8);
+}
+
 /* ---- what gemm.c calls ---- */
 
 void K(gemm_pack_bf16)(const Gemm *g, const Block *s) {
-    const float *src = element(&g->b, s->k, s->n);
     const int64_t nc = s->n_end - s->n, pairs = (s->kc + 1) / 2;
     for (int64_t n = 0; n < nc; n += VL) {
         const int64_t panel = n / NR * NR, width = up(smaller(NR, nc - panel), VL);
         Pair *dst = (Pair *)s->b + panel * pairs + (n - panel);
-        if (g->b.transposed) copy_transposed(dst, width, src + n * g->b.ld, g->b.ld, LANES(n, nc), s->kc);
-        else copy_rows(dst, width, src + n, g->b.ld, LANES(n, nc), s->kc);
+        if (g->b.transposed) copy_weights(dst, width, g, s, s->n + n);
+        else copy_rows(dst, width, element(&g->b, s->k, s->n + n), g->b.ld, LANES(n, nc), s->kc);
     }
 }
 

@@ -1,27 +1,48 @@
 /* The matrix product of few rows: every row of B^T is read once, where it lies. */
 #include "gemm_tile.h"
+#include "weights.h"
 
 /* DOT_ROWS x 4 sums of a vector each fill the registers */
 enum { DOT_ROWS = VREGS == 32 ? 4 : 2 };
 
-INLINE void dot_step(vf acc[][8], const float *const a[], const float *const b[], const int rows, const int cols,
-                     int64_t k, int lanes) {
+/* how rows of B are stored, and whether products are those of bf16 operands */
+enum { DOT_FP32 = LLMC_FP32, DOT_BF16 = LLMC_BF16, DOT_INT8 = LLMC_INT8, ROUNDED = 4 };
+
+/* VL numbers of a row, or 2 VL in pairs */
+INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
+#if HAS_BF16
+    if (how & ROUNDED) return (vf)weight_pairs(row, k, K, how - ROUNDED);
+#endif
+    return weights_at(row, k, LANES(k, K), how);
+}
+
+INLINE vf multiply_add(vf sum, vf x, vf y, const int how) {
+#if HAS_BF16
+    if (how & ROUNDED) return bf16_dot(sum, (vi)x, (vi)y);
+#endif
+    (void)how;
+    return sum + x * y;
+}
+
+INLINE void dot_step(vf acc[][8], const float *const a[], const void *const b[], const int rows, const int cols,
+                     int64_t k, int64_t K, const int how) {
     vf x[DOT_ROWS];
-    UNROLL for (int i = 0; i < rows; i++) x[i] = vf_load_n(a[i] + k, lanes);
+    UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, how & ROUNDED);
     UNROLL for (int j = 0; j < cols; j++) {
-        const vf y = vf_load_n(b[j] + k, lanes);
-        UNROLL for (int i = 0; i < rows; i++) acc[i][j] += x[i] * y;
+        const vf y = dot_operand(b[j], k, K, how);
+        UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how);
     }
 }
 
 /* sums[i][at + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane */
-INLINE void dot(int64_t K, const float *const a[], const float *const b[], const int rows, const int cols,
+INLINE void dot(int64_t K, const float *const a[], const void *const b[], const int rows, const int cols, const int how,
                 vf sums[][VL], int at) {
+    const int step = how & ROUNDED ? 2 * VL : VL;
     vf acc[DOT_ROWS][8];
     int64_t k = 0;
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k + VL <= K; k += VL) dot_step(acc, a, b, rows, cols, k, VL);
-    if (k < K) dot_step(acc, a, b, rows, cols, k, (int)(K - k));
+    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, how);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, K, how);
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
 }
 
@@ -42,25 +63,49 @@ INLINE vf sums_of(vf r[VL]) {
 }
 
 /* C's columns n..n+VL */
-INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols) {
-    const int lanes = LANES(n, g->N);
-    const float *b[VL], *a[DOT_ROWS];
-    for (int j = 0; j < VL; j++) b[j] = g->b.at + (n + (j < lanes ? j : lanes - 1)) * g->b.ld;
+INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols, const int how) {
+    const int lanes = LANES(n, g->N), format = how & ~ROUNDED;
+    const void *b[VL];
+    const float *a[DOT_ROWS];
+    vf scale;
+    for (int j = 0; j < VL; j++) {
+        b[j] = weight_row(g->b.at, format, g->b.ld, n + (j < lanes ? j : lanes - 1));
+        scale[j] = weight_scale(b[j], format);
+    }
     for (int64_t m = 0; m < g->M; m += rows) {
         vf sums[DOT_ROWS][VL];
         for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1) * g->a.ld;
-        for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, sums, j);
+        for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, how, sums, j);
         for (int i = 0; i < rows && m + i < g->M; i++) {
-            put(g, m + i, n, lanes, sums_of(sums[i]), g->accumulate, 1);
+            const vf sum = sums_of(sums[i]);
+            put(g, m + i, n, lanes, format == LLMC_INT8 && !(how & ROUNDED) ? sum * scale : sum, g->accumulate, 1);
             if (g->gelu || g->slope) K(gemm_finish)(g, m + i, n, 1, lanes);
         }
     }
 }
-APART void strip_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8); }
-APART void strip_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4); }
+
+#define STRIPS(name, how)                                                                             \
+    APART void name##_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8, how); } \
+    APART void name##_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4, how); }
+STRIPS(fp32, DOT_FP32)
+STRIPS(bf16, DOT_BF16)
+STRIPS(int8, DOT_INT8)
+typedef void (*Strip)(const Gemm *, int64_t);
+static const Strip plain[][2] = {{fp32_of_one, fp32_of_more}, {bf16_of_one, bf16_of_more}, {int8_of_one, int8_of_more}};
+#if HAS_BF16
+STRIPS(rounded_fp32, DOT_FP32 + ROUNDED)
+STRIPS(rounded_bf16, DOT_BF16 + ROUNDED)
+STRIPS(rounded_int8, DOT_INT8 + ROUNDED)
+static const Strip rounded[][2] = {{rounded_fp32_of_one, rounded_fp32_of_more},
+                                   {rounded_bf16_of_one, rounded_bf16_of_more},
+                                   {rounded_int8_of_one, rounded_int8_of_more}};
+#else
+#define rounded plain
+#endif
 
 void K(gemm_dots)(const Gemm *g, int threads) {
+    const Strip strip = (g->precision == LLMC_BF16 ? rounded : plain)[g->b.format][g->M > 1];
     (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t n = 0; n < g->N; n += VL) (g->M == 1 ? strip_of_one : strip_of_more)(g, n);
+    for (int64_t n = 0; n < g->N; n += VL) strip(g, n);
 }

@@ -1,5 +1,6 @@
 /* The matrix product's tiles in fp32. */
 #include "gemm_tile.h"
+#include "weights.h"
 
 /* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
  * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
@@ -63,27 +64,33 @@ static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, in
         }
 }
 
-/* VL rows of src become VL columns of dst, whose rows are `width` apart */
-static void pack_vector(float *dst, int64_t width, const float *src, int64_t ld, int rows, int64_t kc) {
+/* numbers k..k+kc of VL rows of weights become VL columns of dst, whose rows are `width` apart */
+INLINE void pack_vector(float *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
+                        const int format) {
+    const void *row[VL];
     vf r[VL];
-    int64_t k = 0;
-    for (; k + VL <= kc && rows == VL; k += VL) {
-        UNROLL for (int i = 0; i < VL; i++) r[i] = vf_load(src + i * ld + k);
-        vf_transpose(r);
-        UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i) * width, r[i]);
-    }
-    for (; k < kc; k += VL) {
+    for (int i = 0; i < VL; i++) row[i] = weight_row(g->b.at, format, g->b.ld, n + (i < rows ? i : rows - 1));
+    for (int64_t k = 0; k < kc; k += VL) {
         const int lanes = LANES(k, kc);
-        UNROLL for (int i = 0; i < VL; i++) r[i] = i < rows ? vf_load_n(src + i * ld + k, lanes) : (vf){0};
+        UNROLL for (int i = 0; i < VL; i++) {
+            r[i] = weights_at(row[i], from + k, lanes, format);
+            if (format == LLMC_INT8) r[i] *= weight_scale(row[i], format);
+        }
         vf_transpose(r);
-        UNROLL for (int i = 0; i < VL; i++) if (k + i < kc) vf_store(dst + (k + i) * width, r[i]);
+        if (lanes == VL) UNROLL for (int i = 0; i < VL; i++) vf_store(dst + (k + i) * width, r[i]);
+        else
+            for (int i = 0; i < lanes; i++) vf_store(dst + (k + i) * width, r[i]);
     }
 }
 
-static void pack_b_columns(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
-    for (int64_t n = 0; n < nc; n += VL) {
-        const int64_t panel = n / NR * NR, width = up(smaller(NR, nc - panel), VL);
-        pack_vector(dst + panel * kc + (n - panel), width, src + n * ld, ld, LANES(n, nc), kc);
+static void pack_b_columns(const Gemm *g, const Block *s) {
+    for (int64_t n = s->n; n < s->n_end; n += VL) {
+        const int64_t at = n - s->n, panel = at / NR * NR, width = up(smaller(NR, s->n_end - s->n - panel), VL);
+        float *dst = s->b + panel * s->kc + (at - panel);
+        const int rows = LANES(n, s->n_end);
+        if (g->b.format == LLMC_FP32) pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_FP32);
+        else if (g->b.format == LLMC_BF16) pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_BF16);
+        else pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_INT8);
     }
 }
 
@@ -93,7 +100,7 @@ void K(gemm_pack_fp32)(const Gemm *g, const Block *s) {
     const float *src = element(&g->b, s->k, s->n);
     const int64_t nc = s->n_end - s->n, whole = s->in_place ? nc / NR * NR : 0;
     if (s->in_place && (nc - whole) % VL == 0) return;
-    if (g->b.transposed) pack_b_columns(s->b, src, g->b.ld, nc, s->kc);
+    if (g->b.transposed) pack_b_columns(g, s);
     else pack_b_rows(s->b + whole * s->kc, src + whole, g->b.ld, nc - whole, s->kc);
 }
 

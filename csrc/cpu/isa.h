@@ -17,7 +17,7 @@
     X(matmul_forward) X(matmul_gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
     X(matmul_backward_weight) \
     X(attention_forward) X(attention_backward) X(attention_cached) \
-    X(classifier_forward) X(loss_mean) X(classifier_backward) \
+    X(classifier_forward) X(loss_mean) X(classifier_backward) X(compress) \
     X(global_norm) X(scale) X(adamw)
 /* clang-format on */
 

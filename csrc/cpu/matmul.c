@@ -5,9 +5,13 @@
 
 void K(matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int B,
                        int T, int C, int OC) {
-    K(gemm)(
-        ctx,
-        &(Gemm){.M = (int64_t)B * T, .N = OC, .K = C, .a = {inp, C, 0}, .b = {weight, C, 1}, .c = out, .bias = bias});
+    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
+                         .N = OC,
+                         .K = C,
+                         .a = {inp, C, 0},
+                         .b = {weight, C, 1, ctx->weights},
+                         .c = out,
+                         .bias = bias});
 }
 
 void K(matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
@@ -16,7 +20,7 @@ void K(matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX
                          .N = OC,
                          .K = C,
                          .a = {inp, C, 0},
-                         .b = {weight, C, 1},
+                         .b = {weight, C, 1, ctx->weights},
                          .c = pre,
                          .bias = bias,
                          .gelu = out});

@@ -7,16 +7,61 @@
 
 static int supported(void) { return 1; }
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
-    (void)B, (void)C, (void)NH, (void)Vp, (void)threads;
-    return 2 * T * (int64_t)sizeof(double); /* one row of attention scores and its gradient */
+    (void)B, (void)NH, (void)Vp, (void)threads;
+    return (2 * (int64_t)T + C) *
+           (int64_t)sizeof(double); /* a row of attention scores and its gradient, or of weights */
 }
+static float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* the nearest number with 8 significant bits, ties to even; infinity and NaN stay */
+static float to_bf16(float x) {
+    const uint32_t bits = bits_of(x);
+    return x - x == 0 ? float_of((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u) : x;
+}
+
+/* number c of a row of weights, stored as compress left it */
+static float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {
+    if (ctx->weights == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
+    if (ctx->weights == LLMC_INT8) {
+        const char *start = (const char *)weight + row * (C + 4);
+        float scale;
+        memcpy(&scale, start, 4);
+        return scale * (float)((const signed char *)start)[4 + c];
+    }
+    return weight[row * C + c];
+}
+
+static void compress(Context *ctx, floatX *weight, int format, int64_t rows, int C) {
+    float *x = ctx->workspace;
+    for (int64_t r = 0; r < rows; r++) {
+        float largest = 0;
+        memcpy(x, weight + r * C, (size_t)C * 4);
+        for (int c = 0; c < C; c++) largest = fmaxf(largest, fabsf(x[c]));
+        const float scale = largest / 127;
+        signed char *start = (signed char *)weight + r * (C + 4);
+        if (format == LLMC_INT8) memcpy(start, &scale, 4);
+        for (int c = 0; c < C; c++)
+            if (format == LLMC_INT8) start[4 + c] = (signed char)(scale > 0 ? rint(x[c] / scale) : 0);
+            else if (format == LLMC_BF16) ((uint16_t *)weight)[r * C + c] = (uint16_t)(bits_of(to_bf16(x[c])) >> 16);
+    }
+}
+
 static void encoder_forward(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                             const int *pos, int B, int T, int C) {
-    (void)ctx;
     for (int b = 0; b < B; b++)
         for (int t = 0; t < T; t++)
             for (int c = 0; c < C; c++)
-                *out++ = wte[(int64_t)tokens[b * T + t] * C + c] + wpe[((int64_t)(pos ? pos[b] : 0) + t) * C + c];
+                *out++ = weight_at(ctx, wte, tokens[b * T + t], C, c) + wpe[((int64_t)(pos ? pos[b] : 0) + t) * C + c];
 }
 
 static void encoder_backward(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B,
@@ -73,13 +118,15 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight,
     }
 }
 
+static double operand(const Context *ctx, float x) { return ctx->precision == LLMC_BF16 ? to_bf16(x) : x; }
+
 static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
                            int B, int T, int C, int OC) {
-    (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int o = 0; o < OC; o++) {
             double sum = bias ? bias[o] : 0;
-            for (int c = 0; c < C; c++) sum += (double)inp[bt * C + c] * weight[(int64_t)o * C + c];
+            for (int c = 0; c < C; c++)
+                sum += operand(ctx, inp[bt * C + c]) * operand(ctx, weight_at(ctx, weight, o, C, c));
             out[bt * OC + o] = (floatX)sum;
         }
 }
@@ -97,11 +144,11 @@ static void matmul_gelu_forward(Context *ctx, floatX *out, floatX *pre, const fl
 
 static void matmul_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
                                   int C, int OC) {
-    (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int c = 0; c < C; c++) {
             double sum = 0;
-            for (int o = 0; o < OC; o++) sum += (double)dout[bt * OC + o] * weight[(int64_t)o * C + c];
+            for (int o = 0; o < OC; o++)
+                sum += operand(ctx, dout[bt * OC + o]) * operand(ctx, weight[(int64_t)o * C + c]);
             dinp[bt * C + c] = (floatX)sum;
         }
 }
@@ -118,14 +165,14 @@ static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX 
 
 static void matmul_backward_weight(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
                                    int B, int T, int C, int OC) {
-    (void)ctx;
     for (int o = 0; o < OC; o++) {
         double sum = 0;
         for (int64_t bt = 0; bt < (int64_t)B * T; bt++) sum += dout[bt * OC + o];
         if (dbias) dbias[o] += (floatX)sum;
         for (int c = 0; c < C; c++) {
             double dot = 0;
-            for (int64_t bt = 0; bt < (int64_t)B * T; bt++) dot += (double)dout[bt * OC + o] * inp[bt * C + c];
+            for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
+                dot += operand(ctx, dout[bt * OC + o]) * operand(ctx, inp[bt * C + c]);
             dweight[(int64_t)o * C + c] += (floatX)dot;
         }
     }
@@ -280,5 +327,9 @@ static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX 
 }
 
 #define ENTRY(name) .name = name,
-const Kernels kernels_reference = {
-    .name = "reference", .supported = supported, .workspace_bytes = workspace_bytes, CPU_MEMORY, EACH_KERNEL(ENTRY)};
+const Kernels kernels_reference = {.name = "reference",
+                                   .supported = supported,
+                                   .bf16 = 1,
+                                   .workspace_bytes = workspace_bytes,
+                                   CPU_MEMORY,
+                                   EACH_KERNEL(ENTRY)};

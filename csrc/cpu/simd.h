@@ -213,10 +213,10 @@ static inline void vf_transpose(vf rows[VL]) {
     VF_EXCHANGE(1)
     VF_EXCHANGE(2)
 #if VL >= 8
-        VF_EXCHANGE(4)
+    VF_EXCHANGE(4)
 #endif
 #if VL >= 16
-            VF_EXCHANGE(8)
+    VF_EXCHANGE(8)
 #endif
 }
 

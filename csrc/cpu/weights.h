@@ -1,0 +1,58 @@
+/* Rows of weights as they are stored: floats, or what K(compress) made of them. */
+#ifndef WEIGHTS_H
+#define WEIGHTS_H
+#include "isa.h"
+#include "simd.h"
+
+typedef unsigned short vh __attribute__((vector_size(VL * 2)));
+typedef signed char vb __attribute__((vector_size(VL)));
+
+static inline int64_t row_bytes(int format, int64_t C) {
+    return format == LLMC_INT8 ? C + (int64_t)sizeof(float) : C * (format == LLMC_BF16 ? 2 : 4);
+}
+
+static inline const void *weight_row(const void *weight, int format, int64_t C, int64_t row) {
+    return (const char *)weight + row * row_bytes(format, C);
+}
+
+/* what the numbers of a row are to be multiplied by */
+static inline float weight_scale(const void *row, int format) {
+    float scale = 1;
+    if (format == LLMC_INT8) memcpy(&scale, row, sizeof scale);
+    return scale;
+}
+
+/* numbers k..k+lanes of a row, without the scale; format is a constant where this is inlined */
+INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
+    if (format == LLMC_BF16) {
+        vh v = {0};
+        if (lanes == VL) memcpy(&v, (const char *)row + 2 * k, sizeof v);
+        else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)lanes);
+        return (vf)(__builtin_convertvector(v, vu) << 16);
+    }
+    if (format == LLMC_INT8) {
+        const char *at = (const char *)row + sizeof(float) + k;
+        vb v = {0};
+        if (lanes == VL) memcpy(&v, at, sizeof v);
+        else memcpy(&v, at, (size_t)lanes);
+        return __builtin_convertvector(v, vf);
+    }
+    return vf_load_n((const float *)row + k, lanes);
+}
+
+#if HAS_BF16
+/* numbers k..k+2VL of a row as pairs of bf16, zeros from K on, with the scale */
+INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) {
+    if (format == LLMC_BF16) {
+        vi v = {0};
+        if (k + 2 * VL <= K) memcpy(&v, (const char *)row + 2 * k, sizeof v);
+        else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)(K - k));
+        return v;
+    }
+    const float scale = weight_scale(row, format);
+    const vf low = weights_at(row, k, LANES(k, K), format) * scale;
+    const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) * scale : (vf){0};
+    return bf16_in_order(low, high);
+}
+#endif
+#endif

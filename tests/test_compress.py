@@ -1,0 +1,136 @@
+"""Weights kept in bf16 or int8 for generation: what is stored, and every kernel that reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PRECISIONS, Buffers, Kernel, assert_parity, lib
+
+import pyllmc
+from pyllmc import InvalidArgument
+
+FORMATS = {"bf16": lib.LLMC_BF16, "int8": lib.LLMC_INT8}
+SHAPES = [(1, 2, 1), (1, 7, 5), (1, 33, 18), (3, 48, 49), (5, 131, 40), (1, 768, 50), (4, 770, 33), (40, 331, 17),
+          (70, 97, 53), (130, 40, 100)]  # fmt: skip
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).standard_normal(shape, dtype=np.float32)
+
+
+def stored(weight: np.ndarray, form: str) -> np.ndarray:
+    """The numbers that are left of a weight (rows, C)."""
+    if form == "bf16":
+        return torch.from_numpy(weight).bfloat16().float().numpy()
+    scale = np.abs(weight).max(1, keepdims=True) / np.float32(127)
+    return np.rint(weight / np.where(scale > 0, scale, 1)).astype(np.float32) * scale
+
+
+def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str) -> np.ndarray:
+    """The weight's buffer, holding compressed rows."""
+    buffer = buffers.guarded(weight)
+    kernels.compress(buffer, FORMATS[form], *weight.shape)
+    kernels.context.weights = FORMATS[form]
+    return buffer
+
+
+def both(formula, *arrays: np.ndarray) -> list[np.ndarray]:
+    tensors = [torch.from_numpy(a.copy()) for a in arrays]
+    return [np.asarray(formula(*(x.to(kind) for x in tensors))) for kind in (torch.float32, torch.float64)]
+
+
+def rounded(x: np.ndarray, precision: str) -> np.ndarray:
+    return torch.from_numpy(x).bfloat16().float().numpy() if precision == "bf16" else x
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_products(kernels: Kernel, buffers: Buffers, form: str, precision: str):
+    if precision == "bf16" and not kernels.table.bf16:
+        pytest.skip(f"{kernels.isa} has no products in bf16")
+    kernels.context.precision = PRECISIONS[precision]
+    for M, C, OC in SHAPES:
+        kernels.workspace(1, M, C)
+        inp, bias, weight = buffers.guarded(normal(M, C)), buffers.guarded(normal(OC)), normal(OC, C)
+        weight[OC // 2] = 0  # a row without a scale
+        buffer, out = compressed(kernels, buffers, weight, form), buffers.out(M, OC)
+        kernels.matmul_forward(out, inp, buffer, bias, 1, M, C, OC)
+        given = rounded(inp, precision), rounded(stored(weight, form), precision), bias
+        what = f"{form}, {precision} M={M} C={C} OC={OC}"
+        assert_parity(out, *both(F.linear, *given), what=what)
+        gelu, pre = buffers.out(M, OC), buffers.out(M, OC)
+        kernels.matmul_gelu_forward(gelu, pre, inp, buffer, bias, 1, M, C, OC)
+        assert_parity(
+            gelu, *both(lambda *x: F.gelu(F.linear(*x), approximate="tanh"), *given), what=f"gelu, {what}"
+        )
+        buffers.check()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_embedding(kernels: Kernel, buffers: Buffers, form: str):
+    for C in (2, 7, 48, 67):
+        kernels.workspace(1, 6, C)
+        wte, wpe = normal(11, C), normal(6, C)
+        tokens = buffers.guarded(np.array([3, 0, 10, 3, 7, 5], np.int32))
+        out = buffers.out(6, C)
+        kernels.encoder_forward(
+            out, tokens, compressed(kernels, buffers, wte, form), buffers.guarded(wpe), None, 1, 6, C
+        )
+        assert_parity(out, *both(lambda e, p: e[tokens] + p, stored(wte, form), wpe), what=f"{form} C={C}")
+
+
+def test_numbers_that_are_special(kernels: Kernel, buffers: Buffers):
+    """bf16 of infinities, of NaN, of what lies between two numbers; read back by a product with 1."""
+    special = [np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3.4e38, 1e-30]
+    weight = np.array([[x, 0] for x in special], np.float32)
+    kernels.workspace(1, 1, 2)
+    out = buffers.out(1, len(special))
+    buffer = compressed(kernels, buffers, weight, "bf16")
+    one = buffers.guarded(np.array([[1, 0]], np.float32))
+    kernels.matmul_forward(out, one, buffer, None, 1, 1, 2, len(special))
+    np.testing.assert_array_equal(out[0], stored(weight, "bf16")[:, 0] * np.float32(1))
+
+
+# ---- the model ----
+
+
+def make(weights: str, **more) -> pyllmc.Model:
+    config = pyllmc.GPTConfig(vocab_size=67, max_seq_len=32, n_layer=2, n_head=3, n_embd=48)
+    return pyllmc.Model(config, B=2, training=False, weights=weights, init_std=0.2, **more)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_model_equals_one_with_the_stored_numbers(form: str):
+    plain, small = make("fp32"), make(form)
+    for name in ("wte", "qkvw", "attprojw", "fcw", "fcprojw"):
+        view = plain.params[name]
+        for layer in view if view.ndim == 3 else [view]:
+            layer[:] = stored(np.ascontiguousarray(layer), form)
+    ids = np.random.default_rng(0).integers(0, 67, (2, 32))
+    plain.forward(ids)
+    small.forward(ids)
+    np.testing.assert_allclose(small.logits, plain.logits, rtol=0, atol=2e-4)
+    greedy = dict(max_new_tokens=24, temperature=0)
+    assert list(small.generate([5, 7], **greedy)) == list(plain.generate([5, 7], **greedy))
+    assert small.num_params == plain.num_params
+
+
+def test_what_compressed_weights_cannot_do(tmp_path):
+    small = make("int8")
+    for forbidden in (lambda: small.params["wte"], lambda: small.save(tmp_path / "x.ckpt")):
+        with pytest.raises(InvalidArgument, match="compressed"):
+            forbidden()
+    with pytest.raises(InvalidArgument, match="training=False"):
+        pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9, weights="int8")
+    with pytest.raises(InvalidArgument, match="one of fp32, bf16, int8"):
+        make("int4")
+
+
+def test_load_makes_them_fp32_again(tmp_path):
+    plain = make("fp32")
+    plain.save(tmp_path / "plain.ckpt")
+    small = pyllmc.Model(tmp_path / "plain.ckpt", B=2, training=False, weights="bf16")
+    small._check(lib.llmc_model_load(small._handle, str(tmp_path / "plain.ckpt").encode()))
+    np.testing.assert_array_equal(small.params["qkvw"], plain.params["qkvw"])
