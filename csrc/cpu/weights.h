@@ -22,6 +22,18 @@ static inline float weight_scale(const void *row, int format) {
     return scale;
 }
 
+static inline vf vf_from_int8(vb v) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)v));
+#elif defined(__AVX2__)
+    __m128i low = {0};
+    memcpy(&low, &v, sizeof v);
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
+#else
+    return __builtin_convertvector(v, vf);
+#endif
+}
+
 /* numbers k..k+lanes of a row, without the scale; format is a constant where this is inlined */
 INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
     if (format == LLMC_BF16) {
@@ -35,7 +47,7 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
         vb v = {0};
         if (lanes == VL) memcpy(&v, at, sizeof v);
         else memcpy(&v, at, (size_t)lanes);
-        return __builtin_convertvector(v, vf);
+        return vf_from_int8(v);
     }
     return vf_load_n((const float *)row + k, lanes);
 }
