@@ -137,10 +137,11 @@ typedef struct llmc_sampling {
  * exceeds it. Ties go to the lower id. -inf is allowed; NaN and +inf are errors. */
 int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coin);
 double llmc_coin(uint64_t *state); /* the next in [0, 1) of a SplitMix64; any state will do as a seed */
-/* Up to max_new ids which follow prompt[n], n >= 1, and how many; an `eot` among them is the last (-1: none is). Of a text
- * longer than T the last tokens count: T of a prompt; and whenever T are held, the last T/2 go on as a new context. */
-int llmc_model_generate(llmc_model *model, const int *prompt, int n, int max_new, const llmc_sampling *how, int *out,
-                        int eot);
+/* out (b,max_new): ids which follow prompts (b,n), n >= 1; prompt i is drawn with seed + i. Returns how many were made of
+ * the longest text; a text ends with its first `eot` (-1: none does), which then repeats. Of a text longer than T the last
+ * tokens count: T of a prompt; and whenever T are held, the last T/2 go on as a new context. */
+int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
+                        int *out, int eot);
 
 /* ---- checkpoints (checkpoint.c, modelfile.c) ---- */
 /* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;

@@ -202,7 +202,7 @@ static int draw_sample(llmc_trainer *t) {
                                .top_k = (int)o->top_k,
                                .top_p = (float)o->top_p,
                                .seed = (int64_t)((uint64_t)o->seed + (uint64_t)t->step)};
-    int made = llmc_model_generate(t->model, t->prompt, t->prompt_size, (int)o->sample_tokens, &how, t->sample,
+    int made = llmc_model_generate(t->model, t->prompt, 1, t->prompt_size, (int)o->sample_tokens, &how, t->sample,
                                    llmc_tokenizer_eot(t->tokenizer));
     TRY(made);
     made = length_of_text(t, made);

@@ -83,6 +83,10 @@ def as_ids(name: str, array: Any) -> np.ndarray:
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
+def _up_to(ids: list[int], eot: int) -> list[int]:
+    return ids[: ids.index(eot) + 1] if eot in ids else ids
+
+
 class Model:
     """GPT-2 in the C engine.
 
@@ -312,27 +316,34 @@ class Model:
         top_p: float | None = None,
         seed: int = 0,
         eot: int = -1,
-    ) -> list[int]:
-        """New token ids that follow `ids` (1-D, at least one); stops after `eot`. temperature 0 takes the likeliest."""
-        prompt = as_ids("ids", np.asarray(ids, dtype=None if len(ids) else np.int32).reshape(1, -1))
+    ) -> Any:
+        """New token ids that follow `ids`, at most max_new_tokens, up to and with the first `eot`.
+
+        ids: integers (n), n >= 1 -> a list of ids; or prompts of one length, (b, n) with b <= B -> a list of b lists,
+        prompt i drawn with seed + i, read together (each weight once). temperature 0 takes the likeliest. Of a text
+        longer than T the last tokens count: whenever T are held, the last T/2 go on as a new context.
+        """
+        array = np.asarray(ids, dtype=None if len(ids) else np.int32)
+        prompts = as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array)
         ffi = _ffi.ffi()
-        out = np.empty(max(int(max_new_tokens), 0), np.int32)
+        out = np.empty((len(prompts), max(int(max_new_tokens), 0)), np.int32)
         how = ffi.new(
             "llmc_sampling *", {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 0}
         )
         how.seed = seed
-        count = self._check(
+        made = self._check(
             self._lib.llmc_model_generate(
                 self._handle,
-                ffi.cast("int *", prompt.ctypes.data),
-                prompt.size,
-                out.size,
+                ffi.cast("int *", prompts.ctypes.data),
+                *prompts.shape,
+                out.shape[1],
                 how,
                 ffi.cast("int *", out.ctypes.data),
                 eot,
             )
         )
-        return out[:count].tolist()
+        texts = [_up_to(row[:made].tolist(), eot) for row in out]
+        return texts[0] if array.ndim == 1 else texts
 
     # ---- files ----
 

@@ -8,6 +8,7 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyllmc
 from pyllmc import GPTConfig, Model, _ffi
 
 SETTINGS = settings(max_examples=300, deadline=None, database=None)
@@ -154,6 +155,23 @@ def test_generate_ends_with_eot(model):
         == free[: free.index(eot) + 1]
     )
     assert model.generate([1], max_new_tokens=0) == []
+
+
+def test_generate_several_at_once():
+    """Each text is what it would be alone; ends come at different places; contexts slide."""
+    config = pyllmc.GPTConfig(vocab_size=67, max_seq_len=12, n_layer=2, n_head=3, n_embd=48)
+    m = pyllmc.Model(config, B=5, training=False, init_std=0.3)
+    prompts = np.random.default_rng(0).integers(0, 67, (5, 3))
+    for eot in (-1, 11):
+        together = m.generate(prompts, max_new_tokens=30, temperature=1.0, seed=4, eot=eot)
+        alone = [
+            m.generate(p, max_new_tokens=30, temperature=1.0, seed=4 + i, eot=eot)
+            for i, p in enumerate(prompts)
+        ]
+        assert together == alone
+    assert len({len(text) for text in together}) > 1
+    with pytest.raises(pyllmc.InvalidArgument, match="6 prompts do not fit"):
+        m.generate(np.zeros((6, 2), int))
 
 
 def test_generate_in_a_context_of_one():
