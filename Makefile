@@ -8,6 +8,7 @@
 BUILD  ?= build
 # make Q= shows the commands
 Q      ?= @
+comma  := ,
 PYTHON ?= python3
 LIB     := pyllmc/lib/libpyllmc.so
 PROGRAM := train_gpt2
@@ -25,6 +26,11 @@ CFLAGS += $(EXTRA)
 OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
 ifeq ($(OPENMP),)
 CFLAGS += -Wno-unknown-pragmas -Wno-unused-parameter
+endif
+# a BLAS library for the fp32 products: its name, as in make BLAS=openblas, or a path; BLAS_PREFIX: of its functions
+ifneq ($(BLAS),)
+CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm
+LDFLAGS += $(if $(findstring /,$(BLAS)),$(BLAS) -Wl$(comma)-rpath$(comma)$(dir $(BLAS)),-l$(BLAS))
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 ifeq ($(MACHINE),)
@@ -52,6 +58,13 @@ OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory
 each_isa  = X($(1))
 EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa)))'
 
+# how everything was compiled: other flags, another build
+FLAGS := $(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) $(LDFLAGS)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo "$(subst ",\",$(FLAGS))" | cmp -s - $@ || echo "$(subst ",\",$(FLAGS))" > $@
+FORCE:
+
 all: $(LIB) $(PROGRAM) ## the engine: the library and ./train_gpt2
 
 $(PROGRAM): $(BUILD)/main.o $(OBJECTS)
@@ -65,13 +78,13 @@ $(LIB): $(OBJECTS)
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def csrc/config.c $(@D)
 
-$(BUILD)/%.o: csrc/%.c $(HEADERS) Makefile
+$(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
 	$(Q)$(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) -c $< -o $@
 
 define rule_for_isa
-$(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) Makefile
+$(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $$(@D)
 	@echo "  cc $$< ($(1))"
 	$$(Q)$$(CC) $$(CFLAGS) $$(OPENMP) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
@@ -138,4 +151,4 @@ clean: ## everything built, but not .venv, data or runs
 help: ## this list
 	@sed -n 's/^\([a-z_]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
-.PHONY: all setup demo test lint fmt bench asan clean help
+.PHONY: FORCE all setup demo test lint fmt bench asan clean help

@@ -31,6 +31,24 @@ def test_aarch64_compiles_from_the_same_source(tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cpu", "neon"}
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("scipy_openblas32") is None, reason="needs the package scipy-openblas32"
+)
+@pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="builds another library")
+def test_products_by_a_blas(tmp_path):
+    """Every product of test_matmul.py, by OpenBLAS; the promise about threads is ours alone."""
+    import scipy_openblas32
+
+    blas = Path(scipy_openblas32.get_lib_dir()) / scipy_openblas32.get_library(fullname=True)
+    build(tmp_path, f"BLAS={blas}", "BLAS_PREFIX=scipy_", "ISAS=generic")
+    suite = [sys.executable, "-m", "pytest", "-q", "tests/test_matmul.py", "-k", "generic and not threads"]
+    env = {**os.environ, "PYLLMC_LIB": str(tmp_path / "libpyllmc.so")}
+    done = subprocess.run(suite, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "[100%]" in done.stdout
+    assert b"scipy_cblas_sgemm" in (tmp_path / "libpyllmc.so").read_bytes()
+
+
 CLANG = shutil.which("clang") or shutil.which("clang-14")
 
 

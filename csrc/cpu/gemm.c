@@ -132,6 +132,9 @@ void K(gemm)(Context *ctx, const Gemm *given) {
     const int few =
         g.M <= smaller(g.precision == LLMC_BF16 ? FEW_BF16 : FEW, g.K / FEW_K) && g.b.transposed && !g.a.transposed;
     const int64_t reads = g.N * g.K, ops = g.M * reads / OPS_PER_ELEMENT;
+#ifdef BLAS_SGEMM
+    if (!few && K(gemm_blas)(ctx, &g)) return;
+#endif
     if (few) K(gemm_dots)(&g, threads_for(ctx, reads > ops ? reads : ops));
     else blocks(ctx, &g, threads_for(ctx, ops));
 }

@@ -50,7 +50,10 @@ void K(gemm_pack_bf16)(const Gemm *g, const Block *s);
 void K(gemm_row_bf16)(const Gemm *g, const Block *s, int64_t m);
 #endif
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope */
-void K(gemm_dots)(const Gemm *g, int threads);                                /* few rows */
+#ifdef BLAS_SGEMM
+int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left that to us */
+#endif
+void K(gemm_dots)(const Gemm *g, int threads); /* few rows */
 
 /* ---- what happens to C ---- */
 

@@ -3,13 +3,19 @@
 #include "simd.h"
 #include "threads.h"
 
+static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld}; }
+static Operand transposed(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .transposed = 1}; }
+static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* rows are the columns of B */
+    return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weights};
+}
+
 void K(matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int B,
                        int T, int C, int OC) {
     K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
                          .N = OC,
                          .K = C,
-                         .a = {inp, C, 0},
-                         .b = {weight, C, 1, ctx->weights},
+                         .a = rows_of(inp, C),
+                         .b = stored(ctx, weight, C),
                          .c = out,
                          .bias = bias});
 }
@@ -19,8 +25,8 @@ void K(matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX
     K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
                          .N = OC,
                          .K = C,
-                         .a = {inp, C, 0},
-                         .b = {weight, C, 1, ctx->weights},
+                         .a = rows_of(inp, C),
+                         .b = stored(ctx, weight, C),
                          .c = pre,
                          .bias = bias,
                          .gelu = out});
@@ -28,15 +34,19 @@ void K(matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX
 
 void K(matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T, int C,
                               int OC) {
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0}, .c = dinp});
+    K(gemm)(ctx,
+            &(Gemm){.M = (int64_t)B * T, .N = C, .K = OC, .a = rows_of(dout, OC), .b = rows_of(weight, C), .c = dinp});
 }
 
 void K(matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                    const floatX *pre, int B, int T, int C, int OC) {
-    K(gemm)(
-        ctx,
-        &(Gemm){
-            .M = (int64_t)B * T, .N = C, .K = OC, .a = {dout, OC, 0}, .b = {weight, C, 0}, .c = dpre, .slope = pre});
+    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
+                         .N = C,
+                         .K = OC,
+                         .a = rows_of(dout, OC),
+                         .b = rows_of(weight, C),
+                         .c = dpre,
+                         .slope = pre});
 }
 
 enum { STRIP = 4, GROUP = 16 }; /* vectors summed side by side; rows summed before the sum moves up a level */
@@ -75,6 +85,8 @@ void K(matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, con
                                int B, int T, int C, int OC) {
     const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
-    K(gemm)(ctx,
-            &(Gemm){.M = OC, .N = C, .K = BT, .a = {dout, OC, 1}, .b = {inp, C, 0}, .c = dweight, .accumulate = 1});
+    K(gemm)(
+        ctx,
+        &(Gemm){
+            .M = OC, .N = C, .K = BT, .a = transposed(dout, OC), .b = rows_of(inp, C), .c = dweight, .accumulate = 1});
 }
