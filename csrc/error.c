@@ -1,4 +1,5 @@
 /* The thread's last error. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include "error.h"
@@ -15,4 +16,22 @@ int llmc_fail(int status, const char *format, ...) {
     va_end(arguments);
     snprintf(message, sizeof message, "%s", text);
     return status;
+}
+
+const char *remedy_for(int error) {
+    switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG: return "; free some space or name another folder";
+    case EACCES:
+    case EPERM:
+    case EROFS: return "; name a folder that may be written";
+    case ENOENT:
+    case ENOTDIR:
+    case ENAMETOOLONG:
+    case ELOOP: return "; check the path";
+    case EMFILE:
+    case ENFILE: return "; close some files (ulimit -n)";
+    default: return "";
+    }
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, BinaryIO
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DataError(ValueError):
@@ -28,16 +32,20 @@ def need(module: str, why: str, package: str = "") -> Any:
 
 
 @contextmanager
-def explain_os_errors(action: str, path: str, remedy: str) -> Iterator[None]:
-    """An OSError inside becomes one DataError line: "cannot ACTION PATH: reason; REMEDY"."""
+def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
+    """An OSError inside becomes one DataError line: "cannot ACTION PATH: reason; REMEDY".
+
+    full: the errnos that mean that the place is full.
+    """
     try:
         yield
     except OSError as e:
+        remedy = f"free some space or {remedy}" if e.errno in full else remedy
         raise DataError(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
 
 
 def writing(path: str) -> AbstractContextManager[None]:
-    return explain_os_errors("write", path, "free some space or choose another output place")
+    return explain_os_errors("write", path, "choose another output place", FULL)
 
 
 def reading(path: str) -> AbstractContextManager[None]:
