@@ -181,7 +181,7 @@ const char *llmc_option_name(int i);
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
-/* --name=value, --name value, --flag, --no_flag; each once. 1 if --help is among them. */
+/* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
 int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
 int llmc_options_help(char *text, size_t size);

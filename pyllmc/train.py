@@ -11,9 +11,6 @@ from pyllmc import _ffi
 from pyllmc.files import DataError
 from pyllmc.trainer import Options, Trainer
 
-EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
-130 interrupted (after a checkpoint)"""
-
 
 def draw(trainer: Trainer) -> None:
     """The loss curve, where matplotlib is installed."""
@@ -61,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = Options(_ffi.load())
         if options.parse(sys.argv[1:] if arguments is None else arguments):
-            print(
-                f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}"
-            )
+            print(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}", end="")
             return 0
         return run(Trainer(options))
     except KeyboardInterrupt:  # before the first step: there is nothing to save

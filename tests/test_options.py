@@ -45,6 +45,13 @@ def test_dashes_and_negated_flags():
     assert (options.get("max_steps"), options.get("shuffle"), options.get("plan")) == ("7", "0", "1")
 
 
+def test_of_an_option_given_twice_the_last_counts():
+    options = Options(lib)
+    options.parse(["--seed=1", "--shuffle", "--seed", "2", "--no_shuffle"])
+    assert (options.get("seed"), options.get("shuffle")) == ("2", "0")
+    assert "given twice the last counts" in options.help()
+
+
 @pytest.mark.parametrize(
     "typo, right", [("max_step", "max_steps"), ("leaning_rate", None), ("treads", "threads"), ("sed", "seed")]
 )
@@ -67,7 +74,6 @@ def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
         (["--B="], "not a whole number"),
         (["--B=99999999999999999999"], "not a whole number"),
         (["--shuffle=maybe"], "neither yes nor no"),
-        (["--seed=1", "--seed=2"], "given twice"),
         (["train"], "not an option"),
         (["-B", "4"], "not an option"),
         (["--out=" + "x" * 2000], "longer than"),
