@@ -377,7 +377,9 @@ class Trainer:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, torch.device(o.device)
-        data = o.data or default_data()
+        data = o.data
+        if data == stories.default_folder():
+            make_default_data(data)
         shards = find_shards(data)
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
@@ -452,13 +454,11 @@ def clock(s: int) -> str:
     return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 
-def default_data() -> str:
-    """The stories, made on first use."""
-    folder = Path("data/stories")
-    if not (folder / "meta.json").exists():
-        print(f"making {folder}", flush=True)
+def make_default_data(folder: str) -> None:
+    """The stories, on first use."""
+    if not Path(folder, "meta.json").exists():
+        print(f"making {folder}", file=sys.stderr)
         stories.write_dataset(folder)
-    return str(folder)
 
 
 EXTRA = {  # options of this front end alone
@@ -488,7 +488,8 @@ def main(args: list[str] | None = None) -> int:
     o = parse(args)
     try:
         torch.set_num_threads(o.threads or torch.get_num_threads())
-        if o.export and not (o.data or o.max_steps or o.export_state):  # a conversion needs no data
+        given = o.data != stories.default_folder()
+        if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
             write_model(load_model(o), o.export, int(o.export_version))
             return 0
         trainer = Trainer(o)

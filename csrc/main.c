@@ -28,14 +28,15 @@ static int help(void) {
 
 /* without --data and --resume: the stories, which python3's standard library makes once */
 static int make_default_data(const llmc_options *options) {
-    char data[4096], resume[4096];
+    char data[4096], resume[4096], meta[sizeof data + sizeof "/meta.json"];
     llmc_options_get(options, "data", data, sizeof data);
     llmc_options_get(options, "resume", resume, sizeof resume);
-    if (*data || *resume || access("data/stories/meta.json", F_OK) == 0) return 0;
-    fprintf(stderr, "making data/stories\n");
-    if (system("python3 -m pyllmc.stories --out data/stories") == 0) return 0;
-    fprintf(stderr,
-            "train_gpt2: data/stories could not be made: run in the checkout with python3 >= 3.9, or give --data\n");
+    snprintf(meta, sizeof meta, "%s/meta.json", data);
+    if (llmc_options_is_given(options, "data") || *resume || access(meta, F_OK) == 0) return 0;
+    fprintf(stderr, "making %s\n", data);
+    if (system("python3 -m pyllmc.stories") == 0) return 0;
+    fprintf(stderr, "train_gpt2: %s could not be made: run in the checkout with python3 >= 3.9, or give --data\n",
+            data);
     return 5;
 }
 

@@ -8,13 +8,11 @@
 #include "paths.h"
 #include "trainer.h"
 
-static const char DEFAULT_DATA[] = "data/stories";
-
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
 static int adopt_option(llmc_options *options, char *line) {
     char *value = strchr(line, '='), ignored[OPTION_TEXT];
-    if (!value) return LLMC_OK;
+    if (!value || !value[1]) return LLMC_OK; /* empty: the default, as an older version spelt it */
     *value++ = 0;
     if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
     if (llmc_options_is_given(options, line)) return LLMC_OK;
@@ -199,7 +197,8 @@ static double usual_lr(int C) { return C * 10 < 768 ? 6e-3 : 6e-4 * 768 / C; }
 
 int setup_open(llmc_trainer *t) {
     TRY(open_resume(t));
-    const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
+    const char *data = t->options.data;
+    CHECK(*data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
           "pyllmc.stories",

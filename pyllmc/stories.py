@@ -267,6 +267,13 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> Non
     )
 
 
+def default_folder() -> str:
+    """Where both trainers look for data: the default of --data."""
+    from pyllmc.options import options  # as above
+
+    return str(options()["data"].default)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -280,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make the embedded default corpus, or examine stories by its grammar.",
         epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (data/stories)")
+    parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
     parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
     parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
@@ -317,7 +324,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.print:
         print("\n\n".join(generate(args.print, args.seed)))
     else:
-        write_dataset(args.out or "data/stories", args.stories, args.seed)
+        write_dataset(args.out or default_folder(), args.stories, args.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 from pyllmc import _ffi
 from pyllmc.model import Model
 
-DEFAULT_DATA = Path("data/stories")
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
 
@@ -60,6 +59,10 @@ class Options:
         _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, name.encode(), value, 1024))
         return _ffi.text(value)
 
+    def is_given(self, name: str) -> bool:
+        """Whether it was set since the defaults."""
+        return bool(_ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, name.encode())))
+
     def parse(self, arguments: Sequence[str]) -> bool:
         """Reads a command line; True if it asks for help."""
         texts = [_ffi.ffi().new("char[]", argument.encode()) for argument in arguments]
@@ -78,18 +81,19 @@ def _is_path(value: Any) -> bool:
 
 def make_default_data(options: Options) -> None:
     """Without --data and --resume: the stories, made once."""
-    if options.get("data") or options.get("resume") or (DEFAULT_DATA / "meta.json").exists():
+    data = Path(options.get("data"))
+    if options.is_given("data") or options.get("resume") or (data / "meta.json").exists():
         return
     from pyllmc import stories
 
-    print(f"making {DEFAULT_DATA}", file=sys.stderr)
-    stories.write_dataset(DEFAULT_DATA)
+    print(f"making {data}", file=sys.stderr)
+    stories.write_dataset(data)
 
 
 class Trainer:
     """Training, one event at a time.
 
-    >>> for event in pyllmc.Trainer(data="data/stories", max_steps=100):
+    >>> for event in pyllmc.Trainer(data="data/mine", max_steps=100):
     ...     print(event.text)
 
     Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event

@@ -10,6 +10,7 @@ from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
@@ -23,6 +24,23 @@ NUMBERS = re.findall(
 def test_the_table_and_the_library_agree():
     assert re.findall(r"^OPTION\(\w+, (\w+),", (ROOT / "csrc/options.def").read_text(), re.M) == NAMES
     assert len(set(NAMES)) == len(NAMES)
+
+
+def test_the_folder_of_the_default_data_is_written_once():
+    """In the table of options; everything else asks for it."""
+    sources = [
+        *ROOT.glob("csrc/*"),
+        *ROOT.glob("pyllmc/*.py"),
+        *ROOT.glob("dev/*.py"),
+        ROOT / "train_gpt2.py",
+    ]
+    assert Options(lib).get("data") == "data/stories" == stories.default_folder()
+    assert [path.name for path in sources if path.is_file() and "data/stories" in path.read_text()] == [
+        "options.def"
+    ]
+    assert (
+        "stories" in (ROOT / "csrc/main.c").read_text()
+    )  # made by `python3 -m pyllmc.stories`, without --out
 
 
 def test_help_names_every_option_and_its_default():
