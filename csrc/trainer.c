@@ -127,11 +127,13 @@ static int announce_plan(llmc_trainer *t) {
     llmc_plan plan;
     TRY(llmc_plan_text(c, t->B, t->T, 1, (int)t->options.threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, t->B, t->T, 1, (int)t->options.threads, &plan));
-    const int threads = t->options.threads ? (int)t->options.threads : llmc_default_threads();
+    const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
+    char crowded[64] = "";
+    if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %d threads\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
+             "device: %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), llmc_kernels(NULL)->name, threads, c->L, c->NH, c->C, c->maxT, c->V,
+             llmc_backend(), llmc_kernels(NULL)->name, threads, crowded, c->L, c->NH, c->C, c->maxT, c->V,
              (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);

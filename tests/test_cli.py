@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lib
 
 from pyllmc import bins, prepro
 
@@ -74,6 +75,18 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
 
 
 @FRONT_ENDS
+def test_more_threads_than_cores_are_pointed_out(program, data):
+    cores = lib.llmc_default_threads()
+    for threads, says in (
+        (cores, f" {cores} threads\n"),
+        (cores + 3, f" threads on {cores} cores: more than"),
+    ):
+        done = run(program, f"--data={data}", "--out=", *TINY, "--plan", f"--threads={threads}")
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+
+
+@FRONT_ENDS
 def test_help(program):
     done = run(program, "--help")
     assert done.returncode == 0
@@ -121,6 +134,7 @@ def bad(tmp_path_factory, data) -> dict[str, Path]:
 BAD_INPUT = [  # arguments, exit code, what the line says
     (["--data={missing}"], 5, "there is no data at"),
     (["--data={hollow}"], None, "hollow"),
+    (["--data="], 2, "--data is empty"),
     (["--data={empty}"], 4, "empty.bin"),
     (["--data={truncated}", "--vocab_size=99"], 4, "truncated.bin"),
     (["--data={text}", "--vocab_size=99"], 4, "text.bin"),
