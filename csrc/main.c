@@ -40,13 +40,20 @@ static int make_default_data(const llmc_options *options) {
     return 5;
 }
 
+static void show(int kind, const llmc_event *event) {
+    if (!event->text_size) return;
+    if (kind == LLMC_SAMPLE) fputs("sample: ", stdout);
+    fwrite(event->text, 1, (size_t)event->text_size, stdout);
+    putchar('\n');
+    fflush(stdout);
+}
+
 static int run(const llmc_options *options) {
     llmc_event event;
     int kind = llmc_trainer_new(&trainer, options);
     if (kind < 0) return fail(kind);
     if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
-    while ((kind = llmc_trainer_next(trainer, &event)) > 0)
-        if (*event.text) printf("%s%s\n", kind == LLMC_SAMPLE ? "sample: " : "", event.text), fflush(stdout);
+    while ((kind = llmc_trainer_next(trainer, &event)) > 0) show(kind, &event);
     return kind < 0 ? fail(kind) : interrupted ? 130 : 0;
 }
 

@@ -194,8 +194,8 @@ typedef struct llmc_event {
     int64_t step, tokens;  /* optimizer steps and tokens done */
     double loss, val_loss; /* of this step; of the last evaluation (NaN before the first) */
     double lr, norm, ms, tok_s, eta_s;
-    const char
-        *text; /* the line to print, or the sample; "" where nothing is to be printed; valid until the next call */
+    const char *text;  /* the line to print, or the sample, which may hold NULs; valid until the next call */
+    int64_t text_size; /* its bytes; 0 where nothing is to be printed */
 } llmc_event;
 /* Opens the data and works out the plan; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);

@@ -55,10 +55,10 @@ static int next_free_folder(Run *run) {
     FAIL(LLMC_EINVAL, "runs/ is full: name a folder with --out");
 }
 
-static int write_file(const char *path, const char *text) {
+static int write_file(const char *path, const char *text, size_t size) {
     FILE *f = fopen(path, "w");
     if (!f) return system_error(path, "written");
-    const int failed = fputs(text, f) < 0;
+    const int failed = fwrite(text, 1, size, f) < size;
     return fclose(f) == 0 && !failed ? LLMC_OK : system_error(path, "written");
 }
 
@@ -144,7 +144,7 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
     CHECK(text, LLMC_ENOMEM, "no memory for the options' text");
     int rc = llmc_options_text(options, text, 1 << 18);
     run_path(run, "config.txt", path, sizeof path);
-    if (rc == 0) rc = write_file(path, text);
+    if (rc == 0) rc = write_file(path, text, strlen(text));
     free(text);
     TRY(rc);
     run_path(run, "metrics.jsonl", path, sizeof path);
@@ -159,10 +159,10 @@ void run_close(Run *run) {
     run->metrics = NULL;
 }
 
-int run_sample(const Run *run, int64_t step, const char *text) {
+int run_sample(const Run *run, int64_t step, const char *text, int64_t size) {
     char name[64], path[2 * OPTION_TEXT];
     if (!*run->folder) return LLMC_OK;
     snprintf(name, sizeof name, "samples/step_%08lld.txt", (long long)step);
     run_path(run, name, path, sizeof path);
-    return write_file(path, text);
+    return write_file(path, text, (size_t)size);
 }

@@ -211,8 +211,9 @@ static int draw_sample(llmc_trainer *t) {
     const int start = snprintf(t->text, TEXT_SIZE, "%s", o->prompt);
     const int length = llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start - 1);
     TRY(length);
-    t->text[start + (length < TEXT_SIZE - start ? length : TEXT_SIZE - start - 1)] = 0;
-    TRY(run_sample(&t->run, t->step, t->text));
+    t->sample_size = start + length < TEXT_SIZE - 1 ? start + length : TEXT_SIZE - 1;
+    t->text[t->sample_size] = 0;
+    TRY(run_sample(&t->run, t->step, t->text, t->sample_size));
     return LLMC_SAMPLE;
 }
 
@@ -300,14 +301,15 @@ static void rescue(llmc_trainer *t, int status) {
 int llmc_trainer_next(llmc_trainer *t, llmc_event *e) {
     int kind = LLMC_DONE;
     *e = (llmc_event){0};
-    t->text[0] = 0;
+    t->text[0] = 0, t->sample_size = 0;
     while (kind == LLMC_DONE && t->phase != FINISHED) kind = move(t, e);
     if (kind < 0) {
         if (t->phase == ACCUMULATE && (kind == LLMC_EIO || kind == LLMC_EFORMAT)) rescue(t, kind);
         t->phase = FINISHED;
     }
     if (t->phase == FINISHED) run_close(&t->run);
-    e->kind = kind, e->step = t->step, e->tokens = t->tokens, e->text = t->text;
+    e->kind = kind, e->step = t->step, e->tokens = t->tokens;
+    e->text = t->text, e->text_size = t->sample_size ? t->sample_size : (int64_t)strlen(t->text);
     e->loss = t->loss, e->val_loss = t->val_loss, e->lr = t->lr, e->norm = t->norm;
     return kind;
 }

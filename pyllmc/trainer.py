@@ -52,6 +52,8 @@ class Options:
             if _is_path(value)
             else str(value)
         )
+        if "\0" in text:
+            raise _ffi.InvalidArgument(f"--{name} holds a NUL byte")
         _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
 
     def get(self, name: str) -> str:
@@ -133,7 +135,8 @@ class Trainer:
             for f in dataclasses.fields(Event)
             if f.name not in ("kind", "text")
         }
-        return Event(kind=KINDS[event.kind], text=_ffi.text(event.text), **fields)
+        text = bytes(_ffi.ffi().buffer(event.text, event.text_size)).decode(errors="replace")
+        return Event(kind=KINDS[event.kind], text=text, **fields)
 
     def stop(self) -> None:
         """End after the step under way, with a checkpoint; safe in a signal handler."""

@@ -75,6 +75,19 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
 
 
 @FRONT_ENDS
+def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
+    """As are real in text: a byte model that has only seen NULs writes them."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepro.write_dataset(["\0" * 40 + "z"] * 50, data, tokenizer="byte", eot=False)
+    options = [*TINY, "--max_steps=30", "--lr=0.01", "--val_every=0", "--temperature=0", "--prompt=z"]
+    done = run(program, f"--data={data}", f"--out={out}", *options, "--sample_every=30", "--sample_tokens=6")
+    assert done.returncode == 0, done.stderr
+    assert "sample: z" + "\0" * 6 + "\n" in done.stdout
+    (sample,) = (out / "samples").iterdir()
+    assert sample.read_bytes() == b"z" + b"\0" * 6
+
+
+@FRONT_ENDS
 def test_more_threads_than_cores_are_pointed_out(program, data):
     cores = lib.llmc_default_threads()
     for threads, says in (

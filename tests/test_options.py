@@ -57,6 +57,11 @@ def test_values_are_read_in_both_spellings(arguments):
     assert float(options.get("lr")) == 0.5
 
 
+def test_a_nul_byte_is_refused_not_a_cut():
+    with pytest.raises(InvalidArgument, match="--prompt holds a NUL"):
+        Options(lib).set("prompt", "a\0b")
+
+
 def test_dashes_and_negated_flags():
     options = Options(lib)
     options.parse(["--max-steps=7", "--no-shuffle", "--plan"])
