@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from pyllmc import layout, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
-from pyllmc.files import atomic_path, need
+from pyllmc.files import atomic_path, find_checkpoint, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -333,13 +333,13 @@ def load_hf_state(model: GPT, state: Tensors) -> None:
 
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
-    """What --model names: OpenAI's weights, a folder, a model file, or fresh weights of a size."""
+    """What --model names: OpenAI's weights, a folder, a model file, a run, or fresh weights of a size."""
     if o.model in HUB_MODELS:
         return from_hub(o.model)
-    if os.path.isdir(o.model):
+    if os.path.exists(os.path.join(o.model, "config.json")):
         return from_folder(o.model)
     if os.path.exists(o.model):
-        return read_model(o.model)
+        return read_model(os.fspath(find_checkpoint(o.model)))
     return GPT(make_config(o, V), o.seed, o.init_std)
 
 

@@ -35,6 +35,15 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     return LLMC_OK;
 }
 
+/* --model: a weight file, or a run folder's best, else last, checkpoint */
+static void find_weights(const char *model, char *path, size_t size) {
+    const char *formats[] = {"%s", "%s/best.ckpt", "%s/last.ckpt"};
+    for (int i = paths_is_folder(model); i < 3; i++) {
+        snprintf(path, size, formats[i], model);
+        if (access(path, F_OK) == 0) return;
+    }
+}
+
 static void folder_of(const char *path, char *folder, size_t size) {
     const char *slash = strrchr(path, '/');
     if (paths_is_folder(path)) snprintf(folder, size, "%s", path);
@@ -204,7 +213,7 @@ int setup_open(llmc_trainer *t) {
           "pyllmc.stories",
           data);
     if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && access(t->options.model, F_OK) == 0)
-        snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
+        find_weights(t->options.model, t->weights, sizeof t->weights);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));
     if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllmc import _ffi, layout
-from pyllmc.files import DataError, need
+from pyllmc.files import DataError, find_checkpoint, need
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
 from pyllmc.options import make_parser
@@ -341,8 +341,8 @@ def report(lines: Iterable[Line]) -> list[Line]:
 def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     """The engine's model and the reference, each made or loaded by its own code."""
     if os.path.exists(o.model):
-        m = Model(o.model, o.B, o.T or None, threads=o.threads)
-        return m, reference.read_model(o.model)
+        path = os.fspath(find_checkpoint(o.model))
+        return Model(path, o.B, o.T or None, threads=o.threads), reference.read_model(path)
     config = reference.make_config(o, fallback=OWN_VOCAB)
     m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, threads=o.threads)
     return m, reference.GPT(config, o.seed)

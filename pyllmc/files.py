@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -115,6 +116,19 @@ def _replace_directory(new: str, out: str) -> None:
         raise
     sync_directory(os.path.dirname(out))
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """A checkpoint, or the best, else the last, of a run folder."""
+    path = Path(path)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).exists():
+            return path / name
+    if path.is_dir():
+        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a run folder or a checkpoint")
+    return path
 
 
 def sha256_of(path: str) -> str:

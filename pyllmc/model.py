@@ -12,6 +12,7 @@ import numpy as np
 
 from pyllmc import _ffi
 from pyllmc._ffi import InvalidArgument, OutOfMemory
+from pyllmc.files import find_checkpoint
 from pyllmc.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
@@ -50,7 +51,7 @@ class Views(Mapping[str, Any]):
 
 
 def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
-    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file, whose path comes second."""
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file or run, whose path comes second."""
     config = _ffi.ffi().new("llmc_config *")
     if isinstance(source, GPTConfig):
         config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
@@ -59,6 +60,7 @@ def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
     name = os.fspath(source).encode()
     status = lib.llmc_config_parse(config, name)
     if status < 0 and os.path.exists(source):  # a size comes first: a file called d12 does not hide it
+        name = os.fspath(find_checkpoint(source)).encode()
         _ffi.check(lib, lib.llmc_model_read_config(name, config))
         return config, name
     _ffi.check(lib, status)
@@ -98,7 +100,8 @@ def as_ids(name: str, array: Any) -> np.ndarray:
 class Model:
     """GPT-2 in the C engine.
 
-    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file.
+    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file
+        or of a run folder, whose best checkpoint is taken, or the last where nothing was validated.
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.

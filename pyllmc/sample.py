@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyllmc import _ffi
-from pyllmc.files import DataError
+from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model, read_section
 from pyllmc.tokenizer import Tokenizer
 
@@ -37,19 +37,6 @@ class Writer(NamedTuple):
             raise DataError("this tokenizer has no end-of-text token to start from: give a prompt")
         new = self.model.generate(start, max_new_tokens, temperature, top_k, top_p, seed, eot)
         return self.tokenizer.decode(ids + [i for i in new if i != eot])
-
-
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint, or the best, else the last, of a run folder."""
-    path = Path(path)
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / name).exists():
-            return path / name
-    if path.is_dir():
-        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
-    if not path.exists():
-        raise DataError(f"{path} does not exist: give a run folder or a checkpoint")
-    return path
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

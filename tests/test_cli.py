@@ -75,6 +75,14 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
 
 
 @FRONT_ENDS
+def test_training_starts_from_a_run(program, bad, data):
+    for model, file in ((bad["run"], "best.ckpt"), (bad["run"] / "last.ckpt", "last.ckpt")):
+        done = run(program, f"--data={data}", f"--model={model}", "--out=", "--B=3", "--T=7", "--max_steps=0")
+        assert done.returncode == 0, done.stderr
+        assert f"from {bad['run']}/{file}" in done.stdout
+
+
+@FRONT_ENDS
 def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
     """As are real in text: a byte model that has only seen NULs writes them."""
     data, out = tmp_path / "data", tmp_path / "run"
@@ -156,6 +164,7 @@ BAD_INPUT = [  # arguments, exit code, what the line says
     (["--data={data}", "--model={garbage}"], 4, "garbage.ckpt"),
     (["--data={data}", "--model={cut}"], 4, "cut.ckpt"),
     (["--data={other}", "--model={run}/last.ckpt"], 2, "V="),
+    (["--data={data}", "--model={hollow}"], 5, "last.ckpt cannot be opened"),
     (["--resume={missing}"], 5, "cannot be read"),
     (["--resume={hollow}"], 5, "last.ckpt"),
     (["--data={data}", "--T=1000"], 2, "longer than the model's context"),

@@ -405,6 +405,14 @@ def test_bad_input_is_one_line(data, capsys, arguments, reason):
     assert reason in err
 
 
+def test_a_run_folder_is_a_model(tmp_path):
+    config = GPTConfig(37, 6, 2, 2, 8)
+    gpt = reference.GPT(config, seed=3)
+    reference.write_model(gpt, str(tmp_path / "last.ckpt"))
+    again = reference.load_model(reference.parse([f"--model={tmp_path}"]))
+    assert all(torch.equal(p, q) for p, q in zip(gpt.parameters(), again.parameters()))
+
+
 def test_what_the_reference_does_not_do_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         reference.main(["--resume=runs/demo"])
