@@ -10,46 +10,19 @@ from typing import Any
 
 from cffi import FFI
 
+from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
+    ERRORS,
+    BadFile,
+    InvalidArgument,
+    LlmcError,
+    NoDevice,
+    NotFinite,
+    OutOfMemory,
+    SystemFailure,
+)
+
 HERE = Path(__file__).resolve().parent
 LIBRARIES = {"cpu": "libpyllmc.so", "cuda": "libpyllmc_cuda.so"}
-
-
-class LlmcError(Exception):
-    """Any failure of the engine; the message says why and what to do."""
-
-
-class InvalidArgument(LlmcError, ValueError):
-    """An argument, option or shape that cannot be."""
-
-
-class OutOfMemory(LlmcError, MemoryError):
-    """The memory plan does not fit."""
-
-
-class BadFile(LlmcError, ValueError):
-    """A file that is not what it should be."""
-
-
-class SystemFailure(LlmcError, OSError):
-    """The system would not read or write."""
-
-
-class NoDevice(LlmcError, RuntimeError):
-    """No such device or instruction set here."""
-
-
-class NotFinite(LlmcError, ArithmeticError):
-    """A loss or gradient that is NaN or infinite."""
-
-
-ERRORS: dict[int, type[LlmcError]] = {
-    -1: InvalidArgument,
-    -2: OutOfMemory,
-    -3: BadFile,
-    -4: SystemFailure,
-    -5: NoDevice,
-    -6: NotFinite,
-}
 
 
 def headers() -> list[Path]:
@@ -100,8 +73,3 @@ def check(lib: Any, status: int) -> int:
     if status < 0:
         raise ERRORS.get(status, LlmcError)(message(lib))
     return status
-
-
-def exit_code(error: Exception) -> int:
-    """What a command exits with: 1 - status, as ./train_gpt2 does; 2 for what is no error of the engine."""
-    return next((1 - status for status, kind in ERRORS.items() if isinstance(error, kind)), 2)

@@ -12,14 +12,24 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class DataError(ValueError):
+class DataError(LlmcError, ValueError):
     """Bad data or a file that cannot be used; the message is one line and names the remedy."""
 
 
-class MissingDependency(DataError, ImportError):
+class MalformedFile(DataError, BadFile):
+    """A file that is not what it should be."""
+
+
+class FileFailure(DataError, SystemFailure):
+    """The system would not read or write."""
+
+
+class MissingDependency(DataError, NoDevice, ImportError):
     """An optional package is not installed; the message says how to install it."""
 
 
@@ -33,15 +43,17 @@ def need(module: str, why: str, package: str = "") -> Any:
 
 @contextmanager
 def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
-    """An OSError inside becomes one DataError line: "cannot ACTION PATH: reason; REMEDY".
+    """An OSError inside becomes one FileFailure line: "cannot ACTION PATH: reason; REMEDY".
 
     full: the errnos that mean that the place is full.
     """
     try:
         yield
+    except DataError:
+        raise  # is explained
     except OSError as e:
         remedy = f"free some space or {remedy}" if e.errno in full else remedy
-        raise DataError(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
+        raise FileFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
 
 
 def writing(path: str) -> AbstractContextManager[None]:
@@ -127,7 +139,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
     if not path.exists():
-        raise DataError(f"{path} does not exist: give a run folder or a checkpoint")
+        raise FileFailure(f"{path} does not exist: give a run folder or a checkpoint")
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any, Union
 import numpy as np
 
 from pyllmc import _ffi
-from pyllmc._ffi import InvalidArgument, OutOfMemory
+from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.files import find_checkpoint
 from pyllmc.layout import GPTConfig
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
 
 from pyllmc import _ffi
 from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model, read_section
+from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer
+
+PROG = "pyllmc.sample"
 
 
 class Writer(NamedTuple):
@@ -54,8 +62,8 @@ def open_writer(path: str | os.PathLike[str], threads: int = 0) -> Writer:
     return Writer(Model(checkpoint, B=1, threads=threads, training=False), tokenizer)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m pyllmc.sample", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder or a checkpoint")
     parser.add_argument(
         "--prompt", default="", help="how the text begins; default: at the start of a document"
@@ -68,21 +76,15 @@ def main() -> int:
         "--top_p", type=float, default=None, help="only the likeliest tokens that hold this share"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first text; the next counts up [0]")
-    o = parser.parse_args()
-    try:
+    o = parser.parse_args(arguments)
+
+    def work() -> None:
         writer = open_writer(o.run)
         for i in range(o.count):
             text = writer.write(o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i)
             print(text + ("\n" if i + 1 < o.count else ""), flush=True)
-    except (_ffi.LlmcError, DataError) as error:
-        print(f"pyllmc.sample: {error}", file=sys.stderr)
-        return _ffi.exit_code(error)
-    except (OverflowError, MemoryError) as error:
-        print(f"pyllmc.sample: a number is too large: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return run_command(PROG, work)
 
 
 if __name__ == "__main__":

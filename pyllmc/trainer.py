@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc import _ffi
+from pyllmc.errors import InvalidArgument
 from pyllmc.model import Model
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
@@ -53,7 +54,7 @@ class Options:
             else str(value)
         )
         if "\0" in text:
-            raise _ffi.InvalidArgument(f"--{name} holds a NUL byte")
+            raise InvalidArgument(f"--{name} holds a NUL byte")
         _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
 
     def get(self, name: str) -> str:
@@ -147,7 +148,7 @@ class Trainer:
         """The model in training; its views change as it trains."""
         pointer = self._lib.llmc_trainer_model(self._handle)
         if pointer == _ffi.ffi().NULL:
-            raise _ffi.InvalidArgument(
+            raise InvalidArgument(
                 "the model is made after the plan: take the first event before you ask for it"
             )
         return Model._borrow(self._lib, pointer, self._handle)
