@@ -21,6 +21,7 @@ typedef enum llmc_status {
 
 const char *llmc_last_error(void);
 const char *llmc_backend(void); /* "cpu" or "cuda": which library this is */
+const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
 /* A device's kernels by instruction set (avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
 const Kernels *llmc_kernels(const char *isa);

@@ -20,17 +20,10 @@ from pyllmc.errors import (  # noqa: F401, the others are here by the name of wh
     OutOfMemory,
     SystemFailure,
 )
+from pyllmc.layout import definition, tables_cksum
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = {"cpu": "libpyllmc.so", "cuda": "libpyllmc_cuda.so"}
-
-
-def headers() -> list[Path]:
-    """kernels.h and pyllmc.h: beside an installed library, or in csrc/ of a checkout."""
-    for folder in (HERE / "lib", HERE.parent / "csrc"):
-        if (folder / "pyllmc.h").exists():
-            return [folder / "kernels.h", folder / "pyllmc.h"]
-    raise LlmcError("csrc/pyllmc.h is missing: run pyllmc from a checkout, or reinstall the package")
 
 
 def declarations(path: Path) -> str:
@@ -41,22 +34,25 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
-    for path in headers():
-        parser.cdef(declarations(path))
+    for name in ("kernels.h", "pyllmc.h"):
+        parser.cdef(declarations(definition(name)))
     return parser
 
 
 @functools.cache
 def load(device: str = "cpu") -> Any:
-    """The library of a device, loaded once."""
+    """The library of a device, loaded once; refused if it was built from other headers than those read here."""
     if device not in LIBRARIES:
         raise InvalidArgument(f"device '{device}' is not one of {', '.join(LIBRARIES)}")
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / LIBRARIES[device])
+    target = "make" if device == "cpu" else f"make {device}"
     try:
-        return ffi().dlopen(str(path))
+        lib = ffi().dlopen(str(path))
     except OSError as error:
-        target = "make" if device == "cpu" else f"make {device}"
         raise NoDevice(f"{path.name} cannot be loaded ({error}); build it with `{target}`") from None
+    if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
+        raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
+    return lib
 
 
 def message(lib: Any) -> str:
