@@ -75,7 +75,7 @@ static int drop_later_metrics(const Run *run, int64_t step) {
     run_path(run, "metrics.jsonl", path, sizeof path);
     run_path(run, "metrics.jsonl.tmp", fresh, sizeof fresh);
     FILE *from = fopen(path, "r"), *to = from ? fopen(fresh, "w") : NULL;
-    if (!from) return LLMC_OK;
+    if (!from) return errno == ENOENT ? LLMC_OK : system_error(path, "read");
     while (to && fgets(line, sizeof line, from))
         if (keep_line(line, step)) fputs(line, to);
     fclose(from);

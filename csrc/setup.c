@@ -111,11 +111,12 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     return tokenizer_of_weights(t);
 }
 
+/* 1, 0 or an error: of the folder, not of what is in it */
 static int has_shards(const char *data, const char *split) {
     Paths paths = {0};
     const int rc = paths_find(&paths, data, split);
     paths_free(&paths);
-    return rc >= 0;
+    return rc == LLMC_EINVAL ? 0 : rc < 0 ? rc : 1;
 }
 
 static int open_data(llmc_trainer *t, const char *data) {
@@ -123,7 +124,8 @@ static int open_data(llmc_trainer *t, const char *data) {
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    if (!paths_is_folder(data) || o->val_every == 0 || !has_shards(data, "val")) return LLMC_OK;
+    const int found = paths_is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
+    if (found <= 0) return found;
     return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
 }
 
