@@ -52,6 +52,8 @@ ISA_avx2   := -mavx2 -mfma
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 ENGINE  := $(filter-out main,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/cpu/*.h)
+# what Python reads as text; the library carries its checksum, so that a stale build is noticed
+TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/config.c
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
            $(foreach isa,$(ISAS),$(KERNELS:%=$(BUILD)/$(isa)/%.o))
 # EACH_ISA(X): X(avx512) X(avx2) X(generic) X(reference)
@@ -76,7 +78,10 @@ $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
-	$(Q)cp csrc/pyllmc.h csrc/kernels.h csrc/tensors.def csrc/options.def csrc/config.c $(@D)
+	$(Q)cp $(TABLES) $(@D)
+
+$(BUILD)/error.o: $(TABLES)
+$(BUILD)/error.o: CFLAGS += -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"'
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)

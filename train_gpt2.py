@@ -25,6 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyllmc.errors import NoDevice, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "torch")
+
 import numpy as np
 import torch
 import torch.nn as nn
@@ -32,7 +37,7 @@ import torch.nn.functional as F
 
 from pyllmc import layout, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
-from pyllmc.files import atomic_path, need
+from pyllmc.files import FileFailure, MalformedFile, atomic_path, find_checkpoint, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -203,14 +208,14 @@ def write_model(model: GPT, path: str, version: int = FP32) -> None:
 
 
 def read_model(path: str) -> GPT:
-    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises ValueError with the reason."""
+    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises MalformedFile with the reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != MODEL_MAGIC:
-            raise ValueError(f"{path} is not a model file: it does not begin with {MODEL_MAGIC}")
+            raise MalformedFile(f"{path} is not a model file: it does not begin with {MODEL_MAGIC}")
         version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
         if version not in (FP32_UNPADDED, FP32, BF16):
-            raise ValueError(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
+            raise MalformedFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
         model = GPT(GPTConfig(V, maxT, L, NH, C, window))
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
         for row, p in model.rows():
@@ -218,7 +223,7 @@ def read_model(path: str) -> GPT:
             size = math.prod(shape) * dtype.itemsize
             data = file.read(size)
             if len(data) < size:
-                raise ValueError(f"{path} is truncated in {row.name}: copy or export it again")
+                raise MalformedFile(f"{path} is truncated in {row.name}: copy or export it again")
             x = torch.from_numpy(np.frombuffer(data, dtype).copy()).view(shape)
             p.data.copy_((x.view(torch.bfloat16) if version == BF16 else x)[: len(p)])
     return model
@@ -260,7 +265,7 @@ def from_hub(name: str) -> GPT:
         )
     except Exception as error:  # the hub's errors have no common base
         reason = str(error).partition("\n")[0]
-        raise OSError(
+        raise FileFailure(
             f"{name} cannot be downloaded ({reason}): give the path of a folder that has it"
         ) from None
     return from_folder(folder)
@@ -270,11 +275,11 @@ def from_folder(folder: str) -> GPT:
     """A GPT-2 saved by transformers, old or new: config.json with *.safetensors or pytorch_model*.bin."""
     root = Path(folder)
     if not (root / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json: a folder saved by transformers is needed")
+        raise MalformedFile(f"{folder} has no config.json: a folder saved by transformers is needed")
     model = GPT(hf_config(json.loads((root / "config.json").read_text(encoding="utf-8"))))
     files = sorted(root.glob("*.safetensors")) or sorted(root.glob("pytorch_model*.bin"))
     if not files:
-        raise ValueError(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
+        raise MalformedFile(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
     state: Tensors = {}
     for file in files:
         state.update(read_tensors(file))
@@ -300,12 +305,14 @@ def hf_config(config: dict[str, Any]) -> GPTConfig:
     for key, value in fixed.items():
         found = config.get(key, value)
         if found != value and not (key == "n_inner" and found == 4 * config["n_embd"]):
-            raise ValueError(f"config.json: {key}={found!r}, but GPT-2 has {value!r}: another kind of model")
+            raise MalformedFile(
+                f"config.json: {key}={found!r}, but GPT-2 has {value!r}: another kind of model"
+            )
     try:
         maxT = config.get("n_positions") or config["n_ctx"]
         return GPTConfig(config["vocab_size"], maxT, config["n_layer"], config["n_head"], config["n_embd"])
     except KeyError as error:
-        raise ValueError(f"config.json lacks {error}: it is not a GPT-2's") from None
+        raise MalformedFile(f"config.json lacks {error}: it is not a GPT-2's") from None
 
 
 def load_hf_state(model: GPT, state: Tensors) -> None:
@@ -319,11 +326,13 @@ def load_hf_state(model: GPT, state: Tensors) -> None:
     head = found.pop("lm_head.weight", None)
     wrong = sorted(set(found) ^ set(named)) or [n for n, p in named.items() if p.shape != found[n].shape]
     if wrong:
-        raise ValueError(
+        raise MalformedFile(
             f"this is not the GPT-2 of its config.json: {len(wrong)} tensors differ, the first is {wrong[0]}"
         )
     if head is not None and not torch.equal(head, found["transformer.wte.weight"]):
-        raise ValueError("lm_head.weight is not the embedding: GPT-2 ties them, an untied head would be lost")
+        raise MalformedFile(
+            "lm_head.weight is not the embedding: GPT-2 ties them, an untied head would be lost"
+        )
     for name, p in named.items():
         p.data.copy_(found[name])
 
@@ -333,13 +342,13 @@ def load_hf_state(model: GPT, state: Tensors) -> None:
 
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
-    """What --model names: OpenAI's weights, a folder, a model file, or fresh weights of a size."""
+    """What --model names: OpenAI's weights, a folder, a model file, a run, or fresh weights of a size."""
     if o.model in HUB_MODELS:
         return from_hub(o.model)
-    if os.path.isdir(o.model):
+    if os.path.exists(os.path.join(o.model, "config.json")):
         return from_folder(o.model)
     if os.path.exists(o.model):
-        return read_model(o.model)
+        return read_model(os.fspath(find_checkpoint(o.model)))
     return GPT(make_config(o, V), o.seed, o.init_std)
 
 
@@ -376,8 +385,10 @@ class Trainer:
     """The loop of csrc/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
 
     def __init__(self, o: argparse.Namespace) -> None:
-        self.o, self.device = o, torch.device(o.device)
-        data = o.data or default_data()
+        self.o, self.device = o, open_device(o.device)
+        data = o.data
+        if data == stories.default_folder():
+            make_default_data(data)
         shards = find_shards(data)
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
@@ -457,15 +468,14 @@ def clock(s: int) -> str:
     return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 
-def default_data() -> str:
-    """The stories, made on first use."""
-    folder = Path("data/stories")
-    if not (folder / "meta.json").exists():
-        print(f"making {folder}", flush=True)
+def make_default_data(folder: str) -> None:
+    """The stories, on first use."""
+    if not Path(folder, "meta.json").exists():
+        print(f"making {folder}", file=sys.stderr)
         stories.write_dataset(folder)
-    return str(folder)
 
 
+PROG = "train_gpt2.py"
 EXTRA = {  # options of this front end alone
     "device": ("cpu", "cpu, cuda, ..."),
     "export": ("", "write the weights as llm.c's model file at the end"),
@@ -476,13 +486,14 @@ EXTRA = {  # options of this front end alone
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    parser = options.make_parser("train_gpt2.py", about)
+    parser = options.make_parser(PROG, about)
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
-    if o.resume or o.plan:
+    if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
-            "--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory"
+            "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "
+            "memory; weights are written with --export"
         )
     if o.precision not in ("fp32", "bf16"):
         parser.error(f"--precision={o.precision} is not one of fp32, bf16")
@@ -491,25 +502,30 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     return o
 
 
+def open_device(name: str) -> torch.device:
+    """cpu, cuda ...; raises NoDevice where there is none."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise NoDevice(f"--device={name}: {str(error).partition(chr(10))[0]}") from None
+
+
+def train(o: argparse.Namespace) -> None:
+    torch.set_num_threads(o.threads or torch.get_num_threads())
+    given = o.data != stories.default_folder()
+    if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
+        return write_model(load_model(o), o.export, int(o.export_version))
+    trainer = Trainer(o)
+    trainer.run()
+    if o.export_state:
+        write_state(trainer.model, o.export_state, *trainer.batch(trainer.data))
+    if o.export:
+        write_model(trainer.model, o.export, int(o.export_version))
+
+
 def main(args: list[str] | None = None) -> int:
     o = parse(args)
-    try:
-        torch.set_num_threads(o.threads or torch.get_num_threads())
-        if o.export and not (o.data or o.max_steps or o.export_state):  # a conversion needs no data
-            write_model(load_model(o), o.export, int(o.export_version))
-            return 0
-        trainer = Trainer(o)
-        trainer.run()
-        if o.export_state:
-            write_state(trainer.model, o.export_state, *trainer.batch(trainer.data))
-        if o.export:
-            write_model(trainer.model, o.export, int(o.export_version))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train_gpt2.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 5
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(PROG, lambda: train(o))
 
 
 if __name__ == "__main__":

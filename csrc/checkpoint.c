@@ -20,9 +20,9 @@ typedef struct Writer {
 } Writer;
 
 static int system_error(const Writer *w, const char *what) {
-    return llmc_fail(LLMC_EIO,
-                     "%s cannot be %s: %s; free some space or name another folder. No half-written file is left",
-                     w->path, what, strerror(errno));
+    const int error = errno;
+    return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s. No half-written file is left", w->path, what, strerror(error),
+                     remedy_for(error));
 }
 
 static int put(Writer *w, const void *data, int64_t n) {

@@ -1,4 +1,5 @@
-/* The thread's last error. */
+/* The thread's last error; which headers the library was built from. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include "error.h"
@@ -6,6 +7,8 @@
 static _Thread_local char message[1024];
 
 const char *llmc_last_error(void) { return message; }
+
+const char *llmc_headers(void) { return TABLES_CKSUM; }
 
 int llmc_fail(int status, const char *format, ...) {
     char text[sizeof message]; /* an argument may be the old message itself */
@@ -15,4 +18,22 @@ int llmc_fail(int status, const char *format, ...) {
     va_end(arguments);
     snprintf(message, sizeof message, "%s", text);
     return status;
+}
+
+const char *remedy_for(int error) {
+    switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG: return "; free some space or name another folder";
+    case EACCES:
+    case EPERM:
+    case EROFS: return "; name a folder that may be written";
+    case ENOENT:
+    case ENOTDIR:
+    case ENAMETOOLONG:
+    case ELOOP: return "; check the path";
+    case EMFILE:
+    case ENFILE: return "; close some files (ulimit -n)";
+    default: return "";
+    }
 }

@@ -3,6 +3,8 @@
 #define ERROR_H
 #include "pyllmc.h"
 int llmc_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* What to do about an errno, as the end of a message: "; free some space ..."; "" where nothing is certain. */
+const char *remedy_for(int error);
 #define FAIL(status, ...) return llmc_fail(status, __VA_ARGS__)
 #define CHECK(condition, status, ...)                \
     do {                                             \

@@ -22,24 +22,30 @@ static int fail(int status) {
 static int help(void) {
     static char text[1 << 16];
     llmc_options_help(text, sizeof text);
-    printf("train a GPT-2: ./train_gpt2 [--name=value ...]\n\n%s\n"
-           "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
-           "130 interrupted (after a checkpoint)\n",
-           text);
+    printf("train a GPT-2: ./train_gpt2 [--name=value ...]\n\n%s", text);
     return 0;
 }
 
 /* without --data and --resume: the stories, which python3's standard library makes once */
 static int make_default_data(const llmc_options *options) {
-    char data[4096], resume[4096];
+    char data[4096], resume[4096], meta[sizeof data + sizeof "/meta.json"];
     llmc_options_get(options, "data", data, sizeof data);
     llmc_options_get(options, "resume", resume, sizeof resume);
-    if (*data || *resume || access("data/stories/meta.json", F_OK) == 0) return 0;
-    fprintf(stderr, "making data/stories\n");
-    if (system("python3 -m pyllmc.stories --out data/stories") == 0) return 0;
-    fprintf(stderr,
-            "train_gpt2: data/stories could not be made: run in the checkout with python3 >= 3.9, or give --data\n");
+    snprintf(meta, sizeof meta, "%s/meta.json", data);
+    if (llmc_options_is_given(options, "data") || *resume || access(meta, F_OK) == 0) return 0;
+    fprintf(stderr, "making %s\n", data);
+    if (system("python3 -m pyllmc.stories") == 0) return 0;
+    fprintf(stderr, "train_gpt2: %s could not be made: run in the checkout with python3 >= 3.9, or give --data\n",
+            data);
     return 5;
+}
+
+static void show(int kind, const llmc_event *event) {
+    if (!event->text_size) return;
+    if (kind == LLMC_SAMPLE) fputs("sample: ", stdout);
+    fwrite(event->text, 1, (size_t)event->text_size, stdout);
+    putchar('\n');
+    fflush(stdout);
 }
 
 static int run(const llmc_options *options) {
@@ -47,8 +53,7 @@ static int run(const llmc_options *options) {
     int kind = llmc_trainer_new(&trainer, options);
     if (kind < 0) return fail(kind);
     if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
-    while ((kind = llmc_trainer_next(trainer, &event)) > 0)
-        if (*event.text) printf("%s%s\n", kind == LLMC_SAMPLE ? "sample: " : "", event.text), fflush(stdout);
+    while ((kind = llmc_trainer_next(trainer, &event)) > 0) show(kind, &event);
     return kind < 0 ? fail(kind) : interrupted ? 130 : 0;
 }
 

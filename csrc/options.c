@@ -169,7 +169,6 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
     const int negated = !value && (!strncmp(name, "no_", 3) || !strncmp(name, "no-", 3));
     TRY(find(negated ? name + 3 : name, &o));
     CHECK(!negated || o->type == IS_FLAG, LLMC_EINVAL, "unknown option --%s: --no_ is for flags", name);
-    CHECK(!is_given(options, o), LLMC_EINVAL, "--%s is given twice", o->name);
     if (value) return llmc_options_set(options, o->name, value + 1);
     if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");
     CHECK(next && strncmp(next, "--", 2), LLMC_EINVAL, "--%s needs a value", o->name);
@@ -206,6 +205,11 @@ int llmc_options_text(const llmc_options *options, char *text, size_t size) {
     return LLMC_OK;
 }
 
+static const char HELP_END[] =
+    "\nof an option given twice the last counts\n\n"
+    "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
+    "130 interrupted (after a checkpoint)\n";
+
 int llmc_options_help(char *text, size_t size) {
     char line[512], initial[OPTION_TEXT], flag[64];
     for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
@@ -219,5 +223,5 @@ int llmc_options_help(char *text, size_t size) {
                  *initial ? "]" : "");
         TRY(append(&text, &size, line));
     }
-    return LLMC_OK;
+    return append(&text, &size, HELP_END);
 }

@@ -56,7 +56,9 @@ int paths_is_folder(const char *path) {
 static int list_glob(Paths *paths, const char *pattern) {
     glob_t found;
     int rc = LLMC_OK;
-    if (glob(pattern, GLOB_NOSORT, NULL, &found) == 0) {
+    const int failed = glob(pattern, GLOB_NOSORT, NULL, &found);
+    CHECK(failed != GLOB_NOSPACE, LLMC_ENOMEM, "no memory for the files that match %s", pattern);
+    if (failed == 0) {
         for (size_t i = 0; rc == 0 && i < found.gl_pathc; i++)
             if (!paths_is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
         globfree(&found);

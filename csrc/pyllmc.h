@@ -21,6 +21,7 @@ typedef enum llmc_status {
 
 const char *llmc_last_error(void);
 const char *llmc_backend(void); /* "cpu" or "cuda": which library this is */
+const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
 const Kernels *llmc_kernels(const char *isa);
@@ -188,7 +189,7 @@ const char *llmc_option_name(int i);
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
-/* --name=value, --name value, --flag, --no_flag; each once. 1 if --help is among them. */
+/* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
 int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
 int llmc_options_help(char *text, size_t size);
@@ -201,8 +202,8 @@ typedef struct llmc_event {
     int64_t step, tokens;  /* optimizer steps and tokens done */
     double loss, val_loss; /* of this step; of the last evaluation (NaN before the first) */
     double lr, norm, ms, tok_s, eta_s;
-    const char
-        *text; /* the line to print, or the sample; "" where nothing is to be printed; valid until the next call */
+    const char *text;  /* the line to print, or the sample, which may hold NULs; valid until the next call */
+    int64_t text_size; /* its bytes; 0 where nothing is to be printed */
 } llmc_event;
 /* Opens the data and works out the plan; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);

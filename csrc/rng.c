@@ -16,7 +16,7 @@ void llmc_rng_seed(llmc_rng *rng, int64_t seed) {
 }
 
 static uint32_t twist(uint32_t u, uint32_t v) {
-    return (((u & 0x80000000u) | (v & 0x7fffffffu)) >> 1) ^ (v & 1 ? 0x9908b0dfu : 0);
+    return (((u & 0x80000000u) | (v & 0x7fffffffu)) >> 1) ^ (-(v & 1) & 0x9908b0dfu); /* without a branch: in vectors */
 }
 
 static void next_state(uint32_t *w) {
@@ -26,18 +26,30 @@ static void next_state(uint32_t *w) {
     w[N - 1] = w[M - 1] ^ twist(w[N - 1], w[0]);
 }
 
-uint32_t llmc_rng_uint32(llmc_rng *rng) {
-    if (rng->next == N) next_state(rng->words), rng->next = 0;
-    uint32_t y = rng->words[rng->next++];
+static uint32_t temper(uint32_t y) {
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
     y ^= (y << 15) & 0xefc60000u;
     return y ^ (y >> 18);
 }
 
+uint32_t llmc_rng_uint32(llmc_rng *rng) {
+    if (rng->next == N) next_state(rng->words), rng->next = 0;
+    return temper(rng->words[rng->next++]);
+}
+
 /* ---- PyTorch's normal_ for float tensors: two ways, by size ---- */
 
-static float uniform24(llmc_rng *rng) { return (float)(llmc_rng_uint32(rng) & 0xffffff) * 0x1p-24f; }
+/* x[n] in [0, 1), of 24 bits of a word each */
+static void uniform24(llmc_rng *rng, float *x, int64_t n) {
+    while (n > 0) {
+        if (rng->next == N) next_state(rng->words), rng->next = 0;
+        const int left = N - rng->next, take = n < left ? (int)n : left;
+        for (int i = 0; i < take; i++) x[i] = (float)(int32_t)(temper(rng->words[rng->next + i]) & 0xffffff) * 0x1p-24f;
+        rng->next += take, x += take, n -= take;
+    }
+}
+
 static double uniform53(llmc_rng *rng) {
     const uint64_t high = llmc_rng_uint32(rng);
     return (double)((high << 32 | llmc_rng_uint32(rng)) & ((UINT64_C(1) << 53) - 1)) * 0x1p-53;
@@ -69,12 +81,11 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std) 
         for (int64_t i = 0; i < n; i++) x[i] = (float)(normal(rng) * std + mean);
         return;
     }
-    for (int64_t i = 0; i < n; i++) x[i] = uniform24(rng);
+    uniform24(rng, x, n);
 #pragma omp parallel for num_threads(llmc_default_threads()) if (n > 1 << 16)
     for (int64_t i = 0; i <= n - CHUNK; i += CHUNK) box_muller(x + i, mean, std);
     if (n % CHUNK == 0) return;
-    for (int i = 0; i < CHUNK; i++)
-        x[n - CHUNK + i] = uniform24(rng); /* the tail takes new ones, over what was there */
+    uniform24(rng, x + n - CHUNK, CHUNK); /* the tail takes new ones, over what was there */
     box_muller(x + n - CHUNK, mean, std);
 }
 

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "error.h"
+#include "paths.h"
 #include "run.h"
 
 void run_path(const Run *run, const char *name, char *path, size_t size) {
@@ -20,17 +21,28 @@ static int exists(const Run *run, const char *name) {
     return access(path, F_OK) == 0;
 }
 
+static int system_error(const char *path, const char *what) {
+    const int error = errno;
+    return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s", path, what, strerror(error), remedy_for(error));
+}
+
+static int make_folder(const char *path) {
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return LLMC_OK;
+    const int error = errno;
+    if (paths_is_folder(path)) return LLMC_OK; /* some file systems refuse first and look later */
+    errno = error;
+    return system_error(path, "made");
+}
+
 static int make_folders(const char *path) { /* mkdir -p */
     char partial[2 * OPTION_TEXT];
     snprintf(partial, sizeof partial, "%s", path);
     for (char *slash = partial + 1; (slash = strchr(slash, '/')); slash++) {
         *slash = 0;
-        mkdir(partial, 0777); /* what fails here shows at the last one */
+        TRY(make_folder(partial));
         *slash = '/';
     }
-    CHECK(mkdir(partial, 0777) == 0 || errno == EEXIST, LLMC_EIO, "the folder %s cannot be made: %s", path,
-          strerror(errno));
-    return LLMC_OK;
+    return make_folder(partial);
 }
 
 static int next_free_folder(Run *run) {
@@ -38,17 +50,16 @@ static int next_free_folder(Run *run) {
     for (int i = 0; i < 1000000; i++) {
         snprintf(run->folder, sizeof run->folder, "runs/%03d", i);
         if (mkdir(run->folder, 0777) == 0) return LLMC_OK;
-        CHECK(errno == EEXIST, LLMC_EIO, "the folder %s cannot be made: %s", run->folder, strerror(errno));
+        if (errno != EEXIST) return system_error(run->folder, "made");
     }
     FAIL(LLMC_EINVAL, "runs/ is full: name a folder with --out");
 }
 
-static int write_file(const char *path, const char *text) {
+static int write_file(const char *path, const char *text, size_t size) {
     FILE *f = fopen(path, "w");
-    CHECK(f, LLMC_EIO, "%s cannot be written: %s", path, strerror(errno));
-    const int failed = fputs(text, f) < 0;
-    CHECK(fclose(f) == 0 && !failed, LLMC_EIO, "%s cannot be written: %s", path, strerror(errno));
-    return LLMC_OK;
+    if (!f) return system_error(path, "written");
+    const int failed = fwrite(text, 1, size, f) < size;
+    return fclose(f) == 0 && !failed ? LLMC_OK : system_error(path, "written");
 }
 
 /* ---- metrics.jsonl ---- */
@@ -64,20 +75,20 @@ static int drop_later_metrics(const Run *run, int64_t step) {
     run_path(run, "metrics.jsonl", path, sizeof path);
     run_path(run, "metrics.jsonl.tmp", fresh, sizeof fresh);
     FILE *from = fopen(path, "r"), *to = from ? fopen(fresh, "w") : NULL;
-    if (!from) return LLMC_OK;
+    if (!from) return errno == ENOENT ? LLMC_OK : system_error(path, "read");
     while (to && fgets(line, sizeof line, from))
         if (keep_line(line, step)) fputs(line, to);
     fclose(from);
-    CHECK(to && !ferror(to) && fclose(to) == 0 && rename(fresh, path) == 0, LLMC_EIO, "%s cannot be rewritten: %s",
-          path, strerror(errno));
-    return LLMC_OK;
+    const int whole = to && !ferror(to) && fclose(to) == 0 && rename(fresh, path) == 0;
+    return whole ? LLMC_OK : system_error(path, "rewritten");
 }
 
 int run_metric(Run *run, const char *line) {
     if (!run->metrics) return LLMC_OK;
-    CHECK(fputs(line, run->metrics) >= 0 && fflush(run->metrics) == 0, LLMC_EIO,
-          "%s/metrics.jsonl cannot be written: %s", run->folder, strerror(errno));
-    return LLMC_OK;
+    char path[2 * OPTION_TEXT];
+    if (fputs(line, run->metrics) >= 0 && fflush(run->metrics) == 0) return LLMC_OK;
+    run_path(run, "metrics.jsonl", path, sizeof path);
+    return system_error(path, "written");
 }
 
 /* ---- the folder ---- */
@@ -105,7 +116,7 @@ static int clear_old_run(const Run *run, int overwrite) {
               "another --out",
               run->folder, run->folder);
         run_path(run, files[i], path, sizeof path);
-        CHECK(unlink(path) == 0, LLMC_EIO, "%s cannot be removed: %s", path, strerror(errno));
+        if (unlink(path) < 0) return system_error(path, "removed");
     }
     if (overwrite) remove_samples(run);
     return LLMC_OK;
@@ -113,7 +124,7 @@ static int clear_old_run(const Run *run, int overwrite) {
 
 static int lock_folder(Run *run) {
     run->lock = open(run->folder, O_RDONLY | O_CLOEXEC);
-    CHECK(run->lock > 0, LLMC_EIO, "%s cannot be opened: %s", run->folder, strerror(errno));
+    if (run->lock < 0) return run->lock = 0, system_error(run->folder, "opened");
     CHECK(flock(run->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK, LLMC_EINVAL,
           "%s is in use by another run: wait for it, or name another --out", run->folder);
     return LLMC_OK;
@@ -133,13 +144,12 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
     CHECK(text, LLMC_ENOMEM, "no memory for the options' text");
     int rc = llmc_options_text(options, text, 1 << 18);
     run_path(run, "config.txt", path, sizeof path);
-    if (rc == 0) rc = write_file(path, text);
+    if (rc == 0) rc = write_file(path, text, strlen(text));
     free(text);
     TRY(rc);
     run_path(run, "metrics.jsonl", path, sizeof path);
     run->metrics = fopen(path, "a");
-    CHECK(run->metrics, LLMC_EIO, "%s cannot be written: %s", path, strerror(errno));
-    return LLMC_OK;
+    return run->metrics ? LLMC_OK : system_error(path, "written");
 }
 
 void run_close(Run *run) {
@@ -149,10 +159,10 @@ void run_close(Run *run) {
     run->metrics = NULL;
 }
 
-int run_sample(const Run *run, int64_t step, const char *text) {
+int run_sample(const Run *run, int64_t step, const char *text, int64_t size) {
     char name[64], path[2 * OPTION_TEXT];
     if (!*run->folder) return LLMC_OK;
     snprintf(name, sizeof name, "samples/step_%08lld.txt", (long long)step);
     run_path(run, name, path, sizeof path);
-    return write_file(path, text);
+    return write_file(path, text, (size_t)size);
 }

@@ -14,6 +14,6 @@ typedef struct Run {
 int run_open(Run *run, const llmc_options *options, int in_place, int64_t step);
 void run_close(Run *run);
 int run_metric(Run *run, const char *line); /* one JSON object */
-int run_sample(const Run *run, int64_t step, const char *text);
+int run_sample(const Run *run, int64_t step, const char *text, int64_t size);
 void run_path(const Run *run, const char *name, char *path, size_t size);
 #endif

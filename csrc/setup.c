@@ -8,13 +8,11 @@
 #include "paths.h"
 #include "trainer.h"
 
-static const char DEFAULT_DATA[] = "data/stories";
-
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
 static int adopt_option(llmc_options *options, char *line) {
     char *value = strchr(line, '='), ignored[OPTION_TEXT];
-    if (!value) return LLMC_OK;
+    if (!value || !value[1]) return LLMC_OK; /* empty: the default, as an older version spelt it */
     *value++ = 0;
     if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
     if (llmc_options_is_given(options, line)) return LLMC_OK;
@@ -35,6 +33,15 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     snprintf(path, size, paths_is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s", o->resume, path, strerror(errno));
     return LLMC_OK;
+}
+
+/* --model: a weight file, or a run folder's best, else last, checkpoint */
+static void find_weights(const char *model, char *path, size_t size) {
+    const char *formats[] = {"%s", "%s/best.ckpt", "%s/last.ckpt"};
+    for (int i = paths_is_folder(model); i < 3; i++) {
+        snprintf(path, size, formats[i], model);
+        if (access(path, F_OK) == 0) return;
+    }
 }
 
 static void folder_of(const char *path, char *folder, size_t size) {
@@ -104,11 +111,12 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     return tokenizer_of_weights(t);
 }
 
+/* 1, 0 or an error: of the folder, not of what is in it */
 static int has_shards(const char *data, const char *split) {
     Paths paths = {0};
     const int rc = paths_find(&paths, data, split);
     paths_free(&paths);
-    return rc >= 0;
+    return rc == LLMC_EINVAL ? 0 : rc < 0 ? rc : 1;
 }
 
 static int open_data(llmc_trainer *t, const char *data) {
@@ -116,7 +124,8 @@ static int open_data(llmc_trainer *t, const char *data) {
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    if (!paths_is_folder(data) || o->val_every == 0 || !has_shards(data, "val")) return LLMC_OK;
+    const int found = paths_is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
+    if (found <= 0) return found;
     return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
 }
 
@@ -199,13 +208,14 @@ static double usual_lr(int C) { return C * 10 < 768 ? 6e-3 : 6e-4 * 768 / C; }
 
 int setup_open(llmc_trainer *t) {
     TRY(open_resume(t));
-    const char *data = *t->options.data ? t->options.data : DEFAULT_DATA;
+    const char *data = t->options.data;
+    CHECK(*data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
     if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && access(t->options.model, F_OK) == 0)
-        snprintf(t->weights, sizeof t->weights, "%s", t->options.model);
+        find_weights(t->options.model, t->weights, sizeof t->weights);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));
     if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);

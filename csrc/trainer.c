@@ -127,12 +127,14 @@ static int announce_plan(llmc_trainer *t) {
     llmc_plan plan;
     TRY(llmc_plan_text(c, t->B, t->T, 1, (int)t->options.threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, t->B, t->T, 1, (int)t->options.threads, &plan));
-    const int threads = t->options.threads ? (int)t->options.threads : llmc_default_threads();
+    const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
+    char crowded[64] = "";
+    if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %d threads, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
+             "device: %s, %s, %d threads%s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), llmc_kernels(NULL)->name, threads, t->options.precision, c->L, c->NH, c->C, c->maxT, c->V,
-             (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
+             llmc_backend(), llmc_kernels(NULL)->name, threads, crowded, t->options.precision, c->L, c->NH, c->C,
+             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
     return LLMC_PLAN;
@@ -209,8 +211,9 @@ static int draw_sample(llmc_trainer *t) {
     const int start = snprintf(t->text, TEXT_SIZE, "%s", o->prompt);
     const int length = llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start - 1);
     TRY(length);
-    t->text[start + (length < TEXT_SIZE - start ? length : TEXT_SIZE - start - 1)] = 0;
-    TRY(run_sample(&t->run, t->step, t->text));
+    t->sample_size = start + length < TEXT_SIZE - 1 ? start + length : TEXT_SIZE - 1;
+    t->text[t->sample_size] = 0;
+    TRY(run_sample(&t->run, t->step, t->text, t->sample_size));
     return LLMC_SAMPLE;
 }
 
@@ -298,14 +301,15 @@ static void rescue(llmc_trainer *t, int status) {
 int llmc_trainer_next(llmc_trainer *t, llmc_event *e) {
     int kind = LLMC_DONE;
     *e = (llmc_event){0};
-    t->text[0] = 0;
+    t->text[0] = 0, t->sample_size = 0;
     while (kind == LLMC_DONE && t->phase != FINISHED) kind = move(t, e);
     if (kind < 0) {
         if (t->phase == ACCUMULATE && (kind == LLMC_EIO || kind == LLMC_EFORMAT)) rescue(t, kind);
         t->phase = FINISHED;
     }
     if (t->phase == FINISHED) run_close(&t->run);
-    e->kind = kind, e->step = t->step, e->tokens = t->tokens, e->text = t->text;
+    e->kind = kind, e->step = t->step, e->tokens = t->tokens;
+    e->text = t->text, e->text_size = t->sample_size ? t->sample_size : (int64_t)strlen(t->text);
     e->loss = t->loss, e->val_loss = t->val_loss, e->lr = t->lr, e->norm = t->norm;
     return kind;
 }

@@ -29,7 +29,8 @@ struct llmc_trainer {
     int *inputs, *targets; /* (B, T) */
     int *sample;           /* token ids */
     int prompt[OPTION_TEXT + 1], prompt_size;
-    char *text; /* TEXT_SIZE: what the last event says */
+    char *text;          /* TEXT_SIZE: what the last event says */
+    int64_t sample_size; /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */

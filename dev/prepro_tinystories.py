@@ -5,14 +5,13 @@
     python dev/prepro_tinystories.py --input my.txt --tokenizer char    your own text
     python dev/prepro_tinystories.py --input stories/ --workers 4       every .txt, .jsonl, .parquet below
 
-The output is what pyllmc/prepro.py describes. Exit codes: 0 done, 1 bad data, 2 usage, 130 Ctrl-C.
+The output is what pyllmc/prepro.py describes.
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
-import difflib
 import json
 import os
 import sys
@@ -22,10 +21,13 @@ from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from pyllmc.files import DataError, need, reading
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.files import DataError, FileFailure, MalformedFile, need, reading
+from pyllmc.options import Parser
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, Progress, write_dataset
 from pyllmc.tokenizer import DEFAULT_MAX_VOCAB, EOT_PIECE, TRAINERS
 
+PROG = "prepro_tinystories.py"
 HUB_NAME = "roneneldan/TinyStories"
 HUB_SPLITS = {"train": "train", "validation": "val"}
 LLMC_VAL_TOKENS = 32_768
@@ -46,7 +48,7 @@ def read_blocks(path: str) -> Iterator[str]:
                 block = decoder.decode(data, final=not data)
             except UnicodeDecodeError as e:
                 offset = f.tell() - len(e.object) + e.start
-                raise DataError(f"{path}: byte {offset} is no UTF-8: convert it with iconv") from e
+                raise MalformedFile(f"{path}: byte {offset} is no UTF-8: convert it with iconv") from e
             if block:
                 yield block
             if not data:
@@ -83,7 +85,7 @@ def _json_text(where: str, line: bytes, field: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}: not a JSON line: {e}") from e
+        raise MalformedFile(f"{where}: not a JSON line: {e}") from e
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
@@ -103,7 +105,7 @@ def read_parquet(path: str, field: str) -> Iterator[str]:
             for batch in f.iter_batches(columns=[field], batch_size=1024):
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except pyarrow.ArrowException as e:
-        raise DataError(f"{path}: not a readable parquet file: {str(e).splitlines()[0]}") from e
+        raise MalformedFile(f"{path}: not a readable parquet file: {str(e).splitlines()[0]}") from e
 
 
 READERS: dict[str, Callable[[str, argparse.Namespace], Iterator[str]]] = {
@@ -145,7 +147,7 @@ def hub_stories() -> Iterator[tuple[str, str]]:
             for record in datasets.load_dataset(HUB_NAME, split=hub_split, streaming=True):
                 yield split, record["text"].strip()
         except Exception as e:  # whatever the network layers raise
-            raise DataError(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
+            raise FileFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -248,8 +250,9 @@ def _unescaped(text: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=raw
     )
     add = parser.add_argument
     add("--input", nargs="+", metavar="PATH", help=f"{', '.join(READERS)} files or folders; else TinyStories")
@@ -280,10 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        parser.error(f"unknown argument {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+    args = parser.parse_args(argv)
     if not args.input and (args.split, args.val_fraction, args.val_tokens) != (None, None, None):
         parser.error("TinyStories brings its own validation split; --split and --val_* need --input")
     if args.split and (len(args.input) != 1 or _suffix(args.input[0]) != ".txt"):
@@ -321,16 +321,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        run(args)
-    except DataError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(PROG, lambda: run(args))
 
 
 if __name__ == "__main__":
+    begin_command()
     sys.exit(main())

@@ -20,13 +20,13 @@ _HOMES = {
     "Trainer": "trainer",
     "Event": "trainer",
     "Tokenizer": "tokenizer",
-    "LlmcError": "_ffi",
-    "InvalidArgument": "_ffi",
-    "OutOfMemory": "_ffi",
-    "BadFile": "_ffi",
-    "SystemFailure": "_ffi",
-    "NoDevice": "_ffi",
-    "NotFinite": "_ffi",
+    "LlmcError": "errors",
+    "InvalidArgument": "errors",
+    "OutOfMemory": "errors",
+    "BadFile": "errors",
+    "SystemFailure": "errors",
+    "NoDevice": "errors",
+    "NotFinite": "errors",
 }
 __all__ = list(_HOMES)
 

@@ -10,54 +10,20 @@ from typing import Any
 
 from cffi import FFI
 
+from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
+    ERRORS,
+    BadFile,
+    InvalidArgument,
+    LlmcError,
+    NoDevice,
+    NotFinite,
+    OutOfMemory,
+    SystemFailure,
+)
+from pyllmc.layout import definition, tables_cksum
+
 HERE = Path(__file__).resolve().parent
 LIBRARIES = {"cpu": "libpyllmc.so", "cuda": "libpyllmc_cuda.so"}
-
-
-class LlmcError(Exception):
-    """Any failure of the engine; the message says why and what to do."""
-
-
-class InvalidArgument(LlmcError, ValueError):
-    """An argument, option or shape that cannot be."""
-
-
-class OutOfMemory(LlmcError, MemoryError):
-    """The memory plan does not fit."""
-
-
-class BadFile(LlmcError, ValueError):
-    """A file that is not what it should be."""
-
-
-class SystemFailure(LlmcError, OSError):
-    """The system would not read or write."""
-
-
-class NoDevice(LlmcError, RuntimeError):
-    """No such device or instruction set here."""
-
-
-class NotFinite(LlmcError, ArithmeticError):
-    """A loss or gradient that is NaN or infinite."""
-
-
-ERRORS: dict[int, type[LlmcError]] = {
-    -1: InvalidArgument,
-    -2: OutOfMemory,
-    -3: BadFile,
-    -4: SystemFailure,
-    -5: NoDevice,
-    -6: NotFinite,
-}
-
-
-def headers() -> list[Path]:
-    """kernels.h and pyllmc.h: beside an installed library, or in csrc/ of a checkout."""
-    for folder in (HERE / "lib", HERE.parent / "csrc"):
-        if (folder / "pyllmc.h").exists():
-            return [folder / "kernels.h", folder / "pyllmc.h"]
-    raise LlmcError("csrc/pyllmc.h is missing: run pyllmc from a checkout, or reinstall the package")
 
 
 def declarations(path: Path) -> str:
@@ -68,22 +34,25 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
-    for path in headers():
-        parser.cdef(declarations(path))
+    for name in ("kernels.h", "pyllmc.h"):
+        parser.cdef(declarations(definition(name)))
     return parser
 
 
 @functools.cache
 def load(device: str = "cpu") -> Any:
-    """The library of a device, loaded once."""
+    """The library of a device, loaded once; refused if it was built from other headers than those read here."""
     if device not in LIBRARIES:
         raise InvalidArgument(f"device '{device}' is not one of {', '.join(LIBRARIES)}")
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / LIBRARIES[device])
+    target = "make" if device == "cpu" else f"make {device}"
     try:
-        return ffi().dlopen(str(path))
+        lib = ffi().dlopen(str(path))
     except OSError as error:
-        target = "make" if device == "cpu" else f"make {device}"
         raise NoDevice(f"{path.name} cannot be loaded ({error}); build it with `{target}`") from None
+    if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
+        raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
+    return lib
 
 
 def message(lib: Any) -> str:
@@ -100,8 +69,3 @@ def check(lib: Any, status: int) -> int:
     if status < 0:
         raise ERRORS.get(status, LlmcError)(message(lib))
     return status
-
-
-def exit_code(error: Exception) -> int:
-    """What a command exits with: 1 - status, as ./train_gpt2 does; 2 for what is no error of the engine."""
-    return next((1 - status for status, kind in ERRORS.items() if isinstance(error, kind)), 2)

@@ -27,7 +27,7 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc.files import DataError, atomic_path, flush_to_disk, need, reading, writing
+from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,16 +175,18 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardInfo:
         head = f.read(HEADER_BYTES)
         size = os.fstat(f.fileno()).st_size
     if size == 0:
-        raise DataError(f"{path} is empty: a token file was expected; write it again")
+        raise MalformedFile(f"{path} is empty: a token file was expected; write it again")
     magic = int.from_bytes(head[:4], "little", signed=True)
     if magic in HEADERED:
         return _inspect_headered(path, head, size, HEADERED[magic])
     if magic in OTHER_MAGICS:
-        raise DataError(f"{path} is a {OTHER_MAGICS[magic]} file of llm.c, not a token file: pass the tokens")
+        raise MalformedFile(
+            f"{path} is a {OTHER_MAGICS[magic]} file of llm.c, not a token file: pass the tokens"
+        )
     if int.from_bytes(head[:4], "big") in HEADERED:
-        raise DataError(f"{path} is big-endian: token files are little-endian; write it again")
+        raise MalformedFile(f"{path} is big-endian: token files are little-endian; write it again")
     if size % 4:
-        raise DataError(
+        raise MalformedFile(
             f"{path} is no token file: expected magic {UINT16.magic} or {UINT32.magic}, found {magic}, and "
             f"{size} bytes are no raw int32 stream either; make one with dev/prepro_tinystories.py --input"
         )
@@ -194,17 +196,19 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardInfo:
 def _inspect_headered(path: str, head: bytes, size: int, fmt: TokenFormat) -> ShardInfo:
     again = "write it again"
     if len(head) < HEADER_BYTES:
-        raise DataError(f"{path} is truncated: expected a {HEADER_BYTES}-byte header, found {size}; {again}")
+        raise MalformedFile(
+            f"{path} is truncated: expected a {HEADER_BYTES}-byte header, found {size}; {again}"
+        )
     _, version, ntok = unpack_header(head)[:3]
     if version != fmt.version:
-        raise DataError(f"{path}: expected version {fmt.version}, found {version}; {again}")
+        raise MalformedFile(f"{path}: expected version {fmt.version}, found {version}; {again}")
     if ntok < 0:
-        raise DataError(f"{path}: the header counts {ntok} tokens; {again}")
+        raise MalformedFile(f"{path}: the header counts {ntok} tokens; {again}")
     expected = HEADER_BYTES + ntok * array(fmt.typecode).itemsize
     if size != expected:
         state = "is truncated" if size < expected else "has trailing bytes"
         counted = f"{ntok} {fmt.name} tokens"
-        raise DataError(f"{path} {state}: expected {expected} bytes ({counted}), found {size}; {again}")
+        raise MalformedFile(f"{path} {state}: expected {expected} bytes ({counted}), found {size}; {again}")
     return ShardInfo(fmt, ntok, HEADER_BYTES)
 
 
@@ -361,7 +365,7 @@ class Loader:
     def _reject(self, s: int, start: int, ids: Any, limit: int) -> None:
         k = int(((ids >= limit) | (ids < 0)).argmax())
         raw = " (read as raw int32: is it a token file?)" if ids.dtype == RAW.dtype else ""
-        raise DataError(
+        raise MalformedFile(
             f"{self.paths[s]}: id {ids[k]} at token {start + k} is outside [0, {limit}){raw}: "
             "the data and the model have different vocabularies"
         )

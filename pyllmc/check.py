@@ -15,13 +15,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from pyllmc.errors import begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi", "torch")
+
 import numpy as np
 
-from pyllmc import _ffi, layout
-from pyllmc.files import DataError, need
+from pyllmc import layout
+from pyllmc.files import DataError, find_checkpoint, need
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
 from pyllmc.options import make_parser
+
+PROG = "pyllmc.check"
 
 Key = tuple[str, int]  # a tensor of the table and its layer, 0 where it has none
 Arrays = dict[Key, np.ndarray]
@@ -341,25 +348,24 @@ def report(lines: Iterable[Line]) -> list[Line]:
 def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     """The engine's model and the reference, each made or loaded by its own code."""
     if os.path.exists(o.model):
-        m = Model(o.model, o.B, o.T or None, threads=o.threads)
-        return m, reference.read_model(o.model)
+        path = os.fspath(find_checkpoint(o.model))
+        return Model(path, o.B, o.T or None, threads=o.threads), reference.read_model(path)
     config = reference.make_config(o, fallback=OWN_VOCAB)
     m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, threads=o.threads)
     return m, reference.GPT(config, o.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "pyllmc.check", "compare every activation and gradient with PyTorch", OPTIONS, B=2, T=64
-    )
+    parser = make_parser(PROG, "compare every activation and gradient with PyTorch", OPTIONS, B=2, T=64)
     parser.add_argument("path", nargs="?", default="", help="a model file, instead of --model")
     o = parser.parse_args(arguments)
     o.model = o.path or o.model
-    try:
-        m, gpt = open_models(o, load_reference())
-    except (ValueError, OSError, _ffi.LlmcError) as error:
-        print(f"pyllmc.check: {error}", file=sys.stderr)
-        return _ffi.exit_code(error)
+    return run_command(PROG, lambda: compare_models(o))
+
+
+def compare_models(o: Any) -> int:
+    """Prints the tables; 1 if something diverges."""
+    m, gpt = open_models(o, load_reference())
     wrong = report(compare_weights(m, gpt))
     if not os.path.exists(o.model):
         disturb(m, o.seed)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure
 
-class DataError(ValueError):
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DataError(LlmcError, ValueError):
     """Bad data or a file that cannot be used; the message is one line and names the remedy."""
 
 
-class MissingDependency(DataError, ImportError):
+class MalformedFile(DataError, BadFile):
+    """A file that is not what it should be."""
+
+
+class FileFailure(DataError, SystemFailure):
+    """The system would not read or write."""
+
+
+class MissingDependency(DataError, NoDevice, ImportError):
     """An optional package is not installed; the message says how to install it."""
 
 
@@ -28,16 +42,22 @@ def need(module: str, why: str, package: str = "") -> Any:
 
 
 @contextmanager
-def explain_os_errors(action: str, path: str, remedy: str) -> Iterator[None]:
-    """An OSError inside becomes one DataError line: "cannot ACTION PATH: reason; REMEDY"."""
+def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
+    """An OSError inside becomes one FileFailure line: "cannot ACTION PATH: reason; REMEDY".
+
+    full: the errnos that mean that the place is full.
+    """
     try:
         yield
+    except DataError:
+        raise  # is explained
     except OSError as e:
-        raise DataError(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
+        remedy = f"free some space or {remedy}" if e.errno in full else remedy
+        raise FileFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
 
 
 def writing(path: str) -> AbstractContextManager[None]:
-    return explain_os_errors("write", path, "free some space or choose another output place")
+    return explain_os_errors("write", path, "choose another output place", FULL)
 
 
 def reading(path: str) -> AbstractContextManager[None]:
@@ -108,6 +128,19 @@ def _replace_directory(new: str, out: str) -> None:
         raise
     sync_directory(os.path.dirname(out))
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """A checkpoint, or the best, else the last, of a run folder."""
+    path = Path(path)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).exists():
+            return path / name
+    if path.is_dir():
+        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
+    if not path.exists():
+        raise FileFailure(f"{path} does not exist: give a run folder or a checkpoint")
+    return path
 
 
 def sha256_of(path: str) -> str:

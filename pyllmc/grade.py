@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 
-from pyllmc import _ffi, exam, sample, stories
-from pyllmc.files import DataError
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
+from pyllmc import exam, sample, stories
+from pyllmc.options import Parser
+
+PROG = "pyllmc.grade"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m pyllmc.grade", description=__doc__)
+def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
+    """Prints the first `show` of `count` stories, and what the exam says of all."""
+    writer = sample.open_writer(run)
+    texts = [
+        writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip() for i in range(count)
+    ]
+    for text in texts[:show]:
+        print(f"\n{text}")
+    print(f"\n{exam.exam(texts, stories.generate(stories.DEFAULT)).report()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder or a checkpoint")
     parser.add_argument("--count", type=int, default=50, help="stories to grade [50]")
     parser.add_argument("--show", type=int, default=2, help="stories to print [2]")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling [0.8]")
     parser.add_argument("--seed", type=int, default=1, help="of the first story [1]")
-    o = parser.parse_args()
-    try:
-        writer = sample.open_writer(o.run)
-        texts = [
-            writer.write(max_new_tokens=240, temperature=o.temperature, seed=o.seed + i).strip()
-            for i in range(o.count)
-        ]
-    except (_ffi.LlmcError, DataError) as error:
-        print(f"pyllmc.grade: {error}", file=sys.stderr)
-        return _ffi.exit_code(error)
-    except KeyboardInterrupt:
-        return 130
-    for text in texts[: o.show]:
-        print(f"\n{text}")
-    print(f"\n{exam.exam(texts, stories.generate(stories.DEFAULT)).report()}")
-    return 0
+    o = parser.parse_args(arguments)
+    return run_command(PROG, lambda: grade(**vars(o)))
 
 
 if __name__ == "__main__":

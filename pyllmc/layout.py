@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,11 +17,24 @@ MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bit
 
 
 def definition(name: str) -> Path:
-    """Where tensors.def (or another table) is: beside an installed library, or in csrc/ of a checkout."""
-    for folder in (HERE / "lib", HERE.parent / "csrc"):
+    """Where tensors.def (or another table) is: in csrc/ of a checkout, or beside an installed library."""
+    for folder in (HERE.parent / "csrc", HERE / "lib"):
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")
+
+
+TABLES = ("kernels.h", "pyllmc.h", "tensors.def", "options.def", "config.c")  # as in the Makefile
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def tables_cksum() -> str:
+    """POSIX `cat TABLES | cksum`: what a library built from these carries as llmc_headers()."""
+    data = b"".join(definition(name).read_bytes() for name in TABLES)
+    size = len(data).to_bytes(8, "little").rstrip(b"\0")
+    # zlib's CRC-32 with every bit order reversed and the register 0 at the start
+    crc = zlib.crc32((data + size).translate(REVERSED_BITS), 0xFFFFFFFF)
+    return str(int(f"{crc:032b}"[::-1], 2))
 
 
 def table_lines(name: str) -> list[str]:

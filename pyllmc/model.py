@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Union
 import numpy as np
 
 from pyllmc import _ffi
-from pyllmc._ffi import InvalidArgument
+from pyllmc.errors import InvalidArgument, OutOfMemory
+from pyllmc.files import find_checkpoint
 from pyllmc.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
@@ -49,7 +51,7 @@ class Views(Mapping[str, Any]):
 
 
 def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
-    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file, whose path comes second."""
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file or run, whose path comes second."""
     config = _ffi.ffi().new("llmc_config *")
     if isinstance(source, GPTConfig):
         config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
@@ -58,6 +60,7 @@ def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
     name = os.fspath(source).encode()
     status = lib.llmc_config_parse(config, name)
     if status < 0 and os.path.exists(source):  # a size comes first: a file called d12 does not hide it
+        name = os.fspath(find_checkpoint(source)).encode()
         _ffi.check(lib, lib.llmc_model_read_config(name, config))
         return config, name
     _ffi.check(lib, status)
@@ -71,6 +74,17 @@ def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
     if size:
         _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, data, size))
     return bytes(_ffi.ffi().buffer(data, size))
+
+
+def as_int(name: str, value: Any, bits: int = 32) -> int:
+    """A whole number that a C integer of that many bits holds; raises InvalidArgument."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}={value!r} is not a whole number") from None
+    if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+        raise InvalidArgument(f"{name}={number} does not fit {bits} bits")
+    return number
 
 
 def as_ids(name: str, array: Any) -> np.ndarray:
@@ -90,7 +104,8 @@ def _up_to(ids: list[int], eot: int) -> list[int]:
 class Model:
     """GPT-2 in the C engine.
 
-    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file.
+    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file
+        or of a run folder, whose best checkpoint is taken, or the last where nothing was validated.
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.
@@ -122,10 +137,12 @@ class Model:
         config, file = make_config(source, lib)
         if vocab_size and file and vocab_size != config.V:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
-        config.V = vocab_size or config.V
+        config.V = as_int("vocab_size", vocab_size) or config.V
         out = _ffi.ffi().new("llmc_model **")
-        B, T = int(B), config.maxT if T is None else int(T)
-        _ffi.check(lib, lib.llmc_model_create(out, config, B, T, int(training), threads))
+        T = config.maxT if T is None else T
+        sizes = as_int("B", B), as_int("T", T), int(training), as_int("threads", threads)
+        seed = as_int("seed", seed, 64)
+        _ffi.check(lib, lib.llmc_model_create(out, config, *sizes))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
         self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
         if file:
@@ -146,6 +163,7 @@ class Model:
     def _adopt(self, lib: Any, handle: Any) -> None:
         self._lib, self._handle = lib, handle
         self._owner: Any = handle
+        self._untargeted = False  # whether the last forward pass had no targets
         self.tokenizer_bytes = b""  # the tokenizer.bin that travels with the weights
         c = lib.llmc_model_config(handle)
         self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
@@ -245,12 +263,22 @@ class Model:
     @property
     def logits(self) -> np.ndarray:
         """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place."""
+        self._need_forward("logits")
         return self.acts["logits"][:, :, : self.config.vocab_size]
 
     @property
     def losses(self) -> np.ndarray:
         """(b, t): each token's own loss, 0 where the target is -1; not weighted."""
+        self._need_forward("losses")
+        if self._untargeted:
+            raise InvalidArgument(
+                "losses: the last forward pass had no targets; call forward(inputs, targets)"
+            )
         return self.acts["losses"]
+
+    def _need_forward(self, what: str) -> None:
+        if self.shape == (0, 0):
+            raise InvalidArgument(f"{what}: there was no forward pass yet; call forward() first")
 
     # ---- training ----
 
@@ -279,6 +307,7 @@ class Model:
         ]
         loss = ffi.new("float *")
         self._check(self._lib.llmc_model_forward(self._handle, *pointers, *ids.shape, loss))
+        self._untargeted = targets is None
         return None if targets is None else loss[0]
 
     def backward(self, scale: float = 1.0) -> None:
@@ -326,17 +355,19 @@ class Model:
         array = np.asarray(ids, dtype=None if len(ids) else np.int32)
         prompts = as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array)
         ffi = _ffi.ffi()
-        out = np.empty((len(prompts), max(int(max_new_tokens), 0)), np.int32)
-        how = ffi.new(
-            "llmc_sampling *", {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 0}
-        )
-        how.seed = seed
+        room, eot = as_int("max_new_tokens", max_new_tokens), as_int("eot", eot)
+        how = ffi.new("llmc_sampling *", {"temperature": temperature, "top_p": top_p or 0})
+        how.top_k, how.seed = as_int("top_k", top_k or 0), as_int("seed", seed, 64)
+        try:
+            out = np.empty((len(prompts), max(room, 0)), np.int32)
+        except MemoryError:
+            raise OutOfMemory(f"max_new_tokens={room}: no memory for so many") from None
         made = self._check(
             self._lib.llmc_model_generate(
                 self._handle,
                 ffi.cast("int *", prompts.ctypes.data),
                 *prompts.shape,
-                out.shape[1],
+                room,
                 how,
                 ffi.cast("int *", out.ctypes.data),
                 eot,

@@ -66,19 +66,15 @@ def options() -> dict[str, Option]:
 class Parser(argparse.ArgumentParser):
     """argparse with the manners of ./train_gpt2.
 
-    --max-steps is --max_steps, an option is given once, a misspelt one gets the right one named; errors are
-    one line and exit code 2.
+    --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
+    named; errors are one line and exit code 2.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
-        names = [arg.partition("=")[0].replace("--no_", "--") for arg in args if arg.startswith("--")]
         known, rest = super().parse_known_args(args, namespace)
         for arg in rest:
             self.error(self._unknown(arg))
-        for name in names:
-            if names.count(name) > 1:
-                self.error(f"{name} is given twice")
         return known, rest
 
     @staticmethod
@@ -121,7 +117,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 def make_parser(prog: str, about: str, names: Container[str] | None = None, **defaults: Value) -> Parser:
     """A parser of the table's options, or of those in `names`, with these defaults instead of the table's."""
     usage = "%(prog)s [--name=value ...]"
-    parser = Parser(prog=prog, usage=usage, description=about, allow_abbrev=False)
+    twice = "Of an option given twice the last counts."
+    parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
     for option in options().values():
         if names is None or option.name in names:
             add_option(parser, option._replace(default=defaults.get(option.name, option.default)))

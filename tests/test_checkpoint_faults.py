@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ SHIM = r"""
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 /* Counts calls of write, fsync and rename once FAIL_AT is set, and makes the one of that number fail;
  * FAIL_SHORT makes writes short instead. */
@@ -28,7 +31,7 @@ static int fails(void) {
     const char *at = getenv("FAIL_AT");
     if (!at) return calls = 0;
     if (++calls != atol(at)) return 0;
-    errno = ENOSPC;
+    errno = getenv("FAIL_ERRNO") ? atoi(getenv("FAIL_ERRNO")) : ENOSPC;
     return 1;
 }
 ssize_t write(int fd, const void *p, size_t n) {
@@ -46,6 +49,15 @@ int rename(const char *a, const char *b) {
     static int (*real)(const char *, const char *);
     if (!real) real = dlsym(RTLD_NEXT, "rename");
     return fails() ? -1 : real(a, b);
+}
+/* FAIL_MKDIR: a mkdir within that folder fails with FAIL_ERRNO */
+int mkdir(const char *path, mode_t mode) {
+    static int (*real)(const char *, mode_t);
+    if (!real) real = dlsym(RTLD_NEXT, "mkdir");
+    const char *under = getenv("FAIL_MKDIR");
+    if (!under || strncmp(path, under, strlen(under)) || !path[strlen(under)]) return real(path, mode);
+    errno = atoi(getenv("FAIL_ERRNO"));
+    return -1;
 }
 """
 
@@ -120,6 +132,57 @@ def test_a_fault_at_every_write_flush_and_rename(tmp_path, shim):
     assert len(outcomes) > 15
     assert set(outcomes[:-1]) == {"old"}, done.stdout
     assert outcomes[-1] == "new", done.stdout
+
+
+SAVE_ONCE = """
+import sys
+from pyllmc import GPTConfig, Model, SystemFailure
+try:
+    Model(GPTConfig(37, 6, 2, 2, 8), B=1, T=4).save(sys.argv[1])
+except SystemFailure as error:
+    print(error)
+"""
+REMEDIES = {
+    errno.ENOSPC: "; free some space",
+    errno.EDQUOT: "; free some space",
+    errno.EFBIG: "; free some space",
+    errno.EROFS: "; name a folder that may be written",
+    errno.EACCES: "; name a folder that may be written",
+    errno.EIO: "Input/output error. No half-written file",
+}
+
+
+@pytest.mark.parametrize("code", REMEDIES, ids=errno.errorcode.get)
+def test_the_remedy_fits_the_error(code, tmp_path, shim):
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {shim}"
+    done = python(SAVE_ONCE, tmp_path / "m.ckpt", LD_PRELOAD=preload, FAIL_AT="3", FAIL_ERRNO=str(code))
+    assert "m.ckpt cannot be" in done.stdout, done.stderr
+    assert REMEDIES[code] in done.stdout
+    assert ("free some space" in done.stdout) == ("free some space" in REMEDIES[code])
+
+
+TRAIN = """
+import sys
+import pyllmc
+from pyllmc import bins
+folder = sys.argv[1]
+bins.write_shard(f"{folder}/train.bin", list(range(50)), vocab_size=50)
+trainer = pyllmc.Trainer(data=folder, vocab_size=50, model="gpt-nano", T=4, B=1, out=f"{folder}/made/a/b")
+try:
+    for event in trainer: pass
+except pyllmc.SystemFailure as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("code, reason", [(errno.EROFS, "Read-only file system"), (errno.EACCES, "denied")])
+def test_a_folder_that_cannot_be_made_says_why(code, reason, tmp_path, shim):
+    """The parent's reason, not the ENOENT of its child."""
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {shim}"
+    done = python(TRAIN, tmp_path, LD_PRELOAD=preload, FAIL_MKDIR=str(tmp_path), FAIL_ERRNO=str(code))
+    assert f"{tmp_path}/made cannot be made" in done.stdout, done.stderr
+    assert reason in done.stdout
+    assert "name a folder that may be written" in done.stdout
 
 
 def test_full_disk(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lib
 
 from pyllmc import bins, prepro
 
@@ -74,6 +75,39 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
 
 
 @FRONT_ENDS
+def test_training_starts_from_a_run(program, bad, data):
+    for model, file in ((bad["run"], "best.ckpt"), (bad["run"] / "last.ckpt", "last.ckpt")):
+        done = run(program, f"--data={data}", f"--model={model}", "--out=", "--B=3", "--T=7", "--max_steps=0")
+        assert done.returncode == 0, done.stderr
+        assert f"from {bad['run']}/{file}" in done.stdout
+
+
+@FRONT_ENDS
+def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
+    """As are real in text: a byte model that has only seen NULs writes them."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepro.write_dataset(["\0" * 40 + "z"] * 50, data, tokenizer="byte", eot=False)
+    options = [*TINY, "--max_steps=30", "--lr=0.01", "--val_every=0", "--temperature=0", "--prompt=z"]
+    done = run(program, f"--data={data}", f"--out={out}", *options, "--sample_every=30", "--sample_tokens=6")
+    assert done.returncode == 0, done.stderr
+    assert "sample: z" + "\0" * 6 + "\n" in done.stdout
+    (sample,) = (out / "samples").iterdir()
+    assert sample.read_bytes() == b"z" + b"\0" * 6
+
+
+@FRONT_ENDS
+def test_more_threads_than_cores_are_pointed_out(program, data):
+    cores = lib.llmc_default_threads()
+    for threads, says in (
+        (cores, f" {cores} threads\n"),
+        (cores + 3, f" threads on {cores} cores: more than"),
+    ):
+        done = run(program, f"--data={data}", "--out=", *TINY, "--plan", f"--threads={threads}")
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+
+
+@FRONT_ENDS
 def test_help(program):
     done = run(program, "--help")
     assert done.returncode == 0
@@ -121,6 +155,7 @@ def bad(tmp_path_factory, data) -> dict[str, Path]:
 BAD_INPUT = [  # arguments, exit code, what the line says
     (["--data={missing}"], 5, "there is no data at"),
     (["--data={hollow}"], None, "hollow"),
+    (["--data="], 2, "--data is empty"),
     (["--data={empty}"], 4, "empty.bin"),
     (["--data={truncated}", "--vocab_size=99"], 4, "truncated.bin"),
     (["--data={text}", "--vocab_size=99"], 4, "text.bin"),
@@ -129,6 +164,7 @@ BAD_INPUT = [  # arguments, exit code, what the line says
     (["--data={data}", "--model={garbage}"], 4, "garbage.ckpt"),
     (["--data={data}", "--model={cut}"], 4, "cut.ckpt"),
     (["--data={other}", "--model={run}/last.ckpt"], 2, "V="),
+    (["--data={data}", "--model={hollow}"], 5, "last.ckpt cannot be opened"),
     (["--resume={missing}"], 5, "cannot be read"),
     (["--resume={hollow}"], 5, "last.ckpt"),
     (["--data={data}", "--T=1000"], 2, "longer than the model's context"),

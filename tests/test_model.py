@@ -348,3 +348,48 @@ def test_the_padding_of_the_vocabulary_stays_zero(isa):
         wte = block_of(m, block, Vp * C).reshape(Vp, C)
         assert wte[:V].any()
         assert not wte[V:].any()
+
+
+# ---- what Python refuses before C sees it ----
+
+TOO_LARGE = [
+    ("B", lambda m: pyllmc.Model("d12", B=2**40)),
+    ("T", lambda m: pyllmc.Model("d12", T=2**31)),
+    ("seed", lambda m: pyllmc.Model("d12", B=1, T=4, seed=2**70)),
+    ("threads", lambda m: pyllmc.Model("d12", B=1, T=4, threads=-(2**33))),
+    ("vocab_size", lambda m: pyllmc.Model("gpt-nano", vocab_size=2**35)),
+    ("max_new_tokens", lambda m: m.generate([1], max_new_tokens=2**40)),
+    ("top_k", lambda m: m.generate([1], top_k=2**31)),
+    ("seed", lambda m: m.generate([1], seed=2**63)),
+    ("eot", lambda m: m.generate([1], eot=2**31)),
+]
+
+
+@pytest.mark.parametrize("name, call", TOO_LARGE, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_number_that_no_c_integer_holds_is_refused(name, call):
+    with pytest.raises(pyllmc.InvalidArgument, match=rf"^{name}=-?\d+ does not fit (32|64) bits$"):
+        call(make_engine(CASES["odd_tokens"]))
+
+
+@pytest.mark.parametrize("B", [1.5, "4", None])
+def test_a_size_that_is_no_whole_number_is_refused(B):
+    with pytest.raises(pyllmc.InvalidArgument, match="B=.* is not a whole number"):
+        pyllmc.Model("d12", B=B, T=4)
+
+
+def test_numpy_integers_are_whole_numbers():
+    m = pyllmc.Model(CASES["odd_tokens"].config, B=np.int64(2), T=np.int32(3), seed=np.uint8(1))
+    assert len(m.generate([1], max_new_tokens=np.int16(2))) == 2
+
+
+def test_there_are_no_logits_before_a_forward_pass():
+    m = make_engine(CASES["odd_tokens"])
+    for what in ("logits", "losses"):
+        with pytest.raises(pyllmc.InvalidArgument, match=f"{what}: there was no forward pass yet"):
+            getattr(m, what)
+    m.forward([[1, 2]])
+    assert m.logits.shape == (1, 2, m.config.vocab_size)
+    with pytest.raises(pyllmc.InvalidArgument, match="had no targets"):
+        print(m.losses)
+    m.forward([[1, 2]], [[2, 3]])
+    assert m.losses.shape == (1, 2)

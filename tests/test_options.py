@@ -10,6 +10,7 @@ from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
@@ -23,6 +24,23 @@ NUMBERS = re.findall(
 def test_the_table_and_the_library_agree():
     assert re.findall(r"^OPTION\(\w+, (\w+),", (ROOT / "csrc/options.def").read_text(), re.M) == NAMES
     assert len(set(NAMES)) == len(NAMES)
+
+
+def test_the_folder_of_the_default_data_is_written_once():
+    """In the table of options; everything else asks for it."""
+    sources = [
+        *ROOT.glob("csrc/*"),
+        *ROOT.glob("pyllmc/*.py"),
+        *ROOT.glob("dev/*.py"),
+        ROOT / "train_gpt2.py",
+    ]
+    assert Options(lib).get("data") == "data/stories" == stories.default_folder()
+    assert [path.name for path in sources if path.is_file() and "data/stories" in path.read_text()] == [
+        "options.def"
+    ]
+    assert (
+        "stories" in (ROOT / "csrc/main.c").read_text()
+    )  # made by `python3 -m pyllmc.stories`, without --out
 
 
 def test_help_names_every_option_and_its_default():
@@ -39,10 +57,22 @@ def test_values_are_read_in_both_spellings(arguments):
     assert float(options.get("lr")) == 0.5
 
 
+def test_a_nul_byte_is_refused_not_a_cut():
+    with pytest.raises(InvalidArgument, match="--prompt holds a NUL"):
+        Options(lib).set("prompt", "a\0b")
+
+
 def test_dashes_and_negated_flags():
     options = Options(lib)
     options.parse(["--max-steps=7", "--no-shuffle", "--plan"])
     assert (options.get("max_steps"), options.get("shuffle"), options.get("plan")) == ("7", "0", "1")
+
+
+def test_of_an_option_given_twice_the_last_counts():
+    options = Options(lib)
+    options.parse(["--seed=1", "--shuffle", "--seed", "2", "--no_shuffle"])
+    assert (options.get("seed"), options.get("shuffle")) == ("2", "0")
+    assert "given twice the last counts" in options.help()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +97,6 @@ def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
         (["--B="], "not a whole number"),
         (["--B=99999999999999999999"], "not a whole number"),
         (["--shuffle=maybe"], "neither yes nor no"),
-        (["--seed=1", "--seed=2"], "given twice"),
         (["train"], "not an option"),
         (["-B", "4"], "not an option"),
         (["--out=" + "x" * 2000], "longer than"),

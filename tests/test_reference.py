@@ -386,30 +386,45 @@ def test_exports_at_the_end(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
+    "arguments, reason, code",
     [
-        (["--model=d13"], "d13"),
-        (["--T=17"], "longer than the model's context of 16: lower --T"),
-        (["--data=nowhere"], "nowhere"),
-        (["--schedule=cosin"], "'cosin' is not one of constant, linear, cosine, wsd"),
-        (["--vocab_size=3"], "different vocabularies"),
-        (["--n_head=3"], "n_embd=16 is not a multiple of n_head=3"),
+        (["--model=d13"], "d13", 2),
+        (["--T=17"], "longer than the model's context of 16: lower --T", 2),
+        (["--data=nowhere"], "nowhere", 2),
+        (["--schedule=cosin"], "'cosin' is not one of constant, linear, cosine, wsd", 2),
+        (["--vocab_size=3"], "different vocabularies", 4),
+        (["--n_head=3"], "n_embd=16 is not a multiple of n_head=3", 2),
     ],
 )
-def test_bad_input_is_one_line(data, capsys, arguments, reason):
+def test_bad_input_is_one_line(data, capsys, arguments, reason, code):
     names = [a.partition("=")[0] for a in arguments]
     rest = [a for a in [*TINY, f"--data={data}"] if a.partition("=")[0] not in names]
-    assert reference.main([*rest, *arguments]) in (2, 5)
+    assert reference.main([*rest, *arguments]) == code
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert reason in err
 
 
-def test_what_the_reference_does_not_do_is_refused(capsys):
+def test_a_run_folder_is_a_model(tmp_path):
+    config = GPTConfig(37, 6, 2, 2, 8)
+    gpt = reference.GPT(config, seed=3)
+    reference.write_model(gpt, str(tmp_path / "last.ckpt"))
+    again = reference.load_model(reference.parse([f"--model={tmp_path}"]))
+    assert all(torch.equal(p, q) for p, q in zip(gpt.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("option", ["--resume=runs/demo", "--out=runs/x", "--overwrite", "--plan"])
+def test_what_the_reference_does_not_do_is_refused(option, capsys):
     with pytest.raises(SystemExit) as stop:
-        reference.main(["--resume=runs/demo"])
+        reference.main([option])
     assert stop.value.code == 2
-    assert "--resume" in capsys.readouterr().err
+    assert option.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_one_line_and_6(capsys):
+    device = "quantum" if torch.cuda.is_available() else "cuda"
+    assert reference.main(["--max_steps=0", f"--device={device}"]) == 6
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_shards_are_read_in_the_same_order(data):

@@ -131,10 +131,11 @@ GOOD = [
     ["--lr=0.5"], ["--lr", "0.5"], ["--max-steps=7"], ["--shuffle"], ["--no_shuffle"], ["--shuffle=no"],
     ["--shuffle=True", "--B", "3"], ["--data=a b"], ["--prompt="],
     ["--val-data=x", "--T=0"], ["--seed=9223372036854775807"],
+    ["--B=2", "--B=3"], ["--shuffle", "--no_shuffle"], ["--no-shuffle", "--shuffle=yes"],
 ]  # fmt: skip
 BAD = [
-    ["--B=0"], ["--B=x"], ["--B=1.5"], ["--B"], ["--lr=-1"], ["--lr=nan"], ["--lr=inf"], ["--B=2", "--B=2"],
-    ["--mx_steps=3"], ["--shuffle=perhaps"], ["--max_step=3"], ["B=3"], ["--shuffle", "--no_shuffle"],
+    ["--B=0"], ["--B=x"], ["--B=1.5"], ["--B"], ["--lr=-1"], ["--lr=nan"], ["--lr=inf"], ["--B=0", "--B=2"],
+    ["--mx_steps=3"], ["--shuffle=perhaps"], ["--max_step=3"], ["B=3"],
     ["--zzzzzzzzz=1"], ["--data"], ["--no_lr"], ["--B", "--T=3"],
 ]  # fmt: skip
 

@@ -1,0 +1,125 @@
+"""What can go wrong, and how a command then ends: one line on stderr and an exit code, the same as ./train_gpt2's.
+
+Standard library only: a command calls `begin_command` before it imports anything large.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+
+class LlmcError(Exception):
+    """Any failure of the engine or its tools; the message is one line that says why and what to do."""
+
+
+class InvalidArgument(LlmcError, ValueError):
+    """An argument, option or shape that cannot be."""
+
+
+class OutOfMemory(LlmcError, MemoryError):
+    """The memory plan does not fit."""
+
+
+class BadFile(LlmcError, ValueError):
+    """A file that is not what it should be."""
+
+
+class SystemFailure(LlmcError, OSError):
+    """The system would not read or write."""
+
+
+class NoDevice(LlmcError, RuntimeError):
+    """No such device or instruction set here, or a library is missing."""
+
+
+class NotFinite(LlmcError, ArithmeticError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+# by llmc_status; a command ends with 1 - status
+ERRORS: dict[int, type[LlmcError]] = {
+    -1: InvalidArgument,
+    -2: OutOfMemory,
+    -3: BadFile,
+    -4: SystemFailure,
+    -5: NoDevice,
+    -6: NotFinite,
+}
+EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
+130 interrupted"""
+INTERRUPTED = 130
+# the first that fits; engine errors are kinds of the builtin ones
+KINDS = (
+    (MemoryError, 3),
+    (BadFile, 4),
+    (OSError, 5),
+    (NoDevice, 6),
+    (ImportError, 6),
+    (NotFinite, 7),
+    (ValueError, 2),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command ends with; 0 for an error that is none of the user's, but a mistake in the program."""
+    return next((code for kind, code in KINDS if isinstance(error, kind)), 0)
+
+
+def line_of(error: BaseException) -> str:
+    """The message in one line; the system's as "file: reason"."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split("\n")) or type(error).__name__
+
+
+def _end(number: int, frame: Any) -> None:
+    os._exit(INTERRUPTED)
+
+
+def begin_command(*packages: str) -> None:
+    """The first thing a program does: Ctrl-C while it loads ends it quietly, a missing package is one line."""
+    spec = sys.modules["__main__"].__spec__
+    prog = spec.name if spec else os.path.basename(sys.argv[0])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the shell had it ignored
+        signal.signal(signal.SIGINT, _end)
+    for package in packages:
+        if find_spec(package) is None:
+            print(f"{prog}: {package} is not installed: pip install {package}", file=sys.stderr)
+            sys.exit(exit_code(ImportError()))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    loading = signal.getsignal(signal.SIGINT) is _end
+    if loading:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if loading:
+            signal.signal(signal.SIGINT, _end)
+
+
+def run_command(prog: str, work: Callable[[], int | None]) -> int:
+    """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
+    with _interruptible():
+        try:
+            code = work()
+            sys.stdout.flush()
+            return code or 0
+        except BrokenPipeError:  # the reader, `head` for instance, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            if not exit_code(error):
+                raise
+            print(f"{prog}: {line_of(error)}", file=sys.stderr)
+            return exit_code(error)

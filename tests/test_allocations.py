@@ -1,0 +1,55 @@
+"""Memory that gives out: every allocation of the engine fails once, and each time the answer is LLMC_ENOMEM."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pyllmc import prepro
+
+ROOT = Path(__file__).resolve().parent.parent
+WRAPPED = "malloc calloc realloc free strdup strndup posix_memalign fopen opendir glob".split()
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
+
+pytestmark = [
+    pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="links the objects of the ordinary build"),
+    pytest.mark.skipif(COMPILER is None, reason="needs a C compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    program = tmp_path_factory.mktemp("program") / "allocations"
+    objects = [
+        path for path in (ROOT / "build").glob("**/*.o") if path.name != "main.o" and "asan" not in path.parts
+    ]
+    wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
+    command = [
+        COMPILER,
+        "-std=gnu11",
+        "-g",
+        "-Wall",
+        f"-I{ROOT / 'csrc'}",
+        ROOT / "tests/allocations.c",
+        *objects,
+    ]
+    subprocess.run([*command, "-fopenmp", "-lm", f"-Wl,{wrap}", "-o", program], check=True)
+    return program
+
+
+def test_every_allocation_may_fail(program, tmp_path):
+    """An error with its message, nothing lost, nothing locked: the next attempt begins as the first did."""
+    data = tmp_path / "data"
+    prepro.write_dataset(
+        ["the cat sat on the mat", "a dog ran"] * 30, data, tokenizer="char", val_fraction=0.1
+    )
+    done = subprocess.run([program, data, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"^(\w+): (\d+) calls$", done.stdout, re.M))
+    assert set(counts) == {"model", "checkpoint", "tokenizer", "folder", "glob", "trainer"}
+    assert int(counts["trainer"]) > 60 and min(map(int, counts.values())) > 4, counts

@@ -1,0 +1,193 @@
+"""How every Python command ends: one line and the engine's exit codes; Ctrl-C quietly, at any moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ffi
+
+import pyllmc
+from pyllmc import errors, files
+
+ROOT = Path(__file__).resolve().parent.parent
+STATUS = ffi.typeof("enum llmc_status").relements
+COMMANDS = {
+    "train": ["-m", "pyllmc.train", "--plan"],
+    "sample": ["-m", "pyllmc.sample", "runs/none"],
+    "grade": ["-m", "pyllmc.grade", "runs/none"],
+    "check": ["-m", "pyllmc.check", "--B=1", "--T=4"],
+    "plot": ["-m", "pyllmc.plot", "runs/none"],
+    "stories": ["-m", "pyllmc.stories", "--print=100000"],
+    "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
+    "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
+}
+PACKAGES = {"train": "cffi", "sample": "numpy", "grade": "cffi", "check": "torch", "train_gpt2.py": "torch"}
+
+
+def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in STATUS if name != "LLMC_OK"])
+def test_the_codes_are_those_of_the_c_program(name):
+    """1 - status, as csrc/main.c ends."""
+    error = errors.ERRORS[STATUS[name]]("x")
+    assert errors.exit_code(error) == 1 - STATUS[name]
+    assert "1 - status" in (ROOT / "csrc/main.c").read_text()
+
+
+def test_the_codes_are_told_in_the_same_words():
+    """--help of the C program, of the Python commands, and the README."""
+    words = errors.EXIT_CODES.replace("\n", " ")
+    for path in ("csrc/options.c", "README.md"):
+        text = re.sub(r'\\n"\s*"|\s+', " ", (ROOT / path).read_text())
+        assert words.replace("exit status: ", "") in text, path
+    numbers = {int(n) for n in re.findall(r"\d+", words)}
+    assert numbers == {0, errors.INTERRUPTED, *(code for _, code in errors.KINDS)}
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (files.DataError("x"), 2),
+        (files.MalformedFile("x"), 4),
+        (files.FileFailure("x"), 5),
+        (files.MissingDependency("x"), 6),
+        (MemoryError(), 3),
+        (FileNotFoundError(2, "No such file", "x"), 5),
+        (ValueError("x"), 2),
+    ],
+)
+def test_an_error_is_one_line_and_its_code(error, code, capsys):
+    def work():
+        raise error
+
+    assert errors.run_command("prog", work) == code
+    line = capsys.readouterr().err
+    assert line.startswith("prog: ") and line.count("\n") == 1 and len(line) > len("prog: \n")
+    if isinstance(error, files.DataError):
+        assert isinstance(error, pyllmc.LlmcError)
+
+
+def test_a_mistake_in_the_program_is_not_hidden():
+    with pytest.raises(KeyError):
+        errors.run_command("prog", lambda: {}["x"])
+
+
+def test_a_file_error_is_not_explained_twice():
+    with pytest.raises(files.FileFailure) as caught, files.writing("outer"), files.writing("inner"):
+        raise OSError(errno.ENOSPC, "No space left")
+    assert (
+        str(caught.value)
+        == "cannot write inner: No space left; free some space or choose another output place"
+    )
+
+
+def test_ctrl_c_during_the_work_is_quiet(capsys):
+    def work():
+        raise KeyboardInterrupt
+
+    assert errors.run_command("prog", work) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def program_of(command: list[str]) -> str:
+    return command[1] if command[0] == "-m" else os.path.basename(command[0])
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_ctrl_c_while_the_libraries_load_is_quiet(name, tmp_path):
+    """A package that sends it when it is imported."""
+    for package in ("numpy", "torch"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+        )
+    done = run(COMMANDS[name], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+BLOCK = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "{}":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+import importlib.util as u
+real = u.find_spec
+u.find_spec = lambda name, *a: None if name == "{}" else real(name, *a)
+"""
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_without_a_package_it_is_one_line(name, tmp_path):
+    package = PACKAGES[name]
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(package, package))
+    done = run(COMMANDS[name], tmp_path)
+    assert done.returncode == 6, done.stderr
+    assert done.stderr == f"{program_of(COMMANDS[name])}: {package} is not installed: pip install {package}\n"
+
+
+@pytest.mark.parametrize("name", ["sample", "grade", "plot", "prepro"])
+def test_a_missing_file_is_one_line_and_5(name):
+    done = run(COMMANDS[name])
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith(program_of(COMMANDS[name]) + ": ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_line_and_2(name):
+    done = run([*COMMANDS[name], "--seeed=3"])
+    assert done.returncode == 2, done.stderr
+    assert "unknown option --seeed" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, *COMMANDS["stories"]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    process.stdout.read(1000)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("name", ["stories", "check"])
+def test_ctrl_c_at_some_moments_is_quiet(name):
+    """From the first line of the program to its end."""
+    for delay in (0.15, 0.4, 0.9, 1.7):
+        process = subprocess.Popen(
+            [sys.executable, *COMMANDS[name]],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode in (0, 130, -signal.SIGINT), error  # the last is 130 to a shell
+        assert error == b""
