@@ -44,7 +44,7 @@ static int generate(llmc_model *m, const Scratch *s, int held, int max_new, cons
         TRY(id);
         out[made] = id;
         if (id == eot) return made + 1;
-        cached = append(s->text, &held, m->T, id);
+        cached = append(s->text, &held, m->room.T, id);
     }
     return max_new;
 }
@@ -60,8 +60,8 @@ int llmc_model_generate(llmc_model *m, const int *prompt, int n, int max_new, co
               "with another tokenizer?",
               i, prompt[i], m->config.V - 1);
     Scratch s = {0};
-    TRY(allocate(&s, m->config.V, m->T));
-    const int held = n < m->T ? n : m->T;
+    TRY(allocate(&s, m->config.V, m->room.T));
+    const int held = n < m->room.T ? n : m->room.T;
     memcpy(s.text, prompt + n - held, (size_t)held * sizeof *s.text);
     const int rc = generate(m, &s, held, max_new, how, out, eot);
     free(s.candidates);

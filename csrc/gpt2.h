@@ -5,10 +5,10 @@
 
 struct llmc_model {
     llmc_config config;
-    int B, T, training; /* room for B sequences of T tokens */
-    int b, t;           /* the shape of the last forward pass */
-    int state;          /* what may follow: see enum in gpt2.c */
-    int64_t step;       /* AdamW steps taken */
+    llmc_room room;
+    int b, t;     /* the shape of the last forward pass */
+    int state;    /* what may follow: see enum in gpt2.c */
+    int64_t step; /* AdamW steps taken */
     const Kernels *k;
     Context ctx;
     Layout layout;
@@ -17,4 +17,5 @@ struct llmc_model {
     floatX *params, *grads, *acts;
     float *m, *v;
 };
+int gpt2_need_training(const llmc_model *model); /* an error where there are no gradients */
 #endif

@@ -92,6 +92,9 @@ class Model:
         Not used for a file.
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
+    recompute: what the backward pass computes again rather than keep, for the same bits: 1 GELU, 2 the norms too,
+        3 all but what enters each layer (and generation then takes one sequence at a time).
+    keep_logits=False: logits exist for a few tokens at a time only; train with micro_step then.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
@@ -107,6 +110,8 @@ class Model:
         precision: str = "fp32",
         threads: int = 0,
         training: bool = True,
+        recompute: int = 0,
+        keep_logits: bool = True,
         vocab_size: int = 0,
         init_std: float = 0.0,
     ) -> None:
@@ -118,8 +123,9 @@ class Model:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
         config.V = vocab_size or config.V
         out = _ffi.ffi().new("llmc_model **")
-        B, T = int(B), config.maxT if T is None else int(T)
-        _ffi.check(lib, lib.llmc_model_create(out, config, B, T, int(training), threads))
+        T = config.maxT if T is None else int(T)
+        room = _ffi.ffi().new("llmc_room *", (int(B), T, int(training), int(recompute), int(keep_logits)))
+        _ffi.check(lib, lib.llmc_model_create(out, config, room, threads))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
@@ -175,18 +181,26 @@ class Model:
         pointer = self._lib.llmc_model_block(self._handle, BLOCKS[block])
         if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
+        if not row.kept:
+            raise InvalidArgument(f"{name} is not kept: make the model with {self._keeping(row)}")
         view = self._strided(pointer, row, self._shape(row, name))
         return view if layer is None else view[layer] if row.layers else view
+
+    def _keeping(self, row: Any) -> str:
+        """The argument that would keep a tensor."""
+        if row.kind == self._lib.LLMC_CHUNK_ACT:
+            return "keep_logits=True"
+        return "a lower recompute" if self.training else "training=True"
 
     def _shape(self, row: Any, name: str) -> tuple[int, ...]:
         """Of one layer, in the sizes of the last forward pass."""
         if row.kind == self._lib.LLMC_PARAM:
             rows = self.config.vocab_size if name == "wte" else row.shape[0]
             return (rows, *row.shape[1 : row.rank])
-        b, t = self.shape
         used = _ffi.ffi().new("llmc_tensor[]", self._lib.llmc_num_tensors())
-        config = self._lib.llmc_model_config(self._handle)
-        self._check(self._lib.llmc_layout(config, max(b, 1), max(t, 1), int(self.training), used))
+        room = _ffi.ffi().new("llmc_room *", self._room)
+        room.B, room.T = (max(size, 1) for size in self.shape)
+        self._check(self._lib.llmc_layout(self._lib.llmc_model_config(self._handle), room, used))
         index = list(self._rows).index(name)
         return tuple(used[index].shape[0 : used[index].rank])
 
@@ -205,8 +219,13 @@ class Model:
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
 
     @property
+    def _room(self) -> Any:
+        """What it was made for, an llmc_room."""
+        return self._lib.llmc_model_room(self._handle)[0]
+
+    @property
     def training(self) -> bool:
-        return self._lib.llmc_model_block(self._handle, BLOCKS["grads"]) != _ffi.ffi().NULL
+        return bool(self._room.training)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -232,7 +251,10 @@ class Model:
 
     @property
     def logits(self) -> np.ndarray:
-        """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place."""
+        """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place.
+
+        InvalidArgument where they are not kept (keep_logits=False, and the trainer's model).
+        """
         return self.acts["logits"][:, :, : self.config.vocab_size]
 
     @property
@@ -247,27 +269,37 @@ class Model:
 
         inputs, targets: integers (b, t) with b <= B and t <= T; weights: floats (b, t), >= 0.
         """
-        ids = as_ids("inputs", inputs)
-        ffi, others = _ffi.ffi(), []
-        for name, array in (("targets", targets), ("weights", weights)):
-            if array is not None:
-                array = (
-                    as_ids(name, array)
-                    if name == "targets"
-                    else np.ascontiguousarray(array, dtype=np.float32)
-                )
-                if array.shape != ids.shape:
-                    raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
-            others.append(array)
+        arrays, pointers = self._batch(inputs, targets, weights)
+        loss = _ffi.ffi().new("float *")
+        self._check(self._lib.llmc_model_forward(self._handle, *pointers, *arrays[0].shape, loss))
+        return None if targets is None else loss[0]
+
+    def micro_step(self, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0) -> float:
+        """forward, then backward(scale): the loss. The faster way where logits are not kept."""
+        arrays, pointers = self._batch(inputs, targets, weights)
+        loss = _ffi.ffi().new("float *")
+        shape = arrays[0].shape
+        self._check(self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, loss))
+        return loss[0]
+
+    @staticmethod
+    def _batch(inputs: Any, targets: Any, weights: Any) -> tuple[list[Any], list[Any]]:
+        """The three as arrays, which must be held, and as pointers; None is NULL."""
+        ids, ffi = as_ids("inputs", inputs), _ffi.ffi()
         if weights is not None and targets is None:
             raise InvalidArgument("weights need targets")
-        pointers = [
-            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data)
-            for a, kind in zip((ids, *others), ("int *", "int *", "float *"))
+        arrays = [
+            ids,
+            None if targets is None else as_ids("targets", targets),
+            None if weights is None else np.ascontiguousarray(weights, dtype=np.float32),
         ]
-        loss = ffi.new("float *")
-        self._check(self._lib.llmc_model_forward(self._handle, *pointers, *ids.shape, loss))
-        return None if targets is None else loss[0]
+        for name, array in zip(("targets", "weights"), arrays[1:]):
+            if array is not None and array.shape != ids.shape:
+                raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
+        kinds = ("int *", "int *", "float *")
+        return arrays, [
+            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data) for a, kind in zip(arrays, kinds)
+        ]
 
     def backward(self, scale: float = 1.0) -> None:
         """Adds scale * d loss to the gradients; needs a forward pass with targets just before it."""
