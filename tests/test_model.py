@@ -54,8 +54,8 @@ def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
     return drawn
 
 
-def make_engine(c: Case, threads: int = 2) -> pyllmc.Model:
-    m = pyllmc.Model(c.config, *c.room, threads=threads)
+def make_engine(c: Case, threads: int = 2, **options) -> pyllmc.Model:
+    m = pyllmc.Model(c.config, *c.room, threads=threads, **options)
     for name, value in random_weights(c).items():
         m.params[name][...] = value
     return m

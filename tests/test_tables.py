@@ -12,7 +12,9 @@ from pyllmc.layout import GPTConfig
 from pyllmc.trainer import Options
 
 KINDS = {lib.LLMC_PARAM: ("PARAM", "LAYER_PARAM"), lib.LLMC_ACT: ("ACT",), lib.LLMC_LAYER_ACT: ("LAYER_ACT",)}
-KINDS.update({lib.LLMC_CACHE: ("CACHE",), lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",), lib.LLMC_GRAD_ACT: ("GRAD_ACT",)})
+KINDS.update(
+    {lib.LLMC_CACHE: ("CACHE",), lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",), lib.LLMC_GRAD_ACT: ("GRAD_ACT",)}
+)
 INITS = {lib.LLMC_ZERO: "ZERO", lib.LLMC_ONE: "ONE", lib.LLMC_NORMAL: "NORMAL", lib.LLMC_RESIDUAL: "RESIDUAL"}
 
 sizes = st.integers(1, 300)
