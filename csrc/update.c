@@ -3,9 +3,6 @@
 #include "error.h"
 #include "gpt2.h"
 
-/* their global norm, the factor that clips it */
-static float *norm_of(const llmc_model *m) { return (float *)m->acts + m->layout.table[A_norm].offset; }
-
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(gpt2_need_training(m));
     m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(floatX));
@@ -22,7 +19,7 @@ int llmc_model_reset_moments(llmc_model *m) {
 }
 
 int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
-    float *stats = norm_of(m);
+    float *stats = acts_at(m, 0).norm;
     float before;
     TRY(gpt2_need_training(m));
     CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
@@ -46,7 +43,7 @@ static int check_adamw(const llmc_adamw *h) {
 }
 
 int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float *norm) {
-    float *stats = norm_of(m);
+    float *stats = acts_at(m, 0).norm;
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const int measure = norm || max_norm > 0;

@@ -318,6 +318,18 @@ def test_the_plan_is_what_the_process_takes(level):
     assert -2e6 < taken - planned < 6e6
 
 
+@pytest.mark.parametrize("V", [2_097_153, 2_097_160 + 1_048_576])
+def test_fresh_weights_are_drawn_in_pieces(V):
+    """As if all at once, into memory that is there: C=1, so wte is more than two pieces and not whole vectors."""
+    config, rng = pyllmc.GPTConfig(V, 1, 1, 1, 1), ffi.new("llmc_rng *")
+    at_once = np.empty(V, np.float32)
+    lib.llmc_rng_seed(rng, 42)
+    lib.llmc_rng_normal(rng, ffi.cast("float *", at_once.ctypes.data), V, 0, 0.02)
+    m = pyllmc.Model(config, 1, 1, training=False, init_std=0.02)
+    assert np.array_equal(m.params["wte"].ravel(), at_once)
+    assert not block_of(m, lib.LLMC_PARAMS, config.padded_vocab_size)[V:].any()
+
+
 def test_less_memory_is_first_bought_with_time():
     """What does not fit is told the least recomputation that would, before a smaller batch."""
     config, text = pyllmc.GPTConfig(100, 1024, 50, 1, 64), ffi.new("char[512]")
