@@ -167,7 +167,7 @@ def test_a_broken_run_stops_names_the_tensor_and_keeps_its_checkpoint(data, tmp_
 
 def test_memory_that_is_not_there_is_refused_with_what_would_fit(data):
     with pytest.raises(pyllmc.OutOfMemory, match=r"memory plan: .* B=\d+ T=\d+ would fit"):
-        list(pyllmc.Trainer(data=data, model="d24", B=65536, T=7, **QUIET))
+        list(pyllmc.Trainer(data=data, model="d48", B=65536, T=7, **QUIET))
 
 
 def test_a_run_is_not_overwritten_unasked(data, tmp_path):
