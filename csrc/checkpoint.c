@@ -140,7 +140,7 @@ static int close_writer(Writer *w, int rc) {
 
 int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, const char *state, const void *tokenizer,
                          int64_t tokenizer_size, int with_moments) {
-    CHECK(!with_moments || m->training, LLMC_EINVAL,
+    CHECK(!with_moments || m->room.training, LLMC_EINVAL,
           "this model was made without moments (training=False): save without");
     CHECK(m->ctx.weights == LLMC_FP32, LLMC_EINVAL,
           "compressed weights cannot be saved: save before llmc_model_compress");

@@ -17,8 +17,8 @@ typedef struct Texts {
 } Texts;
 
 static int allocate(Texts *x, const llmc_model *m, int b) {
-    const size_t V = (size_t)m->config.V, rows = (size_t)b, T = (size_t)m->T;
-    *x = (Texts){.b = b, .T = m->T};
+    const size_t V = (size_t)m->config.V, rows = (size_t)b, T = (size_t)m->room.T;
+    *x = (Texts){.b = b, .T = m->room.T};
     x->candidates = malloc(V * sizeof *x->candidates);
     x->logits = malloc(rows * V * sizeof *x->logits);
     x->coins = malloc(rows * sizeof *x->coins);
@@ -26,7 +26,7 @@ static int allocate(Texts *x, const llmc_model *m, int b) {
     x->pos = malloc(rows * sizeof *x->pos);
     x->ended = calloc(rows, 1);
     CHECK(x->candidates && x->logits && x->coins && x->ids && x->pos && x->ended, LLMC_ENOMEM,
-          "no memory to generate %d texts with V=%d T=%d", b, m->config.V, m->T);
+          "no memory to generate %d texts with V=%d T=%d", b, m->config.V, m->room.T);
     x->feed = x->ids + rows * T;
     return LLMC_OK;
 }
@@ -88,7 +88,7 @@ static int generate(llmc_model *m, Texts *x, int max_new, const llmc_sampling *h
 }
 
 static int check_prompts(const llmc_model *m, const int *prompts, int b, int n, int max_new) {
-    CHECK(b >= 1 && b <= m->B, LLMC_EINVAL, "%d prompts do not fit a model made for B=%d", b, m->B);
+    CHECK(b >= 1 && b <= m->room.B, LLMC_EINVAL, "%d prompts do not fit a model made for B=%d", b, m->room.B);
     CHECK(n >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
     CHECK(max_new >= 0, LLMC_EINVAL, "max_new_tokens=%d is negative", max_new);
     for (int64_t i = 0; i < (int64_t)b * n; i++)
@@ -105,7 +105,7 @@ int llmc_model_generate(llmc_model *m, const int *prompts, int b, int n, int max
     Texts x;
     int rc = allocate(&x, m, b);
     if (rc == 0) {
-        x.held = n < m->T ? n : m->T;
+        x.held = n < m->room.T ? n : m->room.T;
         for (int i = 0; i < b; i++) {
             x.coins[i] = (uint64_t)how->seed + (uint64_t)i;
             memcpy(x.ids + i * x.T, prompts + (int64_t)(i + 1) * n - x.held, (size_t)x.held * sizeof *x.ids);

@@ -1,54 +1,15 @@
 /* GPT-2: the order of the kernels, once, for every device. No arithmetic and no device code. */
-#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 #include "error.h"
 #include "gpt2.h"
-
-enum { EMPTY, FORWARD_DONE, LOSS_DONE, BACKWARD_DONE };
-
-/* ---- the tensors as one layer sees them ---- */
-
-typedef struct Params {
-#define PARAM(name, ...) floatX *name;
-#include "tensors.def"
-} Params;
-
-#define F floatX
-#define I int
-typedef struct Acts {
-#define ACT(name, type, dims) type *name;
-#include "tensors.def"
-} Acts;
-
-/* within a block of parameters, weights or gradients */
-static Params params_at(const llmc_model *model, floatX *base, int l) {
-    const llmc_tensor *t = model->layout.table;
-    return (Params){
-#define PARAM(name, ...) base + t[P_##name].offset + l *t[P_##name].stride,
-#include "tensors.def"
-    };
-}
-
-static Acts acts_at(const llmc_model *model, int l) {
-    const llmc_tensor *t = model->layout.table;
-    return (Acts){
-#define ACT(name, type, dims) (type *)(model->acts + t[A_##name].offset + l * t[A_##name].stride),
-#include "tensors.def"
-    };
-}
-#undef F
-#undef I
-
-/* odd layers of a banded model see the last `window` positions only */
-static int window_of(const llmc_model *model, int l) { return l % 2 ? model->config.window : 0; }
 
 /* ---- create and free ---- */
 
 static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     char *at = model->arena;
     model->params = (floatX *)at, at += plan->params;
-    if (model->training) {
+    if (model->room.training) {
         model->grads = (floatX *)at, at += plan->grads;
         model->m = (float *)at, at += plan->moments / 2;
         model->v = (float *)at, at += plan->moments / 2;
@@ -60,33 +21,28 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
 static int allocate(llmc_model *model) {
     char text[512];
     llmc_plan plan;
-    const int threads = model->ctx.threads;
-    TRY(llmc_plan_text(&model->config, model->B, model->T, model->training, threads, text, sizeof text));
-    TRY(llmc_plan_memory(&model->config, model->B, model->T, model->training, threads, &plan));
+    TRY(llmc_plan_text(&model->config, &model->room, model->ctx.threads, text, sizeof text));
+    TRY(llmc_plan_memory(&model->config, &model->room, model->ctx.threads, &plan));
     model->arena = model->k->alloc(plan.total);
     CHECK(model->arena, LLMC_ENOMEM, "the system would not give %.0f MB; choose a smaller B, T or model",
           (double)plan.total * 1e-6);
     model->bytes = plan.total;
     place_blocks(model, &plan);
     model->k->fill(&model->ctx, model->arena, 0xff, plan.total); /* NaN: a read before a write shows */
-    if (model->training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments);
+    if (model->room.training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments);
     return model->k->sync(&model->ctx);
 }
 
-int llmc_model_create(llmc_model **out, const llmc_config *config, int B, int T, int training, int threads) {
+int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_room *room, int threads) {
     *out = NULL;
     CHECK(threads >= 0 && threads <= 1024, LLMC_EINVAL, "threads=%d is not in 0..1024; 0 takes every core", threads);
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
     llmc_model *model = calloc(1, sizeof *model);
     CHECK(model, LLMC_ENOMEM, "no memory for a model's description");
-    *model = (llmc_model){.config = *config,
-                          .B = B,
-                          .T = T,
-                          .training = training,
-                          .k = k,
-                          .ctx.threads = threads ? threads : llmc_default_threads()};
-    int rc = layout_make(&model->layout, config, B, T, training);
+    *model = (llmc_model){
+        .config = *config, .room = *room, .k = k, .ctx.threads = threads ? threads : llmc_default_threads()};
+    int rc = layout_make(&model->layout, config, room);
     if (rc == 0) rc = llmc_config_check(&model->config);
     if (rc == 0) rc = allocate(model);
     if (rc < 0) llmc_model_free(model);
@@ -107,7 +63,7 @@ int llmc_model_compress(llmc_model *m, const char *format) {
     const int bf16 = !strcmp(format, "bf16"), int8 = !strcmp(format, "int8");
     CHECK(bf16 || int8 || !strcmp(format, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", format);
     if (!bf16 && !int8) return LLMC_OK;
-    CHECK(!m->training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", format);
+    CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", format);
     CHECK(m->ctx.weights == LLMC_FP32, LLMC_EINVAL, "the weights are compressed already: load them again");
     CHECK(bf16 || m->config.C >= 2, LLMC_EINVAL, "int8 weights need C >= 2");
     m->ctx.weights = bf16 ? LLMC_BF16 : LLMC_INT8;
@@ -128,20 +84,30 @@ void llmc_model_free(llmc_model *model) {
     free(model);
 }
 
-/* ---- forward ---- */
+/* ---- the layers forward ---- */
 
-static void layer_forward(const llmc_model *m, int l) {
+/* from ln1 to what the MLP's second product takes */
+static void layer_inside(const llmc_model *m, int l) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
-    const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH, last = l + 1 == m->config.L;
-    const Params w = params_at(m, m->params, l), next_w = params_at(m, m->params, last ? 0 : l + 1);
-    const Acts a = acts_at(m, l), next = acts_at(m, last ? 0 : l + 1);
+    const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH;
+    const Params w = params_at(m, m->params, l);
+    const Acts a = acts_at(m, l);
     k->matmul_forward(ctx, a.qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     k->attention_forward(ctx, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
     k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
                                   w.ln2b, B, T, C);
     k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+}
+
+static void layer_forward(const llmc_model *m, int l) {
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = m->b, T = m->t, C = m->config.C, last = l + 1 == m->config.L;
+    const Params w = params_at(m, m->params, l), next_w = params_at(m, m->params, last ? 0 : l + 1);
+    const Acts a = acts_at(m, l), next = acts_at(m, last ? 0 : l + 1);
+    layer_inside(m, l);
     k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
@@ -151,79 +117,33 @@ static void layer_forward(const llmc_model *m, int l) {
                                       a.branch, next_w.ln1w, next_w.ln1b, B, T, C);
 }
 
-static void logits_forward(llmc_model *m) {
-    const Kernels *k = m->k;
+static void layers_forward(llmc_model *m) {
     const int B = m->b, T = m->t, C = m->config.C;
     const Params w = params_at(m, m->params, 0);
     const Acts a = acts_at(m, 0);
-    k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, NULL, B, T, C);
-    k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
+    m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, NULL, B, T, C);
+    m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
     for (int l = 0; l < m->config.L; l++) layer_forward(m, l);
-    k->matmul_forward(&m->ctx, a.logits, a.lnf, w.wte, NULL, B, T, C, m->config.Vp);
 }
 
-static void loss_forward(llmc_model *m) {
+/* ---- the layers backward: the forward pass from its end to its start ---- */
+
+/* what the layers after this one have overwritten since the forward pass: the same kernels on the same numbers */
+static void layer_recompute(const llmc_model *m, int l) {
+    const llmc_tensor *t = m->layout.table;
     const Kernels *k = m->k;
-    const Acts a = acts_at(m, 0);
-    k->classifier_forward(&m->ctx, a.losses, a.logits_lse, a.logits, a.targets, m->b, m->t, m->config.V, m->config.Vp);
-    k->loss_mean(&m->ctx, a.loss, a.losses, a.targets, a.weights, (int64_t)m->b * m->t);
-}
-
-static int check_ids(const char *what, const int *ids, int64_t n, int lowest, int V) {
-    for (int64_t i = 0; i < n; i++)
-        CHECK(ids[i] >= lowest && ids[i] < V, LLMC_EINVAL,
-              "%s[%lld] = %d is not in %d..%d: were these tokens made for another vocabulary?", what, (long long)i,
-              ids[i], lowest, V - 1);
-    return LLMC_OK;
-}
-
-static int check_shape(const llmc_model *m, int b, int t) {
-    CHECK(b >= 1 && b <= m->B && t >= 1 && t <= m->T, LLMC_EINVAL,
-          "a batch of %d x %d does not fit a model made for B=%d T=%d", b, t, m->B, m->T);
-    return LLMC_OK;
-}
-
-/* weights must be finite and not negative, or the mean means nothing */
-static int check_weights(const float *weights, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        CHECK(weights[i] >= 0 && weights[i] < 3e38f, LLMC_EINVAL, "weights[%lld] = %g: a loss weight is finite, >= 0",
-              (long long)i, weights[i]);
-    return LLMC_OK;
-}
-
-static void copy_weights(llmc_model *m, const float *weights, int64_t n) {
-    float *to = acts_at(m, 0).weights;
-    if (weights) {
-        m->k->copy_in(&m->ctx, to, weights, n * 4);
+    Context *ctx = (Context *)&m->ctx;
+    const int B = m->b, T = m->t, C = m->config.C;
+    const Params w = params_at(m, m->params, l);
+    const Acts a = acts_at(m, l);
+    if (!t[A_ln1].kept) k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
+    if (!t[A_qkv].kept) {
+        layer_inside(m, l);
         return;
     }
-    float ones[256];
-    for (int i = 0; i < 256; i++) ones[i] = 1;
-    for (int64_t i = 0; i < n; i += 256) m->k->copy_in(&m->ctx, to + i, ones, (n - i < 256 ? n - i : 256) * 4);
+    if (!t[A_ln2].kept) k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
+    if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
 }
-
-int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
-                       float *loss) {
-    const int64_t n = (int64_t)b * t;
-    const Acts a = acts_at(m, 0);
-    TRY(check_shape(m, b, t));
-    TRY(check_ids("inputs", tokens, n, 0, m->config.V));
-    if (targets) TRY(check_ids("targets", targets, n, -1, m->config.V));
-    if (weights) TRY(check_weights(weights, n));
-    m->b = b, m->t = t, m->state = FORWARD_DONE;
-    m->k->copy_in(&m->ctx, a.tokens, tokens, n * 4);
-    logits_forward(m);
-    if (targets) {
-        m->k->copy_in(&m->ctx, a.targets, targets, n * 4);
-        copy_weights(m, weights, n);
-        loss_forward(m);
-        m->state = LOSS_DONE;
-    }
-    if (targets && loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
-    return m->k->sync(&m->ctx);
-}
-
-/* ---- backward: the forward pass from its end to its start ---- */
 
 static void layer_backward(const llmc_model *m, int l) {
     const Kernels *k = m->k;
@@ -246,144 +166,160 @@ static void layer_backward(const llmc_model *m, int l) {
                           T, C);
 }
 
-static int need_training(const llmc_model *m) {
-    CHECK(m->training, LLMC_EINVAL, "this model was made without gradients: create it with training=True");
-    return LLMC_OK;
-}
-
-int llmc_model_backward(llmc_model *m, float scale) {
+/* from the gradient of lnf, which is in branch */
+static void layers_backward(llmc_model *m) {
     const Kernels *k = m->k;
-    const int B = m->b, T = m->t, C = m->config.C, V = m->config.V, Vp = m->config.Vp;
-    TRY(need_training(m));
-    CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
+    const int B = m->b, T = m->t, C = m->config.C, L = m->config.L;
     const Params w = params_at(m, m->params, 0), dw = params_at(m, m->grads, 0);
     const Acts a = acts_at(m, 0);
-    k->classifier_backward(&m->ctx, a.logits, a.logits_lse, a.targets, a.weights, a.loss, scale, B, T, V, Vp);
-    k->matmul_backward_weight(&m->ctx, dw.wte, NULL, a.logits, a.lnf, B, T, C, Vp);
-    k->matmul_backward_input(&m->ctx, a.branch, a.logits, w.wte, B, T, C, Vp);
     k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * (int64_t)sizeof(floatX));
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
-    for (int l = m->config.L - 1; l >= 0; l--) layer_backward(m, l);
+    for (int l = L - 1; l >= 0; l--) {
+        if (l < L - 1) layer_recompute(m, l);
+        layer_backward(m, l);
+    }
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);
-    m->state = BACKWARD_DONE;
-    return k->sync(&m->ctx);
 }
 
-/* ---- update ---- */
+/* ---- logits and loss, forward and backward: the rows go through in equal chunks, one where all logits are kept ---- */
 
-int llmc_model_zero_grad(llmc_model *m) {
-    TRY(need_training(m));
-    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(floatX));
-    return m->k->sync(&m->ctx);
+enum { LOGITS = 1, LOSSES = 2, GRADIENTS = 4 };
+
+/* the shape alone decides it */
+static int64_t rows_in_chunk(const llmc_model *m) {
+    const int64_t rows = (int64_t)m->b * m->t, room = m->layout.table[A_logits].size / m->config.Vp;
+    const int64_t chunks = (rows + room - 1) / room;
+    return (rows + chunks - 1) / chunks;
 }
 
-int llmc_model_reset_moments(llmc_model *m) {
-    const int64_t bytes = m->layout.num_params * (int64_t)sizeof(float);
-    TRY(need_training(m));
-    m->step = 0;
-    m->k->fill(&m->ctx, m->m, 0, bytes);
-    m->k->fill(&m->ctx, m->v, 0, bytes);
-    return m->k->sync(&m->ctx);
-}
-
-int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
-    float *stats = acts_at(m, 0).norm;
-    float before;
-    TRY(need_training(m));
-    CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
-    m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
-    m->k->copy_out(&m->ctx, &before, stats, 4);
-    TRY(m->k->sync(&m->ctx));
-    if (norm) *norm = before;
-    CHECK(before <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was clipped", (double)before);
-    m->k->scale(&m->ctx, m->grads, stats + 1, m->layout.num_params);
-    return m->k->sync(&m->ctx);
-}
-
-static int check_adamw(const llmc_adamw *h) {
-    CHECK(h->lr >= 0 && h->lr < 1e30, LLMC_EINVAL, "lr=%g is not finite and >= 0", h->lr);
-    CHECK(h->beta1 >= 0 && h->beta1 < 1 && h->beta2 >= 0 && h->beta2 < 1, LLMC_EINVAL,
-          "betas=(%g, %g) are not in [0, 1)", h->beta1, h->beta2);
-    CHECK(h->eps > 0 && h->eps < 1e30, LLMC_EINVAL, "eps=%g is not finite and > 0", h->eps);
-    CHECK(h->weight_decay >= 0 && h->weight_decay < 1e30, LLMC_EINVAL, "weight_decay=%g is not finite and >= 0",
-          h->weight_decay);
-    return LLMC_OK;
-}
-
-int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float *norm) {
-    float *stats = acts_at(m, 0).norm;
-    TRY(need_training(m));
-    TRY(check_adamw(h));
-    const int measure = norm || max_norm > 0;
-    if (measure) m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
-    if (norm) {
-        m->k->copy_out(&m->ctx, norm, stats, 4);
-        TRY(m->k->sync(&m->ctx));
-        CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was updated", (double)*norm);
-    }
-    m->step++;
-    for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
-        const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        m->k->adamw(&m->ctx, m->params + at, m->m + at, m->v + at, m->grads + at, measure ? stats + 1 : NULL, h->lr,
-                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
-    }
-    return m->k->sync(&m->ctx);
-}
-
-/* ---- generation: the same layers over n new rows of each sequence, keys and values of the old ones cached ---- */
-
-static void layer_extend(const llmc_model *m, int l, int b, int n) {
-    const Kernels *k = m->k;
-    Context *ctx = (Context *)&m->ctx;
-    const int C = m->config.C, last = l + 1 == m->config.L;
-    const Params w = params_at(m, m->params, l), next = params_at(m, m->params, last ? 0 : l + 1);
-    const Acts a = acts_at(m, 0); /* nothing but the cache is kept per layer */
-    k->matmul_forward(ctx, a.dqkv, a.ln1, w.qkvw, w.qkvb, b, n, C, 3 * C);
-    k->attention_cached(ctx, a.atty, acts_at(m, l).qkv, a.dqkv, a.positions, b, n, m->T, C, m->config.NH,
-                        window_of(m, l));
-    k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, b, n, C, C);
-    k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
-                                  w.ln2b, b, n, C);
-    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, b, n, C, 4 * C);
-    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, b, n, 4 * C, C);
-    k->residual_layernorm_forward(ctx, a.residual1, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual2, a.branch,
-                                  last ? w.lnfw : next.ln1w, last ? w.lnfb : next.ln1b, b, n, C);
-}
-
-static int check_extend(const llmc_model *m, const int *tokens, const int *pos, int b, int n) {
-    TRY(check_shape(m, b, n));
-    TRY(check_ids("tokens", tokens, (int64_t)b * n, 0, m->config.V));
-    for (int i = 0; i < b; i++)
-        CHECK(pos[i] >= 0 && pos[i] <= m->T - n, LLMC_EINVAL, "sequence %d holds %d tokens; %d more exceed T=%d", i,
-              pos[i], n, m->T);
-    return LLMC_OK;
-}
-
-int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
+static void chunk(llmc_model *m, int64_t row, int rows, int what, float scale) {
     const Kernels *k = m->k;
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
     const Params w = params_at(m, m->params, 0);
     const Acts a = acts_at(m, 0);
-    TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY;
-    k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
-    k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
-    k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, a.positions, b, n, C);
-    k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, b, n, C);
-    for (int l = 0; l < m->config.L; l++) layer_extend(m, l, b, n);
-    if (n == 1) k->matmul_forward(&m->ctx, a.logits, a.ln1, w.wte, NULL, b, 1, C, Vp);
-    for (int i = 0; n > 1 && i < b; i++) /* only the last new row of each sequence is asked for */
-        k->matmul_forward(&m->ctx, a.logits + (int64_t)i * Vp, a.ln1 + ((int64_t)i * n + n - 1) * C, w.wte, NULL, 1, 1,
-                          C, Vp);
-    for (int i = 0; last_logits && i < b; i++)
-        k->copy_out(&m->ctx, last_logits + (int64_t)i * V, a.logits + (int64_t)i * Vp, (int64_t)V * 4);
-    return k->sync(&m->ctx);
+    floatX *lnf = a.lnf + row * C, *dlnf = a.branch + row * C;
+    float *lse = a.logits_lse + row;
+    int *targets = a.targets + row;
+    if (what & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, w.wte, NULL, 1, rows, C, Vp);
+    if (what & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
+    if (!(what & GRADIENTS)) return;
+    k->classifier_backward(&m->ctx, a.logits, lse, targets, a.weights + row, a.loss, scale, 1, rows, V, Vp);
+    k->matmul_backward_weight(&m->ctx, params_at(m, m->grads, 0).wte, NULL, a.logits, lnf, 1, rows, C, Vp);
+    k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
+}
+
+static void chunks(llmc_model *m, int what, float scale) {
+    const int64_t rows = (int64_t)m->b * m->t, each = rows_in_chunk(m);
+    for (int64_t at = 0; at < rows; at += each) chunk(m, at, (int)(rows - at < each ? rows - at : each), what, scale);
+}
+
+static void loss_mean(llmc_model *m) {
+    const Acts a = acts_at(m, 0);
+    m->k->loss_mean(&m->ctx, a.loss, a.losses, a.targets, a.weights, (int64_t)m->b * m->t);
+}
+
+/* ---- a batch ---- */
+
+int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int V) {
+    for (int64_t i = 0; i < n; i++)
+        CHECK(ids[i] >= lowest && ids[i] < V, LLMC_EINVAL,
+              "%s[%lld] = %d is not in %d..%d: were these tokens made for another vocabulary?", what, (long long)i,
+              ids[i], lowest, V - 1);
+    return LLMC_OK;
+}
+
+int gpt2_check_shape(const llmc_model *m, int b, int t) {
+    CHECK(b >= 1 && b <= m->room.B && t >= 1 && t <= m->room.T, LLMC_EINVAL,
+          "a batch of %d x %d does not fit a model made for B=%d T=%d", b, t, m->room.B, m->room.T);
+    return LLMC_OK;
+}
+
+/* weights must be finite and not negative, or the mean means nothing */
+static int check_weights(const float *weights, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        CHECK(weights[i] >= 0 && weights[i] < 3e38f, LLMC_EINVAL, "weights[%lld] = %g: a loss weight is finite, >= 0",
+              (long long)i, weights[i]);
+    return LLMC_OK;
+}
+
+static void copy_weights(llmc_model *m, const float *weights, int64_t n) {
+    float *to = acts_at(m, 0).weights;
+    if (weights) {
+        m->k->copy_in(&m->ctx, to, weights, n * 4);
+        return;
+    }
+    float ones[256];
+    for (int i = 0; i < 256; i++) ones[i] = 1;
+    for (int64_t i = 0; i < n; i += 256) m->k->copy_in(&m->ctx, to + i, ones, (n - i < 256 ? n - i : 256) * 4);
+}
+
+/* checks and copies */
+static int take_batch(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t) {
+    const int64_t n = (int64_t)b * t;
+    const Acts a = acts_at(m, 0);
+    TRY(gpt2_check_shape(m, b, t));
+    TRY(gpt2_check_ids("inputs", tokens, n, 0, m->config.V));
+    if (targets) TRY(gpt2_check_ids("targets", targets, n, -1, m->config.V));
+    if (weights) TRY(check_weights(weights, n));
+    m->b = b, m->t = t;
+    m->k->copy_in(&m->ctx, a.tokens, tokens, n * 4);
+    if (targets) m->k->copy_in(&m->ctx, a.targets, targets, n * 4);
+    if (targets) copy_weights(m, weights, n);
+    return LLMC_OK;
+}
+
+int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
+                       float *loss) {
+    CHECK(targets || m->room.logits, LLMC_EINVAL,
+          "without targets there is nothing to keep: this model was made without the logits of every token");
+    TRY(take_batch(m, tokens, targets, weights, b, t));
+    m->state = FORWARD_DONE;
+    layers_forward(m);
+    chunks(m, targets ? LOGITS | LOSSES : LOGITS, 0);
+    if (targets) {
+        loss_mean(m);
+        m->state = LOSS_DONE;
+    }
+    if (targets && loss) m->k->copy_out(&m->ctx, loss, acts_at(m, 0).loss, 4);
+    return m->k->sync(&m->ctx);
+}
+
+int gpt2_need_training(const llmc_model *m) {
+    CHECK(m->room.training, LLMC_EINVAL, "this model was made without gradients: create it with training=True");
+    return LLMC_OK;
+}
+
+int llmc_model_backward(llmc_model *m, float scale) {
+    TRY(gpt2_need_training(m));
+    CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
+    chunks(m, m->room.logits ? GRADIENTS : LOGITS | GRADIENTS, scale);
+    layers_backward(m);
+    m->state = BACKWARD_DONE;
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
+                          float scale, float *loss) {
+    const Acts a = acts_at(m, 0);
+    TRY(gpt2_need_training(m));
+    CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
+    TRY(take_batch(m, tokens, targets, weights, b, t));
+    layers_forward(m);
+    m->k->fill(&m->ctx, a.losses, 0, (int64_t)b * t * 4);
+    loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
+    chunks(m, LOGITS | LOSSES | GRADIENTS, scale);
+    loss_mean(m);
+    layers_backward(m);
+    m->state = BACKWARD_DONE;
+    if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
+    return m->k->sync(&m->ctx);
 }
 
 /* ---- looking inside ---- */
 
 const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
+const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
 const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
 int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }

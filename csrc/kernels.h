@@ -63,6 +63,8 @@ typedef struct Kernels {
     /* pre = inp @ weight^T + bias, out = gelu(pre), gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
     void (*matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                                 const floatX *bias, int B, int T, int C, int OC);
+    /* out = gelu(pre), the same bits as matmul_gelu_forward's */
+    void (*gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N);
     /* dinp(B,T,C) = dout(B,T,OC) @ weight(OC,C) */
     void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
                                   int C, int OC);

@@ -4,60 +4,87 @@
 #include "error.h"
 #include "layout.h"
 
-enum { ALIGN = 16 }; /* elements: activations start on 64-byte lines */
+enum {
+    ALIGN = 16,  /* elements: activations start on 64-byte lines */
+    CHUNK = 512, /* rows of logits: as fast as all at once; 256 are 4 % slower, 128 8 % */
+};
 
 int llmc_num_tensors(void) { return NUM_TENSORS; }
 
 #define UNPACK(...) {__VA_ARGS__}
-#define TENSOR(name, torch, kind, type, layers, init, decay, dims) \
-    {#name, torch, kind, type, layers, init, decay, 0, UNPACK dims, 0, 0, 0},
+#define TENSOR(name, torch, kind, type, layers, kept, init, decay, dims) \
+    {#name, torch, kind, type, layers, kept, init, decay, 0, UNPACK dims, 0, 0, 0},
 
-static void fill_rows(llmc_tensor *table, const llmc_config *config, int64_t B, int64_t T, int training) {
+static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_room *room) {
     const int64_t maxT = config->maxT, Vp = config->Vp, L = config->L, NH = config->NH, C = config->C;
-    const int kept = training ? (int)L : 1; /* inference shares one buffer between the layers */
+    const int64_t B = room->B, T = room->T;
+    const int level = room->training ? room->recompute : 4; /* inference shares every buffer between the layers */
     const llmc_tensor rows[] = {
-#define PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, 0, LLMC_##init, decay, dims)
-#define LAYER_PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, L, LLMC_##init, decay, dims)
-#define ACT(name, type, dims) TENSOR(name, "", LLMC_ACT, LLMC_##type, 0, 0, 0, dims)
-#define LAYER_ACT(name, type, dims) TENSOR(name, "", LLMC_LAYER_ACT, LLMC_##type, kept, 0, 0, dims)
-#define CACHE(name, type, dims) TENSOR(name, "", LLMC_CACHE, LLMC_##type, L, 0, 0, dims)
-#define GRAD_ACT(name, type, dims) TENSOR(name, "", LLMC_GRAD_ACT, LLMC_##type, 0, 0, 0, dims)
+#define PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, 0, 1, LLMC_##init, decay, dims)
+#define LAYER_PARAM(name, dims, torch, init, decay) \
+    TENSOR(name, torch, LLMC_PARAM, LLMC_F, L, 1, LLMC_##init, decay, dims)
+#define ACT(name, type, dims) TENSOR(name, "", LLMC_ACT, LLMC_##type, 0, 1, 0, 0, dims)
+#define LAYER_ACT(name, type, dims, least) \
+    TENSOR(name, "", LLMC_LAYER_ACT, LLMC_##type, level < (least) ? L : 1, level < (least), 0, 0, dims)
+#define CACHE(name, type, dims, least) \
+    TENSOR(name, "", LLMC_CACHE, LLMC_##type, L, !room->training || level < (least), 0, 0, dims)
+#define CHUNK_ACT(name, type, dims) TENSOR(name, "", LLMC_CHUNK_ACT, LLMC_##type, 0, room->logits, 0, 0, dims)
+#define GRAD_ACT(name, type, dims) TENSOR(name, "", LLMC_GRAD_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #include "tensors.def"
     };
     memcpy(table, rows, sizeof rows);
 }
 
-/* Give a tensor its size and its place after `end`; return the new end. Each layer of an activation leaves a gap
- * behind it, which tests fill with a canary. */
-static int64_t place(llmc_tensor *t, int64_t end, int training) {
-    for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
-    const int64_t room = t->kind == LLMC_PARAM ? t->size : (t->size + 2 * ALIGN - 1) / ALIGN * ALIGN;
-    t->offset = end;
-    t->stride = t->layers > 1 ? room : 0;
-    if (t->kind == LLMC_GRAD_ACT && !training) return end;
-    return end + room * (t->layers ? t->layers : 1);
+/* of logits that are not kept: enough for the matrix products to be fast, and for the last token of each sequence */
+static int64_t rows_of_chunk(const llmc_room *room) {
+    const int64_t rows = (int64_t)room->B * room->T, enough = room->B > CHUNK ? room->B : CHUNK;
+    return rows < enough ? rows : enough;
 }
 
-int layout_make(Layout *layout, const llmc_config *config, int B, int T, int training) {
+static int64_t with_gap(int64_t elements) { return (elements + 2 * ALIGN - 1) / ALIGN * ALIGN; }
+
+/* Give a tensor its size and its place after `end`; return the new end. Each layer of an activation leaves a gap
+ * behind it, which tests fill with a canary. A cache that is not kept has room for one sequence per layer, over which
+ * the layers before spread theirs in training. */
+static int64_t place(llmc_tensor *t, int64_t end, const llmc_room *room) {
+    if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
+    for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
+    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(t->size);
+    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(t->size / room->B) : own;
+    t->offset = end;
+    t->stride = t->layers > 1 ? next : 0;
+    if (t->kind == LLMC_GRAD_ACT && !room->training) return end;
+    return end + own + t->stride * (t->layers > 1 ? t->layers - 1 : 0);
+}
+
+static int check_room(const llmc_room *room, const llmc_config *c) {
+    const double tokens = (double)room->B * room->T;
+    const double acts = tokens * ((double)c->L * (16.0 * c->C + 2.0 * c->NH) + 3.0 * c->Vp);
+    CHECK(room->B >= 1, LLMC_EINVAL, "B=%d: the batch needs at least one sequence", room->B);
+    CHECK(room->T >= 1 && room->T <= c->maxT, LLMC_EINVAL,
+          "T=%d is not in 1..%d, the model's context: choose a T within it", room->T, c->maxT);
+    CHECK(room->recompute >= 0 && room->recompute <= 3, LLMC_EINVAL, "recompute=%d is not in 0..3", room->recompute);
+    CHECK(acts < 1e15 && tokens < 2147483648.0, LLMC_EINVAL,
+          "B=%d T=%d make %.1e activations: more than any machine holds", room->B, room->T, acts);
+    return LLMC_OK;
+}
+
+int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room) {
     llmc_config checked = *config;
     TRY(llmc_config_check(&checked));
-    CHECK(B >= 1, LLMC_EINVAL, "B=%d: the batch needs at least one sequence", B);
-    CHECK(T >= 1 && T <= checked.maxT, LLMC_EINVAL, "T=%d is not in 1..%d, the model's context: choose a T within it",
-          T, checked.maxT);
-    const double acts = (double)B * T * ((double)checked.L * (16.0 * checked.C + 2.0 * checked.NH) + 3.0 * checked.Vp);
-    CHECK(acts < 1e15, LLMC_EINVAL, "B=%d T=%d make %.1e activations: more than any machine holds", B, T, acts);
-    fill_rows(layout->table, &checked, B, T, training);
+    TRY(check_room(room, &checked));
+    fill_rows(layout->table, &checked, room);
     layout->num_params = layout->num_acts = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
-        *end = place(&layout->table[i], *end, training);
+        *end = place(&layout->table[i], *end, room);
     }
     return LLMC_OK;
 }
 
-int llmc_layout(const llmc_config *config, int B, int T, int training, llmc_tensor *table) {
+int llmc_layout(const llmc_config *config, const llmc_room *room, llmc_tensor *table) {
     Layout layout;
-    TRY(layout_make(&layout, config, B, T, training));
+    TRY(layout_make(&layout, config, room));
     memcpy(table, layout.table, sizeof layout.table);
     return LLMC_OK;
 }
@@ -66,50 +93,63 @@ static int64_t bytes_of(int64_t elements) { /* a block, rounded up so that the n
     return (elements * (int64_t)sizeof(float) + 63) / 64 * 64;
 }
 
-int llmc_plan_memory(const llmc_config *config, int B, int T, int training, int threads, llmc_plan *plan) {
+int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan) {
     Layout layout;
-    TRY(layout_make(&layout, config, B, T, training));
+    TRY(layout_make(&layout, config, room));
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
     const int64_t Vp = layout.table[P_wte].shape[0];
     plan->params = bytes_of(layout.num_params);
-    plan->grads = training ? plan->params : 0;
+    plan->grads = room->training ? plan->params : 0;
     plan->moments = 2 * plan->grads;
     plan->acts = bytes_of(layout.num_acts);
-    plan->workspace =
-        k->workspace_bytes(B, T, config->C, config->NH, (int)Vp, threads > 0 ? threads : llmc_default_threads());
+    plan->workspace = k->workspace_bytes(room->B, room->T, config->C, config->NH, (int)Vp,
+                                         threads > 0 ? threads : llmc_default_threads());
     plan->total = plan->params + plan->grads + plan->moments + plan->acts + plan->workspace;
     plan->num_params = layout.num_params - (Vp - config->V) * config->C;
     return LLMC_OK;
 }
 
-/* the largest B, then T, whose plan fits; 0 if none does */
-static int largest_that_fits(const llmc_config *config, int *B, int *T, int training, int threads, int64_t room) {
+static int fits(const llmc_config *config, const llmc_room *room, int threads, int64_t bytes) {
     llmc_plan plan;
-    for (; *T >= 1; *T /= 2) {
-        for (int b = *B; b >= 1; b = b > 1 ? b / 2 : 0) {
-            if (llmc_plan_memory(config, b, *T, training, threads, &plan) < 0) return 0;
-            if (plan.total <= room) return *B = b, 1;
-        }
-    }
+    return llmc_plan_memory(config, room, threads, &plan) == 0 && plan.total <= bytes;
+}
+
+/* the least recomputation that fits, else the largest B, then T; 0 if none does */
+static int nearest_that_fits(const llmc_config *config, llmc_room *room, int threads, int64_t bytes) {
+    const llmc_room asked = *room;
+    for (; room->training && room->recompute <= 3; room->recompute++)
+        if (fits(config, room, threads, bytes)) return 1;
+    for (*room = asked; room->T >= 1; room->T /= 2)
+        for (room->B = asked.B; room->B >= 1; room->B /= 2)
+            if (fits(config, room, threads, bytes)) return 1;
     return 0;
 }
 
-int llmc_plan_text(const llmc_config *config, int B, int T, int training, int threads, char *text, size_t size) {
+static int room_text(const llmc_room *room, char *text, size_t size) {
+    const int n = snprintf(text, size, "B=%d T=%d", room->B, room->T);
+    return room->recompute ? n + snprintf(text + n, size - (size_t)n, " recompute=%d", room->recompute) : n;
+}
+
+int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     llmc_plan p;
-    TRY(llmc_plan_memory(config, B, T, training, threads, &p));
+    llmc_room other = *room;
+    char shape[64];
+    TRY(llmc_plan_memory(config, room, threads, &p));
     const double MB = 1e-6;
+    room_text(room, shape, sizeof shape);
     int n = snprintf(text, size,
                      "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
-                     "total %.1f MB for B=%d T=%d",
-                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, B, T);
-    const int64_t room = llmc_kernels(NULL)->memory_available();
-    if (room < 0 || p.total <= room) {
-        if (room >= 0 && n > 0 && (size_t)n < size)
-            snprintf(text + n, size - (size_t)n, "; fits in %.0f MB", room * MB);
+                     "total %.1f MB for %s",
+                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, shape);
+    const int64_t available = llmc_kernels(NULL)->memory_available();
+    if (available < 0 || p.total <= available) {
+        if (available >= 0 && n > 0 && (size_t)n < size)
+            snprintf(text + n, size - (size_t)n, "; fits in %.0f MB", available * MB);
         return LLMC_OK;
     }
-    if (largest_that_fits(config, &B, &T, training, threads, room))
-        FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", text, room * MB, B, T);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; take a smaller model", text, room * MB);
+    CHECK(nearest_that_fits(config, &other, threads, available), LLMC_ENOMEM,
+          "%s, but %.0f MB are available; take a smaller model", text, available * MB);
+    room_text(&other, shape, sizeof shape);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; %s would fit", text, available * MB, shape);
 }

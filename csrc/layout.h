@@ -18,5 +18,5 @@ typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];
     int64_t num_params, num_acts; /* elements of the two blocks */
 } Layout;
-int layout_make(Layout *layout, const llmc_config *config, int B, int T, int training);
+int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
 #endif

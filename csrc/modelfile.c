@@ -34,7 +34,7 @@ static int measure(ModelFile *f, int padded) {
           "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
           "copy or write it again",
           f->file.path, c->L, c->C, least, (long long)f->file.size);
-    TRY(layout_make(&f->layout, c, 1, 1, 0));
+    TRY(layout_make(&f->layout, c, &(llmc_room){.B = 1, .T = 1}));
     f->wte = (int64_t)(padded ? c->Vp : c->V) * c->C;
     f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
     f->end = HEADER_BYTES + f->params * f->width;
@@ -306,9 +306,9 @@ static int load(Reader *r, llmc_model *m) {
     TRY(read_step(f, &step));
     m->state = 0; /* what a forward pass left belongs to other weights */
     TRY(load_params(r, m));
-    if (m->training && !moments) return llmc_model_reset_moments(m);
+    if (m->room.training && !moments) return llmc_model_reset_moments(m);
     m->step = step;
-    if (!m->training) return m->k->sync(&m->ctx);
+    if (!m->room.training) return m->k->sync(&m->ctx);
     TRY(copy_in(r, m, m->m, moments, f->params, 4));
     TRY(copy_in(r, m, m->v, moments + f->params * 4, f->params, 4));
     return m->k->sync(&m->ctx);

@@ -17,12 +17,13 @@ static int has_nonfinite(llmc_model *m, const floatX *data, int64_t n, floatX *p
     return 0;
 }
 
-/* the used part of layer l of row i of the table */
+/* the used part of layer l of row i of the table; what is not kept cannot be told apart */
 static int row_is_bad(llmc_model *m, const Layout *used, int i, int l, floatX *piece) {
     const llmc_tensor *t = &m->layout.table[i];
     const floatX *base = i < NUM_PARAM_TENSORS ? m->params : m->acts;
     if (i < NUM_PARAM_TENSORS && m->ctx.weights != LLMC_FP32) return 0; /* not floats any more */
-    return t->type == LLMC_F && has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
+    return t->type == LLMC_F && t->kept &&
+           has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
 }
 
 static int describe(char *name, size_t size, const char *what, const llmc_tensor *t, int l) {
@@ -46,10 +47,12 @@ static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, si
 
 int llmc_model_find_nonfinite(llmc_model *m, char *name, size_t size) {
     Layout used;
+    llmc_room room = m->room;
     floatX *piece = malloc(PIECE * sizeof *piece);
     CHECK(piece, LLMC_ENOMEM, "no memory to look for a NaN");
     name[0] = 0;
-    const int rc = layout_make(&used, &m->config, m->b ? m->b : 1, m->t ? m->t : 1, m->training);
+    if (m->b) room.B = m->b, room.T = m->t;
+    const int rc = layout_make(&used, &m->config, &room);
     if (rc == 0 && m->b) find(m, &used, piece, name, size);
     free(piece);
     return rc;

@@ -37,12 +37,19 @@ int llmc_config_parse(llmc_config *config, const char *descriptor);
 int llmc_config_check(llmc_config *config); /* fills Vp; refuses what cannot be */
 
 /* ---- layout (layout.c) ---- */
-enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_GRAD_ACT };
+enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_GRAD_ACT };
 enum { LLMC_F, LLMC_I };
 enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL };
+typedef struct llmc_room { /* what a model's memory is for */
+    int B, T;              /* at most B sequences of at most T tokens */
+    int training;          /* 0 leaves out what only gradients need */
+    int recompute; /* 0..3: how much the backward pass computes again rather than keep, see tensors.def; same bits */
+    int logits;    /* 1: keeps the logits of every token; 0: of a few at a time, never to be looked at */
+} llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; "" for activations */
     int kind, type, layers;        /* layers: 0 if not per layer, else how many copies are stored */
+    int kept;                      /* 0: one layer or chunk overwrites another's */
     int init, decay, rank;
     int64_t shape[4];             /* of one layer */
     int64_t size, stride, offset; /* elements: of one layer, between layers, from the start of its block */
@@ -52,11 +59,11 @@ typedef struct llmc_plan { /* bytes */
     int64_t num_params; /* elements, without the padding of V */
 } llmc_plan;
 int llmc_num_tensors(void);
-/* Fills table[llmc_num_tensors()] for these sizes; training 0 leaves out what only gradients need. */
-int llmc_layout(const llmc_config *config, int B, int T, int training, llmc_tensor *table);
-int llmc_plan_memory(const llmc_config *config, int B, int T, int training, int threads, llmc_plan *plan);
-/* One line: what the arena would hold, whether it fits the memory available, and if not which B and T would. */
-int llmc_plan_text(const llmc_config *config, int B, int T, int training, int threads, char *text, size_t size);
+/* Fills table[llmc_num_tensors()] for these sizes. */
+int llmc_layout(const llmc_config *config, const llmc_room *room, llmc_tensor *table);
+int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan);
+/* One line: what the arena would hold, whether it fits the memory available, and if not which room would. */
+int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size);
 
 /* ---- model (gpt2.c) ---- */
 typedef struct llmc_model llmc_model;
@@ -65,7 +72,7 @@ typedef struct llmc_adamw {
 } llmc_adamw;
 enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
-int llmc_model_create(llmc_model **model, const llmc_config *config, int B, int T, int training, int threads);
+int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_room *room, int threads);
 void llmc_model_free(llmc_model *model);
 /* "fp32", which it is at first, or "bf16": how matrix products multiply (kernels.h). LLMC_EDEVICE if it cannot. */
 int llmc_model_set_precision(llmc_model *model, const char *name);
@@ -76,6 +83,7 @@ int llmc_model_compress(llmc_model *model, const char *format);
 /* The reference's weights for torch.Generator().manual_seed(seed). std 0: 0.02 sqrt(max(1, 768/C)). */
 int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);
+const llmc_room *llmc_model_room(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
 /* Row i of the model's table, its place in a block and the shape in use (b, t). NULL if the block is not there. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
@@ -84,13 +92,17 @@ void *llmc_model_block(llmc_model *model, int block);
 int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
+/* Both at once. Where logits are not kept this is the faster way: backward alone must compute them again. */
+int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
+                          float scale, float *loss);
 int llmc_model_zero_grad(llmc_model *model);
 int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
 /* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
 int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);
 int64_t llmc_model_step(const llmc_model *model); /* AdamW steps taken */
-/* Appends tokens (b,n) to b sequences which hold pos[b] tokens each; last_logits (b,V) of the last of them. */
+/* Appends tokens (b,n) to b sequences which hold pos[b] tokens each; last_logits (b,V) of the last of them. A model made
+ * with recompute 3 has the memory for b = 1 only. */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
 /* The first tensor, in the order of computation, that holds a NaN or infinity: its name, or "" if all are finite. */
 int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);

@@ -225,13 +225,18 @@ int setup_open(llmc_trainer *t) {
     return encode_prompt(t);
 }
 
+llmc_room setup_room(const llmc_trainer *t) {
+    return (llmc_room){.B = t->B, .T = t->T, .training = 1, .recompute = (int)t->options.recompute};
+}
+
 int setup_model(llmc_trainer *t) {
+    const llmc_room room = setup_room(t);
     const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
     t->sample = malloc((size_t)t->options.sample_tokens * sizeof(int));
     CHECK(t->inputs && t->targets && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
-    TRY(llmc_model_create(&t->model, &t->config, t->B, t->T, 1, (int)t->options.threads));
+    TRY(llmc_model_create(&t->model, &t->config, &room, (int)t->options.threads));
     TRY(llmc_model_set_precision(t->model, t->options.precision));
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));

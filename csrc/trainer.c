@@ -60,10 +60,9 @@ static int accumulate(llmc_trainer *t) {
     for (int i = 0; i < micro_steps; i++) {
         float loss;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss));
+        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, &loss));
         t->loss += (double)loss / micro_steps;
         if (!isfinite(loss)) break;
-        TRY(llmc_model_backward(t->model, 1.0f / (float)micro_steps));
     }
     return LLMC_OK;
 }
@@ -123,10 +122,11 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
 
 static int announce_plan(llmc_trainer *t) {
     const llmc_config *c = &t->config;
+    const llmc_room room = setup_room(t);
     char memory[1024];
     llmc_plan plan;
-    TRY(llmc_plan_text(c, t->B, t->T, 1, (int)t->options.threads, memory, sizeof memory));
-    TRY(llmc_plan_memory(c, t->B, t->T, 1, (int)t->options.threads, &plan));
+    TRY(llmc_plan_text(c, &room, (int)t->options.threads, memory, sizeof memory));
+    TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
     const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
     char crowded[64] = "";
     if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);

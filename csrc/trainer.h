@@ -35,6 +35,8 @@ struct llmc_trainer {
 
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */
 int setup_open(llmc_trainer *trainer);
+/* What its model is made for. */
+llmc_room setup_room(const llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */
 int setup_model(llmc_trainer *trainer);
 #endif

@@ -120,7 +120,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 class Row(NamedTuple):
     """One tensor. shape: of one layer; torch_name: with %d for the layer if it is per_layer."""
 
-    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE or GRAD_ACT
+    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT or GRAD_ACT
     name: str
     shape: tuple[int, ...]
     torch_name: str
@@ -128,6 +128,7 @@ class Row(NamedTuple):
     decay: bool
     per_layer: bool
     type: str  # F float or I int32
+    level: int  # of recompute, from which a layer's is not kept; 0: it is not a layer's activation
 
     @property
     def is_param(self) -> bool:
@@ -145,7 +146,7 @@ class Row(NamedTuple):
 PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
 ACT = re.compile(
-    r"(?P<kind>ACT|LAYER_ACT|CACHE|GRAD_ACT)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)\)"
+    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)(, (?P<level>\d))?\)"
 )
 
 
@@ -183,6 +184,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
             decay=row.get("decay") == "1",
             per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
             type=row.get("type", "F"),
+            level=int(row.get("level") or 0),
         )
         for row in _parsed()
     ]

@@ -114,6 +114,9 @@ class Model:
     threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
         bytes to read make more tokens a second; the parameters can then not be looked at or saved.
+    recompute: what the backward pass computes again rather than keep, for the same bits: 1 GELU, 2 the norms too,
+        3 all but what enters each layer (and generation then takes one sequence at a time).
+    keep_logits=False: logits exist for a few tokens at a time only; train with micro_step then.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
@@ -129,6 +132,8 @@ class Model:
         precision: str = "fp32",
         threads: int = 0,
         training: bool = True,
+        recompute: int = 0,
+        keep_logits: bool = True,
         vocab_size: int = 0,
         init_std: float = 0.0,
         weights: str = "fp32",
@@ -140,9 +145,10 @@ class Model:
         config.V = as_int("vocab_size", vocab_size) or config.V
         out = _ffi.ffi().new("llmc_model **")
         T = config.maxT if T is None else T
-        sizes = as_int("B", B), as_int("T", T), int(training), as_int("threads", threads)
-        seed = as_int("seed", seed, 64)
-        _ffi.check(lib, lib.llmc_model_create(out, config, *sizes))
+        seed, recompute = as_int("seed", seed, 64), as_int("recompute", recompute)
+        sizes = as_int("B", B), as_int("T", T), int(training), recompute, int(keep_logits)
+        room = _ffi.ffi().new("llmc_room *", sizes)
+        _ffi.check(lib, lib.llmc_model_create(out, config, room, as_int("threads", threads)))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
         self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
         if file:
@@ -203,18 +209,26 @@ class Model:
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
+        if not row.kept:
+            raise InvalidArgument(f"{name} is not kept: make the model with {self._keeping(row)}")
         view = self._strided(pointer, row, self._shape(row, name))
         return view if layer is None else view[layer] if row.layers else view
+
+    def _keeping(self, row: Any) -> str:
+        """The argument that would keep a tensor."""
+        if row.kind == self._lib.LLMC_CHUNK_ACT:
+            return "keep_logits=True"
+        return "a lower recompute" if self.training else "training=True"
 
     def _shape(self, row: Any, name: str) -> tuple[int, ...]:
         """Of one layer, in the sizes of the last forward pass."""
         if row.kind == self._lib.LLMC_PARAM:
             rows = self.config.vocab_size if name == "wte" else row.shape[0]
             return (rows, *row.shape[1 : row.rank])
-        b, t = self.shape
         used = _ffi.ffi().new("llmc_tensor[]", self._lib.llmc_num_tensors())
-        config = self._lib.llmc_model_config(self._handle)
-        self._check(self._lib.llmc_layout(config, max(b, 1), max(t, 1), int(self.training), used))
+        room = _ffi.ffi().new("llmc_room *", self._room)
+        room.B, room.T = (max(size, 1) for size in self.shape)
+        self._check(self._lib.llmc_layout(self._lib.llmc_model_config(self._handle), room, used))
         index = list(self._rows).index(name)
         return tuple(used[index].shape[0 : used[index].rank])
 
@@ -233,8 +247,13 @@ class Model:
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
 
     @property
+    def _room(self) -> Any:
+        """What it was made for, an llmc_room."""
+        return self._lib.llmc_model_room(self._handle)[0]
+
+    @property
     def training(self) -> bool:
-        return self._lib.llmc_model_block(self._handle, BLOCKS["grads"]) != _ffi.ffi().NULL
+        return bool(self._room.training)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -262,7 +281,10 @@ class Model:
 
     @property
     def logits(self) -> np.ndarray:
-        """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place."""
+        """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place.
+
+        InvalidArgument where there are none yet, or they are not kept (keep_logits=False, and the trainer's model).
+        """
         self._need_forward("logits")
         return self.acts["logits"][:, :, : self.config.vocab_size]
 
@@ -287,28 +309,39 @@ class Model:
 
         inputs, targets: integers (b, t) with b <= B and t <= T; weights: floats (b, t), >= 0.
         """
-        ids = as_ids("inputs", inputs)
-        ffi, others = _ffi.ffi(), []
-        for name, array in (("targets", targets), ("weights", weights)):
-            if array is not None:
-                array = (
-                    as_ids(name, array)
-                    if name == "targets"
-                    else np.ascontiguousarray(array, dtype=np.float32)
-                )
-                if array.shape != ids.shape:
-                    raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
-            others.append(array)
-        if weights is not None and targets is None:
-            raise InvalidArgument("weights need targets")
-        pointers = [
-            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data)
-            for a, kind in zip((ids, *others), ("int *", "int *", "float *"))
-        ]
-        loss = ffi.new("float *")
-        self._check(self._lib.llmc_model_forward(self._handle, *pointers, *ids.shape, loss))
+        arrays, pointers = self._batch(inputs, targets, weights)
+        loss = _ffi.ffi().new("float *")
+        self._check(self._lib.llmc_model_forward(self._handle, *pointers, *arrays[0].shape, loss))
         self._untargeted = targets is None
         return None if targets is None else loss[0]
+
+    def micro_step(self, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0) -> float:
+        """forward, then backward(scale): the loss. The faster way where logits are not kept."""
+        arrays, pointers = self._batch(inputs, targets, weights)
+        loss = _ffi.ffi().new("float *")
+        shape = arrays[0].shape
+        self._check(self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, loss))
+        self._untargeted = False
+        return loss[0]
+
+    @staticmethod
+    def _batch(inputs: Any, targets: Any, weights: Any) -> tuple[list[Any], list[Any]]:
+        """The three as arrays, which must be held, and as pointers; None is NULL."""
+        ids, ffi = as_ids("inputs", inputs), _ffi.ffi()
+        if weights is not None and targets is None:
+            raise InvalidArgument("weights need targets")
+        arrays = [
+            ids,
+            None if targets is None else as_ids("targets", targets),
+            None if weights is None else np.ascontiguousarray(weights, dtype=np.float32),
+        ]
+        for name, array in zip(("targets", "weights"), arrays[1:]):
+            if array is not None and array.shape != ids.shape:
+                raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
+        kinds = ("int *", "int *", "float *")
+        return arrays, [
+            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data) for a, kind in zip(arrays, kinds)
+        ]
 
     def backward(self, scale: float = 1.0) -> None:
         """Adds scale * d loss to the gradients; needs a forward pass with targets just before it."""

@@ -12,8 +12,8 @@ from pyllmc.model import make_config
 
 
 def plan(config: pyllmc.GPTConfig, B: int, T: int, training: bool = True):
-    out = ffi.new("llmc_plan *")
-    _ffi.check(lib, lib.llmc_plan_memory(make_config(config, lib)[0], B, T, int(training), 1, out))
+    out, room = ffi.new("llmc_plan *"), ffi.new("llmc_room *", (B, T, int(training), 0, 1))
+    _ffi.check(lib, lib.llmc_plan_memory(make_config(config, lib)[0], room, 1, out))
     return out
 
 
@@ -57,7 +57,7 @@ def test_attention_keeps_no_T_by_T_matrix(isa):
 def rows(T: int):
     config = make_config(pyllmc.GPTConfig(100, 8192, 1, 1, 16), lib)[0]
     out = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
-    _ffi.check(lib, lib.llmc_layout(config, 1, T, 1, out))
+    _ffi.check(lib, lib.llmc_layout(config, ffi.new("llmc_room *", (1, T, 1, 0, 1)), out))
     rows.held = getattr(rows, "held", []) + [out]  # type: ignore[attr-defined]
     return list(out)
 

@@ -210,6 +210,18 @@ def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
     assert_parity(dpre[tame], *both(slope, x[tame]), what="gelu'")
 
 
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 1000, 70_001])
+def test_gelu_again_is_the_same_to_the_bit(kernels: Kernel, buffers, n) -> None:
+    """What the backward pass computes again must be what the forward pass had, whichever way that went."""
+    for M, OC in ((1, n), (n, 1)):
+        kernels.workspace(1, 1, 1)
+        x, weight = (buffers.guarded(3 * normal(f"gelu {n}", *shape)) for shape in ((M, 1), (OC, 1)))
+        out, pre, again = buffers.out(M, OC), buffers.out(M, OC), buffers.out(M, OC)
+        kernels.matmul_gelu_forward(out, pre, x, weight, buffers.guarded(normal("bias", OC)), 1, M, 1, OC)
+        kernels.gelu_forward(again, pre, n)
+        assert again.tobytes() == out.tobytes()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 40, 50), (1, 40, 50, 60)])
 def test_nan_and_inf_spread_as_in_pytorch(kernels: Kernel, buffers, shape) -> None:
     kernels.workspace(1, 1, 1)

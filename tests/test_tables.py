@@ -12,18 +12,28 @@ from pyllmc.layout import GPTConfig
 from pyllmc.trainer import Options
 
 KINDS = {lib.LLMC_PARAM: ("PARAM", "LAYER_PARAM"), lib.LLMC_ACT: ("ACT",), lib.LLMC_LAYER_ACT: ("LAYER_ACT",)}
-KINDS.update({lib.LLMC_CACHE: ("CACHE",), lib.LLMC_GRAD_ACT: ("GRAD_ACT",)})
+KINDS.update(
+    {lib.LLMC_CACHE: ("CACHE",), lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",), lib.LLMC_GRAD_ACT: ("GRAD_ACT",)}
+)
 INITS = {lib.LLMC_ZERO: "ZERO", lib.LLMC_ONE: "ONE", lib.LLMC_NORMAL: "NORMAL", lib.LLMC_RESIDUAL: "RESIDUAL"}
 
 sizes = st.integers(1, 300)
 
 
-@given(V=sizes, maxT=sizes, L=st.integers(1, 20), NH=st.integers(1, 9), hs=sizes, B=sizes)
-def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B):
+@given(
+    V=sizes,
+    maxT=sizes,
+    L=st.integers(1, 20),
+    NH=st.integers(1, 9),
+    hs=sizes,
+    B=sizes,
+    recompute=st.integers(0, 3),
+)
+def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
     config, T = GPTConfig(V, maxT, L, NH, NH * hs), (maxT + 1) // 2
     c = ffi.new("llmc_config *", {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": NH * hs})
     theirs = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
-    assert lib.llmc_layout(c, B, T, 1, theirs) == 0
+    assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 1)), theirs) == 0
     ours = layout.table(config, B, T)
     assert len(ours) == len(theirs)
     offset = 0
@@ -33,6 +43,7 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B):
         assert row.type == ("I" if t.type == lib.LLMC_I else "F")
         assert row.shape == tuple(t.shape[0 : t.rank])
         assert (row.size, row.per_layer) == (t.size, t.layers > 0)
+        assert t.kept == (not row.level or recompute < row.level)
         if row.is_param:
             assert (row.torch_name, row.init, row.decay) == (
                 _ffi.text(t.torch_name),

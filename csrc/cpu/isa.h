@@ -14,7 +14,7 @@
 #define EACH_KERNEL(X) \
     X(encoder_forward) X(encoder_backward) \
     X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
-    X(matmul_forward) X(matmul_gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
+    X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
     X(matmul_backward_weight) \
     X(attention_forward) X(attention_backward) X(attention_cached) \
     X(classifier_forward) X(loss_mean) X(classifier_backward) X(compress) \

@@ -133,13 +133,18 @@ static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const f
 
 static const double GELU_SCALE = 0.79788456080286535588; /* sqrt(2/pi) */
 
-static void matmul_gelu_forward(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
-                                const floatX *bias, int B, int T, int C, int OC) {
-    matmul_forward(ctx, pre, inp, weight, bias, B, T, C, OC);
-    for (int64_t i = 0; i < (int64_t)B * T * OC; i++) {
+static void gelu_forward(Context *ctx, floatX *out, const floatX *pre, int64_t N) {
+    (void)ctx;
+    for (int64_t i = 0; i < N; i++) {
         const double x = pre[i];
         out[i] = (floatX)(0.5 * x * (1 + tanh(GELU_SCALE * (x + 0.044715 * x * x * x))));
     }
+}
+
+static void matmul_gelu_forward(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
+                                const floatX *bias, int B, int T, int C, int OC) {
+    matmul_forward(ctx, pre, inp, weight, bias, B, T, C, OC);
+    gelu_forward(ctx, out, pre, (int64_t)B * T * OC);
 }
 
 static void matmul_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,

@@ -1,0 +1,63 @@
+/* What happens to the gradients: zeroed, measured, clipped, and taken by AdamW. */
+#include <float.h>
+#include "error.h"
+#include "gpt2.h"
+
+int llmc_model_zero_grad(llmc_model *m) {
+    TRY(gpt2_need_training(m));
+    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(floatX));
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_reset_moments(llmc_model *m) {
+    const int64_t bytes = m->layout.num_params * (int64_t)sizeof(float);
+    TRY(gpt2_need_training(m));
+    m->step = 0;
+    m->k->fill(&m->ctx, m->m, 0, bytes);
+    m->k->fill(&m->ctx, m->v, 0, bytes);
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
+    float *stats = acts_at(m, 0).norm;
+    float before;
+    TRY(gpt2_need_training(m));
+    CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
+    m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
+    m->k->copy_out(&m->ctx, &before, stats, 4);
+    TRY(m->k->sync(&m->ctx));
+    if (norm) *norm = before;
+    CHECK(before <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was clipped", (double)before);
+    m->k->scale(&m->ctx, m->grads, stats + 1, m->layout.num_params);
+    return m->k->sync(&m->ctx);
+}
+
+static int check_adamw(const llmc_adamw *h) {
+    CHECK(h->lr >= 0 && h->lr < 1e30, LLMC_EINVAL, "lr=%g is not finite and >= 0", h->lr);
+    CHECK(h->beta1 >= 0 && h->beta1 < 1 && h->beta2 >= 0 && h->beta2 < 1, LLMC_EINVAL,
+          "betas=(%g, %g) are not in [0, 1)", h->beta1, h->beta2);
+    CHECK(h->eps > 0 && h->eps < 1e30, LLMC_EINVAL, "eps=%g is not finite and > 0", h->eps);
+    CHECK(h->weight_decay >= 0 && h->weight_decay < 1e30, LLMC_EINVAL, "weight_decay=%g is not finite and >= 0",
+          h->weight_decay);
+    return LLMC_OK;
+}
+
+int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float *norm) {
+    float *stats = acts_at(m, 0).norm;
+    TRY(gpt2_need_training(m));
+    TRY(check_adamw(h));
+    const int measure = norm || max_norm > 0;
+    if (measure) m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
+    if (norm) {
+        m->k->copy_out(&m->ctx, norm, stats, 4);
+        TRY(m->k->sync(&m->ctx));
+        CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was updated", (double)*norm);
+    }
+    m->step++;
+    for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
+        const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
+        m->k->adamw(&m->ctx, m->params + at, m->m + at, m->v + at, m->grads + at, measure ? stats + 1 : NULL, h->lr,
+                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
+    }
+    return m->k->sync(&m->ctx);
+}
