@@ -475,9 +475,9 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
-    if o.resume or o.plan or o.recompute:
+    if o.resume or o.plan:
         parser.error(
-            "--resume, --plan and --recompute are ./train_gpt2's: the reference keeps no checkpoints and plans no memory"
+            "--resume and --plan are ./train_gpt2's: the reference keeps no checkpoints and plans no memory"
         )
     if o.export_version not in VERSIONS:
         parser.error(f"--export_version={o.export_version} is not one of {', '.join(VERSIONS)}")

@@ -253,7 +253,7 @@ def test_a_run_does_not_depend_on_recompute(data, tmp_path):  # noqa: F811
     for level, run in zip(LEVELS, runs):
         events = list(pyllmc.Trainer(data=data, out=run, recompute=level, **RUN))
         assert [event.kind for event in events].count("sample") == 1
-        assert (f"recompute={level}" in events[0].text) == (level > 0)
+        assert f"recompute={level}" in events[0].text
     first = contents(runs[0])
     assert len(first[1]) == 1
     assert all(contents(run) == first for run in runs[1:])
@@ -338,4 +338,4 @@ def test_less_memory_is_first_bought_with_time():
     room = ffi.new("llmc_room *", (B, 1024, 1, 0, 0))
     status = lib.llmc_plan_text(make_config(config, lib)[0], room, 1, text, 512)
     assert status == lib.LLMC_ENOMEM
-    assert re.search(rf"available; B={B} T=1024 recompute=[123] would fit", _ffi.message(lib))
+    assert re.search(r"available; recompute=[123] would fit", _ffi.message(lib))
