@@ -182,15 +182,11 @@ class Model:
         if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
         if not row.kept:
-            raise InvalidArgument(f"{name} is not kept: make the model with {self._keeping(row)}")
+            keeps = "a lower recompute" if self.training else "training=True"
+            keeps = "keep_logits=True" if row.kind == self._lib.LLMC_CHUNK_ACT else keeps
+            raise InvalidArgument(f"{name} is not kept: make the model with {keeps}")
         view = self._strided(pointer, row, self._shape(row, name))
         return view if layer is None else view[layer] if row.layers else view
-
-    def _keeping(self, row: Any) -> str:
-        """The argument that would keep a tensor."""
-        if row.kind == self._lib.LLMC_CHUNK_ACT:
-            return "keep_logits=True"
-        return "a lower recompute" if self.training else "training=True"
 
     def _shape(self, row: Any, name: str) -> tuple[int, ...]:
         """Of one layer, in the sizes of the last forward pass."""
