@@ -490,16 +490,10 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
-    if (
-        o.resume
-        or o.plan
-        or o.overwrite
-        or o.recompute
-        or o.out not in ("", options.options()["out"].default)
-    ):
+    if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
-            "--out, --overwrite, --resume, --plan and --recompute are ./train_gpt2's: the reference writes no runs and "
-            "plans no memory; weights are written with --export"
+            "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "
+            "memory; weights are written with --export"
         )
     if o.precision not in ("fp32", "bf16"):
         parser.error(f"--precision={o.precision} is not one of fp32, bf16")

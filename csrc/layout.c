@@ -126,22 +126,16 @@ static int nearest_that_fits(const llmc_config *config, llmc_room *room, int thr
     return 0;
 }
 
-static int room_text(const llmc_room *room, char *text, size_t size) {
-    const int n = snprintf(text, size, "B=%d T=%d", room->B, room->T);
-    return room->recompute ? n + snprintf(text + n, size - (size_t)n, " recompute=%d", room->recompute) : n;
-}
-
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     llmc_plan p;
     llmc_room other = *room;
-    char shape[64];
     TRY(llmc_plan_memory(config, room, threads, &p));
     const double MB = 1e-6;
-    room_text(room, shape, sizeof shape);
     int n = snprintf(text, size,
                      "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
-                     "total %.1f MB for %s",
-                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, shape);
+                     "total %.1f MB for B=%d T=%d recompute=%d",
+                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, room->B,
+                     room->T, room->recompute);
     const int64_t available = llmc_kernels(NULL)->memory_available();
     if (available < 0 || p.total <= available) {
         if (available >= 0 && n > 0 && (size_t)n < size)
@@ -150,6 +144,7 @@ int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads
     }
     CHECK(nearest_that_fits(config, &other, threads, available), LLMC_ENOMEM,
           "%s, but %.0f MB are available; take a smaller model", text, available * MB);
-    room_text(&other, shape, sizeof shape);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; %s would fit", text, available * MB, shape);
+    CHECK(other.recompute == room->recompute, LLMC_ENOMEM, "%s, but %.0f MB are available; recompute=%d would fit",
+          text, available * MB, other.recompute);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", text, available * MB, other.B, other.T);
 }

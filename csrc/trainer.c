@@ -131,9 +131,9 @@ static int announce_plan(llmc_trainer *t) {
     char crowded[64] = "";
     if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %d threads%s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
+             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), llmc_kernels(NULL)->name, threads, crowded, t->options.precision, c->L, c->NH, c->C,
+             llmc_backend(), llmc_kernels(NULL)->name, t->options.precision, threads, crowded, c->L, c->NH, c->C,
              c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);

@@ -14,8 +14,9 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc import _ffi
+from pyllmc.arguments import read_section
 from pyllmc.files import DataError, find_checkpoint
-from pyllmc.model import Model, read_section
+from pyllmc.model import Model
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer
 

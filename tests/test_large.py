@@ -8,7 +8,7 @@ from conftest import ISAS, ffi, lib
 
 import pyllmc
 from pyllmc import _ffi
-from pyllmc.model import make_config
+from pyllmc.arguments import make_config
 
 
 def plan(config: pyllmc.GPTConfig, B: int, T: int, training: bool = True):

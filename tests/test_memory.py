@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from conftest import ffi, lib
 
 import pyllmc
 from pyllmc import _ffi, layout
-from pyllmc.model import make_config
+from pyllmc.arguments import make_config
 
 pytest.importorskip("torch")
 from test_model import (  # noqa: E402
@@ -29,6 +31,7 @@ from test_model import (  # noqa: E402
 )
 from test_trainer import data, metrics, without_times  # noqa: E402, F401
 
+ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (0, 1, 2, 3)
 # more rows than a chunk, in chunks that are not equal; less than there is room for
 MANY = {
@@ -253,7 +256,7 @@ def test_a_run_does_not_depend_on_recompute(data, tmp_path):  # noqa: F811
     for level, run in zip(LEVELS, runs):
         events = list(pyllmc.Trainer(data=data, out=run, recompute=level, **RUN))
         assert [event.kind for event in events].count("sample") == 1
-        assert (f"recompute={level}" in events[0].text) == (level > 0)
+        assert f"recompute={level}" in events[0].text
     first = contents(runs[0])
     assert len(first[1]) == 1
     assert all(contents(run) == first for run in runs[1:])
@@ -298,24 +301,30 @@ def test_each_level_saves_what_the_table_says():
     assert plan(config, B, T, 0, True).acts - kept.acts == pytest.approx(logits, abs=256)
 
 
-def resident() -> int:
-    """Bytes of memory this process holds."""
+TAKE = """
+import numpy as np, pyllmc
+def resident():
     with open("/proc/self/statm") as f:
         return int(f.read().split()[1]) * 4096
+ids = np.random.default_rng(0).integers(0, 3000, (4, 257), dtype=np.int32)
+config = pyllmc.GPTConfig(3000, 256, 6, 4, 128)
+pyllmc.Model(config, 1, 1).update()
+before = resident()
+m = pyllmc.Model(config, 4, 256, recompute=LEVEL, keep_logits=False, threads=2)
+m.micro_step(ids[:, :-1], ids[:, 1:])
+m.update()
+print(resident() - before)
+"""
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_plan_is_what_the_process_takes(level):
+def test_the_plan_is_what_a_process_takes(level):
     """A new model's memory is filled, so all of it is held at once; a step takes no more."""
-    config, B, T = pyllmc.GPTConfig(3000, 256, 6, 4, 128), 4, 256
-    ids = np.random.default_rng(0).integers(0, 3000, (B, T + 1), dtype=np.int32)
-    before = resident()
-    m = pyllmc.Model(config, B, T, recompute=level, keep_logits=False, threads=2)
-    m.micro_step(ids[:, :-1], ids[:, 1:])
-    m.update()
-    taken, planned = resident() - before, plan(config, B, T, level, False).total
+    command = [sys.executable, "-c", TAKE.replace("LEVEL", str(level))]
+    taken = int(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
+    planned = plan(pyllmc.GPTConfig(3000, 256, 6, 4, 128), 4, 256, level, False).total
     assert planned > 40e6
-    assert -2e6 < taken - planned < 6e6
+    assert -3e6 < taken - planned < 6e6
 
 
 @pytest.mark.parametrize("V", [2_097_153, 2_097_160 + 1_048_576])
@@ -338,4 +347,4 @@ def test_less_memory_is_first_bought_with_time():
     room = ffi.new("llmc_room *", (B, 1024, 1, 0, 0))
     status = lib.llmc_plan_text(make_config(config, lib)[0], room, 1, text, 512)
     assert status == lib.LLMC_ENOMEM
-    assert re.search(rf"available; B={B} T=1024 recompute=[123] would fit", _ffi.message(lib))
+    assert re.search(r"available; recompute=[123] would fit", _ffi.message(lib))

@@ -1,0 +1,63 @@
+"""What Python hands to C, checked: models by name or file, numbers that fit, token ids."""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import Any, Union
+
+import numpy as np
+
+from pyllmc import _ffi
+from pyllmc.errors import InvalidArgument
+from pyllmc.files import find_checkpoint
+from pyllmc.layout import GPTConfig
+
+Source = Union[str, "os.PathLike[str]", GPTConfig]
+
+
+def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file or run, whose path comes second."""
+    config = _ffi.ffi().new("llmc_config *")
+    if isinstance(source, GPTConfig):
+        config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
+        config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
+        return config, b""
+    name = os.fspath(source).encode()
+    status = lib.llmc_config_parse(config, name)
+    if status < 0 and os.path.exists(source):  # a size comes first: a file called d12 does not hide it
+        name = os.fspath(find_checkpoint(source)).encode()
+        _ffi.check(lib, lib.llmc_model_read_config(name, config))
+        return config, name
+    _ffi.check(lib, status)
+    return config, b""
+
+
+def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
+    """A section of a checkpoint; empty if it has none."""
+    size = _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, _ffi.ffi().NULL, 0))
+    data = _ffi.ffi().new("char[]", max(size, 1))
+    if size:
+        _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, data, size))
+    return bytes(_ffi.ffi().buffer(data, size))
+
+
+def as_int(name: str, value: Any, bits: int = 32) -> int:
+    """A whole number that a C integer of that many bits holds; raises InvalidArgument."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}={value!r} is not a whole number") from None
+    if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+        raise InvalidArgument(f"{name}={number} does not fit {bits} bits")
+    return number
+
+
+def as_ids(name: str, array: Any) -> np.ndarray:
+    """Token ids as contiguous int32 (b, t); raises InvalidArgument on floats or other ranks."""
+    ids = np.asarray(array)
+    if ids.dtype.kind not in "iu" or ids.ndim != 2:
+        raise InvalidArgument(f"{name}: an integer array (b, t) is needed, not {ids.dtype} {ids.shape}")
+    if ids.size and (ids.max() >= 2**31 or ids.min() < -(2**31)):
+        raise InvalidArgument(f"{name}: token id {ids.max()} does not fit 32 bits")
+    return np.ascontiguousarray(ids, dtype=np.int32)
