@@ -2,9 +2,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "pyllmc.h"
 
+enum { INTERRUPTED = 130 };
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
 
@@ -34,7 +36,10 @@ static int make_default_data(const llmc_options *options) {
     snprintf(meta, sizeof meta, "%s/meta.json", data);
     if (llmc_options_is_given(options, "data") || *resume || access(meta, F_OK) == 0) return 0;
     fprintf(stderr, "making %s\n", data);
-    if (system("python3 -m pyllmc.stories") == 0) return 0;
+    const int status = system("python3 -m pyllmc.stories");
+    if (status == 0) return 0;
+    if (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED)
+        return INTERRUPTED; /* Ctrl-C goes to the child too */
     fprintf(stderr, "train_gpt2: %s could not be made: run in the checkout with python3 >= 3.9, or give --data\n",
             data);
     return 5;
@@ -54,7 +59,7 @@ static int run(const llmc_options *options) {
     if (kind < 0) return fail(kind);
     if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
     while ((kind = llmc_trainer_next(trainer, &event)) > 0) show(kind, &event);
-    return kind < 0 ? fail(kind) : interrupted ? 130 : 0;
+    return kind < 0 ? fail(kind) : interrupted ? INTERRUPTED : 0;
 }
 
 int main(int argc, char **argv) {

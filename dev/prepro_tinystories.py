@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from pyllmc.errors import EXIT_CODES, begin_command, run_command
 from pyllmc.files import DataError, FileFailure, MalformedFile, need, reading
-from pyllmc.options import Parser
+from pyllmc.options import Parser, at_least
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, Progress, write_dataset
 from pyllmc.tokenizer import DEFAULT_MAX_VOCAB, EOT_PIECE, TRAINERS
 
@@ -222,15 +222,6 @@ def _total(files: list[str]) -> int | None:
 # the command line
 
 
-def _at_least(low: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
-        return int(text)
-
-    return parse
-
-
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -258,7 +249,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--input", nargs="+", metavar="PATH", help=f"{', '.join(READERS)} files or folders; else TinyStories")
     add("--out", default="data/tinystories", help="directory to make [%(default)s]")
     add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary [%(default)s]")
-    add("--max_vocab", type=_at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
+    add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
         help="largest V of --tokenizer word [%(default)s]")  # fmt: skip
     add(
         "--delimiter",
@@ -271,11 +262,11 @@ def make_parser() -> argparse.ArgumentParser:
     choose = validation.add_argument
     choose("--val_fraction", type=_fraction, metavar="X",
            help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
-    choose("--val_tokens", type=_at_least(0), metavar="N", help="how many first tokens validate instead")
+    choose("--val_tokens", type=at_least(0), metavar="N", help="how many first tokens validate instead")
     choose("--split", choices=list(SPLITS), help="split one .txt as that project does")
-    add("--shard_tokens", type=_at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
+    add("--shard_tokens", type=at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
         help="tokens in a shard [%(default)s]")  # fmt: skip
-    add("--workers", type=_at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
         help="processes; the output does not depend on it [%(default)s]")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the data set at --out")
     return parser

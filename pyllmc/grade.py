@@ -11,7 +11,7 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc import exam, sample, stories
-from pyllmc.options import Parser
+from pyllmc.options import Parser, at_least
 
 PROG = "pyllmc.grade"
 
@@ -30,10 +30,10 @@ def grade(run: str, count: int, show: int, temperature: float, seed: int) -> Non
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder or a checkpoint")
-    parser.add_argument("--count", type=int, default=50, help="stories to grade [50]")
-    parser.add_argument("--show", type=int, default=2, help="stories to print [2]")
+    parser.add_argument("--count", type=at_least(1), default=50, help="stories to grade [50]")
+    parser.add_argument("--show", type=at_least(0), default=2, help="stories to print [2]")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling [0.8]")
-    parser.add_argument("--seed", type=int, default=1, help="of the first story [1]")
+    parser.add_argument("--seed", type=at_least(0), default=1, help="of the first story [1]")
     o = parser.parse_args(arguments)
     return run_command(PROG, lambda: grade(**vars(o)))
 

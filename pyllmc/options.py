@@ -100,6 +100,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from `low` on."""
+
+    def read(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        return int(text)
+
+    return read
+
+
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     """--name=value; --name and --no_name for a flag."""
     flag, text = f"--{option.name}", option.help.replace("%", "%%")

@@ -17,7 +17,7 @@ from pyllmc import _ffi
 from pyllmc.arguments import read_section
 from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model
-from pyllmc.options import Parser
+from pyllmc.options import Parser, at_least
 from pyllmc.tokenizer import Tokenizer
 
 PROG = "pyllmc.sample"
@@ -69,14 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prompt", default="", help="how the text begins; default: at the start of a document"
     )
-    parser.add_argument("--count", type=int, default=1, help="texts to write [1]")
-    parser.add_argument("--max_new_tokens", type=int, default=200, help="tokens of each [200]")
+    parser.add_argument("--count", type=at_least(1), default=1, help="texts to write [1]")
+    parser.add_argument("--max_new_tokens", type=at_least(0), default=200, help="tokens of each [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token [0.8]")
-    parser.add_argument("--top_k", type=int, default=None, help="only the k likeliest tokens")
+    parser.add_argument("--top_k", type=at_least(0), default=None, help="only the k likeliest tokens")
     parser.add_argument(
         "--top_p", type=float, default=None, help="only the likeliest tokens that hold this share"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first text; the next counts up [0]")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the first text; the next counts up [0]"
+    )
     parser.add_argument(
         "--weights", default="fp32", help="fp32, bf16 or int8: fewer bytes are read faster [fp32]"
     )

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from pyllmc import storybook as book
 from pyllmc import storyplots
 from pyllmc.errors import EXIT_CODES, BadFile, begin_command, run_command
-from pyllmc.options import Parser, options
+from pyllmc.options import Parser, at_least, options
 
 PROG = "pyllmc.stories"
 DEFAULT = 16_000  # stories: about 9 MB
@@ -274,12 +274,6 @@ def default_folder() -> str:
     return str(options()["data"].default)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROG,
@@ -288,9 +282,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
-    parser.add_argument("--stories", type=_positive, default=DEFAULT, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=_positive, default=1, metavar="S", help="(%(default)s)")
-    parser.add_argument("--print", type=_positive, metavar="K", help="only print K stories")
+    parser.add_argument("--stories", type=at_least(1), default=DEFAULT, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=at_least(1), default=1, metavar="S", help="(%(default)s)")
+    parser.add_argument("--print", type=at_least(1), metavar="K", help="only print K stories")
     parser.add_argument(
         "--exam",
         metavar="FILE",

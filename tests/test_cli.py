@@ -74,6 +74,19 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
     assert (tmp_path / "b" / "loss.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    "ends, code, says", [("kill -INT $$", 130, ""), ("exit 130", 130, ""), ("exit 5", 5, "--data")]
+)
+def test_the_binary_while_its_data_is_made(ends, code, says, tmp_path):
+    """By python3, here a script that ends as an interrupted or a failed one does."""
+    (tmp_path / "python3").write_text(f"#!/bin/sh\n{ends}\n")
+    (tmp_path / "python3").chmod(0o755)
+    done = run(BINARY, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == code
+    assert done.stderr.splitlines()[0] == "making data/stories"
+    assert len(done.stderr.splitlines()) == 1 + bool(says) and says in done.stderr
+
+
 @FRONT_ENDS
 def test_training_starts_from_a_run(program, bad, data):
     for model, file in ((bad["run"], "best.ckpt"), (bad["run"] / "last.ckpt", "last.ckpt")):

@@ -159,6 +159,15 @@ def test_an_unknown_option_is_one_line_and_2(name):
     assert "unknown option --seeed" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "name, option", [("sample", "--count=0"), ("grade", "--count=-1"), ("sample", "--seed=x")]
+)
+def test_a_count_that_cannot_be_is_one_line_and_2(name, option):
+    done = run([*COMMANDS[name], option])
+    assert done.returncode == 2, done.stderr
+    assert "is not a whole number of at least" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_leaves_is_no_error():
     process = subprocess.Popen(
         [sys.executable, *COMMANDS["stories"]],
