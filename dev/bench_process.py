@@ -1,0 +1,212 @@
+"""A measured process of make bench: one system, alone with its memory and its threads, that runs calls when it is asked.
+
+A script ends with `measured(prepare)`; prepare(**settings) gets the key=value words of the command line, sets up once and
+returns choose(**request), which returns the call to time. Alone: `python dev/bench_steps.py system=pyllmc ... turns=3`.
+The bench keeps several such processes and asks them by turns, so that a busy moment of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # pyllmc and train_gpt2 of this checkout
+
+TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+PAUSE = 0.02  # seconds between turns: the threads of the last one stop spinning
+Call = Callable[[], Any]
+
+
+class Skip(Exception):
+    """A measurement that cannot be made here; the message says why."""
+
+
+class Failed(Exception):
+    """A measured process that broke, or figures that contradict each other."""
+
+
+def need(module: str, extra: str) -> Any:
+    """An optional package, or Skip with the remedy."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Skip(f"{error}: pip install 'pyllmc[{extra}]'") from None
+
+
+# ---- inside the measured process ----
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, MB. VmHWM, as ru_maxrss also remembers what it was forked from."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def timed(call: Call, calls: int, seconds: float) -> tuple[list[float], Any]:
+    """Milliseconds of each of at least `calls` calls that last at least `seconds`; what the last one returned."""
+    ms: list[float] = []
+    begin = time.perf_counter()
+    value = None
+    while len(ms) < calls or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        value = call()
+        ms.append((time.perf_counter() - start) * 1e3)
+    return ms, value
+
+
+def answer(choose: Callable[..., Call], request: dict[str, Any]) -> dict[str, Any]:
+    calls, seconds, warm = (
+        request.pop(key, default) for key, default in (("calls", 1), ("seconds", 0), ("warm", 0))
+    )
+    call = choose(**request)
+    for _ in range(warm):
+        call()
+    ms, value = timed(call, calls, seconds)
+    value = value() if callable(value) else value  # what takes time to sum up is summed up here
+    return {"ms": ms, "value": value, "peak_mb": peak_mb()}
+
+
+def settings_of(words: Iterable[str]) -> dict[str, Any]:
+    """["B=4", "system=torch"] -> {"B": 4, "system": "torch"}"""
+    pairs = dict(word.split("=", 1) for word in words)
+    return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in pairs.items()}
+
+
+def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
+    """The main of a measured process: JSON requests on stdin, answers on stdout; or turns=N of them on its own."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else is printed is no answer
+
+    def tell(what: dict[str, Any]) -> None:
+        out.write(json.dumps(what) + "\n")
+
+    settings = settings_of(sys.argv[1:])
+    turns = settings.pop("turns", 0)
+    try:
+        choose = prepare(**settings)
+    except Skip as reason:
+        tell({"skipped": str(reason)})
+        return
+    tell({"ready": peak_mb()})
+    for request in ({} for _ in range(turns)) if turns else map(json.loads, sys.stdin):
+        try:
+            tell(answer(choose, request))
+        except Skip as reason:
+            tell({"skipped": str(reason)})
+
+
+# ---- in the bench ----
+
+
+class Process:
+    """A measured process, ready to be asked. Raises Skip with its reason, Failed with the end of what it printed."""
+
+    def __init__(self, script: str, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+        self.name = " ".join([script, *(f"{key}={value}" for key, value in settings.items())])
+        self.errors = tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen(
+            [sys.executable, str(ROOT / "dev" / script), *self.name.split()[1:]],
+            env={**os.environ, **(environment or {})},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        try:
+            self.read()
+        except (Skip, Failed):
+            self.close()
+            raise
+
+    def read(self) -> dict[str, Any]:
+        assert self.child.stdout
+        line = self.child.stdout.readline()
+        if not line:
+            raise Failed(f"python dev/{self.name}: exit {self.child.wait()}\n{self.printed()[-2000:]}")
+        found = dict(json.loads(line))
+        if "skipped" in found:
+            raise Skip(found["skipped"])
+        return found
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """{"ms": [...], "value": what the call returned, "peak_mb": so far}. calls, seconds, warm: how often."""
+        assert self.child.stdin
+        time.sleep(PAUSE)
+        try:
+            self.child.stdin.write(json.dumps(request) + "\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:
+            pass  # reading tells why
+        return self.read()
+
+    def printed(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def close(self) -> None:
+        try:
+            self.child.communicate()
+        finally:
+            self.errors.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def take_turns(systems: Mapping[str, Process], rounds: int, **request: Any) -> dict[str, list[float]]:
+    """Milliseconds of every call of every system, asked one after the other, `rounds` times."""
+    ms: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, process in systems.items():
+            ms[name] += process.ask(**request)["ms"]
+    return ms
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- the machine ----
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def default_threads() -> int:
+    from pyllmc import _ffi
+
+    return int(_ffi.load().llmc_default_threads())
+
+
+def isa_name() -> str:
+    from pyllmc import _ffi
+
+    return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
