@@ -18,6 +18,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ import bench_matmul
 import bench_process
 import bench_steps
 import bench_table
-from bench_process import ROOT, Failed, Skip, say
+from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
 
 PACKAGES = ("torch", "numpy", "transformers")
@@ -78,8 +79,7 @@ def per_precision(measure: Callable[..., dict[str, Any]], plan: Plan) -> dict[st
         try:
             found[precision] = measure(precision, plan.rounds, plan.threads, plan.quick)
         except Skip as reason:
-            found[precision] = {"skipped": str(reason)}
-            say(f"  {precision}: skipped, {reason}")
+            found[precision] = not_measured(precision, reason)
     return found
 
 
@@ -123,16 +123,15 @@ ROWS: dict[str, Callable[[Plan, dict[str, Any]], dict[str, Any]]] = {
 def run_rows(names: list[str], plan: Plan) -> tuple[bench_limits.Limits, dict[str, Any]]:
     """The limits, measured between all the rows, and the rows."""
     counts = [1, plan.threads]
-    limits, rows = bench_limits.measure(counts, plan.quick), {}
+    limits = bench_limits.measure(counts, plan.quick)
+    rows: dict[str, Any] = {}
     for name in names:
         say(f"{name}:")
         start = time.perf_counter()
         try:
             rows[name] = ROWS[name](plan, rows)
         except (Skip, Failed) as reason:
-            kind = "skipped" if isinstance(reason, Skip) else "failed"
-            rows[name] = {kind: str(reason)}
-            say(f"  {kind}: {reason}")
+            rows[name] = not_measured(name, reason)
         bench_limits.add(limits, bench_limits.measure(counts, plan.quick))
         say(f"  {time.perf_counter() - start:.0f} s")
     return limits, rows
@@ -215,7 +214,7 @@ def main() -> int:
         return 0
     plot = ROOT / "docs/growth.png"
     if a.quick or a.out:
-        plot = (a.out or Path(bench_process.tempfile.gettempdir()) / "bench").with_suffix(".png")
+        plot = (a.out or Path(tempfile.gettempdir()) / "bench").with_suffix(".png")
     plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, plot)
     report = make_report(a.rows, plan)
     print(bench_table.text(report))
@@ -224,7 +223,7 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(f"\nevery repeat: {path}")
-    return int(any("failed" in row for row in report["rows"].values()))
+    return int(any(kind == "failed" for kind, _, _ in bench_table.gaps(report["rows"])))
 
 
 if __name__ == "__main__":

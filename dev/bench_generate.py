@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from bench_process import TUNED, Call, Failed, Process, Skip, measured, need, say, take_turns
+from bench_process import TUNED, Call, Failed, Process, Skip, measured, need, not_measured, say, take_turns
 from bench_steps import config_of, engine_model, random_ids
 
 CASES = {  # what: (B, prompt, new)
@@ -87,9 +87,10 @@ def prepare(
 # ---- in the bench ----
 
 
-def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Process], dict[str, str]]:
+def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Process], dict[str, Any]]:
     """The processes of the systems there are, and why the others are not."""
-    processes, notes = {}, {}
+    processes: dict[str, Process] = {}
+    notes: dict[str, Any] = {}
     for system, environment in (("pyllmc", {}), ("hf", TUNED)):
         if precision not in PRECISIONS[system]:
             continue
@@ -99,8 +100,7 @@ def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Pro
         except Skip as reason:
             if system == "pyllmc":
                 raise
-            notes[system] = f"skipped: {reason}"
-            say(f"  generate {precision}, {system}: skipped, {reason}")
+            notes[system] = not_measured(f"generate {precision}, {system}", reason)
     return processes, notes
 
 
@@ -127,8 +127,7 @@ def measure(rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:
             try:
                 found[name] = measure_case(what, precision, rounds, threads, quick)
             except Skip as reason:
-                found[name] = {"skipped": str(reason)}
-                say(f"  generate {name}: skipped, {reason}")
+                found[name] = not_measured(name, reason)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench_process import ROOT, Failed
 
+from pyllmc import layout
 from pyllmc.layout import GPTConfig
 
 Limits = dict[
@@ -53,8 +54,6 @@ def best(limits: Limits, what: str, threads: int) -> float:
     values = limits.get(what, {}).get(str(threads), [])
     if not values and what == "bf16":
         return best(limits, "fma", threads)
-    if not values and what == "update":
-        return best(limits, "read", threads)
     return max(values, default=0.0)
 
 
@@ -71,13 +70,14 @@ def visible(T: int, window: int) -> int:
     return w * (w + 1) // 2 + (T - w) * w
 
 
-def weights(c: GPTConfig) -> int:
-    """Elements of the matrices that every token is multiplied with; the head is the embedding, padded to Vp rows."""
-    return c.n_layer * 12 * c.n_embd**2 + c.padded_vocab_size * c.n_embd
-
-
 def parameters(c: GPTConfig) -> int:
-    return weights(c) + c.n_layer * 13 * c.n_embd + (c.max_seq_len + 2) * c.n_embd
+    """Elements, with the padding of V."""
+    return sum(row.size for row, _ in layout.parameters(c))
+
+
+def weights(c: GPTConfig) -> int:
+    """Elements of the matrices that every token is multiplied with; the head is the embedding."""
+    return sum(row.size for row, _ in layout.parameters(c) if len(row.shape) == 2 and row.name != "wpe")
 
 
 def attention_flops(c: GPTConfig, B: int, T: int) -> float:
@@ -120,7 +120,8 @@ def pass_floor(
     """
     C, L = c.n_embd, c.n_layer
     pairs = n * past + n * (n + 1) // 2
-    flops = 2.0 * B * (12 * L * C * C * n + c.padded_vocab_size * C + 2 * L * C * pairs)
+    head = c.padded_vocab_size * C
+    flops = 2.0 * B * ((weights(c) - head) * n + head + 2 * L * C * pairs)
     size = float(BYTES[precision]) * weights(c) + 8.0 * B * L * C * (past + n)
     return 1e-6 * max(flops / flops_peak(limits, precision, threads), size / best(limits, "read", threads))
 

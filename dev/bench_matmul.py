@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from bench_process import TUNED, Call, Process, Skip, measured, say, take_turns
+from bench_process import TUNED, Call, Process, Skip, measured, not_measured, say, take_turns
 
 SHAPES = [
     (768, 2304),
@@ -200,9 +200,10 @@ def start(system: str, precision: str, threads: int, **environment: str) -> Proc
     return Process("bench_matmul.py", environment, system=system, precision=precision, threads=threads)
 
 
-def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[str, str]]:
+def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[str, Any]]:
     """The processes of the systems there are, and what each of them runs, or why it does not."""
-    processes, notes = {}, {}
+    processes: dict[str, Process] = {}
+    notes: dict[str, Any] = {}
     for system in SYSTEMS[precision]:
         try:
             notes[system] = implementation(system, precision, threads)
@@ -210,8 +211,7 @@ def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[st
         except Skip as reason:
             if system == "pyllmc":
                 raise
-            notes[system] = f"skipped: {reason}"
-            say(f"  gemm {precision}, {system}: skipped, {reason}")
+            notes[system] = not_measured(f"gemm {precision}, {system}", reason)
     return processes, notes
 
 

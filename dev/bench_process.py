@@ -189,6 +189,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def not_measured(what: str, reason: Exception) -> dict[str, str]:
+    """What stands in the report in place of figures."""
+    kind = "skipped" if isinstance(reason, Skip) else "failed"
+    say(f"  {what}: {kind}, {reason}")
+    return {kind: str(reason)}
+
+
 # ---- the machine ----
 
 

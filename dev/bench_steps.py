@@ -12,14 +12,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bench_process import TUNED, Call, Failed, Process, Skip, measured, say
+from bench_process import TUNED, Call, Failed, Process, Skip, measured, not_measured, say
 
 from pyllmc import layout
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # of losses, relative
 TORCH = ("eager", "compile")
-SLOWER = 1.05  # a PyTorch this many times slower than the other is not measured further
 
 
 def config_of(model: str) -> layout.GPTConfig:
@@ -165,24 +164,22 @@ class Runner:
 
 
 def best_torch(case: Case, threads: int, systems: Sequence[str]) -> tuple[dict[str, Runner], dict[str, Any]]:
-    """The runners of PyTorch that are worth measuring, and the records of those that are not."""
+    """The runner of the fastest PyTorch, and the records of the others: the best step of a turn each decides."""
     runners, records = {}, {}
     for system in systems:
         try:
             runners[system] = Runner(system, case, threads)
             runners[system].turn(case.calls)
         except Failed as error:  # no C++ compiler, for one
-            records[system] = {"failed": str(error)[-400:]}
-            say(f"  {case.name}, {system}: failed")
+            records[system] = {"skipped": str(error)[-400:]}
+            say(f"  {case.name}, {system}: skipped")
     if not runners:
         raise Failed(f"PyTorch failed on {case.name}: {records}")
-    fastest = min(statistics.median(r.record["ms"]) for r in runners.values())
-    for system in list(runners):
-        if statistics.median(runners[system].record["ms"]) > SLOWER * fastest:
-            slow = runners.pop(system)
-            slow.process.close()
-            records[system] = slow.record
-    return runners, records
+    best = min(runners, key=lambda system: min(runners[system].record["ms"]))
+    for system in set(runners) - {best}:
+        runners[system].process.close()
+        records[system] = runners[system].record
+    return {best: runners[best]}, records
 
 
 def check_losses(case: Case, runners: dict[str, Runner]) -> None:
@@ -191,8 +188,8 @@ def check_losses(case: Case, runners: dict[str, Runner]) -> None:
     common = sorted(set.intersection(*(set(found) for found in known.values())))
     for step in (common[0], common[-1]):
         losses = {system: found[step] for system, found in known.items()}
-        low, high = min(losses.values()), max(losses.values())
-        if not high - low <= TOLERANCE[case.precision] * abs(high):
+        ours = losses["pyllmc"]
+        if not all(abs(loss - ours) <= TOLERANCE[case.precision] * abs(ours) for loss in losses.values()):
             raise Failed(f"{case.name}: losses differ at step {step}: {losses}")
 
 
@@ -219,9 +216,8 @@ def measure_cases(
     for case in cases:
         try:
             found[case.name] = measure_case(case, rounds, threads, systems)
-        except Skip as reason:
-            found[case.name] = {**case._asdict(), "skipped": str(reason)}
-            say(f"  {case.name}: skipped, {reason}")
+        except (Skip, Failed) as reason:
+            found[case.name] = {**case._asdict(), **not_measured(case.name, reason)}
     return found
 
 

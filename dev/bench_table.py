@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bench_process import ROOT, Failed
 from bench_steps import config_of
 
 RESULTS = ROOT / "bench/results"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"  # in the README: the report's file, its tables
 Report = dict[str, Any]
 median = statistics.median
 
@@ -220,41 +220,51 @@ def machine_line(report: Report) -> str:
     )
 
 
-def missing(rows: dict[str, Any]) -> list[str]:
-    """Why a row, or a part of it, has no figures."""
-    found = []
-    for row, result in rows.items():
-        parts = {row: result} if {"skipped", "failed"} & set(result) else result
-        for name, part in parts.items():
-            if isinstance(part, dict):
-                found += [
-                    f"* {row}, {name}: {kind}, {part[kind]}" for kind in ("skipped", "failed") if kind in part
-                ]
-    return [line.replace("\n", " ") for line in found]
+def gaps(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(kind, reason, what) of everything in a report's rows that has no figures."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key in ("skipped", "failed"):
+            yield key, " ".join(value.split()), name
+        elif key not in ("systems", "runs"):
+            yield from gaps(value, f"{name}, {key}" if name else key)
+        else:
+            for system, record in value.items():
+                yield from gaps(record, f"{name}, {system}")
+
+
+def missing(rows: dict[str, Any]) -> str:
+    """Every reason with all that it kept from being measured."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind, reason, what in gaps(rows):
+        found.setdefault((kind, reason), []).append(what)
+    lines = [f"* {'; '.join(what)}: {kind}, {reason}" for (kind, reason), what in found.items()]
+    return "\n".join(["Not measured:", "", *lines]) if lines else ""
 
 
 def text(report: Report) -> str:
     """Markdown: every table, the limits, the machine, and what could not be measured."""
     rows = report["rows"]
-    tables = [TABLES[name](report, rows[name]) for name in TABLES if measured({name: rows.get(name, {})})]
-    parts = [*filter(None, tables), limit_line(report), machine_line(report)]
-    gaps = missing(rows)
-    return "\n\n".join(parts + (["Not measured:", "\n".join(gaps)] if gaps else []))
+    tables = [
+        TABLES[name](report, rows[name]) for name in TABLES if name in rows and measured({name: rows[name]})
+    ]
+    return "\n\n".join(filter(None, [*tables, limit_line(report), machine_line(report), missing(rows)]))
 
 
-def newest() -> Report:
-    """The newest report of a whole run, which is the one behind the README."""
-    reports = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
-    return max((r for r in reports if r["whole"]), key=lambda r: str(r["date"]))
+def newest() -> Path:
+    """The newest report of a whole run."""
+    reports = [(json.loads(path.read_text()), path) for path in RESULTS.glob("*.json")]
+    return max((str(report["date"]), path) for report, path in reports if report["whole"])[1]
 
 
-def with_table(readme: str, report: Report) -> str:
-    """The README with the report's tables between its two marks."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise Failed(f"README.md needs one {BEGIN} and one {END}")
-    block = f"{BEGIN}\n{text(report)}\n{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.S)
+def with_table(readme: str, name: str) -> str:
+    """The README with the tables of bench/results/NAME between its two marks."""
+    pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
+    report = json.loads((RESULTS / name).read_text())
+    found, count = re.subn(pattern, lambda _: BLOCK.format(name, text(report)), readme, flags=re.S)
+    if count != 1:
+        raise Failed(f"README.md needs one block {BLOCK.format('FILE', '...')!r}")
+    return found
 
 
 def write_readme(path: Path = ROOT / "README.md") -> None:
-    path.write_text(with_table(path.read_text(encoding="utf-8"), newest()), encoding="utf-8")
+    path.write_text(with_table(path.read_text(encoding="utf-8"), newest().name), encoding="utf-8")
