@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from bench_process import TUNED, Call, Process, Skip, measured, not_measured, say, take_turns
+from bench_process import TUNED, Call, Process, Skip, check_agree, measured, not_measured, say, take_turns
 
 SHAPES = [
     (768, 2304),
@@ -28,6 +28,7 @@ SHAPES = [
 ]  # (C, OC) of d12: the last is the head
 ROWS = [256, 1024, 4096]  # M = B*T
 QUICK_SHAPES, QUICK_ROWS = [(32, 96), (64, 128)], [16]
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of results; the others write bf16
 PRODUCTS = ["fwd", "dgrad", "wgrad"]
 SYSTEMS = {
     "fp32": ["pyllmc", "onednn", "openblas", "mkl"],
@@ -68,18 +69,31 @@ def pointer(x: np.ndarray) -> Any:
 
 def our_product(kernels: tuple[Any, Any], product: str, M: int, C: int, OC: int) -> Call:
     table, context = kernels
-    x, w, b, y = (random_array(*shape) for shape in ((M, C), (OC, C), (OC,), (M, OC)))
+    x, w, y = (random_array(*shape) for shape in ((M, C), (OC, C), (M, OC)))
+    b = np.zeros(OC, np.float32)
     entry, arrays = {
         "fwd": (table.matmul_forward, (y, x, w, b)),
         "dgrad": (table.matmul_backward_input, (x, y, w)),
         "wgrad": (table.matmul_backward_weight, (w, b, y, x)),
     }[product]
+    arrays[0].fill(0)  # the result: gradients of weights are added to it
     pointers = [pointer(a) for a in arrays]
-    return lambda: (entry(context, *pointers, 1, M, C, OC), arrays) and None  # holds the arrays, too
+
+    def call() -> Call:
+        entry(context, *pointers, 1, M, C, OC)
+        return lambda: sample(arrays[0])  # which also keeps the arrays alive
+
+    return call
+
+
+def sample(out: Any) -> list[float]:
+    """A few numbers of a result: every system must find the same."""
+    return [float(value) for value in out[1, :8]]
 
 
 def random_array(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    """Normal numbers; in large arrays they recur after a million, for the sake of time."""
+    return np.resize(np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32), shape)
 
 
 def operands(
@@ -97,7 +111,12 @@ def numpy_product(product: str, M: int, C: int, OC: int) -> Call:
     first, second, how = operands(product, M, C, OC)
     a, b = (x.T if h == "t" else x for x, h in zip((random_array(*first), random_array(*second)), how))
     out = np.zeros((a.shape[0], b.shape[1]), np.float32)
-    return lambda: np.matmul(a, b, out=out) is None
+
+    def call() -> Call:
+        np.matmul(a, b, out=out)
+        return lambda: sample(out)
+
+    return call
 
 
 def torch_operands(product: str, M: int, C: int, OC: int) -> tuple[Any, Any]:
@@ -114,7 +133,12 @@ def mm_product(dtype: str, product: str, M: int, C: int, OC: int) -> Call:
 
     a, b = (x.to(getattr(torch, dtype)) for x in torch_operands(product, M, C, OC))
     out = a.new_zeros(a.shape[0], b.shape[1])
-    return lambda: torch.mm(a, b, out=out) is None
+
+    def call() -> Call:
+        torch.mm(a, b, out=out)
+        return lambda: sample(out)
+
+    return call
 
 
 def linear_product(product: str, M: int, C: int, OC: int) -> Call:
@@ -123,8 +147,12 @@ def linear_product(product: str, M: int, C: int, OC: int) -> Call:
 
     a, b = torch_operands(product, M, C, OC)
     a, bt = a.contiguous(), b.T  # (n, k), (m, k)
-    linear = torch.ops.mkldnn._linear_pointwise
-    return lambda: linear(a, bt, None, "none", [], "") is None
+
+    def call() -> Call:
+        out = torch.ops.mkldnn._linear_pointwise(a, bt, None, "none", [], "")
+        return lambda: sample(out)
+
+    return call
 
 
 def openblas_core() -> str:
@@ -223,8 +251,10 @@ def measure(precision: str, rounds: int, threads: int, quick: bool = False) -> d
         for C, OC in QUICK_SHAPES if quick else SHAPES:
             for product in PRODUCTS:
                 request = {"product": product, "M": M, "C": C, "OC": OC}
-                ms = take_turns(processes, rounds, warm=1, seconds=0 if quick else 0.05, **request)
-                found[f"{product} {M} {C} {OC}"] = ms
+                name = f"{product} {M} {C} {OC}"
+                values = {system: process.ask(**request)["value"] for system, process in processes.items()}
+                check_agree(f"gemm {precision} {name}", values, TOLERANCE[precision])
+                found[name] = ms = take_turns(processes, rounds, seconds=0 if quick else 0.05, **request)
                 medians = ", ".join(f"{name} {statistics.median(x):.2f}" for name, x in ms.items())
                 say(f"  gemm {precision} {product} M={M} {C}x{OC}: {medians} ms")
     for process in processes.values():
