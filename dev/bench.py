@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     rounds: int
     threads: int
     quick: bool
+    shapes: str  # of the row gemm
     plot: Path  # where the growth is drawn
 
 
@@ -59,9 +60,10 @@ def small(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
 def memory(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
     """Of the longest cases of the row steps: from its processes if they have run, else from some of their own."""
     cases = bench_steps.QUICK if plan.quick else [case for case in bench_steps.STEPS if case.T == 1024]
-    found = done.get("steps") or bench_steps.measure_cases(
-        cases, 1, plan.threads, ["eager"] if plan.quick else bench_steps.TORCH
-    )
+    found = done.get("steps", {})
+    if not all(case.name in found for case in cases):
+        systems = ["eager"] if plan.quick else bench_steps.TORCH
+        found = bench_steps.measure_cases(cases, 1, plan.threads, systems)
     peaks: dict[str, Any] = {}
     for case in cases:
         systems = found[case.name].get("systems", {})
@@ -73,22 +75,25 @@ def memory(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
     return peaks
 
 
-def per_precision(measure: Callable[..., dict[str, Any]], plan: Plan) -> dict[str, Any]:
+def per_precision(measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for precision in ("fp32", "bf16"):
         try:
-            found[precision] = measure(precision, plan.rounds, plan.threads, plan.quick)
+            found[precision] = measure(precision)
         except Skip as reason:
             found[precision] = not_measured(precision, reason)
     return found
 
 
 def gemm(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
-    return per_precision(bench_matmul.measure, plan)
+    shapes = "quick" if plan.quick else plan.shapes
+    return per_precision(lambda precision: bench_matmul.measure(precision, plan.rounds, plan.threads, shapes))
 
 
 def attention(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
-    return per_precision(bench_attention.measure, plan)
+    return per_precision(
+        lambda precision: bench_attention.measure(precision, plan.rounds, plan.threads, plan.quick)
+    )
 
 
 def generate(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
@@ -160,12 +165,8 @@ def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "command": "make bench" if len(sys.argv) == 1 else command,
         "commit": commit(),
-        "whole": not plan.quick and set(names) >= set(ROWS),
-        "machine": {
-            "cpu": bench_process.cpu_name(),
-            "isa": bench_process.isa_name(),
-            "system": platform.platform(),
-        },
+        "whole": not plan.quick and plan.shapes == "gpt2" and set(names) >= set(ROWS),
+        "machine": bench_process.machine(),
         "versions": versions(),
         "threads": plan.threads,
         "limits": limits,
@@ -188,8 +189,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", default=",".join(known), help="those to measure; limits are always [%(default)s]"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns that every system takes [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that every system takes [%(default)s]")
     parser.add_argument("--threads", type=int, default=0, help="0: the cores this process may use")
+    parser.add_argument(
+        "--shapes", default="gpt2", choices=bench_matmul.SHAPES, help="of the row gemm [%(default)s]"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every row still run?")
     parser.add_argument(
         "--out", type=Path, help="the report [bench/results/MACHINE-DATE.json; none with --quick]"
@@ -215,7 +219,7 @@ def main() -> int:
     plot = ROOT / "docs/growth.png"
     if a.quick or a.out:
         plot = (a.out or Path(tempfile.gettempdir()) / "bench").with_suffix(".png")
-    plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, plot)
+    plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, a.shapes, plot)
     report = make_report(a.rows, plan)
     print(bench_table.text(report))
     path = a.out or (None if a.quick else default_path(report))

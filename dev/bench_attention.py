@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_matmul import TOLERANCE, engine_kernels, pointer, random_array, sample
+from bench_matmul import TOLERANCE, Engine, random_array, sample
 from bench_process import TUNED, Call, Process, check_agree, measured, need, say, take_turns
 
 SIZES = {"B": 4, "T": 1024, "NH": 12, "hs": 64}
@@ -26,14 +26,15 @@ QUICK_LENGTHS, QUICK_WINDOW = [32, 64], 8
 
 def our_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: int, window: int) -> Call:
     C = NH * hs
-    table, context = engine_kernels(precision, threads, B, T, C, NH)
+    engine = Engine(precision, threads, B, T, C, NH)
     qkv, dqkv = random_array(B, T, 3 * C), np.zeros((B, T, 3 * C), np.float32)
     out, dout, lse = np.zeros((B, T, C), np.float32), random_array(B, T, C), np.zeros((B, NH, T), np.float32)
+    forward = engine.bind("attention_forward", (out, lse, qkv), B, T, C, NH, window)
+    backward = engine.bind("attention_backward", (dqkv, dout, out, lse, qkv), B, T, C, NH, window)
 
     def call() -> Call:
-        table.attention_forward(context, pointer(out), pointer(lse), pointer(qkv), B, T, C, NH, window)
-        gradients = [pointer(x) for x in (dqkv, dout, out, lse, qkv)]
-        table.attention_backward(context, *gradients, B, T, C, NH, window)
+        forward()
+        backward()
         return lambda: sample(out[0]) + sample(dqkv[0])
 
     return call

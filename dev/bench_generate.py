@@ -17,7 +17,7 @@ from bench_steps import config_of, engine_model, random_ids
 CASES = {  # what: (B, prompt, new)
     "256 tokens": (1, 1, 256),
     "prompt of 512": (1, 512, 1),
-    "batch 16": (16, 1, 64),
+    "batch 16": (16, 1, 32),
 }
 QUICK = {"256 tokens": (1, 1, 8), "prompt of 512": (1, 16, 1), "batch 16": (2, 1, 4)}
 PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # of the weights

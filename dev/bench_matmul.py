@@ -1,6 +1,7 @@
 """Matrix products alone: GPT-2's five shapes, forward, dgrad and wgrad, ours beside the libraries.
 
-    python dev/bench_matmul.py system=onednn precision=fp32 threads=2 turns=3
+    python dev/bench.py --rows gemm --shapes few
+    python dev/bench_matmul.py system=onednn precision=fp32 threads=2 product=wgrad M=256 C=768 OC=3072 turns=3
 
 Systems: pyllmc; onednn (PyTorch's linear as compiled models call it, and its bf16 mm), openblas (NumPy's), mkl (torch.mm).
 Ours adds the bias, sums gradients up and its bf16 reads and writes floats; the others get their operands in the layout and
@@ -13,21 +14,27 @@ import functools
 import os
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from bench_process import TUNED, Call, Process, Skip, check_agree, measured, not_measured, say, take_turns
 
-SHAPES = [
-    (768, 2304),
-    (768, 768),
-    (768, 3072),
-    (3072, 768),
-    (768, 50304),
-]  # (C, OC) of d12: the last is the head
-ROWS = [256, 1024, 4096]  # M = B*T
-QUICK_SHAPES, QUICK_ROWS = [(32, 96), (64, 128)], [16]
+SHAPES = {  # (M = B*T, C, OC); gpt2 are d12's five, the last of which is the head
+    "gpt2": [
+        (M, C, OC)
+        for M in (256, 1024, 4096)
+        for C, OC in ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50304))
+    ],
+    "demo": [(1280, C, OC) for C, OC in ((128, 384), (128, 128), (128, 512), (512, 128), (128, 896))],
+    "tiny": [(384, C, OC) for C, OC in ((48, 144), (48, 48), (48, 128), (48, 192), (192, 48))],
+    "few": [
+        (M, C, OC)
+        for M in (1, 2, 4, 8, 16, 32, 48, 64, 96)
+        for C, OC in ((768, 2304), (3072, 768), (768, 50304))
+    ],
+    "quick": [(16, 32, 96), (16, 64, 128)],
+}
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of results; the others write bf16
 PRODUCTS = ["fwd", "dgrad", "wgrad"]
 SYSTEMS = {
@@ -45,43 +52,45 @@ ENVIRONMENT = {
 # ---- inside the measured process ----
 
 
-def engine_kernels(precision: str, threads: int, B: int, T: int, C: int, NH: int) -> tuple[Any, Any]:
-    """(table, context) of the engine's kernels with scratch for these sizes; Skip if it has none of this precision."""
-    from pyllmc import _ffi
+class Engine:
+    """The engine's kernels with scratch for these sizes; Skip if it has none of this precision."""
 
-    ffi, lib = _ffi.ffi(), _ffi.load()
-    table = lib.llmc_kernels(ffi.NULL)
-    fields = {"threads": threads}
-    if precision != "fp32":
-        if "precision" not in dict(ffi.typeof("Context").fields):
-            raise Skip(f"the engine's kernels have no {precision} yet")
-        fields["precision"] = getattr(lib, f"LLMC_{precision.upper()}")
-    context = ffi.new("Context *", fields)
-    context.workspace = table.alloc(table.workspace_bytes(B, T, C, NH, 128, threads))
-    return table, context
+    def __init__(self, precision: str, threads: int, B: int, T: int, C: int, NH: int, Vp: int = 128) -> None:
+        from pyllmc import _ffi
+
+        self.ffi, lib = _ffi.ffi(), _ffi.load()
+        fields = {"threads": threads}
+        if precision != "fp32":
+            if "precision" not in dict(self.ffi.typeof("Context").fields):
+                raise Skip(f"the engine's kernels have no {precision} yet")
+            fields["precision"] = getattr(lib, f"LLMC_{precision.upper()}")
+        self.table = lib.llmc_kernels(self.ffi.NULL)
+        self.context = self.ffi.new("Context *", fields)
+        size = self.table.workspace_bytes(B, T, C, NH, Vp, threads)
+        self.scratch = self.ffi.gc(self.table.alloc(size), lambda memory: self.table.free(memory, size))
+        self.context.workspace = self.scratch
+
+    def bind(self, entry: str, arrays: Sequence[np.ndarray], *sizes: int) -> Call:
+        """A call of a kernel, which keeps the arrays and the scratch alive."""
+        kernel = getattr(self.table, entry)
+        pointers = [self.ffi.cast("float *", x.ctypes.data) for x in arrays]
+        return lambda: (kernel(self.context, *pointers, *sizes), arrays)
 
 
-def pointer(x: np.ndarray) -> Any:
-    from pyllmc import _ffi
-
-    return _ffi.ffi().cast("float *", x.ctypes.data)
-
-
-def our_product(kernels: tuple[Any, Any], product: str, M: int, C: int, OC: int) -> Call:
-    table, context = kernels
+def our_product(precision: str, threads: int, product: str, M: int, C: int, OC: int) -> Call:
     x, w, y = (random_array(*shape) for shape in ((M, C), (OC, C), (M, OC)))
     b = np.zeros(OC, np.float32)
     entry, arrays = {
-        "fwd": (table.matmul_forward, (y, x, w, b)),
-        "dgrad": (table.matmul_backward_input, (x, y, w)),
-        "wgrad": (table.matmul_backward_weight, (w, b, y, x)),
+        "fwd": ("matmul_forward", (y, x, w, b)),
+        "dgrad": ("matmul_backward_input", (x, y, w)),
+        "wgrad": ("matmul_backward_weight", (w, b, y, x)),
     }[product]
     arrays[0].fill(0)  # the result: gradients of weights are added to it
-    pointers = [pointer(a) for a in arrays]
+    kernel = Engine(precision, threads, 1, M, C, 1, max(OC, 128)).bind(entry, arrays, 1, M, C, OC)
 
     def call() -> Call:
-        entry(context, *pointers, 1, M, C, OC)
-        return lambda: sample(arrays[0])  # which also keeps the arrays alive
+        kernel()
+        return lambda: sample(arrays[0])
 
     return call
 
@@ -191,16 +200,18 @@ def peer(system: str, precision: str, threads: int) -> Callable[..., Call]:
     return lambda **request: mm_product("bfloat16", **request)
 
 
-def prepare(system: str, precision: str, threads: int) -> Callable[..., Call]:
-    """choose(product, M, C, OC); without a request, one small product; product "core": the name of OpenBLAS's core."""
+def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable[..., Call]:
+    """choose(product, M, C, OC), where the command line has not said so; product "core": the name of OpenBLAS's core."""
     make: Callable[..., Call]
     if system == "pyllmc":
-        make = functools.partial(our_product, engine_kernels(precision, threads, 1, 1, 1, 1))
+        Engine(precision, threads, 1, 1, 1, 1)  # or Skip
+        make = functools.partial(our_product, precision, threads)
     else:
         make = peer(system, precision, threads)
 
-    def choose(product: str = "fwd", M: int = 64, C: int = 768, OC: int = 768) -> Call:
-        return openblas_core if product == "core" else make(product=product, M=M, C=C, OC=OC)
+    def choose(**request: Any) -> Call:
+        wanted = {"product": "fwd", "M": 64, "C": 768, "OC": 768, **shape, **request}
+        return openblas_core if wanted["product"] == "core" else make(**wanted)
 
     return choose
 
@@ -243,20 +254,19 @@ def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[st
     return processes, notes
 
 
-def measure(precision: str, rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:
+def measure(precision: str, rounds: int, threads: int, shapes: str) -> dict[str, Any]:
     """Every repeat in ms by "product M C OC" and system."""
     processes, notes = start_all(precision, threads)
     found = {}
-    for M in QUICK_ROWS if quick else ROWS:
-        for C, OC in QUICK_SHAPES if quick else SHAPES:
-            for product in PRODUCTS:
-                request = {"product": product, "M": M, "C": C, "OC": OC}
-                name = f"{product} {M} {C} {OC}"
-                values = {system: process.ask(**request)["value"] for system, process in processes.items()}
-                check_agree(f"gemm {precision} {name}", values, TOLERANCE[precision])
-                found[name] = ms = take_turns(processes, rounds, seconds=0 if quick else 0.05, **request)
-                medians = ", ".join(f"{name} {statistics.median(x):.2f}" for name, x in ms.items())
-                say(f"  gemm {precision} {product} M={M} {C}x{OC}: {medians} ms")
+    for M, C, OC in SHAPES[shapes]:
+        for product in PRODUCTS:
+            name, request = f"{product} {M} {C} {OC}", {"product": product, "M": M, "C": C, "OC": OC}
+            values = {system: process.ask(**request)["value"] for system, process in processes.items()}
+            check_agree(f"gemm {precision} {name}", values, TOLERANCE[precision])
+            found[name] = take_turns(processes, rounds, seconds=0 if shapes == "quick" else 0.05, **request)
+            rates = {system: 2e-6 * M * C * OC / statistics.median(ms) for system, ms in found[name].items()}
+            text = ", ".join(f"{system} {rate:.0f}" for system, rate in rates.items())
+            say(f"  {precision} {product:5} M={M} {C}x{OC}, GFLOP/s: {text}")
     for process in processes.values():
         process.close()
     return {"runs": notes, "ms": found}

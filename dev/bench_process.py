@@ -235,3 +235,9 @@ def isa_name() -> str:
     from pyllmc import _ffi
 
     return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
+
+
+def machine() -> dict[str, Any]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gb": round(pages / 2**30, 1)}
+    return {**found, "isa": isa_name(), "system": platform.platform()}

@@ -181,7 +181,8 @@ def growth(report: Report, rows: dict[str, Any]) -> str:
     if "ms" not in rows:
         return ""
     grown = [f"{kind} as T^{exponent(of):.2f}" for kind, of in rows["ms"].items()]
-    return f"Attention grows: {', '.join(grown)} (window {rows['window']})."
+    plot = "![attention's time against T](docs/growth.png)\n\n" if report["whole"] else ""
+    return f"{plot}Attention, forward + backward, grows: {', '.join(grown)} (window {rows['window']})."
 
 
 TABLES: dict[str, Callable[[Report, Any], str]] = {
