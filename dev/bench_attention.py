@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from bench_matmul import TOLERANCE, Engine, random_array, sample
-from bench_process import TUNED, Call, Process, check_agree, measured, need, say, take_turns
+from bench_process import TUNED, Call, Process, check_agree, measured, need, one_of, say, take_turns
 
 SIZES = {"B": 4, "T": 1024, "NH": 12, "hs": 64}
 QUICK = {"B": 1, "T": 32, "NH": 2, "hs": 16}
@@ -62,6 +62,8 @@ def torch_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: i
 def prepare(
     system: str, precision: str, threads: int, B: int, T: int, NH: int, hs: int, window: int = 0
 ) -> Callable[..., Call]:
+    one_of("system", system, ("pyllmc", "torch"))
+    one_of("precision", precision, TOLERANCE)
     if system == "pyllmc":
         call = our_attention(precision, threads, B, T, NH, hs, window)
     else:

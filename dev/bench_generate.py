@@ -11,7 +11,19 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from bench_process import TUNED, Call, Failed, Process, Skip, measured, need, not_measured, say, take_turns
+from bench_process import (
+    TUNED,
+    Call,
+    Failed,
+    Process,
+    Skip,
+    measured,
+    need,
+    not_measured,
+    one_of,
+    say,
+    take_turns,
+)
 from bench_steps import config_of, engine_model, random_ids
 
 CASES = {  # what: (B, prompt, new)
@@ -78,6 +90,8 @@ def hf_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Cal
 def prepare(
     system: str, precision: str, threads: int, model: str, B: int, prompt: int, new: int
 ) -> Callable[..., Call]:
+    one_of("system", system, PRECISIONS)
+    one_of("precision", precision, PRECISIONS[system])
     c = config_of(model)
     make = our_generate if system == "pyllmc" else hf_generate
     call = make(c, precision, threads, random_ids(c.vocab_size, B, prompt - 1), new)

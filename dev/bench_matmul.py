@@ -18,7 +18,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from bench_process import TUNED, Call, Process, Skip, check_agree, measured, not_measured, say, take_turns
+from bench_process import (
+    TUNED,
+    Call,
+    Process,
+    Skip,
+    check_agree,
+    measured,
+    not_measured,
+    one_of,
+    say,
+    take_turns,
+)
 
 SHAPES = {  # (M = B*T, C, OC); gpt2 are d12's five, the last of which is the head
     "gpt2": [
@@ -202,6 +213,8 @@ def peer(system: str, precision: str, threads: int) -> Callable[..., Call]:
 
 def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable[..., Call]:
     """choose(product, M, C, OC), where the command line has not said so; product "core": the name of OpenBLAS's core."""
+    one_of("precision", precision, SYSTEMS)
+    one_of("system", system, SYSTEMS[precision])
     make: Callable[..., Call]
     if system == "pyllmc":
         Engine(precision, threads, 1, 1, 1, 1)  # or Skip

@@ -7,6 +7,7 @@ The bench keeps several such processes and asks them by turns, so that a busy mo
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -95,10 +96,22 @@ class Worker:
         return {"ms": ms, "value": value, "peak_mb": peak_mb()}
 
 
-def settings_of(words: Iterable[str]) -> dict[str, Any]:
-    """["B=4", "system=torch"] -> {"B": 4, "system": "torch"}"""
-    pairs = dict(word.split("=", 1) for word in words)
-    return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in pairs.items()}
+def settings_of(words: Iterable[str], prepare: Callable[..., Any]) -> tuple[dict[str, Any], int]:
+    """["B=4", "system=torch", "turns=2"] -> {"B": 4, "system": "torch"}, 2. SystemExit if prepare takes others."""
+    try:
+        pairs = dict(word.split("=", 1) for word in words)
+        settings = {k: int(v) if v.lstrip("-").isdigit() else v for k, v in pairs.items()}
+        turns = int(settings.pop("turns", 0))
+        inspect.signature(prepare).bind(**settings)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"{error}: words are key=value, keys {inspect.signature(prepare)}, turns") from None
+    return settings, turns
+
+
+def one_of(what: str, value: str, known: Iterable[str]) -> None:
+    """SystemExit if it is not."""
+    if value not in known:
+        raise SystemExit(f"{what}={value} is not one of {', '.join(known)}")
 
 
 def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
@@ -109,8 +122,7 @@ def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
     def tell(what: dict[str, Any]) -> None:
         out.write(json.dumps(what) + "\n")
 
-    settings = settings_of(sys.argv[1:])
-    turns = settings.pop("turns", 0)
+    settings, turns = settings_of(sys.argv[1:], prepare)
     try:
         worker = Worker(prepare(**settings))
     except Skip as reason:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, say
+from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, one_of, say
 
 from pyllmc import layout
 
@@ -123,6 +123,8 @@ def torch_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int
 
 
 def prepare(system: str, model: str, B: int, T: int, precision: str, threads: int) -> Callable[..., Call]:
+    one_of("system", system, ("pyllmc", *TORCH))
+    one_of("precision", precision, TOLERANCE)
     c = config_of(model)
     if system == "pyllmc":
         step = our_step(c, B, T, precision, threads)

@@ -156,6 +156,12 @@ def test_a_process_that_skips_or_breaks_says_why(tmp_path, monkeypatch):
         start(n=2)
 
 
+@pytest.mark.parametrize("words", [["n"], ["m=1"], ["n=1", "turns=x"]])
+def test_words_that_a_process_does_not_know_are_refused(words):
+    with pytest.raises(SystemExit, match="key=value"):
+        bench_process.settings_of(words, lambda n: None)
+
+
 class Told:
     def __init__(self, *losses):
         self.found = dict(enumerate(losses, 1))
