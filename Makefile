@@ -139,8 +139,8 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/clang-format -i $(C_FILES)
 C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch])
 
-bench: setup ## measure this engine, PyTorch and the machine's peak in one run
-	$(VENV)/python dev/bench.py
+bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
+	$(VENV)/python dev/bench.py $(BENCH)
 
 # leaks are not looked for: Python itself holds memory at exit
 asan: .venv/setup.done ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer

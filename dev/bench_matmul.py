@@ -1,148 +1,289 @@
-"""GFLOP/s of the engine's matmuls beside PyTorch's and the machine's peak, measured by turns.
+"""Matrix products alone: GPT-2's five shapes, forward, dgrad and wgrad, ours beside the libraries.
 
-    python dev/bench_matmul.py [--isa avx2] [--threads 2] [--shapes demo,gpt2] [--seconds 0.3]
+    python dev/bench.py --rows gemm --shapes few
+    python dev/bench_matmul.py system=onednn precision=fp32 threads=2 product=wgrad M=256 C=768 OC=3072 turns=3
 
-The peak is that of multiply-adds between registers, compiled here with `cc -march=native`.
+Systems: pyllmc; onednn (PyTorch's linear as compiled models call it, and its bf16 mm), openblas (NumPy's), mkl (torch.mm).
+Ours adds the bias, sums gradients up and its bf16 reads and writes floats; the others get their operands in the layout and
+type they like best and only multiply, so that nothing but the product is held against them.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import platform
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any, Callable
+import functools
+import os
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import torch
+from bench_process import (
+    TUNED,
+    Call,
+    Process,
+    Skip,
+    check_agree,
+    measured,
+    not_measured,
+    one_of,
+    say,
+    take_turns,
+)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from pyllmc import _ffi
-
-SHAPES = {  # (B*T, C, OC)
-    "demo": [
-        (M, C, OC)
-        for M in (1024, 2048)
-        for C, OC in ((128, 384), (128, 128), (128, 512), (512, 128), (128, 640))
-    ],
-    "tiny": [
-        (M, C, OC) for M in (64, 256) for C, OC in ((48, 144), (48, 48), (48, 10), (48, 192), (192, 48))
-    ],
+SHAPES = {  # (M = B*T, C, OC); gpt2 are d12's five, the last of which is the head
     "gpt2": [
-        (M, C, OC) for M in (256, 1024, 4096) for C, OC in ((768, 2304), (768, 768), (768, 3072), (3072, 768))
+        (M, C, OC)
+        for M in (256, 1024, 4096)
+        for C, OC in ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50304))
     ],
-    "head": [(M, 768, 50304) for M in (256, 1024)],
+    "demo": [(1280, C, OC) for C, OC in ((128, 384), (128, 128), (128, 512), (512, 128), (128, 896))],
+    "tiny": [(384, C, OC) for C, OC in ((48, 144), (48, 48), (48, 128), (48, 192), (192, 48))],
     "few": [
         (M, C, OC)
         for M in (1, 2, 4, 8, 16, 32, 48, 64, 96)
         for C, OC in ((768, 2304), (3072, 768), (768, 50304))
     ],
+    "quick": [(16, 32, 96), (16, 64, 128)],
+}
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of results; the others write bf16
+PRODUCTS = ["fwd", "dgrad", "wgrad"]
+SYSTEMS = {
+    "fp32": ["pyllmc", "onednn", "openblas", "mkl"],
+    "bf16": ["pyllmc", "onednn"],
+}
+ENVIRONMENT = {
+    "pyllmc": {},
+    "onednn": TUNED,
+    "mkl": TUNED,
+    "openblas": {"OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "SkylakeX")},
 }
 
-PEAK = """
-typedef float vf __attribute__((vector_size(%(bytes)d)));
-#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define START(i) vf c##i = x * (float)i;
-#define STEP(i) c##i = c##i * x + y; __asm__ volatile("" : "+%(letter)s"(c##i));
-#define SUM(i) s += c##i[0];
-float run(long n) {
-    vf x, y;
-    float s = 0;
-    for (int i = 0; i < %(bytes)d / 4; i++) x[i] = 0.999f, y[i] = 0.001f;
-    EACH(START)
-    for (long k = 0; k < n; k++) { EACH(STEP) }
-    EACH(SUM)
-    return s;
-}
-double now(void);
-double peak(int threads, long n) {
-    double t = now();
-    float sum = 0;
-    #pragma omp parallel num_threads(threads) reduction(+:sum)
-    sum += run(n);
-    t = now() - t;
-    return sum == 1 ? 0 : threads * (double)n * 12 * %(bytes)d / 4 * 2 / t * 1e-9;
-}
-#include <time.h>
-double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + 1e-9 * t.tv_nsec; }
-"""
+
+# ---- inside the measured process ----
 
 
-def peak_meter(threads: int) -> Callable[[], float]:
-    """A function that measures GFLOP/s of register-only multiply-adds for some milliseconds."""
-    wide = "avx512f" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    letter = "w" if platform.machine() == "aarch64" else "v" if wide else "x"
-    folder = tempfile.mkdtemp()
-    source = Path(folder, "peak.c")
-    source.write_text(PEAK % {"bytes": 64 if wide else 32 if letter == "x" else 16, "letter": letter})
-    command = ["cc", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC", "-o"]
-    subprocess.run([*command, f"{folder}/peak.so", str(source)], check=True)
-    peak = ctypes.CDLL(f"{folder}/peak.so").peak
-    peak.restype = ctypes.c_double
-    return lambda: peak(threads, ctypes.c_long(2_000_000))
+class Engine:
+    """The engine's kernels with scratch for these sizes; Skip if it has none of this precision."""
+
+    def __init__(self, precision: str, threads: int, B: int, T: int, C: int, NH: int, Vp: int = 128) -> None:
+        from pyllmc import _ffi
+
+        self.ffi, lib = _ffi.ffi(), _ffi.load()
+        fields = {"threads": threads}
+        if precision != "fp32":
+            if "precision" not in dict(self.ffi.typeof("Context").fields):
+                raise Skip(f"the engine's kernels have no {precision} yet")
+            fields["precision"] = getattr(lib, f"LLMC_{precision.upper()}")
+        self.table = lib.llmc_kernels(self.ffi.NULL)
+        self.context = self.ffi.new("Context *", fields)
+        size = self.table.workspace_bytes(B, T, C, NH, Vp, threads)
+        self.scratch = self.ffi.gc(self.table.alloc(size), lambda memory: self.table.free(memory, size))
+        self.context.workspace = self.scratch
+
+    def bind(self, entry: str, arrays: Sequence[np.ndarray], *sizes: int) -> Call:
+        """A call of a kernel, which keeps the arrays and the scratch alive."""
+        kernel = getattr(self.table, entry)
+        pointers = [self.ffi.cast("float *", x.ctypes.data) for x in arrays]
+        return lambda: (kernel(self.context, *pointers, *sizes), arrays)
 
 
-def compare(calls: list[Callable[[], object]], peak: Callable[[], float], seconds: float) -> list[float]:
-    """Median seconds of each call and the median peak, taking turns: a busy moment hits all of them."""
-    rows: list[list[float]] = []
-    start = time.perf_counter()
-    while len(rows) < 5 or (time.perf_counter() - start < seconds and len(rows) < 400):
-        row = []
-        for call in calls:
-            begin = time.perf_counter()
-            call()
-            row.append(time.perf_counter() - begin)
-        rows.append([*row, peak() if len(rows) % 4 == 0 else np.nan])
-    return list(np.nanmedian(np.array(rows[1:]), axis=0))
+def our_product(precision: str, threads: int, product: str, M: int, C: int, OC: int) -> Call:
+    x, w, y = (random_array(*shape) for shape in ((M, C), (OC, C), (M, OC)))
+    b = np.zeros(OC, np.float32)
+    entry, arrays = {
+        "fwd": ("matmul_forward", (y, x, w, b)),
+        "dgrad": ("matmul_backward_input", (x, y, w)),
+        "wgrad": ("matmul_backward_weight", (w, b, y, x)),
+    }[product]
+    arrays[0].fill(0)  # the result: gradients of weights are added to it
+    kernel = Engine(precision, threads, 1, M, C, 1, max(OC, 128)).bind(entry, arrays, 1, M, C, OC)
+
+    def call() -> Call:
+        kernel()
+        return lambda: sample(arrays[0])
+
+    return call
 
 
-def pairs(table: Any, context: Any, M: int, C: int, OC: int) -> dict[str, list[Callable[[], object]]]:
-    """Ours and PyTorch's call for each product of a linear layer."""
-    x, w, b, y = (torch.randn(*shape) for shape in ((M, C), (OC, C), (OC,), (M, OC)))
-    out, dx, dw, db = (torch.zeros_like(t) for t in (y, x, w, b))
+def sample(out: Any) -> list[float]:
+    """A few numbers of a result: every system must find the same."""
+    return [float(value) for value in out[1, :8]]
 
-    def ours(entry: Any, *tensors: torch.Tensor) -> Callable[[], object]:
-        pointers = [_ffi.ffi().cast("float *", t.data_ptr()) for t in tensors]
-        return lambda: (entry(context, *pointers, 1, M, C, OC), tensors)  # holds the tensors, too
 
+def random_array(*shape: int) -> np.ndarray:
+    """Normal numbers; in large arrays they recur after a million, for the sake of time."""
+    return np.resize(np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32), shape)
+
+
+def operands(
+    product: str, M: int, C: int, OC: int
+) -> tuple[tuple[int, int], tuple[int, int], tuple[str, str]]:
+    """Shapes of the stored operands and whether a product reads them as they are ("n") or transposed ("t")."""
     return {
-        "fwd": [ours(table.matmul_forward, out, x, w, b), lambda: torch.addmm(b, x, w.T, out=out)],
-        "dgrad": [ours(table.matmul_backward_input, dx, y, w), lambda: torch.mm(y, w, out=dx)],
-        "wgrad": [
-            ours(table.matmul_backward_weight, dw, db, y, x),
-            lambda: (dw.addmm_(y.T, x), db.add_(y.sum(0))),
-        ],
-    }
+        "fwd": ((M, C), (OC, C), ("n", "t")),
+        "dgrad": ((M, OC), (OC, C), ("n", "n")),
+        "wgrad": ((M, OC), (M, C), ("t", "n")),
+    }[product]
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--isa", default="", help="avx512, avx2, generic, neon; default: the best")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options.add_argument("--shapes", default="demo,gpt2", help=", ".join(SHAPES))
-    options.add_argument("--seconds", type=float, default=0.3, help="per figure")
-    a = options.parse_args()
-    torch.set_num_threads(a.threads)
-    ffi, lib, peak = _ffi.ffi(), _ffi.load(), peak_meter(a.threads)
-    table = lib.llmc_kernels(a.isa.encode())
-    if table == ffi.NULL:
-        raise SystemExit(_ffi.message(lib))
-    size = table.workspace_bytes(1, 1, 1, 1, 128, a.threads)
-    context = ffi.new("Context *", {"threads": a.threads, "workspace": table.alloc(size)})
-    print(f"{_ffi.text(table.name)}, {a.threads} threads; each: ours GFLOP/s, % of peak, x torch")
-    for name in a.shapes.split(","):
-        for M, C, OC in SHAPES[name]:
-            line = f"{name} M={M:<5}{C:4}x{OC:<6}"
-            for product, calls in pairs(table, context, M, C, OC).items():
-                ours, theirs, limit = compare(calls, peak, a.seconds)
-                rate = 2e-9 * M * C * OC / ours
-                line += f" {product} {rate:6.1f} {100 * rate / limit:3.0f}% {theirs / ours:5.2f}x "
-            print(line, flush=True)
+def numpy_product(product: str, M: int, C: int, OC: int) -> Call:
+    first, second, how = operands(product, M, C, OC)
+    a, b = (x.T if h == "t" else x for x, h in zip((random_array(*first), random_array(*second)), how))
+    out = np.zeros((a.shape[0], b.shape[1]), np.float32)
+
+    def call() -> Call:
+        np.matmul(a, b, out=out)
+        return lambda: sample(out)
+
+    return call
+
+
+def torch_operands(product: str, M: int, C: int, OC: int) -> tuple[Any, Any]:
+    import torch
+
+    first, second, how = operands(product, M, C, OC)
+    a, b = (torch.from_numpy(random_array(*shape)) for shape in (first, second))
+    return a.T if how[0] == "t" else a, b.T if how[1] == "t" else b
+
+
+def mm_product(dtype: str, product: str, M: int, C: int, OC: int) -> Call:
+    """torch.mm: MKL in fp32 (where PyTorch was built with it), oneDNN in bf16."""
+    import torch
+
+    a, b = (x.to(getattr(torch, dtype)) for x in torch_operands(product, M, C, OC))
+    out = a.new_zeros(a.shape[0], b.shape[1])
+
+    def call() -> Call:
+        torch.mm(a, b, out=out)
+        return lambda: sample(out)
+
+    return call
+
+
+def linear_product(product: str, M: int, C: int, OC: int) -> Call:
+    """oneDNN in fp32: a (rows of a) x (rows of b); a transposed operand is laid out beforehand, outside of the time."""
+    import torch
+
+    a, b = torch_operands(product, M, C, OC)
+    a, bt = a.contiguous(), b.T  # (n, k), (m, k)
+
+    def call() -> Call:
+        out = torch.ops.mkldnn._linear_pointwise(a, bt, None, "none", [], "")
+        return lambda: sample(out)
+
+    return call
+
+
+def openblas_core() -> str:
+    """The core type that NumPy's OpenBLAS took; Skip if NumPy's library is another one."""
+    import ctypes
+
+    maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
+    path = re.search(r"\S*openblas\S*\.so\S*", maps)
+    if not path:
+        raise Skip("NumPy does not use OpenBLAS here")
+    library = ctypes.CDLL(path[0])
+    for name in ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename"):
+        if hasattr(library, name):
+            entry = getattr(library, name)
+            entry.restype = ctypes.c_char_p
+            return str(entry().decode())
+    return "unknown"
+
+
+def peer(system: str, precision: str, threads: int) -> Callable[..., Call]:
+    if system == "openblas":
+        openblas_core()
+        return numpy_product
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    if system == "mkl":
+        if not torch.backends.mkl.is_available():
+            raise Skip("this PyTorch was built without MKL")
+        return lambda **request: mm_product("float32", **request)
+    if not torch.backends.mkldnn.is_available():
+        raise Skip("this PyTorch was built without oneDNN")
+    if precision == "fp32":
+        return linear_product
+    return lambda **request: mm_product("bfloat16", **request)
+
+
+def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable[..., Call]:
+    """choose(product, M, C, OC), where the command line has not said so; product "core": the name of OpenBLAS's core."""
+    one_of("precision", precision, SYSTEMS)
+    one_of("system", system, SYSTEMS[precision])
+    make: Callable[..., Call]
+    if system == "pyllmc":
+        Engine(precision, threads, 1, 1, 1, 1)  # or Skip
+        make = functools.partial(our_product, precision, threads)
+    else:
+        make = peer(system, precision, threads)
+
+    def choose(**request: Any) -> Call:
+        wanted = {"product": "fwd", "M": 64, "C": 768, "OC": 768, **shape, **request}
+        return openblas_core if wanted["product"] == "core" else make(**wanted)
+
+    return choose
+
+
+# ---- in the bench ----
+
+
+def implementation(system: str, precision: str, threads: int) -> str:
+    """What truly runs: oneDNN's primitive as ONEDNN_VERBOSE tells, OpenBLAS's core type. Skip if it is not that library."""
+    if system not in ("onednn", "openblas"):
+        return ""
+    with start(system, precision, threads, ONEDNN_VERBOSE="1") as process:
+        if system == "openblas":
+            return str(process.ask(product="core")["value"])
+        process.ask()
+        found = re.findall(r"exec,cpu,(?:matmul|inner_product),([^,]+),", process.printed())
+    if not found:
+        raise Skip(f"PyTorch does not call oneDNN for {precision} here")
+    return str(found[-1])
+
+
+def start(system: str, precision: str, threads: int, **environment: str) -> Process:
+    counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment = {**ENVIRONMENT[system], **counts, **environment}
+    return Process("bench_matmul.py", environment, system=system, precision=precision, threads=threads)
+
+
+def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[str, Any]]:
+    """The processes of the systems there are, and what each of them runs, or why it does not."""
+    processes: dict[str, Process] = {}
+    notes: dict[str, Any] = {}
+    for system in SYSTEMS[precision]:
+        try:
+            notes[system] = implementation(system, precision, threads)
+            processes[system] = start(system, precision, threads)
+        except Skip as reason:
+            if system == "pyllmc":
+                raise
+            notes[system] = not_measured(f"gemm {precision}, {system}", reason)
+    return processes, notes
+
+
+def measure(precision: str, rounds: int, threads: int, shapes: str) -> dict[str, Any]:
+    """Every repeat in ms by "product M C OC" and system."""
+    processes, notes = start_all(precision, threads)
+    found = {}
+    for M, C, OC in SHAPES[shapes]:
+        for product in PRODUCTS:
+            name, request = f"{product} {M} {C} {OC}", {"product": product, "M": M, "C": C, "OC": OC}
+            values = {system: process.ask(**request)["value"] for system, process in processes.items()}
+            check_agree(f"gemm {precision} {name}", values, TOLERANCE[precision])
+            found[name] = take_turns(processes, rounds, seconds=0 if shapes == "quick" else 0.05, **request)
+            rates = {system: 2e-6 * M * C * OC / statistics.median(ms) for system, ms in found[name].items()}
+            text = ", ".join(f"{system} {rate:.0f}" for system, rate in rates.items())
+            say(f"  {precision} {product:5} M={M} {C}x{OC}, GFLOP/s: {text}")
+    for process in processes.values():
+        process.close()
+    return {"runs": notes, "ms": found}
 
 
 if __name__ == "__main__":
-    main()
+    measured(prepare)

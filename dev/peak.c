@@ -1,6 +1,7 @@
-/* The machine's limits, measured with nothing in the way: multiply-adds that never leave the registers (GFLOP/s), and
- * reading memory (GB/s). Prints both for the number of threads given. Built with -march=native by dev/bench.py. */
-#include <omp.h>
+/* The machine's limits, measured with nothing in the way: multiply-adds that never leave the registers, in fp32 and,
+ * where there is VDPBF16PS, in bf16 (GFLOP/s); reading memory, and updating it in place (GB/s, what is read plus what is
+ * written). `peak THREADS MIB REPEATS MILLIONS` prints "name value" lines. Built with -march=native by
+ * dev/bench_limits.py; a vector, not a scalar, is what every loop works on, so that -O3 needs no leave to reorder. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -12,7 +13,7 @@
 #else
 #define VL 4
 #endif
-enum { CHAINS = 12, READ_FLOATS = 1 << 26 };
+enum { CHAINS = 12 }; /* independent sums: more than latency times issue width */
 typedef float vf __attribute__((vector_size(VL * 4)));
 
 static double now(void) {
@@ -21,44 +22,86 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static float multiply_add(long rounds) {
-    vf c[CHAINS], a, b;
-    for (int i = 0; i < VL; i++) a[i] = 0.999f, b[i] = 1e-3f;
-    for (int j = 0; j < CHAINS; j++) c[j] = a * (float)j;
-    for (long k = 0; k < rounds; k++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) c[j] = c[j] * a + b;
-    }
+static float sum_of(const vf *c, int n) {
     float sum = 0;
-    for (int j = 0; j < CHAINS; j++) sum += c[j][0];
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < VL; i++) sum += c[j][i];
     return sum;
 }
 
-static double flops(int threads) {
-    const long rounds = 8000000;
+/* c0 .. c11, each a chain of dependent steps that stays in its register */
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define START(i) vf c##i = a * (float)i;
+#define END(i) c##i,
+#define LOOP(name, STEP)                                    \
+    static float name(long rounds) {                        \
+        const vf a = (vf){0} + 0.999f, b = (vf){0} + 1e-3f; \
+        EACH(START)                                         \
+        for (long k = 0; k < rounds; k++) {                 \
+            EACH(STEP)                                      \
+        }                                                   \
+        const vf c[] = {EACH(END)};                         \
+        return sum_of(c, CHAINS) + b[0];                    \
+    }
+#define FMA(i) c##i = c##i * a + b;
+LOOP(fma_loop, FMA)
+#ifdef __AVX512BF16__
+#define DPBF16(i) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(c##i) : "v"(a));
+LOOP(bf16_loop, DPBF16)
+#endif
+
+/* GFLOP/s of a loop that does `flops` per round and chain */
+static double rate(float (*loop)(long), long rounds, double flops, int threads) {
     float sink = 0;
     const double start = now();
 #pragma omp parallel num_threads(threads) reduction(+ : sink)
-    sink += multiply_add(rounds);
+    sink += loop(rounds);
     const double seconds = now() - start;
-    return sink == 0.5f ? 0 : 2e-9 * VL * CHAINS * (double)rounds * threads / seconds;
+    return sink == 0.5f ? 0 : 1e-9 * flops * CHAINS * (double)rounds * threads / seconds;
 }
 
-static double bandwidth(const float *data, int threads) {
+static float read_part(const vf *data, long n) {
+    vf c[8] = {{0}};
+    for (long i = 0; i + 8 <= n; i += 8) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) c[j] += data[i + j];
+    }
+    return sum_of(c, 8);
+}
+
+static double read_rate(const vf *data, long part, int threads) {
     float sink = 0;
     const double start = now();
-#pragma omp parallel for simd num_threads(threads) reduction(+ : sink)
-    for (long i = 0; i < READ_FLOATS; i++) sink += data[i];
-    return sink == 0.5f ? 0 : 4e-9 * READ_FLOATS / (now() - start);
+#pragma omp parallel for num_threads(threads) reduction(+ : sink)
+    for (int t = 0; t < threads; t++) sink += read_part(data + t * part, part);
+    return sink == 0.5f ? 0 : 1e-9 * sizeof(vf) * (double)part * threads / (now() - start);
+}
+
+static double update_rate(vf *data, long part, int threads) {
+    const double start = now();
+#pragma omp parallel for num_threads(threads)
+    for (int t = 0; t < threads; t++)
+        for (long i = t * part; i < (t + 1) * part; i++) data[i] = data[i] * 0.999f;
+    return 2e-9 * sizeof(vf) * (double)part * threads / (now() - start);
 }
 
 int main(int argc, char **argv) {
-    const int threads = argc > 1 ? atoi(argv[1]) : 1, repeats = 7;
-    float *data = malloc(4l * READ_FLOATS);
-    if (!data) return 1;
+    if (argc != 5) return 2;
+    const int threads = atoi(argv[1]), repeats = atoi(argv[3]);
+    const long part = atol(argv[2]) * (1l << 20) / (long)sizeof(vf) / threads, rounds = atol(argv[4]) * 1000000;
+    vf *data = aligned_alloc(1 << 21, (size_t)atol(argv[2]) << 20);
+    if (!data || part < 8) return 1;
 #pragma omp parallel for num_threads(threads)
-    for (long i = 0; i < READ_FLOATS; i++) data[i] = (float)(i % 1000) * 1e-3f;
-    for (int i = 0; i < repeats; i++) printf("%.2f %.2f\n", flops(threads), bandwidth(data, threads));
+    for (int t = 0; t < threads; t++)
+        for (long i = t * part; i < (t + 1) * part; i++) data[i] = (vf){0} + 1.0f;
+    for (int i = 0; i < repeats; i++) {
+        printf("fma %.2f\n", rate(fma_loop, rounds, 2 * VL, threads));
+#ifdef __AVX512BF16__
+        printf("bf16 %.2f\n", rate(bf16_loop, rounds, 4 * VL, threads));
+#endif
+        printf("read %.2f\n", read_rate(data, part, threads));
+        printf("update %.2f\n", update_rate(data, part, threads));
+    }
     free(data);
     return 0;
 }

@@ -1,0 +1,132 @@
+"""What the machine can do, measured (dev/peak.c), and from it the roofline: the least time of a step or of a token."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_process import ROOT, Failed
+
+from pyllmc import layout
+from pyllmc.layout import GPTConfig
+
+Limits = dict[
+    str, dict[str, list[float]]
+]  # what: threads: every repeat; GFLOP/s of fma, bf16, GB/s of read, update
+
+
+def measure(counts: list[int], quick: bool = False) -> Limits:
+    """Every limit for each number of threads, several times."""
+    MIB, repeats, millions = (8, 1, 1) if quick else (512, 5, 6)
+    limits: Limits = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "peak")
+        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
+        command(["cc", *flags, str(ROOT / "dev/peak.c"), "-o", program])
+        for threads in sorted(set(counts)):
+            for line in command([program, *map(str, (threads, MIB, repeats, millions))]).splitlines():
+                what, value = line.split()
+                limits.setdefault(what, {}).setdefault(str(threads), []).append(float(value))
+    return limits
+
+
+def command(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{Path(words[0]).name}: exit {done.returncode} {done.stderr[-500:]}")
+    return done.stdout
+
+
+def add(limits: Limits, more: Limits) -> None:
+    """The repeats of another moment of the same run."""
+    for what, of_threads in more.items():
+        for threads, values in of_threads.items():
+            limits.setdefault(what, {}).setdefault(threads, []).extend(values)
+
+
+def best(limits: Limits, what: str, threads: int) -> float:
+    """A limit is what the machine can do, not what its neighbours leave: the best of the run, 0 if not measured.
+
+    bf16 without VDPBF16PS is computed by fp32 multiply-adds.
+    """
+    values = limits.get(what, {}).get(str(threads), [])
+    if not values and what == "bf16":
+        return best(limits, "fma", threads)
+    return max(values, default=0.0)
+
+
+def flops_peak(limits: Limits, precision: str, threads: int) -> float:
+    return best(limits, "fma" if precision == "fp32" else "bf16", threads)
+
+
+# ---- the roofline ----
+
+
+def visible(T: int, window: int) -> int:
+    """Pairs (query, key) of one causal head: sum over t of min(t + 1, window)."""
+    w = min(window or T, T)
+    return w * (w + 1) // 2 + (T - w) * w
+
+
+def parameters(c: GPTConfig) -> int:
+    """Elements, with the padding of V."""
+    return sum(row.size for row, _ in layout.parameters(c))
+
+
+def weights(c: GPTConfig) -> int:
+    """Elements of the matrices that every token is multiplied with; the head is the embedding."""
+    return sum(row.size for row, _ in layout.parameters(c) if len(row.shape) == 2 and row.name != "wpe")
+
+
+def attention_flops(c: GPTConfig, B: int, T: int) -> float:
+    """Forward 2 products over the visible pairs; backward 5, as the scores are computed again instead of kept."""
+    return sum(7 * 2.0 * B * c.n_embd * visible(T, c.window_of(layer)) for layer in range(c.n_layer))
+
+
+def step_flops(c: GPTConfig, B: int, T: int) -> float:
+    """Matrix products (forward 1, backward 2) and attention of an optimizer step; a multiply-add is 2."""
+    return 6.0 * B * T * weights(c) + attention_flops(c, B, T)
+
+
+def step_bytes(c: GPTConfig, B: int, T: int) -> float:
+    """What the rest of a step must read and write once, as floats.
+
+    AdamW: param, m, v read and written, gradient read, and read once more for its norm: 8. LayerNorm, 2L + 1 of them:
+    two inputs, residual and output forward, dout, residual, and dresidual twice backward: 8. GELU, 4C wide: pre and
+    output written forward; pre, gradient in and out backward: 5. Classifier: logits written, read, written as gradient: 3.
+    """
+    C, L = c.n_embd, c.n_layer
+    per_token = 8 * (2 * L + 1) * C + 5 * L * 4 * C + 3 * c.padded_vocab_size
+    return 4.0 * (8 * parameters(c) + B * T * per_token)
+
+
+def step_floor(c: GPTConfig, B: int, T: int, precision: str, limits: Limits, threads: int) -> float:
+    """ms of a whole optimizer step at the measured limits: its FLOPs, then its bytes."""
+    flops = step_flops(c, B, T) / flops_peak(limits, precision, threads)
+    return 1e-6 * (flops + step_bytes(c, B, T) / best(limits, "update", threads))
+
+
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def pass_floor(
+    c: GPTConfig, B: int, past: int, n: int, precision: str, limits: Limits, threads: int
+) -> float:
+    """ms to append n tokens to B sequences of `past`, and the logits of the last: FLOPs or bytes, whichever is longer.
+
+    Bytes: the weights once, and the cached keys and values, which are floats.
+    """
+    C, L = c.n_embd, c.n_layer
+    pairs = n * past + n * (n + 1) // 2
+    head = c.padded_vocab_size * C
+    flops = 2.0 * B * ((weights(c) - head) * n + head + 2 * L * C * pairs)
+    size = float(BYTES[precision]) * weights(c) + 8.0 * B * L * C * (past + n)
+    return 1e-6 * max(flops / flops_peak(limits, precision, threads), size / best(limits, "read", threads))
+
+
+def generate_floor(c: GPTConfig, s: dict[str, Any], limits: Limits, threads: int) -> float:
+    """ms of a prompt and the tokens that follow, one at a time."""
+    sizes = [(0, s["prompt"]), *((s["prompt"] + i, 1) for i in range(s["new"] - 1))]
+    return sum(pass_floor(c, s["B"], past, n, s["precision"], limits, threads) for past, n in sizes)

@@ -1,0 +1,255 @@
+"""A measured process of make bench: one system, alone with its memory and its threads, that runs calls when it is asked.
+
+A script ends with `measured(prepare)`; prepare(**settings) gets the key=value words of the command line, sets up once and
+returns choose(**request), which returns the call to time. Alone: `python dev/bench_steps.py system=pyllmc ... turns=3`.
+The bench keeps several such processes and asks them by turns, so that a busy moment of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # pyllmc and train_gpt2 of this checkout
+
+TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+PAUSE = 0.02  # seconds between turns: the threads of the last one stop spinning
+Call = Callable[[], Any]
+
+
+class Skip(Exception):
+    """A measurement that cannot be made here; the message says why."""
+
+
+class Failed(Exception):
+    """A measured process that broke, or figures that contradict each other."""
+
+
+def need(module: str, extra: str) -> Any:
+    """An optional package, or Skip with the remedy."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Skip(f"{error}: pip install 'pyllmc[{extra}]'") from None
+
+
+# ---- inside the measured process ----
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, MB. VmHWM, as ru_maxrss also remembers what it was forked from."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def timed(call: Call, calls: int, seconds: float) -> tuple[list[float], Any]:
+    """Milliseconds of each of at least `calls` calls that last at least `seconds`; what the last one returned."""
+    ms: list[float] = []
+    begin = time.perf_counter()
+    value = None
+    while len(ms) < calls or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        value = call()
+        ms.append((time.perf_counter() - start) * 1e3)
+    return ms, value
+
+
+class Worker:
+    """Answers requests. The call of a request is kept for the next turn, until another is asked for."""
+
+    def __init__(self, choose: Callable[..., Call]) -> None:
+        self.choose = choose
+        self.what: dict[str, Any] | None = None
+        self.call: Call | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """calls, seconds: at least so many, so long; warm: so many more before a request's first turn."""
+        usual = (("calls", 1), ("seconds", 0), ("warm", 0))
+        calls, seconds, warm = (request.pop(key, default) for key, default in usual)
+        if self.call is None or self.what != request:
+            self.call = None  # its memory goes first
+            self.what, self.call = request, self.choose(**request)
+            for _ in range(warm):
+                self.call()
+        ms, value = timed(self.call, calls, seconds)
+        value = value() if callable(value) else value  # what takes time to sum up is summed up here
+        return {"ms": ms, "value": value, "peak_mb": peak_mb()}
+
+
+def settings_of(words: Iterable[str], prepare: Callable[..., Any]) -> tuple[dict[str, Any], int]:
+    """["B=4", "system=torch", "turns=2"] -> {"B": 4, "system": "torch"}, 2. SystemExit if prepare takes others."""
+    try:
+        pairs = dict(word.split("=", 1) for word in words)
+        settings = {k: int(v) if v.lstrip("-").isdigit() else v for k, v in pairs.items()}
+        turns = int(settings.pop("turns", 0))
+        inspect.signature(prepare).bind(**settings)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"{error}: words are key=value, keys {inspect.signature(prepare)}, turns") from None
+    return settings, turns
+
+
+def one_of(what: str, value: str, known: Iterable[str]) -> None:
+    """SystemExit if it is not."""
+    if value not in known:
+        raise SystemExit(f"{what}={value} is not one of {', '.join(known)}")
+
+
+def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
+    """The main of a measured process: JSON requests on stdin, answers on stdout; or turns=N of them on its own."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else is printed is no answer
+
+    def tell(what: dict[str, Any]) -> None:
+        out.write(json.dumps(what) + "\n")
+
+    settings, turns = settings_of(sys.argv[1:], prepare)
+    try:
+        worker = Worker(prepare(**settings))
+    except Skip as reason:
+        tell({"skipped": str(reason)})
+        return
+    tell({"ready": peak_mb()})
+    for request in ({} for _ in range(turns)) if turns else map(json.loads, sys.stdin):
+        try:
+            tell(worker.answer(request))
+        except Skip as reason:
+            tell({"skipped": str(reason)})
+
+
+# ---- in the bench ----
+
+
+class Process:
+    """A measured process, ready to be asked. Raises Skip with its reason, Failed with the end of what it printed."""
+
+    def __init__(self, script: str, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+        self.name = " ".join([script, *(f"{key}={value}" for key, value in settings.items())])
+        self.errors = tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen(
+            [sys.executable, str(ROOT / "dev" / script), *self.name.split()[1:]],
+            env={**os.environ, **(environment or {})},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        try:
+            self.read()
+        except (Skip, Failed):
+            self.close()
+            raise
+
+    def read(self) -> dict[str, Any]:
+        assert self.child.stdout
+        line = self.child.stdout.readline()
+        if not line:
+            raise Failed(f"python dev/{self.name}: exit {self.child.wait()}\n{self.printed()[-2000:]}")
+        found = dict(json.loads(line))
+        if "skipped" in found:
+            raise Skip(found["skipped"])
+        return found
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """{"ms": [...], "value": what the call returned, "peak_mb": so far}. calls, seconds, warm: how often."""
+        assert self.child.stdin
+        time.sleep(PAUSE)
+        try:
+            self.child.stdin.write(json.dumps(request) + "\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:
+            pass  # reading tells why
+        return self.read()
+
+    def printed(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def close(self) -> None:
+        try:
+            self.child.communicate()
+        finally:
+            self.errors.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def take_turns(systems: Mapping[str, Process], rounds: int, **request: Any) -> dict[str, list[float]]:
+    """Milliseconds of every call of every system, asked one after the other, `rounds` times."""
+    ms: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, process in systems.items():
+            ms[name] += process.ask(**request)["ms"]
+    return ms
+
+
+def check_agree(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> None:
+    """Every system's numbers must be ours, within tolerance times the largest of them: else no time counts."""
+    ours = values["pyllmc"]
+    allowed = tolerance * max(map(abs, ours))
+    if not all(abs(a - b) <= allowed for other in values.values() for a, b in zip(ours, other)):
+        raise Failed(f"{what}: results differ: {dict(values)}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def not_measured(what: str, reason: Exception) -> dict[str, str]:
+    """What stands in the report in place of figures."""
+    kind = "skipped" if isinstance(reason, Skip) else "failed"
+    say(f"  {what}: {kind}, {reason}")
+    return {kind: str(reason)}
+
+
+# ---- the machine ----
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def default_threads() -> int:
+    from pyllmc import _ffi
+
+    return int(_ffi.load().llmc_default_threads())
+
+
+def isa_name() -> str:
+    from pyllmc import _ffi
+
+    return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
+
+
+def machine() -> dict[str, Any]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gb": round(pages / 2**30, 1)}
+    return {**found, "isa": isa_name(), "system": platform.platform()}

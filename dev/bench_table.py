@@ -1,0 +1,271 @@
+"""From a report of the bench to the tables that are printed and that the README shows: nothing here is measured.
+
+A report's ratios are those of medians; a share is the roofline's time over the median.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bench_limits as limits
+from bench_attention import exponent
+from bench_process import ROOT, Failed
+from bench_steps import config_of
+
+RESULTS = ROOT / "bench/results"
+BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"  # in the README: the report's file, its tables
+Report = dict[str, Any]
+median = statistics.median
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ms_text(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 10 else f"{ms:.2f} ms"
+
+
+def share(floor: float, ms: float) -> str:
+    return f"{floor / ms:.0%}" if floor else "–"
+
+
+def times(ratio: float) -> str:
+    return f"**{ratio:.2f}×**"
+
+
+def medians(systems: dict[str, Any]) -> dict[str, float]:
+    """ms of every system that has been measured."""
+    return {name: median(record["ms"]) for name, record in systems.items() if record.get("ms")}
+
+
+def best_peer(ms: dict[str, float], peers: Iterable[str]) -> str:
+    """The fastest of the peers there are, "" if there is none."""
+    return min((name for name in peers if name in ms), key=ms.__getitem__, default="")
+
+
+def measured(rows: dict[str, Any]) -> dict[str, Any]:
+    """Without what was skipped."""
+    return {name: row for name, row in rows.items() if "skipped" not in row and "failed" not in row}
+
+
+# ---- one function for each row of the bench: its table, or "" ----
+
+
+def steps(report: Report, rows: dict[str, Any]) -> str:
+    lines = []
+    for name, case in measured(rows).items():
+        ms = medians(case["systems"])
+        ours, peer = ms["pyllmc"], best_peer(ms, ("eager", "compile"))
+        floor = step_floor(report, case)
+        speed = f"{case['B'] * case['T'] / ours * 1e3:,.0f} tok/s"
+        lines.append(
+            [
+                name,
+                ms_text(floor) if floor else "–",
+                f"{ms_text(ours)}, {speed}",
+                f"{ms_text(ms[peer])} ({peer})",
+            ]
+            + [times(ms[peer] / ours), f"{share(floor, ours)} / {share(floor, ms[peer])}"]
+        )
+    head = [
+        "whole step",
+        "roofline",
+        "pyllmc",
+        "PyTorch, the better",
+        "ratio",
+        "share of roofline, ours / its",
+    ]
+    return markdown(head, lines) if lines else ""
+
+
+def step_floor(report: Report, case: dict[str, Any]) -> float:
+    """ms; 0 if the report lacks a limit that it needs."""
+    if not limits.best(report["limits"], "update", report["threads"]):
+        return 0.0
+    sizes = (case["B"], case["T"], case["precision"])
+    return limits.step_floor(config_of(case["model"]), *sizes, report["limits"], report["threads"])
+
+
+def gemm(report: Report, rows: dict[str, Any]) -> str:
+    """Of each M and product: the geometric mean over the shapes, and the worst of them."""
+    lines = []
+    for precision, found in measured(rows).items():
+        groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for name, ms in found["ms"].items():
+            product, M, C, OC = name.split()
+            pair = product_ratio(report, precision, int(M) * int(C) * int(OC), ms)
+            groups.setdefault(M, {}).setdefault(product, []).append(pair)
+        for M, products in groups.items():
+            lines.append([f"{precision}, M={M}", *(gemm_cell(pairs) for pairs in products.values())])
+    head = ["matrix product", "forward", "dgrad", "wgrad"]
+    return markdown(head, lines) if lines else ""
+
+
+def product_ratio(
+    report: Report, precision: str, size: int, ms: dict[str, list[float]]
+) -> tuple[float, float]:
+    """(our share of the peak, the best library's time over ours; nan without one)"""
+    of = {name: median(values) for name, values in ms.items()}
+    peer = best_peer(of, ("onednn", "openblas"))
+    peak = limits.flops_peak(report["limits"], precision, report["threads"])
+    return 2e-6 * size / of["pyllmc"] / peak, of[peer] / of["pyllmc"] if peer else math.nan
+
+
+def gemm_cell(pairs: list[tuple[float, float]]) -> str:
+    shares, ratios = zip(*pairs)
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return f"{sum(shares) / len(shares):.0%} of peak, {times(mean)} (worst {min(ratios):.2f}×)"
+
+
+def attention(report: Report, rows: dict[str, Any]) -> str:
+    lines = []
+    for precision, case in measured(rows).items():
+        ms = {name: median(values) for name, values in case["ms"].items()}
+        pairs = limits.visible(case["T"], 0)
+        flops = 7 * 2.0 * case["B"] * case["NH"] * case["hs"] * pairs
+        floor = 1e-6 * flops / limits.flops_peak(report["limits"], precision, report["threads"])
+        name = f"B={case['B']} T={case['T']} NH={case['NH']} {precision}"
+        line = [name, ms_text(ms["pyllmc"]), ms_text(ms["torch"]), times(ms["torch"] / ms["pyllmc"])]
+        lines.append([*line, f"{share(floor, ms['pyllmc'])} / {share(floor, ms['torch'])}"])
+    head = ["attention, forward + backward", "pyllmc", "PyTorch flash", "ratio", "share of peak, ours / its"]
+    return markdown(head, lines) if lines else ""
+
+
+def generate(report: Report, rows: dict[str, Any]) -> str:
+    lines = []
+    for name, case in measured(rows).items():
+        ms = {system: median(values) for system, values in case["ms"].items()}
+        floor = limits.generate_floor(config_of(case["model"]), case, report["limits"], report["threads"])
+        tokens = case["B"] * (case["new"] if case["new"] > 1 else case["prompt"])
+        cells = [f"{tokens / ms[s] * 1e3:,.0f} tok/s" if s in ms else "–" for s in ("pyllmc", "hf")]
+        ratio = times(ms["hf"] / ms["pyllmc"]) if "hf" in ms else "–"
+        lines.append([name, *cells, ratio, share(floor, ms["pyllmc"])])
+    head = ["generation, 124M", "pyllmc", "Hugging Face", "ratio", "our share of the roofline"]
+    return markdown(head, lines) if lines else ""
+
+
+def memory(report: Report, rows: dict[str, Any]) -> str:
+    lines = []
+    for name, peaks in measured(rows).items():
+        ours = peaks["pyllmc"]
+        others = [f"{system} {mb:,.0f} MB" for system, mb in peaks.items() if system != "pyllmc"]
+        least = min(mb for system, mb in peaks.items() if system != "pyllmc")
+        lines.append([name, f"{ours:,.0f} MB", ", ".join(others), f"{ours / least:.0%}"])
+    head = ["peak memory", "pyllmc", "PyTorch", "ours, of the lesser"]
+    return markdown(head, lines) if lines else ""
+
+
+def threads(report: Report, rows: dict[str, Any]) -> str:
+    lines = []
+    for name, case in measured(rows).items():
+        ms = {int(n): median(values) for n, values in case["threads"].items()}
+        low, high = min(ms), max(ms)
+        peaks = [limits.best(report["limits"], "fma", n) for n in (low, high)]
+        limit = f"{peaks[1] / peaks[0]:.2f}×" if all(peaks) else "–"
+        cells = [f"{n}: {ms_text(value)}" for n, value in sorted(ms.items())]
+        lines.append([name, ", ".join(cells), times(ms[low] / ms[high]), limit])
+    head = ["threads", "whole step", "faster", "the FMA peak itself"]
+    return markdown(head, lines) if lines else ""
+
+
+def growth(report: Report, rows: dict[str, Any]) -> str:
+    if "ms" not in rows:
+        return ""
+    grown = [f"{kind} as T^{exponent(of):.2f}" for kind, of in rows["ms"].items()]
+    plot = "![attention's time against T](docs/growth.png)\n\n" if report["whole"] else ""
+    return f"{plot}Attention, forward + backward, grows: {', '.join(grown)} (window {rows['window']})."
+
+
+TABLES: dict[str, Callable[[Report, Any], str]] = {
+    "steps": steps,
+    "small": steps,
+    "memory": memory,
+    "gemm": gemm,
+    "attention": attention,
+    "generate": generate,
+    "threads": threads,
+    "growth": growth,
+}
+
+
+# ---- all of it ----
+
+
+def limit_line(report: Report) -> str:
+    names = {"fma": "fp32 FMA {} GFLOP/s", "bf16": "VDPBF16PS {} GFLOP/s", "read": "read {} GB/s"}
+    names["update"] = "in-place update {} GB/s"
+    words = []
+    for what, text in names.items():
+        of = report["limits"].get(what, {})
+        if of:
+            words.append(text.format(" / ".join(f"{max(of[n]):,.0f}" for n in sorted(of, key=int))))
+    counts = sorted({n for of in report["limits"].values() for n in of}, key=int)
+    return f"Limits with {' / '.join(counts)} threads: {', '.join(words)}."
+
+
+def machine_line(report: Report) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    note = f" {report['note']}" if "note" in report else ""
+    return (
+        f"{report['machine']['cpu']}, {report['threads']} threads, {report['machine']['isa']}; {report['date'][:10]}, "
+        f"{versions}; `{report['command']}` at {report['commit']}.{note}"
+    )
+
+
+def gaps(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(kind, reason, what) of everything in a report's rows that has no figures."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key in ("skipped", "failed"):
+            yield key, " ".join(value.split()), name
+        elif key not in ("systems", "runs"):
+            yield from gaps(value, f"{name}, {key}" if name else key)
+        else:
+            for system, record in value.items():
+                yield from gaps(record, f"{name}, {system}")
+
+
+def missing(rows: dict[str, Any]) -> str:
+    """Every reason with all that it kept from being measured."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind, reason, what in gaps(rows):
+        found.setdefault((kind, reason), []).append(what)
+    lines = [f"* {'; '.join(what)}: {kind}, {reason}" for (kind, reason), what in found.items()]
+    return "\n".join(["Not measured:", "", *lines]) if lines else ""
+
+
+def text(report: Report) -> str:
+    """Markdown: every table, the limits, the machine, and what could not be measured."""
+    rows = report["rows"]
+    tables = [
+        TABLES[name](report, rows[name]) for name in TABLES if name in rows and measured({name: rows[name]})
+    ]
+    return "\n\n".join(filter(None, [*tables, limit_line(report), machine_line(report), missing(rows)]))
+
+
+def newest() -> Path:
+    """The newest report of a whole run."""
+    reports = [(json.loads(path.read_text()), path) for path in RESULTS.glob("*.json")]
+    return max((str(report["date"]), path) for report, path in reports if report["whole"])[1]
+
+
+def with_table(readme: str, name: str) -> str:
+    """The README with the tables of bench/results/NAME between its two marks."""
+    pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
+    report = json.loads((RESULTS / name).read_text())
+    found, count = re.subn(pattern, lambda _: BLOCK.format(name, text(report)), readme, flags=re.S)
+    if count != 1:
+        raise Failed(f"README.md needs one block {BLOCK.format('FILE', '...')!r}")
+    return found
+
+
+def write_readme(path: Path = ROOT / "README.md") -> None:
+    path.write_text(with_table(path.read_text(encoding="utf-8"), newest().name), encoding="utf-8")

@@ -1,0 +1,195 @@
+"""The instrument measures what it says: every row runs, the roofline's formulas, and the README shows a report that is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_limits as limits
+import bench_process
+import bench_steps
+import bench_table
+import pytest
+
+import bench
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = {"pyllmc", "eager"}  # of --quick
+ALLOWED = (
+    "this build computes in fp32",
+    "the engine",
+    "takes one sequence",
+    "transformers",
+    "oneDNN",
+    "OpenBLAS",
+    "MKL",
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    out = tmp_path_factory.mktemp("bench") / "report.json"
+    words = [sys.executable, str(ROOT / "dev/bench.py"), "--quick", "--rounds", "1", "--out", str(out)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(out.read_text())
+    assert bench_table.text(found) in done.stdout
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return found
+
+
+def test_every_row_is_measured_or_says_why_not(report):
+    assert set(report["rows"]) == set(bench.ROWS)
+    for kind, reason, what in bench_table.gaps(report["rows"]):
+        assert kind == "skipped" and any(word in reason for word in ALLOWED), f"{what}: {kind}, {reason}"
+
+
+def test_fp32_is_measured_in_every_row(report):
+    rows = report["rows"]
+    case = bench_steps.QUICK[0].name
+    for row in ("steps", "small"):
+        systems = rows[row][case]["systems"]
+        assert set(systems) == MEASURED and all(systems[s]["ms"] and systems[s]["losses"] for s in systems)
+    assert set(rows["memory"][case]) == MEASURED
+    assert {len(ms) for ms in rows["gemm"]["fp32"]["ms"].values()} == {
+        len(rows["gemm"]["fp32"]["ms"]["fwd 16 32 96"])
+    }
+    assert set(rows["attention"]["fp32"]["ms"]) == {"pyllmc", "torch"}
+    assert rows["generate"]["256 tokens, fp32"]["ms"]["pyllmc"]
+    assert set(rows["growth"]["ms"]) == {"dense", "banded"}
+
+
+def test_limits_are_of_this_machine(report):
+    counts = {"1", str(report["threads"])}
+    for what in ("fma", "read", "update"):
+        assert set(report["limits"][what]) == counts
+        assert all(value > 0 for values in report["limits"][what].values() for value in values)
+
+
+def test_a_quick_report_is_never_the_readme_s(report):
+    assert not report["whole"]
+    assert "limits" not in bench.default_path(report).name and "steps" in bench.default_path(report).name
+
+
+def test_readme_shows_a_report_that_is_kept():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    name = re.findall(r"<!-- bench: (\S+\.json) -->", readme)
+    assert len(name) == 1
+    assert bench_table.with_table(readme, name[0]) == readme, "run `python dev/bench.py --readme`"
+
+
+def test_reports_have_every_repeat_and_where_they_are_from():
+    for path in bench_table.RESULTS.glob("*.json"):
+        kept = json.loads(path.read_text())
+        assert {"date", "command", "commit", "machine", "versions", "threads", "limits", "rows"} <= set(kept)
+        assert bench_table.text(kept)
+
+
+# ---- the roofline ----
+
+
+def test_step_flops_of_124M():
+    """0.741 GFLOP a token for the products, 0.066 for attention at T=1024."""
+    c = bench_steps.config_of("124M")
+    assert limits.step_flops(c, 4, 1024) / 4096e9 == pytest.approx(0.741 + 0.066, rel=2e-3)
+    assert limits.attention_flops(c, 4, 1024) / 4096e9 == pytest.approx(0.066, rel=5e-3)
+
+
+@pytest.mark.parametrize("T, window", [(1, 0), (7, 0), (7, 3), (7, 7), (7, 20)])
+def test_visible_pairs(T, window):
+    assert limits.visible(T, window) == sum(min(t + 1, window or T) for t in range(T))
+
+
+MEASURED_LIMITS = {name: {"2": [50.0, 100.0]} for name in ("fma", "bf16", "read", "update")}
+
+
+def test_step_floor_is_flops_then_bytes():
+    c = bench_steps.config_of("124M")
+    floor = limits.step_floor(c, 4, 64, "fp32", MEASURED_LIMITS, 2)
+    assert floor == pytest.approx(1e-8 * (limits.step_flops(c, 4, 64) + limits.step_bytes(c, 4, 64)))
+
+
+def test_generation_reads_the_weights_for_every_token():
+    c = bench_steps.config_of("124M")
+    floor = limits.generate_floor(
+        c, {"B": 1, "prompt": 1, "new": 256, "precision": "fp32"}, MEASURED_LIMITS, 2
+    )
+    per_token = floor / 256 * 100e6 / 4  # weights in 100 GB/s
+    assert 1 <= per_token / limits.weights(c) < 1.05  # and the cache
+
+
+def test_without_a_bf16_instruction_its_peak_is_fp32_s():
+    assert limits.flops_peak({"fma": {"1": [3.0, 4.0]}}, "bf16", 1) == 4
+    assert limits.best({}, "update", 1) == 0
+
+
+# ---- processes ----
+
+
+def process(tmp_path, monkeypatch, body):
+    """A measured process whose prepare() has this body."""
+    (tmp_path / "dev").mkdir()
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'dev')!r})\nfrom bench_process import *\n"
+    (tmp_path / "dev/x.py").write_text(f"{script}def prepare(n=1):\n    {body}\nmeasured(prepare)\n")
+    monkeypatch.setattr(bench_process, "ROOT", tmp_path)
+    return lambda **words: bench_process.Process("x.py", **words)
+
+
+def test_a_process_answers(tmp_path, monkeypatch):
+    with process(tmp_path, monkeypatch, "print('noise'); return lambda k=0: lambda: n + k")(n=2) as p:
+        found = p.ask(k=3, calls=4)
+        assert found["value"] == 5 and len(found["ms"]) == 4 and found["peak_mb"] > 1
+        assert len(p.ask(warm=1, seconds=0.01)["ms"]) > 1
+        assert "noise" in p.printed()
+
+
+def test_a_process_that_skips_or_breaks_says_why(tmp_path, monkeypatch):
+    start = process(tmp_path, monkeypatch, "raise Skip('no such thing') if n == 1 else ValueError('broken')")
+    with pytest.raises(bench_process.Skip, match="no such thing"):
+        start(n=1)
+    with pytest.raises(bench_process.Failed, match="broken"):
+        start(n=2)
+
+
+@pytest.mark.parametrize("words", [["n"], ["m=1"], ["n=1", "turns=x"]])
+def test_words_that_a_process_does_not_know_are_refused(words):
+    with pytest.raises(SystemExit, match="key=value"):
+        bench_process.settings_of(words, lambda n: None)
+
+
+class Told:
+    def __init__(self, *losses):
+        self.found = dict(enumerate(losses, 1))
+
+    def losses(self):
+        return self.found
+
+
+def test_losses_must_agree():
+    case = bench_steps.QUICK[0]
+    bench_steps.check_losses(case, {"pyllmc": Told(4.0, 3.0), "eager": Told(4.001, 3.001, 9.0)})
+    for other in (Told(4.1, 3.0), Told(4.0, 3.1), Told(4.0, float("nan"))):
+        with pytest.raises(bench_process.Failed, match="loss at step .*results differ"):
+            bench_steps.check_losses(case, {"pyllmc": Told(4.0, 3.0), "eager": other})
+
+
+def test_gaps_are_told_once_for_all_they_kept_from_being_measured():
+    rows = {"a": {"x": {"skipped": "no\nluck"}, "y": {"skipped": "no luck"}}, "b": {"failed": "hot"}}
+    rows["c"] = {"z": {"systems": {"compile": {"skipped": "no cc"}, "eager": {"ms": [1.0]}}}}
+    text = bench_table.missing(rows).splitlines()
+    assert text[2:] == [
+        "* a, x; a, y: skipped, no luck",
+        "* b: failed, hot",
+        "* c, z, compile: skipped, no cc",
+    ]
+
+
+def test_unknown_rows_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(["--rows", "steps,nope"])
+    assert "nope" in capsys.readouterr().err
