@@ -72,7 +72,8 @@ static const llmc_config tiny = {.maxT = 8, .V = 37, .L = 2, .NH = 2, .C = 16};
 static int create(llmc_model **model) {
     llmc_config config = tiny;
     const int rc = llmc_config_check(&config);
-    return rc < 0 ? rc : llmc_model_create(model, &config, 2, 8, 1, 1);
+    const llmc_room room = {.B = 2, .T = 8, .training = 1, .logits = 1};
+    return rc < 0 ? rc : llmc_model_create(model, &config, &room, 1);
 }
 
 static int train_a_model(void) {
