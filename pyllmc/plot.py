@@ -1,7 +1,9 @@
-"""python -m pyllmc.plot RUN: the loss curve of a run folder, from its metrics.jsonl, as loss.png."""
+"""python -m pyllmc.plot RUN [RUN ...]: the loss curve of a run folder, from its metrics.jsonl, as its loss.png; or the
+validation losses of several, side by side."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.errors import EXIT_CODES, begin_command, run_command
-from pyllmc.files import need
+from pyllmc.files import MalformedFile, need
 from pyllmc.options import Parser
 
 PROG = "pyllmc.plot"
@@ -77,11 +79,39 @@ def draw_run(run: str | Path) -> Path:
     return path
 
 
+def draw_comparison(runs: Sequence[str | Path], path: str | Path) -> Path:
+    """Draws the validation losses of several runs, named by their folders, in one picture."""
+    need("matplotlib", "the loss curves").use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for style, run in zip(itertools.cycle(("o-", "x--", "s:", "^-.")), runs):
+        evals = [line for line in read_metrics(run) if "val_loss" in line]
+        if not evals:
+            raise MalformedFile(f"{run} holds no validation loss to compare")
+        name = f"{Path(run).resolve().name} (last {evals[-1]['val_loss']:.4f})"
+        axis.plot([e["step"] for e in evals], [e["val_loss"] for e in evals], style, ms=5, label=name)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.set_ylabel("validation loss (nats per token)")
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return Path(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", type=Path, nargs="+", help="a run folder; several are compared in one picture")
+    parser.add_argument(
+        "--out", type=Path, default=Path("losses.png"), help="picture of several runs [losses.png]"
+    )
     o = parser.parse_args(arguments)
-    return run_command(PROG, lambda: print(draw_run(o.run)))
+    alone = len(o.run) == 1
+    return run_command(PROG, lambda: print(draw_run(o.run[0]) if alone else draw_comparison(o.run, o.out)))
 
 
 if __name__ == "__main__":
