@@ -8,6 +8,8 @@ enum { DOT_ROWS = VREGS == 32 ? 4 : 2 };
 /* how rows of B are stored, and whether products are those of bf16 operands */
 enum { DOT_FP32 = LLMC_FP32, DOT_BF16 = LLMC_BF16, DOT_INT8 = LLMC_INT8, ROUNDED = 4 };
 
+#define NUMBER_BYTES(how) (((how) & ~ROUNDED) == DOT_FP32 ? 4 : ((how) & ~ROUNDED) == DOT_BF16 ? 2 : 1)
+
 /* VL numbers of a row, or 2 VL in pairs */
 INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
 #if HAS_BF16
@@ -25,8 +27,11 @@ INLINE vf multiply_add(vf sum, vf x, vf y, const int how) {
 }
 
 INLINE void dot_step(vf acc[][8], const float *const a[], const void *const b[], const int rows, const int cols,
-                     int64_t k, int64_t K, const int how) {
+                     int64_t k, int64_t K, int64_t ahead, const int how) {
     vf x[DOT_ROWS];
+    if (ahead) /* ask the second cache for rows that come later: memory's speed is what counts */
+        UNROLL for (int j = 0; j < cols; j++)
+            __builtin_prefetch((const char *)b[j] + ahead + k * NUMBER_BYTES(how), 0, 2);
     UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, how & ROUNDED);
     UNROLL for (int j = 0; j < cols; j++) {
         const vf y = dot_operand(b[j], k, K, how);
@@ -35,14 +40,14 @@ INLINE void dot_step(vf acc[][8], const float *const a[], const void *const b[],
 }
 
 /* sums[i][at + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane */
-INLINE void dot(int64_t K, const float *const a[], const void *const b[], const int rows, const int cols, const int how,
-                vf sums[][VL], int at) {
+INLINE void dot(int64_t K, const float *const a[], const void *const b[], const int rows, const int cols, int64_t ahead,
+                const int how, vf sums[][VL], int at) {
     const int step = how & ROUNDED ? 2 * VL : VL;
     vf acc[DOT_ROWS][8];
     int64_t k = 0;
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, how);
-    if (k < K) dot_step(acc, a, b, rows, cols, k, K, how);
+    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, ahead, how);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, K, ahead, how);
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
 }
 
@@ -75,7 +80,8 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols,
     for (int64_t m = 0; m < g->M; m += rows) {
         vf sums[DOT_ROWS][VL];
         for (int i = 0; i < rows; i++) a[i] = g->a.at + smaller(m + i, g->M - 1) * g->a.ld;
-        for (int j = 0; j < VL; j += cols) dot(g->K, a, b + j, rows, cols, how, sums, j);
+        for (int j = 0; j < VL; j += cols)
+            dot(g->K, a, b + j, rows, cols, m == 0 ? VL * row_bytes(format, g->b.ld) : 0, how, sums, j);
         for (int i = 0; i < rows && m + i < g->M; i++) {
             const vf sum = sums_of(sums[i]);
             put(g, m + i, n, lanes, format == LLMC_INT8 && !(how & ROUNDED) ? sum * scale : sum, g->accumulate, 1);

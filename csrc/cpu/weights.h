@@ -22,6 +22,16 @@ static inline float weight_scale(const void *row, int format) {
     return scale;
 }
 
+static inline vf vf_from_bf16(vh v) { /* the compiler's own conversions go through halves */
+#if defined(__AVX512F__)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)v), 16);
+#elif defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)v), 16);
+#else
+    return (vf)(__builtin_convertvector(v, vu) << 16);
+#endif
+}
+
 static inline vf vf_from_int8(vb v) {
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)v));
@@ -40,7 +50,7 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
         vh v = {0};
         if (lanes == VL) memcpy(&v, (const char *)row + 2 * k, sizeof v);
         else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)lanes);
-        return (vf)(__builtin_convertvector(v, vu) << 16);
+        return vf_from_bf16(v);
     }
     if (format == LLMC_INT8) {
         const char *at = (const char *)row + sizeof(float) + k;
