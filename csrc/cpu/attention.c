@@ -7,7 +7,6 @@
  *
  * Blocks of keys lie at multiples of KB wherever a task begins, so that no bit depends on how queries are shared out. */
 #include <float.h>
-#include <math.h>
 #include "attention_pack.h"
 
 enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
@@ -58,11 +57,8 @@ typedef struct {
 } Head;
 
 static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, uses_bf16(ctx), log2_of(LOG2_E / sqrt(hs))};
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, uses_bf16(ctx), log2_of_score(hs)};
 }
-
-/* exp(x) where x <= 0 is a difference of scores */
-static inline vf weight_of(vf x, Log2 to_log2) { return vf_exp2_nonpositive(x * to_log2.high + x * to_log2.low); }
 
 /* of VL queries with key j */
 INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {

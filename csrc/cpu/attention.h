@@ -6,6 +6,7 @@
  * same strip serves: attention_pack.h brings the operands into either form. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
+#include <math.h>
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
@@ -84,7 +85,10 @@ typedef struct {
     float high, low;
 } Log2;
 static inline Log2 log2_of(double x) { return (Log2){(float)x, (float)(x - (double)(float)x)}; }
-#define LOG2_E 1.4426950408889634
+/* log2(e) / sqrt(hs) */
+static inline Log2 log2_of_score(int hs) { return log2_of(1.4426950408889634 / sqrt(hs)); }
+/* exp(x / sqrt(hs)) where x <= 0, a difference of scores */
+static inline vf weight_of(vf x, Log2 to_log2) { return vf_exp2_nonpositive(x * to_log2.high + x * to_log2.low); }
 
 /* number (i, k), or word, is at[i*row + k*step]; by pointer: 24 bytes by value are copied through the stack, which stalls */
 typedef struct {

@@ -9,7 +9,6 @@
  * Keys go in segments of SEGMENT, which fit the second cache. Its dk and dv are complete when all queries have seen
  * it; dq is the sum of the segments' parts, in their order. Few heads are split: their segments are computed at once and
  * the parts of dq wait in the workspace for that sum, so the bits are the same. */
-#include <math.h>
 #include "attention_pack.h"
 
 enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
@@ -19,7 +18,7 @@ typedef struct {
     float *k, *k_t, *v_t, *dk, *dv;              /* (SEGMENT, hp); of the transposed ones (hp, KB) per block of keys */
     float *q, *q_pairs, *dout, *dout_pairs, *dq; /* (QB, hp) */
     float *p, *ds, *ds_rows;                     /* (QB, KB) */
-    float *lse, *rest, *D; /* (QB): lse / ln 2 in two parts, so that its rounding does not count; D */
+    float *lse, *rest, *D;                       /* (QB): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
 
 /* returns its size in floats; base may be NULL */
@@ -73,8 +72,7 @@ static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int 
 
 /* p becomes P of the VL keys from j on, ds (which holds dP) P (dP - D) */
 INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked) {
-    const vf x = vf_load(s->p + i * KB + j);
-    *p = vf_exp2_nonpositive(x * scale.high - s->lse[i] + (x * scale.low - s->rest[i]));
+    *p = weight_of(vf_load(s->p + i * KB + j) - s->lse[i] - s->rest[i], scale);
     *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
     if (!masked) return;
     const vi seen = visible_keys(b, i, j);
@@ -162,7 +160,7 @@ static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, 
 /* keys from `key` of the segment on */
 static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16) {
     const int hp = padded(hs);
-    const Log2 scale = log2_of(LOG2_E / sqrt(hs));
+    const Log2 scale = log2_of_score(hs);
     products(b, s->p, s->q, s->k_t + key * hp, hs, bf16);
     products(b, s->ds, s->dout, s->v_t + key * hp, hs, bf16);
     if (all_visible(b)) gradient_of_softmax(b, s, scale, 0, bf16);
@@ -199,7 +197,7 @@ static void load_queries(Scratch *s, const Head *h, int at, int n) {
     else s->q_pairs = s->q, s->dout_pairs = s->dout;
     for (int i = 0; i < n; i += VL) vf_store(s->D + i, dot_of_rows(&dout, &out, i, h->bf16));
     for (int i = 0; i < n; i++) {
-        const double lse = h->lse[at + i] * LOG2_E;
+        const double lse = h->lse[at + i] * sqrt(h->hs);
         s->lse[i] = (float)lse;
         s->rest[i] = (float)(lse - (double)s->lse[i]);
     }
