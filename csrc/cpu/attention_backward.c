@@ -15,21 +15,26 @@ enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there 
 
 /* of one thread */
 typedef struct {
-    float *k, *k_t, *v_t, *dk, *dv;              /* (SEGMENT, hp); of the transposed ones (hp, KB) per block of keys */
-    float *q, *q_pairs, *dout, *dout_pairs, *dq; /* (QB, hp) */
-    float *p, *ds, *ds_rows;                     /* (QB, KB) */
-    float *lse, *rest, *D;                       /* (QB): lse sqrt(hs), a score, in two parts; D */
+    float *k, *k_t, *v_t, *dk, *dv;         /* (SEGMENT, hp); of the transposed ones (hp, KB) per block of keys */
+    float *dq, *p, *ds, *ds_rows;           /* (QB, hp); (QB, KB) */
+    float *q, *dout, *q_pairs, *dout_pairs; /* of all queries, see attention_pack.h */
+    float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
 
 /* returns its size in floats; base may be NULL */
-static int64_t scratch_at(Scratch *s, float *base, int hs) {
-    const int64_t hp = padded(hs);
+static int64_t scratch_at(Scratch *s, float *base, int T, int hs, int bf16) {
+    const int64_t hp = padded(hs), rows = (T + QB - 1) / QB * QB;
     int64_t used = 0;
-    float **segments[] = {&s->k, &s->k_t, &s->v_t, &s->dk, &s->dv};
-    float **blocks[] = {&s->q, &s->q_pairs, &s->dout, &s->dout_pairs, &s->dq};
-    for (int i = 0; i < 5; i++) *segments[i] = take(base, &used, SEGMENT * hp), *blocks[i] = take(base, &used, QB * hp);
-    s->p = take(base, &used, QB * KB), s->ds = take(base, &used, QB * KB), s->ds_rows = take(base, &used, QB * KB);
-    s->lse = take(base, &used, QB), s->rest = take(base, &used, QB), s->D = take(base, &used, QB);
+    float **keys[] = {&s->k, &s->k_t, &s->v_t, &s->dk, &s->dv}, **block[] = {&s->p, &s->ds, &s->ds_rows};
+    float **each[] = {&s->lse, &s->rest, &s->D};
+    for (int i = 0; i < 5; i++) *keys[i] = take(base, &used, min(SEGMENT, (int)rows) * hp);
+    for (int i = 0; i < 3; i++) *block[i] = take(base, &used, QB * KB), *each[i] = take(base, &used, rows);
+    s->dq = take(base, &used, QB * hp);
+    s->q_pairs = s->q = take(base, &used, rows * row_length(hs, bf16));
+    s->dout_pairs = s->dout = take(base, &used, rows * row_length(hs, bf16));
+    if (bf16)
+        s->q_pairs = take(base, &used, steps((int)rows, 1) * hp),
+        s->dout_pairs = take(base, &used, steps((int)rows, 1) * hp);
     return used;
 }
 
@@ -39,7 +44,8 @@ static int split(int64_t heads, int T, int threads) {
 
 int64_t K(attention_backward_workspace)(int T, int hs, int threads) {
     Scratch s;
-    const int64_t own = scratch_at(&s, NULL, hs) * threads;
+    const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
+    const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads;
     const int64_t parts =
         threads > 1 && T > SEGMENT ? (FEW_HEADS * (int64_t)threads - 1) * AT_ONCE * T * padded(hs) : 0;
     return (own + parts) * (int64_t)sizeof(float);
@@ -188,20 +194,30 @@ static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
     return D;
 }
 
-static void load_queries(Scratch *s, const Head *h, int at, int n) {
+/* all that is kept of the queries from `at` on, which is a multiple of QB */
+static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     const Rows q = rows_at(h, h->qkv, 3 * h->C, at, n);
     const Rows dout = rows_at(h, h->dout, h->C, at, n), out = rows_at(h, h->out, h->C, at, n);
-    pack_rows(s->q, q, h->bf16);
-    pack_rows(s->dout, dout, h->bf16);
-    if (h->bf16) pack_pairs(s->q_pairs, q, 1), pack_pairs(s->dout_pairs, dout, 1);
-    else s->q_pairs = s->q, s->dout_pairs = s->dout;
-    for (int i = 0; i < n; i += VL) vf_store(s->D + i, dot_of_rows(&dout, &out, i, h->bf16));
-    for (int i = 0; i < n; i++) {
-        const double lse = h->lse[at + i] * sqrt(h->hs);
+    const int hp = padded(h->hs), length = row_length(h->hs, h->bf16);
+    pack_rows(s->q + (int64_t)at * length, q, h->bf16);
+    pack_rows(s->dout + (int64_t)at * length, dout, h->bf16);
+    if (h->bf16)
+        pack_pairs(s->q_pairs + (int64_t)at / 2 * hp, q, 1), pack_pairs(s->dout_pairs + (int64_t)at / 2 * hp, dout, 1);
+    for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i, h->bf16));
+    for (int i = at; i < at + n; i++) {
+        const double lse = h->lse[i] * sqrt(h->hs);
         s->lse[i] = (float)lse;
         s->rest[i] = (float)(lse - (double)s->lse[i]);
     }
-    memset(s->dq, 0, (size_t)n * padded(h->hs) * sizeof *s->dq);
+}
+
+/* what a block of queries needs of it, the block's first as number 0 */
+static Scratch queries_from(Scratch s, const Head *h, int at) {
+    const int64_t hp = padded(h->hs), length = row_length(h->hs, h->bf16);
+    s.q += at * length, s.dout += at * length;
+    s.q_pairs += steps(at, h->bf16) * hp, s.dout_pairs += steps(at, h->bf16) * hp;
+    s.lse += at, s.rest += at, s.D += at;
+    return s;
 }
 
 static void load_keys(const Scratch *s, const Head *h, int from, int n) {
@@ -236,30 +252,31 @@ static void add_part(const Head *h, const float *part, int at, int from) {
 }
 
 /* dk and dv of the segment's keys, and its parts of dq: added at once, or left in parts(T, hp) */
-static void segment_backward(Scratch *s, const Head *h, int from, float *parts) {
+static void segment_backward(const Scratch *own, const Head *h, int from, float *parts) {
     const int hp = padded(h->hs), keys = min(SEGMENT, h->T - from);
-    load_keys(s, h, from, keys);
+    load_keys(own, h, from, keys);
     for (int at = from; sees(h, at, from); at += QB) {
         const int n = min(QB, h->T - at);
-        if (parts) s->dq = parts + (int64_t)at * hp;
-        load_queries(s, h, at, n);
+        Scratch s = queries_from(*own, h, at);
+        if (parts) s.dq = parts + (int64_t)at * hp;
+        memset(s.dq, 0, (size_t)n * hp * sizeof *s.dq);
         for (int key = 0; key < keys; key += KB) {
             const Block b = {at - from - key, n, min(KB, keys - key), h->window};
-            if (!none_visible(b)) block_backward(b, s, key, h->hs, h->bf16);
+            if (!none_visible(b)) block_backward(b, &s, key, h->hs, h->bf16);
         }
-        if (!parts) add_part(h, s->dq, at, from);
+        if (!parts) add_part(h, s.dq, at, from);
     }
     floatX *dk = h->dqkv + (int64_t)from * 3 * h->C + h->C;
-    store_rows(dk, 3 * h->C, s->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
-    store_rows(dk + h->C, 3 * h->C, s->dv, keys, h->hs, 1);
+    store_rows(dk, 3 * h->C, own->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
+    store_rows(dk + h->C, 3 * h->C, own->dv, keys, h->hs, 1);
 }
 
 /* ---- all heads ---- */
 
-static Scratch thread_scratch(const Context *ctx, int hs) {
+static Scratch thread_scratch(const Context *ctx, const Head *h) {
     Scratch s;
-    const int64_t size = scratch_at(&s, NULL, hs);
-    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, hs);
+    const int64_t size = scratch_at(&s, NULL, h->T, h->hs, h->bf16);
+    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, h->T, h->hs, h->bf16);
     return s;
 }
 
@@ -267,12 +284,13 @@ static Scratch thread_scratch(const Context *ctx, int hs) {
 static void split_backward(Context *ctx, const Head *all, int64_t heads, int from) {
     Scratch s;
     const int blocks = (all->T + QB - 1) / QB, hp = padded(all->hs);
-    float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->hs) * ctx->threads;
+    float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->T, all->hs, all->bf16) * ctx->threads;
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
     for (int64_t task = 0; task < heads * AT_ONCE; task++) { /* the early ones, which most queries see, first */
         const Head h = head_of(*all, task % heads);
         const int at = from + (int)(task / heads) * SEGMENT;
-        Scratch own = thread_scratch(ctx, h.hs);
+        const Scratch own = thread_scratch(ctx, &h);
+        for (int i = at; sees(&h, i, at); i += QB) load_queries(&own, &h, i, min(QB, h.T - i));
         if (at < h.T) segment_backward(&own, &h, at, parts + task * h.T * hp);
     }
 #pragma omp parallel for num_threads(ctx->threads)
@@ -296,7 +314,8 @@ void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const
 #pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, all.window, C)))
     for (int64_t head = 0; head < heads; head++) {
         const Head h = head_of(all, head);
-        Scratch s = thread_scratch(ctx, h.hs);
+        const Scratch s = thread_scratch(ctx, &h);
+        for (int at = 0; at < T; at += QB) load_queries(&s, &h, at, min(QB, T - at));
         for (int from = 0; from < T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
 }
