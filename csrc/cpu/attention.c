@@ -157,8 +157,10 @@ static void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h
     for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
     for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {
         const int keys = min(KB, end - key);
-        pack_rows(s->k, (Rows){h->k + key * h->stride, h->stride, keys, h->hs}, h->bf16);
-        pack_pairs(s->v, (Rows){h->v + key * h->stride, h->stride, keys, h->hs}, h->bf16);
+        const Rows k = {h->k + key * h->stride, h->stride, keys, h->hs};
+        const Rows v = {h->v + key * h->stride, h->stride, keys, h->hs};
+        pack_rows(s->k, k, h->bf16);
+        pack_pairs(s->v, v, h->bf16);
         for (int i = 0; i < n; i += QB) {
             const Block b = {at + i - key, min(QB, n - i), keys, h->window};
             if (none_visible(b)) continue;

@@ -258,6 +258,7 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
     for (int at = from; sees(h, at, from); at += QB) {
         const int n = min(QB, h->T - at);
         Scratch s = queries_from(*own, h, at);
+        if (parts || sees_first(h, at, from)) load_queries(own, h, at, n);
         if (parts) s.dq = parts + (int64_t)at * hp;
         memset(s.dq, 0, (size_t)n * hp * sizeof *s.dq);
         for (int key = 0; key < keys; key += KB) {
@@ -290,7 +291,6 @@ static void split_backward(Context *ctx, const Head *all, int64_t heads, int fro
         const Head h = head_of(*all, task % heads);
         const int at = from + (int)(task / heads) * SEGMENT;
         const Scratch own = thread_scratch(ctx, &h);
-        for (int i = at; sees(&h, i, at); i += QB) load_queries(&own, &h, i, min(QB, h.T - i));
         if (at < h.T) segment_backward(&own, &h, at, parts + task * h.T * hp);
     }
 #pragma omp parallel for num_threads(ctx->threads)
@@ -315,7 +315,6 @@ void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const
     for (int64_t head = 0; head < heads; head++) {
         const Head h = head_of(all, head);
         const Scratch s = thread_scratch(ctx, &h);
-        for (int at = 0; at < T; at += QB) load_queries(&s, &h, at, min(QB, T - at));
         for (int from = 0; from < T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
 }

@@ -15,8 +15,6 @@ typedef struct {
     int n, hs;
 } Rows;
 
-static inline Rows rows_from(Rows r, int first, int n) { return (Rows){r.at + first * r.stride, r.stride, n, r.hs}; }
-
 /* VL numbers of row i from d on; 0 past the end of either */
 static inline vf vector_of(const Rows *r, int i, int d) {
     if (i >= r->n || d >= r->hs) return vf_set(0);
