@@ -41,10 +41,10 @@ static Scratch thread_scratch(const Context *ctx, int hs) {
     return s;
 }
 
-int64_t K(attention_workspace)(int T, int C, int NH, int threads) {
+int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads) {
     Scratch s;
     const int64_t forward = scratch_at(&s, NULL, C / NH) * threads * (int64_t)sizeof(float);
-    const int64_t backward = K(attention_backward_workspace)(T, C / NH, threads);
+    const int64_t backward = K(attention_backward_workspace)((int64_t)B * NH, T, C / NH, threads);
     return forward > backward ? forward : backward;
 }
 

@@ -64,7 +64,7 @@ static inline int uses_bf16(const Context *ctx) { return HAS_BF16 && ctx->precis
 /* what an attention is worth in threads_for's elements */
 static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
 
-int64_t K(attention_backward_workspace)(int T, int hs, int threads); /* bytes */
+int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads); /* bytes */
 
 static inline int this_thread(void) {
 #if defined(_OPENMP)

@@ -42,12 +42,12 @@ static int split(int64_t heads, int T, int threads) {
     return threads > 1 && T > SEGMENT && heads < FEW_HEADS * (int64_t)threads;
 }
 
-int64_t K(attention_backward_workspace)(int T, int hs, int threads) {
+/* enough for fewer heads as well, which may be split where these are not */
+int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads) {
     Scratch s;
     const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
-    const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads;
-    const int64_t parts =
-        threads > 1 && T > SEGMENT ? (FEW_HEADS * (int64_t)threads - 1) * AT_ONCE * T * padded(hs) : 0;
+    const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads, few = FEW_HEADS * (int64_t)threads - 1;
+    const int64_t parts = split(1, T, threads) ? (heads < few ? heads : few) * AT_ONCE * T * padded(hs) : 0;
     return (own + parts) * (int64_t)sizeof(float);
 }
 
