@@ -14,7 +14,7 @@
 #include <omp.h>
 #endif
 
-enum { QB = 64, KB = 64, MR = 6, NR = VREGS / 8 };
+enum { QB = 64, KB = 64, NR = VREGS / 8, MR = NR == 4 ? 4 : 6 };
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
@@ -136,8 +136,10 @@ INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor 
     case 1: tile(1, n, c, c_row, a, b, b_row, depth, add, bf16); break;
     case 2: tile(2, n, c, c_row, a, b, b_row, depth, add, bf16); break;
     case 3: tile(3, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+#if VREGS < 32
     case 4: tile(4, n, c, c_row, a, b, b_row, depth, add, bf16); break;
     case 5: tile(5, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+#endif
     default: tile(MR, n, c, c_row, a, b, b_row, depth, add, bf16);
     }
 }
