@@ -9,7 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import Kernel, assert_parity
+import torch.nn.functional as F
+from conftest import ISAS, Kernel, assert_parity, lib
+
+WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 
 
 class Case(NamedTuple):
@@ -43,7 +46,8 @@ SHAPES = [
 ]
 WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
 LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
-CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE))
+LONG = [Case(1, 300, 25, 2), Case(1, 600, 8, 1), Case(1, 530, 16, 1, 100)]  # several segments of keys
+CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE + LONG))
 
 
 def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,12 +77,26 @@ def floor(case: Case, want: Expected) -> float:
     return 2e-7 if case.gain == 1 else 2.0**-22 * float(np.abs(want.lse[1]).max())
 
 
-@functools.cache
-def expected(case: Case) -> Expected:
+def floor_backward(case: Case, want: Expected) -> float:
+    """The same; and P = e^(s - lse) is recomputed from an lse that was stored in float, unlike PyTorch's."""
+    return max(floor(case, want), 2.0**-24 * float(np.abs(want.lse[1]).max()))
+
+
+class Inputs(NamedTuple):
+    qkv: np.ndarray
+    dout: np.ndarray
+
+
+def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(sum(case[:5]))
     qkv = rng.standard_normal((case.B, case.T, 3 * case.C)).astype(np.float32)
     qkv[..., : 2 * case.C] *= np.float32(case.gain)
-    dout = rng.standard_normal((case.B, case.T, case.C)).astype(np.float32)
+    return Inputs(qkv, rng.standard_normal((case.B, case.T, case.C)).astype(np.float32))
+
+
+@functools.cache
+def expected(case: Case) -> Expected:
+    qkv, dout = inputs(case)
 
     def by_torch(dtype: torch.dtype) -> list[np.ndarray]:
         x = torch.from_numpy(qkv).to(dtype).requires_grad_()
@@ -138,7 +156,7 @@ def test_backward(kernels, buffers, case):
     dqkv = backward(kernels, buffers, case, want.dout, out, lse, want.qkv)
     for i, name in enumerate(("dq", "dk", "dv")):
         part = np.s_[..., i * case.C : (i + 1) * case.C]
-        assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name, floor(case, want))
+        assert_parity(dqkv[part], *(x[part] for x in want.dqkv), name, floor_backward(case, want))
 
 
 PIECES = {
@@ -178,11 +196,23 @@ def test_cached_from_different_positions(kernels, buffers, n, hs, window):
         assert np.isnan(cache[b, p + n :]).all(), "written past the new rows"
 
 
-@pytest.mark.parametrize("case", [Case(2, 150, 40, 3), Case(1, 300, 64, 2), Case(2, 200, 64, 3, 50)], ids=str)
-def test_same_bits_for_any_number_of_threads(kernels, buffers, case):
-    want, results = expected(case), []
-    for threads in (1, 2, 3):
-        few = Kernel(kernels.isa, threads)
+THREADED = [
+    Case(2, 150, 40, 3),
+    Case(1, 300, 64, 2),  # more than one segment of keys, heads enough for one thread, few for five
+    Case(2, 200, 64, 3, 50),
+    Case(1, 1300, 8, 1),  # more segments than are computed at once
+    Case(1, 1300, 8, 1, 130),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", THREADED, ids=str)
+def test_same_bits_for_any_number_of_threads(kernels, buffers, case, precision):
+    if precision == "bf16" and kernels.isa not in WITH_BF16:
+        pytest.skip("no products in bf16")
+    want, results = inputs(case), []
+    for threads in (1, 2, 3, 5):
+        few = Kernel(kernels.isa, threads, precision)
         out, lse = forward(few, buffers, case, want.qkv)
         dqkv = backward(few, buffers, case, want.dout, out, lse, want.qkv)
         pieces = [case.T - 3, 1, 2]
@@ -213,6 +243,62 @@ def test_the_future_and_the_forgotten_do_not_matter(kernels, buffers, window):
         other[:, : i - window + 1] = -1e9
     changed, _ = forward(kernels, buffers, case, other)
     np.testing.assert_array_equal(out[:, i], changed[:, i])
+
+
+@functools.cache
+def torch_bf16(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """out and dqkv of PyTorch's own attention on bf16 tensors."""
+    given = inputs(case)
+    x = torch.from_numpy(given.qkv).bfloat16().requires_grad_()
+    q, k, v = (y.view(case.B, case.T, case.NH, case.hs).transpose(1, 2) for y in x.split(case.C, dim=2))
+    i, j = torch.arange(case.T)[:, None], torch.arange(case.T)[None, :]
+    seen = (j <= i) & (j > i - (case.window or case.T + 1))
+    out = (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        .transpose(1, 2)
+        .reshape(case.B, case.T, case.C)
+    )
+    out.backward(torch.from_numpy(given.dout).bfloat16())
+    assert x.grad is not None
+    return out.detach().double().numpy(), x.grad.double().numpy()
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(a, np.float64) - b))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("isa", WITH_BF16)
+def test_bf16_is_closer_than_pytorch(isa, buffers, case):
+    kernels, want = Kernel(isa, precision="bf16"), expected(case)
+    out, lse = forward(kernels, buffers, case, want.qkv)
+    dqkv = backward(kernels, buffers, case, want.dout, out, lse, want.qkv)
+    for name, ours, theirs, exact in zip(
+        ("out", "dqkv"), (out, dqkv), torch_bf16(case), (want.out[1], want.dqkv[1])
+    ):
+        ours, theirs = distance(ours, exact), distance(theirs, exact)
+        assert ours <= theirs + 1e-6 * np.linalg.norm(exact), (
+            f"{name}: error {ours:.3g}, PyTorch's {theirs:.3g}"
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("isa", [isa for isa in WITH_BF16 if isa != "reference"])
+def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
+    """The same operands, so that both err alike: they differ by far less than either does from the float64 answer."""
+    fast, slow = Kernel(isa, precision="bf16"), Kernel("reference", precision="bf16")
+    want = expected(case)
+    out, lse = forward(slow, buffers, case, want.qkv)
+    dqkv = backward(slow, buffers, case, want.dout, out, lse, want.qkv)
+    again = backward(fast, buffers, case, want.dout, out, lse, want.qkv)
+    scale = np.linalg.norm(want.dqkv[1])
+    assert distance(again, dqkv) <= 0.3 * distance(dqkv, want.dqkv[1]) + 1e-6 * scale
+    fast_out, fast_lse = forward(fast, buffers, case, want.qkv)
+    share = (
+        0.3 if case.T <= 64 else 1
+    )  # beyond one block of keys, exp(score - largest so far) is rounded elsewhere
+    assert distance(fast_out, out) <= share * distance(out, want.out[1]) + 1e-6 * np.linalg.norm(want.out[1])
+    np.testing.assert_allclose(fast_lse, lse, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_is_not_hidden(kernels, buffers):

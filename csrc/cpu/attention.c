@@ -1,85 +1,197 @@
 /* Causal attention without a T x T matrix (FlashAttention, Dao et al. 2022): softmax over blocks of keys, the result so far
- * scaled down whenever a larger score turns up. See attention.h for the blocks. */
+ * scaled down whenever a larger score turns up. Scores are kept transposed, p[key][query]: each lane is a query, so that
+ * the softmax needs no sum across lanes. Only the queries are transposed, once.
+ *
+ *   p   = K q_t       p[j][i]   = sum over d of k[j][d] q_t[d][i]
+ *   out = p' V        out[i][d] = sum over j of p[j][i] v[j][d]
+ *
+ * Blocks of keys lie at multiples of KB wherever a task begins, so that no bit depends on how queries are shared out. */
 #include <float.h>
-#include <math.h>
-#include "attention.h"
+#include "attention_pack.h"
 
-int64_t K(attention_workspace)(int T, int C, int NH, int threads) {
+enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
+
+/* a block of queries: lse and sum are the largest score so far and the sum of exp */
+typedef struct {
+    float *q_t, *out;     /* (hp, QB), (QB, hp) */
+    float *largest, *sum; /* (QB) */
+} Queries;
+/* of one thread */
+typedef struct {
+    Queries queries[SUBS];
+    float *k, *v, *p; /* (KB, hp), (KB, hp), (KB, QB) */
+} Scratch;
+
+/* returns its size in floats; base may be NULL */
+static int64_t scratch_at(Scratch *s, float *base, int hs) {
+    const int64_t hp = padded(hs);
+    int64_t used = 0;
+    for (int i = 0; i < SUBS; i++) {
+        Queries *q = &s->queries[i];
+        q->q_t = take(base, &used, QB * hp), q->out = take(base, &used, QB * hp);
+        q->largest = take(base, &used, QB), q->sum = take(base, &used, QB);
+    }
+    s->k = take(base, &used, KB * hp), s->v = take(base, &used, KB * hp), s->p = take(base, &used, KB * QB);
+    return used;
+}
+static Scratch thread_scratch(const Context *ctx, int hs) {
     Scratch s;
-    return scratch_at(&s, NULL, T, C / NH) * threads * (int64_t)sizeof(float);
+    const int64_t size = scratch_at(&s, NULL, hs);
+    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, hs);
+    return s;
+}
+
+int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads) {
+    Scratch s;
+    const int64_t forward = scratch_at(&s, NULL, C / NH) * threads * (int64_t)sizeof(float);
+    const int64_t backward = K(attention_backward_workspace)((int64_t)B * NH, T, C / NH, threads);
+    return forward > backward ? forward : backward;
 }
 
 /* one head of one sequence: rows of keys and values `stride` apart */
 typedef struct {
     const floatX *k, *v;
     int64_t stride;
-    int hs, window;
+    int hs, window, bf16;
+    Log2 to_log2;
 } Head;
 
-/* VL queries: p becomes exp(p - largest); the invisible are 0 */
-INLINE void softmax_lanes(Block b, Scratch *s, int i, float *shrink, const int masked) {
-    const Range r = masked ? keys_of(b, i, i + VL) : (Range){0, b.keys};
-    const vf before = vf_load(s->lse + i), low = vf_set(-FLT_MAX);
+static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, uses_bf16(ctx), log2_of_score(hs)};
+}
+
+/* of VL queries with key j */
+INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
+    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2);
+    return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
+}
+
+/* VL queries: p becomes exp(score - largest), in bf16 two keys to a word; the invisible are 0 */
+INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked,
+                          const int bf16) {
+    const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all, bf16);
+    const vf before = vf_load(q->largest + i), low = vf_set(-FLT_MAX);
+    const Log2 to_log2 = h->to_log2;
+    const int each = bf16 ? 2 : 1;
     vf largest = before, sum = vf_set(0);
-    for (int j = 0; j < r.from; j++) vf_store(s->p + j * QB + i, vf_set(0));
-    for (int j = r.from; j < r.to; j++) {
-        const vf x = vf_load(s->p + j * QB + i);
-        largest = vf_max(largest, masked ? vf_pick(visible(b, i, j), x, low) : x);
+    for (int j = seen.from * each; j < seen.to * each; j++) {
+        const vf x = vf_load(p + j * QB + i);
+        largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
     }
-    for (int j = r.from; j < r.to; j++) {
-        vf x = vf_exp_nonpositive(vf_load(s->p + j * QB + i) - largest);
-        if (masked) x = (vf)((vi)x & visible(b, i, j));
+    for (int j = seen.from; j < seen.to; j++) {
+        const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
         sum += x;
-        vf_store(s->p + j * QB + i, x);
+#if HAS_BF16
+        if (bf16) {
+            const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
+            sum += y;
+            vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
+            continue;
+        }
+#endif
+        vf_store(p + j * QB + i, x);
     }
-    for (int j = max(r.from, r.to); j < b.keys; j++) vf_store(s->p + j * QB + i, vf_set(0));
-    const vf factor = vf_exp_nonpositive(before - largest);
-    vf_store(s->lse + i, largest);
-    vf_store(s->sum + i, vf_load(s->sum + i) * factor + sum);
+    for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
+    for (int j = max(seen.from, seen.to); j < steps(b.keys, bf16); j++) vf_store(p + j * QB + i, vf_set(0));
+    const vf factor = weight_of(before - largest, to_log2);
+    vf_store(q->largest + i, largest);
+    vf_store(q->sum + i, vf_load(q->sum + i) * factor + sum);
     vf_store(shrink + i, factor);
 }
 
-static void softmax(Block b, Scratch *s, int hp) {
-    float shrink[QB];
+INLINE void softmax_of(Block b, Queries *q, float *p, const Head *h, float *shrink, const int bf16) {
     if (all_visible(b))
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, s, i, shrink, 0);
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0, bf16);
     else
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, s, i, shrink, 1);
-    for (int i = 0; i < b.queries; i++)
-        if (shrink[i] != 1)
-            for (int d = 0; d < hp; d += VL) vf_store(s->acc + i * hp + d, vf_load(s->acc + i * hp + d) * shrink[i]);
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, bf16);
 }
 
-/* out and lse (unless NULL) of `queries` queries from position `at` on; rows of out C apart */
-static void attend(Scratch *s, floatX *out, int64_t C, float *lse, Head h, const floatX *q, int at, int queries) {
-    const int hp = padded(h.hs), end = at + queries;
-    load_transposed(s->q, s->q_t, q, h.stride, queries, h.hs, 1 / sqrtf((float)h.hs));
-    memset(s->acc, 0, (size_t)queries * hp * sizeof *s->acc);
-    for (int i = 0; i < QB; i++) s->lse[i] = -FLT_MAX, s->sum[i] = 0;
-    for (int key = first_key(at, h.window); key < end; key += KB) {
-        const Block b = {at - key, queries, min(KB, end - key), h.window};
-        load_rows(s->v, h.v + key * h.stride, h.stride, b.keys, h.hs, 1);
-        products_of_rows(b, s->p, h.k + key * h.stride, h.stride, s->q_t, h.hs);
-        softmax(b, s, hp);
-        sums_over_keys(b, s->acc, s->p, s->v, hp);
+static void softmax(Block b, Queries *q, float *p, const Head *h) {
+    const int hp = padded(h->hs);
+    float shrink[QB];
+    if (HAS_BF16 && h->bf16) softmax_of(b, q, p, h, shrink, 1);
+    else softmax_of(b, q, p, h, shrink, 0);
+    for (int i = 0; i < b.queries; i++)
+        if (shrink[i] != 1)
+            for (int d = 0; d < hp; d += VL) vf_store(q->out + i * hp + d, vf_load(q->out + i * hp + d) * shrink[i]);
+}
+
+/* p[j][i] = k[j] . q_t[.][i]; what no query of a strip sees is left out, here and below */
+static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h) {
+    const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
+    for (int j = 0; j < b.keys; j += MR) {
+        const int m = min(MR, b.keys - j);
+        const Range r = in_vectors(queries_of(b, j, j + m));
+        strip(p + j * QB + r.from, QB, &(Factor){k + j * length, length, 1}, q_t + r.from, QB, m, (r.to - r.from) / VL,
+              depth, 0, h->bf16);
     }
-    for (int i = 0; i < queries; i++) {
-        store_rows(out + i * C, C, s->acc + i * hp, 1, h.hs, 1 / s->sum[i]);
-        if (lse) lse[i] = s->lse[i] + logf(s->sum[i]);
+}
+/* out[i] += sum over j of p[j][i] v[j] */
+static void add_values(Block b, float *out, const float *p, const float *v, const Head *h) {
+    const int hp = padded(h->hs);
+    for (int i = 0; i < b.queries; i += MR) {
+        const int m = min(MR, b.queries - i);
+        const Range r = in_steps(keys_of(b, i, i + m), h->bf16);
+        strip(out + i * hp, hp, &(Factor){p + r.from * QB + i, 1, QB}, v + r.from * hp, hp, m, hp / VL, r.to - r.from,
+              1, h->bf16);
     }
+}
+
+static void start(Queries *q, const Head *h, const floatX *rows, int n) {
+    pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs}, h->bf16);
+    memset(q->out, 0, (size_t)n * padded(h->hs) * sizeof *q->out);
+    for (int i = 0; i < QB; i++) q->largest[i] = -FLT_MAX, q->sum[i] = 0;
+}
+
+static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, float *lse, int n) {
+    const int hp = padded(h->hs);
+    for (int i = 0; i < n; i++) {
+        store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
+        if (lse) lse[i] = (float)(q->largest[i] / sqrt(h->hs) + (double)logf(q->sum[i]));
+    }
+}
+
+/* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */
+static void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
+    const int end = at + n;
+    for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
+    for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {
+        const int keys = min(KB, end - key);
+        const Rows k = {h->k + key * h->stride, h->stride, keys, h->hs};
+        const Rows v = {h->v + key * h->stride, h->stride, keys, h->hs};
+        pack_rows(s->k, k, h->bf16);
+        pack_pairs(s->v, v, h->bf16);
+        for (int i = 0; i < n; i += QB) {
+            const Block b = {at + i - key, min(QB, n - i), keys, h->window};
+            if (none_visible(b)) continue;
+            scores(b, s->p, s->k, s->queries[i / QB].q_t, h);
+            softmax(b, &s->queries[i / QB], s->p, h);
+            add_values(b, s->queries[i / QB].out, s->p, s->v, h);
+        }
+    }
+    for (int i = 0; i < n; i += QB)
+        finish(&s->queries[i / QB], h, out + i * C, C, lse ? lse + i : NULL, min(QB, n - i));
+}
+
+/* queries to a task: many, to pack each block of keys seldom, but tasks for every thread */
+static int task_queries(const Context *ctx, int64_t heads, int n) {
+    const int64_t blocks = heads * ((n + QB - 1) / QB) / (4 * ctx->threads);
+    return QB * (int)(blocks < 1 ? 1 : blocks > SUBS ? SUBS : blocks);
 }
 
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
                           int window) {
-    const int hs = C / NH, blocks = (T + QB - 1) / QB, seen = effective(window, T);
-    const int64_t tasks = (int64_t)B * NH * blocks;
+    const int hs = C / NH, seen = effective(window, T), each = task_queries(ctx, (int64_t)B * NH, T);
+    const int parts = (T + each - 1) / each;
+    const int64_t tasks = (int64_t)B * NH * parts;
 #pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, seen, C)))
     for (int64_t task = 0; task < tasks; task++) {
-        const int64_t head = task / blocks, b = head / NH, at = (blocks - 1 - task % blocks) * QB;
+        const int64_t head = task / parts, b = head / NH, at = (parts - 1 - task % parts) * each;
         const floatX *q = qkv + b * T * 3 * C + head % NH * hs;
-        Scratch s = thread_scratch(ctx, T, hs);
-        attend(&s, out + (b * T + at) * C + head % NH * hs, C, lse + head * T + at,
-               (Head){q + C, q + 2 * C, 3 * C, hs, seen}, q + at * 3 * C, (int)at, min(QB, T - (int)at));
+        const Head h = head_at(ctx, q, C, hs, seen);
+        Scratch s = thread_scratch(ctx, hs);
+        attend(&s, out + (b * T + at) * C + head % NH * hs, C, lse + head * T + at, &h, q + at * 3 * C, (int)at,
+               min(each, T - (int)at));
     }
 }
 
@@ -108,44 +220,44 @@ static float scores_of_block(float *p, const float *q, const Head *h, int key, i
 }
 
 /* p = exp(p - largest); returns their sum */
-static float softmax_of_block(float *p, int keys, float largest) {
+static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     vf sum = vf_set(0);
     for (int j = 0; j < keys; j += VL) {
-        const vf x = vf_exp_nonpositive(vf_load(p + j) - largest);
+        const vf x = weight_of(vf_load(p + j) - largest, to_log2);
         sum += x;
         vf_store(p + j, x);
     }
     return vf_sum(sum);
 }
 
-/* acc += sum over j of p[j] v[j] */
+/* out += sum over j of p[j] v[j] */
 static void values_of_block(Scratch *s, const Head *h, int key, int keys) {
     const int hp = padded(h->hs);
     const float *v = h->v + key * h->stride;
     int64_t stride = h->stride;
     if (hp != h->hs) {
-        load_rows(s->v, v, stride, keys, h->hs, 1);
+        pack_rows(s->v, (Rows){v, stride, keys, h->hs}, 0);
         v = s->v, stride = hp;
     }
-    strip(s->acc, 0, &(Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
+    strip_fp32(s->queries->out, 0, &(Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
 }
 
-/* One query reads each key and value once: nothing to reuse, so they are read where they lie. */
-static void attend_one(Scratch *s, floatX *out, Head h, const floatX *q, int at) {
-    const int hp = padded(h.hs);
-    float largest = -FLT_MAX, sum = 0;
-    load_rows(s->q, q, 0, 1, h.hs, 1 / sqrtf((float)h.hs));
-    memset(s->acc, 0, (size_t)hp * sizeof *s->acc);
-    for (int key = first_key(at, h.window); key <= at; key += KB) {
+/* One query reads each key and value once: nothing to reuse, so they are read where they lie, and never rounded. */
+static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, int at) {
+    const int hp = padded(h->hs);
+    float largest = -FLT_MAX, sum = 0, *row = s->queries->q_t, *acc = s->queries->out;
+    pack_rows(row, (Rows){q, 0, 1, h->hs}, 0);
+    memset(acc, 0, (size_t)hp * sizeof *acc);
+    for (int key = first_key(at, h->window); key <= at; key += KB) {
         const int keys = min(KB, at + 1 - key);
-        const float here = scores_of_block(s->p, s->q, &h, key, keys), before = largest;
+        const float here = scores_of_block(s->p, row, h, key, keys), before = largest;
         if (!(here <= largest)) largest = here;
-        const float factor = expf(before - largest);
-        sum = sum * factor + softmax_of_block(s->p, keys, largest);
-        for (int d = 0; d < hp; d += VL) vf_store(s->acc + d, vf_load(s->acc + d) * factor);
-        values_of_block(s, &h, key, keys);
+        const float factor = expf((before - largest) / sqrtf((float)h->hs));
+        sum = sum * factor + softmax_of_block(s->p, keys, largest, h->to_log2);
+        for (int d = 0; d < hp; d += VL) vf_store(acc + d, vf_load(acc + d) * factor);
+        values_of_block(s, h, key, keys);
     }
-    store_rows(out, 0, s->acc, 1, h.hs, 1 / sum);
+    store_rows(out, 0, acc, 1, h->hs, 1 / sum);
 }
 
 static void store_cache(Context *ctx, floatX *cache, const floatX *qkv, const int *pos, int B, int n, int T, int C) {
@@ -176,9 +288,9 @@ void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX 
         const int64_t head = task / blocks, b = head / NH, i = (blocks - 1 - task % blocks) * rows, at = pos[b] + i;
         const floatX *q = cache + b * T * 3 * C + head % NH * hs;
         floatX *o = out + (b * n + i) * C + head % NH * hs;
-        const Head h = {q + C, q + 2 * C, 3 * C, hs, seen};
-        Scratch s = thread_scratch(ctx, T, hs);
-        if (rows == 1) attend_one(&s, o, h, q + at * 3 * C, (int)at);
-        else attend(&s, o, C, NULL, h, q + at * 3 * C, (int)at, min(QB, n - (int)i));
+        const Head h = head_at(ctx, q, C, hs, seen);
+        Scratch s = thread_scratch(ctx, hs);
+        if (rows == 1) attend_one(&s, o, &h, q + at * 3 * C, (int)at);
+        else attend(&s, o, C, NULL, &h, q + at * 3 * C, (int)at, min(QB, n - (int)i));
     }
 }

@@ -1,15 +1,12 @@
-/* What attention's forward and backward share. A task is a block of up to QB queries of one head; it walks the keys they
- * see in blocks of up to KB. Scores are kept transposed, p[key][query]: each lane is a query, so that the softmax needs
- * no sum across lanes and keys and values are read as they lie. Only the queries (and dout) are transposed, once.
+/* What attention's forward and backward share: who sees whom, and the product that both are made of.
  *
- *   p   = K  q_t       p[j][i]   = sum over d of k[j][d] q_t[d][i]          (the same for dp = V dout_t)
- *   out = p' V         out[i][d] = sum over j of p[j][i] v[j][d]            (the same for dq = ds' K)
- *   dv  = p  dout      dv[j][d]  = sum over i of p[j][i] dout[i][d]         (the same for dk = ds q)
- *
- * Each is a sum of (one element) x (vectors): strip() keeps up to MR x NR vectors of the result in registers. Its Factor
- * goes by pointer: a struct of 24 bytes by value is copied through the stack, which stalls. */
+ * Everything goes in blocks of up to QB queries and KB keys. Each of the seven products is a sum of (one number) x
+ * (vectors): strip() keeps up to MR x NR vectors of the result in registers. In bf16 the numbers and the lanes are words
+ * of two rounded numbers that follow each other along the sum (simd.h), so that a sum has half as many steps and the
+ * same strip serves: attention_pack.h brings the operands into either form. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
+#include <math.h>
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
@@ -17,7 +14,7 @@
 #include <omp.h>
 #endif
 
-enum { QB = 64, KB = 64, MR = 6, NR = VREGS / 8 };
+enum { QB = 64, KB = 64, NR = VREGS / 8, MR = NR == 4 ? 4 : 6 };
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
@@ -36,96 +33,80 @@ typedef struct {
     int from, to;
 } Range;
 
-static inline int all_visible(Block b) { return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window; }
+/* an odd last key has no partner in its word: it counts as an invisible one */
+static inline int all_visible(Block b) {
+    return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window && b.keys % 2 == 0;
+}
+static inline int none_visible(Block b) { return b.shift + b.queries <= 0 || b.shift - b.keys + 1 >= b.window; }
 static inline Range keys_of(Block b, int i, int end) {
     return (Range){min(b.keys, max(0, b.shift + i - b.window + 1)), min(b.keys, b.shift + end)};
 }
 static inline Range queries_of(Block b, int j, int end) {
     return (Range){max(0, j - b.shift), min(b.queries, end - 1 + b.window - b.shift)};
 }
-/* which of the VL queries from i on see key j */
-static inline vi visible(Block b, int i, int j) {
+/* which of the VL queries from i on see key j; which of the VL keys from j on query i sees */
+static inline vi visible_to_queries(Block b, int i, int j) {
     const vi ago = vi_lanes(0) + (b.shift + i - j); /* lanes of 0 are a constant */
     return (ago >= 0) & (ago < b.window);
 }
+static inline vi visible_keys(Block b, int i, int j) {
+    const vi ago = (b.shift + i - j) - vi_lanes(0);
+    return (ago >= 0) & (ago < b.window);
+}
 
-/* Scratch of one thread; rows are hp = padded(hs) floats, the transposed ones QB. */
-typedef struct {
-    float *q, *q_t, *dout, *dout_t; /* (QB, hp), (hp, QB): the block's queries, zero-padded */
-    float *acc;                     /* (QB, hp): out or dq */
-    float *p, *ds;                  /* (KB, QB) */
-    float *lse, *sum;               /* (QB): forward: largest score, sum of exp; backward: lse, D */
-    float *k, *v, *dk, *dv;         /* (T, hp) in the backward pass; the forward pass uses KB rows */
-} Scratch;
+/* steps of a sum over n numbers; the range of steps that covers a range of numbers; and whole vectors in lanes */
+static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
+static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
+static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, padded(max(r.to, 0))}; }
+
+static inline int uses_bf16(const Context *ctx) { return HAS_BF16 && ctx->precision == LLMC_BF16; }
+
+/* what an attention is worth in threads_for's elements */
+static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
+
+int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads); /* bytes */
+
+static inline int this_thread(void) {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 static inline float *take(float *base, int64_t *used, int64_t floats) {
     float *at = base ? base + *used : base;
     *used += (floats + 15) / 16 * 16; /* 64 bytes */
     return at;
 }
-/* returns its size in floats; base may be NULL */
-static inline int64_t scratch_at(Scratch *s, float *base, int T, int hs) {
-    const int64_t hp = padded(hs), block = QB * hp, whole = max(T, KB) * hp;
-    int64_t used = 0;
-    s->q = take(base, &used, block), s->q_t = take(base, &used, block);
-    s->dout = take(base, &used, block), s->dout_t = take(base, &used, block);
-    s->acc = take(base, &used, block);
-    s->p = take(base, &used, KB * QB), s->ds = take(base, &used, KB * QB);
-    s->lse = take(base, &used, QB), s->sum = take(base, &used, QB);
-    s->k = take(base, &used, whole), s->v = take(base, &used, whole);
-    s->dk = take(base, &used, whole), s->dv = take(base, &used, whole);
-    return used;
-}
-/* this thread's part of the workspace; T the same for all threads of one call */
-static inline Scratch thread_scratch(const Context *ctx, int T, int hs) {
-    Scratch s;
-    int thread = 0;
-#if defined(_OPENMP)
-    thread = omp_get_thread_num();
-#endif
-    const int64_t size = scratch_at(&s, NULL, T, hs);
-    scratch_at(&s, (float *)ctx->workspace + thread * size, T, hs);
-    return s;
-}
 
-/* dst(rows, hp) = src * scale, zero in the padding */
-static inline void load_rows(float *dst, const floatX *src, int64_t stride, int rows, int hs, float scale) {
-    const int hp = padded(hs);
-    for (int i = 0; i < rows; i++, dst += hp, src += stride)
-        for (int d = 0; d < hs; d += VL) vf_store(dst + d, vf_load_n(src + d, LANES(d, hs)) * scale);
-}
-static inline void store_rows(floatX *dst, int64_t stride, const float *src, int rows, int hs, float scale) {
-    const int hp = padded(hs);
-    for (int i = 0; i < rows; i++, src += hp, dst += stride)
-        for (int d = 0; d < hs; d += VL) vf_store_n(dst + d, vf_load(src + d) * scale, LANES(d, hs));
-}
-/* rows(QB, hp) and its transpose (hp, QB) of up to QB rows of src; the missing ones are zero */
-static inline void load_transposed(float *rows, float *transposed, const floatX *src, int64_t stride, int n, int hs,
-                                   float scale) {
-    const int hp = padded(hs), end = (n + VL - 1) / VL * VL;
-    load_rows(rows, src, stride, n, hs, scale);
-    memset(rows + (int64_t)n * hp, 0, (size_t)(end - n) * hp * sizeof *rows);
-    for (int i = 0; i < end; i += VL)
-        for (int d = 0; d < hp; d += VL) {
-            vf square[VL];
-            for (int l = 0; l < VL; l++) square[l] = vf_load(rows + (int64_t)(i + l) * hp + d);
-            vf_transpose(square);
-            for (int l = 0; l < VL; l++) vf_store(transposed + (d + l) * QB + i, square[l]);
-        }
-}
+/* Scores become exponents of 2. Their factor is the sum of two floats, for the rounding of exponents costs most. */
+typedef struct {
+    float high, low;
+} Log2;
+static inline Log2 log2_of(double x) { return (Log2){(float)x, (float)(x - (double)(float)x)}; }
+/* log2(e) / sqrt(hs) */
+static inline Log2 log2_of_score(int hs) { return log2_of(1.4426950408889634 / sqrt(hs)); }
+/* exp(x / sqrt(hs)) where x <= 0, a difference of scores */
+static inline vf weight_of(vf x, Log2 to_log2) { return vf_exp2_nonpositive(x * to_log2.high + x * to_log2.low); }
 
-/* what an attention is worth in threads_for's elements */
-static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
-
-/* element (i, k) is at[i*row + k*step] */
+/* number (i, k), or word, is at[i*row + k*step]; by pointer: 24 bytes by value are copied through the stack, which stalls */
 typedef struct {
     const float *at;
     int64_t row, step;
 } Factor;
 
+INLINE vf multiply_add(vf sum, vf a, vf b, const int bf16) {
+#if HAS_BF16
+    if (bf16) return bf16_dot(sum, (vi)a, (vi)b);
+#endif
+    (void)bf16;
+    return sum + a * b;
+}
+
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
 INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
-                 int depth, int add) {
+                 int depth, int add, const int bf16) {
     vf sum[MR][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
@@ -140,7 +121,7 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
         for (int i = 0; i < m; i++) {
             const vf x = vf_set(at[i * a->row]);
 #pragma GCC unroll 8
-            for (int j = 0; j < n; j++) sum[i][j] += x * row[j];
+            for (int j = 0; j < n; j++) sum[i][j] = multiply_add(sum[i][j], x, row[j], bf16);
         }
     }
 #pragma GCC unroll 8
@@ -150,57 +131,50 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
 }
 
 INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
-                      int depth, int add) {
+                      int depth, int add, const int bf16) {
     switch (m) {
-    case 1: tile(1, n, c, c_row, a, b, b_row, depth, add); break;
-    case 2: tile(2, n, c, c_row, a, b, b_row, depth, add); break;
-    case 3: tile(3, n, c, c_row, a, b, b_row, depth, add); break;
-    case 4: tile(4, n, c, c_row, a, b, b_row, depth, add); break;
-    case 5: tile(5, n, c, c_row, a, b, b_row, depth, add); break;
-    default: tile(MR, n, c, c_row, a, b, b_row, depth, add);
+    case 1: tile(1, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+    case 2: tile(2, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+    case 3: tile(3, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+#if VREGS < 32
+    case 4: tile(4, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+    case 5: tile(5, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+#endif
+    default: tile(MR, n, c, c_row, a, b, b_row, depth, add, bf16);
     }
 }
 
 /* the same for m <= MR and any n (in vectors) and depth, also none */
-static __attribute__((noinline)) void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
-                                            int m, int n, int depth, int add) {
+INLINE void strip_of(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n, int depth,
+                     int add, const int bf16) {
     for (; n > 0; n -= NR, c += NR * VL, b += NR * VL) switch (min(n, NR)) {
-        case 1: tile_rows(m, 1, c, c_row, a, b, b_row, depth, add); break;
-        case 2: tile_rows(m, 2, c, c_row, a, b, b_row, depth, add); break;
+        case 1: tile_rows(m, 1, c, c_row, a, b, b_row, depth, add, bf16); break;
+        case 2: tile_rows(m, 2, c, c_row, a, b, b_row, depth, add, bf16); break;
 #if VREGS >= 32
-        case 3: tile_rows(m, 3, c, c_row, a, b, b_row, depth, add); break;
-        case 4: tile_rows(m, 4, c, c_row, a, b, b_row, depth, add); break;
+        case 3: tile_rows(m, 3, c, c_row, a, b, b_row, depth, add, bf16); break;
+        case 4: tile_rows(m, 4, c, c_row, a, b, b_row, depth, add, bf16); break;
 #endif
         }
 }
-
-/* The products of a block. Each leaves out what no query of the strip sees. */
-
-/* p[j][i] = x[j] . y_t[.][i], rows of x `stride` apart */
-static inline void products_of_rows(Block b, float *p, const float *x, int64_t stride, const float *y_t, int hs) {
-    for (int j = 0; j < b.keys; j += MR) {
-        const int m = min(MR, b.keys - j);
-        const Range r = queries_of(b, j, j + m);
-        const int i = r.from / VL * VL, vectors = (r.to - i + VL - 1) / VL;
-        strip(p + j * QB + i, QB, &(Factor){x + j * stride, stride, 1}, y_t + i, QB, m, vectors, hs, 0);
-    }
+static __attribute__((noinline)) void strip_fp32(float *c, int64_t c_row, const Factor *a, const float *b,
+                                                 int64_t b_row, int m, int n, int depth, int add) {
+    strip_of(c, c_row, a, b, b_row, m, n, depth, add, 0);
 }
-/* acc[i] += sum over j of p[j][i] x[j] */
-static inline void sums_over_keys(Block b, float *acc, const float *p, const float *x, int hp) {
-    for (int i = 0; i < b.queries; i += MR) {
-        const int m = min(MR, b.queries - i);
-        const Range r = keys_of(b, i, i + m);
-        strip(acc + i * hp, hp, &(Factor){p + r.from * QB + i, 1, QB}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
-              1);
-    }
+#if HAS_BF16
+static __attribute__((noinline)) void strip_bf16(float *c, int64_t c_row, const Factor *a, const float *b,
+                                                 int64_t b_row, int m, int n, int depth, int add) {
+    strip_of(c, c_row, a, b, b_row, m, n, depth, add, 1);
 }
-/* acc[j] += sum over i of p[j][i] x[i] */
-static inline void sums_over_queries(Block b, float *acc, const float *p, const float *x, int hp) {
-    for (int j = 0; j < b.keys; j += MR) {
-        const int m = min(MR, b.keys - j);
-        const Range r = queries_of(b, j, j + m);
-        strip(acc + j * hp, hp, &(Factor){p + j * QB + r.from, QB, 1}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
-              1);
+#endif
+static inline void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n,
+                         int depth, int add, int bf16) {
+#if HAS_BF16
+    if (bf16) {
+        strip_bf16(c, c_row, a, b, b_row, m, n, depth, add);
+        return;
     }
+#endif
+    (void)bf16;
+    strip_fp32(c, c_row, a, b, b_row, m, n, depth, add);
 }
 #endif

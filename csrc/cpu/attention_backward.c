@@ -1,87 +1,320 @@
 /* The gradients of attention, P recomputed from lse. With P = exp(s - lse) and dP = dout V':
  *     dv = P' dout,  ds = P (dP - D) / sqrt(hs),  D = dout . out per query,  dq = ds K,  dk = ds' q
- * A task is one head, so that dk and dv are summed by one thread in one order. */
-#include <math.h>
-#include "attention.h"
+ * Here each lane is a key: keys and values are transposed once for all queries that see them.
+ *
+ *     p[i][j]  = sum over d of q[i][d] k_t[d][j]              dp[i][j] = sum over d of dout[i][d] v_t[d][j]
+ *     dv[j][d] = sum over i of p[i][j] dout[i][d]             dk[j][d] = sum over i of ds[i][j] q[i][d]
+ *     dq[i][d] = sum over j of ds[i][j] k[j][d]
+ *
+ * Keys go in segments of SEGMENT, which fit the second cache. Its dk and dv are complete when all queries have seen
+ * it; dq is the sum of the segments' parts, in their order. Few heads are split: their segments are computed at once and
+ * the parts of dq wait in the workspace for that sum, so the bits are the same. */
+#include "attention_pack.h"
 
-/* VL queries: p becomes P, ds (which holds dP) becomes P (dP - D); the invisible are 0 */
-INLINE void gradient_lanes(Block b, Scratch *s, int i, const int masked) {
-    const Range r = masked ? keys_of(b, i, i + VL) : (Range){0, b.keys};
-    const vf lse = vf_load(s->lse + i), D = vf_load(s->sum + i), none = vf_set(0);
-    for (int j = 0; j < r.from; j++) vf_store(s->p + j * QB + i, none), vf_store(s->ds + j * QB + i, none);
-    for (int j = r.from; j < r.to; j++) {
-        vf p = vf_exp_nonpositive(vf_load(s->p + j * QB + i) - lse);
-        vf ds = p * (vf_load(s->ds + j * QB + i) - D);
-        if (masked) p = (vf)((vi)p & visible(b, i, j)), ds = (vf)((vi)ds & visible(b, i, j));
-        vf_store(s->p + j * QB + i, p);
-        vf_store(s->ds + j * QB + i, ds);
+enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
+
+/* of one thread */
+typedef struct {
+    float *k, *k_t, *v_t, *dk, *dv;         /* (SEGMENT, hp); of the transposed ones (hp, KB) per block of keys */
+    float *dq, *p, *ds, *ds_rows;           /* (QB, hp); (QB, KB) */
+    float *q, *dout, *q_pairs, *dout_pairs; /* of all queries, see attention_pack.h */
+    float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
+} Scratch;
+
+/* returns its size in floats; base may be NULL */
+static int64_t scratch_at(Scratch *s, float *base, int T, int hs, int bf16) {
+    const int64_t hp = padded(hs), rows = (T + QB - 1) / QB * QB;
+    int64_t used = 0;
+    float **keys[] = {&s->k, &s->k_t, &s->v_t, &s->dk, &s->dv}, **block[] = {&s->p, &s->ds, &s->ds_rows};
+    float **each[] = {&s->lse, &s->rest, &s->D};
+    for (int i = 0; i < 5; i++) *keys[i] = take(base, &used, min(SEGMENT, (int)rows) * hp);
+    for (int i = 0; i < 3; i++) *block[i] = take(base, &used, QB * KB), *each[i] = take(base, &used, rows);
+    s->dq = take(base, &used, QB * hp);
+    s->q_pairs = s->q = take(base, &used, rows * row_length(hs, bf16));
+    s->dout_pairs = s->dout = take(base, &used, rows * row_length(hs, bf16));
+    if (bf16)
+        s->q_pairs = take(base, &used, steps((int)rows, 1) * hp),
+        s->dout_pairs = take(base, &used, steps((int)rows, 1) * hp);
+    return used;
+}
+
+static int split(int64_t heads, int T, int threads) {
+    return threads > 1 && T > SEGMENT && heads < FEW_HEADS * (int64_t)threads;
+}
+
+/* enough for fewer heads as well, which may be split where these are not */
+int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads) {
+    Scratch s;
+    const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
+    const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads, few = FEW_HEADS * (int64_t)threads - 1;
+    const int64_t parts = split(1, T, threads) ? (heads < few ? heads : few) * AT_ONCE * T * padded(hs) : 0;
+    return (own + parts) * (int64_t)sizeof(float);
+}
+
+/* one head of one sequence; rows of qkv and dqkv 3C apart, of out and dout C */
+typedef struct {
+    floatX *dqkv;
+    const floatX *qkv, *out, *dout;
+    const float *lse;
+    int T, C, hs, window, bf16;
+} Head;
+
+/* one head of all */
+static Head head_of(Head all, int64_t head) {
+    const int NH = all.C / all.hs;
+    const int64_t row = head / NH * all.T, column = head % NH * all.hs;
+    all.qkv += row * 3 * all.C + column, all.dqkv += row * 3 * all.C + column;
+    all.out += row * all.C + column, all.dout += row * all.C + column;
+    all.lse += head * all.T;
+    return all;
+}
+
+/* rows of x, of which 3C or C numbers are one position's */
+static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int n) {
+    return (Rows){x + at * stride, stride, n, h->hs};
+}
+
+/* ---- one block ---- */
+
+/* p becomes P of the VL keys from j on, ds (which holds dP) P (dP - D) */
+INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked) {
+    *p = weight_of(vf_load(s->p + i * KB + j) - s->lse[i] - s->rest[i], scale);
+    *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
+    if (!masked) return;
+    const vi seen = visible_keys(b, i, j);
+    *p = (vf)((vi)*p & seen), *ds = (vf)((vi)*ds & seen);
+}
+
+INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
+    const Range r = masked ? in_vectors(keys_of(b, i, i + 1)) : (Range){0, b.keys};
+    for (int j = 0; j < b.keys; j += VL) {
+        vf p = vf_set(0), ds = vf_set(0);
+        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked);
+        vf_store(s->p + i * KB + j, p);
+        vf_store(s->ds + i * KB + j, ds);
     }
-    for (int j = max(r.from, r.to); j < b.keys; j++)
-        vf_store(s->p + j * QB + i, none), vf_store(s->ds + j * QB + i, none);
 }
 
-static void gradient_of_softmax(Block b, Scratch *s) {
-    if (all_visible(b))
-        for (int i = 0; i < b.queries; i += VL) gradient_lanes(b, s, i, 0);
-    else
-        for (int i = 0; i < b.queries; i += VL) gradient_lanes(b, s, i, 1);
+#if HAS_BF16
+/* two queries, or a last one, and two vectors of keys at a time: words of p and ds are of two queries, of ds_rows two keys */
+INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
+    const int rows = min(2, b.queries - i);
+    const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
+    for (int j = 0; j < b.keys; j += 2 * VL) {
+        vf p[2][2] = {{{0}}}, ds[2][2] = {{{0}}};
+        for (int y = 0; y < rows; y++)
+            for (int x = 0; x < 2; x++) {
+                const int key = j + x * VL;
+                if (!masked || (key >= r.from && key < r.to))
+                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked);
+            }
+        for (int x = 0; x < 2; x++) {
+            const int at = i / 2 * KB + j + x * VL;
+            vf_store(s->p + at, (vf)bf16_interleave(p[0][x], p[1][x]));
+            vf_store(s->ds + at, (vf)bf16_interleave(ds[0][x], ds[1][x]));
+        }
+        for (int y = 0; y < rows; y++)
+            vf_store(s->ds_rows + ((i + y) * KB + j) / 2, (vf)bf16_in_order(ds[y][0], ds[y][1]));
+    }
+}
+#endif
+
+INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked, int bf16) {
+#if HAS_BF16
+    if (bf16) {
+        for (int i = 0; i < b.queries; i += 2) bf16_gradient_of_rows(b, s, i, scale, masked);
+        return;
+    }
+#endif
+    (void)bf16;
+    for (int i = 0; i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
 }
 
-static void block_backward(Block b, Scratch *s, int key, int hs) {
+/* The products; each leaves out what no query of the strip sees. */
+
+/* p[i][j] = x[i] . y_t[.][j] */
+static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16) {
+    const int length = row_length(hs, bf16);
+    for (int i = 0; i < b.queries; i += MR) {
+        const int m = min(MR, b.queries - i);
+        const Range r = in_vectors(keys_of(b, i, i + m));
+        strip(p + i * KB + r.from, KB, &(Factor){x + i * length, length, 1}, y_t + r.from, KB, m, (r.to - r.from) / VL,
+              steps(hs, bf16), 0, bf16);
+    }
+}
+/* sums[j] += sum over i of p[i][j] x[i] */
+static void sums_over_queries(Block b, float *sums, const float *p, const float *x, int hs, int bf16) {
     const int hp = padded(hs);
-    const float *k = s->k + (int64_t)key * hp, *v = s->v + (int64_t)key * hp;
-    products_of_rows(b, s->p, k, hp, s->q_t, hs);
-    products_of_rows(b, s->ds, v, hp, s->dout_t, hs);
-    gradient_of_softmax(b, s);
-    sums_over_queries(b, s->dv + (int64_t)key * hp, s->p, s->dout, hp);
-    sums_over_queries(b, s->dk + (int64_t)key * hp, s->ds, s->q, hp);
-    sums_over_keys(b, s->acc, s->ds, k, hp);
+    for (int j = 0; j < b.keys; j += MR) {
+        const int m = min(MR, b.keys - j);
+        const Range r = in_steps(queries_of(b, j, j + m), bf16);
+        strip(sums + j * hp, hp, &(Factor){p + r.from * KB + j, 1, KB}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
+              1, bf16);
+    }
+}
+/* dq[i] += sum over j of ds[i][j] k[j] */
+static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16) {
+    const int hp = padded(hs), length = steps(KB, bf16);
+    for (int i = 0; i < b.queries; i += MR) {
+        const int m = min(MR, b.queries - i);
+        const Range r = in_steps(keys_of(b, i, i + m), bf16);
+        strip(dq + i * hp, hp, &(Factor){ds + i * length + r.from, length, 1}, k + r.from * hp, hp, m, hp / VL,
+              r.to - r.from, 1, bf16);
+    }
 }
 
-/* The block's queries, dout, lse and D; zero beyond its end. D is summed in the order in which dP is, so that dP - D is
- * exactly 0 where a query sees one key. */
-static void load_queries(Scratch *s, const floatX *q, const floatX *dout, const floatX *out, const float *lse, int C,
-                         int queries, int hs) {
-    const float *out_t = s->q_t;
-    load_transposed(s->acc, s->q_t, out, C, queries, hs, 1);
-    load_transposed(s->dout, s->dout_t, dout, C, queries, hs, 1);
-    for (int i = 0; i < queries; i += VL) {
-        vf D = vf_set(0);
-        for (int d = 0; d < hs; d++) D += vf_load(s->dout_t + d * QB + i) * vf_load(out_t + d * QB + i);
-        vf_store(s->sum + i, D);
-        vf_store(s->lse + i, vf_load_n(lse + i, LANES(i, queries)));
-    }
-    load_transposed(s->q, s->q_t, q, 3 * C, queries, hs, 1 / sqrtf((float)hs));
-    memset(s->acc, 0, (size_t)queries * padded(hs) * sizeof *s->acc);
+/* keys from `key` of the segment on */
+static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16) {
+    const int hp = padded(hs);
+    const Log2 scale = log2_of_score(hs);
+    products(b, s->p, s->q, s->k_t + key * hp, hs, bf16);
+    products(b, s->ds, s->dout, s->v_t + key * hp, hs, bf16);
+    if (all_visible(b)) gradient_of_softmax(b, s, scale, 0, bf16);
+    else gradient_of_softmax(b, s, scale, 1, bf16);
+    sums_over_queries(b, s->dv + key * hp, s->p, s->dout_pairs, hs, bf16);
+    sums_over_queries(b, s->dk + key * hp, s->ds, s->q_pairs, hs, bf16);
+    sums_over_keys(b, s->dq, bf16 ? s->ds_rows : s->ds, s->k + steps(key, bf16) * hp, hs, bf16);
 }
 
-static void head_backward(Scratch *s, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                          const floatX *qkv, int T, int C, int hs, int window) {
-    const int64_t hp = padded(hs);
-    load_rows(s->k, qkv + C, 3 * C, T, hs, 1);
-    load_rows(s->v, qkv + 2 * C, 3 * C, T, hs, 1);
-    memset(s->dk, 0, (size_t)(T * hp) * sizeof *s->dk);
-    memset(s->dv, 0, (size_t)(T * hp) * sizeof *s->dv);
-    for (int at = 0; at < T; at += QB) {
-        const int queries = min(QB, T - at), end = at + queries;
-        load_queries(s, qkv + (int64_t)at * 3 * C, dout + (int64_t)at * C, out + (int64_t)at * C, lse + at, C, queries,
-                     hs);
-        for (int key = first_key(at, window); key < end; key += KB)
-            block_backward((Block){at - key, queries, min(KB, end - key), window}, s, key, hs);
-        store_rows(dqkv + (int64_t)at * 3 * C, 3 * C, s->acc, queries, hs, 1 / sqrtf((float)hs));
+/* ---- one segment ---- */
+
+/* D of VL queries, summed in the order in which dP is: dP - D is exactly 0 where a query sees one key */
+static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
+    vf D = vf_set(0);
+    for (int d = 0; d < out->hs; d += VL) {
+        vf x[VL], y[VL];
+        for (int l = 0; l < VL; l++) x[l] = vector_of(dout, i + l, d), y[l] = vector_of(out, i + l, d);
+#if HAS_BF16
+        for (int l = 0; bf16 && l < VL; l++) x[l] = bf16_rounded(x[l]);
+#endif
+        vf_transpose(x), vf_transpose(y);
+        for (int l = 0; l < VL; l++) D += x[l] * y[l];
     }
-    store_rows(dqkv + C, 3 * C, s->dk, T, hs, 1);
-    store_rows(dqkv + 2 * C, 3 * C, s->dv, T, hs, 1);
+    (void)bf16;
+    return D;
+}
+
+/* all that is kept of the queries from `at` on, which is a multiple of QB */
+static void load_queries(const Scratch *s, const Head *h, int at, int n) {
+    const Rows q = rows_at(h, h->qkv, 3 * h->C, at, n);
+    const Rows dout = rows_at(h, h->dout, h->C, at, n), out = rows_at(h, h->out, h->C, at, n);
+    const int hp = padded(h->hs), length = row_length(h->hs, h->bf16);
+    pack_rows(s->q + (int64_t)at * length, q, h->bf16);
+    pack_rows(s->dout + (int64_t)at * length, dout, h->bf16);
+    if (h->bf16)
+        pack_pairs(s->q_pairs + (int64_t)at / 2 * hp, q, 1), pack_pairs(s->dout_pairs + (int64_t)at / 2 * hp, dout, 1);
+    for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i, h->bf16));
+    for (int i = at; i < at + n; i++) {
+        const double lse = h->lse[i] * sqrt(h->hs);
+        s->lse[i] = (float)lse;
+        s->rest[i] = (float)(lse - (double)s->lse[i]);
+    }
+}
+
+/* what a block of queries needs of it, the block's first as number 0 */
+static Scratch queries_from(Scratch s, const Head *h, int at) {
+    const int64_t hp = padded(h->hs), length = row_length(h->hs, h->bf16);
+    s.q += at * length, s.dout += at * length;
+    s.q_pairs += steps(at, h->bf16) * hp, s.dout_pairs += steps(at, h->bf16) * hp;
+    s.lse += at, s.rest += at, s.D += at;
+    return s;
+}
+
+static void load_keys(const Scratch *s, const Head *h, int from, int n) {
+    const int hp = padded(h->hs);
+    for (int key = 0; key < n; key += KB) {
+        const Rows k = rows_at(h, h->qkv + h->C, 3 * h->C, from + key, min(KB, n - key));
+        pack_pairs(s->k + steps(key, h->bf16) * hp, k, h->bf16);
+        pack_columns(s->k_t + key * hp, KB, k, h->bf16);
+        pack_columns(s->v_t + key * hp, KB, (Rows){k.at + h->C, k.stride, k.n, k.hs}, h->bf16);
+    }
+    memset(s->dk, 0, (size_t)n * hp * sizeof *s->dk);
+    memset(s->dv, 0, (size_t)n * hp * sizeof *s->dv);
+}
+
+/* the queries at `at` see keys of the segment that begins at `from`; they see none before it */
+static int sees(const Head *h, int at, int from) {
+    return at >= from && at < h->T && first_key(at, h->window) < from + SEGMENT;
+}
+static int sees_first(const Head *h, int at, int from) { return first_key(at, h->window) >= from; }
+
+/* dq of the queries at `at` = a segment's part, or += where they have seen one before */
+static void add_part(const Head *h, const float *part, int at, int from) {
+    const int hp = padded(h->hs), n = min(QB, h->T - at), add = !sees_first(h, at, from);
+    const float scale = 1 / sqrtf((float)h->hs);
+    floatX *dq = h->dqkv + (int64_t)at * 3 * h->C;
+    for (int i = 0; i < n; i++, dq += 3 * h->C)
+        for (int d = 0; d < h->hs; d += VL) {
+            const int lanes = LANES(d, h->hs);
+            const vf x = vf_load(part + i * hp + d) * scale;
+            vf_store_n(dq + d, add ? vf_load_n(dq + d, lanes) + x : x, lanes);
+        }
+}
+
+/* dk and dv of the segment's keys, and its parts of dq: added at once, or left in parts(T, hp) */
+static void segment_backward(const Scratch *own, const Head *h, int from, float *parts) {
+    const int hp = padded(h->hs), keys = min(SEGMENT, h->T - from);
+    load_keys(own, h, from, keys);
+    for (int at = from; sees(h, at, from); at += QB) {
+        const int n = min(QB, h->T - at);
+        Scratch s = queries_from(*own, h, at);
+        if (parts || sees_first(h, at, from)) load_queries(own, h, at, n);
+        if (parts) s.dq = parts + (int64_t)at * hp;
+        memset(s.dq, 0, (size_t)n * hp * sizeof *s.dq);
+        for (int key = 0; key < keys; key += KB) {
+            const Block b = {at - from - key, n, min(KB, keys - key), h->window};
+            if (!none_visible(b)) block_backward(b, &s, key, h->hs, h->bf16);
+        }
+        if (!parts) add_part(h, s.dq, at, from);
+    }
+    floatX *dk = h->dqkv + (int64_t)from * 3 * h->C + h->C;
+    store_rows(dk, 3 * h->C, own->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
+    store_rows(dk + h->C, 3 * h->C, own->dv, keys, h->hs, 1);
+}
+
+/* ---- all heads ---- */
+
+static Scratch thread_scratch(const Context *ctx, const Head *h) {
+    Scratch s;
+    const int64_t size = scratch_at(&s, NULL, h->T, h->hs, h->bf16);
+    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, h->T, h->hs, h->bf16);
+    return s;
+}
+
+/* AT_ONCE segments of all heads from `from` on; then their parts of dq are added, in order */
+static void split_backward(Context *ctx, const Head *all, int64_t heads, int from) {
+    Scratch s;
+    const int blocks = (all->T + QB - 1) / QB, hp = padded(all->hs);
+    float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->T, all->hs, all->bf16) * ctx->threads;
+#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t task = 0; task < heads * AT_ONCE; task++) { /* the early ones, which most queries see, first */
+        const Head h = head_of(*all, task % heads);
+        const int at = from + (int)(task / heads) * SEGMENT;
+        const Scratch own = thread_scratch(ctx, &h);
+        if (at < h.T) segment_backward(&own, &h, at, parts + task * h.T * hp);
+    }
+#pragma omp parallel for num_threads(ctx->threads)
+    for (int64_t task = 0; task < heads * blocks; task++) {
+        const Head h = head_of(*all, task % heads);
+        const int at = (int)(task / heads) * QB;
+        for (int i = 0; i < AT_ONCE; i++)
+            if (sees(&h, at, from + i * SEGMENT))
+                add_part(&h, parts + ((i * heads + task % heads) * h.T + at) * hp, at, from + i * SEGMENT);
+    }
 }
 
 void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                            const floatX *qkv, int B, int T, int C, int NH, int window) {
-    const int hs = C / NH, seen = effective(window, T);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, seen, C)))
-    for (int64_t head = 0; head < (int64_t)B * NH; head++) {
-        const int64_t row = head / NH * T, column = head % NH * hs;
-        Scratch s = thread_scratch(ctx, T, hs);
-        head_backward(&s, dqkv + row * 3 * C + column, dout + row * C + column, out + row * C + column, lse + head * T,
-                      qkv + row * 3 * C + column, T, C, hs, seen);
+    const int64_t heads = (int64_t)B * NH;
+    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T), uses_bf16(ctx)};
+    if (split(heads, T, ctx->threads)) {
+        for (int from = 0; from < T; from += AT_ONCE * SEGMENT) split_backward(ctx, &all, heads, from);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, all.window, C)))
+    for (int64_t head = 0; head < heads; head++) {
+        const Head h = head_of(all, head);
+        const Scratch s = thread_scratch(ctx, &h);
+        for (int from = 0; from < T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
 }

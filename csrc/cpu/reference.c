@@ -183,27 +183,27 @@ static void matmul_backward_weight(Context *ctx, floatX *dweight, floatX *dbias,
     }
 }
 
-static double dot(const floatX *a, const floatX *b, int n) {
+static double dot(const Context *ctx, const floatX *a, const floatX *b, int n) {
     double sum = 0;
-    for (int i = 0; i < n; i++) sum += (double)a[i] * b[i];
+    for (int i = 0; i < n; i++) sum += operand(ctx, a[i]) * operand(ctx, b[i]);
     return sum;
 }
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }
 
 /* one query over the keys and values first..last, rows `stride` apart: out = softmax(scores) v; returns lse */
-static double attend(floatX *out, double *p, const floatX *q, const floatX *k, const floatX *v, int64_t stride,
+static double attend(const Context *ctx, floatX *out, const floatX *q, const floatX *k, const floatX *v, int64_t stride,
                      int first, int last, int hs) {
-    double max = -INFINITY, sum = 0;
+    double max = -INFINITY, sum = 0, *p = ctx->workspace;
     for (int j = first; j <= last; j++) {
-        p[j] = dot(q, k + j * stride, hs) / sqrt(hs);
+        p[j] = dot(ctx, q, k + j * stride, hs) / sqrt(hs);
         if (p[j] > max) max = p[j];
     }
     for (int j = first; j <= last; j++) sum += p[j] = exp(p[j] - max);
     for (int d = 0; d < hs; d++) {
         double y = 0;
-        for (int j = first; j <= last; j++) y += p[j] / sum * v[j * stride + d];
-        out[d] = (floatX)y;
+        for (int j = first; j <= last; j++) y += operand(ctx, (float)p[j]) * operand(ctx, v[j * stride + d]);
+        out[d] = (floatX)(y / sum);
     }
     return max + log(sum);
 }
@@ -216,8 +216,8 @@ static void attention_forward(Context *ctx, floatX *out, float *lse, const float
             for (int i = 0; i < T; i++) {
                 const floatX *base = qkv + (int64_t)b * T * 3 * C + h * hs;
                 lse[((int64_t)b * NH + h) * T + i] =
-                    (float)attend(out + ((int64_t)b * T + i) * C + h * hs, ctx->workspace, base + (int64_t)i * 3 * C,
-                                  base + C, base + 2 * C, 3 * C, first_key(i, window), i, hs);
+                    (float)attend(ctx, out + ((int64_t)b * T + i) * C + h * hs, base + (int64_t)i * 3 * C, base + C,
+                                  base + 2 * C, 3 * C, first_key(i, window), i, hs);
             }
 }
 
@@ -230,25 +230,28 @@ static void attention_cached(Context *ctx, floatX *out, floatX *cache, const flo
         for (int i = 0; i < n; i++)
             for (int h = 0; h < NH; h++) {
                 const int at = pos[b] + i;
-                attend(out + ((int64_t)b * n + i) * C + h * hs, ctx->workspace, rows + (int64_t)at * 3 * C + h * hs,
+                attend(ctx, out + ((int64_t)b * n + i) * C + h * hs, rows + (int64_t)at * 3 * C + h * hs,
                        rows + C + h * hs, rows + 2 * C + h * hs, 3 * C, first_key(at, window), at, hs);
             }
     }
 }
 
-/* one query: with p = softmax, dp = dout.v and D = dout.out:  ds = p (dp - D) / sqrt(hs) */
-static void attend_backward(floatX *dqkv, const floatX *dout, const floatX *out, float lse, const floatX *qkv,
-                            int64_t C, int first, int i, int hs) {
+/* one query: with p = softmax, dp = dout.v and D = dout.out:  ds = p (dp - D), and / sqrt(hs) in dk and dq */
+static void attend_backward(const Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, float lse,
+                            const floatX *qkv, int64_t C, int first, int i, int hs) {
     const floatX *q = qkv + i * 3 * C;
-    const double D = dot(dout, out, hs), scale = 1 / sqrt(hs);
+    const double scale = 1 / sqrt(hs);
+    double D = 0;
+    for (int d = 0; d < hs; d++) D += operand(ctx, dout[d]) * out[d];
     for (int j = first; j <= i; j++) {
         const floatX *k = qkv + j * 3 * C + C, *v = k + C;
         floatX *dk = dqkv + j * 3 * C + C, *dv = dk + C, *dq = dqkv + i * 3 * C;
-        const double p = exp(dot(q, k, hs) * scale - lse), ds = p * (dot(dout, v, hs) - D) * scale;
+        const double p = exp(dot(ctx, q, k, hs) * scale - lse), ds = p * (dot(ctx, dout, v, hs) - D);
+        const double p_operand = operand(ctx, (float)p), ds_operand = operand(ctx, (float)ds) * scale;
         for (int d = 0; d < hs; d++) {
-            dv[d] += (floatX)(p * dout[d]);
-            dk[d] += (floatX)(ds * q[d]);
-            dq[d] += (floatX)(ds * k[d]);
+            dv[d] += (floatX)(p_operand * operand(ctx, dout[d]));
+            dk[d] += (floatX)(ds_operand * operand(ctx, q[d]));
+            dq[d] += (floatX)(ds_operand * operand(ctx, k[d]));
         }
     }
 }
@@ -256,14 +259,13 @@ static void attend_backward(floatX *dqkv, const floatX *dout, const floatX *out,
 static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                                const floatX *qkv, int B, int T, int C, int NH, int window) {
     const int hs = C / NH;
-    (void)ctx;
     memset(dqkv, 0, (size_t)B * T * 3 * C * sizeof *dqkv);
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int i = 0; i < T; i++) {
                 const int64_t at = ((int64_t)b * T + i) * C + h * hs, base = (int64_t)b * T * 3 * C + h * hs;
-                attend_backward(dqkv + base, dout + at, out + at, lse[((int64_t)b * NH + h) * T + i], qkv + base, C,
-                                first_key(i, window), i, hs);
+                attend_backward(ctx, dqkv + base, dout + at, out + at, lse[((int64_t)b * NH + h) * T + i], qkv + base,
+                                C, first_key(i, window), i, hs);
             }
 }
 

@@ -6,9 +6,9 @@
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int supported(void) { return SIMD_SUPPORTED; }
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
-    (void)B, (void)Vp;
+    (void)Vp;
     return larger(K(matmul_workspace)(threads),
-                  larger(K(attention_workspace)(T, C, NH, threads), K(layernorm_workspace)(C)));
+                  larger(K(attention_workspace)(B, T, C, NH, threads), K(layernorm_workspace)(C)));
 }
 #define ENTRY(name) .name = K(name),
 const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
