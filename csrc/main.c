@@ -62,7 +62,16 @@ static int run(const llmc_options *options) {
     return kind < 0 ? fail(kind) : interrupted ? INTERRUPTED : 0;
 }
 
+/* OpenMP reads its settings before main: start again with them */
+static void settle_threads(char **argv) {
+    char count[16];
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    snprintf(count, sizeof count, "%d", LLMC_SPIN);
+    if (setenv("GOMP_SPINCOUNT", count, 1) == 0) execv("/proc/self/exe", argv); /* if that fails, go on as we are */
+}
+
 int main(int argc, char **argv) {
+    settle_threads(argv);
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(parsed);

@@ -25,6 +25,10 @@ const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
 const Kernels *llmc_kernels(const char *isa);
+/* GOMP_SPINCOUNT, for whoever loads this library to set before OpenMP starts, unless its user has set it or OMP_WAIT_POLICY:
+ * threads look this often for work before they sleep. OpenMP's own 300,000 starve each other on a busy machine; none at
+ * all makes each of the many short loops of a small model wait for the kernel. */
+enum llmc_spin { LLMC_SPIN = 1000 };
 int llmc_default_threads(void); /* the cores this process may use */
 
 /* ---- configuration (config.c) ---- */

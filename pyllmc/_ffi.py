@@ -39,6 +39,13 @@ def ffi() -> FFI:
     return parser
 
 
+def settle_threads() -> None:
+    """OpenMP reads this when it is loaded, with the library (or before it, with torch: then its setting stays)."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        spin = ffi().typeof("enum llmc_spin").relements["LLMC_SPIN"]
+        os.environ.setdefault("GOMP_SPINCOUNT", str(spin))
+
+
 @functools.cache
 def load(device: str = "cpu") -> Any:
     """The library of a device, loaded once; refused if it was built from other headers than those read here."""
@@ -46,6 +53,7 @@ def load(device: str = "cpu") -> Any:
         raise InvalidArgument(f"device '{device}' is not one of {', '.join(LIBRARIES)}")
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / LIBRARIES[device])
     target = "make" if device == "cpu" else f"make {device}"
+    settle_threads()
     try:
         lib = ffi().dlopen(str(path))
     except OSError as error:

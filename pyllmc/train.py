@@ -58,8 +58,6 @@ def run(trainer: Trainer) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # threads that spin starve each other on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def work() -> int:
         options = Options(_ffi.load())
