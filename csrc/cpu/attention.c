@@ -145,10 +145,9 @@ static void start(Queries *q, const Head *h, const floatX *rows, int n) {
 
 static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, float *lse, int n) {
     const int hp = padded(h->hs);
-    for (int i = 0; i < n; i++) {
-        store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
-        if (lse) lse[i] = (float)(q->largest[i] / sqrt(h->hs) + (double)logf(q->sum[i]));
-    }
+    const double scale = 1 / sqrt(h->hs);
+    for (int i = 0; i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
+    for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
 }
 
 /* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */
