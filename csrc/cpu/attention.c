@@ -11,7 +11,7 @@
 
 enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
 
-/* a block of queries: lse and sum are the largest score so far and the sum of exp */
+/* a block of queries: what it has found so far is scaled by exp(-largest score) */
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp) */
     float *largest, *sum; /* (QB) */
@@ -60,7 +60,7 @@ static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int wind
     return (Head){q + C, q + 2 * C, 3 * C, hs, window, uses_bf16(ctx), log2_of_score(hs)};
 }
 
-/* of VL queries with key j */
+/* exp(score - largest) of VL queries with key j */
 INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
     const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2);
     return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
@@ -145,10 +145,9 @@ static void start(Queries *q, const Head *h, const floatX *rows, int n) {
 
 static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, float *lse, int n) {
     const int hp = padded(h->hs);
-    for (int i = 0; i < n; i++) {
-        store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
-        if (lse) lse[i] = (float)(q->largest[i] / sqrt(h->hs) + (double)logf(q->sum[i]));
-    }
+    const double scale = 1 / sqrt(h->hs);
+    for (int i = 0; i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
+    for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
 }
 
 /* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */

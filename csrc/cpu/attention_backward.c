@@ -204,8 +204,9 @@ static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     if (h->bf16)
         pack_pairs(s->q_pairs + (int64_t)at / 2 * hp, q, 1), pack_pairs(s->dout_pairs + (int64_t)at / 2 * hp, dout, 1);
     for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i, h->bf16));
+    const double scale = sqrt(h->hs);
     for (int i = at; i < at + n; i++) {
-        const double lse = h->lse[i] * sqrt(h->hs);
+        const double lse = h->lse[i] * scale;
         s->lse[i] = (float)lse;
         s->rest[i] = (float)(lse - (double)s->lse[i]);
     }
