@@ -394,7 +394,7 @@ class Trainer:
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
-        o.lr = o.lr or min(6e-3, 6e-4 * 768 / c.n_embd)
+        o.lr = o.lr or min(6e-3, 6e-4 * (768 / c.n_embd) ** 0.75)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
