@@ -26,7 +26,7 @@ from pyllmc.errors import EXIT_CODES, BadFile, begin_command, run_command
 from pyllmc.options import Parser, at_least, options
 
 PROG = "pyllmc.stories"
-DEFAULT = 16_000  # stories: about 9 MB
+DEFAULT = 16_000  # stories: about 8 MB
 OPTIONAL_ODDS = 5  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
 

@@ -42,7 +42,7 @@ def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
         text, count = re.subn(old, new, path.read_text(), count=1)
         assert count, f"{file} no longer contains {old}"
         path.write_text(text)
-    make = ["make", "-C", str(folder), "EXTRA=-Wno-error", "pyllmc/lib/libpyllmc.so"]
+    make = ["make", "-C", str(folder), "-o", "build/flags", "EXTRA=-Wno-error", "pyllmc/lib/libpyllmc.so"]
     subprocess.run(make, check=True, capture_output=True)
     return folder / "pyllmc/lib/libpyllmc.so"
 
