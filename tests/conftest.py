@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs ignore it, and so would theirs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
 
 import numpy as np
