@@ -15,6 +15,9 @@ import pytest
 
 from pyllmc import _ffi
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs ignore it, and so would theirs
 ffi, lib = _ffi.ffi(), _ffi.load()
 
 
