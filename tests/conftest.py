@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background jobs ignore it, and so would theirs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
 
 import numpy as np
@@ -15,9 +12,8 @@ import pytest
 
 from pyllmc import _ffi
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background jobs ignore it, and so would theirs
+# a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
 
 
