@@ -148,7 +148,7 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 		LDFLAGS='-fsanitize=address,undefined'
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so OMP_WAIT_POLICY=passive \
-		$(VENV)/python -m pytest -m "not slow_under_asan" $(PYTEST)
+		$(VENV)/python -m pytest $(PYTEST)
 
 clean: ## everything built, but not .venv, data or runs
 	rm -rf $(BUILD) pyllmc/lib train_gpt2
