@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, one_of, say
 
-from pyllmc import layout
+from pyllmc import layout, options
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # of losses, relative
@@ -83,7 +83,8 @@ def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) 
     from pyllmc import _ffi
 
     ids = random_ids(c.vocab_size, B, T)
-    kept = {"keep_logits": False, "recompute": 2}  # as the trainer's model
+    recompute = int(options.options()["recompute"].default)
+    kept = {"keep_logits": False, "recompute": recompute}  # as the trainer's model
     m = engine_model(c, B=B, T=T, precision=precision, threads=threads, **kept)
     hyper = _ffi.ffi().new("llmc_adamw *", (LR, *BETAS, EPS, DECAY))
 
