@@ -74,10 +74,6 @@ int llmc_model_compress(llmc_model *m, const char *format) {
     return m->k->sync(&m->ctx);
 }
 
-const char *llmc_model_precision(const llmc_model *model) {
-    return model->ctx.precision == LLMC_BF16 ? "bf16" : "fp32";
-}
-
 void llmc_model_free(llmc_model *model) {
     if (!model) return;
     if (model->arena) model->k->free(model->arena, model->bytes);

@@ -80,7 +80,6 @@ int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_
 void llmc_model_free(llmc_model *model);
 /* "fp32", which it is at first, or "bf16": how matrix products multiply (kernels.h). LLMC_EDEVICE if it cannot. */
 int llmc_model_set_precision(llmc_model *model, const char *name);
-const char *llmc_model_precision(const llmc_model *model);
 /* For generation: the weight matrices in place become "bf16", or "int8" with a scale per row; "fp32" leaves them. The
  * parameters cannot be read, saved or trained afterwards; load makes them fp32 again. */
 int llmc_model_compress(llmc_model *model, const char *format);

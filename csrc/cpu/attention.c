@@ -57,7 +57,7 @@ typedef struct {
 } Head;
 
 static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, uses_bf16(ctx), log2_of_score(hs)};
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, USES_BF16(ctx), log2_of_score(hs)};
 }
 
 /* exp(score - largest) of VL queries with key j */
@@ -81,15 +81,13 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
     for (int j = seen.from; j < seen.to; j++) {
         const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
         sum += x;
-#if HAS_BF16
-        if (bf16) {
-            const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
-            sum += y;
-            vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
+        if (!bf16) {
+            vf_store(p + j * QB + i, x);
             continue;
         }
-#endif
-        vf_store(p + j * QB + i, x);
+        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
+        sum += y;
+        vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
     }
     for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
     for (int j = max(seen.from, seen.to); j < steps(b.keys, bf16); j++) vf_store(p + j * QB + i, vf_set(0));
@@ -109,7 +107,7 @@ INLINE void softmax_of(Block b, Queries *q, float *p, const Head *h, float *shri
 static void softmax(Block b, Queries *q, float *p, const Head *h) {
     const int hp = padded(h->hs);
     float shrink[QB];
-    if (HAS_BF16 && h->bf16) softmax_of(b, q, p, h, shrink, 1);
+    if (h->bf16) softmax_of(b, q, p, h, shrink, 1);
     else softmax_of(b, q, p, h, shrink, 0);
     for (int i = 0; i < b.queries; i++)
         if (shrink[i] != 1)

@@ -10,9 +10,6 @@
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 enum { QB = 64, KB = 64, NR = VREGS / 8, MR = NR == 4 ? 4 : 6 };
 
@@ -59,20 +56,10 @@ static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
 static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
 static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, padded(max(r.to, 0))}; }
 
-static inline int uses_bf16(const Context *ctx) { return HAS_BF16 && ctx->precision == LLMC_BF16; }
-
 /* what an attention is worth in threads_for's elements */
 static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
 
 int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads); /* bytes */
-
-static inline int this_thread(void) {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 static inline float *take(float *base, int64_t *used, int64_t floats) {
     float *at = base ? base + *used : base;
@@ -95,14 +82,6 @@ typedef struct {
     const float *at;
     int64_t row, step;
 } Factor;
-
-INLINE vf multiply_add(vf sum, vf a, vf b, const int bf16) {
-#if HAS_BF16
-    if (bf16) return bf16_dot(sum, (vi)a, (vi)b);
-#endif
-    (void)bf16;
-    return sum + a * b;
-}
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
 INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
@@ -160,21 +139,12 @@ static __attribute__((noinline)) void strip_fp32(float *c, int64_t c_row, const 
                                                  int64_t b_row, int m, int n, int depth, int add) {
     strip_of(c, c_row, a, b, b_row, m, n, depth, add, 0);
 }
-#if HAS_BF16
 static __attribute__((noinline)) void strip_bf16(float *c, int64_t c_row, const Factor *a, const float *b,
                                                  int64_t b_row, int m, int n, int depth, int add) {
     strip_of(c, c_row, a, b, b_row, m, n, depth, add, 1);
 }
-#endif
 static inline void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n,
                          int depth, int add, int bf16) {
-#if HAS_BF16
-    if (bf16) {
-        strip_bf16(c, c_row, a, b, b_row, m, n, depth, add);
-        return;
-    }
-#endif
-    (void)bf16;
-    strip_fp32(c, c_row, a, b, b_row, m, n, depth, add);
+    (bf16 ? strip_bf16 : strip_fp32)(c, c_row, a, b, b_row, m, n, depth, add);
 }
 #endif

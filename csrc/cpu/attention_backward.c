@@ -95,7 +95,6 @@ INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, c
     }
 }
 
-#if HAS_BF16
 /* two queries, or a last one, and two vectors of keys at a time: words of p and ds are of two queries, of ds_rows two keys */
 INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
     const int rows = min(2, b.queries - i);
@@ -117,17 +116,10 @@ INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, Log2 scale, 
             vf_store(s->ds_rows + ((i + y) * KB + j) / 2, (vf)bf16_in_order(ds[y][0], ds[y][1]));
     }
 }
-#endif
 
 INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked, int bf16) {
-#if HAS_BF16
-    if (bf16) {
-        for (int i = 0; i < b.queries; i += 2) bf16_gradient_of_rows(b, s, i, scale, masked);
-        return;
-    }
-#endif
-    (void)bf16;
-    for (int i = 0; i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
+    for (int i = 0; bf16 && i < b.queries; i += 2) bf16_gradient_of_rows(b, s, i, scale, masked);
+    for (int i = 0; !bf16 && i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
 }
 
 /* The products; each leaves out what no query of the strip sees. */
@@ -184,13 +176,10 @@ static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
     for (int d = 0; d < out->hs; d += VL) {
         vf x[VL], y[VL];
         for (int l = 0; l < VL; l++) x[l] = vector_of(dout, i + l, d), y[l] = vector_of(out, i + l, d);
-#if HAS_BF16
         for (int l = 0; bf16 && l < VL; l++) x[l] = bf16_rounded(x[l]);
-#endif
         vf_transpose(x), vf_transpose(y);
         for (int l = 0; l < VL; l++) D += x[l] * y[l];
     }
-    (void)bf16;
     return D;
 }
 
@@ -307,7 +296,7 @@ static void split_backward(Context *ctx, const Head *all, int64_t heads, int fro
 void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                            const floatX *qkv, int B, int T, int C, int NH, int window) {
     const int64_t heads = (int64_t)B * NH;
-    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T), uses_bf16(ctx)};
+    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T), USES_BF16(ctx)};
     if (split(heads, T, ctx->threads)) {
         for (int from = 0; from < T; from += AT_ONCE * SEGMENT) split_backward(ctx, &all, heads, from);
         return;

@@ -38,7 +38,6 @@ static inline void fp32_columns(float *dst, int64_t ld, const Rows *r) {
         }
 }
 
-#if HAS_BF16
 static inline vf words_of(const Rows *r, int i, int d) {
     return (vf)bf16_in_order(vector_of(r, i, d), vector_of(r, i, d + VL));
 }
@@ -64,37 +63,11 @@ static inline void bf16_columns(float *dst, int64_t ld, const Rows *r) {
 }
 /* x as bf16 rounds it */
 static inline vf bf16_rounded(vf x) { return (vf)(bf16_interleave(x, x) << 16); }
-#endif
 
-static inline void pack_rows(float *dst, Rows r, int bf16) {
-#if HAS_BF16
-    if (bf16) {
-        bf16_rows(dst, &r);
-        return;
-    }
-#endif
-    (void)bf16;
-    fp32_rows(dst, &r);
-}
-static inline void pack_pairs(float *dst, Rows r, int bf16) {
-#if HAS_BF16
-    if (bf16) {
-        bf16_pairs(dst, &r);
-        return;
-    }
-#endif
-    (void)bf16;
-    fp32_rows(dst, &r);
-}
+static inline void pack_rows(float *dst, Rows r, int bf16) { (bf16 ? bf16_rows : fp32_rows)(dst, &r); }
+static inline void pack_pairs(float *dst, Rows r, int bf16) { (bf16 ? bf16_pairs : fp32_rows)(dst, &r); }
 static inline void pack_columns(float *dst, int64_t ld, Rows r, int bf16) {
-#if HAS_BF16
-    if (bf16) {
-        bf16_columns(dst, ld, &r);
-        return;
-    }
-#endif
-    (void)bf16;
-    fp32_columns(dst, ld, &r);
+    (bf16 ? bf16_columns : fp32_columns)(dst, ld, &r);
 }
 
 /* dst = src * scale; rows of src are padded */

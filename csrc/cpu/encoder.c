@@ -2,7 +2,8 @@
 #include "threads.h"
 #include "weights.h"
 
-INLINE void add_compressed(float *sum, const void *a, const float *b, int C, const int format) {
+/* sum = a, a row of weights, + b */
+INLINE void add_embeddings(float *sum, const void *a, const float *b, int C, const int format) {
     const float scale = weight_scale(a, format);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
@@ -17,9 +18,7 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
     for (int64_t bt = 0; bt < rows; bt++) {
         const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
         const void *row = weight_row(wte, ctx->weights, C, tokens[bt]);
-        if (ctx->weights == LLMC_FP32) add_row(out + bt * C, row, wpe + at * C, C);
-        else if (ctx->weights == LLMC_BF16) add_compressed(out + bt * C, row, wpe + at * C, C, LLMC_BF16);
-        else add_compressed(out + bt * C, row, wpe + at * C, C, LLMC_INT8);
+        FOR_FORMAT(ctx->weights, add_embeddings(out + bt * C, row, wpe + at * C, C, F));
     }
 }
 

@@ -48,7 +48,7 @@ static const Tiles bf16 = {2 * KC, K(gemm_pack_bf16), K(gemm_row_bf16)};
 
 static const Tiles *tiles_of(const Gemm *g) {
 #if HAS_BF16
-    if (g->precision == LLMC_BF16) return &bf16;
+    if (g->bf16) return &bf16;
 #endif
     (void)g;
     return &fp32;
@@ -107,30 +107,22 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
                    .n_end = smaller(g->N, n + p->nt),
                    .a = scratch,
                    .b = scratch + A_FLOATS,
-                   .in_place = !g->b.transposed && g->precision == LLMC_FP32 && m_end - m <= LOW * MR};
+                   .in_place = !g->b.transposed && !g->bf16 && m_end - m <= LOW * MR};
 }
-
-#if defined(_OPENMP)
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#else
-#define THREAD 0
-#endif
 
 static void blocks(Context *ctx, const Gemm *g, int threads) {
     const Plan p = best_plan(g, threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.count; i++) {
-        Block s = nth_block(g, &p, i, (float *)ctx->workspace + (int64_t)THREAD * (A_FLOATS + B_FLOATS));
+        Block s = nth_block(g, &p, i, (float *)ctx->workspace + this_thread() * (int64_t)(A_FLOATS + B_FLOATS));
         block(g, &s);
     }
 }
 
 void K(gemm)(Context *ctx, const Gemm *given) {
     Gemm g = *given;
-    g.precision = ctx->precision;
-    const int few =
-        g.M <= smaller(g.precision == LLMC_BF16 ? FEW_BF16 : FEW, g.K / FEW_K) && g.b.transposed && !g.a.transposed;
+    g.bf16 = USES_BF16(ctx);
+    const int few = g.M <= smaller(g.bf16 ? FEW_BF16 : FEW, g.K / FEW_K) && g.b.transposed && !g.a.transposed;
     const int64_t reads = g.N * g.K, ops = g.M * reads / OPS_PER_ELEMENT;
 #ifdef BLAS_SGEMM
     if (!few && K(gemm_blas)(ctx, &g)) return;

@@ -18,7 +18,7 @@ typedef struct Gemm {
     const float *bias;  /* (N), added to every row, or NULL */
     float *gelu;        /* (M,N) = gelu(C), or NULL */
     const float *slope; /* (M,N): C is multiplied by gelu'(slope), or NULL */
-    int precision;      /* of the products; gemm fills it in */
+    int bf16;           /* products of rounded operands; gemm fills it in */
 } Gemm;
 
 /* No element of C depends on the number of threads. Reads nothing outside A and B. */

@@ -23,7 +23,7 @@ INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns
         b += nv * VL;
     }
     store_tile(p, acc, nv);
-    if (p->last && (p->g->gelu || p->g->slope)) K(gemm_finish)(p->g, p->m, p->n, p->rows, p->cols);
+    if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
 
 #define TILE(name, columns, nv) \
@@ -76,9 +76,7 @@ INLINE void copy_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, 
 
 static void copy_weights(Pair *dst, int64_t width, const Gemm *g, const Block *s, int64_t n) {
     const int rows = LANES(n, s->n_end);
-    if (g->b.format == LLMC_FP32) copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_FP32);
-    else if (g->b.format == LLMC_BF16) copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_BF16);
-    else copy_transposed(dst, width, g, n, rows, s->k, s->kc, LLMC_INT8);
+    FOR_FORMAT(g->b.format, copy_transposed(dst, width, g, n, rows, s->k, s->kc, F));
 }
 
 /* ---- what gemm.c calls ---- */

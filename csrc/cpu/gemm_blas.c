@@ -19,7 +19,7 @@ static void add_bias(float *c, const float *bias, int64_t N) {
 
 int K(gemm_blas)(Context *ctx, const Gemm *g) {
     const int fits = g->M <= INT_MAX && g->N <= INT_MAX && g->K <= INT_MAX;
-    if (!fits || g->precision != LLMC_FP32 || g->b.format != LLMC_FP32) return 0;
+    if (!fits || g->bf16 || g->b.format != LLMC_FP32) return 0;
     if (openblas_set_num_threads) openblas_set_num_threads(ctx->threads);
     BLAS_SGEMM(ROW_MAJOR, g->a.transposed ? TRANSPOSED : AS_IT_IS, g->b.transposed ? TRANSPOSED : AS_IT_IS, (int)g->M,
                (int)g->N, (int)g->K, 1, g->a.at, (int)g->a.ld, g->b.at, (int)g->b.ld, g->accumulate ? 1 : 0, g->c,
@@ -28,7 +28,7 @@ int K(gemm_blas)(Context *ctx, const Gemm *g) {
 #pragma omp parallel for schedule(static) num_threads(threads_among(ctx, g->M, g->M * g->N))
     for (int64_t m = 0; m < g->M; m++) {
         if (g->bias) add_bias(g->c + m * g->N, g->bias, g->N);
-        if (g->gelu || g->slope) K(gemm_finish)(g, m, 0, 1, (int)g->N);
+        finish(g, m, 0, 1, (int)g->N);
     }
     return 1;
 }

@@ -5,25 +5,12 @@
 /* DOT_ROWS x 4 sums of a vector each fill the registers */
 enum { DOT_ROWS = VREGS == 32 ? 4 : 2 };
 
-/* how rows of B are stored, and whether products are those of bf16 operands */
-enum { DOT_FP32 = LLMC_FP32, DOT_BF16 = LLMC_BF16, DOT_INT8 = LLMC_INT8, ROUNDED = 4 };
-
-#define NUMBER_BYTES(how) (((how) & ~ROUNDED) == DOT_FP32 ? 4 : ((how) & ~ROUNDED) == DOT_BF16 ? 2 : 1)
+enum { ROUNDED = 4 }; /* joins the format of B's rows where products are those of bf16 operands */
 
 /* VL numbers of a row, or 2 VL in pairs */
 INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
-#if HAS_BF16
     if (how & ROUNDED) return (vf)weight_pairs(row, k, K, how - ROUNDED);
-#endif
     return weights_at(row, k, LANES(k, K), how);
-}
-
-INLINE vf multiply_add(vf sum, vf x, vf y, const int how) {
-#if HAS_BF16
-    if (how & ROUNDED) return bf16_dot(sum, (vi)x, (vi)y);
-#endif
-    (void)how;
-    return sum + x * y;
 }
 
 INLINE void dot_step(vf acc[][8], const float *const a[], const void *const b[], const int rows, const int cols,
@@ -31,11 +18,11 @@ INLINE void dot_step(vf acc[][8], const float *const a[], const void *const b[],
     vf x[DOT_ROWS];
     if (ahead) /* ask the second cache for rows that come later: memory's speed is what counts */
         UNROLL for (int j = 0; j < cols; j++)
-            __builtin_prefetch((const char *)b[j] + ahead + k * NUMBER_BYTES(how), 0, 2);
+            __builtin_prefetch((const char *)b[j] + ahead + k * number_bytes(how & ~ROUNDED), 0, 2);
     UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, how & ROUNDED);
     UNROLL for (int j = 0; j < cols; j++) {
         const vf y = dot_operand(b[j], k, K, how);
-        UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how);
+        UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how & ROUNDED);
     }
 }
 
@@ -85,7 +72,7 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols,
         for (int i = 0; i < rows && m + i < g->M; i++) {
             const vf sum = sums_of(sums[i]);
             put(g, m + i, n, lanes, format == LLMC_INT8 && !(how & ROUNDED) ? sum * scale : sum, g->accumulate, 1);
-            if (g->gelu || g->slope) K(gemm_finish)(g, m + i, n, 1, lanes);
+            finish(g, m + i, n, 1, lanes);
         }
     }
 }
@@ -93,15 +80,15 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols,
 #define STRIPS(name, how)                                                                             \
     APART void name##_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8, how); } \
     APART void name##_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4, how); }
-STRIPS(fp32, DOT_FP32)
-STRIPS(bf16, DOT_BF16)
-STRIPS(int8, DOT_INT8)
+STRIPS(fp32, LLMC_FP32)
+STRIPS(bf16, LLMC_BF16)
+STRIPS(int8, LLMC_INT8)
 typedef void (*Strip)(const Gemm *, int64_t);
 static const Strip plain[][2] = {{fp32_of_one, fp32_of_more}, {bf16_of_one, bf16_of_more}, {int8_of_one, int8_of_more}};
 #if HAS_BF16
-STRIPS(rounded_fp32, DOT_FP32 + ROUNDED)
-STRIPS(rounded_bf16, DOT_BF16 + ROUNDED)
-STRIPS(rounded_int8, DOT_INT8 + ROUNDED)
+STRIPS(rounded_fp32, LLMC_FP32 + ROUNDED)
+STRIPS(rounded_bf16, LLMC_BF16 + ROUNDED)
+STRIPS(rounded_int8, LLMC_INT8 + ROUNDED)
 static const Strip rounded[][2] = {{rounded_fp32_of_one, rounded_fp32_of_more},
                                    {rounded_bf16_of_one, rounded_bf16_of_more},
                                    {rounded_int8_of_one, rounded_int8_of_more}};
@@ -110,7 +97,7 @@ static const Strip rounded[][2] = {{rounded_fp32_of_one, rounded_fp32_of_more},
 #endif
 
 void K(gemm_dots)(const Gemm *g, int threads) {
-    const Strip strip = (g->precision == LLMC_BF16 ? rounded : plain)[g->b.format][g->M > 1];
+    const Strip strip = (g->bf16 ? rounded : plain)[g->b.format][g->M > 1];
     (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t n = 0; n < g->N; n += VL) strip(g, n);

@@ -24,7 +24,7 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
         b += ldb;
     }
     store_tile(p, acc, nv);
-    if (p->last && (p->g->gelu || p->g->slope)) K(gemm_finish)(p->g, p->m, p->n, p->rows, p->cols);
+    if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
 
 #define TILE(name, columns, nv)                                                                             \
@@ -88,9 +88,7 @@ static void pack_b_columns(const Gemm *g, const Block *s) {
         const int64_t at = n - s->n, panel = at / NR * NR, width = up(smaller(NR, s->n_end - s->n - panel), VL);
         float *dst = s->b + panel * s->kc + (at - panel);
         const int rows = LANES(n, s->n_end);
-        if (g->b.format == LLMC_FP32) pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_FP32);
-        else if (g->b.format == LLMC_BF16) pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_BF16);
-        else pack_vector(dst, width, g, n, rows, s->k, s->kc, LLMC_INT8);
+        FOR_FORMAT(g->b.format, pack_vector(dst, width, g, n, rows, s->k, s->kc, F));
     }
 }
 

@@ -79,6 +79,10 @@ APART void store_edge(const Piece *p, const float *sums) {
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * NR + j), p->add, p->last);
 }
 
+INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
+    if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
+}
+
 INLINE void prefetch_tile(const Piece *p) {
     const float *c = p->g->c + p->m * p->g->N + p->n;
     if (p->add)

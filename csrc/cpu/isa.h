@@ -7,6 +7,8 @@
 #define ISA_JOIN2(name, isa) name##_##isa
 #define ISA_JOIN(name, isa) ISA_JOIN2(name, isa)
 #define K(name) ISA_JOIN(name, ISA)
+/* a set without them (HAS_BF16, simd.h) multiplies in fp32; a model that asks for more is not made */
+#define USES_BF16(ctx) (HAS_BF16 && (ctx)->precision == LLMC_BF16)
 #define ISA_TEXT2(isa) #isa
 #define ISA_TEXT(isa) ISA_TEXT2(isa)
 

@@ -56,6 +56,13 @@ void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, c
         row_forward(out + bt * C, mean + bt, rstd + bt, inp + bt * C, weight, bias, C);
 }
 
+static inline void add_row(float *sum, const float *a, const float *b, int C) {
+    for (int c = 0; c < C; c += VL) {
+        const int n = LANES(c, C);
+        vf_store_n(sum + c, vf_load_n(a + c, n) + vf_load_n(b + c, n), n);
+    }
+}
+
 void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                    const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
                                    int B, int T, int C) {

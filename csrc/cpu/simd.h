@@ -242,12 +242,13 @@ static inline void vf_transpose(vf rows[VL]) {
 #endif
 }
 
-#if HAS_BF16
-/* bf16: words of two numbers, the first in the low half; rounded to nearest, ties to even */
+/* bf16: words of two numbers, the first in the low half; rounded to nearest, ties to even. Where the CPU has none they are
+ * never reached, and the compiler leaves out what leads to them. */
 static inline vi vi_set(int x) { return x - (vi){0}; }
 static inline vi vi_load(const int32_t *p) { return (vi)vf_load((const float *)p); }
 static inline void vi_store(int32_t *p, vi v) { vf_store((float *)p, (vf)v); }
 static inline void vi_store_n(int32_t *p, vi v, int n) { vf_store_n((float *)p, (vf)v, n); }
+#if HAS_BF16
 /* words (first[0], first[1]), (first[2], first[3]), ... (second[VL-2], second[VL-1]) */
 static inline vi bf16_in_order(vf first, vf second) { return (vi)_mm512_cvtne2ps_pbh(second, first); }
 /* words (even[0], odd[0]), (even[1], odd[1]), ... */
@@ -259,15 +260,14 @@ static inline vi bf16_interleave(vf even, vf odd) {
 }
 /* sum[i] += a[i].low b[i].low + a[i].high b[i].high */
 static inline vf bf16_dot(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#else
+static inline vi bf16_in_order(vf first, vf second) { (void)first, (void)second, __builtin_unreachable(); }
+static inline vi bf16_interleave(vf even, vf odd) { (void)even, (void)odd, __builtin_unreachable(); }
+static inline vf bf16_dot(vf sum, vi a, vi b) { (void)sum, (void)a, (void)b, __builtin_unreachable(); }
 #endif
+/* sum + a b, of numbers or of words */
+INLINE vf multiply_add(vf sum, vf a, vf b, const int bf16) { return bf16 ? bf16_dot(sum, (vi)a, (vi)b) : sum + a * b; }
 
 /* lanes from i on: what is left before end, at most VL */
 #define LANES(i, end) ((end) - (i) < VL ? (int)((end) - (i)) : VL)
-
-static inline void add_row(float *sum, const float *a, const float *b, int C) {
-    for (int c = 0; c < C; c += VL) {
-        const int n = LANES(c, C);
-        vf_store_n(sum + c, vf_load_n(a + c, n) + vf_load_n(b + c, n), n);
-    }
-}
 #endif

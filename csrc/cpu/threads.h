@@ -4,6 +4,9 @@
 #ifndef THREADS_H
 #define THREADS_H
 #include "../kernels.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 enum { WORTH_A_THREAD = 1 << 14 }; /* elements: below this, waking another thread costs more than it brings */
 
 static inline int threads_for(const Context *ctx, int64_t elements) {
@@ -15,5 +18,13 @@ static inline int threads_for(const Context *ctx, int64_t elements) {
 static inline int threads_among(const Context *ctx, int64_t parts, int64_t elements) {
     const int threads = threads_for(ctx, elements);
     return threads < parts ? threads : (int)parts;
+}
+
+static inline int this_thread(void) { /* of those of the loop it is in */
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
 }
 #endif

@@ -7,9 +7,25 @@
 typedef unsigned short vh __attribute__((vector_size(VL * 2)));
 typedef signed char vb __attribute__((vector_size(VL)));
 
+static inline int number_bytes(int format) { return format == LLMC_INT8 ? 1 : format == LLMC_BF16 ? 2 : 4; }
 static inline int64_t row_bytes(int format, int64_t C) {
-    return format == LLMC_INT8 ? C + (int64_t)sizeof(float) : C * (format == LLMC_BF16 ? 2 : 4);
+    return C * number_bytes(format) + (format == LLMC_INT8 ? (int64_t)sizeof(float) : 0);
 }
+
+/* the statement with F as the format, a constant */
+#define FOR_FORMAT(format, statement)       \
+    do {                                    \
+        if ((format) == LLMC_FP32) {        \
+            enum { F = LLMC_FP32 };         \
+            statement;                      \
+        } else if ((format) == LLMC_BF16) { \
+            enum { F = LLMC_BF16 };         \
+            statement;                      \
+        } else {                            \
+            enum { F = LLMC_INT8 };         \
+            statement;                      \
+        }                                   \
+    } while (0)
 
 static inline const void *weight_row(const void *weight, int format, int64_t C, int64_t row) {
     return (const char *)weight + row * row_bytes(format, C);
@@ -62,7 +78,6 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
     return vf_load_n((const float *)row + k, lanes);
 }
 
-#if HAS_BF16
 /* numbers k..k+2VL of a row as pairs of bf16, zeros from K on, with the scale */
 INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) {
     if (format == LLMC_BF16) {
@@ -76,5 +91,4 @@ INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) 
     const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) * scale : (vf){0};
     return bf16_in_order(low, high);
 }
-#endif
 #endif
