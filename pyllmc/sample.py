@@ -60,8 +60,8 @@ def open_writer(path: str | os.PathLike[str], threads: int = 0, weights: str = "
     """A run folder or checkpoint, ready to write. Raises DataError or LlmcError."""
     checkpoint = find_checkpoint(path)
     tokenizer = read_tokenizer(checkpoint)
-    how = {"threads": threads, "weights": weights, "training": False, "keep_logits": False}
-    return Writer(Model(checkpoint, B=1, **how), tokenizer)
+    model = Model(checkpoint, B=1, threads=threads, weights=weights, training=False, keep_logits=False)
+    return Writer(model, tokenizer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
