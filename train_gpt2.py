@@ -411,7 +411,8 @@ class Trainer:
 
     def loss(self, loader: Loader) -> Tensor:
         """The mean loss of the next batch."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.o.precision == "bf16"):
+        bf16 = self.o.precision == "bf16" or (self.o.precision == "auto" and self.device.type == "cuda")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.model(*self.batch(loader))[1]
 
     def run(self) -> None:
@@ -477,7 +478,6 @@ def make_default_data(folder: str) -> None:
 
 PROG = "train_gpt2.py"
 EXTRA = {  # options of this front end alone
-    "device": ("cpu", "cpu, cuda, ..."),
     "export": ("", "write the weights as llm.c's model file at the end"),
     "export_version": ("3", "of that file; 3: fp32, 5: bf16"),
     "export_state": ("", "write a batch with its logits, loss and gradients, in llm.c's format"),
@@ -495,17 +495,17 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
             "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "
             "memory; weights are written with --export"
         )
-    if o.precision not in ("fp32", "bf16"):
-        parser.error(f"--precision={o.precision} is not one of fp32, bf16")
+    if o.precision not in ("auto", "fp32", "bf16"):
+        parser.error(f"--precision={o.precision} is not one of auto, fp32, bf16")
     if o.export_version not in VERSIONS:
         parser.error(f"--export_version={o.export_version} is not one of {', '.join(VERSIONS)}")
     return o
 
 
 def open_device(name: str) -> torch.device:
-    """cpu, cuda ...; raises NoDevice where there is none."""
+    """cpu, cuda ..., or auto, the CPU; raises NoDevice where there is none."""
     try:
-        return torch.zeros(1, device=name).device
+        return torch.zeros(1, device="cpu" if name == "auto" else name).device
     except (RuntimeError, AssertionError) as error:
         raise NoDevice(f"--device={name}: {str(error).partition(chr(10))[0]}") from None
 

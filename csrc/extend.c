@@ -6,7 +6,7 @@ static void layer_extend(const llmc_model *m, int l, int b, int n) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int C = m->config.C, last = l + 1 == m->config.L;
-    const Params w = params_at(m, m->params, l), next = params_at(m, m->params, last ? 0 : l + 1);
+    const Params w = params_at(m, l), next = params_at(m, last ? 0 : l + 1);
     const Acts a = acts_at(m, 0); /* nothing but the cache is kept per layer */
     k->matmul_forward(ctx, a.dqkv, a.ln1, w.qkvw, w.qkvb, b, n, C, 3 * C);
     k->attention_cached(ctx, a.atty, acts_at(m, l).qkv, a.dqkv, a.positions, b, n, m->room.T, C, m->config.NH,
@@ -34,7 +34,7 @@ static int check_extend(const llmc_model *m, const int *tokens, const int *pos, 
 int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
     const Kernels *k = m->k;
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
-    const Params w = params_at(m, m->params, 0);
+    const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     TRY(check_extend(m, tokens, pos, b, n));
     m->state = EMPTY;
@@ -48,6 +48,6 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
         k->matmul_forward(&m->ctx, a.logits + (int64_t)i * Vp, a.ln1 + ((int64_t)i * n + n - 1) * C, w.wte, NULL, 1, 1,
                           C, Vp);
     for (int i = 0; last_logits && i < b; i++)
-        k->copy_out(&m->ctx, last_logits + (int64_t)i * V, a.logits + (int64_t)i * Vp, (int64_t)V * 4);
+        TRY(gpt2_fetch(m, last_logits + (int64_t)i * V, a.logits + (int64_t)i * Vp, V));
     return k->sync(&m->ctx);
 }

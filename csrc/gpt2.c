@@ -8,19 +8,22 @@
 
 static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     char *at = model->arena;
-    model->params = (floatX *)at, at += plan->params;
+    model->params = (float *)at, at += plan->params;
+    model->stored = (floatX *)model->params;
+    if (plan->stored) model->stored = (floatX *)at, at += plan->stored;
     if (model->room.training) {
-        model->grads = (floatX *)at, at += plan->grads;
+        model->grads = (float *)at, at += plan->grads;
         model->m = (float *)at, at += plan->moments / 2;
         model->v = (float *)at, at += plan->moments / 2;
     }
-    model->acts = (floatX *)at, at += plan->acts;
+    model->acts = (float *)at, at += plan->acts;
     model->ctx.workspace = at;
 }
 
 static int allocate(llmc_model *model) {
     char text[512];
     llmc_plan plan;
+    TRY(model->k->open(&model->ctx));
     TRY(llmc_plan_text(&model->config, &model->room, model->ctx.threads, text, sizeof text));
     TRY(llmc_plan_memory(&model->config, &model->room, model->ctx.threads, &plan));
     model->arena = model->k->alloc(plan.total);
@@ -50,12 +53,19 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     return rc;
 }
 
+int gpt2_precision(const Kernels *k, const char *name) {
+    const int any = !strcmp(name, "auto"), bf16 = any ? !k->fp32 : !strcmp(name, "bf16");
+    CHECK(any || bf16 || !strcmp(name, "fp32"), LLMC_EINVAL, "precision '%s' is not one of auto, fp32, bf16", name);
+    CHECK(!bf16 || k->bf16, LLMC_EDEVICE,
+          "%s has no products in bf16 (a CPU with AVX512_BF16 has): leave the precision at fp32", k->name);
+    CHECK(bf16 || k->fp32, LLMC_EDEVICE, "%s was built for bf16: its build for fp32 is another library", k->name);
+    return bf16 ? LLMC_BF16 : LLMC_FP32;
+}
+
 int llmc_model_set_precision(llmc_model *model, const char *name) {
-    const int bf16 = !strcmp(name, "bf16");
-    CHECK(bf16 || !strcmp(name, "fp32"), LLMC_EINVAL, "precision '%s' is not one of fp32, bf16", name);
-    CHECK(!bf16 || model->k->bf16, LLMC_EDEVICE,
-          "%s has no products in bf16 (a CPU with AVX512_BF16 has): leave the precision at fp32", model->k->name);
-    model->ctx.precision = bf16 ? LLMC_BF16 : LLMC_FP32;
+    const int precision = gpt2_precision(model->k, name);
+    TRY(precision);
+    model->ctx.precision = precision;
     return LLMC_OK;
 }
 
@@ -63,13 +73,14 @@ int llmc_model_compress(llmc_model *m, const char *format) {
     const int bf16 = !strcmp(format, "bf16"), int8 = !strcmp(format, "int8");
     CHECK(bf16 || int8 || !strcmp(format, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", format);
     if (!bf16 && !int8) return LLMC_OK;
+    CHECK(m->k->compress, LLMC_EDEVICE, "%s keeps weights in its own precision: leave the weights at fp32", m->k->name);
     CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", format);
     CHECK(m->ctx.weights == LLMC_FP32, LLMC_EINVAL, "the weights are compressed already: load them again");
     CHECK(bf16 || m->config.C >= 2, LLMC_EINVAL, "int8 weights need C >= 2");
     m->ctx.weights = bf16 ? LLMC_BF16 : LLMC_INT8;
     for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
         for (int l = 0; t->rank == 2 && t != m->layout.table + P_wpe && l < (t->layers ? t->layers : 1); l++)
-            m->k->compress(&m->ctx, m->params + t->offset + l * t->stride, m->ctx.weights, t->shape[0],
+            m->k->compress(&m->ctx, m->stored + t->offset + l * t->stride, m->ctx.weights, t->shape[0],
                            (int)t->shape[1]);
     return m->k->sync(&m->ctx);
 }
@@ -77,6 +88,7 @@ int llmc_model_compress(llmc_model *m, const char *format) {
 void llmc_model_free(llmc_model *model) {
     if (!model) return;
     if (model->arena) model->k->free(model->arena, model->bytes);
+    model->k->close(&model->ctx);
     free(model);
 }
 
@@ -87,7 +99,7 @@ static void layer_inside(const llmc_model *m, int l) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH;
-    const Params w = params_at(m, m->params, l);
+    const Params w = params_at(m, l);
     const Acts a = acts_at(m, l);
     k->matmul_forward(ctx, a.qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     k->attention_forward(ctx, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
@@ -101,7 +113,7 @@ static void layer_forward(const llmc_model *m, int l) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = m->b, T = m->t, C = m->config.C, last = l + 1 == m->config.L;
-    const Params w = params_at(m, m->params, l), next_w = params_at(m, m->params, last ? 0 : l + 1);
+    const Params w = params_at(m, l), next_w = params_at(m, last ? 0 : l + 1);
     const Acts a = acts_at(m, l), next = acts_at(m, last ? 0 : l + 1);
     layer_inside(m, l);
     k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
@@ -115,7 +127,7 @@ static void layer_forward(const llmc_model *m, int l) {
 
 static void layers_forward(llmc_model *m) {
     const int B = m->b, T = m->t, C = m->config.C;
-    const Params w = params_at(m, m->params, 0);
+    const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, NULL, B, T, C);
     m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
@@ -130,7 +142,7 @@ static void layer_recompute(const llmc_model *m, int l) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = m->b, T = m->t, C = m->config.C;
-    const Params w = params_at(m, m->params, l);
+    const Params w = params_at(m, l);
     const Acts a = acts_at(m, l);
     if (!t[A_ln1].kept) k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
     if (!t[A_qkv].kept) {
@@ -145,7 +157,8 @@ static void layer_backward(const llmc_model *m, int l) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH;
-    const Params w = params_at(m, m->params, l), dw = params_at(m, m->grads, l);
+    const Params w = params_at(m, l);
+    const Grads dw = grads_at(m, l);
     const Acts a = acts_at(m, l);
     k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, B, T, 4 * C, C);
     k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4 * C, C);
@@ -166,7 +179,8 @@ static void layer_backward(const llmc_model *m, int l) {
 static void layers_backward(llmc_model *m) {
     const Kernels *k = m->k;
     const int B = m->b, T = m->t, C = m->config.C, L = m->config.L;
-    const Params w = params_at(m, m->params, 0), dw = params_at(m, m->grads, 0);
+    const Params w = params_at(m, 0);
+    const Grads dw = grads_at(m, 0);
     const Acts a = acts_at(m, 0);
     k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * (int64_t)sizeof(floatX));
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
@@ -192,7 +206,7 @@ static int64_t rows_in_chunk(const llmc_model *m) {
 static void chunk(llmc_model *m, int64_t row, int rows, int what, float scale) {
     const Kernels *k = m->k;
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
-    const Params w = params_at(m, m->params, 0);
+    const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     floatX *lnf = a.lnf + row * C, *dlnf = a.branch + row * C;
     float *lse = a.logits_lse + row;
@@ -201,7 +215,7 @@ static void chunk(llmc_model *m, int64_t row, int rows, int what, float scale) {
     if (what & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
     if (!(what & GRADIENTS)) return;
     k->classifier_backward(&m->ctx, a.logits, lse, targets, a.weights + row, a.loss, scale, 1, rows, V, Vp);
-    k->matmul_backward_weight(&m->ctx, params_at(m, m->grads, 0).wte, NULL, a.logits, lnf, 1, rows, C, Vp);
+    k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, 1, rows, C, Vp);
     k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
 }
 
@@ -310,20 +324,4 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     m->state = BACKWARD_DONE;
     if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
     return m->k->sync(&m->ctx);
-}
-
-/* ---- looking inside ---- */
-
-const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
-const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
-const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
-int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
-int64_t llmc_model_step(const llmc_model *m) { return m->step; }
-const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
-    return i >= 0 && i < NUM_TENSORS ? &m->layout.table[i] : NULL;
-}
-void *llmc_model_block(llmc_model *m, int block) {
-    void *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
-    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return NULL; /* not floats any more */
-    return block >= 0 && block < 5 ? blocks[block] : NULL;
 }

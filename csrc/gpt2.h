@@ -14,31 +14,45 @@ struct llmc_model {
     const Kernels *k;
     Context ctx;
     Layout layout;
-    char *arena; /* the one allocation: params | grads | m | v | acts | workspace */
+    char *arena; /* the one allocation: params | stored | grads | m | v | acts | workspace */
     int64_t bytes;
-    floatX *params, *grads, *acts;
-    float *m, *v;
+    float *params, *grads, *m, *v;
+    floatX *stored; /* the parameters as the kernels take them; params where floatX is float */
+    float *acts;    /* by words of 4 bytes */
 };
 
 /* ---- the tensors as one layer sees them ---- */
 
 typedef struct Params {
-#define PARAM(name, ...) floatX *name;
+#define PARAM(name, ...) const floatX *name;
 #include "tensors.def"
 } Params;
 
-#define F floatX
+typedef struct Grads {
+#define PARAM(name, ...) float *name;
+#include "tensors.def"
+} Grads;
+
+#define X floatX
+#define F float
 #define I int
 typedef struct Acts {
 #define ACT(name, type, ...) type *name;
 #include "tensors.def"
 } Acts;
 
-/* within a block of parameters, weights or gradients */
-static inline Params params_at(const llmc_model *model, floatX *base, int l) {
+static inline Params params_at(const llmc_model *model, int l) {
     const llmc_tensor *t = model->layout.table;
     return (Params){
-#define PARAM(name, ...) base + t[P_##name].offset + l *t[P_##name].stride,
+#define PARAM(name, ...) model->stored + t[P_##name].offset + l *t[P_##name].stride,
+#include "tensors.def"
+    };
+}
+
+static inline Grads grads_at(const llmc_model *model, int l) {
+    const llmc_tensor *t = model->layout.table;
+    return (Grads){
+#define PARAM(name, ...) model->grads + t[P_##name].offset + l *t[P_##name].stride,
 #include "tensors.def"
     };
 }
@@ -50,6 +64,7 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 #include "tensors.def"
     };
 }
+#undef X
 #undef F
 #undef I
 
@@ -58,7 +73,15 @@ static inline int window_of(const llmc_model *model, int l) { return l % 2 ? mod
 
 /* ---- checks: errors in words ---- */
 
+int gpt2_precision(const Kernels *k, const char *name); /* LLMC_FP32 or LLMC_BF16 */
 int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int V);
 int gpt2_check_shape(const llmc_model *model, int b, int t);
 int gpt2_need_training(const llmc_model *model); /* an error where there are no gradients */
+
+/* ---- numbers for the host ---- */
+
+int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t n); /* waits for the device */
+/* n elements from number `from` of layer l of row i */
+int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
+int gpt2_store(const llmc_model *model); /* params have changed */
 #endif

@@ -11,7 +11,7 @@ enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memor
 static int64_t piece_of(int64_t left) { return left < 2 * PIECE ? left : PIECE; }
 
 /* n elements of one layer; the rows of wte behind V pad it to Vp and are zero */
-static void draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, floatX *dst, int64_t n,
+static void draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n,
                  double std) {
     Context *ctx = (Context *)&m->ctx;
     if (t->init == LLMC_RESIDUAL) std /= sqrt(2.0 * m->config.L);
@@ -44,5 +44,5 @@ int llmc_model_init(llmc_model *m, int64_t seed, double std) {
             draw(m, &rng, x, t, m->params + t->offset + l * t->stride, n, std);
     }
     free(x);
-    return m->k->sync(&m->ctx);
+    return gpt2_store(m);
 }

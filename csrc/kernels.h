@@ -10,11 +10,22 @@
 #ifndef KERNELS_H
 #define KERNELS_H
 #include <stdint.h>
-/* cffi: begin */
-typedef float floatX; /* the stored element; statistics, losses, moments are always float */
 
-/* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. What is stored,
- * and all else, is float either way. */
+/* The stored element of weights and activations, one per library: float on the CPU; -DFLOATX_BF16 makes it bfloat16.
+ * Statistics, losses, gradients of parameters, their masters and moments are always float. */
+#ifndef FLOATX_BF16
+typedef float floatX;
+#elif defined(__cplusplus)
+typedef __nv_bfloat16 floatX; /* of cuda_bf16.h, included before */
+#else
+typedef struct floatX {
+    uint16_t bits;
+} floatX; /* no arithmetic: only kernels compute */
+#endif
+
+/* cffi: begin */
+/* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. On the CPU what
+ * is stored, and all else, is float either way; where floatX is bfloat16 there is nothing to choose. */
 enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 
 typedef struct Context {
@@ -23,18 +34,24 @@ typedef struct Context {
     int weights; /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
                   * compress */
     void *workspace;
+    void *device; /* what open made: streams, handles; NULL on the CPU */
 } Context;
 
 typedef struct Kernels {
     const char *name;
     int (*supported)(void);            /* can this machine run them? */
-    int bf16;                          /* are there products in LLMC_BF16? */
+    int fp32, bf16;                    /* are there products in LLMC_FP32, in LLMC_BF16? */
+    int host;                          /* may the host look at what alloc gives? */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
-    void *(*alloc)(int64_t bytes);     /* 64-byte aligned; NULL if there is no room */
+    int (*open)(Context *ctx);         /* before all that follows; 0, or a status with its message */
+    void (*close)(Context *ctx);
+    void *(*alloc)(int64_t bytes); /* 64-byte aligned; NULL if there is no room */
     void (*free)(void *memory, int64_t bytes);
     /* Bytes of scratch that any kernel below may use at these sizes or smaller ones. */
     int64_t (*workspace_bytes)(int B, int T, int C, int NH, int Vp, int threads);
     int (*sync)(Context *ctx); /* wait for the device; 0, or the status of what failed before */
+    /* The device does what follows in order; what copy_out fetches is there after sync. A host buffer given to copy_in
+     * may be used again at once. */
     void (*fill)(Context *ctx, void *dst, int byte, int64_t bytes);
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
@@ -42,7 +59,7 @@ typedef struct Kernels {
     /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0 */
     void (*encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                             const int *pos, int B, int T, int C);
-    void (*encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B,
+    void (*encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B,
                              int T, int C);
 
     /* out = weight * (inp - mean) * rstd + bias over the last axis, rstd = 1/sqrt(var + 1e-5); inp, out (B,T,C);
@@ -53,7 +70,7 @@ typedef struct Kernels {
     void (*residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                        const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
                                        int B, int T, int C);
-    void (*layernorm_backward)(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
+    void (*layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
                                const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B,
                                int T, int C);
 
@@ -72,7 +89,7 @@ typedef struct Kernels {
     void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC);
     /* dweight(OC,C) += dout^T @ inp, dbias(OC) += sum of dout over B,T; dbias may be NULL */
-    void (*matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
+    void (*matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                    int B, int T, int C, int OC);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
@@ -101,14 +118,18 @@ typedef struct Kernels {
     void (*compress)(Context *ctx, floatX *weight, int format, int64_t rows, int C);
 
     /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
-    void (*global_norm)(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N);
+    void (*global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N);
     /* x *= factor[0] */
-    void (*scale)(Context *ctx, floatX *x, const float *factor, int64_t N);
+    void (*scale)(Context *ctx, float *x, const float *factor, int64_t N);
     /* AdamW (Loshchilov & Hutter) as in PyTorch, step t counted from 1; the gradient is first multiplied by
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
-     *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)) */
-    void (*adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
-                  double lr, double beta1, double beta2, double eps, double decay, int64_t t, int64_t N);
+     *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
+     * stored = param in floatX; the same memory where floatX is float */
+    void (*adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+                  const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
+                  int64_t N);
+    /* stored = param in floatX, to nearest, ties to even. The last entry: memory, as those at the start */
+    void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);
 } Kernels;
 /* cffi: end */
 #endif

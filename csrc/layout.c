@@ -41,7 +41,11 @@ static int64_t rows_of_chunk(const llmc_room *room) {
     return rows < enough ? rows : enough;
 }
 
-static int64_t with_gap(int64_t elements) { return (elements + 2 * ALIGN - 1) / ALIGN * ALIGN; }
+static int64_t with_gap(int64_t words) { return (words + 2 * ALIGN - 1) / ALIGN * ALIGN; }
+
+static int64_t words(const llmc_tensor *t, int64_t elements) {
+    return t->type == LLMC_X ? (elements * (int64_t)sizeof(floatX) + 3) / 4 : elements;
+}
 
 /* Give a tensor its size and its place after `end`; return the new end. Each layer of an activation leaves a gap
  * behind it, which tests fill with a canary. A cache that is not kept has room for one sequence per layer, over which
@@ -49,8 +53,8 @@ static int64_t with_gap(int64_t elements) { return (elements + 2 * ALIGN - 1) / 
 static int64_t place(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
     for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
-    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(t->size);
-    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(t->size / room->B) : own;
+    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size));
+    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B)) : own;
     t->offset = end;
     t->stride = t->layers > 1 ? next : 0;
     if (t->kind == LLMC_GRAD_ACT && !room->training) return end;
@@ -89,8 +93,8 @@ int llmc_layout(const llmc_config *config, const llmc_room *room, llmc_tensor *t
     return LLMC_OK;
 }
 
-static int64_t bytes_of(int64_t elements) { /* a block, rounded up so that the next one is aligned */
-    return (elements * (int64_t)sizeof(float) + 63) / 64 * 64;
+static int64_t bytes_of(int64_t elements, size_t each) { /* a block, rounded up so that the next one is aligned */
+    return (elements * (int64_t)each + 63) / 64 * 64;
 }
 
 int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan) {
@@ -99,13 +103,14 @@ int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threa
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
     const int64_t Vp = layout.table[P_wte].shape[0];
-    plan->params = bytes_of(layout.num_params);
+    plan->params = bytes_of(layout.num_params, sizeof(float));
+    plan->stored = sizeof(floatX) == sizeof(float) ? 0 : bytes_of(layout.num_params, sizeof(floatX));
     plan->grads = room->training ? plan->params : 0;
     plan->moments = 2 * plan->grads;
-    plan->acts = bytes_of(layout.num_acts);
+    plan->acts = bytes_of(layout.num_acts, 4);
     plan->workspace = k->workspace_bytes(room->B, room->T, config->C, config->NH, (int)Vp,
                                          threads > 0 ? threads : llmc_default_threads());
-    plan->total = plan->params + plan->grads + plan->moments + plan->acts + plan->workspace;
+    plan->total = plan->params + plan->stored + plan->grads + plan->moments + plan->acts + plan->workspace;
     plan->num_params = layout.num_params - (Vp - config->V) * config->C;
     return LLMC_OK;
 }
@@ -134,8 +139,8 @@ int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads
     int n = snprintf(text, size,
                      "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
                      "total %.1f MB for B=%d T=%d recompute=%d",
-                     p.params * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB, p.total * MB, room->B,
-                     room->T, room->recompute);
+                     (p.params + p.stored) * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB,
+                     p.total * MB, room->B, room->T, room->recompute);
     const int64_t available = llmc_kernels(NULL)->memory_available();
     if (available < 0 || p.total <= available) {
         if (available >= 0 && n > 0 && (size_t)n < size)

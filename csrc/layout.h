@@ -16,7 +16,7 @@ enum {
 
 typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];
-    int64_t num_params, num_acts; /* elements of the two blocks */
+    int64_t num_params, num_acts; /* elements; words of 4 bytes */
 } Layout;
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
 #endif

@@ -8,7 +8,6 @@
 #include "modelfile.h"
 
 const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
-_Static_assert(sizeof(floatX) == sizeof(float), "files hold the stored element as it is");
 
 static const struct Version {
     int version, width, padded;
@@ -306,9 +305,10 @@ static int load(Reader *r, llmc_model *m) {
     TRY(read_step(f, &step));
     m->state = 0; /* what a forward pass left belongs to other weights */
     TRY(load_params(r, m));
+    TRY(gpt2_store(m));
     if (m->room.training && !moments) return llmc_model_reset_moments(m);
     m->step = step;
-    if (!m->room.training) return m->k->sync(&m->ctx);
+    if (!m->room.training) return LLMC_OK;
     TRY(copy_in(r, m, m->m, moments, f->params, 4));
     TRY(copy_in(r, m, m->v, moments + f->params * 4, f->params, 4));
     return m->k->sync(&m->ctx);

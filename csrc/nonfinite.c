@@ -7,23 +7,23 @@
 
 enum { PIECE = 1 << 14 }; /* elements looked at in one go */
 
-static int has_nonfinite(llmc_model *m, const floatX *data, int64_t n, floatX *piece) {
+/* among the first n elements of layer l of row t */
+static int has_nonfinite(const llmc_model *m, int block, int i, int l, int64_t n, float *piece) {
     for (int64_t at = 0; at < n; at += PIECE) {
         const int64_t count = n - at < PIECE ? n - at : PIECE;
-        m->k->copy_out(&m->ctx, piece, data + at, count * (int64_t)sizeof *piece);
-        for (int64_t i = 0; i < count; i++)
-            if (!isfinite((float)piece[i])) return 1;
+        if (gpt2_read(m, block, i, l, at, count, piece) < 0) return 0;
+        for (int64_t j = 0; j < count; j++)
+            if (!isfinite(piece[j])) return 1;
     }
     return 0;
 }
 
 /* the used part of layer l of row i of the table; what is not kept cannot be told apart */
-static int row_is_bad(llmc_model *m, const Layout *used, int i, int l, floatX *piece) {
+static int row_is_bad(const llmc_model *m, const Layout *used, int i, int l, float *piece) {
     const llmc_tensor *t = &m->layout.table[i];
-    const floatX *base = i < NUM_PARAM_TENSORS ? m->params : m->acts;
-    if (i < NUM_PARAM_TENSORS && m->ctx.weights != LLMC_FP32) return 0; /* not floats any more */
-    return t->type == LLMC_F && t->kept &&
-           has_nonfinite(m, base + t->offset + l * t->stride, used->table[i].size, piece);
+    const int block = i < NUM_PARAM_TENSORS ? LLMC_PARAMS : LLMC_ACTS;
+    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return 0; /* not floats any more */
+    return t->type != LLMC_I && t->kept && has_nonfinite(m, block, i, l, used->table[i].size, piece);
 }
 
 static int describe(char *name, size_t size, const char *what, const llmc_tensor *t, int l) {
@@ -31,7 +31,7 @@ static int describe(char *name, size_t size, const char *what, const llmc_tensor
     return snprintf(name, size, "%s %s", what, t->name);
 }
 
-static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, size_t size) {
+static int find(llmc_model *m, const Layout *used, float *piece, char *name, size_t size) {
     const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
@@ -48,7 +48,7 @@ static int find(llmc_model *m, const Layout *used, floatX *piece, char *name, si
 int llmc_model_find_nonfinite(llmc_model *m, char *name, size_t size) {
     Layout used;
     llmc_room room = m->room;
-    floatX *piece = malloc(PIECE * sizeof *piece);
+    float *piece = malloc(PIECE * sizeof *piece);
     CHECK(piece, LLMC_ENOMEM, "no memory to look for a NaN");
     name[0] = 0;
     if (m->b) room.B = m->b, room.T = m->t;

@@ -20,7 +20,7 @@ typedef enum llmc_status {
 } llmc_status;
 
 const char *llmc_last_error(void);
-const char *llmc_backend(void); /* "cpu" or "cuda": which library this is */
+const char *llmc_backend(void); /* "cpu", "cuda" or "emu": which library this is */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
@@ -42,7 +42,7 @@ int llmc_config_check(llmc_config *config); /* fills Vp; refuses what cannot be 
 
 /* ---- layout (layout.c) ---- */
 enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_GRAD_ACT };
-enum { LLMC_F, LLMC_I };
+enum { LLMC_F, LLMC_I, LLMC_X }; /* float, int32, floatX (kernels.h) */
 enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL };
 typedef struct llmc_room { /* what a model's memory is for */
     int B, T;              /* at most B sequences of at most T tokens */
@@ -55,11 +55,13 @@ typedef struct llmc_tensor {
     int kind, type, layers;        /* layers: 0 if not per layer, else how many copies are stored */
     int kept;                      /* 0: one layer or chunk overwrites another's */
     int init, decay, rank;
-    int64_t shape[4];             /* of one layer */
-    int64_t size, stride, offset; /* elements: of one layer, between layers, from the start of its block */
+    int64_t shape[4];       /* of one layer */
+    int64_t size;           /* elements of one layer */
+    int64_t stride, offset; /* between layers, from the start of its block: elements of parameters, words of 4 bytes */
 } llmc_tensor;
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
+    int64_t stored;     /* of the parameters in floatX, where that is not float */
     int64_t num_params; /* elements, without the padding of V */
 } llmc_plan;
 int llmc_num_tensors(void);
@@ -78,7 +80,8 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are uninitialised: follow with init or load. */
 int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_room *room, int threads);
 void llmc_model_free(llmc_model *model);
-/* "fp32", which it is at first, or "bf16": how matrix products multiply (kernels.h). LLMC_EDEVICE if it cannot. */
+/* "fp32", "bf16" or "auto", the first of them that the device can: how matrix products multiply (kernels.h). It is fp32 at
+ * first. LLMC_EDEVICE if it cannot. */
 int llmc_model_set_precision(llmc_model *model, const char *name);
 /* For generation: the weight matrices in place become "bf16", or "int8" with a scale per row; "fp32" leaves them. The
  * parameters cannot be read, saved or trained afterwards; load makes them fp32 again. */
@@ -88,9 +91,15 @@ int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);
 const llmc_room *llmc_model_room(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
-/* Row i of the model's table, its place in a block and the shape in use (b, t). NULL if the block is not there. */
+/* Row i of the model's table: its place in a block. NULL if there is none. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
+/* NULL if the block is not there, or not where the host can look at it (on_host 0). */
 void *llmc_model_block(llmc_model *model, int block);
+int llmc_model_on_host(const llmc_model *model);
+int llmc_model_weights(const llmc_model *model); /* LLMC_FP32, or what compress made of them */
+/* The first n elements of layer l of row i, as float or int32; what is written to parameters counts at once. */
+int llmc_model_read(const llmc_model *model, int block, int i, int l, int64_t n, void *out);
+int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, const float *in);
 /* tokens, targets (b,t) with b <= B, t <= T; targets NULL: logits only; weights NULL: all 1. loss may be NULL. */
 int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
                        float *loss);

@@ -15,7 +15,7 @@ static int adopt_option(llmc_options *options, char *line) {
     if (!value || !value[1]) return LLMC_OK; /* empty: the default, as an older version spelt it */
     *value++ = 0;
     if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
-    if (llmc_options_is_given(options, line)) return LLMC_OK;
+    if (llmc_options_is_given(options, line) || !strcmp(line, "device")) return LLMC_OK; /* a run may move */
     return llmc_options_set(options, line, value);
 }
 
@@ -207,7 +207,18 @@ static int encode_prompt(llmc_trainer *t) {
  * back 1,000 to 2,000 steps later than 2.4e-3 and 1.6e-3 */
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
 
+static int check_device(const char *device) {
+    const char *built = llmc_backend();
+    CHECK(
+        !strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
+        "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s, or the program that `make %s` "
+        "builds",
+        built, device, device, device);
+    return LLMC_OK;
+}
+
 int setup_open(llmc_trainer *t) {
+    TRY(check_device(t->options.device));
     TRY(open_resume(t));
     const char *data = t->options.data;
     CHECK(*data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");

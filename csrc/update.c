@@ -5,7 +5,7 @@
 
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(gpt2_need_training(m));
-    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(floatX));
+    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(float));
     return m->k->sync(&m->ctx);
 }
 
@@ -56,8 +56,9 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float 
     m->step++;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        m->k->adamw(&m->ctx, m->params + at, m->m + at, m->v + at, m->grads + at, measure ? stats + 1 : NULL, h->lr,
-                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
+        m->k->adamw(&m->ctx, m->params + at, m->stored + at, m->m + at, m->v + at, m->grads + at,
+                    measure ? stats + 1 : NULL, h->lr, h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0,
+                    m->step, n);
     }
     return m->k->sync(&m->ctx);
 }

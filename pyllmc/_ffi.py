@@ -23,7 +23,7 @@ from pyllmc.errors import (  # noqa: F401, the others are here by the name of wh
 from pyllmc.layout import definition, tables_cksum
 
 HERE = Path(__file__).resolve().parent
-LIBRARIES = {"cpu": "libpyllmc.so", "cuda": "libpyllmc_cuda.so"}
+DEVICES = ("cpu", "cuda", "emu")
 
 
 def declarations(path: Path) -> str:
@@ -34,6 +34,7 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
+    parser.cdef("typedef float floatX;")  # only pointed to, so that another library's may be smaller
     for name in ("kernels.h", "pyllmc.h"):
         parser.cdef(declarations(definition(name)))
     return parser
@@ -46,12 +47,22 @@ def settle_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(spin))
 
 
-@functools.cache
-def load(device: str = "cpu") -> Any:
+def library(device: str, precision: str = "auto") -> str:
+    """Its file name. A GPU's stored element is part of its build; a CPU's is float."""
+    stored = "_fp32" if precision == "fp32" else ""
+    return "libpyllmc.so" if device == "cpu" else f"libpyllmc_{device}{stored}.so"
+
+
+def load(device: str = "cpu", precision: str = "auto") -> Any:
     """The library of a device, loaded once; refused if it was built from other headers than those read here."""
-    if device not in LIBRARIES:
-        raise InvalidArgument(f"device '{device}' is not one of {', '.join(LIBRARIES)}")
-    path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / LIBRARIES[device])
+    if device not in DEVICES:
+        raise InvalidArgument(f"device '{device}' is not one of {', '.join(DEVICES)}")
+    return _load(device, library(device, precision))
+
+
+@functools.cache
+def _load(device: str, name: str) -> Any:
+    path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / name)
     target = "make" if device == "cpu" else f"make {device}"
     settle_threads()
     try:

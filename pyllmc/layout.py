@@ -127,7 +127,7 @@ class Row(NamedTuple):
     init: str  # NORMAL, RESIDUAL, ONE or ZERO; "" for activations
     decay: bool
     per_layer: bool
-    type: str  # F float or I int32
+    type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
     level: int  # of recompute, from which a layer's is not kept; 0: it is not a layer's activation
 
     @property
@@ -146,7 +146,7 @@ class Row(NamedTuple):
 PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
 ACT = re.compile(
-    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FI]), \((?P<shape>[^()]+)\)(, (?P<level>\d))?\)"
+    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, (?P<level>\d))?\)"
 )
 
 

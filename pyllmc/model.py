@@ -1,9 +1,8 @@
-"""A GPT-2 in the C engine, seen from Python: every tensor is a numpy view of the arena, nothing is copied."""
+"""A GPT-2 in the C engine, seen from Python."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,7 @@ from pyllmc import _ffi
 from pyllmc.arguments import Source, as_ids, as_int, make_config, read_section
 from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import GPTConfig
-
-BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
-
-
-class _Block:
-    """One block of the arena as an array; whoever holds a view of it holds the arena."""
-
-    def __init__(self, handle: Any, pointer: Any, elements: int) -> None:
-        self.handle = handle
-        address = int(_ffi.ffi().cast("uintptr_t", pointer))
-        self.__array_interface__ = {
-            "data": (address, False),
-            "shape": (elements,),
-            "typestr": "<f4",
-            "version": 3,
-        }
-
-
-class Views(Mapping[str, Any]):
-    """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight")."""
-
-    def __init__(self, model: Model, blocks: tuple[str, ...]) -> None:
-        self._model, self._blocks = model, blocks
-
-    def __getitem__(self, name: str) -> Any:
-        views = tuple(self._model._view(block, name) for block in self._blocks)
-        return views if len(views) > 1 else views[0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._model._names("acts" in self._blocks))
-
-    def __len__(self) -> int:
-        return len(self._model._names("acts" in self._blocks))
+from pyllmc.views import Arena, Views
 
 
 def _up_to(ids: list[int], eot: int) -> list[int]:
@@ -61,7 +28,9 @@ class Model:
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
-    precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (needs AVX512_BF16).
+    device: "cpu"; "cuda"; or "emu", which runs the CUDA kernels on the CPU, to test them.
+    precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (on a CPU with
+        AVX512_BF16; on a GPU weights and activations are bf16 too). "auto": fp32 on a CPU, bf16 on a GPU.
     threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
         bytes to read make more tokens a second; the parameters can then not be looked at or saved.
@@ -80,7 +49,7 @@ class Model:
         *,
         seed: int = 42,
         device: str = "cpu",
-        precision: str = "fp32",
+        precision: str = "auto",
         threads: int = 0,
         training: bool = True,
         recompute: int = 0,
@@ -89,7 +58,7 @@ class Model:
         init_std: float = 0.0,
         weights: str = "fp32",
     ) -> None:
-        lib = _ffi.load(device)
+        lib = _ffi.load(device, precision)
         config, file = make_config(source, lib)
         if vocab_size and file and vocab_size != config.V:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
@@ -113,101 +82,30 @@ class Model:
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
         """A trainer's model; `owner` keeps it alive."""
         model = cls.__new__(cls)
-        model._adopt(lib, pointer)
-        model._owner = owner
+        model._adopt(lib, pointer, owner)
         return model
 
-    def _adopt(self, lib: Any, handle: Any) -> None:
+    def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
         self._lib, self._handle = lib, handle
-        self._owner: Any = handle
         self._untargeted = False  # whether the last forward pass had no targets
         self.tokenizer_bytes = b""  # the tokenizer.bin that travels with the weights
         c = lib.llmc_model_config(handle)
         self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
-        self._rows = {}
-        for i in range(lib.llmc_num_tensors()):
-            row = lib.llmc_model_tensor(handle, i)
-            self._rows[_ffi.text(row.name)] = row
-        self._by_torch_name = {
-            torch: (name, layer) for name, row in self._rows.items() for layer, torch in _torch_names(row)
-        }
-        self.params = Views(self, ("params",))
-        self.grads = Views(self, ("grads",))
-        self.moments = Views(self, ("m", "v"))
-        self.acts = Views(self, ("acts",))
+        self._arena = arena = Arena(lib, handle, owner or handle, self.config)
+        self.params, self.grads = Views(arena, "params"), Views(arena, "grads")
+        self.moments, self.acts = Views(arena, "m", "v"), Views(arena, "acts")
 
     def _check(self, status: int) -> int:
         return _ffi.check(self._lib, status)
 
-    # ---- views ----
-
-    def _names(self, acts: bool) -> list[str]:
-        if acts:
-            return [name for name, row in self._rows.items() if row.kind != self._lib.LLMC_PARAM]
-        return list(self._by_torch_name)
-
-    def _view(self, block: str, name: str) -> np.ndarray:
-        layer = None
-        if name in self._by_torch_name and block != "acts":
-            name, layer = self._by_torch_name[name]
-        row = self._rows.get(name)
-        if row is None or (row.kind == self._lib.LLMC_PARAM) != (block != "acts"):
-            raise KeyError(
-                f"no tensor '{name}' among {block}: they are {', '.join(self._names(block == 'acts'))}"
-            )
-        pointer = self._lib.llmc_model_block(self._handle, BLOCKS[block])
-        if pointer == _ffi.ffi().NULL and block == "params":
-            raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
-        if pointer == _ffi.ffi().NULL or (row.kind == self._lib.LLMC_GRAD_ACT and not self.training):
-            raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
-        if not row.kept:
-            keeps = "a lower recompute" if self.training else "training=True"
-            keeps = "keep_logits=True" if row.kind == self._lib.LLMC_CHUNK_ACT else keeps
-            raise InvalidArgument(f"{name} is not kept: make the model with {keeps}")
-        view = self._strided(pointer, row, self._shape(row, name))
-        return view if layer is None else view[layer] if row.layers else view
-
-    def _shape(self, row: Any, name: str) -> tuple[int, ...]:
-        """Of one layer, in the sizes of the last forward pass."""
-        if row.kind == self._lib.LLMC_PARAM:
-            rows = self.config.vocab_size if name == "wte" else row.shape[0]
-            return (rows, *row.shape[1 : row.rank])
-        used = _ffi.ffi().new("llmc_tensor[]", self._lib.llmc_num_tensors())
-        room = _ffi.ffi().new("llmc_room *", self._room)
-        room.B, room.T = (max(size, 1) for size in self.shape)
-        self._check(self._lib.llmc_layout(self._lib.llmc_model_config(self._handle), room, used))
-        index = list(self._rows).index(name)
-        return tuple(used[index].shape[0 : used[index].rank])
-
-    def _strided(self, pointer: Any, row: Any, shape: tuple[int, ...]) -> np.ndarray:
-        layers = max(row.layers, 1)
-        extent = row.stride * (layers - 1) + row.size
-        start = _ffi.ffi().cast("float *", pointer) + row.offset
-        flat = np.asarray(_Block(self._owner, start, extent))
-        if row.type == self._lib.LLMC_I:
-            flat = flat.view(np.int32)
-        steps = [4]
-        for size in reversed(shape[1:]):
-            steps.insert(0, steps[0] * size)
-        if row.layers:
-            shape, steps = (row.layers, *shape), [4 * row.stride, *steps]
-        return np.lib.stride_tricks.as_strided(flat, shape, steps)
-
-    @property
-    def _room(self) -> Any:
-        """What it was made for, an llmc_room."""
-        return self._lib.llmc_model_room(self._handle)[0]
-
     @property
     def training(self) -> bool:
-        return bool(self._room.training)
+        return self._arena.training
 
     @property
     def shape(self) -> tuple[int, int]:
         """(b, t) of the last forward pass, (0, 0) before the first."""
-        b, t = _ffi.ffi().new("int *"), _ffi.ffi().new("int *")
-        self._check(self._lib.llmc_model_shape(self._handle, b, t))
-        return b[0], t[0]
+        return self._arena.shape
 
     @property
     def isa(self) -> str:
@@ -222,8 +120,9 @@ class Model:
     @property
     def num_params(self) -> int:
         """Parameters, without the padding of the vocabulary."""
-        params = [row for row in self._rows.values() if row.kind == self._lib.LLMC_PARAM]
-        padding = self._rows["wte"].shape[0] - self.config.vocab_size
+        rows = self._arena.rows
+        params = [row for row in rows.values() if row.kind == self._lib.LLMC_PARAM]
+        padding = rows["wte"].shape[0] - self.config.vocab_size
         return sum(row.size * max(row.layers, 1) for row in params) - padding * self.config.n_embd
 
     @property
@@ -367,10 +266,3 @@ class Model:
         self._check(
             self._lib.llmc_checkpoint_save(self._handle, name, b"", state, tokenizer, len(tokenizer), moments)
         )
-
-
-def _torch_names(row: Any) -> list[tuple[int, str]]:
-    pattern = _ffi.text(row.torch_name)
-    if not pattern:
-        return []
-    return [(l, pattern % l) for l in range(row.layers)] if row.layers else [(0, pattern)]

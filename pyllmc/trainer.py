@@ -108,16 +108,16 @@ class Trainer:
         self,
         options: Options | None = None,
         *,
-        device: str = "cpu",
         yield_gradients: bool = False,
         **named: Any,
     ) -> None:
-        self._lib = _ffi.load(device)
-        self.options = options or Options(self._lib)
+        self.options = options or Options(_ffi.load())
         if options is None and not {"out", "resume"} & set(named):
             self.options.set("out", "")  # a library call writes nothing unless told where
         for name, value in named.items():
             self.options.set(name, value)
+        device = self.options.get("device")
+        self._lib = _ffi.load("cpu" if device == "auto" else device, self.options.get("precision"))
         make_default_data(self.options)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))

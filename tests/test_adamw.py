@@ -49,7 +49,7 @@ def adamw(
     got = [buffers.guarded(x) for x in (start, np.zeros_like(start), np.zeros_like(start))]
     grad_scale = None if factor is None else np.array([factor], np.float32)
     for t, grad in enumerate(grads, 1):
-        k.adamw(*got, buffers.guarded(grad), grad_scale, LR, BETA1, BETA2, eps, decay, t, n)
+        k.adamw(got[0], *got, buffers.guarded(grad), grad_scale, LR, BETA1, BETA2, eps, decay, t, n)
     return got
 
 
@@ -83,7 +83,7 @@ def test_late_step(kernels: Kernel, buffers: Buffers):
     param, m, v, grad = (buffers.guarded(np.abs(random(n, seed)) + np.float32(0.5)) for seed in range(4))
     p, m1, v1 = (x.astype(np.float64) for x in (param, m, v))
     m1, v1 = BETA1 * m1 + (1 - BETA1) * grad, BETA2 * v1 + (1 - BETA2) * grad.astype(np.float64) ** 2
-    kernels.adamw(param, m, v, grad, None, LR, BETA1, BETA2, EPS, 0.0, t, n)
+    kernels.adamw(param, param, m, v, grad, None, LR, BETA1, BETA2, EPS, 0.0, t, n)
     np.testing.assert_allclose(param, p - LR * m1 / (np.sqrt(v1) + EPS), rtol=1e-6)
 
 

@@ -231,7 +231,7 @@ def test_refuses_to_save_what_is_not_finite(tmp_path, value):
 @pytest.mark.parametrize("name", ["wte", "wpe", "lnfb"])
 def test_refuses_to_load_what_is_not_finite(tmp_path, version, name):
     source = make()
-    row = source._rows[name]
+    row = source._arena.rows[name]
     params = block(source, "LLMC_PARAMS").copy()
     params[row.offset + (3 if name == "wte" else row.size - 1)] = -np.inf
     (tmp_path / "m.bin").write_bytes(llmc_file(version, params))

@@ -23,7 +23,7 @@ ROWS = [
     "error rng crc32 options.h",
     "layout config options",
     "gpt2 schedule paths",
-    "extend update init nonfinite binfile sampler",
+    "look extend update init nonfinite binfile sampler",
     "windows",
     "modelfile dataloader tokenizer generate",
     "checkpoint run",

@@ -64,7 +64,7 @@ def test_refused_where_the_cpu_has_none(monkeypatch):
 
 
 def test_misspelt():
-    with pytest.raises(InvalidArgument, match="one of fp32, bf16"):
+    with pytest.raises(InvalidArgument, match="one of auto, fp32, bf16"):
         pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9, precision="fp16")
 
 

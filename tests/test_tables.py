@@ -40,7 +40,7 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
     for row, t in zip(ours, theirs):
         assert row.name == _ffi.text(t.name)
         assert row.kind in KINDS[t.kind]
-        assert row.type == ("I" if t.type == lib.LLMC_I else "F")
+        assert row.type == {lib.LLMC_I: "I", lib.LLMC_F: "F", lib.LLMC_X: "X"}[t.type] or row.is_param
         assert row.shape == tuple(t.shape[0 : t.rank])
         assert (row.size, row.per_layer) == (t.size, t.layers > 0)
         assert t.kept == (not row.level or recompute < row.level)

@@ -37,7 +37,7 @@ static double sum_of_squares(const float *x, int64_t n) {
 }
 
 /* always in the same chunks, however many threads there are, and these are added in order */
-void K(global_norm)(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N) {
+void K(global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N) {
     enum { CHUNKS = 256 };
     double partial[CHUNKS] = {0}, sum = 0;
     const int64_t fair = (N + CHUNKS - 1) / CHUNKS, each = fair > PIECE ? fair : PIECE;
@@ -49,7 +49,7 @@ void K(global_norm)(Context *ctx, float *norm, const floatX *grads, float max_no
     norm[1] = max_norm > 0 && norm[0] + 1e-6f > max_norm ? max_norm / (norm[0] + 1e-6f) : 1;
 }
 
-void K(scale)(Context *ctx, floatX *x, const float *factor, int64_t N) {
+void K(scale)(Context *ctx, float *x, const float *factor, int64_t N) {
     if (factor[0] == 1) return;
 #pragma omp parallel for num_threads(threads_for(ctx, N))
     for (int64_t at = 0; at < N; at += PIECE)
@@ -92,8 +92,10 @@ static inline void adamw_lanes(float *param, float *m, float *v, const float *gr
     vf_store_n(param, p - (s->decay * p + step), n);
 }
 
-void K(adamw)(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale, double lr,
-              double beta1, double beta2, double eps, double decay, int64_t t, int64_t N) {
+void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+              const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
+              int64_t N) {
+    (void)stored; /* is param */
     const Step step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
 #pragma omp parallel for num_threads(threads_for(ctx, N))
     for (int64_t at = 0; at < N; at += PIECE)

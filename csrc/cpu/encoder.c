@@ -41,7 +41,7 @@ static inline void scatter(float *dwte, float *dwpe, const float *dout, const in
 }
 
 /* A token may come more than once, so the threads share out the columns, not the rows: by cache lines. */
-void K(encoder_backward)(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B, int T,
+void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
                          int C) {
     enum { LINE = 16 };
     const int64_t lines = (C + LINE - 1) / LINE;

@@ -113,7 +113,7 @@ enum { CHUNKS = 64, CHUNK_ROWS = 8 };
 
 int64_t K(layernorm_workspace)(int C) { return (int64_t)CHUNKS * 2 * C * (int64_t)sizeof(float); }
 
-void K(layernorm_backward)(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
+void K(layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
                            const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B, int T,
                            int C) {
     const int64_t rows = (int64_t)B * T, fair = (rows + CHUNKS - 1) / CHUNKS;

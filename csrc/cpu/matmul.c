@@ -70,19 +70,19 @@ static inline __attribute__((always_inline)) void sum_columns(float *sum, const 
     }
 }
 
-static void strip_gradient(floatX *dbias, const floatX *dout, int64_t rows, int OC, int o) {
+static void strip_gradient(float *dbias, const floatX *dout, int64_t rows, int OC, int o) {
     if (o + STRIP * VL <= OC) sum_columns(dbias + o, dout + o, rows, OC, STRIP * VL);
     else sum_columns(dbias + o, dout + o, rows, OC, OC - o);
 }
 
-static void bias_gradient(Context *ctx, floatX *dbias, const floatX *dout, int64_t rows, int OC) {
+static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {
     (void)ctx; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads_for(ctx, rows *OC))
     for (int o = 0; o < OC; o += STRIP * VL) strip_gradient(dbias, dout, rows, OC, o);
 }
 
-void K(matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
-                               int B, int T, int C, int OC) {
+void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp, int B,
+                               int T, int C, int OC) {
     const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
     K(gemm)(

@@ -46,6 +46,13 @@ void cpu_free(void *memory, int64_t bytes) {
     free(memory);
 }
 
+int cpu_open(Context *ctx) {
+    (void)ctx;
+    return 0;
+}
+
+void cpu_close(Context *ctx) { (void)ctx; }
+
 int cpu_sync(Context *ctx) {
     (void)ctx; /* every kernel has finished when it returns */
     return 0;
@@ -63,4 +70,8 @@ void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
 void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
     (void)ctx;
     memcpy(dst, src, (size_t)bytes);
+}
+
+void cpu_store(Context *ctx, floatX *stored, const float *param, int64_t N) {
+    if (stored != param) cpu_copy(ctx, stored, param, N * (int64_t)sizeof *stored);
 }

@@ -64,7 +64,7 @@ static void encoder_forward(Context *ctx, floatX *out, const int *tokens, const 
                 *out++ = weight_at(ctx, wte, tokens[b * T + t], C, c) + wpe[((int64_t)(pos ? pos[b] : 0) + t) * C + c];
 }
 
-static void encoder_backward(Context *ctx, floatX *dwte, floatX *dwpe, const floatX *dout, const int *tokens, int B,
+static void encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B,
                              int T, int C) {
     (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
@@ -98,7 +98,7 @@ static void residual_layernorm_forward(Context *ctx, floatX *residual, floatX *o
 }
 
 /* with norm = (inp - mean) rstd and dnorm = dout weight:  dinp = rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)) */
-static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight, floatX *dbias, const floatX *dout,
+static void layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
                                const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B,
                                int T, int C) {
     (void)ctx;
@@ -112,7 +112,7 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, floatX *dweight,
         for (int c = 0; c < C; c++) {
             const double norm = ((double)x[c] - mean[bt]) * rstd[bt];
             dbias[c] += d[c];
-            dweight[c] += (floatX)(norm * d[c]);
+            dweight[c] += (float)(norm * d[c]);
             dresidual[bt * C + c] += (floatX)(((double)d[c] * weight[c] - sum / C - norm * sum_norm / C) * rstd[bt]);
         }
     }
@@ -168,17 +168,17 @@ static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX 
     }
 }
 
-static void matmul_backward_weight(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
+static void matmul_backward_weight(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                    int B, int T, int C, int OC) {
     for (int o = 0; o < OC; o++) {
         double sum = 0;
         for (int64_t bt = 0; bt < (int64_t)B * T; bt++) sum += dout[bt * OC + o];
-        if (dbias) dbias[o] += (floatX)sum;
+        if (dbias) dbias[o] += (float)sum;
         for (int c = 0; c < C; c++) {
             double dot = 0;
             for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
                 dot += operand(ctx, dout[bt * OC + o]) * operand(ctx, inp[bt * C + c]);
-            dweight[(int64_t)o * C + c] += (floatX)dot;
+            dweight[(int64_t)o * C + c] += (float)dot;
         }
     }
 }
@@ -308,7 +308,7 @@ static void classifier_backward(Context *ctx, floatX *logits, const float *lse, 
     }
 }
 
-static void global_norm(Context *ctx, float *norm, const floatX *grads, float max_norm, int64_t N) {
+static void global_norm(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N) {
     double sum = 0;
     (void)ctx;
     for (int64_t i = 0; i < N; i++) sum += (double)grads[i] * grads[i];
@@ -316,15 +316,16 @@ static void global_norm(Context *ctx, float *norm, const floatX *grads, float ma
     norm[1] = max_norm > 0 && norm[0] + 1e-6f > max_norm ? max_norm / (norm[0] + 1e-6f) : 1;
 }
 
-static void scale(Context *ctx, floatX *x, const float *factor, int64_t N) {
+static void scale(Context *ctx, float *x, const float *factor, int64_t N) {
     (void)ctx;
     for (int64_t i = 0; i < N; i++) x[i] *= factor[0];
 }
 
-static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX *grad, const float *grad_scale,
-                  double lr, double beta1, double beta2, double eps, double decay, int64_t t, int64_t N) {
+static void adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+                  const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
+                  int64_t N) {
     const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
-    (void)ctx;
+    (void)ctx, (void)stored; /* which is param */
     for (int64_t i = 0; i < N; i++) {
         const double g = (double)grad[i] * (grad_scale ? grad_scale[0] : 1);
         m[i] = (float)(beta1 * m[i] + (1 - beta1) * g);
@@ -336,6 +337,7 @@ static void adamw(Context *ctx, floatX *param, float *m, float *v, const floatX 
 #define ENTRY(name) .name = name,
 const Kernels kernels_reference = {.name = "reference",
                                    .supported = supported,
+                                   .fp32 = 1,
                                    .bf16 = 1,
                                    .workspace_bytes = workspace_bytes,
                                    CPU_MEMORY,

@@ -13,6 +13,7 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 #define ENTRY(name) .name = K(name),
 const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
                             .supported = supported,
+                            .fp32 = 1,
                             .bf16 = HAS_BF16,
                             .workspace_bytes = workspace_bytes,
                             CPU_MEMORY,

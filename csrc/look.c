@@ -1,0 +1,80 @@
+/* Looking inside a model: its tensors, as the host sees them. */
+#include <string.h>
+#include "error.h"
+#include "gpt2.h"
+
+const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
+const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
+const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
+int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
+int64_t llmc_model_step(const llmc_model *m) { return m->step; }
+int llmc_model_on_host(const llmc_model *m) { return m->k->host; }
+int llmc_model_weights(const llmc_model *m) { return m->ctx.weights; }
+const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
+    return i >= 0 && i < NUM_TENSORS ? &m->layout.table[i] : NULL;
+}
+
+/* NULL if it is not there */
+static float *block_of(const llmc_model *m, int block) {
+    float *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
+    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return NULL; /* not floats any more */
+    return block >= 0 && block < 5 ? blocks[block] : NULL;
+}
+
+void *llmc_model_block(llmc_model *m, int block) { return m->k->host ? block_of(m, block) : NULL; }
+
+#ifdef FLOATX_BF16
+static float float_of(floatX x) {
+    const uint32_t bits = (uint32_t)x.bits << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+#endif
+
+int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t n) {
+    /* into the end of out, then widened from its start: no number is overwritten before it is read */
+    floatX *raw = (floatX *)(out + n) - n;
+    m->k->copy_out((Context *)&m->ctx, raw, src, n * (int64_t)sizeof *raw);
+    TRY(m->k->sync((Context *)&m->ctx));
+#ifdef FLOATX_BF16
+    for (int64_t i = 0; i < n; i++) out[i] = float_of(raw[i]);
+#endif
+    return LLMC_OK;
+}
+
+int gpt2_store(const llmc_model *m) {
+    m->k->store((Context *)&m->ctx, m->stored, m->params, m->layout.num_params);
+    return m->k->sync((Context *)&m->ctx);
+}
+
+/* where layer l of row i lies in a block, in words of 4 bytes; NULL, with an error, if there is no such place */
+static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
+    const llmc_tensor *t = llmc_model_tensor(m, i);
+    float *base = block_of(m, block);
+    const int there = t && base && (i < NUM_PARAM_TENSORS) == (block != LLMC_ACTS) && l >= 0 &&
+                      l < (t->layers ? t->layers : 1) && end >= 0 && end <= t->size;
+    if (there) return base + t->offset + l * t->stride;
+    llmc_fail(LLMC_EINVAL, "block %d has no %lld numbers of tensor %d, layer %d", block, (long long)end, i, l);
+    return NULL;
+}
+
+int gpt2_read(const llmc_model *m, int block, int i, int l, int64_t from, int64_t n, void *out) {
+    const float *at = find(m, block, i, l, from + n);
+    if (!at) return LLMC_EINVAL;
+    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, (const floatX *)at + from, n);
+    m->k->copy_out((Context *)&m->ctx, out, at + from, n * 4);
+    return m->k->sync((Context *)&m->ctx);
+}
+
+int llmc_model_read(const llmc_model *m, int block, int i, int l, int64_t n, void *out) {
+    return gpt2_read(m, block, i, l, 0, n, out);
+}
+
+int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const float *in) {
+    float *at = find(m, block, i, l, n);
+    if (!at) return LLMC_EINVAL;
+    CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
+    m->k->copy_in(&m->ctx, at, in, n * 4);
+    return block == LLMC_PARAMS ? gpt2_store(m) : m->k->sync(&m->ctx);
+}
