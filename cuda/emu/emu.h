@@ -1,0 +1,129 @@
+/* CUDA C++ on the CPU: what a kernel sees. Every CUDA thread of a block runs on the CPU, one at a time, until it must
+ * wait for the others; blocks of a grid run on several CPU threads. See emu_block.cpp for the order, README for what this
+ * can and cannot show. */
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include "emu_vector.h"
+
+#define __host__
+#define __device__
+#define __global__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) __attribute__((aligned(n)))
+#define __restrict__ __restrict
+/* A block stays on one CPU thread, so its shared variables are thread-local; emu_symbols.cpp finds them by their type. */
+#define __shared__ static thread_local
+#define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(::emu::dynamic_shared())
+#define LAUNCH(kernel, grid, block, smem_bytes, stream) ::emu::launcher(#kernel, kernel, grid, block, smem_bytes, stream)
+
+typedef struct CUstream_st *cudaStream_t;
+
+/* Who the running thread is. Thread-local memory near the thread pointer, as they are read all the time. */
+#define EMU_OWN __thread __attribute__((tls_model("initial-exec")))
+extern EMU_OWN uint3 threadIdx, blockIdx;
+extern EMU_OWN dim3 blockDim, gridDim;
+static constexpr int warpSize = 32;
+
+namespace emu {
+/* a line of a kernel; as the default of a last argument it is the caller's */
+struct Place {
+    const char *file;
+    int line;
+};
+#define EMU_AT                                                                                                         \
+    ::emu::Place at = { __builtin_FILE(), __builtin_LINE() }
+
+void *dynamic_shared();
+/* ends the kernel with cudaErrorLaunchFailure; its text begins with who and where the running thread is */
+[[noreturn]] void fault(Place at, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- waiting for others ---- */
+
+struct Votes { /* of the threads that met at a barrier */
+    int count, all;
+};
+Votes barrier(bool vote, const char *name, Place at);
+
+/* What the lanes of a warp brought to a collective operation. */
+struct Meeting {
+    static constexpr unsigned slot_bytes = 64;
+    unsigned char (*slots)[slot_bytes];
+    unsigned present; /* lanes that brought something */
+};
+/* Runs once per meeting, by the lane that came last: may replace what is in the slots. */
+typedef void (*Combine)(Meeting &);
+/* Waits for every lane of mask that has not returned. Valid until this lane's next meeting. */
+Meeting meet(unsigned mask, const char *name, const void *brought, unsigned bytes, Place at, Combine combine = nullptr);
+unsigned lane_id();
+void absent(const char *name, unsigned lane, Place at);
+
+/* ---- launching ---- */
+
+struct Shape {
+    dim3 grid, block;
+    size_t shared_bytes;
+    cudaStream_t stream;
+};
+/* call(arguments) runs one thread; the arguments are copied */
+void launch(const char *name, const void *kernel, const Shape &shape, void (*call)(const void *), const void *arguments,
+            size_t bytes);
+
+template <class... P> struct Launcher {
+    const char *name;
+    void (*kernel)(P...);
+    Shape shape;
+    struct Call {
+        void (*kernel)(P...);
+        std::tuple<std::decay_t<P>...> arguments;
+    };
+    static void call(const void *memory) {
+        const Call *c = static_cast<const Call *>(memory);
+        std::apply(c->kernel, c->arguments);
+    }
+    void operator()(P... arguments) const {
+        static_assert((std::is_trivially_copyable_v<std::decay_t<P>> && ...), "a launch copies its arguments as bytes");
+        static_assert(sizeof(Call) <= 4096, "kernel arguments over 4 KB");
+        Call c{kernel, {arguments...}};
+        launch(name, reinterpret_cast<const void *>(kernel), shape, call, &c, sizeof c);
+    }
+};
+template <class... P>
+Launcher<P...> launcher(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s) {
+    return {name, kernel, {grid, block, smem, s}};
+}
+
+/* ---- the checked build (emu_check.cpp); without it these do nothing ---- */
+
+enum class Access { read, write, atomic };
+void note_access(const void *address, unsigned bytes, Access kind, const void *pc);
+#ifdef EMU_CHECK
+#define EMU_NOTE(address, bytes, kind) ::emu::note_access(address, bytes, ::emu::Access::kind, nullptr)
+#define EMU_UNSEEN __attribute__((no_sanitize("thread"))) /* the function notes its accesses itself */
+#else
+#define EMU_NOTE(address, bytes, kind) ((void)0)
+#define EMU_UNSEEN
+#endif
+} // namespace emu
+
+/* ---- what the emulator offers to tests ---- */
+extern "C" {
+/* The order in which threads and blocks run: "in_order", "reversed" or "random" (by seed). defer: work waits in its
+ * stream until a synchronisation, in a random order between streams. 0, or -1 for an unknown schedule. */
+int emu_options(const char *schedule, uint64_t seed, int defer);
+/* CPU threads that share the blocks of a grid; 0: one per core */
+void emu_workers(int workers);
+/* "file.cu:12": the __syncthreads there does nothing (is every one needed?); NULL or "": all do */
+void emu_skip_barrier(const char *file_line);
+/* What the checked build found since the last call: how many, with one line each in text. -1: not a checked build. */
+int emu_report(char *text, size_t size);
+/* launches, blocks, threads, switches so far */
+void emu_statistics(uint64_t counts[4]);
+}
