@@ -1,0 +1,101 @@
+/* What every layer's .cu shares: the entries it fills in, the device, 16-byte accesses, sums over warps and blocks.
+ *
+ * Element   floatX is what is stored (kernels.h): float or bfloat16. All arithmetic is in float.
+ * Order     Everything runs on one stream, in the order of the calls. No entry waits for the device or allocates.
+ * Results   are the same bits on every run: no sum depends on which block or warp comes first. */
+#pragma once
+#include "ptx.cuh"
+#include <type_traits>
+#include "../csrc/kernels.h"
+
+/* ---- entries: gpu_layernorm_forward and so on, held to the types of struct Kernels ---- */
+
+/* clang-format off */
+#define EACH_KERNEL(X) \
+    X(encoder_forward) X(encoder_backward) \
+    X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
+    X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
+    X(matmul_backward_weight) \
+    X(attention_forward) X(attention_backward) X(attention_cached) \
+    X(classifier_forward) X(loss_mean) X(classifier_backward) \
+    X(global_norm) X(scale) X(adamw) X(store)
+/* clang-format on */
+#define GPU_DECLARE(entry) extern std::remove_pointer_t<decltype(Kernels::entry)> gpu_##entry;
+EACH_KERNEL(GPU_DECLARE)
+
+/* bytes of ctx->workspace that each layer may use; they use it one after the other */
+int64_t gpu_encoder_workspace(int B, int T, int C, int Vp);
+int64_t gpu_layernorm_workspace(int B, int T, int C);
+int64_t gpu_matmul_workspace(int B, int T, int C, int Vp);
+int64_t gpu_attention_workspace(int B, int T, int C, int NH);
+int64_t gpu_classifier_workspace(int B, int T, int Vp);
+int64_t gpu_adamw_workspace(void);
+
+/* ---- the device ---- */
+
+struct Device {
+    cudaStream_t stream;
+    int multiprocessors;
+    void *gemm; /* gemm_cublas.cu's handle; NULL where there is no cuBLASLt */
+};
+static inline Device *device_of(const Context *ctx) { return (Device *)ctx->device; }
+static inline cudaStream_t stream_of(const Context *ctx) { return device_of(ctx)->stream; }
+
+constexpr int WARP = 32;
+template <class A, class B> __host__ __device__ constexpr A divide_up(A a, B b) { return (A)((a + b - 1) / b); }
+
+/* ---- elements: 16 bytes at a time where a row allows it ---- */
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+template <class T> struct alignas(16) Vec {
+    static constexpr int n = 16 / sizeof(T);
+    T v[n];
+};
+
+/* p is 16-byte aligned */
+template <class T> __device__ __forceinline__ Vec<T> load16(const T *p) {
+    const uint4 bits = *reinterpret_cast<const uint4 *>(p);
+    Vec<T> x;
+    memcpy(&x, &bits, 16);
+    return x;
+}
+template <class T> __device__ __forceinline__ void store16(T *p, const Vec<T> &x) {
+    uint4 bits;
+    memcpy(&bits, &x, 16);
+    *reinterpret_cast<uint4 *>(p) = bits;
+}
+
+/* may rows of C elements at p be read 16 bytes at a time? */
+template <class T> static inline bool in_vectors(const T *p, int64_t C) {
+    return (uintptr_t)p % 16 == 0 && C % Vec<T>::n == 0;
+}
+
+/* ---- sums ---- */
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+/* over the block, whose size is a multiple of 32; every thread gets it. part: 32 floats of shared memory, which the
+ * caller may not touch until the next barrier */
+__device__ __forceinline__ float block_sum(float x, float *part) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    if (lane == 0) part[warp] = x;
+    __syncthreads();
+    x = warp_sum(lane < warps ? part[lane] : 0.0f);
+    __syncthreads(); /* the next sum may use part again */
+    return x;
+}
