@@ -116,37 +116,47 @@ int64_t gpu_layernorm_workspace(int B, int T, int C) {
     return parts_of((int64_t)B * T, 1) * 2 * (int64_t)C * (int64_t)sizeof(float);
 }
 
-/* W elements of a row: norm and dout, from memory */
+/* what a thread keeps of a row */
+template <class S> struct Kept {
+    Packed<S::W> x, d; /* inp, dout */
+};
+
+/* norm and dout */
 template <int W>
-static __device__ __forceinline__ void load_norm(float (&norm)[W], float (&d)[W], const floatX *inp, const floatX *dout,
-                                                 float mean, float rstd) {
-    load_floats(norm, inp);
-    load_floats(d, dout);
+static __device__ __forceinline__ void unpack_norm(float (&norm)[W], float (&d)[W], const Packed<W> &x,
+                                                   const Packed<W> &dout, float mean, float rstd) {
+    unpack(norm, x);
+    unpack(d, dout);
     for (int j = 0; j < W; j++) norm[j] = (norm[j] - mean) * rstd;
 }
 
-/* dresidual(C) of one row; keeps norm and dout where S keeps anything */
+/* dresidual(C) of one row */
 template <class S>
-static __device__ __forceinline__ void row_backward(floatX *dresidual, float (&norm)[S::SLOTS][S::W],
-                                                    float (&d)[S::SLOTS][S::W], const floatX *dout, const floatX *inp,
-                                                    const floatX *weight, float mean, float rstd, int C) {
+static __device__ __forceinline__ void row_backward(floatX *dresidual, Kept<S> (&kept)[S::SLOTS], const floatX *dout,
+                                                    const floatX *inp, const floatX *weight, float mean, float rstd,
+                                                    int C) {
     constexpr int W = S::W;
-    float sum = 0, sum_norm = 0, w[W];
+    float sum = 0, sum_norm = 0, w[W], norm[W], d[W];
+    auto load = [&](Kept<S> &k, int c) { k = {load_packed<W>(inp + c), load_packed<W>(dout + c)}; };
+    each_vector<S>(C, [&](int slot, int c) { load(kept[slot], c); });
     each_vector<S>(C, [&](int slot, int c) {
-        load_norm(norm[slot], d[slot], inp + c, dout + c, mean, rstd);
+        if (S::HELD == 0) load(kept[slot], c);
+        unpack_norm<W>(norm, d, kept[slot].x, kept[slot].d, mean, rstd);
         load_floats(w, weight + c);
         for (int j = 0; j < W; j++) {
-            sum += d[slot][j] * w[j];
-            sum_norm += d[slot][j] * w[j] * norm[slot][j];
+            sum += d[j] * w[j];
+            sum_norm += d[j] * w[j] * norm[j];
         }
     });
     const float mean_dnorm = sum_over_row<S>(sum) / (float)C, mean_both = sum_over_row<S>(sum_norm) / (float)C;
     each_vector<S>(C, [&](int slot, int c) {
         float dx[W];
-        if (S::HELD == 0) load_norm(norm[slot], d[slot], inp + c, dout + c, mean, rstd);
+        if (S::HELD == 0) load(kept[slot], c);
+        unpack_norm<W>(norm, d, kept[slot].x, kept[slot].d, mean, rstd);
+        load_floats(dx, dresidual + c);
         load_floats(w, weight + c);
-        for (int j = 0; j < W; j++) dx[j] = rstd * (d[slot][j] * w[j] - mean_dnorm - norm[slot][j] * mean_both);
-        add_floats(dresidual + c, dx);
+        for (int j = 0; j < W; j++) dx[j] += rstd * (d[j] * w[j] - mean_dnorm - norm[j] * mean_both);
+        store_floats(dresidual + c, dx);
     });
 }
 
@@ -176,19 +186,22 @@ static __device__ __forceinline__ void store_partial(float *partial, const float
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::THREADS)
+__global__ void __launch_bounds__(S::THREADS, sizeof(floatX) == 2 ? 512 / S::THREADS : 1)
     layernorm_backward_kernel(floatX *dresidual, float *partials, const floatX *dout, const floatX *inp,
                               const floatX *weight, const float *mean, const float *rstd, int64_t rows, int C) {
-    float dw[S::SLOTS][S::W] = {}, db[S::SLOTS][S::W] = {}, norm[S::SLOTS][S::W], d[S::SLOTS][S::W];
+    float dw[S::SLOTS][S::W] = {}, db[S::SLOTS][S::W] = {};
+    Kept<S> kept[S::SLOTS];
     int64_t bt = (int64_t)blockIdx.x * S::ROWS + threadIdx.x / S::R;
     for (; bt < rows; bt += (int64_t)gridDim.x * S::ROWS) {
         const int64_t at = bt * C;
-        row_backward<S>(dresidual + at, norm, d, dout + at, inp + at, weight, mean[bt], rstd[bt], C);
+        row_backward<S>(dresidual + at, kept, dout + at, inp + at, weight, mean[bt], rstd[bt], C);
         if (S::HELD > 0)
             each_vector<S>(C, [&](int slot, int) {
+                float norm[S::W], d[S::W];
+                unpack_norm<S::W>(norm, d, kept[slot].x, kept[slot].d, mean[bt], rstd[bt]);
                 for (int j = 0; j < S::W; j++) {
-                    dw[slot][j] += d[slot][j] * norm[slot][j];
-                    db[slot][j] += d[slot][j];
+                    dw[slot][j] += d[j] * norm[j];
+                    db[slot][j] += d[j];
                 }
             });
     }

@@ -5,6 +5,18 @@
 
 constexpr int WIDE = Vec<floatX>::n;
 
+/* what a thread keeps of W elements between two uses: as few registers as they are stored in */
+template <int W> using Packed = std::conditional_t<W == 1, floatX, Vec<floatX>>;
+
+template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
+    if constexpr (W == 1) return *p;
+    else return load16(p);
+}
+__device__ __forceinline__ void unpack(float (&x)[1], floatX packed) { x[0] = to_float(packed); }
+template <class T> __device__ __forceinline__ void unpack(float (&x)[Vec<T>::n], const Vec<T> &packed) {
+    for (int j = 0; j < Vec<T>::n; j++) x[j] = to_float(packed.v[j]);
+}
+
 template <int W, class T> __device__ __forceinline__ void load_floats(float (&x)[W], const T *p) {
     if constexpr (W == 1) x[0] = to_float(*p);
     else
