@@ -81,7 +81,8 @@ $(LIB): $(OBJECTS)
 	$(Q)cp $(TABLES) $(@D)
 
 $(BUILD)/error.o: $(TABLES)
-$(BUILD)/error.o: CFLAGS += -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"'
+TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"'
+$(BUILD)/error.o: CFLAGS += $(TABLES_FLAG)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
@@ -95,6 +96,8 @@ $(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
 	$$(Q)$$(CC) $$(CFLAGS) $$(OPENMP) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS),$(eval $(call rule_for_isa,$(isa))))
+
+include cuda/cuda.mk
 
 # ---- Python: .venv holds the package and what it needs; the demo needs far less than the tests ----
 
@@ -124,7 +127,7 @@ demo: .venv/demo.done all ## train the default model on stories, draw the curve,
 	$(VENV)/python -m pyllmc.train --out=$(RUN) --overwrite
 	$(VENV)/python -m pyllmc.grade $(RUN)
 
-test: setup lint ## the whole suite, on every instruction set this machine has
+test: setup emu lint ## the whole suite, on every instruction set this machine has
 	OMP_WAIT_POLICY=passive $(VENV)/python -m pytest $(PYTEST)
 
 lint: .venv/setup.done ## style and types: ruff, mypy, clang-format
@@ -137,7 +140,7 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/ruff check --fix --quiet .
 	$(VENV)/ruff format .
 	$(VENV)/clang-format -i $(C_FILES)
-C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch])
+C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp)
 
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)
@@ -151,9 +154,9 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 		$(VENV)/python -m pytest $(PYTEST)
 
 clean: ## everything built, but not .venv, data or runs
-	rm -rf $(BUILD) pyllmc/lib train_gpt2
+	rm -rf $(BUILD) pyllmc/lib train_gpt2 train_gpt2_cuda
 
 help: ## this list
-	@sed -n 's/^\([a-z_]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z_]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
 
 .PHONY: FORCE all setup demo test lint fmt bench asan clean help

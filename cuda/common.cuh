@@ -35,6 +35,7 @@ int64_t gpu_adamw_workspace(void);
 
 struct Device {
     cudaStream_t stream;
+    struct Staging *staging; /* device.cu */
     int multiprocessors;
     void *gemm; /* gemm_cublas.cu's handle; NULL where there is no cuBLASLt */
 };

@@ -20,8 +20,8 @@
  * a template with commas goes in parentheses: LAUNCH((kernel<A, B>), ...)(...) */
 #define LAUNCH(kernel, grid, block, smem_bytes, stream) kernel<<<(grid), (block), (smem_bytes), (stream)>>>
 /* DYNAMIC_SHARED(float, tile); float *tile is the dynamic shared memory of this block, 128-byte aligned */
-#define DYNAMIC_SHARED(type, name)                                                                                     \
-    extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];                                             \
+#define DYNAMIC_SHARED(type, name)                                         \
+    extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[]; \
     type *name = reinterpret_cast<type *>(dynamic_shared_bytes)
 
 #define PTX __device__ __forceinline__ void

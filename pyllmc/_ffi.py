@@ -34,7 +34,7 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
-    parser.cdef("typedef float floatX;")  # only pointed to, so that another library's may be smaller
+    parser.cdef("typedef struct floatX floatX;")  # only pointed to: float or bfloat16, by library
     for name in ("kernels.h", "pyllmc.h"):
         parser.cdef(declarations(definition(name)))
     return parser

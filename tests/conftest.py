@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pyllmc import _ffi
+from pyllmc.errors import NoDevice
 
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,10 +22,25 @@ def _runs_here(isa: str) -> bool:
     return lib.llmc_kernels(isa.encode()) != ffi.NULL
 
 
+def _device_libraries() -> dict[str, object]:
+    """The builds for GPUs that can run here: their kernels are held to the same tests."""
+    found = {}
+    for device in ("emu", "cuda"):
+        for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
+            try:
+                library = _ffi.load(device, precision)
+            except NoDevice:
+                continue
+            if library.llmc_kernels(ffi.NULL) != ffi.NULL:
+                found[name] = library
+    return found
+
+
+DEVICES = _device_libraries()
 ISAS = [isa for isa in ("reference", "generic", "avx2", "avx512", "avx512_bf16", "neon") if _runs_here(isa)]
 PRECISIONS = {"fp32": lib.LLMC_FP32, "bf16": lib.LLMC_BF16}
 GUARD = 32  # elements around every buffer that no kernel may touch
-CANARY = np.float32(-7.25e33)
+CANARY = np.float32(-(2.0**112))  # the same in bfloat16
 
 
 class Buffers:
@@ -49,8 +65,19 @@ class Buffers:
             assert (flat[GUARD + size :] == canary).all(), "written past the buffer"
 
 
+def make_kernels(name: str, threads: int = 2) -> Kernel:
+    """Of an instruction set, or of a build for GPUs."""
+    if name in DEVICES:
+        from device import DeviceKernel  # noqa: PLC0415, which needs this module
+
+        return DeviceKernel(name, DEVICES[name])
+    return Kernel(name, threads)
+
+
 class Kernel:
     """One instruction set's kernels: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy arrays."""
+
+    stored = "float32"  # PyTorch's name of the stored element
 
     def __init__(self, isa: str, threads: int = 2, precision: str = "fp32") -> None:
         self.isa = isa
@@ -82,9 +109,9 @@ class Kernel:
         return call
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=[*ISAS, *DEVICES])
 def kernels(request) -> Kernel:
-    return Kernel(request.param)
+    return make_kernels(request.param)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ inline uint16_t half_bits(float x) {
     uint32_t u = bits_as<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return 0x7fff;
     if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00); /* 65520 and above are infinite */
-    if (magnitude < 0x38800000u) { /* subnormal: let the float unit round at 2^-24 */
+    if (magnitude < 0x38800000u) {                                  /* subnormal: let the float unit round at 2^-24 */
         float shifted = bits_as<float>(magnitude) + 0.5f;
         return (uint16_t)(sign | (bits_as<uint32_t>(shifted) - 0x3f000000u));
     }

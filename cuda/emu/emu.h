@@ -22,14 +22,13 @@
 /* A block stays on one CPU thread, so its shared variables are thread-local; emu_symbols.cpp finds them by their type. */
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(::emu::dynamic_shared())
-#define LAUNCH(kernel, grid, block, smem_bytes, stream) ::emu::launcher(#kernel, kernel, grid, block, smem_bytes, stream)
+#define LAUNCH(kernel, grid, block, smem_bytes, stream) \
+    ::emu::launcher(#kernel, kernel, grid, block, smem_bytes, stream)
 
 typedef struct CUstream_st *cudaStream_t;
 
-/* Who the running thread is. Thread-local memory near the thread pointer, as they are read all the time. */
-#define EMU_OWN __thread __attribute__((tls_model("initial-exec")))
-extern EMU_OWN uint3 threadIdx, blockIdx;
-extern EMU_OWN dim3 blockDim, gridDim;
+extern __thread uint3 threadIdx, blockIdx;
+extern __thread dim3 blockDim, gridDim;
 static constexpr int warpSize = 32;
 
 namespace emu {
@@ -38,10 +37,9 @@ struct Place {
     const char *file;
     int line;
 };
-#define EMU_AT                                                                                                         \
-    ::emu::Place at = { __builtin_FILE(), __builtin_LINE() }
+#define EMU_AT ::emu::Place at = {__builtin_FILE(), __builtin_LINE()}
 
-void *dynamic_shared();
+void *dynamic_shared(EMU_AT);
 /* ends the kernel with cudaErrorLaunchFailure; its text begins with who and where the running thread is */
 [[noreturn]] void fault(Place at, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -124,6 +122,6 @@ void emu_workers(int workers);
 void emu_skip_barrier(const char *file_line);
 /* What the checked build found since the last call: how many, with one line each in text. -1: not a checked build. */
 int emu_report(char *text, size_t size);
-/* launches, blocks, threads, switches so far */
-void emu_statistics(uint64_t counts[4]);
+/* so far: launches, blocks, threads, switches, times the host waited for the device */
+void emu_statistics(uint64_t counts[5]);
 }

@@ -20,9 +20,9 @@ template <class T, class F> EMU_UNSEEN inline T update(T *p, F change) {
 }
 } // namespace emu
 
-#define EMU_ATOMIC(name, formula)                                                                                      \
-    template <class T> inline T name(T *p, std::common_type_t<T> v) {                                                  \
-        return emu::update(p, [&](T old) { return (T)(formula); });                                                    \
+#define EMU_ATOMIC(name, formula)                                     \
+    template <class T> inline T name(T *p, std::common_type_t<T> v) { \
+        return emu::update(p, [&](T old) { return (T)(formula); });   \
     }
 EMU_ATOMIC(atomicAdd, old + v)
 EMU_ATOMIC(atomicSub, old - v)

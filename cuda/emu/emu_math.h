@@ -70,9 +70,9 @@ template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
     return (C)a < (C)b ? (C)b : (C)a;
 }
 
-#define EMU_LOAD(name)                                                                                                 \
+#define EMU_LOAD(name) \
     template <class T> inline T name(const T *p) { return *p; }
-#define EMU_STORE(name)                                                                                                \
+#define EMU_STORE(name) \
     template <class T> inline void name(T *p, std::common_type_t<T> v) { *p = v; }
 EMU_LOAD(__ldg)
 EMU_LOAD(__ldca)

@@ -1,21 +1,13 @@
 /* CUDA's small vectors: float4, int2, ... and dim3. */
 #pragma once
 
-#define EMU_VECTOR(T, name, align2, align4)                                                                            \
-    struct name##1 {                                                                                                   \
-        T x;                                                                                                           \
-    };                                                                                                                 \
-    struct alignas(align2) name##2 {                                                                                   \
-        T x, y;                                                                                                        \
-    };                                                                                                                 \
-    struct name##3 {                                                                                                   \
-        T x, y, z;                                                                                                     \
-    };                                                                                                                 \
-    struct alignas(align4) name##4 {                                                                                   \
-        T x, y, z, w;                                                                                                  \
-    };                                                                                                                 \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                         \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                                 \
+#define EMU_VECTOR(T, name, align2, align4)                            \
+    struct name##1 { T x; };                                           \
+    struct alignas(align2) name##2 { T x, y; };                        \
+    struct name##3 { T x, y, z; };                                     \
+    struct alignas(align4) name##4 { T x, y, z, w; };                  \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 EMU_VECTOR(signed char, char, 2, 4)

@@ -10,7 +10,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_AT) { emu::meet(mask, "_
 
 namespace emu {
 /* what a lane brought; asking for a lane that is not there has no answer on a GPU either */
-template <class T> inline T brought_by(const Meeting &m, unsigned lane, const char *name, Place at) {
+template <class T> EMU_UNSEEN inline T brought_by(const Meeting &m, unsigned lane, const char *name, Place at) {
     if (!(m.present >> lane & 1)) absent(name, lane, at);
     T value;
     memcpy(&value, m.slots[lane], sizeof value);
@@ -56,9 +56,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_AT) {
 inline int __any_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, predicate, at) != 0; }
 inline int __all_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, !predicate, at) == 0; }
 
-#define EMU_REDUCE(name, T, formula)                                                                                   \
-    inline T name(unsigned mask, T value, EMU_AT) {                                                                    \
-        return emu::reduce(mask, value, [](T a, T b) { return (T)(formula); }, #name, at);                             \
+#define EMU_REDUCE(name, T, formula)                                                       \
+    inline T name(unsigned mask, T value, EMU_AT) {                                        \
+        return emu::reduce(mask, value, [](T a, T b) { return (T)(formula); }, #name, at); \
     }
 EMU_REDUCE(__reduce_add_sync, int, (unsigned)a + (unsigned)b)
 EMU_REDUCE(__reduce_add_sync, unsigned, a + b)

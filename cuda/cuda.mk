@@ -1,0 +1,74 @@
+# The builds for GPUs, included by the Makefile. The stored element is bfloat16 (the libraries without a suffix) or float.
+#   make cuda   libpyllmc_cuda.so, libpyllmc_cuda_fp32.so, ./train_gpt2_cuda     needs nvcc; runs where there is a GPU
+#   make emu    libpyllmc_emu.so, libpyllmc_emu_fp32.so                          the same .cu files, run by the CPU
+include cuda/emu/emu.mk
+
+NVCC       ?= nvcc
+CUDA_ARCHS ?= 80 89 90 100 120
+NVCC_FLAGS += -O3 -std=c++17 -lineinfo -Icuda -Icsrc -Xcompiler -fPIC,-fvisibility=hidden -Werror all-warnings
+NVCC_FLAGS += $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
+NVCC_FLAGS += -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+
+CUDA_SOURCES := $(wildcard cuda/*.cu)
+CUDA_HEADERS := $(wildcard cuda/*.cuh) csrc/kernels.h csrc/pyllmc.h csrc/error.h cuda/cuda.mk
+LIBS         := $(dir $(LIB))
+
+# ---- the engine, for either element; without csrc/cpu ----
+
+ENGINE_fp32 := $(ENGINE:%=$(BUILD)/%.o)
+ENGINE_bf16 := $(ENGINE:%=$(BUILD)/bf16/%.o)
+$(BUILD)/bf16/error.o: $(TABLES)
+$(BUILD)/bf16/error.o: CFLAGS += $(TABLES_FLAG)
+$(BUILD)/bf16/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile cuda/cuda.mk
+	@mkdir -p $(@D)
+	@echo "  cc $< (bf16)"
+	$(Q)$(CC) $(CFLAGS) $(OPENMP) -DFLOATX_BF16 -c $< -o $@
+
+# ---- the kernels, for either device and either element ----
+
+FLAGS_fp32 :=
+FLAGS_bf16 := -DFLOATX_BF16
+# $(1) element
+define nvcc_rule
+$(BUILD)/cuda_$(1)/%.o: cuda/%.cu $(CUDA_HEADERS) $(BUILD)/flags
+	@mkdir -p $$(@D)
+	@echo "  nvcc $$< ($(1))"
+	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' -c $$< -o $$@
+endef
+$(foreach e,fp32 bf16,$(eval $(call nvcc_rule,$(e))))
+$(foreach e,fp32 bf16,$(eval $(call emu_rules,emu_$(e),$(FLAGS_$(e)) -DBACKEND='"emu"',)))
+$(foreach e,fp32 bf16,$(eval $(call emu_rules,check_$(e),$(EMU_WATCH) $(FLAGS_$(e)) -DBACKEND='"emu"',-DEMU_CHECK)))
+
+CUDA_fp32  := $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/cuda_fp32/%.o)
+CUDA_bf16  := $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/cuda_bf16/%.o)
+# $(1) emu or check, $(2) element, $(3) the emulator's own files
+emu_objects = $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/$(1)_$(2)/%.o) $(3:cuda/emu/%.cpp=$(BUILD)/$(1)_$(2)/%.o)
+
+# ---- what comes of them ----
+
+$(LIBS)libpyllmc_cuda.so: $(ENGINE_bf16) $(CUDA_bf16)
+$(LIBS)libpyllmc_cuda_fp32.so: $(ENGINE_fp32) $(CUDA_fp32)
+$(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so:
+	@mkdir -p $(@D)
+	@echo "  ld $@"
+	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xcompiler "$(OPENMP)" -lm $(LDFLAGS)
+	$(Q)cp $(TABLES) $(@D)
+
+train_gpt2_cuda: $(BUILD)/main.o $(ENGINE_bf16) $(CUDA_bf16)
+	@echo "  ld $@"
+	$(Q)$(NVCC) -cudart static -o $@ $^ -Xcompiler "$(OPENMP)" -lm $(LDFLAGS)
+
+$(LIBS)libpyllmc_emu.so: $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
+$(LIBS)libpyllmc_emu_fp32.so: $(ENGINE_fp32) $(call emu_objects,emu,fp32,$(EMU_RUNTIME))
+$(LIBS)check/libpyllmc_emu.so: $(ENGINE_bf16) $(call emu_objects,check,bf16,$(EMU_CHECKER))
+$(LIBS)check/libpyllmc_emu_fp32.so: $(ENGINE_fp32) $(call emu_objects,check,fp32,$(EMU_CHECKER))
+EMULATED := $(foreach name,libpyllmc_emu.so libpyllmc_emu_fp32.so,$(LIBS)$(name) $(LIBS)check/$(name))
+$(EMULATED):
+	@mkdir -p $(@D)
+	@echo "  ld $@"
+	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
+	$(Q)cp $(TABLES) $(LIBS)
+
+cuda: $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so train_gpt2_cuda ## the GPU build, with nvcc: libraries and ./train_gpt2_cuda
+emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without a GPU
+.PHONY: cuda emu

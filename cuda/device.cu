@@ -1,0 +1,132 @@
+/* The device: opening it, its memory, what goes in and out. Nothing here waits for it but sync, and copy_in when the host
+ * runs far ahead. */
+#include <cstdlib>
+#include <cstring>
+#include "device.cuh"
+extern "C" {
+#include "../csrc/error.h"
+}
+
+static int fail(cudaError_t error, const char *what) {
+    return llmc_fail(LLMC_EDEVICE, "%s: %s failed: %s", llmc_backend(), what, cudaGetErrorString(error));
+}
+
+int gpu_present(void) {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) return 1;
+    cudaGetLastError(); /* it is told here: nothing later should meet it */
+    llmc_fail(LLMC_EDEVICE, "no CUDA device: %s. Without a GPU take --device=cpu",
+              error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
+    return 0;
+}
+
+/* ---- what goes in: through pinned memory, half of it being filled while the other is on its way ---- */
+
+constexpr int64_t HALF = 1 << 20;
+
+struct Staging {
+    char *half[2];
+    cudaEvent_t gone[2]; /* when what was copied from it has arrived */
+    int now;
+    int64_t used;
+};
+
+static cudaError_t open_staging(Staging *s) {
+    void *memory = NULL;
+    cudaError_t error = cudaMallocHost(&memory, 2 * HALF);
+    s->half[0] = (char *)memory, s->half[1] = (char *)memory + HALF;
+    for (int i = 0; error == cudaSuccess && i < 2; i++) error = cudaEventCreate(&s->gone[i]);
+    return error;
+}
+
+static void close_staging(Staging *s) {
+    for (int i = 0; i < 2; i++)
+        if (s->gone[i]) cudaEventDestroy(s->gone[i]);
+    if (s->half[0]) cudaFreeHost(s->half[0]);
+}
+
+/* room for n <= HALF bytes, free to be written */
+static char *stage(Staging *s, int64_t n, cudaStream_t stream) {
+    if (s->used + n > HALF) {
+        cudaEventRecord(s->gone[s->now], stream);
+        s->now = !s->now, s->used = 0;
+        cudaEventSynchronize(s->gone[s->now]);
+    }
+    char *at = s->half[s->now] + s->used;
+    s->used += n;
+    return at;
+}
+
+void gpu_copy_in(Context *ctx, void *dst, const void *host, int64_t bytes) {
+    Staging *s = device_of(ctx)->staging;
+    for (int64_t done = 0, n; done < bytes; done += n) {
+        n = bytes - done < HALF ? bytes - done : HALF;
+        char *pinned = stage(s, n, stream_of(ctx));
+        memcpy(pinned, (const char *)host + done, (size_t)n);
+        cudaMemcpyAsync((char *)dst + done, pinned, (size_t)n, cudaMemcpyHostToDevice, stream_of(ctx));
+    }
+}
+
+void gpu_copy_out(Context *ctx, void *host, const void *src, int64_t bytes) {
+    cudaMemcpyAsync(host, src, (size_t)bytes, cudaMemcpyDeviceToHost, stream_of(ctx));
+}
+
+void gpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
+    if (bytes > 0) cudaMemsetAsync(dst, byte, (size_t)bytes, stream_of(ctx));
+}
+
+int gpu_sync(Context *ctx) {
+    const cudaError_t launched = cudaGetLastError(), ran = cudaStreamSynchronize(stream_of(ctx));
+    if (launched != cudaSuccess) return fail(launched, "a kernel's launch");
+    if (ran != cudaSuccess) return fail(ran, "a kernel");
+    return LLMC_OK;
+}
+
+/* ---- the device ---- */
+
+static cudaError_t open_device(Device *d) {
+    cudaDeviceProp device;
+    cudaError_t error = cudaGetDeviceProperties(&device, 0);
+    if (error != cudaSuccess) return error;
+    d->multiprocessors = device.multiProcessorCount;
+    error = cudaStreamCreate(&d->stream);
+    return error == cudaSuccess ? open_staging(d->staging) : error;
+}
+
+int gpu_open(Context *ctx) {
+    if (!gpu_present()) return LLMC_EDEVICE;
+    Device *d = (Device *)calloc(1, sizeof *d);
+    if (d) d->staging = (Staging *)calloc(1, sizeof *d->staging);
+    ctx->device = d;
+    CHECK(d && d->staging, LLMC_ENOMEM, "no memory to describe the device");
+    const cudaError_t error = open_device(d);
+    return error == cudaSuccess ? LLMC_OK : fail(error, "opening the device");
+}
+
+void gpu_close(Context *ctx) {
+    Device *d = device_of(ctx);
+    if (!d) return;
+    if (d->staging) close_staging(d->staging);
+    if (d->stream) cudaStreamDestroy(d->stream);
+    free(d->staging);
+    free(d);
+    ctx->device = NULL;
+}
+
+int64_t gpu_memory_available(void) {
+    size_t available = 0, total = 0;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)available : -1;
+}
+
+void *gpu_alloc(int64_t bytes) {
+    void *memory = NULL;
+    if (cudaMalloc(&memory, (size_t)bytes) == cudaSuccess) return memory;
+    cudaGetLastError(); /* told by NULL */
+    return NULL;
+}
+
+void gpu_free(void *memory, int64_t bytes) {
+    (void)bytes;
+    cudaFree(memory);
+}

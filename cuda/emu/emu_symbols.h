@@ -1,0 +1,19 @@
+/* What the emulator reads from its own library file (emu_symbols.cpp). */
+#pragma once
+#include "emu_worker.h"
+
+namespace emu {
+struct Module {
+    std::string path;
+    uintptr_t base = 0;
+};
+const Module &this_module();
+std::string mapped_file(uintptr_t address);
+
+struct Variable {
+    std::string name; /* mangled */
+    Range range;
+};
+/* every static __shared__ variable, by address */
+const std::vector<Variable> &shared_symbols();
+} // namespace emu

@@ -1,0 +1,41 @@
+/* Fills struct Kernels for the GPU, and answers for this library which device it has. */
+#include <cstring>
+#include "device.cuh"
+extern "C" {
+#include "../csrc/error.h"
+}
+
+static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
+    (void)threads;
+    const int64_t needs[] = {gpu_encoder_workspace(B, T, C, Vp), gpu_layernorm_workspace(B, T, C),
+                             gpu_matmul_workspace(B, T, C, Vp),  gpu_attention_workspace(B, T, C, NH),
+                             gpu_classifier_workspace(B, T, Vp), gpu_adamw_workspace()};
+    int64_t most = 0;
+    for (int64_t need : needs) most = need > most ? need : most;
+    return divide_up(most, (int64_t)256) * 256;
+}
+
+static Kernels make_table(void) {
+    Kernels k = {};
+    k.name = BACKEND;
+    k.supported = gpu_present;
+    k.fp32 = std::is_same<floatX, float>::value, k.bf16 = !k.fp32;
+    k.memory_available = gpu_memory_available, k.open = gpu_open, k.close = gpu_close;
+    k.alloc = gpu_alloc, k.free = gpu_free, k.workspace_bytes = workspace_bytes;
+    k.sync = gpu_sync, k.fill = gpu_fill, k.copy_in = gpu_copy_in, k.copy_out = gpu_copy_out;
+#define ENTRY(entry) k.entry = gpu_##entry;
+    EACH_KERNEL(ENTRY)
+    return k;
+}
+
+extern "C" const char *llmc_backend(void) { return BACKEND; }
+extern "C" int llmc_default_threads(void) { return 1; } /* of the host: it only asks the device to work */
+
+extern "C" const Kernels *llmc_kernels(const char *isa) {
+    static const Kernels table = make_table();
+    if (isa && *isa && strcmp(isa, table.name)) {
+        llmc_fail(LLMC_EDEVICE, "no kernels called '%s': this library has '%s'", isa, table.name);
+        return NULL;
+    }
+    return table.supported() ? &table : NULL;
+}

@@ -1,0 +1,117 @@
+"""The kernels of a build for GPUs, on numpy arrays: what they are given is copied to the device and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from conftest import ffi
+
+PAST = 256  # bytes behind the workspace that no kernel may touch
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, ties to even, as its 16 bits."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded)
+
+
+def from_bf16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def base_of(array: np.ndarray) -> np.ndarray:
+    """The array whose memory this is a part of: with the guards that a test put around it."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+class Copy:
+    """A numpy array on the device; `narrow`: as bfloat16."""
+
+    def __init__(self, kernel: DeviceKernel, base: np.ndarray, narrow: bool) -> None:
+        self.kernel, self.base, self.narrow = kernel, base, narrow
+        data = to_bf16(base) if narrow else base
+        self.width, self.nbytes = data.itemsize, data.nbytes
+        self.at = kernel.table.alloc(max(self.nbytes, 1))
+        kernel.put(self.at, np.ascontiguousarray(data))
+
+    def pointer_to(self, part: np.ndarray) -> int:
+        skip = (part.ctypes.data - self.base.ctypes.data) // self.base.itemsize
+        return int(ffi.cast("uintptr_t", self.at)) + skip * self.width
+
+    def fetch(self) -> None:
+        """Back into the numpy array; what a kernel may only read comes back as it was."""
+        got = np.empty(self.base.shape, np.uint16 if self.narrow else self.base.dtype)
+        self.kernel.get(got, self.at)
+        self.base[...] = from_bf16(got) if self.narrow else got
+        self.kernel.table.free(self.at, self.nbytes)
+
+
+class DeviceKernel:
+    """As conftest.Kernel, on a device."""
+
+    def __init__(self, name: str, library) -> None:
+        self.isa, self.lib = name, library
+        self.table = library.llmc_kernels(ffi.NULL)
+        self.stored = "float32" if self.table.fp32 else "bfloat16"
+        self.context = ffi.new("Context *", {"threads": 1})
+        self.opened = self.check(self.table.open(self.context))
+        self.scratch = ffi.NULL
+
+    def __del__(self) -> None:
+        if hasattr(self, "opened"):
+            self.table.free(self.scratch, 0)
+            self.table.close(self.context)
+
+    def check(self, status: int) -> int:
+        assert status >= 0, ffi.string(self.lib.llmc_last_error()).decode()
+        return status
+
+    def put(self, at, data: np.ndarray) -> None:
+        self.table.copy_in(self.context, at, ffi.cast("void *", data.ctypes.data), data.nbytes)
+
+    def get(self, out: np.ndarray, at) -> None:
+        self.table.copy_out(self.context, ffi.cast("void *", out.ctypes.data), at, out.nbytes)
+        self.check(self.table.sync(self.context))
+
+    def workspace(self, B: int, T: int, C: int, NH: int = 1, Vp: int = 128) -> None:
+        size = self.table.workspace_bytes(B, T, C, NH, Vp, 1)
+        self.table.free(self.scratch, 0)
+        self.scratch = self.context.workspace = self.table.alloc(size + PAST)
+        self.table.fill(self.context, self.scratch, 0xFF, size + PAST)
+        self.past = ffi.cast("char *", self.scratch) + size
+
+    def __getattr__(self, name: str):
+        entry = getattr(self.table, name)
+        assert entry != ffi.NULL, f"{name} is missing from {self.isa}"
+        types = ffi.typeof(entry).args
+
+        def call(*args):
+            copies: dict[tuple[int, bool], Copy] = {}
+            cast = [self.argument(t, a, copies) for a, t in zip(args, types[1:])]
+            entry(self.context, *cast)
+            self.check(self.table.sync(self.context))
+            for copy in copies.values():
+                copy.fetch()
+            self.check_past()
+
+        return call
+
+    def argument(self, kind, value, copies: dict[tuple[int, bool], Copy]):
+        if value is None:
+            return ffi.NULL
+        if not isinstance(value, np.ndarray):
+            return value
+        base = base_of(value)
+        narrow = "floatX" in kind.cname and self.stored == "bfloat16"
+        key = base.ctypes.data, narrow
+        if key not in copies:
+            copies[key] = Copy(self, base, narrow)
+        return ffi.cast(kind, copies[key].pointer_to(value))
+
+    def check_past(self) -> None:
+        if self.scratch != ffi.NULL:
+            past = np.empty(PAST, np.uint8)
+            self.get(past, self.past)
+            assert (past == 0xFF).all(), "written past the workspace"
