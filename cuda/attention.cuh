@@ -54,6 +54,8 @@ __device__ __forceinline__ bool all_visible(Span queries, Span keys, int seen) {
     return keys.last <= queries.first && keys.first > queries.last - seen;
 }
 __device__ __forceinline__ bool visible(int query, int key, int seen) { return key <= query && key > query - seen; }
+/* does the query see one key only? Then its weight is 1 whatever the score, and the score has no gradient */
+__device__ __forceinline__ bool alone(int query, int seen) { return query == 0 || seen == 1; }
 
 /* what some of the queries see, and who sees some of the keys; it begins at a multiple of tile */
 __device__ __forceinline__ Span keys_seen(Span queries, int seen, int tile) {

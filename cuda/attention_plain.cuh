@@ -172,7 +172,7 @@ __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
             const bool shown = query < g.a.T && visible(query, key, g.a.seen);
             p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.to_log2, -lse[query] * 1.44269504088896341f)) : 0.0f;
-            dp[i][j] = shown ? p[i][j] * (dp[i][j] - D[query]) : 0.0f;
+            dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] - D[query]) : 0.0f;
         }
 }
 
