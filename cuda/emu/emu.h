@@ -20,7 +20,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __restrict__ __restrict
 /* A block stays on one CPU thread, so its shared variables are thread-local; emu_symbols.cpp finds them by their type. */
-#define __shared__ static __thread
+#define __shared__ static thread_local
 #define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(::emu::dynamic_shared())
 #define LAUNCH(kernel, grid, block, smem_bytes, stream) \
     ::emu::launcher(#kernel, kernel, grid, block, smem_bytes, stream)

@@ -56,7 +56,7 @@ static void watch_static(const Worker &w) {
     static char *watched;
     if (watched == w.static_shared) return;
     watched = w.static_shared;
-    for (const Variable &v : shared_symbols()) {
+    for (const Variable &v : symbols().shared) {
         remove_region(w.static_shared + v.range.begin);
         add_region(w.static_shared + v.range.begin, v.range.end - v.range.begin, true, demangled(v.name));
     }
@@ -95,11 +95,16 @@ static bool in_module(const void *p) {
         if (inside(p, reinterpret_cast<void *>(begin), bytes)) return true;
     return false;
 }
+static bool is_guard(const Worker &w, const void *p) {
+    for (const Variable &v : symbols().guards)
+        if (inside(p, w.static_shared + v.range.begin, v.range.end - v.range.begin)) return true;
+    return false;
+}
 bool is_unwatched(const Worker &w, const void *p) {
     if (inside(p, w.current->stack, stack_bytes)) return true;
     if (inside(p, &threadIdx, sizeof threadIdx) || inside(p, &blockIdx, sizeof blockIdx)) return true;
     if (inside(p, &blockDim, sizeof blockDim) || inside(p, &gridDim, sizeof gridDim)) return true;
     if (inside(p, w.launch->arguments.data(), w.launch->arguments.size())) return true;
-    return is_pinned(p, 1) || in_module(p);
+    return is_pinned(p, 1) || in_module(p) || is_guard(w, p);
 }
 } // namespace emu
