@@ -125,7 +125,9 @@ static int announce_plan(llmc_trainer *t) {
     const llmc_room room = setup_room(t);
     char memory[1024];
     llmc_plan plan;
-    const int precision = gpt2_precision(llmc_kernels(NULL), t->options.precision);
+    const Kernels *k = llmc_kernels(NULL);
+    if (!k) return LLMC_EDEVICE;
+    const int precision = gpt2_precision(k, t->options.precision);
     TRY(precision);
     TRY(llmc_plan_text(c, &room, (int)t->options.threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
@@ -135,7 +137,7 @@ static int announce_plan(llmc_trainer *t) {
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), llmc_kernels(NULL)->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L,
+             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L,
              c->NH, c->C, c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
