@@ -56,11 +56,11 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
     t->loss = 0;
-    TRY(llmc_model_zero_grad(t->model));
     for (int i = 0; i < micro_steps; i++) {
         float loss;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, &loss));
+        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
+                                  &loss));
         t->loss += (double)loss / micro_steps;
         if (!isfinite(loss)) break;
     }

@@ -82,11 +82,14 @@ static void bias_gradient(Context *ctx, floatX *dbias, const floatX *dout, int64
 }
 
 void K(matmul_backward_weight)(Context *ctx, floatX *dweight, floatX *dbias, const floatX *dout, const floatX *inp,
-                               int B, int T, int C, int OC) {
+                               int accumulate, int B, int T, int C, int OC) {
     const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
-    K(gemm)(
-        ctx,
-        &(Gemm){
-            .M = OC, .N = C, .K = BT, .a = transposed(dout, OC), .b = rows_of(inp, C), .c = dweight, .accumulate = 1});
+    K(gemm)(ctx, &(Gemm){.M = OC,
+                         .N = C,
+                         .K = BT,
+                         .a = transposed(dout, OC),
+                         .b = rows_of(inp, C),
+                         .c = dweight,
+                         .accumulate = accumulate});
 }
