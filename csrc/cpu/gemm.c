@@ -12,6 +12,7 @@
 #include "threads.h"
 
 enum {
+    WIDEST = 3072,        /* columns of a block */
     LOW = 16,             /* tiles: B pays its copy in higher blocks */
     OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
     /* rows for which dots are faster than to copy B; but in the end the lanes of each sum must be added, so K has to
@@ -73,7 +74,7 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more
+/* time of the busiest thread, in multiply-adds: to copy a row costs as much as 40 more columns, a column as 40 more
  * rows. The last of several threads is a quarter of a block late: no two cores are equally fast, or free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
@@ -81,12 +82,12 @@ static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, in
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
-    const int64_t one = p->mt * p->nt + 8 * p->mt + 24 * p->nt;
+    const int64_t one = p->mt * p->nt + 40 * (p->mt + p->nt);
     return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
 static Plan best_plan(const Gemm *g, int threads) {
-    const int64_t least_down = (g->M + MC - 1) / MC, least_across = (g->N + 3071) / 3072;
+    const int64_t least_down = (g->M + MC - 1) / MC, least_across = 1 + (g->N - 1) / WIDEST;
     Plan best, p;
     double least = plan_time(g, &best, least_down, least_across, threads);
     for (int64_t down = least_down; down <= 4 * (least_down + threads); down += 1 + down / 4)

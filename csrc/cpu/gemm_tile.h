@@ -122,7 +122,7 @@ INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 
 INLINE void prefetch_tile(const Piece *p) {
     const float *c = p->g->c + p->m * p->g->N + p->n;
-    if (p->add)
+    if (!p->g->stream)
         for (int i = 0; i < p->rows; i++, c += p->g->N)
             for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
 }
