@@ -88,9 +88,9 @@ typedef struct Kernels {
     /* dpre(B,T,C) = (dout @ weight) * gelu'(pre(B,T,C)) */
     void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC);
-    /* dweight(OC,C) += dout^T @ inp, dbias(OC) += sum of dout over B,T; dbias may be NULL */
+    /* dweight(OC,C) += dout^T @ inp, or = unless accumulate; dbias(OC) += sum of dout over B,T; dbias may be NULL */
     void (*matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
-                                   int B, int T, int C, int OC);
+                                   int accumulate, int B, int T, int C, int OC);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. */

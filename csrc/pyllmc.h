@@ -104,9 +104,10 @@ int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, cons
 int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
-/* Both at once. Where logits are not kept this is the faster way: backward alone must compute them again. */
+/* Both at once; grads = instead of += unless accumulate. This is the faster way: no gradients need to be zeroed, and
+ * where logits are not kept, backward alone must compute them again. */
 int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
-                          float scale, float *loss);
+                          float scale, int accumulate, float *loss);
 int llmc_model_zero_grad(llmc_model *model);
 int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */

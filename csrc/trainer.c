@@ -56,11 +56,11 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
     t->loss = 0;
-    TRY(llmc_model_zero_grad(t->model));
     for (int i = 0; i < micro_steps; i++) {
         float loss;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, &loss));
+        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
+                                  &loss));
         t->loss += (double)loss / micro_steps;
         if (!isfinite(loss)) break;
     }
@@ -137,8 +137,8 @@ static int announce_plan(llmc_trainer *t) {
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L,
-             c->NH, c->C, c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
+             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
+             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
     return LLMC_PLAN;

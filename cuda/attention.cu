@@ -13,7 +13,8 @@ static Attention attention_of(const floatX *q, const floatX *k, int n, int T, in
 }
 
 int64_t gpu_attention_workspace(int B, int T, int C, int NH) {
-    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float), splits = decode::workspace((int64_t)B * NH, T, C / NH);
+    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float),
+                  splits = decode::workspace((int64_t)B * NH, T, C / NH);
     return D > splits ? D : splits;
 }
 
@@ -36,13 +37,15 @@ void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, cons
     float *D = (float *)ctx->workspace;
     AttentionGradient g = {attention_of(qkv, qkv, T, T, C, NH, window), dout, dqkv, dqkv + C, dqkv + 2 * (int64_t)C, D};
     g.a.lse = const_cast<float *>(lse);
-    LAUNCH(attention_dot, (unsigned)divide_up(rows, (int64_t)8), 8 * WARP, 0, stream)(D, dout, out, rows, T, NH, g.a.hs);
+    LAUNCH(attention_dot, (unsigned)divide_up(rows, (int64_t)8), 8 * WARP, 0, stream)(D, dout, out, rows, T, NH,
+                                                                                      g.a.hs);
     const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, T);
     LAUNCH(plain::backward<true>, blocks, plain::THREADS, 0, stream)(g);
     LAUNCH(plain::backward<false>, blocks, plain::THREADS, 0, stream)(g);
 }
 
-template <class Unit> static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
+template <class Unit>
+static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
     const int count = 3 * a.C / (int)(sizeof(Unit) / sizeof(floatX));
     const int64_t total = (int64_t)B * a.n * count;
     LAUNCH(attention_append<Unit>, (unsigned)divide_up(total, (int64_t)256), 256, 0, stream_of(ctx))

@@ -10,9 +10,9 @@
 #include "common.cuh"
 
 struct Attention {
-    const floatX *q, *k, *v;  /* rows 3C apart; n of q and T of k and v in a sequence */
-    float *lse;               /* (B,NH,n); NULL: not asked for */
-    const int *pos;           /* (B): of the first query; NULL: 0 */
+    const floatX *q, *k, *v; /* rows 3C apart; n of q and T of k and v in a sequence */
+    float *lse;              /* (B,NH,n); NULL: not asked for */
+    const int *pos;          /* (B): of the first query; NULL: 0 */
     int n, T, C, NH, hs;
     int seen; /* keys that a query sees at most, 1..T */
     float scale, to_log2;
@@ -92,7 +92,8 @@ static __global__ void attention_dot(float *D, const floatX *dout, const floatX 
     const int64_t row = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP; /* of (B,T,NH) */
     if (row >= rows) return;
     float sum = 0;
-    for (int d = threadIdx.x % WARP; d < hs; d += WARP) sum += to_float(dout[row * hs + d]) * to_float(out[row * hs + d]);
+    for (int d = threadIdx.x % WARP; d < hs; d += WARP)
+        sum += to_float(dout[row * hs + d]) * to_float(out[row * hs + d]);
     sum = warp_sum(sum);
     const int64_t bt = row / NH, b = bt / T, t = bt % T;
     if (threadIdx.x % WARP == 0) D[(b * NH + row % NH) * T + t] = sum;

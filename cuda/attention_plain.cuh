@@ -35,7 +35,9 @@ template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &
 }
 
 __device__ __forceinline__ float4 four(const float *p) { return *reinterpret_cast<const float4 *>(p); }
-__device__ __forceinline__ float element(const float4 &x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+__device__ __forceinline__ float element(const float4 &x, int i) {
+    return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
 
 __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *b, int depth) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
@@ -166,7 +168,8 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
 
 /* p: scores become weights; dp becomes ds. KEYS: rows are keys and columns queries, else the other way round */
 template <bool KEYS>
-__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row, int column) {
+__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row,
+                        int column) {
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) {
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;

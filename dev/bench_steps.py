@@ -89,8 +89,7 @@ def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) 
     hyper = _ffi.ffi().new("llmc_adamw *", (LR, *BETAS, EPS, DECAY))
 
     def step() -> float:
-        m.zero_grad()
-        loss = m.micro_step(ids[:, :-1], ids[:, 1:])
+        loss = m.micro_step(ids[:, :-1], ids[:, 1:], accumulate=False)
         m._check(
             m._lib.llmc_model_update(m._handle, hyper, CLIP, _ffi.ffi().NULL)
         )  # clips as the trainer does
