@@ -321,20 +321,34 @@ static void zero_what_adds_up(llmc_model *m) {
                        t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
 }
 
+static void forward_and_backward(llmc_model *m, float scale, int accumulate) {
+    if (!accumulate) zero_what_adds_up(m);
+    layers_forward(m);
+    m->k->fill(&m->ctx, acts_at(m, 0).losses, 0, (int64_t)m->b * m->t * 4);
+    loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
+    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);
+    loss_mean(m);
+    layers_backward(m, accumulate);
+}
+
+static int64_t bits_of(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
 int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
                           float scale, int accumulate, float *loss) {
     const Acts a = acts_at(m, 0);
     TRY(gpt2_need_training(m));
     CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
     TRY(take_batch(m, tokens, targets, weights, b, t));
-    if (!accumulate) zero_what_adds_up(m);
-    layers_forward(m);
-    m->k->fill(&m->ctx, a.losses, 0, (int64_t)b * t * 4);
-    loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
-    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);
-    loss_mean(m);
-    layers_backward(m, accumulate);
+    const int64_t key[4] = {b, t, accumulate, bits_of(scale)};
+    if (!m->k->replay(&m->ctx, key)) {
+        forward_and_backward(m, scale, accumulate);
+        m->k->recorded(&m->ctx);
+    }
     m->state = BACKWARD_DONE;
     if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
-    return m->k->sync(&m->ctx);
+    return LLMC_OK;
 }

@@ -52,6 +52,10 @@ typedef struct Kernels {
     int (*sync)(Context *ctx); /* wait for the device; 0, or the status of what failed before */
     /* The device does what follows in order; what copy_out fetches is there after sync. A host buffer given to copy_in
      * may be used again at once. */
+    /* Calls that come again with the same arguments. replay: 1 if those that were recorded under these four numbers have
+     * been started again, so that they need not be made; else 0, and they are recorded until `recorded`. */
+    int (*replay)(Context *ctx, const int64_t key[4]);
+    void (*recorded)(Context *ctx);
     void (*fill)(Context *ctx, void *dst, int byte, int64_t bytes);
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);

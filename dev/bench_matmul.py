@@ -84,7 +84,8 @@ class Engine:
     def bind(self, entry: str, arrays: Sequence[np.ndarray], *sizes: int) -> Call:
         """A call of a kernel, which keeps the arrays and the scratch alive."""
         kernel = getattr(self.table, entry)
-        pointers = [self.ffi.cast("float *", x.ctypes.data) for x in arrays]
+        kinds = self.ffi.typeof(kernel).args[1:]
+        pointers = [self.ffi.cast(kind, x.ctypes.data) for kind, x in zip(kinds, arrays)]
         return lambda: (kernel(self.context, *pointers, *sizes), arrays)
 
 

@@ -171,7 +171,10 @@ class Model:
         arrays, pointers = self._batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         shape = arrays[0].shape
-        self._check(self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss))
+        self._check(
+            self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss)
+        )
+        self._check(self._lib.llmc_model_sync(self._handle))
         self._untargeted = False
         return loss[0]
 
@@ -216,7 +219,7 @@ class Model:
     ) -> None:
         """One AdamW step; the decay is for 2-D tensors only."""
         hyper = _ffi.ffi().new("llmc_adamw *", (lr, betas[0], betas[1], eps, weight_decay))
-        self._check(self._lib.llmc_model_update(self._handle, hyper, 0, _ffi.ffi().NULL))
+        self._check(self._lib.llmc_model_update(self._handle, hyper, 0))
 
     # ---- generation ----
 
