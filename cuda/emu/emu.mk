@@ -16,9 +16,10 @@ EMU_RUNTIME  := $(filter-out cuda/emu/emu_check%,$(wildcard cuda/emu/emu_*.cpp))
 EMU_CHECKER  := $(wildcard cuda/emu/emu_*.cpp)
 EMU_HEADERS  := $(wildcard cuda/*.cuh cuda/emu/*.h csrc/*.h)
 
-EMU_OBJECTS       := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu/%.o) $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu/%.o)
-EMU_CHECK_OBJECTS := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu_check/%.o) \
-                     $(EMU_CHECKER:cuda/emu/%.cpp=$(BUILD)/emu_check/%.o)
+EMU_RUNTIME_OBJECTS := $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu/%.o)
+EMU_CHECKER_OBJECTS := $(EMU_CHECKER:cuda/emu/%.cpp=$(BUILD)/emu_check/%.o)
+EMU_OBJECTS         := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu/%.o) $(EMU_RUNTIME_OBJECTS)
+EMU_CHECK_OBJECTS   := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu_check/%.o) $(EMU_CHECKER_OBJECTS)
 
 # $(1) directory, $(2) flags of the kernels, $(3) flags of the emulator
 define emu_rules
