@@ -21,16 +21,28 @@ EMU_CHECKER_OBJECTS := $(EMU_CHECKER:cuda/emu/%.cpp=$(BUILD)/emu_check/%.o)
 EMU_OBJECTS         := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu/%.o) $(EMU_RUNTIME_OBJECTS)
 EMU_CHECK_OBJECTS   := $(EMU_SOURCES:cuda/%.cu=$(BUILD)/emu_check/%.o) $(EMU_CHECKER_OBJECTS)
 
-# $(1) directory, $(2) flags of the kernels, $(3) flags of the emulator
-define emu_rules
-$(BUILD)/$(1)/%.o: cuda/%.cu $(EMU_HEADERS) cuda/emu/emu.mk
-	@mkdir -p $$(@D)
-	@echo "  c++ $$< ($(1))"
-	$$(Q)$$(CXX) $$(EMU_CXXFLAGS) $(2) -x c++ -c $$< -o $$@
-$(BUILD)/$(1)/%.o: cuda/emu/%.cpp $(EMU_HEADERS) cuda/emu/emu.mk
-	@mkdir -p $$(@D)
-	@echo "  c++ $$< ($(1))"
-	$$(Q)$$(CXX) $$(EMU_CXXFLAGS) $(3) -c $$< -o $$@
-endef
-$(eval $(call emu_rules,emu,,))
-$(eval $(call emu_rules,emu_check,$(EMU_WATCH),-DEMU_CHECK))
+# In the checked build every function's own variable is followed by 64 bytes that are no variable's, so that running
+# from one __shared__ array into the next is seen: after the label _ZZ..., ".zero 256" becomes ".zero 256+64".
+EMU_APART := sed '/^_ZZ.*:$$/{n;s/\(\.zero[[:space:]][0-9]*\)$$/\1+64/;}'
+
+# how a .cu becomes an object
+emu_compile         = $(CXX) $(EMU_CXXFLAGS) -x c++ -c $< -o $@
+emu_compile_checked = $(CXX) $(EMU_CXXFLAGS) $(EMU_WATCH) -x c++ -S $< -o $(@:.o=.s) && \
+                      $(EMU_APART) $(@:.o=.s) | $(CXX) -x assembler -c - -o $@
+
+$(BUILD)/emu/%.o: cuda/%.cu $(EMU_HEADERS) cuda/emu/emu.mk
+	@mkdir -p $(@D)
+	@echo "  c++ $< (emu)"
+	$(Q)$(emu_compile)
+$(BUILD)/emu_check/%.o: cuda/%.cu $(EMU_HEADERS) cuda/emu/emu.mk
+	@mkdir -p $(@D)
+	@echo "  c++ $< (emu_check)"
+	$(Q)$(emu_compile_checked)
+$(BUILD)/emu/%.o: cuda/emu/%.cpp $(EMU_HEADERS) cuda/emu/emu.mk
+	@mkdir -p $(@D)
+	@echo "  c++ $< (emu)"
+	$(Q)$(CXX) $(EMU_CXXFLAGS) -c $< -o $@
+$(BUILD)/emu_check/%.o: cuda/emu/%.cpp $(EMU_HEADERS) cuda/emu/emu.mk
+	@mkdir -p $(@D)
+	@echo "  c++ $< (emu_check)"
+	$(Q)$(CXX) $(EMU_CXXFLAGS) -DEMU_CHECK -c $< -o $@
