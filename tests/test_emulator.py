@@ -72,7 +72,9 @@ class Emulator:
 def libraries() -> Path:
     build = ROOT / "build/emulator"
     subprocess.run(
-        ["make", "--no-print-directory", "-j2", "-f", SOURCES / "Makefile", f"BUILD={build}"], cwd=ROOT, check=True
+        ["make", "--no-print-directory", "-j2", "-f", SOURCES / "Makefile", f"BUILD={build}"],
+        cwd=ROOT,
+        check=True,
     )
     return build
 
@@ -84,7 +86,7 @@ def plain(libraries) -> Emulator:
 
 @pytest.fixture(scope="session")
 def checked(libraries) -> Emulator:
-    return Emulator(libraries / "libemu_check.so")
+    return Emulator(libraries / "libcheck.so")
 
 
 @pytest.fixture(params=["plain", "checked"])
@@ -99,7 +101,9 @@ IN = np.arange(1, N + 1, dtype=np.float32)
 GALLERY = re.findall(r"^    X\((\w+),", (SOURCES / "bugs.cu").read_text(), re.M)
 
 # What the checked build says. {line} is the line of the kernel that holds the marker given as the second item.
-SHARED_RACE = r"race: (read|write) at {line} of __shared__ .*{name}<true>.*; the (read|write) at bugs.cu:\d+ by thread"
+SHARED_RACE = (
+    r"race: (read|write) at {line} of __shared__ .*{name}<true>.*; the (read|write) at bugs.cu:\d+ by thread"
+)
 CAUGHT = {
     "missing_syncthreads": (SHARED_RACE, "sum += part"),
     "missing_second_syncthreads": (SHARED_RACE, "part[threadIdx.x] ="),
@@ -115,7 +119,10 @@ CAUGHT = {
     ),
     "shuffle_with_absent_lane": (r"{line}: __shfl_xor_sync reads lane 2\d, which is not there", "__shfl_xor"),
     "lane_outside_its_mask": (r"{line}: __shfl_xor_sync: lane 16 is not in its mask 0000ffff", "__shfl_xor"),
-    "two_shuffles_at_once": (r"__shfl_xor_sync, while its warp is in __shfl_down_sync at {line}", "__shfl_down"),
+    "two_shuffles_at_once": (
+        r"__shfl_xor_sync, while its warp is in __shfl_down_sync at {line}",
+        "__shfl_down",
+    ),
     "race_between_blocks": (
         r"race: (read|write) at {line} of device memory.*of another block is not",
         "out[0] +=",
@@ -144,7 +151,10 @@ CAUGHT = {
         "void host_pointer",
     ),
     "null_pointer": (r"{line}: read of 4 bytes through a null pointer", "gridDim.y - 1"),
-    "misaligned_float4": (r"misaligned: {line}: an address that is not 16-byte aligned \(4 bytes off\)", "float4 v"),
+    "misaligned_float4": (
+        r"misaligned: {line}: an address that is not 16-byte aligned \(4 bytes off\)",
+        "float4 v",
+    ),
     "cp_async_wait_too_weak": (
         r"cp.async not waited for: read at {line} of __shared__ .*; the copy is at bugs.cu:\d+",
         "tile[1][threadIdx.x]",
@@ -154,8 +164,14 @@ CAUGHT = {
     "cp_async_misaligned": (r"{line}: cp_async_16: an address that is not 16-byte aligned", "cp_async_16"),
     "ldmatrix_misaligned": (r"{line}: ldmatrix_x4: a row that is not 16-byte aligned", "ldmatrix_x4("),
     "mma_without_all_lanes": (r"{line}: mma_bf16_16816 needs all 32 lanes", "mma_bf16"),
-    "launched_too_large": (r"invalid configuration argument: kernel .*: 2048 threads in a block, at most 1024", ""),
-    "too_much_shared_memory": (r"50000 bytes of dynamic shared memory, at most 49152 \(cudaFuncSetAttribute", ""),
+    "launched_too_large": (
+        r"invalid configuration argument: kernel .*: 2048 threads in a block, at most 1024",
+        "",
+    ),
+    "too_much_shared_memory": (
+        r"50000 bytes of dynamic shared memory, at most 49152 \(cudaFuncSetAttribute",
+        "",
+    ),
 }
 # ... and those that show without it: as a fault, with the same words, or as NaN
 FAULTS_ALWAYS = {
@@ -171,7 +187,13 @@ FAULTS_ALWAYS = {
     "launched_too_large",
     "too_much_shared_memory",
 }
-NAN_ALWAYS = {"missing_syncthreads", "missing_syncwarp", "uninitialised_shared", "uninitialised_global", "cp_async_wait_too_weak"}
+NAN_ALWAYS = {
+    "missing_syncthreads",
+    "missing_syncwarp",
+    "uninitialised_shared",
+    "uninitialised_global",
+    "cp_async_wait_too_weak",
+}
 
 
 def line_of(kernel: str, marker: str) -> str:
@@ -329,7 +351,9 @@ def test_mma(emulator, kind, schedule):
         bits = [a.view(np.uint32), b.view(np.uint32)]
         values = [(x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b)]
     expected = d + values[0].astype(np.float64) @ values[1].astype(np.float64)
-    out = emulator.run("mma", np.zeros((32, 4), np.float32), fragments(*bits, d), ["bf16", "f16", "tf32"].index(kind))
+    out = emulator.run(
+        "mma", np.zeros((32, 4), np.float32), fragments(*bits, d), ["bf16", "f16", "tf32"].index(kind)
+    )
     for i in range(4):
         np.testing.assert_allclose(out[:, i], expected[G + i // 2 * 8, 2 * T + i % 2], rtol=1e-5, atol=1e-5)
     assert emulator.reports() == []
@@ -365,8 +389,25 @@ def test_cp_async(emulator, size, groups):
 def test_conversions(emulator):
     emulator.begin()
     rng = np.random.default_rng(0)
-    special = [0, -0.0, np.inf, -np.inf, 65504, 65519, 65520, 1e-8, 2.0**-24, 2.0**-25, 3 * 2.0**-26, 6.1e-5, -1e-40, 3e38]
-    x = np.concatenate([special, rng.standard_normal(500), np.exp(rng.uniform(-20, 12, 510))]).astype(np.float32)
+    special = [
+        0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        65504,
+        65519,
+        65520,
+        1e-8,
+        2.0**-24,
+        2.0**-25,
+        3 * 2.0**-26,
+        6.1e-5,
+        -1e-40,
+        3e38,
+    ]
+    x = np.concatenate([special, rng.standard_normal(500), np.exp(rng.uniform(-20, 12, 510))]).astype(
+        np.float32
+    )
     out = emulator.run("conversions", np.zeros((x.size, 4), np.uint32), x, x.size)
     finite = np.isfinite(x)
     tf32 = ((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
