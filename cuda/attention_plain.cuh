@@ -1,0 +1,210 @@
+/* Attention for any head size, alignment and element, with sums and products in float: the fp32 library's, and what
+ * attention_mma.cuh leaves over.
+ *
+ * Every product is of 64 x 64: thread (x, y) of 16 x 16 has 4 rows 4y.. and 4 columns of it.
+ *   dots      rows of two matrices with each other, 32 columns at a time: columns x, x+16, ...
+ *   products  weights, which lie in shared memory, times rows of a matrix: columns 4x..
+ * A head wider than 64 is a block for every 64 columns of the result, each computing the weights anew. */
+#pragma once
+#include "attention.cuh"
+
+namespace plain {
+constexpr int TILE = 64, SIDE = 16, EACH = TILE / SIDE, THREADS = SIDE * SIDE, DEPTH = 32;
+constexpr int DOT_STRIDE = DEPTH + 4, STRIDE = TILE + 4; /* no two of 8 rows begin in the same banks */
+
+struct Shared {
+    float operands[2 * TILE * DOT_STRIDE]; /* two of 64 x 32, or one of 64 x 64 */
+    float weights[TILE * STRIDE];
+};
+typedef float Part[EACH][EACH]; /* a thread's part of a product */
+
+struct Rows { /* first..end of a matrix */
+    const floatX *p;
+    int64_t stride;
+    int first, end;
+};
+__device__ inline Rows rows_at(const floatX *p, int64_t stride, int first, int end) { return {p, stride, first, end}; }
+
+/* columns at.. of the rows, of which end exist; 0 where there is nothing */
+template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &m, int at, int end) {
+    for (int i = threadIdx.x; i < TILE * COLUMNS; i += THREADS) {
+        const int row = i / COLUMNS, column = i % COLUMNS;
+        const bool there = m.first + row < m.end && at + column < end;
+        tile[row * WIDTH + column] = there ? to_float(m.p[(m.first + row) * m.stride + at + column]) : 0.0f;
+    }
+}
+
+__device__ __forceinline__ float4 four(const float *p) { return *reinterpret_cast<const float4 *>(p); }
+__device__ __forceinline__ float element(const float4 &x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+
+__device__ __forceinline__ void add_dots(Part sum, const float *a, const float *b, int depth) {
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    for (int d = 0; d < depth; d += 4) {
+        float4 rows[EACH], columns[EACH];
+        for (int i = 0; i < EACH; i++) rows[i] = four(a + (EACH * y + i) * DOT_STRIDE + d);
+        for (int i = 0; i < EACH; i++) columns[i] = four(b + (x + SIDE * i) * DOT_STRIDE + d);
+        for (int e = 0; e < 4; e++)
+            for (int i = 0; i < EACH; i++)
+                for (int j = 0; j < EACH; j++) sum[i][j] += element(rows[i], e) * element(columns[j], e);
+    }
+}
+
+/* sum = a b', over all hs columns */
+__device__ void dots(Part sum, const Rows &a, const Rows &b, int hs, Shared &s) {
+    for (int i = 0; i < EACH; i++)
+        for (int j = 0; j < EACH; j++) sum[i][j] = 0;
+    for (int at = 0; at < hs; at += DEPTH) {
+        __syncthreads(); /* the operands before have been used */
+        load<DEPTH, DOT_STRIDE>(s.operands, a, at, hs);
+        load<DEPTH, DOT_STRIDE>(s.operands + TILE * DOT_STRIDE, b, at, hs);
+        __syncthreads();
+        add_dots(sum, s.operands, s.operands + TILE * DOT_STRIDE, min(DEPTH, hs - at));
+    }
+}
+
+/* after dots, whose barrier says that the weights before have been used */
+__device__ __forceinline__ void keep_weights(Shared &s, const Part p) {
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    for (int i = 0; i < EACH; i++)
+        for (int j = 0; j < EACH; j++) s.weights[(EACH * y + i) * STRIDE + x + SIDE * j] = p[i][j];
+}
+
+/* sum += weights m, columns at.. of m */
+__device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s) {
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    __syncthreads(); /* the operands have been used */
+    load<TILE, STRIDE>(s.operands, m, at, hs);
+    __syncthreads(); /* and the weights are there */
+    for (int k = 0; k < TILE; k += 4) {
+        float4 w[EACH];
+        for (int i = 0; i < EACH; i++) w[i] = four(s.weights + (EACH * y + i) * STRIDE + k);
+        for (int e = 0; e < 4; e++) {
+            const float4 columns = four(s.operands + (k + e) * STRIDE + EACH * x);
+            for (int i = 0; i < EACH; i++)
+                for (int j = 0; j < EACH; j++) sum[i][j] += element(w[i], e) * element(columns, j);
+        }
+    }
+}
+
+/* rows first.. of a (., stride) matrix, columns at.. */
+__device__ void store(floatX *p, int64_t stride, const Part x, const float factor[EACH], int first, int end, int at,
+                      int hs) {
+    const int row = first + EACH * (int)(threadIdx.x / SIDE), column = at + EACH * (int)(threadIdx.x % SIDE);
+    for (int i = 0; i < EACH && row + i < end; i++)
+        for (int j = 0; j < EACH && column + j < hs; j++)
+            p[(row + i) * stride + column + j] = from_float<floatX>(x[i][j] * factor[i]);
+}
+
+/* what a block computes: of a head, rows first.. and columns at.. */
+struct Work {
+    int64_t head;
+    int first, at;
+};
+/* early: is it the first rows that have most to do? */
+__device__ inline Work work_of_block(int rows, int hs, bool early) {
+    const int tiles = divide_up(rows, TILE), parts = divide_up(hs, TILE);
+    const int tile = (int)(blockIdx.x / parts) % tiles, part = (int)(blockIdx.x % parts);
+    return {blockIdx.x / parts / tiles, TILE * (early ? tile : tiles - 1 - tile), TILE * part};
+}
+static int64_t blocks_of(const Attention &a, int64_t heads, int rows) {
+    return heads * divide_up(rows, TILE) * divide_up(a.hs, TILE);
+}
+
+/* ---- forward ---- */
+
+/* over the 16 threads that share 4 rows */
+template <class F> __device__ __forceinline__ float over_row(float x, F combine) {
+    for (int step = SIDE / 2; step > 0; step /= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ float plus(float a, float b) { return a + b; }
+
+/* scores become weights; out is scaled to match */
+__device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, int query, int key) {
+    for (int i = 0; i < EACH; i++) {
+        float top = -INFINITY;
+        for (int j = 0; j < EACH; j++) {
+            if (!visible(query + i, key + SIDE * j, a.seen)) p[i][j] = -INFINITY;
+            top = fmaxf(top, p[i][j]);
+        }
+        const float shrink = raise(row[i], over_row(top, larger) * a.to_log2), offset = offset_of(row[i].top);
+        for (int j = 0; j < EACH; j++) {
+            p[i][j] = exp2f(fmaf(p[i][j], a.to_log2, -offset));
+            row[i].sum += p[i][j];
+            out[i][j] *= shrink;
+        }
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+    __shared__ __align__(16) Shared s;
+    const Work work = work_of_block(a.n, a.hs, false);
+    const Head h = head_at(a, work.head);
+    const Span keys = keys_seen(span_of(h.pos + work.first, TILE, h.keys), a.seen, TILE);
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE, row = work.first + EACH * y;
+    const Rows q = rows_at(h.q, h.stride, work.first, a.n);
+    Part sum = {}, p;
+    Softmax softmaxes[EACH];
+    for (int i = 0; i < EACH; i++) softmaxes[i] = no_keys();
+    for (int key = keys.first; key <= keys.last; key += TILE) {
+        dots(p, q, rows_at(h.k, h.stride, key, h.keys), a.hs, s);
+        softmax(p, sum, softmaxes, a, h.pos + row, key + x);
+        keep_weights(s, p);
+        add_products(sum, rows_at(h.v, h.stride, key, h.keys), work.at, a.hs, s);
+    }
+    float factor[EACH];
+    for (int i = 0; i < EACH; i++) {
+        softmaxes[i].sum = over_row(softmaxes[i].sum, plus);
+        factor[i] = 1.0f / softmaxes[i].sum;
+        if (a.lse && x == 0 && work.at == 0 && row + i < a.n) a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i]);
+    }
+    store(out + h.out, a.C, sum, factor, work.first, a.n, work.at, a.hs);
+}
+
+/* ---- backward: two kernels, see attention_mma_backward.cuh; p = weights, ds = p (dp - D), dp = dout.v ---- */
+
+/* p: scores become weights; dp becomes ds. KEYS: rows are keys and columns queries, else the other way round */
+template <bool KEYS>
+__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row, int column) {
+    for (int i = 0; i < EACH; i++)
+        for (int j = 0; j < EACH; j++) {
+            const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
+            const bool shown = query < g.a.T && visible(query, key, g.a.seen);
+            p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.to_log2, -lse[query] * 1.44269504088896341f)) : 0.0f;
+            dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] - D[query]) : 0.0f;
+        }
+}
+
+/* KEYS: dk and dv of 64 keys, else dq of 64 queries */
+template <bool KEYS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
+    __shared__ __align__(16) Shared s;
+    const Attention &a = g.a;
+    const Work work = work_of_block(a.T, a.hs, KEYS);
+    const Head h = head_at(a, work.head);
+    const Span mine = span_of(work.first, TILE, a.T);
+    const Span others = KEYS ? queries_seeing(mine, a.seen, TILE, a.T) : keys_seen(mine, a.seen, TILE);
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    const float *lse = a.lse + h.index * a.T, *D = g.D + h.index * a.T;
+    Part p, ds, sum = {}, dv = {};
+    for (int other = others.first; other <= others.last; other += TILE) {
+        const int query = KEYS ? other : work.first, key = KEYS ? work.first : other;
+        const Rows q = rows_at(h.q, h.stride, query, a.T), dout = rows_at(g.dout + h.out, a.C, query, a.T);
+        const Rows k = rows_at(h.k, h.stride, key, a.T), v = rows_at(h.v, h.stride, key, a.T);
+        dots(p, KEYS ? k : q, KEYS ? q : k, a.hs, s);
+        dots(ds, KEYS ? v : dout, KEYS ? dout : v, a.hs, s);
+        weights<KEYS>(p, ds, g, lse, D, work.first + EACH * y, other + x);
+        if (KEYS) {
+            keep_weights(s, p);
+            add_products(dv, dout, work.at, a.hs, s);
+            __syncthreads(); /* the weights have been used */
+        }
+        keep_weights(s, ds);
+        add_products(sum, KEYS ? q : k, work.at, a.hs, s);
+    }
+    const float scale[EACH] = {a.scale, a.scale, a.scale, a.scale}, one[EACH] = {1, 1, 1, 1};
+    const int64_t offset = h.k - a.k;
+    store((KEYS ? g.dk : g.dq) + offset, h.stride, sum, scale, work.first, a.T, work.at, a.hs);
+    if (KEYS) store(g.dv + offset, h.stride, dv, one, work.first, a.T, work.at, a.hs);
+}
+} // namespace plain
