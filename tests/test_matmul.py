@@ -106,9 +106,7 @@ def check_gelu_forward(kernels: Kernel, c: Case) -> None:
     out, pre = c.out(c.dout), c.out(c.dout)
     kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *c.shape)
     assert_parity(pre, *c.both(F.linear, c.inp, c.weight, c.bias), what=f"pre, {c.name}")
-    assert_parity(
-        out, *c.both(lambda *x: gelu(F.linear(*x)), c.inp, c.weight, c.bias), what=f"gelu, {c.name}"
-    )
+    assert_parity(out, *c.both(lambda *x: gelu(F.linear(*x)), c.inp, c.weight, c.bias), what=f"gelu, {c.name}")
 
 
 def check_backward_input(kernels: Kernel, c: Case) -> None:
