@@ -36,7 +36,9 @@ void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, cons
     float *D = (float *)ctx->workspace;
     AttentionGradient g = {attention_of(qkv, qkv, T, T, C, NH, window), dout, dqkv, dqkv + C, dqkv + 2 * (int64_t)C, D};
     g.a.lse = const_cast<float *>(lse);
-    LAUNCH(attention_dot, (unsigned)divide_up(rows, (int64_t)8), 8 * WARP, 0, stream)(D, dout, out, rows, T, NH, g.a.hs);
+    const bool vectors = in_vectors(dout, g.a.hs) && in_vectors(out, g.a.hs);
+    LAUNCH(vectors ? attention_dot<Vec<floatX>::n> : attention_dot<1>, (unsigned)divide_up(rows, (int64_t)128), 128, 0, stream)
+    (D, dout, out, rows, T, NH, g.a.hs);
     const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, T);
     LAUNCH(plain::backward<true>, blocks, plain::THREADS, 0, stream)(g);
     LAUNCH(plain::backward<false>, blocks, plain::THREADS, 0, stream)(g);
