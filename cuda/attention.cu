@@ -1,6 +1,9 @@
 /* attention_forward, attention_backward and attention_cached: which of the implementations runs. */
 #include "attention_cached.cuh"
 #include "attention_plain.cuh"
+#ifdef FLOATX_BF16
+#include "attention_mma.cuh"
+#endif
 
 static Attention attention_of(const floatX *q, const floatX *k, int n, int T, int C, int NH, int window) {
     Attention a = {};
@@ -17,8 +20,31 @@ int64_t gpu_attention_workspace(int B, int T, int C, int NH) {
     return D > splits ? D : splits;
 }
 
+#ifdef FLOATX_BF16
+static bool on_tensor_cores(const Attention &a, const floatX *out) {
+    return a.hs <= 128 && in_vectors(a.q, a.hs) && in_vectors(a.k, a.hs) && in_vectors(out, a.hs);
+}
+template <int HP> static void forward_mma(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
+    using F = mma::Forward<HP>;
+    static const cudaError_t allowed =
+        cudaFuncSetAttribute(mma::forward<HP>, cudaFuncAttributeMaxDynamicSharedMemorySize, F::bytes);
+    (void)allowed; /* if not, the launch fails, which sync tells */
+    LAUNCH(mma::forward<HP>, (unsigned)(heads * divide_up(a.n, F::ROWS)), mma::THREADS, F::bytes, stream_of(ctx))(a, out);
+}
+#endif
+
 static void forward(const Context *ctx, const Attention &a, floatX *out, int B) {
     const int64_t heads = (int64_t)B * a.NH;
+#ifdef FLOATX_BF16
+    if (on_tensor_cores(a, out)) {
+        if (a.hs <= 16) forward_mma<16>(ctx, a, out, heads);
+        else if (a.hs <= 32) forward_mma<32>(ctx, a, out, heads);
+        else if (a.hs <= 64) forward_mma<64>(ctx, a, out, heads);
+        else if (a.hs <= 96) forward_mma<96>(ctx, a, out, heads);
+        else forward_mma<128>(ctx, a, out, heads);
+        return;
+    }
+#endif
     LAUNCH(plain::forward, (unsigned)plain::blocks_of(a, heads, a.n), plain::THREADS, 0, stream_of(ctx))(a, out);
 }
 
@@ -37,7 +63,7 @@ void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, cons
     AttentionGradient g = {attention_of(qkv, qkv, T, T, C, NH, window), dout, dqkv, dqkv + C, dqkv + 2 * (int64_t)C, D};
     g.a.lse = const_cast<float *>(lse);
     const bool vectors = in_vectors(dout, g.a.hs) && in_vectors(out, g.a.hs);
-    LAUNCH(vectors ? attention_dot<Vec<floatX>::n> : attention_dot<1>, (unsigned)divide_up(rows, (int64_t)128), 128, 0, stream)
+    LAUNCH((vectors ? attention_dot<Vec<floatX>::n> : attention_dot<1>), (unsigned)divide_up(rows, (int64_t)128), 128, 0, stream)
     (D, dout, out, rows, T, NH, g.a.hs);
     const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, T);
     LAUNCH(plain::backward<true>, blocks, plain::THREADS, 0, stream)(g);

@@ -47,9 +47,9 @@ struct Span { /* first..last, both included */
 };
 __device__ __forceinline__ Span span_of(int first, int count, int end) { return {first, min(first + count, end) - 1}; }
 
-/* positions of queries and of keys: does no query see any of the keys? does every query see all? */
+/* positions of queries and of keys: does no query, if there is one, see any of the keys? does every query see all? */
 __device__ __forceinline__ bool all_hidden(Span queries, Span keys, int seen) {
-    return keys.first > queries.last || keys.last <= queries.first - seen;
+    return queries.first > queries.last || keys.first > queries.last || keys.last <= queries.first - seen;
 }
 __device__ __forceinline__ bool all_visible(Span queries, Span keys, int seen) {
     return keys.last <= queries.first && keys.first > queries.last - seen;
