@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
+#include "gemm.cuh"
 extern "C" {
 #include "../csrc/error.h"
 }
@@ -101,12 +102,15 @@ int gpu_open(Context *ctx) {
     ctx->device = d;
     CHECK(d && d->staging, LLMC_ENOMEM, "no memory to describe the device");
     const cudaError_t error = open_device(d);
-    return error == cudaSuccess ? LLMC_OK : fail(error, "opening the device");
+    if (error != cudaSuccess) return fail(error, "opening the device");
+    gemm_cublas_open(d);
+    return LLMC_OK;
 }
 
 void gpu_close(Context *ctx) {
     Device *d = device_of(ctx);
     if (!d) return;
+    gemm_cublas_close(d);
     if (d->staging) close_staging(d->staging);
     if (d->stream) cudaStreamDestroy(d->stream);
     free(d->staging);

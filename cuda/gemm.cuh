@@ -24,6 +24,8 @@ struct Gemm {
     const floatX *slope = nullptr; /* (M,N): C is multiplied by gelu'(slope), or NULL */
 };
 
+void gemm_cublas_open(Device *d);
+void gemm_cublas_close(Device *d);
 bool gemm_cublas(Context *ctx, const Gemm *g);
 bool gemm_mma(Context *ctx, const Gemm *g);
 bool gemm_plain(Context *ctx, const Gemm *g);

@@ -69,9 +69,9 @@ static __global__ void bias_pieces_kernel(float *pieces, const floatX *dout, int
 static __global__ void bias_sum_kernel(float *dbias, const float *pieces, int n, int OC) {
     const int o = blockIdx.x * blockDim.x + threadIdx.x;
     if (o >= OC) return;
-    float sum = 0;
+    double sum = 0;
     for (int i = 0; i < n; i++) sum += pieces[(int64_t)i * OC + o];
-    dbias[o] += sum;
+    dbias[o] += (float)sum;
 }
 
 static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {

@@ -101,10 +101,12 @@ Launcher<P...> launcher(const char *name, void (*kernel)(P...), dim3 grid, dim3 
 /* ---- the checked build (emu_check.cpp); without it these do nothing ---- */
 
 enum class Access { read, write, atomic };
-void note_access(const void *address, unsigned bytes, Access kind, const void *pc);
+void note_access(const void *address, unsigned bytes, Access kind, const void *return_address);
 #ifdef EMU_CHECK
-#define EMU_NOTE(address, bytes, kind) ::emu::note_access(address, bytes, ::emu::Access::kind, nullptr)
-#define EMU_UNSEEN __attribute__((no_sanitize("thread"))) /* the function notes its accesses itself */
+#define EMU_NOTE(address, bytes, kind) \
+    ::emu::note_access(address, bytes, ::emu::Access::kind, __builtin_return_address(0))
+/* the function notes its accesses itself, as its caller's */
+#define EMU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
 #else
 #define EMU_NOTE(address, bytes, kind) ((void)0)
 #define EMU_UNSEEN

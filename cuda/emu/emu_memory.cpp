@@ -31,7 +31,7 @@ static bool inside(const std::map<const char *, size_t> &ranges, const void *p, 
     return c + bytes <= it->first + it->second;
 }
 bool is_device(const void *p, size_t bytes) { return inside(memory().device, p, bytes); }
-static bool is_pinned(const void *p, size_t bytes) { return inside(memory().pinned, p, bytes); }
+bool is_pinned(const void *p, size_t bytes) { return inside(memory().pinned, p, bytes); }
 
 static size_t mapped(size_t bytes) { return (bytes + 65535) / 65536 * 65536; }
 static void protect(int how) {

@@ -45,37 +45,43 @@ std::string mapped_file(uintptr_t address) {
     return "";
 }
 
-static void collect(const std::vector<char> &file, std::vector<Variable> &out) {
+static bool begins(const char *name, const char *prefix) { return !strncmp(name, prefix, strlen(prefix)); }
+
+static void collect(const std::vector<char> &file, Symbols &out) {
     auto *header = reinterpret_cast<const ElfW(Ehdr) *>(file.data());
     auto *sections = reinterpret_cast<const ElfW(Shdr) *>(file.data() + header->e_shoff);
     for (int i = 0; i < header->e_shnum; i++) {
         if (sections[i].sh_type != SHT_SYMTAB) continue;
         const char *names = file.data() + sections[sections[i].sh_link].sh_offset;
         auto *symbol = reinterpret_cast<const ElfW(Sym) *>(file.data() + sections[i].sh_offset);
-        for (auto *end = symbol + sections[i].sh_size / sizeof *symbol; symbol < end; symbol++)
-            if (ELF64_ST_TYPE(symbol->st_info) == STT_TLS && !strncmp(names + symbol->st_name, "_ZZ", 3))
-                out.push_back({names + symbol->st_name, {symbol->st_value, symbol->st_value + symbol->st_size}});
+        for (auto *end = symbol + sections[i].sh_size / sizeof *symbol; symbol < end; symbol++) {
+            if (ELF64_ST_TYPE(symbol->st_info) != STT_TLS) continue;
+            const char *name = names + symbol->st_name;
+            Variable v{name, {symbol->st_value, symbol->st_value + symbol->st_size}};
+            if (begins(name, "_ZZ")) out.shared.push_back(v);
+            if (begins(name, "_ZGVZ")) out.guards.push_back(v);
+        }
     }
 }
 
-const std::vector<Variable> &shared_symbols() {
-    static const std::vector<Variable> variables = [] {
+const Symbols &symbols() {
+    static const Symbols all = [] {
         std::ifstream stream(this_module().path, std::ios::binary);
         std::vector<char> file((std::istreambuf_iterator<char>(stream)), {});
-        std::vector<Variable> found;
+        Symbols found;
         if (file.size() > sizeof(ElfW(Ehdr))) collect(file, found);
-        std::sort(found.begin(), found.end(),
+        std::sort(found.shared.begin(), found.shared.end(),
                   [](const Variable &a, const Variable &b) { return a.range.begin < b.range.begin; });
         return found;
     }();
-    return variables;
+    return all;
 }
 
 /* neighbours joined */
 const std::vector<Range> &shared_variables() {
     static const std::vector<Range> ranges = [] {
         std::vector<Range> joined;
-        for (const Variable &v : shared_symbols())
+        for (const Variable &v : symbols().shared)
             if (!joined.empty() && v.range.begin <= joined.back().end)
                 joined.back().end = std::max(joined.back().end, v.range.end);
             else joined.push_back(v.range);

@@ -14,6 +14,9 @@ struct Variable {
     std::string name; /* mangled */
     Range range;
 };
-/* every static __shared__ variable, by address */
-const std::vector<Variable> &shared_symbols();
+struct Symbols {
+    std::vector<Variable> shared; /* static __shared__ variables, by address */
+    std::vector<Variable> guards; /* gcc's own, one beside a variable whose type has a constructor */
+};
+const Symbols &symbols();
 } // namespace emu

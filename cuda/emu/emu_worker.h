@@ -168,6 +168,7 @@ cudaError_t forbidden_in_capture(const char *function);
 
 bool is_shared(const Worker &w, const void *p, size_t bytes);
 bool is_device(const void *p, size_t bytes);
+bool is_pinned(const void *p, size_t bytes);
 
 /* device memory is open to the CPU while one of these lives: see emu_memory.cpp */
 struct OpenMemory {

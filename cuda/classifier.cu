@@ -1,0 +1,172 @@
+/* Softmax and cross-entropy over the V real logits of each row: a block per row. What is past V is never looked at. */
+#include "rows.cuh"
+#include <float.h>
+
+constexpr int MAX_THREADS = 512;
+
+/* e^x; 0 below -87 */
+static __device__ __forceinline__ float exp_of(float x) { return exp2_approx(x * 1.44269504f); }
+
+/* x, which are logits c.. of a row, becomes `value` from V on */
+template <int W> static __device__ __forceinline__ void pad(float (&x)[W], int c, int V, float value) {
+    if (c + W > V)
+        for (int j = 0; j < W; j++) x[j] = c + j < V ? x[j] : value;
+}
+
+/* f(x) for this thread's share of the row's V logits; what is past them is -inf */
+template <int W, class F> static __device__ __forceinline__ void each_logit(const floatX *row, int V, F f) {
+    for (int c = (int)threadIdx.x * W; c < V; c += (int)blockDim.x * W) {
+        float x[W];
+        load_floats(x, row + c);
+        pad(x, c, V, -INFINITY);
+        f(x);
+    }
+}
+
+/* ---- forward: log sum exp in one pass: the sum is relative to the largest logit so far, and shrinks when a larger one
+ *      comes (Milakov & Gimelshein 2018) ---- */
+
+struct LogSum { /* log sum exp = max + log(sum) */
+    float max, sum;
+};
+
+static __device__ __forceinline__ LogSum merge(LogSum a, LogSum b) {
+    const float max = fmaxf(a.max, b.max);
+    return {max, a.sum * exp_of(a.max - max) + b.sum * exp_of(b.max - max)};
+}
+
+static __device__ __forceinline__ LogSum warp_merge(LogSum x) {
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        const float max = __shfl_xor_sync(0xffffffffu, x.max, step), sum = __shfl_xor_sync(0xffffffffu, x.sum, step);
+        x = merge(x, {max, sum});
+    }
+    return x;
+}
+
+/* the first thread gets it */
+static __device__ __forceinline__ LogSum block_merge(LogSum x, LogSum *part) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_merge(x);
+    if (lane == 0) part[warp] = x;
+    __syncthreads();
+    return warp_merge(lane < warps ? part[lane] : LogSum{-FLT_MAX, 0});
+}
+
+template <int W>
+__global__ void __launch_bounds__(MAX_THREADS)
+    classifier_forward_kernel(float *losses, float *lse, const floatX *logits, const int *targets, int V, int Vp) {
+    __shared__ LogSum part[WARP];
+    const int64_t bt = blockIdx.x;
+    const floatX *row = logits + bt * Vp;
+    LogSum log_sum = {-FLT_MAX, 0};
+    each_logit<W>(row, V, [&](const float (&x)[W]) {
+        float max = log_sum.max, sum = 0;
+        for (int j = 0; j < W; j++) max = fmaxf(max, x[j]);
+        for (int j = 0; j < W; j++) sum += exp_of(x[j] - max);
+        log_sum = {max, (max > log_sum.max ? log_sum.sum * exp_of(log_sum.max - max) : log_sum.sum) + sum};
+    });
+    log_sum = block_merge(log_sum, part);
+    if (threadIdx.x > 0) return;
+    const float log_of_sum = logf(log_sum.sum);
+    lse[bt] = log_sum.max + log_of_sum;
+    losses[bt] = targets[bt] < 0 ? 0 : log_of_sum + (log_sum.max - to_float(row[targets[bt]])); /* nothing cancels */
+}
+
+/* may rows be read W at a time? then W divides Vp, too, and reading past V stays in the row */
+static bool wide_rows(const floatX *logits, int Vp) { return in_vectors(logits, Vp); }
+
+static unsigned row_threads(int V, int W) {
+    const int needed = divide_up(divide_up(V, W), WARP) * WARP;
+    return needed < MAX_THREADS ? needed : MAX_THREADS;
+}
+
+int64_t gpu_classifier_workspace(int B, int T, int Vp) {
+    (void)B, (void)T, (void)Vp;
+    return 0;
+}
+
+void gpu_classifier_forward(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
+                            int T, int V, int Vp) {
+    by_width(wide_rows(logits, Vp), [&](auto W) {
+        LAUNCH(classifier_forward_kernel<W>, blocks_for((int64_t)B * T, 1), row_threads(V, W), 0, stream_of(ctx))
+        (losses, lse, logits, targets, V, Vp);
+    });
+}
+
+/* ---- mean loss: few numbers, one block ---- */
+
+constexpr int MEAN_THREADS = 1024;
+
+__global__ void __launch_bounds__(MEAN_THREADS)
+    loss_mean_kernel(float *loss, const float *losses, const int *targets, const float *weights, int64_t N) {
+    __shared__ double part[WARP];
+    double sum = 0, weight = 0;
+    for (int64_t i = threadIdx.x; i < N; i += MEAN_THREADS)
+        if (targets[i] >= 0) {
+            sum += (double)weights[i] * losses[i];
+            weight += weights[i];
+        }
+    sum = block_sum(sum, part);
+    weight = block_sum(weight, part);
+    if (threadIdx.x > 0) return;
+    loss[0] = weight > 0 ? (float)(sum / weight) : 0;
+    loss[1] = weight > 0 ? (float)(1 / weight) : 0;
+}
+
+void gpu_loss_mean(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
+                   int64_t N) {
+    LAUNCH(loss_mean_kernel, 1, MEAN_THREADS, 0, stream_of(ctx))(loss, losses, targets, weights, N);
+}
+
+/* ---- backward ---- */
+
+/* exp(x - lse) sums to 1 up to lse's rounding. Where floats are stored that rounding shows, and the sum is divided by;
+ * in bfloat16 the logits themselves are rounded 2^16 times as coarsely. */
+template <int W> static __device__ __forceinline__ float row_sum(const floatX *row, float lse, int V, float *part) {
+    if constexpr (!std::is_same_v<floatX, float>) return 1;
+    float sum = 0;
+    each_logit<W>(row, V, [&](const float (&x)[W]) {
+        for (int j = 0; j < W; j++) sum += exp_of(x[j] - lse);
+    });
+    return block_sum(sum, part);
+}
+
+/* x, which are exp(logit - lse) from c on, becomes (x / sum - onehot(target)) * factor */
+template <int W>
+static __device__ __forceinline__ void set_gradient(float (&x)[W], int c, int target, float sum, double factor) {
+    const float gain = (float)(factor / sum);
+    for (int j = 0; j < W; j++)
+        if (c + j == target) x[j] = (float)((x[j] / sum - 1) * factor);
+        else x[j] *= gain;
+}
+
+template <int W>
+__global__ void __launch_bounds__(MAX_THREADS)
+    classifier_backward_kernel(floatX *logits, const float *lse, const int *targets, const float *weights,
+                               const float *loss, float scale, int V, int Vp) {
+    __shared__ float part[WARP];
+    const int64_t bt = blockIdx.x;
+    const int target = targets[bt];
+    const double factor = target < 0 ? 0 : (double)weights[bt] * scale * loss[1];
+    const int real = factor == 0 ? 0 : V; /* what is not zero: nothing where the target does not count */
+    floatX *row = logits + bt * Vp;
+    const float shift = lse[bt], sum = row_sum<W>(row, shift, real, part);
+    for (int c = (int)threadIdx.x * W; c < Vp; c += (int)blockDim.x * W) {
+        float x[W] = {};
+        if (c < real) {
+            load_floats(x, row + c);
+            for (int j = 0; j < W; j++) x[j] = exp_of(x[j] - shift);
+            set_gradient(x, c, target, sum, factor);
+            pad(x, c, V, 0);
+        }
+        store_floats(row + c, x);
+    }
+}
+
+void gpu_classifier_backward(Context *ctx, floatX *logits, const float *lse, const int *targets, const float *weights,
+                             const float *loss, float scale, int B, int T, int V, int Vp) {
+    by_width(wide_rows(logits, Vp), [&](auto W) {
+        LAUNCH(classifier_backward_kernel<W>, blocks_for((int64_t)B * T, 1), row_threads(V, W), 0, stream_of(ctx))
+        (logits, lse, targets, weights, loss, scale, V, Vp);
+    });
+}

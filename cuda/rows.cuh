@@ -1,0 +1,74 @@
+/* Rows as floats, W elements at a time: WIDE, which are 16 bytes of what is stored, where the addresses allow it, else
+ * one. And sums in double. */
+#pragma once
+#include "common.cuh"
+
+constexpr int WIDE = Vec<floatX>::n;
+
+/* what a thread keeps of W elements between two uses: as few registers as they are stored in */
+template <int W> using Packed = std::conditional_t<W == 1, floatX, Vec<floatX>>;
+
+template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
+    if constexpr (W == 1) return *p;
+    else return load16(p);
+}
+__device__ __forceinline__ void unpack(float (&x)[1], floatX packed) { x[0] = to_float(packed); }
+template <class T> __device__ __forceinline__ void unpack(float (&x)[Vec<T>::n], const Vec<T> &packed) {
+    for (int j = 0; j < Vec<T>::n; j++) x[j] = to_float(packed.v[j]);
+}
+
+template <int W, class T> __device__ __forceinline__ void load_floats(float (&x)[W], const T *p) {
+    if constexpr (W == 1) x[0] = to_float(*p);
+    else
+        for (int k = 0; k < W; k += Vec<T>::n) {
+            const Vec<T> v = load16(p + k);
+            for (int j = 0; j < Vec<T>::n; j++) x[k + j] = to_float(v.v[j]);
+        }
+}
+
+template <int W, class T> __device__ __forceinline__ void store_floats(T *p, const float (&x)[W]) {
+    if constexpr (W == 1) *p = from_float<T>(x[0]);
+    else if constexpr (W * sizeof(T) == 8) { /* four bfloat16 beside four floats */ T v[W];
+        uint2 bits;
+        for (int j = 0; j < W; j++) v[j] = from_float<T>(x[j]);
+        memcpy(&bits, v, 8);
+        *reinterpret_cast<uint2 *>(p) = bits;
+    } else
+        for (int k = 0; k < W; k += Vec<T>::n) {
+            Vec<T> v;
+            for (int j = 0; j < Vec<T>::n; j++) v.v[j] = from_float<T>(x[k + j]);
+            store16(p + k, v);
+        }
+}
+
+/* p[0..W) += x */
+template <int W, class T> __device__ __forceinline__ void add_floats(T *p, const float (&x)[W]) {
+    float sum[W];
+    load_floats(sum, p);
+    for (int j = 0; j < W; j++) sum[j] += x[j];
+    store_floats(p, sum);
+}
+
+/* launch(W), where W is N or 1 as a type whose value the compiler knows */
+template <int N = WIDE, class F> static inline void by_width(bool wide, F launch) {
+    if (wide) launch(std::integral_constant<int, N>());
+    else launch(std::integral_constant<int, 1>());
+}
+
+/* blocks of which each takes `each` of n; one where there is nothing to do, as CUDA refuses an empty grid */
+static inline unsigned blocks_for(int64_t n, int64_t each) { return n > 0 ? (unsigned)divide_up(n, each) : 1; }
+
+/* warp_sum and block_sum (common.cuh) in double */
+__device__ __forceinline__ double warp_sum(double x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+__device__ __forceinline__ double block_sum(double x, double *part) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    if (lane == 0) part[warp] = x;
+    __syncthreads();
+    x = warp_sum(lane < warps ? part[lane] : 0.0);
+    __syncthreads();
+    return x;
+}
