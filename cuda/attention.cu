@@ -1,6 +1,9 @@
 /* attention_forward, attention_backward and attention_cached: which of the implementations runs. */
 #include "attention_cached.cuh"
 #include "attention_plain.cuh"
+#ifdef FLOATX_BF16
+#include "attention_mma_backward.cuh"
+#endif
 
 static Attention attention_of(const floatX *q, const floatX *k, int n, int T, int C, int NH, int window) {
     Attention a = {};
@@ -13,13 +16,75 @@ static Attention attention_of(const floatX *q, const floatX *k, int n, int T, in
 }
 
 int64_t gpu_attention_workspace(int B, int T, int C, int NH) {
-    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float),
-                  splits = decode::workspace((int64_t)B * NH, T, C / NH);
+    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float), splits = decode::workspace((int64_t)B * NH, T, C / NH);
     return D > splits ? D : splits;
 }
 
-static void forward(const Context *ctx, const Attention &a, floatX *out, int B) {
-    const int64_t heads = (int64_t)B * a.NH;
+/* ---- on tensor cores ---- */
+
+#ifdef FLOATX_BF16
+static bool on_tensor_cores(const Attention &a, const floatX *out) {
+    return a.hs <= 128 && in_vectors(a.q, a.hs) && in_vectors(a.k, a.hs) && in_vectors(out, a.hs);
+}
+
+/* more than the 48 KB of shared memory that every kernel may have; if it is refused, the launch fails, which sync tells */
+template <class F> static void allow(F *kernel, int bytes) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+struct ForwardCall {
+    const Context *ctx;
+    const Attention &a;
+    floatX *out;
+    int64_t heads;
+    template <int HP> void run() const {
+        using F = mma::Forward<HP>;
+        static const bool once = (allow(mma::forward<HP>, F::bytes), true);
+        (void)once;
+        const unsigned blocks = (unsigned)(heads * divide_up(a.n, F::ROWS));
+        LAUNCH(mma::forward<HP>, blocks, mma::THREADS, F::bytes, stream_of(ctx))(a, out);
+    }
+};
+struct BackwardCall {
+    const Context *ctx;
+    const AttentionGradient &g;
+    int64_t heads;
+    template <int HP, bool KEYS> void run_one() const {
+        using S = mma::Backward<HP, KEYS>;
+        static const bool once = (allow(mma::backward<HP, KEYS>, S::bytes), true);
+        (void)once;
+        const unsigned blocks = (unsigned)(heads * divide_up(g.a.T, S::OWN));
+        LAUNCH((mma::backward<HP, KEYS>), blocks, mma::THREADS, (S::bytes), stream_of(ctx))(g);
+    }
+    template <int HP> void run() const { run_one<HP, true>(), run_one<HP, false>(); }
+};
+/* with the head size that its tiles have */
+template <class Call> static void run_padded(const Call &call, int hs) {
+    if (hs <= 16) call.template run<16>();
+    else if (hs <= 32) call.template run<32>();
+    else if (hs <= 64) call.template run<64>();
+    else if (hs <= 96) call.template run<96>();
+    else call.template run<128>();
+}
+static bool forward_on_tensor_cores(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
+    if (!on_tensor_cores(a, out)) return false;
+    run_padded(ForwardCall{ctx, a, out, heads}, a.hs);
+    return true;
+}
+static bool backward_on_tensor_cores(const Context *ctx, const AttentionGradient &g, int64_t heads) {
+    if (!on_tensor_cores(g.a, g.dout) || !in_vectors(g.dq, g.a.hs)) return false;
+    run_padded(BackwardCall{ctx, g, heads}, g.a.hs);
+    return true;
+}
+#else
+static bool forward_on_tensor_cores(const Context *, const Attention &, floatX *, int64_t) { return false; }
+static bool backward_on_tensor_cores(const Context *, const AttentionGradient &, int64_t) { return false; }
+#endif
+
+/* ---- the entries ---- */
+
+static void forward(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
+    if (forward_on_tensor_cores(ctx, a, out, heads)) return;
     LAUNCH(plain::forward, (unsigned)plain::blocks_of(a, heads, a.n), plain::THREADS, 0, stream_of(ctx))(a, out);
 }
 
@@ -27,25 +92,30 @@ void gpu_attention_forward(Context *ctx, floatX *out, float *lse, const floatX *
                            int window) {
     Attention a = attention_of(qkv, qkv, T, T, C, NH, window);
     a.lse = lse;
-    forward(ctx, a, out, B);
+    forward(ctx, a, out, (int64_t)B * NH);
+}
+
+static void backward(const Context *ctx, const AttentionGradient &g, int64_t heads) {
+    if (backward_on_tensor_cores(ctx, g, heads)) return;
+    const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, g.a.T);
+    LAUNCH(plain::backward<true>, blocks, plain::THREADS, 0, stream_of(ctx))(g);
+    LAUNCH(plain::backward<false>, blocks, plain::THREADS, 0, stream_of(ctx))(g);
 }
 
 void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                             const floatX *qkv, int B, int T, int C, int NH, int window) {
-    const cudaStream_t stream = stream_of(ctx);
     const int64_t heads = (int64_t)B * NH, rows = heads * T;
     float *D = (float *)ctx->workspace;
     AttentionGradient g = {attention_of(qkv, qkv, T, T, C, NH, window), dout, dqkv, dqkv + C, dqkv + 2 * (int64_t)C, D};
     g.a.lse = const_cast<float *>(lse);
-    LAUNCH(attention_dot, (unsigned)divide_up(rows, (int64_t)8), 8 * WARP, 0, stream)(D, dout, out, rows, T, NH,
-                                                                                      g.a.hs);
-    const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, T);
-    LAUNCH(plain::backward<true>, blocks, plain::THREADS, 0, stream)(g);
-    LAUNCH(plain::backward<false>, blocks, plain::THREADS, 0, stream)(g);
+    const bool vectors = in_vectors(dout, g.a.hs) && in_vectors(out, g.a.hs);
+    const unsigned blocks = (unsigned)divide_up(rows, (int64_t)128);
+    LAUNCH((vectors ? attention_dot<Vec<floatX>::n> : attention_dot<1>), blocks, 128, 0, stream_of(ctx))
+    (D, dout, out, rows, T, NH, g.a.hs);
+    backward(ctx, g, heads);
 }
 
-template <class Unit>
-static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
+template <class Unit> static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
     const int count = 3 * a.C / (int)(sizeof(Unit) / sizeof(floatX));
     const int64_t total = (int64_t)B * a.n * count;
     LAUNCH(attention_append<Unit>, (unsigned)divide_up(total, (int64_t)256), 256, 0, stream_of(ctx))
@@ -59,5 +129,5 @@ void gpu_attention_cached(Context *ctx, floatX *out, floatX *cache, const floatX
     if (decode::fits(a, cache, qkv)) return decode::run(ctx, a, out, cache, B);
     if (in_vectors(cache, C) && in_vectors(qkv, C)) append<uint4>(ctx, cache, qkv, pos, a, B);
     else append<floatX>(ctx, cache, qkv, pos, a, B);
-    forward(ctx, a, out, B);
+    forward(ctx, a, out, (int64_t)B * NH);
 }

@@ -45,23 +45,23 @@ __device__ __forceinline__ void add_keys(Found &f, const Head &h, const Vec<floa
             v[i] = load16(h.v + (at + i * step) * h.stride + column);
         }
     for (int i = 0; i < AHEAD; i++) {
-        p[i] = over_lanes<LANES>(dot(q, k[i])) * to_log2;
+        p[i] = over_lanes<LANES>(dot(q, k[i]));
         if (at + i * step > last) p[i] = -INFINITY;
         top = fmaxf(top, p[i]);
     }
-    const float shrink = raise(f.softmax, top), offset = offset_of(f.softmax.top);
+    const float shrink = raise(f.softmax, top, to_log2), offset = offset_of(f.softmax.top);
     for (int e = 0; e < WIDTH; e++) f.out[e] *= shrink;
     for (int i = 0; i < AHEAD; i++) {
-        p[i] = exp2f(p[i] - offset);
+        p[i] = exp2f((p[i] - offset) * to_log2);
         f.softmax.sum += p[i];
         for (int e = 0; e < WIDTH; e++) f.out[e] += p[i] * to_float(v[i].v[e]);
     }
 }
 
 /* the groups of a warp: every one gets what all have found */
-template <int LANES> __device__ __forceinline__ void join_groups(Found &f) {
+template <int LANES> __device__ __forceinline__ void join_groups(Found &f, float to_log2) {
     for (int step = WARP / 2; step >= LANES; step /= 2) {
-        const float shrink = raise(f.softmax, __shfl_xor_sync(0xffffffffu, f.softmax.top, step));
+        const float shrink = raise(f.softmax, __shfl_xor_sync(0xffffffffu, f.softmax.top, step), to_log2);
         f.softmax.sum += __shfl_xor_sync(0xffffffffu, f.softmax.sum, step);
         for (int e = 0; e < WIDTH; e++) {
             f.out[e] *= shrink;
@@ -80,11 +80,11 @@ struct Joined {
     Softmax softmax;
     float out;
 };
-__device__ inline Joined join(const Parts &parts, int d) {
+__device__ inline Joined join(const Parts &parts, int d, float to_log2) {
     Joined all = {no_keys(), 0};
     for (int i = 0; i < parts.count; i++) all.softmax.top = fmaxf(all.softmax.top, parts.softmax[i].top);
     for (int i = 0; i < parts.count; i++) {
-        const float share = exp2f(parts.softmax[i].top - offset_of(all.softmax.top));
+        const float share = exp2f((parts.softmax[i].top - offset_of(all.softmax.top)) * to_log2);
         all.softmax.sum += share * parts.softmax[i].sum;
         all.out += share * parts.out[i * parts.stride + d];
     }
@@ -125,13 +125,13 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a, floatX *out, floa
     const Vec<floatX> q = column < a.hs ? load16(h.q + column) : Vec<floatX>{};
     for (int at = first; at <= last; at += groups * AHEAD)
         add_keys<LANES>(f, h, q, at + (int)threadIdx.x / LANES, groups, last, column, a.hs, a.to_log2);
-    join_groups<LANES>(f);
+    join_groups<LANES>(f, a.to_log2);
     if (threadIdx.x % WARP == 0) softmax[warp] = f.softmax;
     if (threadIdx.x % WARP < LANES)
         for (int e = 0; e < WIDTH; e++) sums[warp * LANES * WIDTH + column + e] = f.out[e];
     __syncthreads();
     for (int d = threadIdx.x; d < a.hs; d += THREADS) {
-        const Joined all = join({softmax, sums, WARPS, LANES * WIDTH}, d);
+        const Joined all = join({softmax, sums, WARPS, LANES * WIDTH}, d, a.to_log2);
         if (s.count == 1) out[h.out + d] = from_float<floatX>(all.out / all.softmax.sum);
         else s.out[(int64_t)blockIdx.x * a.hs + d] = all.out;
         if (s.count > 1 && d == 0) s.softmax[blockIdx.x] = all.softmax;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(WARP * 2) join_splits(Attention a, floatX *out
     const int first = max(h.pos - a.seen + 1, 0) / s.keys, last = h.pos / s.keys;
     const int64_t at = (int64_t)blockIdx.x * s.count + first;
     for (int d = threadIdx.x; d < a.hs; d += blockDim.x) {
-        const Joined all = join({s.softmax + at, s.out + at * a.hs, last - first + 1, a.hs}, d);
+        const Joined all = join({s.softmax + at, s.out + at * a.hs, last - first + 1, a.hs}, d, a.to_log2);
         out[h.out + d] = from_float<floatX>(all.out / all.softmax.sum);
     }
 }

@@ -47,7 +47,7 @@ __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *
         for (int i = 0; i < EACH; i++) columns[i] = four(b + (x + SIDE * i) * DOT_STRIDE + d);
         for (int e = 0; e < 4; e++)
             for (int i = 0; i < EACH; i++)
-                for (int j = 0; j < EACH; j++) sum[i][j] += element(rows[i], e) * element(columns[j], e);
+                for (int j = 0; j < EACH; j++) sum[i][j] = fmaf(element(rows[i], e), element(columns[j], e), sum[i][j]);
     }
 }
 
@@ -83,7 +83,7 @@ __device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s)
         for (int e = 0; e < 4; e++) {
             const float4 columns = four(s.operands + (k + e) * STRIDE + EACH * x);
             for (int i = 0; i < EACH; i++)
-                for (int j = 0; j < EACH; j++) sum[i][j] += element(w[i], e) * element(columns, j);
+                for (int j = 0; j < EACH; j++) sum[i][j] = fmaf(element(w[i], e), element(columns, j), sum[i][j]);
         }
     }
 }
@@ -130,9 +130,9 @@ __device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a,
             if (!visible(query + i, key + SIDE * j, a.seen)) p[i][j] = -INFINITY;
             top = fmaxf(top, p[i][j]);
         }
-        const float shrink = raise(row[i], over_row(top, larger) * a.to_log2), offset = offset_of(row[i].top);
+        const float shrink = raise(row[i], over_row(top, larger), a.to_log2), offset = offset_of(row[i].top);
         for (int j = 0; j < EACH; j++) {
-            p[i][j] = exp2f(fmaf(p[i][j], a.to_log2, -offset));
+            p[i][j] = exp2f((p[i][j] - offset) * a.to_log2);
             row[i].sum += p[i][j];
             out[i][j] *= shrink;
         }
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     for (int i = 0; i < EACH; i++) {
         softmaxes[i].sum = over_row(softmaxes[i].sum, plus);
         factor[i] = 1.0f / softmaxes[i].sum;
-        if (a.lse && x == 0 && work.at == 0 && row + i < a.n) a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i]);
+        if (a.lse && x == 0 && work.at == 0 && row + i < a.n) a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i], a.scale);
     }
     store(out + h.out, a.C, sum, factor, work.first, a.n, work.at, a.hs);
 }
@@ -174,7 +174,7 @@ __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float
         for (int j = 0; j < EACH; j++) {
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
             const bool shown = query < g.a.T && visible(query, key, g.a.seen);
-            p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.to_log2, -lse[query] * 1.44269504088896341f)) : 0.0f;
+            p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.scale, -lse[query]) * LOG2_E) : 0.0f;
             dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] - D[query]) : 0.0f;
         }
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ISAS, Kernel, assert_parity, lib
+from conftest import DEVICES, ISAS, Kernel, assert_parity, lib, make_kernels
 
 WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 
@@ -47,28 +47,53 @@ SHAPES = [
 WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
 LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
 LONG = [Case(1, 300, 25, 2), Case(1, 600, 8, 1), Case(1, 530, 16, 1, 100)]  # several segments of keys
-CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE + LONG))
-
-
-def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """out (B,T,C) and lse (B,NH,T) of qkv (B,T,3C), by the formula and with a written-out mask."""
-    B, T, hs, NH = case[:4]
-    q, k, v = (x.view(B, T, NH, hs).transpose(1, 2) for x in qkv.split(case.C, dim=2))
-    i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
-    hidden = (j > i) | (j <= i - (case.window or T + 1))
-    scores = (q @ k.transpose(-2, -1) / math.sqrt(hs)).masked_fill(hidden, -math.inf)
-    out = torch.softmax(scores, dim=-1) @ v
-    return out.transpose(1, 2).reshape(B, T, case.C), torch.logsumexp(scores, dim=-1)
+# around the GPU's tiles of 64 and 128 rows, and every head size that its tensor cores are given, padded or not
+TILES = [
+    Case(2, 131, 64, 2),
+    Case(1, 200, 64, 1, 70),
+    Case(1, 65, 96, 2),
+    Case(1, 131, 128, 2, 64),
+    Case(1, 64, 130, 1),
+    Case(1, 131, 7, 2),
+    Case(1, 129, 40, 1),
+]
+CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE + LONG + TILES))
 
 
 class Expected(NamedTuple):
-    """Inputs, and for float32 and float64 what PyTorch makes of them."""
+    """Inputs, and what PyTorch makes of them: in the stored element, and in float64."""
 
     qkv: np.ndarray
     dout: np.ndarray
     out: tuple[np.ndarray, np.ndarray]
     lse: tuple[np.ndarray, np.ndarray]
     dqkv: tuple[np.ndarray, np.ndarray]
+
+
+def split_heads(qkv: torch.Tensor, case: Case) -> list[torch.Tensor]:
+    """q, k and v (B,NH,T,hs) of qkv (B,T,3C)."""
+    return [x.view(case.B, case.T, case.NH, case.hs).transpose(1, 2) for x in qkv.split(case.C, dim=2)]
+
+
+def visible(case: Case) -> torch.Tensor:
+    i, j = torch.arange(case.T)[:, None], torch.arange(case.T)[None, :]
+    return (j <= i) & (j > i - (case.window or case.T + 1))
+
+
+def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (B,T,C) and lse (B,NH,T) of qkv (B,T,3C), by the formula and with a written-out mask."""
+    q, k, v = split_heads(qkv, case)
+    scores = (q @ k.transpose(-2, -1) / math.sqrt(case.hs)).masked_fill(~visible(case), -math.inf)
+    out = torch.softmax(scores, dim=-1) @ v
+    return out.transpose(1, 2).reshape(case.B, case.T, case.C), torch.logsumexp(scores, dim=-1)
+
+
+def torch_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by PyTorch's own attention, which in bfloat16 is much better than the formula. It keeps lse to itself:
+    that is the formula's in float32."""
+    out = F.scaled_dot_product_attention(*split_heads(qkv, case), attn_mask=visible(case))
+    lse = softmax_attention(qkv.detach().float(), case)[1]
+    return out.transpose(1, 2).reshape(case.B, case.T, case.C), lse
 
 
 def floor(case: Case, want: Expected) -> float:
@@ -87,25 +112,27 @@ class Inputs(NamedTuple):
     dout: np.ndarray
 
 
-def inputs(case: Case) -> Inputs:
+def inputs(case: Case, stored: str = "float32") -> Inputs:
+    """Numbers that a library can store."""
     rng = np.random.default_rng(sum(case[:5]))
     qkv = rng.standard_normal((case.B, case.T, 3 * case.C)).astype(np.float32)
     qkv[..., : 2 * case.C] *= np.float32(case.gain)
-    return Inputs(qkv, rng.standard_normal((case.B, case.T, case.C)).astype(np.float32))
+    dout = rng.standard_normal((case.B, case.T, case.C)).astype(np.float32)
+    return Inputs(*(torch.from_numpy(x).to(getattr(torch, stored)).float().numpy() for x in (qkv, dout)))
 
 
 @functools.cache
-def expected(case: Case) -> Expected:
-    qkv, dout = inputs(case)
+def expected(case: Case, stored: str = "float32") -> Expected:
+    qkv, dout = inputs(case, stored)
 
     def by_torch(dtype: torch.dtype) -> list[np.ndarray]:
         x = torch.from_numpy(qkv).to(dtype).requires_grad_()
-        out, lse = softmax_attention(x, case)
+        out, lse = (torch_attention if dtype == torch.bfloat16 else softmax_attention)(x, case)
         out.backward(torch.from_numpy(dout).to(dtype))
         assert x.grad is not None
-        return [y.detach().numpy() for y in (out, lse, x.grad)]
+        return [y.detach().double().numpy() for y in (out, lse, x.grad)]
 
-    return Expected(qkv, dout, *zip(by_torch(torch.float32), by_torch(torch.float64)))
+    return Expected(qkv, dout, *zip(by_torch(getattr(torch, stored)), by_torch(torch.float64)))
 
 
 def sizes(case: Case) -> tuple[int, int, int, int, int]:
@@ -143,7 +170,7 @@ def cached(kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward(kernels, buffers, case):
-    want = expected(case)
+    want = expected(case, kernels.stored)
     out, lse = forward(kernels, buffers, case, want.qkv)
     assert_parity(out, *want.out, "out", floor(case, want))
     assert_parity(lse, *want.lse, "lse")
@@ -151,7 +178,7 @@ def test_forward(kernels, buffers, case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_backward(kernels, buffers, case):
-    want = expected(case)
+    want = expected(case, kernels.stored)
     out, lse = forward(kernels, buffers, case, want.qkv)
     dqkv = backward(kernels, buffers, case, want.dout, out, lse, want.qkv)
     for i, name in enumerate(("dq", "dk", "dv")):
@@ -173,7 +200,7 @@ PIECES = {
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.T in PIECES], ids=str)
 def test_cached_in_pieces_is_forward(kernels, buffers, case):
-    want = expected(case)
+    want = expected(case, kernels.stored)
     out, cache = cached(kernels, buffers, case, want.qkv, PIECES[case.T], np.zeros(case.B))
     assert_parity(out, *want.out, "out", floor(case, want))
     np.testing.assert_array_equal(cache, want.qkv)
@@ -184,7 +211,7 @@ def test_cached_in_pieces_is_forward(kernels, buffers, case):
 @pytest.mark.parametrize("n", [1, 2, 9, 33, 70])
 def test_cached_from_different_positions(kernels, buffers, n, hs, window):
     case = Case(3, 140, hs, 2, window)
-    want, pos = expected(case), np.array([70, 0, 7])
+    want, pos = expected(case, kernels.stored), np.array([70, 0, 7])
     cache = buffers.out(*want.qkv.shape)
     for b, p in enumerate(pos):
         cache[b, :p] = want.qkv[b, :p]
@@ -194,6 +221,14 @@ def test_cached_from_different_positions(kernels, buffers, n, hs, window):
     for b, p in enumerate(pos):
         np.testing.assert_array_equal(cache[b, : p + n], want.qkv[b, : p + n])
         assert np.isnan(cache[b, p + n :]).all(), "written past the new rows"
+
+
+def everything(kernels, buffers, case: Case) -> list[np.ndarray]:
+    """out, lse, dqkv, and out and cache of generation."""
+    qkv, dout = inputs(case, kernels.stored)
+    out, lse = forward(kernels, buffers, case, qkv)
+    dqkv = backward(kernels, buffers, case, dout, out, lse, qkv)
+    return [out, lse, dqkv, *cached(kernels, buffers, case, qkv, [case.T - 3, 1, 2], np.zeros(case.B))]
 
 
 THREADED = [
@@ -207,24 +242,19 @@ THREADED = [
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", THREADED, ids=str)
-def test_same_bits_for_any_number_of_threads(kernels, buffers, case, precision):
-    if precision == "bf16" and kernels.isa not in WITH_BF16:
+@pytest.mark.parametrize("isa", ISAS)
+def test_same_bits_for_any_number_of_threads(isa, buffers, case, precision):
+    if precision == "bf16" and isa not in WITH_BF16:
         pytest.skip("no products in bf16")
-    want, results = inputs(case), []
-    for threads in (1, 2, 3, 5):
-        few = Kernel(kernels.isa, threads, precision)
-        out, lse = forward(few, buffers, case, want.qkv)
-        dqkv = backward(few, buffers, case, want.dout, out, lse, want.qkv)
-        pieces = [case.T - 3, 1, 2]
-        results.append([out, lse, dqkv, *cached(few, buffers, case, want.qkv, pieces, np.zeros(case.B))])
-    for other in results[1:]:
-        for one, two in zip(results[0], other):
+    first, *others = (everything(Kernel(isa, n, precision), buffers, case) for n in (1, 2, 3, 5))
+    for other in others:
+        for one, two in zip(first, other):
             np.testing.assert_array_equal(one.view(np.int32), two.view(np.int32))
 
 
 def test_window_of_one_copies_the_values(kernels, buffers):
     case = Case(2, 77, 12, 2, 1)
-    qkv = expected(case).qkv
+    qkv = expected(case, kernels.stored).qkv
     out, lse = forward(kernels, buffers, case, qkv)
     np.testing.assert_array_equal(out, qkv[..., 2 * case.C :])
     score = (qkv[..., : case.C] * qkv[..., case.C : 2 * case.C]).reshape(2, 77, 2, 12).sum(-1) / math.sqrt(12)
@@ -235,7 +265,7 @@ def test_window_of_one_copies_the_values(kernels, buffers):
 def test_the_future_and_the_forgotten_do_not_matter(kernels, buffers, window):
     """Whatever query i cannot see may hold any finite number without changing a bit of its output."""
     case, i = Case(1, 150, 24, 2, window), 90
-    qkv = expected(case).qkv
+    qkv = expected(case, kernels.stored).qkv
     out, _ = forward(kernels, buffers, case, qkv)
     other = qkv.copy()
     other[:, i + 1 :] = 1e9
@@ -250,14 +280,7 @@ def torch_bf16(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """out and dqkv of PyTorch's own attention on bf16 tensors."""
     given = inputs(case)
     x = torch.from_numpy(given.qkv).bfloat16().requires_grad_()
-    q, k, v = (y.view(case.B, case.T, case.NH, case.hs).transpose(1, 2) for y in x.split(case.C, dim=2))
-    i, j = torch.arange(case.T)[:, None], torch.arange(case.T)[None, :]
-    seen = (j <= i) & (j > i - (case.window or case.T + 1))
-    out = (
-        F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        .transpose(1, 2)
-        .reshape(case.B, case.T, case.C)
-    )
+    out, _ = torch_attention(x, case)
     out.backward(torch.from_numpy(given.dout).bfloat16())
     assert x.grad is not None
     return out.detach().double().numpy(), x.grad.double().numpy()
@@ -303,7 +326,7 @@ def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
 
 def test_nan_is_not_hidden(kernels, buffers):
     case = Case(1, 70, 16, 1)
-    qkv = expected(case).qkv.copy()
+    qkv = expected(case, kernels.stored).qkv.copy()
     qkv[0, 3, 0] = np.nan  # a query
     out, lse = forward(kernels, buffers, case, qkv)
     assert np.isnan(out[0, 3]).all() and np.isnan(lse[0, 0, 3])

@@ -1,0 +1,234 @@
+/* Attention of bfloat16 on the tensor cores, in the manner of FlashAttention-2 (Dao 2023): what both directions share,
+ * and forward. Head sizes up to 128, multiples of 8; zeros fill them up to HP, the next of 16, 32, 64, 96, 128.
+ *
+ * A block is four warps, each with 16 MT rows of its own that it takes through tiles of other rows: forward, queries through
+ * keys. While one tile is worked on the next is fetched (cp.async, two places). All of a warp's products are
+ *   dots        its rows with the tile's            (16 MT, 8 NT) = left right'
+ *   products    what came of that with the tile     (16 MT, HP) += weights right
+ * and what mma gives in dots is, element for element, where mma takes it as its left operand in products: weights are rounded
+ * to bfloat16 and never leave the registers. */
+#pragma once
+#include "attention.cuh"
+
+namespace mma {
+typedef __nv_bfloat16 bf16;
+constexpr int WARPS = 4, THREADS = WARPS * WARP;
+
+/* ---- tiles in shared memory; rows are 16 bytes longer than they need be: the 8 that ldmatrix reads lie in different banks ---- */
+
+template <int HP> constexpr int STRIDE = HP + 8;
+
+/* ROWS rows from first on of which end exist; 0 where there is nothing */
+template <int HP, int ROWS>
+__device__ __forceinline__ void fetch(bf16 *tile, const bf16 *p, int64_t stride, int first, int end, int hs) {
+    constexpr int COPIES = HP / 8;
+    for (int i = threadIdx.x; i < ROWS * COPIES; i += THREADS) {
+        const int row = i / COPIES, column = i % COPIES * 8;
+        const bool there = first + row < end && column < hs;
+        cp_async_16(tile + row * STRIDE<HP> + column, there ? p + (first + row) * stride + column : p, there ? 16 : 0);
+    }
+}
+
+/* this lane's row of 16 x 16 elements for ldmatrix: as a left operand or, transposed, as two right ones of 8 columns */
+template <int HP> __device__ __forceinline__ const bf16 *by_rows(const bf16 *tile, int row, int column) {
+    const int lane = threadIdx.x % WARP;
+    return tile + (row + lane % 16) * STRIDE<HP> + column + lane / 16 * 8;
+}
+/* as two right operands whose columns are the tile's rows */
+template <int HP> __device__ __forceinline__ const bf16 *by_columns(const bf16 *tile, int row, int column) {
+    const int lane = threadIdx.x % WARP;
+    return tile + (row + lane / 16 * 8 + lane % 8) * STRIDE<HP> + column + lane / 8 % 2 * 8;
+}
+
+/* ---- products ---- */
+
+/* The rows of a warp as left operands: read from the tile once (KEEP) or, to spare registers, whenever they are needed. */
+template <int HP, int MT, bool KEEP> struct Left {
+    const bf16 *tile;
+    uint32_t kept[KEEP ? HP / 16 : 1][MT][4];
+
+    __device__ __forceinline__ void read(int k, int to) {
+        for (int m = 0; m < MT; m++) ldmatrix_x4(kept[to][m], by_rows<HP>(tile, 16 * m, 16 * k));
+    }
+    __device__ __forceinline__ void keep() {
+        if (KEEP)
+            for (int k = 0; k < HP / 16; k++) read(k, k);
+    }
+    __device__ __forceinline__ const uint32_t (*at(int k))[4] {
+        if (!KEEP) read(k, 0);
+        return kept[KEEP ? k : 0];
+    }
+};
+
+/* sum = left right', rows row.. of right */
+template <int HP, int MT, int NT, bool KEEP>
+__device__ __forceinline__ void dots(float (&sum)[MT][NT][4], Left<HP, MT, KEEP> &left, const bf16 *right, int row) {
+    for (int m = 0; m < MT; m++)
+        for (int n = 0; n < NT; n++)
+            for (int e = 0; e < 4; e++) sum[m][n][e] = 0;
+    for (int k = 0; k < HP / 16; k++) {
+        const uint32_t(*a)[4] = left.at(k);
+        for (int n = 0; n < NT; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4(b, by_columns<HP>(right, row + 8 * n, 16 * k));
+            for (int m = 0; m < MT; m++)
+                for (int i = 0; i < 2; i++) mma_bf16_16816(sum[m][n + i], a[m], b + 2 * i);
+        }
+    }
+}
+
+__device__ __forceinline__ uint32_t pair(float x, float y) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(x, y);
+    uint32_t bits;
+    memcpy(&bits, &both, 4);
+    return bits;
+}
+
+/* sum += weights right, rows row.. of right */
+template <int HP, int MT, int NT>
+__device__ __forceinline__ void add_products(float (&sum)[MT][HP / 8][4], const float (&weights)[MT][NT][4],
+                                             const bf16 *right, int row) {
+    for (int k = 0; k < NT; k += 2) {
+        uint32_t a[MT][4];
+        for (int m = 0; m < MT; m++)
+            for (int i = 0; i < 4; i++)
+                a[m][i] = pair(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
+        for (int n = 0; n < HP / 8; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, by_rows<HP>(right, row + 8 * k, 8 * n));
+            for (int m = 0; m < MT; m++)
+                for (int i = 0; i < 2; i++) mma_bf16_16816(sum[m][n + i], a[m], b + 2 * i);
+        }
+    }
+}
+
+/* where a warp's part of a product begins for this lane: elements are rows row + 16 m + 8 (e / 2), columns
+ * column + 8 n + e % 2 */
+__device__ __forceinline__ int lane_row() { return threadIdx.x % WARP / 4; }
+__device__ __forceinline__ int lane_column() { return threadIdx.x % 4 * 2; }
+
+/* factor * sum to `rows` rows of p, through the warp's own rows of a tile, which are lost, so as to write 16 bytes at a time */
+template <int HP, int MT>
+__device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const float (&sum)[MT][HP / 8][4],
+                                      const float (&factor)[MT][2], int rows, int hs) {
+    const int lane = threadIdx.x % WARP;
+    __syncwarp(); /* the tile has been read */
+    for (int m = 0; m < MT; m++)
+        for (int n = 0; n < HP / 8; n++)
+            for (int i = 0; i < 2; i++) {
+                bf16 *at = tile + (16 * m + 8 * i + lane_row()) * STRIDE<HP> + 8 * n + lane_column();
+                const float x = sum[m][n][2 * i] * factor[m][i], y = sum[m][n][2 * i + 1] * factor[m][i];
+                *reinterpret_cast<__nv_bfloat162 *>(at) = __floats2bfloat162_rn(x, y);
+            }
+    __syncwarp();
+    for (int i = lane; i < 16 * MT * HP / 8; i += WARP) {
+        const int row = i / (HP / 8), column = i % (HP / 8) * 8;
+        if (row < rows && column < hs) store16(p + row * stride + column, load16(tile + row * STRIDE<HP> + column));
+    }
+}
+
+/* ---- forward ---- */
+
+/* MT as large as registers allow: the more rows share what ldmatrix reads, the less it is the limit */
+template <int HP> struct Forward {
+    static constexpr int MT = HP <= 64 ? 2 : 1, ROWS = 16 * MT * WARPS, KEYS = 64;
+    static constexpr int tile = KEYS * STRIDE<HP>, elements = ROWS * STRIDE<HP> + 4 * tile;
+    static constexpr int bytes = elements * (int)sizeof(bf16);
+
+    static __device__ __forceinline__ void fetch_keys(bf16 *place, const Head &h, int key, int hs) {
+        fetch<HP, KEYS>(place, h.k, h.stride, key, h.keys, hs);
+        fetch<HP, KEYS>(place + tile, h.v, h.stride, key, h.keys, hs);
+        cp_async_commit();
+    }
+};
+
+/* query and key of the lane's first element */
+template <int MT, int NT> __device__ __forceinline__ void hide(float (&s)[MT][NT][4], int query, int key, int seen) {
+    for (int m = 0; m < MT; m++)
+        for (int n = 0; n < NT; n++)
+            for (int e = 0; e < 4; e++)
+                if (!visible(query + 16 * m + e / 2 * 8, key + 8 * n + e % 2, seen)) s[m][n][e] = -INFINITY;
+}
+
+/* of one row, half h of tile m: scores become weights; the four lanes of a row keep a sum each */
+template <int HP, int MT, int NT>
+__device__ __forceinline__ void softmax(float (&s)[MT][NT][4], float (&out)[MT][HP / 8][4], Softmax &row, int m, int h,
+                                        float to_log2) {
+    float top = -INFINITY;
+    for (int n = 0; n < NT; n++) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+    const float shrink = raise(row, top, to_log2), offset = offset_of(row.top) * to_log2;
+    for (int n = 0; n < NT; n++)
+        for (int e = 2 * h; e < 2 * h + 2; e++) {
+            s[m][n][e] = exp2_approx(fmaf(s[m][n][e], to_log2, -offset)); /* 2 ulp: soon rounded to 8 bits */
+            row.sum += s[m][n][e];
+        }
+    for (int n = 0; n < HP / 8; n++)
+        for (int e = 2 * h; e < 2 * h + 2; e++) out[m][n][e] *= shrink;
+}
+
+/* what a warp knows of its queries; at: of the first */
+template <int HP> struct Queries {
+    using F = Forward<HP>;
+    static constexpr int MT = F::MT, NT = F::KEYS / 8;
+    float out[MT][HP / 8][4];
+    Softmax rows[MT][2];
+
+    __device__ __forceinline__ void start() {
+        for (int m = 0; m < MT; m++)
+            for (int i = 0; i < 2; i++) rows[m][i] = no_keys();
+        for (int m = 0; m < MT; m++)
+            for (int n = 0; n < HP / 8; n++)
+                for (int e = 0; e < 4; e++) out[m][n][e] = 0;
+    }
+    __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys, const Attention &a) {
+        float s[MT][NT][4];
+        dots(s, q, place, 0);
+        if (!all_visible(mine, keys, a.seen)) hide(s, mine.first + lane_row(), keys.first + lane_column(), a.seen);
+        for (int m = 0; m < MT; m++)
+            for (int h = 0; h < 2; h++) softmax<HP>(s, out, rows[m][h], m, h, a.to_log2);
+        add_products<HP>(out, s, place + F::tile, 0);
+    }
+    /* to rows of p and of lse, unless that is NULL; through the warp's own rows of a tile */
+    __device__ __forceinline__ void finish(bf16 *p, float *lse, bf16 *tile, int count, const Attention &a) {
+        float factor[MT][2];
+        for (int m = 0; m < MT; m++)
+            for (int i = 0; i < 2; i++) {
+                float &sum = rows[m][i].sum;
+                sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+                sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+                factor[m][i] = 1.0f / sum;
+                const int row = 16 * m + 8 * i + lane_row();
+                if (lse && lane_column() == 0 && row < count) lse[row] = lse_of(rows[m][i], a.scale);
+            }
+        store<HP>(p, a.C, tile, out, factor, count, a.hs);
+    }
+};
+
+template <int HP> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+    using F = Forward<HP>;
+    DYNAMIC_SHARED(bf16, q_tile);
+    bf16 *places = q_tile + F::ROWS * STRIDE<HP>;
+    const int tiles = divide_up(a.n, F::ROWS), first = (tiles - 1 - (int)(blockIdx.x % tiles)) * F::ROWS;
+    const Head h = head_at(a, blockIdx.x / tiles);
+    const int own = (int)(threadIdx.x / WARP) * 16 * F::MT, row = first + own;
+    const Span keys = keys_seen(span_of(h.pos + first, F::ROWS, h.keys), a.seen, F::KEYS);
+    const Span mine = span_of(h.pos + row, 16 * F::MT, h.keys);
+    Left<HP, F::MT, true> q = {q_tile + own * STRIDE<HP>, {}};
+    Queries<HP> queries;
+    queries.start();
+    fetch<HP, F::ROWS>(q_tile, h.q, h.stride, first, a.n, a.hs);
+    F::fetch_keys(places, h, keys.first, a.hs);
+    for (int key = keys.first, place = 0; key <= keys.last; key += F::KEYS, place ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads(); /* this tile has arrived for all, and all have done with the place of the next */
+        if (key + F::KEYS <= keys.last) F::fetch_keys(places + (place ^ 1) * 2 * F::tile, h, key + F::KEYS, a.hs);
+        if (key == keys.first) q.keep();
+        const Span tile = {key, key + F::KEYS - 1};
+        if (!all_hidden(mine, tile, a.seen)) queries.see(q, places + place * 2 * F::tile, mine, tile, a);
+    }
+    float *lse = a.lse ? a.lse + h.index * a.n + row : nullptr;
+    queries.finish(out + h.out + (int64_t)row * a.C, lse, q_tile + own * STRIDE<HP>, a.n - row, a);
+}
+} // namespace mma
