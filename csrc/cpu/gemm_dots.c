@@ -60,6 +60,8 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols,
     const int lanes = LANES(n, g->N), format = how & ~ROUNDED;
     const void *b[VL];
     const void *a[DOT_ROWS];
+    const int64_t groups =
+        how & ROUNDED ? (g->M + rows - 1) / rows : 1; /* slower products have time for it in the first */
     vf scale;
     for (int j = 0; j < VL; j++) {
         b[j] = weight_row(g->b.at, format, g->b.ld, n + (j < lanes ? j : lanes - 1));
@@ -69,8 +71,10 @@ INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols,
         vf sums[DOT_ROWS][VL];
         for (int i = 0; i < rows; i++)
             a[i] = weight_row(g->a.at, how & ROUNDED ? LLMC_BF16 : LLMC_FP32, g->a.ld, smaller(m + i, g->M - 1));
-        for (int j = 0; j < VL; j += cols)
-            dot(g->K, a, b + j, rows, cols, m == 0 ? VL * row_bytes(format, g->b.ld) : 0, how, sums, j);
+        for (int j = 0; j < VL; j += cols) {
+            const int asks = j / cols % groups == m / rows; /* each for a part of the next strip */
+            dot(g->K, a, b + j, rows, cols, asks ? VL * row_bytes(format, g->b.ld) : 0, how, sums, j);
+        }
         for (int i = 0; i < rows && m + i < g->M; i++) {
             const vf sum = sums_of(sums[i]);
             put(g, m + i, n, lanes, format == LLMC_INT8 && !(how & ROUNDED) ? sum * scale : sum, g->accumulate, 1);
