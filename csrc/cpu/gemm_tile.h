@@ -53,7 +53,7 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /*
 #ifdef BLAS_SGEMM
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left that to us */
 #endif
-void K(gemm_dots)(const Gemm *g, int threads); /* few rows */
+void K(gemm_dots)(const Gemm *g, float *scratch, int threads); /* few rows; scratch: A_FLOATS, for A in bf16 */
 
 /* ---- asking the second cache for what is copied next, a share of it before each tile ---- */
 
