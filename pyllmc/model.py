@@ -272,7 +272,9 @@ class Model:
         arrays, pointers = self._batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         shape = arrays[0].shape
-        self._check(self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss))
+        self._check(
+            self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss)
+        )
         self._untargeted = False
         return loss[0]
 

@@ -115,7 +115,9 @@ def check_backward_weight(kernels: Kernel, c: Case) -> None:
         assert_parity(dbias, *expected, what=f"dbias x{times}, {c.name}")
     only = c.out(start_w)  # NaN, which is not to be read
     kernels.matmul_backward_weight(only, None, c.dout, c.inp, 0, *c.shape)
-    assert_parity(only, *both(lambda d, x: d.T @ x, c.dout, c.inp), what=f"dweight written, without dbias, {c.name}")
+    assert_parity(
+        only, *both(lambda d, x: d.T @ x, c.dout, c.inp), what=f"dweight written, without dbias, {c.name}"
+    )
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
