@@ -29,6 +29,7 @@ static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_
 #define CACHE(name, type, dims, least) \
     TENSOR(name, "", LLMC_CACHE, LLMC_##type, L, !room->training || level < (least), 0, 0, dims)
 #define CHUNK_ACT(name, type, dims) TENSOR(name, "", LLMC_CHUNK_ACT, LLMC_##type, 0, room->logits, 0, 0, dims)
+#define OVER_ACT(name, type, dims, other) TENSOR(name, "", LLMC_OVER_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #define GRAD_ACT(name, type, dims) TENSOR(name, "", LLMC_GRAD_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #include "tensors.def"
     };
@@ -61,6 +62,24 @@ static int64_t place(llmc_tensor *t, int64_t end, const llmc_room *room) {
     return end + own + t->stride * (t->layers > 1 ? t->layers - 1 : 0);
 }
 
+/* the row whose buffer a tensor lies over if it can, or -1 */
+static int other_of(int i) {
+    switch (i) {
+#define OVER_ACT(name, type, dims, other) \
+    case A_##name: return A_##other;
+#include "tensors.def"
+    default: return -1;
+    }
+}
+
+static int64_t place_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_room *room) {
+    const int64_t own_end = place(t, end, room);
+    t->kept = other->kept;
+    if (t->kept) return own_end;
+    t->offset = other->offset;
+    return end;
+}
+
 static int check_room(const llmc_room *room, const llmc_config *c) {
     const double tokens = (double)room->B * room->T;
     const double acts = tokens * ((double)c->L * (16.0 * c->C + 2.0 * c->NH) + 3.0 * c->Vp);
@@ -81,7 +100,8 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
     layout->num_params = layout->num_acts = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
-        *end = place(&layout->table[i], *end, room);
+        llmc_tensor *t = layout->table;
+        *end = other_of(i) < 0 ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
     }
     return LLMC_OK;
 }

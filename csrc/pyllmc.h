@@ -41,7 +41,7 @@ int llmc_config_parse(llmc_config *config, const char *descriptor);
 int llmc_config_check(llmc_config *config); /* fills Vp; refuses what cannot be */
 
 /* ---- layout (layout.c) ---- */
-enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_GRAD_ACT };
+enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };
 enum { LLMC_F, LLMC_I, LLMC_X }; /* float, int32, floatX (kernels.h) */
 enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL };
 typedef struct llmc_room { /* what a model's memory is for */

@@ -60,20 +60,24 @@ static double rate(float (*loop)(long), long rounds, double flops, int threads) 
     return sink == 0.5f ? 0 : 1e-9 * flops * CHAINS * (double)rounds * threads / seconds;
 }
 
-static float read_part(const vf *data, long n) {
+/* asks the second cache for what comes `ahead` vectors later, as the engine does where it reads weights once */
+static float read_part(const vf *data, long n, long ahead) {
     vf c[8] = {{0}};
     for (long i = 0; i + 8 <= n; i += 8) {
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) c[j] += data[i + j];
+        for (int j = 0; j < 8; j++) {
+            __builtin_prefetch(data + (i + j + ahead < n ? i + j + ahead : n - 1), 0, 2);
+            c[j] += data[i + j];
+        }
     }
     return sum_of(c, 8);
 }
 
-static double read_rate(const vf *data, long part, int threads) {
+static double read_rate(const vf *data, long part, int threads, long ahead) {
     float sink = 0;
     const double start = now();
 #pragma omp parallel for num_threads(threads) reduction(+ : sink)
-    for (int t = 0; t < threads; t++) sink += read_part(data + t * part, part);
+    for (int t = 0; t < threads; t++) sink += read_part(data + t * part, part, ahead);
     return sink == 0.5f ? 0 : 1e-9 * sizeof(vf) * (double)part * threads / (now() - start);
 }
 
@@ -89,6 +93,7 @@ int main(int argc, char **argv) {
     if (argc != 5) return 2;
     const int threads = atoi(argv[1]), repeats = atoi(argv[3]);
     const long part = atol(argv[2]) * (1l << 20) / (long)sizeof(vf) / threads, rounds = atol(argv[4]) * 1000000;
+    const long aheads[] = {0, 16 << 10, 128 << 10}; /* bytes: which is best depends on the machine */
     vf *data = aligned_alloc(1 << 21, (size_t)atol(argv[2]) << 20);
     if (!data || part < 8) return 1;
 #pragma omp parallel for num_threads(threads)
@@ -99,7 +104,7 @@ int main(int argc, char **argv) {
 #ifdef __AVX512BF16__
         printf("bf16 %.2f\n", rate(bf16_loop, rounds, 4 * VL, threads));
 #endif
-        printf("read %.2f\n", read_rate(data, part, threads));
+        for (int k = 0; k < 3; k++) printf("read %.2f\n", read_rate(data, part, threads, aheads[k] / (long)sizeof(vf)));
         printf("update %.2f\n", update_rate(data, part, threads));
     }
     free(data);

@@ -120,7 +120,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 class Row(NamedTuple):
     """One tensor. shape: of one layer; torch_name: with %d for the layer if it is per_layer."""
 
-    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT or GRAD_ACT
+    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
     name: str
     shape: tuple[int, ...]
     torch_name: str
@@ -129,6 +129,7 @@ class Row(NamedTuple):
     per_layer: bool
     type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
     level: int  # of recompute, from which a layer's is not kept; 0: it is not a layer's activation
+    other: str  # whose buffer it lies over from that level on; "" for none
 
     @property
     def is_param(self) -> bool:
@@ -146,7 +147,7 @@ class Row(NamedTuple):
 PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
 ACT = re.compile(
-    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, (?P<level>\d))?\)"
+    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, ((?P<level>\d)|(?P<other>\w+)))?\)"
 )
 
 
@@ -174,6 +175,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
     """Every tensor of a model with room for B sequences of T tokens, in the order of memory and of files."""
     sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
+    levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
     return [
         Row(
             kind=row["kind"],
@@ -184,7 +186,8 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
             decay=row.get("decay") == "1",
             per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
             type=row.get("type", "F"),
-            level=int(row.get("level") or 0),
+            level=levels[row.get("other") or row["name"]],
+            other=row.get("other", ""),
         )
         for row in _parsed()
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES, ISAS, Kernel, assert_parity, lib, make_kernels
+from conftest import ISAS, Kernel, assert_parity, lib
 
 WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PRECISIONS, Buffers, Kernel, assert_parity, lib
+from conftest import ISAS, PRECISIONS, Buffers, Kernel, assert_parity, lib
 
 import pyllmc
 from pyllmc import InvalidArgument
@@ -26,6 +26,12 @@ def stored(weight: np.ndarray, form: str) -> np.ndarray:
         return torch.from_numpy(weight).bfloat16().float().numpy()
     scale = np.abs(weight).max(1, keepdims=True) / np.float32(127)
     return np.rint(weight / np.where(scale > 0, scale, 1)).astype(np.float32) * scale
+
+
+@pytest.fixture(params=ISAS)
+def kernels(request) -> Kernel:
+    """Of CPUs: a GPU's weights are bf16 already."""
+    return Kernel(request.param)
 
 
 def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str) -> np.ndarray:

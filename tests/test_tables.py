@@ -13,7 +13,12 @@ from pyllmc.trainer import Options
 
 KINDS = {lib.LLMC_PARAM: ("PARAM", "LAYER_PARAM"), lib.LLMC_ACT: ("ACT",), lib.LLMC_LAYER_ACT: ("LAYER_ACT",)}
 KINDS.update(
-    {lib.LLMC_CACHE: ("CACHE",), lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",), lib.LLMC_GRAD_ACT: ("GRAD_ACT",)}
+    {
+        lib.LLMC_CACHE: ("CACHE",),
+        lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",),
+        lib.LLMC_OVER_ACT: ("OVER_ACT",),
+        lib.LLMC_GRAD_ACT: ("GRAD_ACT",),
+    }
 )
 INITS = {lib.LLMC_ZERO: "ZERO", lib.LLMC_ONE: "ONE", lib.LLMC_NORMAL: "NORMAL", lib.LLMC_RESIDUAL: "RESIDUAL"}
 
@@ -44,6 +49,9 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
         assert row.shape == tuple(t.shape[0 : t.rank])
         assert (row.size, row.per_layer) == (t.size, t.layers > 0)
         assert t.kept == (not row.level or recompute < row.level)
+        if row.other:
+            other = next(t for t in theirs if _ffi.text(t.name) == row.other)
+            assert t.size <= other.size and (t.offset == other.offset) == (not t.kept)
         if row.is_param:
             assert (row.torch_name, row.init, row.decay) == (
                 _ffi.text(t.torch_name),

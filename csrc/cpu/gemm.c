@@ -1,9 +1,10 @@
 /* Matrix product, blocked as in BLIS (Van Zee & van de Geijn 2015), over the vectors of simd.h.
  *
  *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
- *   block   a piece of C that one thread computes, tile by tile. For each block of K in turn it copies its
- *           columns of B so that a tile reads them in a straight line from the second cache. A is read in
- *           place, as a rule: a tile takes single numbers from it, out of the first cache.
+ *   panel   up to NR columns of a block: its part of B is copied, so that every tile reads it in a straight line;
+ *           meanwhile the second cache is asked for the next panel's part
+ *   block   a piece of C that one thread computes, panel by panel, for one block of K after another. What it needs of
+ *           A stays in the second cache: a copy in panels of MR rows, or in place (fp32, not transposed)
  *   dots    few rows: every row of B^T is read once, where it lies
  *
  * The shape alone decides in which order an element is summed over K, so threads may share out C freely. */
@@ -13,7 +14,7 @@
 
 enum {
     WIDEST = 3072,        /* columns of a block */
-    LOW = 16,             /* tiles: B pays its copy in higher blocks */
+    LOW = 16,             /* tiles of a panel: B pays its copy in higher blocks */
     OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
     /* rows for which dots are faster than to copy B; but in the end the lanes of each sum must be added, so K has to
      * be FEW_K times as large */
