@@ -37,10 +37,6 @@ template <class S, class F> static __device__ __forceinline__ void each_vector(i
         for (int c = first; c < C; c += S::R * S::W) f(0, c, true);
 }
 
-template <int W> static __device__ __forceinline__ Packed<W> load_live(const floatX *p, bool live) {
-    return live ? load_packed<W>(p) : Packed<W>{};
-}
-
 /* over the threads of a row; all of them get it */
 template <class S> static __device__ __forceinline__ float sum_over_row(float x) {
     if constexpr (S::R == WARP) return warp_sum(x);

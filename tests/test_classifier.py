@@ -150,6 +150,10 @@ def test_loss_mean_of_many(kernels: Kernel, buffers: Buffers):
     np.testing.assert_allclose(loss, [(w * losses).sum() / w.sum(), 1 / w.sum()], rtol=1e-7)
 
 
+def test_unaligned(kernels: Kernel, unaligned: Buffers):
+    check(kernels, unaligned, mask(data(3, 5, 97, 128)), 97)
+
+
 def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers):
     d = mask(data(7, 11, 1500, 1536))
     results = [run(k, buffers, d, 1500) for k in in_every_way(kernels)]
