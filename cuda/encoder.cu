@@ -109,9 +109,10 @@ __global__ void sort_kernel(Grouping w, const int *tokens, int N) {
 
 constexpr int AT_ONCE = 4; /* rows that are on their way together */
 
-/* A warp per position, of which every PIECE-th of a token works: it sums 32 W channels of the PIECE from there on. */
+/* A warp per position, of which every PIECE-th of a token works: it sums 32 W channels of the PIECE from there on. Four
+ * blocks leave the registers that its rows need; left alone ptxas counts on eight, and spills. */
 template <int W>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     sum_pieces_kernel(float *dwte, Grouping w, const floatX *dout, const int *tokens, int N, int C) {
     const int i = (int)blockIdx.x * WARPS + (int)threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (i >= N || w.rank[i] % PIECE) return;
