@@ -4,8 +4,10 @@
 
 constexpr int MAX_THREADS = 512;
 
-/* e^x; 0 below -87 */
-static __device__ __forceinline__ float exp_of(float x) { return exp2_approx(x * 1.44269504f); }
+/* e^x where x <= 0; in bfloat16 the logits are rounded far more coarsely than the fast way, which is 0 below -87 */
+static __device__ __forceinline__ float exp_of(float x) {
+    return std::is_same_v<floatX, float> ? expf(x) : exp2_approx(x * 1.44269504f);
+}
 
 /* x, which are logits c.. of a row, becomes `value` from V on */
 template <int W> static __device__ __forceinline__ void pad(float (&x)[W], int c, int V, float value) {
@@ -101,11 +103,12 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     loss_mean_kernel(float *loss, const float *losses, const int *targets, const float *weights, int64_t N) {
     __shared__ double part[WARP];
     double sum = 0, weight = 0;
-    for (int64_t i = threadIdx.x; i < N; i += MEAN_THREADS)
-        if (targets[i] >= 0) {
-            sum += (double)weights[i] * losses[i];
-            weight += weights[i];
-        }
+    for (int64_t i = threadIdx.x; i < N; i += MEAN_THREADS) {
+        const float w = weights[i], l = losses[i]; /* read in any case: the next ones need not wait for the target */
+        const bool counts = targets[i] >= 0;
+        sum += (double)(counts ? w : 0) * (counts ? l : 0);
+        weight += counts ? w : 0;
+    }
     sum = block_sum(sum, part);
     weight = block_sum(weight, part);
     if (threadIdx.x > 0) return;

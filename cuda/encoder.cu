@@ -9,8 +9,8 @@ constexpr int WARPS = 8, THREADS = WARPS * WARP;
 template <int W>
 __global__ void __launch_bounds__(THREADS)
     encoder_forward_kernel(floatX *out, const int *tokens, const floatX *__restrict__ wte,
-                           const floatX *__restrict__ wpe, const int *pos, int64_t rows, int T, int C) {
-    const int64_t bt = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
+                           const floatX *__restrict__ wpe, const int *pos, int rows, int T, int C) {
+    const int bt = (int)blockIdx.x * WARPS + (int)threadIdx.x / WARP;
     if (bt >= rows) return;
     const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
     const floatX *token = wte + (int64_t)tokens[bt] * C, *position = wpe + at * C;
@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(THREADS)
         load_floats(x, token + c);
         load_floats(y, position + c);
         for (int j = 0; j < W; j++) x[j] += y[j];
-        store_floats(out + bt * C + c, x);
+        store_floats(out + (int64_t)bt * C + c, x);
     }
 }
 
 void gpu_encoder_forward(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                          const int *pos, int B, int T, int C) {
-    const int64_t rows = (int64_t)B * T;
+    const int rows = B * T;
     by_width(in_vectors(out, C) && in_vectors(wte, C) && in_vectors(wpe, C), [&](auto W) {
         LAUNCH(encoder_forward_kernel<W>, blocks_for(rows, WARPS), THREADS, 0, stream_of(ctx))
         (out, tokens, wte, wpe, pos, rows, T, C);
@@ -107,21 +107,29 @@ __global__ void sort_kernel(Grouping w, const int *tokens, int N) {
 
 /* ---- backward: sums ---- */
 
-/* A warp per position, of which every PIECE-th of a token works: it sums 32 W channels of the PIECE from there on. */
+constexpr int AT_ONCE = 4; /* rows that are on their way together */
+
+/* A warp per position, of which every PIECE-th of a token works: it sums 32 W channels of the PIECE from there on. Four
+ * blocks leave the registers that its rows need; left alone ptxas counts on eight, and spills. */
 template <int W>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     sum_pieces_kernel(float *dwte, Grouping w, const floatX *dout, const int *tokens, int N, int C) {
     const int i = (int)blockIdx.x * WARPS + (int)threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (i >= N || w.rank[i] % PIECE) return;
     const TokenGroup group = w.groups[tokens[i]];
     const int rank = w.rank[i], n = min(PIECE, group.size - rank), c = ((int)blockIdx.y * WARP + lane) * W;
     const int own = lane < n ? w.sorted[group.at + rank + lane] : 0;
-    float sum[W] = {};
-    for (int k = 0; k < n; k++) {
-        float d[W] = {};
-        const int64_t row = __shfl_sync(0xffffffffu, own, k);
-        if (c < C) load_floats(d, dout + row * C + c);
-        for (int j = 0; j < W; j++) sum[j] += d[j];
+    float sum[W] = {}, x[W];
+    for (int k = 0; k < n; k += AT_ONCE) {
+        Packed<W> rows[AT_ONCE];
+        for (int r = 0; r < AT_ONCE; r++) {
+            const int64_t row = __shfl_sync(0xffffffffu, own, k + r);
+            rows[r] = load_live<W>(dout + row * C + c, k + r < n && c < C);
+        }
+        for (int r = 0; r < AT_ONCE; r++) {
+            unpack(x, rows[r]);
+            for (int j = 0; j < W; j++) sum[j] += x[j];
+        }
     }
     if (c >= C) return;
     if (group.size <= PIECE) add_floats(dwte + (int64_t)tokens[i] * C + c, sum);

@@ -37,10 +37,6 @@ template <class S, class F> static __device__ __forceinline__ void each_vector(i
         for (int c = first; c < C; c += S::R * S::W) f(0, c, true);
 }
 
-template <int W> static __device__ __forceinline__ Packed<W> load_live(const floatX *p, bool live) {
-    return live ? load_packed<W>(p) : Packed<W>{};
-}
-
 /* over the threads of a row; all of them get it */
 template <class S> static __device__ __forceinline__ float sum_over_row(float x) {
     if constexpr (S::R == WARP) return warp_sum(x);
@@ -229,14 +225,15 @@ template <class S> static __device__ __forceinline__ void store_partial(float *p
     else {
         constexpr int ROOM = S::R * S::W * S::HELD;
         __shared__ __align__(16) float total[2 * ROOM];
+        float *own = total + (int)threadIdx.x % S::R * S::W;
         for (int i = threadIdx.x; i < 2 * ROOM; i += S::THREADS) total[i] = 0;
         for (int turn = 0; turn < S::ROWS; turn++) {
             __syncthreads();
-            if (turn == (int)threadIdx.x / S::R)
-                each_vector<S>(C, [&](int slot, int c, bool) {
-                    add_floats(total + c, sums.dweight[slot]);
-                    add_floats(total + ROOM + c, sums.dbias[slot]);
-                });
+            if (turn != (int)threadIdx.x / S::R) continue;
+            for (int slot = 0; slot < S::HELD; slot++) {
+                add_floats(own + slot * S::R * S::W, sums.dweight[slot]);
+                add_floats(own + slot * S::R * S::W + ROOM, sums.dbias[slot]);
+            }
         }
         __syncthreads();
         for (int c = threadIdx.x; c < C; c += S::THREADS) partial[c] = total[c], partial[C + c] = total[ROOM + c];
@@ -246,12 +243,12 @@ template <class S> static __device__ __forceinline__ void store_partial(float *p
 template <class S>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     layernorm_backward_kernel(floatX *dresidual, float *partials, const floatX *dout, const floatX *inp,
-                              const floatX *__restrict__ weight, const float *mean, const float *rstd, int64_t rows,
+                              const floatX *__restrict__ weight, const float *mean, const float *rstd, int rows,
                               int C) {
     Sums<S> sums = {};
-    int64_t bt = (int64_t)blockIdx.x * S::ROWS + threadIdx.x / S::R;
-    for (; bt < rows; bt += (int64_t)gridDim.x * S::ROWS) {
-        const int64_t at = bt * C;
+    int bt = (int)blockIdx.x * S::ROWS + (int)threadIdx.x / S::R;
+    for (; bt < rows; bt += (int)gridDim.x * S::ROWS) {
+        const int64_t at = (int64_t)bt * C;
         row_backward<S>(dresidual + at, sums, dout + at, inp + at, weight, mean[bt], rstd[bt], C);
     }
     if constexpr (S::HELD > 0) store_partial<S>(partials + (int64_t)blockIdx.x * 2 * C, sums, C);
@@ -297,7 +294,7 @@ __global__ void __launch_bounds__(SUM_WARPS *WARP)
 void gpu_layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
                             const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B, int T,
                             int C) {
-    const int64_t rows = (int64_t)B * T;
+    const int rows = B * T;
     float *partials = (float *)ctx->workspace;
     const bool wide = in_vectors(dresidual, C) && in_vectors(dout, C) && in_vectors(inp, C) && in_vectors(weight, C);
     by_split(wide, C, [&](auto split) {

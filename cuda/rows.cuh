@@ -31,6 +31,10 @@ template <int W> using Packed = std::conditional_t<W == 1, floatX, uint4>;
 template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
     return *reinterpret_cast<const Packed<W> *>(p);
 }
+/* 0 where p is not to be read */
+template <int W> __device__ __forceinline__ Packed<W> load_live(const floatX *p, bool live) {
+    return live ? load_packed<W>(p) : Packed<W>{};
+}
 
 template <int W, class T> __device__ __forceinline__ void store_floats(T *p, const float (&x)[W]) {
     if constexpr (W == 1) *p = from_float<T>(x[0]);

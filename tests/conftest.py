@@ -48,16 +48,18 @@ CANARY = np.float32(-(2.0**112))  # the same in bfloat16
 
 
 class Buffers:
-    """Float32 arrays for a kernel: guarded on both sides, outputs NaN-filled before."""
+    """Float32 arrays for a kernel: guarded on both sides, outputs NaN-filled before. An odd guard makes them unaligned."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: int = GUARD) -> None:
+        self.guard = guard
         self.held: list[tuple[np.ndarray, int]] = []
 
     def guarded(self, data: np.ndarray) -> np.ndarray:
-        flat = np.full(data.size + 2 * GUARD, CANARY if data.dtype == np.float32 else -77, data.dtype)
-        flat[GUARD : GUARD + data.size] = data.ravel()
+        flat = np.full(data.size + 2 * self.guard, CANARY if data.dtype == np.float32 else -77, data.dtype)
+        inside = flat[self.guard : self.guard + data.size]
+        inside[:] = data.ravel()
         self.held.append((flat, data.size))
-        return flat[GUARD : GUARD + data.size].reshape(data.shape)
+        return inside.reshape(data.shape)
 
     def out(self, *shape: int) -> np.ndarray:
         return self.guarded(np.full(shape, np.nan, np.float32))
@@ -65,8 +67,8 @@ class Buffers:
     def check(self) -> None:
         for flat, size in self.held:
             canary = CANARY if flat.dtype == np.float32 else -77
-            assert (flat[:GUARD] == canary).all(), "written before the buffer"
-            assert (flat[GUARD + size :] == canary).all(), "written past the buffer"
+            assert (flat[: self.guard] == canary).all(), "written before the buffer"
+            assert (flat[self.guard + size :] == canary).all(), "written past the buffer"
 
 
 def make_kernels(name: str, threads: int = 2) -> Kernel:
@@ -125,6 +127,14 @@ def buffers():
     held.check()
 
 
+@pytest.fixture
+def unaligned():
+    """Buffers from which no kernel may read 16 bytes at a time."""
+    held = Buffers(GUARD + 1)
+    yield held
+    held.check()
+
+
 def in_every_way(kernels: Kernel) -> Iterator[Kernel]:
     """The same kernels in all the ways that may not change a bit: numbers of threads, schedules of the emulation,
     and for a real GPU simply again."""
@@ -134,8 +144,8 @@ def in_every_way(kernels: Kernel) -> Iterator[Kernel]:
     elif "emu" not in kernels.isa:
         yield from [kernels] * 4
     else:
-        for schedule in (b"reversed", b"random", b"in_order"):
-            assert DEVICES[kernels.isa].emu_options(schedule, 7, 0) == 0
+        for schedule in ("reversed", "random", os.environ.get("PYLLMC_EMU_SCHEDULE", "in_order")):
+            assert DEVICES[kernels.isa].emu_options(schedule.encode(), 7, 0) == 0
             yield kernels
 
 

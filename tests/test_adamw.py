@@ -153,12 +153,20 @@ def test_store(kernels: Kernel, buffers: Buffers, n: int):
     np.testing.assert_array_equal(stored, storable(kernels, param))
 
 
+def test_unaligned(kernels: Kernel, unaligned: Buffers):
+    test_ten_steps(kernels, unaligned, 97, 0.125, 0.37)
+    test_global_norm(kernels, unaligned, 97)
+    test_scale(kernels, unaligned, 97, 0.3)
+    test_store(kernels, unaligned, 97)
+
+
 def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers):
     n, results = 150_001, []
     grads = gradients(n)[:2]
     for k in in_every_way(kernels):
         norm = norm_of(k, buffers, grads[0])
         state = adamw(k, buffers, random(n), grads, 0.1, norm[1])
-        k.scale(grads[1].copy(), norm[1:], n)
-        results.append(b"".join(x.tobytes() for x in (norm, *state)))
+        scaled = grads[1].copy()
+        k.scale(scaled, norm[1:], n)
+        results.append(b"".join(x.tobytes() for x in (norm, scaled, *state)))
     assert len(set(results)) == 1

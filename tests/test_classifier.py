@@ -144,10 +144,15 @@ def test_loss_mean_of_many(kernels: Kernel, buffers: Buffers):
     rng = np.random.default_rng(0)
     losses, weights = rng.random(n, dtype=np.float32) * 10, rng.random(n, dtype=np.float32)
     targets = rng.integers(-1, 3, n, dtype=np.int32)
+    losses[targets == -1], weights[targets == -1] = np.nan, np.inf  # which nobody may look at
     loss = buffers.out(2)
     kernels.loss_mean(loss, losses, targets, weights, n)
-    w = weights.astype(np.float64) * (targets != -1)
+    losses, w = losses[targets != -1], weights[targets != -1].astype(np.float64)
     np.testing.assert_allclose(loss, [(w * losses).sum() / w.sum(), 1 / w.sum()], rtol=1e-7)
+
+
+def test_unaligned(kernels: Kernel, unaligned: Buffers):
+    check(kernels, unaligned, mask(data(3, 5, 97, 128)), 97)
 
 
 def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers):

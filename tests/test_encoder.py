@@ -81,6 +81,11 @@ def test_backward_accumulates(kernels: Kernel, buffers: Buffers):
     assert (dwpe == 1 + 2 * expected_dwpe.numpy()).all()
 
 
+def test_unaligned(kernels: Kernel, unaligned: Buffers):
+    test_forward(kernels, unaligned, 3, 5, 48, shifted=True)
+    test_backward(kernels, unaligned, 3, 5, 48)
+
+
 @pytest.mark.parametrize("C", [99, 104])
 def test_order_does_not_change_a_bit(kernels: Kernel, C: int):
     B, T = 9, 113

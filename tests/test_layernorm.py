@@ -136,6 +136,12 @@ def test_backward_accumulates(kernels: Kernel, buffers: Buffers):
         np.testing.assert_allclose(b - start, 2 * (a - start), rtol=1e-5, atol=atol)
 
 
+def test_unaligned(kernels: Kernel, unaligned: Buffers):
+    check_forward(kernels, unaligned, 2, 3, 48, 0.3)
+    test_residual_forward(kernels, unaligned, 2, 3, 48)
+    test_backward(kernels, unaligned, 2, 3, 48)
+
+
 @pytest.mark.parametrize("B,T,C", [(9, 113, 99), (3, 11, 768), (1, 5, 1600)])
 def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int):
     d = data(kernels, B, T, C)
