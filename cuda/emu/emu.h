@@ -55,6 +55,7 @@ struct Meeting {
     static constexpr unsigned slot_bytes = 64;
     unsigned char (*slots)[slot_bytes];
     unsigned present; /* lanes that brought something */
+    unsigned lane;    /* who asks */
 };
 /* Runs once per meeting, by the lane that came last: may replace what is in the slots. */
 typedef void (*Combine)(Meeting &);

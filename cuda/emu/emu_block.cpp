@@ -203,12 +203,16 @@ static void release(Worker &w, Group &g) {
     g.waiting_count = 0;
 }
 
+static void bring(unsigned char *slot, const void *brought, unsigned bytes) {
+    if (bytes == 4) memcpy(slot, brought, 4); /* nearly always */
+    else memcpy(slot, brought, bytes);
+}
 static void arrive(Group &g, Thread *me, const char *name, const void *brought, unsigned bytes, Place at) {
     if (!(g.mask >> me->lane & 1)) fault(at, "%s: lane %u is not in its mask %08x", name, me->lane, g.mask);
     if (!g.arrived) g.name = name, g.at = at;
     if (g.name != name && strcmp(g.name, name))
         fault(at, "%s, while its warp is in %s at %s", name, g.name, location(g.at).c_str());
-    memcpy(g.slots[g.turn & 1][me->lane], brought, bytes);
+    bring(g.slots[g.turn & 1][me->lane], brought, bytes);
     g.arrived |= 1u << me->lane;
     g.waiting[g.waiting_count++] = me;
 }
@@ -221,13 +225,13 @@ Meeting meet(unsigned mask, const char *name, const void *brought, unsigned byte
     unsigned turn = g.turn & 1;
     arrive(g, me, name, brought, bytes, at);
     if (g.arrived == (mask & warp.exists & ~warp.returned)) {
-        Meeting all{g.slots[turn], g.arrived};
+        Meeting all{g.slots[turn], g.arrived, me->lane};
         if (combine) combine(all);
         g.waiting_count--; /* me */
         release(w, g);
         wait_turn(w, name, at);
     } else wait(w, name, at);
-    return {g.slots[turn], g.present[turn]};
+    return {g.slots[turn], g.present[turn], me->lane};
 }
 
 unsigned lane_id() { return worker->self->lane; }

@@ -73,8 +73,8 @@ static void acquire_and_release(const void *address, const Thread &me) {
 static bool before_in_warp(const Mark &m, const Thread &me) {
     const uint16_t *known = clocks.known[me.number];
     unsigned lanes = m.others == Others::lanes ? m.lanes : 1u << m.thread % warp_size;
-    for (unsigned lane = 0; lane < warp_size; lane++)
-        if ((lanes >> lane & 1) && lane != me.lane && known[lane] <= m.clock) return false;
+    for (lanes &= ~(1u << me.lane); lanes; lanes &= lanes - 1)
+        if (known[__builtin_ctz(lanes)] <= m.clock) return false;
     return true;
 }
 static bool before_from_block(const Mark &m) {
@@ -157,10 +157,17 @@ static void look_at_content(Visit &v, const Cell &c) {
         tell(v, "cp.async not waited for", c.write.where, "; the copy is at " + describe(c.write.where));
 }
 
+/* A mark that stands for every thread that could be added to it: most reads of what many read end here. */
+static bool says_all(const Mark &m) {
+    if (m.others == Others::blocks) return m.block >= clocks.first_of_launch;
+    return m.others == Others::warps && m.block == clocks.block && m.epoch == clocks.epoch;
+}
+
 static void visit_read(Visit &v, Cell &c, const Thread &me) {
     look_at_content(v, c);
     bool shared = v.region.shared;
     if (c.write.kind != Kind::none && !is_before(c.write, me, shared)) tell_race(v, c.write, "the write");
+    if (says_all(c.read)) return;
     Mark mine = mark_of(me, Kind::plain, v.where);
     bool alone = c.read.kind == Kind::none || is_before(c.read, me, shared);
     c.read = alone ? mine : joined(c.read, mine);

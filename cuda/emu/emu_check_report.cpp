@@ -24,7 +24,8 @@ Where where_is(Place at) {
     return place_bit | (Where)(all.size() - 1);
 }
 Where where_is(const void *pc) {
-    return (Where)((uintptr_t)pc - this_module().base - 1); /* a return address is behind its call */
+    static const uintptr_t base = this_module().base;
+    return (Where)((uintptr_t)pc - base - 1); /* a return address is behind its call */
 }
 
 static bool is_ours(const std::string &file) { /* the emulator's headers and the system's are not what erred */

@@ -17,14 +17,15 @@ template <class T> EMU_UNSEEN inline T brought_by(const Meeting &m, unsigned lan
     return value;
 }
 
-template <class T> inline T shuffle(unsigned mask, T value, int source, int width, const char *name, Place at) {
+/* source(lane): whose value; width: the lanes of a segment, within which it must be, or the lane keeps its own */
+template <class T, class Source>
+inline T shuffle(unsigned mask, T value, Source source, int width, const char *name, Place at) {
     static_assert(std::is_arithmetic_v<T> ? sizeof(T) >= 4 : sizeof(T) <= 4, "CUDA has no shuffle of this type");
-    int lane = (int)lane_id(), first = lane & ~(width - 1);
     Meeting m = meet(mask, name, &value, sizeof value, at);
-    bool inside = source >= first && source < first + width;
-    return inside && source != lane ? brought_by<T>(m, (unsigned)source, name, at) : value;
+    int lane = (int)m.lane, first = lane & ~(width - 1), from = source(lane);
+    bool inside = from >= first && from < first + width;
+    return inside && from != lane ? brought_by<T>(m, (unsigned)from, name, at) : value;
 }
-inline int segment(int width) { return (int)lane_id() & ~(width - 1); }
 
 template <class T, class F> inline T reduce(unsigned mask, T value, F combine, const char *name, Place at) {
     Meeting m = meet(mask, name, &value, sizeof value, at);
@@ -37,21 +38,25 @@ template <class T, class F> inline T reduce(unsigned mask, T value, F combine, c
 } // namespace emu
 
 template <class T> inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, EMU_AT) {
-    return emu::shuffle(mask, v, emu::segment(width) + (source & (width - 1)), width, "__shfl_sync", at);
+    auto from = [=](int lane) { return (lane & ~(width - 1)) + (source & (width - 1)); };
+    return emu::shuffle(mask, v, from, width, "__shfl_sync", at);
 }
 template <class T> inline T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, EMU_AT) {
-    return emu::shuffle(mask, v, (int)emu::lane_id() ^ bits, width, "__shfl_xor_sync", at);
+    return emu::shuffle(mask, v, [=](int lane) { return lane ^ bits; }, width, "__shfl_xor_sync", at);
 }
 template <class T> inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32, EMU_AT) {
-    return emu::shuffle(mask, v, (int)(emu::lane_id() + by), width, "__shfl_down_sync", at);
+    return emu::shuffle(mask, v, [=](int lane) { return lane + (int)by; }, width, "__shfl_down_sync", at);
 }
 template <class T> inline T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32, EMU_AT) {
-    return emu::shuffle(mask, v, (int)emu::lane_id() - (int)by, width, "__shfl_up_sync", at);
+    return emu::shuffle(mask, v, [=](int lane) { return lane - (int)by; }, width, "__shfl_up_sync", at);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_AT) {
-    unsigned vote = predicate ? 1u << emu::lane_id() : 0;
-    return emu::reduce(mask, vote, [](unsigned a, unsigned b) { return a | b; }, "__ballot_sync", at);
+    auto vote = emu::meet(mask, "__ballot_sync", &predicate, sizeof predicate, at);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < 32; lane++)
+        if ((vote.present >> lane & 1) && emu::brought_by<int>(vote, lane, "__ballot_sync", at)) votes |= 1u << lane;
+    return votes;
 }
 inline int __any_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, predicate, at) != 0; }
 inline int __all_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, !predicate, at) == 0; }
