@@ -39,6 +39,7 @@ __device__ __forceinline__ float element(const float4 &x, int i) { return i == 0
 
 __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *b, int depth) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+#pragma unroll 1
     for (int d = 0; d < depth; d += 4) {
         float4 rows[EACH], columns[EACH];
         for (int i = 0; i < EACH; i++) rows[i] = four(a + (EACH * y + i) * DOT_STRIDE + d);
@@ -75,6 +76,7 @@ __device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s)
     __syncthreads(); /* the operands have been used */
     load<TILE, STRIDE>(s.operands, m, at, hs);
     __syncthreads(); /* and the weights are there */
+#pragma unroll 1
     for (int k = 0; k < TILE; k += 4) {
         float4 w[EACH];
         for (int i = 0; i < EACH; i++) w[i] = four(s.weights + (EACH * y + i) * STRIDE + k);
@@ -177,7 +179,7 @@ __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float
 }
 
 /* KEYS: dk and dv of 64 keys, else dq of 64 queries */
-template <bool KEYS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
+template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
     __shared__ __align__(16) Shared s;
     const Attention &a = g.a;
     const Work work = work_of_block(a.T, a.hs, KEYS);
