@@ -6,7 +6,8 @@
 
 /* (B,n,3C) to rows pos[b].. of (B,T,3C); count: units of a row */
 template <class Unit>
-__global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, int n, int T, int count, int64_t total) {
+__global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, int n, int T, int count,
+                                 int64_t total) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     const int64_t row = i / count, b = row / n;
@@ -35,7 +36,7 @@ template <int LANES> __device__ __forceinline__ float over_lanes(float x) {
 /* keys at, at + step, ... and their values: AHEAD rows are on their way at a time */
 template <int LANES>
 __device__ __forceinline__ void add_keys(Found &f, const Head &h, const Vec<floatX> &q, int at, int step, int last,
-                                       int column, int hs, float to_log2) {
+                                         int column, int hs, float to_log2) {
     Vec<floatX> k[AHEAD] = {}, v[AHEAD] = {};
     float p[AHEAD], top = -INFINITY;
     for (int i = 0; i < AHEAD; i++)
@@ -107,7 +108,8 @@ __device__ inline void append(const Attention &a, const Head &h, floatX *cache_q
 }
 
 /* The block that owns the newest key stores it in the cache, and with it the new q and v. */
-template <int LANES> __global__ void __launch_bounds__(THREADS) attend(Attention a, floatX *out, floatX *cache, Splits s) {
+template <int LANES>
+__global__ void __launch_bounds__(THREADS) attend(Attention a, floatX *out, floatX *cache, Splits s) {
     __shared__ Softmax softmax[WARPS];
     __shared__ float sums[WARPS * LANES * WIDTH];
     const int split = (int)(blockIdx.x % s.count), warp = threadIdx.x / WARP, column = threadIdx.x % LANES * WIDTH;
@@ -160,7 +162,11 @@ static int64_t workspace(int64_t heads, int T, int hs) {
 typedef void Kernel(Attention, floatX *, floatX *, Splits);
 static Kernel *kernel_for(int hs) {
     const int units = hs / WIDTH;
-    return units <= 2 ? attend<2> : units <= 4 ? attend<4> : units <= 8 ? attend<8> : units <= 16 ? attend<16> : attend<32>;
+    return units <= 2    ? attend<2>
+           : units <= 4  ? attend<4>
+           : units <= 8  ? attend<8>
+           : units <= 16 ? attend<16>
+                         : attend<32>;
 }
 static bool fits(const Attention &a, const floatX *cache, const floatX *qkv) {
     return a.n == 1 && a.hs <= WARP * WIDTH && in_vectors(cache, a.hs) && in_vectors(qkv, a.hs);

@@ -67,7 +67,7 @@ __device__ __forceinline__ void dots(float (&sum)[MT][NT][4], Left<HP, MT, KEEP>
         for (int n = 0; n < NT; n++)
             for (int e = 0; e < 4; e++) sum[m][n][e] = 0;
     for (int k = 0; k < HP / 16; k++) {
-        const uint32_t(*a)[4] = left.at(k);
+        const uint32_t (*a)[4] = left.at(k);
         for (int n = 0; n < NT; n += 2) {
             uint32_t b[4];
             ldmatrix_x4(b, by_columns<HP>(right, 8 * n, 16 * k));
@@ -182,7 +182,8 @@ template <int HP> struct Queries {
             for (int n = 0; n < HP / 8; n++)
                 for (int e = 0; e < 4; e++) out[m][n][e] = 0;
     }
-    __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys, const Attention &a) {
+    __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys,
+                                        const Attention &a) {
         float s[MT][NT][4];
         dots(s, q, place);
         if (!all_visible(mine, keys, a.seen)) hide(s, mine.first + lane_row(), keys.first + lane_column(), a.seen);

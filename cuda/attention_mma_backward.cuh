@@ -78,7 +78,8 @@ template <int HP, bool KEYS> struct Rows {
         for (int n = 0; n < NT; n++)
             for (int j = 0; j < 2; j++) {
                 const int column = lane_column() + 8 * n + j;
-                const float column_log2 = KEYS ? queries[column] * LOG2_E : 0, column_D = KEYS ? queries[S::ROWS + column] : 0;
+                const float column_log2 = KEYS ? queries[column] * LOG2_E : 0,
+                            column_D = KEYS ? queries[S::ROWS + column] : 0;
                 for (int m = 0; m < MT; m++)
                     for (int i = 0; i < 2; i++)
                         weigh(p[m][n][2 * i + j], ds[m][n][2 * i + j], KEYS ? column_log2 : log2[KEYS ? 0 : m][i],
@@ -87,7 +88,8 @@ template <int HP, bool KEYS> struct Rows {
     }
 
     /* row and column of the lane's first element */
-    template <class F> static __device__ __forceinline__ void where(float (&x)[MT][NT][4], int row, int column, float value, F hidden) {
+    template <class F>
+    static __device__ __forceinline__ void where(float (&x)[MT][NT][4], int row, int column, float value, F hidden) {
         for (int m = 0; m < MT; m++)
             for (int n = 0; n < NT; n++)
                 for (int e = 0; e < 4; e++) {
@@ -117,11 +119,13 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     bf16 *places = shared + 2 * S::own;
     const Attention &a = g.a;
     const int tiles = divide_up(a.T, S::OWN), block = (int)(blockIdx.x % tiles);
-    const int first = (KEYS ? block : tiles - 1 - block) * S::OWN; /* the first keys and the last queries have most to do */
+    const int first =
+        (KEYS ? block : tiles - 1 - block) * S::OWN; /* the first keys and the last queries have most to do */
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * S::MT, row = first + own;
     const Span block_rows = span_of(first, S::OWN, a.T), mine = span_of(row, 16 * S::MT, a.T);
-    const Span others = KEYS ? queries_seeing(block_rows, a.seen, S::ROWS, a.T) : keys_seen(block_rows, a.seen, S::ROWS);
+    const Span others =
+        KEYS ? queries_seeing(block_rows, a.seen, S::ROWS, a.T) : keys_seen(block_rows, a.seen, S::ROWS);
     Rows<HP, KEYS> rows;
     rows.left.tile = shared + own * STRIDE<HP>, rows.left_v.tile = rows.left.tile + S::own;
     rows.start(g, h, row);
@@ -142,6 +146,7 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     const int64_t offset = h.k - a.k + row * h.stride;
     store<HP>((KEYS ? g.dk : g.dq) + offset, h.stride, shared + own * STRIDE<HP>, rows.sums[0], scale, a.T - row, a.hs);
     if (KEYS)
-        store<HP>(g.dv + offset, h.stride, shared + S::own + own * STRIDE<HP>, rows.sums[KEYS ? 1 : 0], one, a.T - row, a.hs);
+        store<HP>(g.dv + offset, h.stride, shared + S::own + own * STRIDE<HP>, rows.sums[KEYS ? 1 : 0], one, a.T - row,
+                  a.hs);
 }
 } // namespace mma

@@ -27,6 +27,7 @@ __device__ inline Rows rows_at(const floatX *p, int64_t stride, int first, int e
 
 /* columns at.. of the rows, of which end exist; 0 where there is nothing */
 template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &m, int at, int end) {
+#pragma unroll 2 /* as many as leave room for a second block */
     for (int i = threadIdx.x; i < TILE * COLUMNS; i += THREADS) {
         const int row = i / COLUMNS, column = i % COLUMNS;
         const bool there = m.first + row < m.end && at + column < end;
@@ -35,7 +36,9 @@ template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &
 }
 
 __device__ __forceinline__ float4 four(const float *p) { return *reinterpret_cast<const float4 *>(p); }
-__device__ __forceinline__ float element(const float4 &x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+__device__ __forceinline__ float element(const float4 &x, int i) {
+    return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
 
 __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *b, int depth) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
@@ -159,7 +162,8 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     for (int i = 0; i < EACH; i++) {
         softmaxes[i].sum = over_row(softmaxes[i].sum, plus);
         factor[i] = 1.0f / softmaxes[i].sum;
-        if (a.lse && x == 0 && work.at == 0 && row + i < a.n) a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i], a.scale);
+        if (a.lse && x == 0 && work.at == 0 && row + i < a.n)
+            a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i], a.scale);
     }
     store(out + h.out, a.C, sum, factor, work.first, a.n, work.at, a.hs);
 }
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
 
 /* p: scores become weights; dp becomes ds. KEYS: rows are keys and columns queries, else the other way round */
 template <bool KEYS>
-__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row, int column) {
+__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row,
+                        int column) {
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) {
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
