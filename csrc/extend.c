@@ -31,15 +31,11 @@ static int check_extend(const llmc_model *m, const int *tokens, const int *pos, 
     return LLMC_OK;
 }
 
-int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
+static void extend(llmc_model *m, int b, int n) {
     const Kernels *k = m->k;
-    const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
+    const int C = m->config.C, Vp = m->config.Vp;
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
-    TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY;
-    k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
-    k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
     k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, a.positions, b, n, C);
     k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, b, n, C);
     for (int l = 0; l < m->config.L; l++) layer_extend(m, l, b, n);
@@ -47,6 +43,22 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
     for (int i = 0; n > 1 && i < b; i++) /* only the last new row of each sequence is asked for */
         k->matmul_forward(&m->ctx, a.logits + (int64_t)i * Vp, a.ln1 + ((int64_t)i * n + n - 1) * C, w.wte, NULL, 1, 1,
                           C, Vp);
+}
+
+int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
+    const Kernels *k = m->k;
+    const int V = m->config.V, Vp = m->config.Vp;
+    const int64_t one_token[4] = {b}; /* unlike a micro-step's, whose second number is not 0 */
+    const Acts a = acts_at(m, 0);
+    TRY(check_extend(m, tokens, pos, b, n));
+    m->state = EMPTY;
+    k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
+    k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
+    if (n > 1) extend(m, b, n);
+    else if (!k->replay(&m->ctx, one_token)) {
+        extend(m, b, n);
+        k->recorded(&m->ctx);
+    }
     for (int i = 0; last_logits && i < b; i++)
         TRY(gpt2_fetch(m, last_logits + (int64_t)i * V, a.logits + (int64_t)i * Vp, V));
     return k->sync(&m->ctx);

@@ -69,6 +69,9 @@ int llmc_model_set_precision(llmc_model *model, const char *name) {
     return LLMC_OK;
 }
 
+/* of parameters: those of matrix products */
+static int is_matrix(const llmc_model *m, const llmc_tensor *t) { return t->rank == 2 && t != m->layout.table + P_wpe; }
+
 int llmc_model_compress(llmc_model *m, const char *format) {
     const int bf16 = !strcmp(format, "bf16"), int8 = !strcmp(format, "int8");
     CHECK(bf16 || int8 || !strcmp(format, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", format);
@@ -79,7 +82,7 @@ int llmc_model_compress(llmc_model *m, const char *format) {
     CHECK(bf16 || m->config.C >= 2, LLMC_EINVAL, "int8 weights need C >= 2");
     m->ctx.weights = bf16 ? LLMC_BF16 : LLMC_INT8;
     for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
-        for (int l = 0; t->rank == 2 && t != m->layout.table + P_wpe && l < (t->layers ? t->layers : 1); l++)
+        for (int l = 0; is_matrix(m, t) && l < (t->layers ? t->layers : 1); l++)
             m->k->compress(&m->ctx, m->stored + t->offset + l * t->stride, m->ctx.weights, t->shape[0],
                            (int)t->shape[1]);
     return m->k->sync(&m->ctx);
@@ -153,30 +156,30 @@ static void layer_recompute(const llmc_model *m, int l) {
     if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
 }
 
-static void layer_backward(const llmc_model *m, int l) {
+static void layer_backward(const llmc_model *m, int l, int accumulate) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = m->b, T = m->t, C = m->config.C, NH = m->config.NH;
     const Params w = params_at(m, l);
     const Grads dw = grads_at(m, l);
     const Acts a = acts_at(m, l);
-    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, B, T, 4 * C, C);
+    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, accumulate, B, T, 4 * C, C);
     k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4 * C, C);
-    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, B, T, C, 4 * C);
+    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate, B, T, C, 4 * C);
     k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
     k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
                           T, C);
-    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, a.dresidual, a.atty, B, T, C, C);
+    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, a.dresidual, a.atty, accumulate, B, T, C, C);
     k->matmul_backward_input(ctx, a.branch, a.dresidual, w.attprojw, B, T, C, C);
     k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
-    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, B, T, C, 3 * C);
+    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate, B, T, C, 3 * C);
     k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
     k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
                           T, C);
 }
 
 /* from the gradient of lnf, which is in branch */
-static void layers_backward(llmc_model *m) {
+static void layers_backward(llmc_model *m, int accumulate) {
     const Kernels *k = m->k;
     const int B = m->b, T = m->t, C = m->config.C, L = m->config.L;
     const Params w = params_at(m, 0);
@@ -187,14 +190,14 @@ static void layers_backward(llmc_model *m) {
                           B, T, C);
     for (int l = L - 1; l >= 0; l--) {
         if (l < L - 1) layer_recompute(m, l);
-        layer_backward(m, l);
+        layer_backward(m, l, accumulate);
     }
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);
 }
 
 /* ---- logits and loss, forward and backward: the rows go through in equal chunks, one where all logits are kept ---- */
 
-enum { LOGITS = 1, LOSSES = 2, GRADIENTS = 4 };
+enum { LOGITS = 1, LOSSES = 2, GRADIENTS = 4, ACCUMULATE = 8 };
 
 /* the shape alone decides it */
 static int64_t rows_in_chunk(const llmc_model *m) {
@@ -215,7 +218,8 @@ static void chunk(llmc_model *m, int64_t row, int rows, int what, float scale) {
     if (what & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
     if (!(what & GRADIENTS)) return;
     k->classifier_backward(&m->ctx, a.logits, lse, targets, a.weights + row, a.loss, scale, 1, rows, V, Vp);
-    k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, 1, rows, C, Vp);
+    k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, row || what & ACCUMULATE, 1, rows, C,
+                              Vp);
     k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
 }
 
@@ -303,25 +307,48 @@ int gpt2_need_training(const llmc_model *m) {
 int llmc_model_backward(llmc_model *m, float scale) {
     TRY(gpt2_need_training(m));
     CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
-    chunks(m, m->room.logits ? GRADIENTS : LOGITS | GRADIENTS, scale);
-    layers_backward(m);
+    chunks(m, ACCUMULATE | GRADIENTS | (m->room.logits ? 0 : LOGITS), scale);
+    layers_backward(m, 1);
     m->state = BACKWARD_DONE;
     return m->k->sync(&m->ctx);
 }
 
+/* all gradients but those of matrix products, which can be written at once: half a gigabyte less to zero and read */
+static void zero_what_adds_up(llmc_model *m) {
+    for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
+        if (!is_matrix(m, t))
+            m->k->fill(&m->ctx, m->grads + t->offset, 0,
+                       t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
+}
+
+static void forward_and_backward(llmc_model *m, float scale, int accumulate) {
+    if (!accumulate) zero_what_adds_up(m);
+    layers_forward(m);
+    m->k->fill(&m->ctx, acts_at(m, 0).losses, 0, (int64_t)m->b * m->t * 4);
+    loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
+    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);
+    loss_mean(m);
+    layers_backward(m, accumulate);
+}
+
+static int64_t bits_of(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
 int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
-                          float scale, float *loss) {
+                          float scale, int accumulate, float *loss) {
     const Acts a = acts_at(m, 0);
     TRY(gpt2_need_training(m));
     CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
     TRY(take_batch(m, tokens, targets, weights, b, t));
-    layers_forward(m);
-    m->k->fill(&m->ctx, a.losses, 0, (int64_t)b * t * 4);
-    loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
-    chunks(m, LOGITS | LOSSES | GRADIENTS, scale);
-    loss_mean(m);
-    layers_backward(m);
+    const int64_t key[4] = {b, t, accumulate, bits_of(scale)};
+    if (!m->k->replay(&m->ctx, key)) {
+        forward_and_backward(m, scale, accumulate);
+        m->k->recorded(&m->ctx);
+    }
     m->state = BACKWARD_DONE;
     if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
-    return m->k->sync(&m->ctx);
+    return LLMC_OK;
 }

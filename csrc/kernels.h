@@ -52,6 +52,10 @@ typedef struct Kernels {
     int (*sync)(Context *ctx); /* wait for the device; 0, or the status of what failed before */
     /* The device does what follows in order; what copy_out fetches is there after sync. A host buffer given to copy_in
      * may be used again at once. */
+    /* Calls that come again with the same arguments. replay: 1 if those that were recorded under these four numbers have
+     * been started again, so that they need not be made; else 0, and they are recorded until `recorded`. */
+    int (*replay)(Context *ctx, const int64_t key[4]);
+    void (*recorded)(Context *ctx);
     void (*fill)(Context *ctx, void *dst, int byte, int64_t bytes);
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
@@ -88,9 +92,9 @@ typedef struct Kernels {
     /* dpre(B,T,C) = (dout @ weight) * gelu'(pre(B,T,C)) */
     void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC);
-    /* dweight(OC,C) += dout^T @ inp, dbias(OC) += sum of dout over B,T; dbias may be NULL */
+    /* dweight(OC,C) += dout^T @ inp, or = unless accumulate; dbias(OC) += sum of dout over B,T; dbias may be NULL */
     void (*matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
-                                   int B, int T, int C, int OC);
+                                   int accumulate, int B, int T, int C, int OC);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. */

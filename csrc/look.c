@@ -8,6 +8,7 @@ const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
 const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
 int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }
+int llmc_model_sync(llmc_model *m) { return m->k->sync(&m->ctx); }
 int llmc_model_on_host(const llmc_model *m) { return m->k->host; }
 int llmc_model_weights(const llmc_model *m) { return m->ctx.weights; }
 const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {

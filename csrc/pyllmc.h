@@ -104,14 +104,19 @@ int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, cons
 int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
                        float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
-/* Both at once. Where logits are not kept this is the faster way: backward alone must compute them again. */
+/* Both at once; grads = instead of += unless accumulate. This is the faster way: no gradients need to be zeroed, and
+ * where logits are not kept, backward alone must compute them again. Does not wait for the device: the loss is there after
+ * sync, grad_norm or whatever else looks at the model. */
 int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targets, const float *weights, int b, int t,
-                          float scale, float *loss);
+                          float scale, int accumulate, float *loss);
+int llmc_model_sync(llmc_model *model); /* waits for the device; the error of what it did */
 int llmc_model_zero_grad(llmc_model *model);
 int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */
 int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /* scales the gradients themselves */
-/* One AdamW step; clips on the fly to max_norm (<= 0: does not) and tells the norm before (may be NULL). */
-int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, float max_norm, float *norm);
+/* Tells the global norm and keeps the factor that clips it to max_norm (<= 0: 1) for the next update. */
+int llmc_model_grad_norm(llmc_model *model, float max_norm, float *norm);
+/* One AdamW step; clip: its gradients are first multiplied by grad_norm's factor. Does not wait for the device. */
+int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, int clip);
 int64_t llmc_model_step(const llmc_model *model); /* AdamW steps taken */
 /* Appends tokens (b,n) to b sequences which hold pos[b] tokens each; last_logits (b,V) of the last of them. A model made
  * with recompute 3 has the memory for b = 1 only. */

@@ -246,8 +246,9 @@ int setup_model(llmc_trainer *t) {
     const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
+    t->losses = malloc((size_t)t->options.grad_accum * sizeof *t->losses);
     t->sample = malloc((size_t)t->options.sample_tokens * sizeof(int));
-    CHECK(t->inputs && t->targets && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
+    CHECK(t->inputs && t->targets && t->losses && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, &room, (int)t->options.threads));
     TRY(llmc_model_set_precision(t->model, t->options.precision));
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));

@@ -40,6 +40,7 @@ void llmc_trainer_free(llmc_trainer *t) {
     llmc_tokenizer_free(t->tokenizer);
     llmc_model_free(t->model);
     free(t->inputs);
+    free(t->losses);
     free(t->targets);
     free(t->sample);
     free(t->text);
@@ -55,16 +56,20 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
-    t->loss = 0;
-    TRY(llmc_model_zero_grad(t->model));
     for (int i = 0; i < micro_steps; i++) {
-        float loss;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, &loss));
-        t->loss += (double)loss / micro_steps;
-        if (!isfinite(loss)) break;
+        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
+                                  &t->losses[i]));
     }
-    return LLMC_OK;
+    return t->yield_gradients ? llmc_model_sync(t->model) : LLMC_OK;
+}
+
+/* of the micro-steps, once the device has told them */
+static double mean_loss(const llmc_trainer *t) {
+    const int micro_steps = (int)t->options.grad_accum;
+    double loss = 0;
+    for (int i = 0; i < micro_steps; i++) loss += (double)t->losses[i] / micro_steps;
+    return loss;
 }
 
 /* where the run broke, before anything is harmed: the weights are still those of the last step */
@@ -82,9 +87,12 @@ static int update(llmc_trainer *t) {
     TRY(llmc_schedule_lr(&t->lr, o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac,
                          o->decay_frac));
     const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay};
-    const int rc = llmc_model_update(t->model, &hyper, (float)o->grad_clip, &norm);
-    if (rc == LLMC_ENUMERIC) return explain_nonfinite(t, "gradient", norm);
-    TRY(rc);
+    const int rc = llmc_model_grad_norm(t->model, (float)o->grad_clip, &norm); /* the one wait of a step */
+    if (rc < 0 && rc != LLMC_ENUMERIC) return rc;
+    t->loss = mean_loss(t);
+    if (!isfinite(t->loss)) return explain_nonfinite(t, "loss", t->loss);
+    if (rc < 0) return explain_nonfinite(t, "gradient", norm);
+    TRY(llmc_model_update(t->model, &hyper, 1));
     t->norm = norm;
     t->step++;
     t->tokens += (int64_t)t->B * t->T * o->grad_accum;
@@ -125,7 +133,9 @@ static int announce_plan(llmc_trainer *t) {
     const llmc_room room = setup_room(t);
     char memory[1024];
     llmc_plan plan;
-    const int precision = gpt2_precision(llmc_kernels(NULL), t->options.precision);
+    const Kernels *k = llmc_kernels(NULL);
+    if (!k) return LLMC_EDEVICE;
+    const int precision = gpt2_precision(k, t->options.precision);
     TRY(precision);
     TRY(llmc_plan_text(c, &room, (int)t->options.threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
@@ -135,8 +145,8 @@ static int announce_plan(llmc_trainer *t) {
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
              "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
-             llmc_backend(), llmc_kernels(NULL)->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L,
-             c->NH, c->C, c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
+             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
+             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
              (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
     return LLMC_PLAN;
@@ -267,9 +277,10 @@ static int at_accumulate(llmc_trainer *t) {
     t->evaluated = 0;
     t->position = llmc_loader_position(t->train);
     TRY(accumulate(t));
-    if (!isfinite(t->loss)) return explain_nonfinite(t, "loss", t->loss);
     t->phase = UPDATE;
-    return t->yield_gradients ? LLMC_GRADIENTS : LLMC_OK;
+    if (!t->yield_gradients) return LLMC_OK;
+    t->loss = mean_loss(t);
+    return isfinite(t->loss) ? LLMC_GRADIENTS : explain_nonfinite(t, "loss", t->loss);
 }
 
 static int at_update(llmc_trainer *t, llmc_event *e) {

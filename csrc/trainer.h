@@ -27,6 +27,7 @@ struct llmc_trainer {
     double loss, norm, lr; /* of the step under way */
     double started, ms;    /* when it began; smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
+    float *losses;         /* of each micro-step */
     int *sample;           /* token ids */
     int prompt[OPTION_TEXT + 1], prompt_size;
     char *text;          /* TEXT_SIZE: what the last event says */

@@ -18,17 +18,22 @@ int llmc_model_reset_moments(llmc_model *m) {
     return m->k->sync(&m->ctx);
 }
 
-int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
+int llmc_model_grad_norm(llmc_model *m, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
-    float before;
     TRY(gpt2_need_training(m));
-    CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
     m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
-    m->k->copy_out(&m->ctx, &before, stats, 4);
+    m->k->copy_out(&m->ctx, norm, stats, 4);
     TRY(m->k->sync(&m->ctx));
-    if (norm) *norm = before;
-    CHECK(before <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was clipped", (double)before);
-    m->k->scale(&m->ctx, m->grads, stats + 1, m->layout.num_params);
+    CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was changed", (double)*norm);
+    return LLMC_OK;
+}
+
+int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
+    float before;
+    CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
+    const int rc = llmc_model_grad_norm(m, max_norm, norm ? norm : &before);
+    TRY(rc);
+    m->k->scale(&m->ctx, m->grads, acts_at(m, 0).norm + 1, m->layout.num_params);
     return m->k->sync(&m->ctx);
 }
 
@@ -42,23 +47,15 @@ static int check_adamw(const llmc_adamw *h) {
     return LLMC_OK;
 }
 
-int llmc_model_update(llmc_model *m, const llmc_adamw *h, float max_norm, float *norm) {
-    float *stats = acts_at(m, 0).norm;
+int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
+    const float *factor = clip ? acts_at(m, 0).norm + 1 : NULL;
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
-    const int measure = norm || max_norm > 0;
-    if (measure) m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
-    if (norm) {
-        m->k->copy_out(&m->ctx, norm, stats, 4);
-        TRY(m->k->sync(&m->ctx));
-        CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was updated", (double)*norm);
-    }
     m->step++;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        m->k->adamw(&m->ctx, m->params + at, m->stored + at, m->m + at, m->v + at, m->grads + at,
-                    measure ? stats + 1 : NULL, h->lr, h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0,
-                    m->step, n);
+        m->k->adamw(&m->ctx, m->params + at, m->stored + at, m->m + at, m->v + at, m->grads + at, factor, h->lr,
+                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
     }
-    return m->k->sync(&m->ctx);
+    return LLMC_OK;
 }

@@ -36,6 +36,8 @@ int64_t gpu_adamw_workspace(void);
 struct Device {
     cudaStream_t stream;
     struct Staging *staging; /* device.cu */
+    struct Graphs *graphs;   /* graph.cu */
+    cudaError_t failed;      /* the first error that sync is to tell */
     int multiprocessors;
     void *gemm; /* gemm_cublas.cu's handle; NULL where there is no cuBLASLt */
 };

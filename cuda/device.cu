@@ -26,17 +26,33 @@ int gpu_present(void) {
 
 constexpr int64_t HALF = 1 << 20;
 
+/* ---- what comes out: a few numbers go to pinned memory, and to where they were asked for when the device is waited
+ * for; so asking does not wait ---- */
+
+constexpr int FEW = 64, ASKED = 1024; /* bytes; of them at once */
+
 struct Staging {
     char *half[2];
     cudaEvent_t gone[2]; /* when what was copied from it has arrived */
     int now;
     int64_t used;
+    char (*few)[FEW];
+    struct {
+        void *host;
+        int64_t bytes;
+    } asked[ASKED];
+    int count;
 };
+
+static void deliver(Staging *s) {
+    for (int i = 0; i < s->count; i++) memcpy(s->asked[i].host, s->few[i], (size_t)s->asked[i].bytes);
+    s->count = 0;
+}
 
 static cudaError_t open_staging(Staging *s) {
     void *memory = NULL;
-    cudaError_t error = cudaMallocHost(&memory, 2 * HALF);
-    s->half[0] = (char *)memory, s->half[1] = (char *)memory + HALF;
+    cudaError_t error = cudaMallocHost(&memory, 2 * HALF + FEW * ASKED);
+    s->half[0] = (char *)memory, s->half[1] = s->half[0] + HALF, s->few = (char (*)[FEW])(s->half[1] + HALF);
     for (int i = 0; error == cudaSuccess && i < 2; i++) error = cudaEventCreate(&s->gone[i]);
     return error;
 }
@@ -70,6 +86,11 @@ void gpu_copy_in(Context *ctx, void *dst, const void *host, int64_t bytes) {
 }
 
 void gpu_copy_out(Context *ctx, void *host, const void *src, int64_t bytes) {
+    Staging *s = device_of(ctx)->staging;
+    if (bytes <= FEW && s->count < ASKED) {
+        s->asked[s->count].host = host, s->asked[s->count].bytes = bytes;
+        host = s->few[s->count++];
+    }
     cudaMemcpyAsync(host, src, (size_t)bytes, cudaMemcpyDeviceToHost, stream_of(ctx));
 }
 
@@ -78,9 +99,13 @@ void gpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
 }
 
 int gpu_sync(Context *ctx) {
-    const cudaError_t launched = cudaGetLastError(), ran = cudaStreamSynchronize(stream_of(ctx));
+    Device *d = device_of(ctx);
+    const cudaError_t launched = cudaGetLastError(), ran = cudaStreamSynchronize(d->stream), noted = d->failed;
+    d->failed = cudaSuccess;
+    if (noted != cudaSuccess) return fail(noted, "a graph");
     if (launched != cudaSuccess) return fail(launched, "a kernel's launch");
     if (ran != cudaSuccess) return fail(ran, "a kernel");
+    deliver(d->staging);
     return LLMC_OK;
 }
 
@@ -110,6 +135,7 @@ int gpu_open(Context *ctx) {
 void gpu_close(Context *ctx) {
     Device *d = device_of(ctx);
     if (!d) return;
+    graphs_close(d);
     gemm_cublas_close(d);
     if (d->staging) close_staging(d->staging);
     if (d->stream) cudaStreamDestroy(d->stream);

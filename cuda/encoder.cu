@@ -8,8 +8,8 @@ constexpr int WARPS = 8, THREADS = WARPS * WARP;
 
 template <int W>
 __global__ void __launch_bounds__(THREADS)
-    encoder_forward_kernel(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, const int *pos,
-                           int64_t rows, int T, int C) {
+    encoder_forward_kernel(floatX *out, const int *tokens, const floatX *__restrict__ wte,
+                           const floatX *__restrict__ wpe, const int *pos, int64_t rows, int T, int C) {
     const int64_t bt = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
     if (bt >= rows) return;
     const int64_t at = bt % T + (pos ? pos[bt / T] : 0);

@@ -18,7 +18,8 @@ struct Gemm {
     int64_t M, N, K;
     Operand a, b;
     floatX *c = nullptr;           /* (M,N) = the product, or NULL */
-    float *sum = nullptr;          /* (M,N) += the product, or NULL */
+    float *sum = nullptr;          /* (M,N) = the product in float, or NULL */
+    bool accumulate = false;       /* sum += it */
     const floatX *bias = nullptr;  /* (N), added to every row of C, or NULL */
     floatX *gelu = nullptr;        /* (M,N) = gelu(C), or NULL */
     const floatX *slope = nullptr; /* (M,N): C is multiplied by gelu'(slope), or NULL */
@@ -37,7 +38,7 @@ bool gemm_plain(Context *ctx, const Gemm *g);
 __device__ __forceinline__ void finish(const Gemm &g, int64_t m, int64_t n, float x) {
     const int64_t at = m * g.N + n;
     if (g.sum) {
-        g.sum[at] += x;
+        g.sum[at] = g.accumulate ? g.sum[at] + x : x;
         return;
     }
     if (g.bias) x += to_float(g.bias[n]);

@@ -195,8 +195,8 @@ bool gemm_cublas(Context *ctx, const Gemm *g) {
     void *c = g->sum ? (void *)g->sum : (void *)g->c;
     if (g->bias && lib->MatmulDescSetAttribute(p->desc, DESC_BIAS_POINTER, &g->bias, sizeof g->bias) != SUCCESS)
         return false;
-    if (lib->Matmul(h->cublas, p->desc, &one, g->b.at, p->a, g->a.at, p->b, g->sum ? &one : &zero, c, p->c, c, p->c,
-                    p->best.algorithm, h->workspace, WORKSPACE, stream_of(ctx)) != SUCCESS)
+    if (lib->Matmul(h->cublas, p->desc, &one, g->b.at, p->a, g->a.at, p->b, g->accumulate ? &one : &zero, c, p->c, c,
+                    p->c, p->best.algorithm, h->workspace, WORKSPACE, stream_of(ctx)) != SUCCESS)
         return false;
     const int64_t n = g->M * g->N;
     if (g->gelu || g->slope) LAUNCH(finish_kernel, (unsigned)divide_up(n, (int64_t)256), 256, 0, stream_of(ctx))(*g);

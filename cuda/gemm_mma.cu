@@ -87,7 +87,7 @@ static __device__ void finish_pair(const Gemm &g, int64_t m, int64_t n, float x,
     const int64_t at = m * g.N + n;
     if (g.sum) {
         float2 *sum = (float2 *)(g.sum + at);
-        *sum = make_float2(sum->x + x, sum->y + y);
+        *sum = g.accumulate ? make_float2(sum->x + x, sum->y + y) : make_float2(x, y);
         return;
     }
     if (g.bias) x += to_float(g.bias[n]), y += to_float(g.bias[n + 1]);

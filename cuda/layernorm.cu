@@ -5,29 +5,40 @@
  * read 16 bytes at a time. */
 #include "rows.cuh"
 
-template <int R_, int W_, int HELD_> struct Split {
-    static constexpr int R = R_, W = W_, HELD = HELD_, SLOTS = HELD_ ? HELD_ : 1;
+/* KEPT: elements that a thread keeps */
+template <int R_, int W_, int KEPT> struct Split {
+    static constexpr int R = R_, W = W_, HELD = KEPT / W_, SLOTS = KEPT ? HELD : 1;
     static constexpr int THREADS = R_ == WARP ? 4 * WARP : R_, ROWS = THREADS / R_; /* of a block */
+    /* what a multiprocessor is to hold of them in the backward pass, whose sums fill the registers */
+    static constexpr int BLOCKS = (KEPT == 0 ? 1024 : W_ < 8 ? 256 : KEPT <= 24 ? 512 : 384) / THREADS;
 };
-constexpr int KEPT = 32; /* elements of a row that a thread keeps */
 
 /* launch(Split) with the one for rows of C elements */
 template <class F> static void by_split(bool wide, int C, F launch) {
     if (!wide) launch(Split<WARP, 1, 0>());
-    else if (C <= WARP * KEPT) launch(Split<WARP, WIDE, KEPT / WIDE>());
-    else if (C <= 128 * KEPT) launch(Split<128, WIDE, KEPT / WIDE>());
-    else if (C <= 256 * KEPT) launch(Split<256, WIDE, KEPT / WIDE>());
+    else if (C <= WARP * 24) launch(Split<WARP, WIDE, 24>());
+    else if (C <= WARP * 32) launch(Split<WARP, WIDE, 32>());
+    else if (C <= 128 * 16) launch(Split<128, WIDE, 16>());
+    else if (C <= 128 * 32) launch(Split<128, WIDE, 32>());
+    else if (C <= 256 * 32) launch(Split<256, WIDE, 32>());
     else launch(Split<256, WIDE, 0>());
 }
 
-/* f(slot, c) for each of this thread's vectors, which is at c of the row and is kept in that slot */
+/* f(slot, c, live) for each of this thread's vectors, which is at c of the row and is kept in that slot; where it is not
+ * live it is past the row's end. No branch: loads of one slot need not wait for those of another. */
 template <class S, class F> static __device__ __forceinline__ void each_vector(int C, F f) {
     const int first = (int)threadIdx.x % S::R * S::W;
     if constexpr (S::HELD > 0) {
-        for (int slot = 0; slot < S::HELD; slot++)
-            if (first + slot * S::R * S::W < C) f(slot, first + slot * S::R * S::W);
+        for (int slot = 0; slot < S::HELD; slot++) {
+            const int c = first + slot * S::R * S::W;
+            f(slot, c, c < C);
+        }
     } else
-        for (int c = first; c < C; c += S::R * S::W) f(0, c);
+        for (int c = first; c < C; c += S::R * S::W) f(0, c, true);
+}
+
+template <int W> static __device__ __forceinline__ Packed<W> load_live(const floatX *p, bool live) {
+    return live ? load_packed<W>(p) : Packed<W>{};
 }
 
 /* over the threads of a row; all of them get it */
@@ -41,44 +52,74 @@ template <class S> static __device__ __forceinline__ float sum_over_row(float x)
 
 /* ---- forward ---- */
 
-/* sum = a + b, rounded as it is stored */
-template <int W>
-static __device__ __forceinline__ void add_residual(float (&x)[W], floatX *sum, const floatX *a, const floatX *b) {
+/* x += addend, rounded as it is stored */
+template <int W> static __device__ __forceinline__ void add_rounded(float (&x)[W], const Packed<W> &addend) {
     float y[W];
-    load_floats(x, a);
-    load_floats(y, b);
+    unpack(y, addend);
     for (int j = 0; j < W; j++) x[j] = to_float(from_float<floatX>(x[j] + y[j]));
-    store_floats(sum, x);
+}
+
+/* x(C) = inp1, or residual = inp1 + inp2; its sum over this thread's elements. All is asked for before any of it is
+ * stored: a load may not overtake a store. */
+template <class S>
+static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], floatX *residual, const floatX *inp1,
+                                                 const floatX *inp2, int C) {
+    constexpr int W = S::W;
+    Packed<W> a[S::SLOTS], b[S::SLOTS];
+    float sum = 0;
+    auto load = [&](int slot, int c, bool live) {
+        a[slot] = load_live<W>(inp1 + c, live);
+        if (inp2) b[slot] = load_live<W>(inp2 + c, live);
+    };
+    if (S::HELD > 0) each_vector<S>(C, load);
+    each_vector<S>(C, [&](int slot, int c, bool live) {
+        if (S::HELD == 0) load(slot, c, live);
+        unpack(x[slot], a[slot]);
+        if (inp2) {
+            add_rounded<W>(x[slot], b[slot]);
+            if (live) store_floats(residual + c, x[slot]);
+        }
+        for (int j = 0; j < W; j++) sum += x[slot][j];
+    });
+    return sum;
 }
 
 /* inp2 == NULL: the row is inp1, and there is no residual */
 template <class S>
 __global__ void __launch_bounds__(S::THREADS)
     layernorm_forward_kernel(floatX *residual, floatX *out, float *mean, float *rstd, const floatX *inp1,
-                             const floatX *inp2, const floatX *weight, const floatX *bias, int64_t rows, int C) {
+                             const floatX *inp2, const floatX *__restrict__ weight, const floatX *__restrict__ bias,
+                             int64_t rows, int C) {
     constexpr int W = S::W;
     const int64_t bt = (int64_t)blockIdx.x * S::ROWS + threadIdx.x / S::R, at = bt * C;
     if (bt >= rows) return;
-    float x[S::SLOTS][W], sum = 0, squares = 0;
-    const floatX *row = inp2 ? residual : inp1;
-    each_vector<S>(C, [&](int slot, int c) {
-        if (inp2) add_residual(x[slot], residual + at + c, inp1 + at + c, inp2 + at + c);
-        else load_floats(x[slot], inp1 + at + c);
-        for (int j = 0; j < W; j++) sum += x[slot][j];
-    });
+    float x[S::SLOTS][W], squares = 0;
+    const float sum = load_row<S>(x, residual + at, inp1 + at, inp2 ? inp2 + at : inp2, C);
+    const floatX *row = (inp2 ? residual : inp1) + at;
     const float m = sum_over_row<S>(sum) / (float)C;
-    each_vector<S>(C, [&](int slot, int c) {
-        if (S::HELD == 0) load_floats(x[slot], row + at + c);
-        for (int j = 0; j < W; j++) squares += (x[slot][j] - m) * (x[slot][j] - m);
+    each_vector<S>(C, [&](int slot, int c, bool live) {
+        float more = 0;
+        if (S::HELD == 0) load_floats(x[slot], row + c);
+        for (int j = 0; j < W; j++) more += (x[slot][j] - m) * (x[slot][j] - m);
+        squares += live ? more : 0;
     });
     const float s = 1 / sqrtf(sum_over_row<S>(squares) / (float)C + 1e-5f);
-    each_vector<S>(C, [&](int slot, int c) {
-        float w[W], b[W];
-        load_floats(w, weight + c);
-        load_floats(b, bias + c);
-        if (S::HELD == 0) load_floats(x[slot], row + at + c);
-        for (int j = 0; j < W; j++) b[j] += (x[slot][j] - m) * s * w[j];
-        store_floats(out + at + c, b);
+    Packed<W> weights[S::SLOTS], biases[S::SLOTS];
+    auto load = [&](int slot, int c, bool live) {
+        weights[slot] = load_live<W>(weight + c, live);
+        biases[slot] = load_live<W>(bias + c, live);
+    };
+    if (S::HELD > 0) each_vector<S>(C, load);
+    each_vector<S>(C, [&](int slot, int c, bool live) {
+        float w[W], y[W];
+        if (S::HELD == 0) {
+            load(slot, c, live);
+            load_floats(x[slot], row + c);
+        }
+        unpack(w, weights[slot]);
+        unpack(y, biases[slot]);
+        for (int j = 0; j < W; j++) y[j] += (x[slot][j] - m) * s * w[j];
+        if (live) store_floats(out + at + c, y);
     });
     if (threadIdx.x % S::R == 0) mean[bt] = m, rstd[bt] = s;
 }
@@ -105,107 +146,115 @@ void gpu_layernorm_forward(Context *ctx, floatX *out, float *mean, float *rstd, 
  *      dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)), dweight += dout norm, dbias += dout
  * Each block sums dweight and dbias over its own rows; the workspace holds these partial sums, (parts, 2, C). ---- */
 
-constexpr int MAX_PARTS = 512; /* the same on every GPU, and so are the bits */
+constexpr int MAX_PARTS = 2048;
 
-static int parts_of(int64_t rows, int each) {
-    const int64_t fair = divide_up(rows, (int64_t)each);
-    return (int)(fair < MAX_PARTS ? fair : MAX_PARTS);
+/* as many blocks as run at once, but no more than there are rows for */
+template <class S> static int parts_of(const Context *ctx, int64_t rows) {
+    const int64_t fair = divide_up(rows, (int64_t)S::ROWS), room = (int64_t)device_of(ctx)->multiprocessors * S::BLOCKS;
+    const int64_t most = room < MAX_PARTS ? room : MAX_PARTS;
+    return (int)(fair < most ? fair : most);
 }
 
 int64_t gpu_layernorm_workspace(int B, int T, int C) {
-    return parts_of((int64_t)B * T, 1) * 2 * (int64_t)C * (int64_t)sizeof(float);
+    const int64_t rows = (int64_t)B * T;
+    return (rows < MAX_PARTS ? rows : MAX_PARTS) * 2 * C * (int64_t)sizeof(float);
 }
 
-/* what a thread keeps of a row */
-template <class S> struct Kept {
-    Packed<S::W> x, d; /* inp, dout */
+template <class S> struct Row { /* what a thread keeps of one */
+    Packed<S::W> inp[S::SLOTS], dout[S::SLOTS], dresidual[S::SLOTS];
+};
+template <class S> struct Sums { /* of a thread, over its rows */
+    float dweight[S::SLOTS][S::W], dbias[S::SLOTS][S::W];
 };
 
-/* norm and dout */
+/* norm, dout and dnorm = dout weight */
 template <int W>
-static __device__ __forceinline__ void unpack_norm(float (&norm)[W], float (&d)[W], const Packed<W> &x,
-                                                   const Packed<W> &dout, float mean, float rstd) {
-    unpack(norm, x);
+static __device__ __forceinline__ void unpack_norm(float (&norm)[W], float (&d)[W], float (&dnorm)[W],
+                                                   const Packed<W> &inp, const Packed<W> &dout, const Packed<W> &weight,
+                                                   float mean, float rstd) {
+    unpack(norm, inp);
     unpack(d, dout);
-    for (int j = 0; j < W; j++) norm[j] = (norm[j] - mean) * rstd;
+    unpack(dnorm, weight);
+    for (int j = 0; j < W; j++) {
+        norm[j] = (norm[j] - mean) * rstd;
+        dnorm[j] *= d[j];
+    }
 }
 
-/* dresidual(C) of one row */
+/* dresidual(C) of one row; adds to the sums where rows are kept. What is not live is 0, but for norm, which only what is
+ * 0 is multiplied with. */
 template <class S>
-static __device__ __forceinline__ void row_backward(floatX *dresidual, Kept<S> (&kept)[S::SLOTS], const floatX *dout,
-                                                    const floatX *inp, const floatX *weight, float mean, float rstd,
-                                                    int C) {
+static __device__ __forceinline__ void row_backward(floatX *dresidual, Sums<S> &sums, const floatX *dout,
+                                                    const floatX *inp, const floatX *__restrict__ weight, float mean,
+                                                    float rstd, int C) {
     constexpr int W = S::W;
-    float sum = 0, sum_norm = 0, w[W], norm[W], d[W];
-    auto load = [&](Kept<S> &k, int c) { k = {load_packed<W>(inp + c), load_packed<W>(dout + c)}; };
-    each_vector<S>(C, [&](int slot, int c) { load(kept[slot], c); });
-    each_vector<S>(C, [&](int slot, int c) {
-        if (S::HELD == 0) load(kept[slot], c);
-        unpack_norm<W>(norm, d, kept[slot].x, kept[slot].d, mean, rstd);
-        load_floats(w, weight + c);
+    Row<S> row;
+    float sum = 0, sum_norm = 0, norm[W], d[W], dnorm[W];
+    auto load = [&](int slot, int c, bool live) {
+        row.inp[slot] = load_live<W>(inp + c, live);
+        row.dout[slot] = load_live<W>(dout + c, live);
+        row.dresidual[slot] = load_live<W>(dresidual + c, live);
+    };
+    if (S::HELD > 0) each_vector<S>(C, load);
+    each_vector<S>(C, [&](int slot, int c, bool live) {
+        if (S::HELD == 0) load(slot, c, live);
+        unpack_norm<W>(norm, d, dnorm, row.inp[slot], row.dout[slot], load_live<W>(weight + c, live), mean, rstd);
         for (int j = 0; j < W; j++) {
-            sum += d[j] * w[j];
-            sum_norm += d[j] * w[j] * norm[j];
+            sum += dnorm[j];
+            sum_norm += dnorm[j] * norm[j];
         }
     });
     const float mean_dnorm = sum_over_row<S>(sum) / (float)C, mean_both = sum_over_row<S>(sum_norm) / (float)C;
-    each_vector<S>(C, [&](int slot, int c) {
+    each_vector<S>(C, [&](int slot, int c, bool live) {
         float dx[W];
-        if (S::HELD == 0) load(kept[slot], c);
-        unpack_norm<W>(norm, d, kept[slot].x, kept[slot].d, mean, rstd);
-        load_floats(dx, dresidual + c);
-        load_floats(w, weight + c);
-        for (int j = 0; j < W; j++) dx[j] += rstd * (d[j] * w[j] - mean_dnorm - norm[j] * mean_both);
-        store_floats(dresidual + c, dx);
+        if (S::HELD == 0) load(slot, c, live);
+        unpack_norm<W>(norm, d, dnorm, row.inp[slot], row.dout[slot], load_live<W>(weight + c, live), mean, rstd);
+        unpack(dx, row.dresidual[slot]);
+        for (int j = 0; j < W; j++) {
+            dx[j] += rstd * (dnorm[j] - mean_dnorm - norm[j] * mean_both);
+            sums.dweight[slot][j] += d[j] * norm[j];
+            sums.dbias[slot][j] += d[j];
+        }
+        if (live) store_floats(dresidual + c, dx);
     });
 }
 
 /* the block's sums to partial(2, C); where each warp has its own they are added up one after the other */
-template <class S>
-static __device__ __forceinline__ void store_partial(float *partial, const float (&dw)[S::SLOTS][S::W],
-                                                     const float (&db)[S::SLOTS][S::W], int C) {
+template <class S> static __device__ __forceinline__ void store_partial(float *partial, const Sums<S> &sums, int C) {
     if constexpr (S::ROWS == 1)
-        each_vector<S>(C, [&](int slot, int c) {
-            store_floats(partial + c, dw[slot]);
-            store_floats(partial + C + c, db[slot]);
+        each_vector<S>(C, [&](int slot, int c, bool live) {
+            if (live) store_floats(partial + c, sums.dweight[slot]);
+            if (live) store_floats(partial + C + c, sums.dbias[slot]);
         });
     else {
-        __shared__ __align__(16) float total[2][S::R * KEPT];
-        for (int i = threadIdx.x; i < 2 * S::R * KEPT; i += S::THREADS) total[0][i] = 0;
+        constexpr int ROOM = S::R * S::W * S::HELD;
+        __shared__ __align__(16) float total[2 * ROOM];
+        for (int i = threadIdx.x; i < 2 * ROOM; i += S::THREADS) total[i] = 0;
         for (int turn = 0; turn < S::ROWS; turn++) {
             __syncthreads();
             if (turn == (int)threadIdx.x / S::R)
-                each_vector<S>(C, [&](int slot, int c) {
-                    add_floats(total[0] + c, dw[slot]);
-                    add_floats(total[1] + c, db[slot]);
+                each_vector<S>(C, [&](int slot, int c, bool) {
+                    add_floats(total + c, sums.dweight[slot]);
+                    add_floats(total + ROOM + c, sums.dbias[slot]);
                 });
         }
         __syncthreads();
-        for (int c = threadIdx.x; c < C; c += S::THREADS) partial[c] = total[0][c], partial[C + c] = total[1][c];
+        for (int c = threadIdx.x; c < C; c += S::THREADS) partial[c] = total[c], partial[C + c] = total[ROOM + c];
     }
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::THREADS, sizeof(floatX) == 2 ? 512 / S::THREADS : 1)
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     layernorm_backward_kernel(floatX *dresidual, float *partials, const floatX *dout, const floatX *inp,
-                              const floatX *weight, const float *mean, const float *rstd, int64_t rows, int C) {
-    float dw[S::SLOTS][S::W] = {}, db[S::SLOTS][S::W] = {};
-    Kept<S> kept[S::SLOTS];
+                              const floatX *__restrict__ weight, const float *mean, const float *rstd, int64_t rows,
+                              int C) {
+    Sums<S> sums = {};
     int64_t bt = (int64_t)blockIdx.x * S::ROWS + threadIdx.x / S::R;
     for (; bt < rows; bt += (int64_t)gridDim.x * S::ROWS) {
         const int64_t at = bt * C;
-        row_backward<S>(dresidual + at, kept, dout + at, inp + at, weight, mean[bt], rstd[bt], C);
-        if (S::HELD > 0)
-            each_vector<S>(C, [&](int slot, int) {
-                float norm[S::W], d[S::W];
-                unpack_norm<S::W>(norm, d, kept[slot].x, kept[slot].d, mean[bt], rstd[bt]);
-                for (int j = 0; j < S::W; j++) {
-                    dw[slot][j] += d[j] * norm[j];
-                    db[slot][j] += d[j];
-                }
-            });
+        row_backward<S>(dresidual + at, sums, dout + at, inp + at, weight, mean[bt], rstd[bt], C);
     }
-    if constexpr (S::HELD > 0) store_partial<S>(partials + (int64_t)blockIdx.x * 2 * C, dw, db, C);
+    if constexpr (S::HELD > 0) store_partial<S>(partials + (int64_t)blockIdx.x * 2 * C, sums, C);
 }
 
 constexpr int COLUMN_THREADS = 128;
@@ -253,7 +302,7 @@ void gpu_layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, flo
     const bool wide = in_vectors(dresidual, C) && in_vectors(dout, C) && in_vectors(inp, C) && in_vectors(weight, C);
     by_split(wide, C, [&](auto split) {
         typedef decltype(split) S;
-        const int parts = parts_of(rows, S::ROWS);
+        const int parts = parts_of<S>(ctx, rows);
         LAUNCH(layernorm_backward_kernel<S>, parts, S::THREADS, 0, stream_of(ctx))
         (dresidual, partials, dout, inp, weight, mean, rstd, rows, C);
         if (S::HELD == 0)

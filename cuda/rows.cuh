@@ -5,25 +5,31 @@
 
 constexpr int WIDE = Vec<floatX>::n;
 
-/* what a thread keeps of W elements between two uses: as few registers as they are stored in */
-template <int W> using Packed = std::conditional_t<W == 1, floatX, Vec<floatX>>;
-
-template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
-    if constexpr (W == 1) return *p;
-    else return load16(p);
+/* 16 bytes of floats or of bfloat16s */
+__device__ __forceinline__ void unpack(float (&x)[4], const uint4 &packed) {
+    x[0] = __uint_as_float(packed.x), x[1] = __uint_as_float(packed.y);
+    x[2] = __uint_as_float(packed.z), x[3] = __uint_as_float(packed.w);
+}
+__device__ __forceinline__ void unpack(float (&x)[8], const uint4 &packed) {
+    const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(pairs[i] << 16);
+        x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
 }
 __device__ __forceinline__ void unpack(float (&x)[1], floatX packed) { x[0] = to_float(packed); }
-template <class T> __device__ __forceinline__ void unpack(float (&x)[Vec<T>::n], const Vec<T> &packed) {
-    for (int j = 0; j < Vec<T>::n; j++) x[j] = to_float(packed.v[j]);
-}
 
 template <int W, class T> __device__ __forceinline__ void load_floats(float (&x)[W], const T *p) {
     if constexpr (W == 1) x[0] = to_float(*p);
     else
-        for (int k = 0; k < W; k += Vec<T>::n) {
-            const Vec<T> v = load16(p + k);
-            for (int j = 0; j < Vec<T>::n; j++) x[k + j] = to_float(v.v[j]);
-        }
+        for (int k = 0; k < W; k += Vec<T>::n)
+            unpack(reinterpret_cast<float (&)[Vec<T>::n]>(x[k]), *reinterpret_cast<const uint4 *>(p + k));
+}
+
+/* what a thread keeps of W elements between two uses: as few registers as they are stored in */
+template <int W> using Packed = std::conditional_t<W == 1, floatX, uint4>;
+template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
+    return *reinterpret_cast<const Packed<W> *>(p);
 }
 
 template <int W, class T> __device__ __forceinline__ void store_floats(T *p, const float (&x)[W]) {

@@ -22,7 +22,8 @@ static Kernels make_table(void) {
     k.fp32 = std::is_same<floatX, float>::value, k.bf16 = !k.fp32;
     k.memory_available = gpu_memory_available, k.open = gpu_open, k.close = gpu_close;
     k.alloc = gpu_alloc, k.free = gpu_free, k.workspace_bytes = workspace_bytes;
-    k.sync = gpu_sync, k.fill = gpu_fill, k.copy_in = gpu_copy_in, k.copy_out = gpu_copy_out;
+    k.sync = gpu_sync, k.replay = gpu_replay, k.recorded = gpu_recorded;
+    k.fill = gpu_fill, k.copy_in = gpu_copy_in, k.copy_out = gpu_copy_out;
 #define ENTRY(entry) k.entry = gpu_##entry;
     EACH_KERNEL(ENTRY)
     return k;

@@ -4,7 +4,7 @@
     python dev/bench_matmul.py system=onednn precision=fp32 threads=2 product=wgrad M=256 C=768 OC=3072 turns=3
 
 Systems: pyllmc; onednn (PyTorch's linear as compiled models call it, and its bf16 mm), openblas (NumPy's), mkl (torch.mm).
-Ours adds the bias, sums gradients up and its bf16 reads and writes floats; the others get their operands in the layout and
+Ours adds the bias, sums its gradient up, and its bf16 reads and writes floats; the others get their operands in the layout and
 type they like best and only multiply, so that nothing but the product is held against them.
 """
 
@@ -84,20 +84,20 @@ class Engine:
     def bind(self, entry: str, arrays: Sequence[np.ndarray], *sizes: int) -> Call:
         """A call of a kernel, which keeps the arrays and the scratch alive."""
         kernel = getattr(self.table, entry)
-        pointers = [self.ffi.cast("float *", x.ctypes.data) for x in arrays]
+        kinds = self.ffi.typeof(kernel).args[1:]
+        pointers = [self.ffi.cast(kind, x.ctypes.data) for kind, x in zip(kinds, arrays)]
         return lambda: (kernel(self.context, *pointers, *sizes), arrays)
 
 
 def our_product(precision: str, threads: int, product: str, M: int, C: int, OC: int) -> Call:
     x, w, y = (random_array(*shape) for shape in ((M, C), (OC, C), (M, OC)))
     b = np.zeros(OC, np.float32)
-    entry, arrays = {
-        "fwd": ("matmul_forward", (y, x, w, b)),
-        "dgrad": ("matmul_backward_input", (x, y, w)),
-        "wgrad": ("matmul_backward_weight", (w, b, y, x)),
+    entry, arrays, sizes = {
+        "fwd": ("matmul_forward", (y, x, w, b), (1, M, C, OC)),
+        "dgrad": ("matmul_backward_input", (x, y, w), (1, M, C, OC)),
+        "wgrad": ("matmul_backward_weight", (w, b, y, x), (0, 1, M, C, OC)),  # written, as in training
     }[product]
-    arrays[0].fill(0)  # the result: gradients of weights are added to it
-    kernel = Engine(precision, threads, 1, M, C, 1, max(OC, 128)).bind(entry, arrays, 1, M, C, OC)
+    kernel = Engine(precision, threads, 1, M, C, 1, max(OC, 128)).bind(entry, arrays, *sizes)
 
     def call() -> Call:
         kernel()

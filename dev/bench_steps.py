@@ -86,14 +86,12 @@ def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) 
     recompute = int(options.options()["recompute"].default)
     kept = {"keep_logits": False, "recompute": recompute}  # as the trainer's model
     m = engine_model(c, B=B, T=T, precision=precision, threads=threads, **kept)
-    hyper = _ffi.ffi().new("llmc_adamw *", (LR, *BETAS, EPS, DECAY))
+    hyper, norm = _ffi.ffi().new("llmc_adamw *", (LR, *BETAS, EPS, DECAY)), _ffi.ffi().new("float *")
 
     def step() -> float:
-        m.zero_grad()
-        loss = m.micro_step(ids[:, :-1], ids[:, 1:])
-        m._check(
-            m._lib.llmc_model_update(m._handle, hyper, CLIP, _ffi.ffi().NULL)
-        )  # clips as the trainer does
+        loss = m.micro_step(ids[:, :-1], ids[:, 1:], accumulate=False)
+        m._check(m._lib.llmc_model_grad_norm(m._handle, CLIP, norm))  # clips as the trainer does
+        m._check(m._lib.llmc_model_update(m._handle, hyper, 1))
         return float(loss)
 
     return step

@@ -161,12 +161,20 @@ class Model:
         self._untargeted = targets is None
         return None if targets is None else loss[0]
 
-    def micro_step(self, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0) -> float:
-        """forward, then backward(scale): the loss. The faster way where logits are not kept."""
+    def micro_step(
+        self, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0, accumulate: bool = True
+    ) -> float:
+        """forward, then backward(scale): the loss. The faster way, above all where logits are not kept.
+
+        accumulate=False: gradients are written instead, as after zero_grad, which then costs no time.
+        """
         arrays, pointers = self._batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         shape = arrays[0].shape
-        self._check(self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, loss))
+        self._check(
+            self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss)
+        )
+        self._check(self._lib.llmc_model_sync(self._handle))
         self._untargeted = False
         return loss[0]
 
@@ -211,7 +219,7 @@ class Model:
     ) -> None:
         """One AdamW step; the decay is for 2-D tensors only."""
         hyper = _ffi.ffi().new("llmc_adamw *", (lr, betas[0], betas[1], eps, weight_decay))
-        self._check(self._lib.llmc_model_update(self._handle, hyper, 0, _ffi.ffi().NULL))
+        self._check(self._lib.llmc_model_update(self._handle, hyper, 0))
 
     # ---- generation ----
 

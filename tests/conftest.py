@@ -7,8 +7,11 @@ import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 
 from pyllmc import _ffi
 from pyllmc.errors import NoDevice
@@ -16,6 +19,7 @@ from pyllmc.errors import NoDevice
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
+ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
 
 
 def _runs_here(isa: str) -> bool:
@@ -121,17 +125,48 @@ def buffers():
     held.check()
 
 
-def assert_parity(ours, torch32, torch64, what: str = "", floor: float = 2e-7, times: float = 2) -> None:
+def in_every_way(kernels: Kernel) -> Iterator[Kernel]:
+    """The same kernels in all the ways that may not change a bit: numbers of threads, schedules of the emulation,
+    and for a real GPU simply again."""
+    if kernels.isa not in DEVICES:
+        for threads in (1, 2, 3, 5):
+            yield Kernel(kernels.isa, threads)
+    elif "emu" not in kernels.isa:
+        yield from [kernels] * 4
+    else:
+        for schedule in (b"reversed", b"random", b"in_order"):
+            assert DEVICES[kernels.isa].emu_options(schedule, 7, 0) == 0
+            yield kernels
+
+
+def storable(kernels: Kernel, x: np.ndarray) -> np.ndarray:
+    """The nearest numbers that the library can store."""
+    return torch.from_numpy(x).to(getattr(torch, kernels.stored)).float().numpy()
+
+
+# what rounding to the stored element may cost a number, relatively
+ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}
+
+
+def assert_parity(
+    ours,
+    torch32,
+    torch64,
+    what: str = "",
+    floor: float = 2e-7,
+    times: float = 2,
+    stored: str = "float32",
+) -> None:
     """At most twice PyTorch's own distance from the float64 answer (FlashAttention's rule).
 
     All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
-    happens to be exact.
+    happens to be exact. Every number may be one rounding to the element `stored` further away.
     """
     ours, torch32, torch64 = (np.asarray(x, dtype=np.float64) for x in (ours, torch32, torch64))
     assert ours.shape == torch64.shape, f"{what}: shape {ours.shape}, expected {torch64.shape}"
     assert np.isfinite(ours).all(), f"{what}: not finite where PyTorch is"
     if not ours.size:
         return
-    error, allowed = np.abs(ours - torch64).max(), np.abs(torch32 - torch64).max()
-    allowed = times * allowed + floor * np.abs(torch64).max()
+    allowed = times * np.abs(torch32 - torch64).max() + floor * np.abs(torch64).max()
+    error = (np.abs(ours - torch64) - ROUNDING[stored] * (np.abs(torch64) + allowed)).max()
     assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"

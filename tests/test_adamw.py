@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import Buffers, Kernel, assert_parity
+from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
 COUNTS = [1, 3, 16, 17, 97, 1009, 8191, 8193, 70001]
 STEPS = 10
@@ -36,6 +36,11 @@ def torch_adamw(start: np.ndarray, grads, dtype: torch.dtype, decay: float, fact
     return [a.detach().numpy() for a in (param, state["exp_avg"], state["exp_avg_sq"])]
 
 
+def stored_beside(k: Kernel, buffers: Buffers, param: np.ndarray) -> np.ndarray:
+    """What goes with param, the master: the same memory where floats are stored."""
+    return param if k.stored == "float32" else buffers.out(*param.shape)
+
+
 def adamw(
     k: Kernel,
     buffers: Buffers,
@@ -46,11 +51,13 @@ def adamw(
     eps: float = EPS,
 ):
     n = start.size
-    got = [buffers.guarded(x) for x in (start, np.zeros_like(start), np.zeros_like(start))]
+    param, m, v = (buffers.guarded(x) for x in (start, np.zeros_like(start), np.zeros_like(start)))
+    stored = stored_beside(k, buffers, param)
     grad_scale = None if factor is None else np.array([factor], np.float32)
     for t, grad in enumerate(grads, 1):
-        k.adamw(got[0], *got, buffers.guarded(grad), grad_scale, LR, BETA1, BETA2, eps, decay, t, n)
-    return got
+        k.adamw(param, stored, m, v, buffers.guarded(grad), grad_scale, LR, BETA1, BETA2, eps, decay, t, n)
+        assert (stored == storable(k, param)).all()
+    return [param, m, v]
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -83,12 +90,15 @@ def test_late_step(kernels: Kernel, buffers: Buffers):
     param, m, v, grad = (buffers.guarded(np.abs(random(n, seed)) + np.float32(0.5)) for seed in range(4))
     p, m1, v1 = (x.astype(np.float64) for x in (param, m, v))
     m1, v1 = BETA1 * m1 + (1 - BETA1) * grad, BETA2 * v1 + (1 - BETA2) * grad.astype(np.float64) ** 2
-    kernels.adamw(param, param, m, v, grad, None, LR, BETA1, BETA2, EPS, 0.0, t, n)
+    kernels.adamw(
+        param, stored_beside(kernels, buffers, param), m, v, grad, None, LR, BETA1, BETA2, EPS, 0.0, t, n
+    )
     np.testing.assert_allclose(param, p - LR * m1 / (np.sqrt(v1) + EPS), rtol=1e-6)
 
 
 def norm_of(k: Kernel, buffers: Buffers, grads: np.ndarray, max_norm: float = 1.0) -> np.ndarray:
     norm = buffers.out(2)
+    k.workspace(1, 1, 1)
     k.global_norm(norm, buffers.guarded(grads), max_norm, grads.size)
     return norm
 
@@ -133,11 +143,20 @@ def test_scale(kernels: Kernel, buffers: Buffers, n: int, factor: float):
     assert (x == random(n) * by).all()
 
 
-def test_threads_do_not_change_a_bit(kernels: Kernel, buffers: Buffers):
+@pytest.mark.parametrize("n", COUNTS)
+def test_store(kernels: Kernel, buffers: Buffers, n: int):
+    """To nearest, ties to even; NaN and infinity stay."""
+    param = buffers.guarded(random(n))
+    param[:3] = [np.inf, np.nan, -(1 + 2.0**-8)][:n]
+    stored = buffers.out(n)
+    kernels.store(stored, param, n)
+    np.testing.assert_array_equal(stored, storable(kernels, param))
+
+
+def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers):
     n, results = 150_001, []
     grads = gradients(n)[:2]
-    for threads in (1, 2, 3, 5):
-        k = Kernel(kernels.isa, threads)
+    for k in in_every_way(kernels):
         norm = norm_of(k, buffers, grads[0])
         state = adamw(k, buffers, random(n), grads, 0.1, norm[1])
         k.scale(grads[1].copy(), norm[1:], n)

@@ -1,4 +1,5 @@
-"""vf_exp (simd.h), gelu and gelu_slope (gelu.h) alone, compiled as the library is for each instruction set.
+"""vf_exp (simd.h), gelu and gelu_slope (gelu.h) alone, compiled as the library is for each instruction set; and those of
+cuda/gelu.cuh, compiled for the CPU.
 
 The kernels that use them are tested in test_matmul.py (GELU), test_classifier.py and test_attention.py (exp).
 """
@@ -15,7 +16,7 @@ import torch
 from conftest import ISAS, assert_parity, ffi
 
 ROOT = Path(__file__).resolve().parent.parent
-PROBE = """
+CPU_PROBE = """
 #include "gelu.h"
 #define PROBE(f) \
     __attribute__((visibility("default"))) void f##_probe(float *y, const float *x, int n); \
@@ -23,6 +24,14 @@ PROBE = """
         for (int i = 0; i < n; i += VL) vf_store_n(y + i, f(vf_load_n(x + i, LANES(i, n))), LANES(i, n)); \
     }
 PROBE(vf_exp) PROBE(gelu) PROBE(gelu_slope)
+"""
+CUDA_PROBE = """
+#include "gelu.cuh"
+#define PROBE(f) \
+    extern "C" __attribute__((visibility("default"))) void f##_probe(float *y, const float *x, int n) { \
+        for (int i = 0; i < n; i++) y[i] = f(x[i]); \
+    }
+PROBE(gelu) PROBE(gelu_slope)
 """
 
 
@@ -48,17 +57,19 @@ SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 def compiler(isa: str) -> list[str]:
     """The compiler and flags with which the Makefile builds a kernel file."""
-    show = f"show:;@echo $(CC) $(CFLAGS) $(ISA_{isa})"
+    command = "$(CXX) $(EMU_CXXFLAGS)" if isa == "cuda" else f"$(CC) $(CFLAGS) $(ISA_{isa})"
+    show = f"show:;@echo {command}"
     return subprocess.run(
         ["make", "-s", f"--eval={show}", "show"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
 
 
-@pytest.fixture(scope="module", params=[isa for isa in ISAS if isa != "reference"])
+@pytest.fixture(scope="module", params=[*(isa for isa in ISAS if isa != "reference"), "cuda"])
 def apply(request, tmp_path_factory):
     """apply(function's name, x) -> y"""
-    source = tmp_path_factory.mktemp(request.param) / "probe.c"
-    source.write_text(PROBE)
+    cuda = request.param == "cuda"
+    source = tmp_path_factory.mktemp(request.param) / ("probe.cpp" if cuda else "probe.c")
+    source.write_text(CUDA_PROBE if cuda else CPU_PROBE)
     target = str(source.with_suffix(".so"))
     subprocess.run(
         [*compiler(request.param), "-shared", f"-I{ROOT / 'csrc/cpu'}", str(source), "-o", target, "-lm"],
@@ -69,6 +80,8 @@ def apply(request, tmp_path_factory):
     lib = probes.dlopen(target)
 
     def call(name: str, x: np.ndarray) -> np.ndarray:
+        if not hasattr(lib, name + "_probe"):
+            pytest.skip(f"{request.param} has no {name} of its own")
         x, y = np.ascontiguousarray(x, np.float32), np.empty(x.shape, np.float32)
         getattr(lib, name + "_probe")(
             probes.from_buffer("float[]", y), probes.from_buffer("float[]", x), x.size

@@ -59,6 +59,19 @@ def forward_backward(m: pyllmc.Model, *batch, scale: float = 1.0) -> list[bytes]
 # ---- the micro-step ----
 
 
+@pytest.mark.parametrize("name", [*CASES, *MANY])
+def test_gradients_can_be_written_instead_of_added(name):
+    """What was there before, be it NaN, is not read."""
+    c = {**CASES, **MANY}[name]
+    m, batch = make_engine(c, keep_logits=False), batch_of(c)
+    expected = micro_step(m, *batch)
+    for key in m.grads:
+        m.grads[key][...] = np.nan
+    losses = [m.micro_step(*batch, accumulate=accumulate) for accumulate in (False, True)]
+    found = [np.array(losses).tobytes(), m.losses.tobytes(), *(m.grads[key].tobytes() for key in m.grads)]
+    assert found == expected
+
+
 @pytest.mark.parametrize("keep_logits", [True, False])
 @pytest.mark.parametrize("name", [*CASES, *MANY])
 def test_a_micro_step_is_forward_and_backward(name, keep_logits):

@@ -12,14 +12,18 @@
 #include "threads.h"
 
 enum {
+    WIDEST = 3072,        /* columns of a block */
     LOW = 16,             /* tiles: B pays its copy in higher blocks */
     OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
     /* rows for which dots are faster than to copy B; but in the end the lanes of each sum must be added, so K has to
      * be FEW_K times as large */
     FEW = VREGS == 32 ? 64 : 16,
-    FEW_BF16 = 4,
     FEW_K = 8,
+    LARGE = 1 << 19, /* elements of C: more than the second cache holds */
 };
+
+/* by the format of B, which dots convert once for every four rows of A */
+static const int few_in_bf16[] = {[LLMC_FP32] = 16, [LLMC_BF16] = FEW, [LLMC_INT8] = 8};
 
 int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
 
@@ -38,12 +42,12 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 
 typedef struct Tiles {
     int64_t most; /* of K in a block */
-    void (*pack)(const Gemm *g, const Block *s);
-    void (*row)(const Gemm *g, const Block *s, int64_t m);
+    void (*copy)(const Gemm *g, const Block *s);
+    void (*panel)(const Gemm *g, const Block *s, int64_t n);
 } Tiles;
-static const Tiles fp32 = {KC, K(gemm_pack_fp32), K(gemm_row_fp32)};
+static const Tiles fp32 = {KC, K(gemm_copy_fp32), K(gemm_panel_fp32)};
 #if HAS_BF16
-static const Tiles bf16 = {2 * KC, K(gemm_pack_bf16), K(gemm_row_bf16)};
+static const Tiles bf16 = {2 * KC, K(gemm_copy_bf16), K(gemm_panel_bf16)};
 #endif
 
 static const Tiles *tiles_of(const Gemm *g) {
@@ -60,9 +64,10 @@ static void block(const Gemm *g, Block *s) {
     const int64_t kc = up((g->K + parts - 1) / parts, tiles->most / KC); /* equal parts of whole pairs */
     for (s->k = 0; s->k < g->K; s->k += kc) {
         s->kc = smaller(kc, g->K - s->k);
-        tiles->pack(g, s);
-        for (int64_t m = s->m; m < s->m_end; m += MR) tiles->row(g, s, m);
+        tiles->copy(g, s);
+        for (int64_t n = s->n; n < s->n_end; n += NR) tiles->panel(g, s, n);
     }
+    if (g->stream) end_streams();
 }
 
 /* ---- sharing C out ---- */
@@ -71,7 +76,7 @@ typedef struct Plan {
     int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: a row costs as much as 8 more columns, a column as 24 more
+/* time of the busiest thread, in multiply-adds: to copy a row costs as much as 40 more columns, a column as 40 more
  * rows. The last of several threads is a quarter of a block late: no two cores are equally fast, or free. */
 static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, MR);
@@ -79,12 +84,12 @@ static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, in
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
-    const int64_t one = p->mt * p->nt + 8 * p->mt + 24 * p->nt;
+    const int64_t one = p->mt * p->nt + 40 * (p->mt + p->nt);
     return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
 static Plan best_plan(const Gemm *g, int threads) {
-    const int64_t least_down = (g->M + 2047) / 2048, least_across = (g->N + NC - 1) / NC;
+    const int64_t least_down = (g->M + MC - 1) / MC, least_across = 1 + (g->N - 1) / WIDEST;
     Plan best, p;
     double least = plan_time(g, &best, least_down, least_across, threads);
     for (int64_t down = least_down; down <= 4 * (least_down + threads); down += 1 + down / 4)
@@ -119,14 +124,28 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
     }
 }
 
+/* a gradient of weights, which is read next when all others are there: not if it may still be in a cache then, or if a
+ * part of the sum is read before */
+static int is_streamed(const Gemm *g) {
+    const int aligned = (uintptr_t)g->c % (VL * sizeof(float)) == 0 && g->N % VL == 0;
+    return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->most && g->M * g->N >= LARGE && aligned;
+}
+
+static int is_few(const Gemm *g) {
+    const int64_t most = g->bf16 ? few_in_bf16[g->b.format] : FEW;
+    const int fits = !g->bf16 || g->M * up(g->K, 2 * VL) / 2 <= A_FLOATS;
+    return g->M <= smaller(most, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits;
+}
+
 void K(gemm)(Context *ctx, const Gemm *given) {
     Gemm g = *given;
     g.bf16 = USES_BF16(ctx);
-    const int few = g.M <= smaller(g.bf16 ? FEW_BF16 : FEW, g.K / FEW_K) && g.b.transposed && !g.a.transposed;
+    g.stream = is_streamed(&g);
+    const int few = is_few(&g);
     const int64_t reads = g.N * g.K, ops = g.M * reads / OPS_PER_ELEMENT;
 #ifdef BLAS_SGEMM
     if (!few && K(gemm_blas)(ctx, &g)) return;
 #endif
-    if (few) K(gemm_dots)(&g, threads_for(ctx, reads > ops ? reads : ops));
+    if (few) K(gemm_dots)(&g, ctx->workspace, threads_for(ctx, reads > ops ? reads : ops));
     else blocks(ctx, &g, threads_for(ctx, ops));
 }

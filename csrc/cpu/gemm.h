@@ -18,7 +18,9 @@ typedef struct Gemm {
     const float *bias;  /* (N), added to every row, or NULL */
     float *gelu;        /* (M,N) = gelu(C), or NULL */
     const float *slope; /* (M,N): C is multiplied by gelu'(slope), or NULL */
-    int bf16;           /* products of rounded operands; gemm fills it in */
+    /* gemm fills these in: */
+    int bf16;   /* products of rounded operands */
+    int stream; /* C is written once, past the caches */
 } Gemm;
 
 /* No element of C depends on the number of threads. Reads nothing outside A and B. */

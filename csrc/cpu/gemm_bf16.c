@@ -1,7 +1,6 @@
 /* The matrix product's tiles in bf16: operands are rounded to bf16 (to nearest, ties to even) while they are copied, two
  * that follow each other along K in one word; products are added up in float. */
 #include "gemm_tile.h"
-#include "weights.h"
 #if HAS_BF16
 typedef int32_t Pair; /* the even k in the low half; an odd K ends with a pair whose high half is 0 */
 
@@ -39,28 +38,54 @@ TILE(columns_3, 1, 3)
 /* clang-format on */
 static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
 
-/* ---- copies ---- */
+/* ---- copies of A: panels of MR rows ---- */
 
 /* two rows of src, k and k + 1, become one of pairs; beyond the last row is 0 */
-INLINE void store_pairs(Pair *dst, const float *src, int64_t ld, int has_odd, int lanes, int stored) {
-    const vf even = vf_load_n(src, lanes), odd = has_odd ? vf_load_n(src + ld, lanes) : (vf){0};
-    vi_store_n(dst, bf16_interleave(even, odd), stored);
+INLINE vi pairs_at(const float *src, int64_t ld, int has_odd, int lanes) {
+    return bf16_interleave(vf_load_n(src, lanes), has_odd ? vf_load_n(src + ld, lanes) : (vf){0});
 }
 
-static void copy_rows(Pair *dst, int64_t width, const float *src, int64_t ld, int lanes, int64_t kc) {
-    for (int64_t k = 0; k < kc; k += 2, dst += width, src += 2 * ld)
-        store_pairs(dst, src, ld, k + 1 < kc, lanes, (int)smaller(width, VL));
+enum { GROUP = 4 * VL }; /* rows copied side by side: whole lines are read, they may lie far apart */
+
+static void copy_columns(const Gemm *g, const Block *s) {
+    const int64_t pairs = (s->kc + 1) / 2;
+    for (int64_t m = s->m; m < s->m_end; m += GROUP)
+        for (int64_t k = 0; k < s->kc; k += 2) {
+            const float *src = element(&g->a, m, s->k + k);
+            Pair *dst = (Pair *)s->a + (m - s->m) * pairs + k / 2 * MR;
+            const int64_t end = smaller(GROUP, s->m_end - m);
+            for (int64_t i = 0; i < end; i += VL, dst += VL * pairs) {
+                const vi v = pairs_at(src + i, g->a.ld, k + 1 < s->kc, LANES(i, end));
+                Pair words[VL];
+                vi_store(words, v);
+                memcpy(dst, words, MR * sizeof *dst);
+                if (end - i > MR) memcpy(dst + MR * pairs, words + MR, MR * sizeof *dst);
+            }
+        }
 }
 
-static void copy_a(Pair *dst, const float *src, int64_t ld, int rows, int64_t kc) {
-    for (int i = 0; i < MR; i++, dst += A_PAIRS) {
-        const float *row = src + (i < rows ? i : rows - 1) * ld; /* the last again rather than past the end */
-        for (int64_t k = 0; k < kc; k += 2 * VL) vi_store(dst + k / 2, weight_pairs(row, k, kc, LLMC_FP32));
+static void copy_rows(const Gemm *g, const Block *s) {
+    Pair *dst = (Pair *)s->a;
+    for (int64_t m = s->m; m < s->m + up(s->m_end - s->m, MR); m++, dst += A_PAIRS) {
+        const float *row = element(&g->a, smaller(m, s->m_end - 1), s->k); /* the last again rather than past the end */
+        for (int64_t k = 0; k < s->kc; k += 2 * VL) vi_store(dst + k / 2, weight_pairs(row, k, s->kc, LLMC_FP32));
     }
 }
 
+void K(gemm_copy_bf16)(const Gemm *g, const Block *s) {
+    if (g->a.transposed) copy_columns(g, s);
+    else copy_rows(g, s);
+}
+
+/* ---- copies of B: a panel ---- */
+
+static void pack_rows(Pair *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
+    for (int64_t k = 0; k < kc; k += 2, dst += up(cols, VL), src += 2 * ld)
+        for (int64_t j = 0; j < cols; j += VL) vi_store(dst + j, pairs_at(src + j, ld, k + 1 < kc, LANES(j, cols)));
+}
+
 /* numbers k..k+kc of VL rows become VL columns of pairs */
-INLINE void copy_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
+INLINE void pack_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
                             const int format) {
     const int64_t pairs = (kc + 1) / 2;
     for (int64_t k = 0; k < kc; k += 2 * VL) {
@@ -74,33 +99,26 @@ INLINE void copy_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, 
     }
 }
 
-static void copy_weights(Pair *dst, int64_t width, const Gemm *g, const Block *s, int64_t n) {
-    const int rows = LANES(n, s->n_end);
-    FOR_FORMAT(g->b.format, copy_transposed(dst, width, g, n, rows, s->k, s->kc, F));
+static void pack_weights(const Gemm *g, const Block *s, int64_t n, int64_t cols) {
+    for (int64_t j = 0; j < cols; j += VL)
+        FOR_FORMAT(g->b.format,
+                   pack_transposed((Pair *)s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
-/* ---- what gemm.c calls ---- */
+/* ---- a panel of C ---- */
 
-void K(gemm_pack_bf16)(const Gemm *g, const Block *s) {
-    const int64_t nc = s->n_end - s->n, pairs = (s->kc + 1) / 2;
-    for (int64_t n = 0; n < nc; n += VL) {
-        const int64_t panel = n / NR * NR, width = up(smaller(NR, nc - panel), VL);
-        Pair *dst = (Pair *)s->b + panel * pairs + (n - panel);
-        if (g->b.transposed) copy_weights(dst, width, g, s, s->n + n);
-        else copy_rows(dst, width, element(&g->b, s->k, s->n + n), g->b.ld, LANES(n, nc), s->kc);
-    }
-}
-
-void K(gemm_row_bf16)(const Gemm *g, const Block *s, int64_t m) {
-    const int rows = (int)smaller(MR, s->m_end - m);
+void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n) {
+    const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL, columns = g->a.transposed;
     const int64_t pairs = (s->kc + 1) / 2;
-    Pair *a = (Pair *)s->a, *b = (Pair *)s->b;
-    if (g->a.transposed) copy_rows(a, MR, element(&g->a, m, s->k), g->a.ld, rows, s->kc);
-    else copy_a(a, element(&g->a, m, s->k), g->a.ld, rows, s->kc);
-    for (int64_t n = s->n; n < s->n_end; n += NR) {
-        const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
-        const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        tiles[g->a.transposed][nv - 1](&p, pairs, a, b + (n - s->n) * pairs);
+    if (g->b.transposed) pack_weights(g, s, n, cols);
+    else pack_rows((Pair *)s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
+    Ahead next[2];
+    look_ahead(next, g, s, n);
+    for (int64_t m = s->m; m < s->m_end; m += MR) {
+        const Piece p = {
+            g, m, n, (int)smaller(MR, s->m_end - m), cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
+        ask(&next[0]), ask(&next[1]);
+        tiles[columns][nv - 1](&p, pairs, (Pair *)s->a + (m - s->m) * (columns ? pairs : A_PAIRS), (Pair *)s->b);
     }
 }
 #endif

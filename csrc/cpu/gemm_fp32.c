@@ -1,6 +1,5 @@
 /* The matrix product's tiles in fp32. */
 #include "gemm_tile.h"
-#include "weights.h"
 
 /* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
  * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
@@ -46,22 +45,26 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 #endif
 /* clang-format on */
 
-/* ---- copies of B: panels of NR columns one after another, each (kc, NR); the last may be narrower ---- */
+/* ---- copies: A's rows in panels of MR columns, (kc, MR) each; B's panel, (kc, nv*VL) ---- */
 
-static void pack_a_columns(float *dst, const float *src, int64_t ld, int mc, int64_t kc) {
-    for (int64_t k = 0; k < kc; k++, src += ld, dst += MR)
-        if (mc == MR) memcpy(dst, src, MR * sizeof *dst);
-        else
-            for (int i = 0; i < MR; i++) dst[i] = i < mc ? src[i] : 0;
+enum { GROUP = 8 }; /* panels copied side by side: whole lines are read, rows of a transposed A may lie far apart */
+
+void K(gemm_copy_fp32)(const Gemm *g, const Block *s) {
+    if (!g->a.transposed) return;
+    for (int64_t m = s->m; m < s->m_end; m += GROUP * MR)
+        for (int64_t k = 0; k < s->kc; k++) {
+            const float *src = element(&g->a, m, s->k + k);
+            float *dst = s->a + (m - s->m) * s->kc + k * MR;
+            for (int64_t left = smaller(GROUP * MR, s->m_end - m); left > 0; left -= MR, src += MR, dst += MR * s->kc)
+                if (left >= MR) memcpy(dst, src, MR * sizeof *dst);
+                else
+                    for (int i = 0; i < MR; i++) dst[i] = i < left ? src[i] : 0;
+        }
 }
 
-static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t nc, int64_t kc) {
-    for (int64_t k = 0; k < kc; k++, src += ld)
-        for (int64_t n = 0; n < nc; n += NR) {
-            const int64_t cols = smaller(NR, nc - n);
-            float *to = dst + n * kc + k * up(cols, VL);
-            for (int64_t j = 0; j < cols; j += VL) vf_store(to + j, vf_load_n(src + n + j, LANES(j, cols)));
-        }
+static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
+    for (int64_t k = 0; k < kc; k++, src += ld, dst += up(cols, VL))
+        for (int64_t j = 0; j < cols; j += VL) vf_store(dst + j, vf_load_n(src + j, LANES(j, cols)));
 }
 
 /* numbers k..k+kc of VL rows of weights become VL columns of dst, whose rows are `width` apart */
@@ -83,36 +86,26 @@ INLINE void pack_vector(float *dst, int64_t width, const Gemm *g, int64_t n, int
     }
 }
 
-static void pack_b_columns(const Gemm *g, const Block *s) {
-    for (int64_t n = s->n; n < s->n_end; n += VL) {
-        const int64_t at = n - s->n, panel = at / NR * NR, width = up(smaller(NR, s->n_end - s->n - panel), VL);
-        float *dst = s->b + panel * s->kc + (at - panel);
-        const int rows = LANES(n, s->n_end);
-        FOR_FORMAT(g->b.format, pack_vector(dst, width, g, n, rows, s->k, s->kc, F));
-    }
+static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t cols) {
+    for (int64_t j = 0; j < cols; j += VL)
+        FOR_FORMAT(g->b.format, pack_vector(s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
-/* ---- what gemm.c calls ---- */
+/* ---- a panel of C ---- */
 
-void K(gemm_pack_fp32)(const Gemm *g, const Block *s) {
-    const float *src = element(&g->b, s->k, s->n);
-    const int64_t nc = s->n_end - s->n, whole = s->in_place ? nc / NR * NR : 0;
-    if (s->in_place && (nc - whole) % VL == 0) return;
-    if (g->b.transposed) pack_b_columns(g, s);
-    else pack_b_rows(s->b + whole * s->kc, src + whole, g->b.ld, nc - whole, s->kc);
-}
-
-void K(gemm_row_fp32)(const Gemm *g, const Block *s, int64_t m) {
-    const int rows = (int)smaller(MR, s->m_end - m);
-    const int copied = g->a.transposed && (rows < MR || s->n_end - s->n > WIDE * NR);
-    const float *a = element(&g->a, m, s->k);
-    if (copied) pack_a_columns(s->a, a, g->a.ld, rows, s->kc);
-    for (int64_t n = s->n; n < s->n_end; n += NR) {
-        const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
-        const int in_place = s->in_place && cols % VL == 0;
-        const Piece p = {g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        tiles[g->a.transposed][nv - 1](&p, s->kc, copied ? s->a : a, copied ? MR : g->a.ld,
-                                       in_place ? element(&g->b, s->k, n) : s->b + (n - s->n) * s->kc,
-                                       in_place ? g->b.ld : nv * VL);
+void K(gemm_panel_fp32)(const Gemm *g, const Block *s, int64_t n) {
+    const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
+    const int in_place = s->in_place && cols % VL == 0, columns = g->a.transposed;
+    const float *b = in_place ? element(&g->b, s->k, n) : s->b;
+    if (g->b.transposed) pack_b_columns(g, s, n, cols);
+    else if (!in_place) pack_b_rows(s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
+    Ahead next[2];
+    look_ahead(next, g, s, n);
+    for (int64_t m = s->m; m < s->m_end; m += MR) {
+        const Piece p = {
+            g, m, n, (int)smaller(MR, s->m_end - m), cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
+        ask(&next[0]), ask(&next[1]);
+        tiles[columns][nv - 1](&p, s->kc, columns ? s->a + (m - s->m) * s->kc : element(&g->a, m, s->k),
+                               columns ? MR : g->a.ld, b, in_place ? g->b.ld : nv * VL);
     }
 }

@@ -3,6 +3,7 @@
 #define GEMM_TILE_H
 #include "gemm.h"
 #include "simd.h"
+#include "weights.h"
 
 #if VREGS == 32
 #define MR 8
@@ -13,11 +14,10 @@
 #endif
 enum {
     NR = NV * VL,
-    KC = 192, /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
-    NC = (VL == 16 ? 768 : 384) / NR * NR, /* KC x NC floats of B: within the second cache */
-    WIDE = 16,                             /* tiles: a column of A pays its copy in wider blocks */
-    A_FLOATS = (MR * KC + 15) / 16 * 16,
-    B_FLOATS = NC * KC,
+    KC = 192,           /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
+    MC = 512 / MR * MR, /* MC x KC words of A: half of the second cache */
+    A_FLOATS = (MC * KC + 15) / 16 * 16,
+    B_FLOATS = NR * KC,
 };
 
 #define APART static __attribute__((noinline)) /* keeps its registers to itself */
@@ -39,21 +39,58 @@ static inline const float *element(const Operand *x, int64_t i, int64_t j) {
 /* a piece of C that one thread computes, and the block k..k+kc of the sums at work */
 typedef struct Block {
     int64_t m, m_end, n, n_end, k, kc;
-    float *a, *b; /* this thread's copies */
-    int in_place; /* B is read where it lies, but for a last vector that is not whole */
+    float *a, *b; /* this thread's copies: of A's block in panels of MR rows, of B's panel */
+    int in_place; /* B is read where it lies, but for a last panel that is not of whole vectors */
 } Block;
 
-void K(gemm_pack_fp32)(const Gemm *g, const Block *s);           /* copies the block's columns of B */
-void K(gemm_row_fp32)(const Gemm *g, const Block *s, int64_t m); /* MR rows of C from m on */
+void K(gemm_copy_fp32)(const Gemm *g, const Block *s);             /* copies the block's rows of A */
+void K(gemm_panel_fp32)(const Gemm *g, const Block *s, int64_t n); /* up to NR columns of C from n on */
 #if HAS_BF16
-void K(gemm_pack_bf16)(const Gemm *g, const Block *s);
-void K(gemm_row_bf16)(const Gemm *g, const Block *s, int64_t m);
+void K(gemm_copy_bf16)(const Gemm *g, const Block *s);
+void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n);
 #endif
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope */
 #ifdef BLAS_SGEMM
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left that to us */
 #endif
-void K(gemm_dots)(const Gemm *g, int threads); /* few rows */
+void K(gemm_dots)(const Gemm *g, float *scratch, int threads); /* few rows; scratch: A_FLOATS, for A in bf16 */
+
+/* ---- asking the second cache for what is copied next, a share of it before each tile ---- */
+
+typedef struct Ahead {
+    const char *row;
+    int64_t bytes, stride; /* of a row; from one to the next */
+    int64_t at, left;      /* bytes into this row; rows */
+    int64_t share;         /* lines before each tile */
+} Ahead;
+
+/* elements i..i+rows, j..j+cols of an operand */
+static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, int64_t cols, int64_t tiles) {
+    const int64_t each = number_bytes(x->format), stride = row_bytes(x->format, x->ld);
+    if (x->transposed) return ahead(&(Operand){x->at, x->ld, 0, x->format}, j, cols, i, rows, tiles);
+    return (Ahead){.row = (const char *)x->at + i * stride + j * each,
+                   .bytes = cols * each,
+                   .stride = stride,
+                   .left = rows,
+                   .share = (rows * ((cols * each + 63) / 64) + tiles - 1) / tiles};
+}
+
+/* after the panel at n: the next of B; after the last, the next block of K of both */
+static inline void look_ahead(Ahead next[2], const Gemm *g, const Block *s, int64_t n) {
+    const int last = n + NR >= s->n_end;
+    const int64_t k = s->k + (last ? s->kc : 0), kc = smaller(s->kc, g->K - k);
+    const int64_t at = last ? s->n : n + NR, tiles = (s->m_end - s->m + MR - 1) / MR;
+    next[0] = next[1] = (Ahead){0};
+    if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(NR, s->n_end - at), tiles);
+    if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, tiles);
+}
+
+static inline void ask(Ahead *a) {
+    for (int64_t i = 0; i < a->share && a->left; i++) {
+        __builtin_prefetch(a->row + a->at, 0, 2);
+        if ((a->at += 64) >= a->bytes) a->at = 0, a->row += a->stride, a->left--;
+    }
+}
 
 /* ---- what happens to C ---- */
 
@@ -85,9 +122,26 @@ INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 
 INLINE void prefetch_tile(const Piece *p) {
     const float *c = p->g->c + p->m * p->g->N + p->n;
-    if (p->add)
+    if (!p->g->stream)
         for (int i = 0; i < p->rows; i++, c += p->g->N)
             for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
+}
+
+/* past the caches, whose lines need not be read first */
+INLINE void stream(float *aligned, vf v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(aligned, v);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(aligned, v);
+#else
+    vf_store(aligned, v);
+#endif
+}
+
+static inline void end_streams(void) { /* before another thread reads */
+#if VL >= 8
+    _mm_sfence();
+#endif
 }
 
 INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
@@ -107,6 +161,10 @@ INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
         vf bias[NV];
         UNROLL for (int j = 0; j < nv; j++) bias[j] = vf_load(p->g->bias + p->n + j * VL);
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
+    }
+    if (p->g->stream) {
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) stream(c + i * ld + j * VL, acc[i][j]);
+        return;
     }
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) vf_store(c + i * ld + j * VL, acc[i][j]);
 }

@@ -81,12 +81,15 @@ static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_
     for (int o = 0; o < OC; o += STRIP * VL) strip_gradient(dbias, dout, rows, OC, o);
 }
 
-void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp, int B,
-                               int T, int C, int OC) {
+void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
+                               int accumulate, int B, int T, int C, int OC) {
     const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
-    K(gemm)(
-        ctx,
-        &(Gemm){
-            .M = OC, .N = C, .K = BT, .a = transposed(dout, OC), .b = rows_of(inp, C), .c = dweight, .accumulate = 1});
+    K(gemm)(ctx, &(Gemm){.M = OC,
+                         .N = C,
+                         .K = BT,
+                         .a = transposed(dout, OC),
+                         .b = rows_of(inp, C),
+                         .c = dweight,
+                         .accumulate = accumulate});
 }

@@ -169,7 +169,7 @@ static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX 
 }
 
 static void matmul_backward_weight(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
-                                   int B, int T, int C, int OC) {
+                                   int accumulate, int B, int T, int C, int OC) {
     for (int o = 0; o < OC; o++) {
         double sum = 0;
         for (int64_t bt = 0; bt < (int64_t)B * T; bt++) sum += dout[bt * OC + o];
@@ -178,7 +178,7 @@ static void matmul_backward_weight(Context *ctx, float *dweight, float *dbias, c
             double dot = 0;
             for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
                 dot += operand(ctx, dout[bt * OC + o]) * operand(ctx, inp[bt * C + c]);
-            dweight[(int64_t)o * C + c] += (float)dot;
+            dweight[(int64_t)o * C + c] = (float)dot + (accumulate ? dweight[(int64_t)o * C + c] : 0);
         }
     }
 }

@@ -114,6 +114,7 @@ void note_access(const void *address, unsigned bytes, Access kind, const void *r
 } // namespace emu
 
 /* ---- what the emulator offers to tests ---- */
+#pragma GCC visibility push(default)
 extern "C" {
 /* The order in which threads and blocks run: "in_order", "reversed" or "random" (by seed). defer: work waits in its
  * stream until a synchronisation, in a random order between streams. 0, or -1 for an unknown schedule. */
@@ -127,3 +128,4 @@ int emu_report(char *text, size_t size);
 /* so far: launches, blocks, threads, switches, times the host waited for the device */
 void emu_statistics(uint64_t counts[5]);
 }
+#pragma GCC visibility pop

@@ -1,13 +1,13 @@
 /* Errors as CUDA has them: a fault in a kernel is sticky, others are told once. The emulator never prints; what it knows
  * beyond CUDA's code is in cudaGetErrorString. */
+#include <map>
 #include "emu_worker.h"
 
 namespace emu {
 struct Errors {
     std::mutex lock;
     cudaError_t sticky = cudaSuccess, last = cudaSuccess;
-    std::string text;    /* of the latest, as cudaGetErrorString shows it */
-    cudaError_t about{}; /* whose text it is */
+    std::map<cudaError_t, std::string> texts; /* of the latest of each, as cudaGetErrorString shows it */
 };
 static Errors &errors() {
     static Errors *e = new Errors;
@@ -53,8 +53,8 @@ cudaError_t set_error(cudaError_t error, const std::string &detail) {
     std::lock_guard<std::mutex> guard(e.lock);
     if (e.sticky) return e.sticky;
     if (error == cudaErrorLaunchFailure) e.sticky = error;
-    e.last = e.about = error;
-    e.text = std::string(lookup(error).text) + ": " + detail;
+    e.last = error;
+    e.texts[error] = std::string(lookup(error).text) + ": " + detail;
     return error;
 }
 cudaError_t sticky_error() {
@@ -65,6 +65,7 @@ void forget_errors() {
     Errors &e = errors();
     std::lock_guard<std::mutex> guard(e.lock);
     e.sticky = e.last = cudaSuccess;
+    e.texts.clear();
 }
 } // namespace emu
 
@@ -80,9 +81,10 @@ cudaError_t cudaGetLastError() {
     return last;
 }
 const char *cudaGetErrorName(cudaError_t error) { return emu::lookup(error).name; }
-/* valid until the next error */
+/* valid until the next error of its kind */
 const char *cudaGetErrorString(cudaError_t error) {
     emu::Errors &e = emu::errors();
     std::lock_guard<std::mutex> guard(e.lock);
-    return error && error == e.about ? e.text.c_str() : emu::lookup(error).text;
+    auto it = e.texts.find(error);
+    return it == e.texts.end() ? emu::lookup(error).text : it->second.c_str();
 }

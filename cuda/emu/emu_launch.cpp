@@ -21,6 +21,11 @@ static bool set_schedule(Options &o, const char *name) {
     return false;
 }
 
+static void set_seed(Options &o, uint64_t seed) {
+    o.seed = seed;
+    o.streams.seed(seed, 0, 0);
+}
+
 static Options from_environment() {
     Options o;
     auto number = [](const char *name, long unless) {
@@ -30,7 +35,7 @@ static Options from_environment() {
     const char *schedule = getenv("PYLLMC_EMU_SCHEDULE");
     if (schedule && !set_schedule(o, schedule))
         o.problem = std::string("PYLLMC_EMU_SCHEDULE=") + schedule + ": use in_order, reversed or random";
-    o.seed = (uint64_t)number("PYLLMC_EMU_SEED", 1);
+    set_seed(o, (uint64_t)number("PYLLMC_EMU_SEED", 1));
     o.defer = number("PYLLMC_EMU_DEFER", 0) != 0;
     o.protect = number("PYLLMC_EMU_PROTECT", 0) != 0;
     o.workers = (int)number("PYLLMC_EMU_WORKERS", 0);
@@ -227,7 +232,7 @@ int emu_options(const char *schedule, uint64_t seed, int defer) {
     emu::Locked lock(emu::runtime_lock());
     emu::Options &o = emu::options();
     if (!emu::set_schedule(o, schedule)) return -1;
-    o.seed = seed;
+    emu::set_seed(o, seed);
     o.defer = defer != 0;
     o.problem.clear();
     return 0;

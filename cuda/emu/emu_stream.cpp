@@ -42,8 +42,7 @@ static CUstream_st *choose() {
     std::sort(able.begin(), able.end(), by_age);
     if (options().schedule == Schedule::in_order) return able.front();
     if (options().schedule == Schedule::reversed) return able.back();
-    static Random random{options().seed * 2 + 1};
-    return able[random.below((unsigned)able.size())];
+    return able[options().streams.below((unsigned)able.size())];
 }
 
 static void run_until(const std::function<bool()> &finished) {

@@ -18,7 +18,7 @@ template <class T> EMU_UNSEEN inline T brought_by(const Meeting &m, unsigned lan
 }
 
 template <class T> inline T shuffle(unsigned mask, T value, int source, int width, const char *name, Place at) {
-    static_assert(sizeof(T) <= Meeting::slot_bytes && std::is_trivially_copyable_v<T>);
+    static_assert(std::is_arithmetic_v<T> ? sizeof(T) >= 4 : sizeof(T) <= 4, "CUDA has no shuffle of this type");
     int lane = (int)lane_id(), first = lane & ~(width - 1);
     Meeting m = meet(mask, name, &value, sizeof value, at);
     bool inside = source >= first && source < first + width;

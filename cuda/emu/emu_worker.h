@@ -125,6 +125,7 @@ bool run_block(Worker &w, const Launch &launch, uint64_t block);
 struct Options {
     Schedule schedule = Schedule::in_order;
     uint64_t seed = 1;
+    Random streams{1}; /* which stream is next */
     bool defer = false, protect = false;
     int workers = 0;
     std::string skip_file;

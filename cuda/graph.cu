@@ -1,0 +1,70 @@
+/* Calls that come again with the same arguments are recorded as a CUDA graph, which starts hundreds of kernels at once.
+ * The first time they are made as they are, which also loads what they need; the second time they are recorded. */
+#include <cstdlib>
+#include <cstring>
+#include "device.cuh"
+
+enum { MOST = 32 }; /* graphs; what comes after them runs as it is */
+
+struct Graphs {
+    struct {
+        int64_t key[4];
+        cudaGraphExec_t graph; /* NULL: seen once */
+    } seen[MOST];
+    int count, recording; /* the latter: number of the one under way, or -1 */
+};
+
+static bool wanted(void) {
+    const char *setting = getenv("PYLLMC_GRAPHS");
+    return !setting || strcmp(setting, "0");
+}
+
+static Graphs *graphs_of(Device *d) {
+    if (d->graphs || !wanted()) return d->graphs;
+    d->graphs = (Graphs *)calloc(1, sizeof *d->graphs);
+    if (d->graphs) d->graphs->recording = -1;
+    return d->graphs;
+}
+
+static void note(Device *d, cudaError_t error) {
+    if (d->failed == cudaSuccess) d->failed = error;
+}
+
+static int find(const Graphs *g, const int64_t key[4]) {
+    for (int i = 0; i < g->count; i++)
+        if (!memcmp(g->seen[i].key, key, sizeof g->seen[i].key)) return i;
+    return -1;
+}
+
+int gpu_replay(Context *ctx, const int64_t key[4]) {
+    Device *d = device_of(ctx);
+    Graphs *g = graphs_of(d);
+    const int i = g ? find(g, key) : -1;
+    if (i >= 0 && g->seen[i].graph) {
+        note(d, cudaGraphLaunch(g->seen[i].graph, d->stream));
+        return 1;
+    }
+    if (i >= 0 && cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) g->recording = i;
+    if (g && i < 0 && g->count < MOST) memcpy(g->seen[g->count++].key, key, sizeof g->seen[0].key);
+    return 0;
+}
+
+void gpu_recorded(Context *ctx) {
+    Device *d = device_of(ctx);
+    Graphs *g = d->graphs;
+    if (!g || g->recording < 0) return;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t *ready = &g->seen[g->recording].graph;
+    g->recording = -1;
+    cudaError_t error = cudaStreamEndCapture(d->stream, &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(ready, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    note(d, error == cudaSuccess ? cudaGraphLaunch(*ready, d->stream) : error);
+}
+
+void graphs_close(Device *d) {
+    for (int i = 0; d->graphs && i < d->graphs->count; i++)
+        if (d->graphs->seen[i].graph) cudaGraphExecDestroy(d->graphs->seen[i].graph);
+    free(d->graphs);
+    d->graphs = NULL;
+}
