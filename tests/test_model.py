@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ISAS, assert_parity, ffi, lib
+from conftest import DEVICES, ISAS, assert_parity, ffi, lib
 
 import pyllmc
 from pyllmc import layout
@@ -54,10 +54,13 @@ def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
     return drawn
 
 
+ON: dict[str, str] = {}  # which device, where it is not the CPU; a fixture sets it
+
+
 def make_engine(c: Case, threads: int = 2, **options) -> pyllmc.Model:
-    m = pyllmc.Model(c.config, *c.room, threads=threads, **options)
+    m = pyllmc.Model(c.config, *c.room, threads=threads, **ON, **options)
     for name, value in random_weights(c).items():
-        m.params[name][...] = value
+        m.params[name] = value
     return m
 
 
@@ -78,10 +81,19 @@ def expected(name: str) -> tuple[check.Result, dict[str, float]]:
     return check.run_torch(make_reference(CASES[name]), *CASES[name].shape, seed=0)
 
 
-@pytest.fixture(params=ISAS)
+FP32_DEVICES = [name for name in DEVICES if name.endswith("_fp32")]
+
+
+@pytest.fixture(params=[*ISAS, *FP32_DEVICES])
 def isa(request, monkeypatch) -> str:
-    monkeypatch.setenv("PYLLMC_ISA", request.param)
-    return request.param
+    name: str = request.param
+    if name not in DEVICES:
+        monkeypatch.setenv("PYLLMC_ISA", name)
+        return name
+    device = name.removesuffix("_fp32")
+    monkeypatch.setitem(ON, "device", device)
+    monkeypatch.setitem(ON, "precision", "fp32")
+    return device
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,6 @@
 /* CUDA C++ on the CPU: what a kernel sees. Every CUDA thread of a block runs on the CPU, one at a time, until it must
- * wait for the others; blocks of a grid run on several CPU threads. See emu_block.cpp for the order, README for what this
- * can and cannot show. */
+ * wait for the others; blocks of a grid run on several CPU threads. emu_block.cpp has the
+ * order. What this cannot show: speed, real streams, and how a tensor core rounds its sums. */
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -113,7 +113,7 @@ void note_access(const void *address, unsigned bytes, Access kind, const void *r
 #endif
 } // namespace emu
 
-/* ---- what the emulator offers to tests ---- */
+/* ---- what the emulator offers to tests, exported from the library ---- */
 #pragma GCC visibility push(default)
 extern "C" {
 /* The order in which threads and blocks run: "in_order", "reversed" or "random" (by seed). defer: work waits in its

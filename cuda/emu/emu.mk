@@ -11,7 +11,7 @@ EMU_CXXFLAGS += $(or $(EMU_OPT),-O2) -g -std=c++17 -fPIC -fvisibility=hidden -ff
 EMU_CXXFLAGS += -Wall -Wextra -Wpointer-arith -Wno-unknown-pragmas -Werror -Icuda -Icuda/emu -Icsrc
 # The compiler's hooks before each access; they are ours (emu_check.cpp), no sanitizer library is linked.
 EMU_WATCH := -DEMU_CHECK $(addprefix -fsanitize=,thread alignment bounds shift integer-divide-by-zero)
-EMU_LIBS  := -pthread
+EMU_LIBS  := -pthread -Wl,-z,defs
 
 EMU_SOURCES := $(wildcard cuda/*.cu)
 EMU_RUNTIME := $(filter-out cuda/emu/emu_check%,$(wildcard cuda/emu/emu_*.cpp))

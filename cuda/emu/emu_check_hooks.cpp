@@ -24,6 +24,28 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
+/* std::atomic and the guards of static variables, in the host's code */
+#define EMU_ATOMIC_HOOKS(bits)                                                                          \
+    uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t *p, int) {                  \
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                    \
+    }                                                                                                   \
+    void __tsan_atomic##bits##_store(volatile uint##bits##_t *p, uint##bits##_t v, int) {               \
+        __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                       \
+    }                                                                                                   \
+    uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t *p, uint##bits##_t v, int) {  \
+        return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                             \
+    }                                                                                                   \
+    uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile uint##bits##_t *p, uint##bits##_t v, int) { \
+        return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                              \
+    }                                                                                                   \
+    int __tsan_atomic##bits##_compare_exchange_strong(volatile uint##bits##_t *p, uint##bits##_t *old,  \
+                                                      uint##bits##_t v, int, int) {                     \
+        return __atomic_compare_exchange_n(p, old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
+    }
+EMU_ATOMIC_HOOKS(8)
+EMU_ATOMIC_HOOKS(32)
+EMU_ATOMIC_HOOKS(64)
+
 /* every record of the undefined-behaviour hooks begins with its place */
 struct Source {
     const char *file;
