@@ -16,7 +16,8 @@ static Attention attention_of(const floatX *q, const floatX *k, int n, int T, in
 }
 
 int64_t gpu_attention_workspace(int B, int T, int C, int NH) {
-    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float), splits = decode::workspace((int64_t)B * NH, T, C / NH);
+    const int64_t D = (int64_t)B * NH * T * (int64_t)sizeof(float),
+                  splits = decode::workspace((int64_t)B * NH, T, C / NH);
     return D > splits ? D : splits;
 }
 
@@ -115,7 +116,8 @@ void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, cons
     backward(ctx, g, heads);
 }
 
-template <class Unit> static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
+template <class Unit>
+static void append(const Context *ctx, void *cache, const void *qkv, const int *pos, const Attention &a, int B) {
     const int count = 3 * a.C / (int)(sizeof(Unit) / sizeof(floatX));
     const int64_t total = (int64_t)B * a.n * count;
     LAUNCH(attention_append<Unit>, (unsigned)divide_up(total, (int64_t)256), 256, 0, stream_of(ctx))

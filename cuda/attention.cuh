@@ -10,9 +10,9 @@
 #include "common.cuh"
 
 struct Attention {
-    const floatX *q, *k, *v;  /* rows 3C apart; n of q and T of k and v in a sequence */
-    float *lse;               /* (B,NH,n); NULL: not asked for */
-    const int *pos;           /* (B): of the first query; NULL: 0 */
+    const floatX *q, *k, *v; /* rows 3C apart; n of q and T of k and v in a sequence */
+    float *lse;              /* (B,NH,n); NULL: not asked for */
+    const int *pos;          /* (B): of the first query; NULL: 0 */
     int n, T, C, NH, hs;
     int seen; /* keys that a query sees at most, 1..T */
     float scale, to_log2;

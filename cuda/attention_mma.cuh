@@ -60,17 +60,17 @@ template <int HP, int MT, bool KEEP> struct Left {
     }
 };
 
-/* sum = left right', rows row.. of right */
+/* sum = left right' */
 template <int HP, int MT, int NT, bool KEEP>
-__device__ __forceinline__ void dots(float (&sum)[MT][NT][4], Left<HP, MT, KEEP> &left, const bf16 *right, int row) {
+__device__ __forceinline__ void dots(float (&sum)[MT][NT][4], Left<HP, MT, KEEP> &left, const bf16 *right) {
     for (int m = 0; m < MT; m++)
         for (int n = 0; n < NT; n++)
             for (int e = 0; e < 4; e++) sum[m][n][e] = 0;
     for (int k = 0; k < HP / 16; k++) {
-        const uint32_t(*a)[4] = left.at(k);
+        const uint32_t (*a)[4] = left.at(k);
         for (int n = 0; n < NT; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, by_columns<HP>(right, row + 8 * n, 16 * k));
+            ldmatrix_x4(b, by_columns<HP>(right, 8 * n, 16 * k));
             for (int m = 0; m < MT; m++)
                 for (int i = 0; i < 2; i++) mma_bf16_16816(sum[m][n + i], a[m], b + 2 * i);
         }
@@ -84,10 +84,10 @@ __device__ __forceinline__ uint32_t pair(float x, float y) {
     return bits;
 }
 
-/* sum += weights right, rows row.. of right */
+/* sum += weights right */
 template <int HP, int MT, int NT>
 __device__ __forceinline__ void add_products(float (&sum)[MT][HP / 8][4], const float (&weights)[MT][NT][4],
-                                             const bf16 *right, int row) {
+                                             const bf16 *right) {
     for (int k = 0; k < NT; k += 2) {
         uint32_t a[MT][4];
         for (int m = 0; m < MT; m++)
@@ -95,7 +95,7 @@ __device__ __forceinline__ void add_products(float (&sum)[MT][HP / 8][4], const 
                 a[m][i] = pair(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
         for (int n = 0; n < HP / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, by_rows<HP>(right, row + 8 * k, 8 * n));
+            ldmatrix_x4_trans(b, by_rows<HP>(right, 8 * k, 8 * n));
             for (int m = 0; m < MT; m++)
                 for (int i = 0; i < 2; i++) mma_bf16_16816(sum[m][n + i], a[m], b + 2 * i);
         }
@@ -131,7 +131,7 @@ __device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const
 
 /* MT as large as registers allow: the more rows share what ldmatrix reads, the less it is the limit */
 template <int HP> struct Forward {
-    static constexpr int MT = HP <= 64 ? 2 : 1, ROWS = 16 * MT * WARPS, KEYS = 64;
+    static constexpr int MT = HP <= 64 ? 2 : 1, ROWS = 16 * MT * WARPS, KEYS = HP <= 96 ? 64 : 32;
     static constexpr int tile = KEYS * STRIDE<HP>, elements = ROWS * STRIDE<HP> + 4 * tile;
     static constexpr int bytes = elements * (int)sizeof(bf16);
 
@@ -182,13 +182,14 @@ template <int HP> struct Queries {
             for (int n = 0; n < HP / 8; n++)
                 for (int e = 0; e < 4; e++) out[m][n][e] = 0;
     }
-    __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys, const Attention &a) {
+    __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys,
+                                        const Attention &a) {
         float s[MT][NT][4];
-        dots(s, q, place, 0);
+        dots(s, q, place);
         if (!all_visible(mine, keys, a.seen)) hide(s, mine.first + lane_row(), keys.first + lane_column(), a.seen);
         for (int m = 0; m < MT; m++)
             for (int h = 0; h < 2; h++) softmax<HP>(s, out, rows[m][h], m, h, a.to_log2);
-        add_products<HP>(out, s, place + F::tile, 0);
+        add_products<HP>(out, s, place + F::tile);
     }
     /* to rows of p and of lse, unless that is NULL; through the warp's own rows of a tile */
     __device__ __forceinline__ void finish(bf16 *p, float *lse, bf16 *tile, int count, const Attention &a) {

@@ -14,10 +14,9 @@
 
 namespace mma {
 
-/* MT: 16 rows to a warp or 32; ROWS: of a tile; NT: 8 of its rows are worked on at a time, for registers' sake */
+/* MT: 16 rows to a warp or 32; OWN: rows of a block; ROWS: of a tile, as many as registers allow */
 template <int HP, bool KEYS> struct Backward {
-    static constexpr int MT = HP <= 64 ? 2 : 1, OWN = 16 * MT * WARPS, ROWS = HP <= 96 ? 64 : 32, NT = 4;
-    static constexpr bool KEEP = HP <= 32;
+    static constexpr int MT = HP <= 64 ? 2 : 1, OWN = 16 * MT * WARPS, ROWS = 32, NT = ROWS / 8;
     static constexpr int own = OWN * STRIDE<HP>, tile = ROWS * STRIDE<HP>;
     /* a place: two tiles and, if they are queries, lse and D of each; two floats are four elements */
     static constexpr int place = 2 * tile + (KEYS ? 4 * ROWS : 0);
@@ -45,7 +44,7 @@ __device__ __forceinline__ void fetch_others(bf16 *place, const AttentionGradien
     cp_async_commit();
 }
 
-/* scores become weights, and dp becomes ds. Of query and key both -INFINITY and lse are known here; log2: of e^lse */
+/* a score becomes a weight, and dp becomes ds; log2: of e^lse */
 __device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, float to_log2) {
     p = exp2_approx(fmaf(p, to_log2, -log2)); /* 2 ulp: soon rounded to 8 bits */
     dp = p * (dp - D);
@@ -55,7 +54,7 @@ __device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, 
 template <int HP, bool KEYS> struct Rows {
     using S = Backward<HP, KEYS>;
     static constexpr int MT = S::MT, NT = S::NT;
-    Left<HP, MT, S::KEEP> left, left_v; /* k and v, or q and dout */
+    Left<HP, MT, false> left, left_v; /* k and v, or q and dout */
     float sums[KEYS ? 2 : 1][MT][HP / 8][4];
     float log2[KEYS ? 1 : MT][2], D[KEYS ? 1 : MT][2]; /* of queries that are rows */
 
@@ -73,13 +72,14 @@ template <int HP, bool KEYS> struct Rows {
             }
     }
 
-    /* queries: lse and D of the tile's rows from `first` on, if these are queries */
+    /* queries: lse and D of the tile's rows, if these are queries */
     __device__ __forceinline__ void weights(float (&p)[MT][NT][4], float (&ds)[MT][NT][4], const float *queries,
                                             float to_log2) {
         for (int n = 0; n < NT; n++)
             for (int j = 0; j < 2; j++) {
                 const int column = lane_column() + 8 * n + j;
-                const float column_log2 = KEYS ? queries[column] * LOG2_E : 0, column_D = KEYS ? queries[S::ROWS + column] : 0;
+                const float column_log2 = KEYS ? queries[column] * LOG2_E : 0,
+                            column_D = KEYS ? queries[S::ROWS + column] : 0;
                 for (int m = 0; m < MT; m++)
                     for (int i = 0; i < 2; i++)
                         weigh(p[m][n][2 * i + j], ds[m][n][2 * i + j], KEYS ? column_log2 : log2[KEYS ? 0 : m][i],
@@ -88,7 +88,8 @@ template <int HP, bool KEYS> struct Rows {
     }
 
     /* row and column of the lane's first element */
-    template <class F> static __device__ __forceinline__ void where(float (&x)[MT][NT][4], int row, int column, float value, F hidden) {
+    template <class F>
+    static __device__ __forceinline__ void where(float (&x)[MT][NT][4], int row, int column, float value, F hidden) {
         for (int m = 0; m < MT; m++)
             for (int n = 0; n < NT; n++)
                 for (int e = 0; e < 4; e++) {
@@ -97,18 +98,18 @@ template <int HP, bool KEYS> struct Rows {
                 }
     }
 
-    /* 8 NT of the tile's rows: from `first` on in it, at position `at` */
-    __device__ __forceinline__ void see(const bf16 *place, int first, int row, int at, bool all, const Attention &a) {
+    /* the tile at position `at`; row: of the warp's first */
+    __device__ __forceinline__ void see(const bf16 *place, int row, int at, bool all, const Attention &a) {
         const int seen = a.seen;
         float p[MT][NT][4], ds[MT][NT][4];
-        dots(p, left, place, first);
-        dots(ds, left_v, place + S::tile, first);
+        dots(p, left, place);
+        dots(ds, left_v, place + S::tile);
         row += lane_row(), at += lane_column();
         if (!all) where(p, row, at, -INFINITY, [=](int query, int key) { return !visible(query, key, seen); });
-        weights(p, ds, reinterpret_cast<const float *>(place + 2 * S::tile) + first, a.to_log2);
+        weights(p, ds, reinterpret_cast<const float *>(place + 2 * S::tile), a.to_log2);
         if (!all) where(ds, row, at, 0.0f, [=](int query, int) { return alone(query, seen); });
-        if (KEYS) add_products<HP>(sums[KEYS ? 1 : 0], p, place + S::tile, first);
-        add_products<HP>(sums[0], ds, place, first);
+        if (KEYS) add_products<HP>(sums[KEYS ? 1 : 0], p, place + S::tile);
+        add_products<HP>(sums[0], ds, place);
     }
 };
 
@@ -118,11 +119,13 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     bf16 *places = shared + 2 * S::own;
     const Attention &a = g.a;
     const int tiles = divide_up(a.T, S::OWN), block = (int)(blockIdx.x % tiles);
-    const int first = (KEYS ? block : tiles - 1 - block) * S::OWN; /* the first keys and the last queries have most to do */
+    const int first =
+        (KEYS ? block : tiles - 1 - block) * S::OWN; /* the first keys and the last queries have most to do */
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * S::MT, row = first + own;
     const Span block_rows = span_of(first, S::OWN, a.T), mine = span_of(row, 16 * S::MT, a.T);
-    const Span others = KEYS ? queries_seeing(block_rows, a.seen, S::ROWS, a.T) : keys_seen(block_rows, a.seen, S::ROWS);
+    const Span others =
+        KEYS ? queries_seeing(block_rows, a.seen, S::ROWS, a.T) : keys_seen(block_rows, a.seen, S::ROWS);
     Rows<HP, KEYS> rows;
     rows.left.tile = shared + own * STRIDE<HP>, rows.left_v.tile = rows.left.tile + S::own;
     rows.start(g, h, row);
@@ -133,20 +136,17 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
         cp_async_wait<0>();
         __syncthreads(); /* this tile has arrived for all, and all have done with the place of the next */
         if (at + S::ROWS <= others.last) fetch_others<HP, KEYS>(places + (place ^ 1) * S::place, g, h, at + S::ROWS);
-        if (at == others.first) rows.left.keep(), rows.left_v.keep();
-        for (int i = 0; i < S::ROWS; i += 8 * S::NT) {
-            const Span some = {at + i, at + i + 8 * S::NT - 1};
-            const Span &queries = KEYS ? some : mine, &keys = KEYS ? mine : some;
-            if (!all_hidden(queries, keys, a.seen))
-                rows.see(places + place * S::place, i, row, some.first, all_visible(queries, keys, a.seen), a);
-        }
+        const Span tile = {at, at + S::ROWS - 1}, &queries = KEYS ? tile : mine, &keys = KEYS ? mine : tile;
+        if (!all_hidden(queries, keys, a.seen))
+            rows.see(places + place * S::place, row, at, all_visible(queries, keys, a.seen), a);
     }
     float scale[S::MT][2], one[S::MT][2];
     for (int m = 0; m < S::MT; m++)
         for (int i = 0; i < 2; i++) scale[m][i] = a.scale, one[m][i] = 1;
     const int64_t offset = h.k - a.k + row * h.stride;
     store<HP>((KEYS ? g.dk : g.dq) + offset, h.stride, shared + own * STRIDE<HP>, rows.sums[0], scale, a.T - row, a.hs);
-    if (KEYS) /* its own rows of v are no longer needed, nor are those of k once written */
-        store<HP>(g.dv + offset, h.stride, shared + S::own + own * STRIDE<HP>, rows.sums[KEYS ? 1 : 0], one, a.T - row, a.hs);
+    if (KEYS)
+        store<HP>(g.dv + offset, h.stride, shared + S::own + own * STRIDE<HP>, rows.sums[KEYS ? 1 : 0], one, a.T - row,
+                  a.hs);
 }
 } // namespace mma

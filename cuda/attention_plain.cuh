@@ -27,6 +27,7 @@ __device__ inline Rows rows_at(const floatX *p, int64_t stride, int first, int e
 
 /* columns at.. of the rows, of which end exist; 0 where there is nothing */
 template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &m, int at, int end) {
+#pragma unroll 2 /* as many as leave room for a second block */
     for (int i = threadIdx.x; i < TILE * COLUMNS; i += THREADS) {
         const int row = i / COLUMNS, column = i % COLUMNS;
         const bool there = m.first + row < m.end && at + column < end;
@@ -41,6 +42,7 @@ __device__ __forceinline__ float element(const float4 &x, int i) {
 
 __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *b, int depth) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+#pragma unroll 1
     for (int d = 0; d < depth; d += 4) {
         float4 rows[EACH], columns[EACH];
         for (int i = 0; i < EACH; i++) rows[i] = four(a + (EACH * y + i) * DOT_STRIDE + d);
@@ -77,6 +79,7 @@ __device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s)
     __syncthreads(); /* the operands have been used */
     load<TILE, STRIDE>(s.operands, m, at, hs);
     __syncthreads(); /* and the weights are there */
+#pragma unroll 1
     for (int k = 0; k < TILE; k += 4) {
         float4 w[EACH];
         for (int i = 0; i < EACH; i++) w[i] = four(s.weights + (EACH * y + i) * STRIDE + k);
@@ -159,7 +162,8 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     for (int i = 0; i < EACH; i++) {
         softmaxes[i].sum = over_row(softmaxes[i].sum, plus);
         factor[i] = 1.0f / softmaxes[i].sum;
-        if (a.lse && x == 0 && work.at == 0 && row + i < a.n) a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i], a.scale);
+        if (a.lse && x == 0 && work.at == 0 && row + i < a.n)
+            a.lse[h.index * a.n + row + i] = lse_of(softmaxes[i], a.scale);
     }
     store(out + h.out, a.C, sum, factor, work.first, a.n, work.at, a.hs);
 }
@@ -180,7 +184,7 @@ __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float
 }
 
 /* KEYS: dk and dv of 64 keys, else dq of 64 queries */
-template <bool KEYS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
+template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
     __shared__ __align__(16) Shared s;
     const Attention &a = g.a;
     const Work work = work_of_block(a.T, a.hs, KEYS);
