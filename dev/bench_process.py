@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -140,9 +141,14 @@ def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
 
 
 class Process:
-    """A measured process, ready to be asked. Raises Skip with its reason, Failed with the end of what it printed."""
+    """A measured process, ready to be asked. Raises Skip with its reason, Failed with the end of what it printed.
 
-    def __init__(self, script: str, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+    limit: seconds after which it is ended; 0: none.
+    """
+
+    def __init__(
+        self, script: str, environment: Mapping[str, str] | None = None, limit: float = 0, **settings: Any
+    ) -> None:
         self.name = " ".join([script, *(f"{key}={value}" for key, value in settings.items())])
         self.errors = tempfile.TemporaryFile("w+")
         self.child = subprocess.Popen(
@@ -154,6 +160,10 @@ class Process:
             stderr=self.errors,
             text=True,
         )
+        self.end = threading.Timer(limit, self.child.kill)
+        self.end.daemon = True
+        if limit:
+            self.end.start()
         try:
             self.read()
         except (Skip, Failed):
@@ -164,7 +174,9 @@ class Process:
         assert self.child.stdout
         line = self.child.stdout.readline()
         if not line:
-            raise Failed(f"python dev/{self.name}: exit {self.child.wait()}\n{self.printed()[-2000:]}")
+            late = f" after {self.end.interval:.0f} s" if self.end.finished.is_set() else ""
+            code = self.child.wait()
+            raise Failed(f"python dev/{self.name}: exit {code}{late}\n{self.printed()[-2000:]}")
         found = dict(json.loads(line))
         if "skipped" in found:
             raise Skip(found["skipped"])
@@ -189,6 +201,7 @@ class Process:
         try:
             self.child.communicate()
         finally:
+            self.end.cancel()
             self.errors.close()
 
     def __enter__(self) -> Process:

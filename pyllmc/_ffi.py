@@ -10,6 +10,7 @@ from typing import Any
 
 from cffi import FFI
 
+from pyllmc import cublas
 from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
     ERRORS,
     BadFile,
@@ -65,6 +66,8 @@ def _load(device: str, name: str) -> Any:
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / name)
     target = "make" if device == "cpu" else f"make {device}"
     settle_threads()
+    if device == "cuda":
+        cublas.settle()
     try:
         lib = ffi().dlopen(str(path))
     except OSError as error:
