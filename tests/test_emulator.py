@@ -613,7 +613,8 @@ class Translated(Emulator):
         assert is_pointer == sorted(is_pointer, reverse=True), (
             "pointers first, or they would have to be aligned"
         )
-        code = self.lib.ptx_launch(name.encode(), blocks, threads, words, ctypes.c_size_t(len(words)))
+        grid, block = ((ctypes.c_uint * 3)(n, 1, 1) for n in (blocks, threads))
+        code = self.lib.ptx_launch(name.encode(), grid, block, 0, words, ctypes.c_size_t(len(words)))
         assert code == 0, self.error(code)
         return self.get(on_device[0], out.shape, out.dtype)
 

@@ -37,8 +37,23 @@ FLOAT = {
     "fma": "fmaf(a, b, c)",
     "abs": "fabsf(a)",
 }
-FLOAT |= {"div": "a / b", "ex2": "exp2_approx(a)", "sqrt": "sqrtf(a)", "rcp": "1 / a"}
-TYPED = {"min": "b < a ? b : a", "max": "a < b ? b : a", "mov": "a", "cvta": "a", "cvta.to": "a"}
+FLOAT |= {
+    "div": "a / b",
+    "ex2": "exp2_approx(a)",
+    "sqrt": "std::sqrt(a)",
+    "rcp": "1 / a",
+    "rsqrt": "1 / std::sqrt(a)",
+    "lg2": "log2f(a)",
+}
+TYPED = {
+    "div": "a / b",
+    "rem": "a % b",
+    "min": "b < a ? b : a",
+    "max": "a < b ? b : a",
+    "mov": "a",
+    "cvta": "a",
+    "cvta.to": "a",
+}
 COMPARE = {
     "eq": "==",
     "ne": "!=",
@@ -102,7 +117,13 @@ def group(text: str) -> list[str]:
 
 class Kernel:
     def __init__(
-        self, name: str, parameters: str, body: str, shared: dict[str, int], shared_bytes: int, first: int
+        self,
+        name: str,
+        parameters: str,
+        body: str,
+        shared: dict[str, str],
+        shared_bytes: int,
+        first: int,
     ):
         self.name, self.shared, self.shared_bytes = name, dict(shared), shared_bytes
         self.registers: dict[str, str] = {}
@@ -112,12 +133,14 @@ class Kernel:
 
     @staticmethod
     def layout(text: str) -> dict[str, int]:
+        """Each parameter's offset: as members of a struct."""
         offsets, at = {}, 0
-        for kind, name in re.findall(r"\.param\s+\.(\w+)\s+([\w$]+)", text):
+        pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?"
+        for align, kind, name, count in re.findall(pattern, text):
             size = BITS[kind] // 8
-            at = (at + size - 1) // size * size
-            offsets[name] = at
-            at += size
+            step = int(align or size)
+            offsets[name] = at = -(-at // step) * step
+            at += size * int(count or 1)
         return offsets
 
     # ---- operands ----
@@ -131,6 +154,8 @@ class Kernel:
             return "emu::lane_id()"
         if match := re.fullmatch(r"0f([0-9A-Fa-f]{8})", text):
             return f"ptx::as<float>(0x{match[1]}u)"
+        if match := re.fullmatch(r"0d([0-9A-Fa-f]{16})", text):
+            return f"ptx::as<double>((uint64_t)0x{match[1]}ull)"
         if re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)U?", text):
             return f"({kind_cpp}){text.rstrip('U')}ll"
         if text in self.shared:
@@ -196,7 +221,7 @@ class Kernel:
             self.registers |= {name.strip(): match[1] for name in match[2].split(",")}
         elif match := re.fullmatch(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text):
             start = -(-self.shared_bytes // int(match[1])) * int(match[1])
-            self.shared[match[2]] = start
+            self.shared[match[2]] = str(start)
             self.shared_bytes = start + int(match[3])
         else:
             raise Unknown(text)
@@ -209,7 +234,7 @@ class Kernel:
         kind, name = op[-1], op[0]
         if op[1] in ("lo", "to"):
             name += "." + op[1]
-        table = FLOAT if kind == "f32" and name in FLOAT else TYPED if name in TYPED else UNSIGNED
+        table = FLOAT if kind in ("f32", "f64") and name in FLOAT else TYPED if name in TYPED else UNSIGNED
         if name not in table or (table is UNSIGNED and kind[0] == "f"):
             raise Unknown(".".join(op))
         if table is UNSIGNED:
@@ -224,6 +249,11 @@ class Kernel:
         return f"goto {self.label(args[0])};"
 
     def do_mov(self, op: list[str], args: list[str]) -> str:
+        if args[0].startswith("{"):  # a register into its halves
+            kind, bits = cpp(op[1]), BITS[op[1]] // 2
+            parts = [f"(uint{bits}_t)(v >> {bits * i})" for i in range(2)]
+            writes = " ".join(self.write(r, part) for r, part in zip(group(args[0]), parts))
+            return f"{kind} v = {self.read(args[1], op[1])}; {writes}"
         if not args[1].startswith("{"):
             return ""
         low, high = group(args[1])  # two halves into one register
@@ -280,14 +310,32 @@ class Kernel:
 
     def do_setp(self, op: list[str], args: list[str]) -> str:
         a, b = (self.read(x, op[-1]) for x in args[1:3])
-        if len(op) != 3 or op[1] not in COMPARE:
+        name = op[1]
+        if name in ("nan", "num"):
+            test = f"({a} != {a} || {b} != {b}) == {int(name == 'nan')}"
+        elif name == "ne" and op[-1][0] == "f":  # false if one is NaN
+            test = f"({a} < {b} || {a} > {b})"
+        elif name in COMPARE:
+            test = f"{a} {COMPARE[name]} {b}"
+        elif name[-1] == "u" and name[:-1] in COMPARE:  # true if one is NaN
+            test = f"({a} != {a} || {b} != {b} || {a} {COMPARE[name[:-1]]} {b})"
+        else:
             raise Unknown(".".join(op))
-        return self.write(args[0], f"{a} {COMPARE[op[1]]} {b}")
+        if len(op) == 4:  # joined with another predicate
+            join = {"and": "&&", "or": "||", "xor": "!="}[op[2]]
+            test = f"({test}) {join} {self.read(args[3], 'pred')}"
+        return self.write(args[0].split("|")[0], test)
 
     def do_and(self, op: list[str], args: list[str]) -> str:
         if op[1] != "pred":
             return ""
-        return self.write(args[0], f"{self.read(args[1], 'pred')} && {self.read(args[2], 'pred')}")
+        sign = {"and": "&&", "or": "||", "xor": "!="}[op[0]]
+        return self.write(args[0], f"{self.read(args[1], 'pred')} {sign} {self.read(args[2], 'pred')}")
+
+    do_or = do_xor = do_and
+
+    def do_not(self, op: list[str], args: list[str]) -> str:
+        return self.write(args[0], f"!{self.read(args[1], 'pred')}") if op[1] == "pred" else ""
 
     def do_fma(self, op: list[str], args: list[str]) -> str:
         if op[-1] not in ("bf16x2", "f16x2"):
@@ -368,7 +416,8 @@ class Kernel:
         storage = {1: "bool", 16: "uint16_t", 32: "uint32_t", 64: "uint64_t"}
         lines = [f"static void body_{self.name}(const void *memory) {{"]
         lines.append("    const char *parameters = (const char *)memory; (void)parameters;")
-        shared = "(char *)emu::dynamic_shared()" if self.shared_bytes else "nullptr"
+        lines.append(f"    const unsigned dynamic = {self.static_bytes()}; (void)dynamic;")
+        shared = "(char *)emu::dynamic_shared()" if self.uses_shared() else "nullptr"
         lines.append(f"    char *shared = {shared}; (void)shared;")
         used = set(re.findall(r"r_\w+", "\n".join(self.statements)))
         for name, kind in self.registers.items():
@@ -378,18 +427,28 @@ class Kernel:
         return "\n".join(lines)
 
     def row(self) -> str:
-        return f'    {{"{self.name}", body_{self.name}, {self.shared_bytes}}},'
+        return f'    {{"{self.name}", body_{self.name}, {self.static_bytes()}}},'
+
+    def static_bytes(self) -> int:
+        """Where the dynamic shared memory begins."""
+        return -(-self.shared_bytes // 128) * 128
+
+    def uses_shared(self) -> bool:
+        return any("shared" in statement for statement in self.statements)
 
 
 def kernels(text: str) -> tuple[list[Kernel], list[str]]:
     """Every .entry, and one line for each that could not be translated."""
     done, left_out = [], []
-    shared, size = {}, 0
+    shared, size = {}, 0  # by name: an offset, or the name of one in C++
     for align, name, count in re.findall(
         r"^\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text, re.M
     ):
-        shared[name] = -(-size // int(align)) * int(align)
-        size = shared[name] + int(count)
+        start = -(-size // int(align)) * int(align)
+        shared[name] = str(start)
+        size = start + int(count)
+    for name in re.findall(r"^\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\]", text, re.M):
+        shared[name] = "dynamic"
     for match in re.finditer(r"\.entry\s+([\w$]+)\((.*?)\)[^{]*\{\n(.*?)\n\}", text, re.S):
         first = text[: match.start(3)].count("\n")
         try:

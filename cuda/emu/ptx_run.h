@@ -1,5 +1,6 @@
 /* What translated PTX (ptx.py) calls. Registers hold bits; an operand is read as the type its instruction names. */
 #pragma once
+#include <cmath>
 #include "cuda_runtime.h"
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
@@ -27,6 +28,8 @@ template <class T, int n> struct alignas(sizeof(T) * n) Vector {
 template <class T, int n> inline Vector<T, n> load(const void *p) { return *static_cast<const Vector<T, n> *>(p); }
 template <class T, int n> inline void store(void *p, Vector<T, n> v) { *static_cast<Vector<T, n> *>(p) = v; }
 
+inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 /* a shift by the width or more leaves nothing, or only the sign */
 template <class T> inline T shl(T a, unsigned by) { return by < 8 * sizeof(T) ? (T)(a << by) : 0; }
 template <class T> inline T shr(T a, unsigned by) {
@@ -61,11 +64,14 @@ extern const Kernel kernels[]; /* the last has no name */
 
 /* parameters: laid out as the kernel's; 0, or a cudaError_t; -1: no such kernel */
 extern "C" __attribute__((visibility("default"))) inline __attribute__((used)) int ptx_launch(
-    const char *name, unsigned blocks, unsigned threads, const void *parameters, size_t bytes) {
+    const char *name, const unsigned grid[3], const unsigned block[3], unsigned dynamic, const void *parameters,
+    size_t bytes) {
     for (const ptx::Kernel *k = ptx::kernels; k->name; k++) {
         if (strcmp(k->name, name)) continue;
-        emu::Shape shape{blocks, threads, k->shared_bytes, 0};
-        emu::launch(name, reinterpret_cast<const void *>(k->body), shape, k->body, parameters, bytes);
+        const void *body = reinterpret_cast<const void *>(k->body);
+        emu::Shape shape{{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, k->shared_bytes + dynamic, 0};
+        emu::set_function_attribute(body, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10);
+        emu::launch(name, body, shape, k->body, parameters, bytes);
         return cudaGetLastError();
     }
     return -1;
