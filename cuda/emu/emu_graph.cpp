@@ -5,6 +5,13 @@
 
 namespace emu {
 
+static std::vector<CUgraph_st *> captured_now() {
+    std::vector<CUgraph_st *> graphs;
+    for (CUstream_st *s : streams())
+        if (s->graph && s == s->graph->origin) graphs.push_back(s->graph);
+    return graphs;
+}
+
 cudaError_t capture(CUstream_st *stream, Work work) {
     stream->graph->work.push_back(std::move(work));
     stream->latest = stream->graph->work.size();
@@ -17,6 +24,9 @@ cudaError_t capture_record(cudaEvent_t event, CUstream_st *stream) {
     return sticky_error();
 }
 cudaError_t capture_wait(CUstream_st *stream, cudaEvent_t event) {
+    std::vector<CUgraph_st *> now = captured_now();
+    if (std::find(now.begin(), now.end(), event->graph) == now.end())
+        return set_error(cudaErrorInvalidValue, "an event of a capture that has ended");
     if (stream->graph && stream->graph != event->graph)
         return set_error(cudaErrorStreamCaptureInvalidated, "an event of another capture");
     if (!stream->graph) stream->latest = stream->joined = 0;
@@ -26,12 +36,6 @@ cudaError_t capture_wait(CUstream_st *stream, cudaEvent_t event) {
     return sticky_error();
 }
 
-static std::vector<CUgraph_st *> captured_now() {
-    std::vector<CUgraph_st *> graphs;
-    for (CUstream_st *s : streams())
-        if (s->graph && s == s->graph->origin) graphs.push_back(s->graph);
-    return graphs;
-}
 bool is_capturing(cudaStream_t stream) {
     CUstream_st *s = stream_of(stream);
     return s && s->graph;

@@ -198,6 +198,8 @@ cudaError_t set_function_attribute(const void *kernel, cudaFuncAttribute attribu
     return cudaSuccess;
 }
 
+static std::atomic<uint64_t> launch_number; /* since emu_options, so that a seed means the same order again */
+
 /* why a launch cannot be, or "" */
 static std::string refusal(const Launch &l) {
     const dim3 g = l.shape.grid, b = l.shape.block;
@@ -217,9 +219,8 @@ static std::string refusal(const Launch &l) {
 
 void launch(const char *name, const void *kernel, const Shape &shape, void (*call)(const void *), const void *arguments,
             size_t bytes) {
-    static std::atomic<uint64_t> count{0};
     const unsigned char *first = static_cast<const unsigned char *>(arguments);
-    Launch l{name, kernel, shape, call, {first, first + bytes}, ++count};
+    Launch l{name, kernel, shape, call, {first, first + bytes}, ++launch_number};
     std::string why = refusal(l);
     if (!why.empty()) set_error(cudaErrorInvalidConfiguration, "kernel " + l.name + ": " + why);
     else submit(shape.stream, [l] { run_grid(l); });
@@ -233,6 +234,7 @@ int emu_options(const char *schedule, uint64_t seed, int defer) {
     emu::Options &o = emu::options();
     if (!emu::set_schedule(o, schedule)) return -1;
     emu::set_seed(o, seed);
+    emu::launch_number = 0;
     o.defer = defer != 0;
     o.problem.clear();
     return 0;

@@ -1,0 +1,78 @@
+/* What translated PTX (ptx.py) calls. Registers hold bits; an operand is read as the type its instruction names. */
+#pragma once
+#include <cmath>
+#include "cuda_runtime.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "emu_ptx.h"
+
+namespace ptx {
+/* the lower bits of a register as T */
+template <class T, class R> inline T as(R bits) {
+    static_assert(sizeof(T) <= sizeof(R));
+    T value;
+    memcpy(&value, &bits, sizeof value); /* little-endian */
+    return value;
+}
+/* into a register at least as wide: integers are extended as their type says, floats are bits */
+template <class R, class T> inline void put(R &reg, T value) {
+    static_assert(sizeof(T) <= sizeof(R) || std::is_same_v<R, bool>);
+    if constexpr (std::is_floating_point_v<T>) memcpy(&reg, &value, sizeof value);
+    else if constexpr (std::is_same_v<R, bool>) reg = value != 0;
+    else reg = (R)value;
+}
+
+template <class T, int n> struct alignas(sizeof(T) * n) Vector {
+    T at[n];
+};
+template <class T, int n> inline Vector<T, n> load(const void *p) { return *static_cast<const Vector<T, n> *>(p); }
+template <class T, int n> inline void store(void *p, Vector<T, n> v) { *static_cast<Vector<T, n> *>(p) = v; }
+
+inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
+/* a shift by the width or more leaves nothing, or only the sign */
+template <class T> inline T shl(T a, unsigned by) { return by < 8 * sizeof(T) ? (T)(a << by) : 0; }
+template <class T> inline T shr(T a, unsigned by) {
+    unsigned most = 8 * sizeof(T) - 1;
+    return by <= most ? (T)(a >> by) : (T)(std::is_signed_v<T> ? a >> most : 0);
+}
+
+inline uint16_t bf16(float x) { return __nv_bfloat16(x).bits; }
+inline uint16_t f16(float x) { return __half(x).bits; }
+inline float from_bf16(uint16_t bits) { return __ushort_as_bfloat16(bits); }
+inline float from_f16(uint16_t bits) { return __ushort_as_half(bits); }
+inline uint32_t bf16x2(float high, float low) { return (uint32_t)bf16(high) << 16 | bf16(low); }
+inline uint32_t f16x2(float high, float low) { return (uint32_t)f16(high) << 16 | f16(low); }
+template <class T2> inline uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c) {
+    return emu::bits_as<uint32_t>(__hfma2(emu::bits_as<T2>(a), emu::bits_as<T2>(b), emu::bits_as<T2>(c)));
+}
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) { return fma_pairs<__nv_bfloat162>(a, b, c); }
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) { return fma_pairs<__half2>(a, b, c); }
+/* the lower `length` bits of a go into b at `at` */
+inline uint32_t bfi(uint32_t a, uint32_t b, uint32_t at, uint32_t length) {
+    uint32_t mask = (length < 32 ? (1u << length) - 1 : ~0u) << at;
+    return (b & ~mask) | (a << at & mask);
+}
+
+struct Kernel {
+    const char *name;
+    void (*body)(const void *);
+    unsigned shared_bytes;
+};
+extern const Kernel kernels[]; /* the last has no name */
+} // namespace ptx
+
+/* parameters: laid out as the kernel's; 0, or a cudaError_t; -1: no such kernel */
+extern "C" __attribute__((visibility("default"))) inline __attribute__((used)) int ptx_launch(
+    const char *name, const unsigned grid[3], const unsigned block[3], unsigned dynamic, const void *parameters,
+    size_t bytes) {
+    for (const ptx::Kernel *k = ptx::kernels; k->name; k++) {
+        if (strcmp(k->name, name)) continue;
+        const void *body = reinterpret_cast<const void *>(k->body);
+        emu::Shape shape{{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, k->shared_bytes + dynamic, 0};
+        emu::set_function_attribute(body, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10);
+        emu::launch(name, body, shape, k->body, parameters, bytes);
+        return cudaGetLastError();
+    }
+    return -1;
+}
