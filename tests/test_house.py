@@ -14,7 +14,8 @@ from conftest import ISAS, ffi, lib
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = sorted((ROOT / "csrc").glob("*.[ch]")) + sorted((ROOT / "csrc").glob("*.def"))
 CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
-LIBRARY = [path for path in CSRC + CPU if path.name != "main.c"]
+CUDA = sorted((ROOT / "cuda").glob("*.cu"))
+LIBRARY = [path for path in CSRC + CPU + CUDA if path.name != "main.c"]
 
 # A file includes only from rows above its own (README, "the source in reading order").
 ROWS = [
@@ -104,9 +105,7 @@ def test_the_library_leaves_the_process_as_it_was():
     assert out.split() == ["True", "True", "True"]
 
 
-ENTRIES = [
-    name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "pointer" and name != "name"
-]
+ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "function"]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -118,6 +117,8 @@ def test_every_entry_is_filled_for_every_instruction_set(isa):
 HOUSEKEEPING = {
     "supported",
     "memory_available",
+    "open",
+    "close",
     "alloc",
     "free",
     "workspace_bytes",
@@ -125,7 +126,11 @@ HOUSEKEEPING = {
     "fill",
     "copy_in",
     "copy_out",
+    "replay",
+    "recorded",
+    "store",
 }
+ONLY_ON_CPUS = {"compress"}
 
 
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in HOUSEKEEPING])
@@ -134,10 +139,11 @@ def test_every_kernel_has_its_file_and_its_test(entry):
         path.name for path in CPU if re.search(rf"\bK\({entry}\)\(", path.read_text()) and path.suffix == ".c"
     ]
     assert len(defined) == 1, f"{entry} is defined in {defined}"
-    tested = [
-        path.name for path in (ROOT / "tests").glob("test_*.py") if f"kernels.{entry}(" in path.read_text()
-    ]
-    assert tested, f"no test calls kernels.{entry}"
+    files = [path.name for path in CUDA if re.search(rf"^void gpu_{entry}\(", path.read_text(), re.M)]
+    assert len(files) == (entry not in ONLY_ON_CPUS), f"gpu_{entry} is defined in {files}"
+    tests = (ROOT / "tests").glob("test_*.py")
+    tested = [path.name for path in tests if re.search(rf"\b(kernels|k)\.{entry}\(", path.read_text())]
+    assert tested, f"no test calls {entry}"
 
 
 def imported_by(code: str) -> set[str]:
@@ -161,18 +167,21 @@ def test_import_is_light():
 
 def test_readme_commands_exist():
     readme = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.M))
+    makefiles = (ROOT / "Makefile").read_text() + (ROOT / "cuda" / "cuda.mk").read_text()
+    targets = set(re.findall(r"^([a-z_]+):", makefiles, re.M))
     for target in re.findall(r"^\s*make ([a-z_]+)", readme, re.M):
         assert target in targets, f"README says make {target}"
     for module in set(re.findall(r"python3? -m (pyllmc\.\w+)", readme)):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"README says python -m {module}"
-    for path in set(re.findall(r"`((?:csrc|pyllmc|dev|tests|bench|docs)/[\w./-]+)`", readme)):
+    for path in set(re.findall(r"`((?:csrc|cuda|pyllmc|dev|tests|bench|docs)/[\w./-]+)`", readme)):
         assert (ROOT / path).exists(), f"README names {path}"
 
 
 def test_files_stay_short():
     tracked = [
-        path for path in [*CSRC, *CPU, *ROOT.glob("pyllmc/*.py"), *ROOT.glob("dev/*")] if path.is_file()
+        path
+        for path in [*CSRC, *CPU, *ROOT.glob("pyllmc/*.py"), *ROOT.glob("dev/*"), *ROOT.glob("cuda/**/*")]
+        if path.is_file()
     ]
     long = {path.name: n for path in tracked if (n := len(path.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines: {long}"
