@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from pyllmc import _ffi
-from pyllmc.errors import NoDevice
 
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,11 +30,11 @@ def _device_libraries() -> dict[str, object]:
     found = {}
     for device in ("emu", "cuda"):
         for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
-            try:
-                library = _ffi.load(device, precision)
-            except NoDevice:
-                continue
-            if library.llmc_kernels(ffi.NULL) != ffi.NULL:
+            if not (_ffi.HERE / "lib" / _ffi.library(device, precision)).exists():
+                continue  # not built; one that is built and cannot be loaded is an error
+            library = _ffi.load(device, precision)
+            ours = _ffi.text(library.llmc_backend()) == device  # $PYLLMC_LIB may name another
+            if ours and library.llmc_kernels(ffi.NULL) != ffi.NULL:
                 found[name] = library
     return found
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ISAS
 
 from pyllmc import prepro
 
@@ -26,7 +27,10 @@ pytestmark = [
 def program(tmp_path_factory) -> Path:
     program = tmp_path_factory.mktemp("program") / "allocations"
     objects = [
-        path for path in (ROOT / "build").glob("**/*.o") if path.name != "main.o" and "asan" not in path.parts
+        path
+        for folder in (".", "cpu", *ISAS)
+        for path in (ROOT / "build" / folder).glob("*.o")
+        if path.name != "main.o"
     ]
     wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
     command = [

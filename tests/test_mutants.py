@@ -32,10 +32,13 @@ if "PYLLMC_LIB" in os.environ:
     pytest.skip("breaks and builds the ordinary library", allow_module_level=True)
 
 
+OTHER_BUILDS = shutil.ignore_patterns("asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*")
+
+
 def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
     """A library with one replacement; only that file is compiled again."""
-    for name in ("csrc", "build"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("asan", "arm", "clang"))
+    for name in ("csrc", "build", "cuda"):
+        shutil.copytree(ROOT / name, folder / name, ignore=OTHER_BUILDS)
     shutil.copy2(ROOT / "Makefile", folder)
     if file:
         path = folder / "csrc" / file
