@@ -109,7 +109,7 @@ __device__ inline void append(const Attention &a, const Head &h, floatX *cache_q
 
 /* The block that owns the newest key stores it in the cache, and with it the new q and v. */
 template <int LANES>
-__global__ void __launch_bounds__(THREADS) attend(Attention a, floatX *out, floatX *cache, Splits s) {
+__global__ void __launch_bounds__(THREADS, 2) attend(Attention a, floatX *out, floatX *cache, Splits s) {
     __shared__ Softmax softmax[WARPS];
     __shared__ float sums[WARPS * LANES * WIDTH];
     const int split = (int)(blockIdx.x % s.count), warp = threadIdx.x / WARP, column = threadIdx.x % LANES * WIDTH;

@@ -21,6 +21,8 @@ template <int HP, bool KEYS> struct Backward {
     /* a place: two tiles and, if they are queries, lse and D of each; two floats are four elements */
     static constexpr int place = 2 * tile + (KEYS ? 4 * ROWS : 0);
     static constexpr int bytes = (2 * own + 2 * place) * (int)sizeof(bf16);
+    /* of the tile that begins there: told from it, for a variable more would not fit the registers */
+    static __device__ __forceinline__ int place_of(int first) { return first / ROWS % 2 * place; }
 };
 
 /* lse and D of queries */
@@ -119,8 +121,8 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     bf16 *places = shared + 2 * S::own;
     const Attention &a = g.a;
     const int tiles = divide_up(a.T, S::OWN), block = (int)(blockIdx.x % tiles);
-    const int first =
-        (KEYS ? block : tiles - 1 - block) * S::OWN; /* the first keys and the last queries have most to do */
+    /* the first keys and the last queries have most to do */
+    const int first = (KEYS ? block : tiles - 1 - block) * S::OWN;
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * S::MT, row = first + own;
     const Span block_rows = span_of(first, S::OWN, a.T), mine = span_of(row, 16 * S::MT, a.T);
@@ -131,14 +133,15 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     rows.start(g, h, row);
     fetch<HP, S::OWN>(shared, KEYS ? h.k : h.q, h.stride, first, a.T, a.hs);
     fetch<HP, S::OWN>(shared + S::own, KEYS ? h.v : g.dout + h.out, KEYS ? h.stride : a.C, first, a.T, a.hs);
-    fetch_others<HP, KEYS>(places, g, h, others.first);
-    for (int at = others.first, place = 0; at <= others.last; at += S::ROWS, place ^= 1) {
+    fetch_others<HP, KEYS>(places + S::place_of(others.first), g, h, others.first);
+    for (int at = others.first; at <= others.last; at += S::ROWS) {
         cp_async_wait<0>();
         __syncthreads(); /* this tile has arrived for all, and all have done with the place of the next */
-        if (at + S::ROWS <= others.last) fetch_others<HP, KEYS>(places + (place ^ 1) * S::place, g, h, at + S::ROWS);
+        const int next = at + S::ROWS;
+        if (next <= others.last) fetch_others<HP, KEYS>(places + S::place_of(next), g, h, next);
         const Span tile = {at, at + S::ROWS - 1}, &queries = KEYS ? tile : mine, &keys = KEYS ? mine : tile;
         if (!all_hidden(queries, keys, a.seen))
-            rows.see(places + place * S::place, row, at, all_visible(queries, keys, a.seen), a);
+            rows.see(places + S::place_of(at), row, at, all_visible(queries, keys, a.seen), a);
     }
     float scale[S::MT][2], one[S::MT][2];
     for (int m = 0; m < S::MT; m++)
