@@ -214,7 +214,7 @@ static int check_device(const char *device) {
         "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s, or the program that `make %s` "
         "builds",
         built, device, device, device);
-    return LLMC_OK;
+    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* before the data is read */
 }
 
 int setup_open(llmc_trainer *t) {

@@ -123,7 +123,9 @@ __device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const
     __syncwarp();
     for (int i = lane; i < 16 * MT * HP / 8; i += WARP) {
         const int row = i / (HP / 8), column = i % (HP / 8) * 8;
-        if (row < rows && column < hs) store16(p + row * stride + column, load16(tile + row * STRIDE<HP> + column));
+        if (row < rows && column < hs) /* through store16, nvcc 13.0 made four stores of it in backward<HP, false> */
+            *reinterpret_cast<uint4 *>(p + row * stride + column) =
+                *reinterpret_cast<const uint4 *>(tile + row * STRIDE<HP> + column);
     }
 }
 

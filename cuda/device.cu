@@ -17,7 +17,7 @@ int gpu_present(void) {
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess && count > 0) return 1;
     cudaGetLastError(); /* it is told here: nothing later should meet it */
-    llmc_fail(LLMC_EDEVICE, "no CUDA device: %s. Without a GPU take --device=cpu",
+    llmc_fail(LLMC_EDEVICE, "no CUDA device: %s. Without a GPU take --device=cpu, or ./train_gpt2",
               error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
     return 0;
 }
