@@ -12,7 +12,11 @@ from pathlib import Path
 
 VARIABLE = "PYLLMC_CUBLASLT"
 NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # newest first, as cuda/gemm_cublas.cu tries them
-FOLDERS = ("nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib")  # CUDA 13's packages, CUDA 12's, PyTorch's own copy
+FOLDERS = (
+    "nvidia/cu13/lib",
+    "nvidia/cublas/lib",
+    "torch/lib",
+)  # CUDA 13's packages, CUDA 12's, PyTorch's own copy
 
 
 def in_packages() -> Path | None:
