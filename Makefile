@@ -157,6 +157,6 @@ clean: ## everything built, but not .venv, data or runs
 	rm -rf $(BUILD) pyllmc/lib train_gpt2 train_gpt2_cuda
 
 help: ## this list
-	@sed -n 's/^\([a-z_]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
+	@sed -n 's/^\([a-z_-]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
 
 .PHONY: FORCE all setup demo test lint fmt bench asan clean help

@@ -76,3 +76,20 @@ $(EMULATED):
 cuda: $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so train_gpt2_cuda ## the GPU build, with nvcc: libraries and ./train_gpt2_cuda
 emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without a GPU
 .PHONY: cuda emu
+
+# ---- on a real GPU ----
+
+# the tensor core's bits and its emulation's (dev/gpu_mma.py)
+$(BUILD)/libmma_cuda.so: dev/gpu_mma.cu cuda/ptx.cuh
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -shared -cudart static -o $@ $<
+$(BUILD)/mma_emu.o: dev/gpu_mma.cu $(EMU_HEADERS)
+	@mkdir -p $(@D)
+	$(Q)$(call emu_compile,)
+$(BUILD)/libmma_emu.so: $(BUILD)/mma_emu.o $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu_fp32/%.o)
+	$(Q)$(CXX) -shared -o $@ $^ $(EMU_LIBS)
+
+# the Python that has torch; e.g. make gpu-check GPU_CHECK="--commit abc --out results"
+gpu-check: ## on a machine with a GPU: build, parity, sanitizers, speed beside PyTorch, in 8 minutes; a report of all of it
+	$(PYTHON) dev/gpu_check.py $(GPU_CHECK)
+.PHONY: gpu-check

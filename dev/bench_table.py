@@ -252,9 +252,9 @@ def text(report: Report) -> str:
 
 
 def newest() -> Path:
-    """The newest report of a whole run."""
+    """The newest report of a whole run on a CPU."""
     reports = [(json.loads(path.read_text()), path) for path in RESULTS.glob("*.json")]
-    return max((str(report["date"]), path) for report, path in reports if report["whole"])[1]
+    return max((str(r["date"]), path) for r, path in reports if r["whole"] and r.get("kind") != "gpu")[1]
 
 
 def with_table(readme: str, name: str) -> str:

@@ -89,7 +89,8 @@ static int train_a_model(void) {
     TRY(llmc_model_zero_grad(model));
     TRY(llmc_model_forward(model, ids, targets, NULL, 2, 8, &loss));
     TRY(llmc_model_backward(model, 1));
-    TRY(llmc_model_update(model, &hyper, 1, &norm));
+    TRY(llmc_model_grad_norm(model, 1, &norm));
+    TRY(llmc_model_update(model, &hyper, 1));
     TRY(llmc_model_find_nonfinite(model, name, sizeof name));
     TRY(llmc_model_generate(model, ids, 1, 3, 20, &how, made, -1));
     TRY(llmc_sample(logits, 8, &how, 0.5));

@@ -84,6 +84,8 @@ def test_readme_shows_a_report_that_is_kept():
 def test_reports_have_every_repeat_and_where_they_are_from():
     for path in bench_table.RESULTS.glob("*.json"):
         kept = json.loads(path.read_text())
+        if kept.get("kind") == "gpu":  # tests/test_gpu_check.py
+            continue
         assert {"date", "command", "commit", "machine", "versions", "threads", "limits", "rows"} <= set(kept)
         assert bench_table.text(kept)
 

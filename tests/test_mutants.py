@@ -32,7 +32,9 @@ if "PYLLMC_LIB" in os.environ:
     pytest.skip("breaks and builds the ordinary library", allow_module_level=True)
 
 
-OTHER_BUILDS = shutil.ignore_patterns("asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*")
+OTHER_BUILDS = shutil.ignore_patterns(
+    "asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*"
+)
 
 
 def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:

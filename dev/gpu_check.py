@@ -1,0 +1,204 @@
+"""make gpu-check: all that only a GPU can show, in one run of at most 8 minutes, in one report.
+
+    python dev/gpu_check.py [--wheels DIR] [--out DIR] [--commit HASH] [--parts build,steps] [--seconds N]
+    python dev/gpu_check.py --device emu --quick      the machinery alone, without a GPU
+    python dev/gpu_check.py --readme                  writes the newest whole report's tables into README.md
+
+It needs Python with torch, numpy, cffi and pytest, nvcc, make and g++, and no network: its first line says what is missing
+and how to carry it. Parts run one after the other; one that fails says so in the report and the rest goes on. The report is
+written after each of them. Exit status: 0; 1 where something was computed wrongly, or whether it is right could not be
+found out; 2 usage, or something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gpu_machine
+import gpu_parity
+import gpu_speed
+from bench_process import ROOT, Failed, Skip, not_measured, say
+from gpu_machine import Setting
+
+
+class Part(NamedTuple):
+    run: Callable[[Setting], dict[str, Any]]
+    seconds: float  # at most
+    least: float = 0  # kept back for it by the parts before
+    judges: bool = False  # whether the engine is right
+    optional: bool = False  # judges where it can
+
+
+PARTS = {
+    "build": Part(gpu_machine.build, 120),
+    "kernels": Part(gpu_parity.kernels, 120, judges=True),
+    "model": Part(gpu_parity.model, 60, judges=True),
+    "mma": Part(gpu_parity.mma, 30, judges=True),
+    "sanitizer": Part(gpu_parity.sanitizer, 45, judges=True, optional=True),
+    "limits": Part(gpu_speed.limits, 30, 15),
+    "steps": Part(gpu_speed.steps, 300, 60),
+    "generation": Part(gpu_speed.generation, 30, 20),
+    "profile": Part(gpu_speed.profile, 40, 25),
+}
+UNTIL_COMPILED = 45  # seconds that are waited for PyTorch's compiler before the first measurement
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Whole, or as it was before."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(report, indent=1) + "\n")
+    beside.replace(path)
+
+
+def run_part(part: Part, name: str, setting: Setting) -> dict[str, Any]:
+    """What it found, or why it found nothing; whatever breaks in it."""
+    start = time.perf_counter()
+    try:
+        found = part.run(setting.within(part.seconds))
+    except (Skip, Failed) as reason:
+        found = not_measured(name, reason)
+    except Exception as error:  # its own fault: the other parts are no less wanted
+        found = not_measured(name, Failed(f"{type(error).__name__}: {error}"))
+    return {**found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def run_parts(names: list[str], setting: Setting, report: dict[str, Any]) -> None:
+    """Fills report["parts"], and saves the report each time."""
+    compiling = None
+    if "steps" in names and setting.device == "cuda" and not setting.quick:
+        compiling = gpu_speed.Compiling(setting)
+    for i, name in enumerate(names):
+        part = PARTS[name]
+        if compiling and not part.judges and name != "build":
+            report["compiled"], compiling = wait_for(compiling), None
+        later = sum(PARTS[other].least for other in names[i + 1 :])
+        say(f"{name}:")
+        report["parts"][name] = run_part(part, name, setting._replace(deadline=setting.deadline - later))
+        report["seconds"] = round(time.monotonic() - setting.deadline + report["allowed_seconds"], 1)
+        say(f"  {report['parts'][name]['seconds']} s")
+        save(report, setting.out)
+
+
+def wait_for(compiling: gpu_speed.Compiling) -> dict[str, Any]:
+    say("waiting for PyTorch's compiler:")
+    start = time.perf_counter()
+    notes = compiling.wait(UNTIL_COMPILED)
+    return {"models": notes, "waited_seconds": round(time.perf_counter() - start, 1)}
+
+
+def commit() -> str:
+    words = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def begin(a: argparse.Namespace) -> dict[str, Any]:
+    """The report before its parts. Skip without a GPU."""
+    machine = gpu_machine.facts(a.device)
+    command = " ".join(["python", "dev/gpu_check.py", *sys.argv[1:]])
+    return {
+        "kind": "gpu",
+        "date": datetime.datetime.now().isoformat(timespec="minutes"),
+        "command": "make gpu-check" if len(sys.argv) == 1 else command,
+        "commit": a.commit or commit(),
+        "kernels": gpu_machine.kernels_hash(),
+        "whole": a.device == "cuda" and not a.quick and a.parts == list(PARTS),
+        "machine": machine,
+        "versions": gpu_machine.versions(),
+        "allowed_seconds": a.seconds,
+        "parts": {},
+    }
+
+
+def path_of(report: dict[str, Any], a: argparse.Namespace) -> Path:
+    """GPU-DATE.json in bench/results, which keeps whole reports, or where --out says."""
+    words = [report["machine"]["name"], report["date"][:10]]
+    words += [] if a.parts == list(PARTS) else a.parts
+    folder = a.out or ROOT / ("bench/results" if report["whole"] else "build/gpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder, re.sub(r"\W+", "-", "-".join(words)).lower() + ".json")
+
+
+def wrong(report: dict[str, Any]) -> list[str]:
+    """The parts that judge and did not find it right, or found nothing."""
+    found = {name: row for name, row in report["parts"].items() if PARTS[name].judges}
+    excused = {name for name, row in found.items() if PARTS[name].optional and "skipped" in row}
+    return [name for name, row in found.items() if not row.get("ok") and name not in excused]
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="those to run, in this order always [%(default)s]"
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "emu"), help="[%(default)s]")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part still run?")
+    parser.add_argument("--seconds", type=float, default=480, help="for all of it [%(default)g]")
+    parser.add_argument("--out", type=Path, help="a folder for the report and mma's bits [bench/results]")
+    parser.add_argument("--commit", default="", help="for the report, where there is no git")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels, or of packages unpacked from them")
+    parser.add_argument("--readme", action="store_true", help="write the newest whole report into README.md")
+    a = parser.parse_args(words)
+    named = a.parts.split(",")
+    unknown = [name for name in named if name not in PARTS]
+    if unknown:
+        parser.error(f"--parts {unknown[0]}: known are {', '.join(PARTS)}")
+    if a.device == "emu" and not a.quick:
+        parser.error("--device emu is too slow for anything but --quick")
+    if a.wheels and not a.wheels.is_dir():
+        parser.error(f"--wheels {a.wheels}: no such folder")
+    a.parts = [name for name in PARTS if name in named]
+    return a
+
+
+def check(a: argparse.Namespace) -> int:
+    import gpu_table  # needs numpy, which may have come by --wheels
+
+    report = begin(a)
+    path = path_of(report, a)
+    run_parts(a.parts, Setting(a.device, a.quick, time.monotonic() + a.seconds, path), report)
+    print(gpu_table.text(report), gpu_table.kernels(report), sep="\n\n")
+    print(f"\nevery repeat: {path}")
+    for name in wrong(report):
+        print(f"{name}: NOT RIGHT: {json.dumps(report['parts'][name])[-2000:]}")
+    return int(bool(wrong(report)))
+
+
+def main() -> int:
+    a = parse()
+    if a.readme:
+        import gpu_table
+
+        gpu_table.write_readme()
+        return 0
+    if a.wheels:
+        gpu_machine.use_wheels(a.wheels, ROOT / "build/gpu/wheels")
+    lacking = gpu_machine.missing(a.device)
+    print(gpu_machine.advice(lacking), flush=True)
+    if lacking:
+        return 2
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return check(a)
+    except Skip as reason:
+        print(f"{reason}; without a GPU: --device emu --quick", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

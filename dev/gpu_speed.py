@@ -1,0 +1,243 @@
+"""make gpu-check: how fast is it? Limits of the GPU, whole steps beside PyTorch, generation, the kernels of a step.
+
+Nothing is compared before the losses agree: same weights, same tokens, after the first and the tenth step.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from bench_process import Failed, Process, Skip, check_agree, not_measured, say
+from gpu_machine import Setting, gpu, run
+
+SCRIPT = "gpu_steps.py"
+COMPARED = 10  # steps after which losses are compared
+TOLERANCE = 2e-3  # of losses, relative
+OWN_PRODUCTS, NO_GRAPHS = {"PYLLMC_CUBLASLT": ""}, {"PYLLMC_GRAPHS": "0"}
+
+
+class Case(NamedTuple):
+    model: str
+    B: int
+    T: int
+    steps: int  # of a turn
+    variants: Mapping[str, Mapping[str, str]] = {}  # of ours: environments
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} B={self.B} T={self.T}"
+
+
+# what is most worth knowing first: time may run out
+CASES = [
+    Case("d12", 64, 1024, 10, {"without graphs": NO_GRAPHS, "own products": OWN_PRODUCTS}),
+    Case("d48", 16, 1024, 4),
+    Case("d24", 32, 1024, 6),
+    Case("d36", 16, 1024, 5),
+]
+QUICK = [Case("tiny", 2, 16, 2, {"without graphs": NO_GRAPHS})]
+ROUNDS = 5
+WORDS = {"batch 1": (1, 256, 3), "batch 64": (64, 256, 2)}  # B, new tokens, calls
+QUICK_WORDS = {"batch 1": (1, 4, 1), "batch 2": (2, 4, 1)}
+
+
+# ---- PyTorch's compiler ----
+
+
+class Compiling:
+    """Compiles PyTorch's models into its cache on disk, two at a time, while nothing is measured."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.notes: dict[str, str] = {}
+        self.running: set[Process] = set()
+        self.stopped = threading.Event()
+        self.pool = ThreadPoolExecutor(2)
+        for case in CASES:
+            self.pool.submit(self.compile, case)
+
+    def compile(self, case: Case) -> None:
+        try:
+            if self.stopped.is_set():
+                raise Skip("no time was left")
+            with start("precompile", case, self.setting) as process:
+                self.running.add(process)
+                process.ask(steps=1)
+                self.running.discard(process)
+            self.notes[case.name] = "done"
+        except (Skip, Failed) as error:
+            self.notes[case.name] = str(error)[-300:]
+
+    def wait(self, seconds: float) -> dict[str, str]:
+        """What came of each model; those unfinished by then are ended, and left to the measured processes."""
+        timer = threading.Timer(seconds, self.stop)
+        timer.start()
+        self.pool.shutdown()
+        timer.cancel()
+        return self.notes
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for process in list(self.running):
+            process.child.kill()
+
+
+# ---- whole steps ----
+
+
+def start(system: str, case: Case, setting: Setting, environment: Mapping[str, str] | None = None) -> Process:
+    words = {"model": case.model, "B": case.B, "T": case.T, "device": setting.device}
+    return Process(SCRIPT, environment, setting.left, system=system, **words)
+
+
+class Runner:
+    """A system on a case; its first steps are not timed, and keep their losses."""
+
+    def __init__(
+        self, system: str, case: Case, setting: Setting, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.case, self.process = case, start(system, case, setting, environment)
+        first = self.process.ask(steps=COMPARED)["value"]
+        self.record: dict[str, Any] = {"losses": first["losses"], "ms": []}
+        self.note_memory(first)
+
+    def note_memory(self, value: dict[str, Any]) -> None:
+        self.record.update({key: mb for key, mb in value.items() if key.endswith("_mb") and mb is not None})
+
+    def turn(self) -> None:
+        """Adds the ms of a step, the mean of a turn."""
+        found = self.process.ask(steps=self.case.steps)
+        self.record["ms"] += [ms / self.case.steps for ms in found["ms"]]
+        self.note_memory(found["value"])
+
+
+def check_losses(case: Case, records: Mapping[str, dict[str, Any]]) -> None:
+    """The first and the tenth of every system; and that something was learned at all."""
+    for step in (1, COMPARED):
+        losses = {name: [record["losses"][step - 1]] for name, record in records.items()}
+        check_agree(f"{case.name}, loss at step {step}", losses, TOLERANCE)
+    first, last = (records["pyllmc"]["losses"][i] for i in (0, COMPARED - 1))
+    if not last < first * (1 - TOLERANCE):
+        raise Failed(f"{case.name}: the loss did not fall, {first} to {last}")
+
+
+def measure_variants(case: Case, setting: Setting, rounds: int) -> dict[str, Any]:
+    """Ours in other environments, one after the other."""
+    found: dict[str, Any] = {}
+    for name, environment in case.variants.items():
+        try:
+            runner = Runner("pyllmc", case, setting, environment)
+            for _ in range(rounds):
+                runner.turn()
+            runner.process.close()
+            found[name] = runner.record
+        except (Skip, Failed) as reason:
+            found[name] = not_measured(f"{case.name}, {name}", reason)
+    return found
+
+
+def measure_case(case: Case, setting: Setting) -> dict[str, Any]:
+    """Ours and PyTorch's by turns; the order of the first round changes with every round."""
+    rounds, peer = (1, "eager") if setting.quick else (ROUNDS, "compile")
+    runners: dict[str, Runner] = {}
+    try:
+        for system in ("pyllmc", peer):
+            runners[system] = Runner(system, case, setting)
+        for i in range(rounds):
+            for system in sorted(runners, reverse=i % 2 == 0):
+                runners[system].turn()
+    finally:
+        for runner in runners.values():
+            runner.process.close()
+    records = {system: runner.record for system, runner in runners.items()}
+    variants = {f"pyllmc, {name}": r for name, r in measure_variants(case, setting, rounds).items()}
+    measured = {name: record for name, record in {**records, **variants}.items() if "ms" in record}
+    for name, record in measured.items():
+        say(f"  {case.name}, {name}: {statistics.median(record['ms']):.2f} ms")
+    check_losses(case, measured)
+    sizes = {"model": case.model, "B": case.B, "T": case.T, "steps": case.steps}
+    return {**sizes, "systems": {**records, **variants}}
+
+
+def fitting(case: Case, setting: Setting) -> dict[str, Any]:
+    """With the largest B, halved at most twice, that fits both."""
+    for B in (case.B, case.B // 2, case.B // 4):
+        try:
+            return measure_case(case._replace(B=max(B, 1)), setting)
+        except Failed as error:
+            if not re.search(r"out of memory|OutOfMemory|does not fit", str(error)):
+                raise
+            say(f"  {case.name}: B={B} does not fit")
+    raise Skip(f"not even B={case.B // 4} fits")
+
+
+def steps(setting: Setting) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for case in QUICK if setting.quick else CASES:
+        try:
+            found[case.name] = fitting(case, setting)
+        except (Skip, Failed) as reason:
+            found[case.name] = not_measured(case.name, reason)
+    return {"cases": found, "note": "every step has its update; a batch of 0.5M tokens would share one"}
+
+
+# ---- the rest ----
+
+
+def limits(setting: Setting) -> dict[str, Any]:
+    setting.need_gpu()
+    with Process("gpu_limits.py", {}, setting.left) as process:
+        found = process.ask()["value"]
+    return {**found, "gpu_after": gpu()}
+
+
+def generation(setting: Setting) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    model = "tiny" if setting.quick else "d12"
+    for name, (B, new, calls) in (QUICK_WORDS if setting.quick else WORDS).items():
+        with start("generate", Case(model, B, new, 1), setting) as process:
+            process.ask()
+            got = process.ask(calls=calls)
+        if got["value"] != B * new:
+            raise Failed(f"{got['value']} tokens were made, not {B} x {new}")
+        found[name] = {"model": model, "B": B, "new": new, "ms": got["ms"]}
+    return {"cases": found}
+
+
+def profile(setting: Setting) -> dict[str, Any]:
+    """Of one step of 124M, launched kernel by kernel; through PyTorch's profiler, or ncu where that sees nothing."""
+    setting.need_gpu()
+    case = CASES[0]
+    with start("kernels", case, setting, NO_GRAPHS) as process:
+        kernels = process.ask()["value"]
+    if not kernels:
+        kernels = by_ncu(case, setting)
+    return {"case": case.name, "step_ms": sum(us for _, _, us in kernels) / 1e3, "kernels": kernels[:40]}
+
+
+def by_ncu(case: Case, setting: Setting) -> list[list[Any]]:
+    """The same by Nsight Compute: of the first step, whose kernels it measures one by one."""
+    program = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
+    if not program:
+        raise Skip("PyTorch's profiler saw no kernels, and there is no ncu")
+    words = [f"{key}={value}" for key, value in (("model", case.model), ("B", case.B), ("T", case.T))]
+    command = [program, "--clock-control", "none", "--csv", "--metrics", "gpu__time_duration.sum"]
+    child = [sys.executable, f"dev/{SCRIPT}", "system=pyllmc", *words, "device=cuda", "turns=1"]
+    done = run([*command, *child], setting.left, NO_GRAPHS)
+    found: dict[str, list[float]] = {}
+    for line in done.text.splitlines():
+        cells = re.findall(r'"((?:[^"]|"")*)"', line)
+        if "gpu__time_duration.sum" in cells:
+            at = cells.index("gpu__time_duration.sum")
+            scale = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "nsecond": 1e-3, "usecond": 1.0}[cells[at + 1]]
+            found.setdefault(cells[4][:120], []).append(scale * float(cells[at + 2].replace(",", "")))
+    if not found:
+        raise Failed(f"ncu: {done.text[-500:]}")
+    return sorted(([name, len(us), sum(us)] for name, us in found.items()), key=lambda row: -float(row[2]))
