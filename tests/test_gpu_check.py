@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_every_part_runs_or_needs_a_gpu(report):
 
 
 def test_the_report_says_where_it_is_from(report):
+    assert report["command"] == "python dev/gpu_check.py --device emu --quick --commit abc --out DIR"
     assert report["commit"] == "abc" and report["kernels"] == gpu_machine.kernels_hash()
     assert {"date", "command", "versions", "machine", "seconds"} <= set(report) and "torch" in report[
         "versions"
@@ -207,7 +209,7 @@ def test_peaks(name, rate):
 
 @pytest.mark.parametrize("errors", [0, 2])
 def test_what_the_sanitizer_finds(tmp_path, monkeypatch, setting, errors):
-    said = f'"========= ERROR SUMMARY: {errors} errors" "RACECHECK SUMMARY: 0 hazards displayed" \'"ms": 1\''
+    said = f'"========= ERROR SUMMARY: {errors} errors" "RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)" \'"ms": 1\''
     tool(tmp_path, monkeypatch, "compute-sanitizer", f"printf '%s\\n' {said}")
     found = gpu_parity.sanitizer(setting)
     assert found["tools"]["memcheck"]["found"] == errors and found["ok"] == (errors == 0)
@@ -344,6 +346,66 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, setting):
     assert gpu_speed.fitting(gpu_speed.Case("d12", 16, 8, 1), setting) == {"B": 4} and tried == [16, 8, 4]
     with pytest.raises(Skip, match="not even B=16"):
         gpu_speed.fitting(gpu_speed.Case("d12", 64, 8, 1), setting)
+
+
+class Answering:
+    """A measured process: what it was asked, and whether it was closed."""
+
+    def __init__(self, name, loss, log):
+        self.name, self.loss, self.log = name, loss, log
+        self.child = self
+
+    def ask(self, steps):
+        self.log.append((self.name, steps))
+        losses = [self.loss - 0.1 * i for i in range(steps)]
+        return {"ms": [10.0 * steps], "value": {"losses": losses, "device_mb": 7.0}}
+
+    def close(self):
+        self.log.append((self.name, "closed"))
+
+    kill = close
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_systems_take_turns_and_nothing_is_quoted_where_losses_differ(monkeypatch, setting, gap):
+    log = []
+
+    def start(system, case, setting, environment=None):
+        return Answering(system, 9.0 + gap * (system == "compile"), log)
+
+    monkeypatch.setattr(gpu_speed, "start", start)
+    monkeypatch.setattr(gpu_speed, "CASES", [gpu_speed.Case("d12", 4, 8, 2, {"own": {}})])
+    found = gpu_speed.steps(setting)["cases"]["d12 B=4 T=8"]
+    order = [name for name, steps in log if steps == 2][:8]
+    assert order == ["pyllmc", "compile", "compile", "pyllmc"] * 2
+    assert ("compile", "closed") in log and ("pyllmc", "closed") in log
+    if gap:
+        assert "results differ" in found["failed"] and "systems" not in found and found["records"]
+    else:
+        assert found["systems"]["pyllmc, own"]["ms"] == [10.0] * gpu_speed.ROUNDS and "failed" not in found
+
+
+def test_compiling_ahead_is_ended_when_measuring_begins(monkeypatch, setting):
+    class Slow(Answering):
+        def ask(self, steps):
+            self.ended = threading.Event()
+            assert self.ended.wait(30)
+            raise Failed("exit -9")
+
+        def kill(self):
+            self.ended.set()
+
+    monkeypatch.setattr(gpu_speed, "start", lambda *words: Slow("compile", 1.0, []))
+    start = time.monotonic()
+    notes = gpu_speed.Compiling(setting).wait(0.5)
+    assert time.monotonic() - start < 20
+    assert sorted(notes.values()) == ["exit -9", "exit -9", "no time was left", "no time was left"]
 
 
 # ---- formulas and tables ----
