@@ -54,9 +54,9 @@ UNTIL_COMPILED = 45  # seconds that are waited for PyTorch's compiler before the
 
 
 def save(report: dict[str, Any], path: Path) -> None:
-    """Whole, or as it was before."""
+    """Whole, or as it was before; without this checkout's place in what tools have said."""
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(report, indent=1) + "\n")
+    beside.write_text(json.dumps(report, indent=1).replace(f"{ROOT}/", "") + "\n")
     beside.replace(path)
 
 
@@ -74,12 +74,13 @@ def run_part(part: Part, name: str, setting: Setting) -> dict[str, Any]:
 
 def run_parts(names: list[str], setting: Setting, report: dict[str, Any]) -> None:
     """Fills report["parts"], and saves the report each time."""
+    ahead = setting.device == "cuda" and "steps" in names and any(PARTS[name].judges for name in names)
     compiling = None
-    if "steps" in names and setting.device == "cuda" and not setting.quick:
-        compiling = gpu_speed.Compiling(setting)
     for i, name in enumerate(names):
         part = PARTS[name]
-        if compiling and not part.judges and name != "build":
+        if ahead and part.judges:  # once: the build has all cores, and a measurement the whole machine
+            ahead, compiling = False, gpu_speed.Compiling(setting)
+        if compiling and not part.judges:
             report["compiled"], compiling = wait_for(compiling), None
         later = sum(PARTS[other].least for other in names[i + 1 :])
         say(f"{name}:")
@@ -105,14 +106,20 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def command() -> str:
+    """As it was given, without the names of this machine's folders."""
+    pairs = zip(sys.argv, sys.argv[1:])
+    words = ["DIR" if before in ("--out", "--wheels") else word for before, word in pairs]
+    return " ".join(["python dev/gpu_check.py", *words]) if words else "make gpu-check"
+
+
 def begin(a: argparse.Namespace) -> dict[str, Any]:
     """The report before its parts. Skip without a GPU."""
     machine = gpu_machine.facts(a.device)
-    command = " ".join(["python", "dev/gpu_check.py", *sys.argv[1:]])
     return {
         "kind": "gpu",
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
-        "command": "make gpu-check" if len(sys.argv) == 1 else command,
+        "command": command(),
         "commit": a.commit or commit(),
         "kernels": gpu_machine.kernels_hash(),
         "whole": a.device == "cuda" and not a.quick and a.parts == list(PARTS),

@@ -172,10 +172,11 @@ def kernels_hash() -> str:
 
 
 def cublas_found() -> str:
-    """Where the CUDA library will find cuBLASLt: a path, "the system's", or "" for nowhere."""
+    """Which cuBLASLt the CUDA library will find, "none" if it will not."""
     from pyllmc import cublas
 
-    return cublas.settle() or ("the system's" if cublas.in_system() else "")
+    found = cublas.settle()
+    return f"{Path(found).name} of a package" if found else "the system's" if cublas.in_system() else "none"
 
 
 def facts(device: str) -> dict[str, Any]:

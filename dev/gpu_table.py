@@ -130,7 +130,8 @@ def kernels(report: Report) -> str:
 def machine_line(report: Report) -> str:
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     driver = f", driver {machine['driver']}" if "driver" in machine else ""
-    power = f", {machine['power_limit_w']} W" if "power_limit_w" in machine else ""
+    power = f", {machine['power_limit_w']:.0f} W" if "power_limit_w" in machine else ""
+    power += f", cuBLASLt: {machine['cublaslt']}" if "cublaslt" in machine else ""
     return (
         f"{machine['name']}{driver}{power}; {report['date'][:10]}, {versions}; `{report['command']}` at "
         f"{report['commit']}, kernels {report['kernels']}."

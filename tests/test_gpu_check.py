@@ -6,25 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import bench_process
 import gpu_check
-import gpu_limits
 import gpu_machine
 import gpu_mma
 import gpu_parity
 import gpu_speed
-import gpu_steps
 import gpu_table
 import gpu_tiny
 import numpy as np
 import pytest
 from bench_process import Failed, Skip
-
-from pyllmc import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 NEED_GPU = {"sanitizer", "limits", "profile"}
@@ -65,6 +62,7 @@ def test_every_part_runs_or_needs_a_gpu(report):
 
 
 def test_the_report_says_where_it_is_from(report):
+    assert report["command"] == "python dev/gpu_check.py --device emu --quick --commit abc --out DIR"
     assert report["commit"] == "abc" and report["kernels"] == gpu_machine.kernels_hash()
     assert {"date", "command", "versions", "machine", "seconds"} <= set(report) and "torch" in report[
         "versions"
@@ -207,7 +205,7 @@ def test_peaks(name, rate):
 
 @pytest.mark.parametrize("errors", [0, 2])
 def test_what_the_sanitizer_finds(tmp_path, monkeypatch, setting, errors):
-    said = f'"========= ERROR SUMMARY: {errors} errors" "RACECHECK SUMMARY: 0 hazards displayed" \'"ms": 1\''
+    said = f'"========= ERROR SUMMARY: {errors} errors" "RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)" \'"ms": 1\''
     tool(tmp_path, monkeypatch, "compute-sanitizer", f"printf '%s\\n' {said}")
     found = gpu_parity.sanitizer(setting)
     assert found["tools"]["memcheck"]["found"] == errors and found["ok"] == (errors == 0)
@@ -346,68 +344,61 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, setting):
         gpu_speed.fitting(gpu_speed.Case("d12", 64, 8, 1), setting)
 
 
-# ---- formulas and tables ----
+class Answering:
+    """A measured process: what it was asked, and whether it was closed."""
+
+    def __init__(self, name, loss, log):
+        self.name, self.loss, self.log = name, loss, log
+        self.child = self
+
+    def ask(self, steps):
+        self.log.append((self.name, steps))
+        losses = [self.loss - 0.1 * i for i in range(steps)]
+        return {"ms": [10.0 * steps], "value": {"losses": losses, "device_mb": 7.0}}
+
+    def close(self):
+        self.log.append((self.name, "closed"))
+
+    kill = close
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
-def test_llm_c_s_formula_of_124M():
-    c = layout.config_of("d12")
-    assert gpu_steps.num_params(c) == 124_475_904  # as llm.c prints it
-    assert gpu_steps.flops_per_token(c, 1024) == 6 * 124_475_904 + 6 * 12 * 768 * 1024
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_systems_take_turns_and_nothing_is_quoted_where_losses_differ(monkeypatch, setting, gap):
+    log = []
+
+    def start(system, case, setting, environment=None):
+        return Answering(system, 9.0 + gap * (system == "compile"), log)
+
+    monkeypatch.setattr(gpu_speed, "start", start)
+    monkeypatch.setattr(gpu_speed, "CASES", [gpu_speed.Case("d12", 4, 8, 2, {"own": {}})])
+    found = gpu_speed.steps(setting)["cases"]["d12 B=4 T=8"]
+    order = [name for name, steps in log if steps == 2][:8]
+    assert order == ["pyllmc", "compile", "compile", "pyllmc"] * 2
+    assert ("compile", "closed") in log and ("pyllmc", "closed") in log
+    if gap:
+        assert "results differ" in found["failed"] and "systems" not in found and found["records"]
+    else:
+        assert found["systems"]["pyllmc, own"]["ms"] == [10.0] * gpu_speed.ROUNDS and "failed" not in found
 
 
-def test_products_have_gpt2_s_shapes():
-    shapes = list(gpu_limits.shapes())
-    assert {(16384, 768, 2304), (65536, 768, 50304), (65536, 1600, 6400), (32768, 6400, 1600)} <= set(shapes)
-    assert len(shapes) == len(set(shapes))
+def test_compiling_ahead_is_ended_when_measuring_begins(monkeypatch, setting):
+    class Slow(Answering):
+        def ask(self, steps):
+            self.ended = threading.Event()
+            assert self.ended.wait(30)
+            raise Failed("exit -9")
 
+        def kill(self):
+            self.ended.set()
 
-def measured_report():
-    """Of a GPU that does not exist; its figures are only this test's."""
-    steps = {"pyllmc": {"ms": [100.0, 90.0, 110.0], "device_mb": 1000.0}, "compile": {"ms": [120.0]}}
-    cases = {"d12 B=64 T=1024": {"model": "d12", "B": 64, "T": 1024, "systems": steps}}
-    parts = {"steps": {"cases": cases}, "kernels": {"ok": True, "counts": {"passed": 3}}}
-    parts["limits"] = {"matmul_tflop_s": {"1 x 1 x 1": [700.0]}, "copy_gb_s": [4000.0], "best_tflop_s": 700.0}
-    parts["profile"] = {"failed": "no CUPTI"}
-    head = {
-        "kind": "gpu",
-        "whole": True,
-        "date": "2026-01-01T00:00",
-        "command": "make gpu-check",
-        "commit": "abc",
-    }
-    return {**head, "kernels": "old", "versions": {}, "machine": {"name": "NVIDIA H200"}, "parts": parts}
-
-
-def test_the_table_s_figures():
-    """65,536 tokens in 100 ms at 803.5 MFLOP each are 526.6 TFLOP/s: 53.2 % of 989, 75.2 % of 700."""
-    text = gpu_table.text(measured_report())
-    row = "| d12 B=64 T=1024 | pyllmc | 100 ms | 655,360 | 53.2% | 75.2% | 1,000 MiB | **1.20×** |"
-    assert row in text and "| compile | 120 ms | 546,133 | 44.4% | 62.7% | – | – |" in text
-    assert "kernels: right (3 passed)" in text and "* profile: failed, no CUPTI" in text
-
-
-def test_a_report_of_other_kernels_is_stale():
-    report = measured_report()
-    assert gpu_table.STALE in gpu_table.text(report)
-    assert gpu_table.STALE not in gpu_table.text({**report, "kernels": gpu_machine.kernels_hash()})
-
-
-def test_the_readme_shows_the_newest_whole_report_or_that_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_table, "RESULTS", tmp_path)
-    readme = f"a\n{gpu_table.BLOCK.format('x.json', 'old')}\nb"
-    assert gpu_table.newest() == "none" and gpu_table.NONE in gpu_table.with_table(readme, "none")
-    (tmp_path / "part.json").write_text(json.dumps({**measured_report(), "whole": False}))
-    (tmp_path / "cpu.json").write_text(json.dumps({"whole": True, "date": "2027"}))
-    assert gpu_table.newest() == "none"
-    (tmp_path / "gpu.json").write_text(json.dumps(measured_report()))
-    shown = gpu_table.with_table(readme, gpu_table.newest())
-    assert "gpu.json" in shown and "655,360" in shown and shown.endswith("b")
-    with pytest.raises(Failed, match="needs one block"):
-        gpu_table.with_table("nothing", "none")
-
-
-def test_the_readme_is_up_to_date():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert gpu_table.with_table(readme, gpu_table.newest()) == readme, (
-        "run `python dev/gpu_check.py --readme`"
-    )
+    monkeypatch.setattr(gpu_speed, "start", lambda *words: Slow("compile", 1.0, []))
+    start = time.monotonic()
+    notes = gpu_speed.Compiling(setting).wait(0.5)
+    assert time.monotonic() - start < 20
+    assert sorted(notes.values()) == ["exit -9", "exit -9", "no time was left", "no time was left"]
