@@ -136,4 +136,16 @@ typedef struct Kernels {
     void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);
 } Kernels;
 /* cffi: end */
+
+/* the layers: what every device fills in by a name of its own */
+/* clang-format off */
+#define EACH_LAYER(X) \
+    X(encoder_forward) X(encoder_backward) \
+    X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
+    X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
+    X(matmul_backward_weight) \
+    X(attention_forward) X(attention_backward) X(attention_cached) \
+    X(classifier_forward) X(loss_mean) X(classifier_backward) \
+    X(global_norm) X(scale) X(adamw)
+/* clang-format on */
 #endif

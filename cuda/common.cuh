@@ -10,16 +10,7 @@
 
 /* ---- entries: gpu_layernorm_forward and so on, held to the types of struct Kernels ---- */
 
-/* clang-format off */
-#define EACH_KERNEL(X) \
-    X(encoder_forward) X(encoder_backward) \
-    X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
-    X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
-    X(matmul_backward_weight) \
-    X(attention_forward) X(attention_backward) X(attention_cached) \
-    X(classifier_forward) X(loss_mean) X(classifier_backward) \
-    X(global_norm) X(scale) X(adamw) X(store)
-/* clang-format on */
+#define EACH_KERNEL(X) EACH_LAYER(X) X(store)
 #define GPU_DECLARE(entry) extern std::remove_pointer_t<decltype(Kernels::entry)> gpu_##entry;
 EACH_KERNEL(GPU_DECLARE)
 
@@ -82,7 +73,7 @@ template <class T> static inline bool in_vectors(const T *p, int64_t C) {
 
 /* ---- sums ---- */
 
-__device__ __forceinline__ float warp_sum(float x) {
+template <class T> __device__ __forceinline__ T warp_sum(T x) { /* of float or double */
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
 }
@@ -91,14 +82,14 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/* over the block, whose size is a multiple of 32; every thread gets it. part: 32 floats of shared memory, which the
+/* over the block, whose size is a multiple of 32; every thread gets it. part: 32 of them in shared memory, which the
  * caller may not touch until the next barrier */
-__device__ __forceinline__ float block_sum(float x, float *part) {
+template <class T> __device__ __forceinline__ T block_sum(T x, T *part) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_sum(x);
     if (lane == 0) part[warp] = x;
     __syncthreads();
-    x = warp_sum(lane < warps ? part[lane] : 0.0f);
+    x = warp_sum(lane < warps ? part[lane] : T(0));
     __syncthreads(); /* the next sum may use part again */
     return x;
 }

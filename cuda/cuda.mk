@@ -45,8 +45,8 @@ $(foreach e,fp32 bf16,$(eval $(call emu_rules,check_$(e),$(EMU_WATCH) $(FLAGS_$(
 
 CUDA_fp32  := $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/cuda_fp32/%.o)
 CUDA_bf16  := $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/cuda_bf16/%.o)
-# $(1) emu or check, $(2) element, $(3) the emulator's own files
-emu_objects = $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/$(1)_$(2)/%.o) $(3:cuda/emu/%.cpp=$(BUILD)/$(1)_$(2)/%.o)
+# $(1) emu or check, $(2) element, $(3) the emulator's own files, which are the same for either
+emu_objects = $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/$(1)_$(2)/%.o) $(3:cuda/emu/%.cpp=$(BUILD)/$(1)_fp32/%.o)
 
 # ---- what comes of them ----
 

@@ -1,5 +1,5 @@
 /* Rows as floats, W elements at a time: WIDE, which are 16 bytes of what is stored, where the addresses allow it, else
- * one. And sums in double. */
+ * one. */
 #pragma once
 #include "common.cuh"
 
@@ -67,18 +67,3 @@ template <int N = WIDE, class F> static inline void by_width(bool wide, F launch
 
 /* blocks of which each takes `each` of n; one where there is nothing to do, as CUDA refuses an empty grid */
 static inline unsigned blocks_for(int64_t n, int64_t each) { return n > 0 ? (unsigned)divide_up(n, each) : 1; }
-
-/* warp_sum and block_sum (common.cuh) in double */
-__device__ __forceinline__ double warp_sum(double x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    return x;
-}
-__device__ __forceinline__ double block_sum(double x, double *part) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    x = warp_sum(x);
-    if (lane == 0) part[warp] = x;
-    __syncthreads();
-    x = warp_sum(lane < warps ? part[lane] : 0.0);
-    __syncthreads();
-    return x;
-}

@@ -12,16 +12,7 @@
 #define ISA_TEXT2(isa) #isa
 #define ISA_TEXT(isa) ISA_TEXT2(isa)
 
-/* clang-format off */
-#define EACH_KERNEL(X) \
-    X(encoder_forward) X(encoder_backward) \
-    X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
-    X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
-    X(matmul_backward_weight) \
-    X(attention_forward) X(attention_backward) X(attention_cached) \
-    X(classifier_forward) X(loss_mean) X(classifier_backward) X(compress) \
-    X(global_norm) X(scale) X(adamw)
-/* clang-format on */
+#define EACH_KERNEL(X) EACH_LAYER(X) X(compress)
 
 #ifdef ISA
 #define ISA_DECLARE(entry) extern __typeof__(*((Kernels *)0)->entry) K(entry);
