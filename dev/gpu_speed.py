@@ -20,7 +20,7 @@ from gpu_machine import Setting, gpu, run
 
 SCRIPT = "gpu_steps.py"
 COMPARED = 10  # steps after which losses are compared
-TOLERANCE = 2e-3  # of losses, relative
+TOLERANCE = 5e-3  # of losses, relative; bf16 alone makes 2e-3 of it where a small batch is learned by heart
 TOO_LARGE = re.compile("out of memory|OutOfMemory|does not fit")
 OWN_PRODUCTS, NO_GRAPHS = {"PYLLMC_CUBLASLT": ""}, {"PYLLMC_GRAPHS": "0"}
 
