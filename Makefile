@@ -140,7 +140,7 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/ruff check --fix --quiet .
 	$(VENV)/ruff format .
 	$(VENV)/clang-format -i $(C_FILES)
-C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp)
+C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu)
 
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)

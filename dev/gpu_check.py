@@ -46,7 +46,7 @@ PARTS = {
     "mma": Part(gpu_parity.mma, 30, judges=True),
     "sanitizer": Part(gpu_parity.sanitizer, 45, judges=True, optional=True),
     "limits": Part(gpu_speed.limits, 30, 15),
-    "steps": Part(gpu_speed.steps, 300, 60),
+    "steps": Part(gpu_speed.steps, 300, 100),
     "generation": Part(gpu_speed.generation, 30, 20),
     "profile": Part(gpu_speed.profile, 40, 25),
 }
@@ -54,9 +54,11 @@ UNTIL_COMPILED = 45  # seconds that are waited for PyTorch's compiler before the
 
 
 def save(report: dict[str, Any], path: Path) -> None:
-    """Whole, or as it was before; without this checkout's place in what tools have said."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(report, indent=1).replace(f"{ROOT}/", "") + "\n")
+    """Whole, or as it was before; without this machine's folders in what tools have said."""
+    beside, text = path.with_suffix(".part"), json.dumps(report, indent=1)
+    for folder in (ROOT, sys.prefix, Path.home()):
+        text = text.replace(f"{folder}/", "")
+    beside.write_text(text + "\n")
     beside.replace(path)
 
 

@@ -20,7 +20,8 @@ from gpu_machine import Setting, gpu, run
 
 SCRIPT = "gpu_steps.py"
 COMPARED = 10  # steps after which losses are compared
-TOLERANCE = 2e-3  # of losses, relative
+TOLERANCE = 5e-3  # of losses, relative; bf16 alone makes 2e-3 of it where a small batch is learned by heart
+TOO_LARGE = re.compile("out of memory|OutOfMemory|does not fit")
 OWN_PRODUCTS, NO_GRAPHS = {"PYLLMC_CUBLASLT": ""}, {"PYLLMC_GRAPHS": "0"}
 
 
@@ -145,19 +146,33 @@ def rounds_of(setting: Setting) -> int:
     return 1 if setting.quick else ROUNDS
 
 
+def begin(case: Case, setting: Setting, stack: ExitStack) -> tuple[dict[str, Runner], dict[str, Any]]:
+    """Ours and PyTorch's, eager where it cannot compile; and the record of what failed. Weights are drawn side by side."""
+    peers = ["eager"] if setting.quick else ["compile", "eager"]
+    with ThreadPoolExecutor(2) as pool:
+        starts = [pool.submit(start, system, case, setting) for system in ("pyllmc", peers[0])]
+    for future in starts:
+        if not future.exception():
+            stack.callback(future.result().close)
+    ours = Runner(case, starts[0].result())
+    try:
+        return {"pyllmc": ours, peers[0]: Runner(case, starts[1].result())}, {}
+    except Failed as reason:
+        if peers[0] == "eager" or TOO_LARGE.search(str(reason)):
+            raise
+        failed = {peers[0]: not_measured(f"{case.name}, {peers[0]}", reason)}
+    process = stack.enter_context(start(peers[1], case, setting))
+    return {"pyllmc": ours, peers[1]: Runner(case, process)}, failed
+
+
 def take_turns(case: Case, setting: Setting) -> dict[str, dict[str, Any]]:
     """The records of ours and of PyTorch's; who begins changes with every round."""
-    systems = ("pyllmc", "eager" if setting.quick else "compile")
-    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:  # weights are drawn side by side
-        starts = {system: pool.submit(start, system, case, setting) for system in systems}
-        for future in starts.values():
-            if not future.exception():
-                stack.callback(future.result().close)
-        runners = {system: Runner(case, future.result()) for system, future in starts.items()}
+    with ExitStack() as stack:
+        runners, failed = begin(case, setting, stack)
         for i in range(rounds_of(setting)):
             for system in sorted(runners, reverse=i % 2 == 0):
                 runners[system].turn()
-    return {system: runner.record for system, runner in runners.items()}
+    return {**{system: runner.record for system, runner in runners.items()}, **failed}
 
 
 def measure_case(case: Case, setting: Setting) -> dict[str, Any]:
@@ -165,7 +180,7 @@ def measure_case(case: Case, setting: Setting) -> dict[str, Any]:
     sizes = {"model": case.model, "B": case.B, "T": case.T, "steps": case.steps}
     records = take_turns(case, setting)
     try:
-        check_losses(case, records)
+        check_losses(case, {name: record for name, record in records.items() if "ms" in record})
     except Failed as reason:
         return {**sizes, **not_measured(case.name, reason), "records": records}
     for name in case.variants:
@@ -183,7 +198,7 @@ def fitting(case: Case, setting: Setting) -> dict[str, Any]:
         try:
             return measure_case(case._replace(B=max(B, 1)), setting)
         except Failed as error:
-            if not re.search(r"out of memory|OutOfMemory|does not fit", str(error)):
+            if not TOO_LARGE.search(str(error)):
                 raise
             say(f"  {case.name}: B={B} does not fit")
     raise Skip(f"not even B={case.B // 4} fits")

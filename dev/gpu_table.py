@@ -79,8 +79,8 @@ def step_cells(report: Report, case: dict[str, Any], system: str, record: dict[s
     tflops = rate * flops_per_token(sizes_of(case["model"]), case["T"]) / 1e12
     shares = [percent(tflops, peak(report["machine"]["name"])), percent(tflops, best_rate(report))]
     memory = f"{record['device_mb']:,.0f} MiB" if "device_mb" in record else "–"
-    peer = next(r for name, r in case["systems"].items() if not name.startswith("pyllmc"))
-    ratio = times(median(peer["ms"]) / ms) if ours and peer.get("ms") else "–"
+    peers = [r["ms"] for name, r in case["systems"].items() if not name.startswith("pyllmc") and r.get("ms")]
+    ratio = times(median(peers[0]) / ms) if ours and peers else "–"
     return [system, ms_text(ms), f"{rate:,.0f}", *shares, memory, ratio]
 
 
@@ -139,10 +139,10 @@ def machine_line(report: Report) -> str:
 
 
 def gaps(node: Any, name: str) -> Iterator[str]:
-    """A line for everything that has no figures."""
+    """A line for everything that has no figures: the last of what was said, where Python tells the error."""
     for key, value in node.items() if isinstance(node, dict) else ():
         if key in ("skipped", "failed") and isinstance(value, str):
-            yield f"* {name}: {key}, {' '.join(value.split())[-300:]}"
+            yield f"* {name}: {key}, {value.strip().splitlines()[-1][-300:]}"
         elif isinstance(value, dict):
             yield from gaps(value, f"{name}, {key}" if name else key)
 

