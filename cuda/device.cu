@@ -44,9 +44,8 @@ struct Staging {
     int count;
 };
 
-static void deliver(Staging *s) {
-    for (int i = 0; i < s->count; i++) memcpy(s->asked[i].host, s->few[i], (size_t)s->asked[i].bytes);
-    s->count = 0;
+static void deliver(const Staging *s, int count) {
+    for (int i = 0; i < count; i++) memcpy(s->asked[i].host, s->few[i], (size_t)s->asked[i].bytes);
 }
 
 static cudaError_t open_staging(Staging *s) {
@@ -101,11 +100,12 @@ void gpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
 int gpu_sync(Context *ctx) {
     Device *d = device_of(ctx);
     const cudaError_t launched = cudaGetLastError(), ran = cudaStreamSynchronize(d->stream), noted = d->failed;
-    d->failed = cudaSuccess;
+    const int asked = d->staging->count;
+    d->failed = cudaSuccess, d->staging->count = 0; /* after an error nobody may be waiting any more */
     if (noted != cudaSuccess) return fail(noted, "a graph");
     if (launched != cudaSuccess) return fail(launched, "a kernel's launch");
     if (ran != cudaSuccess) return fail(ran, "a kernel");
-    deliver(d->staging);
+    deliver(d->staging, asked);
     return LLMC_OK;
 }
 

@@ -56,11 +56,21 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_bytes(data, os.fspath(path))
 
 
-def open_writer(path: str | os.PathLike[str], threads: int = 0, weights: str = "fp32") -> Writer:
+def open_writer(
+    path: str | os.PathLike[str], threads: int = 0, weights: str = "fp32", device: str = "cpu"
+) -> Writer:
     """A run folder or checkpoint, ready to write. Raises DataError or LlmcError."""
     checkpoint = find_checkpoint(path)
     tokenizer = read_tokenizer(checkpoint)
-    model = Model(checkpoint, B=1, threads=threads, weights=weights, training=False, keep_logits=False)
+    model = Model(
+        checkpoint,
+        B=1,
+        threads=threads,
+        weights=weights,
+        device=device,
+        training=False,
+        keep_logits=False,
+    )
     return Writer(model, tokenizer)
 
 
@@ -83,10 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", default="fp32", help="fp32, bf16 or int8: fewer bytes are read faster [fp32]"
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or emu [cpu]")
     o = parser.parse_args(arguments)
 
     def work() -> None:
-        writer = open_writer(o.run, weights=o.weights)
+        writer = open_writer(o.run, weights=o.weights, device=o.device)
         for i in range(o.count):
             text = writer.write(o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i)
             print(text + ("\n" if i + 1 < o.count else ""), flush=True)
