@@ -26,12 +26,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
     program = tmp_path_factory.mktemp("program") / "allocations"
-    objects = [
-        path
-        for folder in (".", "cpu", *ISAS)
-        for path in (ROOT / "build" / folder).glob("*.o")
-        if path.name != "main.o"
-    ]
+    build, engine = ROOT / "build", [path.stem for path in (ROOT / "csrc").glob("*.c")]
+    objects = [build / f"{name}.o" for name in engine if name != "main"]
+    objects += [path for folder in ("cpu", *ISAS) for path in (build / folder).glob("*.o")]
     wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
     command = [
         COMPILER,
