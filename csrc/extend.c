@@ -59,7 +59,5 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
         extend(m, b, n);
         k->recorded(&m->ctx);
     }
-    for (int i = 0; last_logits && i < b; i++)
-        TRY(gpt2_fetch(m, last_logits + (int64_t)i * V, a.logits + (int64_t)i * Vp, V));
-    return k->sync(&m->ctx);
+    return last_logits ? gpt2_fetch(m, last_logits, a.logits, b, V, Vp) : k->sync(&m->ctx);
 }

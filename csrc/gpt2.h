@@ -80,7 +80,8 @@ int gpt2_need_training(const llmc_model *model); /* an error where there are no 
 
 /* ---- numbers for the host ---- */
 
-int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t n); /* waits for the device */
+/* out (rows,n) = rows of src, stride apart, as float; waits for the device, once */
+int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride);
 /* n elements from number `from` of layer l of row i */
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
 int gpt2_store(const llmc_model *model); /* params have changed */

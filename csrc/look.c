@@ -33,13 +33,17 @@ static float float_of(floatX x) {
 }
 #endif
 
-int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t n) {
-    /* into the end of out, then widened from its start: no number is overwritten before it is read */
-    floatX *raw = (floatX *)(out + n) - n;
-    m->k->copy_out((Context *)&m->ctx, raw, src, n * (int64_t)sizeof *raw);
-    TRY(m->k->sync((Context *)&m->ctx));
+/* where a row's numbers wait to be widened: at its end, so that from its start none is overwritten before it is read */
+static floatX *raw_of(float *row, int64_t n) { return (floatX *)(row + n) - n; }
+
+int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride) {
+    Context *ctx = (Context *)&m->ctx;
+    for (int64_t i = 0; i < rows; i++)
+        m->k->copy_out(ctx, raw_of(out + i * n, n), src + i * stride, n * (int64_t)sizeof *src);
+    TRY(m->k->sync(ctx));
 #ifdef FLOATX_BF16
-    for (int64_t i = 0; i < n; i++) out[i] = float_of(raw[i]);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < n; j++) out[i * n + j] = float_of(raw_of(out + i * n, n)[j]);
 #endif
     return LLMC_OK;
 }
@@ -63,7 +67,7 @@ static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
 int gpt2_read(const llmc_model *m, int block, int i, int l, int64_t from, int64_t n, void *out) {
     const float *at = find(m, block, i, l, from + n);
     if (!at) return LLMC_EINVAL;
-    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, (const floatX *)at + from, n);
+    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, (const floatX *)at + from, 1, n, n);
     m->k->copy_out((Context *)&m->ctx, out, at + from, n * 4);
     return m->k->sync((Context *)&m->ctx);
 }

@@ -77,10 +77,6 @@ template <class T> __device__ __forceinline__ T warp_sum(T x) { /* of float or d
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
 }
-__device__ __forceinline__ float warp_max(float x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
-    return x;
-}
 
 /* over the block, whose size is a multiple of 32; every thread gets it. part: 32 of them in shared memory, which the
  * caller may not touch until the next barrier */

@@ -21,7 +21,3 @@ typedef __nv_bfloat162 nv_bfloat162;
 
 #include "emu_half.h"
 EMU_SHORT_FLOAT(__nv_bfloat16, __nv_bfloat162, bfloat16, bfloat162)
-
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
-inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) { return v.x; }
-inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }

@@ -36,7 +36,3 @@ typedef __half2 half2;
 
 #include "emu_half.h"
 EMU_SHORT_FLOAT(__half, __half2, half, half2)
-
-inline __half2 __halves2half2(__half a, __half b) { return {a, b}; }
-inline __half __low2half(__half2 v) { return v.x; }
-inline __half __high2half(__half2 v) { return v.y; }

@@ -13,7 +13,6 @@ EMU_CXXFLAGS += -Wall -Wextra -Wpointer-arith -Wno-unknown-pragmas -Werror -Icud
 EMU_WATCH := -DEMU_CHECK $(addprefix -fsanitize=,thread alignment bounds shift integer-divide-by-zero)
 EMU_LIBS  := -pthread -Wl,-z,defs
 
-EMU_SOURCES := $(wildcard cuda/*.cu)
 EMU_RUNTIME := $(filter-out cuda/emu/emu_check%,$(wildcard cuda/emu/emu_*.cpp))
 EMU_CHECKER := $(wildcard cuda/emu/emu_*.cpp)
 EMU_HEADERS := $(wildcard cuda/*.cuh cuda/emu/*.h csrc/*.h)

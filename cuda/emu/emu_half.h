@@ -34,6 +34,9 @@
     inline float __low2float(T2 v) { return (float)v.x; }                                          \
     inline float __high2float(T2 v) { return (float)v.y; }                                         \
     inline T2 __##name##2##name2(T x) { return {x, x}; }                                           \
+    inline T2 __halves2##name2(T x, T y) { return {x, y}; }                                        \
+    inline T __low2##name(T2 v) { return v.x; }                                                    \
+    inline T __high2##name(T2 v) { return v.y; }                                                   \
     inline unsigned short __##name##_as_ushort(T x) { return x.bits; }                             \
     inline T __ushort_as_##name(unsigned short bits) {                                             \
         T x;                                                                                       \
