@@ -5,6 +5,11 @@
 #   make         the engine alone: libpyllmc.so and ./train_gpt2 (gcc and make suffice)
 
 .DEFAULT_GOAL := all
+# every core, unless -j says otherwise
+CORES := $(shell nproc 2>/dev/null || echo 2)
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(CORES)
+endif
 BUILD  ?= build
 # make Q= shows the commands
 Q      ?= @
@@ -45,9 +50,11 @@ ISAS := neon
 else
 ISAS := generic
 endif
-ISA_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
+# x86-64-v4, by its parts: compilers spell that name differently
+ISA_avx2        := -mavx2 -mfma
+ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
+                   -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
-ISA_avx2   := -mavx2 -mfma
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 ENGINE  := $(filter-out main,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
@@ -128,7 +135,9 @@ demo: .venv/demo.done all ## train the default model on stories, draw the curve,
 	$(VENV)/python -m pyllmc.grade $(RUN)
 
 test: setup emu lint ## the whole suite, on every instruction set this machine has
-	OMP_WAIT_POLICY=passive $(VENV)/python -m pytest $(PYTEST)
+	$(PYTEST_RUN) -n $(CORES) --dist loadfile $(PYTEST)
+# tests run make themselves, and must not inherit ours
+PYTEST_RUN := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL OMP_WAIT_POLICY=passive $(VENV)/python -m pytest
 
 lint: .venv/setup.done ## style and types: ruff, mypy, clang-format
 	$(VENV)/ruff check .
@@ -150,8 +159,7 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 	$(MAKE) BUILD=build/asan OPT=-O1 EXTRA='-fsanitize=address,undefined -fno-sanitize-recover=undefined' \
 		LDFLAGS='-fsanitize=address,undefined'
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so OMP_WAIT_POLICY=passive \
-		$(VENV)/python -m pytest $(PYTEST)
+		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so $(PYTEST_RUN) $(PYTEST)
 
 clean: ## everything built, but not .venv, data or runs
 	rm -rf $(BUILD) pyllmc/lib train_gpt2 train_gpt2_cuda
