@@ -37,7 +37,8 @@ import torch.nn.functional as F
 
 from pyllmc import layout, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
-from pyllmc.files import FileFailure, MalformedFile, atomic_path, find_checkpoint, need
+from pyllmc.convert import to_bin
+from pyllmc.files import FileFailure, MalformedFile, atomic_path, find_checkpoint, need, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -180,39 +181,31 @@ def mean_loss(losses: Tensor, targets: Tensor, weights: Tensor | None = None) ->
 # ---------------------------------------------------------------------------------------------------------
 # llm.c's files: model (.bin version 1, 3, 5) and debug state
 
-MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
-FP32_UNPADDED, FP32, BF16 = 1, 3, 5  # versions of the model file
-VERSIONS = (str(FP32), str(BF16))  # that are written
+STATE_MAGIC = 20240327
+FP32_UNPADDED = 1  # a version of the model file that is read only
+NAMES = {version: dtype for dtype, version in to_bin.VERSIONS.items()}
+FP32, BF16 = to_bin.VERSIONS["fp32"], to_bin.VERSIONS["bf16"]
 
 
-def as_bytes(x: Any, rows: int = 0, bf16: bool = False) -> bytes:
-    """A tensor's elements, little-endian; zero rows are added up to `rows`."""
-    x = x.detach().cpu().float()
-    if rows and rows > len(x):
-        x = torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
-    if bf16:
-        return x.to(torch.bfloat16).view(torch.int16).numpy().astype("<i2").tobytes()
-    return x.numpy().astype("<f4").tobytes()
+def as_numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().float().numpy()
 
 
 def write_model(model: GPT, path: str, version: int = FP32) -> None:
-    """llm.c's model file: version 3 (fp32) or 5 (bf16). header[8] is ours: the window, 0 in llm.c's own."""
-    c = model.config
-    if version not in (FP32, BF16):
+    """llm.c's model file: version 3 (fp32) or 5 (bf16)."""
+    if version not in NAMES:
         raise ValueError(f"version {version} of the model file is not written: 3 is fp32, 5 is bf16")
-    sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(pack_header(MODEL_MAGIC, version, *sizes))
-        for row, p in model.rows():
-            file.write(as_bytes(p, row.shape[0], version == BF16))
+    tensors = {name: as_numpy(p) for name, p in model.named_parameters()}
+    with atomic_path(path) as temporary, writing(path):
+        to_bin.write_bin(temporary, model.config, tensors, NAMES[version])
 
 
 def read_model(path: str) -> GPT:
     """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises MalformedFile with the reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
-        if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != MODEL_MAGIC:
-            raise MalformedFile(f"{path} is not a model file: it does not begin with {MODEL_MAGIC}")
+        if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
+            raise MalformedFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
         version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
         if version not in (FP32_UNPADDED, FP32, BF16):
             raise MalformedFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
@@ -239,9 +232,9 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
         for ids in (x, y):
             file.write(ids.cpu().numpy().astype("<i4").tobytes())
         for values in (logits, loss):
-            file.write(as_bytes(values))
+            file.write(to_bin.padded_bytes(as_numpy(values)))
         for row, p in model.rows():
-            file.write(as_bytes(p.grad, row.shape[0]))
+            file.write(to_bin.padded_bytes(as_numpy(p.grad), row.shape[0]))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -497,8 +490,8 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
         )
     if o.precision not in ("auto", "fp32", "bf16"):
         parser.error(f"--precision={o.precision} is not one of auto, fp32, bf16")
-    if o.export_version not in VERSIONS:
-        parser.error(f"--export_version={o.export_version} is not one of {', '.join(VERSIONS)}")
+    if o.export_version not in map(str, NAMES):
+        parser.error(f"--export_version={o.export_version} is not one of {', '.join(map(str, NAMES))}")
     return o
 
 
