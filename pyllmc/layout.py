@@ -87,6 +87,11 @@ class GPTConfig:
         """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
         return self.window if layer % 2 else 0
 
+    @property
+    def banded(self) -> bool:
+        """Whether a layer sees less than all positions."""
+        return 0 < self.window < self.max_seq_len and self.n_layer > 1
+
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:
     """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/config.c, which lists them."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..files import DataError
+from ..layout import GPTConfig, parameters
 
 DTYPES = {"fp32": "<f4", "bf16": "<u2", "fp16": "<f2"}  # bf16: the upper half of a float's bits
+
+
+def param_names(config: GPTConfig) -> list[str]:
+    """Every parameter of a model, in the order of csrc/tensors.def."""
+    return [row.torch_name_of(layer) for row, layer in parameters(config)]
 
 
 def narrow(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..bins import pack_header
+from ..bins import HEADER_BYTES, pack_header
 from ..files import flush_to_disk
 from ..layout import GPTConfig, parameters
 from .numbers import narrow
@@ -38,3 +38,16 @@ def write_bin(
         for row, layer in parameters(config):
             file.write(padded_bytes(tensors[row.torch_name_of(layer)], row.shape[0], dtype))
         flush_to_disk(file)
+
+
+def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, without padding."""
+    found = {row.torch_name_of(layer): row.shape for row, layer in parameters(config)}
+    found["transformer.wte.weight"] = (config.vocab_size, config.n_embd)
+    return found
+
+
+def size_of(config: GPTConfig, version: int) -> int:
+    """Bytes of a file of that version, one of VERSIONS; raises KeyError for others."""
+    width = {3: 4, 5: 2}[version]
+    return HEADER_BYTES + width * sum(row.size for row, _ in parameters(config))

@@ -11,6 +11,7 @@ longest match        tokenizer.json: a regular expression that is the table as a
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ def merge(piece: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
     return parts
 
 
+@functools.lru_cache(maxsize=1)
 def merges_of(tokenizer: Tokenizer) -> tuple[list[tuple[bytes, bytes]], list[int]]:
     """The merges of a gpt2 tokenizer in order, and the ids that no merge makes (only a whole word can be these)."""
     ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
