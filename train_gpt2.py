@@ -187,7 +187,7 @@ NAMES = {version: dtype for dtype, version in to_bin.VERSIONS.items()}
 FP32, BF16 = to_bin.VERSIONS["fp32"], to_bin.VERSIONS["bf16"]
 
 
-def as_numpy(x: Tensor) -> np.ndarray:
+def as_numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().float().numpy()
 
 

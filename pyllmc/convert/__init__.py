@@ -44,7 +44,9 @@ def load(
         m = Model(path, B=1, T=1, training=False)
         if tell:
             tell("a run")
-        return m.config, {name: m.params[name][: m.config.vocab_size if "wte" in name else None].copy() for name in m.params}
+        return m.config, {
+            name: m.params[name][: m.config.vocab_size if "wte" in name else None].copy() for name in m.params
+        }
     with open(os.path.join(path, "config.json")) as f:
         c = json.load(f)
     if tell:

@@ -13,20 +13,29 @@ if __name__ == "__main__":
 
 from ..options import Parser
 from . import detect, load
-from .export import FORMATS, check_dtype, check_place, format_of, save
+from .export import save
 from .origin import find_tokenizer, training
+from .place import FORMATS, check_dtype, check_place, format_of
 
 PROG = "pyllmc.convert"
 
 
 def make_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("source", metavar="SRC", help="a run, a checkpoint, a folder, a file, or a name of the hub")
-    parser.add_argument("destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)")
+    parser.add_argument(
+        "source", metavar="SRC", help="a run, a checkpoint, a folder, a file, or a name of the hub"
+    )
+    parser.add_argument(
+        "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"
+    )
     parser.add_argument("--to", default="", help=f"{', '.join(FORMATS)}; default: as DST is called")
-    parser.add_argument("--dtype", default="fp32", help="of the numbers: fp32, bf16, and but for bin fp16 [fp32]")
+    parser.add_argument(
+        "--dtype", default="fp32", help="of the numbers: fp32, bf16, and but for bin fp16 [fp32]"
+    )
     parser.add_argument("--name", default="", help="of the model; default: as DST is called")
-    parser.add_argument("--tokenizer", default="", help="a tokenizer.bin, gpt2 or none; default: what belongs to SRC")
+    parser.add_argument(
+        "--tokenizer", default="", help="a tokenizer.bin, gpt2 or none; default: what belongs to SRC"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--revision", default=None, help="of a name of the hub: a branch, tag or commit")
     return parser

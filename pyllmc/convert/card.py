@@ -40,8 +40,10 @@ def model_card(
     """run: what origin.training() found; notes: what the folder lacks; read: what the weights came from."""
     architecture = "gpt_neo" if config.banded else "gpt2"
     sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
-    about = f"A GPT-2-class language model, written by pyllmc from: {read}." if read else (
-        "A GPT-2-class language model, written by pyllmc."
+    about = (
+        f"A GPT-2-class language model, written by pyllmc from: {read}."
+        if read
+        else ("A GPT-2-class language model, written by pyllmc.")
     )
     text = HEAD.format(architecture=architecture, name=name, about=about, sizes=sizes)
     if run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,21 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InvalidArgument
-from ..files import DataError, MalformedFile, atomic_directory, atomic_path, need, reading, writing
+from ..files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from ..layout import GPTConfig
 from ..model import Model
 from ..tokenizer import Tokenizer
 from . import card, to_bin, to_gguf, to_hf
-from .numbers import check_finite, narrow, param_names, widen
-
-FORMATS = {  # what --to says: what it is called, and its dtypes
-    "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
-    "gguf": ("GGUF file", ("fp32", "bf16", "fp16")),
-    "bin": ("llm.c's model file", ("fp32", "bf16")),
-}
-FILES = {".gguf": "gguf", ".bin": "bin"}
-OTHERS = (".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".npz", ".json")  # a folder is not called so
+from .numbers import check_finite, narrow, widen
+from .place import FORMATS, check_dtype, check_place, format_of
 
 
 class Exported(NamedTuple):
@@ -84,84 +75,6 @@ def save(
 # before anything is written
 
 
-def format_of(path: str | os.PathLike[str], to: str = "") -> str:
-    """hf, gguf or bin, as asked for or as the name says. Raises InvalidArgument."""
-    if to and to not in FORMATS:
-        raise InvalidArgument(f"--to={to} is not one of {', '.join(FORMATS)}")
-    suffix = Path(path).suffix.lower()
-    if not to and suffix in OTHERS:
-        raise InvalidArgument(
-            f"{os.fspath(path)}: {suffix} files are not written; name a folder (Hugging Face), a .gguf or a .bin (llm.c), "
-            f"or say which with --to"
-        )
-    return to or FILES.get(suffix, "hf")
-
-
-def check_dtype(to: str, dtype: str) -> None:
-    """Raises InvalidArgument where the format has no such numbers."""
-    what, dtypes = FORMATS[to]
-    if dtype not in dtypes:
-        raise InvalidArgument(f"--dtype={dtype}: a {what} holds {', '.join(dtypes)}")
-
-
-def check_place(
-    path: str | os.PathLike[str], to: str, overwrite: bool, source: str | os.PathLike[str] = ""
-) -> str:
-    """The real path of the destination. Raises DataError where something stands there that may not be replaced."""
-    if not os.fspath(path):
-        raise InvalidArgument("the destination has no name: give a folder, a .gguf or a .bin")
-    place = os.path.realpath(path)
-    if source and os.path.exists(source):
-        inside = os.path.realpath(source)
-        if place == inside or inside.startswith(place + os.sep):
-            raise InvalidArgument(f"{os.fspath(path)} is where the weights are read from: name another destination")
-    if not os.path.lexists(place):
-        return place
-    what = FORMATS[to][0]
-    if os.path.isdir(place) != (to == "hf"):
-        found = "a folder" if os.path.isdir(place) else "not a folder"
-        raise InvalidArgument(f"{place} is {found}: a {what} cannot be written there; name another destination")
-    if to == "hf" and not os.listdir(place):
-        return place
-    with reading(place):
-        foreign = {"hf": _foreign_in_folder, "gguf": _foreign_gguf, "bin": _foreign_bin}[to](place)
-    if foreign:
-        raise InvalidArgument(f"{place} exists and is not an export of pyllmc ({foreign}): name another destination")
-    if not overwrite:
-        raise InvalidArgument(f"{place} exists: replace it with --overwrite, or name another destination")
-    return place
-
-
-def _foreign_in_folder(folder: str) -> str:
-    """What in a folder is not from us; "" if all is."""
-    strange = sorted(set(os.listdir(folder)) - set(to_hf.FILES))
-    if strange:
-        return f"it holds {strange[0]}"
-    try:
-        ours = to_hf.MARK in json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        ours = False
-    return "" if ours else f"its config.json does not say {to_hf.MARK}"
-
-
-def _foreign_gguf(path: str) -> str:
-    return "" if to_gguf.is_export(path) else f"it has no key {to_gguf.MARK}"
-
-
-def _foreign_bin(path: str) -> str:
-    """A checkpoint begins as llm.c's file does, and holds more."""
-    with open(path, "rb") as file:
-        head = np.frombuffer(file.read(36), "<i4")
-    if len(head) < 9 or head[0] != to_bin.MAGIC:
-        return "it is not a model file"
-    maxT, V, L, NH, C, _, window = (int(x) for x in head[2:9])
-    try:
-        size = to_bin.size_of(GPTConfig(V, maxT, L, NH, C, window), int(head[1]))
-    except (ValueError, KeyError):
-        return "its header is not one of ours"
-    return "" if size == os.path.getsize(path) else "it holds more than weights, as a checkpoint does"
-
-
 def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """The tensors without padding. Raises DataError for one that lacks, is of another shape, or not finite."""
     expected = to_bin.shapes(config)
@@ -178,7 +91,9 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
         found[name] = x
     extra = sorted(set(tensors) - set(expected))
     if extra:
-        raise DataError(f"{extra[0]} is no tensor of this model: {len(expected)} are expected, {len(tensors)} found")
+        raise DataError(
+            f"{extra[0]} is no tensor of this model: {len(expected)} are expected, {len(tensors)} found"
+        )
     return found
 
 
@@ -193,7 +108,11 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
         engine = Model(temporary, B=1, T=1, training=False)
         if engine.config != job.config:
             raise MalformedFile(f"{job.path} reads back as {engine.config}, written was {job.config}")
-        compare(job, ((name, engine.params[name]) for name in engine.params), dict.fromkeys(job.tensors, job.dtype))
+        compare(
+            job,
+            ((name, engine.params[name]) for name in engine.params),
+            dict.fromkeys(job.tensors, job.dtype),
+        )
         check_place(job.path, "bin", overwrite)
     return []
 
@@ -235,7 +154,9 @@ def _fill(folder: str, job: Job) -> list[str]:
     if job.tokenizer:
         notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len)
     if job.config.banded:
-        notes.append(f"odd layers see the last {job.config.window} positions: written as GPT-Neo, which can say that")
+        notes.append(
+            f"odd layers see the last {job.config.window} positions: written as GPT-Neo, which can say that"
+        )
     eot = job.tokenizer.eot if job.tokenizer else -1
     to_hf.write_model(folder, job.config, job.tensors, job.dtype, eot)
     text = card.model_card(job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read)
@@ -256,14 +177,19 @@ def compare(job: Job, found: Iterable[tuple[str, np.ndarray]], dtypes: Mapping[s
         expected = widen(narrow(written, dtypes[name]), dtypes[name])
         same = same_bits(x[: len(expected)], expected) or _same_query(job, name, x, expected)
         if not same or np.any(x[len(expected) :]):
-            raise MalformedFile(f"{job.path} is not written: {name} does not read back as it was; try again elsewhere")
+            raise MalformedFile(
+                f"{job.path} is not written: {name} does not read back as it was; try again elsewhere"
+            )
     if missing:
-        raise MalformedFile(f"{job.path} is not written: {min(missing)} does not read back; try again elsewhere")
+        raise MalformedFile(
+            f"{job.path} is not written: {min(missing)} does not read back; try again elsewhere"
+        )
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(
-        np.ascontiguousarray(a, np.float32).view(np.uint32), np.ascontiguousarray(b, np.float32).view(np.uint32)
+        np.ascontiguousarray(a, np.float32).view(np.uint32),
+        np.ascontiguousarray(b, np.float32).view(np.uint32),
     )
 
 

@@ -34,7 +34,9 @@ def widen(x: np.ndarray, dtype: str) -> np.ndarray:
 def check_finite(name: str, x: np.ndarray, dtype: str) -> None:
     """Raises DataError where a number is not finite, or would not be any more."""
     if not np.isfinite(x).all():
-        raise DataError(f"{name} holds {x[~np.isfinite(x)][0]}: such weights are of no use; take an earlier checkpoint")
+        raise DataError(
+            f"{name} holds {x[~np.isfinite(x)][0]}: such weights are of no use; take an earlier checkpoint"
+        )
     largest = float(np.abs(x).max(initial=0))
     if not np.isfinite(widen(narrow(np.array([largest]), dtype), dtype)[0]):
         raise DataError(f"{name} holds {largest:.4g}, which {dtype} cannot hold: write fp32")

@@ -16,7 +16,17 @@ from .to_bin import MAGIC
 from .vocabulary import PRINTABLE, merges_of
 
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-HIDDEN = ("data", "val_data", "tokenizer", "out", "resume", "overwrite", "plan", "threads", "log_every")  # of here only
+HIDDEN = (
+    "data",
+    "val_data",
+    "tokenizer",
+    "out",
+    "resume",
+    "overwrite",
+    "plan",
+    "threads",
+    "log_every",
+)  # of here only
 
 
 def checkpoint_of(source: str | os.PathLike[str]) -> Path | None:
@@ -72,7 +82,10 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     for vocabulary, merges in TOKENIZER_FILES:
         if (folder / vocabulary).exists() and (folder / merges).exists():
             found = from_bpe_files(folder / vocabulary, folder / merges)
-            return found, f"of its {vocabulary}" if found else f"{vocabulary} is of a kind that is not known here"
+            return (
+                found,
+                f"of its {vocabulary}" if found else f"{vocabulary} is of a kind that is not known here",
+            )
     if V != GPT2_VOCAB:
         return None, f"{source} has none"
     try:
@@ -91,7 +104,14 @@ def from_bpe_files(vocabulary: Path, merges: Path) -> Tokenizer | None:
             return None
     found = _table(ids)
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if not found or [("".join(PRINTABLE[b] for b in x), "".join(PRINTABLE[b] for b in y)) for x, y in merges_of(found)[0]] != pairs:
+    if (
+        not found
+        or [
+            ("".join(PRINTABLE[b] for b in x), "".join(PRINTABLE[b] for b in y))
+            for x, y in merges_of(found)[0]
+        ]
+        != pairs
+    ):
         return None
     return found
 
@@ -124,7 +144,12 @@ def training(source: str | os.PathLike[str]) -> dict[str, Any]:
     state, given = lines_of(found.get("STATE", b"")), lines_of(found.get("OPTIONS", b""))
     if not given:
         return {}
-    return {"state": state, "options": given, "meta": _meta(given.get("data", "")), "loss": _loss(Path(source), state)}
+    return {
+        "state": state,
+        "options": given,
+        "meta": _meta(given.get("data", "")),
+        "loss": _loss(Path(source), state),
+    }
 
 
 def _meta(folder: str) -> dict[str, Any]:
@@ -152,10 +177,7 @@ def changed(given: dict[str, str]) -> dict[str, str]:
     kept = {}
     for name, option in options().items():
         value = given.get(name, "")
-        if name in HIDDEN or not value or "/" in value:
+        if name in HIDDEN or not value or "/" in value or option.read(value) == option.default:
             continue
-        default = {True: "1", False: "0"}.get(option.default, option.default) if option.type == "FLAG" else option.default
-        same = float(value) == float(default) if option.type in ("INT", "FLOAT", "FLAG") else value == default
-        if not same:
-            kept[name] = f"{float(value):g}" if option.type == "FLOAT" else value
+        kept[name] = f"{float(value):g}" if option.type == "FLOAT" else value
     return kept

@@ -117,7 +117,9 @@ def add_tokenizer(
     try:
         lists = gguf_lists(tokenizer)
     except Unexpressible as reason:
-        notes.append(f"the tokenizer is left out ({reason}): llama.cpp loads the file, and takes and gives ids only")
+        notes.append(
+            f"the tokenizer is left out ({reason}): llama.cpp loads the file, and takes and gives ids only"
+        )
         writer.add_tokenizer_model("none")
         return
     add_lists(gguf, writer, lists, tokenizer, config.vocab_size)

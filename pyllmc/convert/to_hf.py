@@ -27,7 +27,12 @@ FILES = (  # all that such a folder holds
     *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) there
+CONV1D = (
+    "attn.c_attn.weight",
+    "attn.c_proj.weight",
+    "mlp.c_fc.weight",
+    "mlp.c_proj.weight",
+)  # (in, out) there
 State = Iterator[tuple[str, np.ndarray]]
 
 
@@ -149,7 +154,9 @@ def neo_sizes(c: GPTConfig) -> dict[str, Any]:
     }
 
 
-def write_model(folder: str, config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str, eot: int) -> None:
+def write_model(
+    folder: str, config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str, eot: int
+) -> None:
     """config.json, model.safetensors and generation_config.json."""
     check_hf(config, tensors)
     state = neo_state if config.banded else gpt2_state
@@ -198,7 +205,9 @@ def write_bpe(folder: str, tokenizer: Tokenizer) -> None:
 
 def check_same(made: Any, tokenizer: Tokenizer) -> None:
     """Raises Unexpressible unless the two agree on a text of all pieces, both ways."""
-    text = tokenizer.decode(i for i in range(tokenizer.vocab_size) if i != tokenizer.eot).replace("\ufffd", "")
+    text = tokenizer.decode(i for i in range(tokenizer.vocab_size) if i != tokenizer.eot).replace(
+        "\ufffd", ""
+    )
     try:
         ours = tokenizer.encode(text)
     except MissingDependency:

@@ -168,7 +168,9 @@ def gguf_lists(tokenizer: Tokenizer) -> Lists:
     if tokenizer.kind == "gpt2":
         merges, whole = merges_of(tokenizer)
         if whole:
-            raise Unexpressible(f"no merge makes {tokenizer.pieces[whole[0]]!r}, and llama.cpp encodes by merges")
+            raise Unexpressible(
+                f"no merge makes {tokenizer.pieces[whole[0]]!r}, and llama.cpp encodes by merges"
+            )
         return Lists("gpt2", "gpt-2", names(tokenizer), [f"{printable(a)} {printable(b)}" for a, b in merges])
     if tokenizer.kind != "longest":
         raise Unexpressible("it only decodes (llm.c's file does not say how to encode)")
@@ -182,7 +184,9 @@ def _rwkv(tokenizer: Tokenizer, text: list[bytes]) -> Lists:
     """Pieces are written with Python's escapes, hexadecimal digits in lower case."""
     if any(0 in p for p in text if len(p) > 1):
         raise Unexpressible("a piece holds a zero byte, which llama.cpp also sees behind the end of the text")
-    escaped = ["".join(chr(b) if 32 < b < 127 and b != 92 else f"\\x{b:02x}" for b in p) for p in tokenizer.pieces]
+    escaped = [
+        "".join(chr(b) if 32 < b < 127 and b != 92 else f"\\x{b:02x}" for b in p) for p in tokenizer.pieces
+    ]
     return Lists("rwkv", "", escaped, [])
 
 
@@ -190,7 +194,9 @@ def _characters(tokenizer: Tokenizer, text: list[bytes]) -> Lists:
     """Not as rwkv: there, llama.cpp 2026 does not return from a character of which it knows the first byte only."""
     characters = [p.decode("utf-8", "replace") for p in text]
     if any(len(c) != 1 or c.encode() != p for c, p in zip(characters, text)):
-        raise Unexpressible("its table has neither every byte nor only characters, and llama.cpp knows no such search")
+        raise Unexpressible(
+            "its table has neither every byte nor only characters, and llama.cpp knows no such search"
+        )
     if SPACE in characters or "\0" in characters:
         raise Unexpressible("its table has U+2581 or U+0000, which mean something else to llama.cpp")
     eot_text(tokenizer)
