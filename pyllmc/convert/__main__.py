@@ -6,16 +6,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from ..options import Parser
-from . import detect, load
-from .export import save
-from .origin import find_tokenizer, training
-from .place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert import detect, load
+from pyllmc.convert.export import save
+from pyllmc.convert.origin import find_tokenizer, training
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.options import Parser
 
 PROG = "pyllmc.convert"
 

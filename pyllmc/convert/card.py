@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..layout import GPTConfig, parameters
-from ..tokenizer import Tokenizer
-from .origin import changed
+from pyllmc.convert.origin import changed
+from pyllmc.layout import GPTConfig, parameters
+from pyllmc.tokenizer import Tokenizer
 
 HEAD = """---
 library_name: transformers

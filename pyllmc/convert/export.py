@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
-from ..layout import GPTConfig
-from ..model import Model
-from ..tokenizer import Tokenizer
-from . import card, to_bin, to_gguf, to_hf
-from .numbers import check_finite, narrow, widen
-from .place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert import card, to_bin, to_gguf, to_hf
+from pyllmc.convert.numbers import check_finite, narrow, widen
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
+from pyllmc.layout import GPTConfig
+from pyllmc.model import Model
+from pyllmc.tokenizer import Tokenizer
 
 
 class Exported(NamedTuple):
@@ -130,7 +130,7 @@ def _save_gguf(job: Job, overwrite: bool) -> list[str]:
 
 
 def _save_hf(job: Job, overwrite: bool) -> list[str]:
-    from . import load
+    from pyllmc.convert import load
 
     need("safetensors", "reading the folder back")
     to_hf.check_hf(job.config, job.tensors)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..files import DataError
-from ..layout import GPTConfig, parameters
+from pyllmc.files import DataError
+from pyllmc.layout import GPTConfig, parameters
 
 DTYPES = {"fp32": "<f4", "bf16": "<u2", "fp16": "<f2"}  # bf16: the upper half of a float's bits
 
@@ -16,11 +16,11 @@ def param_names(config: GPTConfig) -> list[str]:
 
 
 def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> what files of that dtype hold, little-endian; bf16 as its 16 bits. NaN stays NaN."""
+    """float32 -> what files of that dtype hold, little-endian; bf16 as its 16 bits. NaN stays NaN. fp32 is no copy."""
     x = np.ascontiguousarray(x, np.float32)
     if dtype != "bf16":
         with np.errstate(over="ignore"):  # an infinity is found by check_finite
-            return x.astype(DTYPES[dtype])
+            return x.astype(DTYPES[dtype], copy=False)
     bits = x.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # half of the last place up, ties to even
     return np.where(np.isnan(x), 0x7FC0, rounded).astype("<u2")
@@ -28,7 +28,9 @@ def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
 
 def widen(x: np.ndarray, dtype: str) -> np.ndarray:
     """The float32 values of what narrow() made."""
-    return (x.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else x.astype(np.float32)
+    return (
+        (x.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else x.astype(np.float32, copy=False)
+    )
 
 
 def check_finite(name: str, x: np.ndarray, dtype: str) -> None:

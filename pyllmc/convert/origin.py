@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import _ffi
-from ..arguments import read_section
-from ..files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
-from ..options import options
-from ..tokenizer import GPT2_VOCAB, Tokenizer, gpt2
-from .to_bin import MAGIC
-from .vocabulary import PRINTABLE, merges_of
+from pyllmc import _ffi
+from pyllmc.arguments import read_section
+from pyllmc.convert.to_bin import MAGIC
+from pyllmc.convert.vocabulary import PRINTABLE, merges_of
+from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
+from pyllmc.options import options
+from pyllmc.tokenizer import GPT2_VOCAB, Tokenizer, gpt2
 
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 HIDDEN = (

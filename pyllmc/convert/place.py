@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InvalidArgument
-from ..files import reading
-from ..layout import GPTConfig
-from . import to_bin, to_gguf, to_hf
+from pyllmc.convert import to_bin, to_gguf, to_hf
+from pyllmc.errors import InvalidArgument
+from pyllmc.files import reading
+from pyllmc.layout import GPTConfig
 
 FORMATS = {  # what --to says: what it is called, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),

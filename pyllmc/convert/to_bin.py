@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..bins import HEADER_BYTES, pack_header
-from ..files import flush_to_disk
-from ..layout import GPTConfig, parameters
-from .numbers import narrow
+from pyllmc.bins import HEADER_BYTES, pack_header
+from pyllmc.convert.numbers import narrow
+from pyllmc.files import flush_to_disk
+from pyllmc.layout import GPTConfig, parameters
 
 MAGIC = 20240326
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written

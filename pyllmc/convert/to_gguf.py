@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DataError, MalformedFile, flush_to_disk, need
-from ..layout import GPTConfig
-from ..tokenizer import Tokenizer
-from .numbers import narrow, param_names
-from .vocabulary import Lists, Unexpressible, gguf_lists
+from pyllmc.convert.numbers import narrow, param_names
+from pyllmc.convert.vocabulary import Lists, Unexpressible, gguf_lists
+from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
+from pyllmc.layout import GPTConfig
+from pyllmc.tokenizer import Tokenizer
 
 ARCH = "gpt2"
 MARK = "pyllmc.version"  # a key that says who wrote the file: only then may --overwrite replace it
@@ -91,38 +91,42 @@ def write_gguf(
     return notes
 
 
+def sizes_of(c: GPTConfig) -> dict[str, int]:
+    return {
+        "context_length": c.max_seq_len,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layer,
+        "feed_forward_length": 4 * c.n_embd,
+        "attention.head_count": c.n_head,
+        "vocab_size": c.vocab_size,
+    }
+
+
 def add_sizes(gguf: Any, writer: Any, c: GPTConfig, dtype: str, name: str) -> None:
-    from .. import __version__
+    from pyllmc import __version__
 
     writer.add_string(MARK, __version__)
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
-    writer.add_context_length(c.max_seq_len)
-    writer.add_embedding_length(c.n_embd)
-    writer.add_block_count(c.n_layer)
-    writer.add_feed_forward_length(4 * c.n_embd)
-    writer.add_head_count(c.n_head)
+    for key, value in sizes_of(c).items():
+        writer.add_uint32(f"{ARCH}.{key}", value)
     writer.add_layer_norm_eps(1e-5)
-    writer.add_vocab_size(c.vocab_size)
 
 
 def add_tokenizer(
     gguf: Any, writer: Any, config: GPTConfig, tokenizer: Tokenizer | None, notes: list[str]
 ) -> None:
     """The tokenizer where llama.cpp can run it exactly, else none and a note."""
-    if tokenizer is None:
-        notes.append("no tokenizer is known: llama.cpp loads the file, and takes and gives ids only")
-        writer.add_tokenizer_model("none")
-        return
+    missing = "no tokenizer is known"
     try:
-        lists = gguf_lists(tokenizer)
+        if tokenizer:
+            return add_lists(gguf, writer, gguf_lists(tokenizer), tokenizer, config.vocab_size)
     except Unexpressible as reason:
-        notes.append(
-            f"the tokenizer is left out ({reason}): llama.cpp loads the file, and takes and gives ids only"
-        )
-        writer.add_tokenizer_model("none")
-        return
-    add_lists(gguf, writer, lists, tokenizer, config.vocab_size)
+        missing = f"the tokenizer is left out ({reason})"
+    notes.append(
+        f"{missing}: llama.cpp loads the file, but its programs want text; only its library runs on ids"
+    )
+    writer.add_tokenizer_model("none")
 
 
 def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int) -> None:
@@ -151,6 +155,10 @@ def read_back(path: str, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
         reader = package().GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
         raise MalformedFile(f"{path} does not read back: {error}") from None
+    for key, value in sizes_of(config).items():
+        field = reader.fields.get(f"{ARCH}.{key}")
+        if field is None or field.contents() != value:
+            raise MalformedFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
     found = {x.name: x for x in reader.tensors}
     for ours in param_names(config):
         x = found.pop(name_of(ours), None)

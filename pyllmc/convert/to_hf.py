@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DataError, MissingDependency, flush_to_disk
-from ..layout import GPTConfig
-from ..tokenizer import Tokenizer
-from .numbers import DTYPES, narrow, param_names
-from .vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
+from pyllmc.convert.numbers import DTYPES, narrow, param_names
+from pyllmc.convert.vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
+from pyllmc.files import DataError, MissingDependency, flush_to_disk
+from pyllmc.layout import GPTConfig
+from pyllmc.tokenizer import Tokenizer
 
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SAFETENSORS_NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -100,7 +100,7 @@ def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> Non
 
 
 def config_json(config: GPTConfig, dtype: str, eot: int) -> dict[str, Any]:
-    from .. import __version__
+    from pyllmc import __version__
 
     shared = {
         "vocab_size": config.vocab_size,

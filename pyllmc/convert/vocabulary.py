@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..files import need
-from ..tokenizer import BYTES, Tokenizer
+from pyllmc.files import need
+from pyllmc.tokenizer import BYTES, Tokenizer
 
 WHY = "a tokenizer.json"
 SPACE = "\u2581"  # how llama.cpp writes a space
