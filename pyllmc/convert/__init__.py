@@ -134,9 +134,5 @@ def load(
     weights = open_weights(path, revision=revision)
     tensors = dict(weights.tensors)
     if tell:
-        count, c = sum(x.size for x in tensors.values()), weights.config
-        sizes = (
-            f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, V={c.vocab_size}, T={c.max_seq_len}"
-        )
-        tell("; ".join([f"{weights.what}, {sizes}, {count:,} parameters", *weights.notes]))
+        tell(weights.told())
     return weights.config, tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from pyllmc.errors import EXIT_CODES, begin_command, run_command
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc.convert import detect, load
+from pyllmc.convert import open_weights
 from pyllmc.convert.export import save
 from pyllmc.convert.origin import find_tokenizer, training
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.state import Weights
 from pyllmc.options import Parser
 
 PROG = "pyllmc.convert"
@@ -41,26 +43,37 @@ def make_parser() -> Parser:
     return parser
 
 
+def read(o: Any) -> tuple[Weights, dict[str, Any]]:
+    """What SRC holds; warnings, such as of a pickle, are one line each."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        weights = open_weights(o.source, revision=o.revision)
+        tensors = dict(weights.tensors)
+    for message in {str(warning.message): 0 for warning in warned}:
+        if not any(note in message for note in weights.notes):
+            print(f"{PROG}: warning: {message}", file=sys.stderr)
+    return weights, tensors
+
+
 def convert(o: Any) -> None:
     """What can be refused is refused before anything large is read."""
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
     check_place(o.destination, to, o.overwrite, o.source)
-    said: list[str] = []
-    config, tensors = load(o.source, revision=o.revision, tell=said.append)
-    tokenizer, where = find_tokenizer(o.source, config.vocab_size, o.tokenizer)
+    weights, tensors = read(o)
+    tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
     what = f"{tokenizer.name}, {where}" if tokenizer else f"none, {where}"
-    print(f"read {o.source}: {' '.join(said)}; tokenizer: {what}", flush=True)
+    print(f"read {o.source}: {weights.told()}; tokenizer: {what}", flush=True)
     made = save(
         o.destination,
-        config,
+        weights.config,
         tensors,
         to=to,
         dtype=o.dtype,
         tokenizer=tokenizer,
         name=o.name,
         run=training(o.source),
-        read=detect(o.source),
+        read=weights.what,
         overwrite=o.overwrite,
     )
     print(f"wrote {made.path}: {made.what}")

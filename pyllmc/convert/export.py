@@ -13,6 +13,7 @@ import numpy as np
 from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.state import targets
 from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
@@ -77,7 +78,7 @@ def save(
 
 def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """The tensors without padding. Raises DataError for one that lacks, is of another shape, or not finite."""
-    expected = to_bin.shapes(config)
+    expected = dict(targets(config))
     found = {}
     for name, shape in expected.items():
         if name not in tensors:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pyllmc.files import DataError
-from pyllmc.layout import GPTConfig, parameters
 
 DTYPES = {"fp32": "<f4", "bf16": "<u2", "fp16": "<f2"}  # bf16: the upper half of a float's bits
-
-
-def param_names(config: GPTConfig) -> list[str]:
-    """Every parameter of a model, in the order of csrc/tensors.def."""
-    return [row.torch_name_of(layer) for row, layer in parameters(config)]
 
 
 def narrow(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 from pyllmc import _ffi
 from pyllmc.arguments import read_section
 from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, printed_bytes
+from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
@@ -79,7 +80,7 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     if data:
         return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
     folder = source if source.is_dir() else source.parent
-    for name in ("tokenizer.bin", "vocab.bpe") if os.path.lexists(source) else ():
+    for name in ("tokenizer.bin", "vocab.bpe") if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
             return found, f"of {folder / name}"

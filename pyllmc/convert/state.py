@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +43,15 @@ class Weights(NamedTuple):
     config: GPTConfig
     tensors: Iterator[tuple[str, np.ndarray]]  # (name, float32 array), names and shapes as Model.params
     notes: tuple[str, ...] = ()  # what differs from the file or from how its maker computes
+
+    def told(self) -> str:
+        """What was read, in a sentence."""
+        c = self.config
+        count = sum(math.prod(shape) for _, shape in targets(c))
+        sizes = (
+            f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, V={c.vocab_size}, T={c.max_seq_len}"
+        )
+        return "; ".join([f"{self.what}, {sizes}, {count:,} parameters", *self.notes])
 
 
 def plain(name: str, shape: Shape) -> Recipe:

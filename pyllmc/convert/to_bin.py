@@ -40,13 +40,6 @@ def write_bin(
         flush_to_disk(file)
 
 
-def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's shape, without padding."""
-    found = {row.torch_name_of(layer): row.shape for row, layer in parameters(config)}
-    found["transformer.wte.weight"] = (config.vocab_size, config.n_embd)
-    return found
-
-
 def size_of(config: GPTConfig, version: int) -> int:
     """Bytes of a file of that version, one of VERSIONS; raises KeyError for others."""
     width = {3: 4, 5: 2}[version]

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.convert.numbers import narrow, param_names
+from pyllmc.convert.numbers import narrow
+from pyllmc.convert.state import targets
 from pyllmc.convert.vocabulary import Lists, Unexpressible, gguf_lists
 from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
 from pyllmc.layout import GPTConfig
@@ -76,7 +77,7 @@ def write_gguf(
     with closing(gguf.GGUFWriter(path, ARCH)) as writer:
         add_sizes(gguf, writer, config, dtype, name)
         add_tokenizer(gguf, writer, config, tokenizer, notes)
-        for ours in param_names(config):
+        for ours, _ in targets(config):
             x = tensors[ours]
             kind = dtype_of(ours, x, dtype)
             raw = gguf.GGMLQuantizationType[TENSOR_TYPES[kind]]
@@ -85,7 +86,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for ours in param_names(config):  # one at a time: no second copy of the model
+        for ours, _ in targets(config):  # one at a time: no second copy of the model
             writer.write_tensor_data(narrow(tensors[ours], dtype_of(ours, tensors[ours], dtype)))
         flush_to_disk(writer.fout[0])
     return notes
@@ -160,7 +161,7 @@ def read_back(path: str, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
         if field is None or field.contents() != value:
             raise MalformedFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
     found = {x.name: x for x in reader.tensors}
-    for ours in param_names(config):
+    for ours, _ in targets(config):
         x = found.pop(name_of(ours), None)
         if x is None:
             raise MalformedFile(f"{path} does not read back: {name_of(ours)} is missing")

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.convert.numbers import DTYPES, narrow, param_names
+from pyllmc.convert.numbers import DTYPES, narrow
+from pyllmc.convert.state import MATRICES, targets
 from pyllmc.convert.vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
 from pyllmc.files import DataError, MissingDependency, flush_to_disk
 from pyllmc.layout import GPTConfig
@@ -27,12 +28,6 @@ FILES = (  # all that such a folder holds
     *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
-CONV1D = (
-    "attn.c_attn.weight",
-    "attn.c_proj.weight",
-    "mlp.c_fc.weight",
-    "mlp.c_proj.weight",
-)  # (in, out) there
 State = Iterator[tuple[str, np.ndarray]]
 
 
@@ -51,13 +46,13 @@ def write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
 
 
 def gpt2_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
-    for name in param_names(config):
-        yield name, tensors[name].T if name.endswith(CONV1D) else tensors[name]
+    for name, _ in targets(config):
+        yield name, tensors[name].T if name.endswith(MATRICES) else tensors[name]
 
 
 def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
     """q, k and v apart, q over sqrt(hs); all of nn.Linear's orientation, which is ours."""
-    for name in param_names(config):
+    for name, _ in targets(config):
         stem, _, kind = name.rpartition(".")
         x = tensors[name]
         if not stem.endswith(("attn.c_attn", "attn.c_proj")):
@@ -73,7 +68,7 @@ def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
 
 def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises DataError where neither architecture can say this model."""
-    for name in param_names(config) if config.banded else ():
+    for name, _ in targets(config) if config.banded else ():
         if name.endswith("attn.c_attn.bias") and tensors[name].any():
             raise DataError(
                 f"odd layers of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
