@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "error.h"
 #include "paths.h"
+#include "tfbundle.h"
 #include "trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
@@ -35,14 +36,16 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     return LLMC_OK;
 }
 
-/* --model: a weight file, or a run folder's best, else last, checkpoint */
+/* --model: a run folder's best, else last, checkpoint, or what llmc_model_load takes */
 static void find_weights(const char *model, char *path, size_t size) {
-    const char *formats[] = {"%s", "%s/best.ckpt", "%s/last.ckpt"};
-    for (int i = paths_is_folder(model); i < 3; i++) {
+    const char *formats[] = {"%s/best.ckpt", "%s/last.ckpt", "%s"};
+    for (int i = 0; i < 3; i++) {
         snprintf(path, size, formats[i], model);
         if (access(path, F_OK) == 0) return;
     }
 }
+
+static int is_weights(const char *model) { return access(model, F_OK) == 0 || tfbundle_is(model); }
 
 static void folder_of(const char *path, char *folder, size_t size) {
     const char *slash = strrchr(path, '/');
@@ -226,7 +229,7 @@ int setup_open(llmc_trainer *t) {
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
-    if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && access(t->options.model, F_OK) == 0)
+    if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && is_weights(t->options.model))
         find_weights(t->options.model, t->weights, sizeof t->weights);
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));

@@ -119,7 +119,7 @@ static int find_pieces(llmc_tokenizer *k, const char *name) {
 static int is_gpt2(const llmc_tokenizer *k) {
     Crc32 crc;
     if (k->pieces.n != GPT2_V || k->eot != GPT2_V - 1) return 0;
-    crc32_start(&crc);
+    crc32_start(&crc, CRC_ZLIB);
     crc32_add(&crc, k->pieces.bytes + HEADER_BYTES, k->pieces.size - HEADER_BYTES);
     return crc.value == GPT2_CRC;
 }

@@ -87,6 +87,11 @@ class GPTConfig:
         """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
         return self.window if layer % 2 else 0
 
+    @property
+    def banded(self) -> bool:
+        """Whether a layer sees less than all positions."""
+        return 0 < self.window < self.max_seq_len and self.n_layer > 1
+
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:
     """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/config.c, which lists them."""
@@ -99,6 +104,11 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
             name, sizes = f"{name}{sizes[0]}", [*sizes[1:], numbers["GPT2_V"]]
         found[name] = tuple(sizes)
     return found
+
+
+def known_heads(L: int, C: int) -> set[int]:
+    """The numbers of heads of the known models of L layers and C channels."""
+    return {NH for layers, NH, channels, *_ in _known_sizes().values() if (layers, channels) == (L, C)}
 
 
 def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:

@@ -1,0 +1,90 @@
+"""python -m pyllmc.convert SRC DST: weights from any file that is known into a Hugging Face folder, a GGUF or llm.c's file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
+from pyllmc.convert import open_weights
+from pyllmc.convert.export import save
+from pyllmc.convert.origin import find_tokenizer, training
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.state import Weights
+from pyllmc.options import Parser
+
+PROG = "pyllmc.convert"
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument(
+        "source", metavar="SRC", help="a run, a checkpoint, a folder, a file, or a name of the hub"
+    )
+    parser.add_argument(
+        "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"
+    )
+    parser.add_argument("--to", default="", help=f"{', '.join(FORMATS)}; default: as DST is called")
+    parser.add_argument(
+        "--dtype", default="fp32", help="of the numbers: fp32, bf16, and but for bin fp16 [fp32]"
+    )
+    parser.add_argument("--name", default="", help="of the model; default: as DST is called")
+    parser.add_argument(
+        "--tokenizer", default="", help="a tokenizer.bin, gpt2 or none; default: what belongs to SRC"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--revision", default=None, help="of a name of the hub: a branch, tag or commit")
+    return parser
+
+
+def read(o: Any) -> tuple[Weights, dict[str, Any]]:
+    """What SRC holds; warnings, such as of a pickle, are one line each."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        weights = open_weights(o.source, revision=o.revision)
+        tensors = dict(weights.tensors)
+    for message in {str(warning.message): 0 for warning in warned}:
+        if not any(note in message for note in weights.notes):
+            print(f"{PROG}: warning: {message}", file=sys.stderr)
+    return weights, tensors
+
+
+def convert(o: Any) -> None:
+    """What can be refused is refused before anything large is read."""
+    to = format_of(o.destination, o.to)
+    check_dtype(to, o.dtype)
+    check_place(o.destination, to, o.overwrite, o.source)
+    weights, tensors = read(o)
+    tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
+    what = f"{tokenizer.name}, {where}" if tokenizer else f"none, {where}"
+    print(f"read {o.source}: {weights.told()}; tokenizer: {what}", flush=True)
+    made = save(
+        o.destination,
+        weights.config,
+        tensors,
+        to=to,
+        dtype=o.dtype,
+        tokenizer=tokenizer,
+        name=o.name,
+        run=training(o.source),
+        read=weights.what,
+        overwrite=o.overwrite,
+    )
+    print(f"wrote {made.path}: {made.what}")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    o = make_parser().parse_args(arguments)
+    return run_command(PROG, lambda: convert(o))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The model card, README.md of a Hugging Face folder: what is known, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyllmc.convert.origin import changed
+from pyllmc.layout import GPTConfig, parameters
+from pyllmc.tokenizer import Tokenizer
+
+HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- {architecture}
+- pyllmc
+---
+
+# {name}
+
+{about}
+
+| | |
+|---|---|
+{sizes}
+"""
+
+
+def model_card(
+    name: str,
+    config: GPTConfig,
+    dtype: str,
+    tokenizer: Tokenizer | None,
+    run: Mapping[str, Any],
+    notes: Sequence[str],
+    read: str,
+) -> str:
+    """run: what origin.training() found; notes: what the folder lacks; read: what the weights came from."""
+    architecture = "gpt_neo" if config.banded else "gpt2"
+    sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
+    about = (
+        f"A GPT-2-class language model, written by pyllmc from: {read}."
+        if read
+        else ("A GPT-2-class language model, written by pyllmc.")
+    )
+    text = HEAD.format(architecture=architecture, name=name, about=about, sizes=sizes)
+    if run:
+        text += "\n" + training_part(run)
+    if notes:
+        text += "\n## What to know\n\n" + "".join(f"* {note}\n" for note in notes)
+    return text
+
+
+def size_rows(c: GPTConfig, dtype: str, tokenizer: Tokenizer | None) -> list[tuple[str, Any]]:
+    count = sum(row.size for row, _ in parameters(c)) - (c.padded_vocab_size - c.vocab_size) * c.n_embd
+    rows: list[tuple[str, Any]] = [
+        ("parameters", f"{count:,}"),
+        ("layers", c.n_layer),
+        ("heads", c.n_head),
+        ("channels", c.n_embd),
+        ("context", f"{c.max_seq_len} tokens"),
+        ("vocabulary", f"{c.vocab_size:,}"),
+        ("tokenizer", f"{tokenizer.name}, {tokenizer.vocab_size:,} pieces" if tokenizer else "not known"),
+        ("numbers", dtype),
+    ]
+    if c.banded:
+        rows.append(("attention", f"odd layers see the last {c.window} positions"))
+    return rows
+
+
+def training_part(run: Mapping[str, Any]) -> str:
+    given = changed(run["options"])
+    options = "".join(f"{name}={value}\n" for name, value in given.items())
+    rows = "\n".join(f"| {what} | {value} |" for what, value in training_rows(run))
+    text = f"## Training\n\n| | |\n|---|---|\n{rows}\n"
+    return text + (f"\nOptions that are not pyllmc's default:\n\n```\n{options}```\n" if options else "")
+
+
+def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    state, given, meta = run["state"], run["options"], run["meta"]
+    rows = [("steps", f"{int(state.get('step', 0)):,} of {int(given.get('max_steps', 0)):,}")]
+    if "tokens" in state:
+        rows.append(("tokens seen", f"{int(state['tokens']):,}"))
+    if run["loss"]:
+        rows.append(("training loss of the last batch", run["loss"]))
+    val_loss = float(state.get("val_loss", "nan"))
+    if math.isfinite(val_loss):
+        rows.append(("validation loss", f"{val_loss:.4f} nats per token"))
+    if isinstance(meta.get("source"), str):
+        rows.append(("data", meta["source"]))
+    tokens = meta.get("tokens")
+    if isinstance(tokens, dict):
+        rows.append(("tokens of the data", ", ".join(f"{n:,} {split}" for split, n in tokens.items())))
+    return rows

@@ -1,0 +1,212 @@
+"""Weights out: written beside the destination, read back by a reader of its own, compared, and only then put in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyllmc.convert import card, to_bin, to_gguf, to_hf
+from pyllmc.convert.numbers import check_finite, narrow, widen
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.state import targets
+from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
+from pyllmc.layout import GPTConfig
+from pyllmc.model import Model
+from pyllmc.tokenizer import Tokenizer
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    path: str
+    what: str  # in a sentence
+    notes: list[str]  # what the format could not say
+
+
+class Job(NamedTuple):
+    """All that an export needs to know."""
+
+    path: str
+    to: str
+    dtype: str
+    config: GPTConfig
+    tensors: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer | None
+    name: str
+    run: Mapping[str, Any]
+    read: str
+
+
+def save(
+    path: str | os.PathLike[str],
+    config: GPTConfig,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    to: str = "",
+    dtype: str = "fp32",
+    tokenizer: Tokenizer | None = None,
+    name: str = "",
+    run: Mapping[str, Any] | None = None,
+    read: str = "",
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
+
+    tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
+    nearest even). name: of the model, by default the path's. run, read: for the model card, what origin.training() found
+    and what the weights came from. overwrite: replace an earlier export, never anything else.
+    Raises DataError or OSError in one line; then nothing has changed.
+    """
+    to = format_of(path, to)
+    check_dtype(to, dtype)
+    place = check_place(path, to, overwrite)
+    exact = checked(config, tensors, dtype)
+    name = name or Path(place).name.removesuffix(".gguf").removesuffix(".bin")
+    job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read)
+    notes = {"hf": _save_hf, "gguf": _save_gguf, "bin": _save_bin}[to](job, overwrite)
+    return Exported(place, describe(job), notes)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# before anything is written
+
+
+def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """The tensors without padding. Raises DataError for one that lacks, is of another shape, or not finite."""
+    expected = dict(targets(config))
+    found = {}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise DataError(f"{name} is missing: expected {shape}")
+        x = tensors[name]
+        if name.endswith("wte.weight") and x.shape == (config.padded_vocab_size, config.n_embd):
+            x = x[: config.vocab_size]
+        if x.shape != shape:
+            raise DataError(f"{name}: expected {shape}, found {x.shape}")
+        check_finite(name, x, dtype)
+        found[name] = x
+    extra = sorted(set(tensors) - set(expected))
+    if extra:
+        raise DataError(
+            f"{extra[0]} is no tensor of this model: {len(expected)} are expected, {len(tensors)} found"
+        )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# each format: write, read back, put in place
+
+
+def _save_bin(job: Job, overwrite: bool) -> list[str]:
+    with atomic_path(job.path) as temporary:
+        with writing(job.path):
+            to_bin.write_bin(temporary, job.config, job.tensors, job.dtype)
+        engine = Model(temporary, B=1, T=1, training=False)
+        if engine.config != job.config:
+            raise MalformedFile(f"{job.path} reads back as {engine.config}, written was {job.config}")
+        compare(
+            job,
+            ((name, engine.params[name]) for name in engine.params),
+            dict.fromkeys(job.tensors, job.dtype),
+        )
+        check_place(job.path, "bin", overwrite)
+    return []
+
+
+def _save_gguf(job: Job, overwrite: bool) -> list[str]:
+    to_gguf.check_gguf(job.config)
+    to_gguf.package()
+    dtypes = {name: to_gguf.dtype_of(name, x, job.dtype) for name, x in job.tensors.items()}
+    with atomic_path(job.path) as temporary:
+        with writing(job.path):
+            notes = to_gguf.write_gguf(temporary, job.config, job.tensors, job.dtype, job.tokenizer, job.name)
+        compare(job, to_gguf.read_back(temporary, job.config), dtypes)
+        check_place(job.path, "gguf", overwrite)
+    return notes
+
+
+def _save_hf(job: Job, overwrite: bool) -> list[str]:
+    from pyllmc.convert import load
+
+    need("safetensors", "reading the folder back")
+    to_hf.check_hf(job.config, job.tensors)
+    with atomic_directory(job.path, lambda: _still(job.path, overwrite)) as folder:
+        with writing(job.path):
+            notes = _fill(folder, job)
+        config, tensors = load(folder)
+        expected = job.config if job.config.banded else replace(job.config, window=0)
+        if config != expected:
+            raise MalformedFile(f"{job.path} reads back as {config}, written was {expected}")
+        compare(job, tensors.items(), dict.fromkeys(job.tensors, job.dtype))
+    return notes
+
+
+def _still(path: str, overwrite: bool) -> None:
+    check_place(path, "hf", overwrite)
+
+
+def _fill(folder: str, job: Job) -> list[str]:
+    notes = ["no tokenizer is known: the folder has none, and takes and gives ids"]
+    if job.tokenizer:
+        notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len)
+    if job.config.banded:
+        notes.append(
+            f"odd layers see the last {job.config.window} positions: written as GPT-Neo, which can say that"
+        )
+    eot = job.tokenizer.eot if job.tokenizer else -1
+    to_hf.write_model(folder, job.config, job.tensors, job.dtype, eot)
+    text = card.model_card(job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read)
+    to_hf.write_text(folder, "README.md", text)
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------
+# comparing
+
+
+def compare(job: Job, found: Iterable[tuple[str, np.ndarray]], dtypes: Mapping[str, str]) -> None:
+    """Raises MalformedFile unless every tensor reads back to the bit, or to its one rounding."""
+    missing = set(job.tensors)
+    for name, x in found:
+        written = job.tensors[name]
+        missing.discard(name)
+        expected = widen(narrow(written, dtypes[name]), dtypes[name])
+        same = same_bits(x[: len(expected)], expected) or _same_query(job, name, x, expected)
+        if not same or np.any(x[len(expected) :]):
+            raise MalformedFile(
+                f"{job.path} is not written: {name} does not read back as it was; try again elsewhere"
+            )
+    if missing:
+        raise MalformedFile(
+            f"{job.path} is not written: {min(missing)} does not read back; try again elsewhere"
+        )
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and np.array_equal(
+        np.ascontiguousarray(a, np.float32).view(np.uint32),
+        np.ascontiguousarray(b, np.float32).view(np.uint32),
+    )
+
+
+def _same_query(job: Job, name: str, x: np.ndarray, expected: np.ndarray) -> bool:
+    """GPT-Neo's q is scaled there and back: to the bit only where sqrt(hs) is a power of 2, else one rounding more."""
+    if not (job.to == "hf" and job.config.banded and name.endswith("attn.c_attn.weight")):
+        return False
+    C = job.config.n_embd
+    step = {"fp32": 2.0**-22, "bf16": 2.0**-7, "fp16": 2.0**-9}[job.dtype]
+    q, there = x[:C].astype(np.float64), job.tensors[name][:C].astype(np.float64)
+    return bool(np.all(np.abs(q - there) <= step * np.abs(there) + 1e-30)) and same_bits(x[C:], expected[C:])
+
+
+def describe(job: Job) -> str:
+    """What was written, in a sentence."""
+    what = FORMATS[job.to][0] + (f" version {to_bin.VERSIONS[job.dtype]}" if job.to == "bin" else "")
+    if job.to == "hf":
+        what += " of a GPTNeoForCausalLM" if job.config.banded else " of a GPT2LMHeadModel"
+    return f"{what}, {job.dtype}, {len(job.tensors)} tensors read back and compared"

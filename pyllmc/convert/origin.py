@@ -1,0 +1,165 @@
+"""What is known of a model besides its weights: the tokenizer that belongs to it, and how it was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pyllmc import _ffi
+from pyllmc.arguments import read_section
+from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, printed_bytes
+from pyllmc.convert.engine import is_bundle
+from pyllmc.convert.to_bin import MAGIC
+from pyllmc.convert.vocabulary import merges_of, printable
+from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
+from pyllmc.options import options
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import gpt2
+
+GPT2_SIZES = (GPT2_VOCAB, 50304)  # as it is, and padded, as nanoGPT has it
+HIDDEN = (
+    "data",
+    "val_data",
+    "tokenizer",
+    "out",
+    "resume",
+    "overwrite",
+    "plan",
+    "threads",
+    "log_every",
+)  # of here only
+
+
+def checkpoint_of(source: str | os.PathLike[str]) -> Path | None:
+    """The file of weights in llm.c's format that `source` names, if it does."""
+    try:
+        path = find_checkpoint(source)
+        with open(path, "rb") as file:
+            return path if file.read(4) == MAGIC.to_bytes(4, "little") else None
+    except (DataError, OSError):
+        return None
+
+
+def sections(source: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The texts that a checkpoint carries: OPTIONS, STATE, TOKENIZR; none of another kind of source."""
+    path = checkpoint_of(source)
+    if path is None:
+        return {}
+    tags = ("OPTIONS ", "STATE   ", "TOKENIZR")
+    lib = _ffi.load()
+    return {tag.strip(): read_section(lib, os.fspath(path).encode(), tag.encode()) for tag in tags}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the tokenizer
+
+
+def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
+    """The tokenizer of a model with V ids, and where it comes from, in a few words.
+
+    choice: "" looks for it; "none"; "gpt2"; or the path of a tokenizer.bin. Raises DataError if it has more ids than V.
+    """
+    found, where = _named(choice) if choice else _look(Path(source), V)
+    if found and found.vocab_size > V:
+        raise DataError(
+            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer"
+        )
+    return found, where
+
+
+def _named(choice: str) -> tuple[Tokenizer | None, str]:
+    if choice in ("none", "gpt2"):
+        return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
+    return Tokenizer.load(choice), f"of {choice}"
+
+
+def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+    data = sections(source).get("TOKENIZR")
+    if data:
+        return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
+    folder = source if source.is_dir() else source.parent
+    for name in ("tokenizer.bin", "vocab.bpe") if source.exists() or is_bundle(source) else ():
+        found = Tokenizer.load(folder / name) if (folder / name).exists() else None
+        if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
+            return found, f"of {folder / name}"
+    if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
+        found = from_bpe_files(source / "vocab.json", source / "merges.txt")
+        return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
+    if V not in GPT2_SIZES:
+        return None, f"{source} has none"
+    try:
+        return gpt2(), f"GPT-2's, as {V} ids suggest"
+    except (MissingDependency, FileFailure) as error:
+        return None, str(error)
+
+
+def from_bpe_files(vocabulary: Path, merges: Path) -> Tokenizer | None:
+    """A byte-level BPE of Hugging Face's files, if its ids are in the order of its merges."""
+    with reading(os.fspath(vocabulary)):
+        try:
+            ids = json.loads(vocabulary.read_text(encoding="utf-8"))
+            lines = merges.read_text(encoding="utf-8").split("\n")
+            ordered = sorted(ids, key=ids.__getitem__)
+            eot = ids.get(EOT_PIECE.decode(), -1)
+            found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", eot)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    same = pairs == [f"{printable(a)} {printable(b)}" for a, b in merges_of(found)[0]]
+    return found if same and [ids[name] for name in ordered] == list(range(len(ids))) else None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# how it was trained
+
+
+def lines_of(data: bytes) -> dict[str, str]:
+    """name=value lines as a dict."""
+    return dict(line.split("=", 1) for line in data.decode("utf-8", "replace").splitlines() if "=" in line)
+
+
+def training(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Of a run or a checkpoint: state, options and the data's meta.json; {} of anything else."""
+    found = sections(source)
+    state, given = lines_of(found.get("STATE", b"")), lines_of(found.get("OPTIONS", b""))
+    if not given:
+        return {}
+    return {
+        "state": state,
+        "options": given,
+        "meta": _meta(given.get("data", "")),
+        "loss": _loss(Path(source), state),
+    }
+
+
+def _meta(folder: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _loss(source: Path, state: dict[str, str]) -> str:
+    """The training loss of the checkpoint's step, from the run's metrics.jsonl."""
+    try:
+        for line in (source / "metrics.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            if str(entry.get("step")) == state.get("step") and "loss" in entry:
+                return f"{entry['loss']:.4f}"
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
+def changed(given: dict[str, str]) -> dict[str, str]:
+    """The options that are not as by default, but for those that say nothing to others (paths of this machine)."""
+    kept = {}
+    for name, option in options().items():
+        value = given.get(name, "")
+        if name in HIDDEN or not value or "/" in value or option.read(value) == option.default:
+            continue
+        kept[name] = f"{float(value):g}" if option.type == "FLOAT" else value
+    return kept

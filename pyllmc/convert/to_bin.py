@@ -1,0 +1,46 @@
+"""llm.c's model file, written: version 3 (fp32) or 5 (bf16), the vocabulary padded with rows of zeros.
+
+Header of 256 int32: magic, version, maxT, V, L, NH, C, Vp, and in [8] the window, which is ours and 0 in llm.c's own.
+Then every parameter in the order of csrc/tensors.def.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from pyllmc.bins import HEADER_BYTES, pack_header
+from pyllmc.convert.numbers import narrow
+from pyllmc.files import flush_to_disk
+from pyllmc.layout import GPTConfig, parameters
+
+MAGIC = 20240326
+VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
+
+
+def padded_bytes(x: np.ndarray, rows: int = 0, dtype: str = "fp32") -> bytes:
+    """A tensor's elements, little-endian; rows of zeros are added up to `rows`."""
+    data = narrow(x, dtype)
+    missing = max(rows - len(data), 0) if rows else 0
+    return data.tobytes() + bytes(missing * data[:1].nbytes)
+
+
+def write_bin(
+    path: str | os.PathLike[str], config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str = "fp32"
+) -> None:
+    """Writes `path` in place: to do it atomically and to explain an OSError is the caller's."""
+    c = config
+    sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
+    with open(path, "wb") as file:
+        file.write(pack_header(MAGIC, VERSIONS[dtype], *sizes))
+        for row, layer in parameters(config):
+            file.write(padded_bytes(tensors[row.torch_name_of(layer)], row.shape[0], dtype))
+        flush_to_disk(file)
+
+
+def size_of(config: GPTConfig, version: int) -> int:
+    """Bytes of a file of that version, one of VERSIONS; raises KeyError for others."""
+    width = {3: 4, 5: 2}[version]
+    return HEADER_BYTES + width * sum(row.size for row, _ in parameters(config))

@@ -1,0 +1,178 @@
+"""GGUF, which llama.cpp runs: architecture gpt2, in fp32, fp16 or bf16 (positions and vectors stay fp32).
+
+There is no output.weight: llama.cpp then takes the embedding, as GPT-2 does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from pyllmc.convert.numbers import narrow
+from pyllmc.convert.state import targets
+from pyllmc.convert.vocabulary import Lists, Unexpressible, gguf_lists
+from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
+from pyllmc.layout import GPTConfig
+from pyllmc.tokenizer import Tokenizer
+
+ARCH = "gpt2"
+MARK = "pyllmc.version"  # a key that says who wrote the file: only then may --overwrite replace it
+FILE_TYPES = {"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
+TENSOR_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+NAMES = {  # ours, without "transformer." and the layer, in llama.cpp's words
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def package() -> Any:
+    return need("gguf", "a GGUF file")
+
+
+def name_of(ours: str) -> str:
+    """transformer.h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight"""
+    stem, _, kind = ours.removeprefix("transformer.").rpartition(".")
+    if not stem.startswith("h."):
+        return f"{NAMES[stem]}.{kind}"
+    _, layer, stem = stem.split(".", 2)
+    return f"blk.{layer}.{NAMES[stem]}.{kind}"
+
+
+def dtype_of(name: str, x: np.ndarray, dtype: str) -> str:
+    return dtype if x.ndim == 2 and not name.endswith("wpe.weight") else "fp32"
+
+
+def check_gguf(config: GPTConfig) -> None:
+    """Raises DataError where llama.cpp's gpt2 would compute something else."""
+    if config.banded:
+        raise DataError(
+            f"odd layers of this model see the last {config.window} positions only, which llama.cpp's gpt2 cannot "
+            "say: write a folder (--to hf) or llm.c's file (--to bin)"
+        )
+
+
+def write_gguf(
+    path: str,
+    config: GPTConfig,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str,
+    tokenizer: Tokenizer | None,
+    name: str,
+) -> list[str]:
+    """Writes `path` in place; what could not be said of the tokenizer, in a sentence each."""
+    check_gguf(config)
+    gguf = package()
+    notes: list[str] = []
+    with closing(gguf.GGUFWriter(path, ARCH)) as writer:
+        add_sizes(gguf, writer, config, dtype, name)
+        add_tokenizer(gguf, writer, config, tokenizer, notes)
+        for ours, _ in targets(config):
+            x = tensors[ours]
+            kind = dtype_of(ours, x, dtype)
+            raw = gguf.GGMLQuantizationType[TENSOR_TYPES[kind]]
+            size = 4 if kind == "fp32" else 2
+            writer.add_tensor_info(name_of(ours), x.shape, np.dtype(np.float32), size * x.size, raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for ours, _ in targets(config):  # one at a time: no second copy of the model
+            writer.write_tensor_data(narrow(tensors[ours], dtype_of(ours, tensors[ours], dtype)))
+        flush_to_disk(writer.fout[0])
+    return notes
+
+
+def sizes_of(c: GPTConfig) -> dict[str, int]:
+    return {
+        "context_length": c.max_seq_len,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layer,
+        "feed_forward_length": 4 * c.n_embd,
+        "attention.head_count": c.n_head,
+        "vocab_size": c.vocab_size,
+    }
+
+
+def add_sizes(gguf: Any, writer: Any, c: GPTConfig, dtype: str, name: str) -> None:
+    from pyllmc import __version__
+
+    writer.add_string(MARK, __version__)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
+    for key, value in sizes_of(c).items():
+        writer.add_uint32(f"{ARCH}.{key}", value)
+    writer.add_layer_norm_eps(1e-5)
+
+
+def add_tokenizer(
+    gguf: Any, writer: Any, config: GPTConfig, tokenizer: Tokenizer | None, notes: list[str]
+) -> None:
+    """The tokenizer where llama.cpp can run it exactly, else none and a note."""
+    missing = "no tokenizer is known"
+    try:
+        if tokenizer:
+            return add_lists(gguf, writer, gguf_lists(tokenizer), tokenizer, config.vocab_size)
+    except Unexpressible as reason:
+        missing = f"the tokenizer is left out ({reason})"
+    notes.append(
+        f"{missing}: llama.cpp loads the file, but its programs want text; only its library runs on ids"
+    )
+    writer.add_tokenizer_model("none")
+
+
+def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int) -> None:
+    unused = V - tokenizer.vocab_size
+    kinds = [gguf.TokenType.NORMAL] * tokenizer.vocab_size + [gguf.TokenType.UNUSED] * unused
+    writer.add_tokenizer_model(lists.model)
+    if lists.pre:
+        writer.add_tokenizer_pre(lists.pre)
+    if tokenizer.eot >= 0:
+        kinds[tokenizer.eot] = gguf.TokenType.CONTROL
+        writer.add_bos_token_id(tokenizer.eot)
+        writer.add_eos_token_id(tokenizer.eot)
+    writer.add_token_list([*lists.pieces, *(f"[unused {i}]" for i in range(unused))])
+    writer.add_token_types(kinds)
+    if lists.model == "llama":
+        writer.add_token_scores([0.0] * V)
+    if lists.merges:
+        writer.add_token_merges(lists.merges)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def read_back(path: str, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """(our name, float32 values) of what gguf's own reader finds. Raises MalformedFile."""
+    try:
+        reader = package().GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise MalformedFile(f"{path} does not read back: {error}") from None
+    for key, value in sizes_of(config).items():
+        field = reader.fields.get(f"{ARCH}.{key}")
+        if field is None or field.contents() != value:
+            raise MalformedFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
+    found = {x.name: x for x in reader.tensors}
+    for ours, _ in targets(config):
+        x = found.pop(name_of(ours), None)
+        if x is None:
+            raise MalformedFile(f"{path} does not read back: {name_of(ours)} is missing")
+        bits = x.data.view(np.uint16).astype(np.uint32) << 16 if x.tensor_type.name == "BF16" else None
+        yield ours, x.data.astype(np.float32) if bits is None else bits.view(np.float32)
+    if found:
+        raise MalformedFile(f"{path} holds {next(iter(found))}, which was not written")
+
+
+def is_export(path: str | os.PathLike[str]) -> bool:
+    """Whether pyllmc wrote this file: the key is among its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    return head.startswith(b"GGUF") and MARK.encode() in head

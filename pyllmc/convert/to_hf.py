@@ -1,0 +1,212 @@
+"""A Hugging Face folder: config.json, model.safetensors, the tokenizer, generation_config.json and a model card.
+
+Dense models are GPT2LMHeadModel. Where odd layers see a window, GPT-2 has no words for it and GPT-Neo has:
+GPTNeoForCausalLM, whose scores are not scaled by 1 / sqrt(hs), so that q is; it has no bias in q, k and v.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyllmc.convert.numbers import DTYPES, narrow
+from pyllmc.convert.state import MATRICES, targets
+from pyllmc.convert.vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
+from pyllmc.files import DataError, MissingDependency, flush_to_disk
+from pyllmc.layout import GPTConfig
+from pyllmc.tokenizer import Tokenizer
+
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SAFETENSORS_NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+MARK = "pyllmc_version"  # a key of config.json: only a folder that has it may be replaced
+FILES = (  # all that such a folder holds
+    *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+)
+State = Iterator[tuple[str, np.ndarray]]
+
+
+def write_text(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(text.encode())
+        flush_to_disk(file)
+
+
+def write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
+    write_text(folder, name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the model
+
+
+def gpt2_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
+    for name, _ in targets(config):
+        yield name, tensors[name].T if name.endswith(MATRICES) else tensors[name]
+
+
+def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
+    """q, k and v apart, q over sqrt(hs); all of nn.Linear's orientation, which is ours."""
+    for name, _ in targets(config):
+        stem, _, kind = name.rpartition(".")
+        x = tensors[name]
+        if not stem.endswith(("attn.c_attn", "attn.c_proj")):
+            yield name, x
+        elif stem.endswith("c_proj"):
+            yield f"{stem.removesuffix('c_proj')}attention.out_proj.{kind}", x
+        elif kind == "weight":
+            q, k, v = np.split(x, 3)
+            scale = np.float32(1 / math.sqrt(config.n_embd // config.n_head))
+            for letter, part in zip("qkv", (q * scale, k, v)):
+                yield f"{stem.removesuffix('c_attn')}attention.{letter}_proj.weight", part
+
+
+def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises DataError where neither architecture can say this model."""
+    for name, _ in targets(config) if config.banded else ():
+        if name.endswith("attn.c_attn.bias") and tensors[name].any():
+            raise DataError(
+                f"odd layers of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
+                f"GPT-Neo has no bias for q, k and v, but {name} is not zero. Write llm.c's file (--to bin)"
+            )
+
+
+def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> None:
+    """The format of safetensors: u64 length of a JSON header, the header, the tensors. Written here, one tensor at a
+    time, so that memory holds no second copy of the model and a full disk stays an OSError."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, x in shapes:
+        size = x.size * np.dtype(DTYPES[dtype]).itemsize
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": x.shape, "data_offsets": (at, at + size)}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, x in state:
+            file.write(narrow(x, dtype).data)
+        flush_to_disk(file)
+
+
+def config_json(config: GPTConfig, dtype: str, eot: int) -> dict[str, Any]:
+    from pyllmc import __version__
+
+    shared = {
+        "vocab_size": config.vocab_size,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "bos_token_id": eot if eot >= 0 else None,
+        "eos_token_id": eot if eot >= 0 else None,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "torch_dtype": TORCH_NAMES[dtype],
+        MARK: __version__,
+    }
+    return {**(neo_sizes(config) if config.banded else gpt2_sizes(config)), **shared}
+
+
+def gpt2_sizes(c: GPTConfig) -> dict[str, Any]:
+    """n_ctx, which transformers no longer writes, is what llama.cpp's converter reads."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_positions": c.max_seq_len,
+        "n_ctx": c.max_seq_len,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": None,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+    }
+
+
+def neo_sizes(c: GPTConfig) -> dict[str, Any]:
+    kinds: list[Any] = [[["global", "local"], c.n_layer // 2]]
+    if c.n_layer % 2:
+        kinds.append([["global"], 1])
+    return {
+        "architectures": ["GPTNeoForCausalLM"],
+        "model_type": "gpt_neo",
+        "max_position_embeddings": c.max_seq_len,
+        "hidden_size": c.n_embd,
+        "num_layers": c.n_layer,
+        "num_heads": c.n_head,
+        "intermediate_size": None,
+        "attention_types": kinds,
+        "attention_layers": [kind for some, n in kinds for kind in some * n],
+        "window_size": c.window,
+        **dict.fromkeys(("attention_dropout", "embed_dropout", "resid_dropout", "classifier_dropout"), 0.0),
+    }
+
+
+def write_model(
+    folder: str, config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str, eot: int
+) -> None:
+    """config.json, model.safetensors and generation_config.json."""
+    check_hf(config, tensors)
+    state = neo_state if config.banded else gpt2_state
+    write_json(folder, "config.json", config_json(config, dtype, eot))
+    path = os.path.join(folder, "model.safetensors")
+    write_safetensors(path, state(config, tensors), state(config, tensors), dtype)
+    ends = {"bos_token_id": eot, "eos_token_id": eot} if eot >= 0 else {}
+    write_json(folder, "generation_config.json", {"_from_model_config": True, **ends})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the tokenizer
+
+
+def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list[str]:
+    """Ours, and Hugging Face's where it says the same; what could not be said, in a sentence each."""
+    tokenizer.save(os.path.join(folder, "tokenizer.bin"))
+    try:
+        made = hf_tokenizer(tokenizer)
+        check_same(made, tokenizer)
+        write_text(folder, "tokenizer.json", made.to_str(pretty=True))
+        if tokenizer.kind == "gpt2":
+            write_bpe(folder, tokenizer)
+    except (Unexpressible, MissingDependency) as reason:
+        return [f"tokenizer.json is left out ({reason}): encode with pyllmc and the tokenizer.bin beside"]
+    end = {name: eot_text(tokenizer) for name in ("bos_token", "eos_token") if tokenizer.eot >= 0}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        **end,
+    }
+    write_json(folder, "tokenizer_config.json", settings)
+    return []
+
+
+def write_bpe(folder: str, tokenizer: Tokenizer) -> None:
+    """vocab.json and merges.txt, as older programs read them."""
+    merges, whole = merges_of(tokenizer)
+    if whole:
+        return  # only tokenizer.json can say that some pieces are never merged
+    write_json(folder, "vocab.json", {name: i for i, name in enumerate(names(tokenizer))})
+    lines = ["#version: 0.2", *(f"{printable(a)} {printable(b)}" for a, b in merges)]
+    write_text(folder, "merges.txt", "\n".join(lines) + "\n")
+
+
+def check_same(made: Any, tokenizer: Tokenizer) -> None:
+    """Raises Unexpressible unless the two agree on a text of all pieces, both ways."""
+    text = tokenizer.decode(i for i in range(tokenizer.vocab_size) if i != tokenizer.eot).replace(
+        "\ufffd", ""
+    )
+    try:
+        ours = tokenizer.encode(text)
+    except MissingDependency:
+        return  # tiktoken, without which we cannot encode ourselves
+    theirs = made.encode(text).ids
+    if ours != theirs or made.decode(theirs, skip_special_tokens=False) != text:
+        raise Unexpressible("it would encode or decode other than ours")

@@ -1,0 +1,43 @@
+"""What the tests of pyllmc.convert share: tiny models with every tensor random, and tokenizers of each kind."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import pyllmc
+from pyllmc import tokenizer as tokenizers
+from pyllmc.bins import pack_header
+from pyllmc.bpe import packed
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import train
+
+TEXT = "Once upon a time the cat sat on the mat — with a dog, too. It's héllo, wörld 12!\n\nThe  end.\n"
+
+
+def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, seed: int = 1) -> pyllmc.Model:
+    """Every tensor random, large enough that the likeliest tokens are apart."""
+    m = pyllmc.Model(config, B=1, seed=seed, threads=1)
+    rng = np.random.default_rng(seed)
+    for name in m.params:
+        x = m.params[name]
+        x[:] = rng.normal(1 if ".ln_" in name and name.endswith("weight") else 0, 0.2, x.shape)
+        if name.endswith("wte.weight"):
+            x[config.vocab_size :] = 0
+    m.tokenizer_bytes = as_bytes(tokenizer) if tokenizer else b""
+    return m
+
+
+def as_bytes(tokenizer: Tokenizer) -> bytes:
+    kind = tokenizers.KINDS.index(tokenizer.kind)
+    head = pack_header(tokenizers.MAGIC, tokenizers.VERSION, tokenizer.vocab_size, tokenizer.eot, kind)
+    return head + packed(tokenizer.pieces)
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    return train(name, [TEXT * 3], max_vocab=290)
+
+
+def logits(m: pyllmc.Model, ids: list[int]) -> np.ndarray:
+    """(t, V)"""
+    m.forward(np.array([ids], np.int32))
+    return m.logits[0]

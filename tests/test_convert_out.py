@@ -1,0 +1,194 @@
+"""Weights out: Hugging Face folders and llm.c's file give the same model; the tokenizer encodes the same; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from converted import TEXT, logits, make_model, tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from pyllmc import GPTConfig, Model  # noqa: E402
+from pyllmc.bpe import EOT_PIECE  # noqa: E402
+from pyllmc.convert import numbers, to_hf  # noqa: E402
+from pyllmc.convert.export import save  # noqa: E402
+from pyllmc.convert.vocabulary import hf_tokenizer, merges_of  # noqa: E402
+from pyllmc.files import DataError  # noqa: E402
+from pyllmc.tokenizer import BYTES, Tokenizer  # noqa: E402
+from pyllmc.vocabularies import train  # noqa: E402
+
+KINDS = ["byte", "char", "word", "bpe", "gpt2"]
+CONFIG = GPTConfig(97, 12, 3, 2, 24)
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+
+
+def rounded(m, dtype):
+    """The model with its numbers as that dtype holds them."""
+    for name in m.params:
+        m.params[name][:] = numbers.widen(numbers.narrow(m.params[name], dtype), dtype)
+    return m
+
+
+def their_logits(path, ids=IDS):
+    model = transformers.AutoModelForCausalLM.from_pretrained(path).float().eval()
+    with torch.no_grad():
+        return type(model).__name__, model(torch.tensor([ids])).logits[0].numpy()
+
+
+# ---- numbers ----
+
+
+@given(st.lists(st.floats(width=32), min_size=1))
+def test_numbers_are_rounded_as_pytorch_rounds(values):
+    x = np.array(values, np.float32)
+    bf16 = numbers.widen(numbers.narrow(x, "bf16"), "bf16")
+    np.testing.assert_array_equal(bf16, torch.from_numpy(x).to(torch.bfloat16).float().numpy())
+    np.testing.assert_array_equal(numbers.narrow(x, "fp16"), torch.from_numpy(x).to(torch.float16).numpy())
+
+
+# ---- folders ----
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_transformers_computes_the_same(tmp_path, dtype):
+    m = make_model(CONFIG)
+    made = save(tmp_path / "hf", CONFIG, m.params, dtype=dtype)
+    name, theirs = their_logits(tmp_path / "hf")
+    assert name == "GPT2LMHeadModel"
+    np.testing.assert_allclose(theirs, logits(rounded(m, dtype), IDS), rtol=1e-4, atol=1e-4)
+    assert made.path == str(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 12
+    assert config["torch_dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+
+
+def test_the_safetensors_file_is_as_transformers_writes_it(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    m = make_model(CONFIG)
+    save(tmp_path / "ours", CONFIG, m.params)
+    transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    ours, theirs = (
+        safetensors.safe_open(tmp_path / x / "model.safetensors", "np") for x in ("ours", "theirs")
+    )
+    assert set(ours.keys()) == set(theirs.keys())
+    assert all(np.array_equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in ours.keys())
+    assert ours.metadata() == theirs.metadata()
+
+
+@pytest.mark.parametrize("n_layer, n_head", [(2, 6), (3, 2)])  # sqrt(hs) is 2, and is no whole number
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
+    config = GPTConfig(97, 12, n_layer, n_head, 24, window=3)
+    m = make_model(config)
+    for layer in range(n_layer):
+        m.params[f"transformer.h.{layer}.attn.c_attn.bias"][:] = 0
+    made = save(tmp_path / "neo", config, m.params, dtype=dtype)
+    name, theirs = their_logits(tmp_path / "neo")
+    assert name == "GPTNeoForCausalLM"
+    allowed = 1e-4 if dtype == "fp32" else 0.05  # q is rounded after it was scaled
+    np.testing.assert_allclose(theirs, logits(rounded(m, dtype), IDS), rtol=allowed, atol=allowed)
+    assert "last 3 positions" in made.notes[-1]
+
+
+def test_a_banded_model_with_biases_is_refused(tmp_path):
+    config = GPTConfig(97, 12, 2, 2, 24, window=3)
+    m = make_model(config)
+    with pytest.raises(DataError, match="transformer.h.0.attn.c_attn.bias is not zero.*--to bin"):
+        save(tmp_path / "neo", config, m.params)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- llm.c's file ----
+
+
+@pytest.mark.parametrize("dtype, version", [("fp32", 3), ("bf16", 5)])
+def test_the_engine_reads_llm_c_s_file(tmp_path, dtype, version):
+    config = GPTConfig(97, 12, 2, 2, 24, window=3)
+    m = make_model(config)
+    save(tmp_path / "m.bin", config, m.params, dtype=dtype)
+    head = np.fromfile(tmp_path / "m.bin", "<i4", 9).tolist()
+    assert head == [20240326, version, 12, 97, 2, 2, 24, 128, 3]
+    theirs = Model(tmp_path / "m.bin", B=1)
+    assert np.array_equal(logits(theirs, IDS), logits(rounded(m, dtype), IDS))
+
+
+# ---- tokenizers ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_tokenizer_encodes_the_same(tmp_path, kind):
+    tokenizer = tokenizer_of(kind)
+    config = GPTConfig(tokenizer.vocab_size, 12, 1, 1, 8)
+    made = save(tmp_path / "hf", config, make_model(config).params, tokenizer=tokenizer)
+    assert made.notes == []
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert len(theirs) == tokenizer.vocab_size
+    assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eot
+    for text in (TEXT, "the  cat\n", " a", "", "It's"):
+        ids = tokenizer.encode(text)
+        assert theirs.encode(text) == ids
+        assert theirs.decode(ids) == text
+    assert theirs.encode("the<|endoftext|>") == [*tokenizer.encode("the"), tokenizer.eot]
+    assert Tokenizer.load(tmp_path / "hf/tokenizer.bin").pieces == tokenizer.pieces
+    assert (tmp_path / "hf/merges.txt").exists() == (kind in ("bpe", "gpt2"))
+
+
+@pytest.mark.parametrize("kind", ["byte", "word", "bpe", "gpt2"])
+def test_any_text_is_encoded_the_same(kind):
+    tokenizer = tokenizer_of(kind)
+    theirs = hf_tokenizer(tokenizer)
+    parts = st.sampled_from(
+        [" ", "  ", "\n", "cat", " the", "'s", "sat", "12", "é", "日", "<|end", "\0", "😀", "."]
+    )
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.one_of(parts, st.text(max_size=3)), max_size=12).map("".join))
+    def check(text):
+        if "<|endoftext|>" in text:
+            return
+        ids = tokenizer.encode(text)
+        assert theirs.encode(text).ids == ids
+        assert theirs.decode(ids, skip_special_tokens=False) == text
+
+    check()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.binary(min_size=2, max_size=5), max_size=40), st.text(max_size=30))
+def test_any_table_finds_the_longest_match(pieces, text):
+    pieces = sorted(pieces - {EOT_PIECE})
+    tokenizer = Tokenizer([*BYTES, *pieces, EOT_PIECE], "longest", 256 + len(pieces))
+    text = text + "".join(p.decode("utf-8", "ignore") for p in pieces)
+    assert hf_tokenizer(tokenizer).encode(text).ids == tokenizer.encode(text)
+
+
+def test_an_unknown_character_is_an_error_there_too():
+    theirs = hf_tokenizer(train("char", ["aé"]))
+    for text in ("ab", "aè", "日"):
+        with pytest.raises(Exception, match="Missing"):
+            theirs.encode(text)
+
+
+def test_a_piece_that_no_merge_makes(tmp_path):
+    """tiktoken takes a whole word from the table; so does tokenizer.json, and merges.txt cannot say it."""
+    tokenizer = Tokenizer([*BYTES, b"abc"], "gpt2", -1)
+    assert merges_of(tokenizer) == ([], [256])
+    assert hf_tokenizer(tokenizer).encode("abc abc xabc").ids == tokenizer.encode("abc abc xabc")
+    assert to_hf.write_tokenizer(str(tmp_path), tokenizer, 8) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "tokenizer.bin",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_a_tokenizer_that_only_decodes_is_left_out(tmp_path):
+    tokenizer = Tokenizer([*BYTES], "unknown", -1)
+    (note,) = to_hf.write_tokenizer(str(tmp_path), tokenizer, 8)
+    assert "only decodes" in note
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.bin"]
