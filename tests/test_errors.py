@@ -183,17 +183,34 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.stderr.read() == b""
 
 
+TELL = """
+import os
+from pyllmc import errors
+begin = errors.begin_command
+def begin_and_tell(*packages):
+    begin(*packages)
+    os.write({}, b"!")
+errors.begin_command = begin_and_tell
+"""
+
+
 @pytest.mark.parametrize("name", ["stories", "check"])
-def test_ctrl_c_at_some_moments_is_quiet(name):
-    """From the first line of the program to its end."""
-    for delay in (0.15, 0.4, 0.9, 1.7):
+def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
+    """From the first line of the program, which is told through a pipe, to its end."""
+    for delay in (0.0, 0.2, 0.7, 1.5):
+        told, tell = os.pipe()
+        (tmp_path / "sitecustomize.py").write_text(TELL.format(tell))
         process = subprocess.Popen(
             [sys.executable, *COMMANDS[name]],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            pass_fds=[tell],
         )
+        os.close(tell)
+        assert os.read(told, 1) == b"!"
+        os.close(told)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
