@@ -44,12 +44,12 @@ class Option(NamedTuple):
         return value
 
 
-ROW = re.compile(r'OPTION\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
+ROW = re.compile(r'(OPTION|SHARED|CHAT)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
 
 
 @functools.cache
-def options() -> dict[str, Option]:
-    """Every option by name, in the table's order."""
+def options(*kinds: str) -> dict[str, Option]:
+    """Options by name, in the table's order: training's, or those of the given kinds of row."""
     found: dict[str, Option] = {}
     for line in table_lines("options.def"):
         row = ROW.fullmatch(line)
@@ -57,9 +57,10 @@ def options() -> dict[str, Option]:
             raise ValueError(
                 f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
             )
-        kind, name, default, least, most, text = row.groups()
+        table, kind, name, default, least, most, text = row.groups()
         option = Option(kind, name, "", float(least), float(most), text)
-        found[name] = option._replace(default=option.read(default.strip('"')))
+        if table in (kinds or ("OPTION", "SHARED")):
+            found[name] = option._replace(default=option.read(default.strip('"')))
     return found
 
 

@@ -39,11 +39,12 @@ class Event:
 
 
 class Options:
-    """The options of csrc/options.def, by name."""
+    """The options of csrc/options.def, by name: a trainer's, or a chat's."""
 
-    def __init__(self, lib: Any) -> None:
+    def __init__(self, lib: Any, chat: bool = False) -> None:
         self._lib = lib
-        self.handle = _ffi.ffi().gc(lib.llmc_options_new(), lib.llmc_options_free)
+        handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
+        self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
     def set(self, name: str, value: Any) -> None:
         text = (
@@ -74,7 +75,7 @@ class Options:
 
     def help(self) -> str:
         text = _ffi.ffi().new("char[]", 1 << 16)
-        _ffi.check(self._lib, self._lib.llmc_options_help(text, 1 << 16))
+        _ffi.check(self._lib, self._lib.llmc_options_help(self.handle, text, 1 << 16))
         return _ffi.text(text)
 
 
