@@ -38,7 +38,7 @@ static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
         const ssize_t n = getline(line, room, stdin);
         if (n < 0 && errno == EINTR && !feof(stdin)) {
             clearerr(stdin);
-            puts("(again to end)");
+            puts("");
             continue;
         }
         if (n < 0) break;
