@@ -20,13 +20,13 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 
 # A file includes only from rows above its own (README, "the source in reading order").
 ROWS = [
-    "kernels.h tensors.def options.def",
+    "kernels.h tensors.def options.def unicode.def",
     "pyllmc.h",
     "error rng crc32 utf8 options.h",
-    "layout config options",
-    "gpt2 schedule paths",
+    "layout config options pieces split",
+    "gpt2 schedule paths bpe",
     "look extend update init nonfinite binfile sampler",
-    "windows",
+    "windows vocabbpe",
     "modelfile dataloader tokenizer generate",
     "checkpoint run source",
     "trainer.h writer",
