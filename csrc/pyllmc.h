@@ -189,7 +189,7 @@ const int *llmc_generation_ids(const llmc_generation *generation, int i, int *n)
 int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
                         int *out, int eot);
 
-/* ---- checkpoints (checkpoint.c, modelfile.c) ---- */
+/* ---- checkpoints (checkpoint.c, modelfile.c, tfbundle.c, load.c) ---- */
 /* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
  * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
  * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
@@ -198,10 +198,12 @@ int llmc_checkpoint_save(llmc_model *model, const char *path, const char *option
                          const void *tokenizer, int64_t tokenizer_size, int with_moments);
 /* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
 int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
-/* llm.c's versions 1, 3 and 5 and our own; the file is checked whole before anything changes. Training models also take
- * m, v and step, or start them at 0 where the file has none. */
+/* llm.c's versions 1 to 5, our own, and OpenAI's TensorFlow checkpoint (the folder of model.ckpt.*, the prefix, or either
+ * file); it is checked whole before anything changes. Training models also take m, v and step, or start them at 0 where the
+ * file has none. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
+int llmc_model_describe(const char *path, char *text, size_t size); /* what kind of file it is, in a few words */
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "paths.h"
 #include "source.h"
+#include "tfbundle.h"
 
 int source_check_device(const char *device) {
     const char *built = llmc_backend();
@@ -18,12 +19,14 @@ int source_check_device(const char *device) {
 }
 
 int source_is_file(const char *model, char *path, size_t size) {
+    const char *formats[] = {"%s/best.ckpt", "%s/last.ckpt", "%s"}; /* the last: what llmc_model_load takes */
     llmc_config config;
     if (llmc_config_parse(&config, model) == 0) return 0; /* a size comes first: a file called d12 does not hide it */
-    snprintf(path, size, paths_is_folder(model) ? "%s/best.ckpt" : "%s", model);
-    if (access(path, F_OK) == 0) return 1;
-    snprintf(path, size, "%s/last.ckpt", model); /* of a folder with neither this one is said to lack */
-    return access(model, F_OK) == 0;
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, size, formats[i], model);
+        if (access(path, F_OK) == 0) return 1;
+    }
+    return tfbundle_is(model);
 }
 
 int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {
