@@ -118,7 +118,7 @@ static int find_pieces(llmc_tokenizer *k, const char *name) {
 /* llm.c's own files, which do not say how they encode, hold GPT-2's table; this knows it again */
 static int is_gpt2(const llmc_tokenizer *k) {
     Crc32 crc;
-    crc32_start(&crc);
+    crc32_start(&crc, CRC_ZLIB);
     crc32_add(&crc, k->pieces.bytes + HEADER_BYTES, k->pieces.size - HEADER_BYTES);
     return k->pieces.n == GPT2_V && k->eot == GPT2_V - 1 && crc.value == GPT2_CRC;
 }
