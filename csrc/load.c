@@ -218,7 +218,7 @@ static int load(Reader *r, llmc_model *m) {
     TRY(check_content(r));
     TRY(read_step(f, &step));
     TRY(allocate_turned(r));
-    m->state = 0; /* what a forward pass left belongs to other weights */
+    m->state = 0, m->cache_of = NULL; /* what a forward pass left belongs to other weights */
     TRY(load_params(r, m));
     TRY(gpt2_store(m));
     if (m->room.training && !moments) return llmc_model_reset_moments(m);

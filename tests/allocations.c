@@ -197,6 +197,30 @@ static int run_and_resume(void) {
     return rc < 0 ? rc : run_trainer(more, 3);
 }
 
+/* with the model of that run */
+static int talk_as(const char *const *arguments, int n) {
+    llmc_options *options = llmc_options_new_chat();
+    llmc_chat *chat = NULL;
+    const char *piece;
+    int64_t size;
+    int rc = options ? llmc_options_parse(options, n, arguments) : LLMC_ENOMEM;
+    if (rc == 0) rc = llmc_chat_new(&chat, options);
+    for (int turn = 0; rc >= 0 && turn < 4; turn++) {
+        rc = llmc_chat_say(chat, "t", 1);
+        while (rc >= 0 && (rc = llmc_chat_next(chat, &piece, &size)) > 0) {
+        }
+    }
+    llmc_chat_free(chat);
+    llmc_options_free(options);
+    return rc;
+}
+
+static int talk(void) {
+    const char *arguments[] = {in(out, "run"),  "--threads=1", "--sample_tokens=3", "--template=chat",
+                               "--user=a", "--bot=t", "--system="};
+    return talk_as(arguments, sizeof arguments / sizeof *arguments);
+}
+
 /* ---- each with each call failing ---- */
 
 static int wrong(const char *name, const char *what, int rc) {
@@ -234,7 +258,7 @@ int main(int argc, char **argv) {
                    fail_each_call("index", load_by_index) + fail_each_call("size", load_by_size) +
                    fail_each_call("tokenizer", tokenize) + fail_each_call("bpe", tokenize_byte_pairs) +
                    fail_each_call("folder", read_a_folder) + fail_each_call("glob", read_a_glob) +
-                   fail_each_call("trainer", run_and_resume)
+                   fail_each_call("trainer", run_and_resume) + fail_each_call("chat", talk)
                ? 1
                : 0;
 }
