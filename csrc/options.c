@@ -60,10 +60,10 @@ static int distance(const char *a, const char *b) { /* Levenshtein's, of short w
 
 static int find(const char *name, const Option **found) {
     const Option *nearest = table;
-    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+    for (const Option *o = table; o < table + NUM_OPTIONS; o++)
         if (same_name(name, o->name)) return *found = o, LLMC_OK;
+    for (const Option *o = table; o < table + NUM_OPTIONS; o++)
         if (distance(name, o->name) < distance(name, nearest->name)) nearest = o;
-    }
     if (distance(name, nearest->name) <= 1 + (int)strlen(nearest->name) / 3)
         FAIL(LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
     FAIL(LLMC_EINVAL, "unknown option --%.60s: --help lists them", name);

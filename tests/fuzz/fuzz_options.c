@@ -1,4 +1,5 @@
-/* A command line, an argument a line; then the options' text, and back. First a u16: the size of the text's buffer. */
+/* A command line, and pairs of name and value; then the options' text, and back: {u16 bytes of the text's buffer; the arguments,
+ * a line each}. */
 #include "fuzz.h"
 #include "options.h"
 
@@ -47,12 +48,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_expect(options);
     const int rc = fuzz_status(llmc_options_parse(options, argc, (const char *const *)argv));
     fuzz_expect(rc <= 1);
-    print_and_read(options, room);
     for (int i = 0; i + 1 < argc; i += 2) {
         get(options, argv[i], room);
         fuzz_status(llmc_options_set(options, argv[i], argv[i + 1]));
     }
-    if (argc) print_and_read(options, room);
+    print_and_read(options, room);
     for (int i = 0; i < argc; i++) free(argv[i]);
     llmc_options_free(options);
     return 0;

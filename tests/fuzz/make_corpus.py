@@ -14,7 +14,9 @@ sys.path.insert(0, str(CORPUS.parents[2]))
 
 from pyllmc import bins, layout  # noqa: E402
 
-AS_IS, CHECKSUM, ONE_FILE, SHUFFLED = 1, 2, 4, 8
+AS_IS, CHECKSUM = 1, 2  # fuzz.h
+OTHER_MODEL = 4  # fuzz_model.c
+ONE_FILE, SHUFFLED = 4, 8  # fuzz_tokens.c
 
 
 def ints(*values: int) -> bytes:
@@ -47,6 +49,7 @@ def models() -> dict[str, bytes]:
     nan = head + values[:-4] + struct.pack("<f", float("nan"))
     made = {
         "v3": bytes([0]) + head + values,
+        "other": bytes([OTHER_MODEL]) + head + values,
         "v3-as-is": bytes([AS_IS]) + head + bytes(bins.HEADER_BYTES - len(head)) + values,
         "checkpoint": bytes([CHECKSUM]) + whole,
         "checkpoint-no-moments": bytes([CHECKSUM]) + head + values + texts,
@@ -90,6 +93,7 @@ def tokenizers() -> dict[str, bytes]:
         "longest": tokenizer(b"abcab\xc3\xa9aab", *letters, eot=7),
         "as-is": tokenizer(b"ab", *letters, eot=7, how=AS_IS),
         "unknown-character": tokenizer(b"abx", *letters, eot=7),
+        "unknown-return": tokenizer(b"ab\r", *letters, eot=7),
         "unknown-utf8": tokenizer(b"ab\xf0\x9f\x98\x80", *letters, eot=7),
         "gpt2": tokenizer(b"ab", *letters, kind=GPT2),
         "gpt2-bytes": tokenizer(b"a b\xff", *(bytes([i]) for i in range(256)), b"ab", b" b", kind=GPT2),
@@ -151,6 +155,7 @@ def command_lines() -> dict[str, bytes]:
         "usual": options("--n_layer=2", "--lr", "1e-3", "--no_shuffle", "--plan", "--max-steps=7", "--schedule=wsd"),
         "numbers": options("--seed=9223372036854775807", "--lr=0x1p-3", "--eps=nan", "--B=0", "--B", "-1"),
         "strings": options("--data=" + "x" * 1000, "--prompt", "caf\u00e9", "--out="),
+        "terminal": options("--n_layer=\x1b[2J\r"),
         "help": options("--help", "-h"),
         "mistakes": options("--n_layr=2", "n_layer", "--", "--=3", "--no_lr", "--shuffle=maybe", room=10),
         "set": options("n_layer", "3", "no_shuffle", "0", "prompt", "x", "lr", "1e309", room=0),
@@ -165,7 +170,8 @@ def configs() -> dict[str, bytes]:
     tiny, room = (8, 10, 0, 2, 2, 4, 0), (2, 8, 1, 2, 0)
     names = ["d12", "gpt2:d48", "gpt3:c12288", "gpt2-xl", "openai-gpt", "gpt-nano", "demo", "d13", "x" * 80]
     made = {name.replace(":", "-")[:12]: config(name, tiny, room) for name in names}
-    made["huge"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1 << 16, 1 << 14, 1, 0, 1), text=0)
+    made["plan-no-buffer"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1, 16, 1, 0, 1), text=0)
+    made["huge"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1 << 16, 1 << 14, 1, 0, 1))
     made["many"] = config("", (1 << 24,) * 6 + (0,), (1 << 30, 1 << 24, 1, 3, 1), threads=-1)
     made["generate"] = config("demo", (8, 10, 0, 2, 2, 4, 3), (2, 8, 0, 0, 0), threads=1 << 30)
     return made
