@@ -2,7 +2,7 @@
 #
 #   make demo    all set-up, then train the default model on stories it can check, and read what it writes
 #   make test    all set-up, then the whole suite
-#   make         the engine alone: libpyllmc.so and ./train_gpt2 (gcc and make suffice)
+#   make         the engine alone: libpyllmc.so, ./train_gpt2 and ./chat_gpt2 (gcc and make suffice)
 
 .DEFAULT_GOAL := all
 # every core, unless -j says otherwise
@@ -15,11 +15,11 @@ BUILD  ?= build
 Q      ?= @
 comma  := ,
 PYTHON ?= python3
-LIB     := pyllmc/lib/libpyllmc.so
-PROGRAM := train_gpt2
+LIB      := pyllmc/lib/libpyllmc.so
+PROGRAMS := train_gpt2 chat_gpt2
 ifneq ($(BUILD),build)
-LIB     := $(BUILD)/libpyllmc.so
-PROGRAM := $(BUILD)/train_gpt2
+LIB      := $(BUILD)/libpyllmc.so
+PROGRAMS := $(PROGRAMS:%=$(BUILD)/%)
 endif
 
 # -ffp-contract=fast fuses a*b+c; it neither reorders nor drops anything, unlike -ffast-math, which we never use
@@ -57,7 +57,7 @@ ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-ENGINE  := $(filter-out main,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+ENGINE  := $(filter-out main chat_main,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/cpu/*.h)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
 TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/config.c
@@ -74,9 +74,11 @@ $(BUILD)/flags: FORCE
 	@echo "$(subst ",\",$(FLAGS))" | cmp -s - $@ || echo "$(subst ",\",$(FLAGS))" > $@
 FORCE:
 
-all: $(LIB) $(PROGRAM) ## the engine: the library and ./train_gpt2
+all: $(LIB) $(PROGRAMS) ## the engine: the library, ./train_gpt2 and ./chat_gpt2
 
-$(PROGRAM): $(BUILD)/main.o $(OBJECTS)
+$(filter %train_gpt2,$(PROGRAMS)): $(BUILD)/main.o
+$(filter %chat_gpt2,$(PROGRAMS)): $(BUILD)/chat_main.o
+$(PROGRAMS): $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(OPENMP) -o $@ $^ -lm $(LDFLAGS)
 
@@ -173,7 +175,7 @@ fuzz: ## every parser on FUZZ_SECONDS=60 of inputs each that libFuzzer makes up;
 	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(PYTHON) tests/fuzz/run.py --seconds=$(FUZZ_SECONDS) $(FUZZ)
 
 clean: ## everything built, but not .venv, data or runs
-	rm -rf $(BUILD) pyllmc/lib train_gpt2 train_gpt2_cuda
+	rm -rf $(BUILD) pyllmc/lib train_gpt2 chat_gpt2 train_gpt2_cuda
 
 help: ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk

@@ -48,9 +48,9 @@ int binfile_read(const BinFile *f, void *to, int64_t n, int64_t at) {
 static const struct Magic {
     int32_t value;
     const char *name;
-} magics[] = {{MODEL_MAGIC, "model"},       {20240327, "debug state"}, {TOKENIZER_MAGIC, "tokenizer"},
-              {UINT16_MAGIC, "token"},      {UINT32_MAGIC, "token"},   {20240522, "evaluation"},
-              {20240527, "optimizer state"}};
+} magics[] = {{MODEL_MAGIC, "model"},        {20240327, "debug state"},  {TOKENIZER_MAGIC, "tokenizer"},
+              {UINT16_MAGIC, "token"},       {UINT32_MAGIC, "token"},    {20240522, "evaluation"},
+              {20240527, "optimizer state"}, {20240803, "llama-3 model"}};
 
 const char *magic_name(int32_t magic) {
     for (size_t i = 0; i < sizeof magics / sizeof *magics; i++) {

@@ -126,7 +126,7 @@ static int open_beside(Writer *w, const char *path) {
     unlink(w->tmp); /* of a process that was killed; and never write through a link */
     w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (w->fd < 0) return system_error(w, "written");
-    crc32_start(&w->crc);
+    crc32_start(&w->crc, CRC_ZLIB);
     return LLMC_OK;
 }
 

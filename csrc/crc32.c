@@ -1,12 +1,12 @@
-/* CRC-32, 16 bytes at a time through one table each ("slicing", Kounavis and Berry 2005): as fast as a disk. */
+/* 32-bit CRCs, 16 bytes at a time through one table each ("slicing", Kounavis and Berry 2005): as fast as a disk. */
 #include <string.h>
 #include "crc32.h"
 
-void crc32_start(Crc32 *crc) {
+void crc32_start(Crc32 *crc, uint32_t polynomial) {
     crc->value = 0;
     for (uint32_t byte = 0; byte < 256; byte++) {
         uint32_t c = byte;
-        for (int bit = 0; bit < 8; bit++) c = c >> 1 ^ (c & 1 ? 0xedb88320u : 0);
+        for (int bit = 0; bit < 8; bit++) c = c >> 1 ^ (c & 1 ? polynomial : 0);
         crc->table[0][byte] = c;
     }
     for (int i = 1; i < CRC_STRIDE; i++)

@@ -51,7 +51,7 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
     const int64_t one_token[4] = {b}; /* unlike a micro-step's, whose second number is not 0 */
     const Acts a = acts_at(m, 0);
     TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY;
+    m->state = EMPTY, m->cache_of = NULL;
     k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
     k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
     if (n > 1) extend(m, b, n);

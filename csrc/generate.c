@@ -1,4 +1,4 @@
-/* Text that goes on from prompts, one id at a time. */
+/* Texts that go on from prompts, one id at a time: a step machine. */
 #include <stdlib.h>
 #include <string.h>
 #include "error.h"
@@ -6,112 +6,162 @@
 #include "sampler.h"
 
 /* b texts of the same length, which grow together */
-typedef struct Texts {
+struct llmc_generation {
+    llmc_model *model;
+    llmc_sampling how;
     int b, T, held;        /* tokens that each holds */
-    int cached;            /* of these, whose keys and values the model holds */
+    int cached;            /* of these, whose keys and values the model holds, unless it did something else since */
     Candidate *candidates; /* (V) */
     float *logits;         /* (b,V) */
+    float *unpunished;     /* (T) */
     uint64_t *coins;       /* (b) random states */
-    int *ids, *feed, *pos; /* (b,T); (b,T) what the model is to read next; (b) */
-    char *ended;           /* (b) */
-} Texts;
+    int *ids, *feed;       /* (b,T); (b,T) what the model is to read next */
+    int *pos, *drawn;      /* (b) */
+};
 
-static int allocate(Texts *x, const llmc_model *m, int b) {
+static int allocate(llmc_generation *g, const llmc_model *m, int b) {
     const size_t V = (size_t)m->config.V, rows = (size_t)b, T = (size_t)m->room.T;
-    *x = (Texts){.b = b, .T = m->room.T};
-    x->candidates = malloc(V * sizeof *x->candidates);
-    x->logits = malloc(rows * V * sizeof *x->logits);
-    x->coins = malloc(rows * sizeof *x->coins);
-    x->ids = malloc(2 * rows * T * sizeof *x->ids);
-    x->pos = malloc(rows * sizeof *x->pos);
-    x->ended = calloc(rows, 1);
-    CHECK(x->candidates && x->logits && x->coins && x->ids && x->pos && x->ended, LLMC_ENOMEM,
+    g->candidates = malloc(V * sizeof *g->candidates);
+    g->logits = malloc(rows * V * sizeof *g->logits);
+    g->unpunished = malloc(T * sizeof *g->unpunished);
+    g->coins = malloc(rows * sizeof *g->coins);
+    g->ids = malloc(2 * rows * T * sizeof *g->ids);
+    g->pos = malloc(2 * rows * sizeof *g->pos);
+    CHECK(g->candidates && g->logits && g->unpunished && g->coins && g->ids && g->pos, LLMC_ENOMEM,
           "no memory to generate %d texts with V=%d T=%d", b, m->config.V, m->room.T);
-    x->feed = x->ids + rows * T;
+    g->feed = g->ids + rows * T;
+    g->drawn = g->pos + rows;
     return LLMC_OK;
 }
 
-static void release(Texts *x) {
-    free(x->candidates);
-    free(x->logits);
-    free(x->coins);
-    free(x->ids);
-    free(x->pos);
-    free(x->ended);
+int llmc_generation_new(llmc_generation **out, llmc_model *m, int b, const llmc_sampling *how) {
+    *out = NULL;
+    TRY(sampling_check(how));
+    CHECK(b >= 1 && b <= m->room.B, LLMC_EINVAL, "%d prompts do not fit a model made for B=%d", b, m->room.B);
+    llmc_generation *g = calloc(1, sizeof *g);
+    CHECK(g, LLMC_ENOMEM, "no memory to generate %d texts", b);
+    *g = (llmc_generation){.model = m, .how = *how, .b = b, .T = m->room.T};
+    const int rc = allocate(g, m, b);
+    if (rc < 0) return llmc_generation_free(g), rc;
+    for (int i = 0; i < b; i++) g->coins[i] = (uint64_t)how->seed + (uint64_t)i;
+    return *out = g, LLMC_OK;
 }
 
-/* Room for one more id in each text: when they are full, their second halves start new ones, computed afresh:
- * positions are absolute, so cached keys cannot move. */
-static void make_room(Texts *x) {
-    x->cached = x->held;
-    if (x->held < x->T) return;
-    const int keep = x->T / 2;
-    for (int i = 0; i < x->b; i++)
-        memmove(x->ids + i * x->T, x->ids + (i + 1) * x->T - keep, (size_t)keep * sizeof *x->ids);
-    x->held = keep, x->cached = 0;
+void llmc_generation_free(llmc_generation *g) {
+    if (!g) return;
+    free(g->candidates);
+    free(g->logits);
+    free(g->unpunished);
+    free(g->coins);
+    free(g->ids);
+    free(g->pos);
+    free(g);
 }
 
-static int read_on(llmc_model *m, Texts *x) {
-    const int n = x->held - x->cached;
-    for (int i = 0; i < x->b; i++) {
-        x->pos[i] = x->cached;
-        memcpy(x->feed + i * n, x->ids + i * x->T + x->cached, (size_t)n * sizeof *x->feed);
+const int *llmc_generation_ids(const llmc_generation *g, int i, int *n) {
+    return *n = g->held, g->ids + (int64_t)i * g->T;
+}
+
+/* ---- what is held ---- */
+
+/* positions are absolute: cached keys cannot move */
+static void cut(llmc_generation *g, int from, int to) {
+    for (int i = 0; i < g->b; i++) {
+        int *ids = g->ids + (int64_t)i * g->T;
+        memmove(ids + from, ids + to, (size_t)(g->held - to) * sizeof *ids);
     }
-    return llmc_model_extend(m, x->feed, x->pos, x->b, n, x->logits);
+    g->held -= to - from;
+    if (g->cached > from) g->cached = from;
 }
 
-/* one id for each text; a text that has ended repeats its end. Returns how many go on. */
-static int choose(const llmc_model *m, Texts *x, const llmc_sampling *how, int *out, int64_t stride, int eot) {
-    const int V = m->config.V;
+int llmc_generation_cut(llmc_generation *g, int from, int to) {
+    CHECK(0 <= from && from <= to && to <= g->held, LLMC_EINVAL, "ids %d..%d are not among the %d held", from, to,
+          g->held);
+    return cut(g, from, to), LLMC_OK;
+}
+
+int llmc_generation_feed(llmc_generation *g, const int *ids, int n) {
+    const int V = g->model->config.V, fresh = n < g->T ? n : g->T, keep = g->T / 2 > fresh ? g->T / 2 : fresh;
+    CHECK(n >= 0, LLMC_EINVAL, "%d ids to feed", n);
+    for (int64_t i = 0; i < (int64_t)g->b * n; i++)
+        CHECK(ids[i] >= 0 && ids[i] < V, LLMC_EINVAL,
+              "prompt[%lld] = %d is not in 0..%d: was it encoded with another tokenizer?", (long long)i, ids[i], V - 1);
+    if (g->held + fresh > g->T) cut(g, 0, g->held + fresh - keep);
+    for (int i = 0; i < g->b; i++)
+        memcpy(g->ids + (int64_t)i * g->T + g->held, ids + (int64_t)(i + 1) * n - fresh, (size_t)fresh * sizeof *ids);
+    g->held += fresh;
+    return LLMC_OK;
+}
+
+/* ---- one id for each text ---- */
+
+static int read_on(llmc_generation *g) {
+    llmc_model *m = g->model;
+    if (m->cache_of != g || m->state != EMPTY) g->cached = 0; /* another text's keys, or a forward pass in between */
+    if (g->cached == g->held) g->cached--;                    /* its logits are wanted again */
+    const int n = g->held - g->cached;
+    for (int i = 0; i < g->b; i++) {
+        g->pos[i] = g->cached;
+        memcpy(g->feed + (int64_t)i * n, g->ids + (int64_t)i * g->T + g->cached, (size_t)n * sizeof *g->feed);
+    }
+    TRY(llmc_model_extend(m, g->feed, g->pos, g->b, n, g->logits));
+    m->cache_of = g;
+    return g->cached = g->held, LLMC_OK;
+}
+
+/* The rule of CTRL (Keskar et al. 2019, section 4.1) as Hugging Face applies it: a negative logit is multiplied, and an id
+ * counts once, however often it is there. */
+static void penalize(float *logits, const int *ids, int n, float penalty, float *before) {
+    for (int i = 0; i < n; i++) before[i] = logits[ids[i]];
+    for (int i = 0; i < n; i++) logits[ids[i]] = before[i] > 0 ? before[i] / penalty : before[i] * penalty;
+}
+
+static int draw(llmc_generation *g, int i) {
+    const int V = g->model->config.V, *ids = g->ids + (int64_t)i * g->T;
+    float *logits = g->logits + (int64_t)i * V;
+    const float penalty = g->how.repetition_penalty;
+    if (penalty != 0 && penalty != 1) penalize(logits, ids, g->held, penalty, g->unpunished);
+    return sample(logits, V, &g->how, llmc_coin(&g->coins[i]), g->candidates);
+}
+
+int llmc_generation_next(llmc_generation *g, int *ids) {
+    CHECK(g->held >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
+    TRY(read_on(g));
+    for (int i = 0; i < g->b; i++) TRY(g->drawn[i] = draw(g, i));
+    if (g->held == g->T) cut(g, 0, g->T - g->T / 2); /* full: the second halves start new texts, computed afresh */
+    for (int i = 0; i < g->b; i++) ids[i] = g->ids[(int64_t)i * g->T + g->held] = g->drawn[i];
+    g->held++;
+    return LLMC_OK;
+}
+
+/* ---- all at once ---- */
+
+/* column `made` of out; a text that has ended repeats its end. Returns how many go on. */
+static int put(const llmc_generation *g, const int *ids, int *out, int made, int max_new, int eot) {
     int going = 0;
-    for (int i = 0; i < x->b; i++) {
-        int id = eot;
-        if (!x->ended[i]) TRY(id = sample(x->logits + (int64_t)i * V, V, how, llmc_coin(&x->coins[i]), x->candidates));
-        out[i * stride] = id;
-        x->ended[i] = id == eot;
-        going += !x->ended[i];
-        x->ids[i * x->T + x->held] = id;
+    for (int i = 0; i < g->b; i++) {
+        int *at = out + (int64_t)i * max_new + made;
+        *at = made && at[-1] == eot ? eot : ids[i];
+        going += *at != eot;
     }
     return going;
 }
 
-static int generate(llmc_model *m, Texts *x, int max_new, const llmc_sampling *how, int *out, int eot) {
+static int generate(llmc_generation *g, int max_new, int *out, int eot) {
     for (int made = 0; made < max_new; made++) {
-        TRY(read_on(m, x));
-        make_room(x);
-        const int going = choose(m, x, how, out + made, max_new, eot);
-        TRY(going);
-        if (!going) return made + 1;
-        x->held++;
+        TRY(llmc_generation_next(g, g->drawn));
+        if (!put(g, g->drawn, out, made, max_new, eot)) return made + 1;
     }
     return max_new;
 }
 
-static int check_prompts(const llmc_model *m, const int *prompts, int b, int n, int max_new) {
-    CHECK(b >= 1 && b <= m->room.B, LLMC_EINVAL, "%d prompts do not fit a model made for B=%d", b, m->room.B);
-    CHECK(n >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
-    CHECK(max_new >= 0, LLMC_EINVAL, "max_new_tokens=%d is negative", max_new);
-    for (int64_t i = 0; i < (int64_t)b * n; i++)
-        CHECK(prompts[i] >= 0 && prompts[i] < m->config.V, LLMC_EINVAL,
-              "prompt[%lld] = %d is not in 0..%d: was it encoded with another tokenizer?", (long long)i, prompts[i],
-              m->config.V - 1);
-    return LLMC_OK;
-}
-
 int llmc_model_generate(llmc_model *m, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
                         int *out, int eot) {
-    TRY(sampling_check(how));
-    TRY(check_prompts(m, prompts, b, n, max_new));
-    Texts x;
-    int rc = allocate(&x, m, b);
-    if (rc == 0) {
-        x.held = n < m->room.T ? n : m->room.T;
-        for (int i = 0; i < b; i++) {
-            x.coins[i] = (uint64_t)how->seed + (uint64_t)i;
-            memcpy(x.ids + i * x.T, prompts + (int64_t)(i + 1) * n - x.held, (size_t)x.held * sizeof *x.ids);
-        }
-        rc = generate(m, &x, max_new, how, out, eot);
-    }
-    release(&x);
+    llmc_generation *g;
+    CHECK(max_new >= 0, LLMC_EINVAL, "max_new_tokens=%d is negative", max_new);
+    TRY(llmc_generation_new(&g, m, b, how));
+    int rc = llmc_generation_feed(g, prompts, n);
+    if (rc == 0) rc = generate(g, max_new, out, eot);
+    llmc_generation_free(g);
     return rc;
 }

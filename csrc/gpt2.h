@@ -8,9 +8,10 @@ enum { EMPTY, FORWARD_DONE, LOSS_DONE, BACKWARD_DONE };
 struct llmc_model {
     llmc_config config;
     llmc_room room;
-    int b, t;     /* the shape of the last forward pass */
-    int state;    /* one of the above: what may follow */
-    int64_t step; /* AdamW steps taken */
+    int b, t;             /* the shape of the last forward pass */
+    int state;            /* one of the above: what may follow */
+    int64_t step;         /* AdamW steps taken */
+    const void *cache_of; /* whose keys and values are cached, while state is EMPTY: a generation, or NULL */
     const Kernels *k;
     Context ctx;
     Layout layout;

@@ -1,12 +1,10 @@
 /* ./train_gpt2: the trainer on the command line. Prints what the events say; decides nothing. */
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/wait.h>
-#include <unistd.h>
-#include "pyllmc.h"
+#include "program.h"
 
-enum { INTERRUPTED = 130 };
+static const char PROGRAM[] = "train_gpt2";
+static const char ABOUT[] = "train a GPT-2: ./train_gpt2 [--name=value ...]\n"
+                            "only write: ./train_gpt2 --model=runs/demo --max_steps=0 --prompt=\"Once upon a time\"";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
 
@@ -14,18 +12,6 @@ static void on_signal(int number) {
     interrupted = 1;
     if (trainer) llmc_trainer_stop(trainer); /* the step under way is finished and saved */
     signal(number, SIG_DFL);                 /* a second signal ends at once */
-}
-
-static int fail(int status) {
-    fprintf(stderr, "train_gpt2: %s\n", llmc_last_error());
-    return 1 - status; /* EINVAL 2, ENOMEM 3, EFORMAT 4, EIO 5, EDEVICE 6, ENUMERIC 7 */
-}
-
-static int help(void) {
-    static char text[1 << 16];
-    llmc_options_help(text, sizeof text);
-    printf("train a GPT-2: ./train_gpt2 [--name=value ...]\n\n%s", text);
-    return 0;
 }
 
 /* without --data and --resume: the stories, which python3's standard library makes once */
@@ -45,45 +31,53 @@ static int make_default_data(const llmc_options *options) {
     return 5;
 }
 
-static void show(int kind, const llmc_event *event) {
+static void tell(int kind, const llmc_event *event) {
     if (!event->text_size) return;
     if (kind == LLMC_SAMPLE) fputs("sample: ", stdout);
     fwrite(event->text, 1, (size_t)event->text_size, stdout);
-    putchar('\n');
-    fflush(stdout);
+    show("\n", 1);
 }
 
 static int run(const llmc_options *options) {
     llmc_event event;
     int kind = llmc_trainer_new(&trainer, options);
-    if (kind < 0) return fail(kind);
+    if (kind < 0) return fail(PROGRAM, kind);
     if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
-    while ((kind = llmc_trainer_next(trainer, &event)) > 0) show(kind, &event);
-    return kind < 0 ? fail(kind) : interrupted ? INTERRUPTED : 0;
+    while ((kind = llmc_trainer_next(trainer, &event)) > 0) tell(kind, &event);
+    return kind < 0 ? fail(PROGRAM, kind) : interrupted ? INTERRUPTED : 0;
 }
 
-/* OpenMP reads its settings before main: start again with them */
-static void settle_threads(char **argv) {
-    char count[16];
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    snprintf(count, sizeof count, "%d", LLMC_SPIN);
-    if (setenv("GOMP_SPINCOUNT", count, 1) == 0) execv("/proc/self/exe", argv); /* if that fails, go on as we are */
+static int write_text(const llmc_options *options) {
+    llmc_writer *writer;
+    char prompt[4096];
+    const char *piece;
+    int64_t size;
+    int rc = llmc_writer_open(&writer, options);
+    if (rc < 0) return fail(PROGRAM, rc);
+    llmc_options_get(options, "prompt", prompt, sizeof prompt);
+    rc = llmc_writer_prompt(writer, prompt, (int64_t)strlen(prompt), 1);
+    while (rc >= 0 && !interrupted && !ferror(stdout) && (rc = llmc_writer_next(writer, &piece, &size)) > 0)
+        show(piece, size);
+    if (rc >= 0) show("\n", 1);
+    llmc_writer_free(writer);
+    return rc < 0 ? fail(PROGRAM, rc) : interrupted ? INTERRUPTED : 0;
 }
 
 int main(int argc, char **argv) {
     settle_threads(argv);
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
-    if (parsed < 0) return fail(parsed);
-    if (parsed == 1) return help();
+    if (parsed < 0) return fail(PROGRAM, parsed);
+    if (parsed == 1) return help(ABOUT, options);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGPIPE, SIG_IGN); /* whoever read the lines has gone: the run goes on */
 #ifdef SIGXFSZ
     signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write that fails */
 #endif
-    int code = make_default_data(options);
-    if (code == 0) code = run(options);
+    int code = 0;
+    if (llmc_options_only_write(options)) code = write_text(options);
+    else if ((code = make_default_data(options)) == 0) code = run(options);
     llmc_trainer_free(trainer);
     llmc_options_free(options);
     return code;

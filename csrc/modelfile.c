@@ -1,17 +1,20 @@
-/* Files of weights: what they are, checked before a byte of the model changes; then loading. */
+/* Files of weights: what they are, and where each tensor lies, checked before a byte of the model changes. */
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "crc32.h"
 #include "error.h"
-#include "gpt2.h"
 #include "modelfile.h"
+#include "paths.h"
+#include "tfbundle.h"
 
 const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
 
-static const struct Version {
-    int version, width, padded;
-} versions[] = {{1, 4, 0}, {3, 4, 1}, {5, 2, 1}};
+/* llm.c wrote 2 and 4 for some days in April 2024 */
+typedef struct Version {
+    int version, width, norm_width, padded;
+} Version;
+static const Version versions[] = {{1, 4, 4, 0}, {2, 2, 4, 0}, {3, 4, 4, 1}, {4, 2, 4, 1}, {5, 2, 2, 1}};
 
 /* ---- the header ---- */
 
@@ -25,44 +28,95 @@ static int read_config(ModelFile *f, const int32_t *head, int padded) {
     return LLMC_OK;
 }
 
+static int is_norm(const ModelFile *f, int i) { return !strncmp(f->layout.table[i].name, "ln", 2); }
+
+static int width_of(const ModelFile *f, const Version *v, int i) { return is_norm(f, i) ? v->norm_width : v->width; }
+
 /* Sizes in the file. The bound in floating point comes first: behind it, 64 bits cannot overflow. */
-static int measure(ModelFile *f, int padded) {
+static int measure(ModelFile *f, const Version *v) {
     const llmc_config *c = &f->config;
-    const double least = 12.0 * c->L * c->C * c->C * f->width;
+    const double least = 12.0 * c->L * c->C * c->C * v->width;
     CHECK(least < (double)f->file.size, LLMC_EFORMAT,
           "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
           "copy or write it again",
           f->file.path, c->L, c->C, least, (long long)f->file.size);
     TRY(layout_make(&f->layout, c, &(llmc_room){.B = 1, .T = 1}));
-    f->wte = (int64_t)(padded ? c->Vp : c->V) * c->C;
+    f->wte = (int64_t)(v->padded ? c->Vp : c->V) * c->C;
     f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
-    f->end = HEADER_BYTES + f->params * f->width;
+    f->end = HEADER_BYTES;
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++) f->end += elements_of(f, i) * layers_of(f, i) * width_of(f, v, i);
     CHECK(f->file.size >= f->end, LLMC_EFORMAT,
           "%s is truncated: expected %lld bytes, found %lld; copy or write it again", f->file.path, (long long)f->end,
           (long long)f->file.size);
+    f->places = calloc((size_t)NUM_PARAM_TENSORS * (size_t)c->L, sizeof *f->places);
+    CHECK(f->places, LLMC_ENOMEM, "no memory for the places of the tensors in %s", f->file.path);
     return LLMC_OK;
+}
+
+/* the tensors that are norms, or those that are not, or (both) all, from a byte on; returns where they end */
+static int64_t place(ModelFile *f, const Version *v, int64_t at, int norms, int others) {
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        for (int l = 0; (is_norm(f, i) ? norms : others) && l < layers_of(f, i); l++) {
+            *place_of(f, i, l) = (Place){.at = at, .width = width_of(f, v, i)};
+            at += elements_of(f, i) * width_of(f, v, i);
+        }
+    return at;
+}
+
+/* The first files of version 2 have all norms at the end. Where the gains of a norm, which are around 1, would else be, they
+ * have pairs of weights, whose signs differ. */
+static int has_norms_last(const ModelFile *f, const Version *v, int *last) {
+    float gains[64] = {0};
+    const int n = f->config.C < 64 ? f->config.C : 64;
+    int positive = 0;
+    *last = 0;
+    if (v->version != 2) return LLMC_OK;
+    TRY(binfile_read(&f->file, gains, n * 4, place_of(f, P_ln1w, 0)->at));
+    for (int i = 0; i < n; i++) positive += gains[i] > 1e-3f && gains[i] < 1e3f;
+    *last = 4 * positive < 3 * n;
+    return LLMC_OK;
+}
+
+static int place_all(ModelFile *f, const Version *v) {
+    int norms_last;
+    place(f, v, HEADER_BYTES, 1, 1);
+    TRY(has_norms_last(f, v, &norms_last));
+    if (norms_last) place(f, v, place(f, v, HEADER_BYTES, 0, 1), 1, 0);
+    return LLMC_OK;
+}
+
+static int refuse_magic(const ModelFile *f, int32_t magic) {
+    const char *path = f->file.path, *kind = magic_name(magic);
+    const size_t n = strlen(path), m = strlen(".safetensors");
+    const int zip = magic == 0x04034b50, safe = n > m && !strcmp(path + n - m, ".safetensors");
+    CHECK(!zip && !safe, LLMC_EFORMAT,
+          "%s is %s, which Python reads: convert it first with python -m pyllmc.convert %s model.bin", path,
+          zip ? "PyTorch's" : "a safetensors file", path);
+    FAIL(LLMC_EFORMAT,
+         "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "
+         ".bin or a checkpoint",
+         path, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", MODEL_MAGIC, magic);
 }
 
 static int read_header(ModelFile *f) {
     int32_t head[9];
-    const struct Version *v = versions, *end = versions + sizeof versions / sizeof *versions;
+    const Version *v = versions, *end = versions + sizeof versions / sizeof *versions;
     const char *path = f->file.path;
     CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT,
           "%s: expected a header of %d bytes, found %lld; name a model .bin or a "
           "checkpoint",
           path, HEADER_BYTES, (long long)f->file.size);
     TRY(binfile_read(&f->file, head, sizeof head, 0));
-    const char *kind = magic_name(head[0]);
-    CHECK(head[0] == MODEL_MAGIC, LLMC_EFORMAT,
-          "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "
-          ".bin or a checkpoint",
-          path, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", MODEL_MAGIC, head[0]);
+    if (head[0] != MODEL_MAGIC) return refuse_magic(f, head[0]);
     while (v < end && v->version != head[1]) v++;
-    CHECK(v < end, LLMC_EFORMAT, "%s: expected version 1 or 3 (fp32) or 5 (bf16), found %d; export it again", path,
-          head[1]);
-    f->version = v->version, f->width = v->width;
+    CHECK(v < end, LLMC_EFORMAT,
+          "%s: expected version 1 or 3 (fp32), 2 or 4 (mixed) or 5 (bf16), found %d; export it "
+          "again",
+          path, head[1]);
+    f->version = v->version;
     TRY(read_config(f, head, v->padded));
-    return measure(f, v->padded);
+    TRY(measure(f, v));
+    return place_all(f, v);
 }
 
 /* ---- the sections ---- */
@@ -114,16 +168,34 @@ static int read_sections(ModelFile *f) {
     return LLMC_OK;
 }
 
+/* folders that are not ours, in words */
+static int refuse_folder(const char *path) {
+    FAIL(LLMC_EIO,
+         "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
+         "Face's, nanoGPT's) are converted first with python -m pyllmc.convert %s model.bin",
+         path, path);
+}
+
+static int open_bin(ModelFile *f, const char *path) {
+    if (paths_is_folder(path)) return refuse_folder(path);
+    TRY(binfile_open(&f->file, path));
+    TRY(read_header(f));
+    return read_sections(f);
+}
+
 int modelfile_open(ModelFile *f, const char *path) {
     memset(f, 0, sizeof *f);
-    TRY(binfile_open(&f->file, path));
-    int rc = read_header(f);
-    if (rc == 0) rc = read_sections(f);
+    f->file.fd = -1;
+    const int rc = tfbundle_is(path) ? tfbundle_open(f, path) : open_bin(f, path);
     if (rc < 0) modelfile_close(f);
     return rc;
 }
 
-void modelfile_close(ModelFile *f) { binfile_close(&f->file); }
+void modelfile_close(ModelFile *f) {
+    binfile_close(&f->file);
+    free(f->places);
+    free(f->path);
+}
 
 int llmc_model_read_config(const char *path, llmc_config *config) {
     ModelFile f;
@@ -133,7 +205,20 @@ int llmc_model_read_config(const char *path, llmc_config *config) {
     return LLMC_OK;
 }
 
-static int copy_section(const ModelFile *f, int s, char *out, int64_t size) {
+int llmc_model_describe(const char *path, char *text, size_t size) {
+    ModelFile f;
+    static const char *const precision[] = {"", "fp32", "mixed", "fp32", "mixed", "bf16"};
+    TRY(modelfile_open(&f, path));
+    if (!f.version)
+        snprintf(text, size, "OpenAI TensorFlow checkpoint %s",
+                 f.checksums ? "with its index" : "without an index, told by its size");
+    else if (f.sections[CRC32].at) snprintf(text, size, "pyllmc checkpoint");
+    else snprintf(text, size, "llm.c model file, version %d (%s)", f.version, precision[f.version]);
+    modelfile_close(&f);
+    return LLMC_OK;
+}
+
+int modelfile_section(const ModelFile *f, int s, char *out, int64_t size) {
     const Section *section = &f->sections[s];
     CHECK(section->size <= INT_MAX, LLMC_EINVAL, "%s: section %s is too large to read at once", f->file.path,
           section_tags[s]);
@@ -153,174 +238,7 @@ int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t s
     const int s = strlen(tag) == TAG_BYTES ? section_of(tag) : -1;
     CHECK(s >= 0, LLMC_EINVAL, "'%s' is no section of a checkpoint: one is 'STATE   '", tag);
     TRY(modelfile_open(&f, path));
-    const int rc = copy_section(&f, s, out, size);
-    modelfile_close(&f);
-    return rc;
-}
-
-/* ---- checking the content, piece by piece ---- */
-
-const char *tensor_at(const Layout *layout, int64_t element) {
-    int i = 0;
-    while (i + 1 < NUM_PARAM_TENSORS && layout->table[i + 1].offset <= element) i++;
-    return layout->table[i].name;
-}
-
-int64_t find_nonfinite(const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], 4);
-        if ((bits & 0x7f800000) == 0x7f800000) return i;
-    }
-    return -1;
-}
-
-static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)from[i] << 16;
-        memcpy(&to[i], &bits, 4);
-    }
-}
-
-typedef struct Reader {
-    const ModelFile *f;
-    Crc32 crc;
-    float x[PIECE];
-    uint16_t narrow[PIECE];
-} Reader;
-
-/* n <= PIECE elements from a byte of the file, as float; the checksum goes over the bytes */
-static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
-    void *raw = width == 2 ? (void *)r->narrow : (void *)r->x;
-    TRY(binfile_read(&r->f->file, raw, n * width, at));
-    crc32_add(&r->crc, raw, n * width);
-    if (width == 2) widen_bf16(r->x, r->narrow, n);
-    return LLMC_OK;
-}
-
-static int check_bytes(Reader *r, int64_t from, int64_t to) {
-    for (int64_t at = from; at < to; at += PIECE) TRY(read_elements(r, at, to - at < PIECE ? to - at : PIECE, 1));
-    return LLMC_OK;
-}
-
-/* n finite numbers; element i of them is element i % params of the parameters */
-static int check_numbers(Reader *r, const char *what, int64_t at, int64_t n, int width) {
-    for (int64_t i = 0, m; i < n; i += m) {
-        m = n - i < PIECE ? n - i : PIECE;
-        TRY(read_elements(r, at + i * width, m, width));
-        const int64_t bad = find_nonfinite(r->x, m);
-        if (bad < 0) continue;
-        const int64_t element = (i + bad) % r->f->params, padding = r->f->layout.table[P_wte].size - r->f->wte;
-        FAIL(LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->file.path, what,
-             tensor_at(&r->f->layout, element < r->f->wte ? element : element + padding), r->x[bad]);
-    }
-    return LLMC_OK;
-}
-
-/* header, parameters, texts, moments, checksum: in the order of the file */
-static int check_content(Reader *r) {
-    const ModelFile *f = r->f;
-    const Section *moments = &f->sections[MOMENTS], *crc = &f->sections[CRC32];
-    uint32_t expected;
-    crc32_start(&r->crc);
-    TRY(check_bytes(r, 0, HEADER_BYTES));
-    TRY(check_numbers(r, "weights", HEADER_BYTES, f->params, f->width));
-    if (!crc->at) return LLMC_OK;
-    if (moments->at) {
-        TRY(check_bytes(r, f->end, moments->at));
-        TRY(check_numbers(r, "moments", moments->at, 2 * f->params, 4));
-    }
-    TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEAD));
-    TRY(binfile_read(&f->file, &expected, 4, crc->at));
-    CHECK(r->crc.value == expected, LLMC_EFORMAT,
-          "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
-          "earlier checkpoint",
-          f->file.path, expected, r->crc.value);
-    return LLMC_OK;
-}
-
-/* ---- loading ---- */
-
-static int check_same(const ModelFile *f, const llmc_config *model) {
-    const struct {
-        const char *name;
-        int file, model;
-    } sizes[] = {{"max_seq_len", f->config.maxT, model->maxT},
-                 {"vocab_size", f->config.V, model->V},
-                 {"n_layer", f->config.L, model->L},
-                 {"n_head", f->config.NH, model->NH},
-                 {"n_embd", f->config.C, model->C},
-                 {"window", f->config.window, model->window}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
-              f->file.path, sizes[i].name, sizes[i].file, sizes[i].model);
-    return LLMC_OK;
-}
-
-static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, int width) {
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t piece = n - i < PIECE ? n - i : PIECE;
-        TRY(read_elements(r, at + i * width, piece, width));
-        m->k->copy_in(&m->ctx, to + i, r->x, piece * 4);
-    }
-    return LLMC_OK;
-}
-
-static int load_params(Reader *r, llmc_model *m) {
-    const ModelFile *f = r->f;
-    const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
-    m->ctx.weights = LLMC_FP32;
-    TRY(copy_in(r, m, m->params, HEADER_BYTES, real, f->width));
-    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */
-    return copy_in(r, m, m->params + wte, HEADER_BYTES + f->wte * f->width, f->params - f->wte, f->width);
-}
-
-static const char *next_line(const char *line) {
-    line = strchr(line, '\n');
-    return line ? line + 1 : NULL;
-}
-
-/* STATE's line "step=" */
-static int read_step(const ModelFile *f, int64_t *step) {
-    *step = 0;
-    const int64_t size = f->sections[STATE].size + 1;
-    char *text = malloc((size_t)size);
-    CHECK(text, LLMC_ENOMEM, "no memory for the state in %s", f->file.path);
-    const int rc = copy_section(f, STATE, text, size);
-    for (const char *line = rc > 0 ? text : NULL; line; line = next_line(line))
-        if (!strncmp(line, "step=", 5)) *step = strtoll(line + 5, NULL, 10);
-    free(text);
-    TRY(rc);
-    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->file.path,
-          (long long)*step);
-    return LLMC_OK;
-}
-
-static int load(Reader *r, llmc_model *m) {
-    const ModelFile *f = r->f;
-    const int64_t moments = f->sections[MOMENTS].at;
-    int64_t step = 0;
-    TRY(check_same(f, &m->config));
-    TRY(check_content(r));
-    TRY(read_step(f, &step));
-    m->state = 0; /* what a forward pass left belongs to other weights */
-    TRY(load_params(r, m));
-    TRY(gpt2_store(m));
-    if (m->room.training && !moments) return llmc_model_reset_moments(m);
-    m->step = step;
-    if (!m->room.training) return LLMC_OK;
-    TRY(copy_in(r, m, m->m, moments, f->params, 4));
-    TRY(copy_in(r, m, m->v, moments + f->params * 4, f->params, 4));
-    return m->k->sync(&m->ctx);
-}
-
-int llmc_model_load(llmc_model *m, const char *path) {
-    ModelFile f;
-    TRY(modelfile_open(&f, path));
-    Reader *r = malloc(sizeof *r);
-    if (r) r->f = &f;
-    const int rc = r ? load(r, m) : llmc_fail(LLMC_ENOMEM, "no memory to read %s", path);
-    free(r);
+    const int rc = modelfile_section(&f, s, out, size);
     modelfile_close(&f);
     return rc;
 }

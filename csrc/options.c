@@ -9,23 +9,26 @@
 enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING };
 typedef struct Option {
     const char *name, *initial, *help;
-    int type;
+    int type, programs;
     size_t offset, given;
     double least, most;
 } Option;
 
 #define IS(type) IS_##type
+#define ROW(programs, type, name, initial, least, most, help) \
+    {#name,                                                   \
+     #initial,                                                \
+     help,                                                    \
+     IS(type),                                                \
+     programs,                                                \
+     offsetof(llmc_options, name),                            \
+     offsetof(llmc_options, name##_given),                    \
+     (double)(least),                                         \
+     (double)(most)},
 static const Option table[] = {
-#define OPTION(type, name, initial, least, most, help) \
-    {                                                  \
-        #name,                                         \
-        #initial,                                      \
-        help,                                          \
-        IS(type),                                      \
-        offsetof(llmc_options, name),                  \
-        offsetof(llmc_options, name##_given),          \
-        (double)(least),                               \
-        (double)(most)},
+#define OPTION(...) ROW(FOR_TRAINING, __VA_ARGS__)
+#define SHARED(...) ROW(FOR_TRAINING | FOR_CHAT, __VA_ARGS__)
+#define CHAT(...) ROW(FOR_CHAT, __VA_ARGS__)
 #include "options.def"
 };
 enum { NUM_OPTIONS = sizeof table / sizeof *table };
@@ -58,11 +61,21 @@ static int distance(const char *a, const char *b) { /* Levenshtein's, of short w
     return row[n];
 }
 
-static int find(const char *name, const Option **found) {
-    const Option *nearest = table;
-    for (const Option *o = table; o < table + NUM_OPTIONS; o++)
+/* the next row, from `o` on, of the program that the options are for */
+static const Option *of_program(const llmc_options *options, const Option *o) {
+    while (o < table + NUM_OPTIONS && !(o->programs & options->program)) o++;
+    return o;
+}
+#define EACH_OPTION(o, options)                   \
+    const Option *o = of_program(options, table); \
+    o < table + NUM_OPTIONS;                      \
+    o = of_program(options, o + 1)
+
+static int find(const llmc_options *options, const char *name, const Option **found) {
+    const Option *nearest = of_program(options, table);
+    for (EACH_OPTION(o, options))
         if (same_name(name, o->name)) return *found = o, LLMC_OK;
-    for (const Option *o = table; o < table + NUM_OPTIONS; o++)
+    for (EACH_OPTION(o, options))
         if (distance(name, o->name) < distance(name, nearest->name)) nearest = o;
     if (distance(name, nearest->name) <= 1 + (int)strlen(nearest->name) / 3)
         FAIL(LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
@@ -104,7 +117,7 @@ static int assign(llmc_options *options, const Option *o, const char *text) {
     if (o->type == IS_FLOAT) return parse_float(o, text, at);
     if (o->type == IS_FLAG) return parse_flag(o, text, at);
     CHECK(strlen(text) < OPTION_TEXT, LLMC_EINVAL, "--%s is longer than %d bytes", o->name, OPTION_TEXT - 1);
-    CHECK(!strpbrk(text, "\r\n"), LLMC_EINVAL, "--%s holds a line break", o->name);
+    CHECK(options->program == FOR_CHAT || !strpbrk(text, "\r\n"), LLMC_EINVAL, "--%s holds a line break", o->name);
     strcpy(at, text);
     return LLMC_OK;
 }
@@ -114,22 +127,26 @@ static void unquoted(const char *initial, char *text, size_t size) { /* "demo" a
     snprintf(text, size, "%.*s", (int)strlen(initial) - 2 * quoted, initial + quoted);
 }
 
-llmc_options *llmc_options_new(void) {
+static llmc_options *new_options(int program) {
     llmc_options *options = calloc(1, sizeof *options);
     char text[OPTION_TEXT];
     for (const Option *o = table; options && o < table + NUM_OPTIONS; o++) {
         unquoted(o->initial, text, sizeof text);
         assign(options, o, text);
     }
-    if (!options) llmc_fail(LLMC_ENOMEM, "no memory for the options");
+    if (options) options->program = program;
+    else llmc_fail(LLMC_ENOMEM, "no memory for the options");
     return options;
 }
+
+llmc_options *llmc_options_new(void) { return new_options(FOR_TRAINING); }
+llmc_options *llmc_options_new_chat(void) { return new_options(FOR_CHAT); }
 
 void llmc_options_free(llmc_options *options) { free(options); }
 
 int llmc_options_set(llmc_options *options, const char *name, const char *value) {
     const Option *o = NULL;
-    TRY(find(name, &o));
+    TRY(find(options, name, &o));
     TRY(assign(options, o, value));
     *((unsigned char *)options + o->given) = 1;
     return LLMC_OK;
@@ -137,7 +154,7 @@ int llmc_options_set(llmc_options *options, const char *name, const char *value)
 
 int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *o = NULL;
-    TRY(find(name, &o));
+    TRY(find(options, name, &o));
     const void *at = (const char *)options + o->offset;
     if (o->type == IS_STRING) snprintf(text, size, "%s", (const char *)at);
     else if (o->type == IS_FLOAT) snprintf(text, size, "%.17g", *(const double *)at);
@@ -151,7 +168,7 @@ static int is_given(const llmc_options *options, const Option *o) {
 
 int llmc_options_is_given(const llmc_options *options, const char *name) {
     const Option *o = NULL;
-    TRY(find(name, &o));
+    TRY(find(options, name, &o));
     return is_given(options, o);
 }
 
@@ -167,7 +184,7 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
           argument);
     snprintf(name, sizeof name, "%.*s", value ? (int)(value - argument - 2) : 60, argument + 2);
     const int negated = !value && (!strncmp(name, "no_", 3) || !strncmp(name, "no-", 3));
-    TRY(find(negated ? name + 3 : name, &o));
+    TRY(find(options, negated ? name + 3 : name, &o));
     CHECK(!negated || o->type == IS_FLAG, LLMC_EINVAL, "unknown option --%s: --no_ is for flags", name);
     if (value) return llmc_options_set(options, o->name, value + 1);
     if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");
@@ -177,11 +194,19 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
 }
 
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv) {
+    const char *const places[] = {"model", "tokenizer"}; /* what a chat's arguments without a name are */
+    int named = options->program == FOR_CHAT ? 0 : 2;
     for (int i = 0, used; i < argc; i += 1 + used) {
+        used = 0;
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return 1;
-        TRY(parse_one(options, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used));
+        if (*argv[i] != '-' && named < 2) TRY(llmc_options_set(options, places[named++], argv[i]));
+        else TRY(parse_one(options, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used));
     }
     return LLMC_OK;
+}
+
+int llmc_options_only_write(const llmc_options *o) {
+    return o->max_steps == 0 && o->prompt_given && !o->data_given && !*o->resume;
 }
 
 /* ---- as text ---- */
@@ -197,7 +222,7 @@ static int append(char **at, size_t *left, const char *text) {
 
 int llmc_options_text(const llmc_options *options, char *text, size_t size) {
     char line[OPTION_TEXT + 80], value[OPTION_TEXT];
-    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+    for (EACH_OPTION(o, options)) {
         TRY(llmc_options_get(options, o->name, value, sizeof value));
         snprintf(line, sizeof line, "%s=%s\n", o->name, value);
         TRY(append(&text, &size, line));
@@ -210,9 +235,9 @@ static const char HELP_END[] =
     "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
     "130 interrupted (after a checkpoint)\n";
 
-int llmc_options_help(char *text, size_t size) {
+int llmc_options_help(const llmc_options *options, char *text, size_t size) {
     char line[512], initial[OPTION_TEXT], flag[64];
-    for (const Option *o = table; o < table + NUM_OPTIONS; o++) {
+    for (EACH_OPTION(o, options)) {
         unquoted(o->initial, initial, sizeof initial);
         snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
                  o->type == IS_FLAG     ? o->name

@@ -1,4 +1,4 @@
-/* The options as a struct, for trainer.c. */
+/* The options as a struct, for whoever acts on them. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 #include "pyllmc.h"
@@ -9,7 +9,10 @@ typedef int64_t OPTION_FLAG;
 typedef double OPTION_FLOAT;
 typedef char OPTION_STRING[OPTION_TEXT];
 
+enum { FOR_TRAINING = 1, FOR_CHAT = 2 }; /* programs */
+
 struct llmc_options {
+    int program;
 #define OPTION(type, name, ...) OPTION_##type name;
 #include "options.def"
 #define OPTION(type, name, ...) unsigned char name##_given;

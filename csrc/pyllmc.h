@@ -162,18 +162,34 @@ typedef struct llmc_sampling {
     int top_k;         /* only the k likeliest; 0: all */
     float top_p;       /* of these, the fewest likeliest that hold this share of the probability; 0 or 1: all */
     int64_t seed;
+    float
+        repetition_penalty; /* first, logits of ids in the context are divided by it, or multiplied if negative; 0 or 1: not */
+    int vocab;              /* only ids below it, where a model has more than its tokenizer; 0: all */
 } llmc_sampling;
 /* An id for logits[V] and a coin in [0, 1): the first, in the order of ids, at which the sum of the probabilities kept
  * exceeds it. Ties go to the lower id. -inf is allowed; NaN and +inf are errors. */
 int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coin);
 double llmc_coin(uint64_t *state); /* the next in [0, 1) of a SplitMix64; any state will do as a seed */
-/* out (b,max_new): ids which follow prompts (b,n), n >= 1; prompt i is drawn with seed + i. Returns how many were made of
- * the longest text; a text ends with its first `eot` (-1: none does), which then repeats. Of a text longer than T the last
- * tokens count: T of a prompt; and whenever T are held, the last T/2 go on as a new context. */
+
+/* b texts of the same length, which grow together, one id each at a time; text i is drawn with seed + i. The model holds
+ * their keys and values: what was read once is not read again, unless the model was used for something else meanwhile. */
+typedef struct llmc_generation llmc_generation;
+int llmc_generation_new(llmc_generation **generation, llmc_model *model, int b, const llmc_sampling *how);
+void llmc_generation_free(llmc_generation *generation);
+/* Appends ids (b,n). Where they do not fit the context of T, the last max(T/2, n) of all go on; of n > T the last T. */
+int llmc_generation_feed(llmc_generation *generation, const int *ids, int n);
+/* The next id of each text, ids (b), which is appended; whenever T are held, the last T/2 go on as a new context. */
+int llmc_generation_next(llmc_generation *generation, int *ids);
+/* Takes ids [from, to) out of every text; what comes after them is read again. */
+int llmc_generation_cut(llmc_generation *generation, int from, int to);
+/* What text i holds now, and how much; valid until the next call. */
+const int *llmc_generation_ids(const llmc_generation *generation, int i, int *n);
+/* All at once: out (b,max_new), ids which follow prompts (b,n), n >= 1. Returns how many were made of the longest text; a
+ * text ends with its first `eot` (-1: none does), which then repeats. */
 int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
                         int *out, int eot);
 
-/* ---- checkpoints (checkpoint.c, modelfile.c) ---- */
+/* ---- checkpoints (checkpoint.c, modelfile.c, tfbundle.c, load.c) ---- */
 /* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
  * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
  * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
@@ -182,10 +198,12 @@ int llmc_checkpoint_save(llmc_model *model, const char *path, const char *option
                          const void *tokenizer, int64_t tokenizer_size, int with_moments);
 /* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
 int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
-/* llm.c's versions 1, 3 and 5 and our own; the file is checked whole before anything changes. Training models also take
- * m, v and step, or start them at 0 where the file has none. */
+/* llm.c's versions 1 to 5, our own, and OpenAI's TensorFlow checkpoint (the folder of model.ckpt.*, the prefix, or either
+ * file); it is checked whole before anything changes. Training models also take m, v and step, or start them at 0 where the
+ * file has none. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
+int llmc_model_describe(const char *path, char *text, size_t size); /* what kind of file it is, in a few words */
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;
@@ -202,6 +220,23 @@ int llmc_tokenizer_decode(const llmc_tokenizer *tokenizer, const int *ids, int n
 /* The ids of a text and how many, of which at most `size` are written; never EOT. Greedy longest match. */
 int llmc_tokenizer_encode(const llmc_tokenizer *tokenizer, const char *text, int64_t bytes, int *out, int64_t size);
 
+/* ---- text in, text out (writer.c) ---- */
+typedef struct llmc_writer llmc_writer;
+enum { LLMC_GOING_ON, LLMC_AT_EOT, LLMC_AT_STOP, LLMC_AT_LIMIT };
+/* Borrows model and tokenizer. most: tokens from a prompt to the end. Ids that the tokenizer does not know are never drawn. */
+int llmc_writer_new(llmc_writer **writer, llmc_model *model, const llmc_tokenizer *tokenizer, const llmc_sampling *how,
+                    int64_t most);
+/* A text ends before the first stop string; of several that end at the same byte the longest counts. */
+int llmc_writer_stop_at(llmc_writer *writer, const char *text, int64_t size);
+void llmc_writer_free(llmc_writer *writer);
+/* Appends to the text, whose first prompt, empty or not, begins with EOT (where there is none, an empty one with id 0). What
+ * was written stays, what was not handed out or belongs to a stop string does not. echo: the prompt is the first piece. */
+int llmc_writer_prompt(llmc_writer *writer, const char *text, int64_t size, int echo);
+/* The next piece, valid until the next call: 1, or 0 at the end. Pieces are whole UTF-8 characters; bytes that are none come
+ * as they are. */
+int llmc_writer_next(llmc_writer *writer, const char **piece, int64_t *size);
+int llmc_writer_end(const llmc_writer *writer); /* how the text ended */
+
 /* ---- learning rate (schedule.c) ---- */
 /* Of a step counted from 0: lr (step+1)/warmup during the warm-up, then by kind from lr to final = lr final_frac over
  * x = (step-warmup) / (max_steps-warmup): linear; cosine; wsd (lr until the last decay_frac of max_steps, then linear);
@@ -211,7 +246,8 @@ int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_s
 
 /* ---- options (options.c): the list is options.def ---- */
 typedef struct llmc_options llmc_options;
-llmc_options *llmc_options_new(void); /* the defaults; NULL without memory */
+llmc_options *llmc_options_new(void);      /* training's, with their defaults; NULL without memory */
+llmc_options *llmc_options_new_chat(void); /* a chat's; it also parses MODEL [TOKENIZER] without --names */
 void llmc_options_free(llmc_options *options);
 int llmc_num_options(void);
 const char *llmc_option_name(int i);
@@ -221,7 +257,25 @@ int llmc_options_get(const llmc_options *options, const char *name, char *value,
 /* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
 int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
-int llmc_options_help(char *text, size_t size);
+int llmc_options_help(const llmc_options *options, char *text, size_t size);
+/* --max_steps=0 with a --prompt and neither --data nor --resume: no training is wanted, but text (llmc_writer_open) */
+int llmc_options_only_write(const llmc_options *options);
+/* A writer with a model and a tokenizer of its own, by --model, --tokenizer, --temperature and so on. */
+int llmc_writer_open(llmc_writer **writer, const llmc_options *options);
+
+/* ---- chat (chat.c) ---- */
+/* Turns and answers. A dialogue puts the speakers' names before what they say, and an answer ends where somebody else's line
+ * begins; turns that the context has no room for are forgotten whole, the oldest first, never the text before them. A story
+ * goes on with each turn as a text of its own; an empty turn goes on with the one before. */
+typedef struct llmc_chat llmc_chat;
+int llmc_chat_new(llmc_chat **chat, const llmc_options *options);
+void llmc_chat_free(llmc_chat *chat);
+/* One turn; whatever was not read of the answer before it is forgotten. */
+int llmc_chat_say(llmc_chat *chat, const char *text, int64_t size);
+int llmc_chat_next(llmc_chat *chat, const char **piece, int64_t *size); /* of the answer; as llmc_writer_next */
+int llmc_chat_end(const llmc_chat *chat);                               /* as llmc_writer_end */
+const char *llmc_chat_about(const llmc_chat *chat);                     /* a line or two for who sits before it */
+const char *llmc_chat_label(const llmc_chat *chat, int answer);         /* what to show before a turn or an answer */
 
 /* ---- trainer (trainer.c): the loop as a step machine ---- */
 typedef struct llmc_trainer llmc_trainer;

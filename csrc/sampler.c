@@ -13,6 +13,10 @@ int sampling_check(const llmc_sampling *how) {
           "top_p=%g is not in 0..1: the share of the probability to keep; "
           "0 or 1: all",
           how->top_p);
+    CHECK(how->repetition_penalty >= 0 && isfinite(how->repetition_penalty), LLMC_EINVAL,
+          "repetition_penalty=%g: above 1 what is there already becomes less likely; 0 or 1: no penalty",
+          how->repetition_penalty);
+    CHECK(how->vocab >= 0, LLMC_EINVAL, "vocab=%d: only ids below it are drawn; 0: all", how->vocab);
     return LLMC_OK;
 }
 
@@ -102,6 +106,7 @@ static Candidate last_kept(Candidate *c, int64_t n, const llmc_sampling *how) {
 
 int sample(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *c) {
     int best;
+    if (how->vocab && how->vocab < V) V = how->vocab;
     TRY(likeliest(logits, V, &best));
     if (how->temperature == 0) return best;
     int64_t n = fill(c, logits, V, logits[best], how->temperature, NULL);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "error.h"
 #include "paths.h"
+#include "source.h"
 #include "trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
@@ -33,15 +34,6 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     snprintf(path, size, paths_is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s", o->resume, path, strerror(errno));
     return LLMC_OK;
-}
-
-/* --model: a weight file, or a run folder's best, else last, checkpoint */
-static void find_weights(const char *model, char *path, size_t size) {
-    const char *formats[] = {"%s", "%s/best.ckpt", "%s/last.ckpt"};
-    for (int i = paths_is_folder(model); i < 3; i++) {
-        snprintf(path, size, formats[i], model);
-        if (access(path, F_OK) == 0) return;
-    }
 }
 
 static void folder_of(const char *path, char *folder, size_t size) {
@@ -90,25 +82,12 @@ static int restore_state(llmc_trainer *t) {
 
 /* ---- data ---- */
 
-/* the one that travels with the weights; trains all the same, without samples, where there is none */
-static int tokenizer_of_weights(llmc_trainer *t) {
-    if (!*t->weights) return LLMC_OK;
-    const int size = llmc_checkpoint_text(t->weights, "TOKENIZR", NULL, 0);
-    if (size <= 0) return size;
-    char *bytes = malloc((size_t)size);
-    CHECK(bytes, LLMC_ENOMEM, "no memory for the tokenizer of %s", t->weights);
-    int rc = llmc_checkpoint_text(t->weights, "TOKENIZR", bytes, size);
-    if (rc > 0) rc = llmc_tokenizer_read(&t->tokenizer, bytes, size, t->weights);
-    free(bytes);
-    return rc < 0 ? rc : LLMC_OK;
-}
-
 static int open_tokenizer(llmc_trainer *t, const char *data) {
     char path[2 * OPTION_TEXT];
     if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
     snprintf(path, sizeof path, "%s/tokenizer.bin", data);
     if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
-    return tokenizer_of_weights(t);
+    return *t->weights ? source_own_tokenizer(&t->tokenizer, t->weights) : LLMC_OK; /* without one, no samples */
 }
 
 /* 1, 0 or an error: of the folder, not of what is in it */
@@ -190,35 +169,18 @@ static int open_config(llmc_trainer *t, const char *data) {
     return llmc_config_check(&t->config);
 }
 
-/* what a sample begins with: the start of a document, then --prompt */
-static int encode_prompt(llmc_trainer *t) {
-    if (!t->tokenizer) return LLMC_OK;
-    const int eot = llmc_tokenizer_eot(t->tokenizer), room = OPTION_TEXT;
-    if (eot >= 0 || !*t->options.prompt) t->prompt[t->prompt_size++] = eot >= 0 ? eot : 0;
-    if (!*t->options.prompt) return LLMC_OK;
-    const int n = llmc_tokenizer_encode(t->tokenizer, t->options.prompt, (int64_t)strlen(t->options.prompt),
-                                        t->prompt + t->prompt_size, room);
-    TRY(n);
-    t->prompt_size += n < room ? n : room;
-    return LLMC_OK;
+/* before the first step, not at the first sample */
+static int check_prompt(const llmc_trainer *t) {
+    const char *prompt = t->options.prompt;
+    return t->tokenizer ? llmc_tokenizer_encode(t->tokenizer, prompt, (int64_t)strlen(prompt), NULL, 0) : LLMC_OK;
 }
 
 /* 6e-4 at 768 channels, as GPT-3's table of sizes; below, less than inversely with the width: at C=128, 3.6e-3 learnt to refer
  * back 1,000 to 2,000 steps later than 2.4e-3 and 1.6e-3 */
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
 
-static int check_device(const char *device) {
-    const char *built = llmc_backend();
-    CHECK(
-        !strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
-        "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s, or the program that `make %s` "
-        "builds",
-        built, device, device, device);
-    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* before the data is read */
-}
-
 int setup_open(llmc_trainer *t) {
-    TRY(check_device(t->options.device));
+    TRY(source_check_device(t->options.device));
     TRY(open_resume(t));
     const char *data = t->options.data;
     CHECK(*data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
@@ -226,15 +188,15 @@ int setup_open(llmc_trainer *t) {
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
-    if (!*t->weights && llmc_config_parse(&t->config, t->options.model) < 0 && access(t->options.model, F_OK) == 0)
-        find_weights(t->options.model, t->weights, sizeof t->weights);
+    if (!*t->weights && !source_is_file(t->options.model, t->weights, sizeof t->weights)) *t->weights = 0;
     TRY(open_tokenizer(t, data));
     TRY(open_config(t, data));
     if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);
     double lr; /* a misspelt schedule shows now, not after the first step */
     TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
     TRY(open_data(t, data));
-    return encode_prompt(t);
+    const int rc = check_prompt(t);
+    return rc < 0 ? rc : LLMC_OK;
 }
 
 llmc_room setup_room(const llmc_trainer *t) {
@@ -247,8 +209,7 @@ int setup_model(llmc_trainer *t) {
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
     t->losses = malloc((size_t)t->options.grad_accum * sizeof *t->losses);
-    t->sample = malloc((size_t)t->options.sample_tokens * sizeof(int));
-    CHECK(t->inputs && t->targets && t->losses && t->sample, LLMC_ENOMEM, "no memory for a batch of tokens");
+    CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, &room, (int)t->options.threads));
     TRY(llmc_model_set_precision(t->model, t->options.precision));
     if (*t->weights) TRY(llmc_model_load(t->model, t->weights));

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "gpt2.h"
 #include "trainer.h"
+#include "writer.h"
 
 /* At each step boundary the machine walks EVALUATE, SAMPLE, SAVE, then ACCUMULATE and UPDATE lead to the next one. */
 enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };
@@ -42,7 +43,6 @@ void llmc_trainer_free(llmc_trainer *t) {
     free(t->inputs);
     free(t->losses);
     free(t->targets);
-    free(t->sample);
     free(t->text);
     free(t);
 }
@@ -202,29 +202,28 @@ static int evaluate(llmc_trainer *t) {
     return LLMC_EVAL;
 }
 
-/* up to the end of the document, or to an id that the tokenizer does not know (--vocab_size may be larger) */
-static int length_of_text(const llmc_trainer *t, int made) {
-    const int eot = llmc_tokenizer_eot(t->tokenizer), size = llmc_tokenizer_size(t->tokenizer);
-    int n = 0;
-    while (n < made && t->sample[n] != eot && t->sample[n] < size) n++;
-    return n;
+static int write_sample(llmc_trainer *t, llmc_writer *w) {
+    const char *prompt = t->options.prompt, *piece;
+    int64_t size;
+    int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
+    t->sample_size = 0;
+    while (rc >= 0 && (rc = llmc_writer_next(w, &piece, &size)) > 0) {
+        const int64_t room = TEXT_SIZE - 1 - t->sample_size, n = size < room ? size : room;
+        memcpy(t->text + t->sample_size, piece, (size_t)n);
+        t->sample_size += n;
+    }
+    t->text[t->sample_size] = 0;
+    return rc;
 }
 
 static int draw_sample(llmc_trainer *t) {
-    const llmc_options *o = &t->options;
-    const llmc_sampling how = {.temperature = (float)o->temperature,
-                               .top_k = (int)o->top_k,
-                               .top_p = (float)o->top_p,
-                               .seed = (int64_t)((uint64_t)o->seed + (uint64_t)t->step)};
-    int made = llmc_model_generate(t->model, t->prompt, 1, t->prompt_size, (int)o->sample_tokens, &how, t->sample,
-                                   llmc_tokenizer_eot(t->tokenizer));
-    TRY(made);
-    made = length_of_text(t, made);
-    const int start = snprintf(t->text, TEXT_SIZE, "%s", o->prompt);
-    const int length = llmc_tokenizer_decode(t->tokenizer, t->sample, made, t->text + start, TEXT_SIZE - start - 1);
-    TRY(length);
-    t->sample_size = start + length < TEXT_SIZE - 1 ? start + length : TEXT_SIZE - 1;
-    t->text[t->sample_size] = 0;
+    llmc_writer *w;
+    llmc_sampling how = writer_sampling(&t->options);
+    how.seed = (int64_t)((uint64_t)how.seed + (uint64_t)t->step);
+    TRY(llmc_writer_new(&w, t->model, t->tokenizer, &how, t->options.sample_tokens));
+    const int rc = write_sample(t, w);
+    llmc_writer_free(w);
+    TRY(rc);
     TRY(run_sample(&t->run, t->step, t->text, t->sample_size));
     return LLMC_SAMPLE;
 }

@@ -28,10 +28,8 @@ struct llmc_trainer {
     double started, ms;    /* when it began; smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* of each micro-step */
-    int *sample;           /* token ids */
-    int prompt[OPTION_TEXT + 1], prompt_size;
-    char *text;          /* TEXT_SIZE: what the last event says */
-    int64_t sample_size; /* bytes of it that are a sample, which may hold NULs; else 0 */
+    char *text;            /* TEXT_SIZE: what the last event says */
+    int64_t sample_size;   /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */

@@ -3,6 +3,7 @@
 
     python dev/prepro_tinystories.py                                    TinyStories, GPT-2 tokens (network)
     python dev/prepro_tinystories.py --input my.txt --tokenizer char    your own text
+    python dev/prepro_tinystories.py --input my.txt --tokenizer bpe     the same, byte pairs learnt from it
     python dev/prepro_tinystories.py --input stories/ --workers 4       every .txt, .jsonl, .parquet below
 
 The output is what pyllmc/prepro.py describes.
@@ -21,11 +22,12 @@ from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+from pyllmc.bpe import EOT_PIECE
 from pyllmc.errors import EXIT_CODES, begin_command, run_command
 from pyllmc.files import DataError, FileFailure, MalformedFile, need, reading
 from pyllmc.options import Parser, at_least
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, Progress, write_dataset
-from pyllmc.tokenizer import DEFAULT_MAX_VOCAB, EOT_PIECE, TRAINERS
+from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, TRAINERS
 
 PROG = "prepro_tinystories.py"
 HUB_NAME = "roneneldan/TinyStories"
@@ -250,7 +252,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", default="data/tinystories", help="directory to make [%(default)s]")
     add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary [%(default)s]")
     add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
-        help="largest V of --tokenizer word [%(default)s]")  # fmt: skip
+        help="largest V of --tokenizer word and bpe [%(default)s]")  # fmt: skip
     add(
         "--delimiter",
         type=_unescaped,

@@ -20,6 +20,8 @@ _HOMES = {
     "Trainer": "trainer",
     "Event": "trainer",
     "Tokenizer": "tokenizer",
+    "Writer": "writer",
+    "Chat": "writer",
     "LlmcError": "errors",
     "InvalidArgument": "errors",
     "OutOfMemory": "errors",

@@ -53,6 +53,16 @@ def as_int(name: str, value: Any, bits: int = 32) -> int:
     return number
 
 
+def make_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int, repetition_penalty: float
+) -> Any:
+    """The C llmc_sampling; None is off."""
+    how = _ffi.ffi().new("llmc_sampling *", {"temperature": temperature, "top_p": top_p or 0})
+    how.top_k, how.seed = as_int("top_k", top_k or 0), as_int("seed", seed, 64)
+    how.repetition_penalty = repetition_penalty
+    return how
+
+
 def as_ids(name: str, array: Any) -> np.ndarray:
     """Token ids as contiguous int32 (b, t); raises InvalidArgument on floats or other ranks."""
     ids = np.asarray(array)

@@ -10,15 +10,16 @@ from pyllmc.errors import EXIT_CODES, begin_command, run_command
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import exam, sample, stories
+from pyllmc import exam, stories
 from pyllmc.options import Parser, at_least
+from pyllmc.writer import open_writer
 
 PROG = "pyllmc.grade"
 
 
 def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
     """Prints the first `show` of `count` stories, and what the exam says of all."""
-    writer = sample.open_writer(run)
+    writer = open_writer(run)
     texts = [
         writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip() for i in range(count)
     ]

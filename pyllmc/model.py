@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyllmc import _ffi
-from pyllmc.arguments import Source, as_ids, as_int, make_config, read_section
+from pyllmc.arguments import Source, as_ids, as_int, make_config, make_sampling, read_section
 from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import GPTConfig
 from pyllmc.views import Arena, Views
@@ -232,19 +232,20 @@ class Model:
         top_p: float | None = None,
         seed: int = 0,
         eot: int = -1,
+        repetition_penalty: float = 1.0,
     ) -> Any:
         """New token ids that follow `ids`, at most max_new_tokens, up to and with the first `eot`.
 
         ids: integers (n), n >= 1 -> a list of ids; or prompts of one length, (b, n) with b <= B -> a list of b lists,
-        prompt i drawn with seed + i, read together (each weight once). temperature 0 takes the likeliest. Of a text
-        longer than T the last tokens count: whenever T are held, the last T/2 go on as a new context.
+        prompt i drawn with seed + i, read together (each weight once). temperature 0 takes the likeliest. Above a
+        repetition_penalty of 1 (CTRL's, applied first) ids in the context become less likely. Of a text longer than T
+        the last tokens count: whenever T are held, the last T/2 go on as a new context.
         """
         array = np.asarray(ids, dtype=None if len(ids) else np.int32)
         prompts = as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array)
         ffi = _ffi.ffi()
         room, eot = as_int("max_new_tokens", max_new_tokens), as_int("eot", eot)
-        how = ffi.new("llmc_sampling *", {"temperature": temperature, "top_p": top_p or 0})
-        how.top_k, how.seed = as_int("top_k", top_k or 0), as_int("seed", seed, 64)
+        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
         try:
             out = np.empty((len(prompts), max(room, 0)), np.int32)
         except MemoryError:

@@ -44,12 +44,12 @@ class Option(NamedTuple):
         return value
 
 
-ROW = re.compile(r'OPTION\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
+ROW = re.compile(r'(OPTION|SHARED|CHAT)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
 
 
 @functools.cache
-def options() -> dict[str, Option]:
-    """Every option by name, in the table's order."""
+def options(*kinds: str) -> dict[str, Option]:
+    """Options by name, in the table's order: training's, or those of the given kinds of row."""
     found: dict[str, Option] = {}
     for line in table_lines("options.def"):
         row = ROW.fullmatch(line)
@@ -57,9 +57,10 @@ def options() -> dict[str, Option]:
             raise ValueError(
                 f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
             )
-        kind, name, default, least, most, text = row.groups()
+        table, kind, name, default, least, most, text = row.groups()
         option = Option(kind, name, "", float(least), float(most), text)
-        found[name] = option._replace(default=option.read(default.strip('"')))
+        if table in (kinds or ("OPTION", "SHARED")):
+            found[name] = option._replace(default=option.read(default.strip('"')))
     return found
 
 
@@ -125,14 +126,19 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
 
 
+def add_options(parser: argparse.ArgumentParser, names: Container[str], **defaults: Value) -> None:
+    """Those of `names`, of whatever program, with these defaults instead of the table's."""
+    for option in options("OPTION", "SHARED", "CHAT").values():
+        if option.name in names:
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
+
+
 def make_parser(prog: str, about: str, names: Container[str] | None = None, **defaults: Value) -> Parser:
-    """A parser of the table's options, or of those in `names`, with these defaults instead of the table's."""
+    """A parser of training's options, or of those in `names`, with these defaults instead of the table's."""
     usage = "%(prog)s [--name=value ...]"
     twice = "Of an option given twice the last counts."
     parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
-    for option in options().values():
-        if names is None or option.name in names:
-            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
+    add_options(parser, options() if names is None else names, **defaults)
     return parser
 
 

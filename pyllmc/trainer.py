@@ -39,11 +39,12 @@ class Event:
 
 
 class Options:
-    """The options of csrc/options.def, by name."""
+    """The options of csrc/options.def, by name: a trainer's, or a chat's."""
 
-    def __init__(self, lib: Any) -> None:
+    def __init__(self, lib: Any, chat: bool = False) -> None:
         self._lib = lib
-        self.handle = _ffi.ffi().gc(lib.llmc_options_new(), lib.llmc_options_free)
+        handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
+        self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
     def set(self, name: str, value: Any) -> None:
         text = (
@@ -72,9 +73,18 @@ class Options:
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
         return _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv)) == 1
 
+    def only_write(self) -> bool:
+        """Whether no training is wanted but text: --max_steps=0 with a --prompt and neither --data nor --resume."""
+        return bool(self._lib.llmc_options_only_write(self.handle))
+
+    def load(self) -> Any:
+        """The library of the device that they name."""
+        device = self.get("device")
+        return _ffi.load("cpu" if device == "auto" else device, self.get("precision"))
+
     def help(self) -> str:
         text = _ffi.ffi().new("char[]", 1 << 16)
-        _ffi.check(self._lib, self._lib.llmc_options_help(text, 1 << 16))
+        _ffi.check(self._lib, self._lib.llmc_options_help(self.handle, text, 1 << 16))
         return _ffi.text(text)
 
 
@@ -116,8 +126,7 @@ class Trainer:
             self.options.set("out", "")  # a library call writes nothing unless told where
         for name, value in named.items():
             self.options.set(name, value)
-        device = self.options.get("device")
-        self._lib = _ffi.load("cpu" if device == "auto" else device, self.options.get("precision"))
+        self._lib = self.options.load()
         make_default_data(self.options)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))

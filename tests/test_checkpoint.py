@@ -245,7 +245,10 @@ def test_refuses_to_load_what_is_not_finite(tmp_path, version, name):
 HEADS = {
     "magic": (dict(magic=5), "something else, not a model file: expected magic 20240326, found 5"),
     "tokens": (dict(magic=20240520), "is a token file"),
-    "version": (dict(version=2), r"expected version 1 or 3 \(fp32\) or 5 \(bf16\), found 2"),
+    "version": (
+        dict(version=6),
+        r"expected version 1 or 3 \(fp32\), 2 or 4 \(mixed\) or 5 \(bf16\), found 6",
+    ),
     "Vp": (dict(Vp=64), "V=37 is padded to 64, expected 128"),
     "zero": (dict(NH=0), "n_head=0 is not in 1"),
     "negative": (dict(C=-8), "n_embd=-8 is not in 1"),

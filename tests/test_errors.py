@@ -21,6 +21,7 @@ STATUS = ffi.typeof("enum llmc_status").relements
 COMMANDS = {
     "train": ["-m", "pyllmc.train", "--plan"],
     "sample": ["-m", "pyllmc.sample", "runs/none"],
+    "chat": ["-m", "pyllmc.chat", "runs/none"],
     "grade": ["-m", "pyllmc.grade", "runs/none"],
     "check": ["-m", "pyllmc.check", "--B=1", "--T=4"],
     "plot": ["-m", "pyllmc.plot", "runs/none"],
@@ -28,7 +29,7 @@ COMMANDS = {
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
     "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
 }
-PACKAGES = {"train": "cffi", "sample": "numpy", "grade": "cffi", "check": "torch", "train_gpt2.py": "torch"}
+PACKAGES = {"train": "cffi", "sample": "numpy", "chat": "cffi", "grade": "cffi", "check": "torch", "train_gpt2.py": "torch"}
 
 
 def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.CompletedProcess:
@@ -46,10 +47,10 @@ def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.Compl
 
 @pytest.mark.parametrize("name", [name for name in STATUS if name != "LLMC_OK"])
 def test_the_codes_are_those_of_the_c_program(name):
-    """1 - status, as csrc/main.c ends."""
+    """1 - status, as csrc/program.h ends."""
     error = errors.ERRORS[STATUS[name]]("x")
     assert errors.exit_code(error) == 1 - STATUS[name]
-    assert "1 - status" in (ROOT / "csrc/main.c").read_text()
+    assert "1 - status" in (ROOT / "csrc/program.h").read_text()
 
 
 def test_the_codes_are_told_in_the_same_words():
@@ -145,7 +146,7 @@ def test_without_a_package_it_is_one_line(name, tmp_path):
     assert done.stderr == f"{program_of(COMMANDS[name])}: {package} is not installed: pip install {package}\n"
 
 
-@pytest.mark.parametrize("name", ["sample", "grade", "plot", "prepro"])
+@pytest.mark.parametrize("name", ["sample", "chat", "grade", "plot", "prepro"])
 def test_a_missing_file_is_one_line_and_5(name):
     done = run(COMMANDS[name])
     assert done.returncode == 5, done.stderr
@@ -160,7 +161,7 @@ def test_an_unknown_option_is_one_line_and_2(name):
 
 
 @pytest.mark.parametrize(
-    "name, option", [("sample", "--count=0"), ("grade", "--count=-1"), ("sample", "--seed=x")]
+    "name, option", [("sample", "--count=0"), ("grade", "--count=-1"), ("sample", "--count=x")]
 )
 def test_a_count_that_cannot_be_is_one_line_and_2(name, option):
     done = run([*COMMANDS[name], option])

@@ -15,15 +15,31 @@ from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = [ffi.string(lib.llmc_option_name(i)).decode() for i in range(lib.llmc_num_options())]
-NUMBERS = re.findall(
-    r"^OPTION\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", (ROOT / "csrc/options.def").read_text(), re.M
-)
+ROWS = (ROOT / "csrc/options.def").read_text()
+NAMES = re.findall(r"^(?:OPTION|SHARED)\(\w+, (\w+),", ROWS, re.M)  # of training
+OF_CHATS = re.findall(r"^(?:SHARED|CHAT)\(\w+, (\w+),", ROWS, re.M)
+NUMBERS = re.findall(r"^(?:OPTION|SHARED)\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", ROWS, re.M)
 
 
 def test_the_table_and_the_library_agree():
-    assert re.findall(r"^OPTION\(\w+, (\w+),", (ROOT / "csrc/options.def").read_text(), re.M) == NAMES
-    assert len(set(NAMES)) == len(NAMES)
+    names = [ffi.string(lib.llmc_option_name(i)).decode() for i in range(lib.llmc_num_options())]
+    assert len(set(names)) == len(names)
+    assert set(names) == {*NAMES, *OF_CHATS}
+
+
+def test_each_program_has_its_own():
+    training, chat = Options(lib), Options(lib, chat=True)
+    assert [name for name in OF_CHATS if f"--{name}" not in chat.help()] == []
+    assert "--lr" not in chat.help() and "--bot" not in training.help()
+    with pytest.raises(InvalidArgument, match="unknown option --lr"):
+        chat.parse(["--lr=1"])
+    with pytest.raises(InvalidArgument, match="unknown option --bot"):
+        training.set("bot", "x")
+    chat.parse(["models/124M", "--seed", "3", "vocab.bpe"])
+    assert [chat.get(name) for name in ("model", "tokenizer", "seed")] == ["models/124M", "vocab.bpe", "3"]
+    with pytest.raises(InvalidArgument, match="'third' is not an option"):
+        chat.parse(["first", "second", "third"])
+    chat.set("system", "two\nlines")
 
 
 def test_the_folder_of_the_default_data_is_written_once():

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import prepro, tokenizer
+from pyllmc import prepro, vocabularies
 from pyllmc.bins import DataError, find_shards, read_shard
 from pyllmc.prepro import write_dataset
 from pyllmc.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def expected_split(n: int, every: int) -> tuple[list[int], list[int]]:
 # ---- what is written
 
 
-@pytest.mark.parametrize("kind", ["word", "char", "byte"])
+@pytest.mark.parametrize("kind", ["word", "bpe", "char", "byte"])
 def test_documents_come_back(tmp_path, kind):
     meta = write_dataset(STORIES, tmp_path / "d", tokenizer=kind, source="test")
     train, val = expected_split(len(STORIES), 100)
@@ -79,7 +79,7 @@ def test_meta_tells_what_is_there_and_nothing_else(tmp_path):
     assert str(tmp_path) not in json.dumps(meta)
 
 
-@pytest.mark.parametrize("kind", ["word", "byte"])
+@pytest.mark.parametrize("kind", ["word", "bpe", "byte"])
 def test_the_bytes_do_not_depend_on_workers_or_chunks(tmp_path, monkeypatch, kind):
     options = {"tokenizer": kind, "val_fraction": 0.07, "shard_tokens": 777}
     write_dataset(STORIES, tmp_path / "one", **options)
@@ -182,8 +182,8 @@ def test_progress_is_told(tmp_path, monkeypatch):
     ({"documents": ["a", 7]}, "document 1 is a int, not a str"),
     ({"documents": [("test", "a")]}, "document 0 has split 'test'"),
     ({"documents": ["a\ud800"]}, "surrogate"),
-    ({"tokenizer": "bpe"}, "unknown tokenizer 'bpe'"),
-    ({"tokenizer": tokenizer.train("char", ["abc"])}, "character 'T'"),
+    ({"tokenizer": "bep"}, "unknown tokenizer 'bep'"),
+    ({"tokenizer": vocabularies.train("char", ["abc"])}, "character 'T'"),
     ({"tokenizer": Tokenizer([b"a"], "longest", -1)}, "no EOT"),
     ({"val_fraction": 1}, "val_fraction is 1"),
     ({"val_fraction": -0.1}, "val_fraction is -0.1"),
@@ -206,7 +206,7 @@ def test_bad_input_leaves_nothing(tmp_path, options, message):
 
 def test_an_error_in_a_worker_is_the_same_line(tmp_path):
     with pytest.raises(DataError, match="character 'T'"):
-        write_dataset(STORIES, tmp_path / "d", tokenizer=tokenizer.train("char", ["abc"]), workers=2)
+        write_dataset(STORIES, tmp_path / "d", tokenizer=vocabularies.train("char", ["abc"]), workers=2)
     assert os.listdir(tmp_path) == []
 
 

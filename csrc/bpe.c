@@ -1,0 +1,116 @@
+/* A word begins as its bytes. Of all neighbours that make a piece together, those with the lowest id merge first, the
+ * leftmost among equals; a heap knows them, so that a long word takes no n^2. (Sennrich, Haddow, Birch 2016, on bytes.) */
+#include <stdlib.h>
+#include "bpe.h"
+#include "error.h"
+#include "split.h"
+#include "utf8.h"
+
+#define NONE UINT32_MAX
+
+typedef struct Word {
+    const char *text;
+    uint32_t n, room;
+    uint64_t *heap; /* (2n) rank << 32 | the part it was found for; out of date where rank[] says something else */
+    int64_t waiting;
+    uint32_t *next, *prev; /* (n) of the part that begins at a byte: where its neighbours begin; n: there is none */
+    uint32_t *rank;        /* (n) the piece that it and the next one make; NONE: none, or no part begins here */
+} Word;
+
+static int reserve(Word *w, int64_t n) {
+    if (n <= w->room) return LLMC_OK;
+    const size_t room = n < 256 ? 256 : (size_t)n;
+    free(w->heap);
+    w->room = 0;
+    w->heap = malloc(room * (2 * sizeof *w->heap + 3 * sizeof *w->next));
+    CHECK(w->heap, LLMC_ENOMEM, "no memory to encode a word of %lld bytes: encode less text at once", (long long)n);
+    w->room = (uint32_t)room;
+    w->next = (uint32_t *)(w->heap + 2 * room);
+    w->prev = w->next + room;
+    w->rank = w->prev + room;
+    return LLMC_OK;
+}
+
+/* ---- the heap ---- */
+
+static void push(Word *w, uint64_t key) {
+    int64_t at = w->waiting++;
+    for (; at && w->heap[(at - 1) / 2] > key; at = (at - 1) / 2) w->heap[at] = w->heap[(at - 1) / 2];
+    w->heap[at] = key;
+}
+
+static uint64_t pop(Word *w) {
+    const uint64_t least = w->heap[0], last = w->heap[--w->waiting];
+    int64_t at = 0;
+    for (int64_t child; (child = 2 * at + 1) < w->waiting; at = child) {
+        if (child + 1 < w->waiting && w->heap[child + 1] < w->heap[child]) child++;
+        if (w->heap[child] >= last) break;
+        w->heap[at] = w->heap[child];
+    }
+    w->heap[at] = last;
+    return least;
+}
+
+/* ---- merging ---- */
+
+static void look(Word *w, const Pieces *pieces, uint32_t at) {
+    const uint32_t next = w->next[at];
+    const int id = next < w->n ? pieces_find(pieces, w->text + at, w->next[next] - at) : -1;
+    w->rank[at] = id < 0 ? NONE : (uint32_t)id;
+    if (id >= 0) push(w, (uint64_t)id << 32 | at);
+}
+
+static void join(Word *w, const Pieces *pieces, uint32_t at) {
+    const uint32_t gone = w->next[at], after = w->next[gone];
+    w->next[at] = after;
+    w->rank[gone] = NONE;
+    if (after < w->n) w->prev[after] = at;
+    look(w, pieces, at);
+    if (at) look(w, pieces, w->prev[at]);
+}
+
+static void merge(Word *w, const Pieces *pieces) {
+    w->waiting = 0;
+    for (uint32_t i = 0; i < w->n; i++) w->next[i] = i + 1, w->prev[i] = i - 1;
+    for (uint32_t i = 0; i < w->n; i++) look(w, pieces, i);
+    while (w->waiting) {
+        const uint64_t key = pop(w);
+        if (w->rank[(uint32_t)key] == key >> 32) join(w, pieces, (uint32_t)key);
+    }
+}
+
+/* ---- text ---- */
+
+typedef struct Out {
+    int *ids;
+    int64_t n, size;
+} Out;
+
+static void put(Out *out, int id) {
+    if (out->n < out->size) out->ids[out->n] = id;
+    out->n++;
+}
+
+static int encode_word(Word *w, const Pieces *pieces, const char *text, int64_t n, Out *out) {
+    const int id = pieces_find(pieces, text, n);
+    if (id >= 0) return put(out, id), LLMC_OK;
+    TRY(reserve(w, n));
+    w->text = text, w->n = (uint32_t)n;
+    merge(w, pieces);
+    for (uint32_t at = 0; at < w->n; at = w->next[at]) put(out, pieces_find(pieces, text + at, w->next[at] - at));
+    return LLMC_OK;
+}
+
+int64_t bpe_encode(const Pieces *pieces, const char *text, int64_t n, int *ids, int64_t size) {
+    Word w = {0};
+    Out out = {ids, 0, size};
+    const int64_t bad = utf8_check(text, n);
+    CHECK(bad == n, LLMC_EINVAL, "byte %lld is no UTF-8, and gpt2 encodes text: use a byte tokenizer", (long long)bad);
+    int rc = LLMC_OK;
+    for (int64_t at = 0, length; at < n && rc == 0; at += length) {
+        length = split_word(text + at, n - at);
+        rc = encode_word(&w, pieces, text + at, length, &out);
+    }
+    free(w.heap);
+    return rc < 0 ? rc : out.n;
+}

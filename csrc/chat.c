@@ -1,0 +1,203 @@
+/* Who speaks when: turns and answers on top of a writer. The policy is all here; front ends read lines and show pieces. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "error.h"
+#include "writer.h"
+
+enum { GPT2_V = 50257 }; /* as large a vocabulary comes from all kinds of text: such a model knows dialogues */
+
+struct llmc_chat {
+    llmc_options options;
+    llmc_writer *writer;
+    llmc_generation *generation; /* the writer's */
+    int T, dialogue;
+    int opening;    /* ids before the first turn: they stay */
+    int *starts;    /* (T) where each turn in the context begins */
+    int turns;      /* how many */
+    int has_spoken; /* the answer has begun with something to see */
+    char about[4 * OPTION_TEXT], label[2][OPTION_TEXT + 4];
+};
+
+static int held(const llmc_chat *c) {
+    int n;
+    llmc_generation_ids(c->generation, 0, &n);
+    return n;
+}
+
+/* ---- life ---- */
+
+static int check_name(const char *option, const char *name) {
+    CHECK(*name && !strpbrk(name, "\r\n"), LLMC_EINVAL, "--%s needs a name of one line", option);
+    return LLMC_OK;
+}
+
+static int choose_template(llmc_chat *c) {
+    const char *names[] = {"story", "chat", "auto"}, *asked = c->options.template;
+    int i = 0;
+    while (i < 3 && strcmp(asked, names[i])) i++;
+    CHECK(i < 3, LLMC_EINVAL, "--template=%.60s is not one of chat, story, auto", asked);
+    return i;
+}
+
+static int stop_at_line_of(llmc_chat *c, const char *name) {
+    char line[OPTION_TEXT + 4];
+    const int n = snprintf(line, sizeof line, "\n\n%s:", name);
+    TRY(llmc_writer_stop_at(c->writer, line, n)); /* an empty line before it is no part of the answer */
+    return llmc_writer_stop_at(c->writer, line + 1, n - 1);
+}
+
+static void introduce(const llmc_options *o, char *text, size_t size) {
+    if (o->system_given) snprintf(text, size, "%s", o->system);
+    else
+        snprintf(text, size,
+                 "%s talks with %s, who is kind, knows a lot and gives short, true answers.\n\n"
+                 "%s: Hello %s, how are you?\n%s: I am fine, thank you. What would you like to know?\n"
+                 "%s: What is the capital of France?\n%s: It is Paris.",
+                 o->user, o->bot, o->user, o->bot, o->bot, o->user, o->bot);
+}
+
+static int begin_dialogue(llmc_chat *c) {
+    const llmc_options *o = &c->options;
+    char text[8 * OPTION_TEXT];
+    TRY(check_name("user", o->user));
+    TRY(check_name("bot", o->bot));
+    TRY(stop_at_line_of(c, o->user));
+    TRY(stop_at_line_of(c, o->bot));
+    snprintf(c->label[0], sizeof *c->label, "%s: ", o->user);
+    snprintf(c->label[1], sizeof *c->label, "%s: ", o->bot);
+    introduce(o, text, sizeof text);
+    const int n = writer_count(c->writer, text, (int64_t)strlen(text));
+    TRY(n);
+    CHECK(n < c->T / 2, LLMC_EINVAL,
+          "the text before the first turn has %d tokens, and the context is %d: shorten --system, leave it out with "
+          "--system=, or take --template=story",
+          n, c->T);
+    TRY(llmc_writer_prompt(c->writer, text, (int64_t)strlen(text), 0));
+    c->opening = held(c);
+    return LLMC_OK;
+}
+
+static void describe(llmc_chat *c, const llmc_model *m) {
+    const llmc_config *f = llmc_model_config(m);
+    snprintf(c->about, sizeof c->about,
+             "%s: L=%d NH=%d C=%d, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
+             c->options.model, f->L, f->NH, f->C, c->T, llmc_model_isa(m),
+             c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
+                         : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
+                           "dialogue)");
+}
+
+static int begin(llmc_chat *c) {
+    TRY(c->dialogue = choose_template(c));
+    TRY(llmc_writer_open(&c->writer, &c->options));
+    c->generation = writer_generation(c->writer);
+    const llmc_model *m = writer_model(c->writer);
+    c->T = llmc_model_room(m)->T;
+    if (c->dialogue == 2) c->dialogue = llmc_model_config(m)->V >= GPT2_V;
+    c->starts = malloc((size_t)c->T * sizeof *c->starts);
+    CHECK(c->starts, LLMC_ENOMEM, "no memory for a chat");
+    snprintf(c->label[0], sizeof *c->label, "> ");
+    describe(c, m);
+    return c->dialogue ? begin_dialogue(c) : LLMC_OK;
+}
+
+int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
+    llmc_chat *c = calloc(1, sizeof *c);
+    *out = NULL;
+    CHECK(c, LLMC_ENOMEM, "no memory for a chat");
+    c->options = *options;
+    const int rc = begin(c);
+    if (rc < 0) llmc_chat_free(c);
+    else *out = c;
+    return rc;
+}
+
+void llmc_chat_free(llmc_chat *c) {
+    if (!c) return;
+    llmc_writer_free(c->writer);
+    free(c->starts);
+    free(c);
+}
+
+const char *llmc_chat_about(const llmc_chat *c) { return c->about; }
+const char *llmc_chat_label(const llmc_chat *c, int answer) { return c->label[answer != 0]; }
+int llmc_chat_end(const llmc_chat *c) { return llmc_writer_end(c->writer); }
+
+/* ---- the context ---- */
+
+/* The oldest of the first `droppable` turns go, whole, until at most `most` ids are held. Returns how many are. */
+static int forget(llmc_chat *c, int droppable, int most) {
+    int n = 0, gone = 0;
+    while (n < droppable && held(c) - gone > most) n++, gone = (n < c->turns ? c->starts[n] : held(c)) - c->opening;
+    llmc_generation_cut(c->generation, c->opening, c->opening + gone);
+    c->turns -= n;
+    for (int i = 0; i < c->turns; i++) c->starts[i] = c->starts[i + n] - gone;
+    return held(c);
+}
+
+/* room for a turn and its answer; when something must go, as much as halves the context, so that it seldom must */
+static int make_room(llmc_chat *c, int n) {
+    const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
+    if (held(c) + n + answer > c->T) forget(c, c->turns, c->T / 2 - n);
+    CHECK(held(c) + n + answer <= c->T, LLMC_EINVAL,
+          "this turn has %d tokens, and only %lld fit a context of %d: say it in fewer words", n,
+          (long long)(c->T - answer - c->opening), c->T);
+    return LLMC_OK;
+}
+
+/* ---- a turn ---- */
+
+static int say_line(llmc_chat *c, const char *text, int64_t size) {
+    const llmc_options *o = &c->options;
+    const size_t room = (size_t)size + 2 * OPTION_TEXT + 8;
+    char *turn = malloc(room);
+    CHECK(turn, LLMC_ENOMEM, "no memory for a turn of %lld bytes", (long long)size);
+    int64_t n = snprintf(turn, room, "%s%s: ", c->turns || held(c) > 1 ? "\n" : "", o->user);
+    memcpy(turn + n, text, (size_t)size);
+    n += size;
+    n += snprintf(turn + n, room - (size_t)n, "\n%s:", o->bot);
+    writer_settle(c->writer);
+    int rc = writer_count(c->writer, turn, n);
+    if (rc >= 0) rc = make_room(c, rc);
+    const int start = held(c);
+    if (rc >= 0) rc = llmc_writer_prompt(c->writer, turn, n, 0);
+    free(turn);
+    TRY(rc);
+    return c->starts[c->turns++] = start, LLMC_OK;
+}
+
+int llmc_chat_say(llmc_chat *c, const char *text, int64_t size) {
+    CHECK(size >= 0, LLMC_EINVAL, "a turn of %lld bytes", (long long)size);
+    while (size && strchr("\r\n", text[size - 1])) size--;
+    c->has_spoken = 0;
+    if (c->dialogue) return say_line(c, text, size);
+    const int end = llmc_writer_end(c->writer);
+    if (size || end == LLMC_AT_EOT) writer_restart(c->writer);
+    return llmc_writer_prompt(c->writer, text, size, 1);
+}
+
+/* ---- an answer ---- */
+
+/* the one space after "Bob:", and whatever blanks a model puts there */
+static int64_t blanks(const char *piece, int64_t size) {
+    int64_t n = 0;
+    while (n < size && strchr(" \t\r\n", piece[n]) && piece[n]) n++;
+    return n;
+}
+
+static int next_of_dialogue(llmc_chat *c, const char **piece, int64_t *size) {
+    int rc = 1;
+    for (*size = 0; rc > 0 && !*size;) {
+        if (held(c) == c->T && forget(c, c->turns - 1, c->T / 2) == c->T) writer_finish(c->writer, LLMC_AT_LIMIT);
+        TRY(rc = writer_step(c->writer, piece, size));
+        const int64_t skip = c->has_spoken ? 0 : blanks(*piece, *size);
+        *piece += skip, *size -= skip;
+        c->has_spoken |= *size > 0;
+    }
+    return rc;
+}
+
+int llmc_chat_next(llmc_chat *c, const char **piece, int64_t *size) {
+    return c->dialogue ? next_of_dialogue(c, piece, size) : llmc_writer_next(c->writer, piece, size);
+}

@@ -1,0 +1,86 @@
+/* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
+#include <errno.h>
+#include "program.h"
+
+static const char PROGRAM[] = "chat_gpt2";
+static const char ABOUT[] =
+    "talk with a GPT-2: ./chat_gpt2 MODEL [TOKENIZER] [--name=value ...]\n\n"
+    "MODEL: a run folder, a checkpoint, llm.c's .bin, or OpenAI's folder or model.ckpt; TOKENIZER: a tokenizer.bin or\n"
+    "vocab.bpe, where the model carries none and none lies beside it. Turns are lines of the terminal, or of a pipe.";
+static volatile sig_atomic_t interrupts; /* since the last turn */
+
+static void on_interrupt(int number) {
+    (void)number;
+    if (++interrupts > 1) _exit(INTERRUPTED);
+}
+
+static void catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_interrupt}; /* not SA_RESTART: reading a line is interrupted, too */
+    sigaction(SIGINT, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
+}
+
+/* 0, an error, or INTERRUPTED */
+static int answer(llmc_chat *chat, const char *text, int64_t size) {
+    const char *piece;
+    int rc = llmc_chat_say(chat, text, size);
+    while (rc >= 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &piece, &size)) > 0)
+        show(piece, size);
+    if (rc >= 0) show("\n", 1);
+    return rc < 0 ? rc : interrupts ? INTERRUPTED : 0;
+}
+
+/* a turn that cannot be is no reason to leave whoever sits there */
+static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
+    printf("%s\n\n", llmc_chat_about(chat));
+    for (;;) {
+        show(llmc_chat_label(chat, 0), (int64_t)strlen(llmc_chat_label(chat, 0)));
+        const ssize_t n = getline(line, room, stdin);
+        if (n < 0 && errno == EINTR && !feof(stdin)) {
+            clearerr(stdin);
+            puts("");
+            continue;
+        }
+        if (n < 0) break;
+        interrupts = 0;
+        show(llmc_chat_label(chat, 1), (int64_t)strlen(llmc_chat_label(chat, 1)));
+        const int rc = answer(chat, *line, n);
+        if (rc == LLMC_EINVAL) fail(PROGRAM, rc);
+        else if (rc < 0) return rc;
+    }
+    return puts(""), 0;
+}
+
+static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
+    ssize_t n;
+    int rc = 0;
+    while (rc == 0 && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0) rc = answer(chat, *line, n);
+    return interrupts ? INTERRUPTED : rc;
+}
+
+static int talk(const llmc_options *options) {
+    llmc_chat *chat;
+    char prompt[4096], *line = NULL;
+    size_t room = 0;
+    int rc = llmc_chat_new(&chat, options);
+    if (rc < 0) return rc;
+    llmc_options_get(options, "prompt", prompt, sizeof prompt);
+    if (llmc_options_is_given(options, "prompt")) rc = answer(chat, prompt, (int64_t)strlen(prompt));
+    else rc = isatty(STDIN_FILENO) ? talk_at_terminal(chat, &line, &room) : talk_in_a_pipe(chat, &line, &room);
+    free(line);
+    llmc_chat_free(chat);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    settle_threads(argv);
+    llmc_options *options = llmc_options_new_chat();
+    int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
+    if (rc == 1) return help(ABOUT, options);
+    if (rc == 0) {
+        catch_interrupts();
+        rc = talk(options);
+    }
+    llmc_options_free(options);
+    return rc < 0 ? fail(PROGRAM, rc) : rc;
+}

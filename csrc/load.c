@@ -1,0 +1,235 @@
+/* Weights into a model, from any file that modelfile.h opens: all of it is checked before anything changes. */
+#include <stdlib.h>
+#include <string.h>
+#include "crc32.h"
+#include "error.h"
+#include "gpt2.h"
+#include "modelfile.h"
+
+/* ---- checking the content, piece by piece ---- */
+
+const char *tensor_at(const Layout *layout, int64_t element) {
+    int i = 0;
+    while (i + 1 < NUM_PARAM_TENSORS && layout->table[i + 1].offset <= element) i++;
+    return layout->table[i].name;
+}
+
+int64_t find_nonfinite(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], 4);
+        if ((bits & 0x7f800000) == 0x7f800000) return i;
+    }
+    return -1;
+}
+
+static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(&to[i], &bits, 4);
+    }
+}
+
+typedef struct Reader {
+    const ModelFile *f;
+    Crc32 crc;
+    float *turned; /* room for the largest tensor that must be turned */
+    float x[PIECE];
+    uint16_t narrow[PIECE];
+} Reader;
+
+/* n <= PIECE elements from a byte of the file, as float; the checksum goes over the bytes */
+static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
+    void *raw = width == 2 ? (void *)r->narrow : (void *)r->x;
+    TRY(binfile_read(&r->f->file, raw, n * width, at));
+    crc32_add(&r->crc, raw, n * width);
+    if (width == 2) widen_bf16(r->x, r->narrow, n);
+    return LLMC_OK;
+}
+
+static int check_bytes(Reader *r, int64_t from, int64_t to) {
+    for (int64_t at = from; at < to; at += PIECE) TRY(read_elements(r, at, to - at < PIECE ? to - at : PIECE, 1));
+    return LLMC_OK;
+}
+
+/* n finite numbers of tensor i */
+static int check_numbers(Reader *r, const char *what, int i, int64_t at, int64_t n, int width) {
+    for (int64_t k = 0, m; k < n; k += m) {
+        m = n - k < PIECE ? n - k : PIECE;
+        TRY(read_elements(r, at + k * width, m, width));
+        const int64_t bad = find_nonfinite(r->x, m);
+        CHECK(bad < 0, LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->file.path, what,
+              r->f->layout.table[i].name, r->x[bad]);
+    }
+    return LLMC_OK;
+}
+
+static int check_weights(Reader *r, int i, int l) {
+    const ModelFile *f = r->f;
+    const Place *p = place_of(f, i, l);
+    if (!f->version) r->crc.value = 0;
+    TRY(check_numbers(r, "weights", i, p->at, elements_of(f, i), p->width));
+    CHECK(!f->checksums || r->crc.value == p->crc, LLMC_EFORMAT,
+          "%s is damaged in %s of layer %d: expected checksum %08x, found %08x; copy it again", f->file.path,
+          f->layout.table[i].name, l, p->crc, r->crc.value);
+    return LLMC_OK;
+}
+
+static int check_all_weights(Reader *r) {
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        for (int l = 0; l < layers_of(r->f, i); l++) TRY(check_weights(r, i, l));
+    return LLMC_OK;
+}
+
+/* m, then v, each tensor after tensor as the weights are */
+static int check_moments(Reader *r, int64_t at) {
+    for (int block = 0; block < 2; block++)
+        for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
+            const int64_t n = elements_of(r->f, i) * layers_of(r->f, i);
+            TRY(check_numbers(r, "moments", i, at, n, 4));
+            at += n * 4;
+        }
+    return LLMC_OK;
+}
+
+/* header, parameters, texts, moments, checksum: in the order of the file */
+static int check_content(Reader *r) {
+    const ModelFile *f = r->f;
+    const Section *moments = &f->sections[MOMENTS], *crc = &f->sections[CRC32];
+    uint32_t expected;
+    crc32_start(&r->crc, f->version ? CRC_ZLIB : CRC_CASTAGNOLI);
+    if (f->version) TRY(check_bytes(r, 0, HEADER_BYTES));
+    TRY(check_all_weights(r));
+    if (!crc->at) return LLMC_OK;
+    if (moments->at) {
+        TRY(check_bytes(r, f->end, moments->at));
+        TRY(check_moments(r, moments->at));
+    }
+    TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEAD));
+    TRY(binfile_read(&f->file, &expected, 4, crc->at));
+    CHECK(r->crc.value == expected, LLMC_EFORMAT,
+          "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
+          "earlier checkpoint",
+          f->file.path, expected, r->crc.value);
+    return LLMC_OK;
+}
+
+/* ---- loading ---- */
+
+static int check_same(const ModelFile *f, const llmc_config *model) {
+    const struct {
+        const char *name;
+        int file, model;
+    } sizes[] = {{"max_seq_len", f->config.maxT, model->maxT},
+                 {"vocab_size", f->config.V, model->V},
+                 {"n_layer", f->config.L, model->L},
+                 {"n_head", f->config.NH, model->NH},
+                 {"n_embd", f->config.C, model->C},
+                 {"window", f->config.window, model->window}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
+              f->file.path, sizes[i].name, sizes[i].file, sizes[i].model);
+    return LLMC_OK;
+}
+
+static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, int width) {
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t piece = n - i < PIECE ? n - i : PIECE;
+        TRY(read_elements(r, at + i * width, piece, width));
+        m->k->copy_in(&m->ctx, to + i, r->x, piece * 4);
+    }
+    return LLMC_OK;
+}
+
+/* (OC,C) from (C,OC): each piece is strewn over the tensor, which then goes in at once */
+static int copy_turned(Reader *r, llmc_model *m, float *to, const Place *p, int64_t OC, int64_t C) {
+    int64_t o = 0, c = 0;
+    for (int64_t i = 0; i < OC * C; i += PIECE) {
+        const int64_t piece = OC * C - i < PIECE ? OC * C - i : PIECE;
+        TRY(read_elements(r, p->at + i * p->width, piece, p->width));
+        for (int64_t j = 0; j < piece; j++) {
+            r->turned[o * C + c] = r->x[j];
+            if (++o == OC) o = 0, c++;
+        }
+    }
+    m->k->copy_in(&m->ctx, to, r->turned, OC * C * 4);
+    return m->k->sync(&m->ctx); /* the next tensor is turned in the same place */
+}
+
+static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
+    const llmc_tensor *t = &m->layout.table[i];
+    const Place *p = place_of(r->f, i, l);
+    float *to = m->params + t->offset + l * t->stride;
+    if (p->turned) return copy_turned(r, m, to, p, t->shape[0], t->shape[1]);
+    return copy_in(r, m, to, p->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, p->width);
+}
+
+static int load_params(Reader *r, llmc_model *m) {
+    const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
+    m->ctx.weights = LLMC_FP32;
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
+    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */
+    return LLMC_OK;
+}
+
+static int allocate_turned(Reader *r) {
+    int64_t most = 0;
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        if (place_of(r->f, i, 0)->turned && elements_of(r->f, i) > most) most = elements_of(r->f, i);
+    r->turned = most ? malloc((size_t)most * sizeof *r->turned) : NULL;
+    CHECK(r->turned || !most, LLMC_ENOMEM, "no memory to turn the matrices of %s", r->f->file.path);
+    return LLMC_OK;
+}
+
+static const char *next_line(const char *line) {
+    line = strchr(line, '\n');
+    return line ? line + 1 : NULL;
+}
+
+/* STATE's line "step=" */
+static int read_step(const ModelFile *f, int64_t *step) {
+    *step = 0;
+    const int64_t size = f->sections[STATE].size + 1;
+    char *text = malloc((size_t)size);
+    CHECK(text, LLMC_ENOMEM, "no memory for the state in %s", f->file.path);
+    const int rc = modelfile_section(f, STATE, text, size);
+    for (const char *line = rc > 0 ? text : NULL; line; line = next_line(line))
+        if (!strncmp(line, "step=", 5)) *step = strtoll(line + 5, NULL, 10);
+    free(text);
+    TRY(rc);
+    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->file.path,
+          (long long)*step);
+    return LLMC_OK;
+}
+
+static int load(Reader *r, llmc_model *m) {
+    const ModelFile *f = r->f;
+    const int64_t moments = f->sections[MOMENTS].at;
+    int64_t step = 0;
+    TRY(check_same(f, &m->config));
+    TRY(check_content(r));
+    TRY(read_step(f, &step));
+    TRY(allocate_turned(r));
+    m->state = 0, m->cache_of = NULL; /* what a forward pass left belongs to other weights */
+    TRY(load_params(r, m));
+    TRY(gpt2_store(m));
+    if (m->room.training && !moments) return llmc_model_reset_moments(m);
+    m->step = step;
+    if (!m->room.training) return LLMC_OK;
+    TRY(copy_in(r, m, m->m, moments, f->params, 4));
+    TRY(copy_in(r, m, m->v, moments + f->params * 4, f->params, 4));
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_load(llmc_model *m, const char *path) {
+    ModelFile f;
+    TRY(modelfile_open(&f, path));
+    Reader *r = malloc(sizeof *r);
+    if (r) r->f = &f, r->turned = NULL;
+    const int rc = r ? load(r, m) : llmc_fail(LLMC_ENOMEM, "no memory to read %s", path);
+    if (r) free(r->turned);
+    free(r);
+    modelfile_close(&f);
+    return rc;
+}

@@ -1,0 +1,26 @@
+/* The table of a tokenizer: id -> bytes, as the file has them, and bytes -> id by hash. */
+#ifndef PIECES_H
+#define PIECES_H
+#include "pyllmc.h"
+
+enum { UNKNOWN, LONGEST, GPT2, KINDS }; /* header[4] of a tokenizer.bin: how text becomes ids */
+enum { GPT2_V = 50257, MAX_PIECE = 255 };
+
+typedef struct Pieces {
+    char *bytes; /* the whole file */
+    int64_t size;
+    int n;
+    uint32_t *start; /* (n) where each piece begins in the file; its length is the byte before */
+    uint64_t *slots; /* (room), a power of two: the high half of the hash, then id + 1; 0: free */
+    uint32_t room;
+    int longest; /* bytes, of those in the hash */
+} Pieces;
+
+static inline const char *piece(const Pieces *p, int id) { return p->bytes + p->start[id]; }
+static inline int piece_length(const Pieces *p, int id) { return (unsigned char)p->bytes[p->start[id] - 1]; }
+
+int pieces_reserve(Pieces *p, int n);                          /* an empty hash for n pieces; -1 without memory */
+int pieces_add(Pieces *p, int id);                             /* -1, or the id that has the same bytes already */
+int pieces_find(const Pieces *p, const char *text, int64_t n); /* the id, or -1 */
+void pieces_free(Pieces *p);
+#endif

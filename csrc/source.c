@@ -1,0 +1,82 @@
+/* From --model and --tokenizer to files, and to a model that writes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "error.h"
+#include "paths.h"
+#include "source.h"
+#include "tfbundle.h"
+
+int source_check_device(const char *device) {
+    const char *built = llmc_backend();
+    CHECK(
+        !strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
+        "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s, or the program that `make %s` "
+        "builds",
+        built, device, device, device);
+    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* before the data is read */
+}
+
+int source_is_file(const char *model, char *path, size_t size) {
+    const char *formats[] = {"%s/best.ckpt", "%s/last.ckpt", "%s"}; /* the last: what llmc_model_load takes */
+    llmc_config config;
+    if (llmc_config_parse(&config, model) == 0) return 0; /* a size comes first: a file called d12 does not hide it */
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, size, formats[i], model);
+        if (access(path, F_OK) == 0) return 1;
+    }
+    return tfbundle_is(model);
+}
+
+int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {
+    const int size = llmc_checkpoint_text(weights, "TOKENIZR", NULL, 0);
+    if (size <= 0) return size;
+    char *bytes = malloc((size_t)size);
+    CHECK(bytes, LLMC_ENOMEM, "no memory for the tokenizer of %s", weights);
+    int rc = llmc_checkpoint_text(weights, "TOKENIZR", bytes, size);
+    if (rc > 0) rc = llmc_tokenizer_read(k, bytes, size, weights);
+    free(bytes);
+    return rc < 0 ? rc : LLMC_OK;
+}
+
+/* in the folder of the weights */
+static int tokenizer_beside(llmc_tokenizer **k, const char *weights) {
+    const char *names[] = {"tokenizer.bin", "vocab.bpe"}, *slash = strrchr(weights, '/');
+    const int folder = paths_is_folder(weights) ? (int)strlen(weights) : slash ? (int)(slash - weights) : 0;
+    char path[2 * OPTION_TEXT];
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%.*s%s%s", folder, weights, folder ? "/" : "", names[i]);
+        if (access(path, F_OK) == 0) return llmc_tokenizer_open(k, path);
+    }
+    FAIL(LLMC_EINVAL,
+         "%s carries no tokenizer, and beside it lies none: name a tokenizer.bin or vocab.bpe with --tokenizer",
+         weights);
+}
+
+static int open_tokenizer(llmc_tokenizer **k, const char *asked, const char *weights) {
+    *k = NULL;
+    if (*asked) return llmc_tokenizer_open(k, asked);
+    TRY(source_own_tokenizer(k, weights));
+    return *k ? LLMC_OK : tokenizer_beside(k, weights);
+}
+
+static int open_model(const llmc_options *o, llmc_model **m, const char *weights) {
+    llmc_config config;
+    TRY(llmc_model_read_config(weights, &config));
+    const llmc_room room = {.B = 1, .T = config.maxT};
+    TRY(llmc_model_create(m, &config, &room, (int)o->threads));
+    TRY(llmc_model_set_precision(*m, o->precision));
+    TRY(llmc_model_load(*m, weights));
+    return llmc_model_compress(*m, o->weights);
+}
+
+int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
+    char weights[2 * OPTION_TEXT];
+    TRY(source_check_device(o->device));
+    CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
+    CHECK(source_is_file(o->model, weights, sizeof weights), access(o->model, F_OK) == 0 ? LLMC_EINVAL : LLMC_EIO,
+          "%s is no run folder or weight file, and only trained weights write: check the path", o->model);
+    TRY(open_tokenizer(k, o->tokenizer, weights));
+    return open_model(o, m, weights);
+}

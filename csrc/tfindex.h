@@ -1,0 +1,29 @@
+/* The index of a TensorFlow checkpoint: a table in LevelDB's format of names and descriptions, as protocol buffers.
+ *
+ *     blocks: entries {varint shared, rest, value size; rest of the key; value}, uint32 restarts[n], uint32 n
+ *             then a byte for the compression (0: none) and uint32 masked crc32c of the block and that byte
+ *     footer: the last 48 bytes: varint offset and size of the meta-index, and of the index, whose values are the offset and
+ *             size of each block; zeros; uint64 magic */
+#ifndef TFINDEX_H
+#define TFINDEX_H
+#include <stdint.h>
+enum { TF_NAME = 96, TF_RANK = 4, TF_FLOAT = 1 };
+
+typedef struct TfTensor {
+    char name[TF_NAME]; /* longer ones are cut */
+    int64_t dtype, rank, shape[TF_RANK];
+    int64_t shard, offset, size; /* bytes of the data */
+    uint32_t crc;                /* crc32c of the data, masked */
+    int used;                    /* the caller's */
+} TfTensor;
+typedef struct TfIndex {
+    TfTensor *tensors; /* sorted by name */
+    int n, room;
+    int64_t shards, endian; /* 0: little */
+} TfIndex;
+/* Free with tfindex_free after either outcome. */
+int tfindex_read(TfIndex *index, const char *path);
+void tfindex_free(TfIndex *index);
+TfTensor *tfindex_find(const TfIndex *index, const char *name); /* NULL if there is none */
+uint32_t tf_unmask(uint32_t crc);                               /* the checksum that was masked for storing */
+#endif

@@ -1,0 +1,151 @@
+/* A line "#version: 0.2", then 50,000 lines "left right", each a new piece made of two earlier ones. Bytes are written as
+ * characters that can be seen: the printable ones of Latin-1 as themselves, the other 68 as U+0100 and on. Pieces 0 to 255
+ * are the bytes in the order of these characters, then come the lines, then <|endoftext|>. */
+#include <stdlib.h>
+#include <string.h>
+#include "binfile.h"
+#include "error.h"
+#include "pieces.h"
+#include "utf8.h"
+#include "vocabbpe.h"
+
+#define VERSION "#version: 0.2"
+#define EOT_TEXT "<|endoftext|>"
+#define AGAIN "fetch it again, as binary"
+enum { HIDDEN = 68, FIRST_HIDDEN = 0x100, MERGES = GPT2_V - 256 - 1 };
+enum { SHOWN = 99 }; /* bytes of a symbol in a message */
+
+typedef struct Reader {
+    const char *name, *text;
+    int64_t size, at; /* at: where the next line begins */
+    int line;         /* the number of the one before */
+    Pieces made;
+} Reader;
+
+int vocabbpe_is(const char *text, int64_t size) { return size >= 8 && !memcmp(text, VERSION, 8); }
+
+/* the byte that a character stands for, or -1 */
+static int byte_of(uint32_t code) {
+    if ((code >= 33 && code <= 126) || (code >= 161 && code <= 172) || (code >= 174 && code <= 255)) return (int)code;
+    if (code < FIRST_HIDDEN || code >= FIRST_HIDDEN + HIDDEN) return -1;
+    const int i = (int)code - FIRST_HIDDEN; /* of 0-32, 127-160, 173 */
+    return i < 33 ? i : i < 67 ? i + 94 : 173;
+}
+
+/* ---- lines ---- */
+
+static int next_line(Reader *r, const char **line, int64_t *n) {
+    *line = r->text + r->at;
+    const char *end = memchr(*line, '\n', (size_t)(r->size - r->at));
+    r->line++;
+    CHECK(end, LLMC_EFORMAT, "%s:%d: the line has no end, so the file is truncated; " AGAIN, r->name, r->line);
+    *n = end - *line;
+    r->at += *n + 1;
+    CHECK(!*n || end[-1] != '\r', LLMC_EFORMAT, "%s:%d: the line ends in CR LF, expected LF; " AGAIN, r->name, r->line);
+    return LLMC_OK;
+}
+
+/* adds the bytes of a symbol, the head of line[n], to the piece that is being made; returns its length in the line */
+static int64_t read_symbol(Reader *r, const char *line, int64_t n) {
+    const int64_t begin = r->made.size;
+    int64_t at = 0;
+    for (int length; at < n && line[at] != ' '; at += length) {
+        uint32_t code;
+        length = utf8_decode(line + at, n - at, &code);
+        CHECK(length > 0, LLMC_EFORMAT, "%s:%d: byte %lld of the file is no UTF-8; " AGAIN, r->name, r->line,
+              (long long)(line + at - r->text));
+        CHECK(byte_of(code) >= 0, LLMC_EFORMAT, "%s:%d: U+%04X stands for no byte in GPT-2's alphabet; " AGAIN, r->name,
+              r->line, (unsigned)code);
+        r->made.bytes[r->made.size++] = (char)byte_of(code);
+    }
+    const int known = pieces_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
+    CHECK(known, LLMC_EFORMAT, "%s:%d: '%.*s' is neither a byte nor made by a line above; " AGAIN, r->name, r->line,
+          (int)utf8_whole(line, at < SHOWN ? at : SHOWN), line);
+    return at;
+}
+
+static int read_first_line(Reader *r) {
+    const char *line;
+    int64_t n;
+    TRY(next_line(r, &line, &n));
+    CHECK(n == (int64_t)strlen(VERSION) && !memcmp(line, VERSION, (size_t)n), LLMC_EFORMAT,
+          "%s:1: expected " VERSION ", found another; " AGAIN, r->name);
+    return LLMC_OK;
+}
+
+/* ---- pieces ---- */
+
+static void begin_piece(Reader *r) { r->made.start[r->made.n] = (uint32_t)++r->made.size; }
+
+/* returns as pieces_add */
+static int end_piece(Reader *r) {
+    const uint32_t start = r->made.start[r->made.n];
+    r->made.bytes[start - 1] = (char)(r->made.size - start);
+    return pieces_add(&r->made, r->made.n++);
+}
+
+static void add_bytes(Reader *r) {
+    for (uint32_t code = 0; code < FIRST_HIDDEN + HIDDEN; code++) {
+        if (byte_of(code) < 0) continue;
+        begin_piece(r);
+        r->made.bytes[r->made.size++] = (char)byte_of(code);
+        end_piece(r);
+    }
+}
+
+static int read_merge(Reader *r) {
+    const char *line;
+    int64_t n;
+    TRY(next_line(r, &line, &n));
+    const char *space = memchr(line, ' ', (size_t)n);
+    CHECK(space && space > line && space + 1 < line + n && !memchr(space + 1, ' ', (size_t)(line + n - space - 1)),
+          LLMC_EFORMAT, "%s:%d: expected two symbols with one space between; " AGAIN, r->name, r->line);
+    begin_piece(r);
+    TRY(read_symbol(r, line, space - line));
+    TRY(read_symbol(r, space + 1, line + n - space - 1));
+    const int64_t length = r->made.size - r->made.start[r->made.n];
+    CHECK(length <= MAX_PIECE, LLMC_EFORMAT, "%s:%d: the piece has %d bytes, expected at most %d; " AGAIN, r->name,
+          r->line, (int)length, MAX_PIECE);
+    const int twin = end_piece(r);
+    CHECK(twin < 0, LLMC_EFORMAT, "%s:%d: makes the same piece as line %d; " AGAIN, r->name, r->line, twin - 256 + 2);
+    return LLMC_OK;
+}
+
+static void add_eot(Reader *r) {
+    begin_piece(r);
+    memcpy(r->made.bytes + r->made.size, EOT_TEXT, strlen(EOT_TEXT));
+    r->made.size += (int64_t)strlen(EOT_TEXT);
+    end_piece(r);
+}
+
+static int read_all(Reader *r) {
+    const int32_t head[] = {TOKENIZER_MAGIC, 2, GPT2_V, GPT2_V - 1, GPT2};
+    TRY(read_first_line(r));
+    memset(r->made.bytes, 0, HEADER_BYTES);
+    memcpy(r->made.bytes, head, sizeof head);
+    r->made.size = HEADER_BYTES;
+    add_bytes(r);
+    for (int merges = 0; merges < MERGES; merges++) {
+        CHECK(r->at < r->size, LLMC_EFORMAT, "%s:%d: expected %d merges, found %d; " AGAIN, r->name, r->line, MERGES,
+              merges);
+        TRY(read_merge(r));
+    }
+    CHECK(r->at == r->size, LLMC_EFORMAT, "%s:%d: expected %d merges, found more; " AGAIN, r->name, r->line + 1,
+          MERGES);
+    add_eot(r);
+    return LLMC_OK;
+}
+
+int vocabbpe_convert(char **out, int64_t *out_size, const char *text, int64_t size, const char *name) {
+    Reader r = {.name = name, .text = text, .size = size};
+    /* what a line makes, with its length, is no longer than the line */
+    const size_t room = HEADER_BYTES + 2 * 256 + (size_t)size + 1 + strlen(EOT_TEXT);
+    r.made.bytes = malloc(room);
+    r.made.start = malloc(GPT2_V * sizeof *r.made.start);
+    const int there = r.made.bytes && r.made.start && pieces_reserve(&r.made, GPT2_V) == 0;
+    const int rc = there ? read_all(&r) : llmc_fail(LLMC_ENOMEM, "no memory for the tokenizer %s", name);
+    *out = rc < 0 ? NULL : r.made.bytes, *out_size = r.made.size;
+    if (rc == 0) r.made.bytes = NULL;
+    pieces_free(&r.made);
+    return rc;
+}

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+r"""Write csrc/unicode.def: what \p{L}, \p{N} and \s mean to GPT-2's split of text.
+
+    python dev/unicode_table.py            writes the table
+    python dev/unicode_table.py --check    says whether it is what the installed tiktoken would make of it
+
+tiktoken itself is asked: an encoding whose pattern is one class keeps the characters of that class and drops the
+others. Releases of tiktoken differ in their version of Unicode, which the first line of the table names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.files import DataError, need, writing
+from pyllmc.options import Parser
+
+PROG = "unicode_table.py"
+PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "unicode.def")
+CLASSES = {"L": r"\p{L}", "N": r"\p{N}", "S": r"\s"}
+EVERY_CHARACTER = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+WIDTH = 118
+
+
+def matched(pattern: str) -> set[int]:
+    """The code points of which tiktoken's regular expressions say that they match."""
+    tiktoken = need("tiktoken", "the table of characters")
+    ranks = {bytes([b]): b for b in range(256)}
+    encoding = tiktoken.Encoding("one class", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return set(map(ord, encoding.decode(encoding.encode_ordinary(EVERY_CHARACTER))))
+
+
+def unicode_version() -> str:
+    """The newest whose characters tiktoken knows."""
+    for version in (f"{major}.{minor}" for major in range(30, 12, -1) for minor in (1, 0)):
+        try:
+            matched(rf"\p{{age:{version}}}")
+        except ValueError:
+            continue
+        return version
+    raise DataError("tiktoken knows no version of Unicode")
+
+
+def ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of successive numbers."""
+    runs: list[list[int]] = []
+    for code in sorted(codes):
+        if runs and runs[-1][1] == code - 1:
+            runs[-1][1] = code
+        else:
+            runs.append([code, code])
+    return [(first, last) for first, last in runs]
+
+
+def table() -> str:
+    """The text of csrc/unicode.def."""
+    found = [(first, last, name) for name, p in CLASSES.items() for first, last in ranges(matched(p))]
+    lines = [
+        f"/* Unicode {unicode_version()}: ranges of letters, numbers and white space in the order of their",
+        " * code points, as tiktoken has them. Made by dev/unicode_table.py. */",
+        "",
+    ]
+    for first, last, name in sorted(found):
+        entry = f"{name}({first:#x}, {last:#x})"
+        if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == 3:
+            lines.append(entry)
+        else:
+            lines[-1] += " " + entry
+    return "\n".join(lines) + "\n"
+
+
+def run(check: bool) -> int:
+    text = table()
+    if not check:
+        with writing(PATH), open(PATH, "w", encoding="ascii") as f:
+            f.write(text)
+        return 0
+    with open(PATH, encoding="ascii") as f:
+        same = f.read() == text
+    print(f"{os.path.relpath(PATH)} is {'' if same else 'not '}what this tiktoken makes of it")
+    return 0 if same else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 where it differs")
+    args = parser.parse_args(argv)
+    return run_command(PROG, lambda: run(args.check))
+
+
+if __name__ == "__main__":
+    begin_command()
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""python -m pyllmc.chat MODEL [TOKENIZER]: talk with a model. The same as ./chat_gpt2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from pyllmc.errors import INTERRUPTED, InvalidArgument, begin_command, line_of, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
+from pyllmc import _ffi
+from pyllmc.trainer import Options
+from pyllmc.writer import Chat
+
+PROG = "pyllmc.chat"
+
+
+def show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def answer(chat: Chat, text: str | bytes) -> None:
+    for piece in chat.say(text):
+        show(piece)
+    show("\n")
+
+
+def answer_at_terminal(chat: Chat, text: str) -> None:
+    """A turn that cannot be is no reason to leave whoever sits there."""
+    show(chat.label(True))
+    try:
+        answer(chat, text)
+    except InvalidArgument as error:
+        print(f"\n{PROG}: {line_of(error)}", file=sys.stderr)
+
+
+def talk_at_terminal(chat: Chat) -> int:
+    """Ctrl-C ends an answer, and without a turn since the last Ctrl-C the program."""
+    print(f"{chat.about}\n")
+    interrupted = False
+    while True:
+        try:
+            line = input(chat.label(False))
+            interrupted = False
+            answer_at_terminal(chat, line)
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print()
+            if interrupted:
+                return INTERRUPTED
+            interrupted = True
+
+
+def talk(chat: Chat, turns: Iterable[str | bytes]) -> int:
+    for turn in turns:
+        answer(chat, turn)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+
+    def work() -> int:
+        options = Options(_ffi.load(), chat=True)
+        if options.parse(sys.argv[1:] if arguments is None else arguments):
+            print(f"{__doc__}\n\n{options.help()}".rstrip())
+            return 0
+        chat = Chat(options=options)
+        if options.is_given("prompt"):
+            return talk(chat, [options.get("prompt")])
+        return talk_at_terminal(chat) if sys.stdin.isatty() else talk(chat, sys.stdin.buffer)
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

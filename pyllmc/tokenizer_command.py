@@ -1,0 +1,147 @@
+"""Text to ids and back, by the tokenizer of a file or a model.
+
+    python -m pyllmc.tokenizer encode TOKENIZER [TEXT]      ids; without TEXT, of what comes in
+    python -m pyllmc.tokenizer decode TOKENIZER [ID ...]    text; without ids, of those that come in
+    python -m pyllmc.tokenizer info TOKENIZER               what it is
+
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a checkpoint, the folder of a run or of a data set, or gpt2 or byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pyllmc.bins import OTHER_MAGICS
+from pyllmc.bpe import merge_steps, split_words
+from pyllmc.errors import EXIT_CODES, run_command
+from pyllmc.files import DataError, find_checkpoint, reading
+from pyllmc.options import Parser
+from pyllmc.tokenizer import Tokenizer, shown
+from pyllmc.vocabularies import FIXED, train
+
+PROG = "pyllmc.tokenizer"
+MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
+
+
+def open_tokenizer(source: str) -> Tokenizer:
+    """Of a file, a checkpoint, a run's or data set's folder, or by name. Raises DataError or LlmcError."""
+    if source in FIXED and not os.path.exists(source):
+        return train(source)
+    if os.path.isdir(source):
+        beside = os.path.join(source, "tokenizer.bin")
+        source = beside if os.path.exists(beside) else os.fspath(find_checkpoint(source))
+    with reading(source), open(source, "rb") as f:
+        magic = int.from_bytes(f.read(4), "little")
+    if OTHER_MAGICS.get(magic) != "model":
+        return Tokenizer.load(source)
+    from pyllmc.sample import read_tokenizer  # needs the engine
+
+    return read_tokenizer(Path(source))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the commands: TOKENIZER and its arguments -> lines of output
+
+
+def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    data = sys.stdin.buffer.read() if args.text is None else os.fsencode(args.text)
+    ids = tokenizer.encode_bytes(data)
+    for line in work_of(tokenizer, data, ids) if args.show_work else ():
+        print(line)
+    print(*ids)
+
+
+def decode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Writes the very bytes, and ends the line only where somebody looks at it."""
+    words = re.split(r"[\s,]+", " ".join(args.ids) if args.ids else sys.stdin.read())
+    wrong = next((word for word in words if word and not word.isdecimal()), None)
+    if wrong is not None:
+        raise DataError(f"{wrong!r} is no id: ids are whole numbers, with spaces between")
+    text = tokenizer.decode_bytes(int(word) for word in words if word)
+    sys.stdout.buffer.write(text + b"\n" * sys.stdout.isatty())
+
+
+def info(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    longest = max(range(tokenizer.vocab_size), key=lambda i: len(tokenizer.pieces[i]))
+    eot = "none" if tokenizer.eot < 0 else f"{tokenizer.eot} {quoted(tokenizer.pieces[tokenizer.eot])}"
+    print(f"name     {tokenizer.name}")
+    print(f"encodes  {WAYS[tokenizer.kind]}")
+    print(f"V        {tokenizer.vocab_size}")
+    print(f"EOT      {eot}")
+    print(f"longest  {longest} {quoted(tokenizer.pieces[longest])}")
+    if tokenizer.name == "char":
+        print(f"alphabet '{tokenizer.alphabet()}'")
+
+
+WAYS = {
+    "unknown": "nothing: the file does not say how",
+    "longest": "as the longest piece that matches, from left to right",
+    "gpt2": "as byte pairs within the words of GPT-2's split",
+}
+COMMANDS = {"encode": encode, "decode": decode, "info": info}
+
+
+def quoted(data: bytes) -> str:
+    return f"'{shown(data)}'"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# encode --show_work: how a text becomes ids, in the manner of minGPT's encode_and_show_work
+
+
+def work_of(tokenizer: Tokenizer, data: bytes, ids: Sequence[int]) -> Iterator[str]:
+    if len(data) > MOST_SHOWN:
+        raise DataError(f"{len(data)} bytes of text: the work is shown for at most {MOST_SHOWN}")
+    yield f"text     {quoted(data)}"
+    if tokenizer.kind != "gpt2":
+        yield f"pieces   {_parts(tokenizer.pieces[i] for i in ids)}"
+        return
+    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
+    words = [word.encode() for word in split_words(data.decode())]
+    yield f"words    {_parts(words)}"
+    for word in words:
+        yield from _work_of_word(word, ranks)
+
+
+def _work_of_word(word: bytes, ranks: dict[bytes, int]) -> Iterator[str]:
+    yield f"word     {quoted(word)}"
+    yield f"  bytes  {word.hex(' ')}"
+    parts: list[bytes] = []
+    for parts, made in merge_steps(word, ranks):
+        yield (
+            f"  start  {_parts(parts)}"
+            if not made
+            else f"  merge  {_parts(parts)}    {ranks[made]} {quoted(made)}"
+        )
+    yield f"  ids    {' '.join(str(ranks[p]) for p in parts)}"
+
+
+def _parts(parts: Iterable[bytes]) -> str:
+    return " ".join(map(quoted, parts))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=raw
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,info}")
+    for name in COMMANDS:
+        commands.add_parser(name, allow_abbrev=False).add_argument("tokenizer", metavar="TOKENIZER")
+    choices = commands.choices
+    choices["encode"].add_argument("text", metavar="TEXT", nargs="?", help="default: what comes in")
+    choices["encode"].add_argument(
+        "--show_work", action="store_true", help="words, bytes and merges step by step"
+    )
+    choices["decode"].add_argument("ids", metavar="ID", nargs="*", help="default: those that come in")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(arguments)
+    return run_command(PROG, lambda: COMMANDS[args.command](open_tokenizer(args.tokenizer), args))

@@ -1,0 +1,160 @@
+"""Text from a model, piece by piece, and talking with it: the C engine's writer and chat, seen from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
+
+from pyllmc import _ffi
+from pyllmc.arguments import as_int, make_sampling
+from pyllmc.errors import InvalidArgument
+from pyllmc.files import DataError, find_checkpoint
+from pyllmc.model import Model
+from pyllmc.trainer import Options
+
+TokenizerSource = Union[bytes, str, "os.PathLike[str]"]
+ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and what follows it
+
+
+def _utf8(text: str | bytes) -> bytes:
+    try:
+        return text if isinstance(text, bytes) else text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise InvalidArgument(f"character {e.start} of the text is a lone surrogate: remove it") from None
+
+
+def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
+    """What `following` hands out; bytes that are no UTF-8 become U+FFFD."""
+    piece, size = _ffi.ffi().new("char **"), _ffi.ffi().new("int64_t *")
+    while _ffi.check(lib, following(handle, piece, size)) > 0:
+        yield bytes(_ffi.ffi().buffer(piece[0], size[0])).decode("utf-8", "replace")
+
+
+def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
+    """The C tokenizer of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
+    out = _ffi.ffi().new("llmc_tokenizer **")
+    if isinstance(source, bytes):
+        if not source:
+            raise DataError("the model carries no tokenizer: name a tokenizer.bin or vocab.bpe")
+        _ffi.check(lib, lib.llmc_tokenizer_read(out, source, len(source), b"the model's tokenizer"))
+    else:
+        _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(source)))
+    return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
+
+
+class Writer:
+    """A model and a tokenizer that write.
+
+    >>> for piece in pyllmc.Writer(model).stream("Once upon a time"):
+    ...     print(piece, end="", flush=True)
+
+    model: with room for one text at least. tokenizer: the path of a tokenizer.bin or of OpenAI's vocab.bpe, or a
+    tokenizer.bin's bytes; default: the one that came with the weights. Raises DataError, BadFile, SystemFailure.
+    """
+
+    def __init__(self, model: Model, tokenizer: TokenizerSource | None = None) -> None:
+        self.model, self._lib = model, model._lib
+        self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
+        self.end = ""  # how the last text ended: "eot", "stop" or "limit"; "" while it goes on
+
+    def stream(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """What follows `prompt`, in pieces of whole characters as soon as they are certain.
+
+        The text begins where documents do. It ends with the document, before the first of the `stop` strings, or
+        after max_new_tokens: see `end`. Ids that the tokenizer does not know are never drawn. As in Model.generate
+        otherwise.
+        """
+        lib, ffi = self._lib, _ffi.ffi()
+        out = ffi.new("llmc_writer **")
+        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        most = as_int("max_new_tokens", max_new_tokens)
+        _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
+        handle = ffi.gc(out[0], lib.llmc_writer_free)
+        for text in map(_utf8, [stop] if isinstance(stop, str) else stop):
+            _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
+        data = _utf8(prompt)
+        _ffi.check(lib, lib.llmc_writer_prompt(handle, data, len(data), 0))
+        return self._follow(handle)
+
+    def _follow(self, handle: Any) -> Iterator[str]:
+        self.end = ""
+        yield from _pieces(self._lib, self._lib.llmc_writer_next, handle)
+        self.end = ENDS[self._lib.llmc_writer_end(handle)]
+
+    def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
+        """`prompt` and what follows it; arguments as of stream."""
+        return prompt + "".join(self.stream(prompt, *args, **named))
+
+
+def open_writer(
+    path: str | os.PathLike[str], threads: int = 0, weights: str = "fp32", device: str = "cpu"
+) -> Writer:
+    """A run folder or checkpoint, ready to write. Raises DataError or LlmcError."""
+    checkpoint = find_checkpoint(path)
+    rest: dict[str, Any] = dict(training=False, keep_logits=False)
+    return Writer(Model(checkpoint, B=1, threads=threads, weights=weights, device=device, **rest))
+
+
+def write_text(options: Options) -> Iterator[str]:
+    """--prompt, and what --model writes after it."""
+    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), options.get("prompt").encode()
+    _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
+    handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
+    _ffi.check(lib, lib.llmc_writer_prompt(handle, prompt, len(prompt), 1))
+    yield from _pieces(lib, lib.llmc_writer_next, handle)
+
+
+class Chat:
+    """Turns and answers, as ./chat_gpt2 has them.
+
+    >>> chat = pyllmc.Chat("models/124M", seed=1)
+    >>> for piece in chat.say("What is a fox?"):
+    ...     print(piece, end="", flush=True)
+
+    model, tokenizer: a run folder or a weight file; a tokenizer.bin or vocab.bpe, by default the one that travels with
+    the weights or lies beside them. options: those of `python -m pyllmc.chat --help`, such as user="Alice",
+    temperature=0.7, template="story". Raises InvalidArgument, BadFile, SystemFailure, OutOfMemory.
+    """
+
+    def __init__(
+        self, model: Any = None, tokenizer: Any = None, *, options: Options | None = None, **named: Any
+    ) -> None:
+        self.options = options or Options(_ffi.load(), chat=True)
+        for name, value in {"model": model, "tokenizer": tokenizer, **named}.items():
+            if value is not None:
+                self.options.set(name, value)
+        self._lib = self.options.load()
+        out = _ffi.ffi().new("llmc_chat **")
+        _ffi.check(self._lib, self._lib.llmc_chat_new(out, self.options.handle))
+        self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_chat_free)
+
+    def say(self, text: str | bytes) -> Iterator[str]:
+        """One turn, bytes being UTF-8; the pieces of its answer. What is not read of them is forgotten."""
+        data = _utf8(text)
+        _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
+        return _pieces(self._lib, self._lib.llmc_chat_next, self._handle)
+
+    @property
+    def end(self) -> str:
+        """How the last answer ended: "eot", "stop" or "limit"; "" while it goes on."""
+        return ENDS[self._lib.llmc_chat_end(self._handle)]
+
+    @property
+    def about(self) -> str:
+        """What model it is and how to talk with it, for whoever sits at a terminal."""
+        return _ffi.text(self._lib.llmc_chat_about(self._handle))
+
+    def label(self, answer: bool) -> str:
+        """What a terminal shows before a turn, or before an answer."""
+        return _ffi.text(self._lib.llmc_chat_label(self._handle, int(answer)))
