@@ -134,9 +134,9 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
-    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, NULL, 0);
+    /* from the token, not the text: that may be handed out already, up to its middle */
+    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MOST_PIECE);
     w->carried = bytes < 0 ? (int)-bytes : 0;
-    memcpy(w->carry, w->text + w->size - w->carried, (size_t)w->carried);
     llmc_generation_cut(w->generation, n, held);
 }
 

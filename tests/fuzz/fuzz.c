@@ -1,7 +1,9 @@
 /* What the fuzz targets share: see fuzz.h. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "binfile.h"
 #include "crc32.h"
@@ -99,8 +101,8 @@ Input fuzz_file(Input in, int how, int ints) {
 }
 
 const char *fuzz_path(int which, Input file) {
-    static const char *const paths[] = {"/proc/self/fd/100", "/proc/self/fd/101"};
-    static int ready[2];
+    static const char *const paths[] = {"/proc/self/fd/100", "/proc/self/fd/101", "/proc/self/fd/102"};
+    static int ready[3];
     const int fd = 100 + which;
     if (!ready[which]) {
         const int made = memfd_create("fuzz", MFD_CLOEXEC);
@@ -110,4 +112,33 @@ const char *fuzz_path(int which, Input file) {
     }
     fuzz_expect(ftruncate(fd, 0) == 0 && pwrite(fd, file.at, file.left, 0) == (ssize_t)file.left);
     return paths[which];
+}
+
+const char *fuzz_link(int which, const char *name) {
+    static char path[3][512];
+    const char *tmp = getenv("TMPDIR");
+    const int folder = snprintf(path[which], 256, "%s/fuzz", tmp ? tmp : "/tmp");
+    fuzz_expect(folder < 256 && (mkdir(path[which], 0700) == 0 || errno == EEXIST));
+    snprintf(path[which] + folder, 256, "/%s", name);
+    fuzz_expect(symlink(fuzz_path(which, (Input){NULL, 0}), path[which]) == 0 || errno == EEXIST);
+    return path[which];
+}
+
+/* ---- weights ---- */
+
+void fuzz_load(const char *path, int other) {
+    static const llmc_room room = {.B = 1, .T = 1, .training = 1, .recompute = 2};
+    llmc_config config;
+    llmc_model *model;
+    char name[80];
+    if (fuzz_status(llmc_model_read_config(path, &config)) < 0) return;
+    fuzz_expect(llmc_config_check(&config) == 0 && config.C % config.NH == 0);
+    config.V += !!other;
+    fuzz_expect(fuzz_status(llmc_model_create(&model, &config, &room, 1)) == 0);
+    fuzz_expect(fuzz_status(llmc_model_init(model, 1, 0)) == 0);
+    const int rc = fuzz_status(llmc_model_load(model, path));
+    fuzz_expect(!other || rc < 0);
+    fuzz_expect(fuzz_status(llmc_model_find_nonfinite(model, name, sizeof name)) == 0 && !*name);
+    fuzz_expect(llmc_model_step(model) >= 0);
+    llmc_model_free(model);
 }

@@ -39,7 +39,12 @@ enum { FUZZ_FILE = 1 << 16 }; /* bytes of one at most */
  * that mutations hit what is read. CHECKSUM: a section CRC32 that is right follows. */
 enum { AS_IS = 1, CHECKSUM = 2 };
 Input fuzz_file(Input in, int how, int ints);
-/* writes it to file 0 or 1 in memory, whose path this returns */
+/* writes it to file 0, 1 or 2 in memory, whose path this returns */
 const char *fuzz_path(int which, Input file);
-#define BOTH_PATHS "/proc/self/fd/10[01]"
+#define TWO_PATHS "/proc/self/fd/10[01]"
+/* a file in the folder $TMPDIR/fuzz that is a link to file `which` in memory */
+const char *fuzz_link(int which, const char *name);
+
+/* a tiny model, loaded from a file; whatever comes of it, its weights stay finite. other: it has other sizes than the file */
+void fuzz_load(const char *path, int other);
 #endif

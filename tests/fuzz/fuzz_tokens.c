@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *path = fuzz_path(0, fuzz_file(take_input(&in, first), how & AS_IS, 3));
     fuzz_path(1, fuzz_file(in, how & AS_IS, 3));
     llmc_loader *d;
-    const int rc = fuzz_status(llmc_loader_open(&d, how & 4 ? path : BOTH_PATHS, "train", a.B, a.T, !!(how & 8), seed,
+    const int rc = fuzz_status(llmc_loader_open(&d, how & 4 ? path : TWO_PATHS, "train", a.B, a.T, !!(how & 8), seed,
                                                 a.rank, a.world, a.V, a.eot));
     fuzz_expect(!d == (rc < 0));
     if (d && (int64_t)a.B * a.T <= 4096) read_batches(d, &a, position);

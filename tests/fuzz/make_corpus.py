@@ -5,6 +5,8 @@ Files called found-* are not made here: each is the input of a bug that fuzzing 
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 import sys
 from pathlib import Path
@@ -16,7 +18,9 @@ from pyllmc import bins, layout  # noqa: E402
 
 AS_IS, CHECKSUM = 1, 2  # fuzz.h
 OTHER_MODEL = 4  # fuzz_model.c
+NO_INDEX = 4  # fuzz_tf.c
 ONE_FILE, SHUFFLED = 4, 8  # fuzz_tokens.c
+CHAT = 1 << 15  # fuzz_options.c
 
 
 def ints(*values: int) -> bytes:
@@ -32,19 +36,26 @@ def section(tag: str, payload: bytes) -> bytes:
     return tag.ljust(8).encode() + struct.pack("<q", len(payload)) + payload
 
 
-def model(version: int, maxT: int, V: int, L: int, NH: int, C: int, window: int = 0) -> tuple[bytes, bytes, int]:
+def model(
+    version: int, maxT: int, V: int, L: int, NH: int, C: int, window: int = 0
+) -> tuple[bytes, bytes, int]:
     """The header's ints, the parameters, and how many of them there are."""
     config = layout.GPTConfig(vocab_size=V, max_seq_len=maxT, n_layer=L, n_head=NH, n_embd=C)
     n = sum(row.size for row, _ in layout.parameters(config))
-    if version == 1:
+    if version < 3:
         n -= (config.padded_vocab_size - V) * C
-    values = bytes(n * (2 if version == 5 else 4))
+    wide = sum(row.size for row, _ in layout.parameters(config) if "ln" in row.name)  # in versions 2 and 4
+    values = bytes(n * 4 if version in (1, 3) else n * 2 + (0 if version == 5 else wide * 2))
     return ints(MAGIC, version, maxT, V, L, NH, C, config.padded_vocab_size, window), values, n
 
 
 def models() -> dict[str, bytes]:
     head, values, n = model(3, 1, 1, 1, 1, 1)
-    texts = section("OPTIONS", b"seed=1\n") + section("STATE", b"tokens=7\nstep=3\n") + section("TOKENIZR", b"abc")
+    texts = (
+        section("OPTIONS", b"seed=1\n")
+        + section("STATE", b"tokens=7\nstep=3\n")
+        + section("TOKENIZR", b"abc")
+    )
     whole = head + values + texts + section("MOMENTS", bytes(8 * n))
     nan = head + values[:-4] + struct.pack("<f", float("nan"))
     made = {
@@ -69,10 +80,113 @@ def models() -> dict[str, bytes]:
         "huge": bytes([0]) + ints(MAGIC, 3, 1 << 24, 1 << 24, 1 << 24, 1, 1 << 24, 1 << 24),
         "heads": bytes([0]) + ints(MAGIC, 3, 1, 1, 1, 2, 3, 128) + values,
     }
-    for version in (1, 5):
+    for version in (1, 2, 4, 5):
         made[f"v{version}"] = bytes([0]) + b"".join(model(version, 2, 3, 1, 2, 2)[:2])
     made["window"] = bytes([CHECKSUM]) + b"".join(model(3, 3, 2, 2, 1, 1, window=2)[:2])
     return made
+
+
+# ---- TensorFlow checkpoints ----
+
+
+def varint(n: int) -> bytes:
+    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+
+
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    """A protocol buffer: {number: varint or what has a length}."""
+    made = b""
+    for number, value in fields:
+        made += (
+            varint(number << 3) + varint(value)
+            if isinstance(value, int)
+            else varint(number << 3 | 2) + varint(len(value)) + value
+        )
+    return made
+
+
+def masked_crc32c(data: bytes) -> bytes:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+TF_LAYER = {  # of C channels; a matrix has a leading 1 (OpenAI's convolutions)
+    "attn/c_attn/b": (3,),
+    "attn/c_attn/w": (1, 1, 3),
+    "attn/c_proj/b": (1,),
+    "attn/c_proj/w": (1, 1, 1),
+    "ln_1/b": (1,),
+    "ln_1/g": (1,),
+    "ln_2/b": (1,),
+    "ln_2/g": (1,),
+    "mlp/c_fc/b": (4,),
+    "mlp/c_fc/w": (1, 1, 4),
+    "mlp/c_proj/b": (1,),
+    "mlp/c_proj/w": (1, 4, 1),
+}
+
+
+def tf_tensors(L: int, C: int, V: int, T: int) -> dict[str, tuple[int, ...]]:
+    """name -> shape, in the order of the data."""
+    shapes = {}
+    for layer in sorted(range(L), key=str):
+        for name, shape in TF_LAYER.items():
+            shapes[f"model/h{layer}/{name}"] = tuple(
+                n * C if i or len(shape) == 1 else n for i, n in enumerate(shape)
+            )
+    return shapes | {"model/ln_f/b": (C,), "model/ln_f/g": (C,), "model/wpe": (T, C), "model/wte": (V, C)}
+
+
+def tf_entry(key: bytes, value: bytes, shared: int = 0) -> bytes:
+    return varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+
+
+def tf_index(shapes: dict[str, tuple[int, ...]], second: str = "") -> tuple[bytes, bytes, int]:
+    """The entries of two blocks, of which the second begins with that name, for zeros; and the bytes of the data."""
+    blocks, at, last = [tf_entry(b"", message((1, 1), (3, message((1, 1))))), b""], 0, b""
+    for name, shape in shapes.items():
+        size, key = 4 * math.prod(shape), name.encode()
+        dims = b"".join(message((2, message((1, n)))) for n in shape)
+        crc = bytes([6 << 3 | 5]) + masked_crc32c(bytes(size))
+        in_second = bool(blocks[1]) or name == second
+        shared = len(os.path.commonprefix([key, last])) if name != second else 0
+        blocks[in_second] += tf_entry(key, message((1, 1), (2, dims), (4, at), (5, size)) + crc, shared)
+        at, last = at + size, key
+    return blocks[0], blocks[1], at
+
+
+def tf(hparams: str, index: bytes, size: int, data: bytes = b"", how: int = 0, second: bytes = b"") -> bytes:
+    if not how & AS_IS:
+        index = struct.pack("<H", len(index)) + index + second
+    return bytes([how]) + struct.pack("<3H", len(hparams), len(index), size) + hparams.encode() + index + data
+
+
+def tf_checkpoints() -> dict[str, bytes]:
+    one = '{"n_head": 1}'
+    small, _, size = tf_index(tf_tensors(1, 1, 3, 2))
+    layers, others, more = tf_index(tf_tensors(11, 2, 2, 2), "model/h10/attn/c_attn/b")
+    whole = '{"n_vocab": 3, "n_ctx": 2, "n_embd": 1, "n_head": 1, "n_layer": 1}'
+    return {
+        "small": tf(one, small, size),
+        "eleven-layers": tf('{"n_head" : 2 }', layers, more, second=others),
+        "foreign-tensor": tf(one, small, size, second=tf_entry(b"model/x", message((1, 1)))),
+        "without-second": tf(one, layers, more),
+        "no-heads": tf("", small, size),
+        "not-the-data": tf(one, small, size, data=b"\0\0\x80\x3f"),
+        "too-much-data": tf(one, small, size + 4),
+        "other-hparams": tf(whole.replace("3", "4"), small, size),
+        "bad-hparams": tf('{"n_head": 1e5, "n_ctx": -3}', small, size),
+        "by-size": tf(whole, b"", size, how=NO_INDEX),
+        "by-size-many-layers": tf(whole.replace('r": 1', 'r": 99999999'), b"", size, how=NO_INDEX),
+        "by-size-released": tf("", b"", 0, how=NO_INDEX),
+        "long-names": tf(one, tf_entry(b"m" * 300, b"") + tf_entry(b"m" * 299 + b"n", b"", 299), size),
+        "raw": tf(one, b"\0" * 40 + struct.pack("<Q", 0xDB4775248B80FB57), size, how=AS_IS),
+    }
 
 
 # ---- tokenizers ----
@@ -81,7 +195,9 @@ def models() -> dict[str, bytes]:
 UNKNOWN, LONGEST, GPT2 = 0, 1, 2
 
 
-def tokenizer(text: bytes, *pieces: bytes, eot: int = -1, kind: int = LONGEST, version: int = 2, how: int = 0) -> bytes:
+def tokenizer(
+    text: bytes, *pieces: bytes, eot: int = -1, kind: int = LONGEST, version: int = 2, how: int = 0
+) -> bytes:
     head = ints(20240328, version, len(pieces), eot, kind)
     padding = bytes(bins.HEADER_BYTES - len(head)) if how & AS_IS else b""
     return bytes([how, len(text)]) + text + head + padding + b"".join(bytes([len(p)]) + p for p in pieces)
@@ -110,10 +226,80 @@ def tokenizers() -> dict[str, bytes]:
     }
 
 
+# ---- byte pairs ----
+
+VOCAB_WHOLE = 4  # fuzz_vocab.c
+
+
+def vocabularies() -> dict[str, bytes]:
+    merges = "a b\nab c\n\u0120 t\n\u0120t h\n"
+    lines = {
+        "few": (0, merges),
+        "unknown-symbol": (0, "a b\nabc d\n"),
+        "twice": (0, "a b\nab c\nb c\na bc\n"),
+        "three": (0, "a b c\n"),
+        "crlf": (0, "a b\r\n"),
+        "not-of-the-alphabet": (0, "a \u4e2d\n"),
+        "no-end": (0, "a b\nab"),
+        "doubling": (0, "a a\n" + "".join(f"{'a' * 2**i} {'a' * 2**i}\n" for i in range(1, 9))),
+        "whole": (VOCAB_WHOLE, ""),
+        "whole-more": (VOCAB_WHOLE, merges),
+        "version": (AS_IS, "#version: 0.3\na b\n"),
+        "short": (AS_IS, "#version"),
+    }
+    made = {name: bytes([how]) + text.encode() for name, (how, text) in lines.items()}
+    made["not-utf8"] = b"\0a \xff\n"
+    return made
+
+
+def bpe(text: str | bytes, *pieces: bytes) -> bytes:
+    listed = b"".join(bytes([len(piece)]) + piece for piece in pieces)
+    return bytes([0, len(pieces)]) + listed + (text if isinstance(text, bytes) else text.encode())
+
+
+def byte_pairs() -> dict[str, bytes]:
+    english = (b"th", b"he", b"the", b" t", b" the", b"in", b"ing", b"er", b"'s", b"  ")
+    return {
+        "english": bpe("The thing's in the other  the\n\n  there", *english),
+        "repeats": bpe("a" * 40 + "b" + "a" * 7, b"aa", b"aaa", b"aaaa", b"ba"),
+        "overlaps": bpe("abcabcbcab", b"bc", b"ab", b"abc", b"ca", b"cab"),
+        "white": bpe(" \t\r\n  x   \u00a0\u2003 12 \u0663!?  ", b"  ", b" x", b"12"),
+        "contractions": bpe("I'll've don't 's 'S x're'd"),
+        "letters": bpe("\u00e9\u4e2d\U0001f600e\u0301 \u0905\u093f", b"\xc3\xa9", b"\xe4\xb8", b"\xb8\xad"),
+        "cut": bpe(b"ab\xe4\xb8"),
+        "surrogate": bpe(b"\xed\xa0\x80"),
+        "empty": bpe(""),
+        "ascii": b"\1" + bpe(bytes(range(256)), b"ab", b"cd")[1:],
+    }
+
+
+# ---- writing ----
+
+
+def writers() -> dict[str, bytes]:
+    def one(seed: int, most: int, prompt: str, *stops: str) -> bytes:
+        return bytes([seed, most]) + "\n".join([prompt, *stops]).encode()
+
+    return {
+        "none": one(1, 40, "ab"),
+        "letter": one(2, 40, "", "ab"),
+        "line": one(3, 40, "a\\nb", "\\n\\n", "\\n"),
+        "overlap": one(4, 40, "b", "abab", "baba", "aba"),
+        "handed-out": one(6, 40, "aa", "aa"),  # half of the token that it cuts
+        "half": one(5, 40, "a", "\u00e9", "\U0001f600"),
+        "empty": one(6, 40, "a", "", "b"),
+        "unknown": one(7, 40, "x", "b"),
+        "long": one(8, 47, "ab" * 20, "a" * 60, ":"),
+        "no-tokens": one(9, 0, "a", "b"),
+    }
+
+
 # ---- token files ----
 
 
-def tokens(how: int, *files: bytes, B: int = 2, T: int = 4, V: int = 0, eot: int = -1, position: int = 0) -> bytes:
+def tokens(
+    how: int, *files: bytes, B: int = 2, T: int = 4, V: int = 0, eot: int = -1, position: int = 0
+) -> bytes:
     asked = ints(B, T, V, eot, 0, 1) + struct.pack("<qq", position, 5)
     return bytes([how]) + asked + struct.pack("<H", len(files[0])) + b"".join(files)
 
@@ -152,17 +338,22 @@ def options(*arguments: str, room: int = 4096) -> bytes:
 
 def command_lines() -> dict[str, bytes]:
     return {
-        "usual": options("--n_layer=2", "--lr", "1e-3", "--no_shuffle", "--plan", "--max-steps=7", "--schedule=wsd"),
+        "usual": options(
+            "--n_layer=2", "--lr", "1e-3", "--no_shuffle", "--plan", "--max-steps=7", "--schedule=wsd"
+        ),
         "numbers": options("--seed=9223372036854775807", "--lr=0x1p-3", "--eps=nan", "--B=0", "--B", "-1"),
         "strings": options("--data=" + "x" * 1000, "--prompt", "caf\u00e9", "--out="),
         "terminal": options("--n_layer=\x1b[2J\r"),
+        "chat": options("a.ckpt", "vocab.bpe", "--bot=x", "--top_k=3", "c", room=CHAT | 4000),
         "help": options("--help", "-h"),
         "mistakes": options("--n_layr=2", "n_layer", "--", "--=3", "--no_lr", "--shuffle=maybe", room=10),
         "set": options("n_layer", "3", "no_shuffle", "0", "prompt", "x", "lr", "1e309", room=0),
     }
 
 
-def config(descriptor: str, sizes: tuple[int, ...], room: tuple[int, ...], threads: int = 2, text: int = 200) -> bytes:
+def config(
+    descriptor: str, sizes: tuple[int, ...], room: tuple[int, ...], threads: int = 2, text: int = 200
+) -> bytes:
     return bytes([text]) + ints(*sizes, *room, threads) + descriptor.encode()
 
 
@@ -182,7 +373,12 @@ def schedules() -> dict[str, bytes]:
         return struct.pack("<3q3d", step, steps, warmup, *(rates or (1e-3, 0.1, 0.2))) + kind.encode()
 
     made = {kind: one(kind, 50) for kind in ("constant", "linear", "cosine", "wsd")}
-    made |= {"warmup": one("cosine", 3), "over": one("wsd", 1 << 62), "none": one("linear", 0, 0, 0), "bad": one("x", 1)}
+    made |= {
+        "warmup": one("cosine", 3),
+        "over": one("wsd", 1 << 62),
+        "none": one("linear", 0, 0, 0),
+        "bad": one("x", 1),
+    }
     made["extreme"] = one("cosine", (1 << 63) - 1, 1, -(1 << 63), 1e308, 1e308, -1e308)
     return made
 
@@ -212,6 +408,10 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "config": configs(),
         "schedule": schedules(),
         "paths": paths(),
+        "tf": tf_checkpoints(),
+        "vocab": vocabularies(),
+        "bpe": byte_pairs(),
+        "writer": writers(),
     }
 
 

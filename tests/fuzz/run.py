@@ -22,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 TARGETS = sorted(path.stem[len("fuzz_") :] for path in Path(__file__).parent.glob("fuzz_*.c"))
+CORPUS = Path(__file__).parent / "corpus"
 SECONDS_EACH = 5  # an execution that takes longer is a finding
 
 
@@ -41,7 +42,10 @@ class Outcome(NamedTuple):
 def has_libfuzzer(compiler: str) -> bool:
     source = "int LLVMFuzzerTestOneInput(const char *p, unsigned long n) { return !p && n; }"
     command = [compiler, "-fsanitize=fuzzer", "-xc", "-", "-o", os.devnull]
-    return bool(shutil.which(compiler)) and not subprocess.run(command, input=source.encode(), capture_output=True).returncode
+    return (
+        bool(shutil.which(compiler))
+        and not subprocess.run(command, input=source.encode(), capture_output=True).returncode
+    )
 
 
 def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> None:
@@ -58,12 +62,23 @@ def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> 
 def run(folder: Path, target: str, *flags: str, kept: Path | None = None) -> Outcome:
     """One target over its corpus; `kept`: where libFuzzer may leave what it learns."""
     folders = [kept] if kept else []
-    folders.append(Path(__file__).parent / "corpus" / target)
-    command = [folder / f"fuzz_{target}", *flags, f"-timeout={SECONDS_EACH}", f"-artifact_prefix={folder}/{target}-"]
+    folders.append(CORPUS / target)
+    if not folders[-1].exists():
+        raise SystemExit(f"{folders[-1]} is missing: python tests/fuzz/make_corpus.py")
+    command = [
+        folder / f"fuzz_{target}",
+        *flags,
+        f"-timeout={SECONDS_EACH}",
+        f"-artifact_prefix={folder}/{target}-",
+    ]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as tmp:
         done = subprocess.run(
-            [*command, *folders], env={**os.environ, "TMPDIR": tmp}, capture_output=True, text=True, errors="replace"
+            [*command, *folders],
+            env={**os.environ, "TMPDIR": tmp},
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
     executions = re.search(r"^stat::number_of_executed_units: (\d+)", done.stderr, re.M)
     count = int(executions[1]) if executions else 0
@@ -84,7 +99,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target, with libFuzzer [60]")
-    parser.add_argument("--runs", type=int, help="instead: so many mutations for each target, without libFuzzer")
+    parser.add_argument(
+        "--runs", type=int, help="instead: so many mutations for each target, without libFuzzer"
+    )
     asked = parser.parse_args()
     targets = asked.targets or TARGETS
     if unknown := set(targets) - set(TARGETS):
@@ -96,7 +113,11 @@ def main() -> int:
     build(folder, guided, targets)
     found = False
     for target in targets:
-        outcome = run_guided(folder, target, asked.seconds) if guided else run(folder, target, f"-runs={asked.runs}")
+        outcome = (
+            run_guided(folder, target, asked.seconds)
+            if guided
+            else run(folder, target, f"-runs={asked.runs}")
+        )
         print(outcome.output[-6000:] if outcome.found else "", outcome, sep="", flush=True)
         found |= outcome.found
     return int(found)
