@@ -29,7 +29,14 @@ COMMANDS = {
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
     "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
 }
-PACKAGES = {"train": "cffi", "sample": "numpy", "chat": "cffi", "grade": "cffi", "check": "torch", "train_gpt2.py": "torch"}
+PACKAGES = {
+    "train": "cffi",
+    "sample": "numpy",
+    "chat": "cffi",
+    "grade": "cffi",
+    "check": "torch",
+    "train_gpt2.py": "torch",
+}
 
 
 def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.CompletedProcess:

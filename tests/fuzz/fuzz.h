@@ -45,6 +45,6 @@ const char *fuzz_path(int which, Input file);
 /* a file in the folder $TMPDIR/fuzz that is a link to file `which` in memory */
 const char *fuzz_link(int which, const char *name);
 
-/* a tiny model, loaded from a file; whatever comes of it, its weights stay finite. other: it has other sizes than the file */
+/* Into a tiny model: what was loaded is finite, what was refused changed nothing. other: the model has other sizes. */
 void fuzz_load(const char *path, int other);
 #endif

@@ -6,14 +6,14 @@
 #include "split.h"
 #include "utf8.h"
 
-enum { ASCII = 1, MOST_TEXT = 512 };
+enum { ASCII = 1, MOST_TEXT = 160 };
 
 /* all bytes, then the input's pieces but what is there already: a tokenizer.bin */
 static Input make_table(Input *in, uint8_t *file) {
     int32_t head[] = {TOKENIZER_MAGIC, 2, 256, -1, GPT2};
     size_t end = HEADER_BYTES;
     for (int byte = 0; byte < 256; byte++) file[end++] = 1, file[end++] = (uint8_t)byte;
-    for (int i = take_byte(in); i; i--) {
+    for (int i = take_byte(in) % 64; i; i--) {
         file[end] = (uint8_t)take_byte(in);
         take(in, file + end + 1, file[end]);
         size_t twin = HEADER_BYTES;

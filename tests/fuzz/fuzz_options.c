@@ -4,7 +4,7 @@
 #include "fuzz.h"
 #include "options.h"
 
-enum { MOST = 64, PAIRS = 4, TEXT = 1 << 16, CHAT = 1 << 15 };
+enum { MOST = 64, PAIRS = 2, TEXT = 1 << 16, CHAT = 1 << 15 };
 
 /* name=value, a line each, as the front ends read it out of a checkpoint */
 static void set_again(llmc_options *options, char *text) {

@@ -38,11 +38,11 @@ static void put_block(Input *file, uint8_t *bytes, Input entries, Input *handles
 static Input assemble(Input in) {
     static uint8_t bytes[ROOM];
     static const uint8_t magic[] = {0x57, 0xfb, 0x80, 0x8b, 0x24, 0x75, 0x47, 0xdb}, zeros[40];
-    uint8_t places[32], footer[12] = {0};
+    uint8_t places[32], footer[8] = {0};
     uint16_t first;
     take(&in, &first, sizeof first);
     const Input blocks[] = {take_input(&in, first), in};
-    Input file = {bytes, 0}, table = {places, 0}, end = {footer, 6}; /* no block of what nobody reads */
+    Input file = {bytes, 0}, table = {places, 0}, end = {footer, 2}; /* the meta-index: nothing */
     for (int i = 0; i < 2; i++) {
         put(&table, places, "\0\1\6z", 4);
         put_block(&file, bytes, blocks[i], &table, places);

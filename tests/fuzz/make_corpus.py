@@ -243,7 +243,7 @@ def vocabularies() -> dict[str, bytes]:
         "no-end": (0, "a b\nab"),
         "doubling": (0, "a a\n" + "".join(f"{'a' * 2**i} {'a' * 2**i}\n" for i in range(1, 9))),
         "whole": (VOCAB_WHOLE, ""),
-        "whole-more": (VOCAB_WHOLE, merges),
+        "whole-more": (VOCAB_WHOLE, "\u0120 t\n\u0120t h\n"),
         "version": (AS_IS, "#version: 0.3\na b\n"),
         "short": (AS_IS, "#version"),
     }
@@ -325,7 +325,7 @@ def token_files() -> dict[str, bytes]:
         "trailing": tokens(ONE_FILE, short + b"xy"),
         "count": tokens(ONE_FILE, ints(20240520, 1, (1 << 31) - 1)),
         "huge-T": tokens(ONE_FILE, short, T=(1 << 31) - 2),
-        "huge-position": tokens(ONE_FILE | SHUFFLED, short, position=(1 << 61) - 1),
+        "huge-position": tokens(ONE_FILE | SHUFFLED, short, position=(1 << 61) - 2),
     }
 
 
@@ -344,7 +344,7 @@ def command_lines() -> dict[str, bytes]:
         "numbers": options("--seed=9223372036854775807", "--lr=0x1p-3", "--eps=nan", "--B=0", "--B", "-1"),
         "strings": options("--data=" + "x" * 1000, "--prompt", "caf\u00e9", "--out="),
         "terminal": options("--n_layer=\x1b[2J\r"),
-        "chat": options("a.ckpt", "vocab.bpe", "--bot=x", "--top_k=3", "c", room=CHAT | 4000),
+        "chat": options("a.ckpt", "vocab.bpe", "--bot=x", "--top_k=3", room=CHAT | 4000),
         "help": options("--help", "-h"),
         "mistakes": options("--n_layr=2", "n_layer", "--", "--=3", "--no_lr", "--shuffle=maybe", room=10),
         "set": options("n_layer", "3", "no_shuffle", "0", "prompt", "x", "lr", "1e309", room=0),
@@ -363,6 +363,7 @@ def configs() -> dict[str, bytes]:
     made = {name.replace(":", "-")[:12]: config(name, tiny, room) for name in names}
     made["plan-no-buffer"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1, 16, 1, 0, 1), text=0)
     made["huge"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1 << 16, 1 << 14, 1, 0, 1))
+    made["beyond-64-bits"] = config("", (1, 1, 0, 1 << 12, 1, 1 << 24, 0), (1, 1, 1, 2, 0))
     made["many"] = config("", (1 << 24,) * 6 + (0,), (1 << 30, 1 << 24, 1, 3, 1), threads=-1)
     made["generate"] = config("demo", (8, 10, 0, 2, 2, 4, 3), (2, 8, 0, 0, 0), threads=1 << 30)
     return made
