@@ -214,6 +214,12 @@ static void parse(const char *argument) {
     }
 }
 
+/* UndefinedBehaviorSanitizer may be a library of its own, which knows no callback: it aborts, which the other sees */
+const char *__ubsan_default_options(void);
+__attribute__((visibility("default"))) const char *__ubsan_default_options(void) {
+    return "abort_on_error=1:print_stacktrace=1";
+}
+
 /* LeakSanitizer would need ptrace, which not every machine allows */
 __attribute__((visibility("default"))) int __lsan_is_turned_off(void) { return 1; }
 
