@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import struct
@@ -35,14 +34,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import layout, options, stories
+from pyllmc import convert, layout, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
-from pyllmc.files import FileFailure, MalformedFile, atomic_path, find_checkpoint, need
+from pyllmc.convert import engine
+from pyllmc.convert.huggingface import HUB_MODELS
+from pyllmc.convert.state import Weights
+from pyllmc.files import MalformedFile, atomic_path, find_checkpoint
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 Tensor = torch.Tensor
-Tensors = dict[str, Tensor]
 
 # ---------------------------------------------------------------------------------------------------------
 # the model
@@ -245,111 +246,35 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# OpenAI's weights, as Hugging Face keeps them
-
-HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-CONV1D = (
-    "c_attn.weight",
-    "c_proj.weight",
-    "c_fc.weight",
-)  # stored (in, out): transposed to nn.Linear's (out, in)
-BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, in older files
-
-
-def from_hub(name: str) -> GPT:
-    """One of HUB_MODELS, downloaded once by huggingface_hub."""
-    hub = need("huggingface_hub", f"--model={name} (or give the path of a folder)")
-    try:
-        folder = hub.snapshot_download(
-            f"openai-community/{name}", allow_patterns=["config.json", "model.safetensors"]
-        )
-    except Exception as error:  # the hub's errors have no common base
-        reason = str(error).partition("\n")[0]
-        raise FileFailure(
-            f"{name} cannot be downloaded ({reason}): give the path of a folder that has it"
-        ) from None
-    return from_folder(folder)
-
-
-def from_folder(folder: str) -> GPT:
-    """A GPT-2 saved by transformers, old or new: config.json with *.safetensors or pytorch_model*.bin."""
-    root = Path(folder)
-    if not (root / "config.json").exists():
-        raise MalformedFile(f"{folder} has no config.json: a folder saved by transformers is needed")
-    model = GPT(hf_config(json.loads((root / "config.json").read_text(encoding="utf-8"))))
-    files = sorted(root.glob("*.safetensors")) or sorted(root.glob("pytorch_model*.bin"))
-    if not files:
-        raise MalformedFile(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
-    state: Tensors = {}
-    for file in files:
-        state.update(read_tensors(file))
-    load_hf_state(model, state)
-    return model
-
-
-def read_tensors(file: Path) -> Tensors:
-    if file.suffix == ".bin":
-        return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    return need("safetensors.torch", f"reading {file.name}", "safetensors").load_file(file)  # type: ignore[no-any-return]
-
-
-def hf_config(config: dict[str, Any]) -> GPTConfig:
-    """A GPT2Config; refuses what this model would compute otherwise."""
-    fixed = {
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "n_inner": None,
-    }
-    fixed.update(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True)
-    for key, value in fixed.items():
-        found = config.get(key, value)
-        if found != value and not (key == "n_inner" and found == 4 * config["n_embd"]):
-            raise MalformedFile(
-                f"config.json: {key}={found!r}, but GPT-2 has {value!r}: another kind of model"
-            )
-    try:
-        maxT = config.get("n_positions") or config["n_ctx"]
-        return GPTConfig(config["vocab_size"], maxT, config["n_layer"], config["n_head"], config["n_embd"])
-    except KeyError as error:
-        raise MalformedFile(f"config.json lacks {error}: it is not a GPT-2's") from None
-
-
-def load_hf_state(model: GPT, state: Tensors) -> None:
-    """Takes a state dict of GPT2LMHeadModel or GPT2Model: "transformer." or not, head tied or absent."""
-    named = dict(model.named_parameters())
-    found = {}
-    for name, x in state.items():
-        if not name.endswith(BUFFERS):
-            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-            found[name] = x.t() if name.endswith(CONV1D) else x
-    head = found.pop("lm_head.weight", None)
-    wrong = sorted(set(found) ^ set(named)) or [n for n, p in named.items() if p.shape != found[n].shape]
-    if wrong:
-        raise MalformedFile(
-            f"this is not the GPT-2 of its config.json: {len(wrong)} tensors differ, the first is {wrong[0]}"
-        )
-    if head is not None and not torch.equal(head, found["transformer.wte.weight"]):
-        raise MalformedFile(
-            "lm_head.weight is not the embedding: GPT-2 ties them, an untied head would be lost"
-        )
-    for name, p in named.items():
-        p.data.copy_(found[name])
-
-
-# ---------------------------------------------------------------------------------------------------------
 # training
 
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
-    """What --model names: OpenAI's weights, a folder, a model file, a run, or fresh weights of a size."""
-    if o.model in HUB_MODELS:
-        return from_hub(o.model)
-    if os.path.exists(os.path.join(o.model, "config.json")):
-        return from_folder(o.model)
-    if os.path.exists(o.model):
-        return read_model(os.fspath(find_checkpoint(o.model)))
+    """What --model names: OpenAI's weights, those of any file that pyllmc.convert reads, or fresh ones of a size."""
+    path = Path(o.model)
+    if engine.is_run(path) or is_model_file(path):
+        return read_model(os.fspath(find_checkpoint(path)))
+    if o.model in HUB_MODELS or path.exists() or engine.is_bundle(path):
+        return from_weights(convert.open_weights(o.model))
     return GPT(make_config(o, V), o.seed, o.init_std)
+
+
+@torch.no_grad()
+def from_weights(weights: Weights) -> GPT:
+    """A model of what pyllmc.convert has opened."""
+    model = GPT(weights.config)
+    named = dict(model.named_parameters())
+    for name, x in weights.tensors:
+        named[name].copy_(torch.as_tensor(np.asarray(x)))
+    return model
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether it begins as llm.c's model file, which is read here without compiled code."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == struct.pack("<i", MODEL_MAGIC)
 
 
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:

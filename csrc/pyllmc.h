@@ -207,17 +207,19 @@ int llmc_model_describe(const char *path, char *text, size_t size); /* what kind
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;
+/* A tokenizer.bin, ours or llm.c's, or OpenAI's vocab.bpe. */
 int llmc_tokenizer_open(llmc_tokenizer **tokenizer, const char *path);
-/* From the bytes of a tokenizer.bin; `name` is what errors call it. */
+/* From the bytes of such a file; `name` is what errors call it. */
 int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t size, const char *name);
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
 int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer);  /* the id that ends a document, or -1 */
 const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer,
-                                 int64_t *size); /* the file, to travel in a checkpoint */
+                                 int64_t *size); /* the tokenizer.bin, to travel in a checkpoint */
 /* The text of ids and its length, of which at most `size` bytes are written. */
 int llmc_tokenizer_decode(const llmc_tokenizer *tokenizer, const int *ids, int n, char *out, int64_t size);
-/* The ids of a text and how many, of which at most `size` are written; never EOT. Greedy longest match. */
+/* The ids of a text and how many, of which at most `size` are written; never EOT. As the file says: the longest piece that
+ * matches, or GPT-2's byte pairs, for which the text must be UTF-8. */
 int llmc_tokenizer_encode(const llmc_tokenizer *tokenizer, const char *text, int64_t bytes, int *out, int64_t size);
 
 /* ---- text in, text out (writer.c) ---- */

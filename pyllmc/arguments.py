@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import Any, Union
+from pathlib import Path
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from pyllmc import _ffi
+from pyllmc import _ffi, convert
+from pyllmc.convert import engine
 from pyllmc.errors import InvalidArgument
-from pyllmc.files import find_checkpoint
 from pyllmc.layout import GPTConfig
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]
 
 
-def make_config(source: Source, lib: Any) -> tuple[Any, bytes]:
-    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or a weight file or run, whose path comes second."""
+class Origin(NamedTuple):
+    """Where a model's weights come from."""
+
+    config: Any  # llmc_config *
+    file: bytes = b""  # the path of what the engine reads itself
+    weights: Any = None  # what Python reads: a pyllmc.convert.state.Weights
+
+
+def _c_config(source: GPTConfig) -> Any:
     config = _ffi.ffi().new("llmc_config *")
+    config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
+    config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
+    return config
+
+
+def make_config(source: Source, lib: Any) -> Origin:
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or of weights in whatever file convert knows."""
     if isinstance(source, GPTConfig):
-        config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
-        config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
-        return config, b""
-    name = os.fspath(source).encode()
-    status = lib.llmc_config_parse(config, name)
-    if status < 0 and os.path.exists(source):  # a size comes first: a file called d12 does not hide it
-        name = os.fspath(find_checkpoint(source)).encode()
-        _ffi.check(lib, lib.llmc_model_read_config(name, config))
-        return config, name
-    _ffi.check(lib, status)
-    return config, b""
+        return Origin(_c_config(source))
+    config = _ffi.ffi().new("llmc_config *")
+    status = lib.llmc_config_parse(config, os.fspath(source).encode())
+    path = Path(source)
+    if status >= 0 or not (path.exists() or engine.is_bundle(path)):  # a file called d12 does not hide a size
+        _ffi.check(lib, status)
+        return Origin(config)
+    if not convert.is_engines(path):
+        weights = convert.open_weights(path)
+        return Origin(_c_config(weights.config), weights=weights)
+    name = os.fspath(engine.file_of(path)).encode()
+    _ffi.check(lib, lib.llmc_model_read_config(name, config))
+    return Origin(config, name)
 
 
 def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:

@@ -23,7 +23,8 @@ class Model:
     """GPT-2 in the C engine.
 
     source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file
-        or of a run folder, whose best checkpoint is taken, or the last where nothing was validated.
+        or of a run folder, whose best checkpoint is taken, or the last where nothing was validated; or of whatever else
+        pyllmc.convert reads: a folder of Hugging Face's, OpenAI's TensorFlow checkpoint, nanoGPT's ckpt.pt, ...
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.
@@ -59,8 +60,8 @@ class Model:
         weights: str = "fp32",
     ) -> None:
         lib = _ffi.load(device, precision)
-        config, file = make_config(source, lib)
-        if vocab_size and file and vocab_size != config.V:
+        config, file, read = make_config(source, lib)
+        if vocab_size and (file or read) and vocab_size != config.V:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
         config.V = as_int("vocab_size", vocab_size) or config.V
         out = _ffi.ffi().new("llmc_model **")
@@ -74,6 +75,9 @@ class Model:
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
             self.tokenizer_bytes = read_section(lib, file, b"TOKENIZR")
+        elif read:
+            for name, x in read.tensors:  # one at a time: none is held twice
+                self.params[name] = x
         else:
             self._check(lib.llmc_model_init(self._handle, seed, init_std))
         self._check(lib.llmc_model_compress(self._handle, str(weights).encode()))

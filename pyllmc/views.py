@@ -144,6 +144,8 @@ class Arena:
             data = np.broadcast_to(np.asarray(values, np.float32), whole)
         except ValueError:
             raise InvalidArgument(f"{block} {name}: {np.shape(values)} does not fit {whole}") from None
+        if name == "wte":  # the padding of the vocabulary is 0
+            data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
         data = np.ascontiguousarray(data).reshape(len(layers), -1)
         for l, part in zip(layers, data):
             place = BLOCKS[block], list(self.rows).index(name), l, part.size

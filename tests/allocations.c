@@ -115,12 +115,12 @@ end:
     return rc;
 }
 
-static int tokenize(void) {
+static int tokenize_as(const char *path) {
     llmc_tokenizer *tokenizer = NULL, *again = NULL;
     int ids[64], rc;
     int64_t size;
     char text[64];
-    TRY(llmc_tokenizer_open(&tokenizer, in(data, "tokenizer.bin")));
+    TRY(llmc_tokenizer_open(&tokenizer, path));
     TRY(llmc_tokenizer_encode(tokenizer, "the cat", 7, ids, 64));
     TRY(llmc_tokenizer_decode(tokenizer, ids, rc, text, 64));
     const void *bytes = llmc_tokenizer_bytes(tokenizer, &size);
@@ -130,6 +130,9 @@ end:
     llmc_tokenizer_free(tokenizer);
     return rc;
 }
+
+static int tokenize(void) { return tokenize_as(in(data, "tokenizer.bin")); }
+static int tokenize_byte_pairs(void) { return tokenize_as(in(out, "vocab.bpe")); }
 
 static int read_tokens(const char *paths) {
     llmc_loader *loader = NULL;
@@ -211,8 +214,9 @@ int main(int argc, char **argv) {
     if (argc != 3) return 2;
     data = argv[1], out = argv[2];
     return fail_each_call("model", train_a_model) + fail_each_call("checkpoint", save_and_load) +
-                   fail_each_call("tokenizer", tokenize) + fail_each_call("folder", read_a_folder) +
-                   fail_each_call("glob", read_a_glob) + fail_each_call("trainer", run_and_resume)
+                   fail_each_call("tokenizer", tokenize) + fail_each_call("bpe", tokenize_byte_pairs) +
+                   fail_each_call("folder", read_a_folder) + fail_each_call("glob", read_a_glob) +
+                   fail_each_call("trainer", run_and_resume)
                ? 1
                : 0;
 }

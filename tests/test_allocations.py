@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ISAS
+from test_tokenizer_c import made_up_vocab_bpe
 
 from pyllmc import prepro
 
@@ -49,8 +50,9 @@ def test_every_allocation_may_fail(program, tmp_path):
     prepro.write_dataset(
         ["the cat sat on the mat", "a dog ran"] * 30, data, tokenizer="char", val_fraction=0.1
     )
+    (tmp_path / "vocab.bpe").write_bytes(made_up_vocab_bpe())
     done = subprocess.run([program, data, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = dict(re.findall(r"^(\w+): (\d+) calls$", done.stdout, re.M))
-    assert set(counts) == {"model", "checkpoint", "tokenizer", "folder", "glob", "trainer"}
+    assert set(counts) == {"model", "checkpoint", "tokenizer", "bpe", "folder", "glob", "trainer"}
     assert int(counts["trainer"]) > 60 and min(map(int, counts.values())) > 4, counts

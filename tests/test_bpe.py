@@ -16,7 +16,7 @@ import unicode_table
 from conftest import ffi, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_tokenizer_c import EOT, UNKNOWN, file_bytes
+from test_tokenizer_c import EOT, UNKNOWN, file_bytes, made_up_vocab_bpe
 from test_tokenizer_c import Tokenizer as InC
 
 from pyllmc import _ffi, bpe, vocabularies
@@ -193,6 +193,12 @@ def test_a_short_buffer_is_not_overrun(gpt2):
 
 
 # ---- the files
+
+
+def test_any_50000_merges_are_a_vocabulary():
+    python = Tokenizer.from_bytes(made_up_vocab_bpe(), "vocab.bpe")
+    assert (python.name, python.vocab_size, python.eot) == ("bpe", 50257, 50256)
+    assert InC(made_up_vocab_bpe()).encode("abcdé e".encode()) == python.encode("abcdé e")
 
 
 def test_vocab_bpe_becomes_a_tokenizer_bin_that_travels(gpt2, vocab_bpe, tmp_path):

@@ -26,6 +26,7 @@ COMMANDS = {
     "check": ["-m", "pyllmc.check", "--B=1", "--T=4"],
     "plot": ["-m", "pyllmc.plot", "runs/none"],
     "stories": ["-m", "pyllmc.stories", "--print=100000"],
+    "tokenizer": ["-m", "pyllmc.tokenizer", "info", "runs/none"],
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
     "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
 }
@@ -153,7 +154,7 @@ def test_without_a_package_it_is_one_line(name, tmp_path):
     assert done.stderr == f"{program_of(COMMANDS[name])}: {package} is not installed: pip install {package}\n"
 
 
-@pytest.mark.parametrize("name", ["sample", "chat", "grade", "plot", "prepro"])
+@pytest.mark.parametrize("name", ["sample", "chat", "grade", "plot", "tokenizer", "prepro"])
 def test_a_missing_file_is_one_line_and_5(name):
     done = run(COMMANDS[name])
     assert done.returncode == 5, done.stderr

@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+import tfwriter  # noqa: E402
+
 import pyllmc  # noqa: E402
 from pyllmc import bins, check, layout, options, prepro  # noqa: E402
+from pyllmc.convert.huggingface import BUFFERS  # noqa: E402
+from pyllmc.convert.state import MATRICES  # noqa: E402
 from pyllmc.layout import GPTConfig  # noqa: E402
 from pyllmc.trainer import Options  # noqa: E402
 
@@ -92,12 +96,12 @@ def test_against_transformers(gpt):
     c = gpt.config
     config = transformers.GPT2Config(vocab_size=c.vocab_size, n_positions=12, n_embd=24, n_layer=2, n_head=2)
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    state = {name: x.t() if name.endswith(reference.CONV1D) else x for name, x in gpt.state_dict().items()}
+    state = {name: x.t() if name.endswith(MATRICES) else x for name, x in gpt.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(
         {**state, "lm_head.weight": state["transformer.wte.weight"]}, strict=False
     )
     assert not unexpected
-    assert all(name.endswith(reference.BUFFERS) for name in missing)
+    assert all(name.endswith(BUFFERS) for name in missing)
     ids = torch.randint(0, 97, (2, 12))
     torch.testing.assert_close(gpt(ids)[0], theirs(ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -202,84 +206,60 @@ def test_the_debug_state(gpt, tmp_path):
     assert at == len(floats)
 
 
-# ---- Hugging Face's ----
+# ---- weights from elsewhere: tests/test_convert_in.py has them all ----
 
 
-HF_CONFIG = {
-    "model_type": "gpt2",
-    "vocab_size": 97,
-    "n_positions": 12,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 24,
-}
-
-
-def hf_state(gpt, prefix: str, masks: bool, head: bool) -> dict:
-    state = {}
-    for name, x in gpt.state_dict().items():
-        name = prefix + name[len("transformer.") :]
-        state[name] = (x.t() if name.endswith(reference.CONV1D) else x).contiguous()
-        if masks and name.endswith("c_attn.weight"):
-            state[name.replace("c_attn.weight", "bias")] = torch.ones(1, 1, 12, 12).tril().bool()
-            state[name.replace("c_attn.weight", "masked_bias")] = torch.tensor(-1e4)
-    if head:
-        state["lm_head.weight"] = state[prefix + "wte.weight"].clone()
-    return state
-
-
-def save_hf(folder: Path, state: dict, how: str, **config) -> str:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**HF_CONFIG, **config}))
-    if how == "bin":
-        torch.save(state, folder / "pytorch_model.bin")
-    else:
-        names = sorted(state)
-        for i, part in enumerate((names[::2], names[1::2]) if how == "shards" else (names,)):
-            pytest.importorskip("safetensors.torch").save_file(
-                {n: state[n] for n in part}, folder / f"model-{i}.safetensors"
-            )
+def save_hf(gpt, folder: Path) -> str:
+    transformers = pytest.importorskip("transformers")
+    c = gpt.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab_size,
+        n_positions=c.max_seq_len,
+        n_embd=c.n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+    )
+    theirs = transformers.GPT2LMHeadModel(config)
+    state = {name: x.t() if name.endswith(MATRICES) else x for name, x in gpt.state_dict().items()}
+    theirs.load_state_dict({**state, "lm_head.weight": state["transformer.wte.weight"]})
+    theirs.save_pretrained(folder)
     return str(folder)
 
 
-@pytest.mark.parametrize("how", ["safetensors", "shards", "bin"])
-@pytest.mark.parametrize(
-    "prefix, masks, head", [("transformer.", False, True), ("", True, False), ("transformer.", True, True)]
-)
-def test_weights_of_transformers(gpt, tmp_path, how, prefix, masks, head):
-    folder = save_hf(tmp_path / "hf", hf_state(gpt, prefix, masks, head), how)
-    assert same(reference.from_folder(folder), gpt)
+def model_of(*arguments: str):
+    return reference.load_model(reference.parse(list(arguments)))
 
 
-def test_weights_that_are_not_a_gpt2s(gpt, tmp_path):
-    state = hf_state(gpt, "transformer.", False, True)
-    folder = tmp_path / "hf"
-    untied = {**state, "lm_head.weight": state["lm_head.weight"] + 1}
-    missing = {name: x for name, x in state.items() if "ln_f" not in name}
-    for weights, config, reason in (
-        (untied, {}, "lm_head.weight is not the embedding"),
-        (missing, {}, "2 tensors differ, the first is transformer.ln_f.bias"),
-        ({**state, "transformer.extra": torch.ones(1)}, {}, "the first is transformer.extra"),
-        (state, {"vocab_size": 98}, "transformer.wte.weight"),
-        (state, {"activation_function": "relu"}, "activation_function='relu'"),
-        (state, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
-        (state, {"model_type": "gpt_neo"}, "model_type='gpt_neo'"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            reference.from_folder(save_hf(folder, weights, "bin", **config))
-    with pytest.raises(ValueError, match=r"has no config\.json"):
-        reference.from_folder(str(tmp_path))
-    save_hf(folder, state, "bin")
-    (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ValueError, match="has neither"):
-        reference.from_folder(str(folder))
+def test_a_folder_of_transformers(gpt, tmp_path):
+    assert same(model_of(f"--model={save_hf(gpt, tmp_path / 'hf')}"), gpt)
 
 
-def test_the_hub_is_asked_for_what_is_needed(gpt, tmp_path, monkeypatch):
+def test_it_needs_no_compiled_code(gpt, tmp_path):
+    folder = save_hf(gpt, tmp_path / "hf")
+    code = f"""
+import sys
+sys.modules["cffi"] = None
+import train_gpt2
+assert train_gpt2.main(["--model={folder}", "--max_steps=0", "--export={tmp_path / "out.bin"}"]) == 0
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert same(reference.read_model(str(tmp_path / "out.bin")), gpt)
+
+
+def test_other_files_of_the_engine(gpt, tmp_path):
+    path = tmp_path / "model.bin"
+    reference.write_model(gpt, str(path))
+    folder = tfwriter.write(tmp_path / "124M", tfwriter.random_tensors(CONFIG), n_head=2)
+    assert model_of(f"--model={folder}").config == CONFIG
+    assert same(model_of(f"--model={path}"), gpt)
+
+
+def test_openais_names_are_the_hubs(gpt, tmp_path, monkeypatch):
     hub, asked = pytest.importorskip("huggingface_hub"), []
-    folder = save_hf(tmp_path / "hf", hf_state(gpt, "", False, False), "safetensors")
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: asked.append(name) or folder)
-    assert same(reference.from_hub("gpt2-xl"), gpt)
+    folder = save_hf(gpt, tmp_path / "hf")
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or folder)
+    assert same(model_of("--model=gpt2-xl"), gpt)
     assert asked == ["openai-community/gpt2-xl"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 
@@ -12,7 +13,7 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import _ffi, tokenizer
+from pyllmc import _ffi, bpe, tokenizer
 from pyllmc.files import DataError
 from pyllmc.vocabularies import train
 
@@ -26,6 +27,13 @@ def file_bytes(pieces, eot=None, kind=LONGEST, magic=20240328, version=2, n=None
     eot = len(pieces) - 1 if eot is None else eot
     head = [magic, version, len(pieces) if n is None else n, eot, kind]
     return struct.pack("<256i", *head, *[0] * 251) + b"".join(bytes([len(p)]) + p for p in pieces)
+
+
+def made_up_vocab_bpe() -> bytes:
+    """As many merges as GPT-2 has, each of two bytes."""
+    pairs = itertools.product(bpe.PRINTABLE.values(), repeat=2)
+    lines = [" ".join(pair) for pair in itertools.islice(pairs, bpe.MERGES)]
+    return "\n".join(["#version: 0.2", *lines, ""]).encode()
 
 
 class Tokenizer:

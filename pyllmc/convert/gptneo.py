@@ -1,0 +1,80 @@
+"""GPT-Neo as a GPT-2 whose odd layers are banded: q, k and v in one, without biases, and scores that are not scaled.
+
+EleutherAI's GPT-Neo takes the softmax of q k^T itself; q times sqrt(head size) makes this engine's 1/sqrt(head size) undo
+that. Its local layers see the keys i - window < j <= i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pyllmc.convert.state import Recipe, Shape, make_config, plain, targets, zeros
+from pyllmc.files import MalformedFile
+from pyllmc.layout import GPTConfig
+
+
+def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
+    """ "global" or "local" for every layer."""
+    kinds: list[str] = []
+    try:
+        for pattern, times in said["attention_types"]:
+            kinds += list(pattern) * min(int(times), L)
+    except (KeyError, TypeError, ValueError):
+        raise MalformedFile(
+            f"{origin}: attention_types is no list of [[kinds], times]: copy it again"
+        ) from None
+    if len(kinds) != L:
+        raise MalformedFile(
+            f"{origin}: attention_types tells {len(kinds)} layers, num_layers {L}: copy it again"
+        )
+    return kinds
+
+
+def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
+    """The sizes of a GPTNeoConfig; refuses what a banded GPT-2 does not compute."""
+    from pyllmc.convert.huggingface import TANH, refuse_other
+
+    names = {"vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings", "n_layer": "num_layers"}
+    names.update(n_head="num_heads", n_embd="hidden_size")
+    refuse_other(origin, {**said, "activation_function": said.get("activation_function", TANH[0])})
+    for name in names.values():
+        if name not in said:
+            raise MalformedFile(f"{origin} lacks {name}: it is not a GPT-Neo's")
+    made = make_config(origin, {ours: said[theirs] for ours, theirs in names.items()})
+    if said.get("intermediate_size") not in (None, 4 * made.n_embd):
+        raise MalformedFile(
+            f"{origin}: intermediate_size={said['intermediate_size']!r}, expected {4 * made.n_embd}"
+        )
+    kinds = layer_kinds(origin, said, made.n_layer)
+    if "local" not in kinds:
+        return made
+    if any(kind != ("global", "local")[layer % 2] for layer, kind in enumerate(kinds)):
+        raise MalformedFile(
+            f"{origin}: layers are {', '.join(map(str, kinds[:4]))} ...; global and local must take turns"
+        )
+    window = said.get("window_size", 256)
+    sizes = {**vars(made), "window": window}
+    return make_config(origin, sizes)
+
+
+def joined(name: str, C: int, head_size: int) -> Recipe:
+    """The rows of q, scaled, then k, then v: (3C, C)."""
+    import numpy as np
+
+    stem = name.replace("c_attn.weight", "attention.")
+    sources = tuple((f"{stem}{part}_proj.weight", (C, C)) for part in "qkv")
+    return Recipe(sources, lambda q, k, v: np.concatenate([q * np.float32(math.sqrt(head_size)), k, v]))
+
+
+def recipe(name: str, shape: Shape, config: GPTConfig) -> Recipe:
+    if name.endswith("attn.c_attn.weight"):
+        return joined(name, config.n_embd, config.n_embd // config.n_head)
+    if name.endswith("attn.c_attn.bias"):
+        return zeros(shape)
+    return plain(name.replace("attn.c_proj", "attn.attention.out_proj"), shape)
+
+
+def recipes(config: GPTConfig) -> dict[str, Recipe]:
+    return {name: recipe(name, shape, config) for name, shape in targets(config)}

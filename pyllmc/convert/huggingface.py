@@ -1,0 +1,240 @@
+"""Hugging Face's folders, old and new: config.json with *.safetensors or pytorch_model*.bin; GPT-2 and GPT-Neo.
+
+Formats: docs of transformers (GPT2Config, GPTNeoConfig), of safetensors, and the index.json of sharded checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllmc.convert import gptneo
+from pyllmc.convert.state import (
+    MATRICES,
+    Recipe,
+    Tensor,
+    Weights,
+    build,
+    check,
+    make_config,
+    plain,
+    renamed,
+    targets,
+    turned,
+)
+from pyllmc.files import FileFailure, MalformedFile, need, reading
+from pyllmc.layout import GPTConfig
+
+HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # causal masks
+TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# what GPT-2 computes, by keys whose absence means the same
+FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_function": TANH,
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; MalformedFile if it is none."""
+    try:
+        with reading(str(path)):
+            found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise MalformedFile(f"{path} is not JSON ({error}): copy it again") from None
+    if not isinstance(found, dict):
+        raise MalformedFile(f"{path} is not a JSON object: copy it again")
+    return found
+
+
+# ---- config.json ----
+
+
+def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
+    """What this engine would compute otherwise."""
+    for key, allowed in FIXED.items():
+        found = config.get(key, allowed[0])
+        if found not in allowed:
+            raise MalformedFile(
+                f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: another kind of model"
+            )
+
+
+def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:
+    """The sizes of a GPT2Config."""
+    refuse_other(origin, config)
+    inner = config.get("n_inner")
+    sizes = {key: config.get(key) for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    sizes["max_seq_len"] = config.get("n_positions") or config.get("n_ctx")
+    lacks = [key for key, value in sizes.items() if value is None]
+    if lacks:
+        key = "n_positions" if lacks[0] == "max_seq_len" else lacks[0]
+        raise MalformedFile(f"{origin} lacks {key}: it is not a GPT-2's")
+    made = make_config(origin, sizes)
+    if inner not in (None, 4 * made.n_embd):
+        raise MalformedFile(f"{origin}: n_inner={inner!r}, expected {4 * made.n_embd}: another kind of model")
+    return made
+
+
+def gpt2_recipes(config: GPTConfig) -> dict[str, Recipe]:
+    return {
+        name: (turned if name.endswith(MATRICES) else plain)(name, shape) for name, shape in targets(config)
+    }
+
+
+Kind = tuple[Callable[[str, Any], GPTConfig], Callable[[GPTConfig], dict[str, Recipe]], str]
+KINDS: dict[str, Kind] = {
+    "gpt2": (gpt2_config, gpt2_recipes, "GPT-2"),
+    "gpt_neo": (gptneo.config, gptneo.recipes, "GPT-Neo"),
+}
+
+
+def kind_of(config: Mapping[str, Any], origin: str) -> Kind:
+    kind = config.get("model_type", "gpt2")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise MalformedFile(f"{origin}: it is a {kind}, not a GPT-2; {' and '.join(KINDS)} are read")
+    return KINDS[kind]
+
+
+# ---- the tensors ----
+
+
+def bfloat16(path: Path, name: str) -> Any:
+    """A tensor that numpy has no type for, from where the header, which safetensors has checked, says it lies."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(size))[name]["data_offsets"]
+        file.seek(8 + size + begin)
+        raw = np.frombuffer(file.read(end - begin), "<u2")
+    return (raw.astype("<u4") << 16).view("<f4")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, each read when it is asked for."""
+    import numpy as np
+
+    library = need("safetensors", f"reading {path.name}")
+    try:
+        with reading(str(path)):
+            opened = library.safe_open(str(path), framework="numpy")
+    except library.SafetensorError as error:
+        raise MalformedFile(f"{path} is damaged ({error}): copy it again") from None
+
+    def read(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+        with reading(str(path)), np.errstate(over="ignore"):
+            if dtype == "BF16":
+                return bfloat16(path, name).reshape(shape)
+            return opened.get_tensor(name).astype(np.float32, copy=False)
+
+    found = {}
+    for name in opened.keys():
+        part = opened.get_slice(name)
+        dtype, shape = part.get_dtype(), tuple(part.get_shape())
+        found[name] = Tensor(shape, DTYPES.get(dtype, dtype), functools.partial(read, name, dtype, shape))
+    return found
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    from pyllmc.convert import pytorch
+
+    return pytorch.tensors(path, pytorch.read(path))
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index.json names."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise MalformedFile(f"{index} has no weight_map from tensors to files: copy it again")
+    for name in sorted(set(files.values())):
+        if Path(name).name != name:
+            raise MalformedFile(f"{index} names the file {name!r}, which is not in its folder: copy it again")
+        if not (index.parent / name).exists():
+            raise FileFailure(f"{index.parent / name} is missing, which {index.name} names: copy it too")
+    return [index.parent / name for name in sorted(set(files.values()))]
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The weights of a folder: safetensors first, which cannot hold code."""
+    for whole, several in (
+        ("model.safetensors", "*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model*.bin"),
+    ):
+        if (folder / f"{whole}.index.json").exists():
+            return shards(folder / f"{whole}.index.json")
+        if (folder / whole).exists():
+            return [folder / whole]
+        if found := sorted(folder.glob(several)):
+            return found
+    raise MalformedFile(f"{folder} has neither *.safetensors nor pytorch_model*.bin: download them too")
+
+
+def rename(name: str) -> str:
+    """With "transformer.", as in the model with a head; "" for a mask."""
+    if name.endswith(BUFFERS):
+        return ""
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+
+
+def open_files(folder: Path, files: list[Path], what: str) -> Weights:
+    origin = str(folder / "config.json")
+    said = read_json(folder / "config.json")
+    config_of, recipes_of, kind = kind_of(said, origin)
+    config = config_of(origin, said)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        part = read_file(file)
+        if twice := state.keys() & part.keys():
+            raise MalformedFile(f"{file} has {min(twice)}, which another file has too: copy them again")
+        state.update(part)
+    where = str(files[0] if len(files) == 1 else folder)
+    state = renamed(where, state, rename)
+    recipes = recipes_of(config)
+    check(where, recipes, state)
+    return Weights(f"{what}, {kind}", config, build(where, recipes, state))
+
+
+def open_folder(folder: Path) -> Weights:
+    if not (folder / "config.json").exists():
+        raise MalformedFile(f"{folder} has no config.json: a folder saved by transformers is needed")
+    return open_files(folder, find_files(folder), "Hugging Face folder")
+
+
+def open_file(path: Path) -> Weights:
+    """One file, its config.json beside it."""
+    if not (path.parent / "config.json").exists():
+        raise MalformedFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
+    return open_files(path.parent, [path], f"{path.suffix[1:]} file")
+
+
+# ---- the hub ----
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder of a model of the hub, downloaded once; pickles only where there is nothing better."""
+    hub = need("huggingface_hub", f"{name}, which is no file here and may be on the hub,")
+    repository = f"openai-community/{name}" if name in HUB_MODELS else name
+    try:
+        for kind in ("model*.safetensors", "pytorch_model*.bin"):
+            patterns = ["config.json", kind, f"{kind.replace('*', '')}.index.json"]
+            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+            if any(folder.glob(kind)):
+                break
+        return folder
+    except Exception as error:  # the hub's errors have no common base
+        reason = str(error).partition("\n")[0]
+        raise FileFailure(
+            f"{name} is neither a path here nor can it be downloaded ({reason}): give the path of a folder that has it"
+        ) from None

@@ -1,0 +1,268 @@
+"""What torch.save wrote: nanoGPT's checkpoints, minGPT's state dicts, new and old. Pickles are never executed."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllmc import layout
+from pyllmc.convert.state import (
+    MATRICES,
+    Recipe,
+    Tensor,
+    Weights,
+    build,
+    check,
+    first_rows,
+    make_config,
+    plain,
+    refuse_llama,
+    renamed,
+    targets,
+    turned,
+    zeros,
+)
+from pyllmc.files import MalformedFile, explain_os_errors, need
+from pyllmc.layout import GPTConfig
+
+GPT2_V, NANOGPT_V = 50257, 50304  # GPT-2's vocabulary, and what nanoGPT rounds it up to
+EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"
+
+
+class WeightsWarning(UserWarning):
+    """What should be known of weights that are read all the same."""
+
+
+def read(path: Path) -> Any:
+    """What is in the file, where that is tensors, numbers, texts and containers of them; anything else is refused."""
+    torch = need("torch", f"reading {path.name}, a pickle,")
+    warnings.warn(
+        f"{path} is a pickle, read with PyTorch's restricted reader, which runs none of its code; "
+        "safetensors are safer",
+        WeightsWarning,
+        stacklevel=2,
+    )
+    try:
+        with explain_os_errors("read", str(path), "copy it again"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
+    except MalformedFile:
+        raise
+    except Exception as error:
+        raise explained(path, error) from None
+
+
+def explained(path: Path, error: Exception) -> Exception:
+    """torch's many words in one line."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"GLOBAL (\S+)|global (\S+\.\S+) was not an allowed", str(error))
+    if code:
+        return MalformedFile(
+            f"{path} holds code or an object of its own ({code[1] or code[2]}), which was not run: "
+            "save the state dict alone"
+        )
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    return MalformedFile(f"{path} is not what torch.save writes, or damaged ({reason}): copy it again")
+
+
+def as_array(x: Any) -> Any:
+    """A copy in float32: the file, which may be mapped, is let go."""
+    return x.detach().float().numpy().copy()
+
+
+def tensors(path: Path, state: Any) -> dict[str, Tensor]:
+    """A state dict as tensors to be read."""
+    import torch
+
+    if not isinstance(state, Mapping) or not state:
+        raise MalformedFile(
+            f"{path} holds a {type(state).__name__}, expected a dict of tensors: save the state dict"
+        )
+    found = {}
+    for name, x in state.items():
+        if not isinstance(name, str) or not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+            raise MalformedFile(
+                f"{path}: {name!r} is a {type(x).__name__}, no plain tensor: save the state dict alone"
+            )
+        dtype = str(x.dtype).partition(".")[2]
+        found[name] = Tensor(tuple(x.shape), dtype, functools.partial(as_array, x))
+    return found
+
+
+def stripped(name: str) -> str:
+    """Without what torch.compile and DistributedDataParallel put before a name; "" for a causal mask."""
+    name = re.sub(r"^(_orig_mod\.|module\.)+", "", name)
+    return "" if re.search(r"\.attn\.(bias|masked_bias|mask)$", name) else name
+
+
+def finish(path: Path, what: str, recipes: dict[str, Recipe], config: GPTConfig, state: dict[str, Tensor],
+           notes: Iterable[str] = (), head: str = "lm_head.weight") -> Weights:  # fmt: skip
+    check(str(path), recipes, state, head)
+    for note in notes:
+        warnings.warn(f"{path}: {note}", WeightsWarning, stacklevel=2)
+    return Weights(what, config, build(str(path), recipes, state, head), tuple(notes))
+
+
+# ---- nanoGPT: {"model": state dict, "model_args": {...}, ...} ----
+
+
+def nanogpt_recipe(name: str, shape: tuple[int, ...], V: int, bias: bool) -> Recipe:
+    if name.endswith(".bias") and not bias:
+        return zeros(shape)
+    return first_rows(name, shape, V) if name == "transformer.wte.weight" else plain(name, shape)
+
+
+def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) -> Weights:
+    """Without biases they are 0. Of a vocabulary of 50304 the ids past GPT-2's 50257 mean nothing and are left out."""
+    refuse_llama(str(path), state)
+    names = {
+        "vocab_size": "vocab_size",
+        "max_seq_len": "block_size",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+    }
+    names["n_embd"] = "n_embd"
+    for name in names.values():
+        if name not in said:
+            raise MalformedFile(f"{path}: model_args lacks {name}: it is not nanoGPT's")
+    config = make_config(f"{path}: model_args", {ours: said[theirs] for ours, theirs in names.items()})
+    notes, V = [EXACT_GELU], config.vocab_size
+    if V == NANOGPT_V:
+        config = make_config(str(path), {**vars(config), "vocab_size": GPT2_V})
+        notes.append(f"the vocabulary of {V} is GPT-2's {GPT2_V} rounded up: the ids past it are left out")
+    bias = said.get("bias", True)
+    recipes = {name: nanogpt_recipe(name, shape, V, bool(bias)) for name, shape in targets(config)}
+    return finish(
+        path, f"nanoGPT checkpoint{'' if bias else ' without biases'}", recipes, config, state, notes
+    )
+
+
+# ---- minGPT: a state dict alone, which does not tell the heads ----
+
+
+def heads_said(path: Path) -> Any:
+    """n_head of the config.json that minGPT writes beside its model, or of the model_type named there; 0 if unknown."""
+    from pyllmc.convert.huggingface import read_json
+
+    beside = path.parent / "config.json"
+    if not beside.exists():
+        return 0
+    said = read_json(beside)
+    said = said["model"] if isinstance(said.get("model"), dict) else said
+    if said.get("n_head"):
+        return said["n_head"]
+    try:
+        return layout.config_of(str(said.get("model_type")), fallback=1).n_head
+    except ValueError:
+        return 0
+
+
+def heads_of(path: Path, L: int, C: int) -> tuple[Any, tuple[str, ...]]:
+    """n_head, and how it is known where the file's folder does not say."""
+    if said := heads_said(path):
+        return said, ()
+    known = layout.known_heads(L, C)
+    if len(known) != 1:
+        raise MalformedFile(
+            f"{path} does not tell the number of heads of its {L} layers of {C} channels: "
+            'put a config.json with {"n_head": ...} beside it'
+        )
+    return min(known), (f"n_head={min(known)} is that of the known model of {L} layers and {C} channels",)
+
+
+def layer_count(names: Iterable[str], pattern: str) -> int:
+    """Layers that are named without a gap."""
+    layers = {int(found[1]) for name in names if (found := re.match(pattern, name))}
+    return next(n for n in range(len(layers) + 1) if n not in layers)
+
+
+def sizes_of(
+    path: Path, state: Mapping[str, Tensor], wte: str, wpe: str, layers: str
+) -> tuple[GPTConfig, tuple[str, ...]]:
+    """The sizes that the shapes of the two embeddings and the names of the layers tell."""
+    refuse_llama(str(path), state)
+    for name in (wte, wpe):
+        if name not in state:
+            raise MalformedFile(f"{path} lacks {name}: it is no GPT-2 that is known here (nanoGPT, minGPT)")
+    V, T = state[wte].shape[:-1], state[wpe].shape[:-1]
+    if len(V) != 1 or len(T) not in (1, 2):
+        raise MalformedFile(f"{path}: {wte} has the shape {state[wte].shape}, expected (V, C)")
+    L, C = layer_count(state, layers), state[wte].shape[-1]
+    n_head, notes = heads_of(path, L, C)
+    sizes = {"vocab_size": V[0], "max_seq_len": T[-1], "n_layer": L, "n_head": n_head, "n_embd": C}
+    return make_config(str(path), sizes), notes
+
+
+def open_mingpt(path: Path, state: dict[str, Tensor]) -> Weights:
+    """Of nn.Linear, as minGPT saves them, or of Conv1D, as GPT-2's first port did."""
+    state = renamed(
+        str(path), state, lambda n: n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}"
+    )
+    config, notes = sizes_of(
+        path, state, "transformer.wte.weight", "transformer.wpe.weight", r"transformer\.h\.(\d+)\."
+    )
+    C, first = config.n_embd, state.get("transformer.h.0.attn.c_attn.weight")
+    conv1d = first is not None and first.shape == (C, 3 * C)
+    recipes = {
+        name: (turned if conv1d and name.endswith(MATRICES) else plain)(name, shape)
+        for name, shape in targets(config)
+    }
+    return finish(
+        path, f"state dict of GPT-2 ({'Conv1D' if conv1d else 'nn.Linear'})", recipes, config, state, notes
+    )
+
+
+OLD_NAMES = {  # of minGPT in 2020
+    "ln_1": "ln1",
+    "ln_2": "ln2",
+    "attn.c_proj": "attn.proj",
+    "mlp.c_fc": "mlp.0",
+    "mlp.c_proj": "mlp.2",
+}
+
+
+def old_recipe(name: str, shape: tuple[int, ...]) -> Recipe:
+    import numpy as np
+
+    if name == "transformer.wpe.weight":
+        return Recipe((("pos_emb", (1, *shape)),), lambda x: x[0])
+    if name == "transformer.wte.weight":
+        return plain("tok_emb.weight", shape)
+    old = re.sub(r"^transformer\.(h\.(?=\d))?", lambda found: "blocks." if found[1] else "", name)
+    if ".c_attn." in old:
+        stem, part = old.split("c_attn")
+        each = (shape[0] // 3, *shape[1:])
+        sources = tuple((f"{stem}{which}{part}", each) for which in ("query", "key", "value"))
+        return Recipe(sources, lambda q, k, v: np.concatenate([q, k, v]))
+    for new, its in OLD_NAMES.items():
+        old = old.replace(f".{new}.", f".{its}.")
+    return plain(old, shape)
+
+
+def open_old_mingpt(path: Path, state: dict[str, Tensor]) -> Weights:
+    config, notes = sizes_of(path, state, "tok_emb.weight", "pos_emb", r"blocks\.(\d+)\.")
+    recipes = {name: old_recipe(name, shape) for name, shape in targets(config)}
+    return finish(
+        path, "state dict of minGPT in 2020", recipes, config, state, (EXACT_GELU, *notes), "head.weight"
+    )
+
+
+def open_file(path: Path) -> Weights:
+    found = read(path)
+    args = found.get("model_args") if isinstance(found, Mapping) else None
+    state = found["model"] if isinstance(args, Mapping) and "model" in found else found
+    opener: Callable[..., Weights] = open_mingpt
+    named = renamed(str(path), tensors(path, state), stripped)
+    if isinstance(args, Mapping):
+        return open_nanogpt(path, named, args)
+    if "tok_emb.weight" in named:
+        opener = open_old_mingpt
+    return opener(path, named)

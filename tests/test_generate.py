@@ -1,0 +1,206 @@
+"""Generation step by step: fed in pieces, cut, in turns with others, penalised; each time what a whole forward pass says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import ffi, lib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyllmc import GPTConfig, InvalidArgument, Model, _ffi
+
+SETTINGS = settings(max_examples=60, deadline=None, database=None)
+V, T = 33, 12
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = GPTConfig(vocab_size=V, max_seq_len=T, n_layer=2, n_head=2, n_embd=8)
+    made = Model(config, B=2, seed=3)
+    for name in made.params:
+        made.params[name][...] *= 12  # far from uniform
+    return made
+
+
+class Generation:
+    """Of one or more texts; ids as numpy arrays (b, n)."""
+
+    def __init__(self, model: Model, b: int = 1, **how) -> None:
+        self.model, self.b = model, b
+        out = ffi.new("llmc_generation **")
+        _ffi.check(lib, lib.llmc_generation_new(out, model._handle, b, ffi.new("llmc_sampling *", how)))
+        self.handle = ffi.gc(out[0], lib.llmc_generation_free)
+
+    def feed(self, ids) -> None:
+        ids = np.ascontiguousarray(np.reshape(ids, (self.b, -1)), np.int32)
+        pointer = ffi.cast("int *", ids.ctypes.data)
+        _ffi.check(lib, lib.llmc_generation_feed(self.handle, pointer, ids.shape[1]))
+
+    def next(self, n: int = 1) -> list[int]:
+        out, ids = ffi.new("int[]", self.b), []
+        for _ in range(n):
+            _ffi.check(lib, lib.llmc_generation_next(self.handle, out))
+            ids.append(list(out) if self.b > 1 else out[0])
+        return ids
+
+    def cut(self, start: int, end: int) -> None:
+        _ffi.check(lib, lib.llmc_generation_cut(self.handle, start, end))
+
+    @property
+    def ids(self) -> list[int]:
+        n = ffi.new("int *")
+        ids = lib.llmc_generation_ids(self.handle, 0, n)
+        return ffi.unpack(ids, n[0]) if n[0] else []
+
+
+def likeliest(model: Model, context: list[int]) -> int:
+    model.forward(np.array([context]))
+    return int(model.logits[0, len(context) - 1].argmax())
+
+
+def cached(model: Model) -> int:
+    """The tokens whose keys and values the last step found there."""
+    return int(model.acts["positions"][0])
+
+
+def test_generate_is_a_loop_over_it(model):
+    for how in (dict(temperature=0.0), dict(temperature=1.0, top_k=9, seed=5)):
+        generation = Generation(model, **how)
+        generation.feed([1, 2, 3])
+        assert generation.next(30) == model.generate([1, 2, 3], 30, **how)
+
+
+def test_what_was_read_is_not_read_again(model):
+    generation = Generation(model)
+    generation.feed([1, 2, 3])
+    generation.next(2)
+    assert cached(model) == 3
+    generation.feed([4, 5])  # the last id drawn and these two are new
+    generation.next()
+    assert cached(model) == 4 and len(generation.ids) == 8
+
+
+@SETTINGS
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(st.integers(0, V - 1), max_size=T + 5),
+            st.integers(1, 4),
+            st.tuples(st.integers(0, T), st.integers(0, T)),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_any_sequence_of_feeding_drawing_and_cutting(model, steps):
+    """Each id is the likeliest after the ids that are held, computed from scratch; forward passes lie in between."""
+    generation, held = Generation(model), [7]
+    generation.feed([7])
+    for step in steps:
+        if isinstance(step, list):
+            generation.feed(step)
+            fresh = step[-T:]
+            keep = max(T // 2, len(fresh)) if len(held) + len(fresh) > T else T
+            held = (held + fresh)[-keep:]
+        elif isinstance(step, tuple):
+            start, end = sorted(min(i, len(held)) for i in step)
+            if end - start == len(held):
+                continue
+            generation.cut(start, end)
+            del held[start:end]
+        else:
+            for id in generation.next(step):
+                assert id == likeliest(model, held)
+                held = [*(held if len(held) < T else held[T - T // 2 :]), id]
+        assert generation.ids == held
+
+
+def test_texts_that_take_turns_on_one_model(model):
+    """Each finds its keys and values overwritten, and reads again."""
+    how = dict(temperature=1.0, seed=3)
+    alone = [model.generate(prompt, 25, **how) for prompt in ([1, 2], [3])]
+    pair = Generation(model, **how), Generation(model, **how)
+    for generation, prompt in zip(pair, ([1, 2], [3])):
+        generation.feed(prompt)
+    together: list[list[int]] = [[], []]
+    for _ in range(25):
+        for ids, generation in zip(together, pair):
+            ids += generation.next()
+    assert together == alone
+
+
+def test_weights_that_change_are_read_again(model, tmp_path):
+    model.save(tmp_path / "m.ckpt")
+    generation = Generation(model)
+    generation.feed([1, 2, 3])
+    generation.next()
+    other = Model(tmp_path / "m.ckpt", B=2)
+    _ffi.check(lib, lib.llmc_model_load(model._handle, str(tmp_path / "m.ckpt").encode()))
+    assert generation.next() == [likeliest(other, generation.ids[:-1])]
+    assert cached(model) == 0
+
+
+def test_several_texts_each_as_if_alone(model):
+    generation = Generation(model, 2, temperature=1.0, seed=8)
+    generation.feed([[1, 2], [3, 4]])
+    first = generation.next(3)
+    generation.feed([[5], [6]])
+    rest = generation.next(20)
+    for i, (prompt, more) in enumerate((([1, 2], [5]), ([3, 4], [6]))):
+        alone = Generation(model, temperature=1.0, seed=8 + i)
+        alone.feed(prompt)
+        assert alone.next(3) == [ids[i] for ids in first]
+        alone.feed(more)
+        assert alone.next(20) == [ids[i] for ids in rest]
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
+def test_the_repetition_penalty_is_hugging_faces(model, penalty):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    rule = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    prompt = [1, 2, 2, 9]
+    ours = model.generate(prompt, 20, temperature=0.0, repetition_penalty=penalty)
+    held = list(prompt)
+    for id in ours:
+        model.forward(np.array([held]))
+        logits = torch.tensor(model.logits[0, len(held) - 1].copy())[None]
+        assert id == int(rule(torch.tensor([held]), logits).argmax())
+        held = [*(held if len(held) < T else held[T - T // 2 :]), id]
+    assert ours != model.generate(prompt, 20, temperature=0.0)
+    for off in (0.0, 1.0):
+        assert model.generate(prompt, 20, temperature=0.0, repetition_penalty=off) == model.generate(
+            prompt, 20, temperature=0.0
+        )
+
+
+def test_only_ids_that_are_known(model):
+    generation = Generation(model, temperature=50.0, vocab=5)
+    generation.feed([30])
+    assert set(generation.next(200)) == {0, 1, 2, 3, 4}
+    logits = ffi.new("float[]", [1, 2, 9])
+    assert lib.llmc_sample(logits, 3, ffi.new("llmc_sampling *", dict(vocab=2)), 0.5) == 1
+    assert lib.llmc_sample(logits, 3, ffi.new("llmc_sampling *", dict(vocab=7)), 0.5) == 2
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [(dict(repetition_penalty=-1), "repetition_penalty=-1"), (dict(repetition_penalty=np.inf), "repetition_penalty=inf"),
+     (dict(vocab=-1), "vocab=-1"), (dict(b=3), "3 prompts do not fit"), (dict(b=0), "0 prompts")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(model, how, says):
+    with pytest.raises(InvalidArgument, match=says):
+        Generation(model, **how)
+
+
+def test_misuse_is_refused(model):
+    generation = Generation(model)
+    with pytest.raises(InvalidArgument, match="empty prompt"):
+        generation.next()
+    with pytest.raises(InvalidArgument, match="33 is not in 0..32"):
+        generation.feed([33])
+    generation.feed([1, 2])
+    for start, end in ((-1, 1), (1, 0), (0, 3)):
+        with pytest.raises(InvalidArgument, match="not among the 2 held"):
+            generation.cut(start, end)
