@@ -5,14 +5,15 @@ Files called found-* are not made here: each is the input of a bug that fuzzing 
 
 from __future__ import annotations
 
-import math
-import os
 import struct
 import sys
 from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-sys.path.insert(0, str(CORPUS.parents[2]))
+sys.path[:0] = [str(CORPUS.parents[2]), str(CORPUS.parents[1])]
+
+import numpy as np  # noqa: E402
+import tfwriter  # noqa: E402
 
 from pyllmc import bins, layout  # noqa: E402
 
@@ -89,75 +90,14 @@ def models() -> dict[str, bytes]:
 # ---- TensorFlow checkpoints ----
 
 
-def varint(n: int) -> bytes:
-    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+def zeros(V: int, T: int, L: int, C: int) -> dict[str, np.ndarray]:
+    config = layout.GPTConfig(vocab_size=V, max_seq_len=T, n_layer=L, n_head=1, n_embd=C)
+    return {name: np.zeros_like(x) for name, x in tfwriter.random_tensors(config).items()}
 
 
-def message(*fields: tuple[int, int | bytes]) -> bytes:
-    """A protocol buffer: {number: varint or what has a length}."""
-    made = b""
-    for number, value in fields:
-        made += (
-            varint(number << 3) + varint(value)
-            if isinstance(value, int)
-            else varint(number << 3 | 2) + varint(len(value)) + value
-        )
-    return made
-
-
-def masked_crc32c(data: bytes) -> bytes:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-TF_LAYER = {  # of C channels; a matrix has a leading 1 (OpenAI's convolutions)
-    "attn/c_attn/b": (3,),
-    "attn/c_attn/w": (1, 1, 3),
-    "attn/c_proj/b": (1,),
-    "attn/c_proj/w": (1, 1, 1),
-    "ln_1/b": (1,),
-    "ln_1/g": (1,),
-    "ln_2/b": (1,),
-    "ln_2/g": (1,),
-    "mlp/c_fc/b": (4,),
-    "mlp/c_fc/w": (1, 1, 4),
-    "mlp/c_proj/b": (1,),
-    "mlp/c_proj/w": (1, 4, 1),
-}
-
-
-def tf_tensors(L: int, C: int, V: int, T: int) -> dict[str, tuple[int, ...]]:
-    """name -> shape, in the order of the data."""
-    shapes = {}
-    for layer in sorted(range(L), key=str):
-        for name, shape in TF_LAYER.items():
-            shapes[f"model/h{layer}/{name}"] = tuple(
-                n * C if i or len(shape) == 1 else n for i, n in enumerate(shape)
-            )
-    return shapes | {"model/ln_f/b": (C,), "model/ln_f/g": (C,), "model/wpe": (T, C), "model/wte": (V, C)}
-
-
-def tf_entry(key: bytes, value: bytes, shared: int = 0) -> bytes:
-    return varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-
-
-def tf_index(shapes: dict[str, tuple[int, ...]], second: str = "") -> tuple[bytes, bytes, int]:
-    """The entries of two blocks, of which the second begins with that name, for zeros; and the bytes of the data."""
-    blocks, at, last = [tf_entry(b"", message((1, 1), (3, message((1, 1))))), b""], 0, b""
-    for name, shape in shapes.items():
-        size, key = 4 * math.prod(shape), name.encode()
-        dims = b"".join(message((2, message((1, n)))) for n in shape)
-        crc = bytes([6 << 3 | 5]) + masked_crc32c(bytes(size))
-        in_second = bool(blocks[1]) or name == second
-        shared = len(os.path.commonprefix([key, last])) if name != second else 0
-        blocks[in_second] += tf_entry(key, message((1, 1), (2, dims), (4, at), (5, size)) + crc, shared)
-        at, last = at + size, key
-    return blocks[0], blocks[1], at
+def tf_block(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """Without its restart: the target makes that."""
+    return tfwriter.block(entries, restart_every=len(entries))[:-8]
 
 
 def tf(hparams: str, index: bytes, size: int, data: bytes = b"", how: int = 0, second: bytes = b"") -> bytes:
@@ -168,24 +108,29 @@ def tf(hparams: str, index: bytes, size: int, data: bytes = b"", how: int = 0, s
 
 def tf_checkpoints() -> dict[str, bytes]:
     one = '{"n_head": 1}'
-    small, _, size = tf_index(tf_tensors(1, 1, 3, 2))
-    layers, others, more = tf_index(tf_tensors(11, 2, 2, 2), "model/h10/attn/c_attn/b")
+    small = tfwriter.index_entries(zeros(3, 2, 1, 1))
+    size = sum(x.nbytes for x in zeros(3, 2, 1, 1).values())
+    layers = tfwriter.index_entries(zeros(2, 2, 11, 2))
+    more = sum(x.nbytes for x in zeros(2, 2, 11, 2).values())
+    foreign = [(b"model/x", tfwriter.tensor_entry((1,), size, bytes(4)))]
+    long_names = [(b"m" * 300, b""), (b"m" * 299 + b"n", b"")]
     whole = '{"n_vocab": 3, "n_ctx": 2, "n_embd": 1, "n_head": 1, "n_layer": 1}'
     return {
-        "small": tf(one, small, size),
-        "eleven-layers": tf('{"n_head" : 2 }', layers, more, second=others),
-        "foreign-tensor": tf(one, small, size, second=tf_entry(b"model/x", message((1, 1)))),
-        "without-second": tf(one, layers, more),
-        "no-heads": tf("", small, size),
-        "not-the-data": tf(one, small, size, data=b"\0\0\x80\x3f"),
-        "too-much-data": tf(one, small, size + 4),
-        "other-hparams": tf(whole.replace("3", "4"), small, size),
-        "bad-hparams": tf('{"n_head": 1e5, "n_ctx": -3}', small, size),
+        "small": tf(one, tf_block(small), size),
+        "eleven-layers": tf('{"n_head" : 2 }', tf_block(layers[:40]), more, second=tf_block(layers[40:])),
+        "foreign-tensor": tf(one, tf_block(small), size + 4, second=tf_block(foreign)),
+        "without-second": tf(one, tf_block(layers[:40]), more),
+        "as-is": tf(one, tfwriter.table(small, per_block=6), size, how=AS_IS),
+        "no-heads": tf("", tf_block(small), size),
+        "not-the-data": tf(one, tf_block(small), size, data=b"\0\0\x80\x3f"),
+        "too-much-data": tf(one, tf_block(small), size + 4),
+        "other-hparams": tf(whole.replace("3", "4"), tf_block(small), size),
+        "bad-hparams": tf('{"n_head": 1e5, "n_ctx": -3}', tf_block(small), size),
         "by-size": tf(whole, b"", size, how=NO_INDEX),
         "by-size-many-layers": tf(whole.replace('r": 1', 'r": 99999999'), b"", size, how=NO_INDEX),
         "by-size-released": tf("", b"", 0, how=NO_INDEX),
-        "long-names": tf(one, tf_entry(b"m" * 300, b"") + tf_entry(b"m" * 299 + b"n", b"", 299), size),
-        "raw": tf(one, b"\0" * 40 + struct.pack("<Q", 0xDB4775248B80FB57), size, how=AS_IS),
+        "long-names": tf(one, tf_block(long_names), size),
+        "raw": tf(one, b"\0" * 40 + struct.pack("<Q", tfwriter.MAGIC), size, how=AS_IS),
     }
 
 
