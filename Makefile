@@ -163,13 +163,19 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so $(PYTEST_RUN) $(PYTEST)
 
-# ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to tests/fuzz/driver.c ----
+# ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to $(BUILD)/driver.o ----
 
 FUZZ_SECONDS ?= 60
 FUZZ_MAIN    ?= -fsanitize=fuzzer
-$(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h $(filter %.c,$(FUZZ_MAIN)) $(OBJECTS)
+$(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefile
+	@mkdir -p $(@D)
+	@echo "  cc $<"
+	$(Q)$(CC) $(CFLAGS) -Icsrc -c $< -o $@
+
+.PRECIOUS: $(BUILD)/fuzz_%.o
+$(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)
 	@echo "  ld $@"
-	$(Q)$(CC) $(CFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(OBJECTS) -lm $(LDFLAGS) $(filter-out %.c,$(FUZZ_MAIN))
+	$(Q)$(CC) -o $@ $^ -lm $(LDFLAGS) $(filter-out %.o,$(FUZZ_MAIN))
 
 fuzz: ## every parser on FUZZ_SECONDS=60 of inputs each that libFuzzer makes up; needs clang
 	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(PYTHON) tests/fuzz/run.py --seconds=$(FUZZ_SECONDS) $(FUZZ)

@@ -18,12 +18,21 @@ sys.path.insert(0, str(ROOT / "tests/fuzz"))
 import make_corpus  # noqa: E402
 import run as fuzz  # noqa: E402
 
-RUNS = {"vocab": 200, "options": 800, "writer": 1500, "bpe": 1500, "model": 1500, "tf": 3000}  # of mutations
+RUNS = {
+    "vocab": 200,
+    "chat": 300,
+    "options": 800,
+    "writer": 1500,
+    "bpe": 1500,
+    "model": 1500,
+    "tf": 3000,
+}  # of mutations
 COPIED = ("Makefile", "csrc", "cuda", "tests/fuzz")
 
 # What is taken out of a copy of the library, and a word of the finding that the target must make then.
 PLANTED = {
     "bpe": ("bpe.c", r"if \(child \+ 1 < w->waiting && .*child\+\+;", "", "memcmp(ids, plain"),
+    "chat": ("chat.c", r"line \+ 1, n - 1", "line, n", "expect_no_line_of"),
     "config": ("config.c", r"params < 1e14", "1", "layout.c"),
     "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "find_nonfinite(blocks"),
     "options": ("options.c", r"CHECK\(n < \*left", "CHECK(1", "options.c"),
@@ -109,22 +118,11 @@ def test_hangs_leaks_and_large_requests_are_findings(built, tmp_path):
         }
         """
     )
-    objects = [path for path in built.rglob("*.o") if path.name != "main.o" and path.name != "chat_main.o"]
-    files = [source, ROOT / "tests/fuzz/fuzz.c", ROOT / "tests/fuzz/driver.c", *objects]
     program = tmp_path / "naughty"
-    command = [
-        "cc",
-        "-g",
-        "-I",
-        ROOT / "tests/fuzz",
-        "-I",
-        ROOT / "csrc",
-        *fuzz.SANITIZE.split(),
-        *files,
-        "-lm",
-        "-o",
-    ]
-    subprocess.run([*command, program], check=True)
+    objects = [path for path in built.rglob("*.o") if not path.name.startswith("fuzz_")]
+    headers = ["-I", ROOT / "tests/fuzz", "-I", ROOT / "csrc"]
+    command = ["cc", "-g", *headers, *fuzz.SANITIZE.split(), source, *objects, "-lm", "-o", program]
+    subprocess.run(command, check=True)
     for letter, told in {
         "h": "too long",
         "l": "memory leaks",

@@ -116,14 +116,19 @@ const char *fuzz_path(int which, Input file) {
     return paths[which];
 }
 
-const char *fuzz_link(int which, const char *name) {
+const char *fuzz_place(int which, const char *name) {
     static char path[3][512];
     const char *tmp = getenv("TMPDIR");
     const int folder = snprintf(path[which], 256, "%s/fuzz", tmp ? tmp : "/tmp");
     fuzz_expect(folder < 256 && (mkdir(path[which], 0700) == 0 || errno == EEXIST));
     snprintf(path[which] + folder, 256, "/%s", name);
-    fuzz_expect(symlink(fuzz_path(which, (Input){NULL, 0}), path[which]) == 0 || errno == EEXIST);
     return path[which];
+}
+
+const char *fuzz_link(int which, const char *name) {
+    const char *path = fuzz_place(which, name);
+    fuzz_expect(symlink(fuzz_path(which, (Input){NULL, 0}), path) == 0 || errno == EEXIST);
+    return path;
 }
 
 /* ---- weights ---- */

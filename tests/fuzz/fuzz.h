@@ -42,7 +42,9 @@ Input fuzz_file(Input in, int how, int ints);
 /* writes it to file 0, 1 or 2 in memory, whose path this returns */
 const char *fuzz_path(int which, Input file);
 #define TWO_PATHS "/proc/self/fd/10[01]"
-/* a file in the folder $TMPDIR/fuzz that is a link to file `which` in memory */
+/* a path in the folder $TMPDIR/fuzz, which is there; the text is kept for each `which` of 0 to 2 */
+const char *fuzz_place(int which, const char *name);
+/* the same, a link to file `which` in memory */
 const char *fuzz_link(int which, const char *name);
 
 /* Into a tiny model: what was loaded is finite, what was refused changed nothing. other: the model has other sizes. */

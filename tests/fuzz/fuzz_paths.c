@@ -1,4 +1,4 @@
-/* --data: a file, a folder or a glob, in a folder with a few of each ($TMPDIR/fuzz_paths): {split; data}, a line each. */
+/* --data: a file, a folder or a glob, in a folder with a few of each ($TMPDIR/fuzz/paths): {split; data}, a line each. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -6,23 +6,26 @@
 #include "fuzz.h"
 #include "paths.h"
 
-enum { FOLDER = 256 };
-static char folder[FOLDER];
+static const char *folder;
 
 static void prepare(void) {
-    static const char *const names[] = {
-        "",         "/sub",           "/empty",     "/a",          "/train_0.bin", "/train_1.bin",
-        "/val.bin", "/tokenizer.bin", "/sub/x.bin", "/sub/[y].bin"};
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder - 16, "%s/fuzz_paths", tmp ? tmp : "/tmp");
-    const size_t end = strlen(folder);
+    static const char *const names[] = {"paths",
+                                        "paths/sub",
+                                        "paths/empty",
+                                        "paths/a",
+                                        "paths/train_0.bin",
+                                        "paths/train_1.bin",
+                                        "paths/val.bin",
+                                        "paths/tokenizer.bin",
+                                        "paths/sub/x.bin",
+                                        "paths/sub/[y].bin"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        strcpy(folder + end, names[i]);
-        const int fd = i < 3 ? mkdir(folder, 0700) : open(folder, O_CREAT | O_WRONLY, 0600);
+        const char *path = fuzz_place(0, names[i]);
+        const int fd = i < 3 ? mkdir(path, 0700) : open(path, O_CREAT | O_WRONLY, 0600);
         fuzz_expect(fd >= 0 || i < 3);
         if (i >= 3) close(fd);
     }
-    folder[end] = 0;
+    folder = fuzz_place(0, "paths");
 }
 
 static void find(const char *name, const char *split) {
@@ -40,7 +43,7 @@ static void find(const char *name, const char *split) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Input in = {data, size};
-    if (!*folder) prepare();
+    if (!folder) prepare();
     char *split = take_line(&in), *name = take_line(&in);
     if (!strstr(name, "..")) find(name, split); /* nothing outside */
     free(split);

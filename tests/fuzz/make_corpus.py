@@ -239,6 +239,26 @@ def writers() -> dict[str, bytes]:
     }
 
 
+STORY = 1  # fuzz_chat.c
+
+
+def chats() -> dict[str, bytes]:
+    def one(seed: int, most: int, pieces: int, *lines: str, how: int = 0) -> bytes:
+        return bytes([how, seed, most, pieces]) + "\n".join(lines).encode()
+
+    return {
+        "usual": one(1, 20, 100, "A", "B", "A talks.", "hello", "and then?", "bye"),
+        "no-system": one(2, 20, 100, "A", "B", "", "x", "", "y"),
+        "no-name": one(3, 20, 100, "", "B", "", "x"),
+        "long-system": one(4, 20, 100, "A", "B", "a" * 60, "x"),
+        "long-turn": one(5, 5, 100, "A", "B", "", "a" * 70, "b" * 200, "c"),
+        "cut-short": one(6, 60, 3, "A", "B", "", "x", "y", "z"),
+        "full": one(7, 63, 100, "A", "B", "", *["abcdefgh"] * 12),
+        "story": one(8, 63, 100, "A", "B", "", "once", "", "", "again", how=STORY),
+        "letters": one(9, 63, 100, "\u00e9", "\u4e2d", "\u00e9", "\u00e9\u00e9"),
+    }
+
+
 # ---- token files ----
 
 
@@ -358,6 +378,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "vocab": vocabularies(),
         "bpe": byte_pairs(),
         "writer": writers(),
+        "chat": chats(),
     }
 
 
