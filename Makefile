@@ -172,7 +172,7 @@ $(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefil
 	@echo "  cc $<"
 	$(Q)$(CC) $(CFLAGS) -Icsrc -c $< -o $@
 
-.PRECIOUS: $(BUILD)/fuzz_%.o
+.PRECIOUS: $(BUILD)/%.o
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) -o $@ $^ -lm $(LDFLAGS) $(filter-out %.o,$(FUZZ_MAIN))
