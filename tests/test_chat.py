@@ -1,0 +1,455 @@
+"""Talking with a model: one policy for ./chat_gpt2 and python -m pyllmc.chat, from checkpoints and from OpenAI's files."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_tokenizer_c import EOT, file_bytes
+
+import pyllmc
+from pyllmc import Chat, GPTConfig, InvalidArgument, Model, Writer
+
+ROOT = Path(__file__).resolve().parent.parent
+T = 64
+LETTERS = [c.encode() for c in "ab :\n.é😀"]
+NAMES = dict(user="a", bot="b")
+CHAT = ["--template=chat", "--user=a", "--bot=b"]
+PROGRAMS = [[str(ROOT / "chat_gpt2")], [sys.executable, "-m", "pyllmc.chat"]]
+FRONT_ENDS = pytest.mark.parametrize("program", PROGRAMS, ids=["binary", "python"])
+pytestmark = pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="the binary links the ordinary build")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    config = GPTConfig(vocab_size=len(LETTERS) + 1, max_seq_len=T, n_layer=2, n_head=2, n_embd=16)
+    model = Model(config, B=1, seed=5, training=False, init_std=0.5)
+    model.tokenizer_bytes = file_bytes([*LETTERS, EOT])
+    path = tmp_path_factory.mktemp("chat") / "m.ckpt"
+    model.save(path)
+    return path
+
+
+def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*program, *map(str, arguments)],
+        input=text.encode(),
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+        **kwargs,
+    )
+
+
+def say(chat: Chat, text: str) -> str:
+    return "".join(chat.say(text))
+
+
+# ---- both front ends
+
+
+@pytest.mark.parametrize(
+    "options", [["--template=story"], [*CHAT, "--system=ab."], [*CHAT, "--system="], []], ids=" ".join
+)
+def test_both_front_ends_write_the_same(checkpoint, options):
+    turns = ["ab", "", "a😀", "éé", ". a", "b"] * 3
+    arguments = [
+        checkpoint,
+        *options,
+        "--seed=7",
+        "--sample_tokens=9",
+        "--temperature=1.3",
+        "--repetition_penalty=1.1",
+    ]
+    outputs = [run(program, *arguments, text="\n".join(turns)) for program in PROGRAMS]
+    assert [done.stderr for done in outputs] == [b"", b""]
+    assert [done.returncode for done in outputs] == [0, 0]
+    assert outputs[0].stdout == outputs[1].stdout
+    named = dict(argument[2:].split("=", 1) for argument in arguments[1:])
+    chat = Chat(checkpoint, **named)
+    assert outputs[0].stdout.decode() == "".join(say(chat, turn) + "\n" for turn in turns)
+
+
+@FRONT_ENDS
+def test_one_turn_by_option(program, checkpoint):
+    done = run(program, checkpoint, "--prompt=ab", "--temperature=0", "--sample_tokens=5")
+    expected = Writer(Model(checkpoint, B=1, training=False)).write("ab", 5, 0.0)
+    assert (done.returncode, done.stdout.decode()) == (0, expected + "\n")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_smaller_weights(checkpoint, weights):
+    outputs = [
+        run(program, checkpoint, f"--weights={weights}", "--prompt=ab", "--threads=1").stdout
+        for program in PROGRAMS
+    ]
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 3
+
+
+@FRONT_ENDS
+def test_training_front_ends_write_without_data(program, checkpoint):
+    program = [str(ROOT / "train_gpt2")] if program is PROGRAMS[0] else [sys.executable, "-m", "pyllmc.train"]
+    options = ["--max_steps=0", "--prompt=ab", "--sample_tokens=9", "--seed=4", "--repetition_penalty=1.5"]
+    done = run(program, f"--model={checkpoint}", *options)
+    writer = Writer(Model(checkpoint, B=1, training=False))
+    expected = writer.write("ab", 9, 0.8, seed=4, repetition_penalty=1.5)
+    assert (done.returncode, done.stderr, done.stdout.decode()) == (0, b"", expected + "\n")
+
+
+@FRONT_ENDS
+def test_a_reader_that_leaves_is_no_error(program, checkpoint):
+    process = subprocess.Popen(
+        [*program, checkpoint, "--template=story", "--sample_tokens=10000000"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    process.stdin.write(b"ab\n")
+    process.stdin.close()
+    process.stdout.read(2)
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == b""
+
+
+# ---- the policy
+
+
+def answer_by_hand(checkpoint: Path, context: str, most: int) -> tuple[str, str]:
+    """What follows a context that is read afresh, as shown and as it stays in the context."""
+    writer = Writer(Model(checkpoint, B=1, training=False))
+    stops = ["\n\na:", "\na:", "\n\nb:", "\nb:"]
+    answer = "".join(writer.stream(context, most, 0.0, stop=stops, repetition_penalty=1.4))
+    return answer.lstrip(" \t\r\n"), answer
+
+
+@pytest.mark.parametrize("system", ["", ".a."])
+def test_history_is_forgotten_in_whole_turns(checkpoint, system):
+    """Each answer is what a fresh text of the opening and the turns that fit would get."""
+    most = 7
+    chat = Chat(
+        checkpoint,
+        temperature=0,
+        repetition_penalty=1.4,
+        sample_tokens=most,
+        system=system,
+        template="chat",
+        **NAMES,
+    )
+    turns: list[str] = []
+    forgotten = 0
+    for i in range(14):
+        text = "ab é"[: 1 + i % 4]
+        turn = f"\na: {text}\nb:" if turns or system else f"a: {text}\nb:"
+        held = 1 + len(system) + len("".join(turns))
+        if held + len(turn) + most > T:
+            while turns and 1 + len(system) + len("".join(turns)) > T // 2 - len(turn):
+                turns.pop(0)
+                forgotten += 1
+        shown, whole = answer_by_hand(checkpoint, system + "".join(turns) + turn, most)
+        assert say(chat, text) == shown
+        turns.append(turn + whole)
+    assert forgotten > 4
+
+
+def test_an_answer_ends_where_somebody_elses_line_begins(tmp_path):
+    """A model that has only ever seen dialogues, so to speak: its tokens are lines of them."""
+    pieces = [b"a", b"b", b":", b" ", b"\n", b"\na:", b"\n\nb:", b" ab"]
+    model = Model(GPTConfig(len(pieces) + 1, 60, 1, 1, 8), B=1, training=False, seed=2)
+    model.tokenizer_bytes = file_bytes([*pieces, EOT])
+    model.save(tmp_path / "m.ckpt")
+    chat = Chat(tmp_path / "m.ckpt", template="chat", system="", temperature=3, sample_tokens=15, **NAMES)
+    ends = set()
+    for _ in range(40):
+        answer = say(chat, "ab")
+        assert "\na:" not in answer and "\nb:" not in answer and not answer.startswith((" ", "\n"))
+        ends.add(chat.end)
+    assert ends == {"eot", "stop", "limit"}
+
+
+def test_an_answer_that_nobody_waits_for_is_cut(checkpoint):
+    """What was seen of it stays in the context."""
+    how = dict(temperature=0, repetition_penalty=1.4, system=".", template="chat", sample_tokens=12, **NAMES)
+    chat = Chat(checkpoint, **how)
+    _, whole = answer_by_hand(checkpoint, ".\na: ab\nb:", 12)
+    pieces, seen = chat.say("ab"), ""
+    while not seen.strip():
+        seen += next(pieces)
+    assert chat.end == ""
+    lead = whole[: len(whole) - len(whole.lstrip())]
+    assert say(chat, "b") == answer_by_hand(checkpoint, f".\na: ab\nb:{lead}{seen}\na: b\nb:", 12)[0]
+
+
+def test_a_story_goes_on_after_an_empty_turn(checkpoint):
+    chat = Chat(checkpoint, template="story", temperature=0, repetition_penalty=1.3, sample_tokens=10)
+    writer = Writer(Model(checkpoint, B=1, training=False))
+    how = dict(temperature=0.0, repetition_penalty=1.3)
+    assert (first := say(chat, "ab\n")) == writer.write("ab", 10, **how)
+    assert writer.end == "limit"
+    assert first + say(chat, "") == writer.write("ab", 20, **how)
+    assert say(chat, "é") == writer.write("é", 10, **how)  # a text of its own
+
+
+def test_which_template_a_newcomer_gets(checkpoint):
+    assert "a dialogue" not in Chat(checkpoint).about.splitlines()[1].partition("(")[0]
+    assert Chat(checkpoint).label(False) == "> "
+    chat = Chat(checkpoint, template="chat", system="", **NAMES)
+    assert (chat.label(False), chat.label(True)) == ("a: ", "b: ")
+    assert "a dialogue: write a line" in chat.about
+
+
+def test_what_cannot_be_is_refused_and_the_chat_goes_on(checkpoint):
+    chat = Chat(checkpoint, template="chat", system="", temperature=0, **NAMES)
+    alone = Chat(checkpoint, template="chat", system="", temperature=0, **NAMES)
+    for text, says in (
+        ("x", "character 'x'"),
+        ("ab" * 30, "this turn has 66 tokens, and only 47 fit"),
+        ("\ud800", "surrogate"),
+    ):
+        with pytest.raises(InvalidArgument, match=says):
+            chat.say(text)
+    assert say(chat, "ab") == say(alone, "ab")
+    for named, says in (
+        (dict(template="talk"), "--template=talk is not one of"),
+        (dict(template="chat", user=""), "--user needs a name"),
+        (dict(template="chat", bot="b\nc"), "--bot needs a name"),
+        (dict(template="chat", user="x", system=""), None),
+        (
+            dict(template="chat", system="ab" * 20, **NAMES),
+            "has 40 tokens, and the context is 64: shorten --system",
+        ),
+        (dict(tempreature=1), "did you mean --temperature"),
+        (dict(weights="int7"), "int7"),
+        (dict(device="tpu"), "tpu"),
+    ):
+        if says:
+            with pytest.raises(pyllmc.LlmcError, match=says):
+                Chat(checkpoint, **named)
+        else:  # a name that the vocabulary lacks shows at the first turn
+            with pytest.raises(InvalidArgument, match="character 'x'"):
+                Chat(checkpoint, **named).say("a")
+
+
+# ---- OpenAI's files
+
+
+def write_openai(folder: Path, L: int = 2, D: int = 64) -> Path:
+    """As the release has them, without the index: float32 in the order of the names; vocab.bpe beside it."""
+    rng, shapes = np.random.default_rng(0), {}
+    for l in range(L):
+        for name, n in (("attn/c_attn", 3 * D), ("attn/c_proj", D), ("mlp/c_fc", 4 * D), ("mlp/c_proj", D)):
+            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/w"] = n, D * n * (4 if name == "mlp/c_proj" else 1)
+        for name in ("ln_1", "ln_2"):
+            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/g"] = D, D
+    shapes.update({"ln_f/b": D, "ln_f/g": D, "wpe": 1024 * D, "wte": 50257 * D})
+    folder.mkdir()
+    with open(folder / "model.ckpt.data-00000-of-00001", "wb") as f:
+        for name in sorted(shapes):
+            (rng.normal(0, 0.3, shapes[name]) + name.endswith("/g")).astype("<f4").tofile(f)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory) -> Path:
+    vocabularies = pytest.importorskip("pyllmc.vocabularies")
+    try:
+        cache = Path(vocabularies.ensure_gpt2_vocabulary())
+    except pyllmc.LlmcError as error:
+        pytest.skip(str(error))
+    folder = write_openai(tmp_path_factory.mktemp("openai") / "124M")
+    (vocab,) = (path for path in cache.iterdir() if path.read_bytes()[:8] == b"#version")
+    (folder / "vocab.bpe").write_bytes(vocab.read_bytes())
+    return folder
+
+
+def test_openais_files_alone_are_enough(openai):
+    """The ids that tiktoken makes of the text, continued by the model, decoded by tiktoken."""
+    tiktoken = pytest.importorskip("tiktoken").get_encoding("gpt2")
+    context = "A talk.\nAlice: Grüß dich, who're  you?\nBob:"
+    ids = Model(openai, B=1, training=False).generate(
+        [50256, *tiktoken.encode_ordinary(context)], 12, 0.0, repetition_penalty=1.5
+    )
+    expected = tiktoken.decode_bytes(ids).decode("utf-8", "replace").lstrip(" \t\r\n") + "\n"
+    options = [
+        "--system=A talk.",
+        "--prompt=Grüß dich, who're  you?",
+        "--temperature=0",
+        "--sample_tokens=12",
+    ]
+    named = [
+        [openai],
+        [openai / "model.ckpt", openai / "vocab.bpe"],
+        [openai / "model.ckpt.data-00000-of-00001"],
+    ]
+    for program in PROGRAMS:
+        for files in named if program is PROGRAMS[0] else named[:1]:
+            done = run(program, *files, *options, "--repetition_penalty=1.5")
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert done.stdout.decode("utf-8", "replace") == expected
+
+
+def test_the_default_opening_fits_gpt2(openai):
+    chat = Chat(openai, sample_tokens=3, temperature=0)
+    assert (chat.label(False), chat.label(True)) == ("Alice: ", "Bob: ")
+    assert "a dialogue" in chat.about and say(chat, "Hello")
+
+
+# ---- wrong files
+
+
+def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
+    data = checkpoint.read_bytes()
+    files = {
+        "cut": data[: len(data) // 2],
+        "text": b"Once upon a time there was no model in this file, only words.",
+        "small.bin": file_bytes([b"a", EOT]),
+        "large.bin": file_bytes([bytes([i]) for i in range(256)]),
+    }
+    (tmp_path / "hollow").mkdir()
+    bare = Model(checkpoint, B=1, training=False)
+    bare.tokenizer_bytes = b""
+    (tmp_path / "alone").mkdir()
+    bare.save(tmp_path / "alone" / "bare.ckpt")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return {path.name: path for path in tmp_path.iterdir()} | {
+        "none": tmp_path / "none",
+        "bare": tmp_path / "alone" / "bare.ckpt",
+    }
+
+
+BAD = [  # arguments, exit code, what the line says
+    (["{none}"], 5, "none"),
+    (["{hollow}"], 5, "hollow"),
+    (["{cut}"], 4, "cut"),
+    (["{text}"], 4, "text"),
+    (["{bare}"], 2, "carries no tokenizer"),
+    (["{m}", "{none}"], 5, "none"),
+    (["{m}", "{text}"], 4, "text"),
+    (["{m}", "{hollow}"], 5, "hollow"),
+    (["{m}", "{m}"], 4, "model"),
+    (["{m}", "{large.bin}"], 2, "the tokenizer has 256 ids, the model 9"),
+    (["{m}", "{m}", "{m}"], 2, "is not an option"),
+    ([], 2, "no model is named"),
+    (["d12"], 2, "d12 is no run folder or weight file"),
+    (["{m}", "--lr=1"], 2, "unknown option --lr"),
+    (["{m}", "--temperature=-1"], 2, "temperature"),
+    (["{m}", "--prompt=x"], 2, "character 'x'"),
+]
+
+
+@FRONT_ENDS
+@pytest.mark.parametrize(
+    "arguments, code, says", BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else None
+)
+def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint, tmp_path):
+    files = {**bad_files(tmp_path, checkpoint), "m": checkpoint}
+    filled = [files[a[1:-1]] if a.startswith("{") else a for a in arguments]
+    done = run(program, *filled)
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+    assert done.stderr.count(b"\n") == 1 and says in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+@FRONT_ENDS
+def test_a_turn_of_a_pipe_that_cannot_be_ends_it(program, checkpoint):
+    done = run(program, checkpoint, "--sample_tokens=2", text="ab\nx\nab\n")
+    assert done.returncode == 2 and done.stdout.count(b"ab") == 1
+    assert done.stderr.count(b"\n") == 1 and b"character 'x'" in done.stderr
+
+
+@FRONT_ENDS
+def test_help(program):
+    done = run(program, "--help")
+    assert done.returncode == 0 and b"--template" in done.stdout and b"exit status" in done.stdout
+
+
+# ---- at a terminal
+
+
+class Terminal:
+    """A program that believes somebody sits there."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            os.environ["TERM"] = "dumb"
+            os.execv(command[0], command)
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        end = time.time() + seconds
+        while text not in self.seen and time.time() < end:
+            try:
+                self.seen += os.read(self.fd, 4096).decode("utf-8", "replace")
+            except OSError:
+                break
+        assert text in self.seen, self.seen
+        self.seen = self.seen.split(text, 1)[1]
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def end(self) -> int:
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except OSError:
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@FRONT_ENDS
+def test_at_a_terminal(program, checkpoint):
+    """A turn, one that cannot be, Ctrl-C in an endless answer, Ctrl-D."""
+    terminal = Terminal(
+        [*program, str(checkpoint), "--sample_tokens=16000000", "--temperature=1.5", "--top_k=7"]
+    )
+    terminal.wait_for("Ctrl-D ends")
+    terminal.wait_for("> ")
+    terminal.type("x\n")
+    terminal.wait_for("character 'x'")
+    terminal.wait_for("> ")
+    for _ in range(2):
+        terminal.type("ab\n")
+        terminal.wait_for("ab\r\nab")  # what was typed, and the text
+        terminal.type("\x03")
+        terminal.wait_for("\n> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+@FRONT_ENDS
+def test_ctrl_c_twice_ends_it(program, checkpoint):
+    terminal = Terminal([*program, str(checkpoint)])
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+
+
+@FRONT_ENDS
+def test_ctrl_c_in_a_pipe_ends_it(program, checkpoint):
+    process = subprocess.Popen(
+        [*program, checkpoint, "--sample_tokens=16000000", "--top_k=7"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    process.stdin.write(b"ab\n")
+    process.stdin.flush()
+    process.stdout.read(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, b"")
