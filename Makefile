@@ -151,7 +151,7 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/ruff check --fix --quiet .
 	$(VENV)/ruff format .
 	$(VENV)/clang-format -i $(C_FILES)
-C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu)
+C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu tests/fuzz/*.[ch])
 
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)
@@ -163,10 +163,27 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so $(PYTEST_RUN) $(PYTEST)
 
+# ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to $(BUILD)/driver.o ----
+
+FUZZ_SECONDS ?= 60
+FUZZ_MAIN    ?= -fsanitize=fuzzer
+$(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefile
+	@mkdir -p $(@D)
+	@echo "  cc $<"
+	$(Q)$(CC) $(CFLAGS) -Icsrc -c $< -o $@
+
+.PRECIOUS: $(BUILD)/%.o
+$(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)
+	@echo "  ld $@"
+	$(Q)$(CC) -o $@ $^ -lm $(LDFLAGS) $(filter-out %.o,$(FUZZ_MAIN))
+
+fuzz: ## every parser on FUZZ_SECONDS=60 of inputs each that libFuzzer makes up; needs clang
+	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(PYTHON) tests/fuzz/run.py --seconds=$(FUZZ_SECONDS) $(FUZZ)
+
 clean: ## everything built, but not .venv, data or runs
 	rm -rf $(BUILD) pyllmc/lib train_gpt2 chat_gpt2 train_gpt2_cuda
 
 help: ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
 
-.PHONY: FORCE all setup demo test lint fmt bench asan clean help
+.PHONY: FORCE all setup demo test lint fmt bench asan fuzz clean help

@@ -116,9 +116,11 @@ static int inspect_shards(llmc_loader *d) {
 static int loader_open(llmc_loader *d, const char *paths, const char *split) {
     TRY(paths_find(&d->paths, paths, split));
     d->shards = calloc((size_t)d->paths.n, sizeof *d->shards);
-    d->ids = malloc(((size_t)d->T + 1) * 4);
-    CHECK(d->shards && d->ids, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
-    return inspect_shards(d);
+    CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
+    TRY(inspect_shards(d));
+    d->ids = malloc(((size_t)d->T + 1) * 4); /* no larger than a file, now */
+    CHECK(d->ids, LLMC_ENOMEM, "no memory for windows of %d tokens", d->T + 1);
+    return LLMC_OK;
 }
 
 int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,

@@ -16,6 +16,8 @@ int llmc_fail(int status, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    for (char *c = text; *c; c++) /* one line, whatever an argument holds; and nothing that commands a terminal */
+        if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
     snprintf(message, sizeof message, "%s", text);
     return status;
 }

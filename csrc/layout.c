@@ -154,22 +154,23 @@ static int nearest_that_fits(const llmc_config *config, llmc_room *room, int thr
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     llmc_plan p;
     llmc_room other = *room;
+    char line[512]; /* the caller's may be too small for the error */
     TRY(llmc_plan_memory(config, room, threads, &p));
     const double MB = 1e-6;
-    int n = snprintf(text, size,
-                     "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
-                     "total %.1f MB for B=%d T=%d recompute=%d",
-                     (p.params + p.stored) * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB,
-                     p.total * MB, room->B, room->T, room->recompute);
+    const int n = snprintf(line, sizeof line,
+                           "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
+                           "total %.1f MB for B=%d T=%d recompute=%d",
+                           (p.params + p.stored) * MB, p.grads * MB, p.moments * MB, p.acts * MB, p.workspace * MB,
+                           p.total * MB, room->B, room->T, room->recompute);
     const int64_t available = llmc_kernels(NULL)->memory_available();
     if (available < 0 || p.total <= available) {
-        if (available >= 0 && n > 0 && (size_t)n < size)
-            snprintf(text + n, size - (size_t)n, "; fits in %.0f MB", available * MB);
+        if (available >= 0) snprintf(line + n, sizeof line - (size_t)n, "; fits in %.0f MB", available * MB);
+        snprintf(text, size, "%s", line);
         return LLMC_OK;
     }
     CHECK(nearest_that_fits(config, &other, threads, available), LLMC_ENOMEM,
-          "%s, but %.0f MB are available; take a smaller model", text, available * MB);
+          "%s, but %.0f MB are available; take a smaller model", line, available * MB);
     CHECK(other.recompute == room->recompute, LLMC_ENOMEM, "%s, but %.0f MB are available; recompute=%d would fit",
-          text, available * MB, other.recompute);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", text, available * MB, other.B, other.T);
+          line, available * MB, other.recompute);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", line, available * MB, other.B, other.T);
 }

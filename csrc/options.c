@@ -1,5 +1,6 @@
 /* Options by name: set, get, parse a command line, print as text or as --help. The list is options.def. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,7 @@ static int same_name(const char *a, const char *b) { /* --max-steps is --max_ste
 static int distance(const char *a, const char *b) { /* Levenshtein's, of short words */
     int row[64];
     const int n = (int)strlen(b);
-    if (n >= 63) return 64;
+    if (n >= 63 || strlen(a) >= 63) return 64;
     for (int j = 0; j <= n; j++) row[j] = j;
     for (int i = 1; *a; i++, a++) {
         int diagonal = row[0];
@@ -72,12 +73,15 @@ static const Option *of_program(const llmc_options *options, const Option *o) {
     o = of_program(options, o + 1)
 
 static int find(const llmc_options *options, const char *name, const Option **found) {
-    const Option *nearest = of_program(options, table);
-    for (EACH_OPTION(o, options)) {
+    const Option *nearest = NULL;
+    int least = INT_MAX;
+    for (EACH_OPTION(o, options))
         if (same_name(name, o->name)) return *found = o, LLMC_OK;
-        if (distance(name, o->name) < distance(name, nearest->name)) nearest = o;
+    for (EACH_OPTION(o, options)) {
+        const int d = distance(name, o->name);
+        if (d < least) least = d, nearest = o;
     }
-    if (distance(name, nearest->name) <= 1 + (int)strlen(nearest->name) / 3)
+    if (least <= 1 + (int)strlen(nearest->name) / 3)
         FAIL(LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
     FAIL(LLMC_EINVAL, "unknown option --%.60s: --help lists them", name);
 }

@@ -111,9 +111,11 @@ static int make_room(llmc_writer *w, int64_t more) {
 static int64_t find_stop(const llmc_writer *w, int64_t from) {
     for (int64_t end = from + 1; end <= w->size; end++) {
         int64_t longest = 0;
-        for (const Stop *s = w->stops; s < w->stops + w->num_stops; s++)
+        for (int i = 0; i < w->num_stops; i++) {
+            const Stop *s = &w->stops[i];
             if (s->size <= end && s->size > longest && !memcmp(w->text + end - s->size, s->text, (size_t)s->size))
                 longest = s->size;
+        }
         if (longest) return end - longest;
     }
     return -1;
@@ -122,9 +124,9 @@ static int64_t find_stop(const llmc_writer *w, int64_t from) {
 /* the bytes at the end that may be the beginning of a stop string */
 static int64_t begun_stop(const llmc_writer *w) {
     int64_t most = 0;
-    for (const Stop *s = w->stops; s < w->stops + w->num_stops; s++)
-        for (int64_t n = s->size - 1; n > most; n--)
-            if (n <= w->size && !memcmp(w->text + w->size - n, s->text, (size_t)n)) most = n;
+    for (int i = 0; i < w->num_stops; i++)
+        for (int64_t n = w->stops[i].size - 1; n > most; n--)
+            if (n <= w->size && !memcmp(w->text + w->size - n, w->stops[i].text, (size_t)n)) most = n;
     return most;
 }
 
@@ -134,9 +136,9 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
-    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, NULL, 0);
+    /* from the token, not the text: that may be handed out already, up to its middle */
+    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MOST_PIECE);
     w->carried = bytes < 0 ? (int)-bytes : 0;
-    memcpy(w->carry, w->text + w->size - w->carried, (size_t)w->carried);
     llmc_generation_cut(w->generation, n, held);
 }
 

@@ -1,0 +1,165 @@
+/* What the fuzz targets share: see fuzz.h. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "binfile.h"
+#include "crc32.h"
+#include "fuzz.h"
+#include "gpt2.h"
+#include "modelfile.h"
+
+/* No input may make the library ask for more memory at once than this, nor hold more than that. */
+const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void) {
+    return "max_allocation_size_mb=64:hard_rss_limit_mb=1024:handle_abort=1:strict_string_checks=1";
+}
+
+void fuzz_failed(const char *file, int line, const char *condition, const char *function) {
+    fprintf(stderr, "%s:%d: %s expected %s; the last error of the library: %s\n", file, line, function, condition,
+            llmc_last_error());
+    abort();
+}
+
+int fuzz_status(int rc) {
+    if (rc >= 0) return rc;
+    const char *message = llmc_last_error();
+    fuzz_expect(rc >= LLMC_ENUMERIC && *message);
+    for (; *message; message++) fuzz_expect((unsigned char)*message >= ' ' && *message != 127);
+    return rc;
+}
+
+/* ---- inputs ---- */
+
+void take(Input *in, void *to, size_t n) {
+    const size_t there = n < in->left ? n : in->left;
+    memset(to, 0, n);
+    if (there) memcpy(to, in->at, there);
+    in->at += there, in->left -= there;
+}
+
+int take_byte(Input *in) {
+    uint8_t x;
+    return take(in, &x, sizeof x), x;
+}
+
+int32_t take_int(Input *in) {
+    int32_t x;
+    return take(in, &x, sizeof x), x;
+}
+
+int64_t take_long(Input *in) {
+    int64_t x;
+    return take(in, &x, sizeof x), x;
+}
+
+double take_double(Input *in) {
+    double x;
+    return take(in, &x, sizeof x), x;
+}
+
+Input take_input(Input *in, size_t n) {
+    const Input front = {in->at, n < in->left ? n : in->left};
+    in->at += front.left, in->left -= front.left;
+    return front;
+}
+
+char *take_line(Input *in) {
+    const uint8_t *end = in->left ? memchr(in->at, '\n', in->left) : NULL;
+    const Input line = take_input(in, end ? (size_t)(end - in->at) : in->left);
+    char *text = malloc(line.left + 1);
+    fuzz_expect(text);
+    if (line.left) memcpy(text, line.at, line.left);
+    text[line.left] = 0;
+    if (end) take_byte(in);
+    return text;
+}
+
+/* ---- files ---- */
+
+Input fuzz_file(Input in, int how, int ints) {
+    static uint8_t bytes[2][HEADER_BYTES + FUZZ_FILE + 20];
+    static int turn;
+    static Crc32 crc;
+    uint8_t *file = bytes[turn ^= 1], *end = file;
+    if (!(how & AS_IS)) {
+        memset(file, 0, HEADER_BYTES);
+        take(&in, file, 4 * (size_t)ints);
+        end += HEADER_BYTES;
+    }
+    const Input rest = take_input(&in, FUZZ_FILE);
+    if (rest.left) memcpy(end, rest.at, rest.left);
+    end += rest.left;
+    if (how & CHECKSUM) {
+        crc32_start(&crc, CRC_ZLIB);
+        crc32_add(&crc, file, end - file);
+        memcpy(end, "CRC32   \4\0\0\0\0\0\0", 16);
+        memcpy(end + 16, &crc.value, 4);
+        end += 20;
+    }
+    return (Input){file, (size_t)(end - file)};
+}
+
+const char *fuzz_path(int which, Input file) {
+    static const char *const paths[] = {"/proc/self/fd/100", "/proc/self/fd/101", "/proc/self/fd/102"};
+    static int ready[3];
+    const int fd = 100 + which;
+    if (!ready[which]) {
+        const int made = memfd_create("fuzz", MFD_CLOEXEC);
+        fuzz_expect(made >= 0 && dup2(made, fd) == fd);
+        close(made);
+        ready[which] = 1;
+    }
+    fuzz_expect(ftruncate(fd, 0) == 0 && pwrite(fd, file.at, file.left, 0) == (ssize_t)file.left);
+    return paths[which];
+}
+
+const char *fuzz_place(int which, const char *name) {
+    static char path[3][512];
+    const char *tmp = getenv("TMPDIR");
+    const int folder = snprintf(path[which], 256, "%s/fuzz", tmp ? tmp : "/tmp");
+    fuzz_expect(folder < 256 && (mkdir(path[which], 0700) == 0 || errno == EEXIST));
+    snprintf(path[which] + folder, 256, "/%s", name);
+    return path[which];
+}
+
+const char *fuzz_link(int which, const char *name) {
+    const char *path = fuzz_place(which, name);
+    fuzz_expect(symlink(fuzz_path(which, (Input){NULL, 0}), path) == 0 || errno == EEXIST);
+    return path;
+}
+
+/* ---- weights ---- */
+
+static void expect_finite(const llmc_model *m) {
+    const float *blocks[] = {m->params, m->m, m->v};
+    for (int i = 0; i < 3; i++) fuzz_expect(find_nonfinite(blocks[i], m->layout.num_params) < 0);
+    fuzz_expect(m->step >= 0);
+}
+
+static int load(llmc_model *m, const char *path) {
+    const size_t bytes = (size_t)m->layout.num_params * sizeof *m->params;
+    float *before = malloc(bytes);
+    fuzz_expect(before && fuzz_status(llmc_model_init(m, 1, 0)) == 0);
+    memcpy(before, m->params, bytes);
+    const int rc = fuzz_status(llmc_model_load(m, path));
+    fuzz_expect(rc == 0 || !memcmp(before, m->params, bytes));
+    free(before);
+    return rc;
+}
+
+void fuzz_load(const char *path, int other) {
+    static const llmc_room room = {.B = 1, .T = 1, .training = 1, .recompute = 2};
+    llmc_config config;
+    llmc_model *m;
+    if (fuzz_status(llmc_model_read_config(path, &config)) < 0) return;
+    fuzz_expect(llmc_config_check(&config) == 0 && config.C % config.NH == 0);
+    config.V += !!other;
+    fuzz_expect(fuzz_status(llmc_model_create(&m, &config, &room, 1)) == 0);
+    fuzz_expect(fuzz_status(llmc_model_reset_moments(m)) == 0);
+    fuzz_expect(load(m, path) < 0 || !other);
+    expect_finite(m);
+    llmc_model_free(m);
+}

@@ -1,0 +1,88 @@
+/* Byte-pair encoding of any text by any table, held to the plainest way: {u8 how; u8 number of pieces; {u8 length; bytes} each;
+ * text}. how & ASCII: high bits of the text are cleared, so that more of it is text. */
+#include "binfile.h"
+#include "fuzz.h"
+#include "pieces.h"
+#include "split.h"
+#include "utf8.h"
+
+enum { ASCII = 1, MOST_TEXT = 160 };
+
+/* all bytes, then the input's pieces but what is there already: a tokenizer.bin */
+static Input make_table(Input *in, uint8_t *file) {
+    int32_t head[] = {TOKENIZER_MAGIC, 2, 256, -1, GPT2};
+    size_t end = HEADER_BYTES;
+    for (int byte = 0; byte < 256; byte++) file[end++] = 1, file[end++] = (uint8_t)byte;
+    for (int i = take_byte(in) % 64; i; i--) {
+        file[end] = (uint8_t)take_byte(in);
+        take(in, file + end + 1, file[end]);
+        size_t twin = HEADER_BYTES;
+        while (memcmp(file + twin, file + end, 1 + (size_t)file[end])) twin += 1 + (size_t)file[twin];
+        if (twin < end || !file[end]) continue;
+        end += 1 + (size_t)file[end];
+        head[2]++;
+    }
+    memset(file, 0, HEADER_BYTES);
+    memcpy(file, head, sizeof head);
+    return (Input){file, end};
+}
+
+/* the id of these bytes by looking at every piece, or -1 */
+static int id_of(Input table, const char *text, int64_t n) {
+    int id = 0;
+    for (size_t at = HEADER_BYTES; at < table.left; at += 1 + (size_t)table.at[at], id++)
+        if (table.at[at] == n && !memcmp(table.at + at + 1, text, (size_t)n)) return id;
+    return -1;
+}
+
+/* the ids of one word: the pair with the least id merges, the leftmost of equals, until none does */
+static int plainly(Input table, const char *word, int64_t n, int *ids) {
+    int64_t starts[MOST_TEXT + 1];
+    int parts = 0, whole = id_of(table, word, n);
+    if (whole >= 0) return ids[0] = whole, 1;
+    while (parts < n) starts[parts] = parts, parts++;
+    for (int best = 0; best >= 0;) {
+        int least = -1;
+        best = -1, starts[parts] = n;
+        for (int i = 0; i + 1 < parts; i++) {
+            const int id = id_of(table, word + starts[i], starts[i + 2] - starts[i]);
+            if (id >= 0 && (least < 0 || id < least)) least = id, best = i;
+        }
+        if (best < 0) break;
+        memmove(&starts[best + 1], &starts[best + 2], (size_t)(parts - best - 1) * sizeof *starts);
+        parts--;
+    }
+    for (int i = 0; i < parts; i++) ids[i] = id_of(table, word + starts[i], starts[i + 1] - starts[i]);
+    return parts;
+}
+
+static void encode(const llmc_tokenizer *k, Input table, const char *text, int64_t n) {
+    int ids[MOST_TEXT + 1], plain[MOST_TEXT + 1];
+    const int rc = fuzz_status(llmc_tokenizer_encode(k, text, n, ids, MOST_TEXT));
+    fuzz_expect((rc < 0) == (utf8_check(text, n) < n));
+    int64_t parts = 0;
+    for (int64_t at = 0, length; rc >= 0 && at < n; at += length) {
+        length = split_word(text + at, n - at);
+        fuzz_expect(length >= 1 && length <= n - at);
+        parts += plainly(table, text + at, length, plain + parts);
+    }
+    fuzz_expect(rc < 0 || (rc == parts && !memcmp(ids, plain, (size_t)rc * sizeof *ids)));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static uint8_t file[HEADER_BYTES + 512 + 256 * 256];
+    Input in = {data, size};
+    llmc_tokenizer *k;
+    const int how = take_byte(&in);
+    const Input table = make_table(&in, file);
+    fuzz_expect(fuzz_status(llmc_tokenizer_read(&k, file, (int64_t)table.left, "tokenizer.bin")) == 0);
+    const size_t n = in.left < MOST_TEXT ? in.left : MOST_TEXT;
+    char *text = malloc(n + !n);
+    fuzz_expect(text);
+    take(&in, text, n);
+    for (size_t i = 0; i < n && how & ASCII; i++) text[i] &= 127;
+    encode(k, table, text, (int64_t)n);
+    free(text);
+    llmc_tokenizer_free(k);
+    return 0;
+}

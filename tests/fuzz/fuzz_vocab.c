@@ -1,0 +1,38 @@
+/* vocab.bpe: {u8 how; lines}, below the first line unless AS_IS. how & WHOLE: other lines follow, up to 50,000. */
+#include <stdio.h>
+#include "fuzz.h"
+
+enum { WHOLE = 4, LINES = 50000, ROOM = 1 << 19 };
+
+/* pairs of the printable characters, then of these with a letter more: each of two earlier pieces */
+static void fill_up(Input *file, char *text) {
+    int lines = -1; /* the first is no merge */
+    for (size_t i = 0; i < file->left; i++) lines += text[i] == '\n';
+    for (int i = 0; lines < LINES; i++, lines++) {
+        const int a = '!' + i % 94, b = '!' + i / 94 % 94, c = i / (94 * 94);
+        file->left += (size_t)(c ? sprintf(text + file->left, "%c%c %c\n", a, b, '@' + c)
+                                 : sprintf(text + file->left, "%c %c\n", a, b));
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static char text[ROOM + FUZZ_FILE];
+    static const char first[] = "#version: 0.2\n";
+    Input in = {data, size};
+    llmc_tokenizer *k;
+    const int how = take_byte(&in), skip = how & AS_IS ? 0 : (int)sizeof first - 1;
+    in = take_input(&in, FUZZ_FILE - 64);
+    memcpy(text, first, (size_t)skip);
+    if (in.left) memcpy(text + skip, in.at, in.left);
+    Input file = {(const uint8_t *)text, in.left + (size_t)skip};
+    if (how & WHOLE) fill_up(&file, text);
+    const int rc = fuzz_status(llmc_tokenizer_read(&k, text, (int64_t)file.left, "vocab.bpe"));
+    fuzz_expect(!k == (rc < 0));
+    if (!k) return 0;
+    int ids[8], n = fuzz_status(llmc_tokenizer_encode(k, "ab cd", 5, ids, 8));
+    char back[8];
+    fuzz_expect(n > 0 && n <= 5 && llmc_tokenizer_decode(k, ids, n, back, sizeof back) == 5 &&
+                !memcmp(back, "ab cd", 5));
+    llmc_tokenizer_free(k);
+    return 0;
+}

@@ -1,0 +1,89 @@
+/* Stop strings and prompts: {u8 seed; u8 tokens; the prompt; stop strings}, a line each, in which "\n" is a line break. What
+ * is written is what would be without stop strings, up to the first of them. */
+#include "binfile.h"
+#include "fuzz.h"
+
+enum { MOST = 48, TEXT = 8 * MOST, STOPS = 8 };
+static llmc_model *model;
+static llmc_tokenizer *tokenizer;
+
+/* few and short pieces, halves of characters among them: stop strings are met soon, and cut tokens */
+static void prepare(void) {
+    static const char *const pieces[] = {"a",    "b",    "\n",           "ab",   "aba", "\xc3",
+                                         "\xa9", "\n\n", "\xf0\x9f\x98", "\x80", ":"};
+    enum { V = sizeof pieces / sizeof *pieces };
+    const llmc_config config = {.maxT = 12, .V = V, .L = 1, .NH = 1, .C = 2};
+    int32_t head[HEADER_INTS] = {TOKENIZER_MAGIC, 2, V, -1, 1};
+    char file[HEADER_BYTES + 64], *end = file + HEADER_BYTES;
+    memcpy(file, head, HEADER_BYTES);
+    for (int i = 0; i < V; i++) {
+        *end++ = (char)strlen(pieces[i]);
+        end = stpcpy(end, pieces[i]);
+    }
+    fuzz_expect(fuzz_status(llmc_tokenizer_read(&tokenizer, file, end - file, "tokenizer.bin")) == 0);
+    fuzz_expect(fuzz_status(llmc_model_create(&model, &config, &(llmc_room){.B = 1, .T = 12}, 1)) == 0);
+    fuzz_expect(fuzz_status(llmc_model_init(model, 3, 1)) == 0);
+}
+
+static void unescape(char *text) {
+    char *to = text;
+    for (; *text; text++) *to++ = *text == '\\' && text[1] == 'n' ? text++, '\n' : *text;
+    *to = 0;
+}
+
+typedef struct Asked {
+    llmc_sampling how;
+    int most, stops;
+    char *prompt, *stop[STOPS];
+} Asked;
+
+/* what is written, in text; its size, or -1 */
+static int64_t run(const Asked *a, int stops, char *text) {
+    llmc_writer *w;
+    const char *piece;
+    int64_t n, size = 0;
+    fuzz_expect(fuzz_status(llmc_writer_new(&w, model, tokenizer, &a->how, a->most)) == 0);
+    for (int i = 0; i < stops; i++)
+        fuzz_expect((fuzz_status(llmc_writer_stop_at(w, a->stop[i], (int64_t)strlen(a->stop[i]))) == 0) ==
+                    !!*a->stop[i]);
+    int rc = fuzz_status(llmc_writer_prompt(w, a->prompt, (int64_t)strlen(a->prompt), 0));
+    const int refused = rc < 0;
+    while (!refused && (rc = fuzz_status(llmc_writer_next(w, &piece, &n))) > 0) {
+        fuzz_expect(n > 0 && size + n <= TEXT);
+        memcpy(text + size, piece, (size_t)n);
+        size += n;
+    }
+    fuzz_expect(refused || (rc == 0 && llmc_writer_end(w) != LLMC_GOING_ON));
+    llmc_writer_free(w);
+    return refused ? -1 : size;
+}
+
+/* where the first stop string begins; of those that end first the longest counts */
+static int64_t stopped(const Asked *a, const char *text, int64_t size) {
+    for (int64_t end = 1; end <= size; end++) {
+        int64_t longest = 0;
+        for (int i = 0; i < a->stops; i++) {
+            const int64_t n = (int64_t)strlen(a->stop[i]);
+            if (n > longest && n <= end && !memcmp(text + end - n, a->stop[i], (size_t)n)) longest = n;
+        }
+        if (longest) return end - longest;
+    }
+    return size;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    Input in = {data, size};
+    if (!model) prepare();
+    Asked a = {.how = {.temperature = 1, .seed = take_byte(&in)}};
+    char plain[TEXT], text[TEXT];
+    a.most = take_byte(&in) % MOST;
+    a.prompt = take_line(&in);
+    unescape(a.prompt);
+    while (in.left && a.stops < STOPS) unescape(a.stop[a.stops++] = take_line(&in));
+    const int64_t all = run(&a, 0, plain), written = run(&a, a.stops, text);
+    fuzz_expect(written == (all < 0 ? all : stopped(&a, plain, all)));
+    fuzz_expect(written < 1 || !memcmp(text, plain, (size_t)written));
+    free(a.prompt);
+    for (int i = 0; i < a.stops; i++) free(a.stop[i]);
+    return 0;
+}
