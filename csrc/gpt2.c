@@ -261,11 +261,14 @@ static void copy_weights(llmc_model *m, const float *weights, int64_t n) {
     float *to = acts_at(m, 0).weights;
     if (weights) {
         m->k->copy_in(&m->ctx, to, weights, n * 4);
+        m->ones = 0;
         return;
     }
     float ones[256];
     for (int i = 0; i < 256; i++) ones[i] = 1;
-    for (int64_t i = 0; i < n; i += 256) m->k->copy_in(&m->ctx, to + i, ones, (n - i < 256 ? n - i : 256) * 4);
+    for (; m->ones < n; m->ones += 256)
+        m->k->copy_in(&m->ctx, to + m->ones, ones, (n - m->ones < 256 ? n - m->ones : 256) * 4);
+    if (m->ones > n) m->ones = n;
 }
 
 /* checks and copies */

@@ -11,6 +11,7 @@ struct llmc_model {
     int b, t;     /* the shape of the last forward pass */
     int state;    /* one of the above: what may follow */
     int64_t step; /* AdamW steps taken */
+    int64_t ones; /* so many loss weights on the device are 1 */
     const Kernels *k;
     Context ctx;
     Layout layout;

@@ -37,6 +37,13 @@ typedef struct Context {
     void *device; /* what open made: streams, handles; NULL on the CPU */
 } Context;
 
+/* One AdamW step's numbers, the same for every parameter. They lie in the device's memory: a step that is started again
+ * finds new ones there. */
+typedef struct AdamW {
+    float beta1, gain1, beta2, gain2; /* b1, 1 - b1, b2, 1 - b2 */
+    float rate, unbias, eps, decay;   /* lr / (1 - b1^t), 1 / sqrt(1 - b2^t), eps, lr times the weight decay */
+} AdamW;
+
 typedef struct Kernels {
     const char *name;
     int (*supported)(void);            /* can this machine run them? */
@@ -127,11 +134,11 @@ typedef struct Kernels {
     void (*scale)(Context *ctx, float *x, const float *factor, int64_t N);
     /* AdamW (Loshchilov & Hutter) as in PyTorch, step t counted from 1; the gradient is first multiplied by
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
-     *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
-     * stored = param in floatX; the same memory where floatX is float */
+     *                 param -= lr (weight_decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
+     * in the numbers of step[0]; no weight decay unless decayed. stored = param in floatX; the same memory where floatX
+     * is float */
     void (*adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-                  const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
-                  int64_t N);
+                  const float *grad_scale, const AdamW *step, int decayed, int64_t N);
     /* stored = param in floatX, to nearest, ties to even. The last entry: memory, as those at the start */
     void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);
 } Kernels;

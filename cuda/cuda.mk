@@ -13,7 +13,7 @@ NVCC_FLAGS += $(foreach code,$(CUDA_PTX) $(CUDA_ARCHS:%=sm_%),-gencode arch=$(CU
 NVCC_FLAGS += -Xptxas -v
 
 CUDA_SOURCES := $(wildcard cuda/*.cu)
-CUDA_HEADERS := $(wildcard cuda/*.cuh) csrc/kernels.h csrc/pyllmc.h csrc/error.h cuda/cuda.mk
+-include $(wildcard $(BUILD)/cuda_*/*.d)
 LIBS         := $(dir $(LIB))
 
 # ---- the engine, for either element; without csrc/cpu ----
@@ -33,10 +33,10 @@ FLAGS_fp32 :=
 FLAGS_bf16 := -DFLOATX_BF16
 # $(1) element
 define nvcc_rule
-$(BUILD)/cuda_$(1)/%.o: cuda/%.cu $(CUDA_HEADERS) $(BUILD)/flags
+$(BUILD)/cuda_$(1)/%.o: cuda/%.cu cuda/cuda.mk $(BUILD)/flags
 	@mkdir -p $$(@D)
 	@echo "  nvcc $$< ($(1))"
-	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' -c $$< -o $$@ 2>$$(@:.o=.ptxas) \
+	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' $$(WRITE_D) -c $$< -o $$@ 2>$$(@:.o=.ptxas) \
 		|| { grep -v '^ptxas info' $$(@:.o=.ptxas) >&2; exit 1; }
 endef
 $(foreach e,fp32 bf16,$(eval $(call nvcc_rule,$(e))))
@@ -83,7 +83,8 @@ emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without 
 $(BUILD)/libmma_cuda.so: dev/gpu_mma.cu cuda/ptx.cuh
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -shared -cudart static -o $@ $<
-$(BUILD)/mma_emu.o: dev/gpu_mma.cu $(EMU_HEADERS)
+-include $(wildcard $(BUILD)/mma_emu.d)
+$(BUILD)/mma_emu.o: dev/gpu_mma.cu cuda/emu/emu.mk
 	@mkdir -p $(@D)
 	$(Q)$(call emu_compile,)
 $(BUILD)/libmma_emu.so: $(BUILD)/mma_emu.o $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu_fp32/%.o)

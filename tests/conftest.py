@@ -20,6 +20,7 @@ from pyllmc.errors import NoDevice
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
+ffi.cdef("void emu_statistics(uint64_t counts[5]);")
 
 
 def _runs_here(isa: str) -> bool:
