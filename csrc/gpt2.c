@@ -20,6 +20,12 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     model->ctx.workspace = at;
 }
 
+/* in layer_recompute, of what the forward pass has left; a whole layer that is run again is as good as the first time */
+static int computes_gelu_again(const llmc_model *m) {
+    const llmc_tensor *t = m->layout.table;
+    return m->room.training && !t[A_fch_gelu].kept && t[A_qkv].kept;
+}
+
 static int allocate(llmc_model *model) {
     char text[512];
     llmc_plan plan;
@@ -31,6 +37,7 @@ static int allocate(llmc_model *model) {
           (double)plan.total * 1e-6);
     model->bytes = plan.total;
     place_blocks(model, &plan);
+    model->ctx.gelu_again = computes_gelu_again(model);
     model->k->fill(&model->ctx, model->arena, 0xff, plan.total); /* NaN: a read before a write shows */
     if (model->room.training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments);
     return model->k->sync(&model->ctx);

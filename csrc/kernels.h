@@ -31,8 +31,9 @@ enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 typedef struct Context {
     int threads;
     int precision;
-    int weights; /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
+    int weights;    /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
                   * compress */
+    int gelu_again; /* gelu_forward will compute again what matmul_gelu_forward has, and to the same bits */
     void *workspace;
     void *device; /* what open made: streams, handles; NULL on the CPU */
 } Context;
@@ -91,7 +92,7 @@ typedef struct Kernels {
     /* pre = inp @ weight^T + bias, out = gelu(pre), gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
     void (*matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                                 const floatX *bias, int B, int T, int C, int OC);
-    /* out = gelu(pre), the same bits as matmul_gelu_forward's */
+    /* out = gelu(pre), the same bits as matmul_gelu_forward's if ctx->gelu_again */
     void (*gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N);
     /* dinp(B,T,C) = dout(B,T,OC) @ weight(OC,C) */
     void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,

@@ -6,6 +6,7 @@ import os
 import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
+os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither read nor written
 
 from collections.abc import Iterator
 

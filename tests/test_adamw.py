@@ -44,7 +44,16 @@ def stored_beside(k: Kernel, buffers: Buffers, param: np.ndarray) -> np.ndarray:
 def numbers(t: int, decay: float, eps: float = EPS) -> np.ndarray:
     """struct AdamW of step t; what is not to be decayed must not read the last."""
     unbias = 1 / np.sqrt(1 - BETA2**t)
-    step = [BETA1, 1 - BETA1, BETA2, 1 - BETA2, LR / (1 - BETA1**t), unbias, eps, LR * decay if decay else np.nan]
+    step = [
+        BETA1,
+        1 - BETA1,
+        BETA2,
+        1 - BETA2,
+        LR / (1 - BETA1**t),
+        unbias,
+        eps,
+        LR * decay if decay else np.nan,
+    ]
     return np.array(step, np.float32)
 
 

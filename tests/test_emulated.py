@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import DEVICES, ffi
 
 import pyllmc
 from pyllmc import prepro
-from pyllmc.errors import InvalidArgument
+from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,14 @@ def test_a_step_waits_for_the_device_once(letters):
     trainer = pyllmc.Trainer(out="", max_steps=5, **{**letters, "val_every": 0, "checkpoint_every": 0})
     seen = [waits() for event in trainer if event.kind == "step"]
     assert len(seen) == 5 and set(np.diff(seen)) == {1}
+
+
+@pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
+def test_the_plan_tells_what_fits_the_device(letters):
+    plan = next(iter(pyllmc.Trainer(out="", max_steps=1, **letters))).text
+    assert plan.startswith("device: emu, emu, bf16") and re.search(r"fits in \d+ MB, with B up to \d+", plan)
+    with pytest.raises(OutOfMemory, match=r"MB are available; .* would fit"):
+        pyllmc.Model("d48", B=256, T=1024, device="emu")
 
 
 CODE = """
