@@ -109,7 +109,7 @@ def test_the_plan_tells_what_fits_the_device(letters):
     plan = next(iter(pyllmc.Trainer(out="", max_steps=1, **letters))).text
     assert plan.startswith("device: emu, emu, bf16") and re.search(r"fits in \d+ MB, with B up to \d+", plan)
     with pytest.raises(OutOfMemory, match=r"MB are available; .* would fit"):
-        pyllmc.Model("d48", B=256, T=1024, device="emu")
+        pyllmc.Model("d12", B=4096, T=1024, device="emu")
 
 
 CODE = """
