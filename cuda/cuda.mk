@@ -73,6 +73,28 @@ $(EMULATED):
 	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 	$(Q)cp $(TABLES) $(LIBS)
 
+# The second gate: the kernels of products, attention with heads of 64, GELU and AdamW as nvcc's PTX of them
+PTX_adamw     := [0-9](adamw|scale|store)_kernel
+PTX_attention := mma(7forward|8backward)ILi64
+PTX_gelu      := gelu_kernel
+PTX_gemm_mma  := gemm_mma_kernel
+PTX_OBJECTS   := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention gelu gemm_mma)
+-include $(wildcard $(BUILD)/ptx/*.d)
+$(BUILD)/ptx/%.ptx: cuda/%.cu cuda/cuda.mk
+	@mkdir -p $(@D)
+	@echo "  nvcc -ptx $<"
+	$(Q)$(NVCC) -O3 -std=c++17 -Icuda -Icsrc -arch=$(CUDA_PTX) $(FLAGS_bf16) -DBACKEND='"cuda"' \
+		-MMD -MP -MF $(@:.ptx=.d) -MT $@ -ptx $< -o $@
+$(BUILD)/ptx/%.cpp: $(BUILD)/ptx/%.ptx cuda/emu/ptx.py cuda/emu/ptx_isa.py cuda/emu/ptx_instead.py
+	$(Q)$(PYTHON) cuda/emu/ptx_instead.py $< $@ '$(PTX_$*)'
+$(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk
+	@echo "  c++ $<"
+	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -Wno-unused-variable -c $< -o $@
+$(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
+	@echo "  ld $@"
+	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
+.SECONDARY: $(PTX_OBJECTS:.o=.ptx) $(PTX_OBJECTS:.o=.cpp)
+
 cuda: $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so train_gpt2_cuda ## the GPU build, with nvcc: libraries and ./train_gpt2_cuda
 emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without a GPU
 .PHONY: cuda emu
