@@ -20,6 +20,12 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     model->ctx.workspace = at;
 }
 
+/* in layer_recompute, of what the forward pass has left; a whole layer that is run again is as good as the first time */
+static int computes_gelu_again(const llmc_model *m) {
+    const llmc_tensor *t = m->layout.table;
+    return m->room.training && !t[A_fch_gelu].kept && t[A_qkv].kept;
+}
+
 static int allocate(llmc_model *model) {
     char text[512];
     llmc_plan plan;
@@ -31,6 +37,7 @@ static int allocate(llmc_model *model) {
           (double)plan.total * 1e-6);
     model->bytes = plan.total;
     place_blocks(model, &plan);
+    model->ctx.gelu_again = computes_gelu_again(model);
     model->k->fill(&model->ctx, model->arena, 0xff, plan.total); /* NaN: a read before a write shows */
     if (model->room.training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments);
     return model->k->sync(&model->ctx);
@@ -261,11 +268,14 @@ static void copy_weights(llmc_model *m, const float *weights, int64_t n) {
     float *to = acts_at(m, 0).weights;
     if (weights) {
         m->k->copy_in(&m->ctx, to, weights, n * 4);
+        m->ones = 0;
         return;
     }
     float ones[256];
     for (int i = 0; i < 256; i++) ones[i] = 1;
-    for (int64_t i = 0; i < n; i += 256) m->k->copy_in(&m->ctx, to + i, ones, (n - i < 256 ? n - i : 256) * 4);
+    for (; m->ones < n; m->ones += 256)
+        m->k->copy_in(&m->ctx, to + m->ones, ones, (n - m->ones < 256 ? n - m->ones : 256) * 4);
+    if (m->ones > n) m->ones = n;
 }
 
 /* checks and copies */

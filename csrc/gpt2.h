@@ -12,6 +12,7 @@ struct llmc_model {
     int state;            /* one of the above: what may follow */
     int64_t step;         /* AdamW steps taken */
     const void *cache_of; /* whose keys and values are cached, while state is EMPTY: a generation, or NULL */
+    int64_t ones;         /* so many loss weights on the device are 1 */
     const Kernels *k;
     Context ctx;
     Layout layout;

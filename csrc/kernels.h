@@ -31,11 +31,19 @@ enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 typedef struct Context {
     int threads;
     int precision;
-    int weights; /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
+    int weights;    /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
                   * compress */
+    int gelu_again; /* gelu_forward will compute again what matmul_gelu_forward has, and to the same bits */
     void *workspace;
     void *device; /* what open made: streams, handles; NULL on the CPU */
 } Context;
+
+/* One AdamW step's numbers, the same for every parameter. They lie in the device's memory: a step that is started again
+ * finds new ones there. */
+typedef struct AdamW {
+    float beta1, gain1, beta2, gain2; /* b1, 1 - b1, b2, 1 - b2 */
+    float rate, unbias, eps, decay;   /* lr / (1 - b1^t), 1 / sqrt(1 - b2^t), eps, lr times the weight decay */
+} AdamW;
 
 typedef struct Kernels {
     const char *name;
@@ -84,7 +92,7 @@ typedef struct Kernels {
     /* pre = inp @ weight^T + bias, out = gelu(pre), gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
     void (*matmul_gelu_forward)(Context *ctx, floatX *out, floatX *pre, const floatX *inp, const floatX *weight,
                                 const floatX *bias, int B, int T, int C, int OC);
-    /* out = gelu(pre), the same bits as matmul_gelu_forward's */
+    /* out = gelu(pre), the same bits as matmul_gelu_forward's if ctx->gelu_again */
     void (*gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N);
     /* dinp(B,T,C) = dout(B,T,OC) @ weight(OC,C) */
     void (*matmul_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
@@ -127,11 +135,11 @@ typedef struct Kernels {
     void (*scale)(Context *ctx, float *x, const float *factor, int64_t N);
     /* AdamW (Loshchilov & Hutter) as in PyTorch, step t counted from 1; the gradient is first multiplied by
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
-     *                 param -= lr (decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
-     * stored = param in floatX; the same memory where floatX is float */
+     *                 param -= lr (weight_decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
+     * in the numbers of step[0]; no weight decay unless decayed. stored = param in floatX; the same memory where floatX
+     * is float */
     void (*adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-                  const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
-                  int64_t N);
+                  const float *grad_scale, const AdamW *step, int decayed, int64_t N);
     /* stored = param in floatX, to nearest, ties to even. The last entry: memory, as those at the start */
     void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);
 } Kernels;

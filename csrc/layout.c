@@ -140,6 +140,22 @@ static int fits(const llmc_config *config, const llmc_room *room, int threads, i
     return llmc_plan_memory(config, room, threads, &plan) == 0 && plan.total <= bytes;
 }
 
+/* the largest B that fits, if all else stays */
+static int largest_batch(const llmc_config *config, const llmc_room *room, int threads, int64_t bytes) {
+    llmc_room other = *room;
+    int least = room->B, most = room->B;
+    for (; most < 1 << 24; least = most) {
+        other.B = most = 2 * least;
+        if (!fits(config, &other, threads, bytes)) break;
+    }
+    while (most - least > 1) {
+        other.B = least + (most - least) / 2;
+        if (fits(config, &other, threads, bytes)) least = other.B;
+        else most = other.B;
+    }
+    return least;
+}
+
 /* the least recomputation that fits, else the largest B, then T; 0 if none does */
 static int nearest_that_fits(const llmc_config *config, llmc_room *room, int threads, int64_t bytes) {
     const llmc_room asked = *room;
@@ -164,7 +180,9 @@ int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads
                            p.total * MB, room->B, room->T, room->recompute);
     const int64_t available = llmc_kernels(NULL)->memory_available();
     if (available < 0 || p.total <= available) {
-        if (available >= 0) snprintf(line + n, sizeof line - (size_t)n, "; fits in %.0f MB", available * MB);
+        if (available >= 0)
+            snprintf(line + n, sizeof line - (size_t)n, "; fits in %.0f MB, with B up to %d", available * MB,
+                     largest_batch(config, room, threads, available));
         snprintf(text, size, "%s", line);
         return LLMC_OK;
     }

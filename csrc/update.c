@@ -1,5 +1,6 @@
 /* What happens to the gradients: zeroed, measured, clipped, and taken by AdamW. */
 #include <float.h>
+#include <math.h>
 #include "error.h"
 #include "gpt2.h"
 
@@ -47,15 +48,41 @@ static int check_adamw(const llmc_adamw *h) {
     return LLMC_OK;
 }
 
-int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
-    const float *factor = clip ? acts_at(m, 0).norm + 1 : NULL;
-    TRY(gpt2_need_training(m));
-    TRY(check_adamw(h));
-    m->step++;
+/* the numbers of step t, counted from 1 */
+static AdamW make_step(const llmc_adamw *h, int64_t t) {
+    const double correct1 = 1 - pow(h->beta1, (double)t), correct2 = 1 - pow(h->beta2, (double)t);
+    return (AdamW){
+        .beta1 = (float)h->beta1,
+        .gain1 = (float)(1 - h->beta1),
+        .beta2 = (float)h->beta2,
+        .gain2 = (float)(1 - h->beta2),
+        .rate = (float)(h->lr / correct1),
+        .unbias = (float)(1 / sqrt(correct2)),
+        .eps = (float)h->eps,
+        .decay = (float)(h->lr * h->weight_decay),
+    };
+}
+
+static void update(llmc_model *m, const float *factor) {
+    const AdamW *step = (const AdamW *)acts_at(m, 0).adamw;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        m->k->adamw(&m->ctx, m->params + at, m->stored + at, m->m + at, m->v + at, m->grads + at, factor, h->lr,
-                    h->beta1, h->beta2, h->eps, p->decay ? h->weight_decay : 0, m->step, n);
+        m->k->adamw(&m->ctx, m->params + at, m->stored + at, m->m + at, m->v + at, m->grads + at, factor, step,
+                    p->decay, n);
+    }
+}
+
+int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
+    const Acts a = acts_at(m, 0);
+    const int64_t key[4] = {0, clip != 0}; /* a batch's first number is not 0 */
+    TRY(gpt2_need_training(m));
+    TRY(check_adamw(h));
+    const AdamW step = make_step(h, ++m->step);
+    _Static_assert(sizeof step == 8 * sizeof(float), "tensors.def has room for 8");
+    m->k->copy_in(&m->ctx, a.adamw, &step, sizeof step);
+    if (!m->k->replay(&m->ctx, key)) {
+        update(m, clip ? a.norm + 1 : NULL);
+        m->k->recorded(&m->ctx);
     }
     return LLMC_OK;
 }

@@ -76,27 +76,13 @@ void gpu_scale(Context *ctx, float *x, const float *factor, int64_t N) {
 
 /* ---- AdamW ---- */
 
-struct AdamwStep { /* what is the same for every element */
-    const float *grad_scale;
-    float beta1, gain1, beta2, gain2;
-    float decay, rate, unbias, eps; /* lr decay, lr / (1 - b1^t), 1 / sqrt(1 - b2^t) */
-};
-
-static AdamwStep make_step(const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay,
-                           int64_t t) {
-    const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
-    return AdamwStep{grad_scale,         (float)beta1,        (float)(1 - beta1),     (float)beta2,
-                     (float)(1 - beta2), (float)(lr * decay), (float)(lr / correct1), (float)(1 / sqrt(correct2)),
-                     (float)eps};
-}
-
 template <int W> static __device__ __forceinline__ void store_rounded(floatX *stored, const float (&param)[W]) {
     if constexpr (!std::is_same_v<floatX, float>) store_floats(stored, param); /* else it is the same memory */
 }
 
 template <int W>
 static __device__ __forceinline__ void adamw_at(float *param, floatX *stored, float *m, float *v, const float *grad,
-                                                const AdamwStep &step, float grad_scale) {
+                                                const AdamW &step, float grad_scale, float decay) {
     float p[W], m1[W], v1[W], g[W];
     load_floats(g, grad);
     load_floats(p, param);
@@ -106,7 +92,7 @@ static __device__ __forceinline__ void adamw_at(float *param, floatX *stored, fl
         g[j] *= grad_scale;
         m1[j] = step.beta1 * m1[j] + step.gain1 * g[j];
         v1[j] = step.beta2 * v1[j] + step.gain2 * (g[j] * g[j]);
-        p[j] -= step.decay * p[j] + step.rate * m1[j] / (sqrtf(v1[j]) * step.unbias + step.eps);
+        p[j] -= decay * p[j] + step.rate * m1[j] / (sqrtf(v1[j]) * step.unbias + step.eps);
     }
     store_floats(m, m1);
     store_floats(v, v1);
@@ -116,23 +102,23 @@ static __device__ __forceinline__ void adamw_at(float *param, floatX *stored, fl
 
 template <int W>
 __global__ void __launch_bounds__(THREADS)
-    adamw_kernel(float *param, floatX *stored, float *m, float *v, const float *grad, AdamwStep step, int64_t N) {
+    adamw_kernel(float *param, floatX *stored, float *m, float *v, const float *grad, const float *grad_scale,
+                 const AdamW *numbers, bool decayed, int64_t N) {
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    const float by = step.grad_scale ? step.grad_scale[0] : 1;
-    if (i + W <= N) adamw_at<W>(param + i, stored + i, m + i, v + i, grad + i, step, by);
+    const AdamW step = *numbers;
+    const float by = grad_scale ? grad_scale[0] : 1, decay = decayed ? step.decay : 0;
+    if (i + W <= N) adamw_at<W>(param + i, stored + i, m + i, v + i, grad + i, step, by, decay);
     else
-        for (int64_t k = i; k < N; k++) adamw_at<1>(param + k, stored + k, m + k, v + k, grad + k, step, by);
+        for (int64_t k = i; k < N; k++) adamw_at<1>(param + k, stored + k, m + k, v + k, grad + k, step, by, decay);
 }
 
 void gpu_adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-               const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
-               int64_t N) {
-    const AdamwStep step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
+               const float *grad_scale, const AdamW *step, int decayed, int64_t N) {
     const bool wide =
         in_vectors(param, 0) && in_vectors(stored, 0) && in_vectors(m, 0) && in_vectors(v, 0) && in_vectors(grad, 0);
     by_width<FLOATS>(wide, [&](auto W) {
         LAUNCH(adamw_kernel<W>, blocks_for(N, THREADS * W), THREADS, 0, stream_of(ctx))
-        (param, stored, m, v, grad, step, N);
+        (param, stored, m, v, grad, grad_scale, step, decayed != 0, N);
     });
 }
 

@@ -13,7 +13,7 @@ NVCC_FLAGS += $(foreach code,$(CUDA_PTX) $(CUDA_ARCHS:%=sm_%),-gencode arch=$(CU
 NVCC_FLAGS += -Xptxas -v
 
 CUDA_SOURCES := $(wildcard cuda/*.cu)
-CUDA_HEADERS := $(wildcard cuda/*.cuh) csrc/kernels.h csrc/pyllmc.h csrc/error.h cuda/cuda.mk
+-include $(wildcard $(BUILD)/cuda_*/*.d)
 LIBS         := $(dir $(LIB))
 
 # ---- the engine, for either element; without csrc/cpu ----
@@ -33,10 +33,10 @@ FLAGS_fp32 :=
 FLAGS_bf16 := -DFLOATX_BF16
 # $(1) element
 define nvcc_rule
-$(BUILD)/cuda_$(1)/%.o: cuda/%.cu $(CUDA_HEADERS) $(BUILD)/flags
+$(BUILD)/cuda_$(1)/%.o: cuda/%.cu cuda/cuda.mk $(BUILD)/flags
 	@mkdir -p $$(@D)
 	@echo "  nvcc $$< ($(1))"
-	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' -c $$< -o $$@ 2>$$(@:.o=.ptxas) \
+	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' $$(WRITE_D) -c $$< -o $$@ 2>$$(@:.o=.ptxas) \
 		|| { grep -v '^ptxas info' $$(@:.o=.ptxas) >&2; exit 1; }
 endef
 $(foreach e,fp32 bf16,$(eval $(call nvcc_rule,$(e))))
@@ -73,6 +73,28 @@ $(EMULATED):
 	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 	$(Q)cp $(TABLES) $(LIBS)
 
+# The second gate: the kernels of products, attention with heads of 64, GELU and AdamW as nvcc's PTX of them
+PTX_adamw     := [0-9](adamw|scale|store)_kernel
+PTX_attention := mma(7forward|8backward)ILi64
+PTX_gelu      := gelu_kernel
+PTX_gemm_mma  := gemm_mma_kernel
+PTX_OBJECTS   := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention gelu gemm_mma)
+-include $(wildcard $(BUILD)/ptx/*.d)
+$(BUILD)/ptx/%.ptx: cuda/%.cu cuda/cuda.mk
+	@mkdir -p $(@D)
+	@echo "  nvcc -ptx $<"
+	$(Q)$(NVCC) -O3 -std=c++17 -Icuda -Icsrc -arch=$(CUDA_PTX) $(FLAGS_bf16) -DBACKEND='"cuda"' \
+		-MMD -MP -MF $(@:.ptx=.d) -MT $@ -ptx $< -o $@
+$(BUILD)/ptx/%.cpp: $(BUILD)/ptx/%.ptx cuda/emu/ptx.py cuda/emu/ptx_isa.py cuda/emu/ptx_instead.py
+	$(Q)$(PYTHON) cuda/emu/ptx_instead.py $< $@ '$(PTX_$*)'
+$(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk
+	@echo "  c++ $<"
+	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -Wno-unused-variable -c $< -o $@
+$(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
+	@echo "  ld $@"
+	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
+.SECONDARY: $(PTX_OBJECTS:.o=.ptx) $(PTX_OBJECTS:.o=.cpp)
+
 cuda: $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so train_gpt2_cuda ## the GPU build, with nvcc: libraries and ./train_gpt2_cuda
 emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without a GPU
 .PHONY: cuda emu
@@ -83,7 +105,8 @@ emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without 
 $(BUILD)/libmma_cuda.so: dev/gpu_mma.cu cuda/ptx.cuh
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -shared -cudart static -o $@ $<
-$(BUILD)/mma_emu.o: dev/gpu_mma.cu $(EMU_HEADERS)
+-include $(wildcard $(BUILD)/mma_emu.d)
+$(BUILD)/mma_emu.o: dev/gpu_mma.cu cuda/emu/emu.mk
 	@mkdir -p $(@D)
 	$(Q)$(call emu_compile,)
 $(BUILD)/libmma_emu.so: $(BUILD)/mma_emu.o $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu_fp32/%.o)

@@ -128,7 +128,7 @@ int gpu_open(Context *ctx) {
     CHECK(d && d->staging, LLMC_ENOMEM, "no memory to describe the device");
     const cudaError_t error = open_device(d);
     if (error != cudaSuccess) return fail(error, "opening the device");
-    gemm_cublas_open(d);
+    gemm_cublas_open(ctx);
     return LLMC_OK;
 }
 

@@ -23,11 +23,12 @@ struct Gemm {
     const floatX *bias = nullptr;  /* (N), added to every row of C, or NULL */
     floatX *gelu = nullptr;        /* (M,N) = gelu(C), or NULL */
     const floatX *slope = nullptr; /* (M,N): C is multiplied by gelu'(slope), or NULL */
+    float *row_sums = nullptr;     /* (M) = sums of A's rows, or NULL: what gemm_cublas makes it if it leaves them */
 };
 
-void gemm_cublas_open(Device *d);
+void gemm_cublas_open(Context *ctx);
 void gemm_cublas_close(Device *d);
-bool gemm_cublas(Context *ctx, const Gemm *g);
+bool gemm_cublas(Context *ctx, Gemm *g);
 bool gemm_mma(Context *ctx, const Gemm *g);
 bool gemm_plain(Context *ctx, const Gemm *g);
 

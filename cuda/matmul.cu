@@ -4,9 +4,11 @@
 static Operand rows_of(const floatX *at, int64_t ld) { return {at, ld, false}; }
 static Operand transposed(const floatX *at, int64_t ld) { return {at, ld, true}; }
 
-static void gemm(Context *ctx, const Gemm &g) {
+static void gemm(Context *ctx, Gemm &g) {
     if (g.M == 0 || g.N == 0) return;
-    if (!gemm_cublas(ctx, &g) && !gemm_mma(ctx, &g)) gemm_plain(ctx, &g);
+    if (gemm_cublas(ctx, &g)) return;
+    g.row_sums = nullptr;
+    if (!gemm_mma(ctx, &g)) gemm_plain(ctx, &g);
 }
 
 void gpu_matmul_forward(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int B,
@@ -74,13 +76,17 @@ static __global__ void bias_sum_kernel(float *dbias, const float *pieces, int n,
     dbias[o] += (float)sum;
 }
 
+static void add_pieces(Context *ctx, float *dbias, const float *pieces, int n, int OC) {
+    LAUNCH(bias_sum_kernel, divide_up(OC, 256), 256, 0, stream_of(ctx))(dbias, pieces, n, OC);
+}
+
 static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {
     float *pieces = (float *)ctx->workspace;
     const int64_t each = divide_up(divide_up(rows, (int64_t)PIECES), (int64_t)ROWS) * ROWS;
     const int n = (int)divide_up(rows, each);
     const dim3 grid(divide_up(OC, COLUMNS), n);
     LAUNCH(bias_pieces_kernel, grid, COLUMNS * ROWS, 0, stream_of(ctx))(pieces, dout, rows, each, OC);
-    LAUNCH(bias_sum_kernel, divide_up(OC, 256), 256, 0, stream_of(ctx))(dbias, pieces, n, OC);
+    add_pieces(ctx, dbias, pieces, n, OC);
 }
 
 int64_t gpu_matmul_workspace(int B, int T, int C, int Vp) {
@@ -91,7 +97,8 @@ int64_t gpu_matmul_workspace(int B, int T, int C, int Vp) {
 void gpu_matmul_backward_weight(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                 int accumulate, int B, int T, int C, int OC) {
     Gemm g = {OC, C, (int64_t)B * T, transposed(dout, OC), rows_of(inp, C)};
-    g.sum = dweight, g.accumulate = accumulate;
+    g.sum = dweight, g.accumulate = accumulate, g.row_sums = dbias ? (float *)ctx->workspace : nullptr;
     gemm(ctx, g);
-    if (dbias) bias_gradient(ctx, dbias, dout, (int64_t)B * T, OC);
+    if (g.row_sums) add_pieces(ctx, dbias, g.row_sums, 1, OC);
+    else if (dbias) bias_gradient(ctx, dbias, dout, (int64_t)B * T, OC);
 }

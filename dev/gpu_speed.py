@@ -23,6 +23,7 @@ COMPARED = 10  # steps after which losses are compared
 TOLERANCE = 5e-3  # of losses, relative; bf16 alone makes 2e-3 of it where a small batch is learned by heart
 TOO_LARGE = re.compile("out of memory|OutOfMemory|does not fit")
 OWN_PRODUCTS, NO_GRAPHS = {"PYLLMC_CUBLASLT": ""}, {"PYLLMC_GRAPHS": "0"}
+PLAIN = {"PYLLMC_EPILOGUES": "0", "PYLLMC_CUBLASLT_CACHE": ""}  # cuBLASLt's first algorithms, BIAS alone
 
 
 class Case(NamedTuple):
@@ -39,7 +40,7 @@ class Case(NamedTuple):
 
 # what is most worth knowing first: time may run out
 CASES = [
-    Case("d12", 64, 1024, 10, {"without graphs": NO_GRAPHS, "own products": OWN_PRODUCTS}),
+    Case("d12", 64, 1024, 10, {"without graphs": NO_GRAPHS, "own products": OWN_PRODUCTS, "plain": PLAIN}),
     Case("d48", 16, 1024, 4),
     Case("d24", 32, 1024, 6),
     Case("d36", 16, 1024, 5),

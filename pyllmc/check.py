@@ -63,7 +63,7 @@ LAST = {"ln_f": ("residual3", "lnf")}
 # what the engine's buffers hold after the backward pass: whose gradient, always that of layer 0
 GRADIENT_OF = {"logits": "logits", "dfch": "fch", "dqkv": "qkv", "branch": "ln1", "dresidual": "residual1"}
 # positions serve generation; the others are first written by the backward pass and the clipping
-NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm"}
+NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw"}
 
 
 def load_reference() -> ModuleType:

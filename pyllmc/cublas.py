@@ -1,6 +1,6 @@
 """NVIDIA's cuBLASLt, where pip put it: the CUDA library looks for it by name, and then only in the system's folders.
 
-$PYLLMC_CUBLASLT (cuda/gemm_cublas.cu) tells it a path; set and empty, it does without.
+$PYLLMC_CUBLASLT (cuda/cublaslt.cu) tells it a path; set and empty, it does without.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "PYLLMC_CUBLASLT"
-NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # newest first, as cuda/gemm_cublas.cu tries them
+NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # newest first, as cuda/cublaslt.cu tries them
 FOLDERS = (
     "nvidia/cu13/lib",
     "nvidia/cublas/lib",

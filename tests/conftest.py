@@ -7,6 +7,7 @@ import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy machines
 os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in full, which takes hours
+os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither read nor written
 
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ from pyllmc.errors import NoDevice
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
+ffi.cdef("void emu_statistics(uint64_t counts[5]);")
 
 
 def _runs_here(isa: str) -> bool:

@@ -74,7 +74,7 @@ def test_it_is_settled_before_the_library_is_loaded(tmp_path, monkeypatch):
 
 
 def test_names_and_variable_are_the_library_s():
-    source = (ROOT / "cuda/gemm_cublas.cu").read_text()
+    source = (ROOT / "cuda/cublaslt.cu").read_text()
     assert f'getenv("{cublas.VARIABLE}")' in source
     listed = re.findall(r'"(libcublasLt\.so\.\d+)"', source)
     assert tuple(listed) == cublas.NAMES

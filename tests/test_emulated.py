@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEVICES
+from conftest import DEVICES, ffi
 
 import pyllmc
 from pyllmc import prepro
-from pyllmc.errors import InvalidArgument
+from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,12 +45,22 @@ def train(**options) -> tuple[pyllmc.Model, list[float], list[float]]:
                 m.micro_step(inputs[:, :length], targets[:, :length], scale=0.5, accumulate=micro > 0)
             )
         norms.append(m.clip_grad_norm(1.0))
-        m.update(lr=3e-3)
+        m.update(lr=3e-3 / (step + 1))  # a graph that has kept the first would show
     return m, losses, norms
 
 
 def everything(m: pyllmc.Model, losses: list[float], norms: list[float]) -> list[object]:
     return [losses, norms, *(m.params[name].tobytes() for name in m.params), m.generate([1, 2], 9)]
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> dict[str, object]:
+    """A trainer's options: a tiny model and its data."""
+    data = tmp_path_factory.mktemp("data") / "letters"
+    prepro.write_dataset(["the cat sat on the mat " * 9] * 20, data, tokenizer="char", val_fraction=0.1)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "B": 2, "T": 16, "grad_accum": 2}
+    when = {"val_every": 2, "val_batches": 1, "sample_every": 0, "checkpoint_every": 2}
+    return {**sizes, **when, "device": "emu", "data": data}
 
 
 @pytest.mark.parametrize("name", EMULATED)
@@ -76,6 +87,29 @@ def test_a_graph_changes_no_bit(name: str, monkeypatch):
     expected = everything(*train(**on(name)))
     monkeypatch.setenv("PYLLMC_GRAPHS", "0")
     assert everything(*train(**on(name))) == expected
+
+
+def waits() -> int:
+    """How often the host has waited for the device so far."""
+    counts = ffi.new("uint64_t[5]")
+    DEVICES["emu"].emu_statistics(counts)
+    return counts[4]
+
+
+@pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
+def test_a_step_waits_for_the_device_once(letters):
+    """Micro-steps, norm, clipping and AdamW included, from the first step on."""
+    trainer = pyllmc.Trainer(out="", max_steps=5, **{**letters, "val_every": 0, "checkpoint_every": 0})
+    seen = [waits() for event in trainer if event.kind == "step"]
+    assert len(seen) == 5 and set(np.diff(seen)) == {1}
+
+
+@pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
+def test_the_plan_tells_what_fits_the_device(letters):
+    plan = next(iter(pyllmc.Trainer(out="", max_steps=1, **letters))).text
+    assert plan.startswith("device: emu, emu, bf16") and re.search(r"fits in \d+ MB, with B up to \d+", plan)
+    with pytest.raises(OutOfMemory, match=r"MB are available; .* would fit"):
+        pyllmc.Model("d12", B=4096, T=1024, device="emu")
 
 
 CODE = """
@@ -150,24 +184,11 @@ def test_a_checkpoint_moves_between_devices(name: str, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_trainer_on_it(tmp_path):
+def test_the_trainer_on_it(letters, tmp_path):
     """The command's loop; and going on from a checkpoint gives the same bits as never having stopped."""
-    data = tmp_path / "letters"
-    prepro.write_dataset(["the cat sat on the mat " * 9] * 20, data, tokenizer="char", val_fraction=0.1)
-    sizes = {
-        "n_layer": 1,
-        "n_head": 2,
-        "n_embd": 16,
-        "B": 2,
-        "T": 16,
-        "grad_accum": 2,
-        "val_every": 2,
-        "val_batches": 1,
-    }
-    sizes |= {"sample_every": 0, "checkpoint_every": 2, "device": "emu", "data": data}
-    whole = pyllmc.Trainer(out=tmp_path / "whole", max_steps=4, **sizes)
+    whole = pyllmc.Trainer(out=tmp_path / "whole", max_steps=4, **letters)
     losses = [e.loss for e in whole if e.kind == "step"]
-    first = pyllmc.Trainer(out=tmp_path / "part", max_steps=4, **sizes)
+    first = pyllmc.Trainer(out=tmp_path / "part", max_steps=4, **letters)
     for event in first:
         if event.kind == "checkpoint":
             break

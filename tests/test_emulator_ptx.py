@@ -7,11 +7,18 @@ import ctypes
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated import SCHEDULES, Emulator, bf16, libraries, make, plain
+import test_adamw
+import test_attention
+import test_matmul
+from conftest import Buffers, ffi
+from device import DeviceKernel
+from emulated import ROOT, SCHEDULES, Emulator, bf16, libraries, make, plain
 
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc writes the PTX")
 
@@ -124,3 +131,45 @@ def test_ptx_of_everything_else(plain, translated, schedule):
     ]
     for ours, ptx in pairs_of_results:
         assert ours.any() and same_bits(ours, ptx)
+
+
+# ---- whole kernels: the tensor cores', GELU and AdamW, in a library where they are nvcc's PTX (cuda/emu/ptx_instead.py) ----
+
+
+def products(k: DeviceKernel, buffers: Buffers) -> None:
+    for check in test_matmul.CHECKS:
+        for shape in test_matmul.DEVICE_SHAPES[:4]:
+            k.workspace(shape[0], shape[1], max(shape[2:]))
+            check(k, test_matmul.Case(buffers, *shape, k.stored))
+
+
+def attention(k: DeviceKernel, buffers: Buffers) -> None:
+    for case in (c for c in test_attention.TILES if c.hs == 64):
+        test_attention.test_forward(k, buffers, case)
+        test_attention.test_backward(k, buffers, case)
+
+
+def gelu(k: DeviceKernel, buffers: Buffers) -> None:
+    test_matmul.test_gelu_again_is_the_same_to_the_bit(k, buffers, 1000)
+
+
+def adamw(k: DeviceKernel, buffers: Buffers) -> None:
+    test_adamw.test_ten_steps(k, buffers, 1009, 0.125, 0.37)
+    test_adamw.test_store(k, buffers, 1009)
+
+
+@pytest.fixture(scope="session")
+def replaced() -> Path:
+    path = ROOT / "build/libpyllmc_ptx.so"
+    command = ["make", "-s", "-C", str(ROOT), "-j2", str(path.relative_to(ROOT)), f"PYTHON={sys.executable}"]
+    subprocess.run(command, check=True)
+    return path
+
+
+@needs_nvcc
+@pytest.mark.parametrize("layer", [products, attention, gelu, adamw])
+def test_whole_kernels_from_ptx_pass_their_layer_s_tests(replaced, buffers, layer):
+    threads = ctypes.c_uint64.in_dll(ctypes.CDLL(str(replaced)), "ptx_threads")
+    before = threads.value
+    layer(DeviceKernel("emu", ffi.dlopen(str(replaced))), buffers)
+    assert threads.value - before > 100

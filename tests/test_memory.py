@@ -355,6 +355,19 @@ def test_fresh_weights_are_drawn_in_pieces(V):
     assert not block_of(m, lib.LLMC_PARAMS, config.padded_vocab_size)[V:].any()
 
 
+def test_the_largest_batch_that_fits_is_named():
+    """By the memory that the same line tells, which another process may have changed by now."""
+    config, text = pyllmc.GPTConfig(3000, 256, 6, 4, 128), ffi.new("char[512]")
+    for B in (1, 3):
+        room = ffi.new("llmc_room *", (B, 256, 1, 2, 0))
+        _ffi.check(lib, lib.llmc_plan_text(make_config(config, lib)[0], room, 1, text, 512))
+        found = re.search(r"; fits in (\d+) MB, with B up to (\d+)$", _ffi.text(text))
+        available, most = int(found[1]) * 1e6, int(found[2])
+        assert most > B
+        assert plan(config, most, 256, 2, False).total <= available + 1e6
+        assert plan(config, most + 1, 256, 2, False).total > available - 1e6
+
+
 def test_less_memory_is_first_bought_with_time():
     """What does not fit is told the least recomputation that would, before a smaller batch."""
     config, text = pyllmc.GPTConfig(100, 1024, 50, 1, 64), ffi.new("char[512]")

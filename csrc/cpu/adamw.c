@@ -61,24 +61,21 @@ void K(scale)(Context *ctx, float *x, const float *factor, int64_t N) {
 
 /* ---- AdamW ---- */
 
-typedef struct Step { /* what is the same for every element */
-    vf grad_scale, beta1, gain1, beta2, gain2;
-    vf decay, rate, unbias, eps; /* lr decay, lr / (1 - b1^t), 1 / sqrt(1 - b2^t) */
+typedef struct Step { /* in every lane */
+    vf grad_scale, beta1, gain1, beta2, gain2, rate, unbias, eps, decay;
 } Step;
 
-static Step make_step(const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay,
-                      int64_t t) {
-    const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
+static Step make_step(const AdamW *s, const float *grad_scale, int decayed) {
     return (Step){
         .grad_scale = vf_set(grad_scale ? grad_scale[0] : 1),
-        .beta1 = vf_set((float)beta1),
-        .gain1 = vf_set((float)(1 - beta1)),
-        .beta2 = vf_set((float)beta2),
-        .gain2 = vf_set((float)(1 - beta2)),
-        .decay = vf_set((float)((double)lr * decay)),
-        .rate = vf_set((float)(lr / correct1)),
-        .unbias = vf_set((float)(1 / sqrt(correct2))),
-        .eps = vf_set(eps),
+        .beta1 = vf_set(s->beta1),
+        .gain1 = vf_set(s->gain1),
+        .beta2 = vf_set(s->beta2),
+        .gain2 = vf_set(s->gain2),
+        .rate = vf_set(s->rate),
+        .unbias = vf_set(s->unbias),
+        .eps = vf_set(s->eps),
+        .decay = vf_set(decayed ? s->decay : 0),
     };
 }
 
@@ -93,10 +90,9 @@ static inline void adamw_lanes(float *param, float *m, float *v, const float *gr
 }
 
 void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-              const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
-              int64_t N) {
+              const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
     (void)stored; /* is param */
-    const Step step = make_step(grad_scale, lr, beta1, beta2, eps, decay, t);
+    const Step step = make_step(numbers, grad_scale, decayed);
 #pragma omp parallel for num_threads(threads_for(ctx, N))
     for (int64_t at = 0; at < N; at += PIECE)
         for (int64_t i = at, end = end_of(at, PIECE, N); i < end; i += VL)

@@ -322,15 +322,14 @@ static void scale(Context *ctx, float *x, const float *factor, int64_t N) {
 }
 
 static void adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-                  const float *grad_scale, double lr, double beta1, double beta2, double eps, double decay, int64_t t,
-                  int64_t N) {
-    const double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
+                  const float *grad_scale, const AdamW *step, int decayed, int64_t N) {
     (void)ctx, (void)stored; /* which is param */
     for (int64_t i = 0; i < N; i++) {
         const double g = (double)grad[i] * (grad_scale ? grad_scale[0] : 1);
-        m[i] = (float)(beta1 * m[i] + (1 - beta1) * g);
-        v[i] = (float)(beta2 * v[i] + (1 - beta2) * g * g);
-        param[i] -= (float)(lr * (decay * param[i] + m[i] / correct1 / (sqrt(v[i] / correct2) + eps)));
+        m[i] = (float)((double)step->beta1 * m[i] + step->gain1 * g);
+        v[i] = (float)((double)step->beta2 * v[i] + step->gain2 * g * g);
+        const double decay = decayed ? (double)step->decay * param[i] : 0;
+        param[i] -= (float)(decay + step->rate * (double)m[i] / (sqrt(v[i]) * step->unbias + step->eps));
     }
 }
 

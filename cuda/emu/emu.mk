@@ -15,23 +15,25 @@ EMU_LIBS  := -pthread -Wl,-z,defs
 
 EMU_RUNTIME := $(filter-out cuda/emu/emu_check%,$(wildcard cuda/emu/emu_*.cpp))
 EMU_CHECKER := $(wildcard cuda/emu/emu_*.cpp)
-EMU_HEADERS := $(wildcard cuda/*.cuh cuda/emu/*.h csrc/*.h)
+# each object's .d names the headers that it was made of
+WRITE_D = -MMD -MP -MF $(@:.o=.d) -MT $@
 
 # In the checked build every variable of a function is followed by 64 bytes that are no variable's, so that running from
 # one __shared__ array into the next is seen: after the label _ZZ..., ".zero 256" becomes ".zero 256+64".
 EMU_APART := sed '/^_ZZ.*:$$/{n;s/\(\.zero[[:space:]][0-9]*\)$$/\1+64/;}'
 
 # how a .cu becomes an object: $(1) its flags
-emu_compile = $(CXX) $(EMU_CXXFLAGS) $(1) -x c++ $(if $(findstring EMU_CHECK,$(1)),$(emu_apart),-c $< -o $@)
+emu_compile = $(CXX) $(EMU_CXXFLAGS) $(1) $(WRITE_D) -x c++ $(if $(findstring EMU_CHECK,$(1)),$(emu_apart),-c $< -o $@)
 emu_apart   = -S $< -o $(@:.o=.s) && $(EMU_APART) $(@:.o=.s) | $(CXX) -x assembler -c - -o $@
 
 define emu_rules
-$(BUILD)/$(1)/%.o: cuda/%.cu $(EMU_HEADERS) cuda/emu/emu.mk
+-include $(wildcard $(BUILD)/$(1)/*.d)
+$(BUILD)/$(1)/%.o: cuda/%.cu cuda/emu/emu.mk
 	@mkdir -p $$(@D)
 	@echo "  c++ $$< ($(1))"
 	$$(Q)$$(call emu_compile,$(2))
-$(BUILD)/$(1)/%.o: cuda/emu/%.cpp $(EMU_HEADERS) cuda/emu/emu.mk
+$(BUILD)/$(1)/%.o: cuda/emu/%.cpp cuda/emu/emu.mk
 	@mkdir -p $$(@D)
 	@echo "  c++ $$< ($(1))"
-	$$(Q)$$(CXX) $$(EMU_CXXFLAGS) $(3) -c $$< -o $$@
+	$$(Q)$$(CXX) $$(EMU_CXXFLAGS) $(3) $$(WRITE_D) -c $$< -o $$@
 endef

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from ptx_isa import (
     ATOMIC,
@@ -19,6 +20,8 @@ from ptx_isa import (
     FLOAT,
     MMA,
     PAIRS,
+    PLAIN,
+    ROUND,
     SHORT,
     SHUFFLE,
     SPECIAL,
@@ -32,15 +35,16 @@ from ptx_isa import (
 )
 
 
+class Parameter(NamedTuple):
+    kind: str
+    count: int  # of an array; else 0
+    align: int
+    offset: int
+
+
 class Kernel:
     def __init__(
-        self,
-        name: str,
-        parameters: str,
-        body: str,
-        shared: dict[str, str],
-        shared_bytes: int,
-        first: int,
+        self, name: str, parameters: str, body: str, shared: dict[str, str], shared_bytes: int, first: int
     ):
         self.name, self.shared, self.shared_bytes = name, dict(shared), shared_bytes
         self.registers: dict[str, str] = {}
@@ -49,16 +53,17 @@ class Kernel:
         self.statements = [code for line in body.splitlines() for code in self.translate_line(line) if code]
 
     @staticmethod
-    def layout(text: str) -> dict[str, int]:
-        """Each parameter's offset: as members of a struct."""
-        offsets, at = {}, 0
+    def layout(text: str) -> dict[str, Parameter]:
+        """The parameters, as members of a struct."""
+        members, at = {}, 0
         pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?"
         for align, kind, name, count in re.findall(pattern, text):
             size = BITS[kind] // 8
             step = int(align or size)
-            offsets[name] = at = -(-at // step) * step
+            at = -(-at // step) * step
+            members[name] = Parameter(kind, int(count or 0), step, at)
             at += size * int(count or 1)
-        return offsets
+        return members
 
     # ---- operands ----
 
@@ -93,7 +98,7 @@ class Kernel:
             raise Unknown(text)
         base, offset = match[1], match[2] or "0"
         if space == "param":
-            return f"(parameters + {self.parameters[base]} + {offset})"
+            return f"(parameters + {self.parameters[base].offset} + {offset})"
         if space == "shared":
             return f"(shared + {self.read(base, 'u32')} + {offset})"
         return f"((char *){self.read(base, 'u64')} + {offset})"
@@ -148,9 +153,8 @@ class Kernel:
         special = getattr(self, "do_" + op[0], None)
         if special and (code := special(op, args)):
             return code
-        kind, name = op[-1], op[0]
-        if op[1] in ("lo", "to"):
-            name += "." + op[1]
+        kind = op[-1]
+        name = ".".join([op[0], *(part for part in op[1:-1] if part not in PLAIN)])
         table = FLOAT if kind in ("f32", "f64") and name in FLOAT else TYPED if name in TYPED else UNSIGNED
         if name not in table or (table is UNSIGNED and kind[0] == "f"):
             raise Unknown(".".join(op))
@@ -188,15 +192,17 @@ class Kernel:
     def do_cvt(self, op: list[str], args: list[str]) -> str:
         to, given = op[-2], op[-1]
         value = self.read(args[1], given)
+        if op[1:] == ["sat", "f32", "f32"]:
+            return self.write(args[0], f"ptx::saturate({value})")
         if op[1] == "rna":
             return self.write(args[0], f"to_tf32({value})")
         if (to, given) in SHORT:
             return self.write(
                 args[0], f"{SHORT[to, given]}({', '.join(self.read(x, given) for x in args[1:])})"
             )
-        if "bf16" in (to, given) or "f16" in (to, given):
+        rounding = "" if len(op) == 3 else ROUND.get(".".join(op[1:-2]))
+        if rounding is None or "bf16" in (to, given) or "f16" in (to, given):
             raise Unknown(".".join(op))
-        rounding = {"rni": "rintf", "rzi": "truncf", "rmi": "floorf", "rpi": "ceilf"}.get(op[1], "")
         return self.write(args[0], f"({cpp(to)}){rounding}({value})")
 
     def do_ld(self, op: list[str], args: list[str]) -> str:
@@ -379,7 +385,7 @@ def translate(text: str) -> tuple[str, list[str]]:
     done, left_out = kernels(text)
     rows = "\n".join(k.row() for k in done)
     table = f"const ptx::Kernel ptx::kernels[] = {{\n{rows}\n    {{nullptr, nullptr, 0}}}};\n"
-    return '#include "ptx_run.h"\n' + "\n".join(k.function() for k in done) + "\n" + table, left_out
+    return '#include "ptx_launch.h"\n' + "\n".join(k.function() for k in done) + "\n" + table, left_out
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ FLOAT = {
     "abs": "fabsf(a)",
 }
 FLOAT |= {
+    "fma.rm": "ptx::fma_down(a, b, c)",
     "div": "a / b",
     "ex2": "exp2_approx(a)",
     "sqrt": "std::sqrt(a)",
@@ -41,12 +42,16 @@ FLOAT |= {
 TYPED = {
     "div": "a / b",
     "rem": "a % b",
+    "mul.hi": "ptx::mul_hi(a, b)",
     "min": "b < a ? b : a",
     "max": "a < b ? b : a",
     "mov": "a",
     "cvta": "a",
     "cvta.to": "a",
 }
+# the parts of a name that change nothing here; any other must be known, as in fma.rm
+PLAIN = {"rn", "approx", "ftz", "full", "global", "shared"}
+ROUND = {"rn": "", "rni": "rintf", "rzi": "truncf", "rmi": "floorf", "rpi": "ceilf"}
 COMPARE = {
     "eq": "==",
     "ne": "!=",

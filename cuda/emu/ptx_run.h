@@ -1,5 +1,7 @@
 /* What translated PTX (ptx.py) calls. Registers hold bits; an operand is read as the type its instruction names. */
 #pragma once
+#include <atomic>
+#include <cfenv>
 #include <cmath>
 #include "cuda_runtime.h"
 #include "cuda_bf16.h"
@@ -30,6 +32,18 @@ template <class T, int n> inline void store(void *p, Vector<T, n> v) { *static_c
 
 inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
+/* towards minus infinity, as the exponential function asks for */
+inline float fma_down(float a, float b, float c) {
+    volatile float x = a, y = b, z = c; /* the compiler takes the rounding for fixed */
+    const int was = fegetround();
+    fesetround(FE_DOWNWARD);
+    volatile float down = fmaf(x, y, z);
+    fesetround(was);
+    return down;
+}
+inline float saturate(float x) { return x > 0 ? x < 1 ? x : 1 : 0; } /* NaN becomes 0 */
+inline int32_t mul_hi(int32_t a, int32_t b) { return (int32_t)((int64_t)a * b >> 32); }
+inline uint32_t mul_hi(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
 /* a shift by the width or more leaves nothing, or only the sign */
 template <class T> inline T shl(T a, unsigned by) { return by < 8 * sizeof(T) ? (T)(a << by) : 0; }
 template <class T> inline T shr(T a, unsigned by) {
@@ -54,25 +68,14 @@ inline uint32_t bfi(uint32_t a, uint32_t b, uint32_t at, uint32_t length) {
     return (b & ~mask) | (a << at & mask);
 }
 
-struct Kernel {
-    const char *name;
-    void (*body)(const void *);
-    unsigned shared_bytes;
+/* a struct that a kernel is given */
+template <int n, int align> struct alignas(align) Bytes {
+    char at[n];
 };
-extern const Kernel kernels[]; /* the last has no name */
+
 } // namespace ptx
 
-/* parameters: laid out as the kernel's; 0, or a cudaError_t; -1: no such kernel */
-extern "C" __attribute__((visibility("default"))) inline __attribute__((used)) int ptx_launch(
-    const char *name, const unsigned grid[3], const unsigned block[3], unsigned dynamic, const void *parameters,
-    size_t bytes) {
-    for (const ptx::Kernel *k = ptx::kernels; k->name; k++) {
-        if (strcmp(k->name, name)) continue;
-        const void *body = reinterpret_cast<const void *>(k->body);
-        emu::Shape shape{{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, k->shared_bytes + dynamic, 0};
-        emu::set_function_attribute(body, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10);
-        emu::launch(name, body, shape, k->body, parameters, bytes);
-        return cudaGetLastError();
-    }
-    return -1;
+/* CUDA threads that have run such a kernel in the place of another (ptx_instead.py) */
+extern "C" {
+__attribute__((visibility("default"), weak)) std::atomic<uint64_t> ptx_threads{0};
 }

@@ -1,0 +1,46 @@
+"""Kernels as nvcc's PTX in the place of what g++ made of them: python cuda/emu/ptx_instead.py in.ptx out.cpp PATTERN
+
+Each kernel whose mangled name matches becomes a function of that name, with its arguments as they are passed to it. Linked
+before objects in which the same kernel is a template's, and so may be replaced, it is what a launch runs: the tests of a
+layer then run it. Not for kernels with __shared__ arrays of their own, whose place the launch would have to give.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from ptx import Kernel, Parameter, kernels
+from ptx_isa import cpp
+
+
+def type_of(p: Parameter) -> str:
+    return f"ptx::Bytes<{p.count}, {p.align}>" if p.count else cpp(p.kind)
+
+
+def instead(kernel: Kernel) -> str:
+    """Puts its arguments where PTX expects them."""
+    given = list(kernel.parameters.values())
+    arguments = ", ".join(f"{type_of(p)} p{i}" for i, p in enumerate(given))
+    copies = "".join(f" memcpy(memory + {p.offset}, &p{i}, sizeof p{i});" for i, p in enumerate(given))
+    last = given[-1]
+    size = f"{last.offset} + sizeof({type_of(last)})"
+    head = f"void instead_{kernel.name}({arguments})"
+    body = f"alignas(16) char memory[{size}];{copies} ptx_threads++; body_{kernel.name}(memory);"
+    return f'{head} __asm__("{kernel.name}");\n{head} {{ {body} }}'
+
+
+def main(source: str, target: str, pattern: str) -> None:
+    done, left_out = kernels(Path(source).read_text())
+    missing = [line for line in left_out if re.search(pattern, line)]
+    chosen = [k for k in done if re.search(pattern, k.name)]
+    bad = [k.name for k in chosen if k.static_bytes()]
+    if missing or bad or not chosen:
+        sys.exit(f"{source}: not translated: {missing}; with __shared__ arrays: {bad}; chosen: {len(chosen)}")
+    parts = [text for k in chosen for text in (k.function(), instead(k))]
+    Path(target).write_text('#include "ptx_run.h"\n' + "\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
