@@ -61,7 +61,7 @@ static void write_line(char *line, const char *name, const uint64_t a[8]) {
     Crc32 crc;
     size_t n = (size_t)snprintf(line, LINE, "%s", name);
     for (int i = 0; i < 8; i++) n += (size_t)snprintf(line + n, LINE - n, " %016llx", (unsigned long long)a[i]);
-    crc32_start(&crc);
+    crc32_start(&crc, CRC_ZLIB);
     crc32_add(&crc, line, (int64_t)n);
     snprintf(line + n, LINE - n, " %08x\n", crc.value);
 }

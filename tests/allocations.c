@@ -216,8 +216,8 @@ static int talk_as(const char *const *arguments, int n) {
 }
 
 static int talk(void) {
-    const char *arguments[] = {in(out, "run"),  "--threads=1", "--sample_tokens=3", "--template=chat",
-                               "--user=a", "--bot=t", "--system="};
+    const char *arguments[] = {in(out, "run"), "--threads=1", "--sample_tokens=3", "--template=chat",
+                               "--user=a",     "--bot=t",     "--system="};
     return talk_as(arguments, sizeof arguments / sizeof *arguments);
 }
 
