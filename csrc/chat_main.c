@@ -1,5 +1,5 @@
 /* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
-#include <errno.h>
+#include <sys/select.h>
 #include "program.h"
 
 static const char PROGRAM[] = "chat_gpt2";
@@ -14,8 +14,9 @@ static void on_interrupt(int number) {
     if (++interrupts > 1) _exit(INTERRUPTED);
 }
 
-static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_interrupt}; /* not SA_RESTART: reading a line is interrupted, too */
+static void catch_interrupts(int at_terminal) {
+    struct sigaction action = {.sa_handler = on_interrupt};
+    if (at_terminal) action.sa_flags = SA_RESTART; /* what is being shown is shown */
     sigaction(SIGINT, &action, NULL);
     signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
 }
@@ -30,25 +31,35 @@ static int answer(llmc_chat *chat, const char *text, int64_t size) {
     return rc < 0 ? rc : interrupts ? INTERRUPTED : 0;
 }
 
+/* Shows whose turn it is and waits for a line: 1, or 0 after an interrupt, which may come at any moment. */
+static int line_comes(const char *label) {
+    const sig_atomic_t before = interrupts;
+    sigset_t interrupt, usual;
+    fd_set in;
+    FD_ZERO(&in);
+    FD_SET(STDIN_FILENO, &in);
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    show(label, (int64_t)strlen(label));
+    sigprocmask(SIG_BLOCK, &interrupt, &usual);
+    if (interrupts == before) pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &usual);
+    sigprocmask(SIG_SETMASK, &usual, NULL);
+    return interrupts == before;
+}
+
 /* a turn that cannot be is no reason to leave whoever sits there */
 static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
+    ssize_t n = 0;
     printf("%s\n\n", llmc_chat_about(chat));
     for (;;) {
-        show(llmc_chat_label(chat, 0), (int64_t)strlen(llmc_chat_label(chat, 0)));
-        const ssize_t n = getline(line, room, stdin);
-        if (n < 0 && errno == EINTR && !feof(stdin)) {
-            clearerr(stdin);
-            puts("");
-            continue;
-        }
-        if (n < 0) break;
+        while (!line_comes(llmc_chat_label(chat, 0))) puts("");
+        if ((n = getline(line, room, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
         show(llmc_chat_label(chat, 1), (int64_t)strlen(llmc_chat_label(chat, 1)));
         const int rc = answer(chat, *line, n);
         if (rc == LLMC_EINVAL) fail(PROGRAM, rc);
         else if (rc < 0) return rc;
     }
-    return puts(""), 0;
 }
 
 static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
@@ -62,11 +73,13 @@ static int talk(const llmc_options *options) {
     llmc_chat *chat;
     char prompt[4096], *line = NULL;
     size_t room = 0;
+    const int one_turn = llmc_options_is_given(options, "prompt"), at_terminal = !one_turn && isatty(STDIN_FILENO);
+    catch_interrupts(at_terminal);
     int rc = llmc_chat_new(&chat, options);
     if (rc < 0) return rc;
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
-    if (llmc_options_is_given(options, "prompt")) rc = answer(chat, prompt, (int64_t)strlen(prompt));
-    else rc = isatty(STDIN_FILENO) ? talk_at_terminal(chat, &line, &room) : talk_in_a_pipe(chat, &line, &room);
+    if (one_turn) rc = answer(chat, prompt, (int64_t)strlen(prompt));
+    else rc = at_terminal ? talk_at_terminal(chat, &line, &room) : talk_in_a_pipe(chat, &line, &room);
     free(line);
     llmc_chat_free(chat);
     return rc;
@@ -77,10 +90,7 @@ int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (rc == 1) return help(ABOUT, options);
-    if (rc == 0) {
-        catch_interrupts();
-        rc = talk(options);
-    }
+    if (rc == 0) rc = talk(options);
     llmc_options_free(options);
     return rc < 0 ? fail(PROGRAM, rc) : rc;
 }

@@ -141,17 +141,24 @@ static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, i
     return LLMC_OK;
 }
 
-/* (OC,C) from (C,OC): each piece is strewn over the tensor, which then goes in at once */
+/* to (.,C) at column c0, rows o0..: the transpose of x (nc,no), tile by tile, as far apart writes miss the cache */
+static void turn(float *to, int64_t C, int64_t c0, int64_t o0, const float *x, int64_t nc, int64_t no) {
+    enum { TILE = 16 };
+    for (int64_t ot = 0; ot < no; ot += TILE)
+        for (int64_t ct = 0; ct < nc; ct += TILE)
+            for (int64_t o = ot; o < no && o < ot + TILE; o++)
+                for (int64_t c = ct; c < nc && c < ct + TILE; c++) to[(o0 + o) * C + c0 + c] = x[c * no + o];
+}
+
+/* (OC,C) from (C,OC): some rows at a time, or a part of one, until the whole tensor can go in */
 static int copy_turned(Reader *r, llmc_model *m, float *to, const Place *p, int64_t OC, int64_t C) {
-    int64_t o = 0, c = 0;
-    for (int64_t i = 0; i < OC * C; i += PIECE) {
-        const int64_t piece = OC * C - i < PIECE ? OC * C - i : PIECE;
-        TRY(read_elements(r, p->at + i * p->width, piece, p->width));
-        for (int64_t j = 0; j < piece; j++) {
-            r->turned[o * C + c] = r->x[j];
-            if (++o == OC) o = 0, c++;
+    const int64_t rows = OC < PIECE ? PIECE / OC : 1, columns = OC < PIECE ? OC : PIECE;
+    for (int64_t c = 0; c < C; c += rows)
+        for (int64_t o = 0; o < OC; o += columns) {
+            const int64_t nc = C - c < rows ? C - c : rows, no = OC - o < columns ? OC - o : columns;
+            TRY(read_elements(r, p->at + (c * OC + o) * p->width, nc * no, p->width));
+            turn(r->turned, C, c, o, r->x, nc, no);
         }
-    }
     m->k->copy_in(&m->ctx, to, r->turned, OC * C * 4);
     return m->k->sync(&m->ctx); /* the next tensor is turned in the same place */
 }

@@ -75,8 +75,11 @@ int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
     char weights[2 * OPTION_TEXT];
     TRY(source_check_device(o->device));
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
-    CHECK(source_is_file(o->model, weights, sizeof weights), access(o->model, F_OK) == 0 ? LLMC_EINVAL : LLMC_EIO,
-          "%s is no run folder or weight file, and only trained weights write: check the path", o->model);
+    llmc_config size;
+    CHECK(llmc_config_parse(&size, o->model) < 0, LLMC_EINVAL,
+          "%s is a size of model, and only trained weights write: give a run folder or a weight file", o->model);
+    CHECK(source_is_file(o->model, weights, sizeof weights), LLMC_EIO,
+          "there is no run folder or weight file %s: check the path", o->model);
     TRY(open_tokenizer(k, o->tokenizer, weights));
     return open_model(o, m, weights);
 }

@@ -118,9 +118,10 @@ static int find_pieces(llmc_tokenizer *k, const char *name) {
 /* llm.c's own files, which do not say how they encode, hold GPT-2's table; this knows it again */
 static int is_gpt2(const llmc_tokenizer *k) {
     Crc32 crc;
+    if (k->pieces.n != GPT2_V || k->eot != GPT2_V - 1) return 0;
     crc32_start(&crc, CRC_ZLIB);
     crc32_add(&crc, k->pieces.bytes + HEADER_BYTES, k->pieces.size - HEADER_BYTES);
-    return k->pieces.n == GPT2_V && k->eot == GPT2_V - 1 && crc.value == GPT2_CRC;
+    return crc.value == GPT2_CRC;
 }
 
 static int hash_pieces(llmc_tokenizer *k, const char *name) {
@@ -239,25 +240,16 @@ static int longest(const llmc_tokenizer *k, const char *text, int64_t n, int *le
     return found;
 }
 
-/* Appends a character to out as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN. Returns 0, and
- * appends nothing, where it does not fit. */
-static int show(char *out, size_t size, const char *text, int64_t n) {
-    char shown[4 * 4 + 1];
-    size_t at = 0;
-    for (int64_t i = 0, length; i < n; i += length) {
-        uint32_t code;
-        length = utf8_decode(text + i, n - i, &code);
-        const int printable = length > 0 && code >= ' ' && code != 0x7f;
-        if (length < 1) length = 1;
-        if (printable) memcpy(shown + at, text + i, (size_t)length), at += (size_t)length;
-        else if (text[i] == '\n' || text[i] == '\t')
-            at += (size_t)sprintf(shown + at, "\\%c", text[i] == '\n' ? 'n' : 't');
-        else at += (size_t)sprintf(shown + at, "\\x%02x", (unsigned char)text[i]);
-    }
-    const size_t used = strlen(out);
-    if (used + at + 1 > size) return 0;
-    memcpy(out + used, shown, at);
-    out[used + at] = 0;
+/* Appends a character, or a byte that begins none, as one line shows it: control characters and such bytes as \n, \t or \xNN.
+ * Returns 0, and appends nothing, where it does not fit. */
+static int show(char *out, size_t size, const char *text, int length) {
+    char shown[8];
+    const unsigned char c = (unsigned char)*text;
+    if (length > 1 || (c >= ' ' && c < 0x7f)) snprintf(shown, sizeof shown, "%.*s", length, text);
+    else if (c == '\n' || c == '\t') snprintf(shown, sizeof shown, "\\%c", c == '\n' ? 'n' : 't');
+    else snprintf(shown, sizeof shown, "\\x%02x", c);
+    if (strlen(out) + strlen(shown) + 1 > size) return 0;
+    strcat(out, shown);
     return 1;
 }
 
@@ -298,9 +290,8 @@ static int encode_longest(const llmc_tokenizer *k, const char *text, int64_t byt
 
 int llmc_tokenizer_encode(const llmc_tokenizer *k, const char *text, int64_t bytes, int *out, int64_t size) {
     CHECK(k->kind != UNKNOWN, LLMC_EINVAL,
-          "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write another "
-          "with "
-          "dev/prepro_tinystories.py");
+          "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
+          "another with dev/prepro_tinystories.py");
     CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once",
           (long long)bytes, INT_MAX);
     if (k->kind == GPT2) return (int)bpe_encode(&k->pieces, text, bytes, out, size);

@@ -45,23 +45,22 @@ static int next_line(Reader *r, const char **line, int64_t *n) {
     return LLMC_OK;
 }
 
-/* adds the bytes of a symbol, the head of line[n], to the piece that is being made; returns its length in the line */
-static int64_t read_symbol(Reader *r, const char *line, int64_t n) {
+/* adds the bytes of a symbol to the piece that is being made */
+static int read_symbol(Reader *r, const char *symbol, int64_t n) {
     const int64_t begin = r->made.size;
-    int64_t at = 0;
-    for (int length; at < n && line[at] != ' '; at += length) {
+    for (int64_t at = 0, length; at < n; at += length) {
         uint32_t code;
-        length = utf8_decode(line + at, n - at, &code);
+        length = utf8_decode(symbol + at, n - at, &code);
         CHECK(length > 0, LLMC_EFORMAT, "%s:%d: byte %lld of the file is no UTF-8; " AGAIN, r->name, r->line,
-              (long long)(line + at - r->text));
+              (long long)(symbol + at - r->text));
         CHECK(byte_of(code) >= 0, LLMC_EFORMAT, "%s:%d: U+%04X stands for no byte in GPT-2's alphabet; " AGAIN, r->name,
               r->line, (unsigned)code);
         r->made.bytes[r->made.size++] = (char)byte_of(code);
     }
     const int known = pieces_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
     CHECK(known, LLMC_EFORMAT, "%s:%d: '%.*s' is neither a byte nor made by a line above; " AGAIN, r->name, r->line,
-          (int)utf8_whole(line, at < SHOWN ? at : SHOWN), line);
-    return at;
+          (int)utf8_whole(symbol, n < SHOWN ? n : SHOWN), symbol);
+    return LLMC_OK;
 }
 
 static int read_first_line(Reader *r) {

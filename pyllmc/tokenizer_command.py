@@ -39,7 +39,7 @@ def open_tokenizer(source: str) -> Tokenizer:
         magic = int.from_bytes(f.read(4), "little")
     if OTHER_MAGICS.get(magic) != "model":
         return Tokenizer.load(source)
-    from pyllmc.sample import read_tokenizer  # needs the engine
+    from pyllmc.writer import read_tokenizer  # needs the engine
 
     return read_tokenizer(Path(source))
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 from pyllmc import _ffi
-from pyllmc.arguments import as_int, make_sampling
+from pyllmc.arguments import as_int, make_sampling, read_section
 from pyllmc.errors import InvalidArgument
 from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model
+from pyllmc.tokenizer import Tokenizer
 from pyllmc.trainer import Options
 
 TokenizerSource = Union[bytes, str, "os.PathLike[str]"]
@@ -41,6 +42,14 @@ def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
     else:
         _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(source)))
     return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer inside a checkpoint, as Python has it. Raises DataError where there is none."""
+    data = read_section(_ffi.load(), os.fsencode(path), b"TOKENIZR")
+    if not data:
+        raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
+    return Tokenizer.from_bytes(data, os.fspath(path))
 
 
 class Writer:

@@ -115,6 +115,23 @@ end:
     return rc;
 }
 
+/* OpenAI's TensorFlow checkpoint */
+static int load_bundle(const char *folder) {
+    llmc_model *model = NULL;
+    llmc_config config;
+    const llmc_room room = {.B = 1, .T = 1};
+    int rc;
+    TRY(llmc_model_read_config(folder, &config));
+    TRY(llmc_model_create(&model, &config, &room, 1));
+    TRY(llmc_model_load(model, folder));
+end:
+    llmc_model_free(model);
+    return rc;
+}
+
+static int load_by_index(void) { return load_bundle(in(out, "bundle")); }
+static int load_by_size(void) { return load_bundle(in(out, "bare")); }
+
 static int tokenize_as(const char *path) {
     llmc_tokenizer *tokenizer = NULL, *again = NULL;
     int ids[64], rc;
@@ -180,6 +197,30 @@ static int run_and_resume(void) {
     return rc < 0 ? rc : run_trainer(more, 3);
 }
 
+/* with the model of that run */
+static int talk_as(const char *const *arguments, int n) {
+    llmc_options *options = llmc_options_new_chat();
+    llmc_chat *chat = NULL;
+    const char *piece;
+    int64_t size;
+    int rc = options ? llmc_options_parse(options, n, arguments) : LLMC_ENOMEM;
+    if (rc == 0) rc = llmc_chat_new(&chat, options);
+    for (int turn = 0; rc >= 0 && turn < 4; turn++) {
+        rc = llmc_chat_say(chat, "t", 1);
+        while (rc >= 0 && (rc = llmc_chat_next(chat, &piece, &size)) > 0) {
+        }
+    }
+    llmc_chat_free(chat);
+    llmc_options_free(options);
+    return rc;
+}
+
+static int talk(void) {
+    const char *arguments[] = {in(out, "run"),  "--threads=1", "--sample_tokens=3", "--template=chat",
+                               "--user=a", "--bot=t", "--system="};
+    return talk_as(arguments, sizeof arguments / sizeof *arguments);
+}
+
 /* ---- each with each call failing ---- */
 
 static int wrong(const char *name, const char *what, int rc) {
@@ -214,9 +255,10 @@ int main(int argc, char **argv) {
     if (argc != 3) return 2;
     data = argv[1], out = argv[2];
     return fail_each_call("model", train_a_model) + fail_each_call("checkpoint", save_and_load) +
+                   fail_each_call("index", load_by_index) + fail_each_call("size", load_by_size) +
                    fail_each_call("tokenizer", tokenize) + fail_each_call("bpe", tokenize_byte_pairs) +
                    fail_each_call("folder", read_a_folder) + fail_each_call("glob", read_a_glob) +
-                   fail_each_call("trainer", run_and_resume)
+                   fail_each_call("trainer", run_and_resume) + fail_each_call("chat", talk)
                ? 1
                : 0;
 }

@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tfwriter
 from conftest import ISAS
 from test_tokenizer_c import made_up_vocab_bpe
 
 from pyllmc import prepro
+from pyllmc.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WRAPPED = "malloc calloc realloc free strdup strndup posix_memalign fopen opendir glob".split()
@@ -48,11 +50,26 @@ def test_every_allocation_may_fail(program, tmp_path):
     """An error with its message, nothing lost, nothing locked: the next attempt begins as the first did."""
     data = tmp_path / "data"
     prepro.write_dataset(
-        ["the cat sat on the mat", "a dog ran"] * 30, data, tokenizer="char", val_fraction=0.1
+        ["the cat sat on the mat", "a dog ran:\n"] * 30, data, tokenizer="char", val_fraction=0.1
     )
     (tmp_path / "vocab.bpe").write_bytes(made_up_vocab_bpe())
+    config = GPTConfig(vocab_size=30, max_seq_len=8, n_layer=2, n_head=2, n_embd=8)
+    sizes = dict(n_vocab=30, n_ctx=8, n_layer=2, n_head=2, n_embd=8)
+    for name in ("bundle", "bare"):
+        tfwriter.write(tmp_path / name, tfwriter.random_tensors(config), name == "bundle", **sizes)
     done = subprocess.run([program, data, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = dict(re.findall(r"^(\w+): (\d+) calls$", done.stdout, re.M))
-    assert set(counts) == {"model", "checkpoint", "tokenizer", "bpe", "folder", "glob", "trainer"}
+    assert set(counts) == {
+        "model",
+        "checkpoint",
+        "index",
+        "size",
+        "tokenizer",
+        "bpe",
+        "folder",
+        "glob",
+        "trainer",
+        "chat",
+    }
     assert int(counts["trainer"]) > 60 and min(map(int, counts.values())) > 4, counts

@@ -152,6 +152,14 @@ def test_random_code_points_of_all_planes(same, differing):
         same("".join(chr(c) for c in picks if not 0xD800 <= c < 0xE000 and c not in differing))
 
 
+def test_long_words_of_common_letters(same):
+    """Where many merges compete, and what a merge did away with must not come back."""
+    rng = random.Random(7)
+    for letters in ("etaoinshrdlu", "ab", "aeéo", "=-_*", "0123456789"):
+        for size in (20, 200, 20_000):
+            same("".join(rng.choices(letters, k=size)))
+
+
 def test_one_long_word_takes_no_square(gpt2, reference):
     for word in ("a" * 10**6, "ab" * 200_000 + "!" * 100_000, " " * 300_000 + "x", "é" * 200_000):
         began = time.perf_counter()

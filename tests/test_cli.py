@@ -177,7 +177,11 @@ BAD_INPUT = [  # arguments, exit code, what the line says
     (["--data={data}", "--model={garbage}"], 4, "garbage.ckpt"),
     (["--data={data}", "--model={cut}"], 4, "cut.ckpt"),
     (["--data={other}", "--model={run}/last.ckpt"], 2, "V="),
-    (["--data={data}", "--model={hollow}"], 5, "without best.ckpt, last.ckpt"),
+    (
+        ["--data={data}", "--model={hollow}"],
+        5,
+        "hollow is a directory without best.ckpt, last.ckpt or model.ckpt",
+    ),
     (["--resume={missing}"], 5, "cannot be read"),
     (["--resume={hollow}"], 5, "last.ckpt"),
     (["--data={data}", "--T=1000"], 2, "longer than the model's context"),

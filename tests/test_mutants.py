@@ -25,6 +25,14 @@ MUTANTS = [  # file, what is replaced, by what, the tests that must notice
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/test_layernorm.py"),
     ("cpu/attention_backward.c", r"- s->D\[i\]\)", "+ s->D[i])", "tests/test_attention.py"),
     ("cpu/classifier.c", r"block_size\(at, V\);", "block_size(at, V - 1);", "tests/test_classifier.py"),
+    ("bpe.c", r"w->rank\[gone\] = NONE;", "", "tests/test_bpe.py"),
+    (
+        "tfbundle.c",
+        r"return strcmp\(x, y\);",
+        "return *(const int *)a - *(const int *)b;",
+        "tests/test_tfbundle.py",
+    ),
+    ("load.c", r"r->crc\.value == p->crc", "1", "tests/test_tfbundle.py"),
     ("dataloader.c", r"ntok - 1\b", "ntok - 2", "tests/test_dataloader.py"),
 ]
 

@@ -48,7 +48,7 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
             f"{origin}: intermediate_size={said['intermediate_size']!r}, expected {4 * made.n_embd}"
         )
     kinds = layer_kinds(origin, said, made.n_layer)
-    if "local" not in kinds:
+    if set(kinds) == {"global"}:
         return made
     if any(kind != ("global", "local")[layer % 2] for layer, kind in enumerate(kinds)):
         raise MalformedFile(

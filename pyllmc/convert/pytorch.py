@@ -27,7 +27,7 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.files import MalformedFile, explain_os_errors, need
+from pyllmc.files import MalformedFile, need
 from pyllmc.layout import GPTConfig
 
 GPT2_V, NANOGPT_V = 50257, 50304  # GPT-2's vocabulary, and what nanoGPT rounds it up to
@@ -48,29 +48,27 @@ def read(path: Path) -> Any:
         stacklevel=2,
     )
     try:
-        with explain_os_errors("read", str(path), "copy it again"), warnings.catch_warnings():
+        with warnings.catch_warnings():  # torch's own about old pickles are for its developers
             warnings.simplefilter("ignore")
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
             )
-    except MalformedFile:
-        raise
-    except Exception as error:
+    except Exception as error:  # of many kinds, whatever is wrong
         raise explained(path, error) from None
 
 
-def explained(path: Path, error: Exception) -> Exception:
+def explained(path: Path, error: Exception) -> MalformedFile:
     """torch's many words in one line."""
-    if isinstance(error, OSError):
-        return error
-    code = re.search(r"GLOBAL (\S+)|global (\S+\.\S+) was not an allowed", str(error))
-    if code:
+    words = " ".join(str(error).split())
+    if code := re.search(r"GLOBAL (\S+)", words):
         return MalformedFile(
-            f"{path} holds code or an object of its own ({code[1] or code[2]}), which was not run: "
-            "save the state dict alone"
+            f"{path} holds code or an object of its own ({code[1]}), which was not run: save the state dict alone"
         )
-    reason = " ".join(str(error).split())[:100] or type(error).__name__
-    return MalformedFile(f"{path} is not what torch.save writes, or damaged ({reason}): copy it again")
+    inner = re.search(r"WeightsUnpickler error: (.{1,100}?)(?: Check the documentation|$)", words)
+    reason = inner[1] if inner else words[:100] or type(error).__name__
+    return MalformedFile(
+        f"{path} is not what torch.save writes, or damaged ({reason}): copy or save it again"
+    )
 
 
 def as_array(x: Any) -> Any:
