@@ -24,7 +24,6 @@ NAMES = dict(user="a", bot="b")
 CHAT = ["--template=chat", "--user=a", "--bot=b"]
 PROGRAMS = [[str(ROOT / "chat_gpt2")], [sys.executable, "-m", "pyllmc.chat"]]
 FRONT_ENDS = pytest.mark.parametrize("program", PROGRAMS, ids=["binary", "python"])
-pytestmark = pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="the binary links the ordinary build")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,15 @@ def endless(tmp_path_factory) -> Path:
     return path
 
 
+def command(program: list[str], *arguments) -> list[str]:
+    if "PYLLMC_LIB" in os.environ:
+        pytest.skip("the binary links the ordinary build")
+    return [*program, *map(str, arguments)]
+
+
 def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*program, *map(str, arguments)],
+        command(program, *arguments),
         input=text.encode(),
         capture_output=True,
         cwd=ROOT,
@@ -116,7 +121,7 @@ def test_training_front_ends_write_without_data(program, checkpoint):
 @FRONT_ENDS
 def test_a_reader_that_leaves_is_no_error(program, endless):
     process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=10000000"],
+        command(program, endless, "--sample_tokens=16000000"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -392,10 +397,10 @@ class Terminal:
     """A program that believes somebody sits there."""
 
     def __init__(self, program: list[str], *arguments) -> None:
-        command = [sys.executable, "-c", IN_A_TERMINAL, *program, *map(str, arguments)]
+        spawn = [sys.executable, "-c", IN_A_TERMINAL, *command(program, *arguments)]
         environment = {**os.environ, "TERM": "dumb"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
+            spawn, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
         )
         self.seen = ""
 
@@ -462,7 +467,7 @@ def test_ctrl_c_twice_ends_it(program, endless):
 @FRONT_ENDS
 def test_ctrl_c_in_a_pipe_ends_it(program, endless):
     process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=16000000"],
+        command(program, endless, "--sample_tokens=16000000"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
