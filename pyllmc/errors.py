@@ -84,6 +84,12 @@ def _end(number: int, frame: Any) -> None:
     os._exit(INTERRUPTED)
 
 
+def how_to_install(package: str) -> str:
+    """The remedy for a missing package; a checkout brings its own environment."""
+    checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))
+    return f"pip install {package}" + (", or make setup and use .venv/bin/python" if checkout else "")
+
+
 def begin_command(*packages: str) -> None:
     """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
     spec = sys.modules["__main__"].__spec__
@@ -93,7 +99,7 @@ def begin_command(*packages: str) -> None:
             signal.signal(number, _end)
     for package in packages:
         if find_spec(package) is None:
-            print(f"{prog}: {package} is not installed: pip install {package}", file=sys.stderr)
+            print(f"{prog}: {package} is not installed: {how_to_install(package)}", file=sys.stderr)
             sys.exit(exit_code(ImportError()))
 
 

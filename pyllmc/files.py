@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure
+from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,7 +39,7 @@ def need(module: str, why: str, package: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise MissingDependency(f"{why} needs {module}: pip install {package or module}") from e
+        raise MissingDependency(f"{why} needs {module}: {how_to_install(package or module)}") from e
 
 
 @contextmanager

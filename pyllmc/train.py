@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import INTERRUPTED, begin_command, run_command
+from pyllmc.errors import INTERRUPTED, LlmcError, begin_command, how_to_install, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -30,8 +30,8 @@ def draw(trainer: Trainer) -> None:
 
         print(f"loss curve: {plot.draw_run(trainer.out)}")
     except ImportError:
-        print("loss curve: not drawn, `pip install matplotlib` first")
-    except OSError as error:
+        print(f"loss curve: not drawn: {how_to_install('matplotlib')}")
+    except (OSError, LlmcError) as error:
         print(f"loss curve: not drawn: {error}")
 
 
