@@ -1,4 +1,4 @@
-"""python -m pyllmc.train: the same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
+"""python -m pyllmc.train: train a GPT-2. The same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
 
 from __future__ import annotations
 

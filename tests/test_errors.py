@@ -211,6 +211,7 @@ def test_a_missing_file_is_one_line_and_5(name):
     done = run(COMMANDS[name])
     assert done.returncode == 5, done.stderr
     assert done.stderr.startswith(program_of(COMMANDS[name]) + ": ") and done.stderr.count("\n") == 1
+    assert re.search(r"give|check|name|expected", done.stderr), "names no remedy"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -278,3 +279,14 @@ def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
         _, error = process.communicate(timeout=60)
         assert process.returncode in (0, 130, -signal.SIGINT), error  # the last is 130 to a shell
         assert error == b""
+
+
+def test_the_commands_are_listed():
+    """Each with what its docstring says; so every module that ends as a command is one of them."""
+    done = run(["-m", "pyllmc"])
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = re.findall(r"^  python -m (pyllmc\.\w+).*  \S.*$", done.stdout, re.M)
+    commands = {command[1] for command in COMMANDS.values() if command[0] == "-m"}
+    assert len(listed) == len(set(listed)) and set(listed) == {*commands, "pyllmc.convert"}
+    done = run(["-m", "pyllmc", "train"])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
