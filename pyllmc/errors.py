@@ -104,6 +104,24 @@ def begin_command(*packages: str) -> None:
 
 
 @contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM call stop() inside, a second one ends at once; tells whether one came."""
+    came: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        came.append(number)
+        stop()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, on_signal) for number in WAYS_TO_END}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _interruptible() -> Iterator[None]:
     loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
     for number in loading:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import INTERRUPTED, LlmcError, begin_command, how_to_install, run_command
+from pyllmc.errors import (
+    INTERRUPTED,
+    LlmcError,
+    begin_command,
+    how_to_install,
+    run_command,
+    stopped_by_signals,
+)
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -43,21 +49,12 @@ def show(line: str) -> None:
 
 
 def run(trainer: Trainer) -> int:
-    interrupted = False
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        trainer.stop()
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    for event in trainer:
-        if event.text:
-            show(("sample: " if event.kind == "sample" else "") + event.text)
-    draw(trainer)
-    return INTERRUPTED if interrupted else 0
+    with stopped_by_signals(trainer.stop) as interrupted:
+        for event in trainer:
+            if event.text:
+                show(("sample: " if event.kind == "sample" else "") + event.text)
+        draw(trainer)
+        return INTERRUPTED if interrupted() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
