@@ -121,6 +121,16 @@ def atomic_path(path: str) -> Iterator[str]:
         raise
 
 
+def check_writable(path: str) -> None:
+    """Fails now, with a FileFailure, rather than after hours of work: whether atomic_path can write there."""
+    with writing(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        tmp = _temporary(path)
+        open(tmp, "wb").close()
+        os.unlink(tmp)
+
+
 def flush_to_disk(f: BinaryIO) -> None:
     f.flush()
     os.fsync(f.fileno())
