@@ -89,8 +89,9 @@ $(LIB): $(OBJECTS)
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp $(TABLES) $(@D)
 
-$(BUILD)/error.o: $(TABLES)
-TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"'
+$(BUILD)/error.o: $(TABLES) pyproject.toml
+TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"' \
+              -D'VERSION="$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)"'
 $(BUILD)/error.o: CFLAGS += $(TABLES_FLAG)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile

@@ -403,7 +403,7 @@ EXTRA = {  # options of this front end alone
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    parser = options.make_parser(PROG, about)
+    parser = options.make_parser(PROG, about, hidden=("out", "overwrite", "resume", "plan"))
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)

@@ -11,13 +11,15 @@
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
+/* a line name=value, which is taken apart */
 static int adopt_option(llmc_options *options, char *line) {
-    char *value = strchr(line, '='), ignored[OPTION_TEXT];
-    if (!value || !value[1]) return LLMC_OK; /* empty: the default, as an older version spelt it */
+    char *value = strchr(line, '=');
+    if (!value) return LLMC_OK;
     *value++ = 0;
-    if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
-    if (llmc_options_is_given(options, line) || !strcmp(line, "device")) return LLMC_OK; /* a run may move */
-    return llmc_options_set(options, line, value);
+    CHECK(strcmp(line, "model") || !options->model_given || !strcmp(options->model, value), LLMC_EINVAL,
+          "--model=%s, but %s goes on with the model it has, which began as %s: leave the option out", options->model,
+          options->resume, value);
+    return options_adopt(options, line, value);
 }
 
 static int adopt_options(llmc_options *options, const char *checkpoint) {

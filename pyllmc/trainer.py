@@ -67,11 +67,12 @@ class Options:
         """Whether it was set since the defaults."""
         return bool(_ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, name.encode())))
 
-    def parse(self, arguments: Sequence[str]) -> bool:
-        """Reads a command line; True if it asks for help."""
+    def parse(self, arguments: Sequence[str]) -> str:
+        """Reads a command line; the text that it asks for by --help or --version, else empty."""
         texts = [_ffi.ffi().new("char[]", argument.encode()) for argument in arguments]
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
-        return _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv)) == 1
+        asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
+        return "" if asked == 0 else self.help() if asked == 1 else self.version()
 
     def only_write(self) -> bool:
         """Whether no training is wanted but text: --max_steps=0 with a --prompt and neither --data nor --resume."""
@@ -81,6 +82,9 @@ class Options:
         """The library of the device that they name."""
         device = self.get("device")
         return _ffi.load("cpu" if device == "auto" else device, self.get("precision"))
+
+    def version(self) -> str:
+        return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"
 
     def help(self) -> str:
         text = _ffi.ffi().new("char[]", 1 << 16)
