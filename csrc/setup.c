@@ -51,8 +51,9 @@ static int open_resume(llmc_trainer *t) {
     CHECK(*o->resume || !o->resume_given, LLMC_EINVAL, "--resume is empty: name a run folder or a checkpoint");
     if (!*o->resume) return LLMC_OK;
     t->resumed = 1;
-    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     folder_of(o->resume, folder, sizeof folder);
+    TRY(run_settle(folder));
+    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);
     return adopt_options(o, t->weights);
@@ -218,5 +219,5 @@ int setup_model(llmc_trainer *t) {
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
-    return run_open(&t->run, &t->options, t->in_place, t->step);
+    return run_open(&t->run, &t->options, t->in_place, t->step, t->evaluated);
 }

@@ -148,7 +148,8 @@ static int announce_plan(llmc_trainer *t) {
              llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
              c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
              (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
-             (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
+             (long long)llmc_loader_windows(t->train), t->T,
+             t->val || !t->options.val_every ? "" : "; no validation data", memory);
     return LLMC_PLAN;
 }
 
@@ -187,6 +188,7 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     TRY(llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments));
     t->saved |= with_moments;
+    if (with_moments) run_saved(&t->run);
     return LLMC_OK;
 }
 

@@ -178,6 +178,97 @@ def test_a_run_is_not_overwritten_unasked(data, tmp_path):
     list(pyllmc.Trainer(overwrite=True, **options))
 
 
+def old_run(data, tmp_path) -> tuple[Path, dict[str, bytes]]:
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, val_every=1, sample_every=1, **TINY))
+    (run / "samples/mine.txt").write_text("kept")
+    return run, content(run)
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_overwrite_is_of_one_call(data, tmp_path):
+    """A checkpoint records it, and a run that goes on from there does not adopt it."""
+    for name in "ab":
+        list(pyllmc.Trainer(data=data, out=tmp_path / name, overwrite=True, max_steps=2, **TINY, **QUIET))
+    before = content(tmp_path / "b")
+    with pytest.raises(pyllmc.InvalidArgument, match="--overwrite"):
+        list(pyllmc.Trainer(resume=tmp_path / "a", out=tmp_path / "b", max_steps=4))
+    assert content(tmp_path / "b") == before
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_replaced_run_comes_back_unless_the_new_one_saves(evaluates, data, tmp_path):
+    run, before = old_run(data, tmp_path)
+    options = {
+        "data": data,
+        "out": run,
+        "overwrite": True,
+        "max_steps": 9,
+        **TINY,
+        **QUIET,
+        "val_every": int(evaluates),
+    }
+    trainer = pyllmc.Trainer(**options)
+    with pytest.raises(pyllmc.NotFinite):
+        for event in trainer:
+            if event.kind == "step" and event.step == 3:
+                trainer.model.params["transformer.h.1.mlp.c_fc.weight"][0, 0] = np.nan
+    assert content(run) == before
+    list(pyllmc.Trainer(**options))
+    after = content(run)
+    assert after.pop("samples/mine.txt") == b"kept"
+    assert set(after) == {"last.ckpt", "metrics.jsonl", "config.txt"} | (
+        {"best.ckpt"} if evaluates else set()
+    )
+    assert not (run / "replaced").exists()
+
+
+@pytest.mark.parametrize("after", ["moving", "replaced", "saved"])
+def test_a_kill_while_a_run_is_replaced_leaves_one_of_them_whole(after, data, tmp_path):
+    """The states that a kill can leave, made by hand; whoever opens the folder next settles it."""
+    run, before = old_run(data, tmp_path)
+    new = tmp_path / "new"
+    list(pyllmc.Trainer(data=data, out=new, max_steps=4, **TINY, **QUIET))
+    aside = run / ("moving" if after == "moving" else "replaced")
+    aside.mkdir()
+    for name in before:
+        if name != "samples/mine.txt" and not (after == "moving" and name in ("config.txt", "best.ckpt")):
+            (run / name).rename(aside / Path(name).name)
+    if after != "moving":
+        shutil.copy(new / "metrics.jsonl", run)
+        shutil.copy(new / "last.ckpt", run / ("last.ckpt" if after == "saved" else "best.ckpt"))
+    with pytest.raises(pyllmc.InvalidArgument, match="holds a run"):
+        list(pyllmc.Trainer(data=data, out=run, **TINY, **QUIET))
+    list(pyllmc.Trainer(resume=run, data=data, max_steps=1, val_every=0, sample_every=0))  # already beyond
+    left = content(run)
+    if after == "saved":
+        assert left["last.ckpt"] == (new / "last.ckpt").read_bytes()
+        assert left["metrics.jsonl"] == (new / "metrics.jsonl").read_bytes()
+    else:
+        for name in before:
+            assert name == "config.txt" or left[name] == before[name]  # which a resumed run writes anew
+        assert set(left) == set(before)
+    assert not aside.exists()
+
+
+def test_a_validation_is_not_noted_twice(data, tmp_path):
+    """A stop at a step that is due for one leaves it to the resumed run; killed, that leaves it to the next."""
+    run = tmp_path / "run"
+    trainer = pyllmc.Trainer(data=data, out=run, max_steps=8, val_every=2, sample_every=0, **TINY)
+    for event in trainer:
+        if event.kind == "step" and event.step == 4:
+            trainer.stop()
+    for _ in range(2):
+        for event in pyllmc.Trainer(resume=run):
+            if event.kind == "step":
+                break
+    list(pyllmc.Trainer(resume=run))
+    assert [line["step"] for line in metrics(run) if "val_loss" in line] == [0, 2, 4, 6, 8]
+
+
 def test_zero_means_off(data, tmp_path):
     options = {**TINY, **QUIET, "warmup_steps": 0, "grad_clip": 0}
     events = list(pyllmc.Trainer(data=data, out=tmp_path / "run", max_steps=2, **options))
