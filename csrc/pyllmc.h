@@ -291,6 +291,8 @@ typedef struct llmc_event {
     const char *text;  /* the line to print, or the sample, which may hold NULs; valid until the next call */
     int64_t text_size; /* its bytes; 0 where nothing is to be printed */
 } llmc_event;
+/* Checks all that can be checked before there is data; 1 if the default data is to be made first (pyllmc.stories), else 0. */
+int llmc_trainer_check(const llmc_options *options);
 /* Opens the data and works out the plan; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
 void llmc_trainer_free(llmc_trainer *trainer);

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pyllmc import _ffi
@@ -96,13 +95,13 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, os.PathLike)
 
 
-def make_default_data(options: Options) -> None:
-    """Without --data and --resume: the stories, made once."""
-    data = Path(options.get("data"))
-    if options.is_given("data") or options.get("resume") or (data / "meta.json").exists():
+def check_and_make_data(options: Options, lib: Any) -> None:
+    """What can be refused is refused first; then, without --data and --resume, the stories are made, once."""
+    if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
         return
     from pyllmc import stories
 
+    data = options.get("data")
     print(f"making {data}", file=sys.stderr)
     stories.write_dataset(data)
 
@@ -131,7 +130,7 @@ class Trainer:
         for name, value in named.items():
             self.options.set(name, value)
         self._lib = self.options.load()
-        make_default_data(self.options)
+        check_and_make_data(self.options, self._lib)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_memory_that_is_not_there_is_refused_with_what_would_fit(data):
         list(pyllmc.Trainer(data=data, model="d12", B=65536, T=7, **QUIET))
 
 
+def test_a_refusal_for_memory_names_both_ways_out(data):
+    """What fits with B, and what with more computed again, where both do."""
+    plan = next(pyllmc.Trainer(data=data, model="d12", T=512, plan=True, **QUIET)).text
+    largest = int(re.search(r"with B up to (\d+)", plan)[1])
+    with pytest.raises(pyllmc.OutOfMemory, match=r"B=\d+ T=512 would fit, or recompute=3$"):
+        list(pyllmc.Trainer(data=data, model="d12", T=512, B=largest * 5 // 4, plan=True, **QUIET))
+
+
 def test_a_run_is_not_overwritten_unasked(data, tmp_path):
     options = {"data": data, "out": tmp_path / "run", "max_steps": 1, **TINY, **QUIET}
     list(pyllmc.Trainer(**options))
@@ -313,6 +322,34 @@ def test_weights_of_a_file_are_the_start_and_their_vocabulary_must_fit(data, tmp
     prepro.write_dataset(["quite another alphabet: 0123456789"] * 20, other, tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match="V="):
         pyllmc.Trainer(data=other, model=first / "last.ckpt", B=3, T=7)
+
+
+def test_ids_that_mean_something_else_are_refused(data, tmp_path):
+    """Another tokenizer with the same V: a z where this one has an m."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
+    before = content(run)
+    words = ["the cat sat on the mat", "a dog ran", "we all saw the sun and the moon"]
+    prepro.write_dataset([word.replace("m", "z") for word in words] * 40, other, tokenizer="char")
+    assert (
+        Tokenizer.load(other / "tokenizer.bin").vocab_size
+        == Tokenizer.load(data / "tokenizer.bin").vocab_size
+    )
+    for options in ({"resume": run}, {"model": run}):
+        with pytest.raises(pyllmc.InvalidArgument, match="another tokenizer.*prepare the data with"):
+            list(pyllmc.Trainer(data=other, max_steps=4, B=3, T=7, **options))
+    with pytest.raises(pyllmc.InvalidArgument, match="another tokenizer"):
+        pyllmc.Trainer(resume=run, tokenizer=other / "tokenizer.bin")
+    assert content(run) == before
+
+
+def test_another_model_is_refused_by_a_run_that_goes_on(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=1, **TINY, **QUIET))
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="--model=gpt2-xl.*began as gpt-nano: leave the option out"
+    ):
+        pyllmc.Trainer(resume=tmp_path / "r", model="gpt2-xl")
+    pyllmc.Trainer(resume=tmp_path / "r", model="gpt-nano")
 
 
 def test_the_checkpoint_outlives_the_data_folder(data, tmp_path):
