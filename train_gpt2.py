@@ -246,9 +246,14 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     path = Path(o.model)
     if engine.is_run(path) or is_model_file(path):
         return read_model(os.fspath(find_checkpoint(path)))
-    if o.model in HUB_MODELS or path.exists() or engine.is_bundle(path):
+    if names_weights(o.model):
         return from_weights(convert.open_weights(o.model))
     return GPT(make_config(o, V), o.seed, o.init_std)
+
+
+def names_weights(model: str) -> bool:
+    """Whether --model is weights, here or on the hub, and no size."""
+    return model in HUB_MODELS or os.path.exists(model) or engine.is_bundle(Path(model))
 
 
 @torch.no_grad()
@@ -303,6 +308,9 @@ class Trainer:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, open_device(o.device)
+        learning_rate(0, o)
+        if not names_weights(o.model):
+            make_config(o, fallback=1)  # a size that cannot be is refused before data is made
         data = o.data
         if data == stories.default_folder():
             make_default_data(data)
@@ -410,7 +418,7 @@ EXTRA = {  # options of this front end alone
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    parser = options.make_parser(PROG, about)
+    parser = options.make_parser(PROG, about, hidden=("out", "overwrite", "resume", "plan"))
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)

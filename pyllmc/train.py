@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         options = Options(_ffi.load())
-        if options.parse(sys.argv[1:] if arguments is None else arguments):
-            show(f"{ABOUT}\n\n{options.help()}".rstrip())
+        asked = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if asked:
+            show((asked if asked == options.version() else f"{ABOUT}\n\n{asked}").rstrip())
             return 0
         if options.only_write():
             for piece in write_text(options):
