@@ -30,15 +30,6 @@ BPE = 2
 
 
 @pytest.fixture(scope="module")
-def vocab_bpe() -> bytes:
-    try:
-        folder = vocabularies.ensure_gpt2_vocabulary()
-    except DataError as e:
-        pytest.skip(str(e))
-    return next(path for path in Path(folder).iterdir() if path.read_bytes()[:8] == b"#version").read_bytes()
-
-
-@pytest.fixture(scope="module")
 def gpt2(vocab_bpe) -> InC:
     return InC(vocab_bpe)
 

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tfwriter
 from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
@@ -56,6 +56,15 @@ def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.
         timeout=60,
         **kwargs,
     )
+
+
+def start(program: list[str], *arguments) -> subprocess.Popen:
+    """With a first turn."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*program, *map(str, arguments)], cwd=ROOT, **pipes)
+    process.stdin.write(b"ab\n")
+    process.stdin.flush()
+    return process
 
 
 def say(chat: Chat, text: str) -> str:
@@ -115,14 +124,7 @@ def test_training_front_ends_write_without_data(program, checkpoint):
 
 @FRONT_ENDS
 def test_a_reader_that_leaves_is_no_error(program, endless):
-    process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=10000000"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    process.stdin.write(b"ab\n")
+    process = start(program, endless, "--sample_tokens=10000000")
     process.stdin.close()
     process.stdout.read(2)
     process.stdout.close()
@@ -251,32 +253,12 @@ def test_what_cannot_be_is_refused_and_the_chat_goes_on(checkpoint):
 # ---- OpenAI's files
 
 
-def write_openai(folder: Path, L: int = 2, D: int = 64) -> Path:
-    """As the release has them, without the index: float32 in the order of the names; vocab.bpe beside it."""
-    rng, shapes = np.random.default_rng(0), {}
-    for l in range(L):
-        for name, n in (("attn/c_attn", 3 * D), ("attn/c_proj", D), ("mlp/c_fc", 4 * D), ("mlp/c_proj", D)):
-            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/w"] = n, D * n * (4 if name == "mlp/c_proj" else 1)
-        for name in ("ln_1", "ln_2"):
-            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/g"] = D, D
-    shapes.update({"ln_f/b": D, "ln_f/g": D, "wpe": 1024 * D, "wte": 50257 * D})
-    folder.mkdir()
-    with open(folder / "model.ckpt.data-00000-of-00001", "wb") as f:
-        for name in sorted(shapes):
-            (rng.normal(0, 0.3, shapes[name]) + name.endswith("/g")).astype("<f4").tofile(f)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def openai(tmp_path_factory) -> Path:
-    vocabularies = pytest.importorskip("pyllmc.vocabularies")
-    try:
-        cache = Path(vocabularies.ensure_gpt2_vocabulary())
-    except pyllmc.LlmcError as error:
-        pytest.skip(str(error))
-    folder = write_openai(tmp_path_factory.mktemp("openai") / "124M")
-    (vocab,) = (path for path in cache.iterdir() if path.read_bytes()[:8] == b"#version")
-    (folder / "vocab.bpe").write_bytes(vocab.read_bytes())
+def openai(vocab_bpe, tmp_path_factory) -> Path:
+    """As the release has them, without the index; vocab.bpe beside it."""
+    tensors = tfwriter.random_tensors(GPTConfig(50257, 1024, 2, 1, 64))
+    folder = tfwriter.write(tmp_path_factory.mktemp("openai") / "124M", tensors, index=False)
+    (folder / "vocab.bpe").write_bytes(vocab_bpe)
     return folder
 
 
@@ -461,15 +443,7 @@ def test_ctrl_c_twice_ends_it(program, endless):
 
 @FRONT_ENDS
 def test_ctrl_c_in_a_pipe_ends_it(program, endless):
-    process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=16000000"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    process.stdin.write(b"ab\n")
-    process.stdin.flush()
+    process = start(program, endless, "--sample_tokens=16000000")
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pickle
@@ -736,8 +735,3 @@ def test_warnings_are_our_own(tmp_path):
         warnings.simplefilter("always")
         convert.load(tmp_path / "x.pt")
     assert [w.category for w in seen] == [WeightsWarning]
-
-
-def test_every_module_says_where_its_format_is_from():
-    for name in ("huggingface", "gptneo", "pytorch", "engine", "state"):
-        assert importlib.import_module(f"pyllmc.convert.{name}").__doc__
