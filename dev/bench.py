@@ -5,7 +5,7 @@
 
 Every system runs in processes of its own (bench_process.py); they take turns, and medians are compared. PyTorch is the
 better of eager and torch.compile, with its malloc tuned and its fused AdamW, which make it faster. A report with every
-repeat goes to bench/results/; tables are printed as --readme writes them into the README, from the newest whole report.
+repeat goes to bench/results/; tables are printed as --readme writes them into README.md and docs/speed.md, from the newest whole report.
 """
 
 from __future__ import annotations
@@ -199,7 +199,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, help="the report [bench/results/MACHINE-DATE.json; none with --quick]"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="write the newest whole report's tables into README.md"
+        "--readme",
+        action="store_true",
+        help="write the newest whole report's tables into README.md and docs/speed.md",
     )
     a = parser.parse_args(words)
     a.rows = a.rows.split(",")
@@ -214,7 +216,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     a = parse()
     if a.readme:
-        bench_table.write_readme()
+        bench_table.write_documents()
         return 0
     plot = ROOT / "docs/growth.png"
     if a.quick or a.out:

@@ -21,7 +21,6 @@ NAMES = dict(user="a", bot="b")
 CHAT = ["--template=chat", "--user=a", "--bot=b"]
 PROGRAMS = [[str(ROOT / "chat_gpt2")], [sys.executable, "-m", "pyllmc.chat"]]
 FRONT_ENDS = pytest.mark.parametrize("program", PROGRAMS, ids=["binary", "python"])
-pytestmark = pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="the binary links the ordinary build")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,15 @@ def endless(tmp_path_factory) -> Path:
     return path
 
 
+def command(program: list[str], *arguments) -> list[str]:
+    if "PYLLMC_LIB" in os.environ:
+        pytest.skip("the binary links the ordinary build")
+    return [*program, *map(str, arguments)]
+
+
 def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*program, *map(str, arguments)],
+        command(program, *arguments),
         input=text.encode(),
         capture_output=True,
         cwd=ROOT,
@@ -58,7 +63,7 @@ def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.
 def start(program: list[str], *arguments) -> subprocess.Popen:
     """With a first turn."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen([*program, *map(str, arguments)], cwd=ROOT, **pipes)
+    process = subprocess.Popen(command(program, *arguments), cwd=ROOT, **pipes)
     process.stdin.write(b"ab\n")
     process.stdin.flush()
     return process

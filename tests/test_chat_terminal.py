@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from test_chat import FRONT_ENDS, PROGRAMS, ROOT, endless, pytestmark, start
+from test_chat import FRONT_ENDS, PROGRAMS, ROOT, command, endless, start
 
 # the status as a shell tells it: Python gives its handlers back at the end, and a late Ctrl-C then kills it
 IN_A_TERMINAL = """
@@ -24,10 +24,10 @@ class Terminal:
     """A program that believes somebody sits there."""
 
     def __init__(self, program: list[str], *arguments) -> None:
-        command = [sys.executable, "-c", IN_A_TERMINAL, *program, *map(str, arguments)]
+        spawn = [sys.executable, "-c", IN_A_TERMINAL, *command(program, *arguments)]
         environment = {**os.environ, "TERM": "dumb"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
+            spawn, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
         )
         self.seen = ""
 
