@@ -60,10 +60,11 @@ UINT16 = TokenFormat("uint16", 20240520, 1, "H", "<u2")
 UINT32 = TokenFormat("uint32", 20240801, 7, "I", "<u4")
 RAW = TokenFormat("raw int32", 0, 0, "i", "<i4")
 HEADERED = {f.magic: f for f in (UINT16, UINT32)}
+MODEL_MAGIC, TOKENIZER_MAGIC = 20240326, 20240328
 OTHER_MAGICS = {
-    20240326: "model",
+    MODEL_MAGIC: "model",
     20240327: "debug state",
-    20240328: "tokenizer",
+    TOKENIZER_MAGIC: "tokenizer",
     20240522: "evaluation",
     20240527: "optimizer state",
 }
