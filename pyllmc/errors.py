@@ -54,7 +54,7 @@ ERRORS: dict[int, type[LlmcError]] = {
 EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
 130 interrupted"""
 INTERRUPTED = 130
-# SIGTERM is as Ctrl-C, with what Python does by default
+# what ends a command, and what Python does by default
 WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 # the first that fits; engine errors are kinds of the builtin ones
 KINDS = (
@@ -82,6 +82,11 @@ def line_of(error: BaseException) -> str:
 
 def _end(number: int, frame: Any) -> None:
     os._exit(INTERRUPTED)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """SIGTERM: as Ctrl-C, but nobody takes it for the end of one answer only."""
+    raise SystemExit(INTERRUPTED)
 
 
 def how_to_install(package: str) -> str:
@@ -125,7 +130,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]
 def _interruptible() -> Iterator[None]:
     loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
     for number in loading:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _leave)
     try:
         yield
     finally:

@@ -7,8 +7,8 @@
 As llm.c does, EOT is put BEFORE each document, so a stream starts with EOT. Documents are read as a stream
 and encoded in chunks by any number of processes, in order: the bytes written do not depend on that number,
 nor on the time or the place. The directory appears whole or not at all; a killed process leaves at most a
-hidden .NAME.tmp-PID beside it. Standard library only (gpt2 and bpe need tiktoken; to learn, bpe needs
-tokenizers).
+hidden .NAME.tmp-PID beside it, which the next one removes. Standard library only (gpt2 and bpe need tiktoken;
+to learn, bpe needs tokenizers).
 """
 
 from __future__ import annotations

@@ -111,12 +111,55 @@ def test_a_file_error_is_not_explained_twice():
     )
 
 
+def test_what_killed_processes_have_left_is_swept(tmp_path):
+    """Beside a file and beside a folder; of processes that live, and of other names, nothing."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    dead, alive = ended.pid, os.getppid()
+    for name in ("x.bin", ".d"):
+        for pid in (dead, alive, "mine"):
+            (tmp_path / f"{name}.tmp-{pid}").write_text("")
+    (tmp_path / f"y.bin.tmp-{dead}").write_text("")
+    (tmp_path / f".d.tmp-{dead}.old").mkdir()  # the last copy
+    with files.atomic_path(str(tmp_path / "x.bin")) as path:
+        Path(path).write_text("")
+    with files.atomic_directory(str(tmp_path / "d"), lambda: None):
+        pass
+    kept = {f"{name}.tmp-{pid}" for name in ("x.bin", ".d") for pid in (alive, "mine")}
+    kept |= {"x.bin", "d", f"y.bin.tmp-{dead}", f".d.tmp-{dead}.old"}
+    assert set(os.listdir(tmp_path)) == kept
+    with files.atomic_directory(str(tmp_path / "d"), lambda: None):
+        pass
+    assert set(os.listdir(tmp_path)) == kept - {f".d.tmp-{dead}.old"}
+
+
 def test_ctrl_c_during_the_work_is_quiet(capsys):
     def work():
         raise KeyboardInterrupt
 
     assert errors.run_command("prog", work) == 130
     assert capsys.readouterr() == ("", "")
+
+
+SIGTERM = """
+import os, signal, sys, time
+from pyllmc.errors import begin_command, run_command
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("one answer ends, the chat goes on")
+    finally:
+        print("tidied")
+begin_command()
+sys.exit(run_command("prog", work))
+"""
+
+
+def test_sigterm_tidies_up_and_ends():
+    done = run(["-c", SIGTERM])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "tidied\n", "")
 
 
 def program_of(command: list[str]) -> str:

@@ -391,3 +391,16 @@ def test_data_set_goes_through_prepro(monkeypatch, capsys):
     monkeypatch.setattr(pyllmc, "prepro", types.SimpleNamespace(write_dataset=full))
     assert stories.main(["--out", "x"]) == 5
     assert capsys.readouterr().err == "pyllmc.stories: no space left\n"
+
+
+def test_the_option_that_replaces_a_data_set_is_the_one_that_is_named(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "d"), "--stories", "3"]
+    assert stories.main(out) == 0
+    assert stories.main(out) == 2
+    assert "is a data set already: choose another output place, or replace it with --overwrite" in (
+        capsys.readouterr().err
+    )
+    assert stories.main([*out, "--overwrite"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        stories.main(["--print", "1", "--overwrite"])
+    assert stop.value.code == 2
