@@ -38,9 +38,6 @@ CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm
 LDFLAGS += $(if $(findstring /,$(BLAS)),$(BLAS) -Wl$(comma)-rpath$(comma)$(dir $(BLAS)),-l$(BLAS))
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
-ifeq ($(MACHINE),)
-$(error there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang)
-endif
 
 # one source, several instruction sets; best first
 ifneq ($(filter x86_64%,$(MACHINE)),)
@@ -69,7 +66,12 @@ EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa
 
 # how everything was compiled: other flags, another build
 FLAGS := $(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) $(LDFLAGS)
+NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
+NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: apt-get install lib$(BLAS)-dev, or give its path
 $(BUILD)/flags: FORCE
+	@$(if $(MACHINE),:,echo "$(NO_CC)" >&2; exit 2)
+	@$(if $(BLAS),echo 'int $(BLAS_PREFIX)cblas_sgemm(void); int main(void) { return $(BLAS_PREFIX)cblas_sgemm(); }' | \
+		$(CC) -xc - -o /dev/null $(LDFLAGS) 2>/dev/null || { echo "$(NO_BLAS)" >&2; exit 2; },:)
 	@mkdir -p $(@D)
 	@echo "$(subst ",\",$(FLAGS))" | cmp -s - $@ || echo "$(subst ",\",$(FLAGS))" > $@
 FORCE:
@@ -89,8 +91,9 @@ $(LIB): $(OBJECTS)
 	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp $(TABLES) $(@D)
 
-$(BUILD)/error.o: $(TABLES)
-TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"'
+$(BUILD)/error.o: $(TABLES) pyproject.toml
+TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"' \
+              -D'VERSION="$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)"'
 $(BUILD)/error.o: CFLAGS += $(TABLES_FLAG)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
@@ -125,6 +128,8 @@ $(VENV)/python:
 
 # torch first and pinned: what the figures were made with (it needs Python >= 3.10)
 .venv/setup.done: pyproject.toml | $(VENV)/python
+	@$(VENV)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "the tests' PyTorch needs Python >= 3.10: rm -r .venv, then make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(VENV)/pip install --quiet torch==2.13.0
 	$(VENV)/pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/demo.done

@@ -89,7 +89,7 @@ int main(int argc, char **argv) {
     settle_threads(argv);
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
-    if (rc == 1) return help(ABOUT, options);
+    if (rc > 0) return tell_about(rc, ABOUT, options);
     if (rc == 0) rc = talk(options);
     llmc_options_free(options);
     return rc < 0 ? fail(PROGRAM, rc) : rc;

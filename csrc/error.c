@@ -1,4 +1,4 @@
-/* The thread's last error; which headers the library was built from. */
+/* The thread's last error; which version this is, and which headers the library was built from. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,6 +9,7 @@ static _Thread_local char message[1024];
 const char *llmc_last_error(void) { return message; }
 
 const char *llmc_headers(void) { return TABLES_CKSUM; }
+const char *llmc_version(void) { return VERSION; }
 
 int llmc_fail(int status, const char *format, ...) {
     char text[sizeof message]; /* an argument may be the old message itself */

@@ -156,20 +156,35 @@ static int largest_batch(const llmc_config *config, const llmc_room *room, int t
     return least;
 }
 
-/* the least recomputation that fits, else the largest B, then T; 0 if none does */
-static int nearest_that_fits(const llmc_config *config, llmc_room *room, int threads, int64_t bytes) {
-    const llmc_room asked = *room;
-    for (; room->training && room->recompute <= 3; room->recompute++)
-        if (fits(config, room, threads, bytes)) return 1;
-    for (*room = asked; room->T >= 1; room->T /= 2)
-        for (room->B = asked.B; room->B >= 1; room->B /= 2)
+/* the least recomputation that fits, if all else stays; -1 if none does */
+static int recompute_that_fits(const llmc_config *config, llmc_room room, int threads, int64_t bytes) {
+    for (; room.training && room.recompute <= 3; room.recompute++)
+        if (fits(config, &room, threads, bytes)) return room.recompute;
+    return -1;
+}
+
+/* the largest T that fits, and the largest B with it, by halves; 0 if none does */
+static int batch_that_fits(const llmc_config *config, llmc_room *room, int threads, int64_t bytes) {
+    const int B = room->B;
+    for (; room->T >= 1; room->T /= 2)
+        for (room->B = B; room->B >= 1; room->B /= 2)
             if (fits(config, room, threads, bytes)) return 1;
     return 0;
 }
 
+static int refuse_room(const llmc_config *config, const llmc_room *room, int threads, const char *line, int64_t bytes) {
+    llmc_room other = *room;
+    char also[32] = "";
+    const int recompute = recompute_that_fits(config, *room, threads, bytes);
+    if (recompute >= 0) snprintf(also, sizeof also, ", or recompute=%d", recompute);
+    CHECK(batch_that_fits(config, &other, threads, bytes), LLMC_ENOMEM,
+          "%s, but %.0f MB are available; take a smaller model%s", line, (double)bytes * 1e-6, also);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit%s", line, (double)bytes * 1e-6, other.B,
+         other.T, also);
+}
+
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     llmc_plan p;
-    llmc_room other = *room;
     char line[512]; /* the caller's may be too small for the error */
     TRY(llmc_plan_memory(config, room, threads, &p));
     const double MB = 1e-6;
@@ -186,9 +201,5 @@ int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads
         snprintf(text, size, "%s", line);
         return LLMC_OK;
     }
-    CHECK(nearest_that_fits(config, &other, threads, available), LLMC_ENOMEM,
-          "%s, but %.0f MB are available; take a smaller model", line, available * MB);
-    CHECK(other.recompute == room->recompute, LLMC_ENOMEM, "%s, but %.0f MB are available; recompute=%d would fit",
-          line, available * MB, other.recompute);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit", line, available * MB, other.B, other.T);
+    return refuse_room(config, room, threads, line, available);
 }

@@ -14,21 +14,29 @@ static void on_signal(int number) {
     signal(number, SIG_DFL);                 /* a second signal ends at once */
 }
 
-/* without --data and --resume: the stories, which python3's standard library makes once */
-static int make_default_data(const llmc_options *options) {
-    char data[4096], resume[4096], meta[sizeof data + sizeof "/meta.json"];
-    llmc_options_get(options, "data", data, sizeof data);
-    llmc_options_get(options, "resume", resume, sizeof resume);
-    snprintf(meta, sizeof meta, "%s/meta.json", data);
-    if (llmc_options_is_given(options, "data") || *resume || access(meta, F_OK) == 0) return 0;
+/* The stories, which python3's standard library makes. What it says is kept for the one line that tells of a failure. */
+static int make_stories(const char *data) {
+    char line[512], reason[512] = "";
     fprintf(stderr, "making %s\n", data);
-    const int status = system("python3 -m pyllmc.stories");
+    FILE *maker = popen("python3 -m pyllmc.stories 2>&1", "r");
+    while (maker && fgets(line, sizeof line, maker))
+        if (*line != '\n') snprintf(reason, sizeof reason, "%s", line);
+    const int status = maker ? pclose(maker) : -1;
     if (status == 0) return 0;
-    if (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED)
+    if (status > 0 && (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED))
         return INTERRUPTED; /* Ctrl-C goes to the child too */
-    fprintf(stderr, "train_gpt2: %s could not be made: run in the checkout with python3 >= 3.9, or give --data\n",
-            data);
+    reason[strcspn(reason, "\n")] = 0;
+    fprintf(stderr, "train_gpt2: %s could not be made%s%s%s: run in the checkout with python3 >= 3.9, or give --data\n",
+            data, *reason ? " (" : "", reason, *reason ? ")" : "");
     return 5;
+}
+
+static int check_and_make_data(const llmc_options *options) {
+    char data[4096];
+    const int needed = llmc_trainer_check(options);
+    if (needed < 0) return fail(PROGRAM, needed);
+    llmc_options_get(options, "data", data, sizeof data);
+    return needed ? make_stories(data) : 0;
 }
 
 static void tell(int kind, const llmc_event *event) {
@@ -68,7 +76,7 @@ int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);
-    if (parsed == 1) return help(ABOUT, options);
+    if (parsed > 0) return tell_about(parsed, ABOUT, options);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGPIPE, SIG_IGN); /* whoever read the lines has gone: the run goes on */
@@ -77,7 +85,7 @@ int main(int argc, char **argv) {
 #endif
     int code = 0;
     if (llmc_options_only_write(options)) code = write_text(options);
-    else if ((code = make_default_data(options)) == 0) code = run(options);
+    else if ((code = check_and_make_data(options)) == 0) code = run(options);
     llmc_trainer_free(trainer);
     llmc_options_free(options);
     return code;

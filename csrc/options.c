@@ -7,35 +7,57 @@
 #include "error.h"
 #include "options.h"
 
-enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING };
+enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING, IS_HEADING };
 typedef struct Option {
     const char *name, *initial, *help;
-    int type, programs;
+    int type, programs; /* of none: a heading of --help */
     size_t offset, given;
     double least, most;
+    int of_call;
 } Option;
 
 #define IS(type) IS_##type
-#define ROW(programs, type, name, initial, least, most, help) \
-    {#name,                                                   \
-     #initial,                                                \
-     help,                                                    \
-     IS(type),                                                \
-     programs,                                                \
-     offsetof(llmc_options, name),                            \
-     offsetof(llmc_options, name##_given),                    \
-     (double)(least),                                         \
-     (double)(most)},
+#define ROW(programs, of_call, type, name, initial, least, most, help) \
+    {#name,                                                            \
+     #initial,                                                         \
+     help,                                                             \
+     IS(type),                                                         \
+     programs,                                                         \
+     offsetof(llmc_options, name),                                     \
+     offsetof(llmc_options, name##_given),                             \
+     (double)(least),                                                  \
+     (double)(most),                                                   \
+     of_call},
 static const Option table[] = {
-#define OPTION(...) ROW(FOR_TRAINING, __VA_ARGS__)
-#define SHARED(...) ROW(FOR_TRAINING | FOR_CHAT, __VA_ARGS__)
-#define CHAT(...) ROW(FOR_CHAT, __VA_ARGS__)
+#define OPTION(...) ROW(FOR_TRAINING, 0, __VA_ARGS__)
+#define SHARED(...) ROW(FOR_TRAINING | FOR_CHAT, 0, __VA_ARGS__)
+#define CHAT(...) ROW(FOR_CHAT, 0, __VA_ARGS__)
+#define CALL(...) ROW(FOR_TRAINING, 1, __VA_ARGS__)
+#define SHARED_CALL(...) ROW(FOR_TRAINING | FOR_CHAT, 1, __VA_ARGS__)
+#define GROUP(title) {.type = IS_HEADING, .help = title},
 #include "options.def"
 };
-enum { NUM_OPTIONS = sizeof table / sizeof *table };
+enum { NUM_ROWS = sizeof table / sizeof *table };
 
-int llmc_num_options(void) { return NUM_OPTIONS; }
-const char *llmc_option_name(int i) { return i >= 0 && i < NUM_OPTIONS ? table[i].name : NULL; }
+static const struct Alias {
+    const char *name, *ours;
+} aliases[] = {
+#define OPTION(...)
+#define ALIAS(name, ours) {#name, #ours},
+#include "options.def"
+};
+
+int llmc_num_options(void) {
+    int n = 0;
+    for (int i = 0; i < NUM_ROWS; i++) n += table[i].type != IS_HEADING;
+    return n;
+}
+
+const char *llmc_option_name(int i) {
+    for (const Option *o = table; i >= 0 && o < table + NUM_ROWS; o++)
+        if (o->type != IS_HEADING && i-- == 0) return o->name;
+    return NULL;
+}
 
 /* ---- names ---- */
 
@@ -64,25 +86,38 @@ static int distance(const char *a, const char *b) { /* Levenshtein's, of short w
 
 /* the next row, from `o` on, of the program that the options are for */
 static const Option *of_program(const llmc_options *options, const Option *o) {
-    while (o < table + NUM_OPTIONS && !(o->programs & options->program)) o++;
+    while (o < table + NUM_ROWS && !(o->programs & options->program)) o++;
     return o;
 }
 #define EACH_OPTION(o, options)                   \
     const Option *o = of_program(options, table); \
-    o < table + NUM_OPTIONS;                      \
+    o < table + NUM_ROWS;                         \
     o = of_program(options, o + 1)
 
-static int find(const llmc_options *options, const char *name, const Option **found) {
-    const Option *nearest = NULL;
-    int least = INT_MAX;
+static const Option *exact(const llmc_options *options, const char *name) {
     for (EACH_OPTION(o, options))
-        if (same_name(name, o->name)) return *found = o, LLMC_OK;
+        if (same_name(name, o->name)) return o;
+    return NULL;
+}
+
+/* what somebody who wrote `name` may have meant, or NULL: it has another name here, or hardly another spelling */
+static const Option *meant(const llmc_options *options, const char *name) {
+    const Option *nearest = NULL;
+    const int length = (int)strlen(name);
+    int least = (length > 3 ? length / 3 : 1) + 1;
+    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
+        if (same_name(name, aliases[i].name)) return exact(options, aliases[i].ours);
     for (EACH_OPTION(o, options)) {
         const int d = distance(name, o->name);
         if (d < least) least = d, nearest = o;
     }
-    if (least <= 1 + (int)strlen(nearest->name) / 3)
-        FAIL(LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
+    return nearest;
+}
+
+static int find(const llmc_options *options, const char *name, const Option **found) {
+    if ((*found = exact(options, name))) return LLMC_OK;
+    const Option *nearest = meant(options, name);
+    CHECK(!nearest, LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
     FAIL(LLMC_EINVAL, "unknown option --%.60s: --help lists them", name);
 }
 
@@ -92,9 +127,9 @@ static int parse_int(const Option *o, const char *text, int64_t *value) {
     char *end;
     errno = 0;
     long long n = strtoll(text, &end, 10);
-    CHECK(*text && !*end && !errno, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
-    CHECK((double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%lld is not in %.0f..%.0f", o->name, n,
-          o->least, o->most);
+    CHECK(*text && !*end, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
+    CHECK(!errno && (double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.0f..%.0f",
+          o->name, text, o->least, o->most);
     *value = n;
     return LLMC_OK;
 }
@@ -103,7 +138,8 @@ static int parse_float(const Option *o, const char *text, double *value) {
     char *end;
     const double x = strtod(text, &end);
     CHECK(*text && !*end, LLMC_EINVAL, "--%s=%.60s is not a number", o->name, text);
-    CHECK(x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%g is not in %g..%g", o->name, x, o->least, o->most);
+    CHECK(x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.10g..%.10g%s", o->name, text, o->least,
+          o->most, o->most < 1 ? ": it must be below 1" : "");
     *value = x;
     return LLMC_OK;
 }
@@ -134,7 +170,8 @@ static void unquoted(const char *initial, char *text, size_t size) { /* "demo" a
 static llmc_options *new_options(int program) {
     llmc_options *options = calloc(1, sizeof *options);
     char text[OPTION_TEXT];
-    for (const Option *o = table; options && o < table + NUM_OPTIONS; o++) {
+    for (const Option *o = table; options && o < table + NUM_ROWS; o++) {
+        if (o->type == IS_HEADING) continue;
         unquoted(o->initial, text, sizeof text);
         assign(options, o, text);
     }
@@ -176,6 +213,12 @@ int llmc_options_is_given(const llmc_options *options, const char *name) {
     return is_given(options, o);
 }
 
+int options_adopt(llmc_options *options, const char *name, const char *value) {
+    const Option *o = exact(options, name);
+    const int adopted = o && *value && !o->of_call && !is_given(options, o);
+    return adopted ? llmc_options_set(options, name, value) : LLMC_OK;
+}
+
 /* ---- the command line ---- */
 
 /* one argument; *used tells whether it took the next one as its value */
@@ -203,6 +246,7 @@ int llmc_options_parse(llmc_options *options, int argc, const char *const *argv)
     for (int i = 0, used; i < argc; i += 1 + used) {
         used = 0;
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return 1;
+        if (!strcmp(argv[i], "--version")) return 2;
         if (*argv[i] != '-' && named < 2) TRY(llmc_options_set(options, places[named++], argv[i]));
         else TRY(parse_one(options, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used));
     }
@@ -235,21 +279,31 @@ int llmc_options_text(const llmc_options *options, char *text, size_t size) {
 }
 
 static const char HELP_END[] =
-    "\nof an option given twice the last counts\n\n"
+    "\nof an option given twice the last counts; --version tells the version\n\n"
     "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
     "130 interrupted (after a checkpoint)\n";
 
+static void help_line(const Option *o, char *line, size_t size) {
+    static const char *const values[] = {[IS_INT] = "N", [IS_FLOAT] = "X", [IS_STRING] = "TEXT"};
+    char initial[OPTION_TEXT], flag[64];
+    unquoted(o->initial, initial, sizeof initial);
+    snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
+             o->type == IS_FLAG ? o->name : values[o->type]);
+    snprintf(line, size, "  %-24s %s%s%.40s%s\n", flag, o->help, *initial ? " [" : "", initial, *initial ? "]" : "");
+}
+
 int llmc_options_help(const llmc_options *options, char *text, size_t size) {
-    char line[512], initial[OPTION_TEXT], flag[64];
-    for (EACH_OPTION(o, options)) {
-        unquoted(o->initial, initial, sizeof initial);
-        snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
-                 o->type == IS_FLAG     ? o->name
-                 : o->type == IS_STRING ? "TEXT"
-                 : o->type == IS_INT    ? "N"
-                                        : "X");
-        snprintf(line, sizeof line, "  %-24s %s%s%.40s%s\n", flag, o->help, *initial ? " [" : "", initial,
-                 *initial ? "]" : "");
+    char line[512];
+    const char *heading = NULL; /* of what comes; printed before the first option that the program has */
+    for (const Option *o = table; o < table + NUM_ROWS; o++) {
+        if (o->type == IS_HEADING) heading = o->help;
+        if (!(o->programs & options->program)) continue;
+        if (heading) {
+            snprintf(line, sizeof line, "%s%s:\n", o == table + 1 ? "" : "\n", heading);
+            TRY(append(&text, &size, line));
+        }
+        heading = NULL;
+        help_line(o, line, sizeof line);
         TRY(append(&text, &size, line));
     }
     return append(&text, &size, HELP_END);

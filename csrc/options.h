@@ -18,4 +18,8 @@ struct llmc_options {
 #define OPTION(type, name, ...) unsigned char name##_given;
 #include "options.def"
 };
+
+/* Takes a line of a checkpoint, unless the option was given, is of one call only, or is of another version; an empty value is
+ * the default, as an older version spelt it. */
+int options_adopt(llmc_options *options, const char *name, const char *value);
 #endif

@@ -23,10 +23,12 @@ static inline int fail(const char *program, int status) {
     return 1 - status; /* EINVAL 2, ENOMEM 3, EFORMAT 4, EIO 5, EDEVICE 6, ENUMERIC 7 */
 }
 
-static inline int help(const char *about, const llmc_options *options) {
+/* --help or --version, as the parser says */
+static inline int tell_about(int parsed, const char *about, const llmc_options *options) {
     static char text[1 << 16];
     llmc_options_help(options, text, sizeof text);
-    printf("%s\n\n%s", about, text);
+    if (parsed == 2) printf("pyllmc %s\n", llmc_version());
+    else printf("%s\n\n%s", about, text);
     return 0;
 }
 

@@ -21,6 +21,7 @@ typedef enum llmc_status {
 
 const char *llmc_last_error(void);
 const char *llmc_backend(void); /* "cpu", "cuda" or "emu": which library this is */
+const char *llmc_version(void); /* of pyproject.toml */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
@@ -256,7 +257,7 @@ const char *llmc_option_name(int i);
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
-/* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them. */
+/* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them, 2 if --version. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
 int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
 int llmc_options_help(const llmc_options *options, char *text, size_t size);
@@ -290,6 +291,8 @@ typedef struct llmc_event {
     const char *text;  /* the line to print, or the sample, which may hold NULs; valid until the next call */
     int64_t text_size; /* its bytes; 0 where nothing is to be printed */
 } llmc_event;
+/* Checks all that can be checked before there is data; 1 if the default data is to be made first (pyllmc.stories), else 0. */
+int llmc_trainer_check(const llmc_options *options);
 /* Opens the data and works out the plan; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
 void llmc_trainer_free(llmc_trainer *trainer);

@@ -65,22 +65,32 @@ static int write_file(const char *path, const char *text, size_t size) {
 /* ---- metrics.jsonl ---- */
 
 /* every line of ours begins {"step": N, so the step is read without a JSON parser */
-static int keep_line(const char *line, int64_t step) {
+static int keep_line(const char *line, int64_t step, int evaluated) {
     long long of = -1;
-    return sscanf(line, "{\"step\": %lld", &of) == 1 && of <= step && strchr(line, '\n');
+    if (sscanf(line, "{\"step\": %lld", &of) != 1 || of > step || !strchr(line, '\n')) return 0;
+    return of < step || evaluated || !strstr(line, "\"val_loss\""); /* it is evaluated again */
 }
 
-static int drop_later_metrics(const Run *run, int64_t step) {
-    char path[2 * OPTION_TEXT], fresh[2 * OPTION_TEXT], line[1024];
+static int copy_metrics(FILE *from, FILE *to, int64_t step, int evaluated) {
+    char line[1024];
+    while (fgets(line, sizeof line, from))
+        if (keep_line(line, step, evaluated) && fputs(line, to) < 0) return -1;
+    return 0;
+}
+
+static int drop_later_metrics(const Run *run, int64_t step, int evaluated) {
+    char path[2 * OPTION_TEXT], fresh[2 * OPTION_TEXT];
     run_path(run, "metrics.jsonl", path, sizeof path);
     run_path(run, "metrics.jsonl.tmp", fresh, sizeof fresh);
     FILE *from = fopen(path, "r"), *to = from ? fopen(fresh, "w") : NULL;
     if (!from) return errno == ENOENT ? LLMC_OK : system_error(path, "read");
-    while (to && fgets(line, sizeof line, from))
-        if (keep_line(line, step)) fputs(line, to);
+    int failed = !to || copy_metrics(from, to, step, evaluated) < 0;
+    if (to && fclose(to) != 0) failed = 1;
     fclose(from);
-    const int whole = to && !ferror(to) && fclose(to) == 0 && rename(fresh, path) == 0;
-    return whole ? LLMC_OK : system_error(path, "rewritten");
+    if (!failed && rename(fresh, path) == 0) return LLMC_OK;
+    const int rc = system_error(path, "rewritten");
+    unlink(fresh);
+    return rc;
 }
 
 int run_metric(Run *run, const char *line) {
@@ -91,35 +101,90 @@ int run_metric(Run *run, const char *line) {
     return system_error(path, "written");
 }
 
-/* ---- the folder ---- */
+/* ---- a run that is replaced: kept until the new one has saved last.ckpt ----
+ * Its files go to moving/, which then is renamed replaced/; back they go the same way. So whatever is found after a kill says
+ * what to do: moving/ holds files of the old run only, as does the folder; beside replaced/ lie files of the new run only. */
 
-static void remove_samples(const Run *run) {
-    char folder[2 * OPTION_TEXT], path[3 * OPTION_TEXT];
-    run_path(run, "samples", folder, sizeof folder);
-    DIR *dir = opendir(folder);
-    for (struct dirent *entry; dir && (entry = readdir(dir));) {
-        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
-        if (!strncmp(entry->d_name, "step_", 5)) unlink(path);
-    }
-    if (dir) closedir(dir);
+static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt"};
+enum { NUM_FILES = sizeof files / sizeof *files };
+
+/* "" is the folder itself, where samples have one of their own */
+static void place(const Run *run, const char *sub, const char *name, char *path, size_t size) {
+    snprintf(path, size, "%s/%s/%s", run->folder, *sub ? sub : !strncmp(name, "step_", 5) ? "samples" : ".", name);
 }
 
-static int clear_old_run(const Run *run, int overwrite) {
-    const char *files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl"};
+static int transfer_file(const Run *run, const char *from, const char *to, const char *name) {
+    char old[4 * OPTION_TEXT], new[4 * OPTION_TEXT];
+    place(run, from, name, old, sizeof old);
+    if (to) place(run, to, name, new, sizeof new);
+    if ((to ? rename(old, new) : unlink(old)) == 0 || errno == ENOENT) return LLMC_OK;
+    return system_error(old, to ? "moved" : "removed");
+}
+
+/* every file of a run from a subfolder to another one, or to nowhere */
+static int transfer(const Run *run, const char *from, const char *to) {
+    char folder[2 * OPTION_TEXT];
+    int rc = LLMC_OK;
+    for (int i = 0; i < NUM_FILES; i++) TRY(transfer_file(run, from, to, files[i]));
+    run_path(run, *from ? from : "samples", folder, sizeof folder);
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry; dir && rc == 0 && (entry = readdir(dir));)
+        if (!strncmp(entry->d_name, "step_", 5)) rc = transfer_file(run, from, to, entry->d_name);
+    if (dir) closedir(dir);
+    return rc;
+}
+
+static int rename_within(const Run *run, const char *from, const char *to) {
+    char old[2 * OPTION_TEXT], new[2 * OPTION_TEXT];
+    run_path(run, from, old, sizeof old);
+    run_path(run, to, new, sizeof new);
+    return rename(old, new) == 0 ? LLMC_OK : system_error(old, "moved");
+}
+
+static int empty_into(const Run *run, const char *from, const char *to) {
     char path[2 * OPTION_TEXT];
-    for (int i = 0; i < 3; i++) {
-        if (!exists(run, files[i])) continue;
-        CHECK(overwrite || exists(run, "last.ckpt"), LLMC_EINVAL,
-              "%s holds a run that saved nothing: replace it with --overwrite, or name another --out", run->folder);
-        CHECK(overwrite, LLMC_EINVAL,
-              "%s holds a run: continue it with --resume=%s, replace it with --overwrite, or name "
-              "another --out",
-              run->folder, run->folder);
-        run_path(run, files[i], path, sizeof path);
-        if (unlink(path) < 0) return system_error(path, "removed");
+    TRY(transfer(run, from, to));
+    run_path(run, from, path, sizeof path);
+    return rmdir(path) == 0 ? LLMC_OK : system_error(path, "removed");
+}
+
+static int set_aside(Run *run) {
+    char path[2 * OPTION_TEXT];
+    run_path(run, "moving", path, sizeof path);
+    TRY(make_folder(path));
+    run->replacing = 1;
+    TRY(transfer(run, "", "moving"));
+    return rename_within(run, "moving", "replaced");
+}
+
+/* away with the old run if the new one has saved, else back with it */
+static int settle(const Run *run) {
+    if (exists(run, "replaced")) {
+        if (exists(run, "last.ckpt")) return empty_into(run, "replaced", NULL);
+        TRY(transfer(run, "", NULL));
+        TRY(rename_within(run, "replaced", "moving"));
     }
-    if (overwrite) remove_samples(run);
+    return exists(run, "moving") ? empty_into(run, "moving", "") : LLMC_OK;
+}
+
+/* ---- the folder ---- */
+
+static int check_free(const Run *run, int overwrite) {
+    int holds = 0;
+    for (int i = 0; i < NUM_FILES - 1; i++) holds |= exists(run, files[i]); /* options alone are no run */
+    CHECK(!holds || overwrite || exists(run, "last.ckpt"), LLMC_EINVAL,
+          "%s holds a run that saved nothing: replace it with --overwrite, or name another --out", run->folder);
+    CHECK(!holds || overwrite, LLMC_EINVAL,
+          "%s holds a run: continue it with --resume=%s, replace it with --overwrite, or name another --out",
+          run->folder, run->folder);
     return LLMC_OK;
+}
+
+int run_check(const llmc_options *options) {
+    Run run = {0};
+    if (!*options->out || !strcmp(options->out, "auto")) return LLMC_OK;
+    snprintf(run.folder, sizeof run.folder, "%s", options->out);
+    return check_free(&run, (int)options->overwrite);
 }
 
 static int lock_folder(Run *run) {
@@ -130,7 +195,17 @@ static int lock_folder(Run *run) {
     return LLMC_OK;
 }
 
-int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) {
+int run_settle(const char *folder) {
+    Run run = {0};
+    snprintf(run.folder, sizeof run.folder, "%s", folder);
+    if (!exists(&run, "replaced") && !exists(&run, "moving")) return LLMC_OK;
+    int rc = lock_folder(&run);
+    if (rc == 0) rc = settle(&run);
+    run_close(&run);
+    return rc;
+}
+
+int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, int evaluated) {
     char path[2 * OPTION_TEXT];
     snprintf(run->folder, sizeof run->folder, "%s", options->out);
     if (!*run->folder) return LLMC_OK;
@@ -138,8 +213,10 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
     run_path(run, "samples", path, sizeof path);
     TRY(make_folders(path));
     TRY(lock_folder(run));
-    if (in_place) TRY(drop_later_metrics(run, step));
-    else TRY(clear_old_run(run, (int)options->overwrite));
+    TRY(settle(run));
+    if (in_place) TRY(drop_later_metrics(run, step, evaluated));
+    else TRY(check_free(run, (int)options->overwrite));
+    if (!in_place && options->overwrite) TRY(set_aside(run));
     char *text = malloc(1 << 18);
     CHECK(text, LLMC_ENOMEM, "no memory for the options' text");
     int rc = llmc_options_text(options, text, 1 << 18);
@@ -152,7 +229,16 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step) 
     return run->metrics ? LLMC_OK : system_error(path, "written");
 }
 
+void run_saved(Run *run) {
+    if (run->replacing) settle(run); /* what cannot be removed now is removed when the folder is next opened */
+    run->replacing = 0;
+}
+
 void run_close(Run *run) {
+    char reason[1024];
+    snprintf(reason, sizeof reason, "%s", llmc_last_error());
+    if (run->replacing && settle(run) < 0) llmc_fail(LLMC_EIO, "%s", reason); /* why it ends says more */
+    run->replacing = 0;
     if (run->lock > 0) close(run->lock);
     run->lock = 0;
     if (run->metrics) fclose(run->metrics);

@@ -7,11 +7,18 @@
 typedef struct Run {
     char folder[OPTION_TEXT]; /* "" writes nothing */
     FILE *metrics;
-    int lock; /* file descriptor of the folder, 0 if none: two runs must not write into one */
+    int replacing; /* a run that lies aside until this one has saved */
+    int lock;      /* file descriptor of the folder, 0 if none: two runs must not write into one */
 } Run;
 
-/* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped. */
-int run_open(Run *run, const llmc_options *options, int in_place, int64_t step);
+/* Refuses a folder that holds a run which is not to be overwritten; writes nothing. */
+int run_check(const llmc_options *options);
+/* After a kill while a run was being replaced: what of the two is there, whole. Before a checkpoint is looked for. */
+int run_settle(const char *folder);
+/* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped, and its validation loss unless it was
+ * evaluated. A run that is overwritten comes back if this one ends before run_saved. */
+int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, int evaluated);
+void run_saved(Run *run); /* last.ckpt */
 void run_close(Run *run);
 int run_metric(Run *run, const char *line); /* one JSON object */
 int run_sample(const Run *run, int64_t step, const char *text, int64_t size);

@@ -5,19 +5,22 @@
 #include <string.h>
 #include <unistd.h>
 #include "error.h"
+#include "gpt2.h"
 #include "paths.h"
 #include "source.h"
 #include "trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
+/* a line name=value, which is taken apart */
 static int adopt_option(llmc_options *options, char *line) {
-    char *value = strchr(line, '='), ignored[OPTION_TEXT];
-    if (!value || !value[1]) return LLMC_OK; /* empty: the default, as an older version spelt it */
+    char *value = strchr(line, '=');
+    if (!value) return LLMC_OK;
     *value++ = 0;
-    if (llmc_options_get(options, line, ignored, sizeof ignored) < 0) return LLMC_OK; /* an option of another version */
-    if (llmc_options_is_given(options, line) || !strcmp(line, "device")) return LLMC_OK; /* a run may move */
-    return llmc_options_set(options, line, value);
+    CHECK(strcmp(line, "model") || !options->model_given || !strcmp(options->model, value), LLMC_EINVAL,
+          "--model=%s, but %s goes on with the model it has, which began as %s: leave the option out", options->model,
+          options->resume, value);
+    return options_adopt(options, line, value);
 }
 
 static int adopt_options(llmc_options *options, const char *checkpoint) {
@@ -49,8 +52,9 @@ static int open_resume(llmc_trainer *t) {
     CHECK(*o->resume || !o->resume_given, LLMC_EINVAL, "--resume is empty: name a run folder or a checkpoint");
     if (!*o->resume) return LLMC_OK;
     t->resumed = 1;
-    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     folder_of(o->resume, folder, sizeof folder);
+    TRY(run_settle(folder));
+    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);
     return adopt_options(o, t->weights);
@@ -140,32 +144,71 @@ static int explain_no_vocabulary(const char *data, const char *model) {
          model, data);
 }
 
-static int open_config(llmc_trainer *t, const char *data) {
+/* the model that is asked for; V may still be 0, if only the data's tokenizer will tell */
+static int choose_sizes(llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
+    llmc_config *c = &t->config;
+    if (!*t->weights && !source_is_file(o->model, t->weights, sizeof t->weights)) *t->weights = 0;
     if (*t->weights) {
-        TRY(llmc_model_read_config(t->weights, &t->config));
-        TRY(refuse_other_sizes(o, t->weights, &t->config));
-        CHECK(!tokenizer_V || tokenizer_V == t->config.V, LLMC_EINVAL,
-              "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
-              t->config.V, tokenizer_V);
+        TRY(llmc_model_read_config(t->weights, c));
+        TRY(refuse_other_sizes(o, t->weights, c));
     } else {
-        TRY(llmc_config_parse(&t->config, o->model));
-        override(&t->config.V, tokenizer_V);
-        override(&t->config.V, o->vocab_size);
-        override(&t->config.L, o->n_layer);
-        override(&t->config.NH, o->n_head);
-        override(&t->config.C, o->n_embd);
-        override(&t->config.maxT, o->max_seq_len);
-        override(&t->config.window, o->window);
-        if (!t->config.V) return explain_no_vocabulary(data, o->model);
-        CHECK(tokenizer_V <= t->config.V, LLMC_EINVAL, "--vocab_size=%d is less than the tokenizer's %d", t->config.V,
-              tokenizer_V);
+        TRY(llmc_config_parse(c, o->model));
+        override(&c->V, o->vocab_size);
+        override(&c->L, o->n_layer);
+        override(&c->NH, o->n_head);
+        override(&c->C, o->n_embd);
+        override(&c->maxT, o->max_seq_len);
+        override(&c->window, o->window);
     }
     t->B = (int)o->B;
-    t->T = o->T ? (int)o->T : t->config.maxT;
-    CHECK(t->T <= t->config.maxT, LLMC_EINVAL, "--T=%d is longer than the model's context of %d: lower --T%s", t->T,
-          t->config.maxT, *t->weights ? "" : " or raise --max_seq_len");
+    t->T = o->T ? (int)o->T : c->maxT;
+    CHECK(t->T <= c->maxT, LLMC_EINVAL, "--T=%d is longer than the model's context of %d: lower --T%s", t->T, c->maxT,
+          *t->weights ? "" : " or raise --max_seq_len");
+    llmc_config known = *c;
+    override(&known.V, !known.V);
+    return llmc_config_check(&known);
+}
+
+static int same_piece(const llmc_tokenizer *a, const llmc_tokenizer *b, int id) {
+    char x[256], y[256]; /* a piece has at most 255 bytes */
+    const int n = llmc_tokenizer_decode(a, &id, 1, x, sizeof x), m = llmc_tokenizer_decode(b, &id, 1, y, sizeof y);
+    return n == m && n >= 0 && !memcmp(x, y, (size_t)n);
+}
+
+/* whether every id means the same, in whatever form the two are written */
+static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
+    const int V = llmc_tokenizer_size(a);
+    int same = V == llmc_tokenizer_size(b) && llmc_tokenizer_eot(a) == llmc_tokenizer_eot(b);
+    for (int id = 0; same && id < V; id++) same = same_piece(a, b, id);
+    return same;
+}
+
+/* weights know what an id means */
+static int check_vocabulary(const llmc_trainer *t, const char *data) {
+    llmc_tokenizer *own = NULL;
+    const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
+    CHECK(V == t->config.V, LLMC_EINVAL,
+          "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
+          t->config.V, V);
+    TRY(source_own_tokenizer(&own, t->weights));
+    const int same = !own || !t->tokenizer || same_vocabulary(own, t->tokenizer);
+    llmc_tokenizer_free(own);
+    CHECK(same, LLMC_EINVAL,
+          "%s was trained with another tokenizer than that of %s, whose ids mean other text: prepare the data with the "
+          "model's tokenizer, or begin a new model",
+          t->weights, *t->options.tokenizer ? t->options.tokenizer : data);
+    return LLMC_OK;
+}
+
+static int choose_vocabulary(llmc_trainer *t, const char *data) {
+    const llmc_options *o = &t->options;
+    const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
+    if (*t->weights) return check_vocabulary(t, data);
+    if (!o->vocab_size) override(&t->config.V, tokenizer_V);
+    if (!t->config.V) return explain_no_vocabulary(data, o->model);
+    CHECK(tokenizer_V <= t->config.V, LLMC_EINVAL, "--vocab_size=%d is less than the tokenizer's %d", t->config.V,
+          tokenizer_V);
     return llmc_config_check(&t->config);
 }
 
@@ -179,21 +222,41 @@ static int check_prompt(const llmc_trainer *t) {
  * back 1,000 to 2,000 steps later than 2.4e-3 and 1.6e-3 */
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
 
-int setup_open(llmc_trainer *t) {
-    TRY(source_check_device(t->options.device));
+int setup_check(llmc_trainer *t) {
+    llmc_options *o = &t->options;
+    double lr;
+    TRY(source_check_device(o->device));
+    TRY(gpt2_precision(llmc_kernels(NULL), o->precision));
     TRY(open_resume(t));
+    CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
+    TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
+    TRY(choose_sizes(t));
+    if (o->lr == 0) o->lr = usual_lr(t->config.C);
+    return t->in_place || o->plan ? LLMC_OK : run_check(o);
+}
+
+static int default_data_is_missing(const llmc_trainer *t) {
+    char meta[2 * OPTION_TEXT];
+    snprintf(meta, sizeof meta, "%s/meta.json", t->options.data);
+    return !t->options.data_given && !t->resumed && access(meta, F_OK) < 0;
+}
+
+static int plan_without_data(const llmc_trainer *t) {
+    return t->options.plan && t->config.V && default_data_is_missing(t);
+}
+
+int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missing(t) && !plan_without_data(t); }
+
+int setup_open(llmc_trainer *t) {
+    TRY(setup_check(t));
+    if (plan_without_data(t)) return llmc_config_check(&t->config);
     const char *data = t->options.data;
-    CHECK(*data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
           "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
-    if (!*t->weights && !source_is_file(t->options.model, t->weights, sizeof t->weights)) *t->weights = 0;
     TRY(open_tokenizer(t, data));
-    TRY(open_config(t, data));
-    if (t->options.lr == 0) t->options.lr = usual_lr(t->config.C);
-    double lr; /* a misspelt schedule shows now, not after the first step */
-    TRY(llmc_schedule_lr(&lr, t->options.schedule, 0, t->options.max_steps, 0, 0, 0, 0));
+    TRY(choose_vocabulary(t, data));
     TRY(open_data(t, data));
     const int rc = check_prompt(t);
     return rc < 0 ? rc : LLMC_OK;
@@ -216,5 +279,5 @@ int setup_model(llmc_trainer *t) {
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
-    return run_open(&t->run, &t->options, t->in_place, t->step);
+    return run_open(&t->run, &t->options, t->in_place, t->step, t->evaluated);
 }

@@ -10,11 +10,14 @@
 
 int source_check_device(const char *device) {
     const char *built = llmc_backend();
-    CHECK(
-        !strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
-        "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s, or the program that `make %s` "
-        "builds",
-        built, device, device, device);
+    const int is_cuda = !strcmp(device, "cuda"), is_cpu = !strcmp(device, "cpu");
+    CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EINVAL,
+          "device '%s' is not one of cpu, cuda, emu", device);
+    CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
+          "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
+          is_cuda  ? ", or ./train_gpt2_cuda, which `make cuda` builds"
+          : is_cpu ? ", or ./train_gpt2"
+                   : "");
     return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* before the data is read */
 }
 

@@ -19,6 +19,16 @@ static double now(void) {
 
 /* ---- life ---- */
 
+int llmc_trainer_check(const llmc_options *options) {
+    llmc_trainer *t = calloc(1, sizeof *t);
+    CHECK(t, LLMC_ENOMEM, "no memory for a trainer");
+    t->options = *options;
+    int rc = setup_check(t);
+    if (rc >= 0) rc = setup_needs_data_made(t);
+    llmc_trainer_free(t);
+    return rc;
+}
+
 int llmc_trainer_new(llmc_trainer **out, const llmc_options *options) {
     llmc_trainer *t = calloc(1, sizeof *t);
     *out = NULL;
@@ -128,10 +138,20 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     return LLMC_STEP;
 }
 
+/* of a plan that was asked for before there is any: nothing */
+static void data_text(const llmc_trainer *t, char *text, size_t size) {
+    *text = 0;
+    if (t->train)
+        snprintf(text, size, "data: %lld tokens in %d shards, %lld windows of %d%s\n",
+                 (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
+                 (long long)llmc_loader_windows(t->train), t->T,
+                 t->val || !t->options.val_every ? "" : "; no validation data");
+}
+
 static int announce_plan(llmc_trainer *t) {
     const llmc_config *c = &t->config;
     const llmc_room room = setup_room(t);
-    char memory[1024];
+    char memory[1024], data[256];
     llmc_plan plan;
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
@@ -140,15 +160,14 @@ static int announce_plan(llmc_trainer *t) {
     TRY(llmc_plan_text(c, &room, (int)t->options.threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
     const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
+    data_text(t, data, sizeof data);
     char crowded[64] = "";
     if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
-             "data: %lld tokens in %d shards, %lld windows of %d%s\n%s",
+             "%s%s",
              llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
-             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights,
-             (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
-             (long long)llmc_loader_windows(t->train), t->T, t->val ? "" : "; no validation data", memory);
+             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory);
     return LLMC_PLAN;
 }
 
@@ -187,6 +206,7 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     TRY(llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments));
     t->saved |= with_moments;
+    if (with_moments) run_saved(&t->run);
     return LLMC_OK;
 }
 

@@ -32,6 +32,10 @@ struct llmc_trainer {
     int64_t sample_size;   /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
+/* What can be checked before there is data: options, the checkpoint to resume, sizes, the run folder. Writes nothing. */
+int setup_check(llmc_trainer *trainer);
+/* Whether the default data is wanted and not there; after setup_check. */
+int setup_needs_data_made(const llmc_trainer *trainer);
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */
 int setup_open(llmc_trainer *trainer);
 /* What its model is made for. */

@@ -24,6 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # pyllmc of this checkout
+
+from pyllmc.errors import begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
 import bench_attention
 import bench_generate
 import bench_limits
@@ -33,6 +40,8 @@ import bench_steps
 import bench_table
 from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
+
+from pyllmc.options import Parser
 
 PACKAGES = ("torch", "numpy", "transformers")
 
@@ -182,9 +191,8 @@ def default_path(report: dict[str, Any]) -> Path:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="bench.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
     known = ["limits", *ROWS]
     parser.add_argument(
         "--rows", default=",".join(known), help="those to measure; limits are always [%(default)s]"
@@ -233,4 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("bench.py", main))

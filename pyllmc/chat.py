@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         options = Options(_ffi.load(), chat=True)
-        if options.parse(sys.argv[1:] if arguments is None else arguments):
-            print(f"{__doc__}\n\n{options.help()}".rstrip())
+        asked = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if asked:
+            print((asked if asked == options.version() else f"{__doc__}\n\n{asked}").rstrip())
             return 0
         chat = Chat(options=options)
         if options.is_given("prompt"):

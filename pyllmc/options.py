@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import re
 import sys
@@ -25,6 +24,7 @@ class Option(NamedTuple):
     least: float  # bounds of a number
     most: float
     help: str
+    group: str = ""  # the heading of --help that it stands under
 
     def read(self, text: str) -> Value:
         """The value of a text; raises argparse.ArgumentTypeError with the reason."""
@@ -40,28 +40,68 @@ class Option(NamedTuple):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
         if not self.least <= value <= self.most:
-            raise argparse.ArgumentTypeError(f"{text} is not in {self.least:.17g}..{self.most:.17g}")
+            below = ": it must be below 1" if self.most < 1 else ""
+            bounds = (
+                f"{self.least:.10g}..{self.most:.10g}"
+                if kind is float
+                else f"{self.least:.0f}..{self.most:.0f}"
+            )
+            raise argparse.ArgumentTypeError(f"{text} is not in {bounds}{below}")
         return value
 
 
-ROW = re.compile(r'(OPTION|SHARED|CHAT)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)')
+OF_TRAINING = ("OPTION", "CALL", "SHARED", "SHARED_CALL")
+OF_ANY = (*OF_TRAINING, "CHAT")
+ROW = re.compile(
+    r'(OPTION|SHARED|CHAT|CALL|SHARED_CALL)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)'
+)
 
 
 @functools.cache
 def options(*kinds: str) -> dict[str, Option]:
     """Options by name, in the table's order: training's, or those of the given kinds of row."""
     found: dict[str, Option] = {}
+    group = ""
     for line in table_lines("options.def"):
+        if line.startswith("GROUP("):
+            group = line[len('GROUP("') : -len('")')]
+        if line.startswith(("GROUP(", "ALIAS(")):
+            continue
         row = ROW.fullmatch(line)
         if not row:
             raise ValueError(
                 f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
             )
         table, kind, name, default, least, most, text = row.groups()
-        option = Option(kind, name, "", float(least), float(most), text)
-        if table in (kinds or ("OPTION", "SHARED")):
+        option = Option(kind, name, "", float(least), float(most), text, group)
+        if table in (kinds or OF_TRAINING):
             found[name] = option._replace(default=option.read(default.strip('"')))
     return found
+
+
+@functools.cache
+def aliases() -> dict[str, str]:
+    """What other trainers call an option -> what it is called here."""
+    rows = (re.fullmatch(r"ALIAS\((\w+), (\w+)\)", line) for line in table_lines("options.def"))
+    return {row[1]: row[2] for row in rows if row}
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        diagonal, row[0] = row[0], i + 1
+        for j, y in enumerate(b):
+            diagonal, row[j + 1] = row[j + 1], min(diagonal + (x != y), row[j] + 1, row[j + 1] + 1)
+    return row[-1]
+
+
+def meant(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that a misspelt or foreign one may stand for: as csrc/options.c finds it."""
+    if name in aliases():
+        return aliases()[name] if aliases()[name] in names else None
+    near = min(names, key=lambda other: distance(name, other), default="")
+    return near if distance(name, near) <= (len(name) // 3 if len(name) > 3 else 1) else None
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,9 +133,9 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, arg: str) -> str:
         if not arg.startswith("--"):
             return f"{arg!r} is not an option: write --name=value; --help lists them"
-        name = arg.partition("=")[0]
-        near = difflib.get_close_matches(name, [o for a in self._actions for o in a.option_strings], 1)
-        return f"unknown option {name}: " + (f"did you mean {near[0]}?" if near else "--help lists them")
+        name = arg[2:].partition("=")[0]
+        near = meant(name, [a.dest for a in self._actions if a.option_strings and a.dest != "help"])
+        return f"unknown option --{name}: " + (f"did you mean --{near}?" if near else "--help lists them")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
@@ -112,33 +152,49 @@ def at_least(low: int) -> Callable[[str], int]:
     return read
 
 
-def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    """--name=value; --name and --no_name for a flag."""
+def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool = False) -> None:
+    """--name=value; --name and --no_name for a flag. hidden: not told by --help."""
     flag, text = f"--{option.name}", option.help.replace("%", "%%")
     shown = text if option.default == "" else f"{text} [{option.default}]"
     if option.type == "FLAG":
         off = f"--no_{option.name}"
-        parser.add_argument(flag, action="store_true", default=option.default, help=f"or {off}: {shown}")
+        text = argparse.SUPPRESS if hidden else f"or {off}: {shown}"
+        parser.add_argument(flag, action="store_true", default=option.default, help=text)
         parser.add_argument(off, dest=option.name, action="store_false", help=argparse.SUPPRESS)
     else:
         read: Callable[[str], Value] = option.read
         metavar = METAVAR[option.type]
+        shown = argparse.SUPPRESS if hidden else shown
         parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
 
 
 def add_options(parser: argparse.ArgumentParser, names: Container[str], **defaults: Value) -> None:
     """Those of `names`, of whatever program, with these defaults instead of the table's."""
-    for option in options("OPTION", "SHARED", "CHAT").values():
+    for option in options(*OF_ANY).values():
         if option.name in names:
             add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
 
 
-def make_parser(prog: str, about: str, names: Container[str] | None = None, **defaults: Value) -> Parser:
-    """A parser of training's options, or of those in `names`, with these defaults instead of the table's."""
+def make_parser(
+    prog: str, about: str, names: Container[str] = (), hidden: Container[str] = (), **defaults: Value
+) -> Parser:
+    """A parser of those options in `names`, or of all of training's under their headings.
+
+    hidden: those that --help does not tell, as the program only refuses them; defaults: instead of the table's.
+    """
     usage = "%(prog)s [--name=value ...]"
     twice = "Of an option given twice the last counts."
     parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
-    add_options(parser, options() if names is None else names, **defaults)
+    if names:
+        add_options(parser, names, **defaults)
+        return parser
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options().values():
+        group = groups.get(option.group) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        add_option(
+            group, option._replace(default=defaults.get(option.name, option.default)), option.name in hidden
+        )
     return parser
 
 

@@ -1,6 +1,6 @@
 """One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
 
-    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    (tokenizer_command.py)
+    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
 
 The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
 {u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:

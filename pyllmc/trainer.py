@@ -6,7 +6,6 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pyllmc import _ffi
@@ -67,11 +66,12 @@ class Options:
         """Whether it was set since the defaults."""
         return bool(_ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, name.encode())))
 
-    def parse(self, arguments: Sequence[str]) -> bool:
-        """Reads a command line; True if it asks for help."""
+    def parse(self, arguments: Sequence[str]) -> str:
+        """Reads a command line; the text that it asks for by --help or --version, else empty."""
         texts = [_ffi.ffi().new("char[]", argument.encode()) for argument in arguments]
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
-        return _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv)) == 1
+        asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
+        return "" if asked == 0 else self.help() if asked == 1 else self.version()
 
     def only_write(self) -> bool:
         """Whether no training is wanted but text: --max_steps=0 with a --prompt and neither --data nor --resume."""
@@ -81,6 +81,9 @@ class Options:
         """The library of the device that they name."""
         device = self.get("device")
         return _ffi.load("cpu" if device == "auto" else device, self.get("precision"))
+
+    def version(self) -> str:
+        return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"
 
     def help(self) -> str:
         text = _ffi.ffi().new("char[]", 1 << 16)
@@ -92,13 +95,13 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, os.PathLike)
 
 
-def make_default_data(options: Options) -> None:
-    """Without --data and --resume: the stories, made once."""
-    data = Path(options.get("data"))
-    if options.is_given("data") or options.get("resume") or (data / "meta.json").exists():
+def check_and_make_data(options: Options, lib: Any) -> None:
+    """What can be refused is refused first; then, without --data and --resume, the stories are made, once."""
+    if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
         return
     from pyllmc import stories
 
+    data = options.get("data")
     print(f"making {data}", file=sys.stderr)
     stories.write_dataset(data)
 
@@ -127,7 +130,7 @@ class Trainer:
         for name, value in named.items():
             self.options.set(name, value)
         self._lib = self.options.load()
-        make_default_data(self.options)
+        check_and_make_data(self.options, self._lib)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)

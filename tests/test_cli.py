@@ -88,6 +88,53 @@ def test_the_binary_while_its_data_is_made(ends, code, says, tmp_path):
 
 
 @FRONT_ENDS
+@pytest.mark.parametrize(
+    "argument, code, says",
+    [
+        ("--schedule=cos", 2, "schedule 'cos'"),
+        ("--model=d13x", 2, "d13x"),
+        ("--precision=fp16", 2, "precision 'fp16'"),
+        ("--device=gpu", 2, "cpu, cuda, emu"),
+        ("--n_head=7", 2, "n_head=7"),
+        ("--T=1000", 2, "--T=1000"),
+        ("--out={run}", 2, "holds a run"),
+    ],
+)
+def test_options_are_checked_before_data_is_made(program, argument, code, says, bad, tmp_path):
+    done = run(program, argument.format(**bad), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@FRONT_ENDS
+def test_a_plan_needs_no_data_where_the_model_has_a_vocabulary(program, tmp_path):
+    done = run(program, "--model=d12", "--plan", "--B=1", "--T=16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "V=50257, 124.44M parameters\nmemory plan: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_be_made_is_one_line_with_the_reason(tmp_path):
+    """Outside the checkout, without the package."""
+    done = run(BINARY, cwd=tmp_path, env={"PYTHONPATH": ""})
+    if done.returncode == 0:
+        pytest.skip("the package is installed")
+    assert done.returncode == 5
+    first, line = done.stderr.splitlines()
+    assert first == "making data/stories" and "could not be made (" in line and "pyllmc" in line
+
+
+@FRONT_ENDS
+def test_validation_that_is_off_is_not_missing_data(program, data):
+    for every, says in (("--val_every=0", False), (f"--val_data={data / 'val_000000.bin'}", False)):
+        done = run(program, f"--data={data}", "--out=", *TINY, "--plan", every)
+        assert ("no validation data" in done.stdout) == says
+    done = run(program, f"--data={data / 'train_000000.bin'}", "--vocab_size=99", "--out=", *TINY, "--plan")
+    assert "no validation data" in done.stdout
+
+
+@FRONT_ENDS
 def test_training_starts_from_a_run(program, bad, data):
     for model, file in ((bad["run"], "best.ckpt"), (bad["run"] / "last.ckpt", "last.ckpt")):
         done = run(program, f"--data={data}", f"--model={model}", "--out=", "--B=3", "--T=7", "--max_steps=0")
@@ -275,6 +322,29 @@ def test_no_compiler_is_one_clear_line(tmp_path):
     assert make.returncode == 2
     assert "no-such-compiler" in make.stderr
     assert "install" in make.stderr
+    for target in ("help", "clean"):
+        make = subprocess.run(
+            [
+                "make",
+                "-C",
+                str(ROOT),
+                target,
+                f"BUILD={tmp_path}",
+                "CC=no-such-compiler",
+                *["-n"] * (target == "clean"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert (make.returncode, make.stderr) == (0, "")
+
+
+def test_no_blas_is_one_clear_line(tmp_path):
+    command = ["make", "-C", str(ROOT), f"BUILD={tmp_path}", "BLAS=nosuchblas", "Q="]
+    make = subprocess.run(command, capture_output=True, text=True)
+    assert make.returncode == 2
+    (line,) = (line for line in make.stderr.splitlines() if "***" not in line)
+    assert "no library nosuchblas" in line and "apt-get install libnosuchblas-dev" in line
 
 
 def test_an_old_python_is_one_clear_line(tmp_path):

@@ -10,15 +10,19 @@ from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pyllmc
+from pyllmc import options as as_text
 from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (ROOT / "csrc/options.def").read_text()
-NAMES = re.findall(r"^(?:OPTION|SHARED)\(\w+, (\w+),", ROWS, re.M)  # of training
-OF_CHATS = re.findall(r"^(?:SHARED|CHAT)\(\w+, (\w+),", ROWS, re.M)
-NUMBERS = re.findall(r"^(?:OPTION|SHARED)\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", ROWS, re.M)
+NAMES = re.findall(r"^(?:OPTION|SHARED|CALL|SHARED_CALL)\(\w+, (\w+),", ROWS, re.M)  # of training
+OF_CHATS = re.findall(r"^(?:SHARED|SHARED_CALL|CHAT)\(\w+, (\w+),", ROWS, re.M)
+NUMBERS = re.findall(
+    r"^(?:OPTION|SHARED|CALL|SHARED_CALL)\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", ROWS, re.M
+)
 
 
 def test_the_table_and_the_library_agree():
@@ -69,7 +73,7 @@ def test_help_names_every_option_and_its_default():
 @pytest.mark.parametrize("arguments", [["--lr=0.5"], ["--lr", "0.5"]])
 def test_values_are_read_in_both_spellings(arguments):
     options = Options(lib)
-    assert options.parse(arguments) is False
+    assert options.parse(arguments) == ""
     assert float(options.get("lr")) == 0.5
 
 
@@ -101,6 +105,50 @@ def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
         Options(lib).parse([f"--{typo}=1"])
 
 
+ALIASES = re.findall(r"^ALIAS\((\w+), (\w+)\)", ROWS, re.M)
+
+
+def refusal(arguments):
+    with pytest.raises(InvalidArgument) as caught:
+        Options(lib).parse(arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name, ours", ALIASES)
+def test_the_names_of_other_trainers_are_hinted_at(name, ours, capsys):
+    assert name not in NAMES and ours in NAMES
+    says = f"unknown option --{name}: did you mean --{ours}?"
+    assert refusal([f"--{name}=1"]) == says
+    assert refusal([f"--{name.replace('_', '-')}=1"]).endswith(f"did you mean --{ours}?")
+    with pytest.raises(SystemExit):
+        as_text.parse([f"--{name}=1"])
+    assert capsys.readouterr().err == f"train_gpt2: {says}\n"
+
+
+@pytest.mark.parametrize(
+    "typo", ["--version=2", "--foo", "--max_stesp=3", "--sed=1", "--bat=1", "--gradclip=2"]
+)
+def test_both_parsers_suggest_the_same(typo, capsys):
+    with pytest.raises(SystemExit):
+        as_text.parse([typo])
+    assert capsys.readouterr().err == f"train_gpt2: {refusal([typo])}\n"
+
+
+def test_help_has_headings_and_every_option():
+    """The commonest of each first; a heading of whose options the program has none is left out."""
+    titles = re.findall(r'^GROUP\("(.*)"\)', ROWS, re.M)
+    for text, programs, names in (
+        (Options(lib), titles[:-1], NAMES),
+        (Options(lib, chat=True), titles, OF_CHATS),
+    ):
+        lines = text.help().splitlines()
+        assert [line[:-1] for line in lines if line.endswith(":") and line[0] != " "] == [
+            title for title in programs if f"{title}:" in lines
+        ]
+        assert re.findall(r"^  --(\w+)", text.help(), re.M) == names
+    assert "chat:" not in Options(lib).help().splitlines()
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
@@ -111,7 +159,10 @@ def test_a_misspelt_option_is_refused_and_the_right_one_suggested(typo, right):
         (["--lr=nan"], "not in"),
         (["--B=1.5"], "not a whole number"),
         (["--B="], "not a whole number"),
-        (["--B=99999999999999999999"], "not a whole number"),
+        (["--B=99999999999999999999"], r"--B=99999999999999999999 is not in 1\.\.65536"),
+        (["--beta1=1"], "below 1"),
+        (["--version=2"], "--help lists them"),
+        (["--foo"], "--help lists them"),
         (["--shuffle=maybe"], "neither yes nor no"),
         (["train"], "not an option"),
         (["-B", "4"], "not an option"),
@@ -161,4 +212,7 @@ def test_text_reads_back_as_the_same_options():
 
 
 def test_help_is_asked_for():
-    assert Options(lib).parse(["--help"]) is True
+    options = Options(lib)
+    assert options.parse(["--help"]) == options.help()
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert options.parse(["--version"]) == f"pyllmc {version}\n" == f"pyllmc {pyllmc.__version__}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -170,12 +171,111 @@ def test_memory_that_is_not_there_is_refused_with_what_would_fit(data):
         list(pyllmc.Trainer(data=data, model="d12", B=65536, T=7, **QUIET))
 
 
+def test_a_refusal_for_memory_names_both_ways_out(data):
+    """What fits with B, and what with more computed again, where both do."""
+    plan = next(pyllmc.Trainer(data=data, model="d12", T=512, plan=True, **QUIET)).text
+    largest = int(re.search(r"with B up to (\d+)", plan)[1])
+    with pytest.raises(pyllmc.OutOfMemory, match=r"B=\d+ T=512 would fit, or recompute=3$"):
+        list(pyllmc.Trainer(data=data, model="d12", T=512, B=largest * 5 // 4, plan=True, **QUIET))
+
+
 def test_a_run_is_not_overwritten_unasked(data, tmp_path):
     options = {"data": data, "out": tmp_path / "run", "max_steps": 1, **TINY, **QUIET}
     list(pyllmc.Trainer(**options))
     with pytest.raises(pyllmc.InvalidArgument, match="--resume=.*--overwrite"):
         list(pyllmc.Trainer(**options))
     list(pyllmc.Trainer(overwrite=True, **options))
+
+
+def old_run(data, tmp_path) -> tuple[Path, dict[str, bytes]]:
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, val_every=1, sample_every=1, **TINY))
+    (run / "samples/mine.txt").write_text("kept")
+    return run, content(run)
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_overwrite_is_of_one_call(data, tmp_path):
+    """A checkpoint records it, and a run that goes on from there does not adopt it."""
+    for name in "ab":
+        list(pyllmc.Trainer(data=data, out=tmp_path / name, overwrite=True, max_steps=2, **TINY, **QUIET))
+    before = content(tmp_path / "b")
+    with pytest.raises(pyllmc.InvalidArgument, match="--overwrite"):
+        list(pyllmc.Trainer(resume=tmp_path / "a", out=tmp_path / "b", max_steps=4))
+    assert content(tmp_path / "b") == before
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_replaced_run_comes_back_unless_the_new_one_saves(evaluates, data, tmp_path):
+    run, before = old_run(data, tmp_path)
+    options = {
+        "data": data,
+        "out": run,
+        "overwrite": True,
+        "max_steps": 9,
+        **TINY,
+        **QUIET,
+        "val_every": int(evaluates),
+    }
+    trainer = pyllmc.Trainer(**options)
+    with pytest.raises(pyllmc.NotFinite):
+        for event in trainer:
+            if event.kind == "step" and event.step == 3:
+                trainer.model.params["transformer.h.1.mlp.c_fc.weight"][0, 0] = np.nan
+    assert content(run) == before
+    list(pyllmc.Trainer(**options))
+    after = content(run)
+    assert after.pop("samples/mine.txt") == b"kept"
+    assert set(after) == {"last.ckpt", "metrics.jsonl", "config.txt"} | (
+        {"best.ckpt"} if evaluates else set()
+    )
+    assert not (run / "replaced").exists()
+
+
+@pytest.mark.parametrize("after", ["moving", "replaced", "saved"])
+def test_a_kill_while_a_run_is_replaced_leaves_one_of_them_whole(after, data, tmp_path):
+    """The states that a kill can leave, made by hand; whoever opens the folder next settles it."""
+    run, before = old_run(data, tmp_path)
+    new = tmp_path / "new"
+    list(pyllmc.Trainer(data=data, out=new, max_steps=4, **TINY, **QUIET))
+    aside = run / ("moving" if after == "moving" else "replaced")
+    aside.mkdir()
+    for name in before:
+        if name != "samples/mine.txt" and not (after == "moving" and name in ("config.txt", "best.ckpt")):
+            (run / name).rename(aside / Path(name).name)
+    if after != "moving":
+        shutil.copy(new / "metrics.jsonl", run)
+        shutil.copy(new / "last.ckpt", run / ("last.ckpt" if after == "saved" else "best.ckpt"))
+    with pytest.raises(pyllmc.InvalidArgument, match="holds a run"):
+        list(pyllmc.Trainer(data=data, out=run, **TINY, **QUIET))
+    list(pyllmc.Trainer(resume=run, data=data, max_steps=1, val_every=0, sample_every=0))  # already beyond
+    left = content(run)
+    if after == "saved":
+        assert left["last.ckpt"] == (new / "last.ckpt").read_bytes()
+        assert left["metrics.jsonl"] == (new / "metrics.jsonl").read_bytes()
+    else:
+        for name in before:
+            assert name == "config.txt" or left[name] == before[name]  # which a resumed run writes anew
+        assert set(left) == set(before)
+    assert not aside.exists()
+
+
+def test_a_validation_is_not_noted_twice(data, tmp_path):
+    """A stop at a step that is due for one leaves it to the resumed run; killed, that leaves it to the next."""
+    run = tmp_path / "run"
+    trainer = pyllmc.Trainer(data=data, out=run, max_steps=8, val_every=2, sample_every=0, **TINY)
+    for event in trainer:
+        if event.kind == "step" and event.step == 4:
+            trainer.stop()
+    for _ in range(2):
+        for event in pyllmc.Trainer(resume=run):
+            if event.kind == "step":
+                break
+    list(pyllmc.Trainer(resume=run))
+    assert [line["step"] for line in metrics(run) if "val_loss" in line] == [0, 2, 4, 6, 8]
 
 
 def test_zero_means_off(data, tmp_path):
@@ -222,6 +322,34 @@ def test_weights_of_a_file_are_the_start_and_their_vocabulary_must_fit(data, tmp
     prepro.write_dataset(["quite another alphabet: 0123456789"] * 20, other, tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match="V="):
         pyllmc.Trainer(data=other, model=first / "last.ckpt", B=3, T=7)
+
+
+def test_ids_that_mean_something_else_are_refused(data, tmp_path):
+    """Another tokenizer with the same V: a z where this one has an m."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
+    before = content(run)
+    words = ["the cat sat on the mat", "a dog ran", "we all saw the sun and the moon"]
+    prepro.write_dataset([word.replace("m", "z") for word in words] * 40, other, tokenizer="char")
+    assert (
+        Tokenizer.load(other / "tokenizer.bin").vocab_size
+        == Tokenizer.load(data / "tokenizer.bin").vocab_size
+    )
+    for options in ({"resume": run}, {"model": run}):
+        with pytest.raises(pyllmc.InvalidArgument, match="another tokenizer.*prepare the data with"):
+            list(pyllmc.Trainer(data=other, max_steps=4, B=3, T=7, **options))
+    with pytest.raises(pyllmc.InvalidArgument, match="another tokenizer"):
+        pyllmc.Trainer(resume=run, tokenizer=other / "tokenizer.bin")
+    assert content(run) == before
+
+
+def test_another_model_is_refused_by_a_run_that_goes_on(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path / "r", max_steps=1, **TINY, **QUIET))
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="--model=gpt2-xl.*began as gpt-nano: leave the option out"
+    ):
+        pyllmc.Trainer(resume=tmp_path / "r", model="gpt2-xl")
+    pyllmc.Trainer(resume=tmp_path / "r", model="gpt-nano")
 
 
 def test_the_checkpoint_outlives_the_data_folder(data, tmp_path):
