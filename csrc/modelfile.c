@@ -32,6 +32,13 @@ static int is_norm(const ModelFile *f, int i) { return !strncmp(f->layout.table[
 
 static int width_of(const ModelFile *f, const Version *v, int i) { return is_norm(f, i) ? v->norm_width : v->width; }
 
+int modelfile_lay_out(ModelFile *f) {
+    TRY(layout_make(&f->layout, &f->config, &(llmc_room){.B = 1, .T = 1}));
+    f->places = calloc((size_t)NUM_PARAM_TENSORS * (size_t)f->config.L, sizeof *f->places);
+    CHECK(f->places, LLMC_ENOMEM, "no memory for the places of the tensors in %s", f->file.path);
+    return LLMC_OK;
+}
+
 /* Sizes in the file. The bound in floating point comes first: behind it, 64 bits cannot overflow. */
 static int measure(ModelFile *f, const Version *v) {
     const llmc_config *c = &f->config;
@@ -40,7 +47,7 @@ static int measure(ModelFile *f, const Version *v) {
           "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
           "copy or write it again",
           f->file.path, c->L, c->C, least, (long long)f->file.size);
-    TRY(layout_make(&f->layout, c, &(llmc_room){.B = 1, .T = 1}));
+    TRY(modelfile_lay_out(f));
     f->wte = (int64_t)(v->padded ? c->Vp : c->V) * c->C;
     f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
     f->end = HEADER_BYTES;
@@ -48,8 +55,6 @@ static int measure(ModelFile *f, const Version *v) {
     CHECK(f->file.size >= f->end, LLMC_EFORMAT,
           "%s is truncated: expected %lld bytes, found %lld; copy or write it again", f->file.path, (long long)f->end,
           (long long)f->file.size);
-    f->places = calloc((size_t)NUM_PARAM_TENSORS * (size_t)c->L, sizeof *f->places);
-    CHECK(f->places, LLMC_ENOMEM, "no memory for the places of the tensors in %s", f->file.path);
     return LLMC_OK;
 }
 

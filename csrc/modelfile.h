@@ -40,6 +40,8 @@ typedef struct ModelFile {
 /* Checks the header and that every byte is accounted for; reads no weights. */
 int modelfile_open(ModelFile *f, const char *path);
 void modelfile_close(ModelFile *f);
+/* The layout of f->config, which has been checked, and a place for each tensor. */
+int modelfile_lay_out(ModelFile *f);
 /* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
 int modelfile_section(const ModelFile *f, int section, char *out, int64_t size);
 

@@ -122,11 +122,8 @@ static int settle_config(ModelFile *f, const Files *files, const llmc_config *h)
     const int rc = llmc_config_check(c);
     CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->file.path,
           llmc_last_error());
-    TRY(layout_make(&f->layout, c, &(llmc_room){.B = 1, .T = 1}));
     f->wte = (int64_t)c->V * c->C;
-    f->places = calloc((size_t)NUM_PARAM_TENSORS * (size_t)c->L, sizeof *f->places);
-    CHECK(f->places, LLMC_ENOMEM, "no memory for the places of the tensors in %s", f->file.path);
-    return LLMC_OK;
+    return modelfile_lay_out(f);
 }
 
 /* a matrix of a layer is stored (1,C,OC) */

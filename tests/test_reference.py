@@ -208,20 +208,11 @@ def test_the_debug_state(gpt, tmp_path):
     assert at == len(floats)
 
 
-# ---- weights from elsewhere: tests/test_convert_in.py has them all ----
+# ---- weights from elsewhere: tests/test_convert_in*.py have them all ----
 
 
 def save_hf(gpt, folder: Path) -> str:
-    transformers = pytest.importorskip("transformers")
-    c = gpt.config
-    config = transformers.GPT2Config(
-        vocab_size=c.vocab_size,
-        n_positions=c.max_seq_len,
-        n_embd=c.n_embd,
-        n_layer=c.n_layer,
-        n_head=c.n_head,
-    )
-    theirs = transformers.GPT2LMHeadModel(config)
+    theirs = pytest.importorskip("foreign").make_gpt2(gpt.config)
     state = {name: x.t() if name.endswith(MATRICES) else x for name, x in gpt.state_dict().items()}
     theirs.load_state_dict({**state, "lm_head.weight": state["transformer.wte.weight"]})
     theirs.save_pretrained(folder)
