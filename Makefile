@@ -128,6 +128,8 @@ $(VENV)/python:
 
 # torch first and pinned: what the figures were made with (it needs Python >= 3.10)
 .venv/setup.done: pyproject.toml | $(VENV)/python
+	@$(VENV)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "the tests' PyTorch needs Python >= 3.10: rm -r .venv, then make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(VENV)/pip install --quiet torch==2.13.0
 	$(VENV)/pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/demo.done

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyllmc.errors import NoDevice, begin_command, run_command
+from pyllmc.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
     begin_command("numpy", "torch")
@@ -35,11 +35,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from pyllmc import convert, layout, options, stories
-from pyllmc.bins import HEADER_BYTES, Loader, find_shards, pack_header
+from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
 from pyllmc.convert import engine, to_bin
 from pyllmc.convert.huggingface import HUB_MODELS
 from pyllmc.convert.state import Weights
-from pyllmc.files import MalformedFile, atomic_path, find_checkpoint, writing
+from pyllmc.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -315,6 +315,8 @@ class Trainer:
         if data == stories.default_folder():
             make_default_data(data)
         shards = find_shards(data)
+        for path in shards:
+            inspect_shard(path)  # what is wrong with the data is told before what the model lacks
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
@@ -329,6 +331,11 @@ class Trainer:
         self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot) if val else None
         self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End after the step under way."""
+        self.stopped = True
 
     def batch(self, loader: Loader) -> list[Tensor]:
         """inputs, targets: (B, T) each"""
@@ -345,7 +352,7 @@ class Trainer:
         while True:
             if self.val and o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps):
                 self.validate()
-            if self.step >= o.max_steps:
+            if self.step >= o.max_steps or self.stopped:
                 return
             started = time.perf_counter()
             loss, lr, norm = self.take_step()
@@ -435,17 +442,25 @@ def open_device(name: str) -> torch.device:
         raise NoDevice(f"--device={name}: {str(error).partition(chr(10))[0]}") from None
 
 
-def train(o: argparse.Namespace) -> None:
+def train(o: argparse.Namespace) -> int:
+    for path in filter(None, (o.export, o.export_state)):
+        check_writable(path)
     torch.set_num_threads(o.threads or torch.get_num_threads())
     given = o.data != stories.default_folder()
     if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
-        return write_model(load_model(o), o.export, int(o.export_version))
+        write_model(load_model(o), o.export, int(o.export_version))
+        return 0
     trainer = Trainer(o)
-    trainer.run()
+    with stopped_by_signals(trainer.stop) as interrupted:
+        trainer.run()
+    if interrupted():
+        kept = f"the weights go to {o.export}" if o.export else "nothing is kept without --export"
+        print(f"{PROG}: interrupted after step {trainer.step}: {kept}", file=sys.stderr)
     if o.export_state:
         write_state(trainer.model, o.export_state, *trainer.batch(trainer.data))
     if o.export:
         write_model(trainer.model, o.export, int(o.export_version))
+    return INTERRUPTED if interrupted() else 0
 
 
 def main(args: list[str] | None = None) -> int:

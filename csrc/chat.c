@@ -3,9 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include "error.h"
+#include "pieces.h"
 #include "writer.h"
-
-enum { GPT2_V = 50257 }; /* as large a vocabulary comes from all kinds of text: such a model knows dialogues */
 
 struct llmc_chat {
     llmc_options options;
@@ -94,6 +93,7 @@ static int begin(llmc_chat *c) {
     c->generation = writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;
+    /* as large a vocabulary comes from all kinds of text: such a model knows dialogues */
     if (c->dialogue == 2) c->dialogue = llmc_model_config(m)->V >= GPT2_V;
     c->starts = malloc((size_t)c->T * sizeof *c->starts);
     CHECK(c->starts, LLMC_ENOMEM, "no memory for a chat");

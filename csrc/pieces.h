@@ -3,8 +3,8 @@
 #define PIECES_H
 #include "pyllmc.h"
 
-enum { UNKNOWN, LONGEST, GPT2, KINDS }; /* header[4] of a tokenizer.bin: how text becomes ids */
-enum { GPT2_V = 50257, MAX_PIECE = 255 };
+enum { UNKNOWN, LONGEST, GPT2, KINDS };   /* header[4] of a tokenizer.bin: how text becomes ids */
+enum { GPT2_V = 50257, MAX_PIECE = 255 }; /* bytes: their number is a byte in the file */
 
 typedef struct Pieces {
     char *bytes; /* the whole file */

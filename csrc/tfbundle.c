@@ -6,12 +6,13 @@
 #include <unistd.h>
 #include "error.h"
 #include "paths.h"
+#include "pieces.h"
 #include "tfbundle.h"
 #include "tfindex.h"
 
 #define DATA ".data-00000-of-00001"
 #define INDEX ".index"
-enum { OPENAI_V = 50257, OPENAI_T = 1024, HEAD_SIZE = 64, MOST_C = 1 << 20 };
+enum { OPENAI_T = 1024, HEAD_SIZE = 64, MOST_C = 1 << 20 };
 
 /* the tensors of a layer, and those behind the layers, sorted as bytes: their order in the data */
 static const struct Name {
@@ -259,33 +260,38 @@ static int open_by_index(ModelFile *f, const Files *files, const llmc_config *hp
 
 /* floats = C (V + T + 2 + L (13 + 12 C)): the L for this C, or 0 */
 static int64_t layers_for(int64_t floats, int64_t C) {
-    const int64_t rest = floats / C - OPENAI_V - OPENAI_T - 2, each = 13 + 12 * C;
+    const int64_t rest = floats / C - GPT2_V - OPENAI_T - 2, each = 13 + 12 * C;
     return floats % C || rest <= 0 || rest % each ? 0 : rest / each;
 }
 
+static int is_released(int64_t L, int64_t C) {
+    static const char *const names[] = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"};
+    llmc_config known;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (llmc_config_parse(&known, names[i]) == 0 && known.L == L && known.C == C) return 1;
+    return 0;
+}
+
 static int config_of_size(ModelFile *f, const llmc_config *hparams) {
-    static const llmc_config released[] = {
-        {.L = 12, .C = 768}, {.L = 24, .C = 1024}, {.L = 36, .C = 1280}, {.L = 48, .C = 1600}};
     const int64_t floats = f->file.size / 4;
     llmc_config *c = &f->config;
     int found = 0;
-    *c = (llmc_config){.maxT = OPENAI_T, .V = OPENAI_V};
+    *c = (llmc_config){.maxT = OPENAI_T, .V = GPT2_V};
     if (hparams->V && hparams->maxT && hparams->C && hparams->L) {
         *c = *hparams;
         return LLMC_OK;
     }
-    for (int64_t C = HEAD_SIZE; f->file.size % 4 == 0 && C <= MOST_C && C <= floats / OPENAI_V; C += HEAD_SIZE) {
+    for (int64_t C = HEAD_SIZE; f->file.size % 4 == 0 && C <= MOST_C && C <= floats / GPT2_V; C += HEAD_SIZE) {
         const int64_t L = layers_for(floats, C);
         if (L < 1 || L > INT_MAX) continue;
         c->L = (int)L, c->C = (int)C, found++;
-        for (size_t i = 0; i < sizeof released / sizeof *released; i++)
-            if (released[i].L == L && released[i].C == C) return LLMC_OK;
+        if (is_released(L, C)) return LLMC_OK;
     }
     CHECK(
         found, LLMC_EFORMAT,
         "%s has %lld bytes, which no GPT-2 of V=%d and T=%d makes: it is truncated or has other sizes; copy it again, "
         "or put model.ckpt.index or hparams.json beside it",
-        f->file.path, (long long)f->file.size, OPENAI_V, OPENAI_T);
+        f->file.path, (long long)f->file.size, GPT2_V, OPENAI_T);
     CHECK(found == 1, LLMC_EFORMAT,
           "%s has %lld bytes, which fit %d sizes of model: put model.ckpt.index or "
           "hparams.json beside it",

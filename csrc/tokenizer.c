@@ -81,20 +81,23 @@ static int read_header(llmc_tokenizer *k, const char *name) {
           name, HEADER_BYTES, (long long)k->pieces.size);
     memcpy(head, k->pieces.bytes, sizeof head);
     const char *kind = magic_name(head[0]);
-    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT, "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d",
-          name, kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
-    CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d", name, head[1]);
+    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT,
+          "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d; name a tokenizer.bin or vocab.bpe", name,
+          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
+    CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
+          head[1]);
     k->pieces.n = head[2], k->eot = head[3], k->kind = head[4];
     if (head[1] == 1) { /* llm.c's first files are GPT-2's and do not say so */
-        CHECK(k->pieces.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d", name, GPT2_V, k->pieces.n);
+        CHECK(k->pieces.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d; write it again", name,
+              GPT2_V, k->pieces.n);
         k->eot = GPT2_V - 1, k->kind = UNKNOWN;
     }
     CHECK(k->pieces.n >= 1 && k->pieces.n <= k->pieces.size / 2, LLMC_EFORMAT,
           "%s: %d pieces do not fit %lld bytes; write it again", name, k->pieces.n, (long long)k->pieces.size);
-    CHECK(k->eot >= -1 && k->eot < k->pieces.n, LLMC_EFORMAT, "%s: EOT id %d is outside [0, %d)", name, k->eot,
-          k->pieces.n);
-    CHECK(k->kind >= 0 && k->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d", name, KINDS - 1,
-          k->kind);
+    CHECK(k->eot >= -1 && k->eot < k->pieces.n, LLMC_EFORMAT, "%s: EOT id %d is outside [0, %d); write it again", name,
+          k->eot, k->pieces.n);
+    CHECK(k->kind >= 0 && k->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d; write it again", name,
+          KINDS - 1, k->kind);
     return LLMC_OK;
 }
 
@@ -160,8 +163,8 @@ static int finish(llmc_tokenizer **out, llmc_tokenizer *k, const char *name) {
 }
 
 static int make(llmc_tokenizer **k, int64_t size, const char *name) {
-    CHECK(size >= 0 && size <= MAX_FILE, LLMC_EFORMAT, "%s has %lld bytes: no tokenizer file does", name,
-          (long long)size);
+    CHECK(size >= 0 && size <= MAX_FILE, LLMC_EFORMAT,
+          "%s has %lld bytes, which no tokenizer has: name a tokenizer.bin or vocab.bpe", name, (long long)size);
     *k = calloc(1, sizeof **k);
     if (*k) (*k)->pieces.bytes = malloc((size_t)size + 1);
     if (*k && (*k)->pieces.bytes) return (*k)->pieces.size = size, LLMC_OK;
@@ -223,7 +226,7 @@ int llmc_tokenizer_decode(const llmc_tokenizer *k, const int *ids, int n, char *
         if (room > 0) memcpy(out + total, piece(&k->pieces, ids[i]), (size_t)room);
         total += length;
     }
-    CHECK(total <= INT_MAX, LLMC_EINVAL, "%d ids are too many to decode at once", n);
+    CHECK(total <= INT_MAX, LLMC_EINVAL, "%d ids are too many to decode at once: give fewer", n);
     return (int)total;
 }
 

@@ -3,11 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include "error.h"
+#include "pieces.h"
 #include "source.h"
 #include "utf8.h"
 #include "writer.h"
-
-enum { MOST_PIECE = 255 }; /* bytes of a token */
 
 typedef struct Stop {
     char *text;
@@ -24,7 +23,7 @@ struct llmc_writer {
     int end;            /* how it ended, or LLMC_GOING_ON */
     char *text;         /* (room) */
     int64_t size, given, room;
-    char carry[MOST_PIECE]; /* of a token that a stop string cut: what goes before the next prompt */
+    char carry[MAX_PIECE]; /* of a token that a stop string cut: what goes before the next prompt */
     int carried;
     Stop *stops;
     int num_stops;
@@ -137,7 +136,7 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     int n = held;
     w->size -= bytes;
     /* from the token, not the text: that may be handed out already, up to its middle */
-    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MOST_PIECE);
+    while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MAX_PIECE);
     w->carried = bytes < 0 ? (int)-bytes : 0;
     llmc_generation_cut(w->generation, n, held);
 }
@@ -209,7 +208,7 @@ void writer_restart(llmc_writer *w) {
 
 static int add_token(llmc_writer *w, int id) {
     const int64_t before = w->size;
-    TRY(make_room(w, MOST_PIECE));
+    TRY(make_room(w, MAX_PIECE));
     const int n = llmc_tokenizer_decode(w->tokenizer, &id, 1, w->text + w->size, w->room - w->size);
     TRY(n);
     w->size += n;

@@ -99,6 +99,11 @@ struct Handle {
     bool gelu, dgelu, row_sums; /* epilogues that are right */
 };
 
+/* where a product with this epilogue goes */
+inline void *result_of(const Gemm *g, int epilogue) {
+    if (g->sum) return g->sum;
+    return epilogue == EPILOGUE_GELU_AUX_BIAS ? g->gelu : g->c;
+}
 /* g by plan p, whose result is c */
 int cublaslt_multiply(const Handle *h, const Plan *p, const Gemm *g, void *c, const uint64_t *algorithm,
                       cudaStream_t stream);

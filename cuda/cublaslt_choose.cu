@@ -170,8 +170,7 @@ static int fastest(const Handle *h, const Plan *p, const Gemm *g, void *c, const
 static int time_each(const Handle *h, const Plan *p, const Gemm *g, const Heuristic *each, int count,
                      cudaStream_t stream) {
     const size_t bytes = (size_t)g->M * (size_t)g->N * sizeof(float);
-    void *scratch = NULL, *c = g->sum;
-    if (!g->sum) c = p->key.epilogue == EPILOGUE_GELU_AUX_BIAS ? g->gelu : g->c;
+    void *scratch = NULL, *c = result_of(g, p->key.epilogue);
     if (g->accumulate && cudaMalloc(&scratch, bytes) != cudaSuccess) {
         cudaGetLastError(); /* no room: not timed */
         return -1;

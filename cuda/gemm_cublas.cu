@@ -82,9 +82,8 @@ int cublaslt_multiply(const Handle *h, const Plan *p, const Gemm *g, void *c, co
 
 bool cublaslt_run(Context *ctx, Handle *h, const Gemm *g, int epilogue) {
     const Plan *p = plan_of(ctx, h, g, epilogue);
-    void *c = g->sum;
-    if (!g->sum) c = epilogue == EPILOGUE_GELU_AUX_BIAS ? g->gelu : g->c;
-    return p && p->usable && cublaslt_multiply(h, p, g, c, p->algorithm, stream_of(ctx)) == STATUS_SUCCESS;
+    return p && p->usable &&
+           cublaslt_multiply(h, p, g, result_of(g, epilogue), p->algorithm, stream_of(ctx)) == STATUS_SUCCESS;
 }
 
 /* may it lie beside a product with N columns? */

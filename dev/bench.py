@@ -5,7 +5,7 @@
 
 Every system runs in processes of its own (bench_process.py); they take turns, and medians are compared. PyTorch is the
 better of eager and torch.compile, with its malloc tuned and its fused AdamW, which make it faster. A report with every
-repeat goes to bench/results/; tables are printed as --readme writes them into the README, from the newest whole report.
+repeat goes to bench/results/; tables are printed as --readme writes them into README.md and docs/speed.md, from the newest whole report.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # pyllmc of this checkout
+
+from pyllmc.errors import begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy", "cffi")
+
 import bench_attention
 import bench_generate
 import bench_limits
@@ -33,6 +40,8 @@ import bench_steps
 import bench_table
 from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
+
+from pyllmc.options import Parser
 
 PACKAGES = ("torch", "numpy", "transformers")
 
@@ -182,9 +191,8 @@ def default_path(report: dict[str, Any]) -> Path:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="bench.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
     known = ["limits", *ROWS]
     parser.add_argument(
         "--rows", default=",".join(known), help="those to measure; limits are always [%(default)s]"
@@ -199,7 +207,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, help="the report [bench/results/MACHINE-DATE.json; none with --quick]"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="write the newest whole report's tables into README.md"
+        "--readme",
+        action="store_true",
+        help="write the newest whole report's tables into README.md and docs/speed.md",
     )
     a = parser.parse_args(words)
     a.rows = a.rows.split(",")
@@ -214,7 +224,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     a = parse()
     if a.readme:
-        bench_table.write_readme()
+        bench_table.write_documents()
         return 0
     plot = ROOT / "docs/growth.png"
     if a.quick or a.out:
@@ -231,4 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("bench.py", main))

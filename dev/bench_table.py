@@ -19,7 +19,8 @@ from bench_process import ROOT, Failed
 from bench_steps import config_of
 
 RESULTS = ROOT / "bench/results"
-BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"  # in the README: the report's file, its tables
+BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"  # in a document: the report's file, its tables
+HEADLINE = ("steps", "small")  # what the README shows of them
 Report = dict[str, Any]
 median = statistics.median
 
@@ -181,7 +182,7 @@ def growth(report: Report, rows: dict[str, Any]) -> str:
     if "ms" not in rows:
         return ""
     grown = [f"{kind} as T^{exponent(of):.2f}" for kind, of in rows["ms"].items()]
-    plot = "![attention's time against T](docs/growth.png)\n\n" if report["whole"] else ""
+    plot = "![attention's time against T](growth.png)\n\n" if report["whole"] else ""
     return f"{plot}Attention, forward + backward, grows: {', '.join(grown)} (window {rows['window']})."
 
 
@@ -257,15 +258,27 @@ def newest() -> Path:
     return max((str(r["date"]), path) for r, path in reports if r["whole"] and r.get("kind") != "gpu")[1]
 
 
-def with_table(readme: str, name: str) -> str:
-    """The README with the tables of bench/results/NAME between its two marks."""
+def headline(report: Report) -> str:
+    """Whole steps and the machine."""
+    rows = report["rows"]
+    return "\n\n".join([*(TABLES[name](report, rows[name]) for name in HEADLINE), machine_line(report)])
+
+
+DOCUMENTS = {"README.md": headline, "docs/speed.md": text}
+
+
+def with_table(document: str, name: str, show: Callable[[Report], str]) -> str:
+    """A document with the tables of bench/results/NAME between its two marks."""
     pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
     report = json.loads((RESULTS / name).read_text())
-    found, count = re.subn(pattern, lambda _: BLOCK.format(name, text(report)), readme, flags=re.S)
+    found, count = re.subn(pattern, lambda _: BLOCK.format(name, show(report)), document, flags=re.S)
     if count != 1:
-        raise Failed(f"README.md needs one block {BLOCK.format('FILE', '...')!r}")
+        raise Failed(f"it needs one block {BLOCK.format('FILE', '...')!r}")
     return found
 
 
-def write_readme(path: Path = ROOT / "README.md") -> None:
-    path.write_text(with_table(path.read_text(encoding="utf-8"), newest().name), encoding="utf-8")
+def write_documents(root: Path = ROOT) -> None:
+    name = newest().name
+    for file, show in DOCUMENTS.items():
+        path = root / file
+        path.write_text(with_table(path.read_text(encoding="utf-8"), name, show), encoding="utf-8")

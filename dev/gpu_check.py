@@ -2,7 +2,7 @@
 
     python dev/gpu_check.py [--wheels DIR] [--out DIR] [--commit HASH] [--parts build,steps] [--seconds N]
     python dev/gpu_check.py --device emu --quick      the machinery alone, without a GPU
-    python dev/gpu_check.py --readme                  writes the newest whole report's tables into README.md
+    python dev/gpu_check.py --readme                  writes the newest whole report's tables into docs/gpu.md
 
 It needs Python with torch, numpy, cffi and pytest, nvcc, make and g++, and no network: its first line says what is missing
 and how to carry it. Parts run one after the other; one that fails says so in the report and the rest goes on. The report is
@@ -161,7 +161,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a folder for the report and mma's bits [bench/results]")
     parser.add_argument("--commit", default="", help="for the report, where there is no git")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels, or of packages unpacked from them")
-    parser.add_argument("--readme", action="store_true", help="write the newest whole report into README.md")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the newest whole report into docs/gpu.md"
+    )
     a = parser.parse_args(words)
     named = a.parts.split(",")
     unknown = [name for name in named if name not in PARTS]
@@ -193,7 +195,7 @@ def main() -> int:
     if a.readme:
         import gpu_table
 
-        gpu_table.write_readme()
+        gpu_table.write_document()
         return 0
     if a.wheels:
         gpu_machine.use_wheels(a.wheels, ROOT / "build/gpu/wheels")

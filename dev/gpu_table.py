@@ -1,4 +1,4 @@
-"""From a report of make gpu-check to what is printed and what the README shows: nothing here is measured."""
+"""From a report of make gpu-check to what is printed and what docs/gpu.md shows: nothing here is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_machine import kernels_hash, peak
 from gpu_steps import flops_per_token, sizes_of
 
 RESULTS = ROOT / "bench/results"
-BLOCK = "<!-- gpu: {} -->\n{}\n<!-- gpu: end -->"  # in the README: the report's file or "none", what it says
+BLOCK = "<!-- gpu: {} -->\n{}\n<!-- gpu: end -->"  # in docs/gpu.md: the report's file or "none", what it says
 NONE = "No figures have been measured on a GPU yet: `make gpu-check` makes them, in one run of at most 8 minutes."
 STALE = "**Stale**: the kernels have changed since these figures were measured."
 Report = dict[str, Any]
@@ -112,7 +112,7 @@ def generation(report: Report) -> str:
 
 
 def kernels(report: Report) -> str:
-    """Of one step; not for the README."""
+    """Of one step; not for the document."""
     found = part(report, "profile")
     if not found:
         return ""
@@ -156,7 +156,7 @@ SHOWN: tuple[Callable[[Report], str], ...] = (parity, steps, generation, limits,
 
 
 def text(report: Report) -> str:
-    """Markdown for the README."""
+    """Markdown for docs/gpu.md."""
     stale = "" if report["kernels"] == kernels_hash() else STALE
     return "\n\n".join(filter(None, [stale, *(show(report) for show in SHOWN)]))
 
@@ -171,15 +171,15 @@ def newest() -> str:
     return max(found)[1] if found else "none"
 
 
-def with_table(readme: str, name: str) -> str:
-    """The README with what bench/results/NAME says between its two marks."""
+def with_table(document: str, name: str) -> str:
+    """The document with what bench/results/NAME says between its two marks."""
     said = NONE if name == "none" else text(json.loads((RESULTS / name).read_text()))
     pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
-    found, count = re.subn(pattern, lambda _: BLOCK.format(name, said), readme, flags=re.S)
+    found, count = re.subn(pattern, lambda _: BLOCK.format(name, said), document, flags=re.S)
     if count != 1:
-        raise Failed(f"README.md needs one block {BLOCK.format('FILE', '...')!r}")
+        raise Failed(f"docs/gpu.md needs one block {BLOCK.format('FILE', '...')!r}")
     return found
 
 
-def write_readme(path: Path = ROOT / "README.md") -> None:
+def write_document(path: Path = ROOT / "docs/gpu.md") -> None:
     path.write_text(with_table(path.read_text(encoding="utf-8"), newest()), encoding="utf-8")

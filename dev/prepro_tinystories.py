@@ -4,9 +4,10 @@
     python dev/prepro_tinystories.py                                    TinyStories, GPT-2 tokens (network)
     python dev/prepro_tinystories.py --input my.txt --tokenizer char    your own text
     python dev/prepro_tinystories.py --input my.txt --tokenizer bpe     the same, byte pairs learnt from it
-    python dev/prepro_tinystories.py --input stories/ --workers 4       every .txt, .jsonl, .parquet below
+    python dev/prepro_tinystories.py --input books/ --workers 4         every .txt, .jsonl, .parquet below
 
-The output is what pyllmc/prepro.py describes.
+The output, in data/my for my.txt and data/books for books/ unless --out says otherwise, is what
+pyllmc/prepro.py describes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, TRAINERS
 
 PROG = "prepro_tinystories.py"
 HUB_NAME = "roneneldan/TinyStories"
+DEFAULT_OUT = "data/tinystories"
+MIN_VAL_TOKENS = 256  # fewer say little
 HUB_SPLITS = {"train": "train", "validation": "val"}
 LLMC_VAL_TOKENS = 32_768
 NANOGPT_TRAIN_SHARE = 0.9
@@ -88,11 +91,22 @@ def _json_text(where: str, line: bytes, field: str) -> str:
         record = json.loads(line)
     except (ValueError, RecursionError) as e:
         raise MalformedFile(f"{where}: not a JSON line: {e}") from e
-    text = record.get(field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise DataError(f"{where}: no text in field {field!r} (it has {has}): name it with --field")
-    return text
+    if isinstance(record, dict) and isinstance(record.get(field), str):
+        return str(record[field])
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: an object with a field {field!r} was expected, not {_kind(record)}")
+    if field in record:
+        found = _kind(record[field])
+        raise DataError(
+            f"{where}: field {field!r} is {found}, not text: name the field of the text with --field"
+        )
+    raise DataError(f"{where}: no field {field!r} (it has {', '.join(record)}): name it with --field")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls it."""
+    kinds = {bool: "true or false", dict: "an object", list: "a list", str: "text", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def read_parquet(path: str, field: str) -> Iterator[str]:
@@ -134,6 +148,14 @@ def input_files(inputs: Iterable[str]) -> list[str]:
         with reading(path), open(path, "rb"):
             pass  # fails here rather than after an hour
     return files
+
+
+def check_apart(files: Iterable[str], out: str) -> None:
+    """No input may lie in the folder that is to be replaced."""
+    place = os.path.join(os.path.realpath(out), "")
+    for path in files:
+        if os.path.realpath(path).startswith(place):
+            raise DataError(f"{path} lies inside the output folder {out}: choose another --out")
 
 
 def _suffix(path: str) -> str:
@@ -249,7 +271,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", nargs="+", metavar="PATH", help=f"{', '.join(READERS)} files or folders; else TinyStories")
-    add("--out", default="data/tinystories", help="directory to make [%(default)s]")
+    add("--out", help=f"directory to make [data/NAME of the first input; {DEFAULT_OUT}]")
     add("--tokenizer", choices=list(TRAINERS), default="gpt2", help="vocabulary [%(default)s]")
     add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
         help="largest V of --tokenizer word and bpe [%(default)s]")  # fmt: skip
@@ -281,7 +303,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("TinyStories brings its own validation split; --split and --val_* need --input")
     if args.split and (len(args.input) != 1 or _suffix(args.input[0]) != ".txt"):
         parser.error("--split needs one .txt file as --input")
+    args.out = args.out or default_out(args.input)
     return args
+
+
+def default_out(inputs: list[str] | None) -> str:
+    """data/my for my.txt or the folder my."""
+    if not inputs:
+        return DEFAULT_OUT
+    path = os.path.abspath(inputs[0])
+    name = os.path.basename(path) if os.path.isdir(path) else os.path.splitext(os.path.basename(path))[0]
+    return os.path.join("data", name or "text")
 
 
 def choose_documents(args: argparse.Namespace) -> tuple[dict[str, Any], int | None]:
@@ -289,6 +321,7 @@ def choose_documents(args: argparse.Namespace) -> tuple[dict[str, Any], int | No
     if not args.input:
         return {"documents": hub_stories(), "source": HUB_NAME}, None
     files = input_files(args.input)
+    check_apart(files, args.out)
     source = ", ".join(os.path.basename(os.path.normpath(name)) for name in args.input)
     if args.split:
         return {**SPLITS[args.split]("".join(read_blocks(files[0]))), "source": source}, _total(files)
@@ -301,6 +334,18 @@ def _read_all(files: list[str], args: argparse.Namespace) -> Iterator[str]:
         yield from READERS[_suffix(path)](path, args)
 
 
+def validation_warning(train: int, val: int) -> str:
+    """What is odd about the sizes of the splits, and the remedy; "" if nothing is."""
+    share = f"{val:,} of {train + val:,} tokens validate"
+    if val > train:
+        return (
+            f"{share}, more than half: whole documents do; choose --val_tokens, or --val_fraction 0 for none"
+        )
+    if 0 < val < MIN_VAL_TOKENS:
+        return f"only {share}: raise --val_fraction, or choose 0 for none"
+    return ""
+
+
 def run(args: argparse.Namespace) -> None:
     documents, total = choose_documents(args)
     with progress_bar(total) as progress:
@@ -309,6 +354,9 @@ def run(args: argparse.Namespace) -> None:
             progress=progress, max_vocab=args.max_vocab, overwrite=args.overwrite, **documents,
         )  # fmt: skip
     tokens, name, V = meta["tokens"], meta["tokenizer"]["name"], meta["vocab_size"]
+    warning = validation_warning(**tokens) if args.input else ""
+    if warning:
+        print(f"{PROG}: warning: {warning}", file=sys.stderr)
     print(f"{args.out}: {tokens['train']:,} train and {tokens['val']:,} validation tokens ({name}, V={V})")
 
 

@@ -7,7 +7,16 @@ Names are loaded when they are first used: importing the package costs next to n
 bare Python.
 """
 
-from __future__ import annotations
+# no annotations from the __future__: an old Python must get as far as this line
+import sys
+
+if sys.version_info < (3, 9):  # noqa: UP036
+    sys.stderr.write(
+        "pyllmc needs Python >= 3.9, this is {}.{}: start it with a newer one, e.g. python3.11\n".format(
+            *sys.version_info[:2]
+        )
+    )
+    sys.exit(2)
 
 import importlib
 from typing import Any

@@ -57,7 +57,7 @@ def library(device: str, precision: str = "auto") -> str:
 def load(device: str = "cpu", precision: str = "auto") -> Any:
     """The library of a device, loaded once; refused if it was built from other headers than those read here."""
     if device not in DEVICES:
-        raise InvalidArgument(f"device '{device}' is not one of {', '.join(DEVICES)}")
+        raise NoDevice(f"device '{device}' is not one of {', '.join(DEVICES)}")
     return _load(device, library(device, precision))
 
 
@@ -65,13 +65,16 @@ def load(device: str = "cpu", precision: str = "auto") -> Any:
 def _load(device: str, name: str) -> Any:
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / name)
     target = "make" if device == "cpu" else f"make {device}"
+    if not path.exists():
+        raise NoDevice(f"{path} is not built: run `{target}`")
     settle_threads()
     if device == "cuda":
         cublas.settle()
     try:
         lib = ffi().dlopen(str(path))
     except OSError as error:
-        raise NoDevice(f"{path.name} cannot be loaded ({error}); build it with `{target}`") from None
+        reason = str(error).partition(".  Additionally")[0]  # cffi has looked elsewhere, too
+        raise NoDevice(f"{path.name} cannot be loaded ({reason}); build it with `{target}`") from None
     if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
     return lib

@@ -27,7 +27,16 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
+from pyllmc.files import (
+    DataError,
+    FileFailure,
+    MalformedFile,
+    atomic_path,
+    flush_to_disk,
+    need,
+    reading,
+    writing,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +60,11 @@ UINT16 = TokenFormat("uint16", 20240520, 1, "H", "<u2")
 UINT32 = TokenFormat("uint32", 20240801, 7, "I", "<u4")
 RAW = TokenFormat("raw int32", 0, 0, "i", "<i4")
 HEADERED = {f.magic: f for f in (UINT16, UINT32)}
+MODEL_MAGIC, TOKENIZER_MAGIC = 20240326, 20240328
 OTHER_MAGICS = {
-    20240326: "model",
+    MODEL_MAGIC: "model",
     20240327: "debug state",
-    20240328: "tokenizer",
+    TOKENIZER_MAGIC: "tokenizer",
     20240522: "evaluation",
     20240527: "optimizer state",
 }
@@ -239,6 +249,8 @@ def find_shards(data: str | os.PathLike[str], split: str = "train") -> list[str]
         if not found:
             raise DataError(f"{data} has no {split}*.bin{_shards_beside(data)}")
         return shard_order(found)
+    if data and not os.path.exists(data) and not glob.has_magic(data):
+        raise FileFailure(f"there is no data at {data}{NO_DATA}")
     found = [data] if os.path.exists(data) else [p for p in glob.glob(data) if os.path.isfile(p)]
     if not found:
         raise DataError(f"no token file matches {data}{NO_DATA}")

@@ -14,6 +14,7 @@ from pyllmc.files import DataError, MalformedFile, need
 # OpenAI's pattern with possessive quantifiers (++), which match the same and cannot backtrack
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_VOCAB = 50257
+NANOGPT_VOCAB = 50304  # what nanoGPT rounds it up to
 GPT2_CRC = 0x4565975D  # of its pieces as a tokenizer.bin has them
 EOT_PIECE = b"<|endoftext|>"
 MAX_PIECE = 255  # its length is a u8

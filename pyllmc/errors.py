@@ -54,6 +54,8 @@ ERRORS: dict[int, type[LlmcError]] = {
 EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
 130 interrupted"""
 INTERRUPTED = 130
+# SIGTERM is as Ctrl-C, with what Python does by default
+WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 # the first that fits; engine errors are kinds of the builtin ones
 KINDS = (
     (MemoryError, 3),
@@ -82,28 +84,53 @@ def _end(number: int, frame: Any) -> None:
     os._exit(INTERRUPTED)
 
 
+def how_to_install(package: str) -> str:
+    """The remedy for a missing package; a checkout brings its own environment."""
+    checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))
+    return f"pip install {package}" + (", or make setup and use .venv/bin/python" if checkout else "")
+
+
 def begin_command(*packages: str) -> None:
-    """The first thing a program does: Ctrl-C while it loads ends it quietly, a missing package is one line."""
+    """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the shell had it ignored
-        signal.signal(signal.SIGINT, _end)
+    for number, default in WAYS_TO_END.items():
+        if signal.getsignal(number) is default:  # not if the shell had it ignored
+            signal.signal(number, _end)
     for package in packages:
         if find_spec(package) is None:
-            print(f"{prog}: {package} is not installed: pip install {package}", file=sys.stderr)
+            print(f"{prog}: {package} is not installed: {how_to_install(package)}", file=sys.stderr)
             sys.exit(exit_code(ImportError()))
 
 
 @contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM call stop() inside, a second one ends at once; tells whether one came."""
+    came: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        came.append(number)
+        stop()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, on_signal) for number in WAYS_TO_END}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _interruptible() -> Iterator[None]:
-    loading = signal.getsignal(signal.SIGINT) is _end
-    if loading:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
+    for number in loading:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        if loading:
-            signal.signal(signal.SIGINT, _end)
+        for number in loading:
+            signal.signal(number, _end)
 
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:

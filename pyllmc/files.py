@@ -6,13 +6,14 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure
+from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,7 +39,7 @@ def need(module: str, why: str, package: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise MissingDependency(f"{why} needs {module}: pip install {package or module}") from e
+        raise MissingDependency(f"{why} needs {module}: {how_to_install(package or module)}") from e
 
 
 @contextmanager
@@ -74,10 +75,41 @@ def sync_directory(path: str) -> None:
             os.close(fd)
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
+
+
+def _temporary(path: str, suffix: str = "") -> str:
+    """A name of this process that begins with `path`; what killed processes have left under theirs goes.
+
+    suffix: a pattern of what may follow the names of theirs.
+    """
+    parent, name = os.path.split(path)
+    with suppress(OSError):
+        for other in os.listdir(parent or "."):
+            pid = re.fullmatch(re.escape(name) + r"\.tmp-(\d+)" + suffix, other)
+            if pid and (int(pid[1]) == os.getpid() or not _is_alive(int(pid[1]))):
+                _remove(os.path.join(parent, other))
+    return f"{path}.tmp-{os.getpid()}"
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        os.unlink(path)
+
+
 @contextmanager
 def atomic_path(path: str) -> Iterator[str]:
     """A temporary name beside `path`: what was written there replaces `path` when the block ends well."""
-    tmp = f"{path}.tmp-{os.getpid()}"
+    tmp = _temporary(path)
     try:
         yield tmp
         with writing(path):
@@ -87,6 +119,16 @@ def atomic_path(path: str) -> Iterator[str]:
         with suppress(OSError):
             os.unlink(tmp)
         raise
+
+
+def check_writable(path: str) -> None:
+    """Fails now, with a FileFailure, rather than after hours of work: whether atomic_path can write there."""
+    with writing(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        tmp = _temporary(path)
+        open(tmp, "wb").close()
+        os.unlink(tmp)
 
 
 def flush_to_disk(f: BinaryIO) -> None:
@@ -101,11 +143,13 @@ def atomic_directory(out: str, check: Callable[[], None]) -> Iterator[str]:
     `check` runs last before that: it raises when `out` must not be replaced any more.
     """
     parent, name = os.path.split(out)
-    tmp = os.path.join(parent, f".{name}.tmp-{os.getpid()}")
+    replaced = (
+        r"(?:\.old)?" if os.path.exists(out) else ""
+    )  # else it is the last copy of what was to be replaced
+    tmp = _temporary(os.path.join(parent, f".{name}"), replaced)
     try:
         with writing(out):
             os.makedirs(parent, exist_ok=True)
-            shutil.rmtree(tmp, ignore_errors=True)  # of a killed process that had our number
             os.mkdir(tmp)
         yield tmp
         with writing(out):

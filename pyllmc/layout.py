@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
+NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
 MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bits
 
 
@@ -123,7 +124,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
     L, NH, C, maxT, V = known[name]
     V = vocab_size or V or fallback
     if not V:
-        raise ValueError(f"model '{descriptor}' takes its vocabulary from the data: give vocab_size")
+        raise ValueError(NO_VOCABULARY.format(descriptor))
     return GPTConfig(V, maxT, L, NH, C)
 
 

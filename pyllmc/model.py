@@ -11,7 +11,7 @@ import numpy as np
 from pyllmc import _ffi
 from pyllmc.arguments import Source, as_ids, as_int, make_config, make_sampling, read_section
 from pyllmc.errors import InvalidArgument, OutOfMemory
-from pyllmc.layout import GPTConfig
+from pyllmc.layout import NO_VOCABULARY, GPTConfig
 from pyllmc.views import Arena, Views
 
 
@@ -64,6 +64,8 @@ class Model:
         if vocab_size and (file or read) and vocab_size != config.V:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
         config.V = as_int("vocab_size", vocab_size) or config.V
+        if not config.V:
+            raise InvalidArgument(NO_VOCABULARY.format(source))
         out = _ffi.ffi().new("llmc_model **")
         T = config.maxT if T is None else T
         seed, recompute = as_int("seed", seed, 64), as_int("recompute", recompute)

@@ -6,26 +6,52 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyllmc.errors import EXIT_CODES, begin_command, run_command
-from pyllmc.files import MalformedFile, need
+from pyllmc.files import FileFailure, MalformedFile, need
 from pyllmc.options import Parser
 
 PROG = "pyllmc.plot"
+KINDS = {
+    "loss": ("step", "loss", "lr"),
+    "val_loss": ("step", "val_loss"),
+}  # what marks a line, and what it needs
+LARGEST = 1e30  # that is drawn
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
-    lines = []
-    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
+    """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
+
+    Raises FileFailure where there is none, MalformedFile for a line that holds something else.
+    """
+    path = Path(run) / "metrics.jsonl"
+    if not path.exists():
+        raise FileFailure(f"{path} does not exist: give the folder of a run that has trained")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        lines += _checked(f"{path}:{number}", line)
     return lines
+
+
+def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
+    """The line, if there is something in it to draw."""
+    if not isinstance(line, dict):
+        raise MalformedFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
+    for kind, names in KINDS.items():
+        if kind in line:
+            for name in names:
+                value = line.get(name)
+                if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < LARGEST:
+                    raise MalformedFile(f"{where}: {name}={value!r:.40} is not a number: remove the line")
+            yield line
+            return
 
 
 def smooth(values: list[float], keep: float = 0.9) -> list[float]:
@@ -37,14 +63,16 @@ def smooth(values: list[float], keep: float = 0.9) -> list[float]:
     return out
 
 
-def draw_run(run: str | Path) -> Path:
-    """Draws RUN/loss.png: training loss (thin: each step), validation loss, learning rate below."""
+def draw_run(run: str | Path, path: str | Path | None = None) -> Path:
+    """Draws `path`, or else RUN/loss.png: training loss (thin: each step), validation loss, learning rate below."""
     need("matplotlib", "the loss curve").use("Agg")
     import matplotlib.pyplot as plt
 
     lines = read_metrics(run)
     steps = [line for line in lines if "loss" in line]
     evals = [line for line in lines if "val_loss" in line]
+    if not steps:
+        raise MalformedFile(f"{Path(run) / 'metrics.jsonl'} holds no step to draw: train first")
     figure, (top, bottom) = plt.subplots(
         2, 1, sharex=True, figsize=(8, 5.5), height_ratios=(4, 1), layout="constrained"
     )
@@ -73,7 +101,7 @@ def draw_run(run: str | Path) -> Path:
     bottom.set_ylabel("lr")
     bottom.set_xlabel("step")
     bottom.grid(alpha=0.3)
-    path = Path(run) / "loss.png"
+    path = Path(path or Path(run) / "loss.png")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -107,11 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", type=Path, nargs="+", help="a run folder; several are compared in one picture")
     parser.add_argument(
-        "--out", type=Path, default=Path("losses.png"), help="picture of several runs [losses.png]"
+        "--out", type=Path, help="the picture [loss.png in the folder of one run, losses.png of several]"
     )
     o = parser.parse_args(arguments)
-    alone = len(o.run) == 1
-    return run_command(PROG, lambda: print(draw_run(o.run[0]) if alone else draw_comparison(o.run, o.out)))
+
+    def work() -> None:
+        print(draw_comparison(o.run, o.out or "losses.png") if o.run[1:] else draw_run(o.run[0], o.out))
+
+    return run_command(PROG, work)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import tempfile
 from array import array
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
 from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
+from pyllmc.workers import in_order
 
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
@@ -83,7 +80,7 @@ def write_dataset(
     its end), val_documents (the first n), val_tokens (the stream's first n tokens). 0 means no validation.
     workers: processes; with more than one, call it below `if __name__ == "__main__":`.
     eot: whether EOT precedes each document.
-    overwrite: replace the data set at `out`; nothing else is ever replaced.
+    overwrite: replace the data set at `out`; nothing else is ever replaced, and no file beside it in its folder.
     Raises DataError: no documents, a bad argument, an unknown character, a full disk, `out` exists.
     """
     out = os.path.realpath(os.fspath(out))
@@ -101,8 +98,8 @@ def write_dataset(
         directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
         writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0)
         stack.callback(writer.abandon)
-        chunks = _chunks(split(_texts(again())))
-        for chunk in stack.enter_context(closing(_encoded(chunks, tokenizer, eot, workers))):
+        encoded = in_order(partial(_encode_chunk, tokenizer, eot), _chunks(split(_texts(again()))), workers)
+        for chunk in stack.enter_context(closing(encoded)):
             writer.append(chunk)
             report(Progress("encode", writer.documents, writer.characters, sum(writer.tokens.values())))
         return writer.finish(source, eot)
@@ -235,62 +232,38 @@ def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]])
     return chunk
 
 
-_worker: tuple[Tokenizer, bool] | None = None  # of this worker process
-
-
-def _start_worker(tokenizer: Tokenizer, eot: bool) -> None:
-    global _worker
-    _worker = tokenizer, eot
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-
-
-def _encode_in_worker(texts: list[tuple[str, str]]) -> _Chunk:
-    assert _worker is not None
-    return _encode_chunk(*_worker, texts)
-
-
-def _encoded(
-    chunks: Iterable[list[tuple[str, str]]], tokenizer: Tokenizer, eot: bool, workers: int
-) -> Generator[_Chunk, None, None]:
-    """The chunks encoded, in their order. Processes are spawned, not forked: the caller may have threads."""
-    if workers == 1:
-        yield from (_encode_chunk(tokenizer, eot, texts) for texts in chunks)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, eot))
-    waiting: deque[Future[_Chunk]] = deque()
-    try:
-        for texts in chunks:
-            waiting.append(pool.submit(_encode_in_worker, texts))
-            if len(waiting) > 2 * workers:  # bounds the memory
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as e:
-        raise DataError(
-            "a worker process died: out of memory (use fewer workers), or the calling script lacks "
-            'if __name__ == "__main__":'
-        ) from e
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown()
-
-
 # ---------------------------------------------------------------------------------------------------------
 # the directory
 
 
-def _is_dataset(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, META)) and os.path.isfile(os.path.join(path, TOKENIZER))
+def _files_of(path: str) -> set[str]:
+    """The names that the data set in the folder `path` consists of; none if it is no data set."""
+    try:
+        with open(os.path.join(path, META), "rb") as f:
+            meta = json.load(f)
+        return {META, *(part["file"] for part in [meta["tokenizer"], *meta["shards"]])}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
 
 
 def _check_out(out: str, overwrite: bool) -> None:
     if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
         return
-    if not _is_dataset(out):
+    own = _files_of(out)
+    if not own:
         raise DataError(f"{out} exists and is not a data set: choose another output place")
     if not overwrite:
-        raise DataError(f"{out} is a data set already: choose another output place, or overwrite it")
+        raise DataError(
+            f"{out} is a data set already: choose another output place, or replace it with --overwrite "
+            "(overwrite=True)"
+        )
+    foreign = sorted(set(os.listdir(out)) - own)
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+        raise DataError(
+            f"{out} holds {foreign[0]}{more}, which is not of the data set: move it elsewhere, or choose another "
+            "output place"
+        )
 
 
 class _DatasetWriter:

@@ -256,8 +256,11 @@ def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
 # ---- the data set and the command line ----
 
 
-def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> None:
-    """Write the corpus as token shards with their tokenizer into the folder `out`; every hundredth validates."""
+def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwrite: bool = False) -> None:
+    """Write the corpus as token shards with their tokenizer into the folder `out`; every hundredth validates.
+
+    overwrite: replace the data set that lies there.
+    """
     from pyllmc import prepro  # here, since telling and checking need no other module
 
     prepro.write_dataset(
@@ -266,6 +269,7 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1) -> Non
         tokenizer="word",
         val_fraction=VAL_FRACTION,
         source=f"pyllmc.stories, {stories} stories, seed {seed}",
+        overwrite=overwrite,
     )
 
 
@@ -282,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set in that folder")
     parser.add_argument("--stories", type=at_least(1), default=DEFAULT, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=at_least(1), default=1, metavar="S", help="(%(default)s)")
     parser.add_argument("--print", type=at_least(1), metavar="K", help="only print K stories")
@@ -318,7 +323,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.print:
         print("\n\n".join(generate(args.print, args.seed)))
     else:
-        write_dataset(args.out or default_folder(), args.stories, args.seed)
+        write_dataset(args.out or default_folder(), args.stories, args.seed, args.overwrite)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,6 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--exam, --print and --out are three different jobs; give one of them")
     if args.cut and not args.exam:
         parser.error("--cut belongs to --exam FILE")
+    if args.overwrite and (args.exam or args.print):
+        parser.error("--overwrite belongs to the making of a data set")
     return run_command(PROG, lambda: _run(args))
 
 

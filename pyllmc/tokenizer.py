@@ -1,6 +1,6 @@
 """One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
 
-    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    (tokenizer_command.py)
+    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
 
 The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
 {u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:
@@ -22,11 +22,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pyllmc.bins import HEADER_BYTES, pack_header, unpack_header
+from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
 from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
 from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 
-MAGIC = 20240328
 VERSION = 2
 KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
 BYTES = [bytes([b]) for b in range(256)]
@@ -106,7 +105,7 @@ class Tokenizer:
         """Write tokenizer.bin, whole or not at all."""
         path = os.fspath(path)
         with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
-            f.write(pack_header(MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind)))
+            f.write(pack_header(TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind)))
             f.write(packed(self.pieces))
             flush_to_disk(f)
 
@@ -136,8 +135,8 @@ def _parse(data: bytes) -> Tokenizer:
     if len(data) < HEADER_BYTES:
         raise DataError(f"expected a header of {HEADER_BYTES} bytes, found {len(data)}")
     magic, version, n, eot, kind = unpack_header(data[:HEADER_BYTES])[:5]
-    if magic != MAGIC:
-        raise DataError(f"expected magic {MAGIC} of a tokenizer file, found {magic}")
+    if magic != TOKENIZER_MAGIC:
+        raise DataError(f"expected magic {TOKENIZER_MAGIC} of a tokenizer file, found {magic}")
     if version == 1:  # llm.c's first files have no EOT id: they are GPT-2's
         eot, kind = GPT2_VOCAB - 1, 0
         if n != GPT2_VOCAB:

@@ -4,7 +4,7 @@
     python -m pyllmc.tokenizer decode TOKENIZER [ID ...]    text; without ids, of those that come in
     python -m pyllmc.tokenizer info TOKENIZER               what it is
 
-TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a checkpoint, the folder of a run or of a data set, or gpt2 or byte.
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pyllmc.bins import OTHER_MAGICS
+from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
 from pyllmc.errors import EXIT_CODES, run_command
 from pyllmc.files import DataError, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
-from pyllmc.vocabularies import FIXED, train
+from pyllmc.vocabularies import FILES, FIXED, train
 
 PROG = "pyllmc.tokenizer"
 MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
@@ -33,11 +33,11 @@ def open_tokenizer(source: str) -> Tokenizer:
     if source in FIXED and not os.path.exists(source):
         return train(source)
     if os.path.isdir(source):
-        beside = os.path.join(source, "tokenizer.bin")
-        source = beside if os.path.exists(beside) else os.fspath(find_checkpoint(source))
+        inside = [path for name in FILES if os.path.exists(path := os.path.join(source, name))]
+        source = inside[0] if inside else os.fspath(find_checkpoint(source))
     with reading(source), open(source, "rb") as f:
         magic = int.from_bytes(f.read(4), "little")
-    if OTHER_MAGICS.get(magic) != "model":
+    if magic != MODEL_MAGIC:
         return Tokenizer.load(source)
     from pyllmc.writer import read_tokenizer  # needs the engine
 
@@ -96,7 +96,7 @@ def quoted(data: bytes) -> str:
 
 def work_of(tokenizer: Tokenizer, data: bytes, ids: Sequence[int]) -> Iterator[str]:
     if len(data) > MOST_SHOWN:
-        raise DataError(f"{len(data)} bytes of text: the work is shown for at most {MOST_SHOWN}")
+        raise DataError(f"{len(data)} bytes of text: the work is shown for at most {MOST_SHOWN}: give less")
     yield f"text     {quoted(data)}"
     if tokenizer.kind != "gpt2":
         yield f"pieces   {_parts(tokenizer.pieces[i] for i in ids)}"

@@ -1,13 +1,19 @@
-"""python -m pyllmc.train: the same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
+"""python -m pyllmc.train: train a GPT-2. The same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import INTERRUPTED, begin_command, run_command
+from pyllmc.errors import (
+    INTERRUPTED,
+    LlmcError,
+    begin_command,
+    how_to_install,
+    run_command,
+    stopped_by_signals,
+)
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -30,8 +36,8 @@ def draw(trainer: Trainer) -> None:
 
         print(f"loss curve: {plot.draw_run(trainer.out)}")
     except ImportError:
-        print("loss curve: not drawn, `pip install matplotlib` first")
-    except OSError as error:
+        print(f"loss curve: not drawn: {how_to_install('matplotlib')}")
+    except (OSError, LlmcError) as error:
         print(f"loss curve: not drawn: {error}")
 
 
@@ -43,21 +49,12 @@ def show(line: str) -> None:
 
 
 def run(trainer: Trainer) -> int:
-    interrupted = False
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        trainer.stop()
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    for event in trainer:
-        if event.text:
-            show(("sample: " if event.kind == "sample" else "") + event.text)
-    draw(trainer)
-    return INTERRUPTED if interrupted else 0
+    with stopped_by_signals(trainer.stop) as interrupted:
+        for event in trainer:
+            if event.text:
+                show(("sample: " if event.kind == "sample" else "") + event.text)
+        draw(trainer)
+        return INTERRUPTED if interrupted() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

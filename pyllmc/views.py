@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -99,15 +100,21 @@ class Arena:
             name, layer = self.by_torch_name[name]
         row = self.rows.get(name)
         if row is None or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
-            raise KeyError(
-                f"no tensor '{name}' among {block}: they are {', '.join(self.names(block == 'acts'))}"
-            )
+            raise KeyError(self._no_tensor(block, name))
         if block == "params" and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32:
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         of_gradients = block in ("grads", "m", "v") or row.kind == self.lib.LLMC_GRAD_ACT
         if of_gradients and not self.training:
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
         return name, row, layer
+
+    def _no_tensor(self, block: str, name: str) -> str:
+        names = self.names(block == "acts")
+        if block != "acts":  # the table's own, too
+            names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM]
+        near = difflib.get_close_matches(str(name), names)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
+        return f"no tensor '{name}' among {block}: {hint}"
 
     def view(self, block: str, name: str) -> np.ndarray:
         name, row, layer = self.find(block, name)

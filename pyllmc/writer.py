@@ -11,7 +11,7 @@ from pyllmc.arguments import as_int, make_sampling, read_section
 from pyllmc.errors import InvalidArgument
 from pyllmc.files import DataError, find_checkpoint
 from pyllmc.model import Model
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.tokenizer import Tokenizer, utf8
 from pyllmc.trainer import Options
 
 TokenizerSource = Union[bytes, str, "os.PathLike[str]"]
@@ -20,9 +20,9 @@ ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and what follows it
 
 def _utf8(text: str | bytes) -> bytes:
     try:
-        return text if isinstance(text, bytes) else text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise InvalidArgument(f"character {e.start} of the text is a lone surrogate: remove it") from None
+        return text if isinstance(text, bytes) else utf8(text)
+    except DataError as e:
+        raise InvalidArgument(str(e)) from None
 
 
 def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:

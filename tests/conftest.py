@@ -10,13 +10,15 @@ os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in fu
 os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither read nor written
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi
+from pyllmc import _ffi, vocabularies
 from pyllmc.errors import NoDevice
+from pyllmc.files import DataError
 
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -126,6 +128,16 @@ class Kernel:
 @pytest.fixture(params=[*ISAS, *DEVICES])
 def kernels(request) -> Kernel:
     return make_kernels(request.param)
+
+
+@pytest.fixture(scope="session")
+def vocab_bpe() -> bytes:
+    """OpenAI's file of GPT-2's merges."""
+    try:
+        folder = vocabularies.ensure_gpt2_vocabulary()
+    except DataError as e:
+        pytest.skip(str(e))
+    return next(data for path in Path(folder).iterdir() if (data := path.read_bytes())[:8] == b"#version")
 
 
 @pytest.fixture

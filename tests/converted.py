@@ -6,7 +6,7 @@ import numpy as np
 
 import pyllmc
 from pyllmc import tokenizer as tokenizers
-from pyllmc.bins import pack_header
+from pyllmc.bins import TOKENIZER_MAGIC, pack_header
 from pyllmc.bpe import packed
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import train
@@ -29,7 +29,7 @@ def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, see
 
 def as_bytes(tokenizer: Tokenizer) -> bytes:
     kind = tokenizers.KINDS.index(tokenizer.kind)
-    head = pack_header(tokenizers.MAGIC, tokenizers.VERSION, tokenizer.vocab_size, tokenizer.eot, kind)
+    head = pack_header(TOKENIZER_MAGIC, tokenizers.VERSION, tokenizer.vocab_size, tokenizer.eot, kind)
     return head + packed(tokenizer.pieces)
 
 

@@ -74,11 +74,13 @@ def test_a_quick_report_is_never_the_readme_s(report):
     assert "limits" not in bench.default_path(report).name and "steps" in bench.default_path(report).name
 
 
-def test_readme_shows_a_report_that_is_kept():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    name = re.findall(r"<!-- bench: (\S+\.json) -->", readme)
+@pytest.mark.parametrize("file", bench_table.DOCUMENTS)
+def test_documents_show_a_report_that_is_kept(file):
+    document = (ROOT / file).read_text(encoding="utf-8")
+    name = re.findall(r"<!-- bench: (\S+\.json) -->", document)
     assert len(name) == 1
-    assert bench_table.with_table(readme, name[0]) == readme, "run `python dev/bench.py --readme`"
+    shown = bench_table.with_table(document, name[0], bench_table.DOCUMENTS[file])
+    assert shown == document, "run `python dev/bench.py --readme`"
 
 
 def test_reports_have_every_repeat_and_where_they_are_from():

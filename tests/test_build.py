@@ -112,3 +112,19 @@ def test_a_stale_library_is_refused(name, tmp_path):
     assert done.returncode == 6
     assert "was built from other headers than csrc/ has now: run `make`" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_python_too_old_for_the_tests_is_one_line(tmp_path):
+    """Before pip is asked for a PyTorch that does not exist there."""
+    for name in ("Makefile", "pyproject.toml", "csrc", "cuda"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    code = "import sys; sys.version_info = (3, 9, 18); exec(sys.argv[1])"
+    for name, line in (("python", f"exec '{sys.executable}' -c '{code}' \"$2\""), ("pip", "echo asked >&2")):
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    done = subprocess.run(["make", ".venv/setup.done"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("make", "cat"))]
+    assert len(said) == 1 and "needs Python >= 3.10: rm -r .venv, then make PYTHON=" in said[0]

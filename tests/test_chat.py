@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tfwriter
 from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
@@ -24,7 +21,6 @@ NAMES = dict(user="a", bot="b")
 CHAT = ["--template=chat", "--user=a", "--bot=b"]
 PROGRAMS = [[str(ROOT / "chat_gpt2")], [sys.executable, "-m", "pyllmc.chat"]]
 FRONT_ENDS = pytest.mark.parametrize("program", PROGRAMS, ids=["binary", "python"])
-pytestmark = pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="the binary links the ordinary build")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +43,30 @@ def endless(tmp_path_factory) -> Path:
     return path
 
 
+def command(program: list[str], *arguments) -> list[str]:
+    if "PYLLMC_LIB" in os.environ:
+        pytest.skip("the binary links the ordinary build")
+    return [*program, *map(str, arguments)]
+
+
 def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*program, *map(str, arguments)],
+        command(program, *arguments),
         input=text.encode(),
         capture_output=True,
         cwd=ROOT,
         timeout=60,
         **kwargs,
     )
+
+
+def start(program: list[str], *arguments) -> subprocess.Popen:
+    """With a first turn."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(program, *arguments), cwd=ROOT, **pipes)
+    process.stdin.write(b"ab\n")
+    process.stdin.flush()
+    return process
 
 
 def say(chat: Chat, text: str) -> str:
@@ -115,14 +126,7 @@ def test_training_front_ends_write_without_data(program, checkpoint):
 
 @FRONT_ENDS
 def test_a_reader_that_leaves_is_no_error(program, endless):
-    process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=10000000"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    process.stdin.write(b"ab\n")
+    process = start(program, endless, "--sample_tokens=10000000")
     process.stdin.close()
     process.stdout.read(2)
     process.stdout.close()
@@ -251,32 +255,12 @@ def test_what_cannot_be_is_refused_and_the_chat_goes_on(checkpoint):
 # ---- OpenAI's files
 
 
-def write_openai(folder: Path, L: int = 2, D: int = 64) -> Path:
-    """As the release has them, without the index: float32 in the order of the names; vocab.bpe beside it."""
-    rng, shapes = np.random.default_rng(0), {}
-    for l in range(L):
-        for name, n in (("attn/c_attn", 3 * D), ("attn/c_proj", D), ("mlp/c_fc", 4 * D), ("mlp/c_proj", D)):
-            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/w"] = n, D * n * (4 if name == "mlp/c_proj" else 1)
-        for name in ("ln_1", "ln_2"):
-            shapes[f"h{l}/{name}/b"], shapes[f"h{l}/{name}/g"] = D, D
-    shapes.update({"ln_f/b": D, "ln_f/g": D, "wpe": 1024 * D, "wte": 50257 * D})
-    folder.mkdir()
-    with open(folder / "model.ckpt.data-00000-of-00001", "wb") as f:
-        for name in sorted(shapes):
-            (rng.normal(0, 0.3, shapes[name]) + name.endswith("/g")).astype("<f4").tofile(f)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def openai(tmp_path_factory) -> Path:
-    vocabularies = pytest.importorskip("pyllmc.vocabularies")
-    try:
-        cache = Path(vocabularies.ensure_gpt2_vocabulary())
-    except pyllmc.LlmcError as error:
-        pytest.skip(str(error))
-    folder = write_openai(tmp_path_factory.mktemp("openai") / "124M")
-    (vocab,) = (path for path in cache.iterdir() if path.read_bytes()[:8] == b"#version")
-    (folder / "vocab.bpe").write_bytes(vocab.read_bytes())
+def openai(vocab_bpe, tmp_path_factory) -> Path:
+    """As the release has them, without the index; vocab.bpe beside it."""
+    tensors = tfwriter.random_tensors(GPTConfig(50257, 1024, 2, 1, 64))
+    folder = tfwriter.write(tmp_path_factory.mktemp("openai") / "124M", tensors, index=False)
+    (folder / "vocab.bpe").write_bytes(vocab_bpe)
     return folder
 
 
@@ -380,97 +364,3 @@ def test_a_turn_of_a_pipe_that_cannot_be_ends_it(program, checkpoint):
 def test_help(program):
     done = run(program, "--help")
     assert done.returncode == 0 and b"--template" in done.stdout and b"exit status" in done.stdout
-
-
-# ---- at a terminal
-
-
-IN_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-
-
-class Terminal:
-    """A program that believes somebody sits there."""
-
-    def __init__(self, program: list[str], *arguments) -> None:
-        command = [sys.executable, "-c", IN_A_TERMINAL, *program, *map(str, arguments)]
-        environment = {**os.environ, "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
-        )
-        self.seen = ""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.kill()
-        self.process.wait()
-
-    def wait_for(self, text: str, seconds: float = 30) -> None:
-        end = time.time() + seconds
-        while text not in self.seen:
-            ready = select.select([self.process.stdout], [], [], max(end - time.time(), 0))[0]
-            more = os.read(self.process.stdout.fileno(), 4096) if ready else b""
-            assert more, f"{text!r} did not come: {self.seen[-300:]!r}"
-            self.seen += more.decode("utf-8", "replace")
-        self.seen = self.seen.split(text, 1)[1]
-
-    def type(self, text: str) -> None:
-        self.process.stdin.write(text.encode())
-        self.process.stdin.flush()
-
-    def end(self) -> int:
-        return self.process.wait(timeout=30)
-
-
-@FRONT_ENDS
-def test_at_a_terminal(program, endless):
-    """A turn that cannot be, Ctrl-C in an endless answer, Ctrl-D."""
-    with Terminal(program, endless, "--sample_tokens=16000000") as terminal:
-        terminal.wait_for("Ctrl-D ends")
-        terminal.wait_for("> ")
-        terminal.type("x\n")
-        terminal.wait_for("character 'x'")
-        terminal.wait_for("> ")
-        for _ in range(2):
-            terminal.type("ab\n")
-            terminal.wait_for("ab\r\nab")  # what was typed, and the text
-            terminal.type("\x03")
-            terminal.wait_for("\n> ")
-        terminal.type("\x04")
-        assert terminal.end() == 0
-
-
-@FRONT_ENDS
-def test_ctrl_c_twice_ends_it(program, endless):
-    with Terminal(program, endless) as terminal:
-        terminal.wait_for("> ")
-        time.sleep(0.2)  # Python may miss one just before it waits
-        terminal.type("\x03")
-        if program is PROGRAMS[0]:
-            terminal.wait_for("> ")
-        time.sleep(0.2)
-        assert terminal.process.poll() is None
-        while terminal.process.poll() is None:
-            terminal.type("\x03")
-            time.sleep(0.2)
-        assert terminal.end() == 130
-
-
-@FRONT_ENDS
-def test_ctrl_c_in_a_pipe_ends_it(program, endless):
-    process = subprocess.Popen(
-        [*program, endless, "--sample_tokens=16000000"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    process.stdin.write(b"ab\n")
-    process.stdin.flush()
-    process.stdout.read(3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert (process.returncode, error) == (130, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import re
@@ -29,6 +30,7 @@ COMMANDS = {
     "tokenizer": ["-m", "pyllmc.tokenizer", "info", "runs/none"],
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
     "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
+    "bench": ["dev/bench.py", "--rows=none"],
 }
 PACKAGES = {
     "train": "cffi",
@@ -37,11 +39,12 @@ PACKAGES = {
     "grade": "cffi",
     "check": "torch",
     "train_gpt2.py": "torch",
+    "bench": "numpy",
 }
 
 
 def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **kwargs.pop("env", {})}
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -151,7 +154,56 @@ def test_without_a_package_it_is_one_line(name, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCK.format(package, package))
     done = run(COMMANDS[name], tmp_path)
     assert done.returncode == 6, done.stderr
-    assert done.stderr == f"{program_of(COMMANDS[name])}: {package} is not installed: pip install {package}\n"
+    remedy = f"pip install {package}, or make setup and use .venv/bin/python"
+    assert done.stderr == f"{program_of(COMMANDS[name])}: {package} is not installed: {remedy}\n"
+
+
+def test_outside_a_checkout_make_is_not_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "pyllmc" / "errors.py"))
+    assert errors.how_to_install("numpy") == "pip install numpy"
+
+
+OLD = """
+import runpy, sys
+sys.version_info = (3, 8, 18, "final", 0)
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "-m":
+    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "check"])
+def test_an_old_python_is_one_line_and_2(name):
+    done = run(["-c", OLD, *COMMANDS[name]])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pyllmc needs Python >= 3.9, this is 3.8: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    (oldest,) = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    for path in ("pyllmc/__init__.py", "Makefile", "README.md"):
+        assert f"Python >= {oldest}" in (ROOT / path).read_text(), path
+
+
+def test_an_old_python_can_read_the_file_that_refuses_it():
+    """Before 3.7 there are no annotations in the __future__."""
+    tree = ast.parse((ROOT / "pyllmc/__init__.py").read_text(), feature_version=(3, 6))
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert "__future__" not in modules
+
+
+def test_a_library_that_is_not_built_is_one_line():
+    code = "from pyllmc import errors, _ffi; import sys; sys.exit(errors.run_command('x', _ffi.load))"
+    for path, says in (
+        ("none.so", "none.so is not built: run `make`"),
+        ("Makefile", "Makefile cannot be loaded"),
+    ):
+        done = run(["-c", code], env={"PYLLMC_LIB": path})
+        assert done.returncode == 6
+        assert says in done.stderr and done.stderr.count("\n") == 1 and len(done.stderr) < 150
 
 
 @pytest.mark.parametrize("name", ["sample", "chat", "grade", "plot", "tokenizer", "prepro"])
@@ -159,6 +211,7 @@ def test_a_missing_file_is_one_line_and_5(name):
     done = run(COMMANDS[name])
     assert done.returncode == 5, done.stderr
     assert done.stderr.startswith(program_of(COMMANDS[name]) + ": ") and done.stderr.count("\n") == 1
+    assert re.search(r"give|check|name|expected", done.stderr), "names no remedy"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -226,3 +279,14 @@ def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
         _, error = process.communicate(timeout=60)
         assert process.returncode in (0, 130, -signal.SIGINT), error  # the last is 130 to a shell
         assert error == b""
+
+
+def test_the_commands_are_listed():
+    """Each with what its docstring says; so every module that ends as a command is one of them."""
+    done = run(["-m", "pyllmc"])
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = re.findall(r"^  python -m (pyllmc\.\w+).*  \S.*$", done.stdout, re.M)
+    commands = {command[1] for command in COMMANDS.values() if command[0] == "-m"}
+    assert len(listed) == len(set(listed)) and set(listed) == {*commands, "pyllmc.convert"}
+    done = run(["-m", "pyllmc", "train"])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

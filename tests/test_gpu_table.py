@@ -1,4 +1,4 @@
-"""What the README says of a GPU follows from a report that is kept, and from formulas that others use."""
+"""What docs/gpu.md says of a GPU follows from a report that is kept, and from formulas that others use."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def test_a_report_of_other_kernels_is_stale():
     assert gpu_table.STALE not in gpu_table.text({**report, "kernels": gpu_machine.kernels_hash()})
 
 
-def test_the_readme_shows_the_newest_whole_report_or_that_there_is_none(tmp_path, monkeypatch):
+def test_the_document_shows_the_newest_whole_report_or_that_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_table, "RESULTS", tmp_path)
-    readme = f"a\n{gpu_table.BLOCK.format('x.json', 'old')}\nb"
-    assert gpu_table.newest() == "none" and gpu_table.NONE in gpu_table.with_table(readme, "none")
+    document = f"a\n{gpu_table.BLOCK.format('x.json', 'old')}\nb"
+    assert gpu_table.newest() == "none" and gpu_table.NONE in gpu_table.with_table(document, "none")
     (tmp_path / "part.json").write_text(json.dumps({**measured_report(), "whole": False}))
     (tmp_path / "cpu.json").write_text(json.dumps({"whole": True, "date": "2027"}))
     assert gpu_table.newest() == "none"
     (tmp_path / "gpu.json").write_text(json.dumps(measured_report()))
-    shown = gpu_table.with_table(readme, gpu_table.newest())
+    shown = gpu_table.with_table(document, gpu_table.newest())
     assert "gpu.json" in shown and "655,360" in shown and shown.endswith("b")
     with pytest.raises(Failed, match="needs one block"):
         gpu_table.with_table("nothing", "none")
 
 
-def test_the_readme_is_up_to_date():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert gpu_table.with_table(readme, gpu_table.newest()) == readme, (
+def test_the_document_is_up_to_date():
+    document = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    assert gpu_table.with_table(document, gpu_table.newest()) == document, (
         "run `python dev/gpu_check.py --readme`"
     )

@@ -170,7 +170,9 @@ def test_import_is_light():
 
 
 def test_readme_commands_exist():
-    readme = (ROOT / "README.md").read_text()
+    readme = "\n".join(
+        path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    )
     makefiles = (ROOT / "Makefile").read_text() + (ROOT / "cuda" / "cuda.mk").read_text()
     targets = set(re.findall(r"^([a-z_]+):", makefiles, re.M))
     for target in re.findall(r"^\s*make ([a-z_]+)", readme, re.M):

@@ -125,7 +125,7 @@ def test_no_tensor_of_the_table_is_left_out():
     c = CASES["banded"]
     ours = check.run_engine(make_engine(c), *batch_of(c))
     seen = {name for kind in (ours.acts, ours.buffers, ours.grads) for name, _ in kind}
-    assert {row.name for row in layout.table(c.config)} - seen == {"positions"}
+    assert {row.name for row in layout.table(c.config)} - seen == {"positions", "adamw"}
     assert len(ours.grads) == 4 + 12 * c.config.n_layer
 
 
@@ -410,3 +410,26 @@ def test_there_are_no_logits_before_a_forward_pass():
         print(m.losses)
     m.forward([[1, 2]], [[2, 3]])
     assert m.losses.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "says"),
+    [
+        ("params", "wtee", "did you mean wte?"),
+        ("params", "qkv", "did you mean qkvw or qkvb?"),
+        ("grads", "transformer.h.0.attn.c_attn.weigth", "did you mean transformer.h.0.attn.c_attn.weight or"),
+        ("acts", "zzzz", "list(model.acts) tells the names"),
+    ],
+)
+def test_a_misspelt_tensor_gets_the_nearest_names(block, name, says):
+    model = pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9)
+    with pytest.raises(KeyError) as caught:
+        getattr(model, block)[name]
+    assert f"no tensor '{name}' among {block}: {says}" in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_a_size_without_a_vocabulary_asks_for_one():
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="'gpt-nano' takes its vocabulary from the data: give vocab_size"
+    ):
+        pyllmc.Model("gpt-nano")

@@ -20,7 +20,7 @@ MUTANTS = [  # file, what is replaced, by what, the tests that must notice
         "a.residual1, w.ln2w, a.ln2_mean",
         "tests/test_model.py",
     ),
-    ("update.c", r"p->decay \? h->weight_decay : 0", "h->weight_decay", "tests/test_model.py"),
+    ("update.c", r"p->decay, n\)", "1, n)", "tests/test_model.py"),
     ("gpt2.c", r"if \(l < L - 1\) layer_recompute", "if (l < L - 2) layer_recompute", "tests/test_memory.py"),
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/test_layernorm.py"),
     ("cpu/attention_backward.c", r"- s->D\[i\]\)", "+ s->D[i])", "tests/test_attention.py"),
@@ -41,7 +41,7 @@ if "PYLLMC_LIB" in os.environ:
 
 
 OTHER_BUILDS = shutil.ignore_patterns(
-    "asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*"
+    "asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*", "*ptx*"
 )
 
 

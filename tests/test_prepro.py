@@ -247,6 +247,37 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["empty", "file", "home"]
 
 
+def test_what_lies_beside_a_data_set_is_never_deleted(tmp_path):
+    out = tmp_path / "d"
+    write_dataset(["one"], out, tokenizer="byte", val_fraction=0)
+    for name in ("notes.txt", "a_run"):
+        foreign = out / name
+        foreign.write_text("dear") if foreign.suffix else foreign.mkdir()
+        with pytest.raises(DataError, match=f"d holds {name}, which is not of the data set: move it"):
+            write_dataset(["two"], out, tokenizer="byte", val_fraction=0, overwrite=True)
+        assert foreign.exists() and documents_of(out) == ["one"]
+        foreign.unlink() if foreign.is_file() else foreign.rmdir()
+
+    def late():
+        yield "two"
+        (out / "late.txt").write_text("dear")  # while the new one is made
+
+    with pytest.raises(DataError, match="holds late.txt"):
+        write_dataset(late(), out, tokenizer="byte", val_fraction=0, overwrite=True)
+    assert (out / "late.txt").read_text() == "dear" and os.listdir(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize(
+    "meta", ["", "[]", "{}", '{"tokenizer": 3}', '{"tokenizer": {"file": "t"}, "shards": 7}']
+)
+def test_a_meta_json_of_something_else_is_no_data_set(tmp_path, meta):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "meta.json").write_text(meta)
+    (tmp_path / "d" / "tokenizer.bin").write_text("")
+    with pytest.raises(DataError, match="is not a data set"):
+        write_dataset(["one"], tmp_path / "d", tokenizer="byte", overwrite=True)
+
+
 def test_of_two_writers_the_first_wins_whole(tmp_path):
     def slow():
         yield "slow"
@@ -293,24 +324,54 @@ def test_unwritable_place(tmp_path):
 ENDLESS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
+from pyllmc.errors import begin_command, run_command
 from pyllmc.prepro import write_dataset
 stories = ("a story " * 100 for _ in itertools.count())
-write_dataset(stories, sys.argv[2], tokenizer="byte", shard_tokens=50_000)
+if __name__ == "__main__":
+    begin_command()
+    sys.exit(run_command("endless", lambda: write_dataset(
+        stories, sys.argv[2], tokenizer="byte", shard_tokens=50_000, workers=int(sys.argv[3]))))
 """
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number):
-    process = subprocess.Popen([sys.executable, "-S", "-c", ENDLESS, str(ROOT), str(tmp_path / "d")],
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+def with_workers(pid: int) -> list[int]:
+    """A process and its children."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    return [pid, *(child for child, parent in pairs if parent == pid)]
+
+
+def is_alive(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.returncode == 0 and "Z" not in done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number, workers):
+    """Nor processes; and what a SIGKILL leaves the next run removes."""
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    process = subprocess.Popen([sys.executable, "-S", str(script), str(ROOT), str(tmp_path / "d"), str(workers)],
+                               stderr=subprocess.PIPE)  # fmt: skip
     try:
         deadline = time.monotonic() + 20
         while not list(tmp_path.glob(".d.tmp-*/train_000001.bin")) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert list(tmp_path.glob(".d.tmp-*/train_000000.bin"))
+        family = with_workers(process.pid)
+        assert len(family) >= (3 if workers > 1 else 1)
     finally:
         process.send_signal(signal_number)
-        process.wait(20)
+        _, said = process.communicate(timeout=20)
+    while any(map(is_alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_alive, family))
     assert not (tmp_path / "d").exists()
-    if signal_number == signal.SIGINT:
-        assert os.listdir(tmp_path) == []
+    if signal_number != signal.SIGKILL:
+        assert (process.returncode, said) == (130, b"")
+        assert os.listdir(tmp_path) == ["endless.py"]
+    alive = tmp_path / f".d.tmp-{os.getppid()}"
+    alive.mkdir()
+    write_dataset(["one"], tmp_path / "d", tokenizer="byte", val_fraction=0)
+    assert sorted(os.listdir(tmp_path)) == sorted([alive.name, "d", "endless.py"])

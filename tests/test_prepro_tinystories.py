@@ -15,6 +15,7 @@ from test_prepro import ROOT, contents, documents_of, tokens
 
 from pyllmc import vocabularies
 from pyllmc.bins import DataError
+from pyllmc.prepro import write_dataset
 
 
 def script_module():
@@ -100,17 +101,22 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--input", "{dir}/latin.txt"], 4, "latin.txt: byte 3 is no UTF-8"),
     (["--input", "{dir}/cut.txt"], 4, "cut.txt: byte 3 is no UTF-8"),
     (["--input", "{dir}/bad.jsonl"], 4, "bad.jsonl:2: not a JSON line"),
-    (["--input", "{dir}/good.jsonl", "--field", "story"], 2, "no text in field 'story' (it has text, n)"),
-    (["--input", "{dir}/good.jsonl", "--field", "n"], 2, "no text in field 'n'"),
+    (["--input", "{dir}/good.jsonl", "--field", "story"], 2, "no field 'story' (it has text, n): name it"),
+    (["--input", "{dir}/good.jsonl", "--field", "n"], 2, "field 'n' is a number, not text"),
+    (["--input", "{dir}/list.jsonl"], 2, "an object with a field 'text' was expected, not a list"),
     (["--input", "{dir}/bad.parquet"], 4, "bad.parquet: not a readable parquet file"),
-    (["--input", "{dir}/empty.txt", "--out", "{dir}"], 2, "exists and is not a data set"),
+    (["--input", "{dir}/good.jsonl", "--out", "{dir}/none"], 2, "none is a data set already: choose another output "
+     "place, or replace it with --overwrite"),
+    (["--input", "{dir}/good.jsonl", "--out", "{dir}", "--overwrite"], 2, "inside the output folder"),
 ])  # fmt: skip
 def test_script_bad_input(tmp_path, capsys, arguments, code, message):
     (tmp_path / "none").mkdir()
+    if "--out" in arguments:
+        write_dataset(["one"], tmp_path / "none", tokenizer="byte")
     for name, content in {
         "x.csv": b"a", "empty.txt": b"", "latin.txt": b"caf\xe9 noir", "cut.txt": "café".encode()[:-1],
         "bad.jsonl": b'{"text": "a"}\n{"text": \n', "good.jsonl": b'{"text": "a", "n": 3}\n',
-        "bad.parquet": b"PAR1",
+        "list.jsonl": b"[1]\n", "bad.parquet": b"PAR1",
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(content)
     if "parquet" in arguments[-1]:
@@ -123,6 +129,38 @@ def test_script_bad_input(tmp_path, capsys, arguments, code, message):
         arguments += ["--tokenizer", "byte"]
     assert message in run_script(*arguments, code=code, capsys=capsys)
     assert set(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out"),
+    [(None, "data/tinystories"), (["x/my.txt"], "data/my"), (["{dir}/books.old/", "b.txt"], "data/books.old"),
+     (["/"], "data/text")],
+)  # fmt: skip
+def test_the_output_is_named_after_the_input(tmp_path, inputs, out):
+    (tmp_path / "books.old").mkdir()
+    assert script.default_out(inputs and [name.replace("{dir}", str(tmp_path)) for name in inputs]) == out
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("four", "6,004 of 6,016 tokens validate, more than half: whole documents do; choose --val_tokens"),
+    ("tiny", "only 2 of 51 tokens validate: raise --val_fraction"),
+    ("none", ""),
+    ("good", ""),
+])  # fmt: skip
+def test_odd_splits_are_pointed_out(tmp_path, capsys, name, says):
+    texts = {
+        "four": ["x" * 6003, *["abc"] * 3],
+        "tiny": ["x" * 49],
+        "none": ["x" * 50],
+        "good": ["x" * 99_999],
+    }
+    (tmp_path / "in").mkdir()
+    for i, text in enumerate(texts[name]):
+        (tmp_path / "in" / f"{i}.txt").write_text(text)
+    more = ["--val_fraction", "0"] if name == "none" else []
+    script.main(["--input", f"{tmp_path}/in", "--out", f"{tmp_path}/d", "--tokenizer", "byte", *more])
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(says) and says in said
 
 
 class FakeHub:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +22,7 @@ torch = pytest.importorskip("torch")
 import tfwriter  # noqa: E402
 
 import pyllmc  # noqa: E402
-from pyllmc import bins, check, layout, options, prepro  # noqa: E402
+from pyllmc import bins, check, layout, options, prepro, train  # noqa: E402
 from pyllmc.convert.huggingface import BUFFERS  # noqa: E402
 from pyllmc.convert.state import MATRICES  # noqa: E402
 from pyllmc.layout import GPTConfig  # noqa: E402
@@ -370,7 +372,7 @@ def test_exports_at_the_end(data, tmp_path):
     [
         (["--model=d13"], "d13", 2),
         (["--T=17"], "longer than the model's context of 16: lower --T", 2),
-        (["--data=nowhere"], "nowhere", 2),
+        (["--data=nowhere"], "there is no data at nowhere: make the data with", 5),
         (["--schedule=cosin"], "'cosin' is not one of constant, linear, cosine, wsd", 2),
         (["--vocab_size=3"], "different vocabularies", 4),
         (["--n_head=3"], "n_embd=16 is not a multiple of n_head=3", 2),
@@ -383,6 +385,68 @@ def test_bad_input_is_one_line(data, capsys, arguments, reason, code):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert reason in err
+
+
+HEAD = bins.pack_header(20240520, 1, 500)
+
+
+@pytest.mark.parametrize(
+    "content, code",
+    [
+        (None, 5),
+        (b"", 4),
+        (b"Once upon a time, this was text", 4),
+        (HEAD[:100], 4),
+        (HEAD + bytes(100), 4),
+        (HEAD + bytes(1000), 2),  # sound, but demo lacks a vocabulary
+    ],
+)
+def test_bad_data_ends_every_front_end_alike(tmp_path, capsys, content, code):
+    """And with the same reason; the reference tells it before what the model lacks."""
+    path = tmp_path / "x.bin"
+    if content is not None:
+        path.write_bytes(content)
+    assert reference.main([f"--data={path}"]) == code
+    ours = capsys.readouterr().err
+    assert train.main([f"--data={path}", "--out="]) == code
+    theirs = capsys.readouterr().err
+    assert ours.count("\n") == theirs.count("\n") == 1
+    for reason in ("there is no data at", "is empty", "is no token file", "truncated", "vocabulary"):
+        assert (reason in ours) == (reason in theirs), (ours, theirs)
+
+
+@pytest.mark.parametrize("option", ["export", "export_state"])
+def test_a_place_that_cannot_be_written_is_told_before_training(data, tmp_path, capsys, option):
+    (tmp_path / "folder.bin").mkdir()
+    for place, reason in (("none/e.bin", "No such file or directory"), ("folder.bin", "Is a directory")):
+        assert reference.main([*TINY, f"--data={data}", f"--{option}={tmp_path / place}"]) == 5
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert f"cannot write {tmp_path / place}: {reason}; choose another" in err
+    assert os.listdir(tmp_path) == ["folder.bin"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("export", [True, False])
+def test_an_interrupted_training_exports_what_there_is(data, tmp_path, number, export):
+    model = tmp_path / "model.bin"
+    arguments = [*TINY, f"--data={data}", "--max_steps=1000000", *([f"--export={model}"] if export else [])]
+    process = subprocess.Popen(
+        [sys.executable, "train_gpt2.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    while "step" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    kept = f"the weights go to {model}" if export else "nothing is kept without --export"
+    assert process.returncode == 130
+    assert re.fullmatch(rf"train_gpt2.py: interrupted after step \d+: {re.escape(kept)}\n", said)
+    if export:
+        assert reference.read_model(str(model)).config.n_layer == 2
 
 
 def test_a_run_folder_is_a_model(tmp_path):
@@ -402,8 +466,10 @@ def test_what_the_reference_does_not_do_is_refused(option, capsys):
 
 
 def test_a_device_that_is_not_there_is_one_line_and_6(capsys):
-    device = "quantum" if torch.cuda.is_available() else "cuda"
-    assert reference.main(["--max_steps=0", f"--device={device}"]) == 6
+    for device in ("quantum", *([] if torch.cuda.is_available() else ["cuda"])):
+        assert reference.main(["--max_steps=0", f"--device={device}"]) == 6
+        assert capsys.readouterr().err.count("\n") == 1
+    assert train.main(["--device=quantum", "--max_steps=0"]) == 6
     assert capsys.readouterr().err.count("\n") == 1
 
 

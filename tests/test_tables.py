@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllmc import _ffi, layout, options
+from pyllmc import _ffi, bpe, layout, options
 from pyllmc.layout import GPTConfig
 from pyllmc.trainer import Options
 
@@ -187,3 +190,11 @@ def test_help_lists_every_option(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in options.options())
+
+
+def test_what_c_and_python_both_say_of_gpt2():
+    said: dict[str, set[int]] = {}
+    for path in (Path(__file__).parent.parent / "csrc").glob("*.[ch]"):
+        for name, value in re.findall(r"\b(GPT2_V|GPT2_CRC|MAX_PIECE)\b(?: = | )(\w+)[, ]", path.read_text()):
+            said.setdefault(name, set()).add(int(value, 0))
+    assert said == {"GPT2_V": {bpe.GPT2_VOCAB}, "GPT2_CRC": {bpe.GPT2_CRC}, "MAX_PIECE": {bpe.MAX_PIECE}}

@@ -331,7 +331,7 @@ def test_no_vocabulary_gives_the_remedy(tmp_path, monkeypatch):
 
 def test_no_tiktoken_gives_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(ImportError, match="needs tiktoken: pip install tiktoken"):
+    with pytest.raises(ImportError, match="needs tiktoken: pip install tiktoken, or make setup"):
         train("gpt2")
 
 
@@ -351,4 +351,4 @@ def test_standard_library_is_enough(tmp_path):
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path / "d")],
                           capture_output=True, text=True)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == "reading a token file needs numpy: pip install numpy"
+    assert done.stdout.startswith("reading a token file needs numpy: pip install numpy")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_tokenizer_c import made_up_vocab_bpe
 
 from pyllmc import prepro, tokenizer_command, vocabularies
 
@@ -87,6 +88,11 @@ def test_info_tells_what_a_vocabulary_knows(tmp_path, capsys):
     ]
 
 
+def test_a_folder_of_openais_has_its_vocabulary(tmp_path, capsys):
+    (tmp_path / "vocab.bpe").write_bytes(made_up_vocab_bpe())
+    assert "V        50257\n" in command(capsys, "info", tmp_path)
+
+
 def test_the_work_is_shown(data, tmp_path, capsys):
     pytest.importorskip("regex")
     pieces = [*(bytes([b]) for b in range(256)), b"he", b" t", b"\xc3\xa9", b" the", b"<|endoftext|>"]
@@ -114,17 +120,19 @@ def test_the_work_is_shown(data, tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["info", "{dir}/none"], 5, "cannot read"),
-    (["info", "{dir}"], 2, "is it a run folder?"),
+    (["info", "{dir}/empty"], 2, "is it a run folder?"),
+    (["info", "{dir}"], 4, "vocab.bpe:2: expected two symbols"),
     (["info", "{dir}/junk"], 4, "expected a header of 1024 bytes, found 4"),
     (["info", "{dir}/vocab.bpe"], 4, "vocab.bpe:2: expected two symbols"),
     (["encode", "{dir}/char.bin", "cab"], 2, "character 'c' (byte 99 at byte 0)"),
-    (["encode", "byte", "x" * 2001, "--show_work"], 2, "2001 bytes of text: the work is shown for at most 2000"),
+    (["encode", "byte", "x" * 2001, "--show_work"], 2, "2001 bytes of text: the work is shown for at most 2000: give less"),
     (["decode", "byte", "1", "-2"], 2, "'-2' is no id"),
     (["decode", "byte", "1e3"], 2, "'1e3' is no id"),
     (["decode", "byte", "257"], 2, "id 257 is outside [0, 257)"),
 ])  # fmt: skip
 def test_bad_input(tmp_path, capsys, arguments, code, message):
     (tmp_path / "junk").write_bytes(b"junk")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "vocab.bpe").write_bytes(b"#version: 0.2\nab\n")
     vocabularies.train("char", ["ab"]).save(tmp_path / "char.bin")
     arguments = [a.replace("{dir}", str(tmp_path)) for a in arguments]

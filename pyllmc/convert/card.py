@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllmc.convert.origin import changed
-from pyllmc.layout import GPTConfig, parameters
+from pyllmc.convert.state import parameter_count
+from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 HEAD = """---
@@ -54,9 +55,8 @@ def model_card(
 
 
 def size_rows(c: GPTConfig, dtype: str, tokenizer: Tokenizer | None) -> list[tuple[str, Any]]:
-    count = sum(row.size for row, _ in parameters(c)) - (c.padded_vocab_size - c.vocab_size) * c.n_embd
     rows: list[tuple[str, Any]] = [
-        ("parameters", f"{count:,}"),
+        ("parameters", f"{parameter_count(c):,}"),
         ("layers", c.n_layer),
         ("heads", c.n_head),
         ("channels", c.n_embd),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pyllmc.convert.state import Recipe, Shape, make_config, plain, targets, zeros
+from pyllmc.convert.state import Recipe, Shape, config_said, make_config, plain, targets, zeros
 from pyllmc.files import MalformedFile
 from pyllmc.layout import GPTConfig
 
@@ -36,17 +36,11 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     """The sizes of a GPTNeoConfig; refuses what a banded GPT-2 does not compute."""
     from pyllmc.convert.huggingface import TANH, refuse_other
 
-    names = {"vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings", "n_layer": "num_layers"}
-    names.update(n_head="num_heads", n_embd="hidden_size")
+    names = dict(
+        max_seq_len="max_position_embeddings", n_layer="num_layers", n_head="num_heads", n_embd="hidden_size"
+    )
     refuse_other(origin, {**said, "activation_function": said.get("activation_function", TANH[0])})
-    for name in names.values():
-        if name not in said:
-            raise MalformedFile(f"{origin} lacks {name}: it is not a GPT-Neo's")
-    made = make_config(origin, {ours: said[theirs] for ours, theirs in names.items()})
-    if said.get("intermediate_size") not in (None, 4 * made.n_embd):
-        raise MalformedFile(
-            f"{origin}: intermediate_size={said['intermediate_size']!r}, expected {4 * made.n_embd}"
-        )
+    made = config_said(origin, said, "a GPT-Neo's", inner="intermediate_size", **names)
     kinds = layer_kinds(origin, said, made.n_layer)
     if set(kinds) == {"global"}:
         return made
@@ -54,9 +48,7 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
         raise MalformedFile(
             f"{origin}: layers are {', '.join(map(str, kinds[:4]))} ...; global and local must take turns"
         )
-    window = said.get("window_size", 256)
-    sizes = {**vars(made), "window": window}
-    return make_config(origin, sizes)
+    return make_config(origin, {**vars(made), "window": said.get("window_size", 256)})
 
 
 def joined(name: str, C: int, head_size: int) -> Recipe:

@@ -19,7 +19,7 @@ from pyllmc.convert.state import (
     Weights,
     build,
     check,
-    make_config,
+    config_said,
     plain,
     renamed,
     targets,
@@ -72,17 +72,8 @@ def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
 def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:
     """The sizes of a GPT2Config."""
     refuse_other(origin, config)
-    inner = config.get("n_inner")
-    sizes = {key: config.get(key) for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
-    sizes["max_seq_len"] = config.get("n_positions") or config.get("n_ctx")
-    lacks = [key for key, value in sizes.items() if value is None]
-    if lacks:
-        key = "n_positions" if lacks[0] == "max_seq_len" else lacks[0]
-        raise MalformedFile(f"{origin} lacks {key}: it is not a GPT-2's")
-    made = make_config(origin, sizes)
-    if inner not in (None, 4 * made.n_embd):
-        raise MalformedFile(f"{origin}: n_inner={inner!r}, expected {4 * made.n_embd}: another kind of model")
-    return made
+    context = "n_ctx" if config.get("n_ctx") and not config.get("n_positions") else "n_positions"
+    return config_said(origin, config, "a GPT-2's", inner="n_inner", max_seq_len=context)
 
 
 def gpt2_recipes(config: GPTConfig) -> dict[str, Recipe]:

@@ -9,16 +9,15 @@ from typing import Any
 
 from pyllmc import _ffi
 from pyllmc.arguments import read_section
-from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, printed_bytes
+from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, NANOGPT_VOCAB, printed_bytes
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
-from pyllmc.vocabularies import gpt2
+from pyllmc.vocabularies import FILES, gpt2
 
-GPT2_SIZES = (GPT2_VOCAB, 50304)  # as it is, and padded, as nanoGPT has it
 HIDDEN = (
     "data",
     "val_data",
@@ -80,14 +79,14 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     if data:
         return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
     folder = source if source.is_dir() else source.parent
-    for name in ("tokenizer.bin", "vocab.bpe") if source.exists() or is_bundle(source) else ():
+    for name in FILES if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
             return found, f"of {folder / name}"
     if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
         found = from_bpe_files(source / "vocab.json", source / "merges.txt")
         return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
-    if V not in GPT2_SIZES:
+    if V not in (GPT2_VOCAB, NANOGPT_VOCAB):
         return None, f"{source} has none"
     try:
         return gpt2(), f"GPT-2's, as {V} ids suggest"

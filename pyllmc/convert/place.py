@@ -39,7 +39,7 @@ def format_of(path: str | os.PathLike[str], to: str = "") -> str:
     if not to and suffix in OTHERS:
         raise InvalidArgument(
             f"{os.fspath(path)}: {suffix} files are not written; name a folder (Hugging Face), a .gguf or a .bin (llm.c), "
-            f"or say which with --to"
+            "or say which with --to"
         )
     return to or FILES.get(suffix, "hf")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc import layout
+from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.state import (
     MATRICES,
     Recipe,
@@ -18,6 +19,7 @@ from pyllmc.convert.state import (
     Weights,
     build,
     check,
+    config_said,
     first_rows,
     make_config,
     plain,
@@ -30,7 +32,6 @@ from pyllmc.convert.state import (
 from pyllmc.files import MalformedFile, need
 from pyllmc.layout import GPTConfig
 
-GPT2_V, NANOGPT_V = 50257, 50304  # GPT-2's vocabulary, and what nanoGPT rounds it up to
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"
 
 
@@ -121,21 +122,13 @@ def nanogpt_recipe(name: str, shape: tuple[int, ...], V: int, bias: bool) -> Rec
 def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) -> Weights:
     """Without biases they are 0. Of a vocabulary of 50304 the ids past GPT-2's 50257 mean nothing and are left out."""
     refuse_llama(str(path), state)
-    names = {
-        "vocab_size": "vocab_size",
-        "max_seq_len": "block_size",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-    }
-    names["n_embd"] = "n_embd"
-    for name in names.values():
-        if name not in said:
-            raise MalformedFile(f"{path}: model_args lacks {name}: it is not nanoGPT's")
-    config = make_config(f"{path}: model_args", {ours: said[theirs] for ours, theirs in names.items()})
+    config = config_said(f"{path}: model_args", said, "nanoGPT's", max_seq_len="block_size")
     notes, V = [EXACT_GELU], config.vocab_size
-    if V == NANOGPT_V:
-        config = make_config(str(path), {**vars(config), "vocab_size": GPT2_V})
-        notes.append(f"the vocabulary of {V} is GPT-2's {GPT2_V} rounded up: the ids past it are left out")
+    if V == NANOGPT_VOCAB:
+        config = make_config(str(path), {**vars(config), "vocab_size": GPT2_VOCAB})
+        notes.append(
+            f"the vocabulary of {V} is GPT-2's {GPT2_VOCAB} rounded up: the ids past it are left out"
+        )
     bias = said.get("bias", True)
     recipes = {name: nanogpt_recipe(name, shape, V, bool(bias)) for name, shape in targets(config)}
     return finish(

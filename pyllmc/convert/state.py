@@ -47,11 +47,10 @@ class Weights(NamedTuple):
     def told(self) -> str:
         """What was read, in a sentence."""
         c = self.config
-        count = sum(math.prod(shape) for _, shape in targets(c))
         sizes = (
             f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, V={c.vocab_size}, T={c.max_seq_len}"
         )
-        return "; ".join([f"{self.what}, {sizes}, {count:,} parameters", *self.notes])
+        return "; ".join([f"{self.what}, {sizes}, {parameter_count(c):,} parameters", *self.notes])
 
 
 def plain(name: str, shape: Shape) -> Recipe:
@@ -81,12 +80,32 @@ def targets(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
         yield row.torch_name_of(layer), (rows, *row.shape[1:])
 
 
+def parameter_count(config: GPTConfig) -> int:
+    return sum(math.prod(shape) for _, shape in targets(config))
+
+
 def make_config(origin: str, sizes: Mapping[str, Any]) -> GPTConfig:
     """A GPTConfig of what a file says; MalformedFile if that cannot be."""
     try:
         return GPTConfig(**sizes)
     except ValueError as error:
         raise MalformedFile(f"{origin}: {error}; the file is damaged or of another kind of model") from None
+
+
+def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "", **names: str) -> GPTConfig:
+    """Of a file that says all sizes, under other names than ours where `names` tells; `inner`: the MLP's, if it differs."""
+    theirs = {
+        ours: names.get(ours, ours) for ours in ("vocab_size", "max_seq_len", "n_layer", "n_head", "n_embd")
+    }
+    for name in theirs.values():
+        if said.get(name) is None:
+            raise MalformedFile(f"{origin} lacks {name}: it is not {whose}")
+    made = make_config(origin, {ours: said[name] for ours, name in theirs.items()})
+    if said.get(inner) not in (None, 4 * made.n_embd):
+        raise MalformedFile(
+            f"{origin}: {inner}={said[inner]!r}, expected {4 * made.n_embd}: another kind of model"
+        )
+    return made
 
 
 def renamed(origin: str, state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:

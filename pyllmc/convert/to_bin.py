@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from pyllmc.bins import HEADER_BYTES, pack_header
+from pyllmc.bins import MODEL_MAGIC as MAGIC
 from pyllmc.convert.numbers import narrow
 from pyllmc.files import flush_to_disk
 from pyllmc.layout import GPTConfig, parameters
 
-MAGIC = 20240326
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
 
 

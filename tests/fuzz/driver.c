@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "crc32.h"
 #include "fuzz.h"
+#include "rng.h"
 
 /* of the sanitizers' run-time library; not every compiler comes with its headers */
 size_t __sanitizer_get_current_allocated_bytes(void);
@@ -79,10 +80,8 @@ static void execute_and_look(Unit unit) {
 /* ---- mutations ---- */
 
 static uint64_t draw(uint64_t n) { /* in [0, n); 0 if n is 0: SplitMix64 */
-    uint64_t x = state += 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return n ? (x ^ x >> 31) % n : 0;
+    const uint64_t x = mix64(state += GOLDEN);
+    return n ? x % n : 0;
 }
 
 static void flip(Unit *u) {

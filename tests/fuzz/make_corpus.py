@@ -30,8 +30,6 @@ def ints(*values: int) -> bytes:
 
 # ---- model files ----
 
-MAGIC = 20240326
-
 
 def section(tag: str, payload: bytes) -> bytes:
     return tag.ljust(8).encode() + struct.pack("<q", len(payload)) + payload
@@ -47,7 +45,7 @@ def model(
         n -= (config.padded_vocab_size - V) * C
     wide = sum(row.size for row, _ in layout.parameters(config) if "ln" in row.name)  # in versions 2 and 4
     values = bytes(n * 4 if version in (1, 3) else n * 2 + (0 if version == 5 else wide * 2))
-    return ints(MAGIC, version, maxT, V, L, NH, C, config.padded_vocab_size, window), values, n
+    return ints(bins.MODEL_MAGIC, version, maxT, V, L, NH, C, config.padded_vocab_size, window), values, n
 
 
 def models() -> dict[str, bytes]:
@@ -78,8 +76,8 @@ def models() -> dict[str, bytes]:
         "truncated": bytes([0]) + head + values[:-1],
         "empty": bytes([AS_IS]),
         "big-endian": bytes([0]) + head[3::-1] + head[4:] + values,
-        "huge": bytes([0]) + ints(MAGIC, 3, 1 << 24, 1 << 24, 1 << 24, 1, 1 << 24, 1 << 24),
-        "heads": bytes([0]) + ints(MAGIC, 3, 1, 1, 1, 2, 3, 128) + values,
+        "huge": bytes([0]) + ints(bins.MODEL_MAGIC, 3, 1 << 24, 1 << 24, 1 << 24, 1, 1 << 24, 1 << 24),
+        "heads": bytes([0]) + ints(bins.MODEL_MAGIC, 3, 1, 1, 1, 2, 3, 128) + values,
     }
     for version in (1, 2, 4, 5):
         made[f"v{version}"] = bytes([0]) + b"".join(model(version, 2, 3, 1, 2, 2)[:2])

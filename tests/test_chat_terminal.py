@@ -1,0 +1,100 @@
+"""Chat where somebody sits: what is shown and when, Ctrl-C in an answer, between turns and in a pipe."""
+
+# ruff: noqa: F401, F811 (fixtures are imported)
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+from test_chat import FRONT_ENDS, PROGRAMS, ROOT, command, endless, start
+
+# the status as a shell tells it: Python gives its handlers back at the end, and a late Ctrl-C then kills it
+IN_A_TERMINAL = """
+import os, pty, sys
+code = os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:]))
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+class Terminal:
+    """A program that believes somebody sits there."""
+
+    def __init__(self, program: list[str], *arguments) -> None:
+        spawn = [sys.executable, "-c", IN_A_TERMINAL, *command(program, *arguments)]
+        environment = {**os.environ, "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            spawn, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
+        )
+        self.seen = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.kill()
+        self.process.wait()
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        end = time.time() + seconds
+        while text not in self.seen:
+            ready = select.select([self.process.stdout], [], [], max(end - time.time(), 0))[0]
+            more = os.read(self.process.stdout.fileno(), 4096) if ready else b""
+            assert more, f"{text!r} did not come: {self.seen[-300:]!r}"
+            self.seen += more.decode("utf-8", "replace")
+        self.seen = self.seen.split(text, 1)[1]
+
+    def type(self, text: str) -> None:
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        return self.process.wait(timeout=30)
+
+
+@FRONT_ENDS
+def test_at_a_terminal(program, endless):
+    """A turn that cannot be, Ctrl-C in an endless answer, Ctrl-D."""
+    with Terminal(program, endless, "--sample_tokens=16000000") as terminal:
+        terminal.wait_for("Ctrl-D ends")
+        terminal.wait_for("> ")
+        terminal.type("x\n")
+        terminal.wait_for("character 'x'")
+        terminal.wait_for("> ")
+        for _ in range(2):
+            terminal.type("ab\n")
+            terminal.wait_for("ab\r\nab")  # what was typed, and the text
+            terminal.type("\x03")
+            terminal.wait_for("\n> ")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+@FRONT_ENDS
+def test_ctrl_c_twice_ends_it(program, endless):
+    with Terminal(program, endless) as terminal:
+        terminal.wait_for("> ")
+        time.sleep(0.2)  # Python may miss one just before it waits
+        terminal.type("\x03")
+        if program is PROGRAMS[0]:
+            terminal.wait_for("> ")
+        time.sleep(0.2)
+        assert terminal.process.poll() is None
+        while terminal.process.poll() is None:
+            terminal.type("\x03")
+            time.sleep(0.2)
+        assert terminal.end() == 130
+
+
+@FRONT_ENDS
+def test_ctrl_c_in_a_pipe_ends_it(program, endless):
+    process = start(program, endless, "--sample_tokens=16000000")
+    process.stdout.read(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, b"")
