@@ -172,15 +172,17 @@ static int batch_that_fits(const llmc_config *config, llmc_room *room, int threa
     return 0;
 }
 
+/* what else would fit: more computed again, else a smaller batch */
 static int refuse_room(const llmc_config *config, const llmc_room *room, int threads, const char *line, int64_t bytes) {
     llmc_room other = *room;
-    char also[32] = "";
+    const double MB = (double)bytes * 1e-6;
+    char batch[64] = "";
     const int recompute = recompute_that_fits(config, *room, threads, bytes);
-    if (recompute >= 0) snprintf(also, sizeof also, ", or recompute=%d", recompute);
-    CHECK(batch_that_fits(config, &other, threads, bytes), LLMC_ENOMEM,
-          "%s, but %.0f MB are available; take a smaller model%s", line, (double)bytes * 1e-6, also);
-    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; B=%d T=%d would fit%s", line, (double)bytes * 1e-6, other.B,
-         other.T, also);
+    if (batch_that_fits(config, &other, threads, bytes)) snprintf(batch, sizeof batch, "B=%d T=%d", other.B, other.T);
+    CHECK(recompute < 0, LLMC_ENOMEM, "%s, but %.0f MB are available; recompute=%d would fit%s%s", line, MB, recompute,
+          *batch ? ", or " : "", batch);
+    CHECK(*batch, LLMC_ENOMEM, "%s, but %.0f MB are available; take a smaller model", line, MB);
+    FAIL(LLMC_ENOMEM, "%s, but %.0f MB are available; %s would fit", line, MB, batch);
 }
 
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {

@@ -180,13 +180,6 @@ static int check_free(const Run *run, int overwrite) {
     return LLMC_OK;
 }
 
-int run_check(const llmc_options *options) {
-    Run run = {0};
-    if (!*options->out || !strcmp(options->out, "auto")) return LLMC_OK;
-    snprintf(run.folder, sizeof run.folder, "%s", options->out);
-    return check_free(&run, (int)options->overwrite);
-}
-
 static int lock_folder(Run *run) {
     run->lock = open(run->folder, O_RDONLY | O_CLOEXEC);
     if (run->lock < 0) return run->lock = 0, system_error(run->folder, "opened");
@@ -203,6 +196,14 @@ int run_settle(const char *folder) {
     if (rc == 0) rc = settle(&run);
     run_close(&run);
     return rc;
+}
+
+int run_check(const llmc_options *options) {
+    Run run = {0};
+    if (!*options->out || !strcmp(options->out, "auto")) return LLMC_OK;
+    TRY(run_settle(options->out));
+    snprintf(run.folder, sizeof run.folder, "%s", options->out);
+    return check_free(&run, (int)options->overwrite);
 }
 
 int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, int evaluated) {

@@ -11,10 +11,10 @@ typedef struct Run {
     int lock;      /* file descriptor of the folder, 0 if none: two runs must not write into one */
 } Run;
 
-/* Refuses a folder that holds a run which is not to be overwritten; writes nothing. */
-int run_check(const llmc_options *options);
 /* After a kill while a run was being replaced: what of the two is there, whole. Before a checkpoint is looked for. */
 int run_settle(const char *folder);
+/* Refuses a folder that holds a run which is not to be overwritten. */
+int run_check(const llmc_options *options);
 /* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped, and its validation loss unless it was
  * evaluated. A run that is overwritten comes back if this one ends before run_saved. */
 int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, int evaluated);
