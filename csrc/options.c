@@ -104,7 +104,7 @@ static const Option *exact(const llmc_options *options, const char *name) {
 static const Option *meant(const llmc_options *options, const char *name) {
     const Option *nearest = NULL;
     const int length = (int)strlen(name);
-    int least = (length > 3 ? length / 3 : 1) + 1;
+    int least = (length > 3 ? (length + 1) / 3 : 1) + 1; /* two swapped letters count as two */
     for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
         if (same_name(name, aliases[i].name)) return exact(options, aliases[i].ours);
     for (EACH_OPTION(o, options)) {

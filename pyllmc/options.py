@@ -101,7 +101,8 @@ def meant(name: str, names: Sequence[str]) -> str | None:
     if name in aliases():
         return aliases()[name] if aliases()[name] in names else None
     near = min(names, key=lambda other: distance(name, other), default="")
-    return near if distance(name, near) <= (len(name) // 3 if len(name) > 3 else 1) else None
+    near_enough = (len(name) + 1) // 3 if len(name) > 3 else 1  # two swapped letters count as two
+    return near if distance(name, near) <= near_enough else None
 
 
 class Parser(argparse.ArgumentParser):
