@@ -312,11 +312,15 @@ def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
     bare.tokenizer_bytes = b""
     (tmp_path / "alone").mkdir()
     bare.save(tmp_path / "alone" / "bare.ckpt")
+    (tmp_path / "wide").mkdir()
+    Model(GPTConfig(300, T, 1, 1, 8), B=1, training=False).save(tmp_path / "wide" / "wide.ckpt")
+    (tmp_path / "wide" / "tokenizer.bin").write_bytes(files["small.bin"])
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     return {path.name: path for path in tmp_path.iterdir()} | {
         "none": tmp_path / "none",
         "bare": tmp_path / "alone" / "bare.ckpt",
+        "wide": tmp_path / "wide" / "wide.ckpt",
     }
 
 
@@ -330,7 +334,9 @@ BAD = [  # arguments, exit code, what the line says
     (["{m}", "{text}"], 4, "text"),
     (["{m}", "{hollow}"], 5, "hollow"),
     (["{m}", "{m}"], 4, "model"),
-    (["{m}", "{large.bin}"], 2, "the tokenizer has 256 ids, the model 9"),
+    (["{m}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=9"),
+    (["{wide}"], 2, "tokenizer.bin has 2 ids, the model V=300: it is another model's"),
+    (["{wide}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=300"),
     (["{m}", "{m}", "{m}"], 2, "is not an option"),
     ([], 2, "no model is named"),
     (["d12"], 2, "d12 is a size of model"),
