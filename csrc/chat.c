@@ -66,8 +66,9 @@ static int begin_dialogue(llmc_chat *c) {
     snprintf(c->label[0], sizeof *c->label, "%s: ", o->user);
     snprintf(c->label[1], sizeof *c->label, "%s: ", o->bot);
     introduce(o, text, sizeof text);
-    const int n = writer_count(c->writer, text, (int64_t)strlen(text));
+    int n = writer_count(c->writer, text, (int64_t)strlen(text));
     TRY(n);
+    if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* nobody asked for it */
     CHECK(n < c->T / 2, LLMC_EINVAL,
           "the text before the first turn has %d tokens, and the context is %d: shorten --system, leave it out with "
           "--system=, or take --template=story",

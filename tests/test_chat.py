@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +49,8 @@ def endless(tmp_path_factory) -> Path:
 def command(program: list[str], *arguments) -> list[str]:
     if "PYLLMC_LIB" in os.environ:
         pytest.skip("the binary links the ordinary build")
+    if not os.access(program[0], os.X_OK):
+        pytest.fail(f"{program[0]} is not built: run make")
     return [*program, *map(str, arguments)]
 
 
@@ -360,10 +365,64 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
 
 
 @FRONT_ENDS
-def test_a_turn_of_a_pipe_that_cannot_be_ends_it(program, checkpoint):
+def test_a_turn_of_a_pipe_that_cannot_be_is_told_and_the_next_answered(program, checkpoint):
     done = run(program, checkpoint, "--sample_tokens=2", text="ab\nx\nab\n")
-    assert done.returncode == 2 and done.stdout.count(b"ab") == 1
+    assert done.returncode == 2 and done.stdout.count(b"ab") == 2
     assert done.stderr.count(b"\n") == 1 and b"character 'x'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["chat_gpt2", "train_gpt2"])
+@pytest.mark.parametrize("options", [["--max_steps=0", "--prompt=ab"], ["--help"]], ids=["write", "help"])
+def test_what_could_not_be_written_is_not_done(name, options, checkpoint):
+    options = [f"--model={checkpoint}", *options[name == "chat_gpt2" and len(options) > 1 :]]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command([str(ROOT / name)], *options), stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=60
+        )
+    assert done.returncode == 5 and done.stderr.count(b"\n") == 1
+    assert b"standard output could not be written: No space left" in done.stderr
+
+
+def at_terminal(*arguments) -> tuple[subprocess.Popen, int]:
+    theirs, ours = pty.openpty()
+    program = command(PROGRAMS[0], *arguments)
+    process = subprocess.Popen(
+        program, stdin=ours, stdout=ours, stderr=ours, cwd=ROOT, start_new_session=True
+    )
+    os.close(ours)
+    return process, theirs
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    text = b""
+    while not text.endswith(end):
+        assert select.select([terminal], [], [], 30)[0], text
+        text += os.read(terminal, 4096)
+    return text
+
+
+def test_at_a_terminal_the_shell_gets_a_line_of_its_own(checkpoint):
+    process, terminal = at_terminal(checkpoint, "--sample_tokens=2")
+    read_until(terminal, b"> ")
+    os.write(terminal, b"x\n")
+    assert b"\r\nchat_gpt2: character 'x'" in read_until(terminal, b"> ")
+    process.send_signal(signal.SIGINT)
+    assert read_until(terminal, b"> ") == b"\r\n> "
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert read_until(terminal, b"\n") == b"\r\n"
+    os.close(terminal)
+
+
+def test_an_introduction_that_does_not_fit_is_left_out(vocab_bpe, tmp_path):
+    path = tmp_path / "vocab.bpe"
+    path.write_bytes(vocab_bpe)
+    Model(GPTConfig(50257, 100, 1, 1, 8), B=1, training=False).save(tmp_path / "m.ckpt")
+    options = dict(sample_tokens=3, temperature=0, tokenizer=path)
+    bare = Chat(tmp_path / "m.ckpt", system="", **options)
+    assert say(Chat(tmp_path / "m.ckpt", **options), "Hello") == say(bare, "Hello")
+    with pytest.raises(InvalidArgument, match="shorten --system"):
+        Chat(tmp_path / "m.ckpt", system="one two " * 40, **options)
 
 
 @FRONT_ENDS
