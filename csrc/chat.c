@@ -80,12 +80,15 @@ static int begin_dialogue(llmc_chat *c) {
 
 static void describe(llmc_chat *c, const llmc_model *m) {
     const llmc_config *f = llmc_model_config(m);
-    snprintf(c->about, sizeof c->about,
-             "%s: L=%d NH=%d C=%d, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
-             c->options.model, f->L, f->NH, f->C, c->T, llmc_model_isa(m),
-             c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
-                         : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
-                           "dialogue)");
+    char window[32] = "";
+    if (f->window) snprintf(window, sizeof window, " window=%d", f->window);
+    snprintf(
+        c->about, sizeof c->about,
+        "%s: L=%d NH=%d C=%d%s, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
+        c->options.model, f->L, f->NH, f->C, window, c->T, llmc_model_isa(m),
+        c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
+                    : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
+                      "dialogue)");
 }
 
 static int begin(llmc_chat *c) {

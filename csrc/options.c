@@ -216,7 +216,7 @@ int llmc_options_is_given(const llmc_options *options, const char *name) {
 int options_adopt(llmc_options *options, const char *name, const char *value) {
     const Option *o = exact(options, name);
     const int adopted = o && *value && !o->of_call && !is_given(options, o);
-    return adopted ? llmc_options_set(options, name, value) : LLMC_OK;
+    return adopted ? assign(options, o, value) : LLMC_OK; /* not given in this call */
 }
 
 /* ---- the command line ---- */

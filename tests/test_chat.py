@@ -217,6 +217,14 @@ def test_a_story_goes_on_after_an_empty_turn(endless):
     assert say(chat, "é") == writer.write("é", 10, **how)  # a text of its own
 
 
+def test_a_window_is_told(tmp_path):
+    for window in (0, 3):
+        model = Model(GPTConfig(len(LETTERS) + 1, T, 1, 1, 8, window=window), B=1, training=False)
+        model.tokenizer_bytes = file_bytes([*LETTERS, EOT])
+        model.save(tmp_path / "m.ckpt")
+        assert ("window=3" in Chat(tmp_path / "m.ckpt").about) == (window == 3)
+
+
 def test_which_template_a_newcomer_gets(checkpoint):
     assert "a dialogue" not in Chat(checkpoint).about.splitlines()[1].partition("(")[0]
     assert Chat(checkpoint).label(False) == "> "
