@@ -11,7 +11,7 @@
 int source_check_device(const char *device) {
     const char *built = llmc_backend();
     const int is_cuda = !strcmp(device, "cuda"), is_cpu = !strcmp(device, "cpu");
-    CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EINVAL,
+    CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EDEVICE,
           "device '%s' is not one of cpu, cuda, emu", device);
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
           "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,

@@ -94,7 +94,7 @@ def test_the_binary_while_its_data_is_made(ends, code, says, tmp_path):
         ("--schedule=cos", 2, "schedule 'cos'"),
         ("--model=d13x", 2, "d13x"),
         ("--precision=fp16", 2, "precision 'fp16'"),
-        ("--device=gpu", 2, "cpu, cuda, emu"),
+        ("--device=gpu", 6, "cpu, cuda, emu"),
         ("--n_head=7", 2, "n_head=7"),
         ("--T=1000", 2, "--T=1000"),
         ("--out={run}", 2, "holds a run"),

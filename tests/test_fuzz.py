@@ -27,7 +27,7 @@ RUNS = {
     "model": 1500,
     "tf": 3000,
 }  # of mutations
-COPIED = ("Makefile", "csrc", "cuda", "tests/fuzz")
+COPIED = ("Makefile", "pyproject.toml", "csrc", "cuda", "tests/fuzz")
 
 # What is taken out of a copy of the library, and a word of the finding that the target must make then.
 PLANTED = {

@@ -49,7 +49,8 @@ def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
     """A library with one replacement; only that file is compiled again."""
     for name in ("csrc", "build", "cuda"):
         shutil.copytree(ROOT / name, folder / name, ignore=OTHER_BUILDS)
-    shutil.copy2(ROOT / "Makefile", folder)
+    for name in ("Makefile", "pyproject.toml"):  # which says the version
+        shutil.copy2(ROOT / name, folder)
     if file:
         path = folder / "csrc" / file
         text, count = re.subn(old, new, path.read_text(), count=1)
