@@ -78,6 +78,16 @@ static int open_model(const llmc_options *o, llmc_model **m, const char *weights
     return llmc_model_compress(*m, o->weights);
 }
 
+/* that it is none, or that the tokenizer is: they are easily confused */
+static int read_config(const llmc_options *o, const char *weights, llmc_config *config) {
+    llmc_config other;
+    const int rc = llmc_model_read_config(weights, config);
+    if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
+    if (llmc_model_read_config(o->tokenizer, &other) == 0)
+        FAIL(rc, "%s is not a model, and %s is one: the model comes first, then the tokenizer", o->model, o->tokenizer);
+    return llmc_model_read_config(weights, config); /* to say again why not */
+}
+
 int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
     char weights[2 * OPTION_TEXT];
     TRY(source_check_device(o->device));
@@ -87,7 +97,7 @@ int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
           "%s is a size of model, and only trained weights write: give a run folder or a weight file", o->model);
     CHECK(source_is_file(o->model, weights, sizeof weights), LLMC_EIO,
           "there is no run folder or weight file %s: check the path", o->model);
-    TRY(llmc_model_read_config(weights, &config));
+    TRY(read_config(o, weights, &config));
     TRY(open_tokenizer(k, o->tokenizer, weights, config.V));
     return open_model(o, m, weights, &config);
 }

@@ -348,6 +348,8 @@ BAD = [  # arguments, exit code, what the line says
     (["{m}", "{hollow}"], 5, "hollow"),
     (["{m}", "{m}"], 4, "model"),
     (["{m}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=9"),
+    (["{large.bin}", "{m}"], 4, "m.ckpt is one: the model comes first"),
+    (["{text}", "{large.bin}"], 4, "text: expected a header"),
     (["{wide}"], 2, "tokenizer.bin has 2 ids, the model V=300: it is another model's"),
     (["{wide}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=300"),
     (["{m}", "{m}", "{m}"], 2, "is not an option"),
