@@ -66,8 +66,9 @@ static int begin_dialogue(llmc_chat *c) {
     snprintf(c->label[0], sizeof *c->label, "%s: ", o->user);
     snprintf(c->label[1], sizeof *c->label, "%s: ", o->bot);
     introduce(o, text, sizeof text);
-    const int n = writer_count(c->writer, text, (int64_t)strlen(text));
+    int n = writer_count(c->writer, text, (int64_t)strlen(text));
     TRY(n);
+    if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* nobody asked for it */
     CHECK(n < c->T / 2, LLMC_EINVAL,
           "the text before the first turn has %d tokens, and the context is %d: shorten --system, leave it out with "
           "--system=, or take --template=story",
@@ -79,12 +80,15 @@ static int begin_dialogue(llmc_chat *c) {
 
 static void describe(llmc_chat *c, const llmc_model *m) {
     const llmc_config *f = llmc_model_config(m);
-    snprintf(c->about, sizeof c->about,
-             "%s: L=%d NH=%d C=%d, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
-             c->options.model, f->L, f->NH, f->C, c->T, llmc_model_isa(m),
-             c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
-                         : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
-                           "dialogue)");
+    char window[32] = "";
+    if (f->window) snprintf(window, sizeof window, " window=%d", f->window);
+    snprintf(
+        c->about, sizeof c->about,
+        "%s: L=%d NH=%d C=%d%s, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
+        c->options.model, f->L, f->NH, f->C, window, c->T, llmc_model_isa(m),
+        c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
+                    : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
+                      "dialogue)");
 }
 
 static int begin(llmc_chat *c) {

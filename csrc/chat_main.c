@@ -8,13 +8,16 @@ static const char ABOUT[] =
     "MODEL: a run folder, a checkpoint, llm.c's .bin, or OpenAI's folder or model.ckpt; TOKENIZER: a tokenizer.bin or\n"
     "vocab.bpe, where the model carries none and none lies beside it. Turns are lines of the terminal, or of a pipe.";
 static volatile sig_atomic_t interrupts; /* since the last turn */
+static int at_terminal;
 
 static void on_interrupt(int number) {
     (void)number;
-    if (++interrupts > 1) _exit(INTERRUPTED);
+    if (++interrupts <= 1) return;
+    if (at_terminal && write(STDOUT_FILENO, "\n", 1) < 0) _exit(INTERRUPTED); /* the shell's line is its own */
+    _exit(INTERRUPTED);
 }
 
-static void catch_interrupts(int at_terminal) {
+static void catch_interrupts(void) {
     struct sigaction action = {.sa_handler = on_interrupt};
     if (at_terminal) action.sa_flags = SA_RESTART; /* what is being shown is shown */
     sigaction(SIGINT, &action, NULL);
@@ -47,34 +50,44 @@ static int line_comes(const char *label) {
     return interrupts == before;
 }
 
-/* a turn that cannot be is no reason to leave whoever sits there */
+/* A turn that cannot be is no reason to leave whoever sits there, or the turns of a pipe behind it: it is told, and *status
+ * is its exit code. */
+static int answer_or_tell(llmc_chat *chat, const char *text, int64_t size, int *status) {
+    const int rc = answer(chat, text, size);
+    if (rc != LLMC_EINVAL) return rc;
+    if (at_terminal) show("\n", 1); /* behind the label */
+    *status = fail(PROGRAM, rc);
+    return 0;
+}
+
 static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n = 0;
+    int rc, told;
     printf("%s\n\n", llmc_chat_about(chat));
     for (;;) {
         while (!line_comes(llmc_chat_label(chat, 0))) puts("");
         if ((n = getline(line, room, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
         show(llmc_chat_label(chat, 1), (int64_t)strlen(llmc_chat_label(chat, 1)));
-        const int rc = answer(chat, *line, n);
-        if (rc == LLMC_EINVAL) fail(PROGRAM, rc);
-        else if (rc < 0) return rc;
+        if ((rc = answer_or_tell(chat, *line, n, &told)) < 0) return rc;
     }
 }
 
 static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n;
-    int rc = 0;
-    while (rc == 0 && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0) rc = answer(chat, *line, n);
-    return interrupts ? INTERRUPTED : rc;
+    int rc = 0, status = 0;
+    while (rc == 0 && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0)
+        rc = answer_or_tell(chat, *line, n, &status);
+    return interrupts ? INTERRUPTED : rc < 0 ? rc : status;
 }
 
 static int talk(const llmc_options *options) {
     llmc_chat *chat;
     char prompt[4096], *line = NULL;
     size_t room = 0;
-    const int one_turn = llmc_options_is_given(options, "prompt"), at_terminal = !one_turn && isatty(STDIN_FILENO);
-    catch_interrupts(at_terminal);
+    const int one_turn = llmc_options_is_given(options, "prompt");
+    at_terminal = !one_turn && isatty(STDIN_FILENO);
+    catch_interrupts();
     int rc = llmc_chat_new(&chat, options);
     if (rc < 0) return rc;
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
@@ -89,8 +102,8 @@ int main(int argc, char **argv) {
     settle_threads(argv);
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
-    if (rc > 0) return tell_about(rc, ABOUT, options);
+    if (rc > 0) return settle_output(PROGRAM, tell_about(rc, ABOUT, options));
     if (rc == 0) rc = talk(options);
     llmc_options_free(options);
-    return rc < 0 ? fail(PROGRAM, rc) : rc;
+    return settle_output(PROGRAM, rc < 0 ? fail(PROGRAM, rc) : rc);
 }

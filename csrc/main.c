@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);
-    if (parsed > 0) return tell_about(parsed, ABOUT, options);
+    if (parsed > 0) return settle_output(PROGRAM, tell_about(parsed, ABOUT, options));
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGPIPE, SIG_IGN); /* whoever read the lines has gone: the run goes on */
@@ -88,5 +88,5 @@ int main(int argc, char **argv) {
     else if ((code = check_and_make_data(options)) == 0) code = run(options);
     llmc_trainer_free(trainer);
     llmc_options_free(options);
-    return code;
+    return settle_output(PROGRAM, code);
 }

@@ -47,6 +47,16 @@ static const struct Alias {
 #include "options.def"
 };
 
+/* by offset, what a chat says of a shared option */
+static const struct ChatHelp {
+    size_t offset;
+    const char *help;
+} chat_help[] = {
+#define OPTION(...)
+#define OF_CHAT(name, help) {offsetof(llmc_options, name), help},
+#include "options.def"
+};
+
 int llmc_num_options(void) {
     int n = 0;
     for (int i = 0; i < NUM_ROWS; i++) n += table[i].type != IS_HEADING;
@@ -216,7 +226,7 @@ int llmc_options_is_given(const llmc_options *options, const char *name) {
 int options_adopt(llmc_options *options, const char *name, const char *value) {
     const Option *o = exact(options, name);
     const int adopted = o && *value && !o->of_call && !is_given(options, o);
-    return adopted ? llmc_options_set(options, name, value) : LLMC_OK;
+    return adopted ? assign(options, o, value) : LLMC_OK; /* not given in this call */
 }
 
 /* ---- the command line ---- */
@@ -281,15 +291,23 @@ int llmc_options_text(const llmc_options *options, char *text, size_t size) {
 static const char HELP_END[] =
     "\nof an option given twice the last counts; --version tells the version\n\n"
     "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
-    "130 interrupted (after a checkpoint)\n";
+    "130 interrupted";
 
-static void help_line(const Option *o, char *line, size_t size) {
+static const char *help_of(const Option *o, int program) {
+    for (size_t i = 0; program == FOR_CHAT && i < sizeof chat_help / sizeof *chat_help; i++)
+        if (chat_help[i].offset == o->offset) return chat_help[i].help;
+    return o->help;
+}
+
+static void help_line(const Option *o, int program, char *line, size_t size) {
     static const char *const values[] = {[IS_INT] = "N", [IS_FLOAT] = "X", [IS_STRING] = "TEXT"};
     char initial[OPTION_TEXT], flag[64];
     unquoted(o->initial, initial, sizeof initial);
+    if (program == FOR_CHAT && o->offset == offsetof(llmc_options, model)) *initial = 0; /* it must be named */
     snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
              o->type == IS_FLAG ? o->name : values[o->type]);
-    snprintf(line, size, "  %-24s %s%s%.40s%s\n", flag, o->help, *initial ? " [" : "", initial, *initial ? "]" : "");
+    snprintf(line, size, "  %-24s %s%s%.40s%s\n", flag, help_of(o, program), *initial ? " [" : "", initial,
+             *initial ? "]" : "");
 }
 
 int llmc_options_help(const llmc_options *options, char *text, size_t size) {
@@ -298,13 +316,14 @@ int llmc_options_help(const llmc_options *options, char *text, size_t size) {
     for (const Option *o = table; o < table + NUM_ROWS; o++) {
         if (o->type == IS_HEADING) heading = o->help;
         if (!(o->programs & options->program)) continue;
-        if (heading) {
+        if (heading && options->program == FOR_TRAINING) { /* a chat's are few */
             snprintf(line, sizeof line, "%s%s:\n", o == table + 1 ? "" : "\n", heading);
             TRY(append(&text, &size, line));
         }
         heading = NULL;
-        help_line(o, line, sizeof line);
+        help_line(o, options->program, line, sizeof line);
         TRY(append(&text, &size, line));
     }
-    return append(&text, &size, HELP_END);
+    TRY(append(&text, &size, HELP_END));
+    return append(&text, &size, options->program == FOR_TRAINING ? " (after a checkpoint)\n" : "\n");
 }

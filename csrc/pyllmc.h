@@ -214,7 +214,9 @@ int llmc_tokenizer_open(llmc_tokenizer **tokenizer, const char *path);
 int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t size, const char *name);
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
-int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer);  /* the id that ends a document, or -1 */
+/* LLMC_EINVAL unless a model of V ids, which may be padded to a multiple of 128, can have it; `name` as above. */
+int llmc_tokenizer_fits(const llmc_tokenizer *tokenizer, int V, const char *name);
+int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer); /* the id that ends a document, or -1 */
 const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer,
                                  int64_t *size); /* the tokenizer.bin, to travel in a checkpoint */
 /* The text of ids and its length, of which at most `size` bytes are written. */

@@ -131,7 +131,9 @@ static int refuse_other_sizes(const llmc_options *o, const char *file, const llm
     TRY(refuse_other(file, "n_embd", o->n_embd, c->C));
     TRY(refuse_other(file, "max_seq_len", o->max_seq_len, c->maxT));
     TRY(refuse_other(file, "vocab_size", o->vocab_size, c->V));
-    return refuse_other(file, "window", o->window, c->window);
+    CHECK(!o->window_given || o->window == c->window, LLMC_EINVAL, "--window=%lld, but %s has %d: leave the option out",
+          (long long)o->window, file, c->window);
+    return LLMC_OK;
 }
 
 /* usually the data itself is at fault: look at it first */

@@ -43,46 +43,61 @@ int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {
     return rc < 0 ? rc : LLMC_OK;
 }
 
+/* a file, which may be another model's */
+static int foreign_tokenizer(llmc_tokenizer **k, const char *path, int V) {
+    TRY(llmc_tokenizer_open(k, path));
+    return llmc_tokenizer_fits(*k, V, path);
+}
+
 /* in the folder of the weights */
-static int tokenizer_beside(llmc_tokenizer **k, const char *weights) {
+static int tokenizer_beside(llmc_tokenizer **k, const char *weights, int V) {
     const char *names[] = {"tokenizer.bin", "vocab.bpe"}, *slash = strrchr(weights, '/');
     const int folder = paths_is_folder(weights) ? (int)strlen(weights) : slash ? (int)(slash - weights) : 0;
     char path[2 * OPTION_TEXT];
     for (int i = 0; i < 2; i++) {
         snprintf(path, sizeof path, "%.*s%s%s", folder, weights, folder ? "/" : "", names[i]);
-        if (access(path, F_OK) == 0) return llmc_tokenizer_open(k, path);
+        if (access(path, F_OK) == 0) return foreign_tokenizer(k, path, V);
     }
     FAIL(LLMC_EINVAL,
          "%s carries no tokenizer, and beside it lies none: name a tokenizer.bin or vocab.bpe with --tokenizer",
          weights);
 }
 
-static int open_tokenizer(llmc_tokenizer **k, const char *asked, const char *weights) {
+static int open_tokenizer(llmc_tokenizer **k, const char *asked, const char *weights, int V) {
     *k = NULL;
-    if (*asked) return llmc_tokenizer_open(k, asked);
-    TRY(source_own_tokenizer(k, weights));
-    return *k ? LLMC_OK : tokenizer_beside(k, weights);
+    if (*asked) return foreign_tokenizer(k, asked, V);
+    TRY(source_own_tokenizer(k, weights)); /* of a model with room for more ids, too: --vocab_size */
+    return *k ? LLMC_OK : tokenizer_beside(k, weights, V);
 }
 
-static int open_model(const llmc_options *o, llmc_model **m, const char *weights) {
-    llmc_config config;
-    TRY(llmc_model_read_config(weights, &config));
-    const llmc_room room = {.B = 1, .T = config.maxT};
-    TRY(llmc_model_create(m, &config, &room, (int)o->threads));
+static int open_model(const llmc_options *o, llmc_model **m, const char *weights, const llmc_config *config) {
+    const llmc_room room = {.B = 1, .T = config->maxT};
+    TRY(llmc_model_create(m, config, &room, (int)o->threads));
     TRY(llmc_model_set_precision(*m, o->precision));
     TRY(llmc_model_load(*m, weights));
     return llmc_model_compress(*m, o->weights);
+}
+
+/* that it is none, or that the tokenizer is: they are easily confused */
+static int read_config(const llmc_options *o, const char *weights, llmc_config *config) {
+    llmc_config other;
+    const int rc = llmc_model_read_config(weights, config);
+    if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
+    if (llmc_model_read_config(o->tokenizer, &other) == 0)
+        FAIL(rc, "%s is not a model, and %s is one: the model comes first, then the tokenizer", o->model, o->tokenizer);
+    return llmc_model_read_config(weights, config); /* to say again why not */
 }
 
 int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
     char weights[2 * OPTION_TEXT];
     TRY(source_check_device(o->device));
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
-    llmc_config size;
-    CHECK(llmc_config_parse(&size, o->model) < 0, LLMC_EINVAL,
+    llmc_config config;
+    CHECK(llmc_config_parse(&config, o->model) < 0, LLMC_EINVAL,
           "%s is a size of model, and only trained weights write: give a run folder or a weight file", o->model);
     CHECK(source_is_file(o->model, weights, sizeof weights), LLMC_EIO,
           "there is no run folder or weight file %s: check the path", o->model);
-    TRY(open_tokenizer(k, o->tokenizer, weights));
-    return open_model(o, m, weights);
+    TRY(read_config(o, weights, &config));
+    TRY(open_tokenizer(k, o->tokenizer, weights, config.V));
+    return open_model(o, m, weights, &config);
 }

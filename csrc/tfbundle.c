@@ -98,6 +98,8 @@ static int read_hparams(const Files *files, llmc_config *c) {
     } keys[] = {{"n_vocab", &c->V}, {"n_ctx", &c->maxT}, {"n_embd", &c->C}, {"n_head", &c->NH}, {"n_layer", &c->L}};
     for (size_t i = 0; rc == 0 && i < sizeof keys / sizeof *keys; i++)
         rc = read_hparam(files, text, keys[i].key, keys[i].value);
+    CHECK(rc < 0 || c->NH, LLMC_EFORMAT,
+          "%s: expected {\"n_head\": ...}, found no n_head; correct it or take the file away", files->hparams);
     return rc;
 }
 

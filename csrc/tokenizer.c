@@ -207,6 +207,14 @@ void llmc_tokenizer_free(llmc_tokenizer *k) {
 }
 
 int llmc_tokenizer_size(const llmc_tokenizer *k) { return k->pieces.n; }
+
+int llmc_tokenizer_fits(const llmc_tokenizer *k, int V, const char *name) {
+    const int n = k->pieces.n;
+    CHECK(n <= V && V <= (n + 127) / 128 * 128, LLMC_EINVAL,
+          "%s has %d ids, the model V=%d: it is another model's tokenizer, name the one it was trained with", name, n,
+          V);
+    return LLMC_OK;
+}
 int llmc_tokenizer_eot(const llmc_tokenizer *k) { return k->eot; }
 const void *llmc_tokenizer_bytes(const llmc_tokenizer *k, int64_t *size) {
     return *size = k->pieces.size, k->pieces.bytes;

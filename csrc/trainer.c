@@ -161,13 +161,15 @@ static int announce_plan(llmc_trainer *t) {
     TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
     const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
     data_text(t, data, sizeof data);
-    char crowded[64] = "";
+    char crowded[64] = "", window[32] = "";
+    if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
     if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d, %.2fM parameters%s%s\n"
+             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
              "%s%s",
              llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
-             c->maxT, c->V, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory);
+             c->maxT, c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data,
+             memory);
     return LLMC_PLAN;
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from pyllmc.errors import INTERRUPTED, InvalidArgument, begin_command, line_of, run_command
+from pyllmc.errors import INTERRUPTED, InvalidArgument, begin_command, exit_code, line_of, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -27,13 +27,14 @@ def answer(chat: Chat, text: str | bytes) -> None:
     show("\n")
 
 
-def answer_at_terminal(chat: Chat, text: str) -> None:
-    """A turn that cannot be is no reason to leave whoever sits there."""
-    show(chat.label(True))
+def answer_or_tell(chat: Chat, text: str | bytes, before: str = "") -> int:
+    """A turn that cannot be is no reason to leave whoever sits there, or the turns behind it. The exit code."""
     try:
         answer(chat, text)
     except InvalidArgument as error:
-        print(f"\n{PROG}: {line_of(error)}", file=sys.stderr)
+        print(f"{before}{PROG}: {line_of(error)}", file=sys.stderr)
+        return exit_code(error)
+    return 0
 
 
 def talk_at_terminal(chat: Chat) -> int:
@@ -44,7 +45,8 @@ def talk_at_terminal(chat: Chat) -> int:
         try:
             line = input(chat.label(False))
             interrupted = False
-            answer_at_terminal(chat, line)
+            show(chat.label(True))
+            answer_or_tell(chat, line, before="\n")
         except EOFError:
             print()
             return 0
@@ -56,9 +58,7 @@ def talk_at_terminal(chat: Chat) -> int:
 
 
 def talk(chat: Chat, turns: Iterable[str | bytes]) -> int:
-    for turn in turns:
-        answer(chat, turn)
-    return 0
+    return max((answer_or_tell(chat, turn) for turn in turns), default=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def options(*kinds: str) -> dict[str, Option]:
     for line in table_lines("options.def"):
         if line.startswith("GROUP("):
             group = line[len('GROUP("') : -len('")')]
-        if line.startswith(("GROUP(", "ALIAS(")):
+        if line.startswith(("GROUP(", "OF_CHAT(", "ALIAS(")):
             continue
         row = ROW.fullmatch(line)
         if not row:

@@ -65,6 +65,10 @@ class Writer:
     def __init__(self, model: Model, tokenizer: TokenizerSource | None = None) -> None:
         self.model, self._lib = model, model._lib
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
+        if tokenizer is not None:  # it may be another model's
+            name = b"the tokenizer" if isinstance(tokenizer, bytes) else os.fsencode(tokenizer)
+            V = model.config.vocab_size
+            _ffi.check(self._lib, self._lib.llmc_tokenizer_fits(self._tokenizer, V, name))
         self.end = ""  # how the last text ended: "eot", "stop" or "limit"; "" while it goes on
 
     def stream(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +49,8 @@ def endless(tmp_path_factory) -> Path:
 def command(program: list[str], *arguments) -> list[str]:
     if "PYLLMC_LIB" in os.environ:
         pytest.skip("the binary links the ordinary build")
+    if not os.access(program[0], os.X_OK):
+        pytest.fail(f"{program[0]} is not built: run make")
     return [*program, *map(str, arguments)]
 
 
@@ -212,6 +217,14 @@ def test_a_story_goes_on_after_an_empty_turn(endless):
     assert say(chat, "é") == writer.write("é", 10, **how)  # a text of its own
 
 
+def test_a_window_is_told(tmp_path):
+    for window in (0, 3):
+        model = Model(GPTConfig(len(LETTERS) + 1, T, 1, 1, 8, window=window), B=1, training=False)
+        model.tokenizer_bytes = file_bytes([*LETTERS, EOT])
+        model.save(tmp_path / "m.ckpt")
+        assert ("window=3" in Chat(tmp_path / "m.ckpt").about) == (window == 3)
+
+
 def test_which_template_a_newcomer_gets(checkpoint):
     assert "a dialogue" not in Chat(checkpoint).about.splitlines()[1].partition("(")[0]
     assert Chat(checkpoint).label(False) == "> "
@@ -312,11 +325,15 @@ def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
     bare.tokenizer_bytes = b""
     (tmp_path / "alone").mkdir()
     bare.save(tmp_path / "alone" / "bare.ckpt")
+    (tmp_path / "wide").mkdir()
+    Model(GPTConfig(300, T, 1, 1, 8), B=1, training=False).save(tmp_path / "wide" / "wide.ckpt")
+    (tmp_path / "wide" / "tokenizer.bin").write_bytes(files["small.bin"])
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     return {path.name: path for path in tmp_path.iterdir()} | {
         "none": tmp_path / "none",
         "bare": tmp_path / "alone" / "bare.ckpt",
+        "wide": tmp_path / "wide" / "wide.ckpt",
     }
 
 
@@ -330,7 +347,11 @@ BAD = [  # arguments, exit code, what the line says
     (["{m}", "{text}"], 4, "text"),
     (["{m}", "{hollow}"], 5, "hollow"),
     (["{m}", "{m}"], 4, "model"),
-    (["{m}", "{large.bin}"], 2, "the tokenizer has 256 ids, the model 9"),
+    (["{m}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=9"),
+    (["{large.bin}", "{m}"], 4, "m.ckpt is one: the model comes first"),
+    (["{text}", "{large.bin}"], 4, "text: expected a header"),
+    (["{wide}"], 2, "tokenizer.bin has 2 ids, the model V=300: it is another model's"),
+    (["{wide}", "{large.bin}"], 2, "large.bin has 256 ids, the model V=300"),
     (["{m}", "{m}", "{m}"], 2, "is not an option"),
     ([], 2, "no model is named"),
     (["d12"], 2, "d12 is a size of model"),
@@ -354,10 +375,64 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
 
 
 @FRONT_ENDS
-def test_a_turn_of_a_pipe_that_cannot_be_ends_it(program, checkpoint):
+def test_a_turn_of_a_pipe_that_cannot_be_is_told_and_the_next_answered(program, checkpoint):
     done = run(program, checkpoint, "--sample_tokens=2", text="ab\nx\nab\n")
-    assert done.returncode == 2 and done.stdout.count(b"ab") == 1
+    assert done.returncode == 2 and done.stdout.count(b"ab") == 2
     assert done.stderr.count(b"\n") == 1 and b"character 'x'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["chat_gpt2", "train_gpt2"])
+@pytest.mark.parametrize("options", [["--max_steps=0", "--prompt=ab"], ["--help"]], ids=["write", "help"])
+def test_what_could_not_be_written_is_not_done(name, options, checkpoint):
+    options = [f"--model={checkpoint}", *options[name == "chat_gpt2" and len(options) > 1 :]]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command([str(ROOT / name)], *options), stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=60
+        )
+    assert done.returncode == 5 and done.stderr.count(b"\n") == 1
+    assert b"standard output could not be written: No space left" in done.stderr
+
+
+def at_terminal(*arguments) -> tuple[subprocess.Popen, int]:
+    theirs, ours = pty.openpty()
+    program = command(PROGRAMS[0], *arguments)
+    process = subprocess.Popen(
+        program, stdin=ours, stdout=ours, stderr=ours, cwd=ROOT, start_new_session=True
+    )
+    os.close(ours)
+    return process, theirs
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    text = b""
+    while not text.endswith(end):
+        assert select.select([terminal], [], [], 30)[0], text
+        text += os.read(terminal, 4096)
+    return text
+
+
+def test_at_a_terminal_the_shell_gets_a_line_of_its_own(checkpoint):
+    process, terminal = at_terminal(checkpoint, "--sample_tokens=2")
+    read_until(terminal, b"> ")
+    os.write(terminal, b"x\n")
+    assert b"\r\nchat_gpt2: character 'x'" in read_until(terminal, b"> ")
+    process.send_signal(signal.SIGINT)
+    assert read_until(terminal, b"> ") == b"\r\n> "
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert read_until(terminal, b"\n") == b"\r\n"
+    os.close(terminal)
+
+
+def test_an_introduction_that_does_not_fit_is_left_out(vocab_bpe, tmp_path):
+    path = tmp_path / "vocab.bpe"
+    path.write_bytes(vocab_bpe)
+    Model(GPTConfig(50257, 100, 1, 1, 8), B=1, training=False).save(tmp_path / "m.ckpt")
+    options = dict(sample_tokens=3, temperature=0, tokenizer=path)
+    bare = Chat(tmp_path / "m.ckpt", system="", **options)
+    assert say(Chat(tmp_path / "m.ckpt", **options), "Hello") == say(bare, "Hello")
+    with pytest.raises(InvalidArgument, match="shorten --system"):
+        Chat(tmp_path / "m.ckpt", system="one two " * 40, **options)
 
 
 @FRONT_ENDS

@@ -172,7 +172,7 @@ WRONG_CONFIGS = {
     "untied": (dict(tie_word_embeddings=False), "tie_word_embeddings"),
     "cross": (dict(add_cross_attention=True), "add_cross_attention"),
     "quantized": (dict(quantization_config={"bits": 4}), "quantization_config"),
-    "llama": (dict(model_type="llama"), "it is a llama, not a GPT-2"),
+    "llama": (dict(model_type="opt"), "it is of the kind opt, not a GPT-2"),
     "list": (dict(model_type=["gpt2"]), "not a GPT-2"),
     "heads": (dict(n_head=3), "n_embd=16 is not a multiple of n_head=3"),
     "text": (dict(n_layer="3"), "n_layer='3' is not a whole number"),

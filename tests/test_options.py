@@ -70,6 +70,24 @@ def test_help_names_every_option_and_its_default():
     assert "[demo]" in text
 
 
+def test_a_chats_help_is_the_chats():
+    text = Options(lib, chat=True).help()
+    for word in (
+        "[demo]",
+        "checkpoint)",
+        "max_steps",
+        "--data",
+        "data folder",
+        "data order",
+        "sample",
+        "training",
+    ):
+        assert word not in text.replace("--sample_tokens", "").replace("sample from", "")
+    assert "--prompt=TEXT            one turn to answer" in text and text.endswith("130 interrupted\n")
+    for name in re.findall(r"^OF_CHAT\((\w+),", ROWS, re.M):
+        assert re.search(rf"^SHARED(_CALL)?\(\w+, {name},", ROWS, re.M)
+
+
 @pytest.mark.parametrize("arguments", [["--lr=0.5"], ["--lr", "0.5"]])
 def test_values_are_read_in_both_spellings(arguments):
     options = Options(lib)

@@ -239,13 +239,27 @@ def test_an_index_of_something_else(folder, case):
         ('{"n_head": "2"}', "n_head is no whole number"),
         ('{"n_head": 123456789012}', "n_head is no whole number"),
         ('{"n_head": 0}', "n_head is no whole number"),
-        ("{}", "n_embd=8, which is no multiple of 64, the size of OpenAI's heads"),
+        ("{}", "hparams.json: expected .* found no n_head"),
+        ("{", "hparams.json: expected .* found no n_head"),
+        ('{"n_layer": 12}', "hparams.json: expected .* found no n_head"),
+        (None, "n_embd=8, which is no multiple of 64, the size of OpenAI's heads"),
         (" " * 5000, "expected less than 4096 bytes"),
     ],
 )
 def test_hparams(folder, text, reason):
-    (folder / "hparams.json").write_text(text)
+    (folder / "hparams.json").unlink(missing_ok=True)
+    if text is not None:
+        (folder / "hparams.json").write_text(text)
     refused(folder, reason)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_hparams_must_tell_the_heads_even_where_they_could_be_guessed(tmp_path, index):
+    config = GPTConfig(vocab_size=50257, max_seq_len=1024, n_layer=2, n_head=1, n_embd=64)
+    path = tfwriter.write(tmp_path, tfwriter.random_tensors(config), index)
+    assert read_config(path) == config
+    (path / "hparams.json").write_text("{")
+    refused(path, "found no n_head")
 
 
 def test_hparams_that_ask_for_more_than_there_is(folder):

@@ -396,6 +396,22 @@ def test_sizes_that_a_file_does_not_have_are_refused(data, tmp_path):
         pyllmc.Trainer(data=data, model=tmp_path / "r/last.ckpt", n_layer=5, T=7)
 
 
+@pytest.mark.parametrize("window, other", [(4, 0), (4, 5), (0, 4)])
+def test_a_window_that_a_file_does_not_have_is_refused(data, tmp_path, window, other):
+    """0 too, where it is given; what a checkpoint says of it is not given."""
+    list(pyllmc.Trainer(data=data, out=tmp_path / "a", max_steps=1, window=window, **TINY, **QUIET))
+    banded = tmp_path / "a/last.ckpt"
+    with pytest.raises(pyllmc.InvalidArgument, match=rf"--window={other}, but .* has {window}: leave"):
+        pyllmc.Trainer(data=data, model=banded, window=other, T=7)
+    how = dict(data=data, model=banded, out=tmp_path / "b", max_steps=1, B=3, T=7, **QUIET)
+    plan = next(iter(pyllmc.Trainer(**how))).text
+    assert ("window=4" in plan) == (window == 4)
+    list(pyllmc.Trainer(**how, overwrite=True))
+    list(pyllmc.Trainer(resume=tmp_path / "b", max_steps=2))
+    with pytest.raises(pyllmc.InvalidArgument, match=f"--window={other}"):
+        pyllmc.Trainer(resume=tmp_path / "b", window=other, max_steps=3)
+
+
 def test_broken_validation_data_is_an_error_not_silence(data, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)

@@ -219,10 +219,24 @@ def test_what_cannot_be_is_refused(letters):
     ):
         with pytest.raises(InvalidArgument, match=says):
             writer.stream(**named)
-    with pytest.raises(InvalidArgument, match="the tokenizer has 13 ids, the model 12"):
-        Writer(letters, file_bytes([*PIECES, EOT])).stream()
+    with pytest.raises(InvalidArgument, match="the tokenizer has 13 ids, the model V=12"):
+        Writer(letters, file_bytes([*PIECES, EOT]))
     with pytest.raises(pyllmc.LlmcError, match="carries no tokenizer"):
         Writer(letters, b"")
+
+
+@pytest.mark.parametrize("V, fits", [(13, True), (128, True), (129, False), (12, False)])
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, V, fits):
+    """Fewer ids than the model has are padding, or the text would be garbage; the model's own may have fewer."""
+    model, path = make_model(PIECES, vocab=V), tmp_path / "tokenizer.bin"
+    path.write_bytes(file_bytes([*PIECES, EOT]))
+    if fits:
+        assert Writer(model, path).write("a", 3) == Writer(model).write("a", 3)
+    else:
+        with pytest.raises(InvalidArgument, match=f"{path} has 13 ids, the model V={V}: it is another"):
+            Writer(model, path)
+    if V > 128:
+        assert Writer(model).write("a", 3)
 
 
 # ---- the command

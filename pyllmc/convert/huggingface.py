@@ -92,7 +92,9 @@ KINDS: dict[str, Kind] = {
 def kind_of(config: Mapping[str, Any], origin: str) -> Kind:
     kind = config.get("model_type", "gpt2")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise MalformedFile(f"{origin}: it is a {kind}, not a GPT-2; {' and '.join(KINDS)} are read")
+        raise MalformedFile(
+            f"{origin}: it is of the kind {kind}, not a GPT-2; {' and '.join(KINDS)} are read"
+        )
     return KINDS[kind]
 
 

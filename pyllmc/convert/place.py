@@ -46,9 +46,9 @@ def format_of(path: str | os.PathLike[str], to: str = "") -> str:
 
 def check_dtype(to: str, dtype: str) -> None:
     """Raises InvalidArgument where the format has no such numbers."""
-    what, dtypes = FORMATS[to]
+    dtypes = FORMATS[to][1]
     if dtype not in dtypes:
-        raise InvalidArgument(f"--dtype={dtype}: a {what} holds {', '.join(dtypes)}")
+        raise InvalidArgument(f"--dtype={dtype}: --to={to} holds {', '.join(dtypes)}")
 
 
 def check_place(
@@ -66,11 +66,10 @@ def check_place(
             )
     if not os.path.lexists(place):
         return place
-    what = FORMATS[to][0]
     if os.path.isdir(place) != (to == "hf"):
         found = "a folder" if os.path.isdir(place) else "not a folder"
         raise InvalidArgument(
-            f"{place} is {found}: a {what} cannot be written there; name another destination"
+            f"{place} is {found}: --to={to} cannot be written there; name another destination"
         )
     if to == "hf" and not os.listdir(place):
         return place
