@@ -44,6 +44,11 @@ def table_lines(name: str) -> list[str]:
     return [line for line in map(str.strip, code.splitlines()) if line and not line.startswith("#")]
 
 
+def padded(V: int) -> int:
+    """V and the ids that only fill it up."""
+    return -(-V // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
@@ -82,7 +87,7 @@ class GPTConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Vp."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded(self.vocab_size)
 
     def window_of(self, layer: int) -> int:
         """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
@@ -105,11 +110,6 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
             name, sizes = f"{name}{sizes[0]}", [*sizes[1:], numbers["GPT2_V"]]
         found[name] = tuple(sizes)
     return found
-
-
-def known_heads(L: int, C: int) -> set[int]:
-    """The numbers of heads of the known models of L layers and C channels."""
-    return {NH for layers, NH, channels, *_ in _known_sizes().values() if (layers, channels) == (L, C)}
 
 
 def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:

@@ -42,6 +42,7 @@ def run(tmp_path_factory) -> Path:
     often = {"max_steps": 6, "val_every": 3, "sample_every": 0, "checkpoint_every": 0}
     for _ in pyllmc.Trainer(data=str(folder / "letters"), out=str(folder / "run"), **sizes, **often):
         pass
+    Tokenizer([b"a", b"b", b"c"], "longest", -1).save(folder / "few.bin")
     return folder / "run"
 
 
@@ -97,6 +98,20 @@ def test_a_model_of_gpt2_s_vocabulary_gets_gpt2_s_tokenizer(tmp_path):
     found, where = find_tokenizer(tmp_path / "m.ckpt", 50257)
     assert (found.name, where) == ("gpt2", "GPT-2's, as 50257 ids suggest")
     assert find_tokenizer(tmp_path / "m.ckpt", 50257, "none")[0] is None
+
+
+def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
+    """Too few would be read as garbage; those that fill a vocabulary up to a multiple of 128 mean nothing."""
+    for V, fits in ((29, False), (30, True), (128, True), (129, False)):
+        place = tmp_path / f"{V}"
+        save(place, GPTConfig(V, 8, 1, 1, 4), make_model(GPTConfig(V, 8, 1, 1, 4)).params)
+        Tokenizer([bytes([97 + i]) for i in range(30)], "longest", -1).save(place / "tokenizer.bin")
+        for choice in ("", str(place), str(place / "tokenizer.bin")):
+            if fits:
+                assert find_tokenizer(place, V, choice)[0].vocab_size == 30
+            else:
+                with pytest.raises(DataError, match=f"has 30 ids, the model {V}: name its own"):
+                    find_tokenizer(place, V, choice)
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
@@ -170,8 +185,9 @@ BAD = [  # arguments, exit code, what the line says
     ),
     (["{run}", "{tmp}/missing/x.bin"], 5, "cannot write"),
     (["{run}", "{run}/last.ckpt/x"], 5, "cannot write"),
-    (["{run}", "{tmp}/x", "--tokenizer={run}/last.ckpt"], 4, "tokenizer"),
+    (["{run}", "{tmp}/x", "--tokenizer={run}/metrics.jsonl"], 4, "tokenizer"),
     (["{run}", "{tmp}/x", "--tokenizer=gpt2"], 2, "has 50257 ids, the model"),
+    (["{run}", "{tmp}/x", "--tokenizer={run}/../few.bin"], 2, "has 3 ids, the model"),
     (["{run}", ""], 2, "no name"),
     (["{run}"], 2, "DST"),
     (["{run}", "{tmp}/x", "--overwritten"], 2, "did you mean --overwrite?"),

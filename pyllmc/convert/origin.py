@@ -14,8 +14,10 @@ from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
+from pyllmc.layout import padded
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
+from pyllmc.tokenizer_command import open_tokenizer
 from pyllmc.vocabularies import FILES, gpt2
 
 HIDDEN = (
@@ -58,26 +60,34 @@ def sections(source: str | os.PathLike[str]) -> dict[str, bytes]:
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
     """The tokenizer of a model with V ids, and where it comes from, in a few words.
 
-    choice: "" looks for it; "none"; "gpt2"; or the path of a tokenizer.bin. Raises DataError if it has more ids than V.
+    choice: "" looks for it; "none"; or whatever `named` takes. Raises DataError where it is of another number of ids,
+    but for the padding of a vocabulary, and for a checkpoint's own, with which it was trained.
     """
-    found, where = _named(choice) if choice else _look(Path(source), V)
-    if found and found.vocab_size > V:
+    if not choice and (carried := sections(source).get("TOKENIZR")):
+        found: Tokenizer | None = Tokenizer.from_bytes(carried, os.fspath(source))
+        where, fits = "of the checkpoint", found.vocab_size <= V  # type: ignore[union-attr]
+    else:
+        found, where = named(choice) if choice else _look(Path(source), V)
+        fits = not found or found.vocab_size <= V <= padded(found.vocab_size)
+    if found and not fits:
         raise DataError(
-            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer"
+            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer, "
+            "or --tokenizer=none"
         )
     return found, where
 
 
-def _named(choice: str) -> tuple[Tokenizer | None, str]:
-    if choice in ("none", "gpt2"):
+def named(choice: str) -> tuple[Tokenizer | None, str]:
+    """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
+    if choice in ("none", "gpt2") and not os.path.exists(choice):
         return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
-    return Tokenizer.load(choice), f"of {choice}"
+    files = Path(choice, "vocab.json"), Path(choice, "merges.txt")
+    if not any(Path(choice, name).exists() for name in FILES) and all(file.exists() for file in files):
+        return from_bpe_files(*files), f"of {choice}"
+    return open_tokenizer(choice), f"of {choice}"
 
 
 def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
-    data = sections(source).get("TOKENIZR")
-    if data:
-        return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
