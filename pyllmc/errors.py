@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -135,7 +136,8 @@ def _interruptible() -> Iterator[None]:
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
-    with _interruptible():
+    with _interruptible(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"{prog}: warning: {message}", file=sys.stderr)
         try:
             code = work()
             sys.stdout.flush()

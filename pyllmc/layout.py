@@ -44,11 +44,6 @@ def table_lines(name: str) -> list[str]:
     return [line for line in map(str.strip, code.splitlines()) if line and not line.startswith("#")]
 
 
-def padded(V: int) -> int:
-    """V and the ids that only fill it up."""
-    return -(-V // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
 @dataclass(frozen=True)
 class GPTConfig:
     """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
@@ -87,7 +82,7 @@ class GPTConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Vp."""
-        return padded(self.vocab_size)
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def window_of(self, layer: int) -> int:
         """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""

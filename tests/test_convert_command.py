@@ -101,8 +101,8 @@ def test_a_model_of_gpt2_s_vocabulary_gets_gpt2_s_tokenizer(tmp_path):
 
 
 def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
-    """Too few would be read as garbage; those that fill a vocabulary up to a multiple of 128 mean nothing."""
-    for V, fits in ((29, False), (30, True), (128, True), (129, False)):
+    """Too few would be read as garbage; those that round a vocabulary up mean nothing."""
+    for V, fits in ((29, False), (30, True), (31, False), (32, True), (128, True), (129, False)):
         place = tmp_path / f"{V}"
         save(place, GPTConfig(V, 8, 1, 1, 4), make_model(GPTConfig(V, 8, 1, 1, 4)).params)
         Tokenizer([bytes([97 + i]) for i in range(30)], "longest", -1).save(place / "tokenizer.bin")
@@ -185,7 +185,7 @@ BAD = [  # arguments, exit code, what the line says
     ),
     (["{run}", "{tmp}/missing/x.bin"], 5, "cannot write"),
     (["{run}", "{run}/last.ckpt/x"], 5, "cannot write"),
-    (["{run}", "{tmp}/x", "--tokenizer={run}/metrics.jsonl"], 4, "tokenizer"),
+    (["{run}", "{tmp}/x", "--tokenizer={run}/metrics.jsonl"], 4, "expected a header"),
     (["{run}", "{tmp}/x", "--tokenizer=gpt2"], 2, "has 50257 ids, the model"),
     (["{run}", "{tmp}/x", "--tokenizer={run}/../few.bin"], 2, "has 3 ids, the model"),
     (["{run}", ""], 2, "no name"),

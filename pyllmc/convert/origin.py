@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
-from pyllmc.layout import padded
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.tokenizer_command import open_tokenizer
@@ -31,6 +31,7 @@ HIDDEN = (
     "threads",
     "log_every",
 )  # of here only
+ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
 
 
 def checkpoint_of(source: str | os.PathLike[str]) -> Path | None:
@@ -68,13 +69,18 @@ def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> 
         where, fits = "of the checkpoint", found.vocab_size <= V  # type: ignore[union-attr]
     else:
         found, where = named(choice) if choice else _look(Path(source), V)
-        fits = not found or found.vocab_size <= V <= padded(found.vocab_size)
+        fits = not found or is_for(found, V)
     if found and not fits:
         raise DataError(
             f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer, "
             "or --tokenizer=none"
         )
     return found, where
+
+
+def is_for(tokenizer: Tokenizer, V: int) -> bool:
+    """Whether V ids are its own, or these rounded up, as vocabularies are padded."""
+    return V in {-(-tokenizer.vocab_size // multiple) * multiple for multiple in ROUNDED}
 
 
 def named(choice: str) -> tuple[Tokenizer | None, str]:
@@ -87,7 +93,16 @@ def named(choice: str) -> tuple[Tokenizer | None, str]:
     return open_tokenizer(choice), f"of {choice}"
 
 
-def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
+    """The tokenizer.bin of what lies in the folder of some weights, if it can be read and fits a model of V ids."""
+    with suppress(DataError):
+        found, _ = _beside(Path(source), V)
+        if found and is_for(found, V):
+            return found.to_bytes()
+    return b""
+
+
+def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
@@ -96,6 +111,13 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
         found = from_bpe_files(source / "vocab.json", source / "merges.txt")
         return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
+    return None, ""
+
+
+def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+    found, where = _beside(source, V)
+    if where:
+        return found, where
     if V not in (GPT2_VOCAB, NANOGPT_VOCAB):
         return None, f"{source} has none"
     try:
