@@ -16,7 +16,7 @@ import tfwriter
 from converted import make_model, tokenizer_of
 
 import pyllmc
-from pyllmc import GPTConfig, Model, prepro
+from pyllmc import GPTConfig, Model, Writer, prepro
 from pyllmc.convert import export, numbers
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.export import save
@@ -181,7 +181,7 @@ BAD = [  # arguments, exit code, what the line says
     (
         ["{run}/best.ckpt", "{run}/last.ckpt", "--to=bin", "--overwrite"],
         2,
-        "more than weights, as a checkpoint",
+        "more than an export, as a checkpoint",
     ),
     (["{run}", "{tmp}/missing/x.bin"], 5, "cannot write"),
     (["{run}", "{run}/last.ckpt/x"], 5, "cannot write"),
@@ -206,6 +206,22 @@ def test_bad_input_is_one_clear_line(run, tmp_path, arguments, code, says, capsy
     assert says in error
     assert list(tmp_path.iterdir()) == []
     assert content(run / "last.ckpt") == before
+
+
+def test_llmc_s_file_carries_the_tokenizer_behind_what_llmc_reads(run, tmp_path, capsys):
+    """And is then as good as the run; bf16, which has no sections, says what to do."""
+    place, text = tmp_path / "m.bin", Writer(run).write("the", 9)
+    assert main([str(run), str(place)]) == 0
+    assert Writer(place).write("the", 9) == text
+    assert main([str(place), str(tmp_path / "alone.bin"), "--tokenizer=none"]) == 0
+    assert place.read_bytes().startswith((tmp_path / "alone.bin").read_bytes())
+    assert main([str(run), str(place), "--overwrite"]) == 0
+    place.write_bytes(place.read_bytes()[:-1] + b"x")
+    with pytest.raises(pyllmc.BadFile, match="checksum|CRC"):
+        Model(place)
+    capsys.readouterr()
+    assert main([str(run), str(tmp_path / "b.bin"), "--dtype=bf16"]) == 0
+    assert "note: bf16 files of llm.c carry no tokenizer: name it with --tokenizer" in capsys.readouterr().out
 
 
 @TO
