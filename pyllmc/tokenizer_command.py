@@ -19,7 +19,7 @@ from pathlib import Path
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
 from pyllmc.errors import EXIT_CODES, run_command
-from pyllmc.files import DataError, find_checkpoint, reading
+from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
 from pyllmc.vocabularies import FILES, FIXED, train
@@ -34,7 +34,10 @@ def open_tokenizer(source: str) -> Tokenizer:
         return train(source)
     if os.path.isdir(source):
         inside = [path for name in FILES if os.path.exists(path := os.path.join(source, name))]
+        if not inside and not any(os.path.exists(os.path.join(source, name)) for name in RUN):
+            raise DataError(f"{source} holds none of {', '.join((*FILES, *RUN))}: name the tokenizer's file")
         source = inside[0] if inside else os.fspath(find_checkpoint(source))
+    check_regular(source)
     with reading(source), open(source, "rb") as f:
         magic = int.from_bytes(f.read(4), "little")
     if magic != MODEL_MAGIC:

@@ -129,6 +129,19 @@ def test_nanogpts_that_do_not_fit(tmp_path):
     refused(path, "lm_head.weight is not the embedding")
 
 
+def test_damage_that_torch_does_not_see(tmp_path):
+    path = nanogpt(tmp_path / "ckpt.pt", randomise(Nano(CONFIG, 97)), 97)
+    data = path.read_bytes()
+    path.write_bytes(data + b"more")
+    refused(path, "is damaged .bytes follow its end.: copy or save it again")
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
+    refused(path, "is damaged .*checksum.*: copy or save it again")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(pyllmc.LlmcError, match="fifo is no regular file"):
+        convert.load(tmp_path / "fifo")
+
+
 # ---- minGPT ----
 
 

@@ -56,8 +56,9 @@ def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
 
 
 def _kind_of_file(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
-    from pyllmc.files import MalformedFile, reading
+    from pyllmc.files import MalformedFile, check_regular, reading
 
+    check_regular(path)
     with reading(str(path)), open(path, "rb") as file:
         head = file.read(9)
     if other := OTHERS.get(head[:4]):

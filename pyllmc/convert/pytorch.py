@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.files import MalformedFile, need
+from pyllmc.files import MalformedFile, need, reading
 from pyllmc.layout import GPTConfig
 
+ZIP_END = 22  # bytes of an archive's last record
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"
 
 
@@ -42,6 +45,7 @@ class WeightsWarning(UserWarning):
 def read(path: Path) -> Any:
     """What is in the file, where that is tensors, numbers, texts and containers of them; anything else is refused."""
     torch = need("torch", f"reading {path.name}, a pickle,")
+    check_zip(path)
     warnings.warn(
         f"{path} is a pickle, read with PyTorch's restricted reader, which runs none of its code; "
         "safetensors are safer",
@@ -56,6 +60,23 @@ def read(path: Path) -> Any:
             )
     except Exception as error:  # of many kinds, whatever is wrong
         raise explained(path, error) from None
+
+
+def check_zip(path: Path) -> None:
+    """What torch does not look at: each part's checksum, and that nothing follows. Old pickles, no archives, have neither."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with reading(str(path)), zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            bad = f"{bad} does not agree with its checksum" if bad else ""
+            with open(path, "rb") as file:
+                file.seek(-len(archive.comment) - ZIP_END, os.SEEK_END)
+                bad = bad or ("" if file.read(4) == b"PK\5\6" else "bytes follow its end")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, RuntimeError, zlib.error) as error:
+        bad = f"{error}"
+    if bad:
+        raise MalformedFile(f"{path} is damaged ({bad}): copy or save it again")
 
 
 def explained(path: Path, error: Exception) -> MalformedFile:
