@@ -27,7 +27,7 @@ def answer(chat: Chat, text: str | bytes) -> None:
     show("\n")
 
 
-def answer_at_terminal(chat: Chat, text: str) -> None:
+def answer_at_terminal(chat: Chat, text: bytes) -> None:
     """A turn that cannot be is no reason to leave whoever sits there."""
     show(chat.label(True))
     try:
@@ -42,12 +42,13 @@ def talk_at_terminal(chat: Chat) -> int:
     interrupted = False
     while True:
         try:
-            line = input(chat.label(False))
+            show(chat.label(False))
+            line = sys.stdin.buffer.readline()  # input() loses a byte of a line that Ctrl-D ends
+            if not line:
+                print()
+                return 0
             interrupted = False
             answer_at_terminal(chat, line)
-        except EOFError:
-            print()
-            return 0
         except KeyboardInterrupt:
             print()
             if interrupted:
