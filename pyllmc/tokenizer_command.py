@@ -145,6 +145,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Behind the command: between TOKENIZER and TEXT argparse would take a flag for the end of both."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    return [*given[:1], *sorted(given[1:end], key=lambda a: not a.startswith("--")), *given[max(end, 1) :]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(flags_first(sys.argv[1:] if arguments is None else arguments))
     return run_command(PROG, lambda: COMMANDS[args.command](open_tokenizer(args.tokenizer), args))

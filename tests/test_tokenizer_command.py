@@ -115,7 +115,12 @@ def test_the_work_is_shown(data, tmp_path, capsys):
         "  ids    259",
         "258 259",
     ]
-    assert "pieces   'H' 'i'\n" in command(capsys, "encode", "byte", "Hi", "--show-work")
+    for words in (
+        ("byte", "Hi", "--show-work"),
+        ("byte", "--show_work", "Hi"),
+        ("--show-work", "byte", "--", "Hi"),
+    ):
+        assert "pieces   'H' 'i'\n" in command(capsys, "encode", *words)
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
