@@ -198,7 +198,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise DataError(f"character {e.start} of the text is no UTF-8 (a lone surrogate): remove it") from e
+        raise DataError(f"character {e.start} of the text is a lone surrogate, no UTF-8: remove it") from e
 
 
 def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:

@@ -137,7 +137,7 @@ def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
 
 def write_text(options: Options) -> Iterator[str]:
     """--prompt, and what --model writes after it."""
-    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), options.get("prompt").encode()
+    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), os.fsencode(options.get("prompt"))
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
     handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
     _ffi.check(lib, lib.llmc_writer_prompt(handle, prompt, len(prompt), 1))

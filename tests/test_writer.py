@@ -278,6 +278,14 @@ def test_sample_shows_what_stream_yields(letters, checkpoint):
     assert done.stdout.decode() == expected[0] + "\n\n" + expected[1] + "\n"
 
 
+@pytest.mark.parametrize("name", ["sample", "chat"])
+def test_a_prompt_that_is_no_text_is_one_line(checkpoint, name):
+    command = [sys.executable, "-m", f"pyllmc.{name}", checkpoint, b"--prompt=\xff"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
+    says = f"pyllmc.{name}: character 0 of the text is a lone surrogate, no UTF-8: remove it\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", says)
+
+
 @pytest.mark.parametrize(
     "option, code", [("--prompt=z", 2), ("--repetition_penalty=-1", 2), ("--stop=", 2), ("--stap=a", 2)]
 )
