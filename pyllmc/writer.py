@@ -131,7 +131,9 @@ def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
 
     found, where = named(tokenizer)
     if not found:
-        raise DataError(f"the tokenizer {where} is of no use here: name a tokenizer.bin or vocab.bpe")
+        raise DataError(
+            f"--tokenizer={tokenizer} ({where}) cannot be written with: name a tokenizer.bin or vocab.bpe"
+        )
     return Writer(open_model(path, **how), found)
 
 

@@ -121,8 +121,11 @@ def test_the_tokenizer_of_a_folder_is_found(tmp_path, kind):
     save(tmp_path / "hf", config, make_model(config).params, tokenizer=tokenizer)
     assert find_tokenizer(tmp_path / "hf", config.vocab_size)[0].pieces == tokenizer.pieces
     (tmp_path / "hf/tokenizer.bin").unlink()
-    found = find_tokenizer(tmp_path / "hf", config.vocab_size)[0]
-    assert found is None if kind == "char" else found.pieces == tokenizer.pieces
+    for name in ("merges.txt", "vocab.json"):  # with all of Hugging Face's, and with tokenizer.json alone
+        found = find_tokenizer(tmp_path / "hf", config.vocab_size)[0]
+        assert found is None if kind == "char" else found.pieces == tokenizer.pieces
+        assert Model(tmp_path / "hf").tokenizer_bytes == (found.to_bytes() if found else b"")
+        (tmp_path / "hf" / name).unlink(missing_ok=True)
 
 
 def test_there_and_back(run, tmp_path):

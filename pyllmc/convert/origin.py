@@ -87,9 +87,10 @@ def named(choice: str) -> tuple[Tokenizer | None, str]:
     """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
     if choice in ("none", "gpt2") and not os.path.exists(choice):
         return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
-    files = Path(choice, "vocab.json"), Path(choice, "merges.txt")
-    if not any(Path(choice, name).exists() for name in FILES) and all(file.exists() for file in files):
-        return from_bpe_files(*files), f"of {choice}"
+    if os.path.isdir(choice) and not any(Path(choice, name).exists() for name in FILES):
+        found, where = of_hugging_face(Path(choice))
+        if where:
+            return found, where
     return open_tokenizer(choice), f"of {choice}"
 
 
@@ -108,10 +109,7 @@ def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
             return found, f"of {folder / name}"
-    if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
-        found = from_bpe_files(source / "vocab.json", source / "merges.txt")
-        return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
-    return None, ""
+    return of_hugging_face(source) if source.is_dir() else (None, "")
 
 
 def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
@@ -126,17 +124,38 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
         return None, str(error)
 
 
-def from_bpe_files(vocabulary: Path, merges: Path) -> Tokenizer | None:
-    """A byte-level BPE of Hugging Face's files, if its ids are in the order of its merges."""
-    with reading(os.fspath(vocabulary)):
+def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
+    """Of a folder's vocab.json and merges.txt, or tokenizer.json: a byte-level BPE. ("" : there is none of these.)"""
+    files = [name for name in ("vocab.json", "tokenizer.json") if (folder / name).exists()]
+    if not (folder / "merges.txt").exists():
+        files = files[-1:] if "tokenizer.json" in files else []
+    if not files:
+        return None, ""
+    with reading(os.fspath(folder)):
         try:
-            ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-            lines = merges.read_text(encoding="utf-8").split("\n")
-            ordered = sorted(ids, key=ids.__getitem__)
-            eot = ids.get(EOT_PIECE.decode(), -1)
-            found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", eot)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
+            said = json.loads((folder / files[0]).read_text(encoding="utf-8"))
+            if files[0] == "vocab.json":
+                found = from_bpe(said, (folder / "merges.txt").read_text(encoding="utf-8").split("\n"))
+            else:
+                found = from_bpe(*_vocabulary_of(said))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = None
+    return found, f"of {folder / files[0]}" if found else f"{folder} has one of a kind that is not known here"
+
+
+def _vocabulary_of(said: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Ids and merges of a tokenizer.json; ValueError unless it cuts text as GPT-2 does."""
+    model, cut = said["model"], said["pre_tokenizer"]
+    plain = said.get("normalizer") is None and cut["type"] == "ByteLevel" and cut.get("use_regex", True)
+    if model["type"] != "BPE" or not plain or cut.get("add_prefix_space") or model.get("ignore_merges"):
+        raise ValueError
+    return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+
+
+def from_bpe(ids: dict[str, int], lines: list[str]) -> Tokenizer | None:
+    """A byte-level BPE of Hugging Face's, if its ids are in the order of its merges."""
+    ordered = sorted(ids, key=ids.__getitem__)
+    found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", ids.get(EOT_PIECE.decode(), -1))
     pairs = [line for line in lines if line and not line.startswith("#version")]
     same = pairs == [f"{printable(a)} {printable(b)}" for a, b in merges_of(found)[0]]
     return found if same and [ids[name] for name in ordered] == list(range(len(ids))) else None
