@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -322,11 +323,23 @@ def choose_documents(args: argparse.Namespace) -> tuple[dict[str, Any], int | No
         return {"documents": hub_stories(), "source": HUB_NAME}, None
     files = input_files(args.input)
     check_apart(files, args.out)
+    check_delimiter([path for path in files if _suffix(path) == ".txt"], args.delimiter)
     source = ", ".join(os.path.basename(os.path.normpath(name)) for name in args.input)
     if args.split:
         return {**SPLITS[args.split]("".join(read_blocks(files[0]))), "source": source}, _total(files)
     validation = {"val_fraction": args.val_fraction, "val_tokens": args.val_tokens}
     return {"documents": lambda: _read_all(files, args), "source": source, **validation}, _total(files)
+
+
+def check_delimiter(files: list[str], delimiter: str) -> None:
+    """One that was asked for and separates nothing is misspelt. Text without the default one is a document."""
+    if not files or delimiter in ("", EOT_PIECE.decode()):
+        return
+    if not any(len(list(islice(read_txt(path, delimiter), 2))) > 1 for path in files):
+        raise DataError(
+            f"--delimiter {delimiter!r} occurs nowhere in {files[0]}{' or the others' if files[1:] else ''}: "
+            "give what separates the documents, or '' for one document a file"
+        )
 
 
 def _read_all(files: list[str], args: argparse.Namespace) -> Iterator[str]:

@@ -43,13 +43,14 @@ def talk_at_terminal(chat: Chat) -> int:
     interrupted = False
     while True:
         try:
-            line = input(chat.label(False))
+            show(chat.label(False))
+            line = sys.stdin.buffer.readline()  # input() loses a byte of a line that Ctrl-D ends
+            if not line:
+                print()
+                return 0
             interrupted = False
             show(chat.label(True))
             answer_or_tell(chat, line, before="\n")
-        except EOFError:
-            print()
-            return 0
         except KeyboardInterrupt:
             print()
             if interrupted:

@@ -5,9 +5,11 @@ Standard library only: a command calls `begin_command` before it imports anythin
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -51,6 +53,7 @@ ERRORS: dict[int, type[LlmcError]] = {
     -5: NoDevice,
     -6: NotFinite,
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
 130 interrupted"""
 INTERRUPTED = 130
@@ -77,6 +80,8 @@ def line_of(error: BaseException) -> str:
     """The message in one line; the system's as "file: reason"."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in FULL:  # of a file it would be explained (files.writing)
+        return f"standard output: {error.strerror}: free some space or write elsewhere"
     return " ".join(str(error).split("\n")) or type(error).__name__
 
 
@@ -138,15 +143,21 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, _end)
 
 
+def _discard_output() -> None:
+    """What is still held for it would fail again as the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
-    with _interruptible():
+    with _interruptible(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"{prog}: warning: {message}", file=sys.stderr)
         try:
             code = work()
             sys.stdout.flush()
             return code or 0
         except BrokenPipeError:  # the reader, `head` for instance, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _discard_output()
             return 0
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -154,4 +165,6 @@ def run_command(prog: str, work: Callable[[], int | None]) -> int:
             if not exit_code(error):
                 raise
             print(f"{prog}: {line_of(error)}", file=sys.stderr)
+            if isinstance(error, OSError) and error.errno in FULL:
+                _discard_output()
             return exit_code(error)

@@ -8,14 +8,15 @@ import importlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyllmc.errors import BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
+from pyllmc.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RUN = ("best.ckpt", "last.ckpt")  # what of a run folder is opened: the first that is there
 
 
 class DataError(LlmcError, ValueError):
@@ -63,6 +64,13 @@ def writing(path: str) -> AbstractContextManager[None]:
 
 def reading(path: str) -> AbstractContextManager[None]:
     return explain_os_errors("read", path, "check the path and its permissions")
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises DataError for a pipe or a device, from which no file can be read whole or twice; a missing one is passed."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{os.fspath(path)} is no regular file: copy what it gives into one")
 
 
 def sync_directory(path: str) -> None:
@@ -177,7 +185,7 @@ def _replace_directory(new: str, out: str) -> None:
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """A checkpoint, or the best, else the last, of a run folder."""
     path = Path(path)
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in RUN:
         if (path / name).exists():
             return path / name
     if path.is_dir():

@@ -107,11 +107,6 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def known_heads(L: int, C: int) -> set[int]:
-    """The numbers of heads of the known models of L layers and C channels."""
-    return {NH for layers, NH, channels, *_ in _known_sizes().values() if (layers, channels) == (L, C)}
-
-
 def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:
     """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...
 

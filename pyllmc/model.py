@@ -42,6 +42,8 @@ class Model:
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
 
+    params: Views
+
     def __init__(
         self,
         source: Source,
@@ -76,12 +78,14 @@ class Model:
         self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
-            self.tokenizer_bytes = read_section(lib, file, b"TOKENIZR")
+            self._tokenizer = read_section(lib, file, b"TOKENIZR")
         elif read:
             for name, x in read.tensors:  # one at a time: none is held twice
                 self.params[name] = x
         else:
             self._check(lib.llmc_model_init(self._handle, seed, init_std))
+        if file or read:
+            self._source = os.path.abspath(source)  # type: ignore[arg-type]
         self._check(lib.llmc_model_compress(self._handle, str(weights).encode()))
 
     @classmethod
@@ -94,7 +98,7 @@ class Model:
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
         self._lib, self._handle = lib, handle
         self._untargeted = False  # whether the last forward pass had no targets
-        self.tokenizer_bytes = b""  # the tokenizer.bin that travels with the weights
+        self._tokenizer, self._source = b"", ""  # what travels with the weights; beside what it may lie, too
         c = lib.llmc_model_config(handle)
         self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
         self._arena = arena = Arena(lib, handle, owner or handle, self.config)
@@ -103,6 +107,20 @@ class Model:
 
     def _check(self, status: int) -> int:
         return _ffi.check(self._lib, status)
+
+    @property
+    def tokenizer_bytes(self) -> bytes:
+        """The tokenizer.bin that came with the weights or lies in their folder, which is looked for when asked; or b""."""
+        if self._source and not self._tokenizer:
+            from pyllmc.convert.origin import tokenizer_beside
+
+            self._tokenizer = tokenizer_beside(self._source, self.config.vocab_size)
+        self._source = ""
+        return self._tokenizer
+
+    @tokenizer_bytes.setter
+    def tokenizer_bytes(self, data: bytes) -> None:
+        self._tokenizer, self._source = data, ""
 
     @property
     def training(self) -> bool:

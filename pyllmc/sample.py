@@ -33,7 +33,12 @@ DEFAULTS: dict[str, Any] = {"seed": 0, "device": "cpu"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("run", help="a run folder or a checkpoint")
+    parser.add_argument("run", help="a run folder, a checkpoint, or other weights, as of Hugging Face")
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        help="a tokenizer.bin, vocab.bpe, run or export; default: what belongs to the weights",
+    )
     parser.add_argument(
         "--count", type=at_least(1), default=1, help="texts to write; each has the next seed [1]"
     )
@@ -46,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
-        writer = open_writer(run, o.pop("threads"), o.pop("weights"), o.pop("device"))
+        writer = open_writer(
+            run, **{name: o.pop(name) for name in ("tokenizer", "threads", "weights", "device")}
+        )
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
             for piece in itertools.chain([prompt], pieces):

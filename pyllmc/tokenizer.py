@@ -105,9 +105,13 @@ class Tokenizer:
         """Write tokenizer.bin, whole or not at all."""
         path = os.fspath(path)
         with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
-            f.write(pack_header(TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind)))
-            f.write(packed(self.pieces))
+            f.write(self.to_bytes())
             flush_to_disk(f)
+
+    def to_bytes(self) -> bytes:
+        """Of tokenizer.bin; from_bytes is the way back."""
+        head = (TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind))
+        return pack_header(*head) + packed(self.pieces)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -194,7 +198,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise DataError(f"character {e.start} of the text is a lone surrogate: remove it") from e
+        raise DataError(f"character {e.start} of the text is a lone surrogate, no UTF-8: remove it") from e
 
 
 def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:

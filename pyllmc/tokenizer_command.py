@@ -19,7 +19,7 @@ from pathlib import Path
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
 from pyllmc.errors import EXIT_CODES, run_command
-from pyllmc.files import DataError, find_checkpoint, reading
+from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
 from pyllmc.vocabularies import FILES, FIXED, train
@@ -34,7 +34,10 @@ def open_tokenizer(source: str) -> Tokenizer:
         return train(source)
     if os.path.isdir(source):
         inside = [path for name in FILES if os.path.exists(path := os.path.join(source, name))]
+        if not inside and not any(os.path.exists(os.path.join(source, name)) for name in RUN):
+            raise DataError(f"{source} holds none of {', '.join((*FILES, *RUN))}: name the tokenizer's file")
         source = inside[0] if inside else os.fspath(find_checkpoint(source))
+    check_regular(source)
     with reading(source), open(source, "rb") as f:
         magic = int.from_bytes(f.read(4), "little")
     if magic != MODEL_MAGIC:
@@ -142,6 +145,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Behind the command: between TOKENIZER and TEXT argparse would take a flag for the end of both."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    return [*given[:1], *sorted(given[1:end], key=lambda a: not a.startswith("--")), *given[max(end, 1) :]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(flags_first(sys.argv[1:] if arguments is None else arguments))
     return run_command(PROG, lambda: COMMANDS[args.command](open_tokenizer(args.tokenizer), args))

@@ -55,12 +55,12 @@ class Options:
         )
         if "\0" in text:
             raise InvalidArgument(f"--{name} holds a NUL byte")
-        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text.encode()))
+        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), os.fsencode(text)))
 
     def get(self, name: str) -> str:
         value = _ffi.ffi().new("char[1024]")
         _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, name.encode(), value, 1024))
-        return _ffi.text(value)
+        return os.fsdecode(_ffi.ffi().string(value))
 
     def is_given(self, name: str) -> bool:
         """Whether it was set since the defaults."""
@@ -68,7 +68,7 @@ class Options:
 
     def parse(self, arguments: Sequence[str]) -> str:
         """Reads a command line; the text that it asks for by --help or --version, else empty."""
-        texts = [_ffi.ffi().new("char[]", argument.encode()) for argument in arguments]
+        texts = [_ffi.ffi().new("char[]", os.fsencode(argument)) for argument in arguments]
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
         asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
         return "" if asked == 0 else self.help() if asked == 1 else self.version()

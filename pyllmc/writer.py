@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 from pyllmc import _ffi
 from pyllmc.arguments import as_int, make_sampling, read_section
+from pyllmc.convert import engine
 from pyllmc.errors import InvalidArgument
-from pyllmc.files import DataError, find_checkpoint
+from pyllmc.files import DataError, FileFailure
 from pyllmc.model import Model
 from pyllmc.tokenizer import Tokenizer, utf8
 from pyllmc.trainer import Options
 
-TokenizerSource = Union[bytes, str, "os.PathLike[str]"]
+Path = Union[str, "os.PathLike[str]"]
+TokenizerSource = Union[Tokenizer, bytes, Path]
 ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and what follows it
 
 
@@ -33,11 +36,14 @@ def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
 
 
 def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
-    """The C tokenizer of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
+    """The C tokenizer of Python's, of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
     out = _ffi.ffi().new("llmc_tokenizer **")
+    source = source.to_bytes() if isinstance(source, Tokenizer) else source
     if isinstance(source, bytes):
         if not source:
-            raise DataError("the model carries no tokenizer: name a tokenizer.bin or vocab.bpe")
+            raise DataError(
+                "the model carries no tokenizer, and none that fits it lies beside: name a tokenizer.bin or vocab.bpe"
+            )
         _ffi.check(lib, lib.llmc_tokenizer_read(out, source, len(source), b"the model's tokenizer"))
     else:
         _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(source)))
@@ -58,12 +64,14 @@ class Writer:
     >>> for piece in pyllmc.Writer(model).stream("Once upon a time"):
     ...     print(piece, end="", flush=True)
 
-    model: with room for one text at least. tokenizer: the path of a tokenizer.bin or of OpenAI's vocab.bpe, or a
-    tokenizer.bin's bytes; default: the one that came with the weights. Raises DataError, BadFile, SystemFailure.
+    model: with room for one text at least, or the path of whatever Model loads. tokenizer: a Tokenizer, a tokenizer.bin's
+    bytes, or the path of one or of OpenAI's vocab.bpe; default: the one that came with the weights or lies beside them.
+    Raises DataError, BadFile, SystemFailure.
     """
 
-    def __init__(self, model: Model, tokenizer: TokenizerSource | None = None) -> None:
-        self.model, self._lib = model, model._lib
+    def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
+        self.model = model = model if isinstance(model, Model) else open_model(model)
+        self._lib = model._lib
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
         if tokenizer is not None:  # it may be another model's
             name = b"the tokenizer" if isinstance(tokenizer, bytes) else os.fsencode(tokenizer)
@@ -110,18 +118,32 @@ class Writer:
         return prompt + "".join(self.stream(prompt, *args, **named))
 
 
-def open_writer(
-    path: str | os.PathLike[str], threads: int = 0, weights: str = "fp32", device: str = "cpu"
-) -> Writer:
-    """A run folder or checkpoint, ready to write. Raises DataError or LlmcError."""
-    checkpoint = find_checkpoint(path)
-    rest: dict[str, Any] = dict(training=False, keep_logits=False)
-    return Writer(Model(checkpoint, B=1, threads=threads, weights=weights, device=device, **rest))
+def open_model(path: Path, **how: Any) -> Model:
+    """Weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
+    name = os.fspath(path)
+    if not os.path.exists(name) and not engine.is_bundle(pathlib.Path(name)):
+        raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+    name = name if os.sep in name else os.path.join(os.curdir, name)  # a folder called d12 is no size
+    return Model(name, B=1, training=False, keep_logits=False, **how)
+
+
+def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
+    """open_model's, ready to write; tokenizer: what `python -m pyllmc.tokenizer` takes, or a folder of an export."""
+    if not tokenizer:
+        return Writer(open_model(path, **how))
+    from pyllmc.convert.origin import named
+
+    found, where = named(tokenizer)
+    if not found:
+        raise DataError(
+            f"--tokenizer={tokenizer} ({where}) cannot be written with: name a tokenizer.bin or vocab.bpe"
+        )
+    return Writer(open_model(path, **how), found)
 
 
 def write_text(options: Options) -> Iterator[str]:
     """--prompt, and what --model writes after it."""
-    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), options.get("prompt").encode()
+    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), os.fsencode(options.get("prompt"))
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
     handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
     _ffi.check(lib, lib.llmc_writer_prompt(handle, prompt, len(prompt), 1))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 import pyllmc
-from pyllmc import tokenizer as tokenizers
-from pyllmc.bins import TOKENIZER_MAGIC, pack_header
-from pyllmc.bpe import packed
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import train
 
@@ -23,14 +20,8 @@ def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, see
         x[:] = rng.normal(1 if ".ln_" in name and name.endswith("weight") else 0, 0.2, x.shape)
         if name.endswith("wte.weight"):
             x[config.vocab_size :] = 0
-    m.tokenizer_bytes = as_bytes(tokenizer) if tokenizer else b""
+    m.tokenizer_bytes = tokenizer.to_bytes() if tokenizer else b""
     return m
-
-
-def as_bytes(tokenizer: Tokenizer) -> bytes:
-    kind = tokenizers.KINDS.index(tokenizer.kind)
-    head = pack_header(TOKENIZER_MAGIC, tokenizers.VERSION, tokenizer.vocab_size, tokenizer.eot, kind)
-    return head + packed(tokenizer.pieces)
 
 
 def tokenizer_of(name: str) -> Tokenizer:

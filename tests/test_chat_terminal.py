@@ -75,6 +75,17 @@ def test_at_a_terminal(program, endless):
         assert terminal.end() == 0
 
 
+def test_a_line_that_ctrl_d_ends_is_whole(endless):
+    with Terminal([sys.executable, "-m", "pyllmc.chat"], endless, "--sample_tokens=3") as terminal:
+        terminal.wait_for("Ctrl-D ends")
+        terminal.wait_for("> ")
+        terminal.type("abx\x04\x04")
+        terminal.wait_for("character 'x' (byte 120 at byte")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
 @FRONT_ENDS
 def test_ctrl_c_twice_ends_it(program, endless):
     with Terminal(program, endless) as terminal:

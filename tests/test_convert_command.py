@@ -16,7 +16,7 @@ import tfwriter
 from converted import make_model, tokenizer_of
 
 import pyllmc
-from pyllmc import GPTConfig, Model, prepro
+from pyllmc import GPTConfig, Model, Writer, prepro
 from pyllmc.convert import export, numbers
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.export import save
@@ -42,6 +42,7 @@ def run(tmp_path_factory) -> Path:
     often = {"max_steps": 6, "val_every": 3, "sample_every": 0, "checkpoint_every": 0}
     for _ in pyllmc.Trainer(data=str(folder / "letters"), out=str(folder / "run"), **sizes, **often):
         pass
+    Tokenizer([b"a", b"b", b"c"], "longest", -1).save(folder / "few.bin")
     return folder / "run"
 
 
@@ -99,6 +100,20 @@ def test_a_model_of_gpt2_s_vocabulary_gets_gpt2_s_tokenizer(tmp_path):
     assert find_tokenizer(tmp_path / "m.ckpt", 50257, "none")[0] is None
 
 
+def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
+    """Too few would be read as garbage; those that round a vocabulary up mean nothing."""
+    for V, fits in ((29, False), (30, True), (31, False), (32, True), (128, True), (129, False)):
+        place = tmp_path / f"{V}"
+        save(place, GPTConfig(V, 8, 1, 1, 4), make_model(GPTConfig(V, 8, 1, 1, 4)).params)
+        Tokenizer([bytes([97 + i]) for i in range(30)], "longest", -1).save(place / "tokenizer.bin")
+        for choice in ("", str(place), str(place / "tokenizer.bin")):
+            if fits:
+                assert find_tokenizer(place, V, choice)[0].vocab_size == 30
+            else:
+                with pytest.raises(DataError, match=f"has 30 ids, the model {V}: name its own"):
+                    find_tokenizer(place, V, choice)
+
+
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_the_tokenizer_of_a_folder_is_found(tmp_path, kind):
     tokenizer = tokenizer_of(kind)
@@ -106,8 +121,11 @@ def test_the_tokenizer_of_a_folder_is_found(tmp_path, kind):
     save(tmp_path / "hf", config, make_model(config).params, tokenizer=tokenizer)
     assert find_tokenizer(tmp_path / "hf", config.vocab_size)[0].pieces == tokenizer.pieces
     (tmp_path / "hf/tokenizer.bin").unlink()
-    found = find_tokenizer(tmp_path / "hf", config.vocab_size)[0]
-    assert found is None if kind == "char" else found.pieces == tokenizer.pieces
+    for name in ("merges.txt", "vocab.json"):  # with all of Hugging Face's, and with tokenizer.json alone
+        found = find_tokenizer(tmp_path / "hf", config.vocab_size)[0]
+        assert found is None if kind == "char" else found.pieces == tokenizer.pieces
+        assert Model(tmp_path / "hf").tokenizer_bytes == (found.to_bytes() if found else b"")
+        (tmp_path / "hf" / name).unlink(missing_ok=True)
 
 
 def test_there_and_back(run, tmp_path):
@@ -166,12 +184,13 @@ BAD = [  # arguments, exit code, what the line says
     (
         ["{run}/best.ckpt", "{run}/last.ckpt", "--to=bin", "--overwrite"],
         2,
-        "more than weights, as a checkpoint",
+        "more than an export, as a checkpoint",
     ),
     (["{run}", "{tmp}/missing/x.bin"], 5, "cannot write"),
     (["{run}", "{run}/last.ckpt/x"], 5, "cannot write"),
-    (["{run}", "{tmp}/x", "--tokenizer={run}/last.ckpt"], 4, "tokenizer"),
+    (["{run}", "{tmp}/x", "--tokenizer={run}/metrics.jsonl"], 4, "expected a header"),
     (["{run}", "{tmp}/x", "--tokenizer=gpt2"], 2, "has 50257 ids, the model"),
+    (["{run}", "{tmp}/x", "--tokenizer={run}/../few.bin"], 2, "has 3 ids, the model"),
     (["{run}", ""], 2, "no name"),
     (["{run}"], 2, "DST"),
     (["{run}", "{tmp}/x", "--overwritten"], 2, "did you mean --overwrite?"),
@@ -190,6 +209,22 @@ def test_bad_input_is_one_clear_line(run, tmp_path, arguments, code, says, capsy
     assert says in error
     assert list(tmp_path.iterdir()) == []
     assert content(run / "last.ckpt") == before
+
+
+def test_llmc_s_file_carries_the_tokenizer_behind_what_llmc_reads(run, tmp_path, capsys):
+    """And is then as good as the run; bf16, which has no sections, says what to do."""
+    place, text = tmp_path / "m.bin", Writer(run).write("the", 9)
+    assert main([str(run), str(place)]) == 0
+    assert Writer(place).write("the", 9) == text
+    assert main([str(place), str(tmp_path / "alone.bin"), "--tokenizer=none"]) == 0
+    assert place.read_bytes().startswith((tmp_path / "alone.bin").read_bytes())
+    assert main([str(run), str(place), "--overwrite"]) == 0
+    place.write_bytes(place.read_bytes()[:-1] + b"x")
+    with pytest.raises(pyllmc.BadFile, match="checksum|CRC"):
+        Model(place)
+    capsys.readouterr()
+    assert main([str(run), str(tmp_path / "b.bin"), "--dtype=bf16"]) == 0
+    assert "note: bf16 files of llm.c carry no tokenizer: name it with --tokenizer" in capsys.readouterr().out
 
 
 @TO

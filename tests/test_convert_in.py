@@ -137,7 +137,7 @@ WRONG_STATES = {
     "shape": (lambda s: {**s, LNF: torch.ones(17)}, rf"{LNF} has the shape \(17,\), expected \(16,\)"),
     "orientation": (lambda s: {**s, QKV: s[QKV].T}, rf"{QKV} has the shape \(48, 16\), expected \(16, 48\)"),
     "int8": (lambda s: {**s, QKV: s[QKV].to(torch.int8)}, f"{QKV} is of I?i?n?t?8, expected one of float32"),
-    "untied": (lambda s: {**s, "lm_head.weight": s["transformer.wte.weight"] + 1}, "lm_head.weight is not the embedding"),
+    "untied": (lambda s: {**s, "lm_head.weight": s["transformer.wte.weight"] + 1}, "lm_head.weight is not the embedding.*train and save with tied weights"),
     "head shape": (lambda s: {**s, "lm_head.weight": torch.ones(98, 16)}, r"lm_head.weight has the shape \(98, 16\)"),
     "twice": (lambda s: {**s, "ln_f.bias": s[LNF] + 1}, f"has {LNF} twice"),
     "llama": (lambda s: {**s, "model.layers.0.mlp.gate_proj.weight": torch.ones(1)}, "it is a llama, not a GPT-2"),
@@ -298,6 +298,8 @@ def test_gpt_neo(tmp_path, more, window):
         (dict(attention_types=[[["global", "local"], 3]]), "tells 6 layers, num_layers 4"),
         (dict(attention_types="all"), "attention_types is no list"),
         (dict(window_size=-1), "window=-1"),
+        (dict(window_size=0), "window_size=0, but local layers"),
+        (dict(attention_layers=["global"] * 4), "attention_layers, .* and attention_types, .* differ"),
         (dict(intermediate_size=65), "intermediate_size=65, expected 64"),
         (dict(num_heads=3), "multiple of n_head=3"),
         (dict(activation_function="relu"), "activation_function='relu'"),
@@ -306,7 +308,7 @@ def test_gpt_neo(tmp_path, more, window):
 def test_another_gpt_neo(tmp_path, changes, reason):
     make_neo().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention_layers": None, **changes}))
     refused(tmp_path, reason)
 
 

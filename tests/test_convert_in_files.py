@@ -129,6 +129,19 @@ def test_nanogpts_that_do_not_fit(tmp_path):
     refused(path, "lm_head.weight is not the embedding")
 
 
+def test_damage_that_torch_does_not_see(tmp_path):
+    path = nanogpt(tmp_path / "ckpt.pt", randomise(Nano(CONFIG, 97)), 97)
+    data = path.read_bytes()
+    path.write_bytes(data + b"more")
+    refused(path, "is damaged .bytes follow its end.: copy or save it again")
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
+    refused(path, "is damaged .*checksum.*: copy or save it again")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(pyllmc.LlmcError, match="fifo is no regular file"):
+        convert.load(tmp_path / "fifo")
+
+
 # ---- minGPT ----
 
 
@@ -153,15 +166,14 @@ def test_mingpt(tmp_path, config):
     assert_parity(tmp_path, model, sizes)
 
 
-def test_the_heads_of_known_sizes(tmp_path):
-    said: list[str] = []
-    model = randomise(Nano(GPTConfig(97, 32, 3, 3, 48), 97))
-    assert convert.load(mingpt(tmp_path / "model.pt", model), tell=said.append)[0].n_head == 3
-    assert "n_head=3 is that of the known model of 3 layers and 48 channels" in said[0]
-    refused(
-        mingpt(tmp_path / "other.pt", randomise(Nano(CONFIG, 97))),
-        "does not tell the number of heads of its 3 layers",
-    )
+def test_heads_are_told_not_guessed(tmp_path):
+    """Even of gpt-nano's sizes: another number of heads would be another model, and nothing would tell."""
+    path = mingpt(tmp_path / "model.pt", randomise(Nano(GPTConfig(97, 32, 3, 3, 48), 97)))
+    refused(path, "does not tell the number of heads of its 3 layers.*--n_head")
+    assert convert.load(path, n_head=4)[0].n_head == 4
+    mingpt(path, Nano(CONFIG, 97), n_head=2)
+    with pytest.raises(pyllmc.InvalidArgument, match="n_head=16, but .* tells 2"):
+        convert.load(path, n_head=16)
 
 
 def test_a_bare_state_dict_of_conv1d(tmp_path, gpt2):

@@ -287,6 +287,20 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.stderr.read() == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_output_is_one_line_and_5():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyllmc.tokenizer", "encode", "byte", "a"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    says = "standard output: No space left on device: free some space or write elsewhere"
+    assert (done.returncode, done.stderr) == (5, f"pyllmc.tokenizer: {says}\n")
+
+
 TELL = """
 import os
 from pyllmc import errors

@@ -92,6 +92,7 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--val_fraction", "0.1", "--val_tokens", "3", "--input", "x"], 2, "not allowed with"),
     (["--tokenizer", "bep"], 2, "invalid choice: 'bep'"),
     (["--delimiter", "\\", "--input", "x"], 2, "ends within an escape"),
+    (["--delimiter", "###", "--input", "{dir}/plain.txt"], 2, "--delimiter '###' occurs nowhere in"),
     (["--split", "llmc"], 2, "need --input"),
     (["--split", "llmc", "--input", "a.txt", "b.txt"], 2, "needs one .txt"),
     (["--input", "none.txt"], 5, "cannot read none.txt: No such file"),
@@ -114,7 +115,7 @@ def test_script_bad_input(tmp_path, capsys, arguments, code, message):
     if "--out" in arguments:
         write_dataset(["one"], tmp_path / "none", tokenizer="byte")
     for name, content in {
-        "x.csv": b"a", "empty.txt": b"", "latin.txt": b"caf\xe9 noir", "cut.txt": "café".encode()[:-1],
+        "x.csv": b"a", "empty.txt": b"", "plain.txt": b"once", "latin.txt": b"caf\xe9 noir", "cut.txt": "café".encode()[:-1],
         "bad.jsonl": b'{"text": "a"}\n{"text": \n', "good.jsonl": b'{"text": "a", "n": 3}\n',
         "list.jsonl": b"[1]\n", "bad.parquet": b"PAR1",
     }.items():  # fmt: skip

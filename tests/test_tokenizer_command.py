@@ -115,12 +115,18 @@ def test_the_work_is_shown(data, tmp_path, capsys):
         "  ids    259",
         "258 259",
     ]
-    assert "pieces   'H' 'i'\n" in command(capsys, "encode", "byte", "Hi", "--show-work")
+    for words in (
+        ("byte", "Hi", "--show-work"),
+        ("byte", "--show_work", "Hi"),
+        ("--show-work", "byte", "--", "Hi"),
+    ):
+        assert "pieces   'H' 'i'\n" in command(capsys, "encode", *words)
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["info", "{dir}/none"], 5, "cannot read"),
-    (["info", "{dir}/empty"], 2, "is it a run folder?"),
+    (["info", "{dir}/empty"], 2, "empty holds none of tokenizer.bin, vocab.bpe, best.ckpt, last.ckpt: name"),
+    (["info", "{dir}/fifo"], 2, "fifo is no regular file"),
     (["info", "{dir}"], 4, "vocab.bpe:2: expected two symbols"),
     (["info", "{dir}/junk"], 4, "expected a header of 1024 bytes, found 4"),
     (["info", "{dir}/vocab.bpe"], 4, "vocab.bpe:2: expected two symbols"),
@@ -133,6 +139,7 @@ def test_the_work_is_shown(data, tmp_path, capsys):
 def test_bad_input(tmp_path, capsys, arguments, code, message):
     (tmp_path / "junk").write_bytes(b"junk")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "vocab.bpe").write_bytes(b"#version: 0.2\nab\n")
     vocabularies.train("char", ["ab"]).save(tmp_path / "char.bin")
     arguments = [a.replace("{dir}", str(tmp_path)) for a in arguments]

@@ -14,7 +14,10 @@ from test_generate import Generation
 from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
-from pyllmc import GPTConfig, InvalidArgument, Model, Writer, _ffi
+from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer, _ffi
+from pyllmc.convert.export import save
+from pyllmc.tokenizer import BYTES
+from pyllmc.writer import open_writer
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = settings(max_examples=300, deadline=None, database=None)
@@ -223,6 +226,32 @@ def test_what_cannot_be_is_refused(letters):
         Writer(letters, file_bytes([*PIECES, EOT]))
     with pytest.raises(pyllmc.LlmcError, match="carries no tokenizer"):
         Writer(letters, b"")
+    with pytest.raises(pyllmc.SystemFailure, match="d12 does not exist"):
+        Writer("d12")
+
+
+# ---- where the tokenizer comes from
+
+
+def test_a_tokenizer_is_found_beside_the_weights(letters, checkpoint, tmp_path, monkeypatch):
+    """In an export's folder, beside a file; a Tokenizer or a run is as good; one of other ids is not taken."""
+    monkeypatch.chdir(tmp_path)
+    text, tokenizer = Writer(letters).write("ab", 9), Tokenizer.from_bytes(letters.tokenizer_bytes, "")
+    save("d12", letters.config, letters.params, tokenizer=tokenizer)  # called as a size is
+    assert Writer("d12").write("ab", 9) == Writer(Model("./d12", B=1)).write("ab", 9) == text
+    save("m.bin", letters.config, letters.params)
+    with pytest.raises(pyllmc.LlmcError, match="carries no tokenizer, and none that fits"):
+        Writer("m.bin")
+    for source in (tokenizer, letters.tokenizer_bytes, "d12/tokenizer.bin"):
+        assert Writer("m.bin", source).write("ab", 9) == text
+    for source in ("d12", str(checkpoint)):
+        assert open_writer("m.bin", source).write("ab", 9) == text
+    Tokenizer(BYTES, "longest", -1).save("tokenizer.bin")
+    assert Model("m.bin").tokenizer_bytes == b""
+    tokenizer.save("tokenizer.bin")
+    assert Writer("m.bin").write("ab", 9) == text
+    done = run(tmp_path / "d12", f"--tokenizer={checkpoint}", "--prompt=ab", "--max_new_tokens=9")
+    assert (done.returncode, done.stdout.decode()) == (0, text + "\n")
 
 
 @pytest.mark.parametrize("V, fits", [(13, True), (128, True), (129, False), (12, False)])
@@ -261,6 +290,14 @@ def test_sample_shows_what_stream_yields(letters, checkpoint):
     done = run(checkpoint, "--prompt=ab", "--max_new_tokens=20", "--count=2", "--seed=3", *options)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == expected[0] + "\n\n" + expected[1] + "\n"
+
+
+@pytest.mark.parametrize("name", ["sample", "chat"])
+def test_a_prompt_that_is_no_text_is_one_line(checkpoint, name):
+    command = [sys.executable, "-m", f"pyllmc.{name}", checkpoint, b"--prompt=\xff"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
+    says = f"pyllmc.{name}: character 0 of the text is a lone surrogate, no UTF-8: remove it\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", says)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,9 @@ def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
 
 
 def _kind_of_file(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
-    from pyllmc.files import MalformedFile, reading
+    from pyllmc.files import MalformedFile, check_regular, reading
 
+    check_regular(path)
     with reading(str(path)), open(path, "rb") as file:
         head = file.read(9)
     if other := OTHERS.get(head[:4]):
@@ -108,30 +109,36 @@ def detect(path: Path) -> str:
     return engine.describe(where)
 
 
-def open_weights(path: Path, *, revision: str | None = None) -> Weights:
+def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) -> Weights:
     """What `load` loads, checked but for the numbers, its tensors one at a time: for whoever has a place for each."""
     from importlib import import_module
 
     kind, where = _find(path, revision)
-    found: Weights = getattr(import_module(f"pyllmc.convert.{kind.module}"), kind.opener)(where)
+    opener = getattr(import_module(f"pyllmc.convert.{kind.module}"), kind.opener)
+    found: Weights = opener(where, n_head) if kind == PYTORCH else opener(where)
+    if n_head and found.config.n_head != n_head:
+        from pyllmc.errors import InvalidArgument
+
+        raise InvalidArgument(f"n_head={n_head}, but {where} tells {found.config.n_head}: leave n_head out")
     return found
 
 
 def load(
-    path: Path, *, revision: str | None = None, tell: Callable[[str], Any] | None = None
+    path: Path, *, revision: str | None = None, n_head: int = 0, tell: Callable[[str], Any] | None = None
 ) -> tuple[GPTConfig, dict[str, np.ndarray]]:
     """The sizes and {name: float32 array} of what is at `path`, names and orientation as Model.params.
 
     path: a folder of Hugging Face's or a name of its hub ("gpt2", "owner/name"; revision: which), OpenAI's TensorFlow
         checkpoint, llm.c's model file, nanoGPT's or minGPT's file, a run or checkpoint of pyllmc's.
     wte is (V, C), without padding; matrices are as nn.Linear has them, (out, in).
+    n_head: of minGPT's files, which do not tell it where no config.json lies beside them.
     tell: called with what was read, in a sentence; nothing is printed. Where the file's maker computes something
         otherwise, or it is a pickle, there is a warning too.
 
     Raises MalformedFile (a ValueError), NotFinite, FileFailure (an OSError) or MissingDependency (an ImportError), in
     one line: what, expected, found, remedy.
     """
-    weights = open_weights(path, revision=revision)
+    weights = open_weights(path, revision=revision, n_head=n_head)
     tensors = dict(weights.tensors)
     if tell:
         tell(weights.told())

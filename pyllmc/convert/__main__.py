@@ -17,16 +17,16 @@ from pyllmc.convert.export import save
 from pyllmc.convert.origin import find_tokenizer, training
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
 from pyllmc.convert.state import Weights
-from pyllmc.options import Parser
+from pyllmc.options import Parser, at_least
 
 PROG = "pyllmc.convert"
+SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,
+GPT-Neo), a nanoGPT or minGPT .pt (tied heads), or a name of the hub; as in: convert ckpt.pt my-model"""
 
 
 def make_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument(
-        "source", metavar="SRC", help="a run, a checkpoint, a folder, a file, or a name of the hub"
-    )
+    parser.add_argument("source", metavar="SRC", help=SOURCES)
     parser.add_argument(
         "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"
     )
@@ -36,10 +36,15 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--name", default="", help="of the model; default: as DST is called")
     parser.add_argument(
-        "--tokenizer", default="", help="a tokenizer.bin, gpt2 or none; default: what belongs to SRC"
+        "--tokenizer",
+        default="",
+        help="a tokenizer.bin, vocab.bpe, run or export, gpt2, or none; default: what belongs to SRC",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--revision", default=None, help="of a name of the hub: a branch, tag or commit")
+    parser.add_argument(
+        "--n_head", type=at_least(1), default=0, help="heads of a minGPT state dict, which does not tell them"
+    )
     return parser
 
 
@@ -47,7 +52,7 @@ def read(o: Any) -> tuple[Weights, dict[str, Any]]:
     """What SRC holds; warnings, such as of a pickle, are one line each."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        weights = open_weights(o.source, revision=o.revision)
+        weights = open_weights(o.source, revision=o.revision, n_head=o.n_head)
         tensors = dict(weights.tensors)
     for message in {str(warning.message): 0 for warning in warned}:
         if not any(note in message for note in weights.notes):

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyllmc.convert.state import Weights
-from pyllmc.files import find_checkpoint
+from pyllmc.files import RUN, find_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
 
 BUNDLE = (".index", ".data-00000-of-00001")  # what a TensorFlow checkpoint's prefix goes on with
-RUN = ("best.ckpt", "last.ckpt")
 
 
 def is_bundle(path: Path) -> bool:

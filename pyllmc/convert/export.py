@@ -103,9 +103,11 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
 
 
 def _save_bin(job: Job, overwrite: bool) -> list[str]:
+    carries = job.tokenizer is not None and job.dtype == "fp32"
+    tokenizer = job.tokenizer.to_bytes() if job.tokenizer and carries else b""
     with atomic_path(job.path) as temporary:
         with writing(job.path):
-            to_bin.write_bin(temporary, job.config, job.tensors, job.dtype)
+            to_bin.write_bin(temporary, job.config, job.tensors, job.dtype, tokenizer)
         engine = Model(temporary, B=1, T=1, training=False)
         if engine.config != job.config:
             raise MalformedFile(f"{job.path} reads back as {engine.config}, written was {job.config}")
@@ -115,6 +117,10 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
             dict.fromkeys(job.tensors, job.dtype),
         )
         check_place(job.path, "bin", overwrite)
+    if job.tokenizer and not carries:
+        return [
+            f"{job.dtype} files of llm.c carry no tokenizer: name it with --tokenizer where the file is used"
+        ]
     return []
 
 

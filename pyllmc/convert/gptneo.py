@@ -25,6 +25,10 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
         raise MalformedFile(
             f"{origin}: attention_types is no list of [[kinds], times]: copy it again"
         ) from None
+    if (listed := said.get("attention_layers")) not in (None, kinds):
+        raise MalformedFile(
+            f"{origin}: attention_layers, {str(listed)[:60]}, and attention_types, {str(kinds)[:60]}, differ: copy it again"
+        )
     if len(kinds) != L:
         raise MalformedFile(
             f"{origin}: attention_types tells {len(kinds)} layers, num_layers {L}: copy it again"
@@ -48,7 +52,12 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
         raise MalformedFile(
             f"{origin}: layers are {', '.join(map(str, kinds[:4]))} ...; global and local must take turns"
         )
-    return make_config(origin, {**vars(made), "window": said.get("window_size", 256)})
+    window = said.get("window_size", 256)
+    if not window:
+        raise MalformedFile(
+            f"{origin}: window_size={window!r}, but local layers see 1 position at least: copy it again"
+        )
+    return make_config(origin, {**vars(made), "window": window})
 
 
 def joined(name: str, C: int, head_size: int) -> Recipe:

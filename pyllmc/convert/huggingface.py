@@ -14,6 +14,7 @@ from typing import Any
 from pyllmc.convert import gptneo
 from pyllmc.convert.state import (
     MATRICES,
+    TIE,
     Recipe,
     Tensor,
     Weights,
@@ -64,9 +65,8 @@ def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
     for key, allowed in FIXED.items():
         found = config.get(key, allowed[0])
         if found not in allowed:
-            raise MalformedFile(
-                f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: another kind of model"
-            )
+            why = TIE if key == "tie_word_embeddings" else "another kind of model"
+            raise MalformedFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: {why}")
 
 
 def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyllmc.convert.vocabulary import merges_of, printable
 from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
+from pyllmc.tokenizer_command import open_tokenizer
 from pyllmc.vocabularies import FILES, gpt2
 
 HIDDEN = (
@@ -29,6 +31,7 @@ HIDDEN = (
     "threads",
     "log_every",
 )  # of here only
+ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
 
 
 def checkpoint_of(source: str | os.PathLike[str]) -> Path | None:
@@ -58,34 +61,61 @@ def sections(source: str | os.PathLike[str]) -> dict[str, bytes]:
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
     """The tokenizer of a model with V ids, and where it comes from, in a few words.
 
-    choice: "" looks for it; "none"; "gpt2"; or the path of a tokenizer.bin. Raises DataError if it has more ids than V.
+    choice: "" looks for it; "none"; or whatever `named` takes. Raises DataError where it is of another number of ids,
+    but for the padding of a vocabulary, and for a checkpoint's own, with which it was trained.
     """
-    found, where = _named(choice) if choice else _look(Path(source), V)
-    if found and found.vocab_size > V:
+    if not choice and (carried := sections(source).get("TOKENIZR")):
+        found: Tokenizer | None = Tokenizer.from_bytes(carried, os.fspath(source))
+        where, fits = "of the checkpoint", found.vocab_size <= V  # type: ignore[union-attr]
+    else:
+        found, where = named(choice) if choice else _look(Path(source), V)
+        fits = not found or is_for(found, V)
+    if found and not fits:
         raise DataError(
-            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer"
+            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer, "
+            "or --tokenizer=none"
         )
     return found, where
 
 
-def _named(choice: str) -> tuple[Tokenizer | None, str]:
-    if choice in ("none", "gpt2"):
+def is_for(tokenizer: Tokenizer, V: int) -> bool:
+    """Whether V ids are its own, or these rounded up, as vocabularies are padded."""
+    return V in {-(-tokenizer.vocab_size // multiple) * multiple for multiple in ROUNDED}
+
+
+def named(choice: str) -> tuple[Tokenizer | None, str]:
+    """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
+    if choice in ("none", "gpt2") and not os.path.exists(choice):
         return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
-    return Tokenizer.load(choice), f"of {choice}"
+    if os.path.isdir(choice) and not any(Path(choice, name).exists() for name in FILES):
+        found, where = of_hugging_face(Path(choice))
+        if where:
+            return found, where
+    return open_tokenizer(choice), f"of {choice}"
 
 
-def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
-    data = sections(source).get("TOKENIZR")
-    if data:
-        return Tokenizer.from_bytes(data, os.fspath(source)), "of the checkpoint"
+def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
+    """The tokenizer.bin of what lies in the folder of some weights, if it can be read and fits a model of V ids."""
+    with suppress(DataError):
+        found, _ = _beside(Path(source), V)
+        if found and is_for(found, V):
+            return found.to_bytes()
+    return b""
+
+
+def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
             return found, f"of {folder / name}"
-    if source.is_dir() and (source / "vocab.json").exists() and (source / "merges.txt").exists():
-        found = from_bpe_files(source / "vocab.json", source / "merges.txt")
-        return found, f"of its {'vocab.json' if found else 'folder is of a kind that is not known here'}"
+    return of_hugging_face(source) if source.is_dir() else (None, "")
+
+
+def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+    found, where = _beside(source, V)
+    if where:
+        return found, where
     if V not in (GPT2_VOCAB, NANOGPT_VOCAB):
         return None, f"{source} has none"
     try:
@@ -94,17 +124,38 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
         return None, str(error)
 
 
-def from_bpe_files(vocabulary: Path, merges: Path) -> Tokenizer | None:
-    """A byte-level BPE of Hugging Face's files, if its ids are in the order of its merges."""
-    with reading(os.fspath(vocabulary)):
+def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
+    """Of a folder's vocab.json and merges.txt, or tokenizer.json: a byte-level BPE. ("" : there is none of these.)"""
+    files = [name for name in ("vocab.json", "tokenizer.json") if (folder / name).exists()]
+    if not (folder / "merges.txt").exists():
+        files = files[-1:] if "tokenizer.json" in files else []
+    if not files:
+        return None, ""
+    with reading(os.fspath(folder)):
         try:
-            ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-            lines = merges.read_text(encoding="utf-8").split("\n")
-            ordered = sorted(ids, key=ids.__getitem__)
-            eot = ids.get(EOT_PIECE.decode(), -1)
-            found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", eot)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
+            said = json.loads((folder / files[0]).read_text(encoding="utf-8"))
+            if files[0] == "vocab.json":
+                found = from_bpe(said, (folder / "merges.txt").read_text(encoding="utf-8").split("\n"))
+            else:
+                found = from_bpe(*_vocabulary_of(said))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = None
+    return found, f"of {folder / files[0]}" if found else f"{folder} has one of a kind that is not known here"
+
+
+def _vocabulary_of(said: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Ids and merges of a tokenizer.json; ValueError unless it cuts text as GPT-2 does."""
+    model, cut = said["model"], said["pre_tokenizer"]
+    plain = said.get("normalizer") is None and cut["type"] == "ByteLevel" and cut.get("use_regex", True)
+    if model["type"] != "BPE" or not plain or cut.get("add_prefix_space") or model.get("ignore_merges"):
+        raise ValueError
+    return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+
+
+def from_bpe(ids: dict[str, int], lines: list[str]) -> Tokenizer | None:
+    """A byte-level BPE of Hugging Face's, if its ids are in the order of its merges."""
+    ordered = sorted(ids, key=ids.__getitem__)
+    found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", ids.get(EOT_PIECE.decode(), -1))
     pairs = [line for line in lines if line and not line.startswith("#version")]
     same = pairs == [f"{printable(a)} {printable(b)}" for a, b in merges_of(found)[0]]
     return found if same and [ids[name] for name in ordered] == list(range(len(ids))) else None

@@ -111,4 +111,8 @@ def _foreign_bin(path: str) -> str:
         size = to_bin.size_of(GPTConfig(V, maxT, L, NH, C, window), int(head[1]))
     except (ValueError, KeyError):
         return "its header is not one of ours"
-    return "" if size == os.path.getsize(path) else "it holds more than weights, as a checkpoint does"
+    with open(path, "rb") as file:  # after the weights only a tokenizer and the checksum
+        file.seek(size)
+        tag, length = file.read(8), int.from_bytes(file.read(8), "little")
+    size += 36 + length if tag == b"TOKENIZR" else 0
+    return "" if size == os.path.getsize(path) else "it holds more than an export, as a checkpoint does"

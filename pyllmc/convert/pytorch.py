@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.files import MalformedFile, need
+from pyllmc.files import MalformedFile, need, reading
 from pyllmc.layout import GPTConfig
 
+ZIP_END = 22  # bytes of an archive's last record
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"
 
 
@@ -42,6 +45,7 @@ class WeightsWarning(UserWarning):
 def read(path: Path) -> Any:
     """What is in the file, where that is tensors, numbers, texts and containers of them; anything else is refused."""
     torch = need("torch", f"reading {path.name}, a pickle,")
+    check_zip(path)
     warnings.warn(
         f"{path} is a pickle, read with PyTorch's restricted reader, which runs none of its code; "
         "safetensors are safer",
@@ -56,6 +60,23 @@ def read(path: Path) -> Any:
             )
     except Exception as error:  # of many kinds, whatever is wrong
         raise explained(path, error) from None
+
+
+def check_zip(path: Path) -> None:
+    """What torch does not look at: each part's checksum, and that nothing follows. Old pickles, no archives, have neither."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with reading(str(path)), zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            bad = f"{bad} does not agree with its checksum" if bad else ""
+            with open(path, "rb") as file:
+                file.seek(-len(archive.comment) - ZIP_END, os.SEEK_END)
+                bad = bad or ("" if file.read(4) == b"PK\5\6" else "bytes follow its end")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, RuntimeError, zlib.error) as error:
+        bad = f"{error}"
+    if bad:
+        raise MalformedFile(f"{path} is damaged ({bad}): copy or save it again")
 
 
 def explained(path: Path, error: Exception) -> MalformedFile:
@@ -156,17 +177,14 @@ def heads_said(path: Path) -> Any:
         return 0
 
 
-def heads_of(path: Path, L: int, C: int) -> tuple[Any, tuple[str, ...]]:
-    """n_head, and how it is known where the file's folder does not say."""
-    if said := heads_said(path):
-        return said, ()
-    known = layout.known_heads(L, C)
-    if len(known) != 1:
-        raise MalformedFile(
-            f"{path} does not tell the number of heads of its {L} layers of {C} channels: "
-            'put a config.json with {"n_head": ...} beside it'
-        )
-    return min(known), (f"n_head={min(known)} is that of the known model of {L} layers and {C} channels",)
+def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
+    """As the caller or the file's folder says. It is never guessed: another number of heads is another model."""
+    if found := heads_said(path) or n_head:
+        return found
+    raise MalformedFile(
+        f"{path} does not tell the number of heads of its {L} layers of {C} channels: give it with --n_head (n_head= in "
+        'Python), or put a config.json with {"n_head": ...} beside it'
+    )
 
 
 def layer_count(names: Iterable[str], pattern: str) -> int:
@@ -176,8 +194,8 @@ def layer_count(names: Iterable[str], pattern: str) -> int:
 
 
 def sizes_of(
-    path: Path, state: Mapping[str, Tensor], wte: str, wpe: str, layers: str
-) -> tuple[GPTConfig, tuple[str, ...]]:
+    path: Path, n_head: int, state: Mapping[str, Tensor], wte: str, wpe: str, layers: str
+) -> GPTConfig:
     """The sizes that the shapes of the two embeddings and the names of the layers tell."""
     refuse_llama(str(path), state)
     for name in (wte, wpe):
@@ -187,18 +205,17 @@ def sizes_of(
     if len(V) != 1 or len(T) not in (1, 2):
         raise MalformedFile(f"{path}: {wte} has the shape {state[wte].shape}, expected (V, C)")
     L, C = layer_count(state, layers), state[wte].shape[-1]
-    n_head, notes = heads_of(path, L, C)
-    sizes = {"vocab_size": V[0], "max_seq_len": T[-1], "n_layer": L, "n_head": n_head, "n_embd": C}
-    return make_config(str(path), sizes), notes
+    sizes = {"vocab_size": V[0], "max_seq_len": T[-1], "n_layer": L, "n_embd": C}
+    return make_config(str(path), {**sizes, "n_head": heads_of(path, L, C, n_head)})
 
 
-def open_mingpt(path: Path, state: dict[str, Tensor]) -> Weights:
+def open_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weights:
     """Of nn.Linear, as minGPT saves them, or of Conv1D, as GPT-2's first port did."""
     state = renamed(
         str(path), state, lambda n: n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}"
     )
-    config, notes = sizes_of(
-        path, state, "transformer.wte.weight", "transformer.wpe.weight", r"transformer\.h\.(\d+)\."
+    config = sizes_of(
+        path, n_head, state, "transformer.wte.weight", "transformer.wpe.weight", r"transformer\.h\.(\d+)\."
     )
     C, first = config.n_embd, state.get("transformer.h.0.attn.c_attn.weight")
     conv1d = first is not None and first.shape == (C, 3 * C)
@@ -207,7 +224,7 @@ def open_mingpt(path: Path, state: dict[str, Tensor]) -> Weights:
         for name, shape in targets(config)
     }
     return finish(
-        path, f"state dict of GPT-2 ({'Conv1D' if conv1d else 'nn.Linear'})", recipes, config, state, notes
+        path, f"state dict of GPT-2 ({'Conv1D' if conv1d else 'nn.Linear'})", recipes, config, state
     )
 
 
@@ -238,15 +255,14 @@ def old_recipe(name: str, shape: tuple[int, ...]) -> Recipe:
     return plain(old, shape)
 
 
-def open_old_mingpt(path: Path, state: dict[str, Tensor]) -> Weights:
-    config, notes = sizes_of(path, state, "tok_emb.weight", "pos_emb", r"blocks\.(\d+)\.")
+def open_old_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weights:
+    config = sizes_of(path, n_head, state, "tok_emb.weight", "pos_emb", r"blocks\.(\d+)\.")
     recipes = {name: old_recipe(name, shape) for name, shape in targets(config)}
-    return finish(
-        path, "state dict of minGPT in 2020", recipes, config, state, (EXACT_GELU, *notes), "head.weight"
-    )
+    return finish(path, "state dict of minGPT in 2020", recipes, config, state, (EXACT_GELU,), "head.weight")
 
 
-def open_file(path: Path) -> Weights:
+def open_file(path: Path, n_head: int = 0) -> Weights:
+    """n_head: of a state dict alone, where no config.json beside it says."""
     found = read(path)
     args = found.get("model_args") if isinstance(found, Mapping) else None
     state = found["model"] if isinstance(args, Mapping) and "model" in found else found
@@ -256,4 +272,4 @@ def open_file(path: Path) -> Weights:
         return open_nanogpt(path, named, args)
     if "tok_emb.weight" in named:
         opener = open_old_mingpt
-    return opener(path, named)
+    return opener(path, named, n_head)

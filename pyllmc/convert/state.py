@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+TIE = "train and save with tied weights (lm_head.weight = wte.weight; Hugging Face's tie_word_embeddings)"
 WTE = "transformer.wte.weight"
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # what Conv1D stores as (in, out)
 LLAMA = ("gate_proj", "feed_forward.w1", "input_layernorm", "attention_norm", "rotary_emb")
@@ -165,9 +166,7 @@ def build(
     for name, recipe in recipes.items():
         parts = [state.pop(source).read() for source, _ in recipe.sources]
         if name == WTE and head in state and not np.array_equal(state.pop(head).read(), parts[0]):
-            raise MalformedFile(
-                f"{origin}: {head} is not the embedding: GPT-2 ties them, an untied head would be lost"
-            )
+            raise MalformedFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")
         x = np.ascontiguousarray(recipe.build(*parts), np.float32)
         if not np.isfinite(x).all():
             where = np.unravel_index(np.argmin(np.isfinite(x)), x.shape)

@@ -1,13 +1,17 @@
 """llm.c's model file, written: version 3 (fp32) or 5 (bf16), the vocabulary padded with rows of zeros.
 
 Header of 256 int32: magic, version, maxT, V, L, NH, C, Vp, and in [8] the window, which is ours and 0 in llm.c's own.
-Then every parameter in the order of csrc/tensors.def.
+Then every parameter in the order of csrc/tensors.def. After those of version 3, where llm.c no longer reads, a tokenizer.bin
+may follow as in pyllmc's checkpoints: {char tag[8]; int64 size; payload} TOKENIZR, then CRC32 of all bytes before it.
 """
 
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,16 +31,42 @@ def padded_bytes(x: np.ndarray, rows: int = 0, dtype: str = "fp32") -> bytes:
     return data.tobytes() + bytes(missing * data[:1].nbytes)
 
 
+def section(tag: bytes, data: bytes) -> bytes:
+    return tag.ljust(8) + struct.pack("<q", len(data)) + data
+
+
+class Summed:
+    """A file written from its beginning, and zlib's CRC32 of that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.crc = file, 0
+
+    def write(self, data: bytes) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+        self.file.write(data)
+
+
 def write_bin(
-    path: str | os.PathLike[str], config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str = "fp32"
+    path: str | os.PathLike[str],
+    config: GPTConfig,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str = "fp32",
+    tokenizer: bytes = b"",
 ) -> None:
-    """Writes `path` in place: to do it atomically and to explain an OSError is the caller's."""
+    """Writes `path` in place: to do it atomically and to explain an OSError is the caller's.
+
+    tokenizer: a tokenizer.bin, for fp32 only.
+    """
     c = config
     sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
     with open(path, "wb") as file:
-        file.write(pack_header(MAGIC, VERSIONS[dtype], *sizes))
+        out = Summed(file)
+        out.write(pack_header(MAGIC, VERSIONS[dtype], *sizes))
         for row, layer in parameters(config):
-            file.write(padded_bytes(tensors[row.torch_name_of(layer)], row.shape[0], dtype))
+            out.write(padded_bytes(tensors[row.torch_name_of(layer)], row.shape[0], dtype))
+        if tokenizer:
+            out.write(section(b"TOKENIZR", tokenizer))
+            out.write(section(b"CRC32", struct.pack("<I", out.crc)))
         flush_to_disk(file)
 
 
