@@ -74,7 +74,8 @@ class Writer:
         self._lib = model._lib
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
         if tokenizer is not None:  # it may be another model's
-            name = b"the tokenizer" if isinstance(tokenizer, bytes) else os.fsencode(tokenizer)
+            is_path = not isinstance(tokenizer, (bytes, Tokenizer))
+            name = os.fsencode(tokenizer) if is_path else b"the tokenizer"  # type: ignore[arg-type]
             V = model.config.vocab_size
             _ffi.check(self._lib, self._lib.llmc_tokenizer_fits(self._tokenizer, V, name))
         self.end = ""  # how the last text ended: "eot", "stop" or "limit"; "" while it goes on
