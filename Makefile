@@ -71,7 +71,7 @@ NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: apt-get in
 $(BUILD)/flags: FORCE
 	@$(if $(MACHINE),:,echo "$(NO_CC)" >&2; exit 2)
 	@$(if $(BLAS),echo 'int $(BLAS_PREFIX)cblas_sgemm(void); int main(void) { return $(BLAS_PREFIX)cblas_sgemm(); }' | \
-		$(CC) -xc - -o /dev/null $(LDFLAGS) 2>/dev/null || { echo "$(NO_BLAS)" >&2; exit 2; },:)
+		$(CC) -xc - -xnone -o /dev/null $(LDFLAGS) 2>/dev/null || { echo "$(NO_BLAS)" >&2; exit 2; },:)
 	@mkdir -p $(@D)
 	@echo "$(subst ",\",$(FLAGS))" | cmp -s - $@ || echo "$(subst ",\",$(FLAGS))" > $@
 FORCE:
