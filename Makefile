@@ -67,7 +67,8 @@ EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa
 # how everything was compiled: other flags, another build
 FLAGS := $(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) $(LDFLAGS)
 NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
-NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: apt-get install lib$(BLAS)-dev, or give its path
+NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: $(if $(findstring /,$(BLAS)),give another path,apt-get \
+	install lib$(BLAS)-dev$(comma) or give its path)
 $(BUILD)/flags: FORCE
 	@$(if $(MACHINE),:,echo "$(NO_CC)" >&2; exit 2)
 	@$(if $(BLAS),echo 'int $(BLAS_PREFIX)cblas_sgemm(void); int main(void) { return $(BLAS_PREFIX)cblas_sgemm(); }' | \

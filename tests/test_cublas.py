@@ -64,6 +64,7 @@ def test_the_system_s_comes_first(tmp_path, monkeypatch):
 
 def test_it_is_settled_before_the_library_is_loaded(tmp_path, monkeypatch):
     path = install(tmp_path, cublas.FOLDERS[0], cublas.NAMES[0])
+    (tmp_path / "none.so").touch()  # cannot be loaded
     monkeypatch.setenv("PYLLMC_LIB", str(tmp_path / "none.so"))
     with pytest.raises(NoDevice):
         _ffi._load.__wrapped__("cpu", "none.so")
