@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_matmul import TOLERANCE, Engine, random_array, sample
+from bench_matmul import TOLERANCE, Engine, random_array, sample, zero_array
 from bench_process import TUNED, Call, Process, check_agree, measured, need, one_of, say, take_turns
 
 SIZES = {"B": 4, "T": 1024, "NH": 12, "hs": 64}
@@ -27,8 +27,8 @@ QUICK_LENGTHS, QUICK_WINDOW = [32, 64], 8
 def our_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: int, window: int) -> Call:
     C = NH * hs
     engine = Engine(precision, threads, B, T, C, NH)
-    qkv, dqkv = random_array(B, T, 3 * C), np.zeros((B, T, 3 * C), np.float32)
-    out, dout, lse = np.zeros((B, T, C), np.float32), random_array(B, T, C), np.zeros((B, NH, T), np.float32)
+    qkv, dqkv = random_array(B, T, 3 * C), zero_array(B, T, 3 * C)
+    out, dout, lse = zero_array(B, T, C), random_array(B, T, C), zero_array(B, NH, T)
     forward = engine.bind("attention_forward", (out, lse, qkv), B, T, C, NH, window)
     backward = engine.bind("attention_backward", (dqkv, dout, out, lse, qkv), B, T, C, NH, window)
 

@@ -9,9 +9,12 @@
 #include <float.h>
 #include "attention_pack.h"
 
-enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
+enum {
+    SUBS = 4,  /* blocks of queries that share each block of keys while it is packed */
+    SLACK = 8, /* weights may grow to 2^SLACK before all that was found is scaled down */
+};
 
-/* a block of queries: what it has found so far is scaled by exp(-largest score) */
+/* a block of queries: what it has found so far is scaled by exp(-largest), the largest score but for SLACK */
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp) */
     float *largest, *sum; /* (QB) */
@@ -61,8 +64,8 @@ static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int wind
 }
 
 /* exp(score - largest) of VL queries with key j */
-INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
-    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2);
+INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked, const int bf16) {
+    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, bf16);
     return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
 }
 
@@ -78,20 +81,21 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
         const vf x = vf_load(p + j * QB + i);
         largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
     }
+    largest = vf_pick(largest - before > vf_set(SLACK / to_log2.high), largest, before);
     for (int j = seen.from; j < seen.to; j++) {
-        const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
+        const vf x = weights(b, p, largest, to_log2, i, j * each, masked, bf16);
         sum += x;
         if (!bf16) {
             vf_store(p + j * QB + i, x);
             continue;
         }
-        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
+        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked, bf16);
         sum += y;
         vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
     }
     for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
     for (int j = max(seen.from, seen.to); j < steps(b.keys, bf16); j++) vf_store(p + j * QB + i, vf_set(0));
-    const vf factor = weight_of(before - largest, to_log2);
+    const vf factor = weight_of(before - largest, to_log2, bf16);
     vf_store(q->largest + i, largest);
     vf_store(q->sum + i, vf_load(q->sum + i) * factor + sum);
     vf_store(shrink + i, factor);
@@ -115,21 +119,23 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
 }
 
 /* p[j][i] = k[j] . q_t[.][i]; what no query of a strip sees is left out, here and below */
-static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h) {
+static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h, Ahead *next) {
     const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = in_vectors(queries_of(b, j, j + m));
+        ask(next);
         strip(p + j * QB + r.from, QB, &(Factor){k + j * length, length, 1}, q_t + r.from, QB, m, (r.to - r.from) / VL,
               depth, 0, h->bf16);
     }
 }
 /* out[i] += sum over j of p[j][i] v[j] */
-static void add_values(Block b, float *out, const float *p, const float *v, const Head *h) {
+static void add_values(Block b, float *out, const float *p, const float *v, const Head *h, Ahead *next) {
     const int hp = padded(h->hs);
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_steps(keys_of(b, i, i + m), h->bf16);
+        ask(next);
         strip(out + i * hp, hp, &(Factor){p + r.from * QB + i, 1, QB}, v + r.from * hp, hp, m, hp / VL, r.to - r.from,
               1, h->bf16);
     }
@@ -148,22 +154,28 @@ static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, floa
     for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
 }
 
+/* the block of keys, or values, from `key` on: what there is before `end` */
+static Rows keys_at(const Head *h, const floatX *x, int key, int end) {
+    return (Rows){x + key * h->stride, h->stride, max(0, min(KB, end - key)), h->hs};
+}
+
 /* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */
 static void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
     const int end = at + n;
     for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
     for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {
-        const int keys = min(KB, end - key);
-        const Rows k = {h->k + key * h->stride, h->stride, keys, h->hs};
-        const Rows v = {h->v + key * h->stride, h->stride, keys, h->hs};
+        const Rows k = keys_at(h, h->k, key, end), v = keys_at(h, h->v, key, end);
+        const int keys = k.n;
+        Ahead next_k = rows_ahead(keys_at(h, h->k, key + KB, end));
+        Ahead next_v = rows_ahead(keys_at(h, h->v, key + KB, end));
         pack_rows(s->k, k, h->bf16);
         pack_pairs(s->v, v, h->bf16);
         for (int i = 0; i < n; i += QB) {
             const Block b = {at + i - key, min(QB, n - i), keys, h->window};
             if (none_visible(b)) continue;
-            scores(b, s->p, s->k, s->queries[i / QB].q_t, h);
+            scores(b, s->p, s->k, s->queries[i / QB].q_t, h, &next_k);
             softmax(b, &s->queries[i / QB], s->p, h);
-            add_values(b, s->queries[i / QB].out, s->p, s->v, h);
+            add_values(b, s->queries[i / QB].out, s->p, s->v, h, &next_v);
         }
     }
     for (int i = 0; i < n; i += QB)
@@ -220,7 +232,7 @@ static float scores_of_block(float *p, const float *q, const Head *h, int key, i
 static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     vf sum = vf_set(0);
     for (int j = 0; j < keys; j += VL) {
-        const vf x = weight_of(vf_load(p + j) - largest, to_log2);
+        const vf x = weight_of(vf_load(p + j) - largest, to_log2, 0);
         sum += x;
         vf_store(p + j, x);
     }

@@ -74,8 +74,10 @@ typedef struct {
 static inline Log2 log2_of(double x) { return (Log2){(float)x, (float)(x - (double)(float)x)}; }
 /* log2(e) / sqrt(hs) */
 static inline Log2 log2_of_score(int hs) { return log2_of(1.4426950408889634 / sqrt(hs)); }
-/* exp(x / sqrt(hs)) where x <= 0, a difference of scores */
-static inline vf weight_of(vf x, Log2 to_log2) { return vf_exp2_nonpositive(x * to_log2.high + x * to_log2.low); }
+/* exp(x / sqrt(hs)) of a difference of scores; roughly: precise enough for bf16 */
+INLINE vf weight_of(vf x, Log2 to_log2, const int rough) {
+    return vf_exp2(rough ? x * to_log2.high : x * to_log2.high + x * to_log2.low, rough);
+}
 
 /* number (i, k), or word, is at[i*row + k*step]; by pointer: 24 bytes by value are copied through the stack, which stalls */
 typedef struct {

@@ -77,8 +77,10 @@ static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int 
 /* ---- one block ---- */
 
 /* p becomes P of the VL keys from j on, ds (which holds dP) P (dP - D) */
-INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked) {
-    *p = weight_of(vf_load(s->p + i * KB + j) - s->lse[i] - s->rest[i], scale);
+INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked,
+                              const int bf16) {
+    const vf x = vf_load(s->p + i * KB + j) - s->lse[i];
+    *p = weight_of(bf16 ? x : x - s->rest[i], scale, bf16);
     *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
     if (!masked) return;
     const vi seen = visible_keys(b, i, j);
@@ -89,47 +91,52 @@ INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, c
     const Range r = masked ? in_vectors(keys_of(b, i, i + 1)) : (Range){0, b.keys};
     for (int j = 0; j < b.keys; j += VL) {
         vf p = vf_set(0), ds = vf_set(0);
-        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked);
+        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked, 0);
         vf_store(s->p + i * KB + j, p);
         vf_store(s->ds + i * KB + j, ds);
     }
 }
 
 /* two queries, or a last one, and two vectors of keys at a time: words of p and ds are of two queries, of ds_rows two keys */
-INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
-    const int rows = min(2, b.queries - i);
+INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
     for (int j = 0; j < b.keys; j += 2 * VL) {
         vf p[2][2] = {{{0}}}, ds[2][2] = {{{0}}};
+#pragma GCC unroll 2
         for (int y = 0; y < rows; y++)
+#pragma GCC unroll 2
             for (int x = 0; x < 2; x++) {
                 const int key = j + x * VL;
                 if (!masked || (key >= r.from && key < r.to))
-                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked);
+                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked, 1);
             }
+#pragma GCC unroll 2
         for (int x = 0; x < 2; x++) {
             const int at = i / 2 * KB + j + x * VL;
             vf_store(s->p + at, (vf)bf16_interleave(p[0][x], p[1][x]));
             vf_store(s->ds + at, (vf)bf16_interleave(ds[0][x], ds[1][x]));
         }
+#pragma GCC unroll 2
         for (int y = 0; y < rows; y++)
             vf_store(s->ds_rows + ((i + y) * KB + j) / 2, (vf)bf16_in_order(ds[y][0], ds[y][1]));
     }
 }
 
 INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked, int bf16) {
-    for (int i = 0; bf16 && i < b.queries; i += 2) bf16_gradient_of_rows(b, s, i, scale, masked);
+    for (int i = 0; bf16 && i < b.queries - 1; i += 2) bf16_gradient_of_rows(b, s, i, 2, scale, masked);
+    if (bf16 && b.queries % 2) bf16_gradient_of_rows(b, s, b.queries - 1, 1, scale, masked);
     for (int i = 0; !bf16 && i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
 }
 
 /* The products; each leaves out what no query of the strip sees. */
 
 /* p[i][j] = x[i] . y_t[.][j] */
-static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16) {
+static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16, Ahead *next) {
     const int length = row_length(hs, bf16);
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_vectors(keys_of(b, i, i + m));
+        ask(next);
         strip(p + i * KB + r.from, KB, &(Factor){x + i * length, length, 1}, y_t + r.from, KB, m, (r.to - r.from) / VL,
               steps(hs, bf16), 0, bf16);
     }
@@ -145,27 +152,28 @@ static void sums_over_queries(Block b, float *sums, const float *p, const float 
     }
 }
 /* dq[i] += sum over j of ds[i][j] k[j] */
-static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16) {
+static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16, Ahead *next) {
     const int hp = padded(hs), length = steps(KB, bf16);
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_steps(keys_of(b, i, i + m), bf16);
+        ask(next);
         strip(dq + i * hp, hp, &(Factor){ds + i * length + r.from, length, 1}, k + r.from * hp, hp, m, hp / VL,
               r.to - r.from, 1, bf16);
     }
 }
 
 /* keys from `key` of the segment on */
-static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16) {
+static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16, Ahead next[3]) {
     const int hp = padded(hs);
     const Log2 scale = log2_of_score(hs);
-    products(b, s->p, s->q, s->k_t + key * hp, hs, bf16);
-    products(b, s->ds, s->dout, s->v_t + key * hp, hs, bf16);
+    products(b, s->p, s->q, s->k_t + key * hp, hs, bf16, &next[0]);
+    products(b, s->ds, s->dout, s->v_t + key * hp, hs, bf16, &next[1]);
     if (all_visible(b)) gradient_of_softmax(b, s, scale, 0, bf16);
     else gradient_of_softmax(b, s, scale, 1, bf16);
     sums_over_queries(b, s->dv + key * hp, s->p, s->dout_pairs, hs, bf16);
     sums_over_queries(b, s->dk + key * hp, s->ds, s->q_pairs, hs, bf16);
-    sums_over_keys(b, s->dq, bf16 ? s->ds_rows : s->ds, s->k + steps(key, bf16) * hp, hs, bf16);
+    sums_over_keys(b, s->dq, bf16 ? s->ds_rows : s->ds, s->k + steps(key, bf16) * hp, hs, bf16, &next[2]);
 }
 
 /* ---- one segment ---- */
@@ -241,6 +249,14 @@ static void add_part(const Head *h, const float *part, int at, int from) {
         }
 }
 
+/* what is read of the queries at `at` when their turn comes: all of them, or the dq that they have already */
+static void next_queries(Ahead next[3], const Head *h, int at, int from, int parts) {
+    const int n = sees(h, at, from) ? min(QB, h->T - at) : 0, first = parts || sees_first(h, at, from);
+    next[0] = rows_ahead(rows_at(h, h->qkv, 3 * h->C, at, first ? n : 0));
+    next[1] = rows_ahead(rows_at(h, h->dout, h->C, at, first ? n : 0));
+    next[2] = first ? rows_ahead(rows_at(h, h->out, h->C, at, n)) : rows_ahead(rows_at(h, h->dqkv, 3 * h->C, at, n));
+}
+
 /* dk and dv of the segment's keys, and its parts of dq: added at once, or left in parts(T, hp) */
 static void segment_backward(const Scratch *own, const Head *h, int from, float *parts) {
     const int hp = padded(h->hs), keys = min(SEGMENT, h->T - from);
@@ -250,10 +266,12 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
         Scratch s = queries_from(*own, h, at);
         if (parts || sees_first(h, at, from)) load_queries(own, h, at, n);
         if (parts) s.dq = parts + (int64_t)at * hp;
+        Ahead next[3];
+        next_queries(next, h, at + QB, from, parts != NULL);
         memset(s.dq, 0, (size_t)n * hp * sizeof *s.dq);
         for (int key = 0; key < keys; key += KB) {
             const Block b = {at - from - key, n, min(KB, keys - key), h->window};
-            if (!none_visible(b)) block_backward(b, &s, key, h->hs, h->bf16);
+            if (!none_visible(b)) block_backward(b, &s, key, h->hs, h->bf16, next);
         }
         if (!parts) add_part(h, s.dq, at, from);
     }

@@ -7,6 +7,7 @@
  *   columns   (hs, ld), lanes are rows     (hs/2, ld), lanes are rows, a word = two neighbours of a row */
 #ifndef ATTENTION_PACK_H
 #define ATTENTION_PACK_H
+#include "ahead.h"
 #include "attention.h"
 
 typedef struct {
@@ -14,6 +15,14 @@ typedef struct {
     int64_t stride;
     int n, hs;
 } Rows;
+
+enum { SHARE = 4 }; /* lines asked for with each strip */
+/* the rows, to be asked for before they are packed */
+static inline Ahead rows_ahead(Rows r) {
+    const int64_t each = sizeof(floatX);
+    return (Ahead){
+        .row = (const char *)r.at, .bytes = r.hs * each, .stride = r.stride * each, .left = r.n, .share = SHARE};
+}
 
 /* VL numbers of row i from d on; 0 past the end of either */
 static inline vf vector_of(const Rows *r, int i, int d) {

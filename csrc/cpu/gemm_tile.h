@@ -1,6 +1,7 @@
 /* What the two kinds of tile share, in fp32 (gemm_fp32.c) and in bf16 (gemm_bf16.c): sizes, and what happens to C. */
 #ifndef GEMM_TILE_H
 #define GEMM_TILE_H
+#include "ahead.h"
 #include "gemm.h"
 #include "simd.h"
 #include "weights.h"
@@ -57,13 +58,6 @@ void K(gemm_dots)(const Gemm *g, float *scratch, int threads); /* few rows; scra
 
 /* ---- asking the second cache for what is copied next, a share of it before each tile ---- */
 
-typedef struct Ahead {
-    const char *row;
-    int64_t bytes, stride; /* of a row; from one to the next */
-    int64_t at, left;      /* bytes into this row; rows */
-    int64_t share;         /* lines before each tile */
-} Ahead;
-
 /* elements i..i+rows, j..j+cols of an operand */
 static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, int64_t cols, int64_t tiles) {
     const int64_t each = number_bytes(x->format), stride = row_bytes(x->format, x->ld);
@@ -83,13 +77,6 @@ static inline void look_ahead(Ahead next[2], const Gemm *g, const Block *s, int6
     next[0] = next[1] = (Ahead){0};
     if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(NR, s->n_end - at), tiles);
     if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, tiles);
-}
-
-static inline void ask(Ahead *a) {
-    for (int64_t i = 0; i < a->share && a->left; i++) {
-        __builtin_prefetch(a->row + a->at, 0, 2);
-        if ((a->at += 64) >= a->bytes) a->at = 0, a->row += a->stride, a->left--;
-    }
 }
 
 /* ---- what happens to C ---- */

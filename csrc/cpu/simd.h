@@ -185,19 +185,27 @@ static inline vf vf_exp_nonpositive(vf x) {
     return (vf)((vi)p & ~(x < low));
 }
 
-/* 2^x where x <= 0; 0 below 2^-126, NaN stays NaN: a polynomial for the fraction, minimax on [-1/2, 1/2] (2e-9) */
-static inline vf vf_exp2_nonpositive(vf x) {
+/* 2^x where x < 127; 0 below 2^-126, NaN stays NaN: a polynomial for the fraction, minimax on [-1/2, 1/2] (2e-9). If
+ * rough, a shorter one, still 1 at 0 (3e-6): bf16 rounds by 2e-3. */
+INLINE vf vf_exp2(vf x, const int rough) {
 #if defined(__AVX512F__)
     const vf n = _mm512_roundscale_ps(x, 8), f = x - n;
 #else
     const vf low = vf_set(-126), shift = vf_set(12582912.f);
     const vf inside = vf_max(low, x), z = inside + shift, n = z - shift, f = inside - n;
 #endif
-    vf p = f * 1.535336206e-4f + 1.339887459e-3f;
-    p = p * f + 9.618437359e-3f;
-    p = p * f + 5.550332471e-2f;
-    p = p * f + 2.402264791e-1f;
-    p = p * f + 6.931472029e-1f;
+    vf p;
+    if (rough) {
+        p = f * 9.582855315e-3f + 5.590643044e-2f;
+        p = p * f + 2.402409861e-1f;
+        p = p * f + 6.931241927e-1f;
+    } else {
+        p = f * 1.535336206e-4f + 1.339887459e-3f;
+        p = p * f + 9.618437359e-3f;
+        p = p * f + 5.550332471e-2f;
+        p = p * f + 2.402264791e-1f;
+        p = p * f + 6.931472029e-1f;
+    }
     p = p * f + 1.f;
 #if defined(__AVX512F__)
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, vf_set(-126), _CMP_NLT_UQ), p, n);
