@@ -12,14 +12,18 @@ INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns
     vf acc[MR][NV];
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     prefetch_tile(p);
-    UNROLL_2 for (int64_t k = 0; k < pairs; k++) {
-        vi v[NV];
-        UNROLL for (int j = 0; j < nv; j++) v[j] = vi_load(b + j * VL);
-        UNROLL for (int i = 0; i < MR; i++) {
-            const vi x = vi_set(columns ? a[k * MR + i] : a[i * A_PAIRS + k]);
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] = bf16_dot(acc[i][j], x, v[j]);
+    for (int64_t from = 0; from < pairs; from += STEP) {
+        const int64_t to = smaller(from + STEP, pairs);
+        ask(&p->next[0]), ask(&p->next[1]);
+        UNROLL_2 for (int64_t k = from; k < to; k++) {
+            vi v[NV];
+            UNROLL for (int j = 0; j < nv; j++) v[j] = vi_load(b + j * VL);
+            UNROLL for (int i = 0; i < MR; i++) {
+                const vi x = vi_set(columns ? a[k * MR + i] : a[i * A_PAIRS + k]);
+                UNROLL for (int j = 0; j < nv; j++) acc[i][j] = bf16_dot(acc[i][j], x, v[j]);
+            }
+            b += nv * VL;
         }
-        b += nv * VL;
     }
     store_tile(p, acc, nv);
     if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
@@ -113,11 +117,9 @@ void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n) {
     if (g->b.transposed) pack_weights(g, s, n, cols);
     else pack_rows((Pair *)s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
-    look_ahead(next, g, s, n);
+    look_ahead(next, g, s, n, pairs);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        const Piece p = {
-            g, m, n, (int)smaller(MR, s->m_end - m), cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        ask(&next[0]), ask(&next[1]);
+        const Piece p = piece(g, s, m, n, cols, next);
         tiles[columns][nv - 1](&p, pairs, (Pair *)s->a + (m - s->m) * (columns ? pairs : A_PAIRS), (Pair *)s->b);
     }
 }

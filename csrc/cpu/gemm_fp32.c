@@ -12,15 +12,19 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
         row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
-    UNROLL_2 for (int64_t k = 0; k < kc; k++) {
-        vf v[NV];
-        UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);
-        UNROLL for (int i = 0; i < MR; i++) {
-            const vf x = vf_set(columns ? a[i] : row[i][k]);
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
+    for (int64_t from = 0; from < kc; from += STEP) {
+        const int64_t to = smaller(from + STEP, kc);
+        ask(&p->next[0]), ask(&p->next[1]);
+        UNROLL_2 for (int64_t k = from; k < to; k++) {
+            vf v[NV];
+            UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);
+            UNROLL for (int i = 0; i < MR; i++) {
+                const vf x = vf_set(columns ? a[i] : row[i][k]);
+                UNROLL for (int j = 0; j < nv; j++) acc[i][j] += x * v[j];
+            }
+            a += lda;
+            b += ldb;
         }
-        a += lda;
-        b += ldb;
     }
     store_tile(p, acc, nv);
     if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
@@ -100,11 +104,9 @@ void K(gemm_panel_fp32)(const Gemm *g, const Block *s, int64_t n) {
     if (g->b.transposed) pack_b_columns(g, s, n, cols);
     else if (!in_place) pack_b_rows(s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
-    look_ahead(next, g, s, n);
+    look_ahead(next, g, s, n, s->kc);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        const Piece p = {
-            g, m, n, (int)smaller(MR, s->m_end - m), cols, g->accumulate || s->k > 0, s->k + s->kc == g->K};
-        ask(&next[0]), ask(&next[1]);
+        const Piece p = piece(g, s, m, n, cols, next);
         tiles[columns][nv - 1](&p, s->kc, columns ? s->a + (m - s->m) * s->kc : element(&g->a, m, s->k),
                                columns ? MR : g->a.ld, b, in_place ? g->b.ld : nv * VL);
     }

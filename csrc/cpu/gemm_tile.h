@@ -56,27 +56,30 @@ int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left that to us */
 #endif
 void K(gemm_dots)(const Gemm *g, float *scratch, int threads); /* few rows; scratch: A_FLOATS, for A in bf16 */
 
-/* ---- asking the second cache for what is copied next, a share of it before each tile ---- */
+/* ---- asking the second cache for what is copied next, a share of it in each step of a tile ---- */
+
+enum { STEP = 16 }; /* products from one share to the next */
 
 /* elements i..i+rows, j..j+cols of an operand */
-static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, int64_t cols, int64_t tiles) {
+static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, int64_t cols, int64_t steps) {
     const int64_t each = number_bytes(x->format), stride = row_bytes(x->format, x->ld);
-    if (x->transposed) return ahead(&(Operand){x->at, x->ld, 0, x->format}, j, cols, i, rows, tiles);
+    if (x->transposed) return ahead(&(Operand){x->at, x->ld, 0, x->format}, j, cols, i, rows, steps);
     return (Ahead){.row = (const char *)x->at + i * stride + j * each,
                    .bytes = cols * each,
                    .stride = stride,
                    .left = rows,
-                   .share = (rows * ((cols * each + 63) / 64) + tiles - 1) / tiles};
+                   .share = (rows * ((cols * each + 63) / 64) + steps - 1) / steps};
 }
 
-/* after the panel at n: the next of B; after the last, the next block of K of both */
-static inline void look_ahead(Ahead next[2], const Gemm *g, const Block *s, int64_t n) {
+/* after the panel at n, whose tiles add up `depth` products: the next of B; after the last, the next block of K of both */
+static inline void look_ahead(Ahead next[2], const Gemm *g, const Block *s, int64_t n, int64_t depth) {
     const int last = n + NR >= s->n_end;
     const int64_t k = s->k + (last ? s->kc : 0), kc = smaller(s->kc, g->K - k);
     const int64_t at = last ? s->n : n + NR, tiles = (s->m_end - s->m + MR - 1) / MR;
+    const int64_t steps = tiles * ((depth + STEP - 1) / STEP);
     next[0] = next[1] = (Ahead){0};
-    if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(NR, s->n_end - at), tiles);
-    if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, tiles);
+    if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(NR, s->n_end - at), steps);
+    if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, steps);
 }
 
 /* ---- what happens to C ---- */
@@ -87,7 +90,13 @@ typedef struct Piece {
     int64_t m, n;
     int rows, cols;
     int add, last; /* C already holds a part of the sum; the sum is whole now */
+    Ahead *next;   /* two */
 } Piece;
+
+static inline Piece piece(const Gemm *g, const Block *s, int64_t m, int64_t n, int cols, Ahead *next) {
+    const int rows = (int)smaller(MR, s->m_end - m);
+    return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next};
+}
 
 /* sum holds elements (m, n..n+lanes) */
 INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add, int last) {
