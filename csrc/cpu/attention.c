@@ -289,10 +289,12 @@ void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX 
                          int T, int C, int NH, int window) {
     enum { FEW = 3 }; /* so few queries are faster one by one than as lanes of a block */
     const int hs = C / NH, rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
-    const int64_t tasks = (int64_t)B * NH * blocks, work = elements((int64_t)B * n, min(seen, furthest(pos, B) + n), C);
+    const int keys = min(seen, furthest(pos, B) + n);
+    const int64_t tasks = (int64_t)B * NH * blocks, queries = (int64_t)B * n;
+    const int64_t work = rows == 1 ? queries * keys * C : elements(queries, keys, C);
     (void)work; /* without OpenMP */
     store_cache(ctx, cache, qkv, pos, B, n, T, C);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, rows == 1 ? work * 16 : work))
+#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, work))
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t head = task / blocks, b = head / NH, i = (blocks - 1 - task % blocks) * rows, at = pos[b] + i;
         const floatX *q = cache + b * T * 3 * C + head % NH * hs;

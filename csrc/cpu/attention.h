@@ -56,8 +56,8 @@ static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
 static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
 static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, padded(max(r.to, 0))}; }
 
-/* what an attention is worth in threads_for's elements */
-static inline int64_t elements(int64_t queries, int keys, int C) { return queries * keys * C / 16; }
+/* what an attention is worth in threads_for's elements: to pack and store a query costs as much as 64 more keys */
+static inline int64_t elements(int64_t queries, int keys, int C) { return queries * (keys + 64) * C / 16; }
 
 int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads); /* bytes */
 

@@ -15,7 +15,7 @@
 enum {
     WIDEST = 3072,        /* columns of a block */
     LOW = 16,             /* tiles of a panel: B pays its copy in higher blocks */
-    OPS_PER_ELEMENT = 64, /* multiply-adds that take as long as one element of threads.h */
+    OPS_PER_ELEMENT = 40, /* multiply-adds that take as long as one element of threads.h */
     /* rows for which dots are faster than to copy B; but in the end the lanes of each sum must be added, so K has to
      * be FEW_K times as large */
     FEW = VREGS == 32 ? 64 : 16,
