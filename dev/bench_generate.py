@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import bench_limits
 from bench_process import (
     TUNED,
     Call,
@@ -113,6 +114,19 @@ def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Pro
     return processes, notes
 
 
+def turns_with_limits(
+    processes: dict[str, Process], rounds: int, threads: int, quick: bool
+) -> tuple[dict[str, list[float]], bench_limits.Limits]:
+    """The machine's limits take turns, too: neighbours may leave half of the memory's rate now and all of it a minute later."""
+    ms: dict[str, list[float]] = {name: [] for name in processes}
+    limits: bench_limits.Limits = {}
+    for _ in range(rounds):
+        bench_limits.add(limits, bench_limits.measure([threads], quick))
+        for name, more in take_turns(processes, 1).items():
+            ms[name] += more
+    return ms, limits
+
+
 def measure_case(what: str, precision: str, rounds: int, threads: int, quick: bool) -> dict[str, Any]:
     B, prompt, new = (QUICK if quick else CASES)[what]
     sizes = {"model": "tiny" if quick else "124M", "B": B, "prompt": prompt, "new": new}
@@ -120,12 +134,12 @@ def measure_case(what: str, precision: str, rounds: int, threads: int, quick: bo
     for system, process in processes.items():  # a first call that does not count
         if process.ask()["value"] != B * new:
             raise Failed(f"generate: {system} did not make {B} x {new} tokens")
-    ms = take_turns(processes, rounds)
+    ms, limits = turns_with_limits(processes, rounds, threads, quick)
     for process in processes.values():
         process.close()
     medians = ", ".join(f"{k} {statistics.median(v) / new:.2f} ms per token" for k, v in ms.items())
     say(f"  generate {precision}, {what}: {medians}")
-    return {**sizes, "precision": precision, "runs": notes, "ms": ms}
+    return {**sizes, "precision": precision, "runs": notes, "ms": ms, "limits": limits}
 
 
 def measure(rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:

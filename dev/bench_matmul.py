@@ -56,7 +56,10 @@ ENVIRONMENT = {
     "pyllmc": {},
     "onednn": TUNED,
     "mkl": TUNED,
-    "openblas": {"OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "SkylakeX")},
+    "openblas": {  # its threads look for work 1 ms, not 26, when they should: else they are in the next one's way
+        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "SkylakeX"),
+        "OPENBLAS_THREAD_TIMEOUT": "21",
+    },
 }
 
 
