@@ -39,13 +39,13 @@ PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # of 
 
 
 def our_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Call:
-    """bf16 weights are multiplied in bf16 where the CPU can, as Hugging Face does."""
+    """Weights in fewer bytes are multiplied in bf16 where the CPU can, as Hugging Face multiplies bf16."""
     import numpy as np
 
     B, prompt = ids.shape
     how = {"B": B, "T": prompt + new, "training": False, "threads": threads, "weights": precision}
     try:
-        m = engine_model(c, keep_logits=False, precision="bf16" if precision == "bf16" else "fp32", **how)
+        m = engine_model(c, keep_logits=False, precision="fp32" if precision == "fp32" else "bf16", **how)
     except Skip:
         m = engine_model(c, keep_logits=False, **how)
 

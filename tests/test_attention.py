@@ -47,7 +47,9 @@ SHAPES = [
 WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
 LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
 LONG = [Case(1, 300, 25, 2), Case(1, 600, 8, 1), Case(1, 530, 16, 1, 100)]  # several segments of keys
-LONG += [Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)]  # the largest score still grows, by a little or much
+LONG += [
+    Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)
+]  # the largest score still grows, by a little or much
 # around the GPU's tiles of 64 and 128 rows, and every head size that its tensor cores are given, padded or not
 TILES = [
     Case(2, 131, 64, 2),

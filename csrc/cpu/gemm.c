@@ -132,6 +132,9 @@ static int is_streamed(const Gemm *g) {
     return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->most && g->M * g->N >= LARGE && aligned;
 }
 
+/* one token reads each weight once, as fast as memory brings it: to round it would only take time */
+static int rounds(const Context *ctx, const Gemm *g) { return USES_BF16(ctx) && !(g->M == 1 && g->b.transposed); }
+
 static int is_few(const Gemm *g) {
     const int64_t most = g->bf16 ? few_in_bf16[g->b.format] : FEW;
     const int fits = !g->bf16 || g->M * up(g->K, 2 * VL) / 2 <= A_FLOATS;
@@ -140,7 +143,7 @@ static int is_few(const Gemm *g) {
 
 void K(gemm)(Context *ctx, const Gemm *given) {
     Gemm g = *given;
-    g.bf16 = USES_BF16(ctx);
+    g.bf16 = rounds(ctx, &g);
     g.stream = is_streamed(&g);
     const int few = is_few(&g);
     const int64_t reads = g.N * g.K, ops = g.M * reads / OPS_PER_ELEMENT;
