@@ -145,7 +145,8 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, case in measured(rows).items():
         ms = {system: median(values) for system, values in case["ms"].items()}
-        floor = limits.generate_floor(config_of(case["model"]), case, case["limits"], report["threads"])
+        found = case.get("limits", report["limits"])  # the earliest reports have those of the run only
+        floor = limits.generate_floor(config_of(case["model"]), case, found, report["threads"])
         tokens = case["B"] * (case["new"] if case["new"] > 1 else case["prompt"])
         cells = [f"{tokens / ms[s] * 1e3:,.0f} tok/s" if s in ms else "–" for s in ("pyllmc", "hf")]
         ratio = times(ms["hf"] / ms["pyllmc"]) if "hf" in ms else "–"
