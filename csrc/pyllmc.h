@@ -29,7 +29,7 @@ const Kernels *llmc_kernels(const char *isa);
 /* GOMP_SPINCOUNT, for whoever loads this library to set before OpenMP starts, unless its user has set it or OMP_WAIT_POLICY:
  * threads look this often for work before they sleep. OpenMP's own 300,000 starve each other on a busy machine; none at
  * all makes each of the many short loops of a small model wait for the kernel. */
-enum llmc_spin { LLMC_SPIN = 1000 };
+enum llmc_spin { LLMC_SPIN = 3000 };
 int llmc_default_threads(void); /* the cores this process may use */
 
 /* ---- configuration (config.c) ---- */

@@ -26,8 +26,10 @@ OPTIONS = (
     "seed",
     "threads",
     "weights",
+    "precision",
     "device",
 )
+OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")  # the others are the text's
 DEFAULTS: dict[str, Any] = {"seed": 0, "device": "cpu"}
 
 
@@ -51,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
-        writer = open_writer(
-            run, **{name: o.pop(name) for name in ("tokenizer", "threads", "weights", "device")}
-        )
+        writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
             for piece in itertools.chain([prompt], pieces):
