@@ -168,12 +168,13 @@ def commit() -> str:
 
 
 def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
+    measured = commit()  # before a plot is drawn anew
     limits, rows = run_rows([name for name in ROWS if name in names], plan)
     command = " ".join(["python", "dev/bench.py", *sys.argv[1:]])
     return {
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "command": "make bench" if len(sys.argv) == 1 else command,
-        "commit": commit(),
+        "commit": measured,
         "whole": not plan.quick and plan.shapes == "gpt2" and set(names) >= set(ROWS),
         "machine": bench_process.machine(),
         "versions": versions(),
