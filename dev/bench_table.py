@@ -159,9 +159,9 @@ def memory(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, peaks in measured(rows).items():
         ours = peaks["pyllmc"]
-        others = [f"{system} {mb:,.0f} MB" for system, mb in peaks.items() if system != "pyllmc"]
+        others = [f"{system} {mb:,.0f} MiB" for system, mb in peaks.items() if system != "pyllmc"]
         least = min(mb for system, mb in peaks.items() if system != "pyllmc")
-        lines.append([name, f"{ours:,.0f} MB", ", ".join(others), f"{ours / least:.0%}"])
+        lines.append([name, f"{ours:,.0f} MiB", ", ".join(others), f"{ours / least:.0%}"])
     head = ["peak memory", "pyllmc", "PyTorch", "ours, of the lesser"]
     return markdown(head, lines) if lines else ""
 
