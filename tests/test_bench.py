@@ -93,6 +93,27 @@ def test_reports_have_every_repeat_and_where_they_are_from():
         assert bench_table.text(kept)
 
 
+@pytest.mark.parametrize(
+    "value, least, goal, state",
+    [
+        (2.3, 2, 2.3, "goal reached"),
+        (2.1, 2, 2.3, "reached"),
+        (1.9, 2, 2.3, "**missed**"),
+        (0.7, 0, 0.8, "**goal missed**"),
+    ],
+)
+def test_an_aim_that_is_missed_is_said_to_be(value, least, goal, state):
+    assert bench_table.state(value, least, goal) == state
+
+
+def test_every_aim_of_a_whole_run_is_told():
+    kept = json.loads(bench_table.newest().read_text())
+    wanted = [what for aims in bench_table.AIMS.values() for what, _, _ in aims]
+    assert [line.split(" | ")[0][2:] for line in bench_table.aims(kept).splitlines()[2:]] == wanted
+    kept["rows"] = {"steps": {"failed": "hot"}}
+    assert bench_table.aims(kept) == ""
+
+
 # ---- the roofline ----
 
 
