@@ -12,7 +12,7 @@ int source_check_device(const char *device) {
     const char *built = llmc_backend();
     const int is_cuda = !strcmp(device, "cuda"), is_cpu = !strcmp(device, "cpu");
     CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EDEVICE,
-          "device '%s' is not one of cpu, cuda, emu", device);
+          "device '%s' is not one of auto, cpu, cuda, emu", device);
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
           "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
           is_cuda  ? ", or ./train_gpt2_cuda, which `make cuda` builds"

@@ -20,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # pyllmc of this checkout
 
-from pyllmc.errors import begin_command, run_command
+from pyllmc.errors import begin_command, line_of, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -41,7 +41,7 @@ import bench_table
 from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
 
-from pyllmc.options import Parser
+from pyllmc.options import Parser, options
 
 PACKAGES = ("torch", "numpy", "transformers")
 
@@ -119,6 +119,7 @@ def threads(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
 def growth(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
     found = bench_attention.growth(plan.rounds, plan.threads, plan.quick)
     bench_attention.draw(found, plan.plot)
+    say(f"  growth: drawn in {plan.plot}")
     return found
 
 
@@ -167,6 +168,10 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def is_whole(names: list[str], quick: bool, shapes: str) -> bool:
+    return not quick and shapes == "gpt2" and set(names) >= set(ROWS)
+
+
 def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
     measured = commit()  # before a plot is drawn anew
     limits, rows = run_rows([name for name in ROWS if name in names], plan)
@@ -175,7 +180,7 @@ def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "command": "make bench" if len(sys.argv) == 1 else command,
         "commit": measured,
-        "whole": not plan.quick and plan.shapes == "gpt2" and set(names) >= set(ROWS),
+        "whole": is_whole(names, plan.quick, plan.shapes),
         "machine": bench_process.machine(),
         "versions": versions(),
         "threads": plan.threads,
@@ -199,7 +204,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--rows", default=",".join(known), help="those to measure; limits are always [%(default)s]"
     )
     parser.add_argument("--rounds", type=int, default=2, help="turns that every system takes [%(default)s]")
-    parser.add_argument("--threads", type=int, default=0, help="0: the cores this process may use")
+    parser.add_argument(
+        "--threads", type=options()["threads"].read, default=0, help="0: the cores this process may use"
+    )
     parser.add_argument(
         "--shapes", default="gpt2", choices=bench_matmul.SHAPES, help="of the row gemm [%(default)s]"
     )
@@ -214,12 +221,32 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     a = parser.parse_args(words)
     a.rows = a.rows.split(",")
-    unknown = [name for name in a.rows if name not in known]
-    if unknown or a.rounds < 1:
-        parser.error(
-            f"--rows {unknown[0]}: known are {', '.join(known)}" if unknown else "--rounds: at least 1"
-        )
+    for fault in faults(a, known):
+        parser.error(fault)
     return a
+
+
+def faults(a: argparse.Namespace, known: list[str]) -> Iterator[str]:
+    """What is wrong with the options: told before anything is measured, not when an hour's figures are to be kept."""
+    for name in a.rows:
+        if name not in known:
+            yield f"--rows: {name!r} is not one of {', '.join(known)}"
+    if a.rounds < 1:
+        yield f"--rounds: {a.rounds} is not at least 1"
+    if a.out and a.out.is_dir():
+        yield f"--out: {a.out} is a folder: name a file, as {a.out / 'report.json'}"
+    elif a.out:
+        try:
+            a.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            yield f"--out: {line_of(error)}"
+
+
+def plot_of(a: argparse.Namespace) -> Path:
+    """Where the growth is drawn: a part's plot in docs/ would contradict the tables there."""
+    if not a.out and is_whole(a.rows, a.quick, a.shapes):
+        return ROOT / "docs/growth.png"
+    return Path(a.out or Path(tempfile.gettempdir()) / "bench").with_suffix(".png")
 
 
 def main() -> int:
@@ -227,10 +254,7 @@ def main() -> int:
     if a.readme:
         bench_table.write_documents()
         return 0
-    plot = ROOT / "docs/growth.png"
-    if a.quick or a.out:
-        plot = (a.out or Path(tempfile.gettempdir()) / "bench").with_suffix(".png")
-    plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, a.shapes, plot)
+    plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, a.shapes, plot_of(a))
     report = make_report(a.rows, plan)
     print(bench_table.text(report))
     path = a.out or (None if a.quick else default_path(report))

@@ -226,6 +226,15 @@ def peer(system: str, precision: str, threads: int) -> Callable[..., Call]:
     return lambda **request: mm_product("bfloat16", **request)
 
 
+def check_product(product: str, **sizes: Any) -> None:
+    """SystemExit if there is no such product."""
+    one_of("product", product, [*PRODUCTS, "core"])
+    for name, size in sizes.items():
+        one_of("size", name, ("M", "C", "OC"))
+        if not isinstance(size, int) or size < 1:
+            raise SystemExit(f"{name}={size} is not a whole number of at least 1")
+
+
 def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable[..., Call]:
     """choose(product, M, C, OC), where the command line has not said so; product "core": the name of OpenBLAS's core."""
     one_of("precision", precision, SYSTEMS)
@@ -239,6 +248,7 @@ def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable
 
     def choose(**request: Any) -> Call:
         wanted = {"product": "fwd", "M": 64, "C": 768, "OC": 768, **shape, **request}
+        check_product(**wanted)
         return openblas_core if wanted["product"] == "core" else make(**wanted)
 
     return choose

@@ -55,7 +55,7 @@ def need(module: str, extra: str) -> Any:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, MB. VmHWM, as ru_maxrss also remembers what it was forked from."""
+    """The most memory this process has held, MiB. VmHWM, as ru_maxrss also remembers what it was forked from."""
     try:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -99,13 +99,18 @@ class Worker:
 
 def settings_of(words: Iterable[str], prepare: Callable[..., Any]) -> tuple[dict[str, Any], int]:
     """["B=4", "system=torch", "turns=2"] -> {"B": 4, "system": "torch"}, 2. SystemExit if prepare takes others."""
+    keys = f"words are key=value, keys {', '.join(inspect.signature(prepare).parameters)}, turns"
+    words = list(words)
+    for word in words:
+        if "=" not in word:
+            raise SystemExit(f"{word}: {keys}")
     try:
         pairs = dict(word.split("=", 1) for word in words)
         settings = {k: int(v) if v.lstrip("-").isdigit() else v for k, v in pairs.items()}
         turns = int(settings.pop("turns", 0))
         inspect.signature(prepare).bind(**settings)
     except (ValueError, TypeError) as error:
-        raise SystemExit(f"{error}: words are key=value, keys {inspect.signature(prepare)}, turns") from None
+        raise SystemExit(f"{error}: {keys}") from None
     return settings, turns
 
 

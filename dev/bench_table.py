@@ -145,8 +145,7 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, case in measured(rows).items():
         ms = {system: median(values) for system, values in case["ms"].items()}
-        found = case.get("limits", report["limits"])  # the earliest reports have those of the run only
-        floor = limits.generate_floor(config_of(case["model"]), case, found, report["threads"])
+        floor = written_floor(report, case)
         tokens = case["B"] * (case["new"] if case["new"] > 1 else case["prompt"])
         cells = [f"{tokens / ms[s] * 1e3:,.0f} tok/s" if s in ms else "–" for s in ("pyllmc", "hf")]
         ratio = times(ms["hf"] / ms["pyllmc"]) if "hf" in ms else "–"
@@ -155,13 +154,19 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
     return markdown(head, lines) if lines else ""
 
 
+def written_floor(report: Report, case: dict[str, Any]) -> float:
+    """ms of the roofline of a case of generation."""
+    found = case.get("limits") or report["limits"]  # the earliest reports have the run's only
+    return limits.generate_floor(config_of(case["model"]), case, found, report["threads"])
+
+
 def memory(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, peaks in measured(rows).items():
         ours = peaks["pyllmc"]
-        others = [f"{system} {mb:,.0f} MB" for system, mb in peaks.items() if system != "pyllmc"]
+        others = [f"{system} {mb:,.0f} MiB" for system, mb in peaks.items() if system != "pyllmc"]
         least = min(mb for system, mb in peaks.items() if system != "pyllmc")
-        lines.append([name, f"{ours:,.0f} MB", ", ".join(others), f"{ours / least:.0%}"])
+        lines.append([name, f"{ours:,.0f} MiB", ", ".join(others), f"{ours / least:.0%}"])
     head = ["peak memory", "pyllmc", "PyTorch", "ours, of the lesser"]
     return markdown(head, lines) if lines else ""
 
@@ -197,6 +202,111 @@ TABLES: dict[str, Callable[[Report, Any], str]] = {
     "threads": threads,
     "growth": growth,
 }
+
+
+# ---- what is aimed at, and what of it is reached ----
+
+AIMS = {  # how it is told: (what, at least, goal); ratios are to PyTorch, Hugging Face or the best library
+    "{:.2f}×": [
+        ("124M B=4 T=64 fp32", 2.0, 2.3),
+        ("124M B=4 T=64 bf16", 1.15, 1.35),
+        ("124M B=4 T=1024 fp32", 2.0, 2.3),
+        ("124M B=4 T=1024 bf16", 1.2, 1.4),
+        ("nano-adder B=64 T=6 fp32", 4, 8),
+        ("char-10M B=8 T=256 fp32", 2, 3),
+        ("demo B=8 T=160 fp32", 3, 5),
+        ("matrix product fp32, mean of all shapes", 1, 1),
+        ("matrix product fp32, worst shape", 1, 1),
+        ("matrix product bf16, mean of all shapes", 0.9, 1),
+        ("matrix product bf16, worst shape", 0.9, 1),
+        ("attention fp32", 3, 5),
+        ("attention bf16", 3, 5),
+        ("256 tokens, fp32", 2.5, 2.5),
+        ("256 tokens, bf16", 2.5, 2.5),
+        ("256 tokens, int8 against bf16", 1.6, 1.6),
+        ("2 threads against 1", 1.9, 1.9),
+    ],
+    "{:.0%} of the roofline": [
+        ("124M B=4 T=1024 fp32", 0, 0.75),
+        ("124M B=4 T=1024 bf16", 0, 0.70),
+        *((f"256 tokens, {kind}", 0, 0.8) for kind in ("fp32", "bf16")),
+        *(
+            (f"{what}, {kind}", 0.5, 0.65)
+            for what in ("prompt of 512", "batch 16")
+            for kind in ("fp32", "bf16", "int8")
+        ),
+    ],
+    "{:.0%} less memory": [
+        ("124M B=4 T=1024 fp32", 0.3, 0.55),
+        ("124M B=4 T=1024 bf16", 0.3, 0.55),
+    ],
+}
+
+
+def part(report: Report, row: str) -> dict[str, Any]:
+    """The cases of a row that were measured."""
+    return measured(measured(report["rows"]).get(row, {}))
+
+
+def ratios(report: Report) -> dict[str, float]:
+    """The best peer's time over ours, and ours over ours, by AIMS' names."""
+    found = {}
+    for name, case in {**part(report, "steps"), **part(report, "small")}.items():
+        ms = medians(case["systems"])
+        found[name] = ms[best_peer(ms, ("eager", "compile"))] / ms["pyllmc"]
+    for precision, case in part(report, "gemm").items():
+        pairs = [product_ratio(report, precision, 1, ms)[1] for ms in case["ms"].values()]
+        found[f"matrix product {precision}, mean of all shapes"] = statistics.geometric_mean(pairs)
+        found[f"matrix product {precision}, worst shape"] = min(pairs)
+    for precision, case in part(report, "attention").items():
+        found[f"attention {precision}"] = median(case["ms"]["torch"]) / median(case["ms"]["pyllmc"])
+    written = {name: case["ms"] for name, case in part(report, "generate").items()}
+    for name, ms in written.items():
+        if "hf" in ms:
+            found[name] = median(ms["hf"]) / median(ms["pyllmc"])
+    bf16, int8 = (written.get(f"256 tokens, {kind}") for kind in ("bf16", "int8"))
+    if bf16 and int8:
+        found["256 tokens, int8 against bf16"] = median(bf16["pyllmc"]) / median(int8["pyllmc"])
+    for case in part(report, "threads").values():
+        slow, fast = (median(case["threads"][str(n)]) for n in (1, report["threads"]))
+        found[f"{report['threads']} threads against 1"] = slow / fast
+    return found
+
+
+def shares(report: Report) -> dict[str, float]:
+    """The roofline's time over ours."""
+    found = {}
+    for name, case in part(report, "steps").items():
+        found[name] = step_floor(report, case) / medians(case["systems"])["pyllmc"]
+    for name, case in part(report, "generate").items():
+        found[name] = written_floor(report, case) / median(case["ms"]["pyllmc"])
+    return found
+
+
+def memory_spared(report: Report) -> dict[str, float]:
+    """How much less than PyTorch at its least."""
+    found = {}
+    for name, peaks in part(report, "memory").items():
+        found[name] = 1 - peaks["pyllmc"] / min(mb for system, mb in peaks.items() if system != "pyllmc")
+    return found
+
+
+def state(value: float, least: float, goal: float) -> str:
+    if value >= goal:
+        return "goal reached"
+    return "**missed**" if value < least else "reached" if least else "**goal missed**"
+
+
+def aims(report: Report) -> str:
+    """Every aim with what a whole run reached of it."""
+    lines = []
+    for (told, wanted), found in zip(AIMS.items(), (ratios(report), shares(report), memory_spared(report))):
+        for what, least, goal in wanted:
+            if what in found:
+                cells = [told.format(x) if x else "–" for x in (least, goal, found[what])]
+                lines.append([what, *cells, state(found[what], least, goal)])
+    head = ["what is aimed at", "at least", "goal", "measured", "so"]
+    return markdown(head, lines) if lines else ""
 
 
 # ---- all of it ----
@@ -250,7 +360,10 @@ def text(report: Report) -> str:
     tables = [
         TABLES[name](report, rows[name]) for name in TABLES if name in rows and measured({name: rows[name]})
     ]
-    return "\n\n".join(filter(None, [*tables, limit_line(report), machine_line(report), missing(rows)]))
+    whole = aims(report) if report["whole"] else ""
+    return "\n\n".join(
+        filter(None, [*tables, whole, limit_line(report), machine_line(report), missing(rows)])
+    )
 
 
 def newest() -> Path:

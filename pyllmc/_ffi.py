@@ -55,9 +55,10 @@ def library(device: str, precision: str = "auto") -> str:
 
 
 def load(device: str = "cpu", precision: str = "auto") -> Any:
-    """The library of a device, loaded once; refused if it was built from other headers than those read here."""
+    """The library of a device, auto: cpu, loaded once; refused if it was built from other headers than those read here."""
+    device = "cpu" if device == "auto" else device
     if device not in DEVICES:
-        raise NoDevice(f"device '{device}' is not one of {', '.join(DEVICES)}")
+        raise NoDevice(f"device '{device}' is not one of auto, {', '.join(DEVICES)}")
     return _load(device, library(device, precision))
 
 

@@ -30,7 +30,7 @@ OPTIONS = (
     "device",
 )
 OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")  # the others are the text's
-DEFAULTS: dict[str, Any] = {"seed": 0, "device": "cpu"}
+DEFAULTS: dict[str, Any] = {"seed": 0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -79,8 +79,7 @@ class Options:
 
     def load(self) -> Any:
         """The library of the device that they name."""
-        device = self.get("device")
-        return _ffi.load("cpu" if device == "auto" else device, self.get("precision"))
+        return _ffi.load(self.get("device"), self.get("precision"))
 
     def version(self) -> str:
         return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import bench_limits as limits
+import bench_matmul
 import bench_process
 import bench_steps
 import bench_table
@@ -90,6 +91,27 @@ def test_reports_have_every_repeat_and_where_they_are_from():
             continue
         assert {"date", "command", "commit", "machine", "versions", "threads", "limits", "rows"} <= set(kept)
         assert bench_table.text(kept)
+
+
+@pytest.mark.parametrize(
+    "value, least, goal, state",
+    [
+        (2.3, 2, 2.3, "goal reached"),
+        (2.1, 2, 2.3, "reached"),
+        (1.9, 2, 2.3, "**missed**"),
+        (0.7, 0, 0.8, "**goal missed**"),
+    ],
+)
+def test_an_aim_that_is_missed_is_said_to_be(value, least, goal, state):
+    assert bench_table.state(value, least, goal) == state
+
+
+def test_every_aim_of_a_whole_run_is_told():
+    kept = json.loads(bench_table.newest().read_text())
+    wanted = [what for aims in bench_table.AIMS.values() for what, _, _ in aims]
+    assert [line.split(" | ")[0][2:] for line in bench_table.aims(kept).splitlines()[2:]] == wanted
+    kept["rows"] = {"steps": {"failed": "hot"}}
+    assert bench_table.aims(kept) == ""
 
 
 # ---- the roofline ----
@@ -191,7 +213,34 @@ def test_gaps_are_told_once_for_all_they_kept_from_being_measured():
     ]
 
 
-def test_unknown_rows_are_refused(capsys):
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--rows", "steps,nope", "'nope' is not one of limits, steps"),
+        ("--rows", "", "'' is not one of limits, steps"),
+        ("--rounds", "0", "0 is not at least 1"),
+        ("--threads", "-1", "-1 is not in 0..1024"),
+        ("--out", str(ROOT), "is a folder: name a file"),
+        ("--out", str(ROOT / "README.md/report.json"), "README.md: "),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_measured(option, value, message, capsys):
     with pytest.raises(SystemExit):
-        bench.parse(["--rows", "steps,nope"])
-    assert "nope" in capsys.readouterr().err
+        bench.parse([option, value])
+    told = capsys.readouterr().err
+    assert told.startswith(f"bench.py: {option}: ") and message in told and told.count("\n") == 1
+
+
+def test_only_a_whole_run_draws_into_the_documents():
+    plots = {words: bench.plot_of(bench.parse(words.split())) for words in ("", "--rows growth", "--quick")}
+    assert plots.pop("") == ROOT / "docs/growth.png"
+    assert not any(plot.is_relative_to(ROOT) for plot in plots.values())
+    assert bench.plot_of(bench.parse(["--out", "report.json"])) == Path("report.png")
+
+
+@pytest.mark.parametrize(
+    "words, message", [({"product": "nope"}, "product=nope"), ({"M": "x"}, "M=x"), ({"C": 0}, "C=0")]
+)
+def test_a_product_there_is_not_is_refused(words, message):
+    with pytest.raises(SystemExit, match=message):
+        bench_matmul.check_product(**{"product": "fwd", "M": 1, "C": 1, "OC": 1, **words})

@@ -287,7 +287,9 @@ def test_sample_shows_what_stream_yields(letters, checkpoint):
     how = dict(temperature=1.5, repetition_penalty=1.2, top_k=9, stop=["::", "\n"])
     expected = [Writer(letters).write("ab", 20, seed=seed, **how) for seed in (3, 4)]
     options = ["--temperature=1.5", "--repetition_penalty=1.2", "--top-k=9", "--stop=::", "--stop", "\n"]
-    done = run(checkpoint, "--prompt=ab", "--max_new_tokens=20", "--count=2", "--seed=3", *options)
+    done = run(
+        checkpoint, "--prompt=ab", "--max_new_tokens=20", "--count=2", "--seed=3", "--device=auto", *options
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == expected[0] + "\n\n" + expected[1] + "\n"
 
@@ -312,7 +314,8 @@ def test_a_prompt_that_is_no_text_is_one_line(checkpoint, name):
 
 
 @pytest.mark.parametrize(
-    "option, code", [("--prompt=z", 2), ("--repetition_penalty=-1", 2), ("--stop=", 2), ("--stap=a", 2)]
+    "option, code",
+    [("--prompt=z", 2), ("--repetition_penalty=-1", 2), ("--stop=", 2), ("--stap=a", 2), ("--device=gpu", 6)],
 )
 def test_sample_says_in_one_line_what_is_wrong(checkpoint, option, code):
     done = run(checkpoint, option)
