@@ -374,6 +374,20 @@ def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
     np.testing.assert_allclose(fast_lse, lse, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gain", [2.0, 5.0])
+@pytest.mark.parametrize("isa", [isa for isa in WITH_BF16 if isa != "reference"])
+def test_bf16_does_not_round_the_largest_weight(isa, buffers, gain):
+    """exp(largest - largest) is 1: few keys with most of the weight, in whatever block they are, lose least by rounding."""
+    case = Case(1, 600, 64, 2, gain=gain)
+    qkv = inputs(case, "bfloat16").qkv  # so that the weights alone are rounded
+    exact = softmax_attention(torch.from_numpy(qkv).double(), case)[0].numpy()
+    ours, plain = (
+        distance(forward(Kernel(x, precision="bf16"), buffers, case, qkv)[0], exact)
+        for x in (isa, "reference")
+    )
+    assert ours <= 1.1 * plain
+
+
 def test_nan_is_not_hidden(kernels, buffers):
     case = Case(1, 70, 16, 1)
     qkv = expected(case, kernels.stored).qkv.copy()
