@@ -316,7 +316,7 @@ def random_batch(V: int, b: int, t: int, seed: int) -> Batch:
 def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, float]]:
     """The float64 answer to random_batch(seed), and PyTorch's errors on it and on the batches of the seeds that follow."""
     errors: dict[str, float] = {}
-    batches = max(BATCHES, TOKENS // (b * t))
+    batches = max(BATCHES, -(-TOKENS // (b * t)))
     for i in reversed(range(batches)):  # one at a time: the results are large; the first is kept
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
         run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
