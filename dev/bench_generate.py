@@ -39,7 +39,7 @@ PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # of 
 
 
 def our_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Call:
-    """Weights in fewer bytes are multiplied in bf16 where the CPU can, as Hugging Face multiplies bf16."""
+    """precision: of the weights. Fewer bytes than fp32 are multiplied in bf16 where the CPU can, but for a token alone."""
     import numpy as np
 
     B, prompt = ids.shape
@@ -116,12 +116,12 @@ def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Pro
 
 def turns_with_limits(
     processes: dict[str, Process], rounds: int, threads: int, quick: bool
-) -> tuple[dict[str, list[float]], bench_limits.Limits]:
-    """The machine's limits take turns, too: neighbours may leave half of the memory's rate now and all of it a minute later."""
+) -> tuple[dict[str, list[float]], list[bench_limits.Limits]]:
+    """ms of each turn, and its limits: neighbours may leave half of the memory's rate now and all of it a minute later."""
     ms: dict[str, list[float]] = {name: [] for name in processes}
-    limits: bench_limits.Limits = {}
+    limits = []
     for _ in range(rounds):
-        bench_limits.add(limits, bench_limits.measure([threads], quick))
+        limits.append(bench_limits.measure([threads], quick))
         for name, more in take_turns(processes, 1).items():
             ms[name] += more
     return ms, limits

@@ -56,7 +56,7 @@ ENVIRONMENT = {
     "pyllmc": {},
     "onednn": TUNED,
     "mkl": TUNED,
-    "openblas": {  # its threads look for work 1 ms, not 26, when they should: else they are in the next one's way
+    "openblas": {  # its idle threads spin for 1 ms, not 26, in which they would slow the system whose turn is next
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "SkylakeX"),
         "OPENBLAS_THREAD_TIMEOUT": "21",
     },

@@ -145,19 +145,23 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, case in measured(rows).items():
         ms = {system: median(values) for system, values in case["ms"].items()}
-        floor = written_floor(report, case)
         tokens = case["B"] * (case["new"] if case["new"] > 1 else case["prompt"])
         cells = [f"{tokens / ms[s] * 1e3:,.0f} tok/s" if s in ms else "–" for s in ("pyllmc", "hf")]
         ratio = times(ms["hf"] / ms["pyllmc"]) if "hf" in ms else "–"
-        lines.append([name, *cells, ratio, share(floor, ms["pyllmc"])])
+        lines.append([name, *cells, ratio, f"{written_share(report, case):.0%}"])
     head = ["generation, 124M", "pyllmc", "Hugging Face", "ratio", "our share of the roofline"]
     return markdown(head, lines) if lines else ""
 
 
-def written_floor(report: Report, case: dict[str, Any]) -> float:
-    """ms of the roofline of a case of generation."""
-    found = case.get("limits") or report["limits"]  # the earliest reports have the run's only
-    return limits.generate_floor(config_of(case["model"]), case, found, report["threads"])
+def written_share(report: Report, case: dict[str, Any]) -> float:
+    """Of generation: the roofline's time over ours, the median of the turns, each by its own limits."""
+    ours, config = case["ms"]["pyllmc"], config_of(case["model"])
+    found = case.get(
+        "limits", report["limits"]
+    )  # earlier reports have those of the case, or of the run, only
+    turns = found if isinstance(found, list) else [found] * len(ours)
+    floors = [limits.generate_floor(config, case, of, report["threads"]) for of in turns]
+    return median([floor / ms for floor, ms in zip(floors, ours)])
 
 
 def memory(report: Report, rows: dict[str, Any]) -> str:
@@ -279,7 +283,7 @@ def shares(report: Report) -> dict[str, float]:
     for name, case in part(report, "steps").items():
         found[name] = step_floor(report, case) / medians(case["systems"])["pyllmc"]
     for name, case in part(report, "generate").items():
-        found[name] = written_floor(report, case) / median(case["ms"]["pyllmc"])
+        found[name] = written_share(report, case)
     return found
 
 

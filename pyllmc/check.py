@@ -47,7 +47,7 @@ OPTIONS = (
 )
 OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
 MAX_NORM = 1.0  # what the gradients are clipped to
-BATCHES, TOKENS = 6, 512  # at least, over which PyTorch's own error is taken: of few numbers it may be lucky
+BATCHES, MOST, TOKENS = 6, 64, 512  # over which PyTorch's own error is taken: of few numbers it may be lucky
 FLOOR = 4 * 2.0**-24  # times the largest value: four roundings, where PyTorch happens to be exact
 
 # what enters and what leaves the modules of a block, by the table's names
@@ -316,7 +316,7 @@ def random_batch(V: int, b: int, t: int, seed: int) -> Batch:
 def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, float]]:
     """The float64 answer to random_batch(seed), and PyTorch's errors on it and on the batches of the seeds that follow."""
     errors: dict[str, float] = {}
-    batches = max(BATCHES, TOKENS // (b * t))
+    batches = max(BATCHES, min(MOST, -(-TOKENS // (b * t))))
     for i in reversed(range(batches)):  # one at a time: the results are large; the first is kept
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
         run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))

@@ -47,9 +47,7 @@ SHAPES = [
 WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
 LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
 LONG = [Case(1, 300, 25, 2), Case(1, 600, 8, 1), Case(1, 530, 16, 1, 100)]  # several segments of keys
-LONG += [
-    Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)
-]  # the largest score still grows, by a little or much
+LONG += [Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)]  # whose largest scores grow
 # around the GPU's tiles of 64 and 128 rows, and every head size that its tensor cores are given, padded or not
 TILES = [
     Case(2, 131, 64, 2),
@@ -372,6 +370,20 @@ def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
     )  # beyond one block of keys, exp(score - largest so far) is rounded elsewhere
     assert distance(fast_out, out) <= share * distance(out, want.out[1]) + 1e-6 * np.linalg.norm(want.out[1])
     np.testing.assert_allclose(fast_lse, lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [2.0, 5.0])
+@pytest.mark.parametrize("isa", [isa for isa in WITH_BF16 if isa != "reference"])
+def test_bf16_does_not_round_the_largest_weight(isa, buffers, gain):
+    """exp(largest - largest) is 1: few keys with most of the weight, in whatever block they are, lose least by rounding."""
+    case = Case(1, 600, 64, 2, gain=gain)
+    qkv = inputs(case, "bfloat16").qkv  # so that the weights alone are rounded
+    exact = softmax_attention(torch.from_numpy(qkv).double(), case)[0].numpy()
+    ours, plain = (
+        distance(forward(Kernel(x, precision="bf16"), buffers, case, qkv)[0], exact)
+        for x in (isa, "reference")
+    )
+    assert ours <= 1.1 * plain
 
 
 def test_nan_is_not_hidden(kernels, buffers):

@@ -9,12 +9,9 @@
 #include <float.h>
 #include "attention_pack.h"
 
-enum {
-    SUBS = 4,  /* blocks of queries that share each block of keys while it is packed */
-    SLACK = 8, /* weights may grow to 2^SLACK before all that was found is scaled down */
-};
+enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
 
-/* a block of queries: what it has found so far is scaled by exp(-largest), the largest score but for SLACK */
+/* a block of queries: what it has found so far is scaled by exp(-largest score) */
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp) */
     float *largest, *sum; /* (QB) */
@@ -81,7 +78,6 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
         const vf x = vf_load(p + j * QB + i);
         largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
     }
-    largest = vf_pick(largest - before > vf_set(SLACK / to_log2.high), largest, before);
     for (int j = seen.from; j < seen.to; j++) {
         const vf x = weights(b, p, largest, to_log2, i, j * each, masked, bf16);
         sum += x;

@@ -155,34 +155,22 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
-/* e^f and n, where x = n ln2 + f and |f| <= ln2 / 2: a polynomial (Cephes). The low bits of z are n. */
-static inline vf vf_exp_fraction(vf x, vf *z) {
-    const vf shift = vf_set(12582912.f); /* 1.5 * 2^23: adding it rounds to a whole number */
-    *z = x * 1.44269504f + shift;
-    const vf n = *z - shift, f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+/* e^x to 1 ulp or so: x = n ln2 + f, |f| <= ln2 / 2, and a polynomial for e^f (Cephes). 0 below -87.3 (the numbers there are
+ * denormal, and slow), inf above 88.7, NaN stays NaN. */
+static inline vf vf_exp(vf x) {
+    const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
+    const vf shift = vf_set(12582912.f); /* 1.5 * 2^23: adding it rounds to a whole number, which the low bits are */
+    const vf inside = vf_min(high, vf_max(low, x)), z = inside * 1.44269504f + shift, whole = z - shift;
+    const vf f = (inside - whole * 0.693359375f) - whole * -2.12194440e-4f;
     vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    return p * (f * f) + f + 1.f;
-}
-
-/* e^x to 1 ulp or so. 0 below -87.3 (the numbers there are denormal, and slow), inf above 88.7, NaN stays NaN. */
-static inline vf vf_exp(vf x) {
-    const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
-    vf z, p = vf_exp_fraction(vf_min(high, vf_max(low, x)), &z);
-    const vi n = (vi)((vu)z - (vu)vf_set(12582912.f)), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
+    p = p * (f * f) + f + 1.f;
+    const vi n = (vi)((vu)z - (vu)shift), half = n >> 1; /* 2^n in two factors: 2^128 is no float */
     p = p * (vf)(((vu)half + 127u) << 23) * (vf)(((vu)n - (vu)half + 127u) << 23);
     return vf_pick(x < low, vf_set(0), p);
-}
-
-/* e^x where x <= 0, in fewer operations: what softmax takes of a score less the largest */
-static inline vf vf_exp_nonpositive(vf x) {
-    const vf low = vf_set(-87.33654f);
-    vf z, p = vf_exp_fraction(vf_max(low, x), &z);
-    p = p * (vf)(((vu)z << 23) + (127u << 23));
-    return (vf)((vi)p & ~(x < low));
 }
 
 /* 2^x where x < 127; 0 below 2^-126, NaN stays NaN: a polynomial for the fraction, minimax on [-1/2, 1/2] (2e-9). If
