@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_limits as limits
+from bench_aims import AIMS
 from bench_attention import exponent
 from bench_process import ROOT, Failed
 from bench_steps import config_of
@@ -155,12 +156,11 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
 
 def written_share(report: Report, case: dict[str, Any]) -> float:
     """Of generation: the roofline's time over ours, the median of the turns, each by its own limits."""
-    ours, config = case["ms"]["pyllmc"], config_of(case["model"])
-    found = case.get(
-        "limits", report["limits"]
-    )  # earlier reports have those of the case, or of the run, only
-    turns = found if isinstance(found, list) else [found] * len(ours)
-    floors = [limits.generate_floor(config, case, of, report["threads"]) for of in turns]
+    ours, found = case["ms"]["pyllmc"], case.get("limits", report["limits"])
+    turns: list[limits.Limits] = (
+        found if isinstance(found, list) else [found] * len(ours)
+    )  # in earlier reports
+    floors = [limits.generate_floor(config_of(case["model"]), case, of, report["threads"]) for of in turns]
     return median([floor / ms for floor, ms in zip(floors, ours)])
 
 
@@ -209,42 +209,6 @@ TABLES: dict[str, Callable[[Report, Any], str]] = {
 
 
 # ---- what is aimed at, and what of it is reached ----
-
-AIMS = {  # how it is told: (what, at least, goal); ratios are to PyTorch, Hugging Face or the best library
-    "{:.2f}×": [
-        ("124M B=4 T=64 fp32", 2.0, 2.3),
-        ("124M B=4 T=64 bf16", 1.15, 1.35),
-        ("124M B=4 T=1024 fp32", 2.0, 2.3),
-        ("124M B=4 T=1024 bf16", 1.2, 1.4),
-        ("nano-adder B=64 T=6 fp32", 4, 8),
-        ("char-10M B=8 T=256 fp32", 2, 3),
-        ("demo B=8 T=160 fp32", 3, 5),
-        ("matrix product fp32, mean of all shapes", 1, 1),
-        ("matrix product fp32, worst shape", 1, 1),
-        ("matrix product bf16, mean of all shapes", 0.9, 1),
-        ("matrix product bf16, worst shape", 0.9, 1),
-        ("attention fp32", 3, 5),
-        ("attention bf16", 3, 5),
-        ("256 tokens, fp32", 2.5, 2.5),
-        ("256 tokens, bf16", 2.5, 2.5),
-        ("256 tokens, int8 against bf16", 1.6, 1.6),
-        ("2 threads against 1", 1.9, 1.9),
-    ],
-    "{:.0%} of the roofline": [
-        ("124M B=4 T=1024 fp32", 0, 0.75),
-        ("124M B=4 T=1024 bf16", 0, 0.70),
-        *((f"256 tokens, {kind}", 0, 0.8) for kind in ("fp32", "bf16")),
-        *(
-            (f"{what}, {kind}", 0.5, 0.65)
-            for what in ("prompt of 512", "batch 16")
-            for kind in ("fp32", "bf16", "int8")
-        ),
-    ],
-    "{:.0%} less memory": [
-        ("124M B=4 T=1024 fp32", 0.3, 0.55),
-        ("124M B=4 T=1024 bf16", 0.3, 0.55),
-    ],
-}
 
 
 def part(report: Report, row: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_aims
 import bench_limits as limits
 import bench_matmul
 import bench_process
@@ -108,7 +109,7 @@ def test_an_aim_that_is_missed_is_said_to_be(value, least, goal, state):
 
 def test_every_aim_of_a_whole_run_is_told():
     kept = json.loads(bench_table.newest().read_text())
-    wanted = [what for aims in bench_table.AIMS.values() for what, _, _ in aims]
+    wanted = [what for aims in bench_aims.AIMS.values() for what, _, _ in aims]
     assert [line.split(" | ")[0][2:] for line in bench_table.aims(kept).splitlines()[2:]] == wanted
     kept["rows"] = {"steps": {"failed": "hot"}}
     assert bench_table.aims(kept) == ""
