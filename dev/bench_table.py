@@ -156,10 +156,9 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
 
 def written_share(report: Report, case: dict[str, Any]) -> float:
     """Of generation: the roofline's time over ours, the median of the turns, each by its own limits."""
-    ours, found = case["ms"]["pyllmc"], case.get("limits", report["limits"])
-    turns: list[limits.Limits] = (
-        found if isinstance(found, list) else [found] * len(ours)
-    )  # in earlier reports
+    ours = case["ms"]["pyllmc"]
+    found: Any = case.get("limits", report["limits"])
+    turns = found if isinstance(found, list) else [found] * len(ours)  # in earlier reports
     floors = [limits.generate_floor(config_of(case["model"]), case, of, report["threads"]) for of in turns]
     return median([floor / ms for floor, ms in zip(floors, ours)])
 
