@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,15 +22,21 @@ def measure(counts: list[int], quick: bool = False) -> Limits:
     """Every limit for each number of threads, several times."""
     MIB, repeats, millions = (8, 1, 1) if quick else (512, 5, 6)
     limits: Limits = {}
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "peak")
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
-        command(["cc", *flags, str(ROOT / "dev/peak.c"), "-o", program])
-        for threads in sorted(set(counts)):
-            for line in command([program, *map(str, (threads, MIB, repeats, millions))]).splitlines():
-                what, value = line.split()
-                limits.setdefault(what, {}).setdefault(str(threads), []).append(float(value))
+    program = str(Path(built().name) / "peak")
+    for threads in sorted(set(counts)):
+        for line in command([program, *map(str, (threads, MIB, repeats, millions))]).splitlines():
+            what, value = line.split()
+            limits.setdefault(what, {}).setdefault(str(threads), []).append(float(value))
     return limits
+
+
+@functools.cache
+def built() -> tempfile.TemporaryDirectory[str]:
+    """A folder with dev/peak.c compiled for this machine: once, as limits are measured between turns. It goes with the process."""
+    folder = tempfile.TemporaryDirectory()
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
+    command(["cc", *flags, str(ROOT / "dev/peak.c"), "-o", str(Path(folder.name) / "peak")])
+    return folder
 
 
 def command(words: list[str]) -> str:
