@@ -25,8 +25,8 @@ typedef struct floatX {
 
 /* cffi: begin */
 /* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. On the CPU what
- * is stored, and all else, is float either way, and a single row times weights is not rounded (one token, whose time is
- * that of reading them); where floatX is bfloat16 there is nothing to choose. */
+ * is stored, and all else, is float either way; what compress left is multiplied as it is; and a single row times weights
+ * is not rounded (one token, whose time is that of reading them). Where floatX is bfloat16 there is nothing to choose. */
 enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 
 typedef struct Context {

@@ -16,15 +16,8 @@ enum {
     WIDEST = 3072,        /* columns of a block */
     LOW = 16,             /* tiles of a panel: B pays its copy in higher blocks */
     OPS_PER_ELEMENT = 40, /* multiply-adds that take as long as one element of threads.h */
-    /* rows for which dots are faster than to copy B; but in the end the lanes of each sum must be added, so K has to
-     * be FEW_K times as large */
-    FEW = VREGS == 32 ? 64 : 16,
-    FEW_K = 8,
-    LARGE = 1 << 19, /* elements of C: more than the second cache holds */
+    LARGE = 1 << 19,      /* elements of C: more than the second cache holds */
 };
-
-/* by the format of B, which dots convert once for every four rows of A */
-static const int few_in_bf16[] = {[LLMC_FP32] = 16, [LLMC_BF16] = FEW, [LLMC_INT8] = 8};
 
 int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
 
@@ -135,17 +128,11 @@ static int is_streamed(const Gemm *g) {
 /* one token reads each weight once, as fast as memory brings it: to round it would only take time */
 static int rounds(const Context *ctx, const Gemm *g) { return USES_BF16(ctx) && !(g->M == 1 && g->b.transposed); }
 
-static int is_few(const Gemm *g) {
-    const int64_t most = g->bf16 ? few_in_bf16[g->b.format] : FEW;
-    const int fits = !g->bf16 || g->M * up(g->K, 2 * VL) / 2 <= A_FLOATS;
-    return g->M <= smaller(most, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits;
-}
-
 void K(gemm)(Context *ctx, const Gemm *given) {
     Gemm g = *given;
     g.bf16 = rounds(ctx, &g);
     g.stream = is_streamed(&g);
-    const int few = is_few(&g);
+    const int few = K(gemm_is_few)(&g);
     const int64_t reads = g.N * g.K, ops = g.M * reads / OPS_PER_ELEMENT;
 #ifdef BLAS_SGEMM
     if (!few && K(gemm_blas)(ctx, &g)) return;

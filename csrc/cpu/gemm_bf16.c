@@ -25,6 +25,9 @@ INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns
             b += nv * VL;
         }
     }
+    if (p->scales)
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] *=
+            vf_load(p->scales + j * VL);
     store_tile(p, acc, nv);
     if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
@@ -109,6 +112,13 @@ static void pack_weights(const Gemm *g, const Block *s, int64_t n, int64_t cols)
                    pack_transposed((Pair *)s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
+/* int8 is multiplied without its scales, which the sums get; NULL if there are none */
+static const float *scales_of(const Gemm *g, int64_t n, int cols, float room[NR]) {
+    for (int j = 0; j < cols && g->b.format == LLMC_INT8; j += VL)
+        vf_store(room + j, weight_scales(g->b.at, LLMC_INT8, g->b.ld, n + j, LANES(j, cols)));
+    return g->b.format == LLMC_INT8 ? room : NULL;
+}
+
 /* ---- a panel of C ---- */
 
 void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n) {
@@ -117,9 +127,12 @@ void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n) {
     if (g->b.transposed) pack_weights(g, s, n, cols);
     else pack_rows((Pair *)s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
+    float room[NR];
+    const float *scales = scales_of(g, n, cols, room);
     look_ahead(next, g, s, n, pairs);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        const Piece p = piece(g, s, m, n, cols, next);
+        Piece p = piece(g, s, m, n, cols, next);
+        p.scales = scales;
         tiles[columns][nv - 1](&p, pairs, (Pair *)s->a + (m - s->m) * (columns ? pairs : A_PAIRS), (Pair *)s->b);
     }
 }

@@ -1,11 +1,30 @@
 /* The matrix product of few rows: every row of B^T is read once, where it lies. */
 #include "gemm_tile.h"
+#include "threads.h"
 #include "weights.h"
 
-/* DOT_ROWS x 4 sums of a vector each fill the registers */
-enum { DOT_ROWS = VREGS == 32 ? 4 : 2 };
+enum {
+    /* rows of A for which this is faster than to copy B; but in the end the lanes of each sum must be added, so K has
+     * to be FEW_K times as large */
+    FEW = VREGS == 32 ? 64 : 16,
+    FEW_K = 8,
+    /* a tile's sums, a vector each, fill the registers: of several rows of A, or of one */
+    ROWS = VREGS == 32 ? 4 : 2,
+    COLS = 4,
+    COLS_OF_ONE = VL < 8 ? VL : 8,
+    ROUNDED = 4, /* joins the format of B's rows where products are those of bf16 operands */
+};
 
-enum { ROUNDED = 4 }; /* joins the format of B's rows where products are those of bf16 operands */
+static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
+
+/* A rounded lies where thread 0 has its scratch; the end of each thread's is for rows of B */
+static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= A_FLOATS + B_FLOATS; }
+
+int K(gemm_is_few)(const Gemm *g) {
+    return g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
+}
+
+/* ---- a tile ---- */
 
 /* VL numbers of a row, or 2 VL in pairs */
 INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
@@ -13,30 +32,38 @@ INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
     return weights_at(row, k, LANES(k, K), how);
 }
 
-INLINE void dot_step(vf acc[][8], const void *const a[], const void *const b[], const int rows, const int cols,
-                     int64_t k, int64_t K, int64_t ahead, const int how) {
-    vf x[DOT_ROWS];
-    if (ahead) /* ask the second cache for rows that come later: memory's speed is what counts */
-        UNROLL for (int j = 0; j < cols; j++)
-            __builtin_prefetch((const char *)b[j] + ahead + k * number_bytes(how & ~ROUNDED), 0, 2);
+/* the second cache is asked for the rows that lie `ahead`: memory's speed is what counts */
+INLINE void ask_for(const void *row, int64_t k, int64_t ahead, const int how) {
+    const int each = number_bytes(how & ~ROUNDED), bytes = each * (how & ROUNDED ? 2 * VL : VL);
+    if (ahead)
+        for (int line = 0; line < bytes; line += 64)
+            __builtin_prefetch((const char *)row + ahead + k * each + line, 0, 2);
+}
+
+INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *const b[], const int rows,
+                     const int cols, int64_t k, int64_t K, int64_t ahead, const int how, int32_t *const copy[]) {
+    vf x[ROWS];
+    UNROLL for (int j = 0; j < cols; j++) ask_for(b[j], k, ahead, how);
     UNROLL for (int i = 0; i < rows; i++) x[i] =
         dot_operand(a[i], k, K, how & ROUNDED ? LLMC_BF16 + ROUNDED : LLMC_FP32);
     UNROLL for (int j = 0; j < cols; j++) {
         const vf y = dot_operand(b[j], k, K, how);
+        if (copy) vi_store(copy[j] + k / 2, (vi)y);
         UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how & ROUNDED);
     }
 }
 
-/* sums[i][at + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane */
+/* sums[i * cols + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane; copy, if any, gets b as it is
+ * multiplied */
 INLINE void dot(int64_t K, const void *const a[], const void *const b[], const int rows, const int cols, int64_t ahead,
-                const int how, vf sums[][VL], int at) {
+                const int how, int32_t *const copy[], vf *sums) {
     const int step = how & ROUNDED ? 2 * VL : VL;
-    vf acc[DOT_ROWS][8];
     int64_t k = 0;
+    vf acc[ROWS][COLS_OF_ONE];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, ahead, how);
-    if (k < K) dot_step(acc, a, b, rows, cols, k, K, ahead, how);
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i][at + j] = acc[i][j];
+    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, ahead, how, copy);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, K, ahead, how, copy);
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i * cols + j] = acc[i][j];
 }
 
 /* lane j = the sum of r[j]: a transposition in which what meets is added at once */
@@ -55,69 +82,114 @@ INLINE vf sums_of(vf r[VL]) {
     return r[0];
 }
 
-/* C's columns n..n+VL */
-INLINE void dots_strip(const Gemm *g, int64_t n, const int rows, const int cols, const int how) {
-    const int lanes = LANES(n, g->N), format = how & ~ROUNDED;
-    const void *b[VL];
-    const void *a[DOT_ROWS];
-    const int64_t groups =
-        how & ROUNDED ? (g->M + rows - 1) / rows : 1; /* slower products have time for it in the first */
-    vf scale;
-    for (int j = 0; j < VL; j++) {
-        b[j] = weight_row(g->b.at, format, g->b.ld, n + (j < lanes ? j : lanes - 1));
-        scale[j] = weight_scale(b[j], format);
-    }
-    for (int64_t m = 0; m < g->M; m += rows) {
-        vf sums[DOT_ROWS][VL];
-        for (int i = 0; i < rows; i++)
-            a[i] = weight_row(g->a.at, how & ROUNDED ? LLMC_BF16 : LLMC_FP32, g->a.ld, smaller(m + i, g->M - 1));
-        for (int j = 0; j < VL; j += cols) {
-            const int asks = j / cols % groups == m / rows; /* each for a part of the next strip */
-            dot(g->K, a, b + j, rows, cols, asks ? VL * row_bytes(format, g->b.ld) : 0, how, sums, j);
-        }
-        for (int i = 0; i < rows && m + i < g->M; i++) {
-            const vf sum = sums_of(sums[i]);
-            put(g, m + i, n, lanes, format == LLMC_INT8 && !(how & ROUNDED) ? sum * scale : sum, g->accumulate, 1);
-            finish(g, m + i, n, 1, lanes);
-        }
+/* ---- a strip: C's columns n..n+VL ---- */
+
+/* beyond the last row of B^T it is read again */
+static inline const void *row_of_strip(const Gemm *g, int64_t n, int j, const int format) {
+    return weight_row(g->b.at, format, g->b.ld, smaller(n + j, g->N - 1));
+}
+
+INLINE void put_strip(const Gemm *g, int64_t n, float sums[][VL], const int format) {
+    const int lanes = LANES(n, g->N);
+    vf scale = vf_set(1);
+    if (format == LLMC_INT8) scale = weight_scales(g->b.at, format, g->b.ld, n, lanes);
+    for (int64_t m = 0; m < g->M; m++) {
+        put(g, m, n, lanes, vf_load(sums[m]) * scale, g->accumulate, 1);
+        finish(g, m, n, 1, lanes);
     }
 }
 
-#define STRIPS(name, how)                                                                             \
-    APART void name##_of_one(const Gemm *g, int64_t n) { dots_strip(g, n, 1, VL < 8 ? VL : 8, how); } \
-    APART void name##_of_more(const Gemm *g, int64_t n) { dots_strip(g, n, DOT_ROWS, 4, how); }
-STRIPS(fp32, LLMC_FP32)
-STRIPS(bf16, LLMC_BF16)
-STRIPS(int8, LLMC_INT8)
-typedef void (*Strip)(const Gemm *, int64_t);
-static const Strip plain[][2] = {{fp32_of_one, fp32_of_more}, {bf16_of_one, bf16_of_more}, {int8_of_one, int8_of_more}};
+INLINE void strip_of_one(const Gemm *g, int64_t n, const int format, int32_t *unused) {
+    const void *b[VL], *a = g->a.at;
+    vf r[VL];
+    float sums[1][VL];
+    (void)unused;
+    for (int j = 0; j < VL; j++) b[j] = row_of_strip(g, n, j, format);
+    for (int j = 0; j < VL; j += COLS_OF_ONE)
+        dot(g->K, &a, b + j, 1, COLS_OF_ONE, VL * row_bytes(format, g->b.ld), format, NULL, r + j);
+    vf_store(sums[0], sums_of(r));
+    put_strip(g, n, sums, format);
+}
+
+/* a tile's sums, to their rows and columns */
+INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
+    for (int i = 0; i < ROWS; i += VL / COLS) {
+        float x[VL / COLS][COLS];
+        vf_store(x[0], sums_of(r + i * COLS));
+        for (int at = 0; at < VL / COLS; at++) memcpy(sums[i + at] + j, x[at], sizeof x[at]);
+    }
+}
+
+/* COLS rows of B^T stay in the first cache until all rows of A have met them; the first that do round them for the others.
+ * The next strip is asked for by whoever has the most time: those, or the last */
+INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy) {
+    const int format = how & ~ROUNDED, copied = how & ROUNDED && format != LLMC_BF16;
+    const int64_t next = VL * row_bytes(format, g->b.ld);
+    float sums[FEW][VL];
+    for (int j = 0; j < VL; j += COLS) {
+        const void *b[COLS], *a[ROWS];
+        int32_t *copies[COLS];
+        for (int at = 0; at < COLS; at++) {
+            b[at] = row_of_strip(g, n, j + at, format);
+            copies[at] = copy + at * pairs_of(g->K);
+        }
+        for (int64_t m = 0; m < g->M; m += ROWS) {
+            vf r[ROWS * COLS];
+            for (int i = 0; i < ROWS; i++)
+                a[i] = weight_row(g->a.at, how & ROUNDED ? LLMC_BF16 : LLMC_FP32, g->a.ld, smaller(m + i, g->M - 1));
+            if (copied && m == 0) {
+                dot(g->K, a, b, ROWS, COLS, next, how, copies, r);
+                memcpy(b, copies, sizeof b);
+            } else
+                dot(g->K, a, b, ROWS, COLS, copied || m + ROWS < g->M ? 0 : next, copied ? LLMC_BF16 + ROUNDED : how,
+                    NULL, r);
+            store_sums(sums + m, j, r);
+        }
+    }
+    put_strip(g, n, sums, format);
+}
+
+typedef void (*Strip)(const Gemm *, int64_t, int32_t *);
+#define STRIP(name, strip, how) \
+    APART void name(const Gemm *g, int64_t n, int32_t *copy) { strip(g, n, how, copy); }
+STRIP(one_fp32, strip_of_one, LLMC_FP32)
+STRIP(one_bf16, strip_of_one, LLMC_BF16)
+STRIP(one_int8, strip_of_one, LLMC_INT8)
+STRIP(more_fp32, strip_of_more, LLMC_FP32)
+STRIP(more_bf16, strip_of_more, LLMC_BF16)
+STRIP(more_int8, strip_of_more, LLMC_INT8)
+static const Strip one[] = {one_fp32, one_bf16, one_int8}, more[] = {more_fp32, more_bf16, more_int8};
 #if HAS_BF16
-STRIPS(rounded_fp32, LLMC_FP32 + ROUNDED)
-STRIPS(rounded_bf16, LLMC_BF16 + ROUNDED)
-STRIPS(rounded_int8, LLMC_INT8 + ROUNDED)
-static const Strip rounded[][2] = {{rounded_fp32_of_one, rounded_fp32_of_more},
-                                   {rounded_bf16_of_one, rounded_bf16_of_more},
-                                   {rounded_int8_of_one, rounded_int8_of_more}};
-#else
-#define rounded plain
+STRIP(rounded_fp32, strip_of_more, LLMC_FP32 + ROUNDED)
+STRIP(rounded_bf16, strip_of_more, LLMC_BF16 + ROUNDED)
+STRIP(rounded_int8, strip_of_more, LLMC_INT8 + ROUNDED)
+static const Strip rounded[] = {rounded_fp32, rounded_bf16, rounded_int8};
 #endif
+
+static Strip strip_of(const Gemm *g) {
+#if HAS_BF16
+    if (g->bf16) return rounded[g->b.format];
+#endif
+    return (g->M > 1 ? more : one)[g->b.format];
+}
 
 /* A's rows as they are multiplied */
 static Operand rounded_rows(const Gemm *g, float *scratch) {
-    const int64_t ld = up(g->K, 2 * VL);
     int32_t *dst = (int32_t *)scratch;
     for (int64_t m = 0; m < g->M; m++)
-        for (int64_t k = 0; k < ld; k += 2 * VL, dst += VL)
+        for (int64_t k = 0; k < g->K; k += 2 * VL, dst += VL)
             vi_store(dst, weight_pairs(g->a.at + m * g->a.ld, k, g->K, LLMC_FP32));
-    return (Operand){.at = scratch, .ld = ld};
+    return (Operand){.at = scratch, .ld = 2 * pairs_of(g->K)};
 }
 
 void K(gemm_dots)(const Gemm *given, float *scratch, int threads) {
+    const int64_t each = A_FLOATS + B_FLOATS;
     Gemm with_a = *given;
     const Gemm *g = &with_a;
     if (g->bf16) with_a.a = rounded_rows(given, scratch);
-    const Strip strip = (g->bf16 ? rounded : plain)[g->b.format][g->M > 1];
+    const Strip strip = strip_of(g);
     (void)threads; /* unused without OpenMP */
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t n = 0; n < g->N; n += VL) strip(g, n);
+    for (int64_t n = 0; n < g->N; n += VL)
+        strip(g, n, (int32_t *)scratch + (this_thread() + 1) * each - COLS * pairs_of(g->K));
 }

@@ -17,7 +17,7 @@ enum {
     NR = NV * VL,
     KC = 192,           /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
     MC = 512 / MR * MR, /* MC x KC words of A: half of the second cache */
-    A_FLOATS = (MC * KC + 15) / 16 * 16,
+    A_FLOATS = (MC * KC + 15) / 16 * 16, /* what each thread has of the workspace */
     B_FLOATS = NR * KC,
 };
 
@@ -54,7 +54,8 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /*
 #ifdef BLAS_SGEMM
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left that to us */
 #endif
-void K(gemm_dots)(const Gemm *g, float *scratch, int threads); /* few rows; scratch: A_FLOATS, for A in bf16 */
+int K(gemm_is_few)(const Gemm *g); /* A has so few rows that dots are faster */
+void K(gemm_dots)(const Gemm *g, float *workspace, int threads);
 
 /* ---- asking the second cache for what is copied next, a share of it in each step of a tile ---- */
 
@@ -89,13 +90,14 @@ typedef struct Piece {
     const Gemm *g;
     int64_t m, n;
     int rows, cols;
-    int add, last; /* C already holds a part of the sum; the sum is whole now */
-    Ahead *next;   /* two */
+    int add, last;       /* C already holds a part of the sum; the sum is whole now */
+    Ahead *next;         /* two */
+    const float *scales; /* (cols), or NULL: what the tile's sums are multiplied by */
 } Piece;
 
 static inline Piece piece(const Gemm *g, const Block *s, int64_t m, int64_t n, int cols, Ahead *next) {
     const int rows = (int)smaller(MR, s->m_end - m);
-    return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next};
+    return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next, NULL};
 }
 
 /* sum holds elements (m, n..n+lanes) */

@@ -124,12 +124,12 @@ static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const f
                            int B, int T, int C, int OC) {
     Context exact = *ctx;
     exact.precision = LLMC_FP32;
-    const Context *how = (int64_t)B * T == 1 ? &exact : ctx;
+    const Context *how = (int64_t)B * T == 1 ? &exact : ctx, *stored = ctx->weights == LLMC_FP32 ? how : &exact;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int o = 0; o < OC; o++) {
             double sum = bias ? bias[o] : 0;
             for (int c = 0; c < C; c++)
-                sum += operand(how, inp[bt * C + c]) * operand(how, weight_at(ctx, weight, o, C, c));
+                sum += operand(how, inp[bt * C + c]) * operand(stored, weight_at(ctx, weight, o, C, c));
             out[bt * OC + o] = (floatX)sum;
         }
 }

@@ -78,7 +78,14 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
     return vf_load_n((const float *)row + k, lanes);
 }
 
-/* numbers k..k+2VL of a row as pairs of bf16, zeros from K on, with the scale */
+/* of rows row..row+lanes; 0 beyond */
+INLINE vf weight_scales(const void *weight, const int format, int64_t C, int64_t row, int lanes) {
+    vf scale = {0};
+    for (int i = 0; i < lanes; i++) scale[i] = weight_scale(weight_row(weight, format, C, row + i), format);
+    return scale;
+}
+
+/* numbers k..k+2VL of a row as pairs of bf16, zeros from K on, without the scale: so int8 is exact */
 INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) {
     if (format == LLMC_BF16) {
         vi v = {0};
@@ -86,9 +93,8 @@ INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) 
         else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)(K - k));
         return v;
     }
-    const float scale = weight_scale(row, format);
-    const vf low = weights_at(row, k, LANES(k, K), format) * scale;
-    const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) * scale : (vf){0};
+    const vf low = weights_at(row, k, LANES(k, K), format);
+    const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) : (vf){0};
     return bf16_in_order(low, high);
 }
 #endif
