@@ -28,7 +28,7 @@ static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_
     TENSOR(name, "", LLMC_LAYER_ACT, LLMC_##type, level < (least) ? L : 1, level < (least), 0, 0, dims)
 #define CACHE(name, type, dims, least) \
     TENSOR(name, "", LLMC_CACHE, LLMC_##type, L, !room->training || level < (least), 0, 0, dims)
-#define CHUNK_ACT(name, type, dims) TENSOR(name, "", LLMC_CHUNK_ACT, LLMC_##type, 0, room->logits, 0, 0, dims)
+#define CHUNK_ACT(name, type, dims, other) TENSOR(name, "", LLMC_CHUNK_ACT, LLMC_##type, 0, room->logits, 0, 0, dims)
 #define OVER_ACT(name, type, dims, other) TENSOR(name, "", LLMC_OVER_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #define GRAD_ACT(name, type, dims) TENSOR(name, "", LLMC_GRAD_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #include "tensors.def"
@@ -67,18 +67,28 @@ static int other_of(int i) {
     switch (i) {
 #define OVER_ACT(name, type, dims, other) \
     case A_##name: return A_##other;
+#define CHUNK_ACT OVER_ACT
 #include "tensors.def"
     default: return -1;
     }
 }
 
 static int64_t place_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_room *room) {
-    const int64_t own_end = place(t, end, room);
-    t->kept = other->kept;
-    if (t->kept) return own_end;
-    t->offset = other->offset;
-    return end;
+    if (other->kept || (t->kind == LLMC_CHUNK_ACT && t->kept)) return place(t, end, room);
+    t->kept = 0;
+    const int64_t own_end = place(t, other->offset, room);
+    return own_end > end ? own_end : end;
 }
+
+/* what lies over others comes last, just before it what it may lie over: it may be larger than that */
+static int turn_of(const llmc_tensor *table, int i) {
+    if (other_of(i) >= 0) return 2;
+    for (int j = 0; j < NUM_TENSORS; j++)
+        if (other_of(j) == i) return 1;
+    return table[i].kind == LLMC_GRAD_ACT;
+}
+
+enum { TURNS = 3 };
 
 static int check_room(const llmc_room *room, const llmc_config *c) {
     const double tokens = (double)room->B * room->T;
@@ -98,11 +108,13 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
     TRY(check_room(room, &checked));
     fill_rows(layout->table, &checked, room);
     layout->num_params = layout->num_acts = 0;
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
-        llmc_tensor *t = layout->table;
-        *end = other_of(i) < 0 ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
-    }
+    for (int turn = 0; turn < TURNS; turn++)
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
+            llmc_tensor *t = layout->table;
+            if (turn_of(t, i) != turn) continue;
+            *end = turn < TURNS - 1 ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
+        }
     return LLMC_OK;
 }
 

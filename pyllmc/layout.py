@@ -134,8 +134,8 @@ class Row(NamedTuple):
     decay: bool
     per_layer: bool
     type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
-    level: int  # of recompute, from which a layer's is not kept; 0: it is not a layer's activation
-    other: str  # whose buffer it lies over from that level on; "" for none
+    level: int  # of recompute, from which it is not kept; 0: that does not depend on recompute
+    other: str  # whose buffer it lies over where neither is kept; "" for none
 
     @property
     def is_param(self) -> bool:
@@ -192,7 +192,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
             decay=row.get("decay") == "1",
             per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
             type=row.get("type", "F"),
-            level=levels[row.get("other") or row["name"]],
+            level=0 if row["kind"] == "CHUNK_ACT" else levels[row.get("other") or row["name"]],
             other=row.get("other", ""),
         )
         for row in _parsed()

@@ -315,7 +315,7 @@ def used_acts(m: pyllmc.Model, shape: tuple[int, int]) -> np.ndarray:
         place = lib.llmc_model_tensor(m._handle, i)
         for layer in range(max(row.layers, 1) if row.kind != lib.LLMC_PARAM else 0):
             start = place.offset + layer * place.stride
-            if row.kind not in (lib.LLMC_CACHE, lib.LLMC_OVER_ACT) or row.kept:
+            if row.kept or row.kind not in (lib.LLMC_CACHE, lib.LLMC_OVER_ACT, lib.LLMC_CHUNK_ACT):
                 assert not used[start : start + row.size].any(), "two tensors overlap"
             used[start : start + row.size] = True
     return used

@@ -52,7 +52,7 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
         assert row.shape == tuple(t.shape[0 : t.rank])
         assert (row.size, row.per_layer) == (t.size, t.layers > 0)
         assert t.kept == (not row.level or recompute < row.level)
-        if row.other:
+        if row.kind == "OVER_ACT":
             other = next(t for t in theirs if _ffi.text(t.name) == row.other)
             assert t.size <= other.size and (t.offset == other.offset) == (not t.kept)
         if row.is_param:
