@@ -7,7 +7,6 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
                  int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
-    prefetch_tile(p);
     UNROLL for (int i = 0; i < MR; i++) {
         row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last again rather than past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
@@ -15,6 +14,7 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
     for (int64_t from = 0; from < kc; from += STEP) {
         const int64_t to = smaller(from + STEP, kc);
         ask(&p->next[0]), ask(&p->next[1]);
+        ask_for_c(p, kc - from);
         UNROLL_2 for (int64_t k = from; k < to; k++) {
             vf v[NV];
             UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);

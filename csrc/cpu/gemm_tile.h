@@ -118,11 +118,11 @@ INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
 }
 
-INLINE void prefetch_tile(const Piece *p) {
-    const float *c = p->g->c + p->m * p->g->N + p->n;
-    if (!p->g->stream)
-        for (int i = 0; i < p->rows; i++, c += p->g->N)
-            for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(c + j, 1);
+/* a row of C in each of a tile's last steps: asked for earlier, it would have left the first cache again */
+INLINE void ask_for_c(const Piece *p, int64_t products_left) {
+    const int64_t i = MR - (products_left + STEP - 1) / STEP;
+    if (p->g->stream || i < 0 || i >= p->rows) return;
+    for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i) * p->g->N + p->n + j, 1);
 }
 
 /* past the caches, whose lines need not be read first */
