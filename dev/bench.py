@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 import bench_attention
 import bench_generate
+import bench_kernels
 import bench_limits
 import bench_matmul
 import bench_process
@@ -109,11 +110,21 @@ def generate(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
     return bench_generate.measure(plan.rounds, plan.threads, plan.quick)
 
 
-def threads(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
-    case = bench_steps.QUICK[0] if plan.quick else Case("124M", 4, 256, "fp32", 1)
+def compared(plan: Plan) -> tuple[Case, list[int]]:
+    """The step of the rows threads and kernels, and the numbers of threads that it takes."""
     if plan.threads < 2:
         raise Skip("one thread has nothing to be compared with")
-    return {case.name: bench_steps.scaling(case, plan.rounds, [1, plan.threads])}
+    return bench_steps.QUICK[0] if plan.quick else Case("124M", 4, 256, "fp32", 1), [1, plan.threads]
+
+
+def threads(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
+    case, counts = compared(plan)
+    return {case.name: bench_steps.scaling(case, plan.rounds, counts)}
+
+
+def kernels(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
+    case, counts = compared(plan)
+    return {case.name: bench_kernels.measure(case, plan.rounds, counts, plan.quick)}
 
 
 def growth(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +142,7 @@ ROWS: dict[str, Callable[[Plan, dict[str, Any]], dict[str, Any]]] = {
     "generate": generate,
     "memory": memory,
     "threads": threads,
+    "kernels": kernels,
     "growth": growth,
 }
 

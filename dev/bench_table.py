@@ -187,6 +187,30 @@ def threads(report: Report, rows: dict[str, Any]) -> str:
     return markdown(head, lines) if lines else ""
 
 
+def kernels(report: Report, rows: dict[str, Any]) -> str:
+    """Most expensive first; and all of them together, beside which the whole step stands in the table above."""
+    lines = []
+    for name, case in measured(rows).items():
+        spent = {
+            kernel: [
+                of["calls"] * median(ms) for _, ms in sorted(of["ms"].items(), key=lambda one: int(one[0]))
+            ]
+            for kernel, of in case["kernels"].items()
+        }
+        slow, fast = (sum(ms) for ms in zip(*spent.values()))
+        for kernel, (one, all_) in sorted(spent.items(), key=lambda one: -one[1][1]):
+            lines.append([kernel, ms_text(one), ms_text(all_), times(one / all_), f"{all_ / fast:.1%}"])
+        lines.append([f"all of {name}", ms_text(slow), ms_text(fast), times(slow / fast), ""])
+    head = [
+        "kernel, all its calls in a step",
+        "1 thread",
+        f"{report['threads']} threads",
+        "faster",
+        "of the step",
+    ]
+    return markdown(head, lines) if lines else ""
+
+
 def growth(report: Report, rows: dict[str, Any]) -> str:
     if "ms" not in rows:
         return ""
@@ -203,6 +227,7 @@ TABLES: dict[str, Callable[[Report, Any], str]] = {
     "attention": attention,
     "generate": generate,
     "threads": threads,
+    "kernels": kernels,
     "growth": growth,
 }
 

@@ -64,6 +64,14 @@ def test_fp32_is_measured_in_every_row(report):
     assert set(rows["growth"]["ms"]) == {"dense", "banded"}
 
 
+def test_the_profile_has_every_kernel_of_a_step(report):
+    """Of kernels.h, all but what only generation and a clip of its own call."""
+    layers = re.findall(r"X\((\w+)\)", (ROOT / "csrc/kernels.h").read_text())
+    profile = report["rows"]["kernels"][bench_steps.QUICK[0].name]["kernels"]
+    assert {name.split()[0] for name in profile} == set(layers) - {"attention_cached", "scale"}
+    assert all(set(of["ms"]) == {"1", str(report["threads"])} for of in profile.values())
+
+
 def test_limits_are_of_this_machine(report):
     counts = {"1", str(report["threads"])}
     for what in ("fma", "read", "update"):

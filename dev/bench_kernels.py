@@ -1,0 +1,116 @@
+"""The profile of a training step: each of its kernels alone, with one thread and with all of them; none is left serial.
+
+python dev/bench_kernels.py model=124M B=4 T=256 threads=2 kernel=attention_forward turns=3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from bench_matmul import Engine, random_array
+from bench_process import Call, Process, measured, one_of, say, take_turns
+from bench_steps import Case, config_of
+
+from pyllmc import layout
+
+CHUNK = 512  # rows of logits at a time: csrc/layout.c
+
+
+class Kernel(NamedTuple):
+    name: str  # of the entry in csrc/kernels.h, and of what it multiplies
+    calls: float  # in a step
+    arrays: list[Any]  # shapes of random numbers, or arrays
+    sizes: list[Any]
+
+    @property
+    def entry(self) -> str:
+        return self.name.split()[0]
+
+
+def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
+    """What csrc/gpt2.c and csrc/update.c call in a step (recompute=2)."""
+    c = config_of(model)
+    C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
+    M, R = B * T, min(B * T, CHUNK)
+    x, row, ids = (M, C), (M,), np.random.default_rng(0).integers(0, V, M, np.int32)
+    yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), np.zeros(B, np.int32)], [B, T, C])
+    yield Kernel("layernorm_forward", 2 * L - 1, [x, row, row, x, (C,), (C,)], [B, T, C])
+    yield Kernel("residual_layernorm_forward", 2 * L, [x, x, row, row, x, x, (C,), (C,)], [B, T, C])
+    yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C)], [B, T, C, NH, 0])
+    yield Kernel("gelu_forward", L, [(M, 4 * C), (M, 4 * C)], [M * 4 * C])
+    yield Kernel("classifier_forward", M / R, [(R,), (R,), (R, Vp), ids], [1, R, V, Vp])
+    yield Kernel("loss_mean", 2, [(2,), row, ids, row], [M])
+    yield Kernel("classifier_backward", M / R, [(R, Vp), (R,), ids, row, (2,)], [1.0, 1, R, V, Vp])
+    yield from products(C, L, M, R, Vp)
+    yield Kernel("layernorm_backward", 2 * L + 1, [x, (C,), (C,), x, x, (C,), row, row], [B, T, C])
+    backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C)]
+    yield Kernel("attention_backward", L, backward, [B, T, C, NH, 0])
+    yield Kernel("encoder_backward", 1, [(Vp, C), (T, C), x, ids], [B, T, C])
+    N = Vp * C  # of the largest tensor
+    tensors = sum(row.size for row, _ in layout.parameters(c)) / N
+    numbers = np.array([0.9, 0.1, 0.95, 0.05, 1e-4, 1, 1e-8, 1e-5], np.float32)  # struct AdamW
+    update = [(N,), (N,), (N,), np.full(N, 0.5, np.float32), (N,), np.ones(1, np.float32), numbers]
+    yield Kernel("global_norm", tensors, [(2,), (N,)], [1.0, N])
+    yield Kernel("adamw", tensors, update, [1, N])
+
+
+def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
+    """Of M rows; of the head, R at a time."""
+    each: list[tuple[str, float, int, int, int]] = [("qkv", L, M, C, 3 * C), ("attproj", L, M, C, C)]
+    each += [("fc", L, M, C, 4 * C), ("fcproj", L, M, 4 * C, C), ("head", M / R, R, C, Vp)]
+    for what, calls, rows, inp, out in each:
+        x, y, weight, sizes = (rows, inp), (rows, out), (out, inp), [1, rows, inp, out]
+        if what == "fc":
+            yield Kernel("matmul_gelu_forward fc", calls, [y, y, x, weight, (out,)], sizes)
+        else:
+            yield Kernel(f"matmul_forward {what}", calls, [y, x, weight, (out,)], sizes)
+        yield Kernel(f"matmul_backward_weight {what}", calls, [weight, (out,), y, x], [0, *sizes])
+        if what == "fcproj":
+            yield Kernel("matmul_gelu_backward_input fcproj", calls, [x, y, weight, x], sizes)
+        else:
+            yield Kernel(f"matmul_backward_input {what}", calls, [x, y, weight], sizes)
+
+
+# ---- inside the measured process ----
+
+
+def prepare(model: str, B: int, T: int, threads: int, kernel: str = "") -> Callable[..., Call]:
+    known = {k.name: k for k in kernels(model, B, T)}
+    c = config_of(model)
+
+    def choose(kernel: str = kernel) -> Call:
+        one_of("kernel", kernel, known)
+        k = known[kernel]
+        arrays = [a if isinstance(a, np.ndarray) else random_array(*a) for a in k.arrays]
+        engine = Engine("fp32", threads, B, T, c.n_embd, c.n_head, c.padded_vocab_size)
+        call = engine.bind(k.entry, arrays, *k.sizes)
+        return lambda: call() and None
+
+    return choose
+
+
+# ---- in the bench ----
+
+
+def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str, Any]:
+    """Every repeat in ms, by kernel and number of threads, and how often a step calls the kernel."""
+    model, B, T = case.model, case.B, case.T
+    processes = {str(n): Process("bench_kernels.py", model=model, B=B, T=T, threads=n) for n in counts}
+    found = {}
+    for k in kernels(model, B, T):
+        request: dict[str, Any] = {
+            "kernel": k.name,
+            "seconds": 0 if quick else 0.1,
+            "warm": 0 if quick else 3,
+        }
+        found[k.name] = {"calls": k.calls, "ms": take_turns(processes, rounds, **request)}
+    for process in processes.values():
+        process.close()
+    say(f"  {case.name}: {len(found)} kernels")
+    return {**case._asdict(), "kernels": found}
+
+
+if __name__ == "__main__":
+    measured(prepare)
