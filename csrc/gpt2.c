@@ -20,7 +20,7 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     model->ctx.workspace = at;
 }
 
-/* in layer_recompute, of what the forward pass has left; a whole layer that is run again is as good as the first time */
+/* from what the forward pass has left; where a product is run again it is as good as the first time */
 static int computes_gelu_again(const llmc_model *m) {
     const llmc_tensor *t = m->layout.table;
     return m->room.training && !t[A_fch_gelu].kept && t[A_qkv].kept;
@@ -146,24 +146,32 @@ static void layers_forward(llmc_model *m) {
 
 /* ---- the layers backward: the forward pass from its end to its start ---- */
 
-/* what has been overwritten since the forward pass, by the layers after this one or, where this is the last, by what lies
- * over it: the same kernels on the same numbers */
+/* what the layers after this one have overwritten since the forward pass: the same kernels on the same numbers */
 static void layer_recompute(const llmc_model *m, int l) {
     const llmc_tensor *t = m->layout.table;
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
-    const int B = m->b, T = m->t, C = m->config.C, last = l + 1 == m->config.L;
+    const int B = m->b, T = m->t, C = m->config.C;
     const Params w = params_at(m, l);
     const Acts a = acts_at(m, l);
-    if (!last && !t[A_ln1].kept)
-        k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
-    if (!last && !t[A_qkv].kept) {
+    if (!t[A_ln1].kept) k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
+    if (!t[A_qkv].kept) {
         layer_inside(m, l);
         return;
     }
-    if (!last && !t[A_ln2].kept)
-        k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
+    if (!t[A_ln2].kept) k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
     if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+}
+
+/* of the last layer only what a chunk's logits lay over is gone; it comes back to the bits that the forward pass had */
+static void last_layer_recompute(const llmc_model *m, int l) {
+    Context *ctx = (Context *)&m->ctx;
+    const int B = m->b, T = m->t, C = m->config.C;
+    const Params w = params_at(m, l);
+    const Acts a = acts_at(m, l);
+    if (m->layout.table[A_fch_gelu].kept || m->layout.table[A_logits].kept) return;
+    if (ctx->gelu_again) m->k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+    else m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
 }
 
 static void layer_backward(const llmc_model *m, int l, int accumulate) {
@@ -199,7 +207,8 @@ static void layers_backward(llmc_model *m, int accumulate) {
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
     for (int l = L - 1; l >= 0; l--) {
-        layer_recompute(m, l);
+        if (l < L - 1) layer_recompute(m, l);
+        else last_layer_recompute(m, l);
         layer_backward(m, l, accumulate);
     }
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);

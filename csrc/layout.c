@@ -80,15 +80,16 @@ static int64_t place_over(llmc_tensor *t, const llmc_tensor *other, int64_t end,
     return own_end > end ? own_end : end;
 }
 
-/* what lies over others comes last, just before it what it may lie over: it may be larger than that */
-static int turn_of(const llmc_tensor *table, int i) {
-    if (other_of(i) >= 0) return 2;
-    for (int j = 0; j < NUM_TENSORS; j++)
-        if (other_of(j) == i) return 1;
-    return table[i].kind == LLMC_GRAD_ACT;
-}
+/* In memory what lies over others comes last, and before it what it lies over: a chunk of logits may reach past fch_gelu,
+ * over all that is BENEATH and on. */
+enum { ALONE, BENEATH, OVER, TURNS };
 
-enum { TURNS = 3 };
+static int turn_of(const llmc_tensor *table, int i) {
+    if (other_of(i) >= 0) return OVER;
+    for (int j = 0; j < NUM_TENSORS; j++)
+        if (other_of(j) == i) return BENEATH;
+    return table[i].kind == LLMC_GRAD_ACT ? BENEATH : ALONE;
+}
 
 static int check_room(const llmc_room *room, const llmc_config *c) {
     const double tokens = (double)room->B * room->T;
@@ -113,7 +114,7 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
             int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
             llmc_tensor *t = layout->table;
             if (turn_of(t, i) != turn) continue;
-            *end = turn < TURNS - 1 ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
+            *end = turn < OVER ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
         }
     return LLMC_OK;
 }

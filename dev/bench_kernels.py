@@ -1,6 +1,6 @@
-"""The profile of a training step: each of its kernels alone, with one thread and with all of them; none is left serial.
+"""The profile of a training step: each of its kernels alone, with one thread and with all of them. What is left serial shows.
 
-python dev/bench_kernels.py model=124M B=4 T=256 threads=2 kernel=attention_forward turns=3
+python dev/bench_kernels.py model=124M B=4 T=256 precision=fp32 threads=2 kernel=attention_forward turns=3
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from bench_matmul import Engine, random_array
 from bench_process import Call, Process, measured, one_of, say, take_turns
 from bench_steps import Case, config_of
 
-from pyllmc import layout
-
-CHUNK = 512  # rows of logits at a time: csrc/layout.c
+from pyllmc import _ffi, layout
+from pyllmc.arguments import make_config
 
 
 class Kernel(NamedTuple):
     name: str  # of the entry in csrc/kernels.h, and of what it multiplies
     calls: float  # in a step
-    arrays: list[Any]  # shapes of random numbers, or arrays
+    arrays: list[Any]  # shapes of random numbers, arrays, what makes them, or None
     sizes: list[Any]
 
     @property
@@ -29,13 +28,28 @@ class Kernel(NamedTuple):
         return self.name.split()[0]
 
 
+def rows_of_logits(c: layout.GPTConfig, B: int, T: int) -> int:
+    """In a chunk, as rows_in_chunk of csrc/gpt2.c has it."""
+    ffi, lib = _ffi.ffi(), _ffi.load()
+    rows, room = ffi.new("llmc_tensor[]", lib.llmc_num_tensors()), ffi.new("llmc_room *", (B, T, 1, 2, 0))
+    _ffi.check(lib, lib.llmc_layout(make_config(c, lib)[0], room, rows))
+    most = next(row.shape[1] for row in rows if _ffi.text(row.name) == "logits")
+    return -(-B * T // -(-B * T // most))
+
+
+def squares(*shape: int) -> np.ndarray:
+    x = random_array(*shape)
+    x *= x
+    return x
+
+
 def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
     """What csrc/gpt2.c and csrc/update.c call in a step (recompute=2)."""
     c = config_of(model)
     C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
-    M, R = B * T, min(B * T, CHUNK)
+    M, R = B * T, rows_of_logits(c, B, T)
     x, row, ids = (M, C), (M,), np.random.default_rng(0).integers(0, V, M, np.int32)
-    yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), np.zeros(B, np.int32)], [B, T, C])
+    yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), None], [B, T, C])
     yield Kernel("layernorm_forward", 2 * L - 1, [x, row, row, x, (C,), (C,)], [B, T, C])
     yield Kernel("residual_layernorm_forward", 2 * L, [x, x, row, row, x, x, (C,), (C,)], [B, T, C])
     yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C)], [B, T, C, NH, 0])
@@ -51,7 +65,7 @@ def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
     N = Vp * C  # of the largest tensor
     tensors = sum(row.size for row, _ in layout.parameters(c)) / N
     numbers = np.array([0.9, 0.1, 0.95, 0.05, 1e-4, 1, 1e-8, 1e-5], np.float32)  # struct AdamW
-    update = [(N,), (N,), (N,), np.full(N, 0.5, np.float32), (N,), np.ones(1, np.float32), numbers]
+    update = [(N,), (N,), (N,), lambda: squares(N), (N,), None, numbers]
     yield Kernel("global_norm", tensors, [(2,), (N,)], [1.0, N])
     yield Kernel("adamw", tensors, update, [1, N])
 
@@ -62,11 +76,12 @@ def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
     each += [("fc", L, M, C, 4 * C), ("fcproj", L, M, 4 * C, C), ("head", M / R, R, C, Vp)]
     for what, calls, rows, inp, out in each:
         x, y, weight, sizes = (rows, inp), (rows, out), (out, inp), [1, rows, inp, out]
+        bias = None if what == "head" else (out,)
         if what == "fc":
-            yield Kernel("matmul_gelu_forward fc", calls, [y, y, x, weight, (out,)], sizes)
+            yield Kernel("matmul_gelu_forward fc", calls, [y, y, x, weight, bias], sizes)
         else:
-            yield Kernel(f"matmul_forward {what}", calls, [y, x, weight, (out,)], sizes)
-        yield Kernel(f"matmul_backward_weight {what}", calls, [weight, (out,), y, x], [0, *sizes])
+            yield Kernel(f"matmul_forward {what}", calls, [y, x, weight, bias], sizes)
+        yield Kernel(f"matmul_backward_weight {what}", calls, [weight, bias, y, x], [0, *sizes])
         if what == "fcproj":
             yield Kernel("matmul_gelu_backward_input fcproj", calls, [x, y, weight, x], sizes)
         else:
@@ -76,16 +91,21 @@ def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
 # ---- inside the measured process ----
 
 
-def prepare(model: str, B: int, T: int, threads: int, kernel: str = "") -> Callable[..., Call]:
+def made(spec: Any) -> np.ndarray | None:
+    return random_array(*spec) if isinstance(spec, tuple) else spec() if callable(spec) else spec
+
+
+def prepare(
+    model: str, B: int, T: int, precision: str, threads: int, kernel: str = ""
+) -> Callable[..., Call]:
     known = {k.name: k for k in kernels(model, B, T)}
     c = config_of(model)
 
     def choose(kernel: str = kernel) -> Call:
         one_of("kernel", kernel, known)
         k = known[kernel]
-        arrays = [a if isinstance(a, np.ndarray) else random_array(*a) for a in k.arrays]
-        engine = Engine("fp32", threads, B, T, c.n_embd, c.n_head, c.padded_vocab_size)
-        call = engine.bind(k.entry, arrays, *k.sizes)
+        engine = Engine(precision, threads, B, T, c.n_embd, c.n_head, c.padded_vocab_size)
+        call = engine.bind(k.entry, [made(spec) for spec in k.arrays], *k.sizes)
         return lambda: call() and None
 
     return choose
@@ -96,10 +116,11 @@ def prepare(model: str, B: int, T: int, threads: int, kernel: str = "") -> Calla
 
 def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str, Any]:
     """Every repeat in ms, by kernel and number of threads, and how often a step calls the kernel."""
-    model, B, T = case.model, case.B, case.T
-    processes = {str(n): Process("bench_kernels.py", model=model, B=B, T=T, threads=n) for n in counts}
+    sizes = case._asdict()
+    sizes.pop("calls")
+    processes = {str(n): Process("bench_kernels.py", **sizes, threads=n) for n in counts}
     found = {}
-    for k in kernels(model, B, T):
+    for k in kernels(case.model, case.B, case.T):
         request: dict[str, Any] = {
             "kernel": k.name,
             "seconds": 0 if quick else 0.1,

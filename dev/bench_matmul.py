@@ -84,11 +84,11 @@ class Engine:
         self.scratch = self.ffi.gc(self.table.alloc(size), lambda memory: self.table.free(memory, size))
         self.context.workspace = self.scratch
 
-    def bind(self, entry: str, arrays: Sequence[np.ndarray], *sizes: int) -> Call:
-        """A call of a kernel, which keeps the arrays and the scratch alive."""
+    def bind(self, entry: str, arrays: Sequence[np.ndarray | None], *sizes: float) -> Call:
+        """A call of a kernel, which keeps the arrays (None: NULL) and the scratch alive."""
         kernel = getattr(self.table, entry)
         kinds = self.ffi.typeof(kernel).args[1:]
-        pointers = [self.ffi.cast(kind, x.ctypes.data) for kind, x in zip(kinds, arrays)]
+        pointers = [self.ffi.cast(kind, 0 if x is None else x.ctypes.data) for kind, x in zip(kinds, arrays)]
         return lambda: (kernel(self.context, *pointers, *sizes), arrays)
 
 

@@ -188,7 +188,7 @@ def threads(report: Report, rows: dict[str, Any]) -> str:
 
 
 def kernels(report: Report, rows: dict[str, Any]) -> str:
-    """Most expensive first; and all of them together, beside which the whole step stands in the table above."""
+    """Most expensive first; then all of them together, to be compared with the whole step in the table above."""
     lines = []
     for name, case in measured(rows).items():
         spent = {
@@ -206,7 +206,7 @@ def kernels(report: Report, rows: dict[str, Any]) -> str:
         "1 thread",
         f"{report['threads']} threads",
         "faster",
-        "of the step",
+        "of all",
     ]
     return markdown(head, lines) if lines else ""
 

@@ -178,7 +178,7 @@ def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
-    """Every tensor of a model with room for B sequences of T tokens, in the order of memory and of files."""
+    """Every tensor of a model with room for B sequences of T tokens; parameters in the order of memory and of files."""
     sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
     levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}

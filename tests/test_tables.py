@@ -66,6 +66,21 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
     assert sum(row.size for row, _ in layout.parameters(config)) == offset
 
 
+@pytest.mark.parametrize("B, T", [(2, 3), (4, 1024)])
+def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
+    """Over fch_gelu where that is not kept, and on; nothing else lies there but what is used at other times."""
+    c = ffi.new("llmc_config *", {"maxT": T, "V": 50257, "L": 3, "NH": 2, "C": 64})
+    idle = {"fch_gelu", "dresidual", "dqkv", "dfch", "logits"}
+    for recompute in range(4):
+        rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
+        assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 0)), rows) == 0
+        at = {_ffi.text(row.name): row for row in rows if row.kind != lib.LLMC_PARAM}
+        logits = at["logits"]
+        assert (logits.offset == at["fch_gelu"].offset) == (recompute > 0)
+        assert not logits.kept and logits.size == min(B * T, 512) * 50304
+        assert all(row.offset + row.size <= logits.offset for name, row in at.items() if name not in idle)
+
+
 def test_the_order_of_computation_goes_layer_by_layer():
     rows = layout.table(GPTConfig(5, 5, 2, 1, 4))
     order = [(row.name, layer) for row, layer in layout.in_order(rows, 2)]

@@ -121,7 +121,7 @@ INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
 }
 
 /* COLS rows of B^T stay in the first cache until all rows of A have met them; the first that do round them for the others.
- * The next strip is asked for by whoever has the most time: those, or the last */
+ * The next strip is asked for by the first if they round, else by the last, which need not wait for this one. */
 INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy) {
     const int format = how & ~ROUNDED, copied = how & ROUNDED && format != LLMC_BF16;
     const int64_t next = VL * row_bytes(format, g->b.ld);
@@ -173,23 +173,24 @@ static Strip strip_of(const Gemm *g) {
     return (g->M > 1 ? more : one)[g->b.format];
 }
 
-/* A's rows as they are multiplied */
-static Operand rounded_rows(const Gemm *g, float *scratch) {
-    int32_t *dst = (int32_t *)scratch;
-    for (int64_t m = 0; m < g->M; m++)
-        for (int64_t k = 0; k < g->K; k += 2 * VL, dst += VL)
-            vi_store(dst, weight_pairs(g->a.at + m * g->a.ld, k, g->K, LLMC_FP32));
-    return (Operand){.at = scratch, .ld = 2 * pairs_of(g->K)};
+/* a row of A as it is multiplied */
+static void round_row(int32_t *dst, const float *row, int64_t K) {
+    for (int64_t k = 0; k < K; k += 2 * VL, dst += VL) vi_store(dst, weight_pairs(row, k, K, LLMC_FP32));
 }
 
-void K(gemm_dots)(const Gemm *given, float *scratch, int threads) {
-    const int64_t each = A_FLOATS + B_FLOATS;
-    Gemm with_a = *given;
-    const Gemm *g = &with_a;
-    if (g->bf16) with_a.a = rounded_rows(given, scratch);
-    const Strip strip = strip_of(g);
+void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
+    const int64_t each = A_FLOATS + B_FLOATS, pairs = pairs_of(given->K);
+    int32_t *scratch = (int32_t *)workspace;
+    Gemm g = *given;
+    if (g.bf16) g.a = (Operand){.at = workspace, .ld = 2 * pairs};
+    const Strip strip = strip_of(&g);
     (void)threads; /* unused without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t n = 0; n < g->N; n += VL)
-        strip(g, n, (int32_t *)scratch + (this_thread() + 1) * each - COLS * pairs_of(g->K));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < (g.bf16 ? g.M : 0); m++)
+            round_row(scratch + m * pairs, given->a.at + m * given->a.ld, g.K);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < g.N; n += VL) strip(&g, n, scratch + (this_thread() + 1) * each - COLS * pairs);
+    }
 }
