@@ -14,7 +14,7 @@ INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns
     for (int64_t from = 0; from < pairs; from += STEP) {
         const int64_t to = smaller(from + STEP, pairs);
         ask(&p->next[0]), ask(&p->next[1]);
-        ask_for_c(p, from, to, pairs);
+        ask_for_c(p, pairs - from);
         UNROLL_2 for (int64_t k = from; k < to; k++) {
             vi v[NV];
             UNROLL for (int j = 0; j < nv; j++) v[j] = vi_load(b + j * VL);

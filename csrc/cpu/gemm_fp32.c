@@ -14,7 +14,7 @@ INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const 
     for (int64_t from = 0; from < kc; from += STEP) {
         const int64_t to = smaller(from + STEP, kc);
         ask(&p->next[0]), ask(&p->next[1]);
-        ask_for_c(p, from, to, kc);
+        ask_for_c(p, kc - from);
         UNROLL_2 for (int64_t k = from; k < to; k++) {
             vf v[NV];
             UNROLL for (int j = 0; j < nv; j++) v[j] = vf_load(b + j * VL);

@@ -118,12 +118,12 @@ INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
 }
 
-/* C's rows are asked for one by one while a tile adds up its products, of which from..to of `depth` come next: all of them
- * before the first would have left the first cache again */
-INLINE void ask_for_c(const Piece *p, int64_t from, int64_t to, int64_t depth) {
-    if (p->g->stream) return;
-    for (int64_t i = from * MR / depth; i < smaller(to * MR / depth, p->rows); i++)
-        for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i) * p->g->N + p->n + j, 1);
+/* a row of C in each of a tile's last steps: asked for earlier, it would have left the first cache again (what so few products
+ * read that there are fewer steps stays there) */
+INLINE void ask_for_c(const Piece *p, int64_t products_left) {
+    const int64_t i = MR - (products_left + STEP - 1) / STEP;
+    if (p->g->stream || i < 0 || i >= p->rows) return;
+    for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i) * p->g->N + p->n + j, 1);
 }
 
 /* past the caches, whose lines need not be read first */
