@@ -16,6 +16,8 @@ from bench_steps import Case, config_of
 from pyllmc import _ffi, layout
 from pyllmc.arguments import make_config
 
+KEPT = 200  # repeats of a kernel in a report, or a few more
+
 
 class Kernel(NamedTuple):
     name: str  # of the entry in csrc/kernels.h, and of what it multiplies
@@ -114,8 +116,13 @@ def prepare(
 # ---- in the bench ----
 
 
+def thinned(ms: list[float]) -> list[float]:
+    """A report need not hold 100,000 repeats of a kernel that takes a microsecond."""
+    return ms[:: max(1, len(ms) // KEPT)]
+
+
 def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str, Any]:
-    """Every repeat in ms, by kernel and number of threads, and how often a step calls the kernel."""
+    """Repeats in ms, by kernel and number of threads, and how often a step calls the kernel."""
     sizes = case._asdict()
     sizes.pop("calls")
     processes = {str(n): Process("bench_kernels.py", **sizes, threads=n) for n in counts}
@@ -126,7 +133,8 @@ def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str
             "seconds": 0 if quick else 0.1,
             "warm": 0 if quick else 3,
         }
-        found[k.name] = {"calls": k.calls, "ms": take_turns(processes, rounds, **request)}
+        ms = take_turns(processes, rounds, **request)
+        found[k.name] = {"calls": k.calls, "ms": {n: thinned(values) for n, values in ms.items()}}
     for process in processes.values():
         process.close()
     say(f"  {case.name}: {len(found)} kernels")
