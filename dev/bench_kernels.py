@@ -94,7 +94,10 @@ def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
 
 
 def made(spec: Any) -> np.ndarray | None:
-    return random_array(*spec) if isinstance(spec, tuple) else spec() if callable(spec) else spec
+    """One of a kernel's arrays."""
+    if isinstance(spec, tuple):
+        return random_array(*spec)
+    return spec() if callable(spec) else spec
 
 
 def prepare(
@@ -127,13 +130,9 @@ def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str
     sizes.pop("calls")
     processes = {str(n): Process("bench_kernels.py", **sizes, threads=n) for n in counts}
     found = {}
+    seconds, warm = (0, 0) if quick else (0.1, 3)
     for k in kernels(case.model, case.B, case.T):
-        request: dict[str, Any] = {
-            "kernel": k.name,
-            "seconds": 0 if quick else 0.1,
-            "warm": 0 if quick else 3,
-        }
-        ms = take_turns(processes, rounds, **request)
+        ms = take_turns(processes, rounds, kernel=k.name, seconds=seconds, warm=warm)
         found[k.name] = {"calls": k.calls, "ms": {n: thinned(values) for n, values in ms.items()}}
     for process in processes.values():
         process.close()

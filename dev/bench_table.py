@@ -192,22 +192,14 @@ def kernels(report: Report, rows: dict[str, Any]) -> str:
     lines = []
     for name, case in measured(rows).items():
         spent = {
-            kernel: [
-                of["calls"] * median(ms) for _, ms in sorted(of["ms"].items(), key=lambda one: int(one[0]))
-            ]
+            kernel: [of["calls"] * median(of["ms"][str(n)]) for n in (1, report["threads"])]
             for kernel, of in case["kernels"].items()
         }
         slow, fast = (sum(ms) for ms in zip(*spent.values()))
-        for kernel, (one, all_) in sorted(spent.items(), key=lambda one: -one[1][1]):
+        for kernel, (one, all_) in sorted(spent.items(), key=lambda item: -item[1][1]):
             lines.append([kernel, ms_text(one), ms_text(all_), times(one / all_), f"{all_ / fast:.1%}"])
         lines.append([f"all of {name}", ms_text(slow), ms_text(fast), times(slow / fast), ""])
-    head = [
-        "kernel, all its calls in a step",
-        "1 thread",
-        f"{report['threads']} threads",
-        "faster",
-        "of all",
-    ]
+    head = ["kernel, all its calls in a step", "1 thread", f"{report['threads']} threads", "faster", "of all"]
     return markdown(head, lines) if lines else ""
 
 

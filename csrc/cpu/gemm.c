@@ -19,7 +19,7 @@ enum {
     LARGE = 1 << 19,      /* elements of C: more than the second cache holds */
 };
 
-int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * (A_FLOATS + B_FLOATS) * (int64_t)sizeof(float); }
+int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * OWN_FLOATS * (int64_t)sizeof(float); }
 
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
@@ -113,7 +113,7 @@ static void blocks(Context *ctx, const Gemm *g, int threads) {
     const Plan p = best_plan(g, threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.count; i++) {
-        Block s = nth_block(g, &p, i, (float *)ctx->workspace + this_thread() * (int64_t)(A_FLOATS + B_FLOATS));
+        Block s = nth_block(g, &p, i, (float *)ctx->workspace + this_thread() * (int64_t)OWN_FLOATS);
         block(g, &s);
     }
 }

@@ -75,7 +75,7 @@ static void copy_rows(const Gemm *g, const Block *s) {
     Pair *dst = (Pair *)s->a;
     for (int64_t m = s->m; m < s->m + up(s->m_end - s->m, MR); m++, dst += A_PAIRS) {
         const float *row = element(&g->a, smaller(m, s->m_end - 1), s->k); /* the last again rather than past the end */
-        for (int64_t k = 0; k < s->kc; k += 2 * VL) vi_store(dst + k / 2, weight_pairs(row, k, s->kc, LLMC_FP32));
+        round_row(dst, row, s->kc);
     }
 }
 

@@ -18,7 +18,7 @@ enum {
 static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
 
 /* A rounded lies where thread 0 has its scratch; the end of each thread's is for rows of B */
-static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= A_FLOATS + B_FLOATS; }
+static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= OWN_FLOATS; }
 
 int K(gemm_is_few)(const Gemm *g) {
     return g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
@@ -173,13 +173,8 @@ static Strip strip_of(const Gemm *g) {
     return (g->M > 1 ? more : one)[g->b.format];
 }
 
-/* a row of A as it is multiplied */
-static void round_row(int32_t *dst, const float *row, int64_t K) {
-    for (int64_t k = 0; k < K; k += 2 * VL, dst += VL) vi_store(dst, weight_pairs(row, k, K, LLMC_FP32));
-}
-
 void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
-    const int64_t each = A_FLOATS + B_FLOATS, pairs = pairs_of(given->K);
+    const int64_t pairs = pairs_of(given->K);
     int32_t *scratch = (int32_t *)workspace;
     Gemm g = *given;
     if (g.bf16) g.a = (Operand){.at = workspace, .ld = 2 * pairs};
@@ -191,6 +186,7 @@ void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
         for (int64_t m = 0; m < (g.bf16 ? g.M : 0); m++)
             round_row(scratch + m * pairs, given->a.at + m * given->a.ld, g.K);
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < g.N; n += VL) strip(&g, n, scratch + (this_thread() + 1) * each - COLS * pairs);
+        for (int64_t n = 0; n < g.N; n += VL)
+            strip(&g, n, scratch + (this_thread() + 1) * (int64_t)OWN_FLOATS - COLS * pairs);
     }
 }

@@ -18,7 +18,8 @@ enum {
     KC = 192,           /* products in a row, at most, before their sum joins the others: the fewer, the more exact */
     MC = 512 / MR * MR, /* MC x KC words of A: half of the second cache */
     A_FLOATS = (MC * KC + 15) / 16 * 16,
-    B_FLOATS = NR * KC, /* each thread has A_FLOATS + B_FLOATS of the workspace */
+    B_FLOATS = NR * KC,
+    OWN_FLOATS = A_FLOATS + B_FLOATS, /* of the workspace, for each thread */
 };
 
 #define APART static __attribute__((noinline)) /* keeps its registers to itself */
@@ -118,8 +119,8 @@ INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
 }
 
-/* a row of C in each of a tile's last steps: asked for earlier, it would have left the first cache again (what so few products
- * read that there are fewer steps stays there) */
+/* A row of C in each of a tile's last steps: asked for earlier, it would have left the first cache again. With fewer steps
+ * than rows some are not asked for: so few products leave room in the caches for C. */
 INLINE void ask_for_c(const Piece *p, int64_t products_left) {
     const int64_t i = MR - (products_left + STEP - 1) / STEP;
     if (p->g->stream || i < 0 || i >= p->rows) return;

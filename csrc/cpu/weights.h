@@ -97,4 +97,9 @@ INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) 
     const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) : (vf){0};
     return bf16_in_order(low, high);
 }
+
+/* K floats of a row as pairs, in whole vectors */
+static inline void round_row(int32_t *dst, const float *row, int64_t K) {
+    for (int64_t k = 0; k < K; k += 2 * VL, dst += VL) vi_store(dst, weight_pairs(row, k, K, LLMC_FP32));
+}
 #endif
