@@ -15,6 +15,7 @@ from bench_steps import Case, config_of
 
 from pyllmc import _ffi, layout
 from pyllmc.arguments import make_config
+from pyllmc.errors import InvalidArgument
 
 KEPT = 200  # repeats of a kernel in a report, or a few more
 
@@ -103,7 +104,11 @@ def made(spec: Any) -> np.ndarray | None:
 def prepare(
     model: str, B: int, T: int, precision: str, threads: int, kernel: str = ""
 ) -> Callable[..., Call]:
-    known = {k.name: k for k in kernels(model, B, T)}
+    one_of("precision", precision, ("fp32", "bf16"))
+    try:
+        known = {k.name: k for k in kernels(model, B, T)}
+    except InvalidArgument as error:
+        raise SystemExit(str(error)) from None
     c = config_of(model)
 
     def choose(kernel: str = kernel) -> Call:

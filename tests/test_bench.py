@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import bench_aims
+import bench_kernels
 import bench_limits as limits
 import bench_matmul
 import bench_process
@@ -253,3 +254,13 @@ def test_only_a_whole_run_draws_into_the_documents():
 def test_a_product_there_is_not_is_refused(words, message):
     with pytest.raises(SystemExit, match=message):
         bench_matmul.check_product(**{"product": "fwd", "M": 1, "C": 1, "OC": 1, **words})
+
+
+@pytest.mark.parametrize(
+    "words, message", [({"B": 0}, "B=0"), ({"T": 999}, "T=999"), ({"precision": "fp8"}, "fp8")]
+)
+def test_a_profile_there_is_not_is_refused(words, message):
+    with pytest.raises(SystemExit, match=message):
+        bench_kernels.prepare(
+            **{"model": "tiny", "B": 2, "T": 16, "precision": "fp32", "threads": 1, **words}
+        )
