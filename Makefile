@@ -28,10 +28,8 @@ OPT    ?= -O3
 CFLAGS += $(OPT) -g -std=gnu11 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math
 CFLAGS += -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Werror
 CFLAGS += $(EXTRA)
-OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
-ifeq ($(OPENMP),)
-CFLAGS += -Wno-unknown-pragmas -Wno-unused-parameter
-endif
+# for a system without threads: make EXTRA=-DNO_THREADS THREADS=
+THREADS ?= -pthread
 # a BLAS library for the fp32 products: its name, as in make BLAS=openblas, or a path; BLAS_PREFIX: of its functions
 ifneq ($(BLAS),)
 CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm
@@ -65,7 +63,7 @@ each_isa  = X($(1))
 EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa)))'
 
 # how everything was compiled: other flags, another build
-FLAGS := $(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) $(LDFLAGS)
+FLAGS := $(CC) $(CFLAGS) $(THREADS) $(EACH_ISA) $(LDFLAGS)
 NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
 NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: $(if $(findstring /,$(BLAS)),give another path,apt-get \
 	install lib$(BLAS)-dev$(comma) or give its path)
@@ -83,13 +81,13 @@ $(filter %train_gpt2,$(PROGRAMS)): $(BUILD)/main.o
 $(filter %chat_gpt2,$(PROGRAMS)): $(BUILD)/chat_main.o
 $(PROGRAMS): $(OBJECTS)
 	@echo "  ld $@"
-	$(Q)$(CC) $(OPENMP) -o $@ $^ -lm $(LDFLAGS)
+	$(Q)$(CC) $(THREADS) -o $@ $^ -lm $(LDFLAGS)
 
-# nodelete: Python unloads libraries at exit, and OpenMP's threads may still be spinning in this one
+# nodelete: who unloads libraries as it goes does not take the code from under threads that still sleep in this one
 $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
-	$(Q)$(CC) -shared $(OPENMP) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
+	$(Q)$(CC) -shared $(THREADS) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp $(TABLES) $(@D)
 
 $(BUILD)/error.o: $(TABLES) pyproject.toml
@@ -100,13 +98,13 @@ $(BUILD)/error.o: CFLAGS += $(TABLES_FLAG)
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
-	$(Q)$(CC) $(CFLAGS) $(OPENMP) $(EACH_ISA) -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(THREADS) $(EACH_ISA) -c $< -o $@
 
 define rule_for_isa
 $(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $$(@D)
 	@echo "  cc $$< ($(1))"
-	$$(Q)$$(CC) $$(CFLAGS) $$(OPENMP) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
+	$$(Q)$$(CC) $$(CFLAGS) $$(THREADS) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS),$(eval $(call rule_for_isa,$(isa))))
 
@@ -157,7 +155,7 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/ruff check --fix --quiet .
 	$(VENV)/ruff format .
 	$(VENV)/clang-format -i $(C_FILES)
-C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu tests/fuzz/*.[ch])
+C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu tests/fuzz/*.[ch] tests/*.c)
 
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)
@@ -168,6 +166,21 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 		LDFLAGS='-fsanitize=address,undefined'
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so $(PYTEST_RUN) $(PYTEST)
+
+# threads.c alone sees the races of the pool, and Python with the library those of the whole engine; -R: some kernels place
+# memory where gcc's ThreadSanitizer does not expect it
+TSAN_TESTS ?= tests/test_model.py tests/test_trainer.py tests/test_generate.py tests/test_attention.py tests/test_matmul.py
+TSAN_RUN   := setarch -R env TSAN_OPTIONS="halt_on_error=1 die_after_fork=0 ignore_noninstrumented_modules=1 $(TSAN_OPTIONS)"
+tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, forks, models side by side, then tests of the engine
+	$(MAKE) BUILD=build/tsan OPT=-O1 EXTRA=-fsanitize=thread LDFLAGS=-fsanitize=thread all build/tsan/threads
+	for what in pool model forks "refused 2"; do $(TSAN_RUN) build/tsan/threads $$what || exit; done
+	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" PYLLMC_LIB=$(CURDIR)/build/tsan/libpyllmc.so \
+		$(TSAN_RUN) $(PYTEST_RUN) $(TSAN_TESTS) $(PYTEST)
+
+# a program of the tests: the engine's threads without Python
+$(BUILD)/threads: tests/threads.c $(OBJECTS)
+	@echo "  ld $@"
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -Icsrc -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
 # ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to $(BUILD)/driver.o ----
 
@@ -181,7 +194,7 @@ $(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefil
 .PRECIOUS: $(BUILD)/%.o
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)
 	@echo "  ld $@"
-	$(Q)$(CC) -o $@ $^ -lm $(LDFLAGS) $(filter-out %.o,$(FUZZ_MAIN))
+	$(Q)$(CC) $(THREADS) -o $@ $^ -lm $(LDFLAGS) $(filter-out %.o,$(FUZZ_MAIN))
 
 fuzz: ## every parser on FUZZ_SECONDS=60 of inputs each that libFuzzer makes up; needs clang
 	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(PYTHON) tests/fuzz/run.py --seconds=$(FUZZ_SECONDS) $(FUZZ)
@@ -192,4 +205,4 @@ clean: ## everything built, but not .venv, data or runs
 help: ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
 
-.PHONY: FORCE all setup demo test lint fmt bench asan fuzz clean help
+.PHONY: FORCE all setup demo test lint fmt bench asan tsan fuzz clean help

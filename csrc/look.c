@@ -6,6 +6,7 @@
 const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
 const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
 const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
+int llmc_model_threads(const llmc_model *m) { return m->ctx.threads; }
 int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }
 int llmc_model_sync(llmc_model *m) { return m->k->sync(&m->ctx); }

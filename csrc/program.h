@@ -11,14 +11,6 @@
 
 enum { INTERRUPTED = 130 };
 
-/* OpenMP reads its settings before main: start again with them */
-static inline void settle_threads(char **argv) {
-    char count[16];
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    snprintf(count, sizeof count, "%d", LLMC_SPIN);
-    if (setenv("GOMP_SPINCOUNT", count, 1) == 0) execv("/proc/self/exe", argv); /* if that fails, go on as we are */
-}
-
 static inline int fail(const char *program, int status) {
     fprintf(stderr, "%s: %s\n", program, llmc_last_error());
     return 1 - status; /* EINVAL 2, ENOMEM 3, EFORMAT 4, EIO 5, EDEVICE 6, ENUMERIC 7 */

@@ -26,11 +26,10 @@ const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
  * best this machine can run. NULL, with an error, if there is none. */
 const Kernels *llmc_kernels(const char *isa);
-/* GOMP_SPINCOUNT, for whoever loads this library to set before OpenMP starts, unless its user has set it or OMP_WAIT_POLICY:
- * threads look this often for work before they sleep. OpenMP's own 300,000 starve each other on a busy machine; none at
- * all makes each of the many short loops of a small model wait for the kernel. */
-enum llmc_spin { LLMC_SPIN = 3000 };
-int llmc_default_threads(void); /* the cores this process may use */
+/* The cores this process may use: those it may run on, within its container's quota and $OMP_NUM_THREADS. */
+int llmc_default_threads(void);
+/* Starts what a model of so many threads would use: how many there are, fewer where the system starts no more. */
+int llmc_start_threads(int threads);
 
 /* ---- configuration (config.c) ---- */
 typedef struct llmc_config {
@@ -92,6 +91,8 @@ int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);
 const llmc_room *llmc_model_room(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
+int llmc_model_threads(
+    const llmc_model *model); /* that it has: fewer than were asked for where the system starts no more */
 /* Row i of the model's table: its place in a block. NULL if there is none. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
 /* NULL if the block is not there, or not where the host can look at it (on_host 0). */

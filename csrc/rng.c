@@ -1,6 +1,7 @@
 /* Random numbers: PyTorch's CPU generator, so that one seed gives one set of weights in both, and SplitMix64's coins. */
 #define _GNU_SOURCE /* sincosf */
 #include <math.h>
+#include "pool.h"
 #include "rng.h"
 
 enum { N = 624, M = 397, CHUNK = 16 };
@@ -76,14 +77,21 @@ static void box_muller(float *x, float mean, float std) {
     }
 }
 
+typedef struct Normal {
+    float *x, mean, std;
+} Normal;
+static void chunks(const void *given, Part p) {
+    const Normal a = *(const Normal *)given;
+    for (int64_t i = p.from; i < p.to; i++) box_muller(a.x + i * CHUNK, a.mean, a.std);
+}
+
 void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std) {
     if (n < CHUNK) {
         for (int64_t i = 0; i < n; i++) x[i] = (float)(normal(rng) * std + mean);
         return;
     }
     uniform24(rng, x, n);
-#pragma omp parallel for num_threads(llmc_default_threads()) if (n > 1 << 16)
-    for (int64_t i = 0; i <= n - CHUNK; i += CHUNK) box_muller(x + i, mean, std);
+    parallel_static(n > 1 << 16 ? llmc_default_threads() : 1, n / CHUNK, chunks, &(Normal){x, mean, std});
     if (n % CHUNK == 0) return;
     uniform24(rng, x + n - CHUNK, CHUNK); /* the tail takes new ones, over what was there */
     box_muller(x + n - CHUNK, mean, std);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "cores.h"
 #include "error.h"
 #include "gpt2.h"
 #include "trainer.h"
@@ -148,28 +149,41 @@ static void data_text(const llmc_trainer *t, char *text, size_t size) {
                  t->val || !t->options.val_every ? "" : "; no validation data");
 }
 
+/* how many there are, and why not as many as one might think */
+static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, size_t size) {
+    const int cores = cores_here(), asked = (int)t->options.threads, wanted = asked ? asked : llmc_default_threads();
+    const int threads = llmc_start_threads(wanted),
+              n = snprintf(text, size, "%d thread%s", threads, threads == 1 ? "" : "s");
+    char *why = text + n;
+    size -= (size_t)n;
+    if (threads < wanted)
+        snprintf(why, size, " of %d: the system starts no more (ulimit -u, or its container's limit)", wanted);
+    else if (threads > cores)
+        snprintf(why, size, " on %d core%s: more than cores are slower", cores, cores == 1 ? "" : "s");
+    else if (k->host && !asked && threads < cores) snprintf(why, size, " of %d cores: OMP_NUM_THREADS is set", cores);
+    return threads;
+}
+
 static int announce_plan(llmc_trainer *t) {
     const llmc_config *c = &t->config;
     const llmc_room room = setup_room(t);
-    char memory[1024], data[256];
+    char memory[1024], data[256], working[160];
     llmc_plan plan;
     const Kernels *k = llmc_kernels(NULL);
     if (!k) return LLMC_EDEVICE;
     const int precision = gpt2_precision(k, t->options.precision);
     TRY(precision);
-    TRY(llmc_plan_text(c, &room, (int)t->options.threads, memory, sizeof memory));
-    TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
-    const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
+    const int threads = start_threads(t, k, working, sizeof working);
+    TRY(llmc_plan_text(c, &room, threads, memory, sizeof memory));
+    TRY(llmc_plan_memory(c, &room, threads, &plan));
     data_text(t, data, sizeof data);
-    char crowded[64] = "", window[32] = "";
+    char window[32] = "";
     if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
-    if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
+             "device: %s, %s, %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
              "%s%s",
-             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
-             c->maxT, c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data,
-             memory);
+             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", working, c->L, c->NH, c->C, c->maxT,
+             c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory);
     return LLMC_PLAN;
 }
 

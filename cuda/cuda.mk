@@ -25,7 +25,7 @@ $(BUILD)/bf16/error.o: CFLAGS += $(TABLES_FLAG)
 $(BUILD)/bf16/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile cuda/cuda.mk
 	@mkdir -p $(@D)
 	@echo "  cc $< (bf16)"
-	$(Q)$(CC) $(CFLAGS) $(OPENMP) -DFLOATX_BF16 -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -DFLOATX_BF16 -c $< -o $@
 
 # ---- the kernels, for either device and either element ----
 
@@ -55,12 +55,12 @@ $(LIBS)libpyllmc_cuda_fp32.so: $(ENGINE_fp32) $(CUDA_fp32)
 $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so:
 	@mkdir -p $(@D)
 	@echo "  ld $@"
-	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xcompiler "$(OPENMP)" -lm $(LDFLAGS)
+	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 	$(Q)cp $(TABLES) $(@D)
 
 train_gpt2_cuda: $(BUILD)/main.o $(ENGINE_bf16) $(CUDA_bf16)
 	@echo "  ld $@"
-	$(Q)$(NVCC) -cudart static -o $@ $^ -Xcompiler "$(OPENMP)" -lm $(LDFLAGS)
+	$(Q)$(NVCC) -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 
 $(LIBS)libpyllmc_emu.so: $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
 $(LIBS)libpyllmc_emu_fp32.so: $(ENGINE_fp32) $(call emu_objects,emu,fp32,$(EMU_RUNTIME))
@@ -70,7 +70,7 @@ EMULATED := $(foreach name,libpyllmc_emu.so libpyllmc_emu_fp32.so,$(LIBS)$(name)
 $(EMULATED):
 	@mkdir -p $(@D)
 	@echo "  ld $@"
-	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
+	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 	$(Q)cp $(TABLES) $(LIBS)
 
 # The second gate: the kernels of products, attention with heads of 64, GELU and AdamW as nvcc's PTX of them
@@ -92,7 +92,7 @@ $(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk
 	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -Wno-unused-variable -c $< -o $@
 $(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
 	@echo "  ld $@"
-	$(Q)$(CXX) -shared $(OPENMP) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
+	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 .SECONDARY: $(PTX_OBJECTS:.o=.ptx) $(PTX_OBJECTS:.o=.cpp)
 
 cuda: $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so train_gpt2_cuda ## the GPU build, with nvcc: libraries and ./train_gpt2_cuda

@@ -31,6 +31,7 @@ static Kernels make_table(void) {
 
 extern "C" const char *llmc_backend(void) { return BACKEND; }
 extern "C" int llmc_default_threads(void) { return 1; } /* of the host: it only asks the device to work */
+extern "C" int llmc_start_threads(int threads) { return threads; }
 
 extern "C" const Kernels *llmc_kernels(const char *isa) {
     static const Kernels table = make_table();

@@ -34,8 +34,9 @@ def measure(counts: list[int], quick: bool = False) -> Limits:
 def built() -> tempfile.TemporaryDirectory[str]:
     """A folder with dev/peak.c compiled for this machine: once, as limits are measured between turns. It goes with the process."""
     folder = tempfile.TemporaryDirectory()
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
-    command(["cc", *flags, str(ROOT / "dev/peak.c"), "-o", str(Path(folder.name) / "peak")])
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread", f"-I{ROOT / 'csrc'}"]
+    sources = [str(ROOT / name) for name in ("dev/peak.c", "csrc/pool.c", "csrc/cores.c")]
+    command(["cc", *flags, *sources, "-o", str(Path(folder.name) / "peak")])
     return folder
 
 

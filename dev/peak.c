@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include "pool.h"
 
 #if defined(__AVX512F__)
 #define VL 16
@@ -50,12 +51,21 @@ LOOP(fma_loop, FMA)
 LOOP(bf16_loop, DPBF16)
 #endif
 
+static volatile float sink; /* what is computed is wanted */
+
+typedef struct Loops {
+    float (*loop)(long);
+    long rounds;
+} Loops;
+static void run_loops(const void *given, Part p) {
+    const Loops *a = given;
+    for (long t = p.from; t < p.to; t++) sink = a->loop(a->rounds);
+}
+
 /* GFLOP/s of a loop that does `flops` per round and chain */
 static double rate(float (*loop)(long), long rounds, double flops, int threads) {
-    float sink = 0;
     const double start = now();
-#pragma omp parallel num_threads(threads) reduction(+ : sink)
-    sink += loop(rounds);
+    parallel_static(threads, threads, run_loops, &(Loops){loop, rounds});
     const double seconds = now() - start;
     return sink == 0.5f ? 0 : 1e-9 * flops * CHAINS * (double)rounds * threads / seconds;
 }
@@ -86,19 +96,38 @@ static float read_rows(const vf *data, long n, long row) {
     return sum_of(c, 8);
 }
 
+typedef struct Reads {
+    float (*read)(const vf *, long, long);
+    const vf *data;
+    long part, how;
+} Reads;
+static void read_parts(const void *given, Part p) {
+    const Reads *a = given;
+    for (long t = p.from; t < p.to; t++) sink = a->read(a->data + t * a->part, a->part, a->how);
+}
+
 static double read_rate(float (*read)(const vf *, long, long), const vf *data, long part, int threads, long how) {
-    float sink = 0;
     const double start = now();
-#pragma omp parallel for num_threads(threads) reduction(+ : sink)
-    for (int t = 0; t < threads; t++) sink += read(data + t * part, part, how);
+    parallel_static(threads, threads, read_parts, &(Reads){read, data, part, how});
     return sink == 0.5f ? 0 : 1e-9 * sizeof(vf) * (double)part * threads / (now() - start);
+}
+
+typedef struct Parts {
+    vf *data;
+    long part;
+} Parts;
+static void fill_parts(const void *given, Part p) {
+    const Parts a = *(const Parts *)given;
+    for (long i = p.from * a.part; i < p.to * a.part; i++) a.data[i] = (vf){0} + 1.0f;
+}
+static void update_parts(const void *given, Part p) {
+    const Parts a = *(const Parts *)given;
+    for (long i = p.from * a.part; i < p.to * a.part; i++) a.data[i] = a.data[i] * 0.999f;
 }
 
 static double update_rate(vf *data, long part, int threads) {
     const double start = now();
-#pragma omp parallel for num_threads(threads)
-    for (int t = 0; t < threads; t++)
-        for (long i = t * part; i < (t + 1) * part; i++) data[i] = data[i] * 0.999f;
+    parallel_static(threads, threads, update_parts, &(Parts){data, part});
     return 2e-9 * sizeof(vf) * (double)part * threads / (now() - start);
 }
 
@@ -109,9 +138,7 @@ int main(int argc, char **argv) {
     const long aheads[] = {0, 16 << 10, 128 << 10}; /* bytes: which is best depends on the machine */
     vf *data = aligned_alloc(1 << 21, (size_t)atol(argv[2]) << 20);
     if (!data || part < 8) return 1;
-#pragma omp parallel for num_threads(threads)
-    for (int t = 0; t < threads; t++)
-        for (long i = t * part; i < (t + 1) * part; i++) data[i] = (vf){0} + 1.0f;
+    parallel_static(threads, threads, fill_parts, &(Parts){data, part});
     for (int i = 0; i < repeats; i++) {
         printf("fma %.2f\n", rate(fma_loop, rounds, 2 * VL, threads));
 #ifdef __AVX512BF16__

@@ -41,13 +41,6 @@ def ffi() -> FFI:
     return parser
 
 
-def settle_threads() -> None:
-    """OpenMP reads this when it is loaded, with the library (or before it, with torch: then its setting stays)."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        spin = ffi().typeof("enum llmc_spin").relements["LLMC_SPIN"]
-        os.environ.setdefault("GOMP_SPINCOUNT", str(spin))
-
-
 def library(device: str, precision: str = "auto") -> str:
     """Its file name. A GPU's stored element is part of its build; a CPU's is float."""
     stored = "_fp32" if precision == "fp32" else ""
@@ -68,7 +61,6 @@ def _load(device: str, name: str) -> Any:
     target = "make" if device == "cpu" else f"make {device}"
     if not path.exists():
         raise NoDevice(f"{path} is not built: run `{target}`")
-    settle_threads()
     if device == "cuda":
         cublas.settle()
     try:

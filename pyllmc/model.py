@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Model:
     precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (on a CPU with
         AVX512_BF16; on a GPU weights and activations are bf16 too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token that is
         appended alone is not rounded, so that bf16 may write another text alone than in a batch.
-    threads: 0 takes every core; results do not depend on it. training=False leaves out gradients and moments.
+    threads: 0 takes every core that the process and its container may use; results do not depend on it. training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
         bytes to read make more tokens a second; the parameters can then not be looked at or saved.
     recompute: what the backward pass computes again rather than keep, for the same bits: 1 GELU, 2 the norms too,
@@ -76,6 +77,7 @@ class Model:
         room = _ffi.ffi().new("llmc_room *", sizes)
         _ffi.check(lib, lib.llmc_model_create(out, config, room, as_int("threads", threads)))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
+        self._warn_of_few_threads(threads or lib.llmc_default_threads())
         self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
@@ -105,6 +107,16 @@ class Model:
         self._arena = arena = Arena(lib, handle, owner or handle, self.config)
         self.params, self.grads = Views(arena, "params"), Views(arena, "grads")
         self.moments, self.acts = Views(arena, "m", "v"), Views(arena, "acts")
+
+    @property
+    def threads(self) -> int:
+        """How many it computes with."""
+        return int(self._lib.llmc_model_threads(self._handle))
+
+    def _warn_of_few_threads(self, wanted: int) -> None:
+        if self.threads < wanted:
+            limit = "the system starts no more (ulimit -u, or its container's limit)"
+            warnings.warn(f"{self.threads} threads of {wanted}: {limit}", RuntimeWarning, stacklevel=3)
 
     def _check(self, status: int) -> int:
         return _ffi.check(self._lib, status)

@@ -42,7 +42,7 @@ def program(tmp_path_factory) -> Path:
         ROOT / "tests/allocations.c",
         *objects,
     ]
-    subprocess.run([*command, "-fopenmp", "-lm", f"-Wl,{wrap}", "-o", program], check=True)
+    subprocess.run([*command, "-pthread", "-lm", f"-Wl,{wrap}", "-o", program], check=True)
     return program
 
 

@@ -1,4 +1,4 @@
-"""Other compilers and other CPUs: the same source builds without a warning, and without OpenMP."""
+"""Other compilers and other CPUs: the same source builds without a warning, and without threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(folder: Path, *variables: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
 def test_aarch64_compiles_from_the_same_source(tmp_path):
-    build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu", "OPENMP=")
+    build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu")
     with open(tmp_path / "libpyllmc.so", "rb") as f:
         assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cpu", "neon"}
@@ -53,6 +53,17 @@ def test_products_by_a_blas(tmp_path):
     assert b"scipy_cblas_sgemm" in (tmp_path / "libpyllmc.so").read_bytes()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
+@pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-linux-musl", "wasm32-wasi -DNO_THREADS"])
+@pytest.mark.parametrize("name", ["pool.c", "cores.c"])
+def test_threads_compile_elsewhere(name, target, tmp_path):
+    """What is the system's own of threads, on systems that have other words for it, or none."""
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", *target.split(), "-std=gnu11", "-Wall", "-Wextra"]
+    command += ["-Wshadow", "-Wmissing-prototypes", "-Werror", "-c", str(ROOT / "csrc" / name)]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 CLANG = shutil.which("clang") or shutil.which("clang-14")
 
 
@@ -61,12 +72,12 @@ CLANG = shutil.which("clang") or shutil.which("clang-14")
 )
 def test_clang_compiles_without_a_warning(tmp_path):
     compiler = CLANG or f"{sys.executable} -m ziglang cc -target x86_64-linux-gnu"
-    build(tmp_path, f"CC={compiler}", *([] if CLANG else ["OPENMP="]))
+    build(tmp_path, f"CC={compiler}")
 
 
 @pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="builds the ordinary library")
-def test_without_openmp_the_results_are_the_same(tmp_path):
-    build(tmp_path, "OPENMP=", "OPT=-O3", "ISAS=generic")
+def test_without_threads_the_results_are_the_same(tmp_path):
+    build(tmp_path, "THREADS=", "EXTRA=-DNO_THREADS", "OPT=-O3", "ISAS=generic")
     code = (
         "import numpy as np, pyllmc; m = pyllmc.Model(pyllmc.GPTConfig(50, 16, 2, 2, 24), B=2, T=9, seed=1)\n"
         "x = np.arange(18).reshape(2, 9); m.forward(x, x + 1); m.zero_grad(); m.backward(); m.update()\n"

@@ -359,29 +359,3 @@ def test_an_old_python_is_one_clear_line(tmp_path):
         text=True,
     )
     assert "pyllmc needs Python >= 3.9" in make.stdout + make.stderr
-
-
-def test_threads_do_not_spin_for_long():
-    """Spinning threads starve each other on a busy machine; what the user sets stays."""
-    code = "import os; from pyllmc import _ffi; _ffi.load(); print(os.environ.get('GOMP_SPINCOUNT'))"
-    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    cases = [
-        ({}, str(lib.LLMC_SPIN)),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "active"}, "None"),
-    ]
-    for given, expected in cases:
-        env = {**plain, **given, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == expected
-        shown = subprocess.run(
-            [ROOT / "train_gpt2", "--help"],
-            env={**env, "OMP_DISPLAY_ENV": "verbose"},
-            capture_output=True,
-            text=True,
-        )
-        last = shown.stderr.rsplit("OPENMP DISPLAY ENVIRONMENT BEGIN")[-1]
-        if "GOMP_SPINCOUNT" in last and expected != "None":
-            assert f"GOMP_SPINCOUNT = '{expected}'" in last

@@ -42,7 +42,7 @@ if "PYLLMC_LIB" in os.environ:
 
 
 OTHER_BUILDS = shutil.ignore_patterns(
-    "asan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*", "*ptx*"
+    "asan", "tsan", "arm", "clang", "bf16", "emu_*", "emulator", "check_*", "cuda_*", "*ptx*"
 )
 
 

@@ -6,7 +6,7 @@
 
 enum { PIECE = 1 << 13 }; /* elements a thread takes at once; a multiple of every VL */
 
-static int64_t end_of(int64_t at, int64_t size, int64_t N) { return N - at < size ? N : at + size; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- norm ---- */
 
@@ -36,27 +36,43 @@ static double sum_of_squares(const float *x, int64_t n) {
     return sum;
 }
 
+enum { CHUNKS = 256 };
+typedef struct Squares {
+    double *partial;
+    const float *grads;
+    int64_t N, each;
+} Squares;
+static void sums_of_chunks(const void *given, Part chunks) {
+    const Squares a = *(const Squares *)given;
+    for (int64_t k = chunks.from, at = k * a.each; k < chunks.to; k++, at += a.each)
+        a.partial[k] = sum_of_squares(a.grads + at, smaller(a.each, a.N - at));
+}
+
 /* always in the same chunks, however many threads there are, and these are added in order */
 void K(global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N) {
-    enum { CHUNKS = 256 };
-    double partial[CHUNKS] = {0}, sum = 0;
-    const int64_t fair = (N + CHUNKS - 1) / CHUNKS, each = fair > PIECE ? fair : PIECE;
-#pragma omp parallel for num_threads(threads_for(ctx, N))
-    for (int k = 0; k < CHUNKS; k++)
-        if (k * each < N) partial[k] = sum_of_squares(grads + k * each, end_of(k * each, each, N) - k * each);
-    for (int k = 0; k < CHUNKS; k++) sum += partial[k];
+    double partial[CHUNKS], sum = 0;
+    const int64_t fair = pieces(N, CHUNKS), each = fair > PIECE ? fair : PIECE, chunks = pieces(N, each);
+    parallel_static(threads_for(ctx, N), chunks, sums_of_chunks, &(Squares){partial, grads, N, each});
+    for (int64_t k = 0; k < chunks; k++) sum += partial[k];
     norm[0] = (float)sqrt(sum);
     norm[1] = max_norm > 0 && norm[0] + 1e-6f > max_norm ? max_norm / (norm[0] + 1e-6f) : 1;
 }
 
+typedef struct Scaled {
+    float *x, factor;
+    int64_t N;
+} Scaled;
+static void scale_pieces(const void *given, Part p) {
+    const Scaled a = *(const Scaled *)given;
+    for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL) {
+        const int n = LANES(i, end);
+        vf_store_n(a.x + i, vf_load_n(a.x + i, n) * a.factor, n);
+    }
+}
+
 void K(scale)(Context *ctx, float *x, const float *factor, int64_t N) {
     if (factor[0] == 1) return;
-#pragma omp parallel for num_threads(threads_for(ctx, N))
-    for (int64_t at = 0; at < N; at += PIECE)
-        for (int64_t i = at, end = end_of(at, PIECE, N); i < end; i += VL) {
-            const int n = LANES(i, end);
-            vf_store_n(x + i, vf_load_n(x + i, n) * factor[0], n);
-        }
+    parallel_static(threads_for(ctx, N), pieces(N, PIECE), scale_pieces, &(Scaled){x, factor[0], N});
 }
 
 /* ---- AdamW ---- */
@@ -89,12 +105,22 @@ static inline void adamw_lanes(float *param, float *m, float *v, const float *gr
     vf_store_n(param, p - (s->decay * p + step), n);
 }
 
+typedef struct Moved {
+    float *param, *m, *v;
+    const float *grad;
+    const Step *step;
+    int64_t N;
+} Moved;
+static void adamw_pieces(const void *given, Part p) {
+    const Moved a = *(const Moved *)given;
+    const Step step = *a.step;
+    for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL)
+        adamw_lanes(a.param + i, a.m + i, a.v + i, a.grad + i, &step, LANES(i, end));
+}
+
 void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
               const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
     (void)stored; /* is param */
     const Step step = make_step(numbers, grad_scale, decayed);
-#pragma omp parallel for num_threads(threads_for(ctx, N))
-    for (int64_t at = 0; at < N; at += PIECE)
-        for (int64_t i = at, end = end_of(at, PIECE, N); i < end; i += VL)
-            adamw_lanes(param + i, m + i, v + i, grad + i, &step, LANES(i, end));
+    parallel_static(threads_for(ctx, N), pieces(N, PIECE), adamw_pieces, &(Moved){param, m, v, grad, &step, N});
 }

@@ -34,10 +34,10 @@ static int64_t scratch_at(Scratch *s, float *base, int hs) {
     s->k = take(base, &used, KB * hp), s->v = take(base, &used, KB * hp), s->p = take(base, &used, KB * QB);
     return used;
 }
-static Scratch thread_scratch(const Context *ctx, int hs) {
+static Scratch thread_scratch(const Context *ctx, int thread, int hs) {
     Scratch s;
     const int64_t size = scratch_at(&s, NULL, hs);
-    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, hs);
+    scratch_at(&s, (float *)ctx->workspace + thread * size, hs);
     return s;
 }
 
@@ -184,20 +184,32 @@ static int task_queries(const Context *ctx, int64_t heads, int n) {
     return QB * (int)(blocks < 1 ? 1 : blocks > SUBS ? SUBS : blocks);
 }
 
+typedef struct Forward {
+    const Context *ctx;
+    floatX *out;
+    float *lse;
+    const floatX *qkv;
+    int T, C, NH, window, each, parts;
+} Forward;
+static void forward_tasks(const void *given, Part tasks) {
+    const Forward a = *(const Forward *)given;
+    const int hs = a.C / a.NH;
+    for (int64_t task = tasks.from; task < tasks.to; task++) {
+        const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
+        const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
+        const Head h = head_at(a.ctx, q, a.C, hs, a.window);
+        Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
+        attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
+               (int)at, min(a.each, a.T - (int)at));
+    }
+}
+
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
                           int window) {
-    const int hs = C / NH, seen = effective(window, T), each = task_queries(ctx, (int64_t)B * NH, T);
+    const int seen = effective(window, T), each = task_queries(ctx, (int64_t)B * NH, T);
     const int parts = (T + each - 1) / each;
-    const int64_t tasks = (int64_t)B * NH * parts;
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, seen, C)))
-    for (int64_t task = 0; task < tasks; task++) {
-        const int64_t head = task / parts, b = head / NH, at = (parts - 1 - task % parts) * each;
-        const floatX *q = qkv + b * T * 3 * C + head % NH * hs;
-        const Head h = head_at(ctx, q, C, hs, seen);
-        Scratch s = thread_scratch(ctx, hs);
-        attend(&s, out + (b * T + at) * C + head % NH * hs, C, lse + head * T + at, &h, q + at * 3 * C, (int)at,
-               min(each, T - (int)at));
-    }
+    parallel_dynamic(threads_for(ctx, elements((int64_t)B * T, seen, C)), (int64_t)B * NH * parts, forward_tasks,
+                     &(Forward){ctx, out, lse, qkv, T, C, NH, seen, each, parts});
 }
 
 /* q . k of VL keys of which n exist; q is zero-padded */
@@ -265,13 +277,33 @@ static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, 
     store_rows(out, 0, acc, 1, h->hs, 1 / sum);
 }
 
-static void store_cache(Context *ctx, floatX *cache, const floatX *qkv, const int *pos, int B, int n, int T, int C) {
-    const int64_t rows = (int64_t)B * n;
-    (void)ctx; /* without OpenMP */
-#pragma omp parallel for num_threads(threads_for(ctx, rows * 3 * C))
-    for (int64_t row = 0; row < rows; row++) {
-        const int64_t b = row / n, t = row % n;
-        memcpy(cache + (b * T + pos[b] + t) * 3 * C, qkv + row * 3 * C, (size_t)3 * C * sizeof *cache);
+typedef struct Cached {
+    const Context *ctx;
+    floatX *out, *cache;
+    const floatX *qkv;
+    const int *pos;
+    int n, T, C, NH, window, rows, blocks; /* rows: queries of a task; blocks: tasks of a head */
+} Cached;
+static void store_rows_of_cache(const void *given, Part rows) {
+    const Cached a = *(const Cached *)given;
+    for (int64_t row = rows.from; row < rows.to; row++) {
+        const int64_t b = row / a.n, t = row % a.n;
+        memcpy(a.cache + (b * a.T + a.pos[b] + t) * 3 * a.C, a.qkv + row * 3 * a.C, (size_t)3 * a.C * sizeof *a.cache);
+    }
+}
+
+static void cached_tasks(const void *given, Part tasks) {
+    const Cached a = *(const Cached *)given;
+    const int hs = a.C / a.NH;
+    for (int64_t task = tasks.from; task < tasks.to; task++) {
+        const int64_t head = task / a.blocks, b = head / a.NH, i = (a.blocks - 1 - task % a.blocks) * a.rows;
+        const int64_t at = a.pos[b] + i;
+        const floatX *q = a.cache + b * a.T * 3 * a.C + head % a.NH * hs;
+        floatX *o = a.out + (b * a.n + i) * a.C + head % a.NH * hs;
+        const Head h = head_at(a.ctx, q, a.C, hs, a.window);
+        Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
+        if (a.rows == 1) attend_one(&s, o, &h, q + at * 3 * a.C, (int)at);
+        else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
     }
 }
 
@@ -284,20 +316,11 @@ static int furthest(const int *pos, int B) {
 void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
                          int T, int C, int NH, int window) {
     enum { FEW = 3 }; /* so few queries are faster one by one than as lanes of a block */
-    const int hs = C / NH, rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
+    const int rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
     const int keys = min(seen, furthest(pos, B) + n);
-    const int64_t tasks = (int64_t)B * NH * blocks, queries = (int64_t)B * n;
+    const int64_t queries = (int64_t)B * n;
     const int64_t work = rows == 1 ? queries * keys * C : elements(queries, keys, C);
-    (void)work; /* without OpenMP */
-    store_cache(ctx, cache, qkv, pos, B, n, T, C);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, work))
-    for (int64_t task = 0; task < tasks; task++) {
-        const int64_t head = task / blocks, b = head / NH, i = (blocks - 1 - task % blocks) * rows, at = pos[b] + i;
-        const floatX *q = cache + b * T * 3 * C + head % NH * hs;
-        floatX *o = out + (b * n + i) * C + head % NH * hs;
-        const Head h = head_at(ctx, q, C, hs, seen);
-        Scratch s = thread_scratch(ctx, hs);
-        if (rows == 1) attend_one(&s, o, &h, q + at * 3 * C, (int)at);
-        else attend(&s, o, C, NULL, &h, q + at * 3 * C, (int)at, min(QB, n - (int)i));
-    }
+    const Cached given = {ctx, out, cache, qkv, pos, n, T, C, NH, seen, rows, blocks};
+    parallel_static(threads_for(ctx, queries * 3 * C), queries, store_rows_of_cache, &given);
+    parallel_dynamic(threads_for(ctx, work), (int64_t)B * NH * blocks, cached_tasks, &given);
 }

@@ -282,33 +282,60 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
 
 /* ---- all heads ---- */
 
-static Scratch thread_scratch(const Context *ctx, const Head *h) {
+static Scratch thread_scratch(const Context *ctx, int thread, const Head *h) {
     Scratch s;
     const int64_t size = scratch_at(&s, NULL, h->T, h->hs, h->bf16);
-    scratch_at(&s, (float *)ctx->workspace + this_thread() * size, h->T, h->hs, h->bf16);
+    scratch_at(&s, (float *)ctx->workspace + thread * size, h->T, h->hs, h->bf16);
     return s;
+}
+
+typedef struct Heads {
+    const Context *ctx;
+    const Head *all;
+    int64_t heads;
+    int from;     /* of a split: its first key */
+    float *parts; /* its parts of dq */
+} Heads;
+
+static void segment_tasks(const void *given, Part tasks) { /* the early ones, which most queries see, first */
+    const Heads a = *(const Heads *)given;
+    for (int64_t task = tasks.from; task < tasks.to; task++) {
+        const Head h = head_of(*a.all, task % a.heads);
+        const int at = a.from + (int)(task / a.heads) * SEGMENT;
+        const Scratch own = thread_scratch(a.ctx, tasks.thread, &h);
+        if (at < h.T) segment_backward(&own, &h, at, a.parts + task * h.T * padded(h.hs));
+    }
+}
+
+static void add_parts(const void *given, Part tasks) {
+    const Heads a = *(const Heads *)given;
+    for (int64_t task = tasks.from; task < tasks.to; task++) {
+        const Head h = head_of(*a.all, task % a.heads);
+        const int at = (int)(task / a.heads) * QB;
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float *part = a.parts + ((i * a.heads + task % a.heads) * h.T + at) * padded(h.hs);
+            if (sees(&h, at, a.from + i * SEGMENT)) add_part(&h, part, at, a.from + i * SEGMENT);
+        }
+    }
+}
+
+static void head_tasks(const void *given, Part tasks) {
+    const Heads a = *(const Heads *)given;
+    for (int64_t head = tasks.from; head < tasks.to; head++) {
+        const Head h = head_of(*a.all, head);
+        const Scratch s = thread_scratch(a.ctx, tasks.thread, &h);
+        for (int from = 0; from < h.T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
+    }
 }
 
 /* AT_ONCE segments of all heads from `from` on; then their parts of dq are added, in order */
 static void split_backward(Context *ctx, const Head *all, int64_t heads, int from) {
     Scratch s;
-    const int blocks = (all->T + QB - 1) / QB, hp = padded(all->hs);
+    const int blocks = (all->T + QB - 1) / QB;
     float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->T, all->hs, all->bf16) * ctx->threads;
-#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
-    for (int64_t task = 0; task < heads * AT_ONCE; task++) { /* the early ones, which most queries see, first */
-        const Head h = head_of(*all, task % heads);
-        const int at = from + (int)(task / heads) * SEGMENT;
-        const Scratch own = thread_scratch(ctx, &h);
-        if (at < h.T) segment_backward(&own, &h, at, parts + task * h.T * hp);
-    }
-#pragma omp parallel for num_threads(ctx->threads)
-    for (int64_t task = 0; task < heads * blocks; task++) {
-        const Head h = head_of(*all, task % heads);
-        const int at = (int)(task / heads) * QB;
-        for (int i = 0; i < AT_ONCE; i++)
-            if (sees(&h, at, from + i * SEGMENT))
-                add_part(&h, parts + ((i * heads + task % heads) * h.T + at) * hp, at, from + i * SEGMENT);
-    }
+    const Heads given = {ctx, all, heads, from, parts};
+    parallel_dynamic(ctx->threads, heads * AT_ONCE, segment_tasks, &given);
+    parallel_static(ctx->threads, heads * blocks, add_parts, &given);
 }
 
 void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
@@ -319,10 +346,6 @@ void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const
         for (int from = 0; from < T; from += AT_ONCE * SEGMENT) split_backward(ctx, &all, heads, from);
         return;
     }
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(ctx, elements((int64_t)B *T, all.window, C)))
-    for (int64_t head = 0; head < heads; head++) {
-        const Head h = head_of(all, head);
-        const Scratch s = thread_scratch(ctx, &h);
-        for (int from = 0; from < T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
-    }
+    parallel_dynamic(threads_for(ctx, elements((int64_t)B * T, all.window, C)), heads, head_tasks,
+                     &(Heads){ctx, &all, heads, 0, NULL});
 }

@@ -48,16 +48,27 @@ static double row_lse(const float *x, int V) {
     return max + log(sum);
 }
 
+typedef struct Forward {
+    float *losses, *lse;
+    const float *logits;
+    const int *targets;
+    int V, Vp;
+} Forward;
+static void forward_rows(const void *given, Part rows) {
+    const Forward a = *(const Forward *)given;
+    for (int64_t bt = rows.from; bt < rows.to; bt++) {
+        const float *x = a.logits + bt * a.Vp;
+        const double l = row_lse(x, a.V);
+        a.lse[bt] = (float)l;
+        a.losses[bt] = a.targets[bt] < 0 ? 0 : (float)(l - x[a.targets[bt]]);
+    }
+}
+
 void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
                            int T, int V, int Vp) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *V))
-    for (int64_t bt = 0; bt < rows; bt++) {
-        const float *x = logits + bt * Vp;
-        const double l = row_lse(x, V);
-        lse[bt] = (float)l;
-        losses[bt] = targets[bt] < 0 ? 0 : (float)(l - x[targets[bt]]);
-    }
+    parallel_static(threads_among(ctx, rows, rows * V), rows, forward_rows,
+                    &(Forward){losses, lse, logits, targets, V, Vp});
 }
 
 /* few numbers: one thread, in order */
@@ -85,15 +96,27 @@ static void row_backward(float *x, float lse, int target, double factor, int V) 
     x[target] = of_target;
 }
 
+typedef struct Backward {
+    float *logits;
+    const float *lse, *weights;
+    const int *targets;
+    float scale, loss_scale;
+    int V, Vp;
+} Backward;
+static void backward_rows(const void *given, Part rows) {
+    const Backward a = *(const Backward *)given;
+    for (int64_t bt = rows.from; bt < rows.to; bt++) {
+        float *x = a.logits + bt * a.Vp;
+        const double factor = a.targets[bt] < 0 ? 0 : (double)a.weights[bt] * a.scale * a.loss_scale;
+        const int real = factor == 0 ? 0 : a.V; /* what is not zero: nothing where the target does not count */
+        if (real) row_backward(x, a.lse[bt], a.targets[bt], factor, a.V);
+        memset(x + real, 0, (size_t)(a.Vp - real) * sizeof *x);
+    }
+}
+
 void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets, const float *weights,
                             const float *loss, float scale, int B, int T, int V, int Vp) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *V))
-    for (int64_t bt = 0; bt < rows; bt++) {
-        float *x = logits + bt * Vp;
-        const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
-        const int real = factor == 0 ? 0 : V; /* what is not zero: nothing where the target does not count */
-        if (real) row_backward(x, lse[bt], targets[bt], factor, V);
-        memset(x + real, 0, (size_t)(Vp - real) * sizeof *x);
-    }
+    parallel_static(threads_among(ctx, rows, rows * V), rows, backward_rows,
+                    &(Backward){logits, lse, weights, targets, scale, loss[1], V, Vp});
 }

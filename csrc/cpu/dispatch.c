@@ -1,10 +1,9 @@
 /* Picks the kernels for this machine: the best instruction set it has, or the one $PYLLMC_ISA names. */
 #include <stdlib.h>
 #include <string.h>
+#include "../cores.h"
 #include "../error.h"
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include "../pool.h"
 
 #define DECLARE(isa) extern const Kernels kernels_##isa;
 #define ADDRESS(isa) &kernels_##isa,
@@ -28,10 +27,5 @@ const Kernels *llmc_kernels(const char *isa) {
 
 const char *llmc_backend(void) { return "cpu"; }
 
-int llmc_default_threads(void) {
-#if defined(_OPENMP)
-    return omp_get_num_procs();
-#else
-    return 1;
-#endif
-}
+int llmc_default_threads(void) { return cores_to_use(); }
+int llmc_start_threads(int threads) { return parallel_start(threads); }

@@ -11,15 +11,26 @@ INLINE void add_embeddings(float *sum, const void *a, const float *b, int C, con
     }
 }
 
+typedef struct Forward {
+    float *out;
+    const int *tokens, *pos;
+    const float *wte, *wpe;
+    int T, C, weights;
+} Forward;
+static void forward_rows(const void *given, Part rows) {
+    const Forward a = *(const Forward *)given;
+    for (int64_t bt = rows.from; bt < rows.to; bt++) {
+        const int64_t at = bt % a.T + (a.pos ? a.pos[bt / a.T] : 0);
+        const void *row = weight_row(a.wte, a.weights, a.C, a.tokens[bt]);
+        FOR_FORMAT(a.weights, add_embeddings(a.out + bt * a.C, row, a.wpe + at * a.C, a.C, F));
+    }
+}
+
 void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                         const int *pos, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
-    for (int64_t bt = 0; bt < rows; bt++) {
-        const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
-        const void *row = weight_row(wte, ctx->weights, C, tokens[bt]);
-        FOR_FORMAT(ctx->weights, add_embeddings(out + bt * C, row, wpe + at * C, C, F));
-    }
+    parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
+                    &(Forward){out, tokens, pos, wte, wpe, T, C, ctx->weights});
 }
 
 /* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are
@@ -40,17 +51,24 @@ static inline void scatter(float *dwte, float *dwpe, const float *dout, const in
     vf_store_n(dwpe, vf_load_n(dwpe, n) + total, n);
 }
 
+enum { LINE = 16 };
+typedef struct Backward {
+    float *dwte, *dwpe;
+    const float *dout;
+    const int *tokens;
+    int B, T, C;
+} Backward;
+static void backward_lines(const void *given, Part lines) {
+    const Backward a = *(const Backward *)given;
+    for (int64_t t = 0; t < a.T; t++)
+        for (int64_t c = lines.from * LINE; c < lines.to * LINE && c < a.C; c += VL)
+            scatter(a.dwte + c, a.dwpe + t * a.C + c, a.dout + t * a.C + c, a.tokens + t, a.B, a.T, a.C, LANES(c, a.C));
+}
+
 /* A token may come more than once, so the threads share out the columns, not the rows: by cache lines. */
 void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
                          int C) {
-    enum { LINE = 16 };
-    const int64_t lines = (C + LINE - 1) / LINE;
-    const int parts = threads_among(ctx, lines, (int64_t)B * T * C);
-#pragma omp parallel for num_threads(parts)
-    for (int part = 0; part < parts; part++) {
-        const int64_t first = lines * part / parts * LINE, end = lines * (part + 1) / parts * LINE;
-        for (int64_t t = 0; t < T; t++)
-            for (int64_t c = first; c < end && c < C; c += VL)
-                scatter(dwte + c, dwpe + t * C + c, dout + t * C + c, tokens + t, B, T, C, LANES(c, C));
-    }
+    const int64_t lines = pieces(C, LINE);
+    parallel_static(threads_among(ctx, lines, (int64_t)B * T * C), lines, backward_lines,
+                    &(Backward){dwte, dwpe, dout, tokens, B, T, C});
 }

@@ -3,11 +3,19 @@
 #include "isa.h"
 #include "threads.h"
 
-void K(gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N) {
-    (void)ctx; /* unused without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads_for(ctx, N))
-    for (int64_t i = 0; i < N; i += VL) {
-        const int lanes = LANES(i, N);
-        vf_store_n(out + i, gelu(vf_load_n(pre + i, lanes)), lanes);
+typedef struct Numbers {
+    float *out;
+    const float *pre;
+    int64_t N;
+} Numbers;
+static void gelu_of(const void *given, Part vectors) {
+    const Numbers a = *(const Numbers *)given;
+    for (int64_t i = vectors.from * VL; i < vectors.to * VL; i += VL) {
+        const int lanes = LANES(i, a.N);
+        vf_store_n(a.out + i, gelu(vf_load_n(a.pre + i, lanes)), lanes);
     }
+}
+
+void K(gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N) {
+    parallel_static(threads_for(ctx, N), pieces(N, VL), gelu_of, &(Numbers){out, pre, N});
 }

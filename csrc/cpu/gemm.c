@@ -109,13 +109,22 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
                    .in_place = !g->b.transposed && !g->bf16 && m_end - m <= LOW * MR};
 }
 
+typedef struct Shared {
+    const Gemm *g;
+    const Plan *plan;
+    float *workspace;
+} Shared;
+static void blocks_of(const void *given, Part p) {
+    const Shared a = *(const Shared *)given;
+    for (int64_t i = p.from; i < p.to; i++) {
+        Block s = nth_block(a.g, a.plan, i, a.workspace + p.thread * (int64_t)OWN_FLOATS);
+        block(a.g, &s);
+    }
+}
+
 static void blocks(Context *ctx, const Gemm *g, int threads) {
     const Plan p = best_plan(g, threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < p.count; i++) {
-        Block s = nth_block(g, &p, i, (float *)ctx->workspace + this_thread() * (int64_t)OWN_FLOATS);
-        block(g, &s);
-    }
+    parallel_dynamic(threads, p.count, blocks_of, &(Shared){g, &p, ctx->workspace});
 }
 
 /* a gradient of weights, which is read next when all others are there: not if it may still be in a cache then, or if a

@@ -17,6 +17,14 @@ static void add_bias(float *c, const float *bias, int64_t N) {
     }
 }
 
+static void finish_rows(const void *given, Part rows) {
+    const Gemm *g = given;
+    for (int64_t m = rows.from; m < rows.to; m++) {
+        if (g->bias) add_bias(g->c + m * g->N, g->bias, g->N);
+        finish(g, m, 0, 1, (int)g->N);
+    }
+}
+
 int K(gemm_blas)(Context *ctx, const Gemm *g) {
     const int fits = g->M <= INT_MAX && g->N <= INT_MAX && g->K <= INT_MAX;
     if (!fits || g->bf16 || g->b.format != LLMC_FP32) return 0;
@@ -25,11 +33,7 @@ int K(gemm_blas)(Context *ctx, const Gemm *g) {
                (int)g->N, (int)g->K, 1, g->a.at, (int)g->a.ld, g->b.at, (int)g->b.ld, g->accumulate ? 1 : 0, g->c,
                (int)g->N);
     if (!g->bias && !g->gelu && !g->slope) return 1;
-#pragma omp parallel for schedule(static) num_threads(threads_among(ctx, g->M, g->M * g->N))
-    for (int64_t m = 0; m < g->M; m++) {
-        if (g->bias) add_bias(g->c + m * g->N, g->bias, g->N);
-        finish(g, m, 0, 1, (int)g->N);
-    }
+    parallel_static(threads_among(ctx, g->M, g->M * g->N), g->M, finish_rows, g);
     return 1;
 }
 #endif

@@ -173,20 +173,31 @@ static Strip strip_of(const Gemm *g) {
     return (g->M > 1 ? more : one)[g->b.format];
 }
 
+typedef struct Dots {
+    const Gemm *g, *given; /* given: with A as it was */
+    Strip strip;
+    int32_t *scratch;
+    int64_t pairs;
+} Dots;
+
+static void round_rows(const void *dots, Part rows) {
+    const Dots d = *(const Dots *)dots;
+    for (int64_t m = rows.from; m < rows.to; m++)
+        round_row(d.scratch + m * d.pairs, d.given->a.at + m * d.given->a.ld, d.given->K);
+}
+
+static void strips(const void *dots, Part p) {
+    const Dots d = *(const Dots *)dots;
+    for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
+        d.strip(d.g, n, d.scratch + (p.thread + 1) * (int64_t)OWN_FLOATS - COLS * d.pairs);
+}
+
 void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
     const int64_t pairs = pairs_of(given->K);
     int32_t *scratch = (int32_t *)workspace;
     Gemm g = *given;
     if (g.bf16) g.a = (Operand){.at = workspace, .ld = 2 * pairs};
-    const Strip strip = strip_of(&g);
-    (void)threads; /* unused without OpenMP */
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-#pragma omp for schedule(static)
-        for (int64_t m = 0; m < (g.bf16 ? g.M : 0); m++)
-            round_row(scratch + m * pairs, given->a.at + m * given->a.ld, g.K);
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < g.N; n += VL)
-            strip(&g, n, scratch + (this_thread() + 1) * (int64_t)OWN_FLOATS - COLS * pairs);
-    }
+    const Dots dots = {&g, given, strip_of(&g), scratch, pairs};
+    if (g.bf16) parallel_static(threads, g.M, round_rows, &dots);
+    parallel_static(threads, pieces(g.N, VL), strips, &dots);
 }

@@ -48,13 +48,11 @@ static void row_forward(float *out, float *mean, float *rstd, const float *x, co
     *rstd = s;
 }
 
-void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp, const floatX *weight,
-                          const floatX *bias, int B, int T, int C) {
-    const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
-    for (int64_t bt = 0; bt < rows; bt++)
-        row_forward(out + bt * C, mean + bt, rstd + bt, inp + bt * C, weight, bias, C);
-}
+typedef struct Forward {
+    float *residual, *out, *mean, *rstd; /* residual: NULL where inp1 is all there is */
+    const float *inp1, *inp2, *weight, *bias;
+    int C;
+} Forward;
 
 static inline void add_row(float *sum, const float *a, const float *b, int C) {
     for (int c = 0; c < C; c += VL) {
@@ -63,15 +61,28 @@ static inline void add_row(float *sum, const float *a, const float *b, int C) {
     }
 }
 
+static void forward_rows(const void *given, Part rows) {
+    const Forward a = *(const Forward *)given;
+    for (int64_t bt = rows.from, at = bt * a.C; bt < rows.to; bt++, at += a.C) {
+        if (a.residual) add_row(a.residual + at, a.inp1 + at, a.inp2 + at, a.C);
+        row_forward(a.out + at, a.mean + bt, a.rstd + bt, (a.residual ? a.residual : a.inp1) + at, a.weight, a.bias,
+                    a.C);
+    }
+}
+
+void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp, const floatX *weight,
+                          const floatX *bias, int B, int T, int C) {
+    const int64_t rows = (int64_t)B * T;
+    parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
+                    &(Forward){NULL, out, mean, rstd, inp, NULL, weight, bias, C});
+}
+
 void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                    const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
                                    int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
-#pragma omp parallel for num_threads(threads_among(ctx, rows, rows *C))
-    for (int64_t bt = 0; bt < rows; bt++) {
-        add_row(residual + bt * C, inp1 + bt * C, inp2 + bt * C, C);
-        row_forward(out + bt * C, mean + bt, rstd + bt, residual + bt * C, weight, bias, C);
-    }
+    parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
+                    &(Forward){residual, out, mean, rstd, inp1, inp2, weight, bias, C});
 }
 
 /* ---- backward: with norm = (inp - mean) rstd and dnorm = dout weight
@@ -110,6 +121,32 @@ static void add_partials(float *dst, const float *partial, int chunks, int C, in
 /* The rows are cut into chunks, as many however many threads there are: each sums its own dweight and dbias in the
  * workspace, and these are added in order. */
 enum { CHUNKS = 64, CHUNK_ROWS = 8 };
+typedef struct Backward {
+    float *dresidual, *dweight, *dbias, *partials;
+    const float *dout, *inp, *weight, *mean, *rstd;
+    int64_t rows, each;
+    int C, chunks;
+} Backward;
+
+static void backward_chunks(const void *given, Part chunks) {
+    const Backward a = *(const Backward *)given;
+    const int C = a.C;
+    for (int64_t k = chunks.from; k < chunks.to; k++) {
+        float *partial = a.partials + k * 2 * C;
+        memset(partial, 0, (size_t)C * 2 * sizeof *partial);
+        for (int64_t bt = k * a.each; bt < (k + 1) * a.each && bt < a.rows; bt++)
+            row_backward(a.dresidual + bt * C, partial, partial + C, a.dout + bt * C, a.inp + bt * C, a.weight,
+                         a.mean[bt], a.rstd[bt], C);
+    }
+}
+
+static void add_chunks(const void *given, Part vectors) {
+    const Backward a = *(const Backward *)given;
+    for (int c = (int)vectors.from * VL; c < vectors.to * VL; c += VL) {
+        add_partials(a.dweight, a.partials, a.chunks, a.C, c);
+        add_partials(a.dbias, a.partials + a.C, a.chunks, a.C, c);
+    }
+}
 
 int64_t K(layernorm_workspace)(int C) { return (int64_t)CHUNKS * 2 * C * (int64_t)sizeof(float); }
 
@@ -119,18 +156,8 @@ void K(layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, floa
     const int64_t rows = (int64_t)B * T, fair = (rows + CHUNKS - 1) / CHUNKS;
     const int64_t each = fair > CHUNK_ROWS ? fair : CHUNK_ROWS;
     const int chunks = (int)((rows + each - 1) / each);
-    float *partials = ctx->workspace;
-#pragma omp parallel for num_threads(threads_among(ctx, chunks, rows *C))
-    for (int k = 0; k < chunks; k++) {
-        float *partial = partials + (int64_t)k * 2 * C;
-        memset(partial, 0, (size_t)C * 2 * sizeof *partial);
-        for (int64_t bt = k * each; bt < (k + 1) * each && bt < rows; bt++)
-            row_backward(dresidual + bt * C, partial, partial + C, dout + bt * C, inp + bt * C, weight, mean[bt],
-                         rstd[bt], C);
-    }
-#pragma omp parallel for num_threads(threads_among(ctx, C / VL + 1, (int64_t)chunks * 2 * C))
-    for (int c = 0; c < C; c += VL) {
-        add_partials(dweight, partials, chunks, C, c);
-        add_partials(dbias, partials + C, chunks, C, c);
-    }
+    const Backward given = {dresidual, dweight, dbias, ctx->workspace, dout, inp,   weight,
+                            mean,      rstd,    rows,  each,           C,    chunks};
+    parallel_static(threads_among(ctx, chunks, rows * C), chunks, backward_chunks, &given);
+    parallel_static(threads_among(ctx, C / VL + 1, (int64_t)chunks * 2 * C), pieces(C, VL), add_chunks, &given);
 }

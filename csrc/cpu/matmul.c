@@ -75,10 +75,19 @@ static void strip_gradient(float *dbias, const floatX *dout, int64_t rows, int O
     else sum_columns(dbias + o, dout + o, rows, OC, OC - o);
 }
 
+typedef struct Columns {
+    float *dbias;
+    const float *dout;
+    int64_t rows;
+    int OC;
+} Columns;
+static void strips(const void *given, Part p) {
+    const Columns a = *(const Columns *)given;
+    for (int64_t i = p.from; i < p.to; i++) strip_gradient(a.dbias, a.dout, a.rows, a.OC, (int)i * STRIP * VL);
+}
+
 static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {
-    (void)ctx; /* unused without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads_for(ctx, rows *OC))
-    for (int o = 0; o < OC; o += STRIP * VL) strip_gradient(dbias, dout, rows, OC, o);
+    parallel_static(threads_for(ctx, rows * OC), pieces(OC, STRIP * VL), strips, &(Columns){dbias, dout, rows, OC});
 }
 
 void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,

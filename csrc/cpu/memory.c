@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "memory.h"
+#include "threads.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 
@@ -46,8 +47,9 @@ void cpu_free(void *memory, int64_t bytes) {
     free(memory);
 }
 
+/* a model plans its scratch for the threads that there are, which may be fewer than were asked for */
 int cpu_open(Context *ctx) {
-    (void)ctx;
+    ctx->threads = parallel_start(ctx->threads);
     return 0;
 }
 
@@ -65,13 +67,21 @@ int cpu_replay(Context *ctx, const int64_t key[4]) {
 
 void cpu_recorded(Context *ctx) { (void)ctx; }
 
+enum { PIECE = 1 << 20 };
+typedef struct Filled {
+    char *dst;
+    int byte;
+    int64_t bytes;
+} Filled;
+static void fill(const void *given, Part p) {
+    const Filled a = *(const Filled *)given;
+    const int64_t from = p.from * PIECE, end = p.to * PIECE < a.bytes ? p.to * PIECE : a.bytes;
+    memset(a.dst + from, a.byte, (size_t)(end - from));
+}
+
 /* in pieces, so that each thread touches the pages it will mostly use */
 void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
-    enum { PIECE = 1 << 20 };
-    (void)ctx;
-#pragma omp parallel for num_threads(bytes > PIECE ? ctx->threads : 1)
-    for (int64_t at = 0; at < bytes; at += PIECE)
-        memset((char *)dst + at, byte, (size_t)(bytes - at < PIECE ? bytes - at : PIECE));
+    parallel_static(bytes > PIECE ? ctx->threads : 1, pieces(bytes, PIECE), fill, &(Filled){dst, byte, bytes});
 }
 
 void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes) {

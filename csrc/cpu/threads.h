@@ -1,12 +1,10 @@
 /* How many threads a loop is worth. Work is split so that every result is computed whole by one thread, in one order:
  * no result depends on their number.
- *   #pragma omp parallel for num_threads(threads_for(ctx, elements)) */
+ *   parallel_static(threads_for(ctx, elements), n, body, given); */
 #ifndef THREADS_H
 #define THREADS_H
 #include "../kernels.h"
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include "../pool.h"
 enum { WORTH_A_THREAD = 1 << 14 }; /* elements: below this, waking another thread costs more than it brings */
 
 static inline int threads_for(const Context *ctx, int64_t elements) {
@@ -20,11 +18,6 @@ static inline int threads_among(const Context *ctx, int64_t parts, int64_t eleme
     return threads < parts ? threads : (int)parts;
 }
 
-static inline int this_thread(void) { /* of those of the loop it is in */
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
+/* how many pieces of a size make up n */
+static inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 #endif

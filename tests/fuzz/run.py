@@ -50,8 +50,8 @@ def has_libfuzzer(compiler: str) -> bool:
 
 def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> None:
     """The engine with its plain kernels only, which no parser needs faster, and the targets, as folder/fuzz_<target>."""
-    extra = SANITIZE + (" -fsanitize=fuzzer-no-link" if guided else "")
-    settings = ["OPT=-O1", "ISAS=", "OPENMP=", f"EXTRA={extra}", f"LDFLAGS={SANITIZE}", f"BUILD={folder}"]
+    extra = SANITIZE + " -DNO_THREADS" + (" -fsanitize=fuzzer-no-link" if guided else "")
+    settings = ["OPT=-O1", "ISAS=", f"EXTRA={extra}", f"LDFLAGS={SANITIZE}", f"BUILD={folder}"]
     settings += ["CC=clang"] if guided else [f"FUZZ_MAIN={folder}/driver.o"]
     made = [f"{folder}/fuzz_{target}" for target in targets]
     done = subprocess.run(["make", "-C", str(root), *settings, *made], capture_output=True, text=True)
