@@ -22,7 +22,8 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 ROWS = [
     "kernels.h tensors.def options.def unicode.def",
     "pyllmc.h",
-    "error rng crc32 utf8 options.h",
+    "error rng crc32 utf8 quote state options.h",
+    "pulse",
     "layout config options pieces split",
     "gpt2 schedule paths bpe",
     "look extend update init nonfinite binfile sampler",
@@ -32,7 +33,7 @@ ROWS = [
     "modelfile.c load",
     "checkpoint run source",
     "trainer.h writer",
-    "setup chat",
+    "setup chat tell",
     "trainer.c",
     "program",
     "main chat_main",
