@@ -183,7 +183,8 @@ static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    CHECK(V == t->config.V, LLMC_EINVAL,
+    const int has_spare_ids = t->options.vocab_size == t->config.V && V < t->config.V; /* as it was asked for */
+    CHECK(V == t->config.V || has_spare_ids, LLMC_EINVAL,
           "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
           t->config.V, V);
     TRY(source_own_tokenizer(&own, t->weights));

@@ -70,7 +70,7 @@ static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
     t->doing = micro_steps > 1 ? MICRO_STEPPING : STEPPING;
     for (int i = 0; i < micro_steps; i++) {
-        tell_micro_step(t, i);
+        if (!t->stop) tell_micro_step(t, i);
         if (i && t->stop) return 0;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
         TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
@@ -188,10 +188,12 @@ static int validate(llmc_trainer *t) {
     t->doing = VALIDATING;
     for (int64_t i = 0; i < batches; i++) {
         float loss;
-        tell_batch(t, i, batches, sum, now() - began);
+        if (!t->stop) tell_batch(t, i, batches, sum, now() - began);
         if (t->stop) return 0;
         TRY(llmc_loader_next(t->val, t->inputs, t->targets));
-        TRY(llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss));
+        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss);
+        if (rc == LLMC_STOPPED) return t->stop = 1, 0;
+        TRY(rc);
         sum += loss;
     }
     t->val_loss = sum / (double)batches;
@@ -239,8 +241,9 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
     t->sample_size = 0;
     t->doing = SAMPLING;
-    for (int64_t i = 0; rc >= 0 && !t->stop && (rc = llmc_writer_next(w, &piece, &size)) > 0; i++) {
+    for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
         tell_token(t, i);
+        if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
         const int64_t room = TEXT_SIZE - 1 - t->sample_size, n = size < room ? size : room;
         memcpy(t->text + t->sample_size, piece, (size_t)n);
         t->sample_size += n;
