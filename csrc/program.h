@@ -46,6 +46,20 @@ static inline void clear_live(void) {
     live_width = 0;
 }
 
+/* text in at most `most` bytes: the path in its middle gives way to how far it is, at its end */
+static inline int fit_live(char *line, const char *text, int most) {
+    const int n = (int)strlen(text), head = most / 4;
+    if (n <= most) return memcpy(line, text, (size_t)n), n;
+    int from = n - (most - head - 2);
+    while (((unsigned char)text[from] & 0xc0) == 0x80) from++; /* a character is cut whole */
+    int to = head;
+    while (to && ((unsigned char)text[to] & 0xc0) == 0x80) to--;
+    memcpy(line, text, (size_t)to);
+    memcpy(line + to, "..", 2);
+    memcpy(line + to + 2, text + from, (size_t)(n - from));
+    return to + 2 + n - from;
+}
+
 /* A pulse's text (llmc_pulse): "" takes the line away. */
 static inline void show_live(const char *text) {
     char line[258];
@@ -54,15 +68,11 @@ static inline void show_live(const char *text) {
         clear_live();
         return;
     }
-    int most = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col - 1 : 79;
+    int most = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 8 ? window.ws_col - 1 : 79;
     if (most > 256) most = 256;
-    int n = (int)strlen(text);
-    if (n > most) n = most;
-    while (n && ((unsigned char)text[n] & 0xc0) == 0x80) n--; /* a character is cut whole */
-    const int old = (int)live_width, width = n > old ? n : old;
     memset(line, ' ', sizeof line);
     line[0] = '\r';
-    memcpy(line + 1, text, (size_t)n);
+    const int n = fit_live(line + 1, text, most), old = (int)live_width, width = n > old ? n : old;
     live_width = n;
     put_error(line, (size_t)(width < most ? width : most) + 1);
 }

@@ -72,7 +72,7 @@ static int restore_state(llmc_trainer *t) {
           "%s holds no moments, so it cannot be resumed bit for bit: resume from last.ckpt, or start from it with "
           "--model",
           t->weights);
-    t->evaluated = (int)state_number(state, "evaluated", 0);
+    t->found = t->evaluated = (int)state_number(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
     return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
 }

@@ -309,7 +309,7 @@ static int at_save(llmc_trainer *t) {
     const int64_t last = t->options.max_steps;
     const int ending = t->stop || t->step >= last;
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
-    const int fresh = t->resumed && t->model->step == t->step && t->started == 0; /* just read from there */
+    const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* just read from there */
     t->phase = ending ? FINISHED : ACCUMULATE;
     if (fresh && ending && !t->stop) {
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",

@@ -171,6 +171,7 @@ class Process:
         self.end.daemon = True
         if limit:
             self.end.start()
+        live.show(f"  starting: {self.name}")
         try:
             self.read()
         except (Skip, Failed):

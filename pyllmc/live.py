@@ -50,10 +50,16 @@ def show(text: str, at_once: bool = True) -> None:
     now = time.monotonic()
     if text and not at_once and now - _shown < EVERY:
         return
-    text = text[: shutil.get_terminal_size().columns - 1]
+    text = _fitted(text, max(8, shutil.get_terminal_size().columns - 1))
     blank = " " * (_width - len(text))
     _shown, _width = now, len(text)
     _write(f"\r{text}{blank}" + ("" if text else "\r"))
+
+
+def _fitted(text: str, most: int) -> str:
+    """The path in its middle gives way to how far it is, at its end."""
+    head = most // 4
+    return text if len(text) <= most else f"{text[:head]}..{text[len(text) - (most - head - 2) :]}"
 
 
 def clear() -> None:
