@@ -34,7 +34,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import convert, layout, options, stories
+from pyllmc import convert, layout, live, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
 from pyllmc.convert import engine, to_bin
 from pyllmc.convert.huggingface import HUB_MODELS
@@ -303,6 +303,9 @@ def learning_rate(step: int, o: argparse.Namespace) -> float:
     return o.lr + (o.lr * o.final_lr_frac - o.lr) * SCHEDULES[o.schedule](x)
 
 
+LONG_STEP = 500  # ms: a shorter one needs no signs of life within it
+
+
 class Trainer:
     """The loop of csrc/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
 
@@ -331,11 +334,14 @@ class Trainer:
         self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot) if val else None
         self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
-        self.stopped = False
+        self.stopped, self.doing, self.ms = False, "step", 0.0  # the last: of a step, smoothed
 
     def stop(self) -> None:
-        """End after the step under way."""
+        """End after the micro-step or the batch of a validation under way; safe in another thread."""
         self.stopped = True
+
+    def stopping(self) -> str:
+        return f"stopping after this {self.doing}; again to quit now"
 
     def batch(self, loader: Loader) -> list[Tensor]:
         """inputs, targets: (B, T) each"""
@@ -348,57 +354,72 @@ class Trainer:
             return self.model(*self.batch(loader))[1]
 
     def run(self) -> None:
-        o, smooth_ms = self.o, 0.0
+        o = self.o
         while True:
-            if self.val and o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps):
+            if self.val and not self.stopped and o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps):
                 self.validate()
             if self.step >= o.max_steps or self.stopped:
                 return
             started = time.perf_counter()
-            loss, lr, norm = self.take_step()
+            mean = self.accumulate()
+            if mean is None:
+                return
+            loss, lr, norm = mean, *self.update()
             ms = 1e3 * (time.perf_counter() - started)
-            smooth_ms = 0.95 * smooth_ms + 0.05 * ms if smooth_ms else ms
+            self.ms = 0.95 * self.ms + 0.05 * ms if self.ms else ms
             if self.step % o.log_every == 0 or self.step in (1, o.max_steps):
-                self.report(loss, lr, norm, ms, (o.max_steps - self.step) * smooth_ms / 1e3)
+                self.report(loss, lr, norm, ms, (o.max_steps - self.step) * self.ms / 1e3)
 
     def report(self, loss: float, lr: float, norm: float, ms: float, eta: float) -> None:
         last, tok_s = self.o.max_steps, self.tokens_per_step / ms * 1e3
+        live.clear()
         print(
             f"step {self.step:{len(str(last))}}/{last} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | "
-            f"{ms:.1f} ms | {tok_s:.0f} tok/s | ETA {clock(int(eta))}",
+            f"{ms:.1f} ms | {tok_s:.0f} tok/s | ETA {live.clock(eta)}",
             flush=True,
         )
 
-    def take_step(self) -> tuple[float, float, float]:
-        """One optimizer step: (loss, lr, norm of the gradient before it is clipped)."""
+    def accumulate(self) -> float | None:
+        """A step's gradients and its loss; None where it is stopped between two micro-steps."""
         o, mean = self.o, 0.0
+        self.doing = "micro-step" if o.grad_accum > 1 else "step"
         self.optimizer.zero_grad()
-        for _ in range(o.grad_accum):
+        for i in range(o.grad_accum):
+            if i and self.stopped:
+                return None
+            if not 0 < self.ms < LONG_STEP:
+                live.show(f"step {self.step + 1}/{o.max_steps}: micro-step {i + 1} of {o.grad_accum}")
             loss = self.loss(self.data)
             (loss / o.grad_accum).backward()
             mean += loss.item() / o.grad_accum
+        return mean
+
+    def update(self) -> tuple[float, float]:
+        """A step with the gradients: (lr, their norm before they are clipped)."""
+        o = self.o
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip or math.inf)
         lr = learning_rate(self.step, o)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
-        return mean, lr, norm.item()
+        return lr, norm.item()
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The mean loss of the first val_batches, the same windows every time."""
+        """The mean loss of the first val_batches, the same windows every time; NaN where it is stopped."""
         assert self.val
         batches = -(-self.val.windows // self.val.B)
         batches, self.val.position = min(self.o.val_batches or batches, batches), 0
-        loss = sum(self.loss(self.val).item() for _ in range(batches)) / batches
-        best, self.best = loss < self.best, min(loss, self.best)
+        self.doing, total = "batch of the validation", 0.0
+        for _ in live.each(range(batches), f"step {self.step}: validation, batch"):
+            if self.stopped:
+                return math.nan
+            total += self.loss(self.val).item()
+        loss = total / batches
+        best, self.best = loss < self.best and self.o.max_steps > 0, min(loss, self.best)
         print(f"step {self.step} | val loss {loss:.4f}{' (best)' if best else ''}", flush=True)
         return loss
-
-
-def clock(s: int) -> str:
-    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 
 def make_default_data(folder: str) -> None:
@@ -451,8 +472,9 @@ def train(o: argparse.Namespace) -> int:
         write_model(load_model(o), o.export, int(o.export_version))
         return 0
     trainer = Trainer(o)
-    with stopped_by_signals(trainer.stop) as interrupted:
+    with stopped_by_signals(trainer.stop, trainer.stopping) as interrupted:
         trainer.run()
+    live.clear()
     if interrupted():
         kept = f"the weights go to {o.export}" if o.export else "nothing is kept without --export"
         print(f"{PROG}: interrupted after step {trainer.step}: {kept}", file=sys.stderr)

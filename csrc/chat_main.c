@@ -24,12 +24,20 @@ static void catch_interrupts(void) {
     signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
 }
 
+/* while the model is loaded, or reads a long turn; an answer of its own is in sight */
+static int on_pulse(void *context, const char *text) {
+    (void)context;
+    show_live(text);
+    return interrupts != 0;
+}
+
 /* 0, an error, or INTERRUPTED */
 static int answer(llmc_chat *chat, const char *text, int64_t size) {
     const char *piece;
     int rc = llmc_chat_say(chat, text, size);
     while (rc >= 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &piece, &size)) > 0)
         show(piece, size);
+    if (rc == LLMC_STOPPED) rc = 0;
     if (rc >= 0) show("\n", 1);
     return rc < 0 ? rc : interrupts ? INTERRUPTED : 0;
 }
@@ -88,6 +96,7 @@ static int talk(const llmc_options *options) {
     const int one_turn = llmc_options_is_given(options, "prompt");
     at_terminal = !one_turn && isatty(STDIN_FILENO);
     catch_interrupts();
+    llmc_on_pulse(on_pulse, NULL);
     int rc = llmc_chat_new(&chat, options);
     if (rc < 0) return rc;
     llmc_options_get(options, "prompt", prompt, sizeof prompt);

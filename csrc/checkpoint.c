@@ -10,12 +10,14 @@
 #include "error.h"
 #include "gpt2.h"
 #include "modelfile.h"
+#include "pulse.h"
 
 typedef struct Writer {
     const char *path;
     char *tmp;
     int fd;
     Crc32 crc;
+    Share share;
     float x[PIECE];
 } Writer;
 
@@ -54,6 +56,7 @@ static int put_block(Writer *w, llmc_model *m, const char *what, const float *bl
               "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", w->path, what,
               tensor_at(&m->layout, i + bad), w->x[bad]);
         TRY(put(w, w->x, piece * 4));
+        pulse_share(&w->share, piece); /* a stop waits for the file */
     }
     return LLMC_OK;
 }
@@ -127,6 +130,7 @@ static int open_beside(Writer *w, const char *path) {
     w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (w->fd < 0) return system_error(w, "written");
     crc32_start(&w->crc, CRC_ZLIB);
+    w->share = (Share){.what = "saving", .path = path, .percent = -1};
     return LLMC_OK;
 }
 
@@ -147,6 +151,7 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     Writer *w = calloc(1, sizeof *w);
     CHECK(w, LLMC_ENOMEM, "no memory to write %s", path);
     int rc = open_beside(w, path);
+    w->share.all = m->layout.num_params * (with_moments ? 3 : 1);
     if (rc == 0) rc = put_header(w, &m->config);
     if (rc == 0) rc = put_block(w, m, "weights", m->params);
     if (rc == 0) rc = put_section(w, OPTIONS, options, options ? (int64_t)strlen(options) : 0);
@@ -155,5 +160,6 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     if (rc == 0 && with_moments) rc = put_moments(w, m);
     if (rc == 0) rc = put_crc(w);
     if (rc == 0) rc = commit(w);
+    pulse("%s", "");
     return close_writer(w, rc);
 }

@@ -8,6 +8,7 @@
 #include "binfile.h"
 #include "error.h"
 #include "paths.h"
+#include "pulse.h"
 #include "rng.h"
 #include "windows.h"
 
@@ -86,6 +87,7 @@ static int count_windows(const llmc_loader *d, Shard *shard, const BinFile *f, i
     TRY(inspect(shard, f));
     *n = (shard->ntok - 1) / d->T;
     if (d->eot < 0 || !*n) return LLMC_OK;
+    TRY(pulse("looking for documents in %s", shard->path));
     const IdRange ids = {f, shard->start, shard->ntok, shard->width};
     return windows_find(&shard->starts, n, &ids, d->T, d->eot);
 }
@@ -136,6 +138,7 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
         .B = B, .T = T, .shuffle = shuffle, .rank = rank, .world = world, .V = V, .eot = eot, .seed = seed};
     for (int i = 0; i < OPEN_FILES; i++) d->open_shard[i] = d->open[i].fd = -1;
     const int rc = loader_open(d, paths, split);
+    pulse("%s", "");
     if (rc < 0) llmc_loader_free(d);
     else *out = d;
     return rc;

@@ -31,18 +31,22 @@ static int check_extend(const llmc_model *m, const int *tokens, const int *pos, 
     return LLMC_OK;
 }
 
-static void extend(llmc_model *m, int b, int n) {
+static int extend(llmc_model *m, int b, int n) {
     const Kernels *k = m->k;
     const int C = m->config.C, Vp = m->config.Vp;
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, a.positions, b, n, C);
     k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, b, n, C);
-    for (int l = 0; l < m->config.L; l++) layer_extend(m, l, b, n);
+    for (int l = 0; l < m->config.L; l++) {
+        if (n > 1) TRY(gpt2_tell_layer(m, "of the prompt", l, (int64_t)b * n));
+        layer_extend(m, l, b, n);
+    }
     if (n == 1) k->matmul_forward(&m->ctx, a.logits, a.ln1, w.wte, NULL, b, 1, C, Vp);
     for (int i = 0; n > 1 && i < b; i++) /* only the last new row of each sequence is asked for */
         k->matmul_forward(&m->ctx, a.logits + (int64_t)i * Vp, a.ln1 + ((int64_t)i * n + n - 1) * C, w.wte, NULL, 1, 1,
                           C, Vp);
+    return LLMC_OK;
 }
 
 int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
@@ -54,7 +58,7 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
     m->state = EMPTY, m->cache_of = NULL;
     k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
     k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
-    if (n > 1) extend(m, b, n);
+    if (n > 1) TRY(extend(m, b, n));
     else if (!k->replay(&m->ctx, one_token)) {
         extend(m, b, n);
         k->recorded(&m->ctx);

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "error.h"
 #include "gpt2.h"
+#include "pulse.h"
 #include "sampler.h"
 
 /* b texts of the same length, which grow together */
@@ -149,6 +150,7 @@ static int put(const llmc_generation *g, const int *ids, int *out, int made, int
 
 static int generate(llmc_generation *g, int max_new, int *out, int eot) {
     for (int made = 0; made < max_new; made++) {
+        TRY(pulse("writing: token %d of at most %d", made + 1, max_new));
         TRY(llmc_generation_next(g, g->drawn));
         if (!put(g, g->drawn, out, made, max_new, eot)) return made + 1;
     }
@@ -162,6 +164,7 @@ int llmc_model_generate(llmc_model *m, const int *prompts, int b, int n, int max
     TRY(llmc_generation_new(&g, m, b, how));
     int rc = llmc_generation_feed(g, prompts, n);
     if (rc == 0) rc = generate(g, max_new, out, eot);
+    pulse("%s", "");
     llmc_generation_free(g);
     return rc;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "error.h"
 #include "gpt2.h"
+#include "pulse.h"
 
 /* ---- create and free ---- */
 
@@ -135,13 +136,23 @@ static void layer_forward(const llmc_model *m, int l) {
                                       a.branch, next_w.ln1w, next_w.ln1b, B, T, C);
 }
 
-static void layers_forward(llmc_model *m) {
+int gpt2_tell_layer(const llmc_model *m, const char *way, int l, int64_t rows) {
+    if ((double)rows * m->config.C * m->config.C < 2e8) return LLMC_OK; /* it takes some milliseconds */
+    return pulse_part("layer %d of %d %s", l + 1, m->config.L, way);
+}
+
+static int layers_forward(llmc_model *m, int may_stop) {
     const int B = m->b, T = m->t, C = m->config.C;
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, NULL, B, T, C);
     m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
-    for (int l = 0; l < m->config.L; l++) layer_forward(m, l);
+    for (int l = 0; l < m->config.L; l++) {
+        const int rc = gpt2_tell_layer(m, "forward", l, (int64_t)B * T);
+        if (rc < 0 && may_stop) return rc;
+        layer_forward(m, l);
+    }
+    return LLMC_OK;
 }
 
 /* ---- the layers backward: the forward pass from its end to its start ---- */
@@ -207,6 +218,7 @@ static void layers_backward(llmc_model *m, int accumulate) {
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
     for (int l = L - 1; l >= 0; l--) {
+        gpt2_tell_layer(m, "backward", l, (int64_t)B * T);
         if (l < L - 1) layer_recompute(m, l);
         else last_layer_recompute(m, l);
         layer_backward(m, l, accumulate);
@@ -310,8 +322,9 @@ int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, con
     CHECK(targets || m->room.logits, LLMC_EINVAL,
           "without targets there is nothing to keep: this model was made without the logits of every token");
     TRY(take_batch(m, tokens, targets, weights, b, t));
+    m->state = EMPTY;
+    TRY(layers_forward(m, 1));
     m->state = FORWARD_DONE;
-    layers_forward(m);
     chunks(m, targets ? LOGITS | LOSSES : LOGITS, 0);
     if (targets) {
         loss_mean(m);
@@ -345,7 +358,7 @@ static void zero_what_adds_up(llmc_model *m) {
 
 static void forward_and_backward(llmc_model *m, float scale, int accumulate) {
     if (!accumulate) zero_what_adds_up(m);
-    layers_forward(m);
+    layers_forward(m, 0); /* a step is not stopped within, where a device may be recording it */
     m->k->fill(&m->ctx, acts_at(m, 0).losses, 0, (int64_t)m->b * m->t * 4);
     loss_mean(m); /* for the sum of the weights, by which the first chunk's gradients are already divided */
     chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);

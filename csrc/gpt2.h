@@ -80,6 +80,9 @@ int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int 
 int gpt2_check_shape(const llmc_model *model, int b, int t);
 int gpt2_need_training(const llmc_model *model); /* an error where there are no gradients */
 
+/* A sign of life before layer l of a pass over that many rows, if they take long: LLMC_STOPPED as pulse.h says. */
+int gpt2_tell_layer(const llmc_model *model, const char *way, int l, int64_t rows);
+
 /* ---- numbers for the host ---- */
 
 /* out (rows,n) = rows of src, stride apart, as float; waits for the device, once */

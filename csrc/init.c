@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "error.h"
 #include "gpt2.h"
+#include "pulse.h"
 
 enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memory is all that is taken */
 
@@ -11,8 +12,8 @@ enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memor
 static int64_t piece_of(int64_t left) { return left < 2 * PIECE ? left : PIECE; }
 
 /* n elements of one layer; the rows of wte behind V pad it to Vp and are zero */
-static void draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n,
-                 double std) {
+static int draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n, double std,
+                Share *share) {
     Context *ctx = (Context *)&m->ctx;
     if (t->init == LLMC_RESIDUAL) std /= sqrt(2.0 * m->config.L);
     for (int64_t at = 0, count; at < n; at += count) {
@@ -21,8 +22,21 @@ static void draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor
         else
             for (int64_t i = 0; i < count; i++) x[i] = t->init == LLMC_ONE;
         m->k->copy_in(ctx, dst + at, x, count * (int64_t)sizeof *x);
+        TRY(pulse_share(share, count));
     }
     m->k->fill(ctx, dst + n, 0, (t->size - n) * (int64_t)sizeof *x);
+    return LLMC_OK;
+}
+
+static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
+    Share share = {.what = "drawing the weights", .path = "", .all = m->layout.num_params, .percent = -1};
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
+        const llmc_tensor *t = &m->layout.table[i];
+        const int64_t n = i == P_wte ? (int64_t)m->config.V * m->config.C : t->size;
+        for (int l = 0; l < (t->layers ? t->layers : 1); l++)
+            TRY(draw(m, rng, x, t, m->params + t->offset + l * t->stride, n, std, &share));
+    }
+    return LLMC_OK;
 }
 
 /* GPT-2's 0.02, and wider for models narrower than its 768 channels: what a layer puts out keeps its size, without
@@ -30,19 +44,14 @@ static void draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor
 static double usual_std(int C) { return C < 768 ? 0.02 * sqrt(768.0 / C) : 0.02; }
 
 int llmc_model_init(llmc_model *m, int64_t seed, double std) {
-    const llmc_tensor *table = m->layout.table;
     float *x = malloc(2 * PIECE * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory to draw fresh weights");
     if (std <= 0) std = usual_std(m->config.C);
     m->ctx.weights = LLMC_FP32;
     llmc_rng rng;
     llmc_rng_seed(&rng, seed);
-    for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
-        const llmc_tensor *t = &table[i];
-        const int64_t n = i == P_wte ? (int64_t)m->config.V * m->config.C : t->size;
-        for (int l = 0; l < (t->layers ? t->layers : 1); l++)
-            draw(m, &rng, x, t, m->params + t->offset + l * t->stride, n, std);
-    }
+    const int rc = draw_all(m, &rng, x, std);
     free(x);
-    return gpt2_store(m);
+    pulse("%s", "");
+    return rc < 0 ? rc : gpt2_store(m);
 }

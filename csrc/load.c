@@ -5,6 +5,7 @@
 #include "error.h"
 #include "gpt2.h"
 #include "modelfile.h"
+#include "pulse.h"
 
 /* ---- checking the content, piece by piece ---- */
 
@@ -33,6 +34,7 @@ static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
 typedef struct Reader {
     const ModelFile *f;
     Crc32 crc;
+    Share share;
     float *turned; /* room for the largest tensor that must be turned */
     float x[PIECE];
     uint16_t narrow[PIECE];
@@ -44,7 +46,7 @@ static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
     TRY(binfile_read(&r->f->file, raw, n * width, at));
     crc32_add(&r->crc, raw, n * width);
     if (width == 2) widen_bf16(r->x, r->narrow, n);
-    return LLMC_OK;
+    return pulse_share(&r->share, n * width);
 }
 
 static int check_bytes(Reader *r, int64_t from, int64_t to) {
@@ -210,6 +212,14 @@ static int read_step(const ModelFile *f, int64_t *step) {
     return LLMC_OK;
 }
 
+/* it is read twice: once to be checked, then what is taken */
+static Share share_of(const ModelFile *f, const llmc_model *m) {
+    const int64_t weights = f->params * place_of(f, 0, 0)->width;
+    const int64_t moments = m->room.training && f->sections[MOMENTS].at ? 2 * f->params * 4 : 0;
+    const int64_t checked = f->sections[CRC32].at ? f->file.size : weights;
+    return (Share){.what = "loading", .path = f->file.path, .all = checked + weights + moments, .percent = -1};
+}
+
 static int load(Reader *r, llmc_model *m) {
     const ModelFile *f = r->f;
     const int64_t moments = f->sections[MOMENTS].at;
@@ -233,10 +243,11 @@ int llmc_model_load(llmc_model *m, const char *path) {
     ModelFile f;
     TRY(modelfile_open(&f, path));
     Reader *r = malloc(sizeof *r);
-    if (r) r->f = &f, r->turned = NULL;
+    if (r) r->f = &f, r->turned = NULL, r->share = share_of(&f, m);
     const int rc = r ? load(r, m) : llmc_fail(LLMC_ENOMEM, "no memory to read %s", path);
     if (r) free(r->turned);
     free(r);
     modelfile_close(&f);
+    pulse("%s", "");
     return rc;
 }

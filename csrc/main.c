@@ -1,5 +1,8 @@
 /* ./train_gpt2: the trainer on the command line. Prints what the events say; decides nothing. */
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/wait.h>
+#include <time.h>
 #include "program.h"
 
 static const char PROGRAM[] = "train_gpt2";
@@ -7,25 +10,91 @@ static const char ABOUT[] = "train a GPT-2: ./train_gpt2 [--name=value ...]\n"
                             "only write: ./train_gpt2 --model=runs/demo --max_steps=0 --prompt=\"Once upon a time\"";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
+static volatile pid_t maker; /* of the data, while it works */
 
+/* The first answers and stops what is under way, the second ends at once. */
 static void on_signal(int number) {
+    const int error = errno;
+    if (maker > 0) kill(maker, number);
+    if (interrupted) {
+        clear_live();
+        _exit(INTERRUPTED);
+    }
     interrupted = 1;
-    if (trainer) llmc_trainer_stop(trainer); /* the step under way is finished and saved */
-    signal(number, SIG_DFL);                 /* a second signal ends at once */
+    if (trainer) llmc_trainer_stop(trainer);
+    answer_signal(trainer ? llmc_trainer_stopping(trainer) : "stopping; again to quit now");
+    errno = error;
+}
+
+static void catch_signals(void) {
+    const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignored = {.sa_handler = SIG_IGN};
+    struct sigaction before;
+    for (int i = 0; i < 2; i++) {
+        const int number = i ? SIGTERM : SIGINT;
+        if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN) continue; /* as of nohup */
+        sigaction(number, &action, NULL);
+    }
+    sigaction(SIGPIPE, &ignored, NULL); /* whoever read the lines has gone: the run goes on */
+#ifdef SIGXFSZ
+    sigaction(SIGXFSZ, &ignored, NULL); /* a file-size limit is a write that fails */
+#endif
+}
+
+static int on_pulse(void *context, const char *text) {
+    (void)context;
+    show_live(text);
+    return interrupted;
+}
+
+/* ---- the default data ---- */
+
+/* the stories' own command, which writes into `out` */
+static void become_maker(int out) {
+    dup2(out, STDOUT_FILENO);
+    dup2(out, STDERR_FILENO);
+    execlp("python3", "python3", "-m", "pyllmc.stories", (char *)NULL);
+    fprintf(stderr, "python3: %s\n", strerror(errno));
+    _exit(127);
+}
+
+/* Keeps the last line of what comes through the pipe, and shows every second that work goes on. */
+static void listen_to_maker(int pipe, const char *data, char *line, size_t size) {
+    char text[512];
+    const time_t began = time(NULL);
+    struct pollfd in = {.fd = pipe, .events = POLLIN};
+    size_t n = 0;
+    for (;;) {
+        char c;
+        if (poll(&in, 1, 500) <= 0) {
+            snprintf(text, sizeof text, "making %.400s: %ld s", data, (long)(time(NULL) - began));
+            show_live(text);
+            continue;
+        }
+        if (read(pipe, &c, 1) <= 0) break;
+        if (c == '\n') n = 0; /* an empty line leaves the one before */
+        else if (n + 1 < size) line[n++] = c, line[n] = 0;
+    }
+    show_live("");
 }
 
 /* The stories, which python3's standard library makes. What it says is kept for the one line that tells of a failure. */
 static int make_stories(const char *data) {
-    char line[512], reason[512] = "";
+    char reason[512] = "";
+    int ends[2], status = -1;
     fprintf(stderr, "making %s\n", data);
-    FILE *maker = popen("python3 -m pyllmc.stories 2>&1", "r");
-    while (maker && fgets(line, sizeof line, maker))
-        if (*line != '\n') snprintf(reason, sizeof reason, "%s", line);
-    const int status = maker ? pclose(maker) : -1;
+    if (pipe(ends) == 0) {
+        fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+        if ((maker = fork()) == 0) become_maker(ends[1]);
+        close(ends[1]);
+        if (maker > 0) listen_to_maker(ends[0], data, reason, sizeof reason);
+        close(ends[0]);
+        while (maker > 0 && waitpid(maker, &status, 0) < 0 && errno == EINTR) {}
+        maker = 0;
+    }
+    if (interrupted) return INTERRUPTED;
     if (status == 0) return 0;
     if (status > 0 && (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED))
         return INTERRUPTED; /* Ctrl-C goes to the child too */
-    reason[strcspn(reason, "\n")] = 0;
     fprintf(stderr, "train_gpt2: %s could not be made%s%s%s: run in the checkout with python3 >= 3.9, or give --data\n",
             data, *reason ? " (" : "", reason, *reason ? ")" : "");
     return 5;
@@ -39,29 +108,59 @@ static int check_and_make_data(const llmc_options *options) {
     return needed ? make_stories(data) : 0;
 }
 
+/* ---- training ---- */
+
 static void tell(int kind, const llmc_event *event) {
     if (!event->text_size) return;
+    clear_live();
     if (kind == LLMC_SAMPLE) fputs("sample: ", stdout);
     fwrite(event->text, 1, (size_t)event->text_size, stdout);
     show("\n", 1);
 }
 
-static int run(const llmc_options *options) {
+/* for the commands at the end: that of `make setup`, beside the program, or the system's */
+static void find_python(const char *program, char *python, size_t size) {
+    const char *slash = strrchr(program, '/');
+    const int n = !slash || !strncmp(program, "./", (size_t)(slash - program) + 1) ? 0 : (int)(slash - program) + 1;
+    snprintf(python, size, "%.*s.venv/bin/python", n, program);
+    if (access(python, X_OK) < 0) snprintf(python, size, "python3");
+}
+
+/* on stderr: stdout has what the run says, whoever ran it */
+static void tell_ending(const char *program) {
+    char text[1 << 15], python[4096];
+    find_python(program, python, sizeof python);
+    if (llmc_trainer_ending(trainer, program, python, text, sizeof text) == 0) fputs(text, stderr);
+}
+
+static int run(const llmc_options *options, const char *program) {
     llmc_event event;
     int kind = llmc_trainer_new(&trainer, options);
     if (kind < 0) return fail(PROGRAM, kind);
     if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
     while ((kind = llmc_trainer_next(trainer, &event)) > 0) tell(kind, &event);
+    clear_live();
+    if (kind == 0) tell_ending(program);
     return kind < 0 ? fail(PROGRAM, kind) : interrupted ? INTERRUPTED : 0;
 }
 
-static int write_text(const llmc_options *options) {
+/* which weights of a run write, and whether there are better ones for the asking */
+static void tell_weights(const llmc_options *options, const char *program) {
+    char model[4096], before[4096 + 16], text[1 << 14];
+    llmc_options_get(options, "model", model, sizeof model);
+    snprintf(before, sizeof before, "%.4000s --model=", program);
+    if (llmc_run_told(model, before, " --max_steps=0 --prompt=", text, sizeof text) == 0 && *text)
+        fprintf(stderr, "%s: %s\n", PROGRAM, text);
+}
+
+static int write_text(const llmc_options *options, const char *program) {
     llmc_writer *writer;
     char prompt[4096];
     const char *piece;
     int64_t size;
     int rc = llmc_writer_open(&writer, options);
     if (rc < 0) return fail(PROGRAM, rc);
+    tell_weights(options, program);
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
     rc = llmc_writer_prompt(writer, prompt, (int64_t)strlen(prompt), 1);
     while (rc >= 0 && !interrupted && !ferror(stdout) && (rc = llmc_writer_next(writer, &piece, &size)) > 0)
@@ -76,15 +175,11 @@ int main(int argc, char **argv) {
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);
     if (parsed > 0) return settle_output(PROGRAM, tell_about(parsed, ABOUT, options));
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
-    signal(SIGPIPE, SIG_IGN); /* whoever read the lines has gone: the run goes on */
-#ifdef SIGXFSZ
-    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write that fails */
-#endif
+    catch_signals();
+    llmc_on_pulse(on_pulse, NULL);
     int code = 0;
-    if (llmc_options_only_write(options)) code = write_text(options);
-    else if ((code = check_and_make_data(options)) == 0) code = run(options);
+    if (llmc_options_only_write(options)) code = write_text(options, *argv);
+    else if ((code = check_and_make_data(options)) == 0) code = run(options, *argv);
     llmc_trainer_free(trainer);
     llmc_options_free(options);
     return settle_output(PROGRAM, code);

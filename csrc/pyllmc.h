@@ -20,6 +20,16 @@ typedef enum llmc_status {
 } llmc_status;
 
 const char *llmc_last_error(void);
+
+/* ---- signs of life (pulse.c) ---- */
+enum { LLMC_STOPPED = -7 }; /* the answer of a function that a pulse has stopped */
+/* Called by this thread before every piece of what takes long, such as a tensor that is loaded or a batch of a validation,
+ * with a line that says what is under way and how far it is; with "" when that is over. If it returns anything but 0, the
+ * work ends with LLMC_STOPPED (a model that was being loaded is then neither old nor new), and a trainer is stopped as by
+ * llmc_trainer_stop; a checkpoint that is being written is finished. It must not call the library. NULL: none, as at first. */
+typedef int llmc_pulse(void *context, const char *text);
+void llmc_on_pulse(llmc_pulse *pulse, void *context);
+
 const char *llmc_backend(void); /* "cpu", "cuda" or "emu": which library this is */
 const char *llmc_version(void); /* of pyproject.toml */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
@@ -266,6 +276,9 @@ int llmc_options_text(const llmc_options *options, char *text, size_t size); /* 
 int llmc_options_help(const llmc_options *options, char *text, size_t size);
 /* --max_steps=0 with a --prompt and neither --data nor --resume: no training is wanted, but text (llmc_writer_open) */
 int llmc_options_only_write(const llmc_options *options);
+/* What weights a run folder `model` stands for, its best, and where the last step ended worse, a command for that: `before`,
+ * its path, `after`. One line; "" where model is no run folder. */
+int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size);
 /* A writer with a model and a tokenizer of its own, by --model, --tokenizer, --temperature and so on. */
 int llmc_writer_open(llmc_writer **writer, const llmc_options *options);
 
@@ -303,7 +316,13 @@ void llmc_trainer_free(llmc_trainer *trainer);
  * GRADIENTS, only where asked for: the gradients of all micro-steps are complete and may be changed. */
 int llmc_trainer_next(llmc_trainer *trainer, llmc_event *event);
 int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
-void llmc_trainer_stop(llmc_trainer *trainer);             /* from a signal handler too: checkpoint, then DONE */
+/* From a signal handler or another thread, too: at most one micro-step, batch of a validation or token of a sample later
+ * there is a checkpoint, then DONE; a run that is resumed from it goes on as if it had never been stopped. */
+void llmc_trainer_stop(llmc_trainer *trainer);
+const char *llmc_trainer_stopping(const llmc_trainer *trainer); /* from there, too: the line that answers a first Ctrl-C */
+/* For whoever sits there after DONE: what was best, where it is, and what to do next as whole commands, in which `program`
+ * trains and `python` is Python; program begins with it where the trainer was called from there. */
+int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);
 llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
 const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
 /* cffi: end */

@@ -8,6 +8,7 @@
 #include "gpt2.h"
 #include "paths.h"
 #include "source.h"
+#include "state.h"
 #include "trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
@@ -60,26 +61,18 @@ static int open_resume(llmc_trainer *t) {
     return adopt_options(o, t->weights);
 }
 
-/* the loop's own few numbers, from the checkpoint's STATE */
-static double state_number(const char *state, const char *name, double otherwise) {
-    char key[64];
-    snprintf(key, sizeof key, "%s=", name);
-    const char *at = strstr(state, key);
-    while (at && at != state && at[-1] != '\n') at = strstr(at + 1, key); /* val_loss= also ends best_val_loss= */
-    return at ? strtod(at + strlen(key), NULL) : otherwise;
-}
-
 static int restore_state(llmc_trainer *t) {
     char state[4096] = "";
     TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state - 1));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
+    t->best_step = (int64_t)state_number(state, "best_step", -1);
     CHECK(t->step == llmc_model_step(t->model), LLMC_EINVAL,
           "%s holds no moments, so it cannot be resumed bit for bit: resume from last.ckpt, or start from it with "
           "--model",
           t->weights);
-    t->evaluated = (int)state_number(state, "evaluated", 0);
+    t->found = t->evaluated = (int)state_number(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
     return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
 }
@@ -190,7 +183,8 @@ static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    CHECK(V == t->config.V, LLMC_EINVAL,
+    const int has_spare_ids = t->options.vocab_size == t->config.V && V < t->config.V; /* as it was asked for */
+    CHECK(V == t->config.V || has_spare_ids, LLMC_EINVAL,
           "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
           t->config.V, V);
     TRY(source_own_tokenizer(&own, t->weights));

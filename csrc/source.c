@@ -1,11 +1,14 @@
 /* From --model and --tokenizer to files, and to a model that writes. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "error.h"
 #include "paths.h"
+#include "quote.h"
 #include "source.h"
+#include "state.h"
 #include "tfbundle.h"
 
 int source_check_device(const char *device) {
@@ -30,6 +33,38 @@ int source_is_file(const char *model, char *path, size_t size) {
         if (access(path, F_OK) == 0) return 1;
     }
     return tfbundle_is(model);
+}
+
+/* 1 if a run folder has such a checkpoint: its path, its step and the validation loss that is known of it, or NaN */
+static int look_into(const char *run, const char *name, const char *loss, char *path, size_t size, double *step,
+                     double *val_loss) {
+    char state[4096] = "";
+    snprintf(path, size, "%s/%s", run, name);
+    if (access(path, R_OK) < 0) return 0;
+    TRY(llmc_checkpoint_text(path, "STATE   ", state, sizeof state - 1));
+    *step = state_number(state, "step", 0);
+    *val_loss = state_number(state, loss, NAN);
+    return 1;
+}
+
+int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size) {
+    char best[2 * OPTION_TEXT], last[2 * OPTION_TEXT], quoted[QUOTED];
+    double best_step = 0, best_loss = NAN, step = 0, loss = NAN;
+    *text = 0;
+    if (!paths_is_folder(model)) return LLMC_OK;
+    const int has_best = look_into(model, "best.ckpt", "best_val_loss", best, sizeof best, &best_step, &best_loss);
+    TRY(has_best);
+    const int has_last = look_into(model, "last.ckpt", "val_loss", last, sizeof last, &step, &loss);
+    TRY(has_last);
+    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last, step);
+    if (!has_best) return LLMC_OK;
+    int n = snprintf(text, size, "%s: step %.0f", best, best_step);
+    if (isfinite(best_loss) && (size_t)n < size) n += snprintf(text + n, size - (size_t)n, ", val loss %.4f, the best", best_loss);
+    if (!has_last || !(loss > best_loss) || (size_t)n >= size) return LLMC_OK;
+    quote(last, quoted);
+    snprintf(text + n, size - (size_t)n, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before,
+             quoted, after);
+    return LLMC_OK;
 }
 
 int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {

@@ -37,6 +37,7 @@ int llmc_trainer_new(llmc_trainer **out, const llmc_options *options) {
     t->options = *options;
     t->best_val_loss = INFINITY;
     t->val_loss = NAN;
+    t->kept = t->best_step = -1;
     t->text = calloc(1, TEXT_SIZE);
     const int rc = t->text ? setup_open(t) : llmc_fail(LLMC_ENOMEM, "no memory for a trainer's text");
     if (rc < 0) llmc_trainer_free(t);
@@ -65,14 +66,19 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 /* ---- one step ---- */
 
+/* 1, or 0 where it was stopped between two micro-steps */
 static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
+    t->doing = micro_steps > 1 ? MICRO_STEPPING : STEPPING;
     for (int i = 0; i < micro_steps; i++) {
+        if (!t->stop) tell_micro_step(t, i);
+        if (i && t->stop) return 0;
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
         TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
                                   &t->losses[i]));
     }
-    return t->yield_gradients ? llmc_model_sync(t->model) : LLMC_OK;
+    if (t->yield_gradients) TRY(llmc_model_sync(t->model));
+    return 1;
 }
 
 /* of the micro-steps, once the device has told them */
@@ -112,12 +118,6 @@ static int update(llmc_trainer *t) {
 
 /* ---- what an event says ---- */
 
-static void clock_text(double seconds, char *text, size_t size) {
-    const long s = seconds > 0 && seconds < 1e9 ? (long)seconds : 0;
-    if (s >= 3600) snprintf(text, size, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
-    else snprintf(text, size, "%ld:%02ld", s / 60, s % 60);
-}
-
 static int announce_step(llmc_trainer *t, llmc_event *e) {
     const llmc_options *o = &t->options;
     const double ms = (now() - t->started) * 1e3;
@@ -126,7 +126,7 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     e->ms = ms;
     e->tok_s = (double)t->B * t->T * (double)o->grad_accum / ms * 1e3;
     e->eta_s = (double)(o->max_steps - t->step) * t->ms * 1e-3;
-    clock_text(e->eta_s, eta, sizeof eta);
+    tell_clock(e->eta_s, eta, sizeof eta);
     snprintf(line, sizeof line,
              "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"norm\": %.9g, \"ms\": %.3f, \"tok_s\": %.1f}\n",
              (long long)t->step, t->loss, t->lr, t->norm, ms, e->tok_s);
@@ -191,20 +191,27 @@ static int announce_plan(llmc_trainer *t) {
 
 static int due(int64_t step, int64_t every, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
 
+/* 1, or 0 where it was stopped between two batches */
 static int validate(llmc_trainer *t) {
+    const double began = now();
     const int64_t batches_in_all = (llmc_loader_windows(t->val) + t->B - 1) / t->B;
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
     double sum = 0;
     TRY(llmc_loader_set_position(t->val, 0)); /* the same windows every time */
+    t->doing = VALIDATING;
     for (int64_t i = 0; i < batches; i++) {
         float loss;
+        if (!t->stop) tell_batch(t, i, batches, sum, now() - began);
+        if (t->stop) return 0;
         TRY(llmc_loader_next(t->val, t->inputs, t->targets));
-        TRY(llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss));
+        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss);
+        if (rc == LLMC_STOPPED) return t->stop = 1, 0;
+        TRY(rc);
         sum += loss;
     }
     t->val_loss = sum / (double)batches;
-    return isfinite(t->val_loss) ? LLMC_OK : explain_nonfinite(t, "validation loss", t->val_loss);
+    return isfinite(t->val_loss) ? 1 : explain_nonfinite(t, "validation loss", t->val_loss);
 }
 
 static int save(llmc_trainer *t, const char *name, int with_moments) {
@@ -215,10 +222,11 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     run_path(&t->run, name, path, sizeof path);
     TRY(llmc_options_text(&t->options, options, sizeof options));
     snprintf(state, sizeof state,
-             "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nval_loss=%.17g\n"
+             "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
              "evaluated=%d\n",
              (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
-             t->val_loss, t->evaluated);
+             (long long)t->best_step, t->val_loss, t->evaluated);
+    t->doing = SAVING;
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     TRY(llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments));
     t->saved |= with_moments;
@@ -226,30 +234,37 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     return LLMC_OK;
 }
 
+/* The event, or 0 where it was stopped. Of a run that takes no step there is no best. */
 static int evaluate(llmc_trainer *t) {
     char line[128];
-    TRY(validate(t));
-    const int best = t->val_loss < t->best_val_loss;
-    if (best) t->best_val_loss = t->val_loss;
+    const int rc = validate(t);
+    if (rc <= 0) return rc;
+    const int best = t->val_loss < t->best_val_loss && t->options.max_steps;
+    if (best) t->best_val_loss = t->val_loss, t->best_step = t->step;
     snprintf(line, sizeof line, "{\"step\": %lld, \"val_loss\": %.9g}\n", (long long)t->step, t->val_loss);
     TRY(run_metric(&t->run, line));
-    if (best && t->step > 0) TRY(save(t, "best.ckpt", 0));
+    if (best) TRY(save(t, "best.ckpt", 0));
     snprintf(t->text, TEXT_SIZE, "step %lld | val loss %.4f%s", (long long)t->step, t->val_loss, best ? " (best)" : "");
     return LLMC_EVAL;
 }
 
+/* 1, or 0 where it was stopped between two tokens */
 static int write_sample(llmc_trainer *t, llmc_writer *w) {
     const char *prompt = t->options.prompt, *piece;
     int64_t size;
     int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
     t->sample_size = 0;
-    while (rc >= 0 && (rc = llmc_writer_next(w, &piece, &size)) > 0) {
+    t->doing = SAMPLING;
+    for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
+        tell_token(t, i);
+        if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
         const int64_t room = TEXT_SIZE - 1 - t->sample_size, n = size < room ? size : room;
         memcpy(t->text + t->sample_size, piece, (size_t)n);
         t->sample_size += n;
     }
+    if (rc > 0 || rc == LLMC_STOPPED) t->sample_size = 0; /* it is written again, whole */
     t->text[t->sample_size] = 0;
-    return rc;
+    return rc == LLMC_STOPPED ? 0 : rc < 0 ? rc : rc == 0;
 }
 
 static int draw_sample(llmc_trainer *t) {
@@ -259,13 +274,14 @@ static int draw_sample(llmc_trainer *t) {
     TRY(llmc_writer_new(&w, t->model, t->tokenizer, &how, t->options.sample_tokens));
     const int rc = write_sample(t, w);
     llmc_writer_free(w);
-    TRY(rc);
+    if (rc <= 0) return rc;
     TRY(run_sample(&t->run, t->step, t->text, t->sample_size));
     return LLMC_SAMPLE;
 }
 
 static int save_last(llmc_trainer *t) {
-    TRY(save(t, "last.ckpt", 1));
+    if (t->kept != t->step) TRY(save(t, "last.ckpt", 1));
+    t->kept = t->step;
     snprintf(t->text, TEXT_SIZE, "step %lld | saved %s/last.ckpt%s", (long long)t->step, t->run.folder,
              t->stop ? "; stopped, continue with --resume" : "");
     return LLMC_CHECKPOINT;
@@ -274,44 +290,61 @@ static int save_last(llmc_trainer *t) {
 /* ---- the machine ---- */
 
 static int begin(llmc_trainer *t) {
-    if (t->options.plan) return t->phase = FINISHED, LLMC_OK;
-    TRY(setup_model(t));
-    t->phase = t->evaluated ? SAVE : EVALUATE;
-    return LLMC_OK;
+    if (t->options.plan || t->stop) return t->phase = FINISHED, LLMC_OK;
+    t->doing = LOADING;
+    const int rc = setup_model(t);
+    if (rc == LLMC_STOPPED) return t->stop = 1, t->phase = FINISHED, LLMC_OK;
+    t->phase = t->evaluated == EVALUATED ? SAVE : t->evaluated == VALIDATED ? SAMPLE : EVALUATE;
+    return rc;
 }
 
 static int at_evaluate(llmc_trainer *t) {
     t->phase = SAMPLE;
-    if (!t->val || t->stop || !due(t->step, t->options.val_every, t->options.max_steps)) return LLMC_OK;
-    return evaluate(t);
+    const int wanted = t->val && !t->stop && due(t->step, t->options.val_every, t->options.max_steps);
+    const int rc = wanted ? evaluate(t) : LLMC_OK;
+    if (!wanted ? !t->stop : rc == LLMC_EVAL) t->evaluated = VALIDATED; /* a stop is not kept waiting */
+    return rc;
 }
 
 static int at_sample(llmc_trainer *t) {
     t->phase = SAVE;
-    t->evaluated = !t->stop; /* a stop is not kept waiting */
-    if (!t->tokenizer || t->stop || !t->step) return LLMC_OK;
-    return due(t->step, t->options.sample_every, t->options.max_steps) ? draw_sample(t) : LLMC_OK;
+    const int wanted =
+        t->tokenizer && !t->stop && t->step && due(t->step, t->options.sample_every, t->options.max_steps);
+    const int rc = wanted ? draw_sample(t) : LLMC_OK;
+    if (!wanted ? !t->stop : rc == LLMC_SAMPLE) t->evaluated = EVALUATED;
+    return rc;
 }
+
+/* A stopped run can always be gone on with, from its beginning, too, unless that would take the place of a run that is being
+ * replaced and may come back. */
+static int may_save(const llmc_trainer *t) { return *t->run.folder && (t->step || (t->stop && !t->run.replacing)); }
 
 static int at_save(llmc_trainer *t) {
     const int64_t last = t->options.max_steps;
     const int ending = t->stop || t->step >= last;
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
-    const int fresh = t->resumed && t->model->step == t->step && t->started == 0; /* just read from there */
+    const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* just read from there */
     t->phase = ending ? FINISHED : ACCUMULATE;
     if (fresh && ending && !t->stop) {
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
                  (long long)t->step, (long long)last);
         return LLMC_CHECKPOINT;
     }
-    return *t->run.folder && t->step && wanted && !fresh ? save_last(t) : LLMC_OK;
+    return may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
+}
+
+/* the step under way as if it had never begun */
+static int drop_step(llmc_trainer *t) {
+    t->phase = SAVE;
+    return llmc_loader_set_position(t->train, t->position);
 }
 
 static int at_accumulate(llmc_trainer *t) {
+    if (t->stop) return t->phase = SAVE, LLMC_OK; /* it came while a checkpoint was written */
     t->started = now();
-    t->evaluated = 0;
     t->position = llmc_loader_position(t->train);
-    TRY(accumulate(t));
+    const int rc = accumulate(t);
+    if (rc <= 0) return rc < 0 ? rc : drop_step(t);
     t->phase = UPDATE;
     if (!t->yield_gradients) return LLMC_OK;
     t->loss = mean_loss(t);
@@ -321,13 +354,21 @@ static int at_accumulate(llmc_trainer *t) {
 static int at_update(llmc_trainer *t, llmc_event *e) {
     TRY(update(t));
     t->phase = EVALUATE;
+    t->evaluated = NOT_EVALUATED;
     return announce_step(t, e);
+}
+
+static int announce(llmc_trainer *t) {
+    const int kind = announce_plan(t);
+    TRY(kind);
+    TRY(tell_resume(t, t->text, TEXT_SIZE));
+    return kind;
 }
 
 /* one move; the kind of event it made, or 0 to move on */
 static int move(llmc_trainer *t, llmc_event *e) {
     switch (t->phase) {
-    case OPEN: t->phase = BEGIN; return announce_plan(t);
+    case OPEN: t->phase = BEGIN; return announce(t);
     case BEGIN: return begin(t);
     case EVALUATE: return at_evaluate(t);
     case SAMPLE: return at_sample(t);

@@ -6,6 +6,8 @@
 #include "run.h"
 
 enum { TEXT_SIZE = 1 << 16 };
+enum { NOT_EVALUATED, EVALUATED, VALIDATED }; /* all that is due at a step's boundary; all but the sample */
+enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING };
 
 struct llmc_trainer {
     llmc_options options;
@@ -17,12 +19,14 @@ struct llmc_trainer {
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
-    int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
+    int evaluated; /* of what is due at this step's boundary: what a resumed run does not do again */
 
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* whether there is a checkpoint to go back to */
-    volatile sig_atomic_t stop;
+    volatile sig_atomic_t stop, doing;
     int64_t step, tokens, position; /* the last: of the data, where the step under way began */
+    int found;               /* `evaluated`, as the checkpoint that is resumed has it */
+    int64_t kept, best_step; /* what step last.ckpt was written at, -1 not yet; -1 not known */
     double val_loss, best_val_loss;
     double loss, norm, lr; /* of the step under way */
     double started, ms;    /* when it began; smoothed time of a step */
@@ -38,6 +42,13 @@ int setup_check(llmc_trainer *trainer);
 int setup_needs_data_made(const llmc_trainer *trainer);
 /* Options of the checkpoint to resume, data, tokenizer, configuration: everything but large memory. */
 int setup_open(llmc_trainer *trainer);
+/* Signs of life (tell.c); whoever hears them may stop the run. sum: of the losses of the i batches so far. */
+void tell_micro_step(llmc_trainer *trainer, int i);
+void tell_batch(llmc_trainer *trainer, int64_t i, int64_t batches, double sum, double seconds);
+void tell_token(llmc_trainer *trainer, int64_t i);
+void tell_clock(double seconds, char *text, size_t size); /* 1:02:03 */
+/* Appends to the plan of a run that goes on: from what step, and each option that is another one now. */
+int tell_resume(const llmc_trainer *trainer, char *text, size_t size);
 /* What its model is made for. */
 llmc_room setup_room(const llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */

@@ -25,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # pyllmc and train_gpt2 of this checkout
 
+from pyllmc import live
+
 TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
     "THP_MEM_ALLOC_ENABLE": "1",
@@ -169,6 +171,7 @@ class Process:
         self.end.daemon = True
         if limit:
             self.end.start()
+        live.show(f"  starting: {self.name}")
         try:
             self.read()
         except (Skip, Failed):
@@ -177,7 +180,11 @@ class Process:
 
     def read(self) -> dict[str, Any]:
         assert self.child.stdout
-        line = self.child.stdout.readline()
+        try:
+            line = self.child.stdout.readline()
+        except (KeyboardInterrupt, SystemExit):
+            self.child.kill()  # what it measures is not waited for
+            raise
         if not line:
             late = f" after {self.end.interval:.0f} s" if self.end.finished.is_set() else ""
             code = self.child.wait()
@@ -190,13 +197,16 @@ class Process:
     def ask(self, **request: Any) -> dict[str, Any]:
         """{"ms": [...], "value": what the call returned, "peak_mb": so far}. calls, seconds, warm: how often."""
         assert self.child.stdin
+        live.show(f"  measuring: {self.name}")
         time.sleep(PAUSE)
         try:
             self.child.stdin.write(json.dumps(request) + "\n")
             self.child.stdin.flush()
         except BrokenPipeError:
             pass  # reading tells why
-        return self.read()
+        found = self.read()
+        live.clear()
+        return found
 
     def printed(self) -> str:
         self.errors.seek(0)
@@ -234,6 +244,7 @@ def check_agree(what: str, values: Mapping[str, Sequence[float]], tolerance: flo
 
 
 def say(text: str) -> None:
+    live.clear()
     print(text, file=sys.stderr, flush=True)
 
 

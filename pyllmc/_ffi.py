@@ -10,7 +10,7 @@ from typing import Any
 
 from cffi import FFI
 
-from pyllmc import cublas
+from pyllmc import cublas, live
 from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
     ERRORS,
     BadFile,
@@ -70,6 +70,7 @@ def _load(device: str, name: str) -> Any:
         raise NoDevice(f"{path.name} cannot be loaded ({reason}); build it with `{target}`") from None
     if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
+    live.listen(ffi(), lib)
     return lib
 
 
@@ -83,7 +84,8 @@ def text(pointer: Any) -> str:
 
 
 def check(lib: Any, status: int) -> int:
-    """A function's answer, or its error as an exception."""
+    """A function's answer, or its error as an exception; and what a signal's handler has raised meanwhile."""
+    live.raise_what_came()
     if status < 0:
         raise ERRORS.get(status, LlmcError)(message(lib))
     return status

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pyllmc.errors import INTERRUPTED, InvalidArgument, begin_command, exit_code, line_of, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi
+from pyllmc import _ffi, live
+from pyllmc.signals import answered_by_turns
 from pyllmc.trainer import Options
 from pyllmc.writer import Chat
 
@@ -18,6 +19,7 @@ PROG = "pyllmc.chat"
 
 
 def show(text: str) -> None:
+    live.clear()
     print(text, end="", flush=True)
 
 
@@ -40,6 +42,11 @@ def answer_or_tell(chat: Chat, text: str | bytes, before: str = "") -> int:
 def talk_at_terminal(chat: Chat) -> int:
     """Ctrl-C ends an answer, and without a turn since the last Ctrl-C the program."""
     print(f"{chat.about}\n")
+    with answered_by_turns() as begin_turn:
+        return take_turns(chat, begin_turn)
+
+
+def take_turns(chat: Chat, begin_turn: Callable[[], None]) -> int:
     interrupted = False
     while True:
         try:
@@ -49,9 +56,11 @@ def talk_at_terminal(chat: Chat) -> int:
                 print()
                 return 0
             interrupted = False
+            begin_turn()
             show(chat.label(True))
             answer_or_tell(chat, line, before="\n")
         except KeyboardInterrupt:
+            live.clear()
             print()
             if interrupted:
                 return INTERRUPTED

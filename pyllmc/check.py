@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pyllmc import layout
+from pyllmc import layout, live
 from pyllmc.files import DataError, find_checkpoint, need
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
@@ -317,7 +317,8 @@ def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, fl
     """The float64 answer to random_batch(seed), and PyTorch's errors on it and on the batches of the seeds that follow."""
     errors: dict[str, float] = {}
     batches = max(BATCHES, min(MOST, -(-TOKENS // (b * t))))
-    for i in reversed(range(batches)):  # one at a time: the results are large; the first is kept
+    seeds = list(reversed(range(batches)))
+    for i in live.each(seeds, "PyTorch in float32 and float64: batch"):  # one at a time: the results are large; the first is kept
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
         run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
         add_errors(errors, run32, run64)
@@ -327,7 +328,9 @@ def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, fl
 def check(m: Model, gpt: Any, b: int, t: int, seed: int = 0) -> Iterator[Line]:
     """Compares m with a reference of the same weights on a random batch (b, t). Overwrites m's gradients."""
     m.zero_grad()
+    live.show("the engine: forward and backward")
     ours = run_engine(m, *random_batch(m.config.vocab_size, b, t, seed))
+    live.clear()
     yield from compare(m.config, ours, *run_torch(gpt, b, t, seed))
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+import shlex
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+
+from pyllmc import live, signals
+from pyllmc.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
 
 
 class LlmcError(Exception):
@@ -56,9 +58,6 @@ ERRORS: dict[int, type[LlmcError]] = {
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
 130 interrupted"""
-INTERRUPTED = 130
-# what ends a command, and what Python does by default
-WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 # the first that fits; engine errors are kinds of the builtin ones
 KINDS = (
     (MemoryError, 3),
@@ -85,62 +84,35 @@ def line_of(error: BaseException) -> str:
     return " ".join(str(error).split("\n")) or type(error).__name__
 
 
-def _end(number: int, frame: Any) -> None:
-    os._exit(INTERRUPTED)
-
-
-def _leave(number: int, frame: Any) -> None:
-    """SIGTERM: as Ctrl-C, but nobody takes it for the end of one answer only."""
-    raise SystemExit(INTERRUPTED)
-
-
 def how_to_install(package: str) -> str:
     """The remedy for a missing package; a checkout brings its own environment."""
     checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))
     return f"pip install {package}" + (", or make setup and use .venv/bin/python" if checkout else "")
 
 
+def python_command() -> str:
+    """How this Python is called, in a command that can be pasted: by its name where that finds it, else by its path."""
+    for name in ("python", "python3"):
+        if os.path.abspath(shutil.which(name) or "") == sys.executable:
+            return name
+    here = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
+
+
 def begin_command(*packages: str) -> None:
     """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
-    for number, default in WAYS_TO_END.items():
-        if signal.getsignal(number) is default:  # not if the shell had it ignored
-            signal.signal(number, _end)
+    signals.end_quietly()
     for package in packages:
         if find_spec(package) is None:
             print(f"{prog}: {package} is not installed: {how_to_install(package)}", file=sys.stderr)
             sys.exit(exit_code(ImportError()))
 
 
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM call stop() inside, a second one ends at once; tells whether one came."""
-    came: list[int] = []
-
-    def on_signal(number: int, frame: Any) -> None:
-        came.append(number)
-        stop()
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, on_signal) for number in WAYS_TO_END}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
-    for number in loading:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _leave)
-    try:
-        yield
-    finally:
-        for number in loading:
-            signal.signal(number, _end)
+def _tell(line: str) -> None:
+    live.clear()
+    print(line, file=sys.stderr)
 
 
 def _discard_output() -> None:
@@ -150,8 +122,8 @@ def _discard_output() -> None:
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
-    with _interruptible(), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"{prog}: warning: {message}", file=sys.stderr)
+    with signals.interruptible(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _tell(f"{prog}: warning: {message}")
         try:
             code = work()
             sys.stdout.flush()
@@ -164,7 +136,7 @@ def run_command(prog: str, work: Callable[[], int | None]) -> int:
         except Exception as error:
             if not exit_code(error):
                 raise
-            print(f"{prog}: {line_of(error)}", file=sys.stderr)
+            _tell(f"{prog}: {line_of(error)}")
             if isinstance(error, OSError) and error.errno in FULL:
                 _discard_output()
             return exit_code(error)

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import EXIT_CODES, begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
+from pyllmc import live
 from pyllmc.options import Parser, add_options, at_least
-from pyllmc.writer import open_writer
+from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.sample"
 # rows of the table of options, with the defaults they have here
@@ -35,7 +36,7 @@ DEFAULTS: dict[str, Any] = {"seed": 0}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("run", help="a run folder, a checkpoint, or other weights, as of Hugging Face")
+    parser.add_argument("run", help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, or other weights, as of Hugging Face")
     parser.add_argument(
         "--tokenizer",
         default="",
@@ -53,10 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
+        tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
             for piece in itertools.chain([prompt], pieces):
+                live.clear()
                 print(piece, end="", flush=True)
             print("\n" if i + 1 < count else "", flush=True)
 

@@ -261,16 +261,21 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 
     overwrite: replace the data set that lies there.
     """
-    from pyllmc import prepro  # here, since telling and checking need no other module
+    from pyllmc import live, prepro  # here, since telling and checking need no other module
+
+    def show(state: prepro.Progress) -> None:
+        live.show(f"making {out}: {state.stage}, {state.documents:,} of {stories:,} stories")
 
     prepro.write_dataset(
-        generate(stories, seed),
+        live.each(generate(stories, seed), f"making {out}: story", stories),
         out,
         tokenizer="word",
         val_fraction=VAL_FRACTION,
         source=f"pyllmc.stories, {stories} stories, seed {seed}",
         overwrite=overwrite,
+        progress=show,
     )
+    live.clear()
 
 
 def default_folder() -> str:

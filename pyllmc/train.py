@@ -11,6 +11,7 @@ from pyllmc.errors import (
     LlmcError,
     begin_command,
     how_to_install,
+    python_command,
     run_command,
     stopped_by_signals,
 )
@@ -18,13 +19,16 @@ from pyllmc.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi
+from pyllmc import _ffi, live
 from pyllmc.trainer import Options, Trainer
-from pyllmc.writer import write_text
+from pyllmc.writer import tell_weights, write_text
 
 PROG = "pyllmc.train"
 ABOUT = """train a GPT-2: python -m pyllmc.train [--name=value ...]
 only write: python -m pyllmc.train --model=runs/demo --max_steps=0 --prompt="Once upon a time\""""
+
+
+WRITING = " --max_steps=0 --prompt="
 
 
 def draw(trainer: Trainer) -> None:
@@ -42,6 +46,7 @@ def draw(trainer: Trainer) -> None:
 
 
 def show(line: str) -> None:
+    live.clear()
     try:
         print(line, flush=True)
     except BrokenPipeError:  # whoever read the lines has gone: the run goes on
@@ -49,11 +54,15 @@ def show(line: str) -> None:
 
 
 def run(trainer: Trainer) -> int:
-    with stopped_by_signals(trainer.stop) as interrupted:
+    with stopped_by_signals(trainer.stop, lambda: trainer.stopping) as interrupted:
         for event in trainer:
             if event.text:
                 show(("sample: " if event.kind == "sample" else "") + event.text)
-        draw(trainer)
+        live.clear()
+        if not interrupted():
+            draw(trainer)
+        python = python_command()
+        print(trainer.ending(f"{python} -m {PROG}", python), end="", file=sys.stderr)
         return INTERRUPTED if interrupted() else 0
 
 
@@ -66,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show((asked if asked == options.version() else f"{ABOUT}\n\n{asked}").rstrip())
             return 0
         if options.only_write():
+            before = f"{python_command()} -m {PROG} --model="
+            tell_weights(PROG, options.get("model"), before, WRITING)
             for piece in write_text(options):
+                live.clear()
                 print(piece, end="", flush=True)
             print()
             return 0

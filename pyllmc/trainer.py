@@ -151,8 +151,24 @@ class Trainer:
         return Event(kind=KINDS[event.kind], text=text, **fields)
 
     def stop(self) -> None:
-        """End after the step under way, with a checkpoint; safe in a signal handler."""
+        """End soon, with a checkpoint from which a resumed run goes on as if it had never been stopped.
+
+        That is at most one micro-step, batch of a validation or token of a sample later. Safe in a signal handler and in
+        another thread.
+        """
         self._lib.llmc_trainer_stop(self._handle)
+
+    @property
+    def stopping(self) -> str:
+        """The line that answers a first Ctrl-C, by what is under way."""
+        return _ffi.text(self._lib.llmc_trainer_stopping(self._handle))
+
+    def ending(self, program: str, python: str) -> str:
+        """What was best, where it is, and what to do next, as commands that call `program` to train and `python`."""
+        text = _ffi.ffi().new("char[]", 1 << 15)
+        names = os.fsencode(program), os.fsencode(python)
+        _ffi.check(self._lib, self._lib.llmc_trainer_ending(self._handle, *names, text, 1 << 15))
+        return os.fsdecode(_ffi.ffi().string(text))
 
     @property
     def model(self) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -140,6 +141,20 @@ def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
             f"--tokenizer={tokenizer} ({where}) cannot be written with: name a tokenizer.bin or vocab.bpe"
         )
     return Writer(open_model(path, **how), found)
+
+
+def weights_told(path: Path, before: str, after: str = "") -> str:
+    """Which weights a run folder stands for, and where its last step ended worse, a command for that; "" of other files."""
+    lib, text = _ffi.load(), _ffi.ffi().new("char[]", 1 << 14)
+    words = os.fsencode(path), os.fsencode(before), os.fsencode(after)
+    _ffi.check(lib, lib.llmc_run_told(*words, text, 1 << 14))
+    return os.fsdecode(_ffi.ffi().string(text))
+
+
+def tell_weights(prog: str, path: Path, before: str, after: str = "") -> None:
+    """The same on standard error, for commands."""
+    if told := weights_told(path, before, after):
+        print(f"{prog}: {told}", file=sys.stderr)
 
 
 def write_text(options: Options) -> Iterator[str]:

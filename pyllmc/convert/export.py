@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllmc import live
 from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
@@ -80,7 +81,7 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
     """The tensors without padding. Raises DataError for one that lacks, is of another shape, or not finite."""
     expected = dict(targets(config))
     found = {}
-    for name, shape in expected.items():
+    for name, shape in live.each(expected.items(), "checking: tensor"):
         if name not in tensors:
             raise DataError(f"{name} is missing: expected {shape}")
         x = tensors[name]
@@ -178,7 +179,7 @@ def _fill(folder: str, job: Job) -> list[str]:
 def compare(job: Job, found: Iterable[tuple[str, np.ndarray]], dtypes: Mapping[str, str]) -> None:
     """Raises MalformedFile unless every tensor reads back to the bit, or to its one rounding."""
     missing = set(job.tensors)
-    for name, x in found:
+    for name, x in live.each(found, "comparing: tensor", len(job.tensors)):
         written = job.tensors[name]
         missing.discard(name)
         expected = widen(narrow(written, dtypes[name]), dtypes[name])

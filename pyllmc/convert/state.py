@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc import layout
+from pyllmc import layout, live
 from pyllmc.errors import NotFinite
 from pyllmc.files import MalformedFile
 from pyllmc.layout import GPTConfig
@@ -163,7 +163,7 @@ def build(
     """The parameters one by one, of a state that was checked and is used up."""
     import numpy as np
 
-    for name, recipe in recipes.items():
+    for name, recipe in live.each(recipes.items(), "loading: tensor"):
         parts = [state.pop(source).read() for source, _ in recipe.sources]
         if name == WTE and head in state and not np.array_equal(state.pop(head).read(), parts[0]):
             raise MalformedFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pyllmc import live
 from pyllmc.bins import HEADER_BYTES, pack_header
 from pyllmc.bins import MODEL_MAGIC as MAGIC
 from pyllmc.convert.numbers import narrow
@@ -62,7 +63,7 @@ def write_bin(
     with open(path, "wb") as file:
         out = Summed(file)
         out.write(pack_header(MAGIC, VERSIONS[dtype], *sizes))
-        for row, layer in parameters(config):
+        for row, layer in live.each(list(parameters(config)), "writing: tensor"):
             out.write(padded_bytes(tensors[row.torch_name_of(layer)], row.shape[0], dtype))
         if tokenizer:
             out.write(section(b"TOKENIZR", tokenizer))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllmc import live
 from pyllmc.convert.numbers import narrow
 from pyllmc.convert.state import targets
 from pyllmc.convert.vocabulary import Lists, Unexpressible, gguf_lists
@@ -86,7 +87,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for ours, _ in targets(config):  # one at a time: no second copy of the model
+        for ours, _ in live.each(list(targets(config)), "writing: tensor"):  # no second copy of the model
             writer.write_tensor_data(narrow(tensors[ours], dtype_of(ours, tensors[ours], dtype)))
         flush_to_disk(writer.fout[0])
     return notes

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllmc import live
 from pyllmc.convert.numbers import DTYPES, narrow
 from pyllmc.convert.state import MATRICES, targets
 from pyllmc.convert.vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
@@ -89,7 +90,7 @@ def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> Non
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, x in state:
+        for _, x in live.each(state, "writing: tensor", len(header) - 1):
             file.write(narrow(x, dtype).data)
         flush_to_disk(file)
 

@@ -1,0 +1,13 @@
+/* A number of a checkpoint's STATE. */
+#include "state.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+double state_number(const char *state, const char *name, double otherwise) {
+    char key[64];
+    snprintf(key, sizeof key, "%s=", name);
+    const char *at = strstr(state, key);
+    while (at && at != state && at[-1] != '\n') at = strstr(at + 1, key); /* val_loss= also ends best_val_loss= */
+    return at ? strtod(at + strlen(key), NULL) : otherwise;
+}

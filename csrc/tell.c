@@ -1,0 +1,225 @@
+/* What a trainer tells whoever sits there: what is under way, what changed when it goes on, what its end leaves and what comes
+ * next. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "error.h"
+#include "pulse.h"
+#include "quote.h"
+#include "state.h"
+#include "trainer.h"
+
+/* ---- signs of life ---- */
+
+void tell_clock(double seconds, char *text, size_t size) {
+    const long s = seconds > 0 && seconds < 1e9 ? (long)seconds : 0;
+    if (s >= 3600) snprintf(text, size, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text, size, "%ld:%02ld", s / 60, s % 60);
+}
+
+enum { LONG_STEP = 500 }; /* ms: a shorter one needs no signs of life within it */
+
+void tell_micro_step(llmc_trainer *t, int i) {
+    if (t->ms > 0 && t->ms < LONG_STEP) return;
+    t->stop |= pulse("step %lld/%lld: micro-step %d of %d", (long long)t->step + 1, (long long)t->options.max_steps,
+                     i + 1, (int)t->options.grad_accum) < 0;
+}
+
+void tell_batch(llmc_trainer *t, int64_t i, int64_t batches, double sum, double seconds) {
+    char so_far[96] = "", eta[32];
+    tell_clock(i ? seconds / (double)i * (double)(batches - i) : 0, eta, sizeof eta);
+    if (i) snprintf(so_far, sizeof so_far, ", loss %.4f so far, ETA %s", sum / (double)i, eta);
+    t->stop |= pulse("step %lld: validation, batch %lld of %lld%s", (long long)t->step, (long long)i + 1,
+                     (long long)batches, so_far) < 0;
+}
+
+void tell_token(llmc_trainer *t, int64_t i) {
+    t->stop |= pulse("step %lld: sample, token %lld of at most %lld", (long long)t->step, (long long)i + 1,
+                     (long long)t->options.sample_tokens) < 0;
+}
+
+const char *llmc_trainer_stopping(const llmc_trainer *t) {
+    switch (t->doing) {
+    case STEPPING: return "stopping after this step; again to quit now";
+    case MICRO_STEPPING: return "stopping after this micro-step; again to quit now";
+    case VALIDATING: return "stopping after this batch of the validation; again to quit now";
+    case SAMPLING: return "stopping after this token of the sample; again to quit now";
+    case SAVING: return "stopping after this checkpoint; again to quit now";
+    default: return "stopping; again to quit now";
+    }
+}
+
+/* ---- text in a buffer ---- */
+
+typedef struct Text {
+    char *at;
+    size_t left;
+} Text;
+
+__attribute__((format(printf, 2, 3))) static void add(Text *text, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    const int n = vsnprintf(text->at, text->left, format, arguments);
+    va_end(arguments);
+    const size_t wrote = (size_t)n < text->left ? (size_t)n : text->left - 1;
+    text->at += wrote, text->left -= wrote;
+}
+
+/* ---- a run that goes on ---- */
+
+/* The options that a checkpoint records, of one call none; or those of now, in the same way. */
+static llmc_options *recorded(const char *lines) {
+    llmc_options *options = llmc_options_new();
+    char *copy = options ? strdup(lines) : NULL, *rest = NULL;
+    for (char *line = copy ? strtok_r(copy, "\n", &rest) : NULL; line; line = strtok_r(NULL, "\n", &rest)) {
+        char *value = strchr(line, '=');
+        if (value) *value++ = 0, (void)options_adopt(options, line, value);
+    }
+    free(copy);
+    return options;
+}
+
+static void add_changes(Text *text, const llmc_options *before, const llmc_options *after) {
+    char old[OPTION_TEXT], new[OPTION_TEXT];
+    for (int i = 0; i < llmc_num_options(); i++) {
+        const char *name = llmc_option_name(i);
+        if (llmc_options_get(before, name, old, sizeof old) < 0) continue; /* a chat's */
+        if (llmc_options_get(after, name, new, sizeof new) < 0 || !strcmp(old, new)) continue;
+        add(text, "\n%s: %s -> %s", name, *old ? old : "none", *new ? new : "none");
+    }
+}
+
+static int add_resume(const llmc_trainer *t, Text *text, char *lines) {
+    TRY(llmc_checkpoint_text(t->weights, "STATE   ", lines, TEXT_SIZE - 1));
+    const int64_t step = (int64_t)state_number(lines, "step", 0);
+    memset(lines, 0, TEXT_SIZE);
+    TRY(llmc_checkpoint_text(t->weights, "OPTIONS ", lines, TEXT_SIZE - 1));
+    add(text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)step, (long long)t->options.max_steps);
+    if (!*lines) return LLMC_OK; /* it records none */
+    llmc_options *before = recorded(lines);
+    int rc = llmc_options_text(&t->options, lines, TEXT_SIZE);
+    llmc_options *after = rc < 0 ? NULL : recorded(lines);
+    if (before && after) add_changes(text, before, after);
+    llmc_options_free(before);
+    llmc_options_free(after);
+    return rc;
+}
+
+int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
+    if (!t->resumed) return LLMC_OK;
+    const size_t n = strlen(buffer);
+    Text text = {buffer + n, size - n};
+    char *lines = calloc(1, TEXT_SIZE);
+    CHECK(lines, LLMC_ENOMEM, "no memory for the checkpoint's options");
+    const int rc = add_resume(t, &text, lines);
+    free(lines);
+    return rc;
+}
+
+/* ---- the end ---- */
+
+typedef struct Ending {
+    const llmc_trainer *t;
+    const char *program, *python;
+    char folder[QUOTED], exported[QUOTED], run[QUOTED]; /* for a shell; the last: to go on from */
+    int has_best, has_last, in_python;
+} Ending;
+
+static int has(const llmc_trainer *t, const char *name) {
+    char path[2 * OPTION_TEXT];
+    run_path(&t->run, name, path, sizeof path);
+    return *t->run.folder && access(path, F_OK) == 0;
+}
+
+static void add_best(const Ending *e, Text *text) {
+    const llmc_trainer *t = e->t;
+    if (!isfinite(t->best_val_loss)) return;
+    add(text, "best: val loss %.4f", t->best_val_loss);
+    if (t->best_step >= 0) add(text, " at step %lld", (long long)t->best_step);
+    if (e->has_best) add(text, ", kept in %s/best.ckpt", t->run.folder);
+    else if (*t->run.folder) add(text, ", in the run that this one goes on from");
+    add(text, "\n");
+}
+
+static void add_last(const Ending *e, Text *text) {
+    const llmc_trainer *t = e->t;
+    const int ended = t->step >= t->options.max_steps;
+    if (t->doing == LOADING) {
+        add(text, "stopped before the first step\n");
+        return;
+    }
+    add(text, ended ? "last: step %lld" : "stopped at step %lld of %lld", (long long)t->step,
+        (long long)t->options.max_steps);
+    if (ended && t->val && t->evaluated && isfinite(t->val_loss)) add(text, ", val loss %.4f", t->val_loss);
+    if (e->has_last) add(text, ", kept in %s/last.ckpt", t->run.folder);
+    add(text, "\n");
+}
+
+/* where nothing was to be written: what that means */
+static void add_nothing_kept(const Ending *e, Text *text) {
+    const llmc_trainer *t = e->t;
+    if (*t->run.folder || t->options.plan) return;
+    if (!*t->options.out) add(text, "nothing of it is kept, as --out is empty: --out=runs/NAME keeps a run, and so "
+                                    "does leaving --out away (the next free runs/NNN)\n");
+    else add(text, "nothing was written yet: start again\n");
+}
+
+static void add_write(const Ending *e, Text *text) {
+    const llmc_trainer *t = e->t;
+    if (!t->tokenizer || !(e->has_best || e->has_last)) return;
+    if (e->in_python) add(text, "  write    %s -m pyllmc.sample %s\n", e->python, e->folder);
+    else add(text, "  write    %s --model=%s --max_steps=0 --prompt=\n", e->program, e->folder);
+    if (e->has_best && e->has_last && t->best_step != t->step)
+        add(text, "           (from best.ckpt; for the last step name %s/last.ckpt)\n", t->run.folder);
+}
+
+static void add_go_on(const Ending *e, Text *text) {
+    const llmc_options *o = &e->t->options;
+    if (!*e->run) return;
+    add(text, "  go on    %s --resume=%s", e->program, e->run);
+    if (e->t->step >= o->max_steps) add(text, " --max_steps=%lld", (long long)(2 * e->t->step));
+    if (o->device_given && strcmp(o->device, "auto")) add(text, " --device=%s", o->device);
+    add(text, "\n");
+}
+
+static void add_next(const Ending *e, Text *text) {
+    const llmc_trainer *t = e->t;
+    if (!(e->has_best || e->has_last || *e->run)) return;
+    add(text, "next:\n");
+    if (t->step >= t->options.max_steps) add_write(e, text);
+    add_go_on(e, text);
+    if (t->step < t->options.max_steps) add_write(e, text);
+    if (!e->has_last) return;
+    if (t->step) add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
+    add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
+}
+
+/* beside the run: runs/demo-hf */
+static void export_name(const char *folder, char *quoted) {
+    char name[OPTION_TEXT + 4];
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/') n--;
+    snprintf(name, sizeof name, "%.*s-hf", (int)n, folder);
+    quote(name, quoted);
+}
+
+int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *python, char *buffer, size_t size) {
+    Text text = {buffer, size};
+    Ending e = {.t = t, .program = program, .python = python};
+    CHECK(size, LLMC_EINVAL, "no room for the text of an ending");
+    *buffer = 0;
+    if (t->options.plan || (!t->stop && !t->options.max_steps)) return LLMC_OK;
+    e.has_best = has(t, "best.ckpt"), e.has_last = has(t, "last.ckpt");
+    e.in_python = !strncmp(program, python, strlen(python));
+    quote(t->run.folder, e.folder);
+    export_name(t->run.folder, e.exported);
+    if (e.has_last) quote(t->run.folder, e.run);
+    else if (t->resumed) quote(t->options.resume, e.run);
+    add_best(&e, &text);
+    add_last(&e, &text);
+    add_nothing_kept(&e, &text);
+    add_next(&e, &text);
+    return LLMC_OK;
+}
