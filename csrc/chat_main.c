@@ -1,4 +1,5 @@
 /* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
+#include <sys/ioctl.h>
 #include <sys/select.h>
 #include "program.h"
 
@@ -31,15 +32,33 @@ static int on_pulse(void *context, const char *text) {
     return interrupts != 0;
 }
 
-/* 0, an error, or INTERRUPTED */
-static int answer(llmc_chat *chat, const char *text, int64_t size) {
+/* of the terminal that is written to, as wide as it is now; 0: it is none */
+static int columns(void) {
+    struct winsize size;
+    return isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+static int show_wrapped(llmc_wrap *wrap, const char *text, int64_t size) {
+    const char *out;
+    const int rc = llmc_wrap_next(wrap, columns(), text, size, &out, &size);
+    if (rc == 0) show(out, size);
+    return rc;
+}
+
+/* 0, an error, or INTERRUPTED; `label`: what stands before the answer on its line */
+static int answer(llmc_chat *chat, const char *text, int64_t size, const char *label) {
     const char *piece;
-    int rc = llmc_chat_say(chat, text, size);
-    while (rc >= 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &piece, &size)) > 0)
-        show(piece, size);
+    int rc = llmc_chat_say(chat, text, size), shown = 0;
+    llmc_wrap *wrap = llmc_wrap_new();
+    if (!wrap) return LLMC_ENOMEM;
+    if (rc >= 0) shown = show_wrapped(wrap, label, (int64_t)strlen(label));
+    while (rc >= 0 && shown == 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &piece, &size)) > 0)
+        shown = show_wrapped(wrap, piece, size);
+    if (shown == 0) shown = show_wrapped(wrap, NULL, 0); /* the word that was held back */
+    llmc_wrap_free(wrap);
     if (rc == LLMC_STOPPED) rc = 0;
     if (rc >= 0) show("\n", 1);
-    return rc < 0 ? rc : interrupts ? INTERRUPTED : 0;
+    return rc < 0 ? rc : shown < 0 ? shown : interrupts ? INTERRUPTED : 0;
 }
 
 /* Shows whose turn it is and waits for a line: 1, or 0 after an interrupt, which may come at any moment. */
@@ -60,24 +79,29 @@ static int line_comes(const char *label) {
 
 /* A turn that cannot be is no reason to leave whoever sits there, or the turns of a pipe behind it: it is told, and *status
  * is its exit code. */
-static int answer_or_tell(llmc_chat *chat, const char *text, int64_t size, int *status) {
-    const int rc = answer(chat, text, size);
+static int answer_or_tell(llmc_chat *chat, const char *text, int64_t size, const char *label, int *status) {
+    const int rc = answer(chat, text, size, label);
     if (rc != LLMC_EINVAL) return rc;
-    if (at_terminal) show("\n", 1); /* behind the label */
     *status = fail(PROGRAM, rc);
     return 0;
+}
+
+static void introduce(const char *about) {
+    llmc_wrap *wrap = llmc_wrap_new();
+    if (wrap && show_wrapped(wrap, about, (int64_t)strlen(about)) == 0) show_wrapped(wrap, NULL, 0);
+    llmc_wrap_free(wrap);
+    show("\n\n", 2);
 }
 
 static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n = 0;
     int rc, told;
-    printf("%s\n\n", llmc_chat_about(chat));
+    introduce(llmc_chat_about(chat));
     for (;;) {
         while (!line_comes(llmc_chat_label(chat, 0))) puts("");
         if ((n = getline(line, room, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
-        show(llmc_chat_label(chat, 1), (int64_t)strlen(llmc_chat_label(chat, 1)));
-        if ((rc = answer_or_tell(chat, *line, n, &told)) < 0) return rc;
+        if ((rc = answer_or_tell(chat, *line, n, llmc_chat_label(chat, 1), &told)) < 0) return rc;
     }
 }
 
@@ -85,7 +109,7 @@ static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n;
     int rc = 0, status = 0;
     while (rc == 0 && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0)
-        rc = answer_or_tell(chat, *line, n, &status);
+        rc = answer_or_tell(chat, *line, n, "", &status);
     return interrupts ? INTERRUPTED : rc < 0 ? rc : status;
 }
 
@@ -100,7 +124,7 @@ static int talk(const llmc_options *options) {
     int rc = llmc_chat_new(&chat, options);
     if (rc < 0) return rc;
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
-    if (one_turn) rc = answer(chat, prompt, (int64_t)strlen(prompt));
+    if (one_turn) rc = answer(chat, prompt, (int64_t)strlen(prompt), "");
     else rc = at_terminal ? talk_at_terminal(chat, &line, &room) : talk_in_a_pipe(chat, &line, &room);
     free(line);
     llmc_chat_free(chat);

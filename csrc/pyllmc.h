@@ -282,6 +282,15 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
 /* A writer with a model and a tokenizer of its own, by --model, --tokenizer, --temperature and so on. */
 int llmc_writer_open(llmc_writer **writer, const llmc_options *options);
 
+/* ---- words at the edge of a terminal (wrap.c) ---- */
+
+typedef struct llmc_wrap llmc_wrap;
+llmc_wrap *llmc_wrap_new(void); /* NULL: no memory */
+void llmc_wrap_free(llmc_wrap *wrap);
+/* What to show of a text that comes in pieces, at the next of them; NULL: it has ended. columns: the terminal's now; 0: it
+ * is none, and nothing is changed. out[n] lives until the next call. */
+int llmc_wrap_next(llmc_wrap *wrap, int columns, const char *text, int64_t size, const char **out, int64_t *n);
+
 /* ---- chat (chat.c) ---- */
 /* Turns and answers. A dialogue puts the speakers' names before what they say, and an answer ends where somebody else's line
  * begins; turns that the context has no room for are forgotten whole, the oldest first, never the text before them. A story

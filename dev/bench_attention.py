@@ -14,6 +14,8 @@ import numpy as np
 from bench_matmul import TOLERANCE, Engine, random_array, sample, zero_array
 from bench_process import TUNED, Call, Process, check_agree, measured, need, one_of, say, take_turns
 
+from pyllmc.curves import log_ticks, told
+
 SIZES = {"B": 4, "T": 1024, "NH": 12, "hs": 64}
 QUICK = {"B": 1, "T": 32, "NH": 2, "hs": 16}
 GROWTH = {"B": 1, "NH": 4, "hs": 32}
@@ -127,8 +129,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
         (line,) = axes.loglog(T, ms, "o-", base=2, label=label)
         guide = [ms[-1] * (length / T[-1]) ** power for length in T]
         axes.loglog(T, guide, ":", base=2, color=line.get_color(), label=f"T^{power}" if power > 1 else "T w")
+    axes.set_xticks(T, [f"{length:,}" for length in T])
+    low, high = axes.get_ylim()
+    ticks = log_ticks(low, high)
+    axes.set_yticks(ticks, told(ticks))
+    axes.minorticks_off()
+    axes.grid(color="#e3e7ec")
+    axes.set_axisbelow(True)
     axes.set(xlabel="T", ylabel="ms, attention forward + backward")
-    axes.legend()
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

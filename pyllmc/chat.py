@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,42 +24,114 @@ def show(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def answer(chat: Chat, text: str | bytes) -> None:
-    for piece in chat.say(text):
-        show(piece)
+def columns() -> int:
+    """Of the terminal that is written to, as wide as it is now; 0: it is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+class Wrapped:
+    """Shows pieces of a text without breaking a word at the terminal's edge."""
+
+    def __init__(self) -> None:
+        self._lib, ffi = _ffi.load(), _ffi.ffi()
+        self._handle = ffi.gc(self._lib.llmc_wrap_new(), self._lib.llmc_wrap_free)
+        self._out, self._size = ffi.new("char **"), ffi.new("int64_t *")
+
+    def show(self, text: str) -> None:
+        self._next(text.encode("utf-8", "replace"))
+
+    def end(self) -> None:
+        """Shows the word that was held back, too."""
+        self._next(None)
+
+    def _next(self, text: bytes | None) -> None:
+        ffi = _ffi.ffi()
+        data = ffi.NULL if text is None else text
+        found = self._lib.llmc_wrap_next(
+            self._handle, columns(), data, len(text or b""), self._out, self._size
+        )
+        _ffi.check(self._lib, found)
+        show(bytes(ffi.buffer(self._out[0], self._size[0])).decode("utf-8", "replace"))
+
+
+def answer(chat: Chat, text: str | bytes, label: str = "") -> None:
+    pieces, wrapped = chat.say(text), Wrapped()
+    try:
+        wrapped.show(label)
+        for piece in pieces:
+            wrapped.show(piece)
+    finally:  # after Ctrl-C, too: what was written stays in the context
+        wrapped.end()
     show("\n")
 
 
-def answer_or_tell(chat: Chat, text: str | bytes, before: str = "") -> int:
+def answer_or_tell(chat: Chat, text: str | bytes, label: str = "") -> int:
     """A turn that cannot be is no reason to leave whoever sits there, or the turns behind it. The exit code."""
     try:
-        answer(chat, text)
+        answer(chat, text, label)
     except InvalidArgument as error:
-        print(f"{before}{PROG}: {line_of(error)}", file=sys.stderr)
+        print(f"{PROG}: {line_of(error)}", file=sys.stderr)
         return exit_code(error)
     return 0
 
 
+def line_reader() -> Callable[[str], bytes]:
+    """What shows a label and reads a line; b"" at the end.
+
+    With readline, which gives arrow keys and a history of this talk; where there is none, or the terminal moves no
+    cursor, the system's own: input() without readline loses a byte of a line that Ctrl-D ends.
+    """
+    if os.environ.get("TERM", "dumb") == "dumb" or not sys.stdout.isatty() or not _has_readline():
+        return _plain_line
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    return _edited_line
+
+
+def _has_readline() -> bool:
+    try:
+        import readline  # noqa: F401 (input() uses it from now on)
+    except ImportError:
+        return False
+    return True
+
+
+def _plain_line(label: str) -> bytes:
+    show(label)
+    return sys.stdin.buffer.readline()
+
+
+def _edited_line(label: str) -> bytes:
+    try:
+        return os.fsencode(input(label)) + b"\n"
+    except EOFError:
+        return b""
+
+
 def talk_at_terminal(chat: Chat) -> int:
     """Ctrl-C ends an answer, and without a turn since the last Ctrl-C the program."""
-    print(f"{chat.about}\n")
+    about = Wrapped()
+    about.show(chat.about)
+    about.end()
+    show("\n\n")
     with answered_by_turns() as begin_turn:
         return take_turns(chat, begin_turn)
 
 
 def take_turns(chat: Chat, begin_turn: Callable[[], None]) -> int:
     interrupted = False
+    read_line = line_reader()
     while True:
         try:
-            show(chat.label(False))
-            line = sys.stdin.buffer.readline()  # input() loses a byte of a line that Ctrl-D ends
+            line = read_line(chat.label(False))
             if not line:
                 print()
                 return 0
             interrupted = False
             begin_turn()
-            show(chat.label(True))
-            answer_or_tell(chat, line, before="\n")
+            answer_or_tell(chat, line, chat.label(True))
         except KeyboardInterrupt:
             live.clear()
             print()

@@ -1,150 +1,217 @@
-"""python -m pyllmc.plot RUN [RUN ...]: the loss curve of a run folder, from its metrics.jsonl, as its loss.png; or the
-validation losses of several, side by side."""
+"""python -m pyllmc.plot RUN [RUN ...]: the loss curve of a run folder, from its metrics.jsonl, as its loss.png; or several
+runs in one picture, by their validation losses."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
-from pyllmc.files import FileFailure, MalformedFile, need
+from pyllmc.errors import EXIT_CODES, InvalidArgument, begin_command, run_command
+
+if __name__ == "__main__":
+    begin_command("numpy")
+
+import numpy as np
+
+from pyllmc import curves
+from pyllmc.curves import Curve, Run, read_run
+from pyllmc.files import DataError, MalformedFile
 from pyllmc.options import Parser
+from pyllmc.picture import DARK, DASHES, LIGHT, PANELS, Line, Picture, Style
 
 PROG = "pyllmc.plot"
-KINDS = {
-    "loss": ("step", "loss", "lr"),
-    "val_loss": ("step", "val_loss"),
-}  # what marks a line, and what it needs
-LARGEST = 1e30  # that is drawn
+FORMATS = (".png", ".svg", ".pdf")
+MOST_LETTERS = 36  # of a run's name
+# ---------------------------------------------------------------------------------------------------------
+# pictures
 
 
-def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
-
-    Raises FileFailure where there is none, MalformedFile for a line that holds something else.
-    """
-    path = Path(run) / "metrics.jsonl"
-    if not path.exists():
-        raise FileFailure(f"{path} does not exist: give the folder of a run that has trained")
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        lines += _checked(f"{path}:{number}", line)
-    return lines
+def draw_run(
+    run: str | Path,
+    path: str | Path | None = None,
+    *,
+    style: Style = LIGHT,
+    panels: Sequence[str] = (),
+    x: str = "step",
+) -> Path:
+    """Draws `path`, or else RUN/loss.png: the training loss, each step faint and smoothed, and the validation loss."""
+    path = checked_path(path or Path(run) / "loss.png")
+    picture = picture_of(read_run(run), style, panels, x)
+    return picture.save(path)
 
 
-def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
-    """The line, if there is something in it to draw."""
-    if not isinstance(line, dict):
-        raise MalformedFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
-    for kind, names in KINDS.items():
-        if kind in line:
-            for name in names:
-                value = line.get(name)
-                if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < LARGEST:
-                    raise MalformedFile(f"{where}: {name}={value!r:.40} is not a number: remove the line")
-            yield line
-            return
+def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture:
+    if not run.drawable("loss"):
+        raise MalformedFile(f"{run.folder / 'metrics.jsonl'} holds no step to draw: train first")
+    shown = run.against_tokens() if x == "tokens" else run
+    raw = shown.curves["loss"]
+    short = curves.thinned(raw)
+    smooth = curves.smooth(short)
+    lines = [Line(smooth, f"training {value(smooth.y[-1])}", style.train, points=len(smooth.x) < 3)]
+    val = shown.curves["val_loss"].finite()
+    if len(val.x):
+        lines.append(Line(val, f"validation {value(val.y[-1])}", style.val, points=len(val.x) <= 60))
+    picture = Picture(style, _title(run), _about(run), lines, len(panels))
+    faint = curves.envelope(raw)
+    picture.axis.plot(faint.x, faint.y, color=style.train, alpha=0.32, linewidth=0.7)
+    picture.draw()
+    picture.scale(_range([faint, *(line.curve for line in lines)]), _axis_name(x))
+    for axis, name in zip(picture.panels, panels):
+        picture.panel(axis, _panel(shown, name), name)
+    picture.mark_gaps(raw if x == "step" else Curve(raw.x[:0], raw.y[:0]))
+    if len(val.x):
+        picture.mark_best(val, style.val, best_of(val, x))
+    picture.label_ends()
+    return picture
 
 
-def smooth(values: list[float], keep: float = 0.9) -> list[float]:
-    """Exponential mean, corrected for its start."""
-    mean, weight, out = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight)
-    return out
+def value(loss: float) -> str:
+    """With four digits, zeros too, so that values below each other compare."""
+    return f"{loss:#.4g}".rstrip(".") if loss < 1e5 else f"{loss:.3g}"
 
 
-def draw_run(run: str | Path, path: str | Path | None = None) -> Path:
-    """Draws `path`, or else RUN/loss.png: training loss (thin: each step), validation loss, learning rate below."""
-    need("matplotlib", "the loss curve").use("Agg")
-    import matplotlib.pyplot as plt
+def best_of(val: Curve, x: str) -> str:
+    at = int(np.argmin(val.y))
+    where = f"step {val.x[at]:,.0f}" if x == "step" else f"{curves.short(val.x[at])} tokens"
+    return f"{'best ' if len(val.x) > 1 else ''}{value(val.y[at])} at {where}"
 
-    lines = read_metrics(run)
-    steps = [line for line in lines if "loss" in line]
-    evals = [line for line in lines if "val_loss" in line]
-    if not steps:
-        raise MalformedFile(f"{Path(run) / 'metrics.jsonl'} holds no step to draw: train first")
-    figure, (top, bottom) = plt.subplots(
-        2, 1, sharex=True, figsize=(8, 5.5), height_ratios=(4, 1), layout="constrained"
-    )
-    x, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
-    top.plot(x, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    top.plot(x, smooth(losses), color="tab:blue", label="training loss")
-    if evals:
-        last = evals[-1]["val_loss"]
-        label = f"validation loss (last {last:.3f})"
-        top.plot(
-            [line["step"] for line in evals],
-            [line["val_loss"] for line in evals],
-            "o-",
-            ms=3,
-            color="tab:orange",
-            label=label,
+
+def _axis_name(x: str) -> str:
+    return {"step": "step", "tokens": "tokens seen"}[x]
+
+
+def _title(run: Run) -> str:
+    return curves.shortened(run.folder.resolve().name or str(run.folder.resolve()), 60)
+
+
+def _about(run: Run) -> str:
+    """The model's size, how far it is, how much it has seen: as far as it is known."""
+    going_on = run.steps < run.max_steps
+    parts = [f"{curves.short(run.parameters)} parameters"] if run.parameters else []
+    parts.append(f"{run.steps:,} of {run.max_steps:,} steps" if going_on else _count(run.steps, "step"))
+    parts += [f"{curves.short(run.tokens)} tokens"] if run.tokens else []
+    return "  ·  ".join(parts)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _panel(run: Run, name: str) -> Curve:
+    if not run.drawable(name):
+        raise DataError(f"{run.folder / 'metrics.jsonl'} tells no {name}: leave it out of --panels")
+    return run.curves[name]
+
+
+def _range(shown: Sequence[Curve]) -> np.ndarray:
+    """The values that must be seen. Of single steps' losses, the first curve, the wildest half percent need not."""
+    faint, others = shown[0].finite().y, [curve.finite().y for curve in shown[1:]]
+    return np.concatenate((np.quantile(faint, (0.0025, 0.9975)), *others))
+
+
+def draw_comparison(
+    runs: Sequence[str | Path], path: str | Path, *, style: Style = LIGHT, x: str = "step"
+) -> Path:
+    """Draws the validation losses of several runs, named by their folders, in one picture; or their training losses,
+    smoothed, where not every run was validated at least twice."""
+    path = checked_path(path)
+    folders = list({Path(run).resolve(): run for run in runs}.values())
+    return comparison_of([read_run(run) for run in folders], style, x).save(path)
+
+
+def comparison_of(runs: Sequence[Run], style: Style, x: str) -> Picture:
+    kind = _comparable(runs)
+    lines = []
+    for i, (run, name) in enumerate(zip(runs, names_of(runs))):
+        curve = (run.against_tokens() if x == "tokens" else run).curves[kind].finite()
+        if kind == "loss":
+            curve = curves.smooth(curves.thinned(curve))
+        n = len(style.curves)
+        lines.append(
+            Line(curve, f"{name}  {value(curve.y.min())}", style.curves[i % n], DASHES[i // n % len(DASHES)],
+                 points=kind == "val_loss" and len(curve.x) <= 30)
+        )  # fmt: skip
+    title = {"val_loss": "Validation loss", "loss": "Training loss, smoothed"}[kind]
+    picture = Picture(style, title, _about_all(runs), lines)
+    picture.draw()
+    picture.scale(np.concatenate([line.curve.y for line in lines]), _axis_name(x))
+    for line in lines:
+        if line.curve.y[-1] > line.curve.y.min():  # else the best is where the label is
+            picture.mark_best(line.curve, line.colour, "")
+    picture.label_ends()
+    return picture
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    names = curves.names_of([run.folder for run in runs])
+    brief = [curves.shortened(name, MOST_LETTERS) for name in names]
+    return [b if brief.count(b) == 1 else name for b, name in zip(brief, names)]
+
+
+def _comparable(runs: Sequence[Run]) -> str:
+    """Which loss the runs are compared by: val_loss, where all have one curve of it at least."""
+    if all(len(run.curves["val_loss"].finite().x) > 1 for run in runs):
+        return "val_loss"
+    for kind in ("loss", "val_loss"):
+        if all(run.drawable(kind) for run in runs):
+            return kind
+    bare = next(run for run in runs if not run.drawable("loss"))
+    raise MalformedFile(f"{bare.folder / 'metrics.jsonl'} holds no step to draw: train first")
+
+
+def _about_all(runs: Sequence[Run]) -> str:
+    sizes = sorted({run.parameters for run in runs if run.parameters})
+    parts = [_count(len(runs), "run")]
+    if sizes:
+        parts.append(
+            " to ".join(curves.short(n) for n in dict.fromkeys((sizes[0], sizes[-1]))) + " parameters"
         )
-    top.set_yscale("log")  # most of a run is spent on the last tenth of the loss
-    top.yaxis.set_major_formatter("{x:g}")
-    top.yaxis.set_minor_formatter("{x:g}")
-    top.set_ylabel("cross-entropy (nats per token)")
-    top.set_title(Path(run).resolve().name)
-    top.grid(alpha=0.3)
-    top.legend()
-    bottom.plot(x, [line["lr"] for line in steps], color="tab:green")
-    bottom.set_ylabel("lr")
-    bottom.set_xlabel("step")
-    bottom.grid(alpha=0.3)
-    path = Path(path or Path(run) / "loss.png")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return "  ·  ".join([*parts, "with the best of each"])
+
+
+def checked_path(path: str | Path) -> Path:
+    """Raises InvalidArgument for a picture of a kind that is not drawn."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")
     return path
 
 
-def draw_comparison(runs: Sequence[str | Path], path: str | Path) -> Path:
-    """Draws the validation losses of several runs, named by their folders, in one picture."""
-    need("matplotlib", "the loss curves").use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for style, run in zip(itertools.cycle(("o-", "x--", "s:", "^-.")), runs):
-        evals = [line for line in read_metrics(run) if "val_loss" in line]
-        if not evals:
-            raise MalformedFile(f"{run} holds no validation loss to compare")
-        name = f"{Path(run).resolve().name} (last {evals[-1]['val_loss']:.4f})"
-        axis.plot([e["step"] for e in evals], [e["val_loss"] for e in evals], style, ms=5, label=name)
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.set_ylabel("validation loss (nats per token)")
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return Path(path)
+def parse_panels(text: str) -> tuple[str, ...]:
+    names = tuple(PANELS) if text == "all" else tuple(name for name in text.split(",") if name)
+    for name in names:
+        if name not in PANELS:
+            raise InvalidArgument(f"--panels={name} is not one of {', '.join(PANELS)}, all")
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("run", type=Path, nargs="+", help="a run folder; several are compared in one picture")
     parser.add_argument(
-        "--out", type=Path, help="the picture [loss.png in the folder of one run, losses.png of several]"
+        "--out",
+        type=Path,
+        help="the picture, a .png, .svg or .pdf [loss.png in the folder of one run, losses.png of several]",
     )
+    parser.add_argument("--dark", action="store_true", help="light curves on dark paper")
+    parser.add_argument(
+        "--x", choices=("step", "tokens"), default="step", help="what a run is drawn against [step]"
+    )
+    parser.add_argument("--panels", default="", help="below the losses of one run: lr, norm, tok_s, or all")
     o = parser.parse_args(arguments)
 
     def work() -> None:
-        print(draw_comparison(o.run, o.out or "losses.png") if o.run[1:] else draw_run(o.run[0], o.out))
+        style, panels = DARK if o.dark else LIGHT, parse_panels(o.panels)
+        if o.run[1:] and panels:
+            raise InvalidArgument("--panels is of one run: leave it out, or draw each run by itself")
+        if o.run[1:]:
+            print(draw_comparison(o.run, o.out or "losses.png", style=style, x=o.x))
+        else:
+            print(draw_run(o.run[0], o.out, style=style, panels=panels, x=o.x))
 
     return run_command(PROG, work)
 
 
 if __name__ == "__main__":
-    begin_command()
     sys.exit(main())

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
 
-from test_chat import FRONT_ENDS, PROGRAMS, ROOT, command, endless, start
+import pytest
+from test_chat import FRONT_ENDS, PROGRAMS, ROOT, T, command, endless, start
+from test_tokenizer_c import file_bytes
+
+from pyllmc import GPTConfig, Model
 
 # the status as a shell tells it: Python gives its handlers back at the end, and a late Ctrl-C then kills it
 IN_A_TERMINAL = """
@@ -23,9 +28,10 @@ sys.exit(code if code >= 0 else 128 - code)
 class Terminal:
     """A program that believes somebody sits there."""
 
-    def __init__(self, program: list[str], *arguments) -> None:
-        spawn = [sys.executable, "-c", IN_A_TERMINAL, *command(program, *arguments)]
-        environment = {**os.environ, "TERM": "dumb"}
+    def __init__(self, program: list[str], *arguments, term: str = "dumb", columns: int = 0) -> None:
+        wide = ["sh", "-c", f'stty cols {columns} rows 24; exec "$@"', "sh"] if columns else []
+        spawn = [sys.executable, "-c", IN_A_TERMINAL, *wide, *command(program, *arguments)]
+        environment = {**os.environ, "TERM": term}
         self.process = subprocess.Popen(
             spawn, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
         )
@@ -81,6 +87,51 @@ def test_a_line_that_ctrl_d_ends_is_whole(endless):
         terminal.wait_for("> ")
         terminal.type("abx\x04\x04")
         terminal.wait_for("character 'x' (byte 120 at byte")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """A model that writes words of two to seven letters, and nothing else."""
+    pieces = [b" cat", b" dog", b" house", b" garden", b" \xe6\x97\xa5\xe6\x9c\xac", b"a", b"b"]
+    model = Model(GPTConfig(len(pieces), T, 1, 1, 8), B=1, training=False)
+    model.tokenizer_bytes = file_bytes(pieces, eot=-1)
+    path = tmp_path_factory.mktemp("wordy") / "m.ckpt"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("columns", [12, 31])
+def test_no_word_is_broken_at_the_edge(wordy, columns):
+    """The same lines from both front ends; without an edge, the same words in one line."""
+    seen = []
+    for program in PROGRAMS:
+        how = (wordy, "--prompt=a", "--sample_tokens=40", "--temperature=3")
+        with Terminal(program, *how, columns=columns) as terminal:
+            seen.append(terminal.process.stdout.read().decode())
+        whole = subprocess.run(command(program, *how), capture_output=True, cwd=ROOT).stdout.decode()
+    lines = seen[0].rstrip("\r\n").split("\r\n")
+    assert seen[0] == seen[1] and len(lines) > 4
+    assert "".join(lines).replace(" ", "") == whole.strip().replace(" ", "")
+    assert all(sum(1 + (c > "\u2e80") for c in line) <= columns for line in lines)
+    words = {word for line in lines for word in re.split(r"[ 日本]+", line)} - {""}
+    assert all(re.fullmatch(r"(cat|dog|house|garden|)[ab]*", word) for word in words), words
+    assert not any(re.fullmatch(r"[ab]+", line.split(" ")[0]) for line in lines[1:] if line)
+
+
+def test_arrow_keys_and_history(endless):
+    """Of the command in Python: a line is gone back in, and the one before is called back."""
+    pytest.importorskip("readline")
+    with Terminal(PROGRAMS[1], endless, "--sample_tokens=3", term="xterm", columns=80) as terminal:
+        terminal.wait_for("Ctrl-D ends")
+        terminal.wait_for("> ")
+        terminal.type("b:\x1b[D\x1b[Dx\n")  # to the left twice: xb:
+        terminal.wait_for("character 'x' (byte 120 at byte 0")
+        terminal.wait_for("> ")
+        terminal.type("\x1b[A\x01\x1b[3~a\n")  # upwards, to its begin, delete: ab:
+        terminal.wait_for("\nab:")
         terminal.wait_for("> ")
         terminal.type("\x04")
         assert terminal.end() == 0

@@ -174,6 +174,7 @@ BAD = [  # arguments, exit code, what the line says
     (["{run}", "{tmp}/x", "--to=onnx"], 2, "not one of hf, gguf, bin"),
     (["{run}", "{tmp}/x.bin", "--dtype=fp16"], 2, "holds fp32, bf16"),
     (["{run}", "{tmp}/x", "--dtype=int8"], 2, "holds fp32, bf16, fp16"),
+    (["{run}", "{tmp}/x", "--untied"], 2, "--untied is of a GGUF file"),
     (["{run}", "{run}"], 2, "is where the weights are read from"),
     (
         ["{run}/last.ckpt", "{run}/last.ckpt", "--to=bin", "--overwrite"],

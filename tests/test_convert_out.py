@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from pyllmc import GPTConfig, Model  # noqa: E402
+from pyllmc import GPTConfig, Model, Writer  # noqa: E402
 from pyllmc.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.convert import numbers, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
@@ -131,11 +131,48 @@ def test_auto_tokenizer_encodes_the_same(tmp_path, kind):
     assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eot
     for text in (TEXT, "the  cat\n", " a", "", "It's"):
         ids = tokenizer.encode(text)
-        assert theirs.encode(text) == ids
+        assert theirs.encode(text, add_special_tokens=False) == ids
+        assert theirs.encode(text) == [tokenizer.eot, *ids]
         assert theirs.decode(ids) == text
-    assert theirs.encode("the<|endoftext|>") == [*tokenizer.encode("the"), tokenizer.eot]
+    assert theirs.encode("the<|endoftext|>") == [tokenizer.eot, *tokenizer.encode("the"), tokenizer.eot]
     assert Tokenizer.load(tmp_path / "hf/tokenizer.bin").pieces == tokenizer.pieces
     assert (tmp_path / "hf/merges.txt").exists() == (kind in ("bpe", "gpt2"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_writes_what_we_write(tmp_path, kind):
+    """Greedily, from a prompt and from none, though more ids are in the model than the tokenizer knows."""
+    tokenizer = tokenizer_of(kind)
+    T = 48
+    m = make_model(GPTConfig(tokenizer.vocab_size + 9, T, 2, 2, 32), tokenizer)
+    m.params["transformer.wte.weight"][tokenizer.vocab_size :] *= 3  # ids without a piece are the likeliest
+    save(tmp_path / "hf", m.config, m.params, tokenizer=tokenizer)
+    pipeline = transformers.pipeline("text-generation", str(tmp_path / "hf"))
+    for prompt in ("the cat", "", "On", " a"):
+        ours = Writer(m, tokenizer).write(prompt, 12, 0.0)
+        assert pipeline(prompt, do_sample=False, max_new_tokens=12)[0]["generated_text"] == ours
+        whole = Writer(m, tokenizer).write(prompt, T - 1 - len(tokenizer.encode(prompt)), 0.0)
+        assert pipeline(prompt, do_sample=False)[0]["generated_text"] == whole
+
+
+@pytest.mark.parametrize("T", [24, 1024])
+def test_the_card_s_example_runs(tmp_path, monkeypatch, capsys, T):
+    tokenizer = train("char", ["ab é"])  # it cannot say "Once upon a time"
+    m = make_model(GPTConfig(tokenizer.vocab_size, T, 1, 1, 8), tokenizer)
+    save(tmp_path / "hf", m.config, m.params, tokenizer=tokenizer)
+    card = (tmp_path / "hf/README.md").read_text()
+    assert f"begins with `<|endoftext|>` (id {tokenizer.eot})" in card
+    monkeypatch.chdir(tmp_path)
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == Writer(m, tokenizer).write("", min(T - 1, 256), 0.0) + "\n"
+
+
+def test_the_card_of_a_folder_without_tokenizer_json(tmp_path):
+    tokenizer = Tokenizer([*BYTES, EOT_PIECE], "unknown", 256)
+    config = GPTConfig(257, 8, 1, 1, 8)
+    save(tmp_path / "hf", config, make_model(config).params, tokenizer=tokenizer)
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "Every text begins with the id 256" in card and "```python" not in card
 
 
 @pytest.mark.parametrize("kind", ["byte", "word", "bpe", "gpt2"])

@@ -20,12 +20,12 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 
 # A file includes only from rows above its own (README, "the source in reading order").
 ROWS = [
-    "kernels.h tensors.def options.def unicode.def",
+    "kernels.h tensors.def options.def unicode.def width.def",
     "pyllmc.h",
     "cores pool",
     "error rng crc32 utf8 quote state options.h",
     "pulse",
-    "layout config options pieces split",
+    "layout config options pieces split wrap",
     "gpt2 schedule paths bpe",
     "look extend update init nonfinite binfile sampler",
     "windows vocabbpe",

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 from pyllmc.convert import open_weights
 from pyllmc.convert.export import save
 from pyllmc.convert.origin import find_tokenizer, training
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import Weights
 from pyllmc.options import Parser, at_least
 
@@ -39,6 +39,11 @@ def make_parser() -> Parser:
         "--tokenizer",
         default="",
         help="a tokenizer.bin, vocab.bpe, run or export, gpt2, or none; default: what belongs to SRC",
+    )
+    parser.add_argument(
+        "--untied",
+        action="store_true",
+        help="write output.weight into a GGUF, too, though it is the embedding again: llama.cpp before March 2025 wants it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--revision", default=None, help="of a name of the hub: a branch, tag or commit")
@@ -64,6 +69,7 @@ def convert(o: Any) -> None:
     """What can be refused is refused before anything large is read."""
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
+    check_untied(to, o.untied)
     check_place(o.destination, to, o.overwrite, o.source)
     weights, tensors = read(o)
     tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
@@ -80,6 +86,7 @@ def convert(o: Any) -> None:
         run=training(o.source),
         read=weights.what,
         overwrite=o.overwrite,
+        untied=o.untied,
     )
     print(f"wrote {made.path}: {made.what}")
     for note in made.notes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyllmc.convert.origin import changed
 from pyllmc.convert.state import parameter_count
+from pyllmc.files import DataError, MissingDependency
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -29,6 +30,29 @@ tags:
 """
 
 
+USE = """
+## How to use it
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", "{name}")  # this folder
+print(write("{prompt}", do_sample=False)[0]["generated_text"])
+```
+
+"""
+BEGINS = """Every text begins with `{eot}` (id {id}): the model learnt what a beginning is from it, and it ends a text, too. The
+tokenizer here puts it there by itself; who makes ids in another way, or with `add_special_tokens=False`, puts it first.
+Greedily, transformers then writes what pyllmc writes from the same prompt.
+"""
+BEGINS_BY_ID = """Ids go in and come out. Every text begins with the id {id}: the model learnt what a beginning is from it, and it ends
+a text, too.
+"""
+NO_BEGINNING = (
+    "No token marks where a text begins or ends: a text needs a first word, and ends where you stop it.\n"
+)
+
+
 def model_card(
     name: str,
     config: GPTConfig,
@@ -37,8 +61,10 @@ def model_card(
     run: Mapping[str, Any],
     notes: Sequence[str],
     read: str,
+    has_tokenizer: bool,
 ) -> str:
-    """run: what origin.training() found; notes: what the folder lacks; read: what the weights came from."""
+    """run: what origin.training() found; notes: what the folder lacks; read: what the weights came from; has_tokenizer:
+    whether transformers finds one in the folder."""
     architecture = "gpt_neo" if config.banded else "gpt2"
     sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
     about = (
@@ -47,11 +73,35 @@ def model_card(
         else ("A GPT-2-class language model, written by pyllmc.")
     )
     text = HEAD.format(architecture=architecture, name=name, about=about, sizes=sizes)
+    text += beginning(name, tokenizer, has_tokenizer)
     if run:
         text += "\n" + training_part(run)
     if notes:
         text += "\n## What to know\n\n" + "".join(f"* {note}\n" for note in notes)
     return text
+
+
+def beginning(name: str, tokenizer: Tokenizer | None, has_tokenizer: bool) -> str:
+    """How a text must begin, which transformers knows where the folder has a tokenizer for it."""
+    eot = tokenizer.eot if tokenizer else -1
+    if not has_tokenizer:
+        return "\n## How to use it\n\n" + BEGINS_BY_ID.format(id=eot) if eot >= 0 else ""
+    assert tokenizer
+    use = USE.format(name=name, prompt=example(tokenizer))
+    if eot < 0:
+        return use + NO_BEGINNING
+    return use + BEGINS.format(eot=tokenizer.pieces[eot].decode(), id=eot)
+
+
+def example(tokenizer: Tokenizer) -> str:
+    """A prompt that this tokenizer can encode, as it stands between quotes."""
+    try:
+        tokenizer.encode("Once upon a time")
+        return "Once upon a time"
+    except MissingDependency:  # tiktoken, which would encode any text
+        return "Once upon a time"
+    except DataError:
+        return "" if tokenizer.eot >= 0 else repr(tokenizer.pieces[0].decode("utf-8", "replace"))[1:-1]
 
 
 def size_rows(c: GPTConfig, dtype: str, tokenizer: Tokenizer | None) -> list[tuple[str, Any]]:

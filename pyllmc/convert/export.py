@@ -13,7 +13,7 @@ import numpy as np
 from pyllmc import live
 from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, format_of
+from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import targets
 from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from pyllmc.layout import GPTConfig
@@ -41,6 +41,7 @@ class Job(NamedTuple):
     name: str
     run: Mapping[str, Any]
     read: str
+    untied: bool
 
 
 def save(
@@ -55,20 +56,23 @@ def save(
     run: Mapping[str, Any] | None = None,
     read: str = "",
     overwrite: bool = False,
+    untied: bool = False,
 ) -> Exported:
     """Write a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
     tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
     nearest even). name: of the model, by default the path's. run, read: for the model card, what origin.training() found
-    and what the weights came from. overwrite: replace an earlier export, never anything else.
+    and what the weights came from. overwrite: replace an earlier export, never anything else. untied: of a GGUF, write the
+    embedding a second time as output.weight, for llama.cpp before March 2025.
     Raises DataError or OSError in one line; then nothing has changed.
     """
     to = format_of(path, to)
     check_dtype(to, dtype)
+    check_untied(to, untied)
     place = check_place(path, to, overwrite)
     exact = checked(config, tensors, dtype)
     name = name or Path(place).name.removesuffix(".gguf").removesuffix(".bin")
-    job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read)
+    job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read, untied)
     notes = {"hf": _save_hf, "gguf": _save_gguf, "bin": _save_bin}[to](job, overwrite)
     return Exported(place, describe(job), notes)
 
@@ -131,8 +135,10 @@ def _save_gguf(job: Job, overwrite: bool) -> list[str]:
     dtypes = {name: to_gguf.dtype_of(name, x, job.dtype) for name, x in job.tensors.items()}
     with atomic_path(job.path) as temporary:
         with writing(job.path):
-            notes = to_gguf.write_gguf(temporary, job.config, job.tensors, job.dtype, job.tokenizer, job.name)
-        compare(job, to_gguf.read_back(temporary, job.config), dtypes)
+            notes = to_gguf.write_gguf(
+                temporary, job.config, job.tensors, job.dtype, job.tokenizer, job.name, job.untied
+            )
+        compare(job, to_gguf.read_back(temporary, job.config, job.untied), dtypes)
         check_place(job.path, "gguf", overwrite)
     return notes
 
@@ -165,9 +171,9 @@ def _fill(folder: str, job: Job) -> list[str]:
         notes.append(
             f"odd layers see the last {job.config.window} positions: written as GPT-Neo, which can say that"
         )
-    eot = job.tokenizer.eot if job.tokenizer else -1
-    to_hf.write_model(folder, job.config, job.tensors, job.dtype, eot)
-    text = card.model_card(job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read)
+    has = os.path.exists(os.path.join(folder, "tokenizer.json"))
+    to_hf.write_model(folder, job.config, job.tensors, job.dtype, job.tokenizer)
+    text = card.model_card(job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read, has)
     to_hf.write_text(folder, "README.md", text)
     return notes
 

@@ -51,6 +51,12 @@ def check_dtype(to: str, dtype: str) -> None:
         raise InvalidArgument(f"--dtype={dtype}: --to={to} holds {', '.join(dtypes)}")
 
 
+def check_untied(to: str, untied: bool) -> None:
+    """Raises InvalidArgument where there is nothing to untie: the other formats say that the head is the embedding."""
+    if untied and to != "gguf":
+        raise InvalidArgument(f"--untied is of a GGUF file: leave it out for --to={to}, or name a .gguf")
+
+
 def check_place(
     path: str | os.PathLike[str], to: str, overwrite: bool, source: str | os.PathLike[str] = ""
 ) -> str:

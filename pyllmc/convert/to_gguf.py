@@ -1,6 +1,7 @@
 """GGUF, which llama.cpp runs: architecture gpt2, in fp32, fp16 or bf16 (positions and vectors stay fp32).
 
-There is no output.weight: llama.cpp then takes the embedding, as GPT-2 does.
+There is no output.weight: llama.cpp then takes the embedding, as GPT-2 does. Builds before March 2025 do not, and refuse
+such a file: for them the embedding is written a second time under that name (untied).
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import numpy as np
 from pyllmc import live
 from pyllmc.convert.numbers import narrow
 from pyllmc.convert.state import targets
-from pyllmc.convert.vocabulary import Lists, Unexpressible, gguf_lists
+from pyllmc.convert.vocabulary import Lists, Unexpressible, eot_text, gguf_lists
 from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 ARCH = "gpt2"
+HEAD = "output.weight"
 MARK = "pyllmc.version"  # a key that says who wrote the file: only then may --overwrite replace it
 FILE_TYPES = {"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
 TENSOR_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+NO_BEGINNING = (
+    "llama.cpp puts no token before a text of such a vocabulary: begin each prompt with {}, as pyllmc does"
+)
+EMBEDDING = "transformer.wte.weight"
 NAMES = {  # ours, without "transformer." and the layer, in llama.cpp's words
     "wte": "token_embd",
     "wpe": "position_embd",
@@ -50,6 +56,14 @@ def name_of(ours: str) -> str:
     return f"blk.{layer}.{NAMES[stem]}.{kind}"
 
 
+def names_of(config: GPTConfig, untied: bool) -> Iterator[tuple[str, str]]:
+    """(our name, llama.cpp's) of each tensor in the order of the file."""
+    for ours, _ in targets(config):
+        yield ours, name_of(ours)
+    if untied:
+        yield EMBEDDING, HEAD
+
+
 def dtype_of(name: str, x: np.ndarray, dtype: str) -> str:
     return dtype if x.ndim == 2 and not name.endswith("wpe.weight") else "fp32"
 
@@ -70,6 +84,7 @@ def write_gguf(
     dtype: str,
     tokenizer: Tokenizer | None,
     name: str,
+    untied: bool = False,
 ) -> list[str]:
     """Writes `path` in place; what could not be said of the tokenizer, in a sentence each."""
     check_gguf(config)
@@ -78,16 +93,17 @@ def write_gguf(
     with closing(gguf.GGUFWriter(path, ARCH)) as writer:
         add_sizes(gguf, writer, config, dtype, name)
         add_tokenizer(gguf, writer, config, tokenizer, notes)
-        for ours, _ in targets(config):
+        for ours, theirs in names_of(config, untied):
             x = tensors[ours]
             kind = dtype_of(ours, x, dtype)
             raw = gguf.GGMLQuantizationType[TENSOR_TYPES[kind]]
             size = 4 if kind == "fp32" else 2
-            writer.add_tensor_info(name_of(ours), x.shape, np.dtype(np.float32), size * x.size, raw)
+            writer.add_tensor_info(theirs, x.shape, np.dtype(np.float32), size * x.size, raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for ours, _ in live.each(list(targets(config)), "writing: tensor"):  # no second copy of the model
+        # one tensor at a time: no second copy of the model
+        for ours, _ in live.each(list(names_of(config, untied)), "writing: tensor"):
             writer.write_tensor_data(narrow(tensors[ours], dtype_of(ours, tensors[ours], dtype)))
         flush_to_disk(writer.fout[0])
     return notes
@@ -122,7 +138,10 @@ def add_tokenizer(
     missing = "no tokenizer is known"
     try:
         if tokenizer:
-            return add_lists(gguf, writer, gguf_lists(tokenizer), tokenizer, config.vocab_size)
+            lists = gguf_lists(tokenizer)
+            if lists.model == "rwkv" and tokenizer.eot >= 0:
+                notes.append(NO_BEGINNING.format(eot_text(tokenizer)))
+            return add_lists(gguf, writer, lists, tokenizer, config.vocab_size)
     except Unexpressible as reason:
         missing = f"the tokenizer is left out ({reason})"
     notes.append(
@@ -147,11 +166,11 @@ def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int
         writer.add_token_scores([0.0] * V)
     if lists.merges:
         writer.add_token_merges(lists.merges)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(tokenizer.eot >= 0)  # as our writer begins a text
     writer.add_add_space_prefix(False)
 
 
-def read_back(path: str, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
+def read_back(path: str, config: GPTConfig, untied: bool = False) -> Iterator[tuple[str, np.ndarray]]:
     """(our name, float32 values) of what gguf's own reader finds. Raises MalformedFile."""
     try:
         reader = package().GGUFReader(path)
@@ -162,10 +181,10 @@ def read_back(path: str, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
         if field is None or field.contents() != value:
             raise MalformedFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
     found = {x.name: x for x in reader.tensors}
-    for ours, _ in targets(config):
-        x = found.pop(name_of(ours), None)
+    for ours, theirs in names_of(config, untied):
+        x = found.pop(theirs, None)
         if x is None:
-            raise MalformedFile(f"{path} does not read back: {name_of(ours)} is missing")
+            raise MalformedFile(f"{path} does not read back: {theirs} is missing")
         bits = x.data.view(np.uint16).astype(np.uint32) << 16 if x.tensor_type.name == "BF16" else None
         yield ours, x.data.astype(np.float32) if bits is None else bits.view(np.float32)
     if found:

@@ -17,8 +17,8 @@ import numpy as np
 from pyllmc import live
 from pyllmc.convert.numbers import DTYPES, narrow
 from pyllmc.convert.state import MATRICES, targets
-from pyllmc.convert.vocabulary import Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
-from pyllmc.files import DataError, MissingDependency, flush_to_disk
+from pyllmc.convert.vocabulary import WHY, Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
+from pyllmc.files import DataError, MissingDependency, flush_to_disk, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
@@ -29,6 +29,7 @@ FILES = (  # all that such a folder holds
     *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
+PIPELINE_TOKENS = 256  # what transformers' pipeline writes by default
 State = Iterator[tuple[str, np.ndarray]]
 
 
@@ -151,16 +152,32 @@ def neo_sizes(c: GPTConfig) -> dict[str, Any]:
 
 
 def write_model(
-    folder: str, config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str, eot: int
+    folder: str,
+    config: GPTConfig,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str,
+    tokenizer: Tokenizer | None,
 ) -> None:
     """config.json, model.safetensors and generation_config.json."""
+    eot = tokenizer.eot if tokenizer else -1
     check_hf(config, tensors)
     state = neo_state if config.banded else gpt2_state
     write_json(folder, "config.json", config_json(config, dtype, eot))
     path = os.path.join(folder, "model.safetensors")
     write_safetensors(path, state(config, tensors), state(config, tensors), dtype)
-    ends = {"bos_token_id": eot, "eos_token_id": eot} if eot >= 0 else {}
-    write_json(folder, "generation_config.json", {"_from_model_config": True, **ends})
+    write_json(folder, "generation_config.json", generation_config(config, tokenizer))
+
+
+def generation_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What makes transformers write as our writer does: where texts end, and that ids without a piece are never drawn."""
+    said: dict[str, Any] = {}
+    if config.max_seq_len <= 2 * PIPELINE_TOKENS:  # else a pipeline would run over the context into an error
+        said["max_length"] = config.max_seq_len
+    if tokenizer and tokenizer.eot >= 0:
+        said.update(dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot))
+    if tokenizer and tokenizer.vocab_size < config.vocab_size:
+        said["suppress_tokens"] = list(range(tokenizer.vocab_size, config.vocab_size))
+    return said
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -173,20 +190,35 @@ def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list
     try:
         made = hf_tokenizer(tokenizer)
         check_same(made, tokenizer)
+        begin_with_eot(made, tokenizer)
         write_text(folder, "tokenizer.json", made.to_str(pretty=True))
         if tokenizer.kind == "gpt2":
             write_bpe(folder, tokenizer)
     except (Unexpressible, MissingDependency) as reason:
         return [f"tokenizer.json is left out ({reason}): encode with pyllmc and the tokenizer.bin beside"]
-    end = {name: eot_text(tokenizer) for name in ("bos_token", "eos_token") if tokenizer.eot >= 0}
+    special = ("bos_token", "eos_token", "pad_token")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
-        **end,
+        "add_bos_token": tokenizer.eot >= 0,
+        **{name: eot_text(tokenizer) for name in special if tokenizer.eot >= 0},
     }
     write_json(folder, "tokenizer_config.json", settings)
     return []
+
+
+def begin_with_eot(made: Any, tokenizer: Tokenizer) -> None:
+    """Makes every text begin with EOT, as the documents of the training data and the prompts of our writer do.
+
+    So a pipeline of transformers goes on with a text as pyllmc.sample does, and an empty text has something to go on from.
+    """
+    if tokenizer.eot < 0:
+        return
+    eot = eot_text(tokenizer)
+    made.post_processor = need("tokenizers", WHY).processors.TemplateProcessing(
+        single=[eot, "$A"], pair=[eot, "$A", eot, "$B:1"], special_tokens=[(eot, tokenizer.eot)]
+    )
 
 
 def write_bpe(folder: str, tokenizer: Tokenizer) -> None:

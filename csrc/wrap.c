@@ -1,0 +1,110 @@
+/* Text that comes in pieces, for a terminal: no word is broken at its edge. A word is shown when it is whole, since before
+ * nobody knows whether it fits. */
+#include <stdlib.h>
+#include <string.h>
+#include "error.h"
+#include "utf8.h"
+
+enum { WORD = 4096 }; /* bytes of a word that are held back at the most */
+
+static const struct Range {
+    int columns;
+    uint32_t first, last;
+} ranges[] = {
+#define COLUMNS(columns, first, last) {columns, first, last},
+#include "width.def"
+#undef COLUMNS
+};
+
+struct llmc_wrap {
+    int column, gap; /* where the line stands, and the blanks behind it, which are shown when a word follows */
+    int held, width; /* the word: bytes, and columns */
+    char word[WORD];
+    char *out; /* what is to be shown */
+    int64_t n;
+};
+
+static int columns_of(uint32_t code) {
+    size_t lo = 0,
+           hi = sizeof ranges / sizeof *ranges; /* the last range that begins at or before code lies in [lo, hi) */
+    while (hi - lo > 1) {
+        const size_t middle = (lo + hi) / 2;
+        if (ranges[middle].first <= code) lo = middle;
+        else hi = middle;
+    }
+    return code >= ranges[lo].first && code <= ranges[lo].last ? ranges[lo].columns : code >= 32 && code != 127;
+}
+
+llmc_wrap *llmc_wrap_new(void) { return calloc(1, sizeof(llmc_wrap)); }
+
+void llmc_wrap_free(llmc_wrap *w) {
+    if (w) free(w->out);
+    free(w);
+}
+
+static void put(llmc_wrap *w, const char *text, int64_t size) {
+    memcpy(w->out + w->n, text, (size_t)size);
+    w->n += size;
+}
+
+static void end_line(llmc_wrap *w) {
+    put(w, "\n", 1);
+    w->column = w->gap = 0;
+}
+
+static void put_gap(llmc_wrap *w) {
+    memset(w->out + w->n, ' ', (size_t)w->gap);
+    w->n += w->gap, w->column += w->gap;
+    w->gap = 0;
+}
+
+static void put_word(llmc_wrap *w, int columns) {
+    if (!w->held) return;
+    const int fits = w->column + w->gap + w->width <= columns;
+    if (!fits && w->column) end_line(w);
+    if (fits) put_gap(w);
+    put(w, w->word, w->held);
+    w->column += w->width;
+    w->gap = w->held = w->width = 0;
+}
+
+static void add_blank(llmc_wrap *w, int columns, char c) {
+    put_word(w, columns);
+    if (c == '\n') end_line(w);
+    else w->gap += c == '\t' ? 8 - (w->column + w->gap) % 8 : 1;
+    if (w->gap > columns) w->gap = columns;
+}
+
+/* A character of two columns, as of Chinese, is a word of its own; one of none belongs to the word before. */
+static void add_character(llmc_wrap *w, int columns, const char *text, int length, int width) {
+    if (width == 2 || w->width + width > columns || w->held + length > WORD) put_word(w, columns);
+    memcpy(w->word + w->held, text, (size_t)length);
+    w->held += length, w->width += width;
+    if (width == 2) put_word(w, columns);
+}
+
+static void add(llmc_wrap *w, int columns, const char *text, int64_t size) {
+    uint32_t code;
+    for (int64_t at = 0; at < size;) {
+        int length = utf8_decode(text + at, size - at, &code), width = length > 0 ? columns_of(code) : 1;
+        if (length <= 0) length = 1;
+        if (strchr(" \t\n", text[at]) && text[at]) add_blank(w, columns, text[at]);
+        else add_character(w, columns, text + at, length, width);
+        at += length;
+    }
+}
+
+int llmc_wrap_next(llmc_wrap *w, int columns, const char *text, int64_t size, const char **out, int64_t *n) {
+    CHECK(size >= 0 && columns >= 0, LLMC_EINVAL, "a piece of %lld bytes for %d columns", (long long)size, columns);
+    const int64_t room =
+        3 * size + WORD + w->gap + (columns > 8 ? columns : 8) + 16; /* each byte may end a line, too */
+    char *grown = realloc(w->out, (size_t)room + 8 * (size_t)size);
+    CHECK(grown, LLMC_ENOMEM, "no memory for a piece of %lld bytes", (long long)size);
+    w->out = grown, w->n = 0;
+    if (!columns || !text) put_word(w, columns ? columns : 1 << 30);
+    if (!columns) put_gap(w);
+    if (text && !columns) put(w, text, size);
+    else if (text) add(w, columns, text, size);
+    *out = w->out, *n = w->n;
+    return LLMC_OK;
+}

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Write csrc/width.def, from Python's own table: characters that take two columns of a terminal, and those that take none.
+
+python dev/width_table.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from unicode_table import WIDTH, ranges
+
+PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "width.def")
+
+
+def columns_of(c: str) -> int:
+    """None for what is drawn over the character before it, and for marks of formatting."""
+    if unicodedata.category(c) in ("Mn", "Me", "Cf") and c != "\u00ad":
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def table() -> str:
+    """The text of csrc/width.def."""
+    found = []
+    for columns in (0, 2):
+        codes = [code for code in range(128, 0x110000) if columns_of(chr(code)) == columns]
+        found += [(first, last, columns) for first, last in ranges(codes)]
+    lines = [
+        f"/* Unicode {unicodedata.unidata_version}: how many columns of a terminal a character takes, where it is not one. Made",
+        " * by dev/width_table.py. */",
+        "",
+    ]
+    for first, last, columns in sorted(found):
+        entry = f"COLUMNS({columns}, {first:#x}, {last:#x})"
+        if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == 3:
+            lines.append(entry)
+        else:
+            lines[-1] += " " + entry
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    with open(PATH, "w", encoding="ascii") as file:
+        file.write(table())
