@@ -235,7 +235,7 @@ def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program,
 @pytest.mark.parametrize("program", [BINARY, MODULE, REFERENCE], ids=["binary", "python", "reference"])
 def test_a_second_signal_ends_within_a_piece(program, data):
     """While the library or PyTorch works, where Python runs no handler."""
-    options = {**LONG, "B": 512 if program is REFERENCE else 2048, "val_every": 0}
+    options = {**LONG, "B": 256, "val_every": 0}
     with Terminal([*program, f"--data={data}", "--out=", *words(**options)]) as terminal:
         terminal.wait_for("micro-step 1 of 1")
         terminal.send(signal.SIGINT)
