@@ -356,7 +356,12 @@ class Trainer:
     def run(self) -> None:
         o = self.o
         while True:
-            if self.val and not self.stopped and o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps):
+            if (
+                self.val
+                and not self.stopped
+                and o.val_every
+                and (self.step % o.val_every == 0 or self.step == o.max_steps)
+            ):
                 self.validate()
             if self.step >= o.max_steps or self.stopped:
                 return

@@ -318,7 +318,9 @@ def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, fl
     errors: dict[str, float] = {}
     batches = max(BATCHES, min(MOST, -(-TOKENS // (b * t))))
     seeds = list(reversed(range(batches)))
-    for i in live.each(seeds, "PyTorch in float32 and float64: batch"):  # one at a time: the results are large; the first is kept
+    for i in live.each(
+        seeds, "PyTorch in float32 and float64: batch"
+    ):  # one at a time: the results are large; the first is kept
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
         run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
         add_errors(errors, run32, run64)

@@ -41,7 +41,6 @@ def _has_terminal() -> bool:
         return False
 
 
-
 def show(text: str, at_once: bool = True) -> None:
     """Rewrites the line; "" takes it away. at_once: even if the one before has just been shown."""
     global _width, _shown

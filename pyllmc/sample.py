@@ -36,7 +36,10 @@ DEFAULTS: dict[str, Any] = {"seed": 0}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("run", help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, or other weights, as of Hugging Face")
+    parser.add_argument(
+        "run",
+        help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, or other weights, as of Hugging Face",
+    )
     parser.add_argument(
         "--tokenizer",
         default="",

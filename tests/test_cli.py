@@ -60,11 +60,16 @@ def without_times(text: str) -> list[str]:
 
 
 def test_both_front_ends_print_the_same_lines(data, tmp_path):
-    outputs = []
+    outputs, endings = [], []
     for program, name in ((BINARY, "a"), (MODULE, "b")):
         done = run(program, f"--data={data}", f"--out={tmp_path / name}", *TINY, *SHORT)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
+        endings.append(done.stderr.replace(str(tmp_path / name), "RUN").split("next:")[0])
+    assert endings[0] == endings[1]
+    assert re.fullmatch(
+        r"best: .* kept in RUN/best.ckpt\nlast: step 4, .* kept in RUN/last.ckpt\n", endings[0]
+    )
     assert without_times(outputs[0]) == without_times(outputs[1])
     a, b = ((tmp_path / name / "metrics.jsonl").read_text() for name in "ab")
     drop = re.compile(r', "ms".*')
