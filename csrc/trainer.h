@@ -17,6 +17,9 @@ struct llmc_trainer {
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
+    int gentle;                /* the learning rate of whoever fine-tunes was left to us */
+    char *history; /* of a run resumed with other options, as comments: which it had until which step; NULL of a fresh one */
+    llmc_options *before; /* of a resumed run: the options that its checkpoint records */
     int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
 
     int phase;                  /* see trainer.c */
@@ -28,7 +31,8 @@ struct llmc_trainer {
     double started, ms;    /* when it began; smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* of each micro-step */
-    char *text;            /* TEXT_SIZE: what the last event says */
+    char *text;            /* TEXT_SIZE, or text_room where a sample needed more: what the last event says */
+    int64_t text_room;
     int64_t sample_size;   /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
@@ -40,6 +44,8 @@ int setup_needs_data_made(const llmc_trainer *trainer);
 int setup_open(llmc_trainer *trainer);
 /* What its model is made for. */
 llmc_room setup_room(const llmc_trainer *trainer);
+/* The text of LLMC_PLAN, which it returns. */
+int trainer_announce_plan(llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */
 int setup_model(llmc_trainer *trainer);
 #endif

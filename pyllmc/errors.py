@@ -5,7 +5,9 @@ Standard library only: a command calls `begin_command` before it imports anythin
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import signal
 import sys
@@ -100,8 +102,28 @@ def how_to_install(package: str) -> str:
     return f"pip install {package}" + (", or make setup and use .venv/bin/python" if checkout else "")
 
 
+def _printable(error: UnicodeError) -> tuple[bytes, int]:
+    """What an output cannot encode, as \\u2014; but bytes of a path or an argument, which Python hides in surrogates, as they were."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return b"".join(
+        bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace")
+        for c in text
+    ), error.end
+
+
+def print_anything() -> None:
+    """No command dies of a character that its terminal, pipe or file cannot hold: cp1252, ASCII, a locale of C."""
+    codecs.register_error("pyllmc.printable", _printable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="pyllmc.printable")
+
+
 def begin_command(*packages: str) -> None:
     """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
+    print_anything()
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
     for number, default in WAYS_TO_END.items():
@@ -150,6 +172,7 @@ def _discard_output() -> None:
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
+    print_anything()
     with _interruptible(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"{prog}: warning: {message}", file=sys.stderr)
         try:

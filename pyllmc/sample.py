@@ -12,7 +12,8 @@ from pyllmc.errors import EXIT_CODES, begin_command, run_command
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc.options import Parser, add_options, at_least
+from pyllmc._ffi import text_bytes
+from pyllmc.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer
 
 PROG = "pyllmc.sample"
@@ -46,17 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--max_new_tokens", type=at_least(0), default=200, help="tokens of each [200]")
     parser.add_argument(
-        "--stop", action="append", default=[], help="ends a text before this; may be repeated"
+        "--stop",
+        action="append",
+        type=unescaped,
+        default=[],
+        help=r"ends a text before this, e.g. '\n\n' (\n \t \r \\ \xHH \uHHHH are characters); may be repeated",
     )
-    add_options(parser, OPTIONS, **DEFAULTS)
+    add_options(parser, OPTIONS, of_sample=True, **DEFAULTS)
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:
-        run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
+        run, count, prompt = o.pop("run"), o.pop("count"), text_bytes(o.pop("prompt"))
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
-            for piece in itertools.chain([prompt], pieces):
+            for piece in itertools.chain([prompt.decode("utf-8", "replace")], pieces):
                 print(piece, end="", flush=True)
             print("\n" if i + 1 < count else "", flush=True)
 

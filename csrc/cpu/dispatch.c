@@ -28,6 +28,16 @@ const Kernels *llmc_kernels(const char *isa) {
 
 const char *llmc_backend(void) { return "cpu"; }
 
+#define AS_TEXT(name) #name
+#define TEXT_OF(name) AS_TEXT(name)
+const char *llmc_blas(void) {
+#ifdef BLAS_NAME
+    return TEXT_OF(BLAS_NAME);
+#else
+    return "";
+#endif
+}
+
 int llmc_default_threads(void) {
 #if defined(_OPENMP)
     return omp_get_num_procs();
