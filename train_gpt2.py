@@ -311,7 +311,10 @@ def settle_rate(o: argparse.Namespace, C: int) -> None:
         o.warmup_steps = min(o.warmup_steps, o.max_steps // 10)
     o.lr = o.lr or (min(1e-3, 6e-5 * 768 / C) if tuning else min(6e-3, 6e-4 * (768 / C) ** 0.75))
     first = "fine-tunes the weights" if tuning else f"fresh weights of seed {o.seed}"
-    print(f"training: {first} with lr {o.lr:.3g}{gentle}, warm-up {o.warmup_steps}, schedule {o.schedule}", flush=True)
+    print(
+        f"training: {first} with lr {o.lr:.3g}{gentle}, warm-up {o.warmup_steps}, schedule {o.schedule}",
+        flush=True,
+    )
 
 
 class Trainer:

@@ -29,9 +29,11 @@ static void training_text(const llmc_trainer *t, char *text, size_t size) {
     char from[64];
     snprintf(from, sizeof from, "fresh weights of seed %lld", (long long)o->seed);
     snprintf(text, size, "training: %s with lr %.3g%s, warm-up %lld, schedule %s",
-             t->resumed ? "goes on" : *t->weights ? "fine-tunes the weights" : from, o->lr,
-             t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "",
-             (long long)o->warmup_steps, o->schedule);
+             t->resumed    ? "goes on"
+             : *t->weights ? "fine-tunes the weights"
+                           : from,
+             o->lr, t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "", (long long)o->warmup_steps,
+             o->schedule);
 }
 
 int trainer_announce_plan(llmc_trainer *t) {
@@ -51,12 +53,12 @@ int trainer_announce_plan(llmc_trainer *t) {
     device_text(k, precision, device, sizeof device);
     training_text(t, training, sizeof training);
     if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
-    if (threads > cores) snprintf(crowded, sizeof crowded, " on %d core%s: more than cores are slower", cores, s_of(cores));
+    if (threads > cores)
+        snprintf(crowded, sizeof crowded, " on %d core%s: more than cores are slower", cores, s_of(cores));
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %d thread%s%s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
              "%s%s\n%s",
-             device, threads, s_of(threads), crowded, c->L, c->NH, c->C,
-             c->maxT, c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data,
-             memory, training);
+             device, threads, s_of(threads), crowded, c->L, c->NH, c->C, c->maxT, c->V, window,
+             (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory, training);
     return LLMC_PLAN;
 }

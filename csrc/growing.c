@@ -19,7 +19,8 @@ void growing_add(Growing *g, const char *format, ...) {
     va_start(arguments, format);
     va_copy(again, arguments);
     const int n = vsnprintf(NULL, 0, format, arguments);
-    if (n >= 0 && reserve(g, (size_t)n + 1) == 0) g->size += (size_t)vsnprintf(g->text + g->size, (size_t)n + 1, format, again);
+    if (n >= 0 && reserve(g, (size_t)n + 1) == 0)
+        g->size += (size_t)vsnprintf(g->text + g->size, (size_t)n + 1, format, again);
     va_end(again);
     va_end(arguments);
 }

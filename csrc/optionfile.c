@@ -76,7 +76,8 @@ static int take_lines(llmc_options *options, FILE *file, const char *path, unsig
     ssize_t n;
     for (int number = 1; rc == 0 && (n = getline(&line, &room, file)) >= 0; number++) {
         char *text = number == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? line + 3 : line; /* a mark of byte order */
-        rc = strlen(line) < (size_t)n ? llmc_fail(LLMC_EINVAL, "a NUL byte: this is no text") : take_line(options, text, seen);
+        rc = strlen(line) < (size_t)n ? llmc_fail(LLMC_EINVAL, "a NUL byte: this is no text")
+                                      : take_line(options, text, seen);
         if (rc == 0) continue;
         snprintf(reason, sizeof reason, "%s", llmc_last_error());
         llmc_fail(rc, "%s:%d: %s", path, number, reason);
@@ -94,7 +95,8 @@ int options_read(llmc_options *options, const char *path) {
     unsigned char *seen = calloc((size_t)option_rows, 1);
     CHECK(seen, LLMC_ENOMEM, "no memory to read %s", path);
     FILE *file = fopen(path, "r");
-    int rc = file ? LLMC_OK : llmc_fail(LLMC_EIO, "--config=%s cannot be read: %s%s", path, strerror(errno), remedy_for(errno));
+    int rc = file ? LLMC_OK
+                  : llmc_fail(LLMC_EIO, "--config=%s cannot be read: %s%s", path, strerror(errno), remedy_for(errno));
     forget_file(&fresh);
     if (file) rc = take_lines(&fresh, file, path, seen);
     if (file) fclose(file);

@@ -32,15 +32,17 @@ const int option_rows = NUM_ROWS;
 
 static const struct Alias {
     const char *name, *ours;
-} aliases[] = {
+} aliases[] =
+    {
 #define OPTION(...)
 #define ALIAS(name, ours) {#name, #ours},
 #include "options.def"
-}, synonyms[] = {
+    },
+  synonyms[] = {
 #define OPTION(...)
 #define SYNONYM(name, ours) {#name, #ours},
 #include "options.def"
-};
+  };
 
 int llmc_num_options(void) {
     int n = 0;
@@ -123,7 +125,10 @@ static void meant(const llmc_options *options, const char *name, char *text, siz
     for (EACH_OPTION(o, options))
         if (!one && n < 8 && is_part(name, o->name)) found[n++] = o;
     for (int i = 0; i < n; i++)
-        snprintf(text + strlen(text), size - strlen(text), "%s--%s", !i ? "" : i + 1 < n ? ", " : " or ",
+        snprintf(text + strlen(text), size - strlen(text), "%s--%s",
+                 !i          ? ""
+                 : i + 1 < n ? ", "
+                             : " or ",
                  found[i]->name);
 }
 

@@ -11,7 +11,10 @@ typedef double OPTION_FLOAT;
 typedef char OPTION_STRING[OPTION_TEXT];
 
 enum { FOR_TRAINING = 1, FOR_CHAT = 2 }; /* programs */
-enum { BY_FILE = 1, BY_CALL = 2 };        /* what name_given holds of an option that is: by --config, or by a name of its own */
+enum {
+    BY_FILE = 1,
+    BY_CALL = 2
+}; /* what name_given holds of an option that is: by --config, or by a name of its own */
 
 struct llmc_options {
     int program;
@@ -35,7 +38,10 @@ extern const int option_rows;
 
 /* the next row, from `o` on, of the program that the options are for; NULL behind the last */
 const Option *option_from(const llmc_options *options, const Option *o);
-#define EACH_OPTION(o, options) const Option *o = option_from(options, option_table); o; o = option_from(options, o + 1)
+#define EACH_OPTION(o, options)                           \
+    const Option *o = option_from(options, option_table); \
+    o;                                                    \
+    o = option_from(options, o + 1)
 /* The option of this name, or the error that says which is meant. */
 int option_find(const llmc_options *options, const char *name, const Option **found);
 int option_assign(llmc_options *options, const Option *o, const char *value);

@@ -77,8 +77,9 @@ static void add_options(Growing *text, const llmc_options *options, int of_call)
 
 char *options_config(const llmc_options *options, const char *history) {
     Growing text = {0};
-    growing_add(&text, "# The options of a run, which repeats it with the same losses: ./train_gpt2 --config=THIS_FILE\n"
-                       "# An option on the command line counts before the one here.\n%s",
+    growing_add(&text,
+                "# The options of a run, which repeats it with the same losses: ./train_gpt2 --config=THIS_FILE\n"
+                "# An option on the command line counts before the one here.\n%s",
                 history);
     add_options(&text, options, 0);
     growing_add(&text, "\n# of that call and its machine, so they are not read\n");
@@ -177,7 +178,9 @@ static void add_examples(Growing *text, int program, const char *command, int wi
 static void add_about(Growing *text, int program, const char *command, int width) {
     for (size_t i = 0; i < sizeof abouts / sizeof *abouts; i++) {
         if (abouts[i].program != program) continue;
-        growing_add(text, "%s %s\n\n", command, abouts[i].use);
+        growing_add(text, "%s ", command);
+        wrap(text, abouts[i].use, (int)strlen(command) + 1, 4, width);
+        growing_add(text, "\n");
         wrap(text, abouts[i].text, 0, 0, width);
     }
 }

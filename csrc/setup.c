@@ -158,8 +158,8 @@ static int explain_no_vocabulary(const char *data, const char *model) {
 
 /* a file of options that tells a shape speaks of its own model, not of another --model */
 static int forget_other_shape(llmc_options *o) {
-    const char *const of_model[] = {"n_layer",    "n_head", "n_embd", "max_seq_len",
-                                    "vocab_size", "window", "T",      "lr",          "warmup_steps"};
+    const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size",
+                                    "window",  "T",      "lr",     "warmup_steps"};
     if (!*o->file_model || !strcmp(o->model, o->file_model) || o->n_embd_given != BY_FILE) return LLMC_OK;
     for (size_t i = 0; i < sizeof of_model / sizeof *of_model; i++) {
         const Option *option;
@@ -253,7 +253,9 @@ static int check_prompt(const llmc_trainer *t) {
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
 
 /* The same of weights that a file brings: gentle enough to keep what they know. GPT, of 768 channels, was fine-tuned with 6.25e-5
- * (Radford et al. 2018, section 4.1), and nanoGPT's example gives GPT-2 XL, of 1600, 3e-5: inversely with the width. */
+ * (Radford et al. 2018, section 4.1), and nanoGPT's example gives GPT-2 XL, of 1600, 3e-5: inversely with the
+ * width. The demo's model, 300 steps on 150 stories in other words: a validation loss of 1.25 with this rate and still falling,
+ * 1.54 with that of fresh weights (it learns them by heart), 1.89 with a third of this one. */
 static double tuning_lr(int C) { return fmin(1e-3, 6e-5 * 768.0 / C); }
 /* often a few hundred steps in all */
 static int64_t tuning_warmup(const llmc_options *o) {

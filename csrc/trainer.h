@@ -18,9 +18,10 @@ struct llmc_trainer {
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
     int gentle;                /* the learning rate of whoever fine-tunes was left to us */
-    char *history; /* of a run resumed with other options, as comments: which it had until which step; NULL of a fresh one */
+    char *
+        history; /* of a run resumed with other options, as comments: which it had until which step; NULL of a fresh one */
     llmc_options *before; /* of a resumed run: the options that its checkpoint records */
-    int evaluated; /* what is due at this step's boundary has been done: a resumed run does not do it again */
+    int evaluated;        /* what is due at this step's boundary has been done: a resumed run does not do it again */
 
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* whether there is a checkpoint to go back to */
@@ -33,7 +34,7 @@ struct llmc_trainer {
     float *losses;         /* of each micro-step */
     char *text;            /* TEXT_SIZE, or text_room where a sample needed more: what the last event says */
     int64_t text_room;
-    int64_t sample_size;   /* bytes of it that are a sample, which may hold NULs; else 0 */
+    int64_t sample_size; /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
 /* What can be checked before there is data: options, the checkpoint to resume, sizes, the run folder. Writes nothing. */

@@ -44,7 +44,8 @@ int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, c
     const int size = llmc_tokenizer_size(k), V = llmc_model_config(m)->V;
     llmc_sampling known = *how;
     *out = NULL;
-    CHECK(size <= V, LLMC_EINVAL, "the tokenizer has %d ids, the model %d: use the one it was trained with", size, V);
+    CHECK(size <= V, LLMC_EINVAL, "the tokenizer has %d id%s, the model %d: use the one it was trained with", size,
+          s_of(size), V);
     CHECK(most >= 0, LLMC_EINVAL, "%lld tokens to write", (long long)most);
     if (!known.vocab || known.vocab > size) known.vocab = size;
     llmc_writer *w = calloc(1, sizeof *w);
@@ -140,7 +141,8 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
-    const int64_t of_carry = bytes < w->carried ? bytes : w->carried; /* it is the text's end, where a stop string cut it */
+    const int64_t of_carry =
+        bytes < w->carried ? bytes : w->carried; /* it is the text's end, where a stop string cut it */
     w->carried -= (int)of_carry, bytes -= of_carry;
     if (w->carried) return;
     /* from the token, not the text: that may be handed out already, up to its middle */

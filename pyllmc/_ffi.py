@@ -29,7 +29,9 @@ DEVICES = ("cpu", "cuda", "emu")
 
 def declarations(path: Path) -> str:
     """What lies between a header's two marks: plain C, which cffi parses without a preprocessor."""
-    return "".join(re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(encoding="utf-8"), re.S))
+    return "".join(
+        re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(encoding="utf-8"), re.S)
+    )
 
 
 @functools.cache
@@ -96,6 +98,14 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise InvalidArgument(f"{text!r:.80} holds half a character, which no text has") from None
+
+
+def typed(argument: str) -> str:
+    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def message(lib: Any) -> str:

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chat = Chat(options=options)
         if options.is_given("prompt"):
-            return talk(chat, [_ffi.encoded(options.get("prompt"))])
+            return talk(chat, [_ffi.typed(options.get("prompt"))])
         return talk_at_terminal(chat) if sys.stdin.isatty() else talk(chat, sys.stdin.buffer)
 
     return run_command(PROG, work)

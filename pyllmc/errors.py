@@ -96,6 +96,11 @@ def _leave(number: int, frame: Any) -> None:
     raise SystemExit(INTERRUPTED)
 
 
+def counted(n: int, what: str) -> str:
+    """1 layer, 2 layers."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def how_to_install(package: str) -> str:
     """The remedy for a missing package; a checkout brings its own environment."""
     checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))

@@ -19,7 +19,9 @@ WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
 
 
-NUMBER = re.compile(r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII)
+NUMBER = re.compile(
+    r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
+)
 MOST_MEANT = 8
 LONGEST = 300  # characters of a number: csrc/number.c
 
@@ -37,7 +39,9 @@ def whole(text: str) -> int:
     value = decimal.Decimal(text) if known else decimal.Decimal("nan")
     if not value.is_finite() or value != value.to_integral_value():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value) if value.adjusted() < 30 else (10**30 if value > 0 else -(10**30))  # of none so large is asked
+    return (
+        int(value) if value.adjusted() < 30 else (10**30 if value > 0 else -(10**30))
+    )  # of none so large is asked
 
 
 class Option(NamedTuple):
@@ -121,7 +125,9 @@ def own_name(name: str, names: Container[str]) -> str:
     """The one of `names` that is `name` or means the same; else `name`."""
     if name in names:
         return name
-    same = [ours if name == theirs else theirs for theirs, ours in synonyms().items() if name in (theirs, ours)]
+    same = [
+        ours if name == theirs else theirs for theirs, ours in synonyms().items() if name in (theirs, ours)
+    ]
     return next((other for other in same if other in names), name)
 
 
@@ -346,9 +352,7 @@ def add_options(
     for option in options(*OF_ANY).values():
         if option.name in names:
             text = _help_of_sample().get(option.name, option.help) if of_sample else option.help
-            add_option(
-                parser, option._replace(default=defaults.get(option.name, option.default), help=text)
-            )
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default), help=text))
 
 
 def make_parser(
@@ -362,7 +366,7 @@ def make_parser(
     twice = "Of an option given twice the last counts."
     parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
     if names:
-        add_options(parser, names, **defaults)
+        add_options(parser, names, False, **defaults)
         return parser
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options().values():

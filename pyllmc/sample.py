@@ -12,7 +12,7 @@ from pyllmc.errors import EXIT_CODES, begin_command, run_command
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc._ffi import text_bytes
+from pyllmc._ffi import typed
 from pyllmc.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer
 
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:
-        run, count, prompt = o.pop("run"), o.pop("count"), text_bytes(o.pop("prompt"))
+        run, count, prompt = o.pop("run"), o.pop("count"), typed(o.pop("prompt"))
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
-            for piece in itertools.chain([prompt.decode("utf-8", "replace")], pieces):
+            for piece in itertools.chain([prompt], pieces):
                 print(piece, end="", flush=True)
             print("\n" if i + 1 < count else "", flush=True)
 

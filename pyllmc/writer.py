@@ -82,7 +82,7 @@ class Writer:
 
     def stream(
         self,
-        prompt: str | bytes = "",
+        prompt: str = "",
         max_new_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,

@@ -169,7 +169,11 @@ def from_bpe(ids: dict[str, int], lines: list[str]) -> Tokenizer | None:
 
 def lines_of(data: bytes) -> dict[str, str]:
     """name=value lines as a dict."""
-    return dict(line.split("=", 1) for line in data.decode("utf-8", "replace").splitlines() if "=" in line and line[0] != "#")
+    return dict(
+        line.split("=", 1)
+        for line in data.decode("utf-8", "replace").splitlines()
+        if "=" in line and line[0] != "#"
+    )
 
 
 def training(source: str | os.PathLike[str]) -> dict[str, Any]:
