@@ -32,7 +32,7 @@ CFLAGS += $(EXTRA)
 THREADS ?= -pthread
 # a BLAS library for the fp32 products: its name, as in make BLAS=openblas, or a path; BLAS_PREFIX: of its functions
 ifneq ($(BLAS),)
-CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm
+CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm -DBLAS_NAME=$(notdir $(BLAS))
 LDFLAGS += $(if $(findstring /,$(BLAS)),$(BLAS) -Wl$(comma)-rpath$(comma)$(dir $(BLAS)),-l$(BLAS))
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)

@@ -303,6 +303,20 @@ def learning_rate(step: int, o: argparse.Namespace) -> float:
     return o.lr + (o.lr * o.final_lr_frac - o.lr) * SCHEDULES[o.schedule](x)
 
 
+def settle_rate(o: argparse.Namespace, C: int) -> None:
+    """What --lr and --warmup_steps are unless given, of fresh weights or to fine-tune those of a file: csrc/setup.c says why."""
+    tuning = names_weights(o.model)
+    gentle = " (gentle, to keep what they know; --lr changes it)" if tuning and not o.lr else ""
+    if tuning and "warmup_steps" not in getattr(o, "given", ()):
+        o.warmup_steps = min(o.warmup_steps, o.max_steps // 10)
+    o.lr = o.lr or (min(1e-3, 6e-5 * 768 / C) if tuning else min(6e-3, 6e-4 * (768 / C) ** 0.75))
+    first = "fine-tunes the weights" if tuning else f"fresh weights of seed {o.seed}"
+    print(
+        f"training: {first} with lr {o.lr:.3g}{gentle}, warm-up {o.warmup_steps}, schedule {o.schedule}",
+        flush=True,
+    )
+
+
 LONG_STEP = 500  # ms: a shorter one needs no signs of life within it
 
 
@@ -324,7 +338,7 @@ class Trainer:
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
-        o.lr = o.lr or min(6e-3, 6e-4 * (768 / c.n_embd) ** 0.75)
+        settle_rate(o, c.n_embd)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
@@ -448,6 +462,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
+    o.given = parser.given
     if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
             "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "

@@ -70,9 +70,9 @@ static int begin_dialogue(llmc_chat *c) {
     TRY(n);
     if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* nobody asked for it */
     CHECK(n < c->T / 2, LLMC_EINVAL,
-          "the text before the first turn has %d tokens, and the context is %d: shorten --system, leave it out with "
+          "the text before the first turn has %d token%s, and the context is %d: shorten --system, leave it out with "
           "--system=, or take --template=story",
-          n, c->T);
+          n, s_of(n), c->T);
     TRY(llmc_writer_prompt(c->writer, text, (int64_t)strlen(text), 0));
     c->opening = held(c);
     return LLMC_OK;
@@ -145,7 +145,7 @@ static int make_room(llmc_chat *c, int n) {
     const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
     if (held(c) + n + answer > c->T) forget(c, c->turns, c->T / 2 - n);
     CHECK(held(c) + n + answer <= c->T, LLMC_EINVAL,
-          "this turn has %d tokens, and only %lld fit a context of %d: say it in fewer words", n,
+          "this turn has %d token%s, and only %lld fit a context of %d: say it in fewer words", n, s_of(n),
           (long long)(c->T - answer - c->opening), c->T);
     return LLMC_OK;
 }

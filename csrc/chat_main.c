@@ -4,10 +4,6 @@
 #include "program.h"
 
 static const char PROGRAM[] = "chat_gpt2";
-static const char ABOUT[] =
-    "talk with a GPT-2: ./chat_gpt2 MODEL [TOKENIZER] [--name=value ...]\n\n"
-    "MODEL: a run folder, a checkpoint, llm.c's .bin, or OpenAI's folder or model.ckpt; TOKENIZER: a tokenizer.bin or\n"
-    "vocab.bpe, where the model carries none and none lies beside it. Turns are lines of the terminal, or of a pipe.";
 static volatile sig_atomic_t interrupts; /* since the last turn */
 static int at_terminal;
 
@@ -134,7 +130,7 @@ static int talk(const llmc_options *options) {
 int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
-    if (rc > 0) return settle_output(PROGRAM, tell_about(rc, ABOUT, options));
+    if (rc > 0) return settle_output(PROGRAM, tell_about(rc, "./chat_gpt2", options));
     if (rc == 0) rc = talk(options);
     llmc_options_free(options);
     return settle_output(PROGRAM, rc < 0 ? fail(PROGRAM, rc) : rc);

@@ -109,9 +109,9 @@ static int inspect_shards(llmc_loader *d) {
         if (shard->ntok > longest) longest = shard->ntok;
     }
     CHECK(d->windows, LLMC_EINVAL,
-          "%s: the longest of %d token files has %lld tokens, but T=%d needs %d: use more data or a "
+          "%s: the longest of %d token file%s has %lld token%s, but T=%d needs %d: use more data or a "
           "smaller T",
-          d->shards[0].path, d->paths.n, (long long)longest, d->T, d->T + 1);
+          d->shards[0].path, d->paths.n, s_of(d->paths.n), (long long)longest, s_of(longest), d->T, d->T + 1);
     return LLMC_OK;
 }
 

@@ -23,6 +23,8 @@ int llmc_fail(int status, const char *format, ...) {
     return status;
 }
 
+const char *s_of(int64_t count) { return count == 1 ? "" : "s"; }
+
 const char *remedy_for(int error) {
     switch (error) {
     case ENOSPC:

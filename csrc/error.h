@@ -5,6 +5,8 @@
 int llmc_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* What to do about an errno, as the end of a message: "; free some space ..."; "" where nothing is certain. */
 const char *remedy_for(int error);
+/* The plural's ending: "" of one, "s" of any other count. */
+const char *s_of(int64_t count);
 #define FAIL(status, ...) return llmc_fail(status, __VA_ARGS__)
 #define CHECK(condition, status, ...)                \
     do {                                             \

@@ -6,8 +6,6 @@
 #include "program.h"
 
 static const char PROGRAM[] = "train_gpt2";
-static const char ABOUT[] = "train a GPT-2: ./train_gpt2 [--name=value ...]\n"
-                            "only write: ./train_gpt2 --model=runs/demo --max_steps=0 --prompt=\"Once upon a time\"";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
 static volatile pid_t maker; /* of the data, while it works */
@@ -174,7 +172,7 @@ int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);
-    if (parsed > 0) return settle_output(PROGRAM, tell_about(parsed, ABOUT, options));
+    if (parsed > 0) return settle_output(PROGRAM, tell_about(parsed, "./train_gpt2", options));
     catch_signals();
     llmc_on_pulse(on_pulse, NULL);
     int code = 0;

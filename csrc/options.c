@@ -1,20 +1,10 @@
-/* Options by name: set, get, parse a command line, print as text or as --help. The list is options.def. */
-#include <errno.h>
-#include <limits.h>
+/* Options by name: set, get, parse a command line. The list is options.def. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "error.h"
+#include "number.h"
 #include "options.h"
-
-enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING, IS_HEADING };
-typedef struct Option {
-    const char *name, *initial, *help;
-    int type, programs; /* of none: a heading of --help */
-    size_t offset, given;
-    double least, most;
-    int of_call;
-} Option;
 
 #define IS(type) IS_##type
 #define ROW(programs, of_call, type, name, initial, least, most, help) \
@@ -28,7 +18,7 @@ typedef struct Option {
      (double)(least),                                                  \
      (double)(most),                                                   \
      of_call},
-static const Option table[] = {
+const Option option_table[] = {
 #define OPTION(...) ROW(FOR_TRAINING, 0, __VA_ARGS__)
 #define SHARED(...) ROW(FOR_TRAINING | FOR_CHAT, 0, __VA_ARGS__)
 #define CHAT(...) ROW(FOR_CHAT, 0, __VA_ARGS__)
@@ -37,34 +27,31 @@ static const Option table[] = {
 #define GROUP(title) {.type = IS_HEADING, .help = title},
 #include "options.def"
 };
-enum { NUM_ROWS = sizeof table / sizeof *table };
+enum { NUM_ROWS = sizeof option_table / sizeof *option_table };
+const int option_rows = NUM_ROWS;
 
 static const struct Alias {
     const char *name, *ours;
-} aliases[] = {
+} aliases[] =
+    {
 #define OPTION(...)
 #define ALIAS(name, ours) {#name, #ours},
 #include "options.def"
-};
-
-/* by offset, what a chat says of a shared option */
-static const struct ChatHelp {
-    size_t offset;
-    const char *help;
-} chat_help[] = {
+    },
+  synonyms[] = {
 #define OPTION(...)
-#define OF_CHAT(name, help) {offsetof(llmc_options, name), help},
+#define SYNONYM(name, ours) {#name, #ours},
 #include "options.def"
-};
+  };
 
 int llmc_num_options(void) {
     int n = 0;
-    for (int i = 0; i < NUM_ROWS; i++) n += table[i].type != IS_HEADING;
+    for (int i = 0; i < NUM_ROWS; i++) n += option_table[i].type != IS_HEADING;
     return n;
 }
 
 const char *llmc_option_name(int i) {
-    for (const Option *o = table; i >= 0 && o < table + NUM_ROWS; o++)
+    for (const Option *o = option_table; i >= 0 && o < option_table + NUM_ROWS; o++)
         if (o->type != IS_HEADING && i-- == 0) return o->name;
     return NULL;
 }
@@ -94,62 +81,83 @@ static int distance(const char *a, const char *b) { /* Levenshtein's, of short w
     return row[n];
 }
 
-/* the next row, from `o` on, of the program that the options are for */
-static const Option *of_program(const llmc_options *options, const Option *o) {
-    while (o < table + NUM_ROWS && !(o->programs & options->program)) o++;
-    return o;
+const Option *option_from(const llmc_options *options, const Option *o) {
+    while (o < option_table + NUM_ROWS && !(o->programs & options->program)) o++;
+    return o < option_table + NUM_ROWS ? o : NULL;
 }
-#define EACH_OPTION(o, options)                   \
-    const Option *o = of_program(options, table); \
-    o < table + NUM_ROWS;                         \
-    o = of_program(options, o + 1)
 
 static const Option *exact(const llmc_options *options, const char *name) {
+    for (size_t i = 0; i < sizeof synonyms / sizeof *synonyms; i++)
+        if (same_name(name, synonyms[i].name)) name = synonyms[i].ours;
     for (EACH_OPTION(o, options))
         if (same_name(name, o->name)) return o;
     return NULL;
 }
 
-/* what somebody who wrote `name` may have meant, or NULL: it has another name here, or hardly another spelling */
-static const Option *meant(const llmc_options *options, const char *name) {
-    const Option *nearest = NULL;
+/* the one that another trainer calls so, or whose spelling is nearly this one; else NULL */
+static const Option *nearest(const llmc_options *options, const char *name) {
+    const Option *found = NULL;
     const int length = (int)strlen(name);
     int least = (length > 3 ? (length + 1) / 3 : 1) + 1; /* two swapped letters count as two */
     for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
         if (same_name(name, aliases[i].name)) return exact(options, aliases[i].ours);
     for (EACH_OPTION(o, options)) {
         const int d = distance(name, o->name);
-        if (d < least) least = d, nearest = o;
+        if (d < least) least = d, found = o;
     }
-    return nearest;
+    return found;
 }
 
-static int find(const llmc_options *options, const char *name, const Option **found) {
+/* whether `word` is one of the parts that _ makes of a name, as tokens is of sample_tokens */
+static int is_part(const char *word, const char *name) {
+    const size_t n = strlen(word);
+    for (const char *at = name; n >= 3 && at; at = strchr(at, '_'), at = at ? at + 1 : NULL)
+        if (!strncmp(at, word, n) && (!at[n] || at[n] == '_')) return 1;
+    return 0;
+}
+
+/* what somebody who wrote `name` may have meant: "--a", "--a, --b or --c", or "" */
+static void meant(const llmc_options *options, const char *name, char *text, size_t size) {
+    const Option *found[8], *one = nearest(options, name);
+    int n = 0;
+    *text = 0;
+    if (one) found[n++] = one;
+    for (EACH_OPTION(o, options))
+        if (!one && n < 8 && is_part(name, o->name)) found[n++] = o;
+    for (int i = 0; i < n; i++)
+        snprintf(text + strlen(text), size - strlen(text), "%s--%s",
+                 !i          ? ""
+                 : i + 1 < n ? ", "
+                             : " or ",
+                 found[i]->name);
+}
+
+int option_find(const llmc_options *options, const char *name, const Option **found) {
+    char others[512];
     if ((*found = exact(options, name))) return LLMC_OK;
-    const Option *nearest = meant(options, name);
-    CHECK(!nearest, LLMC_EINVAL, "unknown option --%.60s: did you mean --%s?", name, nearest->name);
+    meant(options, name, others, sizeof others);
+    CHECK(!*others, LLMC_EINVAL, "unknown option --%.60s: did you mean %s?", name, others);
     FAIL(LLMC_EINVAL, "unknown option --%.60s: --help lists them", name);
 }
 
 /* ---- values ---- */
 
 static int parse_int(const Option *o, const char *text, int64_t *value) {
-    char *end;
-    errno = 0;
-    long long n = strtoll(text, &end, 10);
-    CHECK(*text && !*end, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
-    CHECK(!errno && (double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.0f..%.0f",
-          o->name, text, o->least, o->most);
+    int64_t n = 0;
+    const int rc = number_whole(text, &n);
+    CHECK(rc >= 0, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
+    CHECK(!rc && (double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.0f..%.0f", o->name,
+          text, o->least, o->most);
     *value = n;
     return LLMC_OK;
 }
 
 static int parse_float(const Option *o, const char *text, double *value) {
-    char *end;
-    const double x = strtod(text, &end);
-    CHECK(*text && !*end, LLMC_EINVAL, "--%s=%.60s is not a number", o->name, text);
-    CHECK(x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.10g..%.10g%s", o->name, text, o->least,
-          o->most, o->most < 1 ? ": it must be below 1" : "");
+    double x = 0;
+    const int rc = number_real(text, &x);
+    CHECK(rc >= 0, LLMC_EINVAL, "--%s=%.60s is not a number", o->name, text);
+    CHECK(!rc && x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.10g..%.10g%s", o->name, text,
+          o->least, o->most, o->most < 1 ? ": it must be below 1" : "");
     *value = x;
     return LLMC_OK;
 }
@@ -161,7 +169,7 @@ static int parse_flag(const Option *o, const char *text, int64_t *value) {
     FAIL(LLMC_EINVAL, "--%s=%.60s is neither yes nor no", o->name, text);
 }
 
-static int assign(llmc_options *options, const Option *o, const char *text) {
+int option_assign(llmc_options *options, const Option *o, const char *text) {
     void *at = (char *)options + o->offset;
     if (o->type == IS_INT) return parse_int(o, text, at);
     if (o->type == IS_FLOAT) return parse_float(o, text, at);
@@ -172,18 +180,18 @@ static int assign(llmc_options *options, const Option *o, const char *text) {
     return LLMC_OK;
 }
 
-static void unquoted(const char *initial, char *text, size_t size) { /* "demo" as spelled in the table -> demo */
-    const int quoted = initial[0] == '"';
-    snprintf(text, size, "%.*s", (int)strlen(initial) - 2 * quoted, initial + quoted);
+void option_default(const Option *o, char text[OPTION_TEXT]) { /* "demo" as spelled in the table -> demo */
+    const int quoted = o->initial[0] == '"';
+    snprintf(text, OPTION_TEXT, "%.*s", (int)strlen(o->initial) - 2 * quoted, o->initial + quoted);
 }
 
 static llmc_options *new_options(int program) {
     llmc_options *options = calloc(1, sizeof *options);
     char text[OPTION_TEXT];
-    for (const Option *o = table; options && o < table + NUM_ROWS; o++) {
+    for (const Option *o = option_table; options && o < option_table + NUM_ROWS; o++) {
         if (o->type == IS_HEADING) continue;
-        unquoted(o->initial, text, sizeof text);
-        assign(options, o, text);
+        option_default(o, text);
+        option_assign(options, o, text);
     }
     if (options) options->program = program;
     else llmc_fail(LLMC_ENOMEM, "no memory for the options");
@@ -195,38 +203,47 @@ llmc_options *llmc_options_new_chat(void) { return new_options(FOR_CHAT); }
 
 void llmc_options_free(llmc_options *options) { free(options); }
 
+unsigned char *option_given(llmc_options *options, const Option *o) { return (unsigned char *)options + o->given; }
+
 int llmc_options_set(llmc_options *options, const char *name, const char *value) {
     const Option *o = NULL;
-    TRY(find(options, name, &o));
-    TRY(assign(options, o, value));
-    *((unsigned char *)options + o->given) = 1;
+    TRY(option_find(options, name, &o));
+    if (o->offset == offsetof(llmc_options, config) && *value) TRY(options_read(options, value));
+    TRY(option_assign(options, o, value));
+    *option_given(options, o) = BY_CALL;
     return LLMC_OK;
+}
+
+static void value_text(const llmc_options *options, const Option *o, char *text, size_t size) {
+    const void *at = (const char *)options + o->offset;
+    char number[NUMBER_TEXT];
+    if (o->type == IS_FLOAT) number_text(*(const double *)at, number);
+    if (o->type == IS_STRING) snprintf(text, size, "%s", (const char *)at);
+    else if (o->type == IS_FLOAT) snprintf(text, size, "%s", number);
+    else snprintf(text, size, "%lld", (long long)*(const int64_t *)at);
+}
+
+void option_value(const llmc_options *options, const Option *o, char text[OPTION_TEXT]) {
+    value_text(options, o, text, OPTION_TEXT);
 }
 
 int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *o = NULL;
-    TRY(find(options, name, &o));
-    const void *at = (const char *)options + o->offset;
-    if (o->type == IS_STRING) snprintf(text, size, "%s", (const char *)at);
-    else if (o->type == IS_FLOAT) snprintf(text, size, "%.17g", *(const double *)at);
-    else snprintf(text, size, "%lld", (long long)*(const int64_t *)at);
+    TRY(option_find(options, name, &o));
+    value_text(options, o, text, size);
     return LLMC_OK;
-}
-
-static int is_given(const llmc_options *options, const Option *o) {
-    return *((const unsigned char *)options + o->given);
 }
 
 int llmc_options_is_given(const llmc_options *options, const char *name) {
     const Option *o = NULL;
-    TRY(find(options, name, &o));
-    return is_given(options, o);
+    TRY(option_find(options, name, &o));
+    return *((const unsigned char *)options + o->given) != 0;
 }
 
 int options_adopt(llmc_options *options, const char *name, const char *value) {
     const Option *o = exact(options, name);
-    const int adopted = o && *value && !o->of_call && !is_given(options, o);
-    return adopted ? assign(options, o, value) : LLMC_OK; /* not given in this call */
+    const int adopted = o && *value && !o->of_call && !*option_given(options, o);
+    return adopted ? option_assign(options, o, value) : LLMC_OK; /* not given in this call */
 }
 
 /* ---- the command line ---- */
@@ -241,7 +258,7 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
           argument);
     snprintf(name, sizeof name, "%.*s", value ? (int)(value - argument - 2) : 60, argument + 2);
     const int negated = !value && (!strncmp(name, "no_", 3) || !strncmp(name, "no-", 3));
-    TRY(find(options, negated ? name + 3 : name, &o));
+    TRY(option_find(options, negated ? name + 3 : name, &o));
     CHECK(!negated || o->type == IS_FLAG, LLMC_EINVAL, "unknown option --%s: --no_ is for flags", name);
     if (value) return llmc_options_set(options, o->name, value + 1);
     if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");
@@ -265,65 +282,4 @@ int llmc_options_parse(llmc_options *options, int argc, const char *const *argv)
 
 int llmc_options_only_write(const llmc_options *o) {
     return o->max_steps == 0 && o->prompt_given && !o->data_given && !*o->resume;
-}
-
-/* ---- as text ---- */
-
-static int append(char **at, size_t *left, const char *text) {
-    const size_t n = strlen(text);
-    CHECK(n < *left, LLMC_EINVAL, "the options do not fit the buffer");
-    memcpy(*at, text, n + 1);
-    *at += n;
-    *left -= n;
-    return LLMC_OK;
-}
-
-int llmc_options_text(const llmc_options *options, char *text, size_t size) {
-    char line[OPTION_TEXT + 80], value[OPTION_TEXT];
-    for (EACH_OPTION(o, options)) {
-        TRY(llmc_options_get(options, o->name, value, sizeof value));
-        snprintf(line, sizeof line, "%s=%s\n", o->name, value);
-        TRY(append(&text, &size, line));
-    }
-    return LLMC_OK;
-}
-
-static const char HELP_END[] =
-    "\nof an option given twice the last counts; --version tells the version\n\n"
-    "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,\n"
-    "130 interrupted";
-
-static const char *help_of(const Option *o, int program) {
-    for (size_t i = 0; program == FOR_CHAT && i < sizeof chat_help / sizeof *chat_help; i++)
-        if (chat_help[i].offset == o->offset) return chat_help[i].help;
-    return o->help;
-}
-
-static void help_line(const Option *o, int program, char *line, size_t size) {
-    static const char *const values[] = {[IS_INT] = "N", [IS_FLOAT] = "X", [IS_STRING] = "TEXT"};
-    char initial[OPTION_TEXT], flag[64];
-    unquoted(o->initial, initial, sizeof initial);
-    if (program == FOR_CHAT && o->offset == offsetof(llmc_options, model)) *initial = 0; /* it must be named */
-    snprintf(flag, sizeof flag, o->type == IS_FLAG ? "--%s, --no_%s" : "--%s=%s", o->name,
-             o->type == IS_FLAG ? o->name : values[o->type]);
-    snprintf(line, size, "  %-24s %s%s%.40s%s\n", flag, help_of(o, program), *initial ? " [" : "", initial,
-             *initial ? "]" : "");
-}
-
-int llmc_options_help(const llmc_options *options, char *text, size_t size) {
-    char line[512];
-    const char *heading = NULL; /* of what comes; printed before the first option that the program has */
-    for (const Option *o = table; o < table + NUM_ROWS; o++) {
-        if (o->type == IS_HEADING) heading = o->help;
-        if (!(o->programs & options->program)) continue;
-        if (heading && options->program == FOR_TRAINING) { /* a chat's are few */
-            snprintf(line, sizeof line, "%s%s:\n", o == table + 1 ? "" : "\n", heading);
-            TRY(append(&text, &size, line));
-        }
-        heading = NULL;
-        help_line(o, options->program, line, sizeof line);
-        TRY(append(&text, &size, line));
-    }
-    TRY(append(&text, &size, HELP_END));
-    return append(&text, &size, options->program == FOR_TRAINING ? " (after a checkpoint)\n" : "\n");
 }

@@ -103,13 +103,26 @@ static inline int settle_output(const char *program, int code) {
     return 1 - LLMC_EIO;
 }
 
+/* of the terminal, or what reads well */
+static inline int help_width(void) {
+    const char *columns = getenv("COLUMNS");
+    struct winsize terminal = {0};
+    if (columns && atoi(columns) > 0) return atoi(columns);
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &terminal) == 0 && terminal.ws_col ? terminal.ws_col : 100;
+}
+
 /* --help or --version, as the parser says */
-static inline int tell_about(int parsed, const char *about, const llmc_options *options) {
-    static char text[1 << 16];
-    const int n = parsed == 2 ? snprintf(text, sizeof text, "pyllmc %s\n", llmc_version())
-                              : snprintf(text, sizeof text, "%s\n\n", about);
-    if (parsed != 2) llmc_options_help(options, text + n, sizeof text - (size_t)n);
-    show(text, (int64_t)strlen(text));
+static inline int tell_about(int parsed, const char *command, const llmc_options *options) {
+    if (parsed == 2) {
+        printf("pyllmc %s\n", llmc_version());
+        return 0;
+    }
+    const int width = help_width(), n = llmc_options_help(options, command, width, NULL, 0);
+    char *text = n < 0 ? NULL : malloc((size_t)n + 1);
+    if (!text) return fail(command, LLMC_ENOMEM);
+    llmc_options_help(options, command, width, text, (size_t)n + 1);
+    show(text, n);
+    free(text);
     return 0;
 }
 #endif

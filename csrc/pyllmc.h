@@ -31,6 +31,7 @@ typedef int llmc_pulse(void *context, const char *text);
 void llmc_on_pulse(llmc_pulse *pulse, void *context);
 
 const char *llmc_backend(void); /* "cpu", "cuda" or "emu": which library this is */
+const char *llmc_blas(void);    /* the library that this build's fp32 products come from (make BLAS=...); "": its own */
 const char *llmc_version(void); /* of pyproject.toml */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) that it was built from: is it stale? */
 /* A device's kernels by instruction set (avx512_bf16, avx512, avx2, generic, neon, reference); "" or NULL: $PYLLMC_ISA, else the
@@ -248,8 +249,8 @@ void llmc_writer_free(llmc_writer *writer);
 /* Appends to the text, whose first prompt, empty or not, begins with EOT (where there is none, an empty one with id 0). What
  * was written stays, what was not handed out or belongs to a stop string does not. echo: the prompt is the first piece. */
 int llmc_writer_prompt(llmc_writer *writer, const char *text, int64_t size, int echo);
-/* The next piece, valid until the next call: 1, or 0 at the end. Pieces are whole UTF-8 characters; bytes that are none come
- * as they are. */
+/* The next piece, valid until the next call: 1, or 0 at the end. Pieces are UTF-8, whole characters: what is none comes as
+ * U+FFFD, and a character that the end cuts is left out, and taken back from the context. */
 int llmc_writer_next(llmc_writer *writer, const char **piece, int64_t *size);
 int llmc_writer_end(const llmc_writer *writer); /* how the text ended */
 
@@ -267,13 +268,15 @@ llmc_options *llmc_options_new_chat(void); /* a chat's; it also parses MODEL [TO
 void llmc_options_free(llmc_options *options);
 int llmc_num_options(void);
 const char *llmc_option_name(int i);
+/* "config" reads that file, whose lines count where no call of this function or of _parse gave the option. */
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them, 2 if --version. */
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
 int llmc_options_text(const llmc_options *options, char *text, size_t size); /* name=value, a line each */
-int llmc_options_help(const llmc_options *options, char *text, size_t size);
+/* What `command --help` tells, in lines of `width` columns: its length, of which as much is written as fits `size`. */
+int llmc_options_help(const llmc_options *options, const char *command, int width, char *text, size_t size);
 /* --max_steps=0 with a --prompt and neither --data nor --resume: no training is wanted, but text (llmc_writer_open) */
 int llmc_options_only_write(const llmc_options *options);
 /* What weights a run folder `model` stands for, its best, and where the last step ended worse, a command for that: `before`,

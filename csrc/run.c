@@ -108,9 +108,12 @@ int run_metric(Run *run, const char *line) {
 static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt"};
 enum { NUM_FILES = sizeof files / sizeof *files };
 
-/* "" is the folder itself, where samples have one of their own */
+static int is_by_step(const char *name) { return !strncmp(name, "step_", 5); }
+
+/* "" is the folder itself, where samples have one of their own; numbered checkpoints lie in it */
 static void place(const Run *run, const char *sub, const char *name, char *path, size_t size) {
-    snprintf(path, size, "%s/%s/%s", run->folder, *sub ? sub : !strncmp(name, "step_", 5) ? "samples" : ".", name);
+    const int is_sample = is_by_step(name) && !run_is_numbered(name, NULL);
+    snprintf(path, size, "%s/%s/%s", run->folder, *sub ? sub : is_sample ? "samples" : ".", name);
 }
 
 static int transfer_file(const Run *run, const char *from, const char *to, const char *name) {
@@ -121,17 +124,24 @@ static int transfer_file(const Run *run, const char *from, const char *to, const
     return system_error(old, to ? "moved" : "removed");
 }
 
-/* every file of a run from a subfolder to another one, or to nowhere */
-static int transfer(const Run *run, const char *from, const char *to) {
-    char folder[2 * OPTION_TEXT];
+/* what a folder has by steps, but `numbered` of checkpoints only */
+static int transfer_by_step(const Run *run, const char *folder, int numbered, const char *from, const char *to) {
+    char path[2 * OPTION_TEXT];
     int rc = LLMC_OK;
-    for (int i = 0; i < NUM_FILES; i++) TRY(transfer_file(run, from, to, files[i]));
-    run_path(run, *from ? from : "samples", folder, sizeof folder);
-    DIR *dir = opendir(folder);
+    run_path(run, folder, path, sizeof path);
+    DIR *dir = opendir(path);
     for (struct dirent *entry; dir && rc == 0 && (entry = readdir(dir));)
-        if (!strncmp(entry->d_name, "step_", 5)) rc = transfer_file(run, from, to, entry->d_name);
+        if (is_by_step(entry->d_name) && (!numbered || run_is_numbered(entry->d_name, NULL)))
+            rc = transfer_file(run, from, to, entry->d_name);
     if (dir) closedir(dir);
     return rc;
+}
+
+/* every file of a run from a subfolder to another one, or to nowhere */
+static int transfer(const Run *run, const char *from, const char *to) {
+    for (int i = 0; i < NUM_FILES; i++) TRY(transfer_file(run, from, to, files[i]));
+    if (!*from) TRY(transfer_by_step(run, ".", 1, from, to));
+    return transfer_by_step(run, *from ? from : "samples", 0, from, to);
 }
 
 static int rename_within(const Run *run, const char *from, const char *to) {
@@ -206,7 +216,17 @@ int run_check(const llmc_options *options) {
     return check_free(&run, (int)options->overwrite);
 }
 
-int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, int evaluated) {
+static int write_config(const Run *run, const llmc_options *options, const char *history) {
+    char path[2 * OPTION_TEXT];
+    char *text = options_config(options, history ? history : "");
+    if (!text) return LLMC_ENOMEM;
+    run_path(run, "config.txt", path, sizeof path);
+    const int rc = write_file(path, text, strlen(text));
+    free(text);
+    return rc;
+}
+
+int run_open(Run *run, const llmc_options *options, const char *history, int in_place, int64_t step, int evaluated) {
     char path[2 * OPTION_TEXT];
     snprintf(run->folder, sizeof run->folder, "%s", options->out);
     if (!*run->folder) return LLMC_OK;
@@ -218,13 +238,7 @@ int run_open(Run *run, const llmc_options *options, int in_place, int64_t step, 
     if (in_place) TRY(drop_later_metrics(run, step, evaluated));
     else TRY(check_free(run, (int)options->overwrite));
     if (!in_place && options->overwrite) TRY(set_aside(run));
-    char *text = malloc(1 << 18);
-    CHECK(text, LLMC_ENOMEM, "no memory for the options' text");
-    int rc = llmc_options_text(options, text, 1 << 18);
-    run_path(run, "config.txt", path, sizeof path);
-    if (rc == 0) rc = write_file(path, text, strlen(text));
-    free(text);
-    TRY(rc);
+    TRY(write_config(run, options, history));
     run_path(run, "metrics.jsonl", path, sizeof path);
     run->metrics = fopen(path, "a");
     return run->metrics ? LLMC_OK : system_error(path, "written");

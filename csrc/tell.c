@@ -69,53 +69,27 @@ __attribute__((format(printf, 2, 3))) static void add(Text *text, const char *fo
 
 /* ---- a run that goes on ---- */
 
-/* The options that a checkpoint records, of one call none; or those of now, in the same way. */
-static llmc_options *recorded(const char *lines) {
-    llmc_options *options = llmc_options_new();
-    char *copy = options ? strdup(lines) : NULL, *rest = NULL;
-    for (char *line = copy ? strtok_r(copy, "\n", &rest) : NULL; line; line = strtok_r(NULL, "\n", &rest)) {
-        char *value = strchr(line, '=');
-        if (value) *value++ = 0, (void)options_adopt(options, line, value);
-    }
-    free(copy);
-    return options;
-}
-
+/* each option that the checkpoint records otherwise, but for those of one call */
 static void add_changes(Text *text, const llmc_options *before, const llmc_options *after) {
     char old[OPTION_TEXT], new[OPTION_TEXT];
-    for (int i = 0; i < llmc_num_options(); i++) {
-        const char *name = llmc_option_name(i);
-        if (llmc_options_get(before, name, old, sizeof old) < 0) continue; /* a chat's */
-        if (llmc_options_get(after, name, new, sizeof new) < 0 || !strcmp(old, new)) continue;
-        add(text, "\n%s: %s -> %s", name, *old ? old : "none", *new ? new : "none");
+    for (EACH_OPTION(o, after)) {
+        if (o->of_call) continue;
+        option_value(before, o, old);
+        option_value(after, o, new);
+        if (strcmp(old, new)) add(text, "\n%s: %s -> %s", o->name, *old ? old : "none", *new ? new : "none");
     }
-}
-
-static int add_resume(const llmc_trainer *t, Text *text, char *lines) {
-    TRY(llmc_checkpoint_text(t->weights, "STATE   ", lines, TEXT_SIZE - 1));
-    const int64_t step = (int64_t)state_number(lines, "step", 0);
-    memset(lines, 0, TEXT_SIZE);
-    TRY(llmc_checkpoint_text(t->weights, "OPTIONS ", lines, TEXT_SIZE - 1));
-    add(text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)step, (long long)t->options.max_steps);
-    if (!*lines) return LLMC_OK; /* it records none */
-    llmc_options *before = recorded(lines);
-    int rc = llmc_options_text(&t->options, lines, TEXT_SIZE);
-    llmc_options *after = rc < 0 ? NULL : recorded(lines);
-    if (before && after) add_changes(text, before, after);
-    llmc_options_free(before);
-    llmc_options_free(after);
-    return rc;
 }
 
 int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
+    char state[4096] = "";
     if (!t->resumed) return LLMC_OK;
     const size_t n = strlen(buffer);
     Text text = {buffer + n, size - n};
-    char *lines = calloc(1, TEXT_SIZE);
-    CHECK(lines, LLMC_ENOMEM, "no memory for the checkpoint's options");
-    const int rc = add_resume(t, &text, lines);
-    free(lines);
-    return rc;
+    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state - 1));
+    add(&text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)state_number(state, "step", 0),
+        (long long)t->options.max_steps);
+    add_changes(&text, t->before, &t->options);
+    return LLMC_OK;
 }
 
 /* ---- the end ---- */

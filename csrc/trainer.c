@@ -38,7 +38,7 @@ int llmc_trainer_new(llmc_trainer **out, const llmc_options *options) {
     t->best_val_loss = INFINITY;
     t->val_loss = NAN;
     t->kept = t->best_step = -1;
-    t->text = calloc(1, TEXT_SIZE);
+    t->text = calloc(1, TEXT_SIZE), t->text_room = TEXT_SIZE;
     const int rc = t->text ? setup_open(t) : llmc_fail(LLMC_ENOMEM, "no memory for a trainer's text");
     if (rc < 0) llmc_trainer_free(t);
     else *out = t;
@@ -56,6 +56,8 @@ void llmc_trainer_free(llmc_trainer *t) {
     free(t->losses);
     free(t->targets);
     free(t->text);
+    free(t->history);
+    llmc_options_free(t->before);
     free(t);
 }
 
@@ -139,54 +141,6 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     return LLMC_STEP;
 }
 
-/* of a plan that was asked for before there is any: nothing */
-static void data_text(const llmc_trainer *t, char *text, size_t size) {
-    *text = 0;
-    if (t->train)
-        snprintf(text, size, "data: %lld tokens in %d shards, %lld windows of %d%s\n",
-                 (long long)llmc_loader_tokens(t->train), llmc_loader_num_shards(t->train),
-                 (long long)llmc_loader_windows(t->train), t->T,
-                 t->val || !t->options.val_every ? "" : "; no validation data");
-}
-
-/* how many there are, and why not as many as one might think */
-static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, size_t size) {
-    const int cores = cores_here(), asked = (int)t->options.threads, wanted = asked ? asked : llmc_default_threads();
-    const int threads = llmc_start_threads(wanted),
-              n = snprintf(text, size, "%d thread%s", threads, threads == 1 ? "" : "s");
-    char *why = text + n;
-    size -= (size_t)n;
-    if (threads < wanted)
-        snprintf(why, size, " of %d: the system starts no more (ulimit -u, or its container's limit)", wanted);
-    else if (threads > cores)
-        snprintf(why, size, " on %d core%s: more than cores are slower", cores, cores == 1 ? "" : "s");
-    else if (k->host && !asked && threads < cores) snprintf(why, size, " of %d cores: OMP_NUM_THREADS is set", cores);
-    return threads;
-}
-
-static int announce_plan(llmc_trainer *t) {
-    const llmc_config *c = &t->config;
-    const llmc_room room = setup_room(t);
-    char memory[1024], data[256], working[160];
-    llmc_plan plan;
-    const Kernels *k = llmc_kernels(NULL);
-    if (!k) return LLMC_EDEVICE;
-    const int precision = gpt2_precision(k, t->options.precision);
-    TRY(precision);
-    const int threads = start_threads(t, k, working, sizeof working);
-    TRY(llmc_plan_text(c, &room, threads, memory, sizeof memory));
-    TRY(llmc_plan_memory(c, &room, threads, &plan));
-    data_text(t, data, sizeof data);
-    char window[32] = "";
-    if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
-    snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
-             "%s%s",
-             llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", working, c->L, c->NH, c->C, c->maxT,
-             c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory);
-    return LLMC_PLAN;
-}
-
 /* ---- evaluate, sample, save ---- */
 
 static int due(int64_t step, int64_t every, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
@@ -215,12 +169,11 @@ static int validate(llmc_trainer *t) {
 }
 
 static int save(llmc_trainer *t, const char *name, int with_moments) {
-    char path[2 * OPTION_TEXT], state[512], options[OPTION_TEXT * 16];
+    char path[2 * OPTION_TEXT], state[512];
     const void *bytes = NULL;
     int64_t size = 0;
     if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
-    TRY(llmc_options_text(&t->options, options, sizeof options));
     snprintf(state, sizeof state,
              "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
              "evaluated=%d\n",
@@ -228,7 +181,11 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
              (long long)t->best_step, t->val_loss, t->evaluated);
     t->doing = SAVING;
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
-    TRY(llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments));
+    char *options = options_record(&t->options, t->history ? t->history : "");
+    if (!options) return LLMC_ENOMEM;
+    const int rc = llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments);
+    free(options);
+    TRY(rc);
     t->saved |= with_moments;
     if (with_moments) run_saved(&t->run);
     return LLMC_OK;
@@ -248,6 +205,13 @@ static int evaluate(llmc_trainer *t) {
     return LLMC_EVAL;
 }
 
+static int make_room(llmc_trainer *t, int64_t size) {
+    if (size <= t->text_room) return LLMC_OK;
+    char *text = realloc(t->text, (size_t)(2 * size));
+    CHECK(text, LLMC_ENOMEM, "no memory for a sample of %lld bytes", (long long)size);
+    return t->text = text, t->text_room = 2 * size, LLMC_OK;
+}
+
 /* 1, or 0 where it was stopped between two tokens */
 static int write_sample(llmc_trainer *t, llmc_writer *w) {
     const char *prompt = t->options.prompt, *piece;
@@ -258,9 +222,9 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
         tell_token(t, i);
         if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
-        const int64_t room = TEXT_SIZE - 1 - t->sample_size, n = size < room ? size : room;
-        memcpy(t->text + t->sample_size, piece, (size_t)n);
-        t->sample_size += n;
+        TRY(make_room(t, t->sample_size + size + 1));
+        memcpy(t->text + t->sample_size, piece, (size_t)size);
+        t->sample_size += size;
     }
     if (rc > 0 || rc == LLMC_STOPPED) t->sample_size = 0; /* it is written again, whole */
     t->text[t->sample_size] = 0;
@@ -279,8 +243,22 @@ static int draw_sample(llmc_trainer *t) {
     return LLMC_SAMPLE;
 }
 
+/* --keep: this one by its number, too, which costs no space while last.ckpt is the same file; of older ones the newest */
+static int keep_numbered(llmc_trainer *t) {
+    char name[32];
+    if (!t->options.keep || !*t->run.folder) return LLMC_OK;
+    snprintf(name, sizeof name, "step_%08lld.ckpt", (long long)t->step);
+    const int linked = run_link(&t->run, "last.ckpt", name);
+    TRY(linked);
+    if (!linked) TRY(save(t, name, 1));
+    return run_drop_numbered(&t->run, t->step, t->options.keep);
+}
+
 static int save_last(llmc_trainer *t) {
-    if (t->kept != t->step) TRY(save(t, "last.ckpt", 1));
+    if (t->kept != t->step) {
+        TRY(save(t, "last.ckpt", 1));
+        TRY(keep_numbered(t));
+    }
     t->kept = t->step;
     snprintf(t->text, TEXT_SIZE, "step %lld | saved %s/last.ckpt%s", (long long)t->step, t->run.folder,
              t->stop ? "; stopped, continue with --resume" : "");
@@ -358,17 +336,10 @@ static int at_update(llmc_trainer *t, llmc_event *e) {
     return announce_step(t, e);
 }
 
-static int announce(llmc_trainer *t) {
-    const int kind = announce_plan(t);
-    TRY(kind);
-    TRY(tell_resume(t, t->text, TEXT_SIZE));
-    return kind;
-}
-
 /* one move; the kind of event it made, or 0 to move on */
 static int move(llmc_trainer *t, llmc_event *e) {
     switch (t->phase) {
-    case OPEN: t->phase = BEGIN; return announce(t);
+    case OPEN: t->phase = BEGIN; return trainer_announce_plan(t);
     case BEGIN: return begin(t);
     case EVALUATE: return at_evaluate(t);
     case SAMPLE: return at_sample(t);

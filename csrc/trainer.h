@@ -19,7 +19,11 @@ struct llmc_trainer {
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
-    int evaluated; /* of what is due at this step's boundary: what a resumed run does not do again */
+    int gentle;                /* the learning rate of whoever fine-tunes was left to us */
+    /* of a run resumed with other options, as comments: which it had until which step; NULL of a fresh one */
+    char *history;
+    llmc_options *before; /* of a resumed run: the options that its checkpoint records */
+    int evaluated;        /* of what is due at this step's boundary: what a resumed run does not do again */
 
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* whether there is a checkpoint to go back to */
@@ -32,8 +36,9 @@ struct llmc_trainer {
     double started, ms;    /* when it began; smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* of each micro-step */
-    char *text;            /* TEXT_SIZE: what the last event says */
-    int64_t sample_size;   /* bytes of it that are a sample, which may hold NULs; else 0 */
+    char *text;            /* TEXT_SIZE, or text_room where a sample needed more: what the last event says */
+    int64_t text_room;
+    int64_t sample_size; /* bytes of it that are a sample, which may hold NULs; else 0 */
 };
 
 /* What can be checked before there is data: options, the checkpoint to resume, sizes, the run folder. Writes nothing. */
@@ -51,6 +56,8 @@ void tell_clock(double seconds, char *text, size_t size); /* 1:02:03 */
 int tell_resume(const llmc_trainer *trainer, char *text, size_t size);
 /* What its model is made for. */
 llmc_room setup_room(const llmc_trainer *trainer);
+/* The text of LLMC_PLAN, which it returns. */
+int trainer_announce_plan(llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */
 int setup_model(llmc_trainer *trainer);
 #endif

@@ -43,3 +43,25 @@ int64_t utf8_check(const char *text, int64_t n) {
     }
     return n;
 }
+
+/* the bytes at the head, of which no character consists, that stand for one */
+static int length_of_bad(const char *text, int64_t n) {
+    uint32_t code;
+    int length = 1;
+    while (length < 3 && length < n && utf8_decode(text, length + 1, &code) == 0) length++;
+    return length;
+}
+
+int64_t utf8_replace(const char *text, int64_t n, char *out) {
+    int64_t made = 0;
+    for (int64_t at = 0; at < n;) {
+        const int64_t good = utf8_check(text + at, n - at);
+        memcpy(out + made, text + at, (size_t)good);
+        at += good, made += good;
+        if (at == n) break;
+        at += length_of_bad(text + at, n - at);
+        memcpy(out + made, "\xef\xbf\xbd", 3);
+        made += 3;
+    }
+    return made;
+}

@@ -9,4 +9,7 @@ int utf8_decode(const char *text, int64_t n, uint32_t *code);
 int64_t utf8_whole(const char *text, int64_t n);
 /* Where the first thing that is no UTF-8 begins; n: it all is. */
 int64_t utf8_check(const char *text, int64_t n);
+/* The same as valid UTF-8: each thing that is none, as long as it could begin a character, becomes U+FFFD, as Python's
+ * errors="replace" has it. How many bytes; out takes up to 3n. */
+int64_t utf8_replace(const char *text, int64_t n, char *out);
 #endif

@@ -22,6 +22,7 @@ struct llmc_writer {
     int64_t most, made; /* tokens from prompt to end */
     int end;            /* how it ended, or LLMC_GOING_ON */
     char *text;         /* (room) */
+    char *valid;        /* (3 room) what is handed out, where text is no UTF-8 */
     int64_t size, given, room;
     char carry[MAX_PIECE]; /* of a token that a stop string cut: what goes before the next prompt */
     int carried;
@@ -43,7 +44,8 @@ int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, c
     const int size = llmc_tokenizer_size(k), V = llmc_model_config(m)->V;
     llmc_sampling known = *how;
     *out = NULL;
-    CHECK(size <= V, LLMC_EINVAL, "the tokenizer has %d ids, the model %d: use the one it was trained with", size, V);
+    CHECK(size <= V, LLMC_EINVAL, "the tokenizer has %d id%s, the model %d: use the one it was trained with", size,
+          s_of(size), V);
     CHECK(most >= 0, LLMC_EINVAL, "%lld tokens to write", (long long)most);
     if (!known.vocab || known.vocab > size) known.vocab = size;
     llmc_writer *w = calloc(1, sizeof *w);
@@ -73,6 +75,7 @@ void llmc_writer_free(llmc_writer *w) {
     for (int i = 0; i < w->num_stops; i++) free(w->stops[i].text);
     free(w->stops);
     free(w->text);
+    free(w->valid);
     llmc_generation_free(w->generation);
     llmc_model_free(w->own_model);
     llmc_tokenizer_free(w->own_tokenizer);
@@ -100,7 +103,10 @@ static int make_room(llmc_writer *w, int64_t more) {
     if (room <= w->room) return LLMC_OK;
     char *text = realloc(w->text, (size_t)(2 * room));
     CHECK(text, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)room);
-    return w->text = text, w->room = 2 * room, LLMC_OK;
+    w->text = text;
+    char *valid = realloc(w->valid, (size_t)(6 * room));
+    CHECK(valid, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)room);
+    return w->valid = valid, w->room = 2 * room, LLMC_OK;
 }
 
 /* ---- stop strings ---- */
@@ -135,6 +141,10 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
+    const int64_t of_carry =
+        bytes < w->carried ? bytes : w->carried; /* it is the text's end, where a stop string cut it */
+    w->carried -= (int)of_carry, bytes -= of_carry;
+    if (w->carried) return;
     /* from the token, not the text: that may be handed out already, up to its middle */
     while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MAX_PIECE);
     w->carried = bytes < 0 ? (int)-bytes : 0;
@@ -231,14 +241,28 @@ static int write_token(llmc_writer *w) {
 
 void writer_finish(llmc_writer *w, int end) { w->end = end; }
 
+/* a character that the end has cut is no text, nor context */
+static void drop_cut_character(llmc_writer *w) {
+    const int64_t cut = w->size - utf8_whole(w->text, w->size);
+    if (cut && w->made) take_back(w, cut);
+}
+
+/* text[given] as characters */
+static void hand_out(const llmc_writer *w, const char **piece, int64_t *size) {
+    *piece = w->text, *size = w->given;
+    if (utf8_check(w->text, w->given) == w->given) return;
+    *piece = w->valid, *size = utf8_replace(w->text, w->given, w->valid);
+}
+
 int writer_step(llmc_writer *w, const char **piece, int64_t *size) {
     if (w->given) memmove(w->text, w->text + w->given, (size_t)(w->size - w->given));
     w->size -= w->given;
     const int echo = w->size && !w->made && !w->end; /* the prompt, whole */
     w->given = 0;
     if (!w->end && !echo) TRY(write_token(w));
+    if (w->end) drop_cut_character(w);
     w->given = w->end || echo ? w->size : utf8_whole(w->text, w->size - begun_stop(w));
-    *piece = w->text, *size = w->given;
+    hand_out(w, piece, size);
     return w->given || !w->end;
 }
 

@@ -30,6 +30,7 @@ static Kernels make_table(void) {
 }
 
 extern "C" const char *llmc_backend(void) { return BACKEND; }
+extern "C" const char *llmc_blas(void) { return ""; }   // cuBLASLt is told apart at run time
 extern "C" int llmc_default_threads(void) { return 1; } /* of the host: it only asks the device to work */
 extern "C" int llmc_start_threads(int threads) { return threads; }
 

@@ -29,7 +29,9 @@ DEVICES = ("cpu", "cuda", "emu")
 
 def declarations(path: Path) -> str:
     """What lies between a header's two marks: plain C, which cffi parses without a preprocessor."""
-    return "".join(re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(), re.S))
+    return "".join(
+        re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(encoding="utf-8"), re.S)
+    )
 
 
 @functools.cache
@@ -72,6 +74,31 @@ def _load(device: str, name: str) -> Any:
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
     live.listen(ffi(), lib)
     return lib
+
+
+def encoded(text: str | os.PathLike[str]) -> bytes:
+    """A path or an argument as C takes it: the bytes that the system calls it by, else UTF-8."""
+    name = os.fspath(text)
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # the locale knows no such character, so no argument brought it
+        return text_bytes(name)
+
+
+def text_bytes(text: str) -> bytes:
+    """A text that a user typed as UTF-8; bytes that the locale does not know stay what they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{text!r:.80} holds half a character, which no text has") from None
+
+
+def typed(argument: str) -> str:
+    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def message(lib: Any) -> str:

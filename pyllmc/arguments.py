@@ -13,6 +13,7 @@ from pyllmc import _ffi, convert
 from pyllmc.convert import engine
 from pyllmc.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
+from pyllmc.options import unescaped as unescaped  # of what is typed for a front end: --stop, --delimiter
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]
 
@@ -37,7 +38,7 @@ def make_config(source: Source, lib: Any) -> Origin:
     if isinstance(source, GPTConfig):
         return Origin(_c_config(source))
     config = _ffi.ffi().new("llmc_config *")
-    status = lib.llmc_config_parse(config, os.fspath(source).encode())
+    status = lib.llmc_config_parse(config, _ffi.encoded(source))
     path = Path(source)
     if status >= 0 or not (path.exists() or engine.is_bundle(path)):  # a file called d12 does not hide a size
         _ffi.check(lib, status)
@@ -45,7 +46,7 @@ def make_config(source: Source, lib: Any) -> Origin:
     if not convert.is_engines(path):
         weights = convert.open_weights(path)
         return Origin(_c_config(weights.config), weights=weights)
-    name = os.fspath(engine.file_of(path)).encode()
+    name = _ffi.encoded(engine.file_of(path))
     _ffi.check(lib, lib.llmc_model_read_config(name, config))
     return Origin(config, name)
 

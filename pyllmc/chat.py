@@ -150,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(_ffi.load(), chat=True)
         asked = options.parse(sys.argv[1:] if arguments is None else arguments)
         if asked:
-            print((asked if asked == options.version() else f"{__doc__}\n\n{asked}").rstrip())
+            print(asked.rstrip())
             return 0
         chat = Chat(options=options)
         if options.is_given("prompt"):
-            return talk(chat, [options.get("prompt")])
+            return talk(chat, [_ffi.typed(options.get("prompt"))])
         return talk_at_terminal(chat) if sys.stdin.isatty() else talk(chat, sys.stdin.buffer)
 
     return run_command(PROG, work)

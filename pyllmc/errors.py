@@ -5,7 +5,9 @@ Standard library only: a command calls `begin_command` before it imports anythin
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import shlex
 import shutil
@@ -84,6 +86,11 @@ def line_of(error: BaseException) -> str:
     return " ".join(str(error).split("\n")) or type(error).__name__
 
 
+def counted(n: int, what: str) -> str:
+    """1 layer, 2 layers."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def how_to_install(package: str) -> str:
     """The remedy for a missing package; a checkout brings its own environment."""
     checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))
@@ -99,8 +106,28 @@ def python_command() -> str:
     return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
 
 
+def _printable(error: UnicodeError) -> tuple[bytes, int]:
+    """What an output cannot encode, as \\u2014; but bytes of a path or an argument, which Python hides in surrogates, as they were."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return b"".join(
+        bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace")
+        for c in text
+    ), error.end
+
+
+def print_anything() -> None:
+    """No command dies of a character that its terminal, pipe or file cannot hold: cp1252, ASCII, a locale of C."""
+    codecs.register_error("pyllmc.printable", _printable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="pyllmc.printable")
+
+
 def begin_command(*packages: str) -> None:
     """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
+    print_anything()
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
     signals.end_quietly()
@@ -122,6 +149,7 @@ def _discard_output() -> None:
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
+    print_anything()
     with signals.interruptible(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _tell(f"{prog}: warning: {message}")
         try:

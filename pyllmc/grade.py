@@ -5,26 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import EXIT_CODES, begin_command, python_command, run_command
+from pyllmc.errors import EXIT_CODES, InvalidArgument, begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc import exam, live, stories
-from pyllmc.options import Parser, at_least
+from pyllmc.options import Parser, at_least, number
+from pyllmc.stories import readings, split_sentences
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.grade"
 
 
+PROBE = 3  # stories after which a model that writes none is refused
+
+
+def refuse_other_text(texts: list[str], run: str) -> None:
+    """The grammar reads the stories of pyllmc.stories and nothing else: other text would get 0 % of everything."""
+    if not any(readings(part) for text in texts for part in split_sentences(text)[0]):
+        raise InvalidArgument(
+            f"{run} writes no stories: of the first {len(texts)} texts the grammar accepts not one sentence, and it knows "
+            f"those of {stories.default_folder()} only: grade a model that was trained on them, for long enough"
+        )
+
+
 def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
     """Prints the first `show` of `count` stories, and what the exam says of all."""
     tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
-    writer = open_writer(run)
-    texts = [
-        writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip()
-        for i in live.each(range(count), "grading: story")
-    ]
+    writer, texts = open_writer(run), []
+    for i in live.each(range(count), "grading: story"):
+        texts.append(writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip())
+        if i + 1 == min(PROBE, count):
+            refuse_other_text(texts, run)
     known = live.each(stories.generate(stories.DEFAULT), "reading: story", stories.DEFAULT)
     for text in texts[:show]:
         print(f"\n{text}")
@@ -36,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run folder (its best.ckpt, else last.ckpt) or a checkpoint")
     parser.add_argument("--count", type=at_least(1), default=50, help="stories to grade [50]")
     parser.add_argument("--show", type=at_least(0), default=2, help="stories to print [2]")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling [0.8]")
+    parser.add_argument("--temperature", type=number, default=0.8, help="of the sampling [0.8]")
     parser.add_argument("--seed", type=at_least(0), default=1, help="of the first story [1]")
     o = parser.parse_args(arguments)
     return run_command(PROG, lambda: grade(**vars(o)))

@@ -307,7 +307,7 @@ class Model:
         """Weights, moments, step and tokenizer in one file that begins as llm.c's model .bin version 3; atomic."""
         tokenizer = self.tokenizer_bytes
         state = f"step={self.step}\n".encode()
-        name = os.fspath(Path(path)).encode()
+        name = _ffi.encoded(Path(path))
         moments = int(self.training)
         self._check(
             self._lib.llmc_checkpoint_save(self._handle, name, b"", state, tokenizer, len(tokenizer), moments)

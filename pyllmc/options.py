@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import decimal
 import functools
+import os
 import re
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc.layout import table_lines
@@ -15,6 +17,31 @@ Value = Union[int, float, str, bool]
 WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
 WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
+
+
+NUMBER = re.compile(
+    r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
+)
+MOST_MEANT = 8
+LONGEST = 300  # characters of a number: csrc/number.c
+
+
+def number(text: str) -> float:
+    """A number as csrc/number.c reads it: 0.5, 1e-4, 10_000. Raises argparse.ArgumentTypeError."""
+    if len(text) > LONGEST or not NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return float(text)
+
+
+def whole(text: str) -> int:
+    """A whole number, which may be written 1e4, 1.5e3 or 10_000, but not 1e-1. Raises argparse.ArgumentTypeError."""
+    known = len(text) <= LONGEST and NUMBER.fullmatch(text)
+    value = decimal.Decimal(text) if known else decimal.Decimal("nan")
+    if not value.is_finite() or value != value.to_integral_value():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return (
+        int(value) if value.adjusted() < 30 else (10**30 if value > 0 else -(10**30))
+    )  # of none so large is asked
 
 
 class Option(NamedTuple):
@@ -34,24 +61,22 @@ class Option(NamedTuple):
             if text not in WORDS:
                 raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
             return WORDS[text]
-        kind, what = (int, "a whole number") if self.type == "INT" else (float, "a number")
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        value = whole(text) if self.type == "INT" else number(text)
         if not self.least <= value <= self.most:
             below = ": it must be below 1" if self.most < 1 else ""
             bounds = (
-                f"{self.least:.10g}..{self.most:.10g}"
-                if kind is float
-                else f"{self.least:.0f}..{self.most:.0f}"
+                f"{self.least:.0f}..{self.most:.0f}"
+                if self.type == "INT"
+                else f"{self.least:.10g}..{self.most:.10g}"
             )
             raise argparse.ArgumentTypeError(f"{text} is not in {bounds}{below}")
         return value
 
 
+HELP_ROWS = ("ABOUT(", "CHAT_ABOUT(", "EXAMPLE(", "CHAT_EXAMPLE(")
 OF_TRAINING = ("OPTION", "CALL", "SHARED", "SHARED_CALL")
 OF_ANY = (*OF_TRAINING, "CHAT")
+OTHER_ROWS = ("GROUP(", "OF_CHAT(", "OF_SAMPLE(", "ALIAS(", "SYNONYM(", *HELP_ROWS)
 ROW = re.compile(
     r'(OPTION|SHARED|CHAT|CALL|SHARED_CALL)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)'
 )
@@ -65,7 +90,7 @@ def options(*kinds: str) -> dict[str, Option]:
     for line in table_lines("options.def"):
         if line.startswith("GROUP("):
             group = line[len('GROUP("') : -len('")')]
-        if line.startswith(("GROUP(", "OF_CHAT(", "ALIAS(")):
+        if line.startswith(OTHER_ROWS):
             continue
         row = ROW.fullmatch(line)
         if not row:
@@ -79,10 +104,36 @@ def options(*kinds: str) -> dict[str, Option]:
     return found
 
 
+def _pairs(row: str) -> dict[str, str]:
+    found = (re.fullmatch(rf"{row}\((\w+), (\w+)\)", line) for line in table_lines("options.def"))
+    return {pair[1]: pair[2] for pair in found if pair}
+
+
 @functools.cache
 def aliases() -> dict[str, str]:
     """What other trainers call an option -> what it is called here."""
-    rows = (re.fullmatch(r"ALIAS\((\w+), (\w+)\)", line) for line in table_lines("options.def"))
+    return _pairs("ALIAS")
+
+
+@functools.cache
+def synonyms() -> dict[str, str]:
+    """What an option is called elsewhere here -> its name in the table; both are taken everywhere."""
+    return _pairs("SYNONYM")
+
+
+def own_name(name: str, names: Container[str]) -> str:
+    """The one of `names` that is `name` or means the same; else `name`."""
+    if name in names:
+        return name
+    same = [
+        ours if name == theirs else theirs for theirs, ours in synonyms().items() if name in (theirs, ours)
+    ]
+    return next((other for other in same if other in names), name)
+
+
+@functools.cache
+def _help_of_sample() -> dict[str, str]:
+    rows = (re.fullmatch(r'OF_SAMPLE\((\w+), "([^"]*)"\)', line) for line in table_lines("options.def"))
     return {row[1]: row[2] for row in rows if row}
 
 
@@ -96,36 +147,126 @@ def distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def meant(name: str, names: Sequence[str]) -> str | None:
-    """The one of `names` that a misspelt or foreign one may stand for: as csrc/options.c finds it."""
-    if name in aliases():
-        return aliases()[name] if aliases()[name] in names else None
+def is_part(word: str, name: str) -> bool:
+    """Whether a word is one of the parts that _ makes of a name, or several that follow each other."""
+    return len(word) >= 3 and f"_{word}_" in f"_{name}_"
+
+
+def meant(name: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that a misspelt, foreign or shortened one may stand for: as csrc/options.c finds them."""
+    if name in aliases() and own_name(aliases()[name], names) in names:
+        return [own_name(aliases()[name], names)]
     near = min(names, key=lambda other: distance(name, other), default="")
     near_enough = (len(name) + 1) // 3 if len(name) > 3 else 1  # two swapped letters count as two
-    return near if distance(name, near) <= near_enough else None
+    if near and distance(name, near) <= near_enough and name not in aliases():
+        return [near]
+    return [other for other in names if is_part(name, other)][:MOST_MEANT]
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """The end of the line that refuses an option."""
+    found = [f"--{other}" for other in meant(name, names)]
+    listed = ", ".join(found[:-1]) + " or " + found[-1] if len(found) > 1 else "".join(found)
+    return f"did you mean {listed}?" if found else "--help lists them"
+
+
+def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
+    """The options of a file, by name, as csrc/optionfile.c reads it. Raises ValueError with file and line, OSError."""
+    inside = os.path.join(path, "config.txt")  # of a run's folder
+    path = inside if os.path.exists(inside) else path
+    found: dict[str, str] = {}
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                pair = _config_line(line, known)
+                if pair and pair[0] in found:
+                    raise argparse.ArgumentTypeError(f"--{pair[0]} stands here a second time")
+                found.update([pair] if pair else [])
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
+    return found
+
+
+BLANKS = " \t\r\n"
+COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*", re.S)
+QUOTED = re.compile(r'"((?:\\["\\]|[^"])*)"(.*)', re.S)
+
+
+def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | None:
+    if "\0" in line:
+        raise argparse.ArgumentTypeError("a NUL byte: this is no text")
+    name, equals, value = (part.strip(BLANKS) for part in line.partition("="))
+    if not line.strip(BLANKS) or name.startswith("#"):
+        return None
+    if not equals:
+        raise argparse.ArgumentTypeError(f"'{name[:40]}' is no line name=value")
+    if value.startswith('"'):
+        quoted = QUOTED.fullmatch(value)
+        if not quoted:
+            raise argparse.ArgumentTypeError('a closing " is missing')
+        if COMMENT.sub("", quoted[2]).strip(BLANKS):
+            raise argparse.ArgumentTypeError('nothing but a # comment may stand behind the closing "')
+        value = re.sub(r'\\(["\\])', r"\1", quoted[1])
+    else:
+        value = COMMENT.sub("", value).strip(BLANKS)
+    name = own_name(name.replace("-", "_"), known)
+    if name == "config":
+        raise argparse.ArgumentTypeError("a file of options cannot name another one")
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"unknown option --{name}: {did_you_mean(name, list(known))}")
+    try:
+        known[name].read(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"--{name}: {error}") from None
+    return name, value
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with the manners of ./train_gpt2.
 
     --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
-    named; errors are one line and exit code 2.
+    named; errors are one line and exit code 2. given: the names on the last command line, or in its --config.
     """
+
+    given: frozenset[str] = frozenset()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
+        args = self._of_config(args) + args
         known, rest = super().parse_known_args(args, namespace)
+        self.given = frozenset(
+            arg[2:].partition("=")[0].removeprefix("no_") for arg in args if arg.startswith("--")
+        )
         for arg in rest:
             self.error(self._unknown(arg))
         return known, rest
 
-    @staticmethod
-    def _spelt(arg: str) -> str:
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(a.dest for a in self._actions if a.option_strings and a.dest != "help"))
+
+    def _of_config(self, args: list[str]) -> list[str]:
+        """The lines of the last --config as arguments, which those of the call follow and overrule."""
+        if "config" not in self._names():
+            return []
+        path = ""
+        for i, arg in enumerate(args):
+            name, equals, value = arg.partition("=")
+            if name == "--config":
+                path = value if equals else "".join(args[i + 1 : i + 2])
+        try:
+            found = read_config(path, options()) if path else {}
+        except OSError as error:
+            self.exit(5, f"{self.prog}: --config={path} cannot be read: {error.strerror}\n")
+        except ValueError as error:
+            self.error(str(error))
+        return [self._spelt(f"--{name}={value}") for name, value in found.items()]
+
+    def _spelt(self, arg: str) -> str:
         """--max-steps=5 -> --max_steps=5, --shuffle=no -> --no_shuffle."""
         if not arg.startswith("--"):
             return arg
         name, equals, value = arg[2:].partition("=")
-        name = name.replace("-", "_")
+        name = own_name(name.replace("-", "_"), self._names())
         option = options().get(name)
         if option and option.type == "FLAG" and equals and value in WORDS:
             return f"--{name}" if WORDS[value] else f"--no_{name}"
@@ -135,8 +276,7 @@ class Parser(argparse.ArgumentParser):
         if not arg.startswith("--"):
             return f"{arg!r} is not an option: write --name=value; --help lists them"
         name = arg[2:].partition("=")[0]
-        near = meant(name, [a.dest for a in self._actions if a.option_strings and a.dest != "help"])
-        return f"unknown option --{name}: " + (f"did you mean --{near}?" if near else "--help lists them")
+        return f"unknown option --{name}: {did_you_mean(name, self._names())}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
@@ -146,11 +286,47 @@ def at_least(low: int) -> Callable[[str], int]:
     """An argument's type: a whole number from `low` on."""
 
     def read(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or int(text) < low:
+        try:
+            value = whole(text)
+        except argparse.ArgumentTypeError:
+            value = low - 1
+        if value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
-        return int(text)
+        return value
 
     return read
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+ESCAPE = re.compile(r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|)")
+
+
+def unescaped(text: str) -> str:
+    r"""The one rule for text in options: \n \t \r \\ \xHH \uHHHH mean a character, no other backslash may stand there.
+
+    Two \uHHHH may be the two halves of one character, as in JSON. Raises argparse.ArgumentTypeError.
+    """
+
+    def character(found: re.Match[str]) -> str:
+        letter, x, u = found.groups()
+        if letter is None and not x and not u:
+            at = text[found.start() : found.start() + 2]
+            raise argparse.ArgumentTypeError(
+                f"{at!r} in {text!r} is no escape: there are \\n \\t \\r \\xHH \\uHHHH, and \\\\ for a backslash"
+                if at != "\\"
+                else f"{text!r} ends within an escape: write \\\\ for a backslash"
+            )
+        return ESCAPES[letter] if letter else chr(int(x or u, 16))
+
+    decoded = ESCAPE.sub(character, text)
+    if "\\u" not in text:
+        return decoded
+    try:  # halves of a character become one
+        return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds half a character: \\uD800 to \\uDFFF come in pairs"
+        ) from None
 
 
 def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool = False) -> None:
@@ -169,11 +345,14 @@ def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool 
         parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
 
 
-def add_options(parser: argparse.ArgumentParser, names: Container[str], **defaults: Value) -> None:
-    """Those of `names`, of whatever program, with these defaults instead of the table's."""
+def add_options(
+    parser: argparse.ArgumentParser, names: Container[str], of_sample: bool = False, **defaults: Value
+) -> None:
+    """Those of `names`, of whatever program, with these defaults instead of the table's; in the words of the sample command."""
     for option in options(*OF_ANY).values():
         if option.name in names:
-            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
+            text = _help_of_sample().get(option.name, option.help) if of_sample else option.help
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default), help=text))
 
 
 def make_parser(
@@ -187,7 +366,7 @@ def make_parser(
     twice = "Of an option given twice the last counts."
     parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
     if names:
-        add_options(parser, names, **defaults)
+        add_options(parser, names, False, **defaults)
         return parser
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options().values():

@@ -13,7 +13,8 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc import live
-from pyllmc.options import Parser, add_options, at_least
+from pyllmc._ffi import typed
+from pyllmc.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.sample"
@@ -50,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--max_new_tokens", type=at_least(0), default=200, help="tokens of each [200]")
     parser.add_argument(
-        "--stop", action="append", default=[], help="ends a text before this; may be repeated"
+        "--stop",
+        action="append",
+        type=unescaped,
+        default=[],
+        help=r"ends a text before this, e.g. '\n\n' (\n \t \r \\ \xHH \uHHHH are characters); may be repeated",
     )
-    add_options(parser, OPTIONS, **DEFAULTS)
+    add_options(parser, OPTIONS, of_sample=True, **DEFAULTS)
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:
-        run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
+        run, count, prompt = o.pop("run"), o.pop("count"), typed(o.pop("prompt"))
         tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         for i in range(count):

@@ -24,8 +24,6 @@ from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
 
 PROG = "pyllmc.train"
-ABOUT = """train a GPT-2: python -m pyllmc.train [--name=value ...]
-only write: python -m pyllmc.train --model=runs/demo --max_steps=0 --prompt="Once upon a time\""""
 
 
 WRITING = " --max_steps=0 --prompt="
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(_ffi.load())
         asked = options.parse(sys.argv[1:] if arguments is None else arguments)
         if asked:
-            show((asked if asked == options.version() else f"{ABOUT}\n\n{asked}").rstrip())
+            show(asked.rstrip())
             return 0
         if options.only_write():
             before = f"{python_command()} -m {PROG} --model="

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,6 +43,7 @@ class Options:
 
     def __init__(self, lib: Any, chat: bool = False) -> None:
         self._lib = lib
+        self.command = f"python -m pyllmc.{'chat' if chat else 'train'}"
         handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
         self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
@@ -55,7 +57,7 @@ class Options:
         )
         if "\0" in text:
             raise InvalidArgument(f"--{name} holds a NUL byte")
-        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), os.fsencode(text)))
+        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), _ffi.encoded(text)))
 
     def get(self, name: str) -> str:
         value = _ffi.ffi().new("char[1024]")
@@ -68,7 +70,7 @@ class Options:
 
     def parse(self, arguments: Sequence[str]) -> str:
         """Reads a command line; the text that it asks for by --help or --version, else empty."""
-        texts = [_ffi.ffi().new("char[]", os.fsencode(argument)) for argument in arguments]
+        texts = [_ffi.ffi().new("char[]", _ffi.encoded(argument)) for argument in arguments]
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
         asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
         return "" if asked == 0 else self.help() if asked == 1 else self.version()
@@ -84,9 +86,13 @@ class Options:
     def version(self) -> str:
         return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"
 
-    def help(self) -> str:
-        text = _ffi.ffi().new("char[]", 1 << 16)
-        _ffi.check(self._lib, self._lib.llmc_options_help(self.handle, text, 1 << 16))
+    def help(self, command: str = "", width: int = 0) -> str:
+        """What `command --help` tells, in lines of `width` columns: by default those of the terminal."""
+        command, width = command or self.command, width or shutil.get_terminal_size((100, 24)).columns
+        told = self._lib.llmc_options_help
+        size = _ffi.check(self._lib, told(self.handle, command.encode(), width, _ffi.ffi().NULL, 0)) + 1
+        text = _ffi.ffi().new("char[]", size)
+        _ffi.check(self._lib, told(self.handle, command.encode(), width, text, size))
         return _ffi.text(text)
 
 
@@ -183,4 +189,4 @@ class Trainer:
     @property
     def out(self) -> str:
         """The run folder; empty if nothing is written."""
-        return _ffi.text(self._lib.llmc_trainer_out(self._handle))
+        return os.fsdecode(_ffi.ffi().string(self._lib.llmc_trainer_out(self._handle)))

@@ -47,13 +47,13 @@ def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
             )
         _ffi.check(lib, lib.llmc_tokenizer_read(out, source, len(source), b"the model's tokenizer"))
     else:
-        _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(source)))
+        _ffi.check(lib, lib.llmc_tokenizer_open(out, _ffi.encoded(source)))
     return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer inside a checkpoint, as Python has it. Raises DataError where there is none."""
-    data = read_section(_ffi.load(), os.fsencode(path), b"TOKENIZR")
+    data = read_section(_ffi.load(), _ffi.encoded(path), b"TOKENIZR")
     if not data:
         raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
     return Tokenizer.from_bytes(data, os.fspath(path))
@@ -76,7 +76,7 @@ class Writer:
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
         if tokenizer is not None:  # it may be another model's
             is_path = not isinstance(tokenizer, (bytes, Tokenizer))
-            name = os.fsencode(tokenizer) if is_path else b"the tokenizer"  # type: ignore[arg-type]
+            name = _ffi.encoded(tokenizer) if is_path else b"the tokenizer"  # type: ignore[arg-type]
             V = model.config.vocab_size
             _ffi.check(self._lib, self._lib.llmc_tokenizer_fits(self._tokenizer, V, name))
         self.end = ""  # how the last text ended: "eot", "stop" or "limit"; "" while it goes on
@@ -159,7 +159,7 @@ def tell_weights(prog: str, path: Path, before: str, after: str = "") -> None:
 
 def write_text(options: Options) -> Iterator[str]:
     """--prompt, and what --model writes after it."""
-    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), os.fsencode(options.get("prompt"))
+    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), _ffi.encoded(options.get("prompt"))
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
     handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
     _ffi.check(lib, lib.llmc_writer_prompt(handle, prompt, len(prompt), 1))

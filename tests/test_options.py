@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllmc
+from pyllmc import arguments, stories
 from pyllmc import options as as_text
-from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
@@ -174,7 +175,11 @@ def test_help_has_headings_and_every_option():
         (["--no_lr", "0.1"], "for flags"),
         (["--lr", "--seed=1"], "needs a value"),
         (["--lr=fast"], "not a number"),
-        (["--lr=nan"], "not in"),
+        (["--lr=nan"], "not a number"),
+        (["--lr=1e999"], "not in"),
+        (["--max_steps=1e-1"], "--max_steps=1e-1 is not a whole number"),
+        (["--max_steps=1e30"], "not in"),
+        (["--max_steps=1__0"], "not a whole number"),
         (["--B=1.5"], "not a whole number"),
         (["--B="], "not a whole number"),
         (["--B=99999999999999999999"], r"--B=99999999999999999999 is not in 1\.\.65536"),
@@ -215,7 +220,7 @@ def test_any_value_is_taken_or_refused(name, value):
     before = options.get(name)
     try:
         options.set(name, value)
-    except InvalidArgument:
+    except (InvalidArgument, pyllmc.SystemFailure):  # --config names a file
         assert options.get(name) == before
 
 
@@ -234,3 +239,36 @@ def test_help_is_asked_for():
     assert options.parse(["--help"]) == options.help()
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert options.parse(["--version"]) == f"pyllmc {version}\n" == f"pyllmc {pyllmc.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        (r"\n\n", "\n\n"),
+        (r"a\tb\r\n", "a\tb\r\n"),
+        (r"\\n", r"\n"),
+        (r"\x1e", "\x1e"),
+        (r"\u2029|\xe9", "\u2029|é"),
+        (r"\ud83d\ude00", "😀"),
+        ("é–😀 \n", "é–😀 \n"),
+        ("", ""),
+    ],
+)
+def test_escapes_are_decoded_by_one_rule(typed, means):
+    assert as_text.unescaped(typed) == means == arguments.unescaped(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("\\", "ends within an escape"),
+        ("a\\\\\\", "ends within an escape"),
+        (r"\d", "is no escape"),
+        (r"\x1", "is no escape"),
+        (r"\u12", "is no escape"),
+        (r"\ud83d", "half a character"),
+    ],
+)
+def test_what_is_no_escape_is_refused(typed, says):
+    with pytest.raises(argparse.ArgumentTypeError, match=says):
+        as_text.unescaped(typed)

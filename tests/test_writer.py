@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 import sys
 from pathlib import Path
@@ -106,11 +107,15 @@ def test_pieces_joined_are_the_text_up_to_its_stop(model, seed, stops, prompt, m
     ids = model.generate([V - 1, *encoded(prompt)], most, eot=V - 1, **how)
     text = b"".join(PIECES[id] for id in ids if id != V - 1)
     cut = first_stop(text, stops)
-    assert b"".join(pieces) == text[:cut]
+    assert b"".join(pieces).decode() == shown(text[:cut])
     ended = "stop" if cut < len(text) else "eot" if V - 1 in ids else "limit"
     assert writer.end == END[ended] and writer.piece() == b""
-    characters = [piece.decode("utf-8", "replace") for piece in pieces]
-    assert "".join(characters) == text[:cut].decode("utf-8", "replace")
+    assert all(piece.decode() for piece in pieces)
+
+
+def shown(text: bytes) -> str:
+    """What is no UTF-8 as U+FFFD, but for a character that the end cuts, which is left out."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
 
 
 def encoded(text: bytes) -> list[int]:
@@ -144,6 +149,8 @@ def test_a_text_goes_on_from_what_was_read(letters, prompt, stop, all_of_it):
     writer, again = InC(letters, 12, [stop], **how), InC(letters, 12, [stop], **how)
     writer.prompt(prompt)
     seen = b"".join(writer.pieces()) if all_of_it else writer.piece()
+    if b"\xef\xbf\xbd" in seen:  # it stands for bytes that no prompt can repeat
+        return
     writer.prompt(b"ab")
     again.prompt(prompt + seen + b"ab")
     assert writer.pieces() == again.pieces()

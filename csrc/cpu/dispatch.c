@@ -29,3 +29,13 @@ const char *llmc_backend(void) { return "cpu"; }
 
 int llmc_default_threads(void) { return cores_to_use(); }
 int llmc_start_threads(int threads) { return parallel_start(threads); }
+
+#define AS_TEXT(name) #name
+#define TEXT_OF(name) AS_TEXT(name)
+const char *llmc_blas(void) {
+#ifdef BLAS_NAME
+    return TEXT_OF(BLAS_NAME);
+#else
+    return "";
+#endif
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ def describe(path: Path) -> str:
     from pyllmc import _ffi
 
     lib, text = _ffi.load(), _ffi.ffi().new("char[]", 128)
-    name = os.fspath(file_of(path)).encode()
+    name = _ffi.encoded(file_of(path))
     _ffi.check(lib, lib.llmc_model_describe(name, text, 128))
     return _ffi.text(text)
 

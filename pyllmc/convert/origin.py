@@ -26,10 +26,12 @@ HIDDEN = (
     "tokenizer",
     "out",
     "resume",
+    "config",
     "overwrite",
     "plan",
     "threads",
     "log_every",
+    "keep",
 )  # of here only
 ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
 
@@ -51,7 +53,7 @@ def sections(source: str | os.PathLike[str]) -> dict[str, bytes]:
         return {}
     tags = ("OPTIONS ", "STATE   ", "TOKENIZR")
     lib = _ffi.load()
-    return {tag.strip(): read_section(lib, os.fspath(path).encode(), tag.encode()) for tag in tags}
+    return {tag.strip(): read_section(lib, _ffi.encoded(path), tag.encode()) for tag in tags}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -167,7 +169,11 @@ def from_bpe(ids: dict[str, int], lines: list[str]) -> Tokenizer | None:
 
 def lines_of(data: bytes) -> dict[str, str]:
     """name=value lines as a dict."""
-    return dict(line.split("=", 1) for line in data.decode("utf-8", "replace").splitlines() if "=" in line)
+    return dict(
+        line.split("=", 1)
+        for line in data.decode("utf-8", "replace").splitlines()
+        if "=" in line and line[0] != "#"
+    )
 
 
 def training(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -195,7 +201,7 @@ def _meta(folder: str) -> dict[str, Any]:
 def _loss(source: Path, state: dict[str, str]) -> str:
     """The training loss of the checkpoint's step, from the run's metrics.jsonl."""
     try:
-        for line in (source / "metrics.jsonl").read_text().splitlines():
+        for line in (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             if str(entry.get("step")) == state.get("step") and "loss" in entry:
                 return f"{entry['loss']:.4f}"

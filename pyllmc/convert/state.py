@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc import layout, live
-from pyllmc.errors import NotFinite
+from pyllmc.errors import NotFinite, counted
 from pyllmc.files import MalformedFile
 from pyllmc.layout import GPTConfig
 
@@ -48,9 +48,7 @@ class Weights(NamedTuple):
     def told(self) -> str:
         """What was read, in a sentence."""
         c = self.config
-        sizes = (
-            f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, V={c.vocab_size}, T={c.max_seq_len}"
-        )
+        sizes = f"{counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, V={c.vocab_size}, T={c.max_seq_len}"
         return "; ".join([f"{self.what}, {sizes}, {parameter_count(c):,} parameters", *self.notes])
 
 

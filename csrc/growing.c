@@ -1,0 +1,33 @@
+/* A text that grows: nothing is cut off because a buffer was thought large enough. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "error.h"
+#include "growing.h"
+
+static int reserve(Growing *g, size_t more) {
+    if (g->size + more <= g->room) return 0;
+    const size_t room = 2 * (g->size + more);
+    char *text = realloc(g->text, room);
+    if (!text) return g->failed = 1, -1;
+    g->text = text, g->room = room;
+    return 0;
+}
+
+void growing_add(Growing *g, const char *format, ...) {
+    va_list arguments, again;
+    va_start(arguments, format);
+    va_copy(again, arguments);
+    const int n = vsnprintf(NULL, 0, format, arguments);
+    if (n >= 0 && reserve(g, (size_t)n + 1) == 0)
+        g->size += (size_t)vsnprintf(g->text + g->size, (size_t)n + 1, format, again);
+    va_end(again);
+    va_end(arguments);
+}
+
+char *growing_end(Growing *g) {
+    growing_add(g, "%s", "");
+    if (!g->failed) return g->text;
+    free(g->text);
+    return llmc_fail(LLMC_ENOMEM, "no memory for a text"), NULL;
+}

@@ -1,0 +1,64 @@
+/* Checkpoints that are kept by their steps, beside last.ckpt and best.ckpt. */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "error.h"
+#include "run.h"
+
+int run_is_numbered(const char *name, int64_t *step) {
+    long long n = -1;
+    int end = 0;
+    if (sscanf(name, "step_%lld.ckpt%n", &n, &end) != 1 || n < 0 || !end || name[end]) return 0;
+    if (step) *step = n;
+    return 1;
+}
+
+static int failed(const char *path, const char *what) {
+    const int error = errno;
+    return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s", path, what, strerror(error), remedy_for(error));
+}
+
+int run_link(const Run *run, const char *name, const char *second) {
+    char from[2 * OPTION_TEXT], to[2 * OPTION_TEXT], beside[2 * OPTION_TEXT];
+    run_path(run, name, from, sizeof from);
+    run_path(run, second, to, sizeof to);
+    run_path(run, "numbered.tmp", beside, sizeof beside);
+    unlink(beside); /* of a process that was killed */
+    if (link(from, beside) < 0) {
+        const int one_name_only = errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS;
+        return one_name_only ? 0 : failed(to, "written");
+    }
+    const int moved = rename(beside, to);
+    const int rc = moved < 0 ? failed(to, "put in place") : 1;
+    unlink(beside); /* it stays where both names were of the same file */
+    return rc;
+}
+
+/* one that must go; 0 if none, else 1 and its name */
+static int find_surplus(DIR *dir, int64_t last, int64_t keep, char *name, size_t size) {
+    int64_t oldest = INT64_MAX, of, n = 0;
+    rewinddir(dir);
+    for (struct dirent *entry; (entry = readdir(dir));) {
+        if (!run_is_numbered(entry->d_name, &of)) continue;
+        if (of > last) return snprintf(name, size, "%s", entry->d_name), 1;
+        n++;
+        if (of < oldest) oldest = of, snprintf(name, size, "%s", entry->d_name);
+    }
+    return n > keep;
+}
+
+int run_drop_numbered(const Run *run, int64_t step, int64_t keep) {
+    char name[NAME_MAX + 1], path[2 * OPTION_TEXT];
+    int rc = LLMC_OK;
+    DIR *dir = opendir(run->folder);
+    if (!dir) return failed(run->folder, "read");
+    while (rc == 0 && find_surplus(dir, step, keep, name, sizeof name)) {
+        run_path(run, name, path, sizeof path);
+        if (unlink(path) < 0 && errno != ENOENT) rc = failed(path, "removed");
+    }
+    closedir(dir);
+    return rc;
+}

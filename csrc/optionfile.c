@@ -1,0 +1,106 @@
+/* A file of options, --config: a line is name=value; blank lines and # comments count for nothing. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "error.h"
+#include "options.h"
+
+static const char BLANKS[] = " \t\r\n";
+
+static char *trimmed(char *text) {
+    text += strspn(text, BLANKS);
+    size_t n = strlen(text);
+    while (n && strchr(BLANKS, text[n - 1])) n--;
+    text[n] = 0;
+    return text;
+}
+
+/* a # at its beginning or behind a blank ends a line */
+static void cut_comment(char *text) {
+    for (char *c = text; *c; c++)
+        if (*c == '#' && (c == text || c[-1] == ' ' || c[-1] == '\t')) *c = 0, c--;
+}
+
+/* what stands in quotes, where \" and \\ mean the second */
+static int unquote(char *text) {
+    char *to = text, *from = text + 1;
+    for (; *from && *from != '"'; from++) {
+        if (*from == '\\' && (from[1] == '"' || from[1] == '\\')) from++;
+        *to++ = *from;
+    }
+    CHECK(*from, LLMC_EINVAL, "a closing \" is missing");
+    cut_comment(from + 1);
+    CHECK(!*trimmed(from + 1), LLMC_EINVAL, "nothing but a # comment may stand behind the closing \"");
+    *to = 0;
+    return LLMC_OK;
+}
+
+static int take_line(llmc_options *options, char *line, unsigned char *seen) {
+    const Option *o = NULL;
+    char *name = trimmed(line), *value = strchr(name, '=');
+    if (!*name || *name == '#') return LLMC_OK;
+    CHECK(value, LLMC_EINVAL, "'%.40s' is no line name=value", name);
+    *value++ = 0;
+    name = trimmed(name), value = trimmed(value);
+    if (*value == '"') TRY(unquote(value));
+    else cut_comment(value), value = trimmed(value);
+    TRY(option_find(options, name, &o));
+    CHECK(o->offset != offsetof(llmc_options, config), LLMC_EINVAL, "a file of options cannot name another one");
+    CHECK(!seen[o - option_table]++, LLMC_EINVAL, "--%s stands here a second time", o->name);
+    llmc_options aside = *options; /* a value that a call gave counts; this one must still be one */
+    llmc_options *to = *option_given(options, o) == BY_CALL ? &aside : options;
+    TRY(option_assign(to, o, value));
+    if (o->offset == offsetof(llmc_options, model)) memcpy(options->file_model, to->model, sizeof to->model);
+    if (to == options) *option_given(options, o) = BY_FILE;
+    return LLMC_OK;
+}
+
+/* of a file before this one nothing stays */
+static void forget_file(llmc_options *options) {
+    char initial[OPTION_TEXT];
+    *options->file_model = 0;
+    for (EACH_OPTION(o, options)) {
+        if (*option_given(options, o) != BY_FILE) continue;
+        option_default(o, initial);
+        option_assign(options, o, initial);
+        *option_given(options, o) = 0;
+    }
+}
+
+static int take_lines(llmc_options *options, FILE *file, const char *path, unsigned char *seen) {
+    char *line = NULL, reason[1024];
+    size_t room = 0;
+    int rc = LLMC_OK;
+    ssize_t n;
+    for (int number = 1; rc == 0 && (n = getline(&line, &room, file)) >= 0; number++) {
+        char *text = number == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? line + 3 : line; /* a mark of byte order */
+        rc = strlen(line) < (size_t)n ? llmc_fail(LLMC_EINVAL, "a NUL byte: this is no text")
+                                      : take_line(options, text, seen);
+        if (rc == 0) continue;
+        snprintf(reason, sizeof reason, "%s", llmc_last_error());
+        llmc_fail(rc, "%s:%d: %s", path, number, reason);
+    }
+    free(line);
+    CHECK(rc || !ferror(file), LLMC_EIO, "the options in %s cannot be read: %s", path, strerror(errno));
+    return rc;
+}
+
+int options_read(llmc_options *options, const char *path) {
+    char inside[OPTION_TEXT + 16];
+    llmc_options fresh = *options;
+    snprintf(inside, sizeof inside, "%s/config.txt", path); /* of a run's folder */
+    if (access(inside, F_OK) == 0) path = inside;
+    unsigned char *seen = calloc((size_t)option_rows, 1);
+    CHECK(seen, LLMC_ENOMEM, "no memory to read %s", path);
+    FILE *file = fopen(path, "r");
+    int rc = file ? LLMC_OK
+                  : llmc_fail(LLMC_EIO, "--config=%s cannot be read: %s%s", path, strerror(errno), remedy_for(errno));
+    forget_file(&fresh);
+    if (file) rc = take_lines(&fresh, file, path, seen);
+    if (file) fclose(file);
+    free(seen);
+    if (rc == 0) *options = fresh;
+    return rc;
+}

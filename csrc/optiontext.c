@@ -1,0 +1,209 @@
+/* Options as text: a checkpoint's record, a run's config.txt, --help. */
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "error.h"
+#include "growing.h"
+#include "options.h"
+
+int option_is_default(const llmc_options *options, const Option *o) {
+    char value[OPTION_TEXT], initial[OPTION_TEXT];
+    llmc_options usual = *options;
+    option_default(o, initial);
+    option_assign(&usual, o, initial);
+    option_value(&usual, o, initial);
+    option_value(options, o, value);
+    return !strcmp(value, initial);
+}
+
+/* ---- name=value ---- */
+
+char *options_record(const llmc_options *options, const char *history) {
+    Growing text = {0};
+    char value[OPTION_TEXT];
+    for (EACH_OPTION(o, options)) {
+        option_value(options, o, value);
+        growing_add(&text, "%s=%s\n", o->name, value);
+    }
+    growing_add(&text, "%s", history);
+    return growing_end(&text);
+}
+
+static int hand_out(char *whole, char *text, size_t size) {
+    if (!whole) return LLMC_ENOMEM;
+    const size_t n = strlen(whole);
+    if (n < size) memcpy(text, whole, n + 1);
+    free(whole);
+    CHECK(n < size, LLMC_EINVAL, "the text of the options has %zu bytes, the buffer %zu", n, size);
+    return LLMC_OK;
+}
+
+int llmc_options_text(const llmc_options *options, char *text, size_t size) {
+    return hand_out(options_record(options, ""), text, size);
+}
+
+/* as options_read reads it: in quotes, where blanks or a # would otherwise be lost */
+static void add_value(Growing *text, const char *value) {
+    const size_t n = strlen(value);
+    const int plain = *value != '"' && !strstr(value, " #") && !strstr(value, "\t#") && *value != '#' &&
+                      (!n || (!isspace((unsigned char)*value) && !isspace((unsigned char)value[n - 1])));
+    if (plain) {
+        growing_add(text, "%s", value);
+        return;
+    }
+    growing_add(text, "\"");
+    for (const char *c = value; *c; c++) growing_add(text, *c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
+    growing_add(text, "\"");
+}
+
+/* the same on any machine: what is of a call or a machine is no part of what a run computes */
+static int is_of_call(const Option *o) { return o->of_call || o->offset == offsetof(llmc_options, threads); }
+
+static void add_options(Growing *text, const llmc_options *options, int of_call) {
+    const char *heading = NULL;
+    char value[OPTION_TEXT];
+    for (const Option *o = option_table; o < option_table + option_rows; o++) {
+        if (o->type == IS_HEADING) heading = o->help;
+        if (!(o->programs & options->program) || is_of_call(o) != of_call) continue;
+        if (heading && !of_call) growing_add(text, "\n# %s\n", heading);
+        heading = NULL;
+        option_value(options, o, value);
+        growing_add(text, "%s%s=", of_call ? "# " : "", o->name);
+        add_value(text, value);
+        growing_add(text, "\n");
+    }
+}
+
+char *options_config(const llmc_options *options, const char *history) {
+    Growing text = {0};
+    growing_add(&text,
+                "# The options of a run, which repeats it with the same losses: ./train_gpt2 --config=THIS_FILE\n"
+                "# An option on the command line counts before the one here.\n%s",
+                history);
+    add_options(&text, options, 0);
+    growing_add(&text, "\n# of that call and its machine, so they are not read\n");
+    add_options(&text, options, 1);
+    return growing_end(&text);
+}
+
+/* ---- --help ---- */
+
+enum { COLUMN = 27, NARROW = 60, LEAST = 30, MOST = 120 }; /* where help begins; below NARROW it has lines of its own */
+
+/* by offset, what a chat says of a shared option */
+static const struct ChatHelp {
+    size_t offset;
+    const char *help;
+} chat_help[] = {
+#define OPTION(...)
+#define OF_CHAT(name, help) {offsetof(llmc_options, name), help},
+#include "options.def"
+};
+
+static const struct About {
+    int program;
+    const char *use, *text;
+} abouts[] = {
+#define OPTION(...)
+#define ABOUT(use, text) {FOR_TRAINING, use, text},
+#define CHAT_ABOUT(use, text) {FOR_CHAT, use, text},
+#include "options.def"
+};
+
+static const struct Example {
+    int program;
+    const char *arguments, *what;
+} examples[] = {
+#define OPTION(...)
+#define EXAMPLE(arguments, what) {FOR_TRAINING, arguments, what},
+#define CHAT_EXAMPLE(arguments, what) {FOR_CHAT, arguments, what},
+#include "options.def"
+};
+
+/* words from column `at` on, in lines of `width` that begin at `indent` */
+static void wrap(Growing *text, const char *words, int at, int indent, int width) {
+    int begun = 0;
+    while (*words) {
+        const int n = (int)strcspn(words, " ");
+        if (begun && at + 1 + n > width) growing_add(text, "\n%*s", indent, ""), at = indent, begun = 0;
+        growing_add(text, "%s%.*s", begun ? " " : "", n, words);
+        at += n + begun, begun = 1;
+        words += n + strspn(words + n, " ");
+    }
+    growing_add(text, "\n");
+}
+
+static const char *help_of(const Option *o, int program) {
+    for (size_t i = 0; program == FOR_CHAT && i < sizeof chat_help / sizeof *chat_help; i++)
+        if (chat_help[i].offset == o->offset) return chat_help[i].help;
+    return o->help;
+}
+
+static void add_option(Growing *text, const Option *o, int program, int width) {
+    static const char *const values[] = {[IS_INT] = "N", [IS_FLOAT] = "X", [IS_STRING] = "TEXT"};
+    char initial[OPTION_TEXT], flag[80], help[OPTION_TEXT + 1024];
+    const int indent = width < NARROW ? 6 : COLUMN;
+    option_default(o, initial);
+    if (program == FOR_CHAT && o->offset == offsetof(llmc_options, model)) *initial = 0; /* it must be named */
+    snprintf(flag, sizeof flag, o->type == IS_FLAG ? "  --%s, --no_%s" : "  --%s=%s", o->name,
+             o->type == IS_FLAG ? o->name : values[o->type]);
+    snprintf(help, sizeof help, "%s%s%s%s", help_of(o, program), *initial ? " [" : "", initial, *initial ? "]" : "");
+    if ((int)strlen(flag) < indent) growing_add(text, "%-*s", indent, flag);
+    else growing_add(text, "%s\n%*s", flag, indent, "");
+    wrap(text, help, indent, indent, width);
+}
+
+static void add_groups(Growing *text, const llmc_options *options, int width) {
+    const char *heading = NULL; /* of what comes; printed before the first option that the program has */
+    for (const Option *o = option_table; o < option_table + option_rows; o++) {
+        if (o->type == IS_HEADING) heading = o->help;
+        if (!(o->programs & options->program)) continue;
+        if (heading && options->program == FOR_TRAINING) growing_add(text, "\n%s:\n", heading); /* a chat's are few */
+        if (heading && options->program == FOR_CHAT && o == option_from(options, option_table)) growing_add(text, "\n");
+        heading = NULL;
+        add_option(text, o, options->program, width);
+    }
+}
+
+static void add_examples(Growing *text, int program, const char *command, int width) {
+    growing_add(text, "\nfor example\n");
+    for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
+        if (examples[i].program != program) continue;
+        growing_add(text, "  %s %s\n      ", command, examples[i].arguments);
+        wrap(text, examples[i].what, 6, 6, width);
+    }
+}
+
+static void add_about(Growing *text, int program, const char *command, int width) {
+    for (size_t i = 0; i < sizeof abouts / sizeof *abouts; i++) {
+        if (abouts[i].program != program) continue;
+        growing_add(text, "%s ", command);
+        wrap(text, abouts[i].use, (int)strlen(command) + 1, 4, width);
+        growing_add(text, "\n");
+        wrap(text, abouts[i].text, 0, 0, width);
+    }
+}
+
+int llmc_options_help(const llmc_options *options, const char *command, int width, char *text, size_t size) {
+    Growing help = {0};
+    const int program = options->program, wide = width < LEAST ? LEAST : width > MOST ? MOST : width;
+    add_about(&help, program, command, wide);
+    add_groups(&help, options, wide);
+    add_examples(&help, program, command, wide);
+    growing_add(&help, "\n");
+    wrap(&help, "Of an option given twice the last counts; --version tells the version.", 0, 0, wide);
+    growing_add(&help, "\n");
+    wrap(&help,
+         program == FOR_TRAINING
+             ? "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite, 130 "
+               "interrupted (after a checkpoint)"
+             : "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite, 130 "
+               "interrupted",
+         0, 0, wide);
+    char *whole = growing_end(&help);
+    const int n = whole ? (int)strlen(whole) : LLMC_ENOMEM;
+    if (whole && size) snprintf(text, size, "%s", whole);
+    free(whole);
+    return n;
+}
