@@ -67,13 +67,12 @@ NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw"}
 
 
 def load_reference() -> ModuleType:
-    """train_gpt2.py of this checkout. Raises DataError where there is none, or no PyTorch."""
-    path = layout.HERE.parent / "train_gpt2.py"
+    """train_gpt2.py of this checkout, or of an installed package. Raises DataError where there is none, or no PyTorch."""
     need("torch", "comparing with PyTorch")
-    if not path.exists():
-        raise DataError(
-            "train_gpt2.py is missing: pyllmc.check compares with it, so run it in a checkout of pyllmc"
-        )
+    places = [folder / "train_gpt2.py" for folder in (layout.HERE.parent, layout.HERE / "lib")]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise DataError("train_gpt2.py, with which pyllmc.check compares, is missing: install pyllmc again")
     if "train_gpt2" not in sys.modules:
         spec = importlib.util.spec_from_file_location("train_gpt2", path)
         assert spec
