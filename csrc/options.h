@@ -13,6 +13,8 @@ enum { FOR_TRAINING = 1, FOR_CHAT = 2 }; /* programs */
 
 struct llmc_options {
     int program;
+    char model_file
+        [OPTION_TEXT]; /* what is read instead of --model, whose format only a front end knows; "": --model itself */
 #define OPTION(type, name, ...) OPTION_##type name;
 #include "options.def"
 #define OPTION(type, name, ...) unsigned char name##_given;

@@ -148,6 +148,15 @@ static void data_text(const llmc_trainer *t, char *text, size_t size) {
                  t->val || !t->options.val_every ? "" : "; no validation data");
 }
 
+/* where the weights come from; a size that OpenAI's release has a name for may be taken for that */
+static void origin_text(const llmc_trainer *t, char *text, size_t size) {
+    const char *model = t->options.model;
+    const int named_alike = !strncmp(model, "gpt2", 4) && !strchr(model, ':');
+    if (*t->weights) snprintf(text, size, ", from %s", setup_weights_name(t));
+    else if (named_alike) snprintf(text, size, ", fresh weights (OpenAI's: hub:%.32s, in Python)", model);
+    else snprintf(text, size, ", fresh weights");
+}
+
 static int announce_plan(llmc_trainer *t) {
     const llmc_config *c = &t->config;
     const llmc_room room = setup_room(t);
@@ -161,15 +170,15 @@ static int announce_plan(llmc_trainer *t) {
     TRY(llmc_plan_memory(c, &room, (int)t->options.threads, &plan));
     const int cores = llmc_default_threads(), threads = t->options.threads ? (int)t->options.threads : cores;
     data_text(t, data, sizeof data);
-    char crowded[64] = "", window[32] = "";
+    char crowded[64] = "", window[32] = "", origin[OPTION_TEXT + 64];
+    origin_text(t, origin, sizeof origin);
     if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
     if (threads > cores) snprintf(crowded, sizeof crowded, " on %d cores: more than cores are slower", cores);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
+             "device: %s, %s, %s, %d threads%s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s\n"
              "%s%s",
              llmc_backend(), k->name, precision == LLMC_BF16 ? "bf16" : "fp32", threads, crowded, c->L, c->NH, c->C,
-             c->maxT, c->V, window, (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data,
-             memory);
+             c->maxT, c->V, window, (double)plan.num_params * 1e-6, origin, data, memory);
     return LLMC_PLAN;
 }
 

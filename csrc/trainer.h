@@ -40,6 +40,8 @@ int setup_needs_data_made(const llmc_trainer *trainer);
 int setup_open(llmc_trainer *trainer);
 /* What its model is made for. */
 llmc_room setup_room(const llmc_trainer *trainer);
+/* The weights that it starts from, as their user calls them; "" from scratch. */
+const char *setup_weights_name(const llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */
 int setup_model(llmc_trainer *trainer);
 #endif

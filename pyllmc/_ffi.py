@@ -58,7 +58,7 @@ def load(device: str = "cpu", precision: str = "auto") -> Any:
     """The library of a device, auto: cpu, loaded once; refused if it was built from other headers than those read here."""
     device = "cpu" if device == "auto" else device
     if device not in DEVICES:
-        raise NoDevice(f"device '{device}' is not one of auto, {', '.join(DEVICES)}")
+        raise NoDevice(f"device '{device:.60}' is not one of auto, {', '.join(DEVICES)}")
     return _load(device, library(device, precision))
 
 

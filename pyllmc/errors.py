@@ -19,6 +19,10 @@ from typing import Any
 class LlmcError(Exception):
     """Any failure of the engine or its tools; the message is one line that says why and what to do."""
 
+    def __init__(self, *args: Any) -> None:
+        # a path or a word that it names may hold a line break
+        super().__init__(*(arg.replace("\n", "\\n") if isinstance(arg, str) else arg for arg in args))
+
 
 class InvalidArgument(LlmcError, ValueError):
     """An argument, option or shape that cannot be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -15,6 +15,10 @@ from pyllmc.options import Parser, at_least
 from pyllmc.writer import open_writer
 
 PROG = "pyllmc.grade"
+EXAMPLES = (
+    "python -m pyllmc.grade runs/demo",
+    "python -m pyllmc.grade runs/demo --count=200 --show=0 --temperature=0.6",
+)
 
 
 def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
@@ -29,7 +33,7 @@ def grade(run: str, count: int, show: int, temperature: float, seed: int) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder or a checkpoint")
     parser.add_argument("--count", type=at_least(1), default=50, help="stories to grade [50]")
     parser.add_argument("--show", type=at_least(0), default=2, help="stories to print [2]")

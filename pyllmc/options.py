@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import shutil
 import sys
-from collections.abc import Callable, Container, Sequence
+import textwrap
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
+from pyllmc import __version__
+from pyllmc.errors import EXIT_CODES
 from pyllmc.layout import table_lines
 
 Value = Union[int, float, str, bool]
 WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
 WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
+WIDEST = 100  # columns of --help
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
 
 
@@ -105,12 +110,39 @@ def meant(name: str, names: Sequence[str]) -> str | None:
     return near if distance(name, near) <= near_enough else None
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help as wide as the terminal, but no wider than text is read well; indented lines, such as examples, stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, WIDEST)
+        super().__init__(prog, max_help_position=26, width=max(width - 2, 20))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            p if "\n    " in f"\n{p}" else textwrap.fill(" ".join(p.split()), width) for p in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with the manners of ./train_gpt2.
+    """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
 
     --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
     named; errors are one line and exit code 2.
     """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), epilog: str | None = None, **kwargs: Any
+    ) -> None:
+        shown = "\n".join(["examples:", *(f"    {line}" for line in examples)]) if examples else ""
+        ending = "\n\n".join(
+            part for part in (shown, epilog if epilog != EXIT_CODES else "", EXIT_CODES) if part
+        )
+        kwargs.setdefault("formatter_class", Help)
+        super().__init__(*args, epilog=ending, **kwargs)
+        self.add_argument(
+            "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
@@ -169,15 +201,27 @@ def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool 
         parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
 
 
-def add_options(parser: argparse.ArgumentParser, names: Container[str], **defaults: Value) -> None:
-    """Those of `names`, of whatever program, with these defaults instead of the table's."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    names: Container[str],
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
+) -> None:
+    """Those of `names`, of whatever program, with these defaults instead of the table's; words: what --help says of some."""
     for option in options(*OF_ANY).values():
         if option.name in names:
-            add_option(parser, option._replace(default=defaults.get(option.name, option.default)))
+            text = (words or {}).get(option.name, option.help)
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default), help=text))
 
 
 def make_parser(
-    prog: str, about: str, names: Container[str] = (), hidden: Container[str] = (), **defaults: Value
+    prog: str,
+    about: str,
+    names: Container[str] = (),
+    hidden: Container[str] = (),
+    examples: Sequence[str] = (),
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
 ) -> Parser:
     """A parser of those options in `names`, or of all of training's under their headings.
 
@@ -185,9 +229,11 @@ def make_parser(
     """
     usage = "%(prog)s [--name=value ...]"
     twice = "Of an option given twice the last counts."
-    parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
+    parser = Parser(
+        prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False, examples=examples
+    )
     if names:
-        add_options(parser, names, **defaults)
+        add_options(parser, names, words, **defaults)
         return parser
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options().values():

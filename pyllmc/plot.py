@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import begin_command, run_command
 from pyllmc.files import FileFailure, MalformedFile, need
 from pyllmc.options import Parser
 
 PROG = "pyllmc.plot"
+EXAMPLES = (
+    "python -m pyllmc.plot runs/demo                     writes runs/demo/loss.png",
+    "python -m pyllmc.plot runs/a runs/b --out both.png  compares them",
+)
 KINDS = {
     "loss": ("step", "loss", "lr"),
     "val_loss": ("step", "val_loss"),
@@ -132,7 +136,7 @@ def draw_comparison(runs: Sequence[str | Path], path: str | Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument("run", type=Path, nargs="+", help="a run folder; several are compared in one picture")
     parser.add_argument(
         "--out", type=Path, help="the picture [loss.png in the folder of one run, losses.png of several]"

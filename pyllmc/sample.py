@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -29,13 +29,27 @@ OPTIONS = (
     "precision",
     "device",
 )
+WORDS = {
+    "prompt": "how the text begins; default: at the start of a document",
+    "temperature": "0: always the likeliest token",
+    "seed": "the same seed writes the same text",
+    "device": "cpu, cuda, or emu, which runs the CUDA kernels on the CPU to test them; auto: cpu",
+}
+EXAMPLES = (
+    'python -m pyllmc.sample runs/demo --prompt "Once upon a time"',
+    'python -m pyllmc.sample runs/demo --count=3 --top_p=0.9 --stop="The end"',
+    "python -m pyllmc.sample hub:gpt2 --prompt Hello --temperature=0",
+)
 OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")  # the others are the text's
 DEFAULTS: dict[str, Any] = {"seed": 0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("run", help="a run folder, a checkpoint, or other weights, as of Hugging Face")
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
+    parser.add_argument(
+        "run",
+        help="a run folder, a checkpoint, weights of Hugging Face's or nanoGPT's, or hub:gpt2, owner/name of the hub",
+    )
     parser.add_argument(
         "--tokenizer",
         default="",
@@ -48,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stop", action="append", default=[], help="ends a text before this; may be repeated"
     )
-    add_options(parser, OPTIONS, **DEFAULTS)
+    add_options(parser, OPTIONS, WORDS, **DEFAULTS)
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:
