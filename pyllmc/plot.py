@@ -16,7 +16,7 @@ from pyllmc.options import Parser
 
 PROG = "pyllmc.plot"
 EXAMPLES = (
-    "python -m pyllmc.plot runs/demo                     writes runs/demo/loss.png",
+    "python -m pyllmc.plot runs/demo                     draws its loss",
     "python -m pyllmc.plot runs/a runs/b --out both.png  compares them",
 )
 KINDS = {
