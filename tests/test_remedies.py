@@ -129,7 +129,11 @@ def test_every_command_that_is_named_is_there():
         if module not in MODULES:
             wrong.append(f"{file}: python -m {module} is no command")
             continue
-        unknown = {n.replace("-", "_") for n in re.findall(r"--(\w[\w-]*)", arguments)} - options_of(module) - {"help", "version", "name"}
+        unknown = (
+            {n.replace("-", "_") for n in re.findall(r"--(\w[\w-]*)", arguments)}
+            - options_of(module)
+            - {"help", "version", "name"}
+        )
         wrong += [f"{file}: {module} has no --{name}" for name in unknown if not name.startswith("no_")]
     assert not wrong, "\n".join(wrong)
 
@@ -140,7 +144,10 @@ def test_every_option_that_is_named_is_there():
         f"{file}: there is no {name}: {text!r:.120}"
         for file, text in texts()
         for name in re.findall(r"(?<![\w-])--[a-z][\w-]*(?![\w*-])", text)
-        if name not in FOREIGN and not name.endswith("_") and name[2:].replace("-", "_") not in known and not file.startswith(("setup", "README"))
+        if name not in FOREIGN
+        and not name.endswith("_")
+        and name[2:].replace("-", "_") not in known
+        and not file.startswith(("setup", "README"))
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -187,7 +194,9 @@ def test_every_package_of_the_system_is_known():
         for packages in re.findall(
             r"apt-get\s+install\s+((?:(?:lib\$\(BLAS\)|[a-z0-9%])[\w.%$()-]*[ ,)]?)+)", text
         ):
-            for package in re.findall(r"[\w%$().-]+", packages.replace("$(comma)", ",").split(",")[0].split(" or ")[0].rstrip("):")):
+            for package in re.findall(
+                r"[\w%$().-]+", packages.replace("$(comma)", ",").split(",")[0].split(" or ")[0].rstrip("):")
+            ):
                 named[package.replace("$(BLAS)", "%s")] = file
     assert {"gcc", "python3-venv"} <= set(named)
     assert set(named) <= APT, {package: file for package, file in named.items() if package not in APT}
