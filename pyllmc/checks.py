@@ -96,7 +96,7 @@ def as_path(name: str, value: Any) -> str:
     except (TypeError, UnicodeEncodeError):
         refuse(name, value, "a path")
     if b"\0" in encoded:
-        refuse(name, value, "a path: it holds a NUL byte")
+        raise InvalidArgument(f"{name} holds a NUL byte")
     return os.fsdecode(encoded)
 
 

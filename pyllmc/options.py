@@ -146,6 +146,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
+        for arg in args:
+            if arg.startswith("--version="):
+                self.error(self._unknown(arg))
         known, rest = super().parse_known_args(args, namespace)
         for arg in rest:
             self.error(self._unknown(arg))
@@ -167,7 +170,9 @@ class Parser(argparse.ArgumentParser):
         if not arg.startswith("--"):
             return f"{arg!r} is not an option: write --name=value; --help lists them"
         name = arg[2:].partition("=")[0]
-        near = meant(name, [a.dest for a in self._actions if a.option_strings and a.dest != "help"])
+        near = meant(
+            name, [a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "version")]
+        )
         return f"unknown option --{name}: " + (f"did you mean --{near}?" if near else "--help lists them")
 
     def error(self, message: str) -> NoReturn:
