@@ -139,7 +139,8 @@ class Parser(argparse.ArgumentParser):
             part for part in (shown, epilog if epilog != EXIT_CODES else "", EXIT_CODES) if part
         )
         kwargs.setdefault("formatter_class", Help)
-        super().__init__(*args, epilog=ending, **kwargs)
+        kwargs["epilog"] = ending
+        super().__init__(*args, **kwargs)
         self.add_argument(
             "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
         )
