@@ -140,7 +140,7 @@ def as_ids(ids: Iterable[int]) -> list[int]:
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         refuse("ids", ids, "a list of ids")
     try:
-        return [as_int("id", i, 64) for i in ids]
+        return [as_int("id", i, 1024) for i in ids]  # the vocabulary is the bound
     except TypeError:  # an array without a dimension
         refuse("ids", ids, "a list of ids")
 
