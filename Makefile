@@ -122,7 +122,7 @@ $(VENV)/python:
 	@touch $@
 
 .venv/demo.done: pyproject.toml | $(VENV)/python
-	$(VENV)/pip install --quiet --editable '.[plot]'
+	PYLLMC_DEVICES= $(VENV)/pip install --quiet --editable '.[plot]'
 	@touch $@
 
 # torch first and pinned: what the figures were made with (it needs Python >= 3.10)
@@ -130,7 +130,7 @@ $(VENV)/python:
 	@$(VENV)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "the tests' PyTorch needs Python >= 3.10: rm -r .venv, then make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(VENV)/pip install --quiet torch==2.13.0
-	$(VENV)/pip install --quiet --editable '.[dev]'
+	PYLLMC_DEVICES= $(VENV)/pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/demo.done
 
 setup: .venv/setup.done all ## .venv with the package and its development extras

@@ -5,8 +5,8 @@ It is what the C engine is measured against: the same tensors (csrc/tensors.def)
 (csrc/options.def), the same batches in the same order, the same line for every step. Start at GPT.forward;
 the rest can wait.
 
-    python train_gpt2.py                                                 # train beside ./train_gpt2
-    python train_gpt2.py --model=gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights for llm.c
+    python train_gpt2.py                                                     # train beside ./train_gpt2
+    python train_gpt2.py --model=hub:gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights for llm.c
 
 Sizes: B batch, T time, C channels, NH heads, hs = C/NH, L layers, V vocabulary, Vp = V padded to 128s.
 """
@@ -36,9 +36,8 @@ import torch.nn.functional as F
 
 from pyllmc import convert, layout, live, options, stories
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
-from pyllmc.convert import engine, to_bin
-from pyllmc.convert.huggingface import HUB_MODELS
-from pyllmc.convert.state import Weights
+from pyllmc.convert import engine, hub, to_bin
+from pyllmc.convert.state import Weights, parameter_count
 from pyllmc.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
@@ -242,18 +241,31 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
 
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
-    """What --model names: OpenAI's weights, those of any file that pyllmc.convert reads, or fresh ones of a size."""
+    """What --model names: weights of the hub or of any file that pyllmc.convert reads, or fresh ones of a size."""
     path = Path(o.model)
+    if not names_weights(o.model):
+        return GPT(make_config(o, V), o.seed, o.init_std)
     if engine.is_run(path) or is_model_file(path):
         return read_model(os.fspath(find_checkpoint(path)))
-    if names_weights(o.model):
-        return from_weights(convert.open_weights(o.model))
-    return GPT(make_config(o, V), o.seed, o.init_std)
+    return from_weights(convert.open_weights(o.model))
+
+
+def told(o: argparse.Namespace, c: GPTConfig) -> str:
+    """The line of the plan that tells the model, as ./train_gpt2 has it."""
+    window = f" window={c.window}" if c.window else ""
+    alike = f" (OpenAI's: hub:{o.model})" if o.model in hub.OPENAI else ""
+    origin = f"from {o.model}" if names_weights(o.model) else f"fresh weights{alike}"
+    return (
+        f"model: L={c.n_layer} NH={c.n_head} C={c.n_embd} T={c.max_seq_len} V={c.vocab_size}{window}, "
+        f"{parameter_count(c) * 1e-6:.2f}M parameters, {origin}"
+    )
 
 
 def names_weights(model: str) -> bool:
-    """Whether --model is weights, here or on the hub, and no size."""
-    return model in HUB_MODELS or os.path.exists(model) or engine.is_bundle(Path(model))
+    """Whether --model is weights, here or on the hub, and no size, which comes first: as for ./train_gpt2."""
+    if layout.is_size(model):
+        return False
+    return os.path.exists(model) or engine.is_bundle(Path(model)) or bool(hub.repository(model))
 
 
 @torch.no_grad()
@@ -338,6 +350,7 @@ class Trainer:
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
+        print(told(o, c), flush=True)
         settle_rate(o, c.n_embd)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
@@ -449,6 +462,7 @@ def make_default_data(folder: str) -> None:
 
 
 PROG = "train_gpt2.py"
+SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # other words for OpenAI's
 EXTRA = {  # options of this front end alone
     "export": ("", "write the weights as llm.c's model file at the end"),
     "export_version": ("3", "of that file; 3: fp32, 5: bf16"),
@@ -489,6 +503,11 @@ def train(o: argparse.Namespace) -> int:
     torch.set_num_threads(o.threads or torch.get_num_threads())
     given = o.data != stories.default_folder()
     if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
+        if o.model in hub.OPENAI:
+            raise ValueError(
+                f"--model={o.model} is a size, whose weights are fresh: OpenAI's are --model=hub:{o.model}; for fresh "
+                f"weights of that size say --model={SIZES[o.model]}"
+            )
         write_model(load_model(o), o.export, int(o.export_version))
         return 0
     trainer = Trainer(o)

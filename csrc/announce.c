@@ -39,6 +39,15 @@ static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, si
     return threads;
 }
 
+/* where the weights come from; a size that OpenAI's release has a name for may be taken for that */
+static void origin_text(const llmc_trainer *t, char *text, size_t size) {
+    const char *model = t->options.model;
+    const int named_alike = !strncmp(model, "gpt2", 4) && !strchr(model, ':');
+    if (*t->weights) snprintf(text, size, ", from %s", setup_weights_name(t));
+    else if (named_alike) snprintf(text, size, ", fresh weights (OpenAI's: hub:%.32s, in Python)", model);
+    else snprintf(text, size, ", fresh weights");
+}
+
 static void training_text(const llmc_trainer *t, char *text, size_t size) {
     const llmc_options *o = &t->options;
     char from[64];
@@ -60,19 +69,20 @@ int trainer_announce_plan(llmc_trainer *t) {
     if (!k) return LLMC_EDEVICE;
     const int precision = gpt2_precision(k, t->options.precision);
     TRY(precision);
-    char working[160], window[32] = "", training[OPTION_TEXT + 256], device[128];
+    char working[160], window[32] = "", training[OPTION_TEXT + 256], device[128], origin[OPTION_TEXT + 64];
     const int threads = start_threads(t, k, working, sizeof working);
     TRY(llmc_plan_text(c, &room, threads, memory, sizeof memory));
     TRY(llmc_plan_memory(c, &room, threads, &plan));
     data_text(t, data, sizeof data);
+    origin_text(t, origin, sizeof origin);
     device_text(k, precision, device, sizeof device);
     training_text(t, training, sizeof training);
     if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
     snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s%s\n"
+             "device: %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s\n"
              "%s%s\n%s",
              device, working, c->L, c->NH, c->C, c->maxT, c->V, window,
-             (double)plan.num_params * 1e-6, *t->weights ? ", from " : "", t->weights, data, memory, training);
+             (double)plan.num_params * 1e-6, origin, data, memory, training);
     TRY(tell_resume(t, t->text, TEXT_SIZE));
     return LLMC_PLAN;
 }

@@ -95,8 +95,10 @@ static int refuse_magic(const ModelFile *f, int32_t magic) {
     const size_t n = strlen(path), m = strlen(".safetensors");
     const int zip = magic == 0x04034b50, safe = n > m && !strcmp(path + n - m, ".safetensors");
     CHECK(!zip && !safe, LLMC_EFORMAT,
-          "%s is %s, which Python reads: convert it first with python -m pyllmc.convert %s model.bin", path,
-          zip ? "PyTorch's" : "a safetensors file", path);
+          "%s is %s, which Python reads: python -m pyllmc.train --model=%s, or python -m pyllmc.convert %s model.bin "
+          "and then "
+          "--model=model.bin",
+          path, zip ? "PyTorch's" : "a safetensors file", path, path);
     FAIL(LLMC_EFORMAT,
          "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "
          ".bin or a checkpoint",
@@ -175,10 +177,12 @@ static int read_sections(ModelFile *f) {
 
 /* folders that are not ours, in words */
 static int refuse_folder(const char *path) {
-    FAIL(LLMC_EIO,
-         "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
-         "Face's, nanoGPT's) are converted first with python -m pyllmc.convert %s model.bin",
-         path, path);
+    FAIL(
+        LLMC_EIO,
+        "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
+        "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s, or converted by python -m pyllmc.convert %s "
+        "model.bin",
+        path, path, path);
 }
 
 static int open_bin(ModelFile *f, const char *path) {

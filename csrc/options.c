@@ -227,6 +227,13 @@ void option_value(const llmc_options *options, const Option *o, char text[OPTION
     value_text(options, o, text, OPTION_TEXT);
 }
 
+int llmc_options_set_model_file(llmc_options *options, const char *path) {
+    CHECK(strlen(path) < OPTION_TEXT, LLMC_EINVAL, "the path of the model's file is longer than %d bytes",
+          OPTION_TEXT - 1);
+    strcpy(options->model_file, path);
+    return LLMC_OK;
+}
+
 int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *o = NULL;
     TRY(option_find(options, name, &o));

@@ -270,6 +270,9 @@ int llmc_num_options(void);
 const char *llmc_option_name(int i);
 /* "config" reads that file, whose lines count where no call of this function or of _parse gave the option. */
 int llmc_options_set(llmc_options *options, const char *name, const char *value);
+/* The file to read for --model, whose format the engine does not read itself: a front end has converted it. The run's record and
+ * the messages name --model all the same. */
+int llmc_options_set_model_file(llmc_options *options, const char *path);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* --name=value, --name value, --flag, --no_flag; of two of a name the last counts. 1 if --help is among them, 2 if --version. */

@@ -121,6 +121,11 @@ static void override(int *value, int64_t option) {
     if (option) *value = (int)option;
 }
 
+/* The weights as their user calls them: a file that Python has converted is known by what it was made of. */
+const char *setup_weights_name(const llmc_trainer *t) {
+    return *t->options.model_file && !strcmp(t->weights, t->options.model_file) ? t->options.model : t->weights;
+}
+
 /* a file's sizes are what they are */
 static int refuse_other(const char *file, const char *name, int64_t asked, int has) {
     CHECK(!asked || asked == has, LLMC_EINVAL, "--%s=%lld, but %s has %d: leave the option out", name, (long long)asked,
@@ -171,10 +176,14 @@ static int choose_sizes(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
-    if (!*t->weights && !source_is_file(o->model, t->weights, sizeof t->weights)) *t->weights = 0;
+    if (!*t->weights) {
+        const int found = source_find(o, t->weights, sizeof t->weights);
+        TRY(found);
+        if (!found) *t->weights = 0;
+    }
     if (*t->weights) {
         TRY(llmc_model_read_config(t->weights, c));
-        TRY(refuse_other_sizes(o, t->weights, c));
+        TRY(refuse_other_sizes(o, setup_weights_name(t), c));
     } else {
         TRY(llmc_config_parse(c, o->model));
         override(&c->V, o->vocab_size);
@@ -207,21 +216,28 @@ static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
     return same;
 }
 
+/* Whether a model of V rows may be of a vocabulary of `ids`: others pad theirs to a multiple of up to 128. */
+static int is_padded(int ids, int V) {
+    for (int multiple = 1; multiple <= 128; multiple *= 2)
+        if ((ids + multiple - 1) / multiple * multiple == V) return 1;
+    return 0;
+}
+
 /* weights know what an id means */
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    const int has_spare_ids = t->options.vocab_size == t->config.V && V < t->config.V; /* as it was asked for */
-    CHECK(V == t->config.V || has_spare_ids, LLMC_EINVAL,
-          "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
-          t->config.V, V);
     TRY(source_own_tokenizer(&own, t->weights));
+    const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
+    if (!fits) llmc_tokenizer_free(own);
+    CHECK(fits, LLMC_EINVAL, "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer",
+          setup_weights_name(t), t->config.V, V);
     const int same = !own || !t->tokenizer || same_vocabulary(own, t->tokenizer);
     llmc_tokenizer_free(own);
     CHECK(same, LLMC_EINVAL,
           "%s was trained with another tokenizer than that of %s, whose ids mean other text: prepare the data with the "
           "model's tokenizer, or begin a new model",
-          t->weights, *t->options.tokenizer ? t->options.tokenizer : data);
+          setup_weights_name(t), *t->options.tokenizer ? t->options.tokenizer : data);
     return LLMC_OK;
 }
 

@@ -67,6 +67,17 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     return LLMC_OK;
 }
 
+int source_find(const llmc_options *o, char *path, size_t size) {
+    CHECK(*o->model_file || strncmp(o->model, "hub:", 4), LLMC_EINVAL,
+          "--model=%s is of the hub, and Python fetches it: python -m pyllmc.%s --model=%s, or python -m "
+          "pyllmc.convert %s "
+          "model.bin and then --model=model.bin",
+          o->model, o->program == FOR_CHAT ? "chat" : "train", o->model, o->model);
+    if (!*o->model_file) return source_is_file(o->model, path, size);
+    snprintf(path, size, "%s", o->model_file);
+    return 1;
+}
+
 int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {
     const int size = llmc_checkpoint_text(weights, "TOKENIZR", NULL, 0);
     if (size <= 0) return size;
@@ -129,9 +140,12 @@ int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
     llmc_config config;
     CHECK(llmc_config_parse(&config, o->model) < 0, LLMC_EINVAL,
-          "%s is a size of model, and only trained weights write: give a run folder or a weight file", o->model);
-    CHECK(source_is_file(o->model, weights, sizeof weights), LLMC_EIO,
-          "there is no run folder or weight file %s: check the path", o->model);
+          "%s is a size of model, whose weights are fresh, and only trained ones write: give a run folder or a weight "
+          "file",
+          o->model);
+    const int found = source_find(o, weights, sizeof weights);
+    TRY(found);
+    CHECK(found, LLMC_EIO, "there is no run folder or weight file %s: check the path", o->model);
     TRY(read_config(o, weights, &config));
     TRY(open_tokenizer(k, o->tokenizer, weights, config.V));
     return open_model(o, m, weights, &config);

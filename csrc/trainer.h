@@ -58,6 +58,8 @@ int tell_resume(const llmc_trainer *trainer, char *text, size_t size);
 llmc_room setup_room(const llmc_trainer *trainer);
 /* The text of LLMC_PLAN, which it returns. */
 int trainer_announce_plan(llmc_trainer *trainer);
+/* The weights that it starts from, as their user calls them; "" from scratch. */
+const char *setup_weights_name(const llmc_trainer *trainer);
 /* The arena and the weights; the run folder. */
 int setup_model(llmc_trainer *trainer);
 #endif

@@ -8,10 +8,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyllmc import __version__
 from pyllmc.errors import begin_command, run_command
+from pyllmc.options import meant
 
 PROG = "pyllmc"
 HERE = Path(__file__).resolve().parent
+SYNONYMS = {  # what other trainers call a command
+    "generate": "sample",
+    "inference": "sample",
+    "write": "sample",
+    "talk": "chat",
+    "export": "convert",
+    "eval": "grade",
+    "evaluate": "grade",
+    "finetune": "train",
+    "test": "check",
+    "data": "prepro",
+    "prepare": "prepro",
+    "tokenize": "tokenizer",
+    "encode": "tokenizer",
+    "draw": "plot",
+}
 USE = re.compile(r"python3? -m (pyllmc\.\w+)([^:\n]*?)(?:: |  +)(.+)")  # in a docstring, and what it does
 
 
@@ -38,11 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if set(arguments) <= {"-h", "--help"}:
         return run_command(PROG, lambda: print(listing()))
-    print(
-        f"{PROG}: '{arguments[0]}': a command is python -m pyllmc.NAME; without arguments they are listed",
-        file=sys.stderr,
-    )
+    if arguments[0] == "--version":
+        return run_command(PROG, lambda: print(f"pyllmc {__version__}"))
+    print(f"{PROG}: {hint(arguments[0])}", file=sys.stderr)
     return 2
+
+
+def hint(word: str) -> str:
+    """What somebody who wrote python -m pyllmc WORD may have meant."""
+    names = [call.split()[2] for call, _ in commands()]
+    asked = word.removeprefix("pyllmc.").lower().replace("-", "_")
+    near = meant(SYNONYMS.get(asked, asked), [name.removeprefix("pyllmc.") for name in names])
+    if near:
+        return f"'{word}': did you mean python -m pyllmc.{near}?"
+    return f"'{word}': a command is python -m pyllmc.NAME; python -m pyllmc lists them"
 
 
 if __name__ == "__main__":

@@ -53,25 +53,33 @@ def load(device: str = "cpu", precision: str = "auto") -> Any:
     """The library of a device, auto: cpu, loaded once; refused if it was built from other headers than those read here."""
     device = "cpu" if device == "auto" else device
     if device not in DEVICES:
-        raise NoDevice(f"device '{device}' is not one of auto, {', '.join(DEVICES)}")
+        raise NoDevice(f"device '{device:.60}' is not one of auto, {', '.join(DEVICES)}")
     return _load(device, library(device, precision))
+
+
+def how_to_build(device: str) -> str:
+    """The remedy for a library that is not there: make's target, or what pip is to be told where there is no checkout."""
+    if (HERE.parent / "Makefile").exists():
+        return "run `make`" if device == "cpu" else f"run `make {device}`"
+    devices = "" if device == "cpu" else f"PYLLMC_DEVICES='cpu {device}' "
+    return f"run `{devices}pip install --force-reinstall .` in the source of pyllmc"
 
 
 @functools.cache
 def _load(device: str, name: str) -> Any:
     path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / name)
-    target = "make" if device == "cpu" else f"make {device}"
+    remedy = how_to_build(device)
     if not path.exists():
-        raise NoDevice(f"{path} is not built: run `{target}`")
+        raise NoDevice(f"{path} is not built: {remedy}")
     if device == "cuda":
         cublas.settle()
     try:
         lib = ffi().dlopen(str(path))
     except OSError as error:
         reason = str(error).partition(".  Additionally")[0]  # cffi has looked elsewhere, too
-        raise NoDevice(f"{path.name} cannot be loaded ({reason}); build it with `{target}`") from None
+        raise NoDevice(f"{path.name} cannot be loaded ({reason}): {remedy}") from None
     if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
-        raise NoDevice(f"{path} was built from other headers than csrc/ has now: run `{target}`")
+        raise NoDevice(f"{path} was built from other headers than csrc/ has now: {remedy}")
     live.listen(ffi(), lib)
     return lib
 

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from pyllmc.errors import begin_command, run_command
 
 if __name__ == "__main__":
-    begin_command("numpy", "cffi", "torch")
+    asked = {"-h", "--help", "--version"} & set(sys.argv[1:])  # what needs no PyTorch
+    begin_command("numpy", "cffi", *(() if asked else ("torch",)))
 
 import numpy as np
 
 from pyllmc import layout, live
-from pyllmc.files import DataError, find_checkpoint, need
+from pyllmc.files import DataError, need
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
 from pyllmc.options import make_parser
@@ -45,6 +46,16 @@ OPTIONS = (
     "seed",
     "threads",
 )
+ABOUT = "Compares every activation and gradient of the engine with PyTorch's, on random tokens. Ends with 1 where one diverges."
+EXAMPLES = (
+    "python -m pyllmc.check                           the default size",
+    "python -m pyllmc.check --model=d12 --B=1 --T=64  another size",
+    "python -m pyllmc.check runs/demo                 the weights of a run",
+)
+WORDS = {
+    "seed": "fresh weights and the tokens follow from it",
+    "model": "a size (demo, d12, gpt2-xl, ...) or weights of any kind",
+}
 OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
 MAX_NORM = 1.0  # what the gradients are clipped to
 BATCHES, MOST, TOKENS = 6, 64, 512  # over which PyTorch's own error is taken: of few numbers it may be lucky
@@ -67,13 +78,12 @@ NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw"}
 
 
 def load_reference() -> ModuleType:
-    """train_gpt2.py of this checkout. Raises DataError where there is none, or no PyTorch."""
-    path = layout.HERE.parent / "train_gpt2.py"
+    """train_gpt2.py of this checkout, or of an installed package. Raises DataError where there is none, or no PyTorch."""
     need("torch", "comparing with PyTorch")
-    if not path.exists():
-        raise DataError(
-            "train_gpt2.py is missing: pyllmc.check compares with it, so run it in a checkout of pyllmc"
-        )
+    places = [folder / "train_gpt2.py" for folder in (layout.HERE.parent, layout.HERE / "lib")]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise DataError("train_gpt2.py, with which pyllmc.check compares, is missing: install pyllmc again")
     if "train_gpt2" not in sys.modules:
         spec = importlib.util.spec_from_file_location("train_gpt2", path)
         assert spec
@@ -353,17 +363,22 @@ def report(lines: Iterable[Line]) -> list[Line]:
 
 def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     """The engine's model and the reference, each made or loaded by its own code."""
-    if os.path.exists(o.model):
-        path = os.fspath(find_checkpoint(o.model))
-        return Model(path, o.B, o.T or None, threads=o.threads), reference.read_model(path)
+    if reference.names_weights(o.model):
+        m = Model(
+            os.path.join(os.curdir, o.model) if os.path.exists(o.model) else o.model,
+            o.B,
+            o.T or None,
+            threads=o.threads,
+        )
+        return m, reference.load_model(o)
     config = reference.make_config(o, fallback=OWN_VOCAB)
     m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, threads=o.threads)
     return m, reference.GPT(config, o.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser(PROG, "compare every activation and gradient with PyTorch", OPTIONS, B=2, T=64)
-    parser.add_argument("path", nargs="?", default="", help="a model file, instead of --model")
+    parser = make_parser(PROG, ABOUT, OPTIONS, examples=EXAMPLES, words=WORDS, B=2, T=64)
+    parser.add_argument("path", nargs="?", default="", help="weights of any kind, instead of --model")
     o = parser.parse_args(arguments)
     o.model = o.path or o.model
     return run_command(PROG, lambda: compare_models(o))
@@ -373,7 +388,7 @@ def compare_models(o: Any) -> int:
     """Prints the tables; 1 if something diverges."""
     m, gpt = open_models(o, load_reference())
     wrong = report(compare_weights(m, gpt))
-    if not os.path.exists(o.model):
+    if not load_reference().names_weights(o.model):
         disturb(m, o.seed)
     copy_weights(m, gpt)
     wrong += report(check(m, gpt, o.B, o.T or m.config.max_seq_len, o.seed))

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from pyllmc import live, signals
 from pyllmc.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
@@ -22,6 +23,10 @@ from pyllmc.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, comman
 
 class LlmcError(Exception):
     """Any failure of the engine or its tools; the message is one line that says why and what to do."""
+
+    def __init__(self, *args: Any) -> None:
+        # a path or a word that it names may hold a line break
+        super().__init__(*(arg.replace("\n", "\\n") if isinstance(arg, str) else arg for arg in args))
 
 
 class InvalidArgument(LlmcError, ValueError):

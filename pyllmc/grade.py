@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import EXIT_CODES, InvalidArgument, begin_command, python_command, run_command
+from pyllmc.errors import InvalidArgument, begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -16,6 +16,10 @@ from pyllmc.stories import readings, split_sentences
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.grade"
+EXAMPLES = (
+    "python -m pyllmc.grade runs/demo",
+    "python -m pyllmc.grade runs/demo --count=200 --show=0 --temperature=0.6",
+)
 
 
 PROBE = 3  # stories after which a model that writes none is refused
@@ -45,7 +49,7 @@ def grade(run: str, count: int, show: int, temperature: float, seed: int) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument("run", help="a run folder (its best.ckpt, else last.ckpt) or a checkpoint")
     parser.add_argument("--count", type=at_least(1), default=50, help="stories to grade [50]")
     parser.add_argument("--show", type=at_least(0), default=2, help="stories to print [2]")

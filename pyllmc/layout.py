@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from pyllmc.checks import as_int, as_text
+from pyllmc.errors import InvalidArgument
+
 HERE = Path(__file__).resolve().parent
 VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
 NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
@@ -48,7 +51,7 @@ def table_lines(name: str) -> list[str]:
 class GPTConfig:
     """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
 
-    Raises ValueError for sizes that cannot be.
+    Raises InvalidArgument, a ValueError, for sizes that cannot be.
     """
 
     vocab_size: int  # V
@@ -61,23 +64,26 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if not hasattr(value, "__index__") or isinstance(value, bool):
-                raise ValueError(f"{name}={value!r} is not a whole number")
+            if isinstance(value, bool):
+                raise InvalidArgument(f"{name}={value!r} is not a whole number")
+            value = as_int(name, value, 64)
             if name != "window" and not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"{name}={value} is not in 1..{MAX_SIZE}")
+                raise InvalidArgument(f"{name}={value} is not in 1..{MAX_SIZE}")
         if self.n_embd % self.n_head:
-            raise ValueError(
+            raise InvalidArgument(
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
                 "every head needs the same size"
             )
         params = 12.0 * self.n_layer * self.n_embd**2 + (self.vocab_size + self.max_seq_len) * self.n_embd
         if params >= 1e14:
-            raise ValueError(
+            raise InvalidArgument(
                 f"n_layer={self.n_layer} n_embd={self.n_embd} make {params:.1e} parameters: "
                 "more than any machine holds"
             )
         if self.window < 0:
-            raise ValueError(f"window={self.window}: 0 means dense attention, w > 0 the last w positions")
+            raise InvalidArgument(
+                f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
+            )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -86,7 +92,7 @@ class GPTConfig:
 
     def window_of(self, layer: int) -> int:
         """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
-        return self.window if layer % 2 else 0
+        return self.window if as_int("layer", layer, 64) % 2 else 0
 
     @property
     def banded(self) -> bool:
@@ -107,19 +113,28 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
     return found
 
 
+def is_size(descriptor: str) -> bool:
+    """Whether it names sizes, whose weights are fresh."""
+    descriptor = as_text("descriptor", descriptor)
+    return not {descriptor, f"gpt2:{descriptor}"}.isdisjoint(_known_sizes())
+
+
 def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:
     """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...
 
     vocab_size: instead of the descriptor's own; fallback: where it has none. Raises ValueError.
     """
-    known = _known_sizes()
+    known, vocab_size = _known_sizes(), as_int("vocab_size", vocab_size, 64)
+    name = as_text("descriptor", descriptor)
     name = descriptor if descriptor in known else f"gpt2:{descriptor}"
     if name not in known:
-        raise ValueError(f"model '{descriptor}' is neither a file nor a known size: try {', '.join(known)}")
+        raise InvalidArgument(
+            f"model '{descriptor:.80}' is neither a file nor a known size: try {', '.join(known)}"
+        )
     L, NH, C, maxT, V = known[name]
-    V = vocab_size or V or fallback
+    V = vocab_size or V or as_int("fallback", fallback, 64)
     if not V:
-        raise ValueError(NO_VOCABULARY.format(descriptor))
+        raise InvalidArgument(NO_VOCABULARY.format(descriptor))
     return GPTConfig(V, maxT, L, NH, C)
 
 

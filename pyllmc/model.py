@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from pyllmc import _ffi
-from pyllmc.arguments import Source, as_ids, as_int, make_config, make_sampling, read_section
+from pyllmc.arguments import (
+    Source,
+    as_array,
+    as_betas,
+    as_ids,
+    as_prompts,
+    make_config,
+    make_sampling,
+    read_section,
+)
+from pyllmc.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
 from pyllmc.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import NO_VOCABULARY, GPTConfig
 from pyllmc.views import Arena, Views
@@ -20,12 +30,13 @@ def _up_to(ids: list[int], eot: int) -> list[int]:
     return ids[: ids.index(eot) + 1] if eot in ids else ids
 
 
-class Model:
+class Model(NotCopied):
     """GPT-2 in the C engine.
 
-    source: a descriptor ("d12", "gpt2:d48", "gpt3:c768", "gpt-nano", ...), a GPTConfig, or the path of a weight file
-        or of a run folder, whose best checkpoint is taken, or the last where nothing was validated; or of whatever else
-        pyllmc.convert reads: a folder of Hugging Face's, OpenAI's TensorFlow checkpoint, nanoGPT's ckpt.pt, ...
+    source: a size ("d12", "gpt2", "gpt2:d48", "gpt3:c768", "gpt-nano", ...) or a GPTConfig, whose weights are fresh; or the
+        path of a weight file or of a run folder, whose best checkpoint is taken, or the last where nothing was validated;
+        or of whatever else pyllmc.convert reads: a folder of Hugging Face's, OpenAI's TensorFlow checkpoint, nanoGPT's
+        ckpt.pt, ...; or a model of the hub, "hub:gpt2" for OpenAI's own weights, "owner/name".
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
     seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
         Not used for a file.
@@ -45,6 +56,7 @@ class Model:
     """
 
     params: Views
+    _INSTEAD = "save it with model.save(path), and open pyllmc.Model(path) where it is needed"
 
     def __init__(
         self,
@@ -63,22 +75,31 @@ class Model:
         init_std: float = 0.0,
         weights: str = "fp32",
     ) -> None:
-        lib = _ffi.load(device, precision)
-        config, file, read = make_config(source, lib)
+        how, kept = as_word("precision", precision), as_word("weights", weights)
+        init_std = as_float("init_std", init_std)
+        lib = _ffi.load(as_word("device", device).decode(), precision)
+        config, file, read, where = make_config(source, lib)
+        vocab_size = as_int("vocab_size", vocab_size)
         if vocab_size and (file or read) and vocab_size != config.V:
             raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
-        config.V = as_int("vocab_size", vocab_size) or config.V
+        config.V = vocab_size or config.V
         if not config.V:
             raise InvalidArgument(NO_VOCABULARY.format(source))
         out = _ffi.ffi().new("llmc_model **")
         T = config.maxT if T is None else T
         seed, recompute = as_int("seed", seed, 64), as_int("recompute", recompute)
-        sizes = as_int("B", B), as_int("T", T), int(training), recompute, int(keep_logits)
+        sizes = (
+            as_int("B", B),
+            as_int("T", T),
+            as_flag("training", training),
+            recompute,
+            as_flag("keep_logits", keep_logits),
+        )
         room = _ffi.ffi().new("llmc_room *", sizes)
         _ffi.check(lib, lib.llmc_model_create(out, config, room, as_int("threads", threads)))
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
-        self._check(lib.llmc_model_set_precision(self._handle, str(precision).encode()))
+        self._check(lib.llmc_model_set_precision(self._handle, how))
         if file:
             self._check(lib.llmc_model_load(self._handle, file))
             self._tokenizer = read_section(lib, file, b"TOKENIZR")
@@ -87,9 +108,9 @@ class Model:
                 self.params[name] = x
         else:
             self._check(lib.llmc_model_init(self._handle, seed, init_std))
-        if file or read:
-            self._source = os.path.abspath(source)  # type: ignore[arg-type]
-        self._check(lib.llmc_model_compress(self._handle, str(weights).encode()))
+        self._source = where
+        self._origin = f"from {where}" if where else "fresh weights"
+        self._check(lib.llmc_model_compress(self._handle, kept))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
@@ -101,6 +122,7 @@ class Model:
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
         self._lib, self._handle = lib, handle
         self._untargeted = False  # whether the last forward pass had no targets
+        self._origin = "in training"
         self._tokenizer, self._source = b"", ""  # what travels with the weights; beside what it may lie, too
         c = lib.llmc_model_config(handle)
         self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
@@ -118,6 +140,11 @@ class Model:
             limit = "the system starts no more (ulimit -u, or its container's limit)"
             warnings.warn(f"{self.threads} threads of {wanted}: {limit}", RuntimeWarning, stacklevel=3)
 
+    def __repr__(self) -> str:
+        c = self.config
+        sizes = f"L={c.n_layer} NH={c.n_head} C={c.n_embd} T={c.max_seq_len} V={c.vocab_size}"
+        return f"<Model {sizes}, {self.num_params * 1e-6:.2f}M parameters, {self._origin}>"
+
     def _check(self, status: int) -> int:
         return _ffi.check(self._lib, status)
 
@@ -133,7 +160,7 @@ class Model:
 
     @tokenizer_bytes.setter
     def tokenizer_bytes(self, data: bytes) -> None:
-        self._tokenizer, self._source = data, ""
+        self._tokenizer, self._source = as_bytes("tokenizer_bytes", data), ""
 
     @property
     def training(self) -> bool:
@@ -205,6 +232,9 @@ class Model:
 
         accumulate=False: gradients are written instead, as after zero_grad, which then costs no time.
         """
+        if targets is None:
+            raise InvalidArgument("micro_step needs targets; forward(inputs) goes without")
+        scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
         arrays, pointers = self._batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         shape = arrays[0].shape
@@ -224,7 +254,7 @@ class Model:
         arrays = [
             ids,
             None if targets is None else as_ids("targets", targets),
-            None if weights is None else np.ascontiguousarray(weights, dtype=np.float32),
+            None if weights is None else np.ascontiguousarray(as_array("weights", weights, np.float32)),
         ]
         for name, array in zip(("targets", "weights"), arrays[1:]):
             if array is not None and array.shape != ids.shape:
@@ -236,14 +266,14 @@ class Model:
 
     def backward(self, scale: float = 1.0) -> None:
         """Adds scale * d loss to the gradients; needs a forward pass with targets just before it."""
-        self._check(self._lib.llmc_model_backward(self._handle, scale))
+        self._check(self._lib.llmc_model_backward(self._handle, as_float("scale", scale)))
 
     def zero_grad(self) -> None:
         self._check(self._lib.llmc_model_zero_grad(self._handle))
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scales the gradients so that their global norm is at most max_norm; returns the norm before."""
-        norm = _ffi.ffi().new("float *")
+        norm, max_norm = _ffi.ffi().new("float *"), as_float("max_norm", max_norm, finite=False)
         self._check(self._lib.llmc_model_clip_grad_norm(self._handle, max_norm, norm))
         return norm[0]
 
@@ -255,7 +285,10 @@ class Model:
         weight_decay: float = 0.1,
     ) -> None:
         """One AdamW step; the decay is for 2-D tensors only."""
-        hyper = _ffi.ffi().new("llmc_adamw *", (lr, betas[0], betas[1], eps, weight_decay))
+        numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+        fields = {name: as_float(name, value) for name, value in numbers.items()}
+        fields["beta1"], fields["beta2"] = as_betas(betas)
+        hyper = _ffi.ffi().new("llmc_adamw *", fields)
         self._check(self._lib.llmc_model_update(self._handle, hyper, 0))
 
     # ---- generation ----
@@ -278,14 +311,13 @@ class Model:
         repetition_penalty of 1 (CTRL's, applied first) ids in the context become less likely. Of a text longer than T
         the last tokens count: whenever T are held, the last T/2 go on as a new context.
         """
-        array = np.asarray(ids, dtype=None if len(ids) else np.int32)
-        prompts = as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array)
+        prompts, alone = as_prompts(ids)
         ffi = _ffi.ffi()
         room, eot = as_int("max_new_tokens", max_new_tokens), as_int("eot", eot)
         how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
         try:
             out = np.empty((len(prompts), max(room, 0)), np.int32)
-        except MemoryError:
+        except (MemoryError, ValueError):
             raise OutOfMemory(f"max_new_tokens={room}: no memory for so many") from None
         made = self._check(
             self._lib.llmc_model_generate(
@@ -299,15 +331,15 @@ class Model:
             )
         )
         texts = [_up_to(row[:made].tolist(), eot) for row in out]
-        return texts[0] if array.ndim == 1 else texts
+        return texts[0] if alone else texts
 
     # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Weights, moments, step and tokenizer in one file that begins as llm.c's model .bin version 3; atomic."""
+        name = _ffi.encoded(Path(as_path("path", path)))
         tokenizer = self.tokenizer_bytes
         state = f"step={self.step}\n".encode()
-        name = _ffi.encoded(Path(path))
         moments = int(self.training)
         self._check(
             self._lib.llmc_checkpoint_save(self._handle, name, b"", state, tokenizer, len(tokenizer), moments)

@@ -7,15 +7,20 @@ import decimal
 import functools
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
+from pyllmc import __version__
+from pyllmc.errors import EXIT_CODES
 from pyllmc.layout import table_lines
 
 Value = Union[int, float, str, bool]
 WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
 WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
+WIDEST = 100  # columns of --help
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
 
 
@@ -76,7 +81,7 @@ class Option(NamedTuple):
 HELP_ROWS = ("ABOUT(", "CHAT_ABOUT(", "EXAMPLE(", "CHAT_EXAMPLE(")
 OF_TRAINING = ("OPTION", "CALL", "SHARED", "SHARED_CALL")
 OF_ANY = (*OF_TRAINING, "CHAT")
-OTHER_ROWS = ("GROUP(", "OF_CHAT(", "OF_SAMPLE(", "ALIAS(", "SYNONYM(", *HELP_ROWS)
+OTHER_ROWS = ("GROUP(", "OF_CHAT(", "ALIAS(", "SYNONYM(", *HELP_ROWS)
 ROW = re.compile(
     r'(OPTION|SHARED|CHAT|CALL|SHARED_CALL)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)'
 )
@@ -129,12 +134,6 @@ def own_name(name: str, names: Container[str]) -> str:
         ours if name == theirs else theirs for theirs, ours in synonyms().items() if name in (theirs, ours)
     ]
     return next((other for other in same if other in names), name)
-
-
-@functools.cache
-def _help_of_sample() -> dict[str, str]:
-    rows = (re.fullmatch(r'OF_SAMPLE\((\w+), "([^"]*)"\)', line) for line in table_lines("options.def"))
-    return {row[1]: row[2] for row in rows if row}
 
 
 def distance(a: str, b: str) -> int:
@@ -221,8 +220,22 @@ def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | No
     return name, value
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help as wide as the terminal, but no wider than text is read well; indented lines, such as examples, stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, WIDEST)
+        super().__init__(prog, max_help_position=26, width=max(width - 2, 20))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            p if "\n    " in f"\n{p}" else textwrap.fill(" ".join(p.split()), width) for p in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with the manners of ./train_gpt2.
+    """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
 
     --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
     named; errors are one line and exit code 2. given: the names on the last command line, or in its --config.
@@ -230,8 +243,25 @@ class Parser(argparse.ArgumentParser):
 
     given: frozenset[str] = frozenset()
 
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), epilog: str | None = None, **kwargs: Any
+    ) -> None:
+        shown = "\n".join(["examples:", *(f"    {line}" for line in examples)]) if examples else ""
+        ending = "\n\n".join(
+            part for part in (shown, epilog if epilog != EXIT_CODES else "", EXIT_CODES) if part
+        )
+        kwargs.setdefault("formatter_class", Help)
+        kwargs["epilog"] = ending
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
+        )
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
+        for arg in args:
+            if arg.startswith("--version="):
+                self.error(self._unknown(arg))
         args = self._of_config(args) + args
         known, rest = super().parse_known_args(args, namespace)
         self.given = frozenset(
@@ -242,7 +272,11 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
     def _names(self) -> list[str]:
-        return list(dict.fromkeys(a.dest for a in self._actions if a.option_strings and a.dest != "help"))
+        return list(
+            dict.fromkeys(
+                a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "version")
+            )
+        )
 
     def _of_config(self, args: list[str]) -> list[str]:
         """The lines of the last --config as arguments, which those of the call follow and overrule."""
@@ -346,17 +380,26 @@ def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool 
 
 
 def add_options(
-    parser: argparse.ArgumentParser, names: Container[str], of_sample: bool = False, **defaults: Value
+    parser: argparse.ArgumentParser,
+    names: Container[str],
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
 ) -> None:
-    """Those of `names`, of whatever program, with these defaults instead of the table's; in the words of the sample command."""
+    """Those of `names`, of whatever program, with these defaults instead of the table's; words: what --help says of some."""
     for option in options(*OF_ANY).values():
         if option.name in names:
-            text = _help_of_sample().get(option.name, option.help) if of_sample else option.help
+            text = (words or {}).get(option.name, option.help)
             add_option(parser, option._replace(default=defaults.get(option.name, option.default), help=text))
 
 
 def make_parser(
-    prog: str, about: str, names: Container[str] = (), hidden: Container[str] = (), **defaults: Value
+    prog: str,
+    about: str,
+    names: Container[str] = (),
+    hidden: Container[str] = (),
+    examples: Sequence[str] = (),
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
 ) -> Parser:
     """A parser of those options in `names`, or of all of training's under their headings.
 
@@ -364,9 +407,11 @@ def make_parser(
     """
     usage = "%(prog)s [--name=value ...]"
     twice = "Of an option given twice the last counts."
-    parser = Parser(prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False)
+    parser = Parser(
+        prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False, examples=examples
+    )
     if names:
-        add_options(parser, names, False, **defaults)
+        add_options(parser, names, words, **defaults)
         return parser
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options().values():

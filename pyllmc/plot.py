@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyllmc.errors import EXIT_CODES, InvalidArgument, begin_command, run_command
+from pyllmc.errors import InvalidArgument, begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy")
@@ -23,6 +23,10 @@ from pyllmc.picture import DARK, DASHES, LIGHT, PANELS, Line, Picture, Style
 PROG = "pyllmc.plot"
 FORMATS = (".png", ".svg", ".pdf")
 MOST_LETTERS = 36  # of a run's name
+EXAMPLES = (
+    "python -m pyllmc.plot runs/demo                     draws its loss",
+    "python -m pyllmc.plot runs/a runs/b --out both.png  compares them",
+)
 # ---------------------------------------------------------------------------------------------------------
 # pictures
 
@@ -187,7 +191,7 @@ def parse_panels(text: str) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument("run", type=Path, nargs="+", help="a run folder; several are compared in one picture")
     parser.add_argument(
         "--out",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, python_command, run_command
+from pyllmc.errors import begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -31,15 +31,29 @@ OPTIONS = (
     "precision",
     "device",
 )
+WORDS = {
+    "prompt": "how each text begins, taken literally; default: at the start of a document",
+    "seed": "of the first text; each further one has the next",
+    "temperature": "0: always the likeliest token; below 1 texts are safer, above wilder",
+    "precision": "of matrix products where the prompt is read: fp32, or bf16 where the CPU multiplies it (AVX512_BF16)",
+    "weights": "kept as fp32, bf16 or int8: fewer bytes are read faster",
+    "device": "cpu, cuda, or emu, which runs the CUDA kernels on the CPU to test them; auto: cpu",
+}
+EXAMPLES = (
+    'python -m pyllmc.sample runs/demo --prompt "Once upon a time"',
+    'python -m pyllmc.sample runs/demo --count=3 --top_p=0.9 --stop="The end"',
+    "python -m pyllmc.sample hub:gpt2 --prompt Hello --temperature=0",
+)
 OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")  # the others are the text's
 DEFAULTS: dict[str, Any] = {"seed": 0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument(
         "run",
-        help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, or other weights, as of Hugging Face",
+        help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, weights of Hugging Face's or nanoGPT's, "
+        "or hub:gpt2, owner/name of the hub",
     )
     parser.add_argument(
         "--tokenizer",
@@ -57,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help=r"ends a text before this, e.g. '\n\n' (\n \t \r \\ \xHH \uHHHH are characters); may be repeated",
     )
-    add_options(parser, OPTIONS, of_sample=True, **DEFAULTS)
+    add_options(parser, OPTIONS, WORDS, **DEFAULTS)
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:

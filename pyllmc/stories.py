@@ -22,10 +22,15 @@ from typing import NamedTuple
 
 from pyllmc import storybook as book
 from pyllmc import storyplots
-from pyllmc.errors import EXIT_CODES, BadFile, begin_command, run_command
+from pyllmc.errors import BadFile, begin_command, run_command
 from pyllmc.options import Parser, at_least, options
 
 PROG = "pyllmc.stories"
+EXAMPLES = (
+    "python -m pyllmc.stories            makes the default data",
+    "python -m pyllmc.stories --print=3  shows three stories",
+    "python -m pyllmc.stories --exam=a.txt  grades a story a line",
+)
 DEFAULT = 16_000  # stories: about 8 MB
 OPTIONAL_ODDS = 5  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
@@ -288,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG,
         allow_abbrev=False,
         description="Make the embedded default corpus, or examine stories by its grammar.",
-        epilog=EXIT_CODES,
+        examples=EXAMPLES,
     )
     parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set in that folder")

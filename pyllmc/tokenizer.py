@@ -24,6 +24,7 @@ from typing import Any
 
 from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
 from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
+from pyllmc.checks import as_bytes, as_int, as_path, as_text, refuse
 from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 
 VERSION = 2
@@ -39,9 +40,10 @@ class Tokenizer:
     """
 
     def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
-        self.pieces = list(pieces)
-        self.kind = kind
-        self.eot = eot
+        if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
+            refuse("pieces", pieces, "a list of bytes")
+        self.pieces = [as_bytes("piece", piece) for piece in pieces]
+        self.kind, self.eot = as_text("kind", kind), as_int("eot", eot)
         problem = _table_problem(self.pieces, kind, eot)
         if problem:
             raise DataError(f"bad tokenizer: {problem}")
@@ -72,9 +74,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never EOT. Raises DataError where the vocabulary lacks a character."""
-        return self.encode_bytes(utf8(text))
+        return self.encode_bytes(utf8(as_text("text", text)))
 
     def encode_bytes(self, data: bytes) -> list[int]:
+        data = as_bytes("data", data)
         if self._encoder is None:
             self._encoder = ENCODERS[self.kind](self)
         return self._encoder(data)
@@ -84,7 +87,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        ids = [int(i) for i in ids]
+        ids = as_ids(ids)
         V = self.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < V:
             bad = next(i for i in ids if not 0 <= i < V)
@@ -103,7 +106,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.bin, whole or not at all."""
-        path = os.fspath(path)
+        path = as_path("path", path)
         with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
             f.write(self.to_bytes())
             flush_to_disk(f)
@@ -116,19 +119,30 @@ class Tokenizer:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer.bin, ours or llm.c's (version 1 or 2), or vocab.bpe. Raises DataError."""
-        path = os.fspath(path)
+        path = as_path("path", path)
         with reading(path), open(path, "rb") as f:
             return Tokenizer.from_bytes(f.read(), path)
 
     @staticmethod
     def from_bytes(data: bytes, name: str) -> Tokenizer:
         """The bytes of such a file, as a checkpoint carries them; `name` is what errors call it."""
+        data, name = as_bytes("data", data), as_text("name", name)
         if is_vocab_bpe(data):
             return Tokenizer(read_vocab_bpe(data, name), "gpt2", GPT2_VOCAB - 1)
         try:
             return _parse(data)
         except DataError as e:
             raise MalformedFile(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
+
+
+def as_ids(ids: Iterable[int]) -> list[int]:
+    """Whole numbers of anything that can be iterated, such as numpy's and PyTorch's arrays."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        refuse("ids", ids, "a list of ids")
+    try:
+        return [as_int("id", i, 1024) for i in ids]  # the vocabulary is the bound
+    except TypeError:  # an array without a dimension
+        refuse("ids", ids, "a list of ids")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,13 +18,22 @@ from pathlib import Path
 
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
-from pyllmc.errors import EXIT_CODES, run_command
+from pyllmc.errors import run_command
 from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
 from pyllmc.vocabularies import FILES, FIXED, train
 
 PROG = "pyllmc.tokenizer"
+ABOUT = """Text to ids and back, by the tokenizer of a file or a model.
+
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a folder with one of these, a run, a checkpoint, or gpt2 or byte."""
+EXAMPLES = (
+    'python -m pyllmc.tokenizer encode runs/demo "Once upon a time"',
+    "python -m pyllmc.tokenizer encode gpt2 < text.txt",
+    "python -m pyllmc.tokenizer decode vocab.bpe 15496 995",
+    "python -m pyllmc.tokenizer info runs/demo",
+)
 MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
 
 
@@ -86,6 +95,11 @@ WAYS = {
     "longest": "as the longest piece that matches, from left to right",
     "gpt2": "as byte pairs within the words of GPT-2's split",
 }
+ABOUT_EACH = {
+    "encode": "ids of a text; without TEXT, of what comes in",
+    "decode": "text of ids; without ids, of those that come in",
+    "info": "what it is",
+}
 COMMANDS = {"encode": encode, "decode": decode, "info": info}
 
 
@@ -129,13 +143,12 @@ def _parts(parts: Iterable[bytes]) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=raw
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,info}")
+    parser = Parser(prog=PROG, description=ABOUT, examples=EXAMPLES, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="encode|decode|info")
     for name in COMMANDS:
-        commands.add_parser(name, allow_abbrev=False).add_argument("tokenizer", metavar="TOKENIZER")
+        commands.add_parser(name, allow_abbrev=False, help=ABOUT_EACH[name]).add_argument(
+            "tokenizer", metavar="TOKENIZER"
+        )
     choices = commands.choices
     choices["encode"].add_argument("text", metavar="TEXT", nargs="?", help="default: what comes in")
     choices["encode"].add_argument(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from pyllmc import _ffi
+from pyllmc.adopt import adopt_model
+from pyllmc.checks import NotCopied, as_flag, as_path, as_word, is_array, refuse
 from pyllmc.errors import InvalidArgument
 from pyllmc.model import Model
 
@@ -38,39 +43,46 @@ class Event:
     text: str
 
 
-class Options:
+class Options(NotCopied):
     """The options of csrc/options.def, by name: a trainer's, or a chat's."""
 
+    _INSTEAD = "make another with the same options"
+
     def __init__(self, lib: Any, chat: bool = False) -> None:
-        self._lib = lib
+        self.lib = self._lib = lib
+        self.is_chat = chat
         self.command = f"python -m pyllmc.{'chat' if chat else 'train'}"
         handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
         self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
     def set(self, name: str, value: Any) -> None:
-        text = (
-            str(int(value))
-            if isinstance(value, bool)
-            else os.fspath(value)
-            if _is_path(value)
-            else str(value)
-        )
-        if "\0" in text:
-            raise InvalidArgument(f"--{name} holds a NUL byte")
-        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), _ffi.encoded(text)))
+        """Raises InvalidArgument for a name that is none, and a value that cannot be."""
+        text = _ffi.encoded(option_text(as_word("option", name).decode(), value))
+        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text))
 
     def get(self, name: str) -> str:
         value = _ffi.ffi().new("char[1024]")
-        _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, name.encode(), value, 1024))
+        _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, as_word("option", name), value, 1024))
         return os.fsdecode(_ffi.ffi().string(value))
 
     def is_given(self, name: str) -> bool:
         """Whether it was set since the defaults."""
-        return bool(_ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, name.encode())))
+        return bool(
+            _ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, as_word("option", name)))
+        )
+
+    def set_model_file(self, path: str) -> None:
+        """What is read for --model; see pyllmc.adopt."""
+        _ffi.check(
+            self._lib, self._lib.llmc_options_set_model_file(self.handle, os.fsencode(as_path("path", path)))
+        )
 
     def parse(self, arguments: Sequence[str]) -> str:
         """Reads a command line; the text that it asks for by --help or --version, else empty."""
-        texts = [_ffi.ffi().new("char[]", _ffi.encoded(argument)) for argument in arguments]
+        if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence):
+            refuse("arguments", arguments, "a list of texts")
+        encoded = [_ffi.encoded(as_path("argument", argument)) for argument in arguments]
+        texts = [_ffi.ffi().new("char[]", argument) for argument in encoded]
         argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
         asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
         return "" if asked == 0 else self.help() if asked == 1 else self.version()
@@ -96,8 +108,13 @@ class Options:
         return _ffi.text(text)
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, os.PathLike)
+def option_text(name: str, value: Any) -> str:
+    """A value as the command line has it: numbers, flags and texts; whether it can be is csrc/options.c's to say."""
+    if isinstance(value, (str, os.PathLike)):
+        return as_path(f"--{name}", value)
+    if is_array(value) or not isinstance(value, (numbers.Real, np.bool_)):
+        refuse(f"--{name}", value, "a number, a flag or a text")
+    return str(int(value) if isinstance(value, (bool, np.bool_)) else value)
 
 
 def check_and_make_data(options: Options, lib: Any) -> None:
@@ -111,7 +128,7 @@ def check_and_make_data(options: Options, lib: Any) -> None:
     stories.write_dataset(data)
 
 
-class Trainer:
+class Trainer(NotCopied):
     """Training, one event at a time.
 
     >>> for event in pyllmc.Trainer(data="data/mine", max_steps=100):
@@ -122,6 +139,8 @@ class Trainer:
     Raises InvalidArgument for an option or shape that cannot be, BadFile, OutOfMemory, SystemFailure, NotFinite.
     """
 
+    _INSTEAD = "give it a folder, out=..., and go on from there: pyllmc.Trainer(resume=...)"
+
     def __init__(
         self,
         options: Options | None = None,
@@ -129,17 +148,27 @@ class Trainer:
         yield_gradients: bool = False,
         **named: Any,
     ) -> None:
+        if options is not None and not isinstance(options, Options):
+            refuse(
+                "options",
+                options,
+                "the Options of pyllmc.trainer; name options singly: pyllmc.Trainer(max_steps=100)",
+            )
         self.options = options or Options(_ffi.load())
         if options is None and not {"out", "resume"} & set(named):
             self.options.set("out", "")  # a library call writes nothing unless told where
         for name, value in named.items():
             self.options.set(name, value)
         self._lib = self.options.load()
+        adopt_model(self.options)
         check_and_make_data(self.options, self._lib)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)
-        _ffi.check(self._lib, self._lib.llmc_trainer_yield_gradients(self._handle, int(yield_gradients)))
+        _ffi.check(
+            self._lib,
+            self._lib.llmc_trainer_yield_gradients(self._handle, as_flag("yield_gradients", yield_gradients)),
+        )
 
     def __iter__(self) -> Iterator[Event]:
         return self

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pyllmc import _ffi
+from pyllmc.arguments import as_array
+from pyllmc.checks import NotCopied, as_text
 from pyllmc.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
 
@@ -30,12 +32,20 @@ class _Block:
         }
 
 
-class Views(Mapping[str, Any]):
+class NoTensor(InvalidArgument, KeyError):
+    """A name that no tensor has: a KeyError, too, as mappings have it."""
+
+    __str__ = Exception.__str__  # a KeyError shows its text in quotes
+
+
+class Views(NotCopied, Mapping[str, Any]):
     """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
 
     On the CPU they are views, which may be written to; on a GPU read-only copies. `params[name] = array` sets a tensor on
     either.
     """
+
+    _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"
 
     def __init__(self, arena: Arena, *blocks: str) -> None:
         self._arena, self._blocks = arena, blocks
@@ -95,12 +105,12 @@ class Arena:
 
     def find(self, block: str, name: str) -> tuple[str, Any, int | None]:
         """The name in the table, its row and the layer asked for; None: all of them."""
-        layer = None
+        layer, name = None, as_text("name", name)
         if name in self.by_torch_name and block != "acts":
             name, layer = self.by_torch_name[name]
         row = self.rows.get(name)
         if row is None or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
-            raise KeyError(self._no_tensor(block, name))
+            raise NoTensor(self._no_tensor(block, name))
         if block == "params" and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32:
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         of_gradients = block in ("grads", "m", "v") or row.kind == self.lib.LLMC_GRAD_ACT
@@ -114,7 +124,7 @@ class Arena:
             names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM]
         near = difflib.get_close_matches(str(name), names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
-        return f"no tensor '{name}' among {block}: {hint}"
+        return f"no tensor '{name[:80]}' among {block}: {hint}"
 
     def view(self, block: str, name: str) -> np.ndarray:
         name, row, layer = self.find(block, name)
@@ -147,10 +157,11 @@ class Arena:
         layers = range(max(row.layers, 1)) if layer is None else [layer]
         shape = self.shape_of(row, name)
         whole = (row.layers, *shape) if row.layers and layer is None else shape
+        array = as_array(f"{block} {name}", values, np.float32)
         try:
-            data = np.broadcast_to(np.asarray(values, np.float32), whole)
+            data = np.broadcast_to(array, whole)
         except ValueError:
-            raise InvalidArgument(f"{block} {name}: {np.shape(values)} does not fit {whole}") from None
+            raise InvalidArgument(f"{block} {name}: {array.shape} does not fit {whole}") from None
         if name == "wte":  # the padding of the vocabulary is 0
             data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
         data = np.ascontiguousarray(data).reshape(len(layers), -1)

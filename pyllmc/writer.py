@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 from pyllmc import _ffi
-from pyllmc.arguments import as_int, make_sampling, read_section
-from pyllmc.convert import engine
+from pyllmc.adopt import adopt_model
+from pyllmc.arguments import make_sampling, read_section
+from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
+from pyllmc.convert import engine, hub
 from pyllmc.errors import InvalidArgument
 from pyllmc.files import DataError, FileFailure
 from pyllmc.model import Model
@@ -22,11 +24,22 @@ TokenizerSource = Union[Tokenizer, bytes, Path]
 ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and what follows it
 
 
-def _utf8(text: str | bytes) -> bytes:
+def _utf8(text: str | bytes, name: str = "text") -> bytes:
+    if not isinstance(text, (str, bytes)):
+        refuse(name, text, "a text (str, or bytes of UTF-8)")
     try:
         return text if isinstance(text, bytes) else utf8(text)
     except DataError as e:
         raise InvalidArgument(str(e)) from None
+
+
+def _texts(name: str, texts: Any) -> list[bytes]:
+    """One text or several."""
+    if isinstance(texts, (str, bytes)):
+        return [_utf8(texts, name)]
+    if not isinstance(texts, Sequence):
+        refuse(name, texts, "a text or a list of texts")
+    return [_utf8(text, name) for text in texts]
 
 
 def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
@@ -47,7 +60,7 @@ def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
             )
         _ffi.check(lib, lib.llmc_tokenizer_read(out, source, len(source), b"the model's tokenizer"))
     else:
-        _ffi.check(lib, lib.llmc_tokenizer_open(out, _ffi.encoded(source)))
+        _ffi.check(lib, lib.llmc_tokenizer_open(out, _ffi.encoded(as_path("tokenizer", source))))
     return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
 
 
@@ -59,7 +72,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     return Tokenizer.from_bytes(data, os.fspath(path))
 
 
-class Writer:
+class Writer(NotCopied):
     """A model and a tokenizer that write.
 
     >>> for piece in pyllmc.Writer(model).stream("Once upon a time"):
@@ -69,6 +82,8 @@ class Writer:
     bytes, or the path of one or of OpenAI's vocab.bpe; default: the one that came with the weights or lies beside them.
     Raises DataError, BadFile, SystemFailure.
     """
+
+    _INSTEAD = "make it anew: pyllmc.Writer(path)"
 
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
@@ -104,9 +119,9 @@ class Writer:
         most = as_int("max_new_tokens", max_new_tokens)
         _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
         handle = ffi.gc(out[0], lib.llmc_writer_free)
-        for text in map(_utf8, [stop] if isinstance(stop, str) else stop):
+        for text in _texts("stop", stop):
             _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
-        data = _utf8(prompt)
+        data = _utf8(prompt, "prompt")
         _ffi.check(lib, lib.llmc_writer_prompt(handle, data, len(data), 0))
         return self._follow(handle)
 
@@ -117,21 +132,25 @@ class Writer:
 
     def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
         """`prompt` and what follows it; arguments as of stream."""
-        return prompt + "".join(self.stream(prompt, *args, **named))
+        return as_text("prompt", prompt) + "".join(self.stream(prompt, *args, **named))
 
 
 def open_model(path: Path, **how: Any) -> Model:
     """Weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
-    name = os.fspath(path)
+    name = as_path("path", path)
     if not os.path.exists(name) and not engine.is_bundle(pathlib.Path(name)):
-        raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+        if name in hub.OPENAI:
+            raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
+        if not hub.repository(name):
+            raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+        name = os.fspath(hub.fetch(name))
     name = name if os.sep in name else os.path.join(os.curdir, name)  # a folder called d12 is no size
     return Model(name, B=1, training=False, keep_logits=False, **how)
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
     """open_model's, ready to write; tokenizer: what `python -m pyllmc.tokenizer` takes, or a folder of an export."""
-    if not tokenizer:
+    if not as_text("tokenizer", tokenizer):
         return Writer(open_model(path, **how))
     from pyllmc.convert.origin import named
 
@@ -159,6 +178,7 @@ def tell_weights(prog: str, path: Path, before: str, after: str = "") -> None:
 
 def write_text(options: Options) -> Iterator[str]:
     """--prompt, and what --model writes after it."""
+    adopt_model(options)
     lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), _ffi.encoded(options.get("prompt"))
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
     handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
@@ -166,7 +186,7 @@ def write_text(options: Options) -> Iterator[str]:
     yield from _pieces(lib, lib.llmc_writer_next, handle)
 
 
-class Chat:
+class Chat(NotCopied):
     """Turns and answers, as ./chat_gpt2 has them.
 
     >>> chat = pyllmc.Chat("models/124M", seed=1)
@@ -178,13 +198,22 @@ class Chat:
     temperature=0.7, template="story". Raises InvalidArgument, BadFile, SystemFailure, OutOfMemory.
     """
 
+    _INSTEAD = "make another and say the turns again"
+
     def __init__(
         self, model: Any = None, tokenizer: Any = None, *, options: Options | None = None, **named: Any
     ) -> None:
+        if options is not None and not isinstance(options, Options):
+            refuse(
+                "options",
+                options,
+                "the Options of pyllmc.trainer; name options singly: pyllmc.Chat(path, seed=1)",
+            )
         self.options = options or Options(_ffi.load(), chat=True)
         for name, value in {"model": model, "tokenizer": tokenizer, **named}.items():
             if value is not None:
                 self.options.set(name, value)
+        adopt_model(self.options)
         self._lib = self.options.load()
         out = _ffi.ffi().new("llmc_chat **")
         _ffi.check(self._lib, self._lib.llmc_chat_new(out, self.options.handle))
@@ -208,4 +237,4 @@ class Chat:
 
     def label(self, answer: bool) -> str:
         """What a terminal shows before a turn, or before an answer."""
-        return _ffi.text(self._lib.llmc_chat_label(self._handle, int(answer)))
+        return _ffi.text(self._lib.llmc_chat_label(self._handle, as_flag("answer", answer)))

@@ -244,7 +244,7 @@ def test_openais_names_are_the_hubs(gpt, tmp_path, monkeypatch):
     hub, asked = pytest.importorskip("huggingface_hub"), []
     folder = save_hf(gpt, tmp_path / "hf")
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or folder)
-    assert same(model_of("--model=gpt2-xl"), gpt)
+    assert same(model_of("--model=hub:gpt2-xl"), gpt)
     assert asked == ["openai-community/gpt2-xl"]
 
 
@@ -253,7 +253,7 @@ def test_a_download_that_fails_is_one_line(monkeypatch, capsys):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", fail)
-    assert reference.main(["--model=gpt2", "--max_steps=0", "--export=x.bin"]) == 5
+    assert reference.main(["--model=hub:gpt2", "--max_steps=0", "--export=x.bin"]) == 5
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "give the path of a folder" in err

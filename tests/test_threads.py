@@ -86,11 +86,19 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
     "exactly four": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "400000 100000\n"}, 4),
     "max": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "max 100000\n"}, 0),
     "a parent has less": (
-        {"proc/self/cgroup": "0::/a/b/c\n", f"{V2}/a/b/c/cpu.max": "max 100000", f"{V2}/a/cpu.max": "200000 100000"},
+        {
+            "proc/self/cgroup": "0::/a/b/c\n",
+            f"{V2}/a/b/c/cpu.max": "max 100000",
+            f"{V2}/a/cpu.max": "200000 100000",
+        },
         2,
     ),
     "a parent has more": (
-        {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "150000 50000", f"{V2}/a/cpu.max": "800000 100000"},
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            f"{V2}/a/b/cpu.max": "150000 50000",
+            f"{V2}/a/cpu.max": "800000 100000",
+        },
         3,
     ),
     "the root of a container": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000"}, 2),
@@ -99,7 +107,11 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
         3,
     ),
     "version 1": (
-        {"proc/self/cgroup": "4:cpu:/d\n", f"{V2}/cpu/d/cpu.cfs_quota_us": "120000", f"{V2}/cpu/d/{PERIOD}": "100000"},
+        {
+            "proc/self/cgroup": "4:cpu:/d\n",
+            f"{V2}/cpu/d/cpu.cfs_quota_us": "120000",
+            f"{V2}/cpu/d/{PERIOD}": "100000",
+        },
         2,
     ),
     "version 1, two names": (
@@ -130,10 +142,17 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
         3,
     ),
     "not of the CPU": (
-        {"proc/self/cgroup": "4:cpuset:/d\n", f"{V2}/cpu/d/cpu.cfs_quota_us": "1", f"{V2}/cpu/d/{PERIOD}": "100000"},
+        {
+            "proc/self/cgroup": "4:cpuset:/d\n",
+            f"{V2}/cpu/d/cpu.cfs_quota_us": "1",
+            f"{V2}/cpu/d/{PERIOD}": "100000",
+        },
         0,
     ),
-    "nonsense": ({"proc/self/cgroup": "0::/a\n::\nx\n4:cpu\n", f"{V2}/a/cpu.max": "-5 0\n", f"{V2}/cpu.max": ""}, 0),
+    "nonsense": (
+        {"proc/self/cgroup": "0::/a\n::\nx\n4:cpu\n", f"{V2}/a/cpu.max": "-5 0\n", f"{V2}/cpu.max": ""},
+        0,
+    ),
     "nothing": ({}, 0),
 }
 
@@ -196,7 +215,9 @@ def for_everybody(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a limit on processes is none to root: needs setuid")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="a limit on processes is none to root: needs setuid"
+)
 
 
 @ordinary
@@ -291,7 +312,9 @@ def child(inside=lambda: None):
 @pytest.mark.parametrize("how", FORKS.values(), ids=FORKS)
 def test_a_child_computes_too(how):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", FORK + how], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK + how], env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -330,7 +353,9 @@ def test_threads_are_kept_and_no_more_are_made():
         t = threading.Thread(target=some_bits, args=(4,))
         t.start()
         t.join()
-    assert threads_there() <= before + 3  # one more team, where a thread began before the last one's loop was over
+    assert (
+        threads_there() <= before + 3
+    )  # one more team, where a thread began before the last one's loop was over
 
 
 def test_idle_threads_sleep():
@@ -373,5 +398,7 @@ def test_exit_while_a_thread_computes():
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30
+        )
         assert (done.returncode, done.stderr) == (0, "")

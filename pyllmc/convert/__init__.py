@@ -75,10 +75,13 @@ def _find(path: Path, revision: str | None = None) -> tuple[Kind, pathlib.Path]:
     """Who reads it, and where it is by now."""
     from pathlib import Path as Local
 
-    from pyllmc.convert import engine, huggingface
+    from pyllmc.checks import as_path, as_text
+    from pyllmc.convert import engine, hub
     from pyllmc.files import FileFailure, explain_os_errors
 
-    local, name = Local(path), os.fspath(path)
+    name = as_path("path", path)
+    revision = None if revision is None else as_text("revision", revision)
+    local = Local(name)
     with explain_os_errors("read", name, "check the path and its permissions"):
         if local.is_dir():
             return _kind_of_folder(local)
@@ -86,9 +89,16 @@ def _find(path: Path, revision: str | None = None) -> tuple[Kind, pathlib.Path]:
             return ENGINE, local
         if local.exists():
             return _kind_of_file(local)
-    if name in huggingface.HUB_MODELS or (name.count("/") == 1 and not name.startswith((".", "/"))):
-        return FOLDER, huggingface.download(name, revision)
-    raise FileFailure(f"{name} does not exist: give a file or folder of weights, or a name of the hub")
+    if hub.repository(name):
+        return FOLDER, hub.fetch(name, revision)
+    if name in hub.OPENAI:
+        raise FileFailure(f"{name} is a size, and there is no such file: OpenAI's weights are hub:{name}")
+    raise FileFailure(f"{name} does not exist: give a file or folder of weights, or hub:owner/name")
+
+
+def locate(path: Path, revision: str | None = None) -> pathlib.Path:
+    """Where the weights are by now: a path as it is, a model of the hub in the folder that it was fetched into."""
+    return _find(path, revision)[1]
 
 
 def is_engines(path: Path) -> bool:
@@ -113,6 +123,9 @@ def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) ->
     """What `load` loads, checked but for the numbers, its tensors one at a time: for whoever has a place for each."""
     from importlib import import_module
 
+    from pyllmc.checks import as_int
+
+    n_head = as_int("n_head", n_head)
     kind, where = _find(path, revision)
     opener = getattr(import_module(f"pyllmc.convert.{kind.module}"), kind.opener)
     found: Weights = opener(where, n_head) if kind == PYTORCH else opener(where)
@@ -128,7 +141,7 @@ def load(
 ) -> tuple[GPTConfig, dict[str, np.ndarray]]:
     """The sizes and {name: float32 array} of what is at `path`, names and orientation as Model.params.
 
-    path: a folder of Hugging Face's or a name of its hub ("gpt2", "owner/name"; revision: which), OpenAI's TensorFlow
+    path: a folder of Hugging Face's or a name of its hub ("hub:gpt2", "owner/name"; revision: which), OpenAI's TensorFlow
         checkpoint, llm.c's model file, nanoGPT's or minGPT's file, a run or checkpoint of pyllmc's.
     wte is (V, C), without padding; matrices are as nn.Linear has them, (out, in).
     n_head: of minGPT's files, which do not tell it where no config.json lies beside them.
@@ -138,6 +151,10 @@ def load(
     Raises MalformedFile (a ValueError), NotFinite, FileFailure (an OSError) or MissingDependency (an ImportError), in
     one line: what, expected, found, remedy.
     """
+    if tell is not None and not callable(tell):
+        from pyllmc.checks import refuse
+
+        refuse("tell", tell, "a function")
     weights = open_weights(path, revision=revision, n_head=n_head)
     tensors = dict(weights.tensors)
     if tell:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.errors import begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -21,11 +21,19 @@ from pyllmc.options import Parser, at_least
 
 PROG = "pyllmc.convert"
 SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,
-GPT-Neo), a nanoGPT or minGPT .pt (tied heads), or a name of the hub; as in: convert ckpt.pt my-model"""
+GPT-Neo), a nanoGPT or minGPT .pt (tied heads), or hub:gpt2, owner/name of the hub"""
+
+
+EXAMPLES = (
+    "python -m pyllmc.convert runs/demo my-model   a folder for transformers",
+    "python -m pyllmc.convert runs/demo demo.gguf  for llama.cpp",
+    "python -m pyllmc.convert ckpt.pt model.bin    nanoGPT's weights for llm.c",
+    "python -m pyllmc.convert hub:gpt2 gpt2.bin --dtype=bf16",
+)
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(prog=PROG, description=__doc__, examples=EXAMPLES, allow_abbrev=False)
     parser.add_argument("source", metavar="SRC", help=SOURCES)
     parser.add_argument(
         "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"

@@ -29,7 +29,6 @@ from pyllmc.convert.state import (
 from pyllmc.files import FileFailure, MalformedFile, need, reading
 from pyllmc.layout import GPTConfig
 
-HUB_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # causal masks
 TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -210,24 +209,3 @@ def open_file(path: Path) -> Weights:
     if not (path.parent / "config.json").exists():
         raise MalformedFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
     return open_files(path.parent, [path], f"{path.suffix[1:]} file")
-
-
-# ---- the hub ----
-
-
-def download(name: str, revision: str | None = None) -> Path:
-    """The folder of a model of the hub, downloaded once; pickles only where there is nothing better."""
-    hub = need("huggingface_hub", f"{name}, which is no file here and may be on the hub,")
-    repository = f"openai-community/{name}" if name in HUB_MODELS else name
-    try:
-        for kind in ("model*.safetensors", "pytorch_model*.bin"):
-            patterns = ["config.json", kind, f"{kind.replace('*', '')}.index.json"]
-            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
-            if any(folder.glob(kind)):
-                break
-        return folder
-    except Exception as error:  # the hub's errors have no common base
-        reason = str(error).partition("\n")[0]
-        raise FileFailure(
-            f"{name} is neither a path here nor can it be downloaded ({reason}): give the path of a folder that has it"
-        ) from None

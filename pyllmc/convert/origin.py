@@ -11,6 +11,7 @@ from typing import Any
 from pyllmc import _ffi
 from pyllmc.arguments import read_section
 from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, NANOGPT_VOCAB, printed_bytes
+from pyllmc.checks import as_path
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.convert.vocabulary import merges_of, printable
@@ -87,6 +88,7 @@ def is_for(tokenizer: Tokenizer, V: int) -> bool:
 
 def named(choice: str) -> tuple[Tokenizer | None, str]:
     """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
+    choice = as_path("tokenizer", choice)
     if choice in ("none", "gpt2") and not os.path.exists(choice):
         return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
     if os.path.isdir(choice) and not any(Path(choice, name).exists() for name in FILES):

@@ -1,0 +1,62 @@
+"""--model in a format that Python alone reads: a file of the engine's is made of it, for as long as it takes to load it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from pyllmc import _ffi, convert
+from pyllmc.convert import engine, hub
+from pyllmc.model import Model
+
+MODEL = "model.bin"
+
+
+def adopt_model(options: Any) -> None:
+    """Lets a trainer or a chat with these pyllmc.trainer.Options begin with weights of whatever kind pyllmc.convert reads.
+
+    The tokenizer that lies beside the weights comes along, as in a checkpoint. What is made needs no name: it vanishes
+    with the options, or with the process, however that ends. A run does not need it to be resumed.
+    """
+    name = options.get("model")
+    if not options.is_given("model") or (not options.is_chat and options.get("resume")):
+        return
+    path = _foreign(name, options.lib)
+    if path is None:
+        return
+    model = Model(path, B=1, T=1, training=False, keep_logits=False)
+    options.set_model_file(_file_of(model, _place(options), options))
+
+
+def _foreign(name: str, lib: Any) -> Path | None:
+    """Where the weights are, if Python must read them; None for sizes, for the engine's own files, and for nothing."""
+    path = Path(name)
+    if not name or lib.llmc_config_parse(_ffi.ffi().new("llmc_config *"), os.fsencode(name)) >= 0:
+        return None
+    if path.exists() or engine.is_bundle(path):
+        return None if convert.is_engines(path) else path
+    return hub.fetch(name) if hub.repository(name) else None
+
+
+def _place(options: Any) -> str:
+    """Beside the run, where there is room for its checkpoints; else where temporary files go."""
+    out = "" if options.is_chat else options.get("out")
+    folder = os.path.dirname(os.path.abspath(out)) if out else ""
+    return folder if os.access(folder, os.W_OK) else tempfile.gettempdir()
+
+
+def _file_of(model: Model, place: str, owner: Any) -> str:
+    """The path of a checkpoint of `model` in that folder, which lives as long as `owner`."""
+    folder = tempfile.TemporaryDirectory(prefix=".pyllmc-", dir=place)
+    path = os.path.join(folder.name, MODEL)
+    model.save(path)
+    if not os.path.exists("/proc/self/fd"):
+        weakref.finalize(owner, folder.cleanup)
+        return path
+    number = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, number)
+    folder.cleanup()  # the open file is all that is left
+    return f"/proc/self/fd/{number}"

@@ -1,0 +1,65 @@
+"""Names of models on the Hugging Face hub, and fetching them.
+
+hub:NAME is always a model of the hub; owner/name is one, too, where no path begins so. A bare gpt2 is a size, as d12 is, whose
+weights are fresh: OpenAI's are hub:gpt2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pyllmc.checks import as_path, as_text
+from pyllmc.errors import InvalidArgument
+from pyllmc.files import FileFailure, need
+
+PREFIX = "hub:"
+OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # on the hub they belong to openai-community
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+FOLDERS = (
+    "runs",
+    "data",
+    "models",
+    ".",
+    "..",
+)  # as the documentation calls them: such a path is mistyped, no name
+WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
+
+
+def repository(name: str) -> str:
+    """The repository of the hub that a name stands for, "" for none. Raises InvalidArgument for hub: and no name."""
+    name = as_path("name", name)
+    if name.startswith(PREFIX):
+        rest = name[len(PREFIX) :]
+        if not NAME.fullmatch(rest):
+            raise InvalidArgument(f"{name} is no name of the hub: write hub:gpt2 or hub:owner/name")
+        return rest if "/" in rest else f"openai-community/{rest}" if rest in OPENAI else rest
+    owner, slash, _ = name.partition("/")
+    is_name = bool(slash and NAME.fullmatch(name)) and owner not in FOLDERS and not os.path.exists(owner)
+    return name if is_name and not os.path.exists(name) else ""
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The folder of a model of the hub with its tokenizer, downloaded once; pickles only where there is nothing better."""
+    name = as_path("name", name)
+    revision = None if revision is None else as_text("revision", revision)
+    hub = need("huggingface_hub", f"fetching {name} from the hub, as no such path is here,")
+    try:
+        for kind in ("model*.safetensors", "pytorch_model*.bin"):
+            patterns = [
+                WITH_THE_WEIGHTS[0],
+                kind,
+                f"{kind.replace('*', '')}.index.json",
+                *WITH_THE_WEIGHTS[1:],
+            ]
+            found = hub.snapshot_download(repository(name), revision=revision, allow_patterns=patterns)
+            if any(Path(found).glob(kind)):
+                break
+        return Path(found)
+    except Exception as error:  # the hub's errors have no common base
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise FileFailure(
+            f"{name} {'is no path here, nor can it' if name[: len(PREFIX)] != PREFIX else 'cannot'} be fetched from the hub "
+            f"({reason}): check the name and the network, or give the path of a folder that has it"
+        ) from None
