@@ -182,6 +182,12 @@ $(BUILD)/threads: tests/threads.c $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(CFLAGS) $(THREADS) -Icsrc -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
+# the same with a race detector in the threads alone, which is quick to build
+TSAN_ALONE := tests/threads.c csrc/pool.c csrc/cores.c
+$(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/pool.o $(BUILD)/cores.o,$(OBJECTS))
+	@echo "  ld $@"
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -fsanitize=thread -Icsrc -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
+
 # ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to $(BUILD)/driver.o ----
 
 FUZZ_SECONDS ?= 60

@@ -58,7 +58,17 @@ def test_products_by_a_blas(tmp_path):
 @pytest.mark.parametrize("name", ["pool.c", "cores.c"])
 def test_threads_compile_elsewhere(name, target, tmp_path):
     """What is the system's own of threads, on systems that have other words for it, or none."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", *target.split(), "-std=gnu11", "-Wall", "-Wextra"]
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        *target.split(),
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+    ]
     command += ["-Wshadow", "-Wmissing-prototypes", "-Werror", "-c", str(ROOT / "csrc" / name)]
     done = subprocess.run([*command, "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

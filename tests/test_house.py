@@ -22,7 +22,8 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 ROWS = [
     "kernels.h tensors.def options.def unicode.def",
     "pyllmc.h",
-    "cores pool",
+    "cores",
+    "pool",
     "error rng crc32 utf8 options.h",
     "layout config options pieces split",
     "gpt2 schedule paths bpe",

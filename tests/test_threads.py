@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ISAS, lib
+from conftest import lib
 
 import pyllmc
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which(os.environ.get("CC", "cc"))
 ordinary = pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="uses the objects of the ordinary build")
 X = np.arange(512).reshape(8, 64) % 50
 
@@ -38,11 +37,15 @@ def some_bits(threads: int = 2, seed: int = 1) -> bytes:
 # ---- without Python: tests/threads.c ----
 
 
-@pytest.fixture(scope="module")
-def program() -> Path:
+def make(name: str, check: bool = True) -> Path | None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    subprocess.run(["make", "-C", ROOT, "build/threads"], env=clean, check=True, capture_output=True)
-    return ROOT / "build/threads"
+    done = subprocess.run(["make", "-C", ROOT, f"build/{name}"], env=clean, check=check, capture_output=True)
+    return ROOT / "build" / name if done.returncode == 0 else None
+
+
+@pytest.fixture(scope="module")
+def program() -> Path | None:
+    return make("threads")
 
 
 @ordinary
@@ -54,26 +57,15 @@ def test_without_python(program, what):
 
 
 @ordinary
-@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
-def test_no_races(tmp_path):
-    """The threads under ThreadSanitizer; the engine's other objects are the ordinary ones (`make tsan` instruments all)."""
-    flags = [COMPILER, "-std=gnu11", "-g", "-O1", "-fsanitize=thread", "-pthread", f"-I{ROOT / 'csrc'}"]
-    (tmp_path / "main.c").write_text("int main(void) { return 0; }")
-    probe = subprocess.run([*flags, tmp_path / "main.c", "-o", tmp_path / "probe"], capture_output=True)
+def test_no_races():
+    """The threads under ThreadSanitizer, beside the ordinary objects of the engine (`make tsan` instruments those too)."""
     runner = ["setarch", "-R"] if shutil.which("setarch") else []  # memory where the sanitizer expects it
-    if probe.returncode or subprocess.run([*runner, tmp_path / "probe"], capture_output=True).returncode:
+    program = make("threads_tsan", check=False)
+    if not program or subprocess.run([*runner, program, "cores", "/nowhere"], capture_output=True).returncode:
         pytest.skip("no ThreadSanitizer that runs here")
-    instrumented = [ROOT / "tests/threads.c", *(ROOT / "csrc" / name for name in ("pool.c", "cores.c"))]
-    objects = [ROOT / f"build/{p.stem}.o" for p in (ROOT / "csrc").glob("*.c")]
-    objects = [p for p in objects if p.stem not in ("main", "chat_main", "pool", "cores")]
-    objects += [path for folder in ("cpu", *ISAS) for path in (ROOT / "build" / folder).glob("*.o")]
-    link = ["-lm", "-Wl,--wrap=pthread_create", "-o", tmp_path / "threads"]
-    subprocess.run([*flags, *instrumented, *objects, *link], check=True)
     env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0"}
     for what in ("pool", "forks"):
-        done = subprocess.run(
-            [*runner, tmp_path / "threads", what], env=env, capture_output=True, text=True, timeout=240
-        )
+        done = subprocess.run([*runner, program, what], env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr[:3000]
 
 
@@ -86,11 +78,19 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
     "exactly four": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "400000 100000\n"}, 4),
     "max": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "max 100000\n"}, 0),
     "a parent has less": (
-        {"proc/self/cgroup": "0::/a/b/c\n", f"{V2}/a/b/c/cpu.max": "max 100000", f"{V2}/a/cpu.max": "200000 100000"},
+        {
+            "proc/self/cgroup": "0::/a/b/c\n",
+            f"{V2}/a/b/c/cpu.max": "max 100000",
+            f"{V2}/a/cpu.max": "200000 100000",
+        },
         2,
     ),
     "a parent has more": (
-        {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "150000 50000", f"{V2}/a/cpu.max": "800000 100000"},
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            f"{V2}/a/b/cpu.max": "150000 50000",
+            f"{V2}/a/cpu.max": "800000 100000",
+        },
         3,
     ),
     "the root of a container": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000"}, 2),
@@ -99,7 +99,11 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
         3,
     ),
     "version 1": (
-        {"proc/self/cgroup": "4:cpu:/d\n", f"{V2}/cpu/d/cpu.cfs_quota_us": "120000", f"{V2}/cpu/d/{PERIOD}": "100000"},
+        {
+            "proc/self/cgroup": "4:cpu:/d\n",
+            f"{V2}/cpu/d/cpu.cfs_quota_us": "120000",
+            f"{V2}/cpu/d/{PERIOD}": "100000",
+        },
         2,
     ),
     "version 1, two names": (
@@ -130,10 +134,17 @@ QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no l
         3,
     ),
     "not of the CPU": (
-        {"proc/self/cgroup": "4:cpuset:/d\n", f"{V2}/cpu/d/cpu.cfs_quota_us": "1", f"{V2}/cpu/d/{PERIOD}": "100000"},
+        {
+            "proc/self/cgroup": "4:cpuset:/d\n",
+            f"{V2}/cpu/d/cpu.cfs_quota_us": "1",
+            f"{V2}/cpu/d/{PERIOD}": "100000",
+        },
         0,
     ),
-    "nonsense": ({"proc/self/cgroup": "0::/a\n::\nx\n4:cpu\n", f"{V2}/a/cpu.max": "-5 0\n", f"{V2}/cpu.max": ""}, 0),
+    "nonsense": (
+        {"proc/self/cgroup": "0::/a\n::\nx\n4:cpu\n", f"{V2}/a/cpu.max": "-5 0\n", f"{V2}/cpu.max": ""},
+        0,
+    ),
     "nothing": ({}, 0),
 }
 
@@ -196,7 +207,9 @@ def for_everybody(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a limit on processes is none to root: needs setuid")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="a limit on processes is none to root: needs setuid"
+)
 
 
 @ordinary
@@ -256,7 +269,7 @@ FORKS = {
     "before computing": "child()",
     "from a thread": "run(); t = threading.Thread(target=child); t.start(); t.join()",
     "while another thread computes": (
-        "t = threading.Thread(target=lambda: [run() for _ in range(60)]); t.start()\nfor _ in range(10): child()\nt.join()"
+        "run(); t = threading.Thread(target=lambda: [run() for _ in range(60)]); t.start()\nfor _ in range(10): child()\nt.join()"
     ),
     "in a child": "run(); child(lambda: child())",
     "multiprocessing": (
@@ -282,7 +295,8 @@ def child(inside=lambda: None):
             code = int(abs(run() - 3.3586513996124268) > 1e-5)
         finally:
             os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0, f"status of a child: {status}"
 
 """
 
@@ -291,7 +305,9 @@ def child(inside=lambda: None):
 @pytest.mark.parametrize("how", FORKS.values(), ids=FORKS)
 def test_a_child_computes_too(how):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", FORK + how], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK + how], env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -330,7 +346,9 @@ def test_threads_are_kept_and_no_more_are_made():
         t = threading.Thread(target=some_bits, args=(4,))
         t.start()
         t.join()
-    assert threads_there() <= before + 3  # one more team, where a thread began before the last one's loop was over
+    assert (
+        threads_there() <= before + 3
+    )  # one more team, where a thread began before the last one's loop was over
 
 
 def test_idle_threads_sleep():
@@ -373,5 +391,7 @@ def test_exit_while_a_thread_computes():
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30
+        )
         assert (done.returncode, done.stderr) == (0, "")
