@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # PyTorch's: spinning threads starve each other on busy machines
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's, which would starve others
 os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in full, which takes hours
 os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither read nor written
 

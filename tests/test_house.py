@@ -22,7 +22,8 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 ROWS = [
     "kernels.h tensors.def options.def unicode.def width.def",
     "pyllmc.h",
-    "cores pool",
+    "cores",
+    "pool",
     "error rng crc32 utf8 quote state number growing.h options.h",
     "pulse",
     "layout config growing.c options optiontext optionfile pieces split wrap",

@@ -156,7 +156,7 @@ static Rows keys_at(const Head *h, const floatX *x, int key, int end) {
 }
 
 /* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */
-static void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
+APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
     const int end = at + n;
     for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
     for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {

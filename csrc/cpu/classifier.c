@@ -33,7 +33,7 @@ static int block_size(int at, int V) { return V - at < BLOCK ? V - at : BLOCK; }
 
 /* log sum exp in one pass: the sum is relative to the largest logit so far, and shrinks when a larger one comes
  * (Milakov & Gimelshein 2018) */
-static double row_lse(const float *x, int V) {
+APART double row_lse(const float *x, int V) {
     double sum = 0;
     float max = -FLT_MAX;
     for (int at = 0; at < V; at += BLOCK) {
@@ -85,7 +85,7 @@ void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *tar
 }
 
 /* exp(x - lse) sums to 1 up to lse's rounding, which is large where the logits are; dividing by the sum removes it */
-static void row_backward(float *x, float lse, int target, double factor, int V) {
+APART void row_backward(float *x, float lse, int target, double factor, int V) {
     double sum = 0;
     for (int at = 0; at < V; at += BLOCK) sum += block_exp(x + at, x + at, lse, block_size(at, V));
     const float scale = (float)(factor / sum), of_target = (float)((x[target] / sum - 1) * factor);

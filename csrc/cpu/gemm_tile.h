@@ -22,7 +22,6 @@ enum {
     OWN_FLOATS = A_FLOATS + B_FLOATS, /* of the workspace, for each thread */
 };
 
-#define APART static __attribute__((noinline)) /* keeps its registers to itself */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define UNROLL_2 _Pragma("clang loop unroll_count(2)")

@@ -36,8 +36,8 @@ static float row_squares(const float *x, float mean, int C) {
     return vf_sum(sum_of(s));
 }
 
-static void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
-                        int C) {
+APART void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
+                       int C) {
     const float m = row_sum(x, C) / (float)C, s = 1 / sqrtf(row_squares(x, m, C) / (float)C + 1e-5f);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);

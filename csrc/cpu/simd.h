@@ -42,6 +42,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* keeps its registers to itself */
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int vi __attribute__((vector_size(VL * 4)));
 typedef unsigned vu __attribute__((vector_size(VL * 4))); /* where bits may wrap: a NaN's do */
