@@ -27,7 +27,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from pyllmc.bpe import EOT_PIECE
 from pyllmc.errors import EXIT_CODES, begin_command, run_command
 from pyllmc.files import DataError, FileFailure, MalformedFile, need, reading
-from pyllmc.options import Parser, at_least
+from pyllmc.options import Parser, at_least, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, Progress, write_dataset
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, TRAINERS
 
@@ -257,14 +257,6 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _unescaped(text: str) -> str:
-    r"""\n, \t and the like in a delimiter mean what they mean in Python."""
-    try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as e:
-        raise argparse.ArgumentTypeError(f"{text!r} ends within an escape") from e
-
-
 def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
@@ -278,7 +270,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="largest V of --tokenizer word and bpe [%(default)s]")  # fmt: skip
     add(
         "--delimiter",
-        type=_unescaped,
+        type=unescaped,
         default=EOT_PIECE.decode(),
         help=r"what separates documents in .txt, e.g. '\n\n'; '' for one document a file [%(default)s]",
     )

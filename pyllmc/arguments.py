@@ -13,6 +13,7 @@ from pyllmc import _ffi, convert
 from pyllmc.convert import engine
 from pyllmc.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
+from pyllmc.options import unescaped as unescaped  # of what is typed for a front end: --stop, --delimiter
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]
 

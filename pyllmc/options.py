@@ -153,6 +153,38 @@ def at_least(low: int) -> Callable[[str], int]:
     return read
 
 
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+ESCAPE = re.compile(r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|)")
+
+
+def unescaped(text: str) -> str:
+    r"""The one rule for text in options: \n \t \r \\ \xHH \uHHHH mean a character, no other backslash may stand there.
+
+    Two \uHHHH may be the two halves of one character, as in JSON. Raises argparse.ArgumentTypeError.
+    """
+
+    def character(found: re.Match[str]) -> str:
+        letter, x, u = found.groups()
+        if letter is None and not x and not u:
+            at = text[found.start() : found.start() + 2]
+            raise argparse.ArgumentTypeError(
+                f"{at!r} in {text!r} is no escape: there are \\n \\t \\r \\xHH \\uHHHH, and \\\\ for a backslash"
+                if at != "\\"
+                else f"{text!r} ends within an escape: write \\\\ for a backslash"
+            )
+        return ESCAPES[letter] if letter else chr(int(x or u, 16))
+
+    decoded = ESCAPE.sub(character, text)
+    if "\\u" not in text:
+        return decoded
+    try:  # halves of a character become one
+        return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds half a character: \\uD800 to \\uDFFF come in pairs"
+        ) from None
+
+
 def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool = False) -> None:
     """--name=value; --name and --no_name for a flag. hidden: not told by --help."""
     flag, text = f"--{option.name}", option.help.replace("%", "%%")

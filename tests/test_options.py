@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllmc
+from pyllmc import arguments, stories
 from pyllmc import options as as_text
-from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
@@ -234,3 +235,36 @@ def test_help_is_asked_for():
     assert options.parse(["--help"]) == options.help()
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert options.parse(["--version"]) == f"pyllmc {version}\n" == f"pyllmc {pyllmc.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        (r"\n\n", "\n\n"),
+        (r"a\tb\r\n", "a\tb\r\n"),
+        (r"\\n", r"\n"),
+        (r"\x1e", "\x1e"),
+        (r"\u2029|\xe9", "\u2029|é"),
+        (r"\ud83d\ude00", "😀"),
+        ("é–😀 \n", "é–😀 \n"),
+        ("", ""),
+    ],
+)
+def test_escapes_are_decoded_by_one_rule(typed, means):
+    assert as_text.unescaped(typed) == means == arguments.unescaped(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("\\", "ends within an escape"),
+        ("a\\\\\\", "ends within an escape"),
+        (r"\d", "is no escape"),
+        (r"\x1", "is no escape"),
+        (r"\u12", "is no escape"),
+        (r"\ud83d", "half a character"),
+    ],
+)
+def test_what_is_no_escape_is_refused(typed, says):
+    with pytest.raises(argparse.ArgumentTypeError, match=says):
+        as_text.unescaped(typed)
