@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
 from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.tokenizer import Tokenizer, check_characters
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 from pyllmc.workers import in_order
 
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """What a progress callback is told: stage is "learn" (the vocabulary) or "encode"; counts so far."""
+    """What a progress callback is told; counts so far.
+
+    stage: "learn" (texts for a vocabulary are read), "merge" (byte pairs are learnt from them) or "encode".
+    """
 
     stage: str
     documents: int
@@ -92,7 +95,9 @@ def write_dataset(
         fixed = isinstance(tokenizer, Tokenizer) or tokenizer in FIXED
         again = documents if callable(documents) else _repeatable(documents, fixed, stack)
         if not isinstance(tokenizer, Tokenizer):
-            tokenizer = train(tokenizer, () if fixed else _learnt(again(), report), max_vocab)
+            learning = _Learning(report)
+            texts = () if fixed else learning.texts(again())
+            tokenizer = train(tokenizer, texts, max_vocab, learning.alive)
         if eot and tokenizer.eot < 0:
             raise DataError("the tokenizer has no EOT to separate documents with: pass eot=False")
         directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
@@ -125,19 +130,29 @@ def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
             raise DataError(f"document {number} is a {type(text).__name__}, not a str")
         if split not in (UNDECIDED, *SPLITS):
             raise DataError(f"document {number} has split {split!r}: expected {' or '.join(SPLITS)}")
+        check_characters(text, where=f"document {number}: ")
         if text:
             yield split, text
 
 
-def _learnt(documents: Iterable[Document], report: Callable[[Progress], None]) -> Iterator[str]:
-    """The texts, for learning a vocabulary; reports about once a chunk."""
-    characters = reported = 0
-    for number, (_, text) in enumerate(_texts(documents), 1):
-        characters += len(text)
-        if characters - reported >= CHUNK_CHARACTERS:
-            report(Progress("learn", number, characters, 0))
-            reported = characters
-        yield text
+class _Learning:
+    """Hands out texts to learn a vocabulary from; reports about once a chunk, and then while pairs are merged."""
+
+    def __init__(self, report: Callable[[Progress], None]):
+        self._report = report
+        self._documents = self._characters = 0
+
+    def texts(self, documents: Iterable[Document]) -> Iterator[str]:
+        reported = 0
+        for self._documents, (_, text) in enumerate(_texts(documents), 1):
+            self._characters += len(text)
+            if self._characters - reported >= CHUNK_CHARACTERS:
+                self._report(Progress("learn", self._documents, self._characters, 0))
+                reported = self._characters
+            yield text
+
+    def alive(self) -> None:
+        self._report(Progress("merge", self._documents, self._characters, 0))
 
 
 def _repeatable(
