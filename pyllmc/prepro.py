@@ -1,5 +1,7 @@
 """Documents -> a data set: token shards, tokenizer.bin and meta.json in one directory.
 
+    python -m pyllmc.prepro --input my.txt    text to tokens: your files, or TinyStories
+
     train_000000.bin ...  val_000000.bin ...     token files (bins.py)
     tokenizer.bin                                 what decodes them and encodes prompts (tokenizer.py)
     meta.json                                     vocabulary, counts, source, sha256 of each file
@@ -367,3 +369,14 @@ class _DatasetWriter:
             "tokens": self.tokens,
             "shards": sorted(self.shards, key=lambda shard: str(shard["file"])),
         }
+
+
+if __name__ == "__main__":
+    from pyllmc.errors import begin_command
+
+    begin_command()
+    import sys
+
+    from pyllmc.prepro_command import main
+
+    sys.exit(main())
