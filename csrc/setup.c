@@ -191,15 +191,16 @@ static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
     CHECK(V == t->config.V, LLMC_EINVAL,
-          "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer", t->weights,
-          t->config.V, V);
+          "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer: python -m "
+          "pyllmc.prepro --input TEXT --tokenizer %s",
+          t->weights, t->config.V, V, t->weights);
     TRY(source_own_tokenizer(&own, t->weights));
     const int same = !own || !t->tokenizer || same_vocabulary(own, t->tokenizer);
     llmc_tokenizer_free(own);
     CHECK(same, LLMC_EINVAL,
-          "%s was trained with another tokenizer than that of %s, whose ids mean other text: prepare the data with the "
-          "model's tokenizer, or begin a new model",
-          t->weights, *t->options.tokenizer ? t->options.tokenizer : data);
+          "%s was trained with another tokenizer than that of %s, whose ids mean other text: begin a new model, or "
+          "prepare the data with the model's tokenizer: python -m pyllmc.prepro --input TEXT --tokenizer %s",
+          t->weights, *t->options.tokenizer ? t->options.tokenizer : data, t->weights);
     return LLMC_OK;
 }
 
@@ -254,7 +255,7 @@ int setup_open(llmc_trainer *t) {
     if (plan_without_data(t)) return llmc_config_check(&t->config);
     const char *data = t->options.data;
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
-          "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
+          "there is no data at %s: prepare some with python -m pyllmc.prepro, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
     TRY(open_tokenizer(t, data));

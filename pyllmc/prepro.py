@@ -112,6 +112,21 @@ def write_dataset(
         return writer.finish(source, eot)
 
 
+def write_encoded(
+    chunks: Iterable[Chunk], out: str, tokenizer: Tokenizer, shard_tokens: int, source: str, overwrite: bool, val_tokens: int
+) -> dict[str, Any]:  # fmt: skip
+    """The same of ids that exist already."""
+    out = os.path.realpath(out)
+    _check_out(out, overwrite)
+    with ExitStack() as stack:
+        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
+        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
+        stack.callback(writer.abandon)
+        for chunk in chunks:
+            writer.append(chunk)
+        return writer.finish(source, tokenizer.eot >= 0)
+
+
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
@@ -230,7 +245,7 @@ def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """Encoded documents: ids by split, in order."""
 
     documents: int = 0
@@ -238,9 +253,9 @@ class _Chunk:
     ids: dict[str, array[int]] = field(default_factory=dict)
 
 
-def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> _Chunk:
+def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> Chunk:
     typecode = format_for(tokenizer.vocab_size).typecode
-    chunk = _Chunk(len(texts), sum(len(text) for _, text in texts))
+    chunk = Chunk(len(texts), sum(len(text) for _, text in texts))
     for split, text in texts:
         ids = chunk.ids.setdefault(split, array(typecode))
         if eot:
@@ -295,7 +310,7 @@ class _DatasetWriter:
         self._open: dict[str, ShardWriter] = {}
         self._count = dict.fromkeys(SPLITS, 0)
 
-    def append(self, chunk: _Chunk) -> None:
+    def append(self, chunk: Chunk) -> None:
         self.documents += chunk.documents
         self.characters += chunk.characters
         for split, ids in chunk.ids.items():

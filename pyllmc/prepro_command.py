@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pyllmc import inputs
+from pyllmc import inputs, token_files
 from pyllmc.bpe import EOT_PIECE
 from pyllmc.errors import EXIT_CODES, run_command
 from pyllmc.files import DataError, FileFailure, need
@@ -35,7 +35,7 @@ from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_data
 from pyllmc.prepro_progress import progress_bar
 from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
 from pyllmc.tokenizer import Tokenizer
-from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, TRAINERS
+from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
 PROG = "pyllmc.prepro"
 HUB_NAME = "roneneldan/TinyStories"
@@ -282,7 +282,21 @@ def choose_tokenizer(asked: str | None) -> str | Tokenizer:
     return open_tokenizer(asked)
 
 
+def convert(args: argparse.Namespace, files: list[str]) -> None:
+    """Of ids instead of text."""
+    name = args.tokenizer or token_files.tokenizer_beside(files)
+    if name in TRAINERS and name not in FIXED:
+        raise DataError(
+            f"--tokenizer {name} learns from text, and {files[0]} holds ids: name the tokenizer that made them, or text"
+        )
+    tokenizer = train(name) if name in FIXED else choose_tokenizer(name)
+    report(args, token_files.convert(files, tokenizer, args))  # type: ignore[arg-type]
+
+
 def run(args: argparse.Namespace) -> None:
+    files = [] if args.format or args.split else token_files.files_of(args.input or [])
+    if files:
+        return convert(args, files)
     how = How(args.delimiter, args.field, args.skip_null, args.encoding, args.keep_line_ends)
     tokenizer = choose_tokenizer(args.tokenizer)
     eot = isinstance(tokenizer, str) or tokenizer.eot >= 0

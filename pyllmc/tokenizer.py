@@ -129,7 +129,7 @@ class Tokenizer:
         try:
             return _parse(data)
         except DataError as e:
-            raise MalformedFile(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
+            raise MalformedFile(f"{name}: {e}; write it again with python -m pyllmc.prepro") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
     raise DataError(
         "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
-        "another with dev/prepro_tinystories.py"
+        "another with python -m pyllmc.prepro"
     )
 
 

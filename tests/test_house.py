@@ -26,7 +26,7 @@ ROWS = [
     "layout config options pieces split",
     "gpt2 schedule paths bpe",
     "look extend update init nonfinite binfile sampler",
-    "windows vocabbpe",
+    "windows vocabbpe rawids",
     "modelfile.h tfindex dataloader tokenizer generate",
     "tfbundle",
     "modelfile.c load",
