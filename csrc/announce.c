@@ -81,8 +81,8 @@ int trainer_announce_plan(llmc_trainer *t) {
     snprintf(t->text, TEXT_SIZE,
              "device: %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s\n"
              "%s%s\n%s",
-             device, working, c->L, c->NH, c->C, c->maxT, c->V, window,
-             (double)plan.num_params * 1e-6, origin, data, memory, training);
+             device, working, c->L, c->NH, c->C, c->maxT, c->V, window, (double)plan.num_params * 1e-6, origin, data,
+             memory, training);
     TRY(tell_resume(t, t->text, TEXT_SIZE));
     return LLMC_PLAN;
 }

@@ -9,6 +9,7 @@
 #include "error.h"
 #include "paths.h"
 #include "pulse.h"
+#include "rawids.h"
 #include "rng.h"
 #include "windows.h"
 
@@ -57,17 +58,35 @@ static int inspect_headered(Shard *shard, const BinFile *f, const struct Format 
     return LLMC_OK;
 }
 
-/* llm.c's first version: int32 ids from the first byte. Nothing but its length can be checked here; its ids are later. */
+#define CONVERT "python -m pyllmc.prepro --input %.*s makes a data set"
+
+/* without a header only the length and the ids themselves tell */
+static int refuse_other_raw(const BinFile *f, int32_t magic) {
+    unsigned char head[RAW_SAMPLE];
+    const int64_t n = f->size < RAW_SAMPLE ? f->size : RAW_SAMPLE;
+    TRY(binfile_read(f, head, n, 0));
+    const char *kind = rawids_kind(head, n, f->size), *slash = strrchr(f->path, '/');
+    CHECK(strcmp(kind, "uint16"), LLMC_EFORMAT,
+          "%s: it has no header and looks like uint16 ids, as nanoGPT writes them: " CONVERT, f->path,
+          slash ? (int)(slash - f->path) : 1, slash ? f->path : ".");
+    CHECK(*kind, LLMC_EFORMAT,
+          "%s is no token file: expected magic %d or %d, found %d, and %lld bytes are no raw int32 stream "
+          "either; " CONVERT,
+          f->path, UINT16_MAGIC, UINT32_MAGIC, magic, (long long)f->size, 4, "TEXT");
+    CHECK(!strcmp(kind, "int32"), LLMC_EFORMAT,
+          "%s is no token file: expected magic %d or %d, found %d, and %s; " CONVERT, f->path, UINT16_MAGIC,
+          UINT32_MAGIC, magic, kind, 4, "TEXT");
+    return LLMC_OK;
+}
+
+/* llm.c's first version: int32 ids from the first byte. Its length and the look of its ids are checked here, the ids later. */
 static int inspect_raw(Shard *shard, const BinFile *f, int32_t magic) {
     const char *name = magic_name(magic);
     CHECK(!name, LLMC_EFORMAT,
           "%s is a %s file, not a little-endian token file: pass the tokens that the data "
           "preparation wrote",
           f->path, name);
-    CHECK(f->size % 4 == 0, LLMC_EFORMAT,
-          "%s is no token file: expected magic %d or %d, found %d, and %lld bytes are no raw "
-          "int32 stream either; make one with dev/prepro_tinystories.py --input",
-          f->path, UINT16_MAGIC, UINT32_MAGIC, magic, (long long)f->size);
+    TRY(refuse_other_raw(f, magic));
     shard->start = 0, shard->ntok = f->size / 4, shard->width = 4, shard->raw = 1;
     return LLMC_OK;
 }

@@ -25,7 +25,8 @@ static void on_signal(int number) {
 }
 
 static void catch_signals(void) {
-    const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignored = {.sa_handler = SIG_IGN};
+    const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART},
+                           ignored = {.sa_handler = SIG_IGN};
     struct sigaction before;
     for (int i = 0; i < 2; i++) {
         const int number = i ? SIGTERM : SIGINT;
@@ -86,7 +87,8 @@ static int make_stories(const char *data) {
         close(ends[1]);
         if (maker > 0) listen_to_maker(ends[0], data, reason, sizeof reason);
         close(ends[0]);
-        while (maker > 0 && waitpid(maker, &status, 0) < 0 && errno == EINTR) {}
+        while (maker > 0 && waitpid(maker, &status, 0) < 0 && errno == EINTR) {
+        }
         maker = 0;
     }
     if (interrupted) return INTERRUPTED;

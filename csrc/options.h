@@ -19,7 +19,8 @@ enum {
 struct llmc_options {
     int program;
     char file_model[OPTION_TEXT]; /* what --config's file calls its model, "" if it does not */
-    char model_file[OPTION_TEXT]; /* what is read for --model where only a front end knows its format; "": --model itself */
+    char model_file
+        [OPTION_TEXT]; /* what is read for --model where only a front end knows its format; "": --model itself */
 #define OPTION(type, name, ...) OPTION_##type name;
 #include "options.def"
 #define OPTION(type, name, ...) unsigned char name##_given;

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include "error.h"
 #include "paths.h"
-#define NO_DATA "make the data with dev/prepro_tinystories.py, or check the path"
+#define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
 
 static int add(Paths *paths, const char *folder, const char *name) {
     if ((size_t)paths->n == paths->room) {

@@ -24,7 +24,8 @@ static inline int has_live_line(void) {
 }
 
 static inline void put_error(const char *text, size_t size) {
-    while (size && write(STDERR_FILENO, text, size) < 0 && errno == EINTR) {}
+    while (size && write(STDERR_FILENO, text, size) < 0 && errno == EINTR) {
+    }
 }
 
 /* also from a signal handler */

@@ -334,7 +334,8 @@ int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
 /* From a signal handler or another thread, too: at most one micro-step, batch of a validation or token of a sample later
  * there is a checkpoint, then DONE; a run that is resumed from it goes on as if it had never been stopped. */
 void llmc_trainer_stop(llmc_trainer *trainer);
-const char *llmc_trainer_stopping(const llmc_trainer *trainer); /* from there, too: the line that answers a first Ctrl-C */
+const char *llmc_trainer_stopping(
+    const llmc_trainer *trainer); /* from there, too: the line that answers a first Ctrl-C */
 /* For whoever sits there after DONE: what was best, where it is, and what to do next as whole commands, in which `program`
  * trains and `python` is Python; program begins with it where the trainer was called from there. */
 int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);

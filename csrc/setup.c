@@ -230,14 +230,16 @@ static int check_vocabulary(const llmc_trainer *t, const char *data) {
     TRY(source_own_tokenizer(&own, t->weights));
     const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
     if (!fits) llmc_tokenizer_free(own);
-    CHECK(fits, LLMC_EINVAL, "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer",
-          setup_weights_name(t), t->config.V, V);
+    CHECK(fits, LLMC_EINVAL,
+          "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer: python -m "
+          "pyllmc.prepro --input TEXT --tokenizer %s",
+          setup_weights_name(t), t->config.V, V, setup_weights_name(t));
     const int same = !own || !t->tokenizer || same_vocabulary(own, t->tokenizer);
     llmc_tokenizer_free(own);
     CHECK(same, LLMC_EINVAL,
-          "%s was trained with another tokenizer than that of %s, whose ids mean other text: prepare the data with the "
-          "model's tokenizer, or begin a new model",
-          setup_weights_name(t), *t->options.tokenizer ? t->options.tokenizer : data);
+          "%s was trained with another tokenizer than that of %s, whose ids mean other text: begin a new model, or "
+          "prepare the data with the model's tokenizer: python -m pyllmc.prepro --input TEXT --tokenizer %s",
+          setup_weights_name(t), *t->options.tokenizer ? t->options.tokenizer : data, setup_weights_name(t));
     return LLMC_OK;
 }
 
@@ -315,7 +317,7 @@ int setup_open(llmc_trainer *t) {
     if (plan_without_data(t)) return llmc_config_check(&t->config);
     const char *data = t->options.data;
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
-          "there is no data at %s: prepare some with dev/prepro_tinystories.py, or make the stories: python3 -m "
+          "there is no data at %s: prepare some with python -m pyllmc.prepro, or make the stories: python3 -m "
           "pyllmc.stories",
           data);
     TRY(open_tokenizer(t, data));

@@ -59,7 +59,8 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last, step);
     if (!has_best) return LLMC_OK;
     int n = snprintf(text, size, "%s: step %.0f", best, best_step);
-    if (isfinite(best_loss) && (size_t)n < size) n += snprintf(text + n, size - (size_t)n, ", val loss %.4f, the best", best_loss);
+    if (isfinite(best_loss) && (size_t)n < size)
+        n += snprintf(text + n, size - (size_t)n, ", val loss %.4f, the best", best_loss);
     if (!has_last || !(loss > best_loss) || (size_t)n >= size) return LLMC_OK;
     quote(last, quoted);
     snprintf(text + n, size - (size_t)n, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before,

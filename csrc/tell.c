@@ -135,8 +135,9 @@ static void add_last(const Ending *e, Text *text) {
 static void add_nothing_kept(const Ending *e, Text *text) {
     const llmc_trainer *t = e->t;
     if (*t->run.folder || t->options.plan) return;
-    if (!*t->options.out) add(text, "nothing of it is kept, as --out is empty: --out=runs/NAME keeps a run, and so "
-                                    "does leaving --out away (the next free runs/NNN)\n");
+    if (!*t->options.out)
+        add(text, "nothing of it is kept, as --out is empty: --out=runs/NAME keeps a run, and so "
+                  "does leaving --out away (the next free runs/NNN)\n");
     else add(text, "nothing was written yet: start again\n");
 }
 

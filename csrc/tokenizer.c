@@ -302,7 +302,7 @@ static int encode_longest(const llmc_tokenizer *k, const char *text, int64_t byt
 int llmc_tokenizer_encode(const llmc_tokenizer *k, const char *text, int64_t bytes, int *out, int64_t size) {
     CHECK(k->kind != UNKNOWN, LLMC_EINVAL,
           "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
-          "another with dev/prepro_tinystories.py");
+          "another with python -m pyllmc.prepro");
     CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once",
           (long long)bytes, INT_MAX);
     if (k->kind == GPT2) return (int)bpe_encode(&k->pieces, text, bytes, out, size);

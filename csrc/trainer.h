@@ -29,8 +29,8 @@ struct llmc_trainer {
     int yield_gradients, saved; /* whether there is a checkpoint to go back to */
     volatile sig_atomic_t stop, doing;
     int64_t step, tokens, position; /* the last: of the data, where the step under way began */
-    int found;               /* `evaluated`, as the checkpoint that is resumed has it */
-    int64_t kept, best_step; /* what step last.ckpt was written at, -1 not yet; -1 not known */
+    int found;                      /* `evaluated`, as the checkpoint that is resumed has it */
+    int64_t kept, best_step;        /* what step last.ckpt was written at, -1 not yet; -1 not known */
     double val_loss, best_val_loss;
     double loss, norm, lr; /* of the step under way */
     double started, ms;    /* when it began; smoothed time of a step */

@@ -37,6 +37,7 @@ from pyllmc.files import (
     reading,
     writing,
 )
+from pyllmc.raw_tokens import why_no_int32
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,11 +196,11 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardInfo:
         )
     if int.from_bytes(head[:4], "big") in HEADERED:
         raise MalformedFile(f"{path} is big-endian: token files are little-endian; write it again")
-    if size % 4:
-        raise MalformedFile(
-            f"{path} is no token file: expected magic {UINT16.magic} or {UINT32.magic}, found {magic}, and "
-            f"{size} bytes are no raw int32 stream either; make one with dev/prepro_tinystories.py --input"
-        )
+    problem = why_no_int32(
+        path, head, size, f"expected magic {UINT16.magic} or {UINT32.magic}, found {magic}"
+    )
+    if problem:
+        raise MalformedFile(problem)
     return ShardInfo(RAW, size // 4, 0)
 
 
@@ -238,7 +239,7 @@ def shard_order(paths: Iterable[str]) -> list[str]:
     return sorted(paths, key=os.fsencode)
 
 
-NO_DATA = ": make the data with dev/prepro_tinystories.py, or check the path"
+NO_DATA = ": make the data with python -m pyllmc.prepro, or check the path"
 
 
 def find_shards(data: str | os.PathLike[str], split: str = "train") -> list[str]:

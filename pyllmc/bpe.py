@@ -1,4 +1,4 @@
-"""Byte-pair encoding as GPT-2 has it: the split of text, vocab.bpe, a vocabulary of one's own, the merges one by one.
+"""Byte-pair encoding as GPT-2 has it: the split of text, vocab.bpe, the merges one by one.
 
 Text is cut into words by GPT2_SPLIT. A word begins as its bytes; of all neighbours that make a piece together those with
 the lowest id merge first, the leftmost among equals. So the table of pieces says everything, and ids are ranks.
@@ -34,6 +34,15 @@ def printed_bytes(symbol: str) -> bytes:
 def packed(pieces: Iterable[bytes]) -> bytes:
     """As they stand in a tokenizer.bin: n times {u8 length, bytes}."""
     return b"".join(bytes([len(p)]) + p for p in pieces)
+
+
+def unpacked(data: bytes) -> list[bytes]:
+    """The way back."""
+    pieces, at = [], 0
+    while at < len(data):
+        pieces.append(data[at + 1 : at + 1 + data[at]])
+        at += 1 + data[at]
+    return pieces
 
 
 def is_gpt2(pieces: Sequence[bytes], eot: int) -> bool:
@@ -110,30 +119,6 @@ def _symbol(symbol: bytes, at: int, ids: Mapping[bytes, int]) -> bytes:
         shown = symbol[:99].decode("utf-8", "ignore")
         raise DataError(f"'{shown}' is neither a byte nor made by a line above")
     return piece
-
-
-# ---------------------------------------------------------------------------------------------------------
-# a vocabulary of one's own
-
-
-def learn(texts: Iterable[str], max_vocab: int) -> list[bytes]:
-    """The 256 bytes, then the merges that make the commonest pairs of the texts one, most first; without EOT.
-
-    At most max_vocab - 1 pieces; fewer where no pair occurs twice. Needs the package tokenizers.
-    """
-    hf = need("tokenizers", "learning a bpe vocabulary")
-    model = hf.Tokenizer(hf.models.BPE())
-    model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=max_vocab - 1,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=list(BYTE_OF),
-        max_token_length=MAX_PIECE,
-    )
-    model.train_from_iterator(texts, trainer)
-    vocabulary = model.get_vocab()
-    return [printed_bytes(symbol) for symbol in sorted(vocabulary, key=vocabulary.__getitem__)]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Documents -> a data set: token shards, tokenizer.bin and meta.json in one directory.
 
+    python -m pyllmc.prepro --input my.txt    text to tokens: your files, or TinyStories
+
     train_000000.bin ...  val_000000.bin ...     token files (bins.py)
     tokenizer.bin                                 what decodes them and encodes prompts (tokenizer.py)
     meta.json                                     vocabulary, counts, source, sha256 of each file
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
 from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.tokenizer import Tokenizer, check_characters
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 from pyllmc.workers import in_order
 
@@ -47,7 +49,10 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """What a progress callback is told: stage is "learn" (the vocabulary) or "encode"; counts so far."""
+    """What a progress callback is told; counts so far.
+
+    stage: "learn" (texts for a vocabulary are read), "merge" (byte pairs are learnt from them) or "encode".
+    """
 
     stage: str
     documents: int
@@ -92,7 +97,9 @@ def write_dataset(
         fixed = isinstance(tokenizer, Tokenizer) or tokenizer in FIXED
         again = documents if callable(documents) else _repeatable(documents, fixed, stack)
         if not isinstance(tokenizer, Tokenizer):
-            tokenizer = train(tokenizer, () if fixed else _learnt(again(), report), max_vocab)
+            learning = _Learning(report)
+            texts = () if fixed else learning.texts(again())
+            tokenizer = train(tokenizer, texts, max_vocab, learning.alive)
         if eot and tokenizer.eot < 0:
             raise DataError("the tokenizer has no EOT to separate documents with: pass eot=False")
         directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
@@ -103,6 +110,21 @@ def write_dataset(
             writer.append(chunk)
             report(Progress("encode", writer.documents, writer.characters, sum(writer.tokens.values())))
         return writer.finish(source, eot)
+
+
+def write_encoded(
+    chunks: Iterable[Chunk], out: str, tokenizer: Tokenizer, shard_tokens: int, source: str, overwrite: bool, val_tokens: int
+) -> dict[str, Any]:  # fmt: skip
+    """The same of ids that exist already."""
+    out = os.path.realpath(out)
+    _check_out(out, overwrite)
+    with ExitStack() as stack:
+        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
+        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
+        stack.callback(writer.abandon)
+        for chunk in chunks:
+            writer.append(chunk)
+        return writer.finish(source, tokenizer.eot >= 0)
 
 
 def _check_counts(**counts: int) -> None:
@@ -125,19 +147,29 @@ def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
             raise DataError(f"document {number} is a {type(text).__name__}, not a str")
         if split not in (UNDECIDED, *SPLITS):
             raise DataError(f"document {number} has split {split!r}: expected {' or '.join(SPLITS)}")
+        check_characters(text, where=f"document {number}: ")
         if text:
             yield split, text
 
 
-def _learnt(documents: Iterable[Document], report: Callable[[Progress], None]) -> Iterator[str]:
-    """The texts, for learning a vocabulary; reports about once a chunk."""
-    characters = reported = 0
-    for number, (_, text) in enumerate(_texts(documents), 1):
-        characters += len(text)
-        if characters - reported >= CHUNK_CHARACTERS:
-            report(Progress("learn", number, characters, 0))
-            reported = characters
-        yield text
+class _Learning:
+    """Hands out texts to learn a vocabulary from; reports about once a chunk, and then while pairs are merged."""
+
+    def __init__(self, report: Callable[[Progress], None]):
+        self._report = report
+        self._documents = self._characters = 0
+
+    def texts(self, documents: Iterable[Document]) -> Iterator[str]:
+        reported = 0
+        for self._documents, (_, text) in enumerate(_texts(documents), 1):
+            self._characters += len(text)
+            if self._characters - reported >= CHUNK_CHARACTERS:
+                self._report(Progress("learn", self._documents, self._characters, 0))
+                reported = self._characters
+            yield text
+
+    def alive(self) -> None:
+        self._report(Progress("merge", self._documents, self._characters, 0))
 
 
 def _repeatable(
@@ -213,7 +245,7 @@ def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """Encoded documents: ids by split, in order."""
 
     documents: int = 0
@@ -221,9 +253,9 @@ class _Chunk:
     ids: dict[str, array[int]] = field(default_factory=dict)
 
 
-def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> _Chunk:
+def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> Chunk:
     typecode = format_for(tokenizer.vocab_size).typecode
-    chunk = _Chunk(len(texts), sum(len(text) for _, text in texts))
+    chunk = Chunk(len(texts), sum(len(text) for _, text in texts))
     for split, text in texts:
         ids = chunk.ids.setdefault(split, array(typecode))
         if eot:
@@ -278,7 +310,7 @@ class _DatasetWriter:
         self._open: dict[str, ShardWriter] = {}
         self._count = dict.fromkeys(SPLITS, 0)
 
-    def append(self, chunk: _Chunk) -> None:
+    def append(self, chunk: Chunk) -> None:
         self.documents += chunk.documents
         self.characters += chunk.characters
         for split, ids in chunk.ids.items():
@@ -352,3 +384,14 @@ class _DatasetWriter:
             "tokens": self.tokens,
             "shards": sorted(self.shards, key=lambda shard: str(shard["file"])),
         }
+
+
+if __name__ == "__main__":
+    from pyllmc.errors import begin_command
+
+    begin_command()
+    import sys
+
+    from pyllmc.prepro_command import main
+
+    sys.exit(main())

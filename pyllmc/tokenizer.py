@@ -17,9 +17,10 @@ ones for every kind (for gpt2: tiktoken's encode_ordinary). Needs the standard l
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
@@ -132,7 +133,7 @@ class Tokenizer:
         try:
             return _parse(data)
         except DataError as e:
-            raise MalformedFile(f"{name}: {e}; write it again with dev/prepro_tinystories.py") from e
+            raise MalformedFile(f"{name}: {e}; write it again with python -m pyllmc.prepro") from e
 
 
 def as_ids(ids: Iterable[int]) -> list[int]:
@@ -209,10 +210,21 @@ def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
 
 def utf8(text: str) -> bytes:
     """Its bytes; a lone surrogate is a DataError."""
+    check_characters(text)
+    return text.encode("utf-8")
+
+
+def check_characters(text: str, what: str = "the text", where: str = "") -> None:
+    """A text that UTF-8 can write is well; a lone surrogate is a DataError that names it and `where` it stands."""
+    if text.isascii():
+        return
     try:
-        return text.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise DataError(f"character {e.start} of the text is a lone surrogate, no UTF-8: remove it") from e
+        raise DataError(
+            f"{where}character {e.start} of {what} is a lone surrogate (\\u{ord(text[e.start]):04x}), which no UTF-8 can "
+            "write: remove it or put the whole character there"
+        ) from e
 
 
 def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
@@ -279,6 +291,32 @@ def _unknown_character(tokenizer: Tokenizer, data: bytes, at: int) -> str:
     )
 
 
+# The whole of what Unicode calls white space, which tiktoken's regular expressions mean by \s.
+WHITE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+LONG_RUN = re.compile(rf"(?<![{WHITE}])[{WHITE}]{{10000,}}")  # tiktoken gives up at a million
+GAP = re.compile(rf"[^{WHITE}][{WHITE}]")
+PART = 1 << 18  # characters encoded in one call, between which Python sees signals
+
+
+def parts(text: str) -> Iterator[str]:
+    """A text in parts that GPT-2's split cuts as it cuts the whole: it never joins a character with a space behind it,
+    and of much white space in front of anything else it leaves only the last character to that."""
+    at = 0
+    for run in LONG_RUN.finditer(text):
+        yield from _short_parts(text, at, run.start())
+        at = run.end() if run.end() == len(text) else run.end() - 1
+        yield text[run.start() : at]
+    yield from _short_parts(text, at, len(text))
+
+
+def _short_parts(text: str, at: int, end: int) -> Iterator[str]:
+    while end - at > PART and (gap := GAP.search(text, at + PART, end)):
+        yield text[at : gap.start() + 1]
+        at = gap.start() + 1
+    if at < end:
+        yield text[at:end]
+
+
 def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
     """The ids are the ranks of the merges, so the table is all that tiktoken needs: no download."""
     tiktoken = need("tiktoken", f"encoding with the {tokenizer.name} tokenizer")
@@ -287,9 +325,12 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 
     def encode(data: bytes) -> list[int]:
         try:
-            return encoding.encode_ordinary(data.decode("utf-8"))  # type: ignore[no-any-return]
+            text = data.decode("utf-8")
         except UnicodeDecodeError as e:
             raise DataError(f"byte {e.start} is no UTF-8, and gpt2 encodes text: use a byte tokenizer") from e
+        if len(text) < PART and not LONG_RUN.search(text):
+            return encoding.encode_ordinary(text)  # type: ignore[no-any-return]
+        return [i for part in parts(text) for i in encoding.encode_ordinary(part)]
 
     return encode
 
@@ -297,7 +338,7 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
     raise DataError(
         "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
-        "another with dev/prepro_tinystories.py"
+        "another with python -m pyllmc.prepro"
     )
 
 

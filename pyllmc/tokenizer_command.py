@@ -4,7 +4,8 @@
     python -m pyllmc.tokenizer decode TOKENIZER [ID ...]    text; without ids, of those that come in
     python -m pyllmc.tokenizer info TOKENIZER               what it is
 
-TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, Hugging Face's tokenizer.json or vocab.json with merges.txt, nanoGPT's
+meta.pkl, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pyllmc import foreign_tokenizer
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
 from pyllmc.errors import run_command
@@ -42,18 +44,31 @@ def open_tokenizer(source: str) -> Tokenizer:
     if source in FIXED and not os.path.exists(source):
         return train(source)
     if os.path.isdir(source):
-        inside = [path for name in FILES if os.path.exists(path := os.path.join(source, name))]
-        if not inside and not any(os.path.exists(os.path.join(source, name)) for name in RUN):
-            raise DataError(f"{source} holds none of {', '.join((*FILES, *RUN))}: name the tokenizer's file")
-        source = inside[0] if inside else os.fspath(find_checkpoint(source))
+        source = file_in(source)
     check_regular(source)
     with reading(source), open(source, "rb") as f:
-        magic = int.from_bytes(f.read(4), "little")
-    if magic != MODEL_MAGIC:
-        return Tokenizer.load(source)
+        head = f.read(64)
+    if int.from_bytes(head[:4], "little") != MODEL_MAGIC:
+        return (
+            foreign_tokenizer.load(source)
+            if foreign_tokenizer.is_foreign(source, head)
+            else Tokenizer.load(source)
+        )
     from pyllmc.writer import read_tokenizer  # needs the engine
 
     return read_tokenizer(Path(source))
+
+
+def file_in(folder: str) -> str:
+    """What of a folder says the tokenizer."""
+    inside = [path for name in FILES if os.path.exists(path := os.path.join(folder, name))]
+    if inside or any(os.path.exists(os.path.join(folder, name)) for name in RUN):
+        return inside[0] if inside else os.fspath(find_checkpoint(folder))
+    found = foreign_tokenizer.file_in(folder)
+    if not found:
+        names = ", ".join((*FILES, *RUN, *foreign_tokenizer.NAMES))
+        raise DataError(f"{folder} holds none of {names}: name the tokenizer's file")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------

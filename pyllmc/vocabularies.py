@@ -9,12 +9,12 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from pyllmc import bpe
+from pyllmc import bpe_learn
 from pyllmc.bpe import EOT_PIECE, MAX_PIECE
 from pyllmc.files import DataError, FileFailure, atomic_path, flush_to_disk, need, sha256_of, writing
-from pyllmc.tokenizer import BYTES, Tokenizer, utf8
+from pyllmc.tokenizer import BYTES, Tokenizer, check_characters, utf8
 
 DEFAULT_MAX_VOCAB = 4096
 FIXED = ("byte", "gpt2")  # these learn nothing
@@ -25,14 +25,22 @@ WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)\b| ?[^\W\d_]+|\d| ?[^\w\s]|\n+|[\s_]")
 MAX_COUNTED = 2_000_000  # distinct words counted at a time
 
 
-def train(kind: str, texts: Iterable[str] = (), max_vocab: int = DEFAULT_MAX_VOCAB) -> Tokenizer:
+def train(
+    kind: str,
+    texts: Iterable[str] = (),
+    max_vocab: int = DEFAULT_MAX_VOCAB,
+    alive: Callable[[], None] | None = None,
+) -> Tokenizer:
     """Make a tokenizer: `byte` and `gpt2` are fixed; `char`, `word` and `bpe` learn from texts, read once.
 
-    max_vocab bounds the V of `word` and `bpe` (256 bytes and EOT included). Raises DataError for an unknown kind.
+    max_vocab bounds the V of `word` and `bpe` (256 bytes and EOT included). alive: called now and then while `bpe`
+    merges. Raises DataError for an unknown kind.
     """
     if kind not in TRAINERS:
         raise DataError(f"unknown tokenizer {kind!r}: choose {', '.join(TRAINERS)}")
-    return TRAINERS[kind](texts, max_vocab)
+    if kind == "bpe":
+        return _train_bpe(_checked(texts), max_vocab, alive)
+    return TRAINERS[kind](_checked(texts), max_vocab)
 
 
 def _with_eot(pieces: list[bytes], kind: str = "longest") -> Tokenizer:
@@ -73,15 +81,16 @@ def _train_word(texts: Iterable[str], max_vocab: int) -> Tokenizer:
     return _with_eot(BYTES + words[:room])
 
 
-def _train_bpe(texts: Iterable[str], max_vocab: int) -> Tokenizer:
+def _train_bpe(texts: Iterable[str], max_vocab: int, alive: Callable[[], None] | None = None) -> Tokenizer:
     """All bytes, then merges; ids are ranks, so that tiktoken and the engine encode alike."""
     _room("bpe", max_vocab)
-    return _with_eot(bpe.learn(_checked(texts), max_vocab), "gpt2")
+    return _with_eot(bpe_learn.learn(filter(None, texts), max_vocab, alive), "gpt2")
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
+    """The texts; one that no file can hold is an error that says where, whatever learns from it."""
     for text in texts:
-        utf8(text)
+        check_characters(text)
         yield text
 
 

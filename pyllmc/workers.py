@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -19,19 +20,19 @@ Result = TypeVar("Result")
 _function: Callable[[Any], Any] | None = None  # of this worker process
 
 
-def _end_with_parent() -> None:
-    """A killed parent closes nothing down: its workers hold both ends of the queue they wait for."""
-    parent = parent_process()
-    if parent:
-        parent.join()
+def _end_with_parent(alive: Connection) -> None:
+    """The parent alone holds the other end, and closes it when it is done, interrupted or killed."""
+    try:
+        alive.recv()
+    except (EOFError, OSError):
         os._exit(1)
 
 
-def _start(function: Callable[[Any], Any]) -> None:
+def _start(function: Callable[[Any], Any], alive: Connection) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 
 
 def _call(item: Any) -> Any:
@@ -49,8 +50,10 @@ def in_order(
     if workers == 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (function,))
+    end, alive = Pipe()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (function, alive))
     waiting: deque[Future[Result]] = deque()
+    done = False
     try:
         for item in items:
             waiting.append(pool.submit(_call, item))
@@ -58,12 +61,17 @@ def in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        done = True
     except BrokenProcessPool as e:
         raise DataError(
             "a worker process died: out of memory (use fewer workers), or the calling script lacks "
             'if __name__ == "__main__":'
         ) from e
     finally:
+        if not done:  # after Ctrl-C, for one, nobody waits for what they are at
+            end.close()
         for future in waiting:
             future.cancel()
         pool.shutdown()
+        end.close()
+        alive.close()

@@ -186,7 +186,7 @@ def test_no_shards(tmp_path):
     with pytest.raises(DataError, match=r"no train\*\.bin; it has fineweb_train_000001\.bin: .*glob"):
         find_shards(tmp_path)
     for nothing in (tmp_path / "x", f"{tmp_path}/*.txt", ""):
-        with pytest.raises(DataError, match="prepro_tinystories"):
+        with pytest.raises(DataError, match="pyllmc.prepro"):
             find_shards(nothing)
 
 

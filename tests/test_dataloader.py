@@ -141,7 +141,7 @@ def test_bad_path(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for name, message in [
         ("", r"has no train\*.bin; it has (other|dir).bin: name the files with a glob"),
-        ("dir.bin", r"has no train\*.bin: make the data with dev/prepro_tinystories.py"),
+        ("dir.bin", r"has no train\*.bin: make the data with python -m pyllmc.prepro"),
         ("none*.bin", "no token file matches"),
         ("loop", "no token file matches|symbolic links"),
         ("fifo", "not a regular file"),

@@ -29,7 +29,7 @@ COMMANDS = {
     "stories": ["-m", "pyllmc.stories", "--print=100000"],
     "tokenizer": ["-m", "pyllmc.tokenizer", "info", "runs/none"],
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
-    "prepro": ["dev/prepro_tinystories.py", "--input", "none.txt"],
+    "prepro": ["-m", "pyllmc.prepro", "--input", "none.txt"],
     "bench": ["dev/bench.py", "--rows=none"],
 }
 PACKAGES = {

@@ -29,7 +29,7 @@ ROWS = [
     "layout config growing.c options optiontext optionfile pieces split wrap",
     "gpt2 schedule paths bpe",
     "look extend update init nonfinite binfile sampler",
-    "windows vocabbpe",
+    "windows vocabbpe rawids",
     "modelfile.h tfindex dataloader tokenizer generate",
     "tfbundle",
     "modelfile.c load",

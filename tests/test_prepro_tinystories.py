@@ -1,8 +1,7 @@
-"""dev/prepro_tinystories.py: every kind of input, wrong input, golden token counts of Tiny Shakespeare."""
+"""python -m pyllmc.prepro, dev/prepro_tinystories.py: every kind of input, wrong input, golden token counts of Tiny Shakespeare."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -13,21 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepro import ROOT, contents, documents_of, tokens
 
-from pyllmc import vocabularies
+from pyllmc import prepro_command as script
+from pyllmc import readers, vocabularies
 from pyllmc.bins import DataError
 from pyllmc.prepro import write_dataset
-
-
-def script_module():
-    spec = importlib.util.spec_from_file_location(
-        "prepro_tinystories", ROOT / "dev" / "prepro_tinystories.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = script_module()
 
 
 def run_script(*arguments: str, code: int = 0, capsys=None) -> str:
@@ -39,7 +27,7 @@ def run_script(*arguments: str, code: int = 0, capsys=None) -> str:
     captured = capsys.readouterr()
     assert found == code, captured.err
     if code not in (0, 130):
-        assert captured.err.startswith("prepro_tinystories.py: ") and captured.err.count("\n") == 1
+        assert captured.err.startswith("pyllmc.prepro: ") and captured.err.count("\n") == 1
     return captured.out if code == 0 else captured.err
 
 
@@ -51,11 +39,10 @@ def test_script_reads_txt_jsonl_parquet_and_folders(tmp_path, capsys):
     (data / "a.txt").write_bytes("\ufeffone\r\nline\n<|endoftext|>\ntwo\n<|endoftext|>\n".encode())
     (data / "b.jsonl").write_text('{"text": "three"}\n\n{"text": "fo\\u00e9ur", "id": 7}\n')
     parquet.write_table(arrow.table({"text": ["five", None, "six"]}), data / "deep" / "c.PARQUET")
-    (data / "notes.md").write_text("not this")
-    run_script(
-        "--input", data, "--out", tmp_path / "d", "--tokenizer", "word", "--val_fraction", "0", capsys=capsys
-    )
-    assert documents_of(tmp_path / "d") == ["one\r\nline", "two", "three", "foéur", "five", "six"]
+    (data / "notes.md").write_text("seven")
+    more = ["--tokenizer", "word", "--val_fraction", "0", "--skip_null"]
+    run_script("--input", data, "--out", tmp_path / "d", *more, capsys=capsys)
+    assert documents_of(tmp_path / "d") == ["one\nline", "two", "three", "foéur", "five", "six", "seven"]
     assert json.loads((tmp_path / "d" / "meta.json").read_text())["source"] == "in"
 
 
@@ -66,8 +53,9 @@ def test_delimiters_are_found_across_blocks(tmp_path_factory, text, delimiter, b
     path.write_bytes(text.encode())
     expected = [part.strip() for part in text.split(delimiter)] if delimiter else [text]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "BLOCK", block)
-        assert list(script.read_txt(str(path), delimiter)) == expected
+        patch.setattr(readers, "BLOCK", block)
+        source = readers.Source(str(path), "blocks", ".txt")
+        assert list(readers.read_txt(source, readers.How(delimiter))) == expected
 
 
 def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
@@ -90,14 +78,14 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--val_fraction", "1.5", "--input", "x"], 2, "'1.5' is not a number in"),
     (["--val_fraction", "nan", "--input", "x"], 2, "'nan' is not a number in"),
     (["--val_fraction", "0.1", "--val_tokens", "3", "--input", "x"], 2, "not allowed with"),
-    (["--tokenizer", "bep"], 2, "invalid choice: 'bep'"),
+    (["--tokenizer", "bep"], 2, "'bep' is neither word, bpe, char, byte, gpt2 nor a file or folder with a tokenizer"),
     (["--delimiter", "\\", "--input", "x"], 2, "ends within an escape"),
     (["--delimiter", "###", "--input", "{dir}/plain.txt"], 2, "--delimiter '###' occurs nowhere in"),
     (["--split", "llmc"], 2, "need --input"),
-    (["--split", "llmc", "--input", "a.txt", "b.txt"], 2, "needs one .txt"),
+    (["--split", "llmc", "--input", "a.txt", "b.txt"], 2, "needs one file of text"),
     (["--input", "none.txt"], 5, "cannot read none.txt: No such file"),
-    (["--input", "{dir}/x.csv"], 2, "expected .txt, .jsonl, .parquet or a folder"),
-    (["--input", "{dir}/none"], 2, "holds no .txt, .jsonl, .parquet file"),
+    (["--input", "{dir}/x.csv"], 2, "x.csv: no column 'text' (it has a): name it with --field"),
+    (["--input", "{dir}/none"], 2, "none holds no text"),
     (["--input", "{dir}/empty.txt"], 2, "no documents: the input is empty"),
     (["--input", "{dir}/latin.txt"], 4, "latin.txt: byte 3 is no UTF-8"),
     (["--input", "{dir}/cut.txt"], 4, "cut.txt: byte 3 is no UTF-8"),

@@ -8,14 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyllmc import _ffi
+from pyllmc import _ffi, foreign_tokenizer
 from pyllmc.arguments import read_section
-from pyllmc.bpe import EOT_PIECE, GPT2_VOCAB, NANOGPT_VOCAB, printed_bytes
+from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.checks import as_path
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
-from pyllmc.convert.vocabulary import merges_of, printable
-from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint, reading
+from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.tokenizer_command import open_tokenizer
@@ -129,40 +128,14 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
 
 
 def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
-    """Of a folder's vocab.json and merges.txt, or tokenizer.json: a byte-level BPE. ("" : there is none of these.)"""
-    files = [name for name in ("vocab.json", "tokenizer.json") if (folder / name).exists()]
-    if not (folder / "merges.txt").exists():
-        files = files[-1:] if "tokenizer.json" in files else []
-    if not files:
+    """Of a folder's vocab.json and merges.txt, or tokenizer.json; of nanoGPT's meta.pkl. ("" : there is none of these.)"""
+    path = foreign_tokenizer.file_in(os.fspath(folder))
+    if path is None:
         return None, ""
-    with reading(os.fspath(folder)):
-        try:
-            said = json.loads((folder / files[0]).read_text(encoding="utf-8"))
-            if files[0] == "vocab.json":
-                found = from_bpe(said, (folder / "merges.txt").read_text(encoding="utf-8").split("\n"))
-            else:
-                found = from_bpe(*_vocabulary_of(said))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            found = None
-    return found, f"of {folder / files[0]}" if found else f"{folder} has one of a kind that is not known here"
-
-
-def _vocabulary_of(said: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Ids and merges of a tokenizer.json; ValueError unless it cuts text as GPT-2 does."""
-    model, cut = said["model"], said["pre_tokenizer"]
-    plain = said.get("normalizer") is None and cut["type"] == "ByteLevel" and cut.get("use_regex", True)
-    if model["type"] != "BPE" or not plain or cut.get("add_prefix_space") or model.get("ignore_merges"):
-        raise ValueError
-    return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-
-
-def from_bpe(ids: dict[str, int], lines: list[str]) -> Tokenizer | None:
-    """A byte-level BPE of Hugging Face's, if its ids are in the order of its merges."""
-    ordered = sorted(ids, key=ids.__getitem__)
-    found = Tokenizer([printed_bytes(name) for name in ordered], "gpt2", ids.get(EOT_PIECE.decode(), -1))
-    pairs = [line for line in lines if line and not line.startswith("#version")]
-    same = pairs == [f"{printable(a)} {printable(b)}" for a, b in merges_of(found)[0]]
-    return found if same and [ids[name] for name in ordered] == list(range(len(ids))) else None
+    try:
+        return foreign_tokenizer.load(path), f"of {path}"
+    except DataError:
+        return None, f"{folder} has one of a kind that is not known here"
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,326 @@
+"""Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
+
+examples:
+  python -m pyllmc.prepro --input my.txt --tokenizer char        your own text
+  python -m pyllmc.prepro --input my.txt --tokenizer bpe         byte pairs learnt from it
+  python -m pyllmc.prepro --input more.txt --tokenizer runs/x    for a model that exists
+  python -m pyllmc.prepro --input books/ --workers 4             all text below a folder
+  python -m pyllmc.prepro --input chat.jsonl --field data.text   a field of each record
+  zcat logs.gz | python -m pyllmc.prepro --input -               what comes in
+  python -m pyllmc.prepro --input nanoGPT/data/shakespeare_char  nanoGPT's train.bin and val.bin
+  python -m pyllmc.prepro                                        TinyStories, by network
+
+Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold
+records; all may be compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". In a
+folder what is no text and what is hidden is left out. The data set is data/my for my.txt and
+data/books for books/ unless --out says otherwise; python -m pydoc pyllmc.prepro describes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from pyllmc import inputs, token_files
+from pyllmc.bpe import EOT_PIECE
+from pyllmc.errors import EXIT_CODES, run_command
+from pyllmc.files import DataError, FileFailure, need
+from pyllmc.options import Parser, at_least, unescaped
+from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
+from pyllmc.prepro_progress import progress_bar
+from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
+from pyllmc.tokenizer import Tokenizer
+from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
+
+PROG = "pyllmc.prepro"
+HUB_NAME = "roneneldan/TinyStories"
+DEFAULT_OUT = "data/tinystories"
+DEFAULT_TOKENIZER = "gpt2"
+MIN_VAL_TOKENS = 256  # fewer say little
+HUB_SPLITS = {"train": "train", "validation": "val"}
+LLMC_VAL_TOKENS = 32_768
+NANOGPT_TRAIN_SHARE = 0.9
+
+
+def hub_stories() -> Iterator[tuple[str, str]]:
+    """(split, story) of TinyStories, streamed from the hub."""
+    remedy = f"is there a network? Else fetch {HUB_NAME} elsewhere and pass its files with --input"
+    datasets = need("datasets", "streaming TinyStories")
+    for hub_split, split in HUB_SPLITS.items():
+        try:
+            for record in datasets.load_dataset(HUB_NAME, split=hub_split, streaming=True):
+                yield split, record["text"].strip()
+        except Exception as e:  # whatever the network layers raise
+            raise FileFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
+
+
+# ---------------------------------------------------------------------------------------------------------
+# splits of other projects, of one text
+
+
+def nanogpt_split(text: str) -> dict[str, Any]:
+    """nanoGPT's: the first 90 % of the characters train, the rest validates, no EOT."""
+    cut = int(len(text) * NANOGPT_TRAIN_SHARE)
+    return {"documents": [("train", text[:cut]), ("val", text[cut:])], "eot": False}
+
+
+def llmc_split(text: str) -> dict[str, Any]:
+    """llm.c's: EOT before each section, which keeps its blank line; the first 32,768 tokens validate."""
+    *sections, last = text.split("\n\n")
+    return {"documents": [s + "\n\n" for s in sections] + [last], "val_tokens": LLMC_VAL_TOKENS}
+
+
+SPLITS = {"nanogpt": nanogpt_split, "llmc": llmc_split}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the command line
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1)")
+    return value
+
+
+def _encoding(text: str) -> str:
+    try:
+        if codecs.lookup(text)._is_text_encoding:  # type: ignore[attr-defined]
+            return text
+    except LookupError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no encoding: utf-8, cp1252, latin-1, utf-16 and the like are"
+    )
+
+
+def _tokenizer(text: str) -> str | Tokenizer:
+    """A kind of vocabulary, or the one that a file or folder has."""
+    if text in TRAINERS:
+        return text
+    if not os.path.lexists(text) and os.sep not in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {', '.join(TRAINERS)} nor a file or folder with a tokenizer"
+        )
+    return os.path.join(os.curdir, text) if os.sep not in text else text
+
+
+class _Help(argparse.HelpFormatter):
+    """Paragraphs are wrapped to the terminal; indented lines, the examples, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        def paragraph(lines: str) -> str:
+            return lines if "\n " in lines else super(_Help, self)._fill_text(lines, width, indent)
+
+        return "\n\n".join(map(paragraph, text.strip().split("\n\n")))
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=prog, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=_Help
+    )
+    _add_input(parser)
+    add = parser.add_argument
+    add("--out", help=f"directory to make [data/NAME of the first input; {DEFAULT_OUT}]")
+    add("--tokenizer", type=_tokenizer, metavar="NAME|PATH", help=f"{', '.join(TRAINERS)}; or an existing one: of a "
+        "run, a checkpoint, a data set, a tokenizer.bin, vocab.bpe, tokenizer.json, meta.pkl or a folder of Hugging "
+        f"Face's [{DEFAULT_TOKENIZER}]")  # fmt: skip
+    add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
+        help="largest V of --tokenizer word and bpe [%(default)s]")  # fmt: skip
+    validation = parser.add_mutually_exclusive_group()
+    choose = validation.add_argument
+    choose("--val_fraction", type=_fraction, metavar="X",
+           help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
+    choose("--val_tokens", type=at_least(0), metavar="N", help="how many first tokens validate instead")
+    choose("--split", choices=list(SPLITS), help="split one file of text as that project does")
+    add("--shard_tokens", type=at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
+        help="tokens in a shard [%(default)s]")  # fmt: skip
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+        help="processes; the output does not depend on it [%(default)s]")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the data set at --out")
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input", nargs="+", metavar="PATH", help="files or folders; - is standard input; else TinyStories")
+    add("--format", choices=inputs.FORMATS, help="what every input is, where its name does not tell")
+    add("--encoding", type=_encoding, metavar="NAME",
+        help="of text without a byte order mark, such as cp1252 [utf-8]")  # fmt: skip
+    add("--keep_line_ends", action="store_true", help="leave CR LF and CR as they are")
+    add("--delimiter", type=unescaped, default=EOT_PIECE.decode(),
+        help=r"what separates documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
+    add("--field", default="text",
+        help="field or column that holds the text, a.b for one within another [%(default)s]")  # fmt: skip
+    add("--skip_null", action="store_true", help="leave out records whose field is null or lacks")
+
+
+def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namespace:
+    parser = make_parser(prog)
+    args = parser.parse_args(argv)
+    args.prog, args.encoding = prog, args.encoding or ""
+    if not args.input and (args.split, args.val_fraction, args.val_tokens) != (None, None, None):
+        parser.error("TinyStories brings its own validation split; --split and --val_* need --input")
+    if args.split and len(args.input) != 1:
+        parser.error("--split needs one file of text as --input")
+    args.out = args.out or default_out(args.input)
+    return args
+
+
+def default_out(names: list[str] | None) -> str:
+    """data/my for my.txt or the folder my."""
+    if not names:
+        return DEFAULT_OUT
+    path = os.path.abspath(names[0])
+    name = os.path.basename(path)
+    if not os.path.isdir(path):
+        name = os.path.splitext(inputs.without_compression(name))[0]
+    return os.path.join("data", "text" if name in ("", inputs.STDIN) else name)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# from arguments to documents
+
+
+def choose_documents(args: argparse.Namespace, how: How) -> tuple[dict[str, Any], int | None]:
+    """What write_dataset is told about the documents, and about how many characters they have."""
+    if not args.input:
+        return {"documents": hub_stories(), "source": HUB_NAME}, None
+    kind = f".{args.format}" if args.format else ""
+    sources = inputs.find(args.input, kind, args.encoding, lambda says: warn(args, says))
+    check_apart(sources, args.out)
+    check_delimiter([source for source in sources if source.kind == ".txt"], how)
+    named = ", ".join(
+        "standard input" if n == inputs.STDIN else os.path.basename(os.path.normpath(n)) for n in args.input
+    )
+    if args.split:
+        if len(sources) != 1 or sources[0].kind != ".txt":
+            raise DataError("--split needs one file of text as --input")
+        return {**SPLITS[args.split]("".join(read_blocks(sources[0], how))), "source": named}, _total(sources)
+    validation = {"val_fraction": args.val_fraction, "val_tokens": args.val_tokens}
+    return {"documents": lambda: read_all(sources, how), "source": named, **validation}, _total(sources)
+
+
+def _total(sources: list[Source]) -> int | None:
+    """About how many characters the files hold; None where a compressed one hides it."""
+    if any(s.kind == ".parquet" or inputs.without_compression(s.name) != s.name for s in sources):
+        return None
+    return sum(os.path.getsize(source.path) for source in sources)
+
+
+def check_apart(sources: list[Source], out: str) -> None:
+    """No input may lie in the folder that is to be replaced."""
+    place = os.path.join(os.path.realpath(out), "")
+    for source in sources:
+        if os.path.realpath(source.path).startswith(place):
+            raise DataError(f"{source.name} lies inside the output folder {out}: choose another --out")
+
+
+def check_delimiter(sources: list[Source], how: How) -> None:
+    """One that was asked for and separates nothing is misspelt. Text without the default one is a document."""
+    if not sources or how.delimiter in ("", EOT_PIECE.decode()):
+        return
+    if not any(len(list(islice(read_txt(source, how), 2))) > 1 for source in sources):
+        raise DataError(
+            f"--delimiter {how.delimiter!r} occurs nowhere in {sources[0].name}{' or the others' if sources[1:] else ''}: "
+            "give what separates the documents, or '' for one document a file"
+        )
+
+
+def read_all(sources: list[Source], how: How) -> Iterator[str]:
+    """Every text. Raises DataError where there is none."""
+    how.skipped, found = 0, False
+    for source in sources:
+        for text in READERS[source.kind](source, how):
+            found = found or bool(text)
+            yield text
+    if not found:
+        names = sources[0].name + (f" and {len(sources) - 1} more" if sources[1:] else "")
+        is_empty = not any(os.path.getsize(source.path) for source in sources)
+        why = (
+            "the input is empty"
+            if is_empty
+            else "white space, delimiters or skipped records are all there is"
+        )
+        raise DataError(f"{names}: no documents: {why}: name a file with text")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the work
+
+
+def validation_warning(train: int, val: int) -> str:
+    """What is odd about the sizes of the splits, and the remedy; "" if nothing is."""
+    share = f"{val:,} of {train + val:,} tokens validate"
+    if val > train:
+        return (
+            f"{share}, more than half: whole documents do; choose --val_tokens, or --val_fraction 0 for none"
+        )
+    if 0 < val < MIN_VAL_TOKENS:
+        return f"only {share}: raise --val_fraction, or choose 0 for none"
+    return ""
+
+
+def warn(args: argparse.Namespace, says: str) -> None:
+    print(f"{args.prog}: {says}", file=sys.stderr)
+
+
+def choose_tokenizer(asked: str | None) -> str | Tokenizer:
+    if asked is None or asked in TRAINERS:
+        return asked or DEFAULT_TOKENIZER
+    from pyllmc.tokenizer_command import open_tokenizer
+
+    return open_tokenizer(asked)
+
+
+def convert(args: argparse.Namespace, files: list[str]) -> None:
+    """Of ids instead of text."""
+    name = args.tokenizer or token_files.tokenizer_beside(files)
+    if name in TRAINERS and name not in FIXED:
+        raise DataError(
+            f"--tokenizer {name} learns from text, and {files[0]} holds ids: name the tokenizer that made them, or text"
+        )
+    tokenizer = train(name) if name in FIXED else choose_tokenizer(name)
+    report(args, token_files.convert(files, tokenizer, args))  # type: ignore[arg-type]
+
+
+def run(args: argparse.Namespace) -> None:
+    files = [] if args.format or args.split else token_files.files_of(args.input or [])
+    if files:
+        return convert(args, files)
+    how = How(args.delimiter, args.field, args.skip_null, args.encoding, args.keep_line_ends)
+    tokenizer = choose_tokenizer(args.tokenizer)
+    eot = isinstance(tokenizer, str) or tokenizer.eot >= 0
+    documents, total = choose_documents(args, how)
+    with progress_bar(total) as progress:
+        meta = write_dataset(
+            out=args.out, tokenizer=tokenizer, shard_tokens=args.shard_tokens, workers=args.workers,
+            progress=progress, max_vocab=args.max_vocab, overwrite=args.overwrite, **{"eot": eot, **documents},
+        )  # fmt: skip
+    if not eot and meta["documents"] > 1:
+        warn(args, "warning: this tokenizer has no end-of-text id: nothing separates the documents")
+    if how.skipped:
+        warn(args, f"left out {how.skipped} records without a text in {args.field!r}")
+    report(args, meta)
+
+
+def report(args: argparse.Namespace, meta: dict[str, Any]) -> None:
+    tokens, name, V = meta["tokens"], meta["tokenizer"]["name"], meta["vocab_size"]
+    warning = validation_warning(**tokens) if args.input else ""
+    if warning:
+        warn(args, f"warning: {warning}")
+    print(f"{args.out}: {tokens['train']:,} train and {tokens['val']:,} validation tokens ({name}, V={V})")
+
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    args = parse_arguments(argv, prog)
+    return run_command(prog, lambda: run(args))
