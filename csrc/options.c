@@ -203,14 +203,17 @@ int llmc_options_set(llmc_options *options, const char *name, const char *value)
     return LLMC_OK;
 }
 
-int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
-    const Option *o = NULL;
-    TRY(find(options, name, &o));
+static void value_text(const llmc_options *options, const Option *o, char *text, size_t size) {
     const void *at = (const char *)options + o->offset;
     if (o->type == IS_STRING) snprintf(text, size, "%s", (const char *)at);
     else if (o->type == IS_FLOAT) snprintf(text, size, "%.17g", *(const double *)at);
     else snprintf(text, size, "%lld", (long long)*(const int64_t *)at);
-    return LLMC_OK;
+}
+
+int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
+    const Option *o = NULL;
+    TRY(find(options, name, &o));
+    return value_text(options, o, text, size), LLMC_OK;
 }
 
 static int is_given(const llmc_options *options, const Option *o) {
@@ -281,7 +284,7 @@ static int append(char **at, size_t *left, const char *text) {
 int llmc_options_text(const llmc_options *options, char *text, size_t size) {
     char line[OPTION_TEXT + 80], value[OPTION_TEXT];
     for (EACH_OPTION(o, options)) {
-        TRY(llmc_options_get(options, o->name, value, sizeof value));
+        value_text(options, o, value, sizeof value);
         snprintf(line, sizeof line, "%s=%s\n", o->name, value);
         TRY(append(&text, &size, line));
     }
