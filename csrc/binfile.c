@@ -19,7 +19,9 @@ static int measure(BinFile *f) {
 int binfile_open(BinFile *f, const char *path) {
     f->path = path;
     f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang us */
-    CHECK(f->fd >= 0, LLMC_EIO, "%s cannot be opened: %s; check the path and its permissions", path, strerror(errno));
+    const char *remedy =
+        errno == EMFILE || errno == ENFILE ? remedy_for(errno) : "; check the path and its permissions";
+    CHECK(f->fd >= 0, LLMC_EIO, "%s cannot be opened: %s%s", path, strerror(errno), remedy);
     const int rc = measure(f);
     if (rc < 0) binfile_close(f);
     return rc;

@@ -31,8 +31,8 @@ static int check_name(const char *option, const char *name) {
     return LLMC_OK;
 }
 
-static int choose_template(llmc_chat *c) {
-    const char *names[] = {"story", "chat", "auto"}, *asked = c->options.template;
+static int choose_template(const llmc_options *o) {
+    const char *names[] = {"story", "chat", "auto"}, *asked = o->template;
     int i = 0;
     while (i < 3 && strcmp(asked, names[i])) i++;
     CHECK(i < 3, LLMC_EINVAL, "--template=%.60s is not one of chat, story, auto", asked);
@@ -92,8 +92,7 @@ static void describe(llmc_chat *c, const llmc_model *m) {
 }
 
 static int begin(llmc_chat *c) {
-    TRY(c->dialogue = choose_template(c));
-    TRY(llmc_writer_open(&c->writer, &c->options));
+    TRY(c->dialogue = choose_template(&c->options));
     c->generation = writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;
@@ -106,15 +105,23 @@ static int begin(llmc_chat *c) {
     return c->dialogue ? begin_dialogue(c) : LLMC_OK;
 }
 
-int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
+int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) {
     llmc_chat *c = calloc(1, sizeof *c);
     *out = NULL;
-    CHECK(c, LLMC_ENOMEM, "no memory for a chat");
-    c->options = *options;
+    if (!c) return llmc_writer_free(writer), llmc_fail(LLMC_ENOMEM, "no memory for a chat");
+    c->options = *options, c->writer = writer;
     const int rc = begin(c);
     if (rc < 0) llmc_chat_free(c);
     else *out = c;
     return rc;
+}
+
+int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
+    llmc_writer *writer;
+    *out = NULL;
+    TRY(choose_template(options)); /* before the weights are read */
+    TRY(llmc_writer_open(&writer, options));
+    return chat_new(out, writer, options);
 }
 
 void llmc_chat_free(llmc_chat *c) {

@@ -10,7 +10,13 @@
 #include "binfile.h"
 #include "layout.h"
 
-enum { TAG_BYTES = 8, SECTION_HEAD = TAG_BYTES + 8, PIECE = 1 << 18 /* elements moved at a time */ };
+enum { TAG_BYTES = 8, SECTION_HEAD = TAG_BYTES + 8 };
+/* Elements are moved so many at a time; in a build for fuzzing so few that small inputs have several pieces. */
+#ifdef FUZZING
+enum { PIECE = 64 };
+#else
+enum { PIECE = 1 << 18 };
+#endif
 enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
 extern const char *const section_tags[NUM_SECTIONS];
 

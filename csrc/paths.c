@@ -32,7 +32,7 @@ static int is_bin(const char *name, const char *split) {
 
 static int list_folder(Paths *paths, const char *folder, const char *split) {
     DIR *dir = opendir(folder);
-    CHECK(dir, LLMC_EIO, "the folder %s cannot be read: %s", folder, strerror(errno));
+    CHECK(dir, LLMC_EIO, "the folder %s cannot be read: %s%s", folder, strerror(errno), remedy_for(errno));
     int rc = LLMC_OK;
     char other[256] = "";
     for (struct dirent *entry; rc == 0 && (entry = readdir(dir));) {

@@ -56,7 +56,7 @@ static int next_free_folder(Run *run) {
 }
 
 static int write_file(const char *path, const char *text, size_t size) {
-    FILE *f = fopen(path, "w");
+    FILE *f = fopen(path, "we");
     if (!f) return system_error(path, "written");
     const int failed = fwrite(text, 1, size, f) < size;
     return fclose(f) == 0 && !failed ? LLMC_OK : system_error(path, "written");
@@ -82,7 +82,7 @@ static int drop_later_metrics(const Run *run, int64_t step, int evaluated) {
     char path[2 * OPTION_TEXT], fresh[2 * OPTION_TEXT];
     run_path(run, "metrics.jsonl", path, sizeof path);
     run_path(run, "metrics.jsonl.tmp", fresh, sizeof fresh);
-    FILE *from = fopen(path, "r"), *to = from ? fopen(fresh, "w") : NULL;
+    FILE *from = fopen(path, "re"), *to = from ? fopen(fresh, "we") : NULL;
     if (!from) return errno == ENOENT ? LLMC_OK : system_error(path, "read");
     int failed = !to || copy_metrics(from, to, step, evaluated) < 0;
     if (to && fclose(to) != 0) failed = 1;
@@ -240,7 +240,7 @@ int run_open(Run *run, const llmc_options *options, const char *history, int in_
     if (!in_place && options->overwrite) TRY(set_aside(run));
     TRY(write_config(run, options, history));
     run_path(run, "metrics.jsonl", path, sizeof path);
-    run->metrics = fopen(path, "a");
+    run->metrics = fopen(path, "ae");
     return run->metrics ? LLMC_OK : system_error(path, "written");
 }
 

@@ -302,13 +302,15 @@ static int at_save(llmc_trainer *t) {
     const int ending = t->stop || t->step >= last;
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
     const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* just read from there */
-    t->phase = ending ? FINISHED : ACCUMULATE;
     if (fresh && ending && !t->stop) {
+        t->phase = FINISHED;
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
                  (long long)t->step, (long long)last);
         return LLMC_CHECKPOINT;
     }
-    return may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
+    const int kind = may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
+    if (kind >= 0) t->phase = ending ? FINISHED : ACCUMULATE; /* a save that failed is no failure of the next step's data */
+    return kind;
 }
 
 /* the step under way as if it had never begun */

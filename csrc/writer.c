@@ -16,6 +16,7 @@ typedef struct Stop {
 /*  bytes of tokens, in text:  | handed out | settled, next to go | may begin a stop string, or a character | */
 struct llmc_writer {
     llmc_generation *generation;
+    const llmc_model *model;
     const llmc_tokenizer *tokenizer;
     llmc_model *own_model; /* these two only by llmc_writer_open */
     llmc_tokenizer *own_tokenizer;
@@ -50,7 +51,7 @@ int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, c
     if (!known.vocab || known.vocab > size) known.vocab = size;
     llmc_writer *w = calloc(1, sizeof *w);
     CHECK(w, LLMC_ENOMEM, "no memory for a writer");
-    w->tokenizer = k, w->most = most;
+    w->model = m, w->tokenizer = k, w->most = most;
     const int rc = llmc_generation_new(&w->generation, m, 1, &known);
     if (rc < 0) llmc_writer_free(w);
     else *out = w;
@@ -83,7 +84,7 @@ void llmc_writer_free(llmc_writer *w) {
 }
 
 llmc_generation *writer_generation(llmc_writer *w) { return w->generation; }
-const llmc_model *writer_model(const llmc_writer *w) { return w->own_model; }
+const llmc_model *writer_model(const llmc_writer *w) { return w->model; }
 int llmc_writer_end(const llmc_writer *w) { return w->end; }
 
 int llmc_writer_stop_at(llmc_writer *w, const char *text, int64_t size) {

@@ -15,5 +15,7 @@ void writer_settle(llmc_writer *writer);
 /* How many ids a prompt would append after that. */
 int writer_count(const llmc_writer *writer, const char *text, int64_t size);
 llmc_generation *writer_generation(llmc_writer *writer);
-const llmc_model *writer_model(const llmc_writer *writer); /* NULL of llmc_writer_new */
+const llmc_model *writer_model(const llmc_writer *writer);
+/* A chat by a writer, which it frees at its end, or at once if it cannot be made. */
+int chat_new(llmc_chat **chat, llmc_writer *writer, const llmc_options *options);
 #endif

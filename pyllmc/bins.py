@@ -224,13 +224,22 @@ def _inspect_headered(path: str, head: bytes, size: int, fmt: TokenFormat) -> Sh
 
 
 def read_shard(path: str | os.PathLike[str]) -> np.ndarray[Any, Any]:
-    """The ids of a token file as a read-only numpy memmap (uint16, uint32 or int32). Raises DataError."""
-    numpy = need("numpy", "reading a token file")
+    """The ids of a token file as a numpy array (uint16, uint32 or int32). Raises DataError."""
     info = inspect_shard(path)
-    if info.ntok == 0:  # nothing can be mapped
-        return numpy.empty(0, dtype=info.format.dtype)  # type: ignore[no-any-return]
+    return read_ids(path, info, 0, info.ntok)
+
+
+def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: int) -> np.ndarray[Any, Any]:
+    """Some of its ids. They are read, not mapped: a mapping of a file that shrinks would kill the process (SIGBUS)."""
+    numpy = need("numpy", "reading a token file")
+    offset = info.offset + first * numpy.dtype(info.format.dtype).itemsize
     with reading(os.fspath(path)):
-        ids = numpy.memmap(path, dtype=info.format.dtype, mode="r", offset=info.offset, shape=(info.ntok,))
+        ids = numpy.fromfile(path, dtype=info.format.dtype, count=count, offset=offset)
+    if len(ids) < count:
+        raise MalformedFile(
+            f"{os.fspath(path)} ends at token {first + len(ids)}, but {count - len(ids)} more are needed: "
+            "it was changed while it was in use; write it again"
+        )
     return ids  # type: ignore[no-any-return]
 
 
@@ -340,11 +349,11 @@ class Loader:
         self.B, self.T, self.shuffle, self.seed, self.rank, self.world = B, T, shuffle, seed, rank, world
         self.position = position
         self.vocab_size = vocab_size
-        self._shards = [read_shard(p) for p in self.paths]
-        self._starts = [window_starts(shard, T, eot) for shard in self._shards]
+        self._shards = [inspect_shard(p) for p in self.paths]
+        self._starts = [window_starts(read_shard(p), T, eot) for p in self.paths]
         self._ends = list(accumulate(map(len, self._starts)))  # windows in shards 0..s
         if not self.windows:
-            longest = max(map(len, self._shards), default=0)
+            longest = max((info.ntok for info in self._shards), default=0)
             raise DataError(
                 f"{', '.join(self.paths[:3]) or 'no shard'}: the longest shard has {longest} tokens, T={T} "
                 f"needs {T + 1}: use more data or a smaller T"
@@ -369,7 +378,7 @@ class Loader:
         w = permute(i, self.windows, self.seed, epoch) if self.shuffle else i
         s = bisect.bisect_right(self._ends, w)
         start = self._starts[s][w - (self._ends[s - 1] if s else 0)]
-        ids = self._shards[s][start : start + self.T + 1]
+        ids = read_ids(self.paths[s], self._shards[s], start, self.T + 1)
         limit = 2**31 if self.vocab_size is None else self.vocab_size
         if ids.max() >= limit or ids.min() < 0:
             self._reject(s, start, ids, limit)

@@ -19,18 +19,22 @@ SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-/* Counts calls of write, fsync and rename once FAIL_AT is set, and makes the one of that number fail;
- * FAIL_SHORT makes writes short instead. */
+/* Counts calls of write, fsync and rename, and of fwrite, fputs, fflush and fclose, once FAIL_AT is set, and makes the one
+ * of that number fail; the file FAIL_LOG then says so. FAIL_SHORT makes writes short instead. */
 static long calls;
 static int fails(void) {
     const char *at = getenv("FAIL_AT");
     if (!at) return calls = 0;
     if (++calls != atol(at)) return 0;
+    const char *log = getenv("FAIL_LOG");
+    if (log) close(open(log, O_CREAT | O_WRONLY, 0666));
     errno = getenv("FAIL_ERRNO") ? atoi(getenv("FAIL_ERRNO")) : ENOSPC;
     return 1;
 }
@@ -49,6 +53,29 @@ int rename(const char *a, const char *b) {
     static int (*real)(const char *, const char *);
     if (!real) real = dlsym(RTLD_NEXT, "rename");
     return fails() ? -1 : real(a, b);
+}
+size_t fwrite(const void *p, size_t size, size_t n, FILE *f) {
+    static size_t (*real)(const void *, size_t, size_t, FILE *);
+    if (!real) real = dlsym(RTLD_NEXT, "fwrite");
+    return fileno(f) > 2 && fails() ? 0 : real(p, size, n, f);
+}
+int fputs(const char *text, FILE *f) {
+    static int (*real)(const char *, FILE *);
+    if (!real) real = dlsym(RTLD_NEXT, "fputs");
+    return fileno(f) > 2 && fails() ? EOF : real(text, f);
+}
+int fflush(FILE *f) {
+    static int (*real)(FILE *);
+    if (!real) real = dlsym(RTLD_NEXT, "fflush");
+    return f && fileno(f) > 2 && fails() ? EOF : real(f);
+}
+int fclose(FILE *f) { /* closed it is in any case */
+    static int (*real)(FILE *);
+    if (!real) real = dlsym(RTLD_NEXT, "fclose");
+    const int failed = fileno(f) > 2 && (fcntl(fileno(f), F_GETFL) & O_ACCMODE) != O_RDONLY && fails(), error = errno;
+    const int rc = real(f);
+    if (failed) errno = error;
+    return failed ? EOF : rc;
 }
 /* FAIL_MKDIR: a mkdir within that folder fails with FAIL_ERRNO */
 int mkdir(const char *path, mode_t mode) {

@@ -19,12 +19,10 @@ import make_corpus  # noqa: E402
 import run as fuzz  # noqa: E402
 
 RUNS = {
-    "vocab": 200,
-    "chat": 300,
-    "options": 800,
-    "writer": 1500,
-    "bpe": 1500,
-    "model": 1500,
+    "chat": 1500,
+    "options": 1500,
+    "writer": 2000,
+    "model": 2000,
     "tf": 3000,
 }  # of mutations
 COPIED = ("Makefile", "pyproject.toml", "csrc", "cuda", "tests/fuzz")
@@ -131,7 +129,9 @@ def test_hangs_leaks_and_large_requests_are_findings(built, tmp_path):
     }.items():
         kept = tmp_path / letter
         kept.write_text(letter)
-        done = subprocess.run([program, kept, "-timeout=1"], capture_output=True, text=True)
+        patience = 1 if letter == "h" else 60  # a report takes its time on a busy machine
+        command = [program, kept, f"-timeout={patience}"]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert bool(done.returncode) == bool(told), done.stderr
         assert told in done.stderr
         assert (f"reproduce: {program} {kept}" in done.stderr) == bool(told)

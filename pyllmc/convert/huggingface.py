@@ -100,16 +100,21 @@ def kind_of(config: Mapping[str, Any], origin: str) -> Kind:
 # ---- the tensors ----
 
 
-def bfloat16(path: Path, name: str) -> Any:
-    """A tensor that numpy has no type for, from where the header, which safetensors has checked, says it lies."""
+def read_tensor(path: Path, name: str, dtype: str) -> Any:
+    """One tensor from where the header, which safetensors has checked, says it lies. It is read, not taken from
+    safetensors' mapping: a mapped file that shrinks would kill the process (SIGBUS)."""
     import numpy as np
 
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         begin, end = json.loads(file.read(size))[name]["data_offsets"]
         file.seek(8 + size + begin)
-        raw = np.frombuffer(file.read(end - begin), "<u2")
-    return (raw.astype("<u4") << 16).view("<f4")
+        raw = file.read(end - begin)
+    if len(raw) < end - begin:
+        raise MalformedFile(f"{path} ends within {name}: it was changed while it was read; copy it again")
+    if dtype == "BF16":  # numpy has no type for it
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(raw, np.dtype(DTYPES[dtype]).newbyteorder("<")).astype(np.float32)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -125,9 +130,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     def read(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         with reading(str(path)), np.errstate(over="ignore"):
-            if dtype == "BF16":
-                return bfloat16(path, name).reshape(shape)
-            return opened.get_tensor(name).astype(np.float32, copy=False)
+            return read_tensor(path, name, dtype).reshape(shape)
 
     found = {}
     for name in opened.keys():

@@ -55,9 +55,8 @@ def read(path: Path) -> Any:
     try:
         with warnings.catch_warnings():  # torch's own about old pickles are for its developers
             warnings.simplefilter("ignore")
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-            )
+            # read, not mapped: a mapped file that shrinks would kill the process (SIGBUS)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # of many kinds, whatever is wrong
         raise explained(path, error) from None
 

@@ -10,11 +10,14 @@
 #include "fuzz.h"
 #include "gpt2.h"
 #include "modelfile.h"
+#include "options.h"
 
-/* No input may make the library ask for more memory at once than this, nor hold more than that. */
+/* No input may make the library ask for more memory at once than this, nor hold more than that. What is freed is kept from
+ * use for some megabytes, which is many executions. */
 const char *__asan_default_options(void);
 __attribute__((visibility("default"))) const char *__asan_default_options(void) {
-    return "max_allocation_size_mb=64:hard_rss_limit_mb=1024:handle_abort=1:strict_string_checks=1";
+    return "max_allocation_size_mb=64:hard_rss_limit_mb=1024:quarantine_size_mb=8:handle_abort=1:strict_string_checks="
+           "1";
 }
 
 void fuzz_failed(const char *file, int line, const char *condition, const char *function) {
@@ -93,7 +96,8 @@ Input fuzz_file(Input in, int how, int ints) {
     if (rest.left) memcpy(end, rest.at, rest.left);
     end += rest.left;
     if (how & CHECKSUM) {
-        crc32_start(&crc, CRC_ZLIB);
+        if (!crc.table[0][1]) crc32_start(&crc, CRC_ZLIB);
+        crc.value = 0;
         crc32_add(&crc, file, end - file);
         memcpy(end, "CRC32   \4\0\0\0\0\0\0", 16);
         memcpy(end + 16, &crc.value, 4);
@@ -112,7 +116,7 @@ const char *fuzz_path(int which, Input file) {
         close(made);
         ready[which] = 1;
     }
-    fuzz_expect(ftruncate(fd, 0) == 0 && pwrite(fd, file.at, file.left, 0) == (ssize_t)file.left);
+    fuzz_expect(pwrite(fd, file.at, file.left, 0) == (ssize_t)file.left && ftruncate(fd, (off_t)file.left) == 0);
     return paths[which];
 }
 
@@ -131,7 +135,53 @@ const char *fuzz_link(int which, const char *name) {
     return path;
 }
 
+/* ---- options ---- */
+
+llmc_options *fuzz_options(int chat) {
+    static llmc_options *fresh[2];
+    if (!fresh[!!chat]) fresh[!!chat] = chat ? llmc_options_new_chat() : llmc_options_new();
+    llmc_options *o = malloc(sizeof *o);
+    fuzz_expect(o && fresh[!!chat]);
+    *o = *fresh[!!chat];
+    return o;
+}
+
 /* ---- weights ---- */
+
+/* A model is made once for each size, and put back whole before each execution: its struct and all its memory. */
+typedef struct Kept {
+    llmc_model *model, as_made;
+    char *memory;
+} Kept;
+
+static void make(Kept *kept, const llmc_config *config) {
+    static const llmc_room room = {.B = 1, .T = 1, .training = 1, .recompute = 2};
+    llmc_model_free(kept->model);
+    free(kept->memory);
+    fuzz_expect(fuzz_status(llmc_model_create(&kept->model, config, &room, 1)) == 0);
+    fuzz_expect(fuzz_status(llmc_model_reset_moments(kept->model)) == 0);
+    fuzz_expect(fuzz_status(llmc_model_init(kept->model, 1, 0)) == 0);
+    kept->as_made = *kept->model;
+    kept->memory = malloc((size_t)kept->model->bytes);
+    fuzz_expect(kept->memory);
+    memcpy(kept->memory, kept->model->arena, (size_t)kept->model->bytes);
+}
+
+static const Kept *kept_for(const llmc_config *config) {
+    static Kept all[8];
+    static int oldest;
+    Kept *kept = all;
+    while (kept < all + 8 && !(kept->model && !memcmp(&kept->as_made.config, config, sizeof *config))) kept++;
+    if (kept == all + 8) make(kept = &all[oldest++ % 8], config);
+    *kept->model = kept->as_made;
+    memcpy(kept->model->arena, kept->memory, (size_t)kept->model->bytes);
+    return kept;
+}
+
+static int is_as_made(const Kept *kept) {
+    return !memcmp(kept->model, &kept->as_made, sizeof *kept->model) &&
+           !memcmp(kept->model->arena, kept->memory, (size_t)kept->model->bytes);
+}
 
 static void expect_finite(const llmc_model *m) {
     const float *blocks[] = {m->params, m->m, m->v};
@@ -139,27 +189,14 @@ static void expect_finite(const llmc_model *m) {
     fuzz_expect(m->step >= 0);
 }
 
-static int load(llmc_model *m, const char *path) {
-    const size_t bytes = (size_t)m->layout.num_params * sizeof *m->params;
-    float *before = malloc(bytes);
-    fuzz_expect(before && fuzz_status(llmc_model_init(m, 1, 0)) == 0);
-    memcpy(before, m->params, bytes);
-    const int rc = fuzz_status(llmc_model_load(m, path));
-    fuzz_expect(rc == 0 || !memcmp(before, m->params, bytes));
-    free(before);
-    return rc;
-}
-
 void fuzz_load(const char *path, int other) {
-    static const llmc_room room = {.B = 1, .T = 1, .training = 1, .recompute = 2};
     llmc_config config;
-    llmc_model *m;
     if (fuzz_status(llmc_model_read_config(path, &config)) < 0) return;
     fuzz_expect(llmc_config_check(&config) == 0 && config.C % config.NH == 0);
     config.V += !!other;
-    fuzz_expect(fuzz_status(llmc_model_create(&m, &config, &room, 1)) == 0);
-    fuzz_expect(fuzz_status(llmc_model_reset_moments(m)) == 0);
-    fuzz_expect(load(m, path) < 0 || !other);
-    expect_finite(m);
-    llmc_model_free(m);
+    fuzz_expect(llmc_config_check(&config) == 0);
+    const Kept *kept = kept_for(&config);
+    const int rc = fuzz_status(llmc_model_load(kept->model, path));
+    fuzz_expect(rc < 0 ? is_as_made(kept) : !other);
+    expect_finite(kept->model);
 }

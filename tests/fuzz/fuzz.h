@@ -47,6 +47,8 @@ const char *fuzz_place(int which, const char *name);
 /* the same, a link to file `which` in memory */
 const char *fuzz_link(int which, const char *name);
 
+/* The options before any was set, of a chat or of training, in memory of their own: free() it. */
+struct llmc_options *fuzz_options(int chat);
 /* Into a tiny model: what was loaded is finite, what was refused changed nothing. other: the model has other sizes. */
 void fuzz_load(const char *path, int other);
 #endif

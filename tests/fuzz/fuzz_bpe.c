@@ -6,32 +6,52 @@
 #include "split.h"
 #include "utf8.h"
 
-enum { ASCII = 1, MOST_TEXT = 160 };
+enum { ASCII = 1, MOST_TEXT = 160, MOST_PIECES = 256 + 64 };
+
+/* Where each piece begins in the file; the pieces that share their first byte: the first, and the next after each, or -1 */
+static size_t begins[MOST_PIECES];
+static int first_with[256], next_with[MOST_PIECES];
+
+static int note(const uint8_t *file, int id, size_t at) {
+    int *place = &first_with[file[at + 1]];
+    while (*place >= 0) place = &next_with[*place];
+    begins[id] = at + 1, next_with[id] = -1;
+    return *place = id;
+}
+
+static int is_known(const uint8_t *file, const uint8_t *piece) {
+    int id = first_with[piece[1]];
+    while (id >= 0 && memcmp(file + begins[id] - 1, piece, 1 + (size_t)*piece)) id = next_with[id];
+    return id >= 0;
+}
 
 /* all bytes, then the input's pieces but what is there already: a tokenizer.bin */
 static Input make_table(Input *in, uint8_t *file) {
     int32_t head[] = {TOKENIZER_MAGIC, 2, 256, -1, GPT2};
     size_t end = HEADER_BYTES;
-    for (int byte = 0; byte < 256; byte++) file[end++] = 1, file[end++] = (uint8_t)byte;
+    for (int byte = 0; byte < 256; byte++, end += 2) {
+        file[end] = 1, file[end + 1] = (uint8_t)byte;
+        first_with[byte] = -1;
+        note(file, byte, end);
+    }
     for (int i = take_byte(in) % 64; i; i--) {
         file[end] = (uint8_t)take_byte(in);
         take(in, file + end + 1, file[end]);
-        size_t twin = HEADER_BYTES;
-        while (memcmp(file + twin, file + end, 1 + (size_t)file[end])) twin += 1 + (size_t)file[twin];
-        if (twin < end || !file[end]) continue;
+        if (!file[end] || is_known(file, file + end)) continue;
+        note(file, head[2]++, end);
         end += 1 + (size_t)file[end];
-        head[2]++;
     }
     memset(file, 0, HEADER_BYTES);
     memcpy(file, head, sizeof head);
     return (Input){file, end};
 }
 
-/* the id of these bytes by looking at every piece, or -1 */
+/* the id of these bytes by looking at every piece that begins with the first of them, or -1 */
 static int id_of(Input table, const char *text, int64_t n) {
-    int id = 0;
-    for (size_t at = HEADER_BYTES; at < table.left; at += 1 + (size_t)table.at[at], id++)
-        if (table.at[at] == n && !memcmp(table.at + at + 1, text, (size_t)n)) return id;
+    for (int id = first_with[(uint8_t)*text]; id >= 0; id = next_with[id]) {
+        const uint8_t *piece = table.at + begins[id];
+        if (piece[-1] == n && !memcmp(piece, text, (size_t)n)) return id;
+    }
     return -1;
 }
 

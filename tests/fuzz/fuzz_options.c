@@ -19,8 +19,8 @@ static void set_again(llmc_options *options, char *text) {
 
 static void print_and_read(const llmc_options *options, size_t room, int chat) {
     char *small = malloc(room + 1), *text = malloc(TEXT), *copy = malloc(TEXT);
-    llmc_options *other = chat ? llmc_options_new_chat() : llmc_options_new();
-    fuzz_expect(small && text && copy && other && fuzz_status(llmc_options_text(options, text, TEXT)) == 0);
+    llmc_options *other = fuzz_options(chat);
+    fuzz_expect(small && text && copy && fuzz_status(llmc_options_text(options, text, TEXT)) == 0);
     fuzz_expect((fuzz_status(llmc_options_text(options, small, room)) == 0) == (room > strlen(text)));
     set_again(other, strcpy(copy, text));
     fuzz_expect(llmc_options_text(other, copy, TEXT) == 0 && !strcmp(copy, text));
@@ -46,8 +46,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     take(&in, &room, sizeof room);
     while (in.left && argc < MOST) argv[argc++] = take_line(&in);
     const int chat = room & CHAT;
-    llmc_options *options = chat ? llmc_options_new_chat() : llmc_options_new();
-    fuzz_expect(options);
+    llmc_options *options = fuzz_options(chat);
     const int rc = fuzz_status(llmc_options_parse(options, argc, (const char *const *)argv));
     fuzz_expect(rc <= 1);
     for (int i = 0; i + 1 < argc && i < 2 * PAIRS; i += 2) {

@@ -22,12 +22,13 @@ static void put_varint(Input *file, uint8_t *bytes, size_t n) {
 static void put_block(Input *file, uint8_t *bytes, Input entries, Input *handles, uint8_t *handle) {
     static Crc32 crc;
     static const uint32_t restarts[] = {0, 1};
+    if (!crc.table[0][1]) crc32_start(&crc, CRC_CASTAGNOLI);
     const size_t at = file->left;
     put(file, bytes, entries.at, entries.left);
     put(file, bytes, restarts, sizeof restarts);
     const size_t size = file->left - at;
     put(file, bytes, "", 1);
-    crc32_start(&crc, CRC_CASTAGNOLI);
+    crc.value = 0;
     crc32_add(&crc, bytes + at, (int64_t)size + 1);
     const uint32_t masked = (crc.value >> 15 | crc.value << 17) + 0xa282ead8u;
     put(file, bytes, &masked, sizeof masked);

@@ -1,17 +1,16 @@
-/* vocab.bpe: {u8 how; lines}, below the first line unless AS_IS. how & WHOLE: other lines follow, up to 50,000. */
-#include <stdio.h>
+/* vocab.bpe: {u8 how; lines}, below the first line unless AS_IS. how & WHOLE: other lines follow, as many as a whole one has. */
 #include "fuzz.h"
+#include "pieces.h"
 
-enum { WHOLE = 4, LINES = 50000, ROOM = 1 << 19 };
+enum { WHOLE = 4, LINES = GPT2_V - 256 - 1, ROOM = 4 * LINES };
 
-/* pairs of the printable characters, then of these with a letter more: each of two earlier pieces */
+/* pairs of the printable characters, each of two bytes */
 static void fill_up(Input *file, char *text) {
     int lines = -1; /* the first is no merge */
     for (size_t i = 0; i < file->left; i++) lines += text[i] == '\n';
-    for (int i = 0; lines < LINES; i++, lines++) {
-        const int a = '!' + i % 94, b = '!' + i / 94 % 94, c = i / (94 * 94);
-        file->left += (size_t)(c ? sprintf(text + file->left, "%c%c %c\n", a, b, '@' + c)
-                                 : sprintf(text + file->left, "%c %c\n", a, b));
+    for (int i = 0; lines < LINES; i++, lines++, file->left += 4) {
+        const char pair[] = {(char)('!' + i % 94), ' ', (char)('!' + i / 94), '\n'};
+        memcpy(text + file->left, pair, sizeof pair);
     }
 }
 

@@ -1,6 +1,7 @@
 """Builds the fuzz targets under AddressSanitizer and UndefinedBehaviorSanitizer, runs them, tells what they found.
 
     python tests/fuzz/run.py --seconds=60             libFuzzer (clang), guided by coverage; what it learns is kept
+    python tests/fuzz/run.py --executions=1000000     the same, for so many executions of each target
     python tests/fuzz/run.py --runs=5000 model        gcc suffices: the corpus, then so many mutations of it
 
 Without names: every target. Exit status: 0 nothing found, 1 something, 2 usage.
@@ -50,8 +51,16 @@ def has_libfuzzer(compiler: str) -> bool:
 
 def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> None:
     """The engine with its plain kernels only, which no parser needs faster, and the targets, as folder/fuzz_<target>."""
-    extra = SANITIZE + " -DNO_THREADS" + (" -fsanitize=fuzzer-no-link" if guided else "")
-    settings = ["OPT=-O1", "ISAS=", f"EXTRA={extra}", f"LDFLAGS={SANITIZE}", f"BUILD={folder}"]
+    extra = f"{SANITIZE} -DFUZZING -DNO_THREADS" + (" -fsanitize=fuzzer-no-link" if guided else "")
+    settings = ["UNGUIDED=-fno-sanitize-coverage=trace-cmp"] if guided else []
+    settings += [
+        "OPT=-O1",
+        "COMPUTING=-O2 -fno-sanitize=undefined",
+        "ISAS=",
+        f"EXTRA={extra}",
+        f"LDFLAGS={SANITIZE}",
+        f"BUILD={folder}",
+    ]
     settings += ["CC=clang"] if guided else [f"FUZZ_MAIN={folder}/driver.o"]
     made = [f"{folder}/fuzz_{target}" for target in targets]
     done = subprocess.run(["make", "-C", str(root), *settings, *made], capture_output=True, text=True)
@@ -85,10 +94,11 @@ def run(folder: Path, target: str, *flags: str, kept: Path | None = None) -> Out
     return Outcome(target, done.returncode != 0, count, time.monotonic() - begin, done.stderr)
 
 
-def run_guided(folder: Path, target: str, seconds: int) -> Outcome:
+def run_guided(folder: Path, target: str, limit: str) -> Outcome:
+    """`limit`: libFuzzer's flag that ends the run."""
     kept = folder / "learnt" / target
     kept.mkdir(parents=True, exist_ok=True)
-    flags = [f"-max_total_time={seconds}", "-rss_limit_mb=1024", "-print_final_stats=1", "-max_len=8192"]
+    flags = [limit, "-rss_limit_mb=1024", "-print_final_stats=1", "-max_len=8192"]
     outcome = run(folder, target, *flags, kept=kept)
     input_ = re.search(r"Test unit written to (.*)", outcome.output)
     told = f"\ninput: {input_[1]}\nreproduce: {folder}/fuzz_{target} {input_[1]}\n" if input_ else ""
@@ -99,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target, with libFuzzer [60]")
+    parser.add_argument("--executions", type=int, help="instead: so many of each target, with libFuzzer")
     parser.add_argument(
         "--runs", type=int, help="instead: so many mutations for each target, without libFuzzer"
     )
@@ -109,15 +120,12 @@ def main() -> int:
     guided = asked.runs is None
     if guided and not has_libfuzzer("clang"):
         parser.error("clang with libFuzzer is missing: apt-get install clang; --runs=5000 needs gcc only")
+    limit = f"-runs={asked.executions}" if asked.executions else f"-max_total_time={asked.seconds}"
     folder = ROOT / "build" / ("fuzz" if guided else "fuzz_gcc")
     build(folder, guided, targets)
     found = False
     for target in targets:
-        outcome = (
-            run_guided(folder, target, asked.seconds)
-            if guided
-            else run(folder, target, f"-runs={asked.runs}")
-        )
+        outcome = run_guided(folder, target, limit) if guided else run(folder, target, f"-runs={asked.runs}")
         print(outcome.output[-6000:] if outcome.found else "", outcome, sep="", flush=True)
         found |= outcome.found
     return int(found)
