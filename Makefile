@@ -145,6 +145,9 @@ test: setup emu lint ## the whole suite, on every instruction set this machine h
 # tests run make themselves, and must not inherit ours
 PYTEST_RUN := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL OMP_WAIT_POLICY=passive $(VENV)/python -m pytest
 
+paths: setup emu ## the parity tests with PyTorch on other CPUs' code paths, and with the most exact one there could be
+	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(VENV)/python tests/paths.py
+
 lint: .venv/setup.done ## style and types: ruff, mypy, clang-format
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -218,4 +221,4 @@ clean: ## everything built, but not .venv, data or runs
 help: ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## /  make \1	/p' Makefile cuda/cuda.mk
 
-.PHONY: FORCE all setup demo test lint fmt bench asan tsan fuzz clean help
+.PHONY: FORCE all setup demo test paths lint fmt bench asan tsan fuzz clean help

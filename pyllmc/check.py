@@ -1,7 +1,7 @@
 """python -m pyllmc.check: every activation and gradient of the engine against PyTorch.
 
 The same weights and tokens go through the engine and through train_gpt2.py, in float32 and in float64. The
-engine may be twice as far from the float64 answer as PyTorch's float32 is (FlashAttention's rule). The table
+engine may be twice as far from the float64 answer as float32 is (FlashAttention's rule; yardstick.py). The table
 is in the order of computation, so the first tensor that diverges is where to look.
 """
 
@@ -58,7 +58,7 @@ WORDS = {
 }
 OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
 MAX_NORM = 1.0  # what the gradients are clipped to
-BATCHES, MOST, TOKENS = 6, 64, 512  # over which PyTorch's own error is taken: of few numbers it may be lucky
+BATCHES, MOST, TOKENS = 6, 64, 512  # over which float32's own error is taken: of few numbers it may be lucky
 FLOOR = 4 * 2.0**-24  # times the largest value: four roundings, where PyTorch happens to be exact
 
 # what enters and what leaves the modules of a block, by the table's names
@@ -254,7 +254,7 @@ def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float
 
 
 def add_errors(errors: dict[str, float], run32: Result, run64: Result) -> None:
-    """PyTorch's relative error of each tensor: the largest of all layers and runs; one alone may be lucky."""
+    """float32's relative error of each tensor: the largest of all layers and runs; one alone may be lucky."""
     for kind in ("acts", "buffers", "grads"):
         r32, r64 = getattr(run32, kind), getattr(run64, kind)
         for key, exact in r64.items():
@@ -324,7 +324,9 @@ def random_batch(V: int, b: int, t: int, seed: int) -> Batch:
 
 
 def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, float]]:
-    """The float64 answer to random_batch(seed), and PyTorch's errors on it and on the batches of the seeds that follow."""
+    """The float64 answer to random_batch(seed), and float32's errors on it and on the batches of the seeds that follow."""
+    from pyllmc import yardstick  # which needs PyTorch
+
     errors: dict[str, float] = {}
     batches = max(BATCHES, min(MOST, -(-TOKENS // (b * t))))
     seeds = list(reversed(range(batches)))
@@ -332,8 +334,10 @@ def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, fl
         seeds, "PyTorch in float32 and float64: batch"
     ):  # one at a time: the results are large; the first is kept
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
-        run32, run64 = (run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
-        add_errors(errors, run32, run64)
+        run64 = run_reference(gpt, *batch, dtype="float64")
+        add_errors(errors, run_reference(gpt, *batch), run64)
+        with yardstick.plainly():
+            add_errors(errors, run_reference(gpt, *batch), run64)
     return run64, errors
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from conftest import ISAS, Kernel, assert_parity, in_every_way, lib
 
+from pyllmc import yardstick
+
 WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 
 
@@ -133,7 +135,7 @@ def expected(case: Case, stored: str = "float32") -> Expected:
         assert x.grad is not None
         return [y.detach().double().numpy() for y in (out, lse, x.grad)]
 
-    return Expected(qkv, dout, *zip(by_torch(getattr(torch, stored)), by_torch(torch.float64)))
+    return Expected(qkv, dout, *zip(*yardstick.both(by_torch, getattr(torch, stored))))
 
 
 def sizes(case: Case) -> tuple[int, int, int, int, int]:

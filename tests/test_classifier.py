@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
+from pyllmc import yardstick
+
 # B, T, V, Vp: V no multiple of a vector, one token more and less than a block, the padding none or more than a row
 SHAPES = [
     (1, 1, 1, 128),
@@ -68,7 +70,7 @@ def run(k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], V: int):
 def check(k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], V: int):
     d = {**d, "logits": storable(k, d["logits"])}
     losses, lse, loss, dlogits = run(k, buffers, d, V)
-    single, double = (torch_classifier(d, V, dtype) for dtype in (torch.float32, torch.float64))
+    single, double = yardstick.both(lambda dtype: torch_classifier(d, V, dtype))
     for got, a, b, what in zip((losses, lse, loss[0]), single, double, ("losses", "lse", "loss")):
         assert_parity(got, a, b, what)
     # some subtract lse as float holds it; the others make up for that rounding

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import ISAS, PRECISIONS, Buffers, Kernel, assert_parity, lib
 
 import pyllmc
-from pyllmc import InvalidArgument
+from pyllmc import InvalidArgument, yardstick
 
 FORMATS = {"bf16": lib.LLMC_BF16, "int8": lib.LLMC_INT8}
 SHAPES = [(1, 2, 1), (1, 7, 5), (1, 33, 18), (3, 48, 49), (5, 131, 40), (1, 768, 50), (4, 770, 33), (40, 331, 17),
@@ -44,7 +44,8 @@ def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str)
 
 def both(formula, *arrays: np.ndarray) -> list[np.ndarray]:
     tensors = [torch.from_numpy(a.copy()) for a in arrays]
-    return [np.asarray(formula(*(x.to(kind) for x in tensors))) for kind in (torch.float32, torch.float64)]
+    single, double = yardstick.both(lambda kind: [np.asarray(formula(*(x.to(kind) for x in tensors)))])
+    return [*single, *double]
 
 
 def rounded(x: np.ndarray, precision: str) -> np.ndarray:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
+from pyllmc import yardstick
+
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 13, 7), (3, 5, 48), (37, 1, 17), (2, 11, 768), (2, 3, 1600)]
 V, MAX_T = 29, 16
 
@@ -46,7 +48,7 @@ def test_backward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int):
     kernels.workspace(B, T, C)
     kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
     positions = np.tile(np.arange(T), (B, 1))
-    single, double = (torch_encoder(d, positions, dtype) for dtype in (torch.float32, torch.float64))
+    single, double = yardstick.both(lambda dtype: torch_encoder(d, positions, dtype))
     assert_parity(dwte, single[1], double[1], "dwte")
     assert_parity(dwpe, single[2], double[2], "dwpe")
     assert (dwpe[T:] == 0).all()
@@ -62,7 +64,7 @@ def test_backward_of_one_token_repeated(kernels: Kernel, buffers: Buffers, C: in
     kernels.workspace(B, T, C)
     kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
     positions = np.tile(np.arange(T), (B, 1))
-    single, double = (torch_encoder(d, positions, dtype) for dtype in (torch.float32, torch.float64))
+    single, double = yardstick.both(lambda dtype: torch_encoder(d, positions, dtype))
     assert_parity(dwte, single[1], double[1], "dwte")
     assert_parity(dwpe, single[2], double[2], "dwpe")
     assert (np.delete(dwte, 5, axis=0) == 0).all()

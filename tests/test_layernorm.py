@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
+from pyllmc import yardstick
+
 # rows of a warp, of several and of more than fits their registers
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 13, 7), (3, 5, 48), (2, 1, 97), (2, 11, 768), (1, 3, 1600), (7, 101, 33),
           (1, 2, 4104), (1, 2, 8200)]  # fmt: skip
@@ -38,7 +40,7 @@ def torch_layernorm(inp, weight, bias, dtype: torch.dtype, dout=None):
 
 
 def both(*args, **kwargs):
-    return (torch_layernorm(*args, dtype=dtype, **kwargs) for dtype in (torch.float32, torch.float64))
+    return yardstick.both(lambda dtype: torch_layernorm(*args, dtype=dtype, **kwargs))
 
 
 def check_forward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int, offset: float):

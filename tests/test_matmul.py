@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from conftest import DEVICES, ISAS, Kernel, assert_parity, lib
 
+from pyllmc import yardstick
+
 BLOCKED = [isa for isa in ISAS if isa != "reference"]
 TILE = {
     "avx512_bf16": (8, 48, 16),
@@ -62,7 +64,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 def both(formula, *arrays: np.ndarray, kind: torch.dtype = torch.float32) -> list[np.ndarray]:
     """The formula in PyTorch, in `kind` and in float64."""
     tensors = [torch.from_numpy(a.copy()) for a in arrays]
-    return [formula(*(x.to(k) for x in tensors)).double().numpy() for k in (kind, torch.float64)]
+    single, double = yardstick.both(lambda k: [formula(*(x.to(k) for x in tensors)).double().numpy()], kind)
+    return [*single, *double]
 
 
 def slope(x: torch.Tensor) -> torch.Tensor:

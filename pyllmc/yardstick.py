@@ -1,0 +1,233 @@
+"""How far from the float64 answer float32 may be: the one place where every comparison with PyTorch gets its measure.
+
+PyTorch's own error is the luck of the library that multiplies matrices on this CPU: it adds up in another order on
+another one, and errs three to five times less there (MKL with AVX-512, measured). So the formula is evaluated twice in
+float32, as PyTorch does it here and plainly, and the one that is further from the float64 answer counts. Plainly means:
+
+    a product adds up its terms one after the other, each product and each sum rounded, as a loop in C does;
+    a sum of many numbers adds up runs of RUN of them, and then the runs (numbers of one sign add their errors up);
+    GELU and AdamW round every operation of their formulas.
+
+numpy's multiplications and additions round as IEEE 754 says, so this is the same number on every CPU. A kernel that
+works in float32 adds up in some such order or in a better one: of n terms, the error is at most about sqrt(n) roundings of
+the partial sums (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
+2019). Their bound itself, from the sum of the terms' sizes, is about sqrt(n) times too wide where signs differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RUN = 128  # numbers
+TILE = 1 << 14  # results that stay in a core's cache while their terms are added
+aten = torch.ops.aten
+NARROW = (torch.float32, torch.bfloat16)
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(M, K) @ (K, N), term after term."""
+    (M, K), N = a.shape, b.shape[1]
+    out, b = np.zeros((M, N), np.float32), np.ascontiguousarray(b)
+    rows = max(1, TILE // max(N, 1))
+    for m in range(0, M, rows):
+        total, left = out[m : m + rows], a[m : m + rows]
+        term = np.empty_like(total)
+        for k in range(K):
+            np.multiply(left[:, k : k + 1], b[k], out=term)
+            total += term
+    return out
+
+
+def total(x: np.ndarray) -> np.ndarray:
+    """The sum over the first axis."""
+    while len(x) > 1:
+        pad = [(0, -len(x) % min(RUN, len(x)))] + [(0, 0)] * (x.ndim - 1)
+        runs = np.pad(x, pad).reshape(-1, min(RUN, len(x)), *x.shape[1:])
+        x = runs[:, 0].copy()
+        for k in range(1, runs.shape[1]):
+            x += runs[:, k]
+    return x.sum(0, dtype=np.float32)  # of one, or of none
+
+
+def numbers(x: Any) -> np.ndarray:
+    return np.asarray(x.detach().float().numpy())
+
+
+def like(out: np.ndarray, x: Any) -> Any:
+    return torch.tensor(out).to(x.dtype)
+
+
+def mm(a: Any, b: Any) -> Any:
+    return like(product(numbers(a), numbers(b)), a)
+
+
+def addmm(bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    out = np.float32(alpha) * product(numbers(a), numbers(b)) + np.float32(beta) * numbers(bias)
+    return like(out, a)
+
+
+def bmm(a: Any, b: Any) -> Any:
+    return like(np.stack([product(x, y) for x, y in zip(numbers(a), numbers(b))]), a)
+
+
+def sum_dims(x: Any, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    axes = [d % x.ndim for d in dims] if dims else list(range(x.ndim))
+    others = [d for d in range(x.ndim) if d not in axes]
+    moved = numbers(x).transpose(axes + others).reshape(-1, *(x.shape[d] for d in others))
+    out = like(total(moved), x)
+    return out.reshape([1 if d in axes else n for d, n in enumerate(x.shape)]) if keepdim else out
+
+
+def sum_all(x: Any, *, dtype: Any = None) -> Any:
+    return sum_dims(x)
+
+
+def embedding_dense_backward(grad: Any, ids: Any, rows: int, padding: int, scaled: bool) -> Any:
+    """Row i: the sum of the gradients of all tokens i, one after the other, as PyTorch adds them up."""
+    flat, at = numbers(grad).reshape(-1, grad.shape[-1]), ids.numpy().ravel()
+    out = np.zeros((rows, flat.shape[1]), np.float32)
+    for i, row in zip(at, flat):
+        out[i] += row
+    return like(out, grad)
+
+
+def native_layer_norm(x: Any, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    v = numbers(x)
+    C = np.float32(v.shape[-1])
+    mean = total(np.moveaxis(v, -1, 0).copy())[..., None] / C
+    away = v - mean
+    rstd = 1 / np.sqrt(total(np.moveaxis(away * away, -1, 0).copy())[..., None] / C + np.float32(eps))
+    out = away * rstd * numbers(weight) + numbers(bias)
+    kinds = aten.native_layer_norm(x, shape, weight, bias, eps)[1:]  # their types
+    return like(out, x), *(like(y, k) for y, k in zip((mean, rstd), kinds))
+
+
+def native_layer_norm_backward(
+    dout: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Any
+) -> Any:
+    """dinp is PyTorch's; dweight and dbias are sums over all the rows, one after the other, as PyTorch's."""
+    dinp, _, _ = aten.native_layer_norm_backward(dout, x, shape, mean, rstd, weight, bias, mask)
+    d, norm = numbers(dout), (numbers(x) - numbers(mean)) * numbers(rstd)
+    C = d.shape[-1]
+    dweight, dbias = (like(np.add.accumulate(y.reshape(-1, C))[-1], dout) for y in (d * norm, d))
+    return dinp, dweight, dbias
+
+
+def vector_norm(x: Any, *more: Any, **named: Any) -> Any:
+    """The root of the sum of all the squares."""
+    values = numbers(x).ravel()
+    return like(np.sqrt(total(values * values)), x)
+
+
+def set_to(x: Any, out: np.ndarray) -> Any:
+    return x.copy_(like(out, x))
+
+
+def lerp_(x: Any, end: Any, weight: float) -> Any:
+    return set_to(x, numbers(x) + np.float32(weight) * (numbers(end) - numbers(x)))
+
+
+def mul_(x: Any, by: Any) -> Any:
+    return set_to(x, numbers(x) * (numbers(by) if isinstance(by, torch.Tensor) else np.float32(by)))
+
+
+def addcmul_(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
+    return set_to(x, numbers(x) + np.float32(value) * numbers(a) * numbers(b))
+
+
+def addcdiv_(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
+    return set_to(x, numbers(x) + np.float32(value) * numbers(a) / numbers(b))
+
+
+ROOT, CUBE, HALF = np.float32((2 / np.pi) ** 0.5), np.float32(0.044715), np.float32(0.5)
+
+
+def tanh_of(x: np.ndarray) -> np.ndarray:
+    """tanh(sqrt(2/pi) (x + 0.044715 x^3)), itself rounded once."""
+    return np.tanh((ROOT * (x + CUBE * x * x * x)).astype(np.float64)).astype(np.float32)
+
+
+def gelu(x: Any, *, approximate: str = "none") -> Any:
+    if approximate != "tanh":
+        return aten.gelu(x, approximate=approximate)
+    v = numbers(x)
+    return like(HALF * v * (1 + tanh_of(v)), x)
+
+
+def gelu_backward(dout: Any, x: Any, *, approximate: str = "none") -> Any:
+    if approximate != "tanh":
+        return aten.gelu_backward(dout, x, approximate=approximate)
+    v = numbers(x)
+    t = tanh_of(v)
+    inner = ROOT * (1 + 3 * CUBE * v * v)
+    return like(numbers(dout) * (HALF * (1 + t) + HALF * v * (1 - t * t) * inner), x)
+
+
+def foreach_norm(xs: Any, *more: Any, **named: Any) -> Any:
+    return [vector_norm(x) for x in xs]
+
+
+PLAINLY: dict[Any, Callable[..., Any]] = {
+    aten.mm.default: mm,
+    aten.addmm.default: addmm,
+    aten.bmm.default: bmm,
+    aten.sum.dim_IntList: sum_dims,
+    aten.sum.default: sum_all,
+    aten.embedding_dense_backward.default: embedding_dense_backward,
+    aten.native_layer_norm_backward.default: native_layer_norm_backward,
+    aten.linalg_vector_norm.default: vector_norm,
+    aten._foreach_norm.Scalar: foreach_norm,
+    aten.native_layer_norm.default: native_layer_norm,
+    aten.lerp_.Scalar: lerp_,
+    aten.mul_.Tensor: mul_,
+    aten.addcmul_.default: addcmul_,
+    aten.addcdiv_.default: addcdiv_,
+    aten.gelu.default: gelu,
+    aten.gelu_backward.default: gelu_backward,
+}
+
+
+class Plain(TorchDispatchMode):
+    """PyTorch whose sums are the ones above."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = PLAINLY.get(func)
+        first = (
+            args[0][0]
+            if args and isinstance(args[0], (list, tuple)) and args[0]
+            else args[0]
+            if args
+            else None
+        )
+        if plain and isinstance(first, torch.Tensor) and first.dtype in NARROW:
+            return plain(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Inside, PyTorch adds up in float32 in an order that is the same on every CPU."""
+    with sdpa_kernel(SDPBackend.MATH), Plain():
+        yield
+
+
+def worse(one: Any, other: Any, exact: Any) -> Any:
+    """The one of two arrays that is further from the exact numbers."""
+    errors = [np.abs(np.asarray(x, np.float64) - np.asarray(exact)).max(initial=0) for x in (one, other)]
+    return other if errors[1] > errors[0] else one
+
+
+def both(formula: Callable[[Any], Sequence[Any]], kind: Any = torch.float32) -> tuple[list[Any], list[Any]]:
+    """The arrays of formula(kind), as far off as a good kernel's may be half, and those of formula(torch.float64)."""
+    exact = [np.asarray(x) for x in formula(torch.float64)]
+    here = formula(kind)
+    with plainly():
+        plain = formula(kind)
+    return [worse(*xs) for xs in zip(here, plain, exact)], exact

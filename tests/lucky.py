@@ -1,0 +1,67 @@
+"""The most exact PyTorch that a CPU could have: every operation in float64, rounded once.
+
+Matrix libraries and vector instructions differ in how far they err, and no single machine shows how far they may differ.
+PYLLMC_TORCH=lucky puts this one under every test, so that none holds only where PyTorch happens to err much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NARROW = (torch.float32, torch.bfloat16)
+aten = torch.ops.aten
+# what rounds nothing, or is random and must draw the same numbers
+AS_IT_IS = {aten._to_copy, aten.copy_, aten.detach, aten.clone, aten.empty, aten.normal_, aten.uniform_}
+
+
+def is_narrow(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in NARROW
+
+
+def written(func: Any) -> list[int]:
+    """The places of the arguments that an operation changes."""
+    return [i for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write]
+
+
+def is_view(func: Any) -> bool:
+    return not written(func) and any(a.alias_info for a in func._schema.arguments)
+
+
+def wide(x: Any) -> Any:
+    return x.double() if is_narrow(x) else x
+
+
+class Lucky(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if (
+            not hasattr(func, "_schema")
+            or getattr(func, "overloadpacket", None) in AS_IT_IS
+            or is_view(func)
+            or not any(is_narrow(x) for x in tree_leaves((args, kwargs)))
+        ):
+            return func(*args, **kwargs)
+        wide_args, wide_kwargs = tree_map(wide, (args, kwargs))
+        exact = func(*wide_args, **wide_kwargs)
+        if places := written(func):
+            return self.write_back(func, places, args, wide_args, kwargs)
+        return tree_map(
+            lambda x, like: x.to(like.dtype) if is_narrow(like) else x, exact, func(*args, **kwargs)
+        )
+
+    def write_back(self, func, places, args, wide_args, kwargs):
+        """What an operation changed in the float64 copies, into the tensors it was given."""
+        for i in places:
+            if i >= len(args):
+                raise NotImplementedError(f"{func} writes into a keyword argument")
+            tree_map(lambda x, exact: x.copy_(exact) if is_narrow(x) else x, args[i], wide_args[i])
+        return args[places[0]] if func._schema.returns else None
+
+
+def begin() -> None:
+    """For the rest of the process."""
+    Lucky().__enter__()
