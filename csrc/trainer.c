@@ -309,7 +309,8 @@ static int at_save(llmc_trainer *t) {
         return LLMC_CHECKPOINT;
     }
     const int kind = may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
-    if (kind >= 0) t->phase = ending ? FINISHED : ACCUMULATE; /* a save that failed is no failure of the next step's data */
+    if (kind >= 0)
+        t->phase = ending ? FINISHED : ACCUMULATE; /* a save that failed is no failure of the next step's data */
     return kind;
 }
 
