@@ -14,7 +14,7 @@ import numpy as np
 
 from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
-from pyllmc.checks import NotCopied, as_flag, as_path, as_word, is_array, refuse
+from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_word, is_array, refuse
 from pyllmc.errors import InvalidArgument
 from pyllmc.model import Model
 
@@ -51,7 +51,7 @@ class Options(NotCopied):
     def __init__(self, lib: Any, chat: bool = False) -> None:
         self.lib = self._lib = lib
         self.is_chat = chat
-        self.command = f"python -m pyllmc.{'chat' if chat else 'train'}"
+        self._command = f"python -m pyllmc.{'chat' if chat else 'train'}"
         handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
         self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
@@ -74,7 +74,7 @@ class Options(NotCopied):
     def set_model_file(self, path: str) -> None:
         """What is read for --model; see pyllmc.adopt."""
         _ffi.check(
-            self._lib, self._lib.llmc_options_set_model_file(self.handle, os.fsencode(as_path("path", path)))
+            self._lib, self._lib.llmc_options_set_model_file(self.handle, _ffi.encoded(as_path("path", path)))
         )
 
     def parse(self, arguments: Sequence[str]) -> str:
@@ -100,11 +100,12 @@ class Options(NotCopied):
 
     def help(self, command: str = "", width: int = 0) -> str:
         """What `command --help` tells, in lines of `width` columns: by default those of the terminal."""
-        command, width = command or self.command, width or shutil.get_terminal_size((100, 24)).columns
+        name = as_word("command", command) or self._command.encode()
+        columns = as_int("width", width) or shutil.get_terminal_size((100, 24)).columns
         told = self._lib.llmc_options_help
-        size = _ffi.check(self._lib, told(self.handle, command.encode(), width, _ffi.ffi().NULL, 0)) + 1
+        size = _ffi.check(self._lib, told(self.handle, name, columns, _ffi.ffi().NULL, 0)) + 1
         text = _ffi.ffi().new("char[]", size)
-        _ffi.check(self._lib, told(self.handle, command.encode(), width, text, size))
+        _ffi.check(self._lib, told(self.handle, name, columns, text, size))
         return _ffi.text(text)
 
 
@@ -201,7 +202,7 @@ class Trainer(NotCopied):
     def ending(self, program: str, python: str) -> str:
         """What was best, where it is, and what to do next, as commands that call `program` to train and `python`."""
         text = _ffi.ffi().new("char[]", 1 << 15)
-        names = os.fsencode(program), os.fsencode(python)
+        names = _ffi.encoded(as_path("program", program)), _ffi.encoded(as_path("python", python))
         _ffi.check(self._lib, self._lib.llmc_trainer_ending(self._handle, *names, text, 1 << 15))
         return os.fsdecode(_ffi.ffi().string(text))
 

@@ -165,7 +165,8 @@ def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
 def weights_told(path: Path, before: str, after: str = "") -> str:
     """Which weights a run folder stands for, and where its last step ended worse, a command for that; "" of other files."""
     lib, text = _ffi.load(), _ffi.ffi().new("char[]", 1 << 14)
-    words = os.fsencode(path), os.fsencode(before), os.fsencode(after)
+    named = {"path": path, "before": before, "after": after}
+    words = [_ffi.encoded(as_path(name, value)) for name, value in named.items()]
     _ffi.check(lib, lib.llmc_run_told(*words, text, 1 << 14))
     return os.fsdecode(_ffi.ffi().string(text))
 

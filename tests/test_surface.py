@@ -129,7 +129,17 @@ class Good:
             pieces=self.tokenizer.pieces, kind="longest", eot=-1, layer=0, descriptor="d12", lib=None
         )
         self.values.update(
-            vocab_size=8, max_seq_len=8, n_layer=1, n_head=1, n_embd=8, arguments=[], value="1"
+            program="./train_gpt2",
+            prog="x",
+            before="x",
+            python="python",
+            vocab_size=8,
+            max_seq_len=8,
+            n_layer=1,
+            n_head=1,
+            n_embd=8,
+            arguments=[],
+            value="1",
         )
         self.values.update(arena=self.model._arena, default=None, betas=(0.9, 0.95))
         self.values.update({field.name: 0 for field in dataclasses.fields(pyllmc.Event)})
@@ -384,7 +394,7 @@ def test_the_rest_is_copied(good):
     for thing in (
         good.model.config,
         good.tokenizer,
-        next(pyllmc.Trainer(**{**TINY, "vocab_size": 9}, plan=True)),
+        next(pyllmc.Trainer(**{**TINY, "vocab_size": 1000}, plan=True)),
     ):
         for again in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
             assert repr(again) == repr(thing)
