@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyllmc import __version__
 from pyllmc.errors import begin_command, run_command
-from pyllmc.options import meant
+from pyllmc.options import meant, one_of
 
 PROG = "pyllmc"
 HERE = Path(__file__).resolve().parent
@@ -68,7 +68,7 @@ def hint(word: str) -> str:
     asked = word.removeprefix("pyllmc.").lower().replace("-", "_")
     near = meant(SYNONYMS.get(asked, asked), [name.removeprefix("pyllmc.") for name in names])
     if near:
-        return f"'{word}': did you mean python -m pyllmc.{near}?"
+        return f"'{word}': did you mean {one_of([f'python -m pyllmc.{name}' for name in near])}?"
     return f"'{word}': a command is python -m pyllmc.NAME; python -m pyllmc lists them"
 
 

@@ -162,11 +162,15 @@ def meant(name: str, names: Sequence[str]) -> list[str]:
     return [other for other in names if is_part(name, other)][:MOST_MEANT]
 
 
+def one_of(names: Sequence[str]) -> str:
+    """a, b or c."""
+    return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else "".join(names)
+
+
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """The end of the line that refuses an option."""
     found = [f"--{other}" for other in meant(name, names)]
-    listed = ", ".join(found[:-1]) + " or " + found[-1] if len(found) > 1 else "".join(found)
-    return f"did you mean {listed}?" if found else "--help lists them"
+    return f"did you mean {one_of(found)}?" if found else "--help lists them"
 
 
 def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
