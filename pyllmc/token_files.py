@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
-from pyllmc.bins import HEADERED, format_for, read_shard
+from pyllmc.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
 from pyllmc.files import DataError, MalformedFile, need, reading
 from pyllmc.foreign_tokenizer import META
 from pyllmc.prepro import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
@@ -39,55 +39,74 @@ def tokenizer_beside(files: list[str]) -> str:
     return next((path for n in (META, TOKENIZER) if os.path.isfile(path := os.path.join(folder, n))), "gpt2")
 
 
-def read_ids(path: str) -> Any:
-    """A numpy array of ids, mapped."""
-    numpy = need("numpy", "reading a token file")
+def inspect(path: str) -> ShardInfo:
+    """Where the ids of a file lie, whoever wrote it."""
     with reading(path), open(path, "rb") as f:
         head = f.read(1 << 16)
         size = os.fstat(f.fileno()).st_size
-    if head.startswith(b"\x93NUMPY"):
-        try:
-            ids = numpy.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as e:
-            raise MalformedFile(f"{path}: not a readable NumPy array: {e}") from e
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise DataError(f"{path}: one row of whole numbers was expected, not {ids.dtype} {ids.shape}")
-        return ids
+        if head.startswith(b"\x93NUMPY"):
+            f.seek(0)
+            return _inspect_npy(path, f)
     headered = int.from_bytes(head[:4], "little") in HEADERED
     if not headered and what_holds(head, size) == "uint16":
-        return numpy.memmap(path, dtype="<u2", mode="r")
-    return read_shard(path)
+        return ShardInfo(UINT16, size // 2, 0)
+    return inspect_shard(path)
+
+
+def _inspect_npy(path: str, f: BinaryIO) -> ShardInfo:
+    numpy = need("numpy", "reading a token file")
+    header = numpy.lib.format
+    try:
+        read = {(1, 0): header.read_array_header_1_0, (2, 0): header.read_array_header_2_0}
+        shape, _, dtype = read[header.read_magic(f)](f)
+    except (ValueError, KeyError) as e:
+        raise MalformedFile(f"{path}: not a readable NumPy array: {e}") from e
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise DataError(f"{path}: one row of whole numbers was expected, not {dtype} {shape}")
+    return ShardInfo(RAW._replace(name=str(dtype), dtype=dtype.str), shape[0], f.tell())
+
+
+def _blocks(path: str, info: ShardInfo, first: int, end: int) -> Iterator[Any]:
+    """Ids first to end, so many at a time that no memory is too small."""
+    for at in range(first, end, AT_ONCE):
+        yield read_ids(path, info, at, min(AT_ONCE, end - at))
+
+
+def _check_ids(path: str, info: ShardInfo, tokenizer: Tokenizer) -> None:
+    for ids in _blocks(path, info, 0, info.ntok):
+        if not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
+            raise DataError(
+                f"{path}: ids reach {int(ids.max())}, and the tokenizer ({tokenizer.name}) has "
+                f"{tokenizer.vocab_size}: name the one they were made with, as in --tokenizer FOLDER/{META}"
+            )
 
 
 def convert(files: list[str], tokenizer: Tokenizer, args: Any) -> dict[str, Any]:
     """Write them as the data set args.out and return its metadata."""
-    ids = {path: read_ids(path) for path in files}
-    for path, found in ids.items():
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < tokenizer.vocab_size:
-            raise DataError(
-                f"{path}: ids reach {int(found.max())}, and the tokenizer ({tokenizer.name}) has "
-                f"{tokenizer.vocab_size}: name the one they were made with, as in --tokenizer FOLDER/{META}"
-            )
+    found = {path: inspect(path) for path in files}
+    for path, info in found.items():
+        _check_ids(path, info, tokenizer)
     source = ", ".join(map(os.path.basename, files))
     return write_encoded(
-        _chunks(ids, args.val_fraction, args.val_tokens, tokenizer),
+        _chunks(found, args.val_fraction, args.val_tokens, tokenizer),
         args.out, tokenizer, args.shard_tokens, source, args.overwrite, args.val_tokens or 0,
     )  # fmt: skip
 
 
 def _chunks(
-    ids: dict[str, Any], share: float | None, val_tokens: int | None, tokenizer: Tokenizer
+    files: dict[str, ShardInfo], share: float | None, val_tokens: int | None, tokenizer: Tokenizer
 ) -> Iterator[Chunk]:
     """In pieces: files called val validate, else the end of the others or their first ids."""
-    has_val = any(os.path.basename(path).startswith("val") for path in ids)
+    has_val = any(os.path.basename(path).startswith("val") for path in files)
     share = 0 if has_val and share is None else DEFAULT_VAL_FRACTION if share is None else share
-    for path, all_ids in ids.items():
+    for path, info in files.items():
+        n = info.ntok
         is_val = has_val and os.path.basename(path).startswith("val")
-        cut = len(all_ids) if is_val or val_tokens is not None else len(all_ids) - int(len(all_ids) * share)
-        first = "val" if is_val else "train" if val_tokens is None else ""
-        for split, part in ((first, all_ids[:cut]), ("val", all_ids[cut:])):
-            for at in range(0, len(part), AT_ONCE):
-                yield _chunk(split, part[at : at + AT_ONCE], tokenizer, at == 0)
+        cut = n if is_val or val_tokens is not None else n - int(n * share)
+        split = "val" if is_val else "train" if val_tokens is None else ""
+        for name, first, end in ((split, 0, cut), ("val", cut, n)):
+            for i, ids in enumerate(_blocks(path, info, first, end)):
+                yield _chunk(name, ids, tokenizer, i == 0)
 
 
 def _chunk(split: str, ids: Any, tokenizer: Tokenizer, begins: bool) -> Chunk:
