@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from pyllmc.errors import counted
 from pyllmc.files import DataError, FileFailure, reading, writing
 from pyllmc.readers import BLOCK, BYTE_ORDER_MARKS, READERS, Source, opened
 
@@ -122,7 +123,7 @@ def _of_folder(folder: str, kind: str, encoding: str, warn: Callable[[str], None
     if other:
         names = ", ".join(os.path.relpath(path, folder) for path in other[:SHOWN])
         more = f" and {len(other) - SHOWN} more" if other[SHOWN:] else ""
-        left_out = f"{len(other)} file{'s' * (len(other) > 1)} that {'are' if other[1:] else 'is'} no text: {names}{more}"
+        left_out = f"{counted(len(other), 'file')} that {'are' if other[1:] else 'is'} no text: {names}{more}"
         if not found:
             raise DataError(f"{folder} holds no text, only {left_out}")
         warn(f"{folder}: left out {left_out}")

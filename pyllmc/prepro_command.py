@@ -1,20 +1,4 @@
-"""Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
-
-examples:
-  python -m pyllmc.prepro --input my.txt --tokenizer char        your own text
-  python -m pyllmc.prepro --input my.txt --tokenizer bpe         byte pairs learnt from it
-  python -m pyllmc.prepro --input more.txt --tokenizer runs/x    for a model that exists
-  python -m pyllmc.prepro --input books/ --workers 4             all text below a folder
-  python -m pyllmc.prepro --input chat.jsonl --field data.text   a field of each record
-  zcat logs.gz | python -m pyllmc.prepro --input -               what comes in
-  python -m pyllmc.prepro --input nanoGPT/data/shakespeare_char  nanoGPT's train.bin and val.bin
-  python -m pyllmc.prepro                                        TinyStories, by network
-
-Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold
-records; all may be compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". In a
-folder what is no text and what is hidden is left out. The data set is data/my for my.txt and
-data/books for books/ unless --out says otherwise; python -m pydoc pyllmc.prepro describes it.
-"""
+"""The command line of pyllmc.prepro."""
 
 from __future__ import annotations
 
@@ -28,9 +12,9 @@ from typing import Any
 
 from pyllmc import inputs, token_files
 from pyllmc.bpe import EOT_PIECE
-from pyllmc.errors import EXIT_CODES, run_command
+from pyllmc.errors import counted, run_command
 from pyllmc.files import DataError, FileFailure, need
-from pyllmc.options import Parser, at_least, unescaped
+from pyllmc.options import Parser, at_least, number, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
 from pyllmc.prepro_progress import progress_bar
 from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
@@ -38,6 +22,22 @@ from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
 PROG = "pyllmc.prepro"
+ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
+
+Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold records; all may be
+compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Of a folder, files that are no text and hidden
+ones are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m pydoc
+pyllmc.prepro describes it."""
+EXAMPLES = (
+    "python -m pyllmc.prepro --input my.txt --tokenizer char      your own text",
+    "python -m pyllmc.prepro --input my.txt --tokenizer bpe       its byte pairs",
+    "python -m pyllmc.prepro --input more.txt --tokenizer runs/x  a model's ids",
+    "python -m pyllmc.prepro --input books/ --workers 4           a whole folder",
+    "python -m pyllmc.prepro --input a.jsonl --field data.text    a nested field",
+    "python -m pyllmc.prepro --input - < notes.txt                what comes in",
+    "python -m pyllmc.prepro --input data/shakespeare_char        nanoGPT's ids",
+    "python -m pyllmc.prepro                                      TinyStories",
+)
 HUB_NAME = "roneneldan/TinyStories"
 DEFAULT_OUT = "data/tinystories"
 DEFAULT_TOKENIZER = "gpt2"
@@ -83,10 +83,7 @@ SPLITS = {"nanogpt": nanogpt_split, "llmc": llmc_split}
 
 
 def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1)")
     return value
@@ -114,20 +111,8 @@ def _tokenizer(text: str) -> str | Tokenizer:
     return os.path.join(os.curdir, text) if os.sep not in text else text
 
 
-class _Help(argparse.HelpFormatter):
-    """Paragraphs are wrapped to the terminal; indented lines, the examples, stay as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        def paragraph(lines: str) -> str:
-            return lines if "\n " in lines else super(_Help, self)._fill_text(lines, width, indent)
-
-        return "\n\n".join(map(paragraph, text.strip().split("\n\n")))
-
-
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=prog, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False, formatter_class=_Help
-    )
+    parser = Parser(prog=prog, description=ABOUT, examples=EXAMPLES, allow_abbrev=False)
     _add_input(parser)
     add = parser.add_argument
     add("--out", help=f"directory to make [data/NAME of the first input; {DEFAULT_OUT}]")
@@ -141,7 +126,12 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     choose("--val_fraction", type=_fraction, metavar="X",
            help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
     choose("--val_tokens", type=at_least(0), metavar="N", help="how many first tokens validate instead")
-    choose("--split", choices=list(SPLITS), help="split one file of text as that project does")
+    choose(
+        "--split",
+        choices=list(SPLITS),
+        metavar="NAME",
+        help=f"split one file of text as {' or '.join(SPLITS)} does",
+    )
     add("--shard_tokens", type=at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
         help="tokens in a shard [%(default)s]")  # fmt: skip
     add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
@@ -309,7 +299,7 @@ def run(args: argparse.Namespace) -> None:
     if not eot and meta["documents"] > 1:
         warn(args, "warning: this tokenizer has no end-of-text id: nothing separates the documents")
     if how.skipped:
-        warn(args, f"left out {how.skipped} records without a text in {args.field!r}")
+        warn(args, f"left out {counted(how.skipped, 'record')} without a text in {args.field!r}")
     report(args, meta)
 
 

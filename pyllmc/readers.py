@@ -57,7 +57,9 @@ class NoField(DataError):
 
 def _open_zstd(f: BinaryIO) -> Any:
     if sys.version_info >= (3, 14):
-        return need("compression.zstd", "reading .zst").ZstdFile(f)
+        from compression import zstd
+
+        return zstd.ZstdFile(f)
     return need("zstandard", "reading .zst").ZstdDecompressor().stream_reader(f, read_across_frames=True)
 
 
