@@ -11,6 +11,8 @@ from typing import Any
 from cffi import FFI
 
 from pyllmc import cublas, live
+from pyllmc.checks import encoded as encoded
+from pyllmc.checks import typed as typed
 from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
     ERRORS,
     BadFile,
@@ -82,31 +84,6 @@ def _load(device: str, name: str) -> Any:
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: {remedy}")
     live.listen(ffi(), lib)
     return lib
-
-
-def encoded(text: str | os.PathLike[str]) -> bytes:
-    """A path or an argument as C takes it: the bytes that the system calls it by, else UTF-8."""
-    name = os.fspath(text)
-    try:
-        return os.fsencode(name)
-    except UnicodeEncodeError:  # the locale knows no such character, so no argument brought it
-        return text_bytes(name)
-
-
-def text_bytes(text: str) -> bytes:
-    """A text that a user typed as UTF-8; bytes that the locale does not know stay what they are."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{text!r:.80} holds half a character, which no text has") from None
-
-
-def typed(argument: str) -> str:
-    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
-    try:
-        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeError:
-        return argument
 
 
 def message(lib: Any) -> str:

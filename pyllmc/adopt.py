@@ -34,7 +34,7 @@ def adopt_model(options: Any) -> None:
 def _foreign(name: str, lib: Any) -> Path | None:
     """Where the weights are, if Python must read them; None for sizes, for the engine's own files, and for nothing."""
     path = Path(name)
-    if not name or lib.llmc_config_parse(_ffi.ffi().new("llmc_config *"), os.fsencode(name)) >= 0:
+    if not name or lib.llmc_config_parse(_ffi.ffi().new("llmc_config *"), _ffi.encoded(name)) >= 0:
         return None
     if path.exists() or engine.is_bundle(path):
         return None if convert.is_engines(path) else path

@@ -87,17 +87,41 @@ def as_bytes(name: str, value: Any) -> bytes:
     return bytes(value)
 
 
+def encoded(text: str | bytes | os.PathLike[str]) -> bytes:
+    """A path or an argument as C takes it: the bytes that the system calls it by, else UTF-8."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:  # the locale knows no such character, so no argument brought it
+        return text_bytes(str(os.fspath(text)))
+
+
+def text_bytes(text: str) -> bytes:
+    """A text that a user typed as UTF-8; bytes that the locale does not know stay what they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{text!r:.80} holds half a character, which no text has") from None
+
+
+def typed(argument: str) -> str:
+    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return argument
+
+
 def as_path(name: str, value: Any) -> str:
     """The path of a file or folder: a str, bytes or path-like object that the system can take."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         refuse(name, value, "a path")
     try:
-        encoded = os.fsencode(value)
-    except (TypeError, UnicodeEncodeError):
+        data = encoded(value)
+    except (TypeError, InvalidArgument):
         refuse(name, value, "a path")
-    if b"\0" in encoded:
+    if b"\0" in data:
         raise InvalidArgument(f"{name} holds a NUL byte")
-    return os.fsdecode(encoded)
+    return os.fsdecode(data)
 
 
 class NotCopied:

@@ -20,6 +20,7 @@ from pathlib import Path
 from pyllmc import foreign_tokenizer
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
+from pyllmc.checks import text_bytes
 from pyllmc.errors import run_command
 from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
@@ -76,7 +77,7 @@ def file_in(folder: str) -> str:
 
 
 def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    data = sys.stdin.buffer.read() if args.text is None else os.fsencode(args.text)
+    data = sys.stdin.buffer.read() if args.text is None else text_bytes(args.text)
     ids = tokenizer.encode_bytes(data)
     for line in work_of(tokenizer, data, ids) if args.show_work else ():
         print(line)
