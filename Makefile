@@ -52,7 +52,7 @@ ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-ENGINE  := $(filter-out main chat_main,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+ENGINE  := $(filter-out main chat_main terminal,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/cpu/*.h)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
 TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/config.c
@@ -79,7 +79,7 @@ all: $(LIB) $(PROGRAMS) ## the engine: the library, ./train_gpt2 and ./chat_gpt2
 
 $(filter %train_gpt2,$(PROGRAMS)): $(BUILD)/main.o
 $(filter %chat_gpt2,$(PROGRAMS)): $(BUILD)/chat_main.o
-$(PROGRAMS): $(OBJECTS)
+$(PROGRAMS): $(BUILD)/terminal.o $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(THREADS) -o $@ $^ -lm $(LDFLAGS)
 

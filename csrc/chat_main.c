@@ -1,5 +1,4 @@
 /* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
-#include <sys/ioctl.h>
 #include <sys/select.h>
 #include "program.h"
 
@@ -21,27 +20,21 @@ static void catch_interrupts(void) {
     signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
 }
 
-/* while the model is loaded, or reads a long turn; an answer of its own is in sight */
+/* Shows life while the model is loaded or reads a long turn; during an answer its text is enough. */
 static int on_pulse(void *context, const char *text) {
     (void)context;
     show_live(text);
     return interrupts != 0;
 }
 
-/* of the terminal that is written to, as wide as it is now; 0: it is none */
-static int columns(void) {
-    struct winsize size;
-    return isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
-}
-
 static int show_wrapped(llmc_wrap *wrap, const char *text, int64_t size) {
     const char *out;
-    const int rc = llmc_wrap_next(wrap, columns(), text, size, &out, &size);
+    const int rc = llmc_wrap_next(wrap, terminal_columns(STDOUT_FILENO), text, size, &out, &size);
     if (rc == 0) show(out, size);
     return rc;
 }
 
-/* 0, an error, or INTERRUPTED; `label`: what stands before the answer on its line */
+/* Shows an answer behind `label`, on its line: 0, an error, or INTERRUPTED. */
 static int answer(llmc_chat *chat, const char *text, int64_t size, const char *label) {
     const char *piece;
     int rc = llmc_chat_say(chat, text, size), shown = 0;

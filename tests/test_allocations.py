@@ -29,7 +29,7 @@ pytestmark = [
 def program(tmp_path_factory) -> Path:
     program = tmp_path_factory.mktemp("program") / "allocations"
     build, engine = ROOT / "build", [path.stem for path in (ROOT / "csrc").glob("*.c")]
-    objects = [build / f"{name}.o" for name in engine if name not in ("main", "chat_main")]
+    objects = [build / f"{name}.o" for name in engine if name not in ("main", "chat_main", "terminal")]
     built = (
         "cpu",
         "generic",
