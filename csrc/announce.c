@@ -6,7 +6,7 @@
 #include "gpt2.h"
 #include "trainer.h"
 
-/* of a plan that was asked for before there is any: nothing */
+/* Empty if there is no data yet, as for a plan that is asked for first. */
 static void data_text(const llmc_trainer *t, char *text, size_t size) {
     *text = 0;
     if (t->train)
@@ -17,7 +17,7 @@ static void data_text(const llmc_trainer *t, char *text, size_t size) {
                  t->val || !t->options.val_every ? "" : "; no validation data");
 }
 
-/* a device that has one kind of kernels is not named twice; a BLAS, where this build takes the fp32 products from one, is */
+/* Names a device with one kind of kernels once only; names the BLAS, where this build takes the fp32 products from one. */
 static void device_text(const Kernels *k, int precision, char *text, size_t size) {
     const int bf16 = precision == LLMC_BF16, named = strcmp(llmc_backend(), k->name) != 0;
     const char *blas = bf16 || !strcmp(k->name, "reference") ? "" : llmc_blas();
@@ -25,7 +25,7 @@ static void device_text(const Kernels *k, int precision, char *text, size_t size
              bf16 ? "bf16" : "fp32", *blas ? ", products by " : "", blas);
 }
 
-/* how many there are, and why not as many as one might think */
+/* Starts the threads and tells how many there are, and why they are not as many as one might think. */
 static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, size_t size) {
     const int cores = cores_here(), asked = (int)t->options.threads, wanted = asked ? asked : llmc_default_threads();
     const int threads = llmc_start_threads(wanted);
@@ -39,7 +39,7 @@ static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, si
     return threads;
 }
 
-/* where the weights come from; a size that OpenAI's release has a name for may be taken for that */
+/* Tells where the weights come from. gpt2 is a size here, and might be taken for OpenAI's weights: then the line says both. */
 static void origin_text(const llmc_trainer *t, char *text, size_t size) {
     const char *model = t->options.model;
     const int named_alike = !strncmp(model, "gpt2", 4) && !strchr(model, ':');

@@ -12,7 +12,7 @@ enum { PATH = 4096 };
 
 /* ---- control groups ---- */
 
-/* the first two words of a file as numbers, the second only if there is one; how many there were */
+/* Reads the first one or two words of a file as numbers; returns how many there were. */
 static int numbers_in(const char *folder, const char *name, double *first, double *second) {
     char path[PATH + 64];
     snprintf(path, sizeof path, "%s/%s", folder, name);
@@ -22,7 +22,7 @@ static int numbers_in(const char *folder, const char *name, double *first, doubl
     return n;
 }
 
-/* of this group alone: version 2 says "quota period" or "max period", version 1 has a file for each and says -1 */
+/* The quota of this group alone, in cores; 0: none. Version 2 says "quota period" or "max period", version 1 has a file for each and says -1 */
 static double quota_of(const char *folder) {
     double quota = 0, period = 0, unused;
     if (numbers_in(folder, "cpu.max", &quota, &period) == 2 && quota > 0 && period > 0) return quota / period;
@@ -33,7 +33,7 @@ static double quota_of(const char *folder) {
 
 static double least(double a, double b) { return a > 0 && (b <= 0 || a < b) ? a : b; }
 
-/* of a group and all above it, up to the mount. What a container cannot see of its path is skipped. */
+/* The least quota of a group and all above it, up to the mount. What a container cannot see of its path is skipped. */
 static double quota_up(const char *mount, const char *group) {
     char path[PATH];
     double quota = quota_of(mount);
@@ -46,14 +46,14 @@ static double quota_up(const char *mount, const char *group) {
     return quota;
 }
 
-/* is "cpu" among names that commas separate? */
+/* Whether "cpu" is among names that commas separate. */
 static int has_cpu(const char *names) {
     for (const char *at = names; (at = strstr(at, "cpu")); at += 3)
         if ((at == names || at[-1] == ',') && (at[3] == 0 || at[3] == ',')) return 1;
     return 0;
 }
 
-/* of a line of /proc/self/cgroup: "0::/group" (version 2), "4:cpu,cpuacct:/group" */
+/* The quota by a line of /proc/self/cgroup: "0::/group" (version 2), "4:cpu,cpuacct:/group" */
 static double quota_of_line(const char *root, char *line) {
     char mount[PATH];
     char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;

@@ -60,7 +60,7 @@ static int inspect_headered(Shard *shard, const BinFile *f, const struct Format 
 
 #define CONVERT "python -m pyllmc.prepro --input %.*s makes a data set"
 
-/* without a header only the length and the ids themselves tell */
+/* Refuses what is no int32 stream: without a header only the length and the ids themselves tell. */
 static int refuse_other_raw(const BinFile *f, int32_t magic) {
     unsigned char head[RAW_SAMPLE];
     const int64_t n = f->size < RAW_SAMPLE ? f->size : RAW_SAMPLE;

@@ -137,7 +137,7 @@ static void layer_forward(const llmc_model *m, int l) {
 }
 
 int gpt2_tell_layer(const llmc_model *m, const char *way, int l, int64_t rows) {
-    if ((double)rows * m->config.C * m->config.C < 2e8) return LLMC_OK; /* it takes some milliseconds */
+    if ((double)rows * m->config.C * m->config.C < 2e8) return LLMC_OK; /* a layer takes some milliseconds only */
     return pulse_part("layer %d of %d %s", l + 1, m->config.L, way);
 }
 

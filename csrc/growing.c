@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "error.h"
 #include "growing.h"
 
@@ -30,4 +31,12 @@ char *growing_end(Growing *g) {
     if (!g->failed) return g->text;
     free(g->text);
     return llmc_fail(LLMC_ENOMEM, "no memory for a text"), NULL;
+}
+
+int growing_copy(Growing *g, char *text, size_t size) {
+    char *whole = growing_end(g);
+    const int n = whole ? (int)strlen(whole) : LLMC_ENOMEM;
+    if (whole && size) snprintf(text, size, "%s", whole);
+    free(whole);
+    return n;
 }

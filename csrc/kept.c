@@ -26,18 +26,18 @@ int run_link(const Run *run, const char *name, const char *second) {
     run_path(run, name, from, sizeof from);
     run_path(run, second, to, sizeof to);
     run_path(run, "numbered.tmp", beside, sizeof beside);
-    unlink(beside); /* of a process that was killed */
+    unlink(beside); /* a process that was killed may have left one */
     if (link(from, beside) < 0) {
         const int one_name_only = errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS;
         return one_name_only ? 0 : failed(to, "written");
     }
     const int moved = rename(beside, to);
     const int rc = moved < 0 ? failed(to, "put in place") : 1;
-    unlink(beside); /* it stays where both names were of the same file */
+    unlink(beside); /* rename leaves it if both names already are the same file */
     return rc;
 }
 
-/* one that must go; 0 if none, else 1 and its name */
+/* Looks for a checkpoint that must go: 1 and its name, or 0. */
 static int find_surplus(DIR *dir, int64_t last, int64_t keep, char *name, size_t size) {
     int64_t oldest = INT64_MAX, of, n = 0;
     rewinddir(dir);

@@ -212,7 +212,7 @@ static int read_step(const ModelFile *f, int64_t *step) {
     return LLMC_OK;
 }
 
-/* it is read twice: once to be checked, then what is taken */
+/* How much there is to read: the file is checked first, and what is taken of it is then read again. */
 static Share share_of(const ModelFile *f, const llmc_model *m) {
     const int64_t weights = f->params * place_of(f, 0, 0)->width;
     const int64_t moments = m->room.training && f->sections[MOMENTS].at ? 2 * f->params * 4 : 0;

@@ -8,7 +8,7 @@
 static const char PROGRAM[] = "train_gpt2";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
-static volatile pid_t maker; /* of the data, while it works */
+static volatile pid_t maker; /* the process that makes the data, while there is one */
 
 /* The first answers and stops what is under way, the second ends at once. */
 static void on_signal(int number) {
@@ -30,7 +30,8 @@ static void catch_signals(void) {
     struct sigaction before;
     for (int i = 0; i < 2; i++) {
         const int number = i ? SIGTERM : SIGINT;
-        if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN) continue; /* as of nohup */
+        if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN)
+            continue; /* nohup wants it ignored */
         sigaction(number, &action, NULL);
     }
     sigaction(SIGPIPE, &ignored, NULL); /* whoever read the lines has gone: the run goes on */
@@ -47,7 +48,7 @@ static int on_pulse(void *context, const char *text) {
 
 /* ---- the default data ---- */
 
-/* the stories' own command, which writes into `out` */
+/* The child becomes the stories' own command, whose output goes into `out`. */
 static void become_maker(int out) {
     dup2(out, STDOUT_FILENO);
     dup2(out, STDERR_FILENO);
@@ -118,7 +119,7 @@ static void tell(int kind, const llmc_event *event) {
     show("\n", 1);
 }
 
-/* for the commands at the end: that of `make setup`, beside the program, or the system's */
+/* The Python to name in commands: that of `make setup`, beside the program, else the system's. */
 static void find_python(const char *program, char *python, size_t size) {
     const char *slash = strrchr(program, '/');
     const int n = !slash || !strncmp(program, "./", (size_t)(slash - program) + 1) ? 0 : (int)(slash - program) + 1;
@@ -126,7 +127,7 @@ static void find_python(const char *program, char *python, size_t size) {
     if (access(python, X_OK) < 0) snprintf(python, size, "python3");
 }
 
-/* on stderr: stdout has what the run says, whoever ran it */
+/* Goes to stderr: stdout has what the run itself says. */
 static void tell_ending(const char *program) {
     char text[1 << 15], python[4096];
     find_python(program, python, sizeof python);
@@ -144,7 +145,7 @@ static int run(const llmc_options *options, const char *program) {
     return kind < 0 ? fail(PROGRAM, kind) : interrupted ? INTERRUPTED : 0;
 }
 
-/* which weights of a run write, and whether there are better ones for the asking */
+/* Says on stderr which weights of a run write, and whether there are others. */
 static void tell_weights(const llmc_options *options, const char *program) {
     char model[4096], before[4096 + 16], text[1 << 14];
     llmc_options_get(options, "model", model, sizeof model);

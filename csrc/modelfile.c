@@ -96,8 +96,7 @@ static int refuse_magic(const ModelFile *f, int32_t magic) {
     const int zip = magic == 0x04034b50, safe = n > m && !strcmp(path + n - m, ".safetensors");
     CHECK(!zip && !safe, LLMC_EFORMAT,
           "%s is %s, which Python reads: python -m pyllmc.train --model=%s, or python -m pyllmc.convert %s model.bin "
-          "and then "
-          "--model=model.bin",
+          "and then --model=model.bin",
           path, zip ? "PyTorch's" : "a safetensors file", path, path);
     FAIL(LLMC_EFORMAT,
          "%s is %s%s%s, not a model file: expected magic %d, found %d; name a model "

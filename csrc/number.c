@@ -15,7 +15,7 @@ typedef struct Decimal {
 
 static int is_digit(char c) { return c >= '0' && c <= '9'; }
 
-/* digits from *at on, of which one _ may part any two; how many there were */
+/* Takes digits from *at on, any two of which a single _ may part; returns how many. */
 static int take_digits(const char **at, Decimal *d) {
     int n = 0;
     for (const char *s = *at; is_digit(*s) || (*s == '_' && n && is_digit(s[1])); *at = ++s)
@@ -53,7 +53,7 @@ int number_whole(const char *text, int64_t *value) {
     Decimal d;
     uint64_t n = 0;
     if (parse(text, &d) < 0) return -1;
-    int64_t zeros = d.exponent - d.point; /* to append; of fewer than none, as many must be there to drop */
+    int64_t zeros = d.exponent - d.point; /* to append; if negative, so many must be there to drop */
     while (d.digits > 1 && zeros < 0 && d.text[d.digits - 1] == '0') d.digits--, zeros++;
     if (d.digits == 1 && *d.text == '0') zeros = 0;
     if (zeros < 0) return -1;

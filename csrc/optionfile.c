@@ -17,13 +17,13 @@ static char *trimmed(char *text) {
     return text;
 }
 
-/* a # at its beginning or behind a blank ends a line */
+/* Ends a line at a # that begins it or follows a blank. */
 static void cut_comment(char *text) {
     for (char *c = text; *c; c++)
         if (*c == '#' && (c == text || c[-1] == ' ' || c[-1] == '\t')) *c = 0, c--;
 }
 
-/* what stands in quotes, where \" and \\ mean the second */
+/* Leaves what stands in quotes, where \" and \\ mean the second character. */
 static int unquote(char *text) {
     char *to = text, *from = text + 1;
     for (; *from && *from != '"'; from++) {
@@ -57,7 +57,7 @@ static int take_line(llmc_options *options, char *line, unsigned char *seen) {
     return LLMC_OK;
 }
 
-/* of a file before this one nothing stays */
+/* Undoes what an earlier file said: nothing of it stays. */
 static void forget_file(llmc_options *options) {
     char initial[OPTION_TEXT];
     *options->file_model = 0;
@@ -90,7 +90,7 @@ static int take_lines(llmc_options *options, FILE *file, const char *path, unsig
 int options_read(llmc_options *options, const char *path) {
     char inside[OPTION_TEXT + 16];
     llmc_options fresh = *options;
-    snprintf(inside, sizeof inside, "%s/config.txt", path); /* of a run's folder */
+    snprintf(inside, sizeof inside, "%s/config.txt", path); /* `path` may be a run's folder */
     if (access(inside, F_OK) == 0) path = inside;
     unsigned char *seen = calloc((size_t)option_rows, 1);
     CHECK(seen, LLMC_ENOMEM, "no memory to read %s", path);

@@ -30,19 +30,19 @@ const Option option_table[] = {
 enum { NUM_ROWS = sizeof option_table / sizeof *option_table };
 const int option_rows = NUM_ROWS;
 
-static const struct Alias {
+typedef struct Alias {
     const char *name, *ours;
-} aliases[] =
-    {
+} Alias;
+static const Alias aliases[] = {
 #define OPTION(...)
 #define ALIAS(name, ours) {#name, #ours},
 #include "options.def"
-    },
-  synonyms[] = {
+};
+static const Alias synonyms[] = {
 #define OPTION(...)
 #define SYNONYM(name, ours) {#name, #ours},
 #include "options.def"
-  };
+};
 
 int llmc_num_options(void) {
     int n = 0;
@@ -94,7 +94,7 @@ static const Option *exact(const llmc_options *options, const char *name) {
     return NULL;
 }
 
-/* the one that another trainer calls so, or whose spelling is nearly this one; else NULL */
+/* The option that another trainer calls so, or whose spelling is nearly this one; else NULL. */
 static const Option *nearest(const llmc_options *options, const char *name) {
     const Option *found = NULL;
     const int length = (int)strlen(name);
@@ -108,7 +108,7 @@ static const Option *nearest(const llmc_options *options, const char *name) {
     return found;
 }
 
-/* whether `word` is one of the parts that _ makes of a name, as tokens is of sample_tokens */
+/* Whether `word` is one of the parts of a name between its _, as tokens is of sample_tokens. */
 static int is_part(const char *word, const char *name) {
     const size_t n = strlen(word);
     for (const char *at = name; n >= 3 && at; at = strchr(at, '_'), at = at ? at + 1 : NULL)
@@ -116,7 +116,7 @@ static int is_part(const char *word, const char *name) {
     return 0;
 }
 
-/* what somebody who wrote `name` may have meant: "--a", "--a, --b or --c", or "" */
+/* Writes what somebody who wrote `name` may have meant: "--a", "--a, --b or --c", or "". */
 static void meant(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *found[8], *one = nearest(options, name);
     int n = 0;

@@ -11,16 +11,15 @@ typedef double OPTION_FLOAT;
 typedef char OPTION_STRING[OPTION_TEXT];
 
 enum { FOR_TRAINING = 1, FOR_CHAT = 2 }; /* programs */
-enum {
-    BY_FILE = 1,
-    BY_CALL = 2
-}; /* what name_given holds of an option that is: by --config, or by a name of its own */
+/* The value of NAME_given, if that option was given: in the file of --config, or in the call itself. */
+enum { BY_FILE = 1, BY_CALL = 2 };
 
 struct llmc_options {
     int program;
-    char file_model[OPTION_TEXT]; /* what --config's file calls its model, "" if it does not */
-    char model_file
-        [OPTION_TEXT]; /* what is read for --model where only a front end knows its format; "": --model itself */
+    /* --model as the file of --config has it; "" if it has none. */
+    char file_model[OPTION_TEXT];
+    /* The file to read for --model, if a front end has converted that to our format; "": --model itself. */
+    char model_file[OPTION_TEXT];
 #define OPTION(type, name, ...) OPTION_##type name;
 #include "options.def"
 #define OPTION(type, name, ...) unsigned char name##_given;
@@ -30,7 +29,7 @@ struct llmc_options {
 enum { IS_INT, IS_FLAG, IS_FLOAT, IS_STRING, IS_HEADING };
 typedef struct Option { /* a row of the table */
     const char *name, *initial, *help;
-    int type, programs; /* of none: a heading of --help */
+    int type, programs; /* a heading of --help is of no program */
     size_t offset, given;
     double least, most;
     int of_call;
@@ -38,7 +37,7 @@ typedef struct Option { /* a row of the table */
 extern const Option option_table[];
 extern const int option_rows;
 
-/* the next row, from `o` on, of the program that the options are for; NULL behind the last */
+/* The first row from `o` on that is of the program these options are for; NULL: there is none left. */
 const Option *option_from(const llmc_options *options, const Option *o);
 #define EACH_OPTION(o, options)                           \
     const Option *o = option_from(options, option_table); \
@@ -60,6 +59,8 @@ char *options_config(const llmc_options *options, const char *history);
 char *options_record(const llmc_options *options, const char *history);
 /* Whether its value is the table's. */
 int option_is_default(const llmc_options *options, const Option *o);
+/* Whether what a run computes may depend on it: not if it is of one call only, or of one machine, as --threads. */
+int option_is_of_run(const Option *o);
 
 /* Takes a line of a checkpoint, unless the option was given, is of one call only, or is of another version; an empty value is
  * the default, as an older version spelt it. */

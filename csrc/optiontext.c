@@ -17,33 +17,35 @@ int option_is_default(const llmc_options *options, const Option *o) {
     return !strcmp(value, initial);
 }
 
+int option_is_of_run(const Option *o) { return !o->of_call && o->offset != offsetof(llmc_options, threads); }
+
 /* ---- name=value ---- */
 
-char *options_record(const llmc_options *options, const char *history) {
-    Growing text = {0};
+static void add_record(Growing *text, const llmc_options *options) {
     char value[OPTION_TEXT];
     for (EACH_OPTION(o, options)) {
         option_value(options, o, value);
-        growing_add(&text, "%s=%s\n", o->name, value);
+        growing_add(text, "%s=%s\n", o->name, value);
     }
+}
+
+char *options_record(const llmc_options *options, const char *history) {
+    Growing text = {0};
+    add_record(&text, options);
     growing_add(&text, "%s", history);
     return growing_end(&text);
 }
 
-static int hand_out(char *whole, char *text, size_t size) {
-    if (!whole) return LLMC_ENOMEM;
-    const size_t n = strlen(whole);
-    if (n < size) memcpy(text, whole, n + 1);
-    free(whole);
-    CHECK(n < size, LLMC_EINVAL, "the text of the options has %zu bytes, the buffer %zu", n, size);
+int llmc_options_text(const llmc_options *options, char *text, size_t size) {
+    Growing record = {0};
+    add_record(&record, options);
+    const int n = growing_copy(&record, text, size);
+    TRY(n);
+    CHECK((size_t)n < size, LLMC_EINVAL, "the text of the options has %d bytes, the buffer %zu", n, size);
     return LLMC_OK;
 }
 
-int llmc_options_text(const llmc_options *options, char *text, size_t size) {
-    return hand_out(options_record(options, ""), text, size);
-}
-
-/* as options_read reads it: in quotes, where blanks or a # would otherwise be lost */
+/* Writes a value as options_read reads it: in quotes, where blanks or a # would otherwise be lost. */
 static void add_value(Growing *text, const char *value) {
     const size_t n = strlen(value);
     const int plain = *value != '"' && !strstr(value, " #") && !strstr(value, "\t#") && *value != '#' &&
@@ -57,15 +59,12 @@ static void add_value(Growing *text, const char *value) {
     growing_add(text, "\"");
 }
 
-/* the same on any machine: what is of a call or a machine is no part of what a run computes */
-static int is_of_call(const Option *o) { return o->of_call || o->offset == offsetof(llmc_options, threads); }
-
 static void add_options(Growing *text, const llmc_options *options, int of_call) {
     const char *heading = NULL;
     char value[OPTION_TEXT];
     for (const Option *o = option_table; o < option_table + option_rows; o++) {
         if (o->type == IS_HEADING) heading = o->help;
-        if (!(o->programs & options->program) || is_of_call(o) != of_call) continue;
+        if (!(o->programs & options->program) || option_is_of_run(o) == of_call) continue;
         if (heading && !of_call) growing_add(text, "\n# %s\n", heading);
         heading = NULL;
         option_value(options, o, value);
@@ -82,16 +81,17 @@ char *options_config(const llmc_options *options, const char *history) {
                 "# An option on the command line counts before the one here.\n%s",
                 history);
     add_options(&text, options, 0);
-    growing_add(&text, "\n# of that call and its machine, so they are not read\n");
+    growing_add(&text, "\n# These were of that call and its machine only, so they are not read.\n");
     add_options(&text, options, 1);
     return growing_end(&text);
 }
 
 /* ---- --help ---- */
 
-enum { COLUMN = 27, NARROW = 60, LEAST = 30, MOST = 120 }; /* where help begins; below NARROW it has lines of its own */
+/* COLUMN: where the help of an option begins; on a terminal narrower than NARROW it has lines of its own. */
+enum { COLUMN = 27, NARROW = 60, LEAST = 30, MOST = 120 };
 
-/* by offset, what a chat says of a shared option */
+/* What a chat's --help says of a shared option, which its offset names. */
 static const struct ChatHelp {
     size_t offset;
     const char *help;
@@ -121,7 +121,7 @@ static const struct Example {
 #include "options.def"
 };
 
-/* words from column `at` on, in lines of `width` that begin at `indent` */
+/* Adds words from column `at` on, in lines of `width` columns that begin at `indent`. */
 static void wrap(Growing *text, const char *words, int at, int indent, int width) {
     int begun = 0;
     while (*words) {
@@ -155,7 +155,7 @@ static void add_option(Growing *text, const Option *o, int program, int width) {
 }
 
 static void add_groups(Growing *text, const llmc_options *options, int width) {
-    const char *heading = NULL; /* of what comes; printed before the first option that the program has */
+    const char *heading = NULL; /* the group's, until its first option that this program has is told */
     for (const Option *o = option_table; o < option_table + option_rows; o++) {
         if (o->type == IS_HEADING) heading = o->help;
         if (!(o->programs & options->program)) continue;
@@ -185,6 +185,16 @@ static void add_about(Growing *text, int program, const char *command, int width
     }
 }
 
+/* pyllmc/errors.py says the same for commands in Python */
+static void add_exit_codes(Growing *text, int program, int width) {
+    char codes[256];
+    snprintf(codes, sizeof codes,
+             "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite, 130 "
+             "interrupted%s",
+             program == FOR_TRAINING ? " (after a checkpoint)" : "");
+    wrap(text, codes, 0, 0, width);
+}
+
 int llmc_options_help(const llmc_options *options, const char *command, int width, char *text, size_t size) {
     Growing help = {0};
     const int program = options->program, wide = width < LEAST ? LEAST : width > MOST ? MOST : width;
@@ -194,16 +204,6 @@ int llmc_options_help(const llmc_options *options, const char *command, int widt
     growing_add(&help, "\n");
     wrap(&help, "Of an option given twice the last counts; --version tells the version.", 0, 0, wide);
     growing_add(&help, "\n");
-    wrap(&help,
-         program == FOR_TRAINING
-             ? "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite, 130 "
-               "interrupted (after a checkpoint)"
-             : "exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite, 130 "
-               "interrupted",
-         0, 0, wide);
-    char *whole = growing_end(&help);
-    const int n = whole ? (int)strlen(whole) : LLMC_ENOMEM;
-    if (whole && size) snprintf(text, size, "%s", whole);
-    free(whole);
-    return n;
+    add_exit_codes(&help, program, wide);
+    return growing_copy(&help, text, size);
 }

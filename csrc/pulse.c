@@ -7,14 +7,14 @@
 
 static _Thread_local llmc_pulse *receiver;
 static _Thread_local void *context;
-static _Thread_local char told[1024]; /* last */
+static _Thread_local char told[1024]; /* what was told last */
 
 void llmc_on_pulse(llmc_pulse *call, void *with) {
     receiver = call, context = with;
     *told = 0;
 }
 
-/* the receiver may show it on a terminal, where a path must not give commands */
+/* Hands a text to the receiver, which may show it on a terminal, where a path must not give commands. */
 static int tell(char *text) {
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || *c == 127) *c = '?';

@@ -102,8 +102,8 @@ int llmc_model_init(llmc_model *model, int64_t seed, double std);
 const llmc_config *llmc_model_config(const llmc_model *model);
 const llmc_room *llmc_model_room(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
-int llmc_model_threads(
-    const llmc_model *model); /* that it has: fewer than were asked for where the system starts no more */
+/* The threads that it computes with: fewer than were asked for where the system starts no more. */
+int llmc_model_threads(const llmc_model *model);
 /* Row i of the model's table: its place in a block. NULL if there is none. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
 /* NULL if the block is not there, or not where the host can look at it (on_host 0). */
@@ -334,8 +334,8 @@ int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
 /* From a signal handler or another thread, too: at most one micro-step, batch of a validation or token of a sample later
  * there is a checkpoint, then DONE; a run that is resumed from it goes on as if it had never been stopped. */
 void llmc_trainer_stop(llmc_trainer *trainer);
-const char *llmc_trainer_stopping(
-    const llmc_trainer *trainer); /* from there, too: the line that answers a first Ctrl-C */
+/* The line that answers a first Ctrl-C, by what is under way; may be called from a signal handler. */
+const char *llmc_trainer_stopping(const llmc_trainer *trainer);
 /* For whoever sits there after DONE: what was best, where it is, and what to do next as whole commands, in which `program`
  * trains and `python` is Python; program begins with it where the trainer was called from there. */
 int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);

@@ -4,10 +4,8 @@
 #include <string.h>
 #include "rawids.h"
 
-enum {
-    MOST_HIGH = 15,
-    FEW_IDS = 1024
-}; /* int32 ids of a vocabulary below 2^20; ids so small in both halves are pairs */
+enum { MOST_HIGH = 15 }; /* the largest upper half of an int32 id of a vocabulary below 2^20 */
+enum { FEW_IDS = 1024 }; /* ids below this in both halves are pairs of uint16 */
 
 static const struct Foreign {
     const char *start, *what;

@@ -124,7 +124,7 @@ static int transfer_file(const Run *run, const char *from, const char *to, const
     return system_error(old, to ? "moved" : "removed");
 }
 
-/* what a folder has by steps, but `numbered` of checkpoints only */
+/* Transfers the files of a folder that are named by their step; with `numbered` only checkpoints. */
 static int transfer_by_step(const Run *run, const char *folder, int numbered, const char *from, const char *to) {
     char path[2 * OPTION_TEXT];
     int rc = LLMC_OK;

@@ -26,6 +26,6 @@ int run_sample(const Run *run, int64_t step, const char *text, int64_t size);
 int run_link(const Run *run, const char *name, const char *second);
 /* Of the checkpoints called step_N.ckpt the newest `keep` stay, and none beyond `step`: those are of a future that was left. */
 int run_drop_numbered(const Run *run, int64_t step, int64_t keep);
-int run_is_numbered(const char *name, int64_t *step); /* whether it is called so; step may be NULL */
+int run_is_numbered(const char *name, int64_t *step); /* whether `name` is step_N.ckpt, and N; step may be NULL */
 void run_path(const Run *run, const char *name, char *path, size_t size);
 #endif

@@ -14,7 +14,7 @@
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
-/* a line name=value, which is taken apart; or a # and what an earlier resume wrote down */
+/* Takes a line of the record: name=value, or a # and what an earlier resume wrote down. Writes into it. */
 static int adopt_option(llmc_trainer *t, char *line, Growing *history) {
     llmc_options *options = &t->options;
     char *value = strchr(line, '=');
@@ -72,8 +72,8 @@ static int open_resume(llmc_trainer *t) {
 }
 
 static int restore_state(llmc_trainer *t) {
-    char state[4096] = "";
-    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state - 1));
+    char state[STATE_TEXT];
+    TRY(state_read(t->weights, state));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
@@ -154,7 +154,7 @@ static int explain_no_vocabulary(const char *data, const char *model) {
          model, data);
 }
 
-/* a file of options that tells a shape speaks of its own model, not of another --model */
+/* The shape in a file of options is that of the file's own model: it is dropped where the call names another --model. */
 static int forget_other_shape(llmc_options *o) {
     const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size",
                                     "window",  "T",      "lr",     "warmup_steps"};
@@ -305,7 +305,7 @@ static int plan_without_data(const llmc_trainer *t) {
 
 int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missing(t) && !plan_without_data(t); }
 
-/* what was left to the model, as it is: so that the record of the options is whole */
+/* Writes into the options what was left to the model to decide, so that their record is whole. */
 static void settle_options(llmc_options *o, const llmc_config *c) {
     o->n_layer = c->L, o->n_head = c->NH, o->n_embd = c->C;
     o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window;
@@ -333,7 +333,7 @@ llmc_room setup_room(const llmc_trainer *t) {
     return (llmc_room){.B = t->B, .T = t->T, .training = 1, .recompute = (int)t->options.recompute};
 }
 
-/* what was otherwise before the step at which the run is resumed, behind what is known of earlier resumes */
+/* Adds to the history which options had other values before the step at which the run is resumed. */
 static int note_changes(llmc_trainer *t) {
     Growing history = {0};
     char old[OPTION_TEXT], new[OPTION_TEXT];
@@ -342,7 +342,7 @@ static int note_changes(llmc_trainer *t) {
     for (EACH_OPTION(o, &t->options)) {
         option_value(t->before, o, old);
         option_value(&t->options, o, new);
-        if (o->of_call || o->offset == offsetof(llmc_options, threads) || !strcmp(old, new)) continue;
+        if (!option_is_of_run(o) || !strcmp(old, new)) continue;
         if (!changes++) growing_add(&history, "# until step %lld:", (long long)t->step);
         growing_add(&history, " --%s=%s", o->name, old);
     }

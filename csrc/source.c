@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "error.h"
+#include "growing.h"
 #include "paths.h"
 #include "quote.h"
 #include "source.h"
@@ -35,13 +36,13 @@ int source_is_file(const char *model, char *path, size_t size) {
     return tfbundle_is(model);
 }
 
-/* 1 if a run folder has such a checkpoint: its path, its step and the validation loss that is known of it, or NaN */
+/* 1 if a run folder has a checkpoint of that name, and then its path, its step and its validation loss, NaN if unknown. */
 static int look_into(const char *run, const char *name, const char *loss, char *path, size_t size, double *step,
                      double *val_loss) {
-    char state[4096] = "";
+    char state[STATE_TEXT];
     snprintf(path, size, "%s/%s", run, name);
     if (access(path, R_OK) < 0) return 0;
-    TRY(llmc_checkpoint_text(path, "STATE   ", state, sizeof state - 1));
+    TRY(state_read(path, state));
     *step = state_number(state, "step", 0);
     *val_loss = state_number(state, loss, NAN);
     return 1;
@@ -58,21 +59,21 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     TRY(has_last);
     if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last, step);
     if (!has_best) return LLMC_OK;
-    int n = snprintf(text, size, "%s: step %.0f", best, best_step);
-    if (isfinite(best_loss) && (size_t)n < size)
-        n += snprintf(text + n, size - (size_t)n, ", val loss %.4f, the best", best_loss);
-    if (!has_last || !(loss > best_loss) || (size_t)n >= size) return LLMC_OK;
-    quote(last, quoted);
-    snprintf(text + n, size - (size_t)n, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before,
-             quoted, after);
-    return LLMC_OK;
+    Growing told = {0};
+    growing_add(&told, "%s: step %.0f", best, best_step);
+    if (isfinite(best_loss)) growing_add(&told, ", val loss %.4f, the best", best_loss);
+    if (has_last && loss > best_loss) {
+        quote(last, quoted);
+        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before, quoted, after);
+    }
+    const int n = growing_copy(&told, text, size);
+    return n < 0 ? n : LLMC_OK;
 }
 
 int source_find(const llmc_options *o, char *path, size_t size) {
     CHECK(*o->model_file || strncmp(o->model, "hub:", 4), LLMC_EINVAL,
           "--model=%s is of the hub, and Python fetches it: python -m pyllmc.%s --model=%s, or python -m "
-          "pyllmc.convert %s "
-          "model.bin and then --model=model.bin",
+          "pyllmc.convert %s model.bin and then --model=model.bin",
           o->model, o->program == FOR_CHAT ? "chat" : "train", o->model, o->model);
     if (!*o->model_file) return source_is_file(o->model, path, size);
     snprintf(path, size, "%s", o->model_file);

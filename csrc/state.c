@@ -1,8 +1,14 @@
-/* A number of a checkpoint's STATE. */
+/* A checkpoint's STATE, and a number of it. */
 #include "state.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "pyllmc.h"
+
+int state_read(const char *checkpoint, char state[STATE_TEXT]) {
+    memset(state, 0, STATE_TEXT);
+    return llmc_checkpoint_text(checkpoint, "STATE   ", state, STATE_TEXT - 1);
+}
 
 double state_number(const char *state, const char *name, double otherwise) {
     char key[64];

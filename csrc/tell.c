@@ -1,11 +1,11 @@
 /* What a trainer tells whoever sits there: what is under way, what changed when it goes on, what its end leaves and what comes
  * next. */
 #include <math.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "error.h"
+#include "growing.h"
 #include "pulse.h"
 #include "quote.h"
 #include "state.h"
@@ -51,45 +51,30 @@ const char *llmc_trainer_stopping(const llmc_trainer *t) {
     }
 }
 
-/* ---- text in a buffer ---- */
-
-typedef struct Text {
-    char *at;
-    size_t left;
-} Text;
-
-__attribute__((format(printf, 2, 3))) static void add(Text *text, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    const int n = vsnprintf(text->at, text->left, format, arguments);
-    va_end(arguments);
-    const size_t wrote = (size_t)n < text->left ? (size_t)n : text->left - 1;
-    text->at += wrote, text->left -= wrote;
-}
-
 /* ---- a run that goes on ---- */
 
-/* each option that the checkpoint records otherwise, but for those of one call */
-static void add_changes(Text *text, const llmc_options *before, const llmc_options *after) {
+/* Adds each option that has another value in the checkpoint's record, but for those of one call. */
+static void add_changes(Growing *text, const llmc_options *before, const llmc_options *after) {
     char old[OPTION_TEXT], new[OPTION_TEXT];
     for (EACH_OPTION(o, after)) {
         if (o->of_call) continue;
         option_value(before, o, old);
         option_value(after, o, new);
-        if (strcmp(old, new)) add(text, "\n%s: %s -> %s", o->name, *old ? old : "none", *new ? new : "none");
+        if (strcmp(old, new)) growing_add(text, "\n%s: %s -> %s", o->name, *old ? old : "none", *new ? new : "none");
     }
 }
 
 int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
-    char state[4096] = "";
+    char state[STATE_TEXT];
+    Growing text = {0};
     if (!t->resumed) return LLMC_OK;
-    const size_t n = strlen(buffer);
-    Text text = {buffer + n, size - n};
-    TRY(llmc_checkpoint_text(t->weights, "STATE   ", state, sizeof state - 1));
-    add(&text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)state_number(state, "step", 0),
-        (long long)t->options.max_steps);
+    TRY(state_read(t->weights, state));
+    growing_add(&text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)state_number(state, "step", 0),
+                (long long)t->options.max_steps);
     add_changes(&text, t->before, &t->options);
-    return LLMC_OK;
+    const size_t n = strlen(buffer);
+    const int added = growing_copy(&text, buffer + n, size - n);
+    return added < 0 ? added : LLMC_OK;
 }
 
 /* ---- the end ---- */
@@ -97,7 +82,8 @@ int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
 typedef struct Ending {
     const llmc_trainer *t;
     const char *program, *python;
-    char folder[QUOTED], exported[QUOTED], run[QUOTED]; /* for a shell; the last: to go on from */
+    char folder[QUOTED], exported[QUOTED]; /* quoted for a shell, as the next */
+    char run[QUOTED];                      /* the run or checkpoint to go on from; "" if there is none */
     int has_best, has_last, in_python;
 } Ending;
 
@@ -107,71 +93,71 @@ static int has(const llmc_trainer *t, const char *name) {
     return *t->run.folder && access(path, F_OK) == 0;
 }
 
-static void add_best(const Ending *e, Text *text) {
+static void add_best(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!isfinite(t->best_val_loss)) return;
-    add(text, "best: val loss %.4f", t->best_val_loss);
-    if (t->best_step >= 0) add(text, " at step %lld", (long long)t->best_step);
-    if (e->has_best) add(text, ", kept in %s/best.ckpt", t->run.folder);
-    else if (*t->run.folder) add(text, ", in the run that this one goes on from");
-    add(text, "\n");
+    growing_add(text, "best: val loss %.4f", t->best_val_loss);
+    if (t->best_step >= 0) growing_add(text, " at step %lld", (long long)t->best_step);
+    if (e->has_best) growing_add(text, ", kept in %s/best.ckpt", t->run.folder);
+    else if (*t->run.folder) growing_add(text, ", in the run that this one goes on from");
+    growing_add(text, "\n");
 }
 
-static void add_last(const Ending *e, Text *text) {
+static void add_last(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     const int ended = t->step >= t->options.max_steps;
     if (t->doing == LOADING) {
-        add(text, "stopped before the first step\n");
+        growing_add(text, "stopped before the first step\n");
         return;
     }
-    add(text, ended ? "last: step %lld" : "stopped at step %lld of %lld", (long long)t->step,
-        (long long)t->options.max_steps);
-    if (ended && t->val && t->evaluated && isfinite(t->val_loss)) add(text, ", val loss %.4f", t->val_loss);
-    if (e->has_last) add(text, ", kept in %s/last.ckpt", t->run.folder);
-    add(text, "\n");
+    growing_add(text, ended ? "last: step %lld" : "stopped at step %lld of %lld", (long long)t->step,
+                (long long)t->options.max_steps);
+    if (ended && t->val && t->evaluated && isfinite(t->val_loss)) growing_add(text, ", val loss %.4f", t->val_loss);
+    if (e->has_last) growing_add(text, ", kept in %s/last.ckpt", t->run.folder);
+    growing_add(text, "\n");
 }
 
-/* where nothing was to be written: what that means */
-static void add_nothing_kept(const Ending *e, Text *text) {
+/* Says what it means that there is no run folder. */
+static void add_nothing_kept(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (*t->run.folder || t->options.plan) return;
     if (!*t->options.out)
-        add(text, "nothing of it is kept, as --out is empty: --out=runs/NAME keeps a run, and so "
-                  "does leaving --out away (the next free runs/NNN)\n");
-    else add(text, "nothing was written yet: start again\n");
+        growing_add(text, "nothing of it is kept, as --out is empty: --out=runs/NAME keeps a run, and so "
+                          "does leaving --out away (the next free runs/NNN)\n");
+    else growing_add(text, "nothing was written yet: start again\n");
 }
 
-static void add_write(const Ending *e, Text *text) {
+static void add_write(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!t->tokenizer || !(e->has_best || e->has_last)) return;
-    if (e->in_python) add(text, "  write    %s -m pyllmc.sample %s\n", e->python, e->folder);
-    else add(text, "  write    %s --model=%s --max_steps=0 --prompt=\n", e->program, e->folder);
+    if (e->in_python) growing_add(text, "  write    %s -m pyllmc.sample %s\n", e->python, e->folder);
+    else growing_add(text, "  write    %s --model=%s --max_steps=0 --prompt=\n", e->program, e->folder);
     if (e->has_best && e->has_last && t->best_step != t->step)
-        add(text, "           (from best.ckpt; for the last step name %s/last.ckpt)\n", t->run.folder);
+        growing_add(text, "           (from best.ckpt; for the last step name %s/last.ckpt)\n", t->run.folder);
 }
 
-static void add_go_on(const Ending *e, Text *text) {
+static void add_go_on(const Ending *e, Growing *text) {
     const llmc_options *o = &e->t->options;
     if (!*e->run) return;
-    add(text, "  go on    %s --resume=%s", e->program, e->run);
-    if (e->t->step >= o->max_steps) add(text, " --max_steps=%lld", (long long)(2 * e->t->step));
-    if (o->device_given && strcmp(o->device, "auto")) add(text, " --device=%s", o->device);
-    add(text, "\n");
+    growing_add(text, "  go on    %s --resume=%s", e->program, e->run);
+    if (e->t->step >= o->max_steps) growing_add(text, " --max_steps=%lld", (long long)(2 * e->t->step));
+    if (o->device_given && strcmp(o->device, "auto")) growing_add(text, " --device=%s", o->device);
+    growing_add(text, "\n");
 }
 
-static void add_next(const Ending *e, Text *text) {
+static void add_next(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!(e->has_best || e->has_last || *e->run)) return;
-    add(text, "next:\n");
+    growing_add(text, "next:\n");
     if (t->step >= t->options.max_steps) add_write(e, text);
     add_go_on(e, text);
     if (t->step < t->options.max_steps) add_write(e, text);
     if (!e->has_last) return;
-    if (t->step) add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
-    add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
+    if (t->step) growing_add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
+    growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
 }
 
-/* beside the run: runs/demo-hf */
+/* The export's name, which lies beside the run: runs/demo-hf. */
 static void export_name(const char *folder, char *quoted) {
     char name[OPTION_TEXT + 4];
     size_t n = strlen(folder);
@@ -181,7 +167,7 @@ static void export_name(const char *folder, char *quoted) {
 }
 
 int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *python, char *buffer, size_t size) {
-    Text text = {buffer, size};
+    Growing text = {0};
     Ending e = {.t = t, .program = program, .python = python};
     CHECK(size, LLMC_EINVAL, "no room for the text of an ending");
     *buffer = 0;
@@ -196,5 +182,6 @@ int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *
     add_last(&e, &text);
     add_nothing_kept(&e, &text);
     add_next(&e, &text);
-    return LLMC_OK;
+    const int n = growing_copy(&text, buffer, size);
+    return n < 0 ? n : LLMC_OK;
 }

@@ -226,7 +226,7 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
         memcpy(t->text + t->sample_size, piece, (size_t)size);
         t->sample_size += size;
     }
-    if (rc > 0 || rc == LLMC_STOPPED) t->sample_size = 0; /* it is written again, whole */
+    if (rc > 0 || rc == LLMC_STOPPED) t->sample_size = 0; /* a resumed run writes it again, whole */
     t->text[t->sample_size] = 0;
     return rc == LLMC_STOPPED ? 0 : rc < 0 ? rc : rc == 0;
 }
@@ -314,14 +314,14 @@ static int at_save(llmc_trainer *t) {
     return kind;
 }
 
-/* the step under way as if it had never begun */
+/* Undoes the step under way, as if it had never begun. */
 static int drop_step(llmc_trainer *t) {
     t->phase = SAVE;
     return llmc_loader_set_position(t->train, t->position);
 }
 
 static int at_accumulate(llmc_trainer *t) {
-    if (t->stop) return t->phase = SAVE, LLMC_OK; /* it came while a checkpoint was written */
+    if (t->stop) return t->phase = SAVE, LLMC_OK; /* the stop came while a checkpoint was written */
     t->started = now();
     t->position = llmc_loader_position(t->train);
     const int rc = accumulate(t);

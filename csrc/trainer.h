@@ -6,7 +6,8 @@
 #include "run.h"
 
 enum { TEXT_SIZE = 1 << 16 };
-enum { NOT_EVALUATED, EVALUATED, VALIDATED }; /* all that is due at a step's boundary; all but the sample */
+/* How much of what is due at a step's boundary is done. EVALUATED: all; VALIDATED: all but the sample. */
+enum { NOT_EVALUATED, EVALUATED, VALIDATED };
 enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING };
 
 struct llmc_trainer {
@@ -19,18 +20,18 @@ struct llmc_trainer {
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
-    int gentle;                /* the learning rate of whoever fine-tunes was left to us */
-    /* of a run resumed with other options, as comments: which it had until which step; NULL of a fresh one */
+    int gentle;                /* the learning rate of a fine-tuning run was left to us */
+    /* Lines of comments that say which options a run had until which step, if a resume changed any; NULL of a fresh run. */
     char *history;
-    llmc_options *before; /* of a resumed run: the options that its checkpoint records */
-    int evaluated;        /* of what is due at this step's boundary: what a resumed run does not do again */
+    llmc_options *before; /* the options that the checkpoint of a resumed run records */
+    int evaluated; /* how much of what is due at this step's boundary is done, so that a resumed run does not repeat it */
 
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* whether there is a checkpoint to go back to */
     volatile sig_atomic_t stop, doing;
     int64_t step, tokens, position; /* the last: of the data, where the step under way began */
     int found;                      /* `evaluated`, as the checkpoint that is resumed has it */
-    int64_t kept, best_step;        /* what step last.ckpt was written at, -1 not yet; -1 not known */
+    int64_t kept, best_step;        /* the step of last.ckpt, -1: none yet; the step of the best, -1: not known */
     double val_loss, best_val_loss;
     double loss, norm, lr; /* of the step under way */
     double started, ms;    /* when it began; smoothed time of a step */

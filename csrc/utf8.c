@@ -44,7 +44,7 @@ int64_t utf8_check(const char *text, int64_t n) {
     return n;
 }
 
-/* the bytes at the head, of which no character consists, that stand for one */
+/* How many of the first bytes, which are no character, one U+FFFD stands for. */
 static int length_of_bad(const char *text, int64_t n) {
     uint32_t code;
     int length = 1;

@@ -20,13 +20,13 @@ struct llmc_wrap {
     int column, gap; /* where the line stands, and the blanks behind it, which are shown when a word follows */
     int held, width; /* the word: bytes, and columns */
     char word[WORD];
-    char *out; /* what is to be shown */
+    char *out; /* the n bytes to show */
     int64_t n;
 };
 
 static int columns_of(uint32_t code) {
-    size_t lo = 0,
-           hi = sizeof ranges / sizeof *ranges; /* the last range that begins at or before code lies in [lo, hi) */
+    /* the last range that begins at or before code lies in [lo, hi) */
+    size_t lo = 0, hi = sizeof ranges / sizeof *ranges;
     while (hi - lo > 1) {
         const size_t middle = (lo + hi) / 2;
         if (ranges[middle].first <= code) lo = middle;
@@ -96,9 +96,9 @@ static void add(llmc_wrap *w, int columns, const char *text, int64_t size) {
 
 int llmc_wrap_next(llmc_wrap *w, int columns, const char *text, int64_t size, const char **out, int64_t *n) {
     CHECK(size >= 0 && columns >= 0, LLMC_EINVAL, "a piece of %lld bytes for %d columns", (long long)size, columns);
-    const int64_t room =
-        3 * size + WORD + w->gap + (columns > 8 ? columns : 8) + 16; /* each byte may end a line, too */
-    char *grown = realloc(w->out, (size_t)room + 8 * (size_t)size);
+    /* each byte may end a line, or be a tab of 8 blanks */
+    const int64_t room = 11 * size + WORD + w->gap + (columns > 8 ? columns : 8) + 16;
+    char *grown = realloc(w->out, (size_t)room);
     CHECK(grown, LLMC_ENOMEM, "no memory for a piece of %lld bytes", (long long)size);
     w->out = grown, w->n = 0;
     if (!columns || !text) put_word(w, columns ? columns : 1 << 30);

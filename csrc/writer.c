@@ -142,8 +142,8 @@ static void take_back(llmc_writer *w, int64_t bytes) {
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
-    const int64_t of_carry =
-        bytes < w->carried ? bytes : w->carried; /* it is the text's end, where a stop string cut it */
+    /* where a stop string cut the text, its end is in carry */
+    const int64_t of_carry = bytes < w->carried ? bytes : w->carried;
     w->carried -= (int)of_carry, bytes -= of_carry;
     if (w->carried) return;
     /* from the token, not the text: that may be handed out already, up to its middle */
@@ -242,7 +242,7 @@ static int write_token(llmc_writer *w) {
 
 void writer_finish(llmc_writer *w, int end) { w->end = end; }
 
-/* a character that the end has cut is no text, nor context */
+/* Takes back a character that the end has cut: it is neither text nor context. */
 static void drop_cut_character(llmc_writer *w) {
     const int64_t cut = w->size - utf8_whole(w->text, w->size);
     if (cut && w->made) take_back(w, cut);
