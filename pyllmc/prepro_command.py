@@ -16,7 +16,7 @@ from pyllmc.errors import counted, run_command
 from pyllmc.files import DataError, FileFailure, need
 from pyllmc.options import Parser, at_least, number, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
-from pyllmc.prepro_progress import progress_bar
+from pyllmc.prepro_progress import progress_line
 from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
@@ -291,7 +291,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = choose_tokenizer(args.tokenizer)
     eot = isinstance(tokenizer, str) or tokenizer.eot >= 0
     documents, total = choose_documents(args, how)
-    with progress_bar(total) as progress:
+    with progress_line(total) as progress:
         meta = write_dataset(
             out=args.out, tokenizer=tokenizer, shard_tokens=args.shard_tokens, workers=args.workers,
             progress=progress, max_vocab=args.max_vocab, overwrite=args.overwrite, **{"eot": eot, **documents},

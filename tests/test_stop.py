@@ -347,7 +347,7 @@ COMMANDS = {
             "--workers",
             "1",
         ],
-        "learn|encode",
+        "reading|encoding",
     ),
 }
 
