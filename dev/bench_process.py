@@ -183,7 +183,7 @@ class Process:
         try:
             line = self.child.stdout.readline()
         except (KeyboardInterrupt, SystemExit):
-            self.child.kill()  # what it measures is not waited for
+            self.child.kill()  # nobody waits for what it measures any more
             raise
         if not line:
             late = f" after {self.end.interval:.0f} s" if self.end.finished.is_set() else ""

@@ -14,7 +14,8 @@ from pyllmc.options import meant, one_of
 
 PROG = "pyllmc"
 HERE = Path(__file__).resolve().parent
-SYNONYMS = {  # what other trainers call a command
+# Names that other trainers use, and the command that does it here.
+SYNONYMS = {
     "generate": "sample",
     "inference": "sample",
     "write": "sample",

@@ -13,7 +13,6 @@ from pyllmc.checks import as_float, as_int, as_path, refuse
 from pyllmc.convert import engine, hub
 from pyllmc.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
-from pyllmc.options import unescaped as unescaped  # of what is typed for a front end: --stop, --delimiter
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]
 

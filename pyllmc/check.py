@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pyllmc.errors import begin_command, run_command
 
 if __name__ == "__main__":
-    asked = {"-h", "--help", "--version"} & set(sys.argv[1:])  # what needs no PyTorch
+    asked = {"-h", "--help", "--version"} & set(sys.argv[1:])  # these need no PyTorch
     begin_command("numpy", "cffi", *(() if asked else ("torch",)))
 
 import numpy as np

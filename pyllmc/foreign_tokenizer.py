@@ -17,13 +17,9 @@ from pyllmc.tokenizer import Tokenizer
 
 JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"
 NAMES = (JSON, f"{VOCAB} with {MERGES}", META)
-ENDS = (
-    EOT_PIECE.decode(),
-    "</s>",
-    "<|end_of_text|>",
-    "<eos>",
-)  # what ends a document: the first that is there
-MOST_BYTES = 1 << 28  # of a file
+# pieces that may end a document: the first of them that a vocabulary has does
+ENDS = (EOT_PIECE.decode(), "</s>", "<|end_of_text|>", "<eos>")
+MOST_BYTES = 1 << 28  # a larger file is no tokenizer
 
 
 def file_in(folder: str) -> str | None:

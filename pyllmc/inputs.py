@@ -15,7 +15,7 @@ from pyllmc.files import DataError, FileFailure, reading, writing
 from pyllmc.readers import BLOCK, BYTE_ORDER_MARKS, READERS, Source, opened
 
 STDIN = "-"
-OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # of this process: what a shell puts for <(command)
+OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # a shell writes one of these for <(command)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 FORMATS = tuple(kind[1:] for kind in READERS)
 HEAD = 1 << 16  # bytes by which text is told from other data
@@ -84,7 +84,7 @@ def _named(name: str, kind: str) -> Source:
     return Source(name, name, kind or _kind(name))
 
 
-_copies: list[Any] = []  # of what can be read only once; they vanish with the process
+_copies: list[Any] = []  # copies of inputs that can be read only once; they vanish with the process
 
 
 def _kept(f: BinaryIO, name: str) -> str:
@@ -144,7 +144,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is text
+# is it text?
 
 
 def why_no_text(source: Source, encoding: str, whole: bool = False) -> str:

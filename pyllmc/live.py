@@ -17,8 +17,8 @@ Item = TypeVar("Item")
 EVERY = 0.05  # seconds between two looks of a line that Python rewrites
 _running = False  # whether a command runs
 _visible = False  # whether somebody can see it
-_width = 0  # of the line that is shown
-_shown = 0.0  # when it was
+_width = 0  # characters of the line that is shown
+_shown = 0.0  # when that line was written
 
 
 def begin() -> None:
@@ -111,7 +111,9 @@ def clock(seconds: float) -> str:
 
 _callbacks: list[Any] = []  # kept alive: C holds their addresses
 _raised: list[BaseException] = []  # by a signal's handler, within one
-stop_wanted = False  # whether what is under way is to end, without an exception (signals.stopped_by_signals)
+stop_wanted = (
+    False  # the engine is to end what is under way, without an exception (signals.stopped_by_signals)
+)
 
 
 def listen(ffi: Any, lib: Any) -> None:

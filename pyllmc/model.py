@@ -45,7 +45,8 @@ class Model(NotCopied):
     precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (on a CPU with
         AVX512_BF16; on a GPU weights and activations are bf16 too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token that is
         appended alone is not rounded, so that bf16 may write another text alone than in a batch.
-    threads: 0 takes every core that the process and its container may use; results do not depend on it. training=False leaves out gradients and moments.
+    threads: 0 takes every core that the process and its container may use; results do not depend on it.
+    training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
         bytes to read make more tokens a second; the parameters can then not be looked at or saved.
     recompute: what the backward pass computes again rather than keep, for the same bits: 1 GELU, 2 the norms too,
@@ -100,17 +101,21 @@ class Model(NotCopied):
         self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
         self._check(lib.llmc_model_set_precision(self._handle, how))
+        self._take_weights(file, read, seed, init_std)
+        self._source = where
+        self._origin = f"from {where}" if where else "fresh weights"
+        self._check(lib.llmc_model_compress(self._handle, kept))
+
+    def _take_weights(self, file: bytes, read: Any, seed: int, init_std: float) -> None:
+        """From a file that the engine reads, from what Python has read, or drawn."""
         if file:
-            self._check(lib.llmc_model_load(self._handle, file))
-            self._tokenizer = read_section(lib, file, b"TOKENIZR")
+            self._check(self._lib.llmc_model_load(self._handle, file))
+            self._tokenizer = read_section(self._lib, file, b"TOKENIZR")
         elif read:
             for name, x in read.tensors:  # one at a time: none is held twice
                 self.params[name] = x
         else:
-            self._check(lib.llmc_model_init(self._handle, seed, init_std))
-        self._source = where
-        self._origin = f"from {where}" if where else "fresh weights"
-        self._check(lib.llmc_model_compress(self._handle, kept))
+            self._check(self._lib.llmc_model_init(self._handle, seed, init_std))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:

@@ -44,9 +44,9 @@ def whole(text: str) -> int:
     value = decimal.Decimal(text) if known else decimal.Decimal("nan")
     if not value.is_finite() or value != value.to_integral_value():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return (
-        int(value) if value.adjusted() < 30 else (10**30 if value > 0 else -(10**30))
-    )  # of none so large is asked
+    if value.adjusted() < 30:
+        return int(value)
+    return 10**30 if value > 0 else -(10**30)  # out of any bounds, and cheaper than all its digits
 
 
 class Option(NamedTuple):
@@ -175,7 +175,7 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
 
 def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
     """The options of a file, by name, as csrc/optionfile.c reads it. Raises ValueError with file and line, OSError."""
-    inside = os.path.join(path, "config.txt")  # of a run's folder
+    inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
     path = inside if os.path.exists(inside) else path
     found: dict[str, str] = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:

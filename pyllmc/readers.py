@@ -90,7 +90,7 @@ def opened(source: Source) -> Iterator[Any]:
         except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as e:
             raise MalformedFile(f"{source.name}: the compressed file is damaged ({e}): fetch it again") from e
         except Exception as e:
-            if type(e).__name__ == "ZstdError":  # of either package
+            if type(e).__name__ == "ZstdError":  # both packages call it so
                 raise MalformedFile(
                     f"{source.name}: the compressed file is damaged ({e}): fetch it again"
                 ) from e

@@ -17,7 +17,7 @@ from typing import Any
 from pyllmc import live
 
 INTERRUPTED = 130
-# what ends a command, and what Python does by default
+# the signals that end a command, and how Python handles them by default
 WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -54,7 +54,7 @@ class Watch:
             live.answer(line)
 
 
-_watch: Watch | None = None  # of the command that runs
+_watch: Watch | None = None  # there is one while a command runs
 
 
 def _end(number: int, frame: Any) -> None:

@@ -96,11 +96,6 @@ def _find(path: Path, revision: str | None = None) -> tuple[Kind, pathlib.Path]:
     raise FileFailure(f"{name} does not exist: give a file or folder of weights, or hub:owner/name")
 
 
-def locate(path: Path, revision: str | None = None) -> pathlib.Path:
-    """Where the weights are by now: a path as it is, a model of the hub in the folder that it was fetched into."""
-    return _find(path, revision)[1]
-
-
 def is_engines(path: Path) -> bool:
     """Whether the C engine reads what is at an existing path; MalformedFile where nobody does."""
     return _find(path)[0] == ENGINE

@@ -17,13 +17,8 @@ from pyllmc.files import FileFailure, need
 PREFIX = "hub:"
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # on the hub they belong to openai-community
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-FOLDERS = (
-    "runs",
-    "data",
-    "models",
-    ".",
-    "..",
-)  # as the documentation calls them: such a path is mistyped, no name
+# the documentation's own folders: a path that begins so and is not there is mistyped, and no name of the hub
+FOLDERS = ("runs", "data", "models", ".", "..")
 WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
 
 

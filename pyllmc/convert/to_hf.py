@@ -29,7 +29,7 @@ FILES = (  # all that such a folder holds
     *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
-PIPELINE_TOKENS = 256  # what transformers' pipeline writes by default
+PIPELINE_TOKENS = 256  # tokens that transformers' pipeline writes by default
 State = Iterator[tuple[str, np.ndarray]]
 
 
