@@ -52,12 +52,24 @@ SYSTEMS = {
     "fp32": ["pyllmc", "onednn", "openblas", "mkl"],
     "bf16": ["pyllmc", "onednn"],
 }
+
+
+def has_avx512() -> bool:
+    """OpenBLAS's kernels for it are an illegal instruction elsewhere."""
+    from pyllmc import _ffi
+
+    return _ffi.load().llmc_kernels(b"avx512") != _ffi.ffi().NULL
+
+
 ENVIRONMENT = {
     "pyllmc": {},
     "onednn": TUNED,
     "mkl": TUNED,
     "openblas": {  # its idle threads spin for 1 ms, not 26, in which they would slow the system whose turn is next
-        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "SkylakeX"),
+        **(
+            {"OPENBLAS_CORETYPE": "SkylakeX"} if has_avx512() else {}
+        ),  # which it does not choose on AMD's CPUs
+        **{name: os.environ[name] for name in ("OPENBLAS_CORETYPE",) if name in os.environ},
         "OPENBLAS_THREAD_TIMEOUT": "21",
     },
 }

@@ -225,8 +225,7 @@ def _inspect_headered(path: str, head: bytes, size: int, fmt: TokenFormat) -> Sh
 
 def read_shard(path: str | os.PathLike[str]) -> np.ndarray[Any, Any]:
     """The ids of a token file as a numpy array (uint16, uint32 or int32). Raises DataError."""
-    info = inspect_shard(path)
-    return read_ids(path, info, 0, info.ntok)
+    return read_ids(path, (info := inspect_shard(path)), 0, info.ntok)
 
 
 def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: int) -> np.ndarray[Any, Any]:
@@ -236,10 +235,7 @@ def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: i
     with reading(os.fspath(path)):
         ids = numpy.fromfile(path, dtype=info.format.dtype, count=count, offset=offset)
     if len(ids) < count:
-        raise MalformedFile(
-            f"{os.fspath(path)} ends at token {first + len(ids)}, but {count - len(ids)} more are needed: "
-            "it was changed while it was in use; write it again"
-        )
+        raise MalformedFile(f"{path} was cut at token {first + len(ids)} while it was in use: write it again")
     return ids  # type: ignore[no-any-return]
 
 

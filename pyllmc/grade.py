@@ -36,12 +36,12 @@ def refuse_other_text(texts: list[str], run: str) -> None:
 
 def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
     """Prints the first `show` of `count` stories, and what the exam says of all."""
-    tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
     writer, texts = open_writer(run), []
     for i in live.each(range(count), "grading: story"):
         texts.append(writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip())
         if i + 1 == min(PROBE, count):
             refuse_other_text(texts, run)
+            tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
     known = live.each(stories.generate(stories.DEFAULT), "reading: story", stories.DEFAULT)
     for text in texts[:show]:
         print(f"\n{text}")

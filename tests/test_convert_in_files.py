@@ -315,8 +315,8 @@ def test_paths(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"hello" * 1000)
     (tmp_path / "ü").mkdir()
     for name, reason, error in (
-        ("empty", "is a folder without weights: expected", errors.BadFile),
-        ("ü", "ü is a folder without weights", errors.BadFile),
+        ("empty", "is a folder without weights: expected", errors.SystemFailure),
+        ("ü", "ü is a folder without weights", errors.SystemFailure),
         ("a.gguf", "is GGUF", errors.BadFile),
         ("a.h5", "is HDF5", errors.BadFile),
         ("a.txt", "something else, not a model file", errors.BadFile),

@@ -369,7 +369,7 @@ def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number, workers):
     assert not any(map(is_alive, family))
     assert not (tmp_path / "d").exists()
     if signal_number != signal.SIGKILL:
-        assert (process.returncode, said) == (130, b"")
+        assert (process.returncode, said) == (130, b"stopping; again to quit now\n")
         assert os.listdir(tmp_path) == ["endless.py"]
     alive = tmp_path / f".d.tmp-{os.getppid()}"
     alive.mkdir()

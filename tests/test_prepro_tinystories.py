@@ -74,7 +74,7 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--qqq"], 2, "unknown option --qqq: --help lists them\n"),
     (["--workers", "0", "--input", "x"], 2, "'0' is not a whole number of at least 1"),
     (["--shard_tokens", "-5", "--input", "x"], 2, "'-5' is not a whole number"),
-    (["--val_tokens", "1e3", "--input", "x"], 2, "'1e3' is not a whole number"),
+    (["--val_tokens", "1e-3", "--input", "x"], 2, "'1e-3' is not a whole number"),
     (["--val_fraction", "1.5", "--input", "x"], 2, "'1.5' is not a number in"),
     (["--val_fraction", "nan", "--input", "x"], 2, "'nan' is not a number in"),
     (["--val_fraction", "0.1", "--val_tokens", "3", "--input", "x"], 2, "not allowed with"),

@@ -40,7 +40,7 @@ WANTED = "config.json with *.safetensors or pytorch_model*.bin, ckpt.pt, model.p
 
 def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
     from pyllmc.convert import engine, huggingface
-    from pyllmc.files import MalformedFile
+    from pyllmc.files import FileFailure
 
     if engine.is_run(path) or engine.is_bundle(path):
         return ENGINE, path
@@ -52,7 +52,7 @@ def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
             return _kind_of_file(path / name)
     if config.exists():
         return FOLDER, path
-    raise MalformedFile(f"{path} is a folder without weights: expected {WANTED}")
+    raise FileFailure(f"{path} is a folder without weights: expected {WANTED}")
 
 
 def _kind_of_file(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
