@@ -111,9 +111,8 @@ def clock(seconds: float) -> str:
 
 _callbacks: list[Any] = []  # kept alive: C holds their addresses
 _raised: list[BaseException] = []  # by a signal's handler, within one
-stop_wanted = (
-    False  # the engine is to end what is under way, without an exception (signals.stopped_by_signals)
-)
+# the engine is to end what is under way, without an exception (signals.stopped_by_signals)
+stop_wanted = False
 
 
 def listen(ffi: Any, lib: Any) -> None:
@@ -122,7 +121,8 @@ def listen(ffi: Any, lib: Any) -> None:
         return
 
     def pulse(context: Any, text: Any) -> int:
-        show(ffi.string(text).decode("utf-8", "replace"))
+        if not stop_wanted:  # the last line is the answer to the signal
+            show(ffi.string(text).decode("utf-8", "replace"))
         return int(stop_wanted)
 
     def failed(kind: Any, error: BaseException, trace: Any) -> None:
