@@ -329,10 +329,8 @@ def run_torch(gpt: Any, b: int, t: int, seed: int) -> tuple[Result, dict[str, fl
 
     errors: dict[str, float] = {}
     batches = max(BATCHES, min(MOST, -(-TOKENS // (b * t))))
-    seeds = list(reversed(range(batches)))
-    for i in live.each(
-        seeds, "PyTorch in float32 and float64: batch"
-    ):  # one at a time: the results are large; the first is kept
+    # one at a time, as the results are large; that of the first seed comes last and is kept
+    for i in live.each(range(batches)[::-1], "PyTorch in float32 and float64: batch"):
         batch = random_batch(gpt.config.vocab_size, b, t, seed + i)
         run64 = run_reference(gpt, *batch, dtype="float64")
         add_errors(errors, run_reference(gpt, *batch), run64)
@@ -368,13 +366,8 @@ def report(lines: Iterable[Line]) -> list[Line]:
 def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     """The engine's model and the reference, each made or loaded by its own code."""
     if reference.names_weights(o.model):
-        m = Model(
-            os.path.join(os.curdir, o.model) if os.path.exists(o.model) else o.model,
-            o.B,
-            o.T or None,
-            threads=o.threads,
-        )
-        return m, reference.load_model(o)
+        name = os.path.join(os.curdir, o.model) if os.path.exists(o.model) else o.model  # d12 may be a folder
+        return Model(name, o.B, o.T or None, threads=o.threads), reference.load_model(o)
     config = reference.make_config(o, fallback=OWN_VOCAB)
     m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, threads=o.threads)
     return m, reference.GPT(config, o.seed)
