@@ -2,6 +2,7 @@
 #ifndef PROGRAM_H
 #define PROGRAM_H
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,12 @@
 #include "pyllmc.h"
 
 enum { INTERRUPTED = 130 };
+
+/* A stream that was closed stays so: no file may take its number, or what is told would land in it. */
+static inline void hold_streams(void) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* opened the other way round: its use fails, as before */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
 
 /* ---- a line on the terminal that is rewritten, and goes before anything else is shown ---- */
 
