@@ -120,7 +120,7 @@ static void add_best(const Ending *e, Text *text) {
 static void add_last(const Ending *e, Text *text) {
     const llmc_trainer *t = e->t;
     const int ended = t->step >= t->options.max_steps;
-    if (t->doing == LOADING) {
+    if (t->doing == LOADING && !(ended && t->resumed)) {
         add(text, "stopped before the first step\n");
         return;
     }
