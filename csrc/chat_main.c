@@ -121,6 +121,7 @@ static int talk(const llmc_options *options) {
 }
 
 int main(int argc, char **argv) {
+    hold_streams();
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (rc > 0) return settle_output(PROGRAM, tell_about(rc, "./chat_gpt2", options));

@@ -172,6 +172,7 @@ static int write_text(const llmc_options *options, const char *program) {
 }
 
 int main(int argc, char **argv) {
+    hold_streams();
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);

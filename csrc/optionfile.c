@@ -8,6 +8,7 @@
 #include "options.h"
 
 static const char BLANKS[] = " \t\r\n";
+enum { LARGEST = 1 << 20 }; /* bytes of a file */
 
 static char *trimmed(char *text) {
     text += strspn(text, BLANKS);
@@ -69,21 +70,34 @@ static void forget_file(llmc_options *options) {
     }
 }
 
-static int take_lines(llmc_options *options, FILE *file, const char *path, unsigned char *seen) {
-    char *line = NULL, reason[1024];
-    size_t room = 0;
+static int take_lines(llmc_options *options, char *text, size_t size, const char *path, unsigned char *seen) {
+    char reason[1024], *line = text, *next;
     int rc = LLMC_OK;
-    ssize_t n;
-    for (int number = 1; rc == 0 && (n = getline(&line, &room, file)) >= 0; number++) {
-        char *text = number == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? line + 3 : line; /* a mark of byte order */
-        rc = strlen(line) < (size_t)n ? llmc_fail(LLMC_EINVAL, "a NUL byte: this is no text")
-                                      : take_line(options, text, seen);
+    if (size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) line += 3; /* a mark of byte order */
+    for (int number = 1; rc == 0 && line < text + size; number++, line = next) {
+        char *end = memchr(line, '\n', (size_t)(text + size - line));
+        if (!end) end = text + size;
+        *end = 0, next = end + 1;
+        rc = line + strlen(line) < end ? llmc_fail(LLMC_EINVAL, "a NUL byte: this is no text")
+                                       : take_line(options, line, seen);
         if (rc == 0) continue;
         snprintf(reason, sizeof reason, "%s", llmc_last_error());
         llmc_fail(rc, "%s:%d: %s", path, number, reason);
     }
-    free(line);
-    CHECK(rc || !ferror(file), LLMC_EIO, "the options in %s cannot be read: %s", path, strerror(errno));
+    return rc;
+}
+
+/* the whole file first: a pipe may be one, and what never ends is refused */
+static int take_file(llmc_options *options, FILE *file, const char *path, unsigned char *seen) {
+    char *text = malloc(LARGEST + 1);
+    CHECK(text, LLMC_ENOMEM, "no memory to read %s", path);
+    const size_t size = fread(text, 1, LARGEST + 1, file);
+    const int rc =
+        ferror(file) ? llmc_fail(LLMC_EIO, "the options in %s cannot be read: %s; name a file or a run's folder", path,
+                                 strerror(errno))
+        : size > LARGEST ? llmc_fail(LLMC_EINVAL, "%s is longer than 1 MiB: this is no file of options", path)
+                         : take_lines(options, text, size, path, seen);
+    free(text);
     return rc;
 }
 
@@ -98,7 +112,7 @@ int options_read(llmc_options *options, const char *path) {
     int rc = file ? LLMC_OK
                   : llmc_fail(LLMC_EIO, "--config=%s cannot be read: %s%s", path, strerror(errno), remedy_for(errno));
     forget_file(&fresh);
-    if (file) rc = take_lines(&fresh, file, path, seen);
+    if (file) rc = take_file(&fresh, file, path, seen);
     if (file) fclose(file);
     free(seen);
     if (rc == 0) *options = fresh;

@@ -46,7 +46,8 @@ static int adopt_options(llmc_trainer *t, const char *checkpoint) {
 
 static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
     snprintf(path, size, paths_is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
-    CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s", o->resume, path, strerror(errno));
+    CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s%s", o->resume, path, strerror(errno),
+          remedy_for(errno));
     return LLMC_OK;
 }
 

@@ -106,7 +106,7 @@ static void add_best(const Ending *e, Growing *text) {
 static void add_last(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     const int ended = t->step >= t->options.max_steps;
-    if (t->doing == LOADING) {
+    if (t->doing == LOADING && !(ended && t->resumed)) {
         growing_add(text, "stopped before the first step\n");
         return;
     }

@@ -88,6 +88,8 @@ def line_of(error: BaseException) -> str:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in FULL:  # of a file it would be explained (files.writing)
         return f"standard output: {error.strerror}: free some space or write elsewhere"
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return "standard input or output is closed: leave it open, or make it /dev/null"
     return " ".join(str(error).split("\n")) or type(error).__name__
 
 
@@ -130,8 +132,38 @@ def print_anything() -> None:
             stream.reconfigure(errors="pyllmc.printable")
 
 
+class _Told(io.FileIO):
+    """Standard error: what cannot be told there ends no work."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (*FULL, errno.EBADF):
+                raise
+            return memoryview(data).nbytes
+
+
+def _stream(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
+    encoding = like.encoding if like else "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, line_buffering=True)
+
+
+def hold_streams() -> None:
+    """A stream that was closed stays so, and no file takes its number: csrc/program.h."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or _stream(io.FileIO(1, "w", closefd=False), None)
+    sys.stderr = _stream(_Told(2, "w", closefd=False), sys.stderr)
+
+
 def begin_command(*packages: str) -> None:
     """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
+    hold_streams()
     print_anything()
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
@@ -170,6 +202,6 @@ def run_command(prog: str, work: Callable[[], int | None]) -> int:
             if not exit_code(error):
                 raise
             _tell(f"{prog}: {line_of(error)}")
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in (*FULL, errno.EBADF):
                 _discard_output()
             return exit_code(error)

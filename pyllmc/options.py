@@ -158,18 +158,22 @@ def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
     inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
     path = inside if os.path.exists(inside) else path
     found: dict[str, str] = {}
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                pair = _config_line(line, known)
-                if pair and pair[0] in found:
-                    raise argparse.ArgumentTypeError(f"--{pair[0]} stands here a second time")
-                found.update([pair] if pair else [])
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"{path}:{number}: {error}") from None
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} is longer than 1 MiB: this is no file of options")
+    for number, line in enumerate(content.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
+        try:
+            pair = _config_line(line, known)
+            if pair and pair[0] in found:
+                raise argparse.ArgumentTypeError(f"--{pair[0]} stands here a second time")
+            found.update([pair] if pair else [])
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     return found
 
 
+LARGEST = 1 << 20  # bytes of a file: csrc/optionfile.c
 BLANKS = " \t\r\n"
 COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*", re.S)
 QUOTED = re.compile(r'"((?:\\["\\]|[^"])*)"(.*)', re.S)

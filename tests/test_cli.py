@@ -318,6 +318,9 @@ def test_interrupt_saves_and_resume_continues(program, data, tmp_path):
     assert "continue with --resume" in output
     done = run(program, f"--resume={out}", "--max_steps=1")  # already beyond: nothing to do, nothing harmed
     assert done.returncode == 0, done.stderr
+    assert "last: step " in done.stderr and "before the first step" not in done.stderr
+    none = run(program, f"--resume={out}/step_00000001.ckpt")
+    assert none.returncode == 5 and none.stderr.endswith("No such file or directory; check the path\n")
 
 
 def test_no_compiler_is_one_clear_line(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,43 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         as_text.parse([f"--config={tmp_path / 'none.txt'}"])
     assert ended.value.code == 5 and "cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["./train_gpt2"], [sys.executable, "train_gpt2.py"]])
+@pytest.mark.parametrize(
+    "path, code, says",
+    [
+        ("/dev/zero", 2, "is longer than 1 MiB"),
+        ("/dev/stdin", 2, ":2: unknown option --b"),
+        ("data", 5, "Is a dir"),
+    ],
+)
+def test_what_never_ends_is_refused_and_a_pipe_is_a_file(command, path, code, says):
+    def limit():  # what reads it all must not take the machine's memory
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+    done = subprocess.run(
+        [*command, f"--config={path}"],
+        cwd=ROOT,
+        input="seed=1\nb\xe9=1\n".encode("latin-1"),
+        capture_output=True,
+        timeout=60,
+        preexec_fn=limit,
+    )
+    said = done.stderr.decode(errors="replace")
+    assert done.returncode == code and path in said and says in said and said.count("\n") == 1, said
+
+
+def test_an_endless_line_is_no_other_than_many(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("# " + "x" * (1 << 20))
+    with pytest.raises(InvalidArgument, match="is longer than 1 MiB: this is no file of options"):
+        Options(lib).parse([f"--config={path}"])
+    path.write_text("seed=5\n# " + "x" * ((1 << 20) - 9))  # as long as may be, and no end of the line
+    options = Options(lib)
+    options.parse([f"--config={path}"])
+    assert options.get("seed") == "5"
 
 
 # ---- numbers ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import signal
@@ -338,6 +339,49 @@ def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
         _, error = process.communicate(timeout=60)
         assert process.returncode in (0, 130, -signal.SIGINT), error  # the last is 130 to a shell
         assert error in (b"", b"stopping; again to quit now\n")
+
+
+CLOSED = {
+    "c": ["./train_gpt2", "--help"],
+    "list": [sys.executable, "-m", "pyllmc"],
+    "stories": [sys.executable, "-m", "pyllmc.stories", "--print=1"],
+    "encode": [sys.executable, "-m", "pyllmc.tokenizer", "encode", "byte", "a"],
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize(
+    "streams, code", [(">&-", 5), ("2>&-", 0), ("<&-", 0), ("<&- >&- 2>&-", 5), ("2>/dev/full", 0)]
+)
+def test_a_stream_that_is_closed(name, streams, code):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", *CLOSED[name]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == (streams == ">&-") and all("standard" in line for line in told), told
+
+
+def test_no_file_takes_the_number_of_a_stream_that_is_closed(tmp_path):
+    """What is told would land in it."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. " * 200)
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepro = [sys.executable, "-m", "pyllmc.prepro", f"--input={text}", "--tokenizer=char", f"--out={data}"]
+    size = [f"--data={data}", f"--out={out}", "--model=gpt-nano", "--n_layer=1", "--T=8", "--max_steps=2"]
+    for command in (
+        prepro,
+        ["./train_gpt2", *size],
+        [sys.executable, "-m", "pyllmc.train", *size, "--overwrite"],
+    ):
+        done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=ROOT, timeout=60)
+        assert done.returncode in (0, 5)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 2]
 
 
 def test_the_commands_are_listed():
