@@ -68,7 +68,7 @@ def hint(word: str) -> str:
     asked = word.removeprefix("pyllmc.").lower().replace("-", "_")
     near = meant(SYNONYMS.get(asked, asked), [name.removeprefix("pyllmc.") for name in names])
     if near:
-        return f"'{word}': did you mean python -m pyllmc.{near}?"
+        return f"'{word}': did you mean {' or '.join(f'python -m pyllmc.{name}' for name in near)}?"
     return f"'{word}': a command is python -m pyllmc.NAME; python -m pyllmc lists them"
 
 

@@ -28,12 +28,13 @@ from typing import Any
 
 from pyllmc import inputs, token_files
 from pyllmc.bpe import EOT_PIECE
+from pyllmc.characters import How, Source, read_blocks
 from pyllmc.errors import EXIT_CODES, run_command
 from pyllmc.files import DataError, FileFailure, need
 from pyllmc.options import Parser, at_least, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
 from pyllmc.prepro_progress import progress_bar
-from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
+from pyllmc.readers import READERS, read_txt
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
