@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc import __version__
-from pyllmc.errors import EXIT_CODES
+from pyllmc.errors import EXIT_CODES, typed
 from pyllmc.layout import table_lines
 
 Value = Union[int, float, str, bool]
@@ -352,6 +352,7 @@ def unescaped(text: str) -> str:
             )
         return ESCAPES[letter] if letter else chr(int(x or u, 16))
 
+    text = typed(text)
     decoded = ESCAPE.sub(character, text)
     if "\\u" not in text:
         return decoded

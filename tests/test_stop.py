@@ -45,6 +45,36 @@ def data(tmp_path_factory) -> Path:
     return out
 
 
+class NoThread:
+    """A system that starts no more threads."""
+
+    def __init__(self, *_, **__) -> None: ...
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
+    """As under ulimit -u: the handlers of Python do what the thread would have done."""
+    from pyllmc import signals
+
+    monkeypatch.setattr(signals, "Thread", NoThread)
+    stops = []
+    before = [signal.getsignal(number) for number in signals.WAYS_TO_END]
+    try:
+        for number, default in signals.WAYS_TO_END.items():
+            signal.signal(number, default)
+        signals.end_quietly()
+        with signals.interruptible():
+            with signals.stopped_by_signals(lambda: stops.append(1), lambda: "heard") as came:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert came() and stops == [1]
+    finally:
+        for number, handler in zip(signals.WAYS_TO_END, before):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err == "heard\n"
+
+
 def words(**options) -> list[str]:
     return [f"--{name}={value}" for name, value in {**TINY, **options}.items()]
 
