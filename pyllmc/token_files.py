@@ -65,7 +65,7 @@ def convert(files: list[str], tokenizer: Tokenizer, args: Any) -> dict[str, Any]
     for path, found in ids.items():
         if len(found) and not 0 <= int(found.min()) <= int(found.max()) < tokenizer.vocab_size:
             raise DataError(
-                f"{path}: ids reach {int(found.max())}, and the tokenizer ({tokenizer.name}) has "
+                f"{path}: ids from {int(found.min())} to {int(found.max())}, and the tokenizer ({tokenizer.name}) has "
                 f"{tokenizer.vocab_size}: name the one they were made with, as in --tokenizer FOLDER/{META}"
             )
     source = ", ".join(map(os.path.basename, files))

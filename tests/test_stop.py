@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -43,6 +44,26 @@ def data(tmp_path_factory) -> Path:
     texts = ["the cat sat on the mat " * 20, "a dog ran " * 20] * 60
     prepro.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
     return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
+    """It is one call of a library, of many seconds."""
+    from pyllmc.vocabularies import train
+
+    pick = random.Random(1).choices
+    train("bpe", ["".join(pick("ACGT", k=50_000))], 1000).save(tmp_path / "tokenizer.bin")
+    (tmp_path / "dna").write_text("".join(pick("ACGT", k=8_000_000)))
+    command = [sys.executable, "-m", "pyllmc.tokenizer", "encode", str(tmp_path)]
+    with open(tmp_path / "dna") as text:
+        process = subprocess.Popen(command, stdin=text, stdout=subprocess.DEVNULL, cwd=ROOT)
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(number)
+    try:
+        assert process.wait(2) == 130
+    finally:
+        process.kill()
 
 
 class NoThread:
