@@ -184,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(flags_first(sys.argv[1:] if arguments is None else arguments))
 
     def work() -> None:
-        with stopped_by_signals(lambda: os._exit(INTERRUPTED)):  # a long call of a library ends, too: nothing is lost
+        with stopped_by_signals(
+            lambda: os._exit(INTERRUPTED)
+        ):  # a long call of a library ends, too: nothing is lost
             COMMANDS[args.command](open_tokenizer(args.tokenizer), args)
 
     return run_command(PROG, work)
