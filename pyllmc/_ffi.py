@@ -12,7 +12,6 @@ from cffi import FFI
 
 from pyllmc import cublas, live
 from pyllmc.checks import encoded as encoded
-from pyllmc.checks import typed as typed
 from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
     ERRORS,
     BadFile,

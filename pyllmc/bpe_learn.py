@@ -14,9 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from pyllmc.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
+from pyllmc.errors import OutOfMemory, spare_threads
 from pyllmc.files import DataError, need
 
 # The package's time grows with the square of a word, so runs without a space are cut here before words are looked for.
@@ -69,7 +71,10 @@ def learn_here(hf: Any, texts: Iterable[str], max_vocab: int) -> list[bytes]:
 def _learn_in_child(texts: Iterable[str], max_vocab: int, alive: Callable[[], None]) -> list[bytes]:
     with tempfile.TemporaryFile() as found, tempfile.TemporaryFile() as said:
         command = [sys.executable, "-c", CHILD, str(max_vocab), *sys.path]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=found, stderr=said)
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=found, stderr=said)
+        except BlockingIOError:  # a limit lets no process start
+            return learn_here(need("tokenizers", "learning a bpe vocabulary"), texts, max_vocab)
         try:
             _send(child.stdin, texts)  # type: ignore[arg-type]
             while not _ended(child):
@@ -78,7 +83,7 @@ def _learn_in_child(texts: Iterable[str], max_vocab: int, alive: Callable[[], No
             child.kill()
             child.wait()
         if child.returncode:
-            raise DataError(_why(child.returncode, said))
+            raise (OutOfMemory if child.returncode in (-6, -9) else DataError)(_why(child.returncode, said))
         found.seek(0)
         return unpacked(found.read())
 
@@ -116,7 +121,9 @@ def _why(status: int, said: BinaryIO) -> str:
 
 def child(max_vocab: int) -> None:
     """Texts come in on stdin, pieces go out on stdout; ends with its parent, however that ends."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with suppress(RuntimeError):  # a limit lets no thread start
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    spare_threads()
     pieces = learn_here(need("tokenizers", "learning"), _received(sys.stdin.buffer), max_vocab)
     sys.stdout.buffer.write(packed(pieces))
     sys.stdout.buffer.flush()

@@ -6,7 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from pyllmc.errors import INTERRUPTED, InvalidArgument, begin_command, exit_code, line_of, run_command
+from pyllmc.errors import (
+    INTERRUPTED,
+    InvalidArgument,
+    begin_command,
+    exit_code,
+    line_of,
+    run_command,
+    typed,
+)
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -154,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chat = Chat(options=options)
         if options.is_given("prompt"):
-            return talk(chat, [_ffi.typed(options.get("prompt"))])
+            return talk(chat, [typed(options.get("prompt"))])
         return talk_at_terminal(chat) if sys.stdin.isatty() else talk(chat, sys.stdin.buffer)
 
     return run_command(PROG, work)

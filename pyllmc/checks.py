@@ -103,14 +103,6 @@ def text_bytes(text: str) -> bytes:
         raise InvalidArgument(f"{text!r:.80} holds half a character, which no text has") from None
 
 
-def typed(argument: str) -> str:
-    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
-    try:
-        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeError:
-        return argument
-
-
 def as_path(name: str, value: Any) -> str:
     """The path of a file or folder: a str, bytes or path-like object that the system can take."""
     if not isinstance(value, (str, bytes, os.PathLike)):

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -113,11 +114,23 @@ def python_command() -> str:
     return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
 
 
-def _printable(error: UnicodeError) -> tuple[bytes, int]:
+def typed(argument: str) -> str:
+    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return argument
+
+
+def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
     """What an output cannot encode, as \\u2014; but bytes of a path or an argument, which Python hides in surrogates, as they were."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
+    if error.encoding.replace("-", "_").startswith(("utf_16", "utf_32")):  # where no byte stands alone
+        return "".join(
+            f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in text
+        ), error.end
     return b"".join(
         bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace")
         for c in text
@@ -168,10 +181,26 @@ def begin_command(*packages: str) -> None:
     spec = sys.modules["__main__"].__spec__
     prog = spec.name if spec else os.path.basename(sys.argv[0])
     signals.end_quietly()
+    spare_threads()
     for package in packages:
         if find_spec(package) is None:
             print(f"{prog}: {package} is not installed: {how_to_install(package)}", file=sys.stderr)
             sys.exit(exit_code(ImportError()))
+
+
+def spare_threads() -> None:
+    """Where a limit (ulimit -u, a container's) lets no thread start for each core, libraries must not try: they end the process."""
+    done, threads = threading.Event(), []
+    try:
+        for _ in range(os.cpu_count() or 1):
+            threads.append(threading.Thread(target=done.wait, daemon=True))
+            threads[-1].start()
+    except RuntimeError:
+        os.environ.update(OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
+        threads.pop()
+    done.set()
+    for thread in threads:
+        thread.join()
 
 
 def _tell(line: str) -> None:

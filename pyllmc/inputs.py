@@ -7,16 +7,18 @@ import os
 import stat
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from pyllmc.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
 from pyllmc.errors import counted
 from pyllmc.files import DataError, FileFailure, reading, writing
-from pyllmc.readers import BLOCK, BYTE_ORDER_MARKS, READERS, Source, opened
+from pyllmc.readers import READERS
 
 STDIN = "-"
-OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # a shell writes one of these for <(command)
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # of this process: what a shell puts for <(command)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 FORMATS = tuple(kind[1:] for kind in READERS)
 HEAD = 1 << 16  # bytes by which text is told from other data
 SHOWN = 3  # names in a message
@@ -31,7 +33,13 @@ MAGICS = {
     b"\x80\x04\x95": "a pickle",
     b"SQLite format 3": "a data base",
     b"\x7fELF": "a program",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x04\x22\x4d\x18": "an LZ4 file",
+    **dict.fromkeys(COMPRESSED, "compressed twice"),
 }
+TAR, TAR_AT = b"ustar", 257
+BARE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # what may be without a byte order mark
 
 
 def find(inputs: Iterable[str], kind: str, encoding: str, warn: Callable[[str], None]) -> list[Source]:
@@ -161,10 +169,11 @@ def why_no_text(source: Source, encoding: str, whole: bool = False) -> str:
     for magic, what in MAGICS.items():
         if head.startswith(magic):
             return f"is {what}, no text: make a text file of it first"
-    half = head[: len(head) // 2 * 2]
-    for zeros, name in ((half[1::2], "utf-16-le"), (half[::2], "utf-16-be")):
-        if len(half) > 3 and zeros.count(0) * 3 > len(zeros) * 2 and half.count(0) < len(half) * 3 // 4:
-            return f"looks like UTF-16 without a byte order mark: say so with --encoding {name}"
+    if head[TAR_AT:].startswith(TAR):
+        return "is a tar archive, no text: unpack it, and name the folder"
+    if found := _bare(head):
+        what = found[: len("utf-xx")].upper()
+        return f"looks like {what} without a byte order mark: say so with --encoding {found}"
     if b"\0" in head and suffix_of(source.name) not in READERS:
         return f"is no text: byte {head.index(0)} is zero"
     if whole:
@@ -173,3 +182,23 @@ def why_no_text(source: Source, encoding: str, whole: bool = False) -> str:
         except UnicodeDecodeError as e:
             return f"is no text: byte {e.start} is no UTF-8"
     return ""
+
+
+def _bare(head: bytes) -> str:
+    """The encoding in which bytes make sense that are full of control characters as they are; "" if none."""
+    if _controls(head.decode("latin-1")) * 20 <= len(head):
+        return ""
+    texts = {codec: codecs.getincrementaldecoder(codec)("replace").decode(head) for codec in BARE}
+    likely = [codec for codec, text in texts.items() if _makes_sense(text)]
+    return min(likely, key=lambda codec: len({ord(c) >> 8 for c in texts[codec]}), default="")
+
+
+def _makes_sense(text: str) -> bool:
+    odd = _controls(text) + sum(c == "\ufffd" or unicodedata.category(c) in ("Cn", "Co") for c in text)
+    is_spaced = any(c in " \n\u3000\u3001\u3002" for c in text)
+    is_latin = sum(c.isascii() for c in text) * 3 > len(text) * 2
+    return odd * 50 <= len(text) and (is_spaced or is_latin)
+
+
+def _controls(text: str) -> int:
+    return sum(c < " " and c not in "\t\n\r\f\x1b" for c in text)

@@ -162,14 +162,14 @@ def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"{path} is longer than 1 MiB: this is no file of options")
-    for number, line in enumerate(content.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
+    for row, line in enumerate(content.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
         try:
             pair = _config_line(line, known)
             if pair and pair[0] in found:
                 raise argparse.ArgumentTypeError(f"--{pair[0]} stands here a second time")
             found.update([pair] if pair else [])
         except argparse.ArgumentTypeError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
+            raise ValueError(f"{path}:{row}: {error}") from None
     return found
 
 

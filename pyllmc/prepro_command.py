@@ -12,12 +12,13 @@ from typing import Any
 
 from pyllmc import inputs, token_files
 from pyllmc.bpe import EOT_PIECE
-from pyllmc.errors import counted, run_command
+from pyllmc.characters import How, Source, read_blocks
+from pyllmc.errors import counted, run_command, typed
 from pyllmc.files import DataError, FileFailure, need
 from pyllmc.options import Parser, at_least, number, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
 from pyllmc.prepro_progress import progress_line
-from pyllmc.readers import READERS, How, Source, read_blocks, read_txt
+from pyllmc.readers import READERS, read_txt
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
@@ -149,7 +150,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add("--keep_line_ends", action="store_true", help="leave CR LF and CR as they are")
     add("--delimiter", type=unescaped, default=EOT_PIECE.decode(),
         help=r"what separates documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
-    add("--field", default="text",
+    add("--field", type=typed, default="text",
         help="field or column that holds the text, a.b for one within another [%(default)s]")  # fmt: skip
     add("--skip_null", action="store_true", help="leave out records whose field is null or lacks")
 

@@ -5,128 +5,22 @@ Text is UTF-8, or what its byte order mark or --encoding says. Ends of lines bec
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import csv
-import gzip
-import io
 import json
-import lzma
+import re
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
-from pyllmc.bpe import EOT_PIECE
+from pyllmc.characters import How, Source, read_blocks
 from pyllmc.files import DataError, MalformedFile, need, reading
 from pyllmc.tokenizer import check_characters
 
-BLOCK = 1 << 20
 NAMES_SHOWN = 12  # fields in a message
-
-
-class Source(NamedTuple):
-    """A file of texts."""
-
-    path: str  # what is opened
-    name: str  # what messages call it
-    kind: str  # a key of READERS
-
-
-@dataclass
-class How:
-    """The options of reading, and how many records were left out."""
-
-    delimiter: str = EOT_PIECE.decode()
-    field: str = "text"
-    skip_null: bool = False
-    encoding: str = ""  # "": UTF-8, unless a byte order mark says another
-    keep_line_ends: bool = False
-    skipped: int = 0
 
 
 class NoField(DataError):
     """A record without the field."""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# bytes and characters
-
-
-def _open_zstd(f: BinaryIO) -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-
-        return zstd.ZstdFile(f)
-    return need("zstandard", "reading .zst").ZstdDecompressor().stream_reader(f, read_across_frames=True)
-
-
-COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
-    b"\x1f\x8b": lambda f: gzip.GzipFile(fileobj=f),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
-    b"\x28\xb5\x2f\xfd": _open_zstd,
-}
-BYTE_ORDER_MARKS = {  # the longer ones first
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-
-
-@contextmanager
-def opened(source: Source) -> Iterator[Any]:
-    """The file, and what is inside if it is compressed, whatever its name. Raises FileFailure, MalformedFile."""
-    with reading(source.name), open(source.path, "rb") as f:
-        head = f.read(8)
-        f.seek(0)
-        opener = next((o for magic, o in COMPRESSED.items() if head.startswith(magic)), None)
-        try:
-            yield opener(f) if opener else f
-        except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as e:
-            raise MalformedFile(f"{source.name}: the compressed file is damaged ({e}): fetch it again") from e
-        except Exception as e:
-            if type(e).__name__ == "ZstdError":  # both packages call it so
-                raise MalformedFile(
-                    f"{source.name}: the compressed file is damaged ({e}): fetch it again"
-                ) from e
-            raise
-
-
-def codec_of(head: bytes, encoding: str) -> str:
-    return next(
-        (codec for mark, codec in BYTE_ORDER_MARKS.items() if head.startswith(mark)), encoding or "utf-8"
-    )
-
-
-def read_blocks(source: Source, how: How) -> Iterator[str]:
-    """The characters, a block at a time, without a byte order mark. Raises MalformedFile."""
-    with opened(source) as f:
-        data, size = f.read(BLOCK), 0
-        codec = codec_of(data, how.encoding)
-        inner = codecs.getincrementaldecoder(codec)()
-        decoder = io.IncrementalNewlineDecoder(inner, translate=not how.keep_line_ends)
-        while True:
-            size += len(data)
-            try:
-                block = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as e:
-                raise MalformedFile(_undecodable(source.name, size, codec, e)) from e
-            if block:
-                yield block
-            if not data:
-                return
-            data = f.read(BLOCK)
-
-
-def _undecodable(name: str, size: int, codec: str, error: UnicodeDecodeError) -> str:
-    codec = "UTF-8" if codec == "utf-8-sig" else codec.upper()
-    place = f"{name}: byte {size - len(error.object) + error.start} is no {codec}"
-    return f"{place}: name the encoding that the file has, as in --encoding cp1252 or latin-1"
 
 
 def _line_ends(text: str, how: How) -> str:
@@ -196,7 +90,9 @@ def _value(record: Any, field: str) -> Any:
 
 def _names(record: dict[str, Any], before: str = "") -> Iterator[str]:
     for name, value in record.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from _names(value[0], f"{before}{name}.0.")
+        elif isinstance(value, dict) and value:
             yield from _names(value, f"{before}{name}.")
         else:
             yield before + str(name)
@@ -224,7 +120,7 @@ def _text(where: str, record: Any, how: How) -> str | None:
 def _kind(value: Any) -> str:
     """What JSON calls it."""
     kinds = {bool: "true or false", dict: "an object", list: "a list", str: "text", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
 def _texts(records: Iterable[tuple[str, Any]], how: How) -> Iterator[str]:
@@ -256,20 +152,44 @@ def _json_lines(source: Source, how: How) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(read_lines(source, how), 1):
         if line.strip():
             try:
-                yield f"{source.name}:{number}", json.loads(line)
+                record = _parsed(line)
             except (ValueError, RecursionError) as e:
-                raise MalformedFile(f"{source.name}:{number}: not a JSON line: {e}") from e
+                why = f"{e.msg} (column {e.colno})" if isinstance(e, json.JSONDecodeError) else e
+                remedy = "mend or remove that line"
+                if number == 1 and line.lstrip()[0] in "[{" and line.strip()[-1] in "[{":
+                    remedy = "is it one JSON text of many lines? Then --format json reads it"
+                raise MalformedFile(f"{source.name}:{number}: not a JSON line: {why}: {remedy}") from e
+            if isinstance(record, list):
+                wanted = f"an object with a field {how.field!r} was expected, not a list"
+                remedy = "give --format json if the file is one list of records"
+                raise DataError(f"{source.name}:{number}: {wanted}: {remedy}")
+            yield f"{source.name}:{number}", record
+
+
+def _parsed(text: str) -> Any:
+    """Numbers of any length: Python refuses whole ones of more than 4,300 digits, and no text needs them."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=float)
 
 
 def read_json(source: Source, how: How) -> Iterator[str]:
     """Of an array of records or texts; one record; an object whose only list is one of records; or JSON lines."""
+    text = "".join(read_blocks(source, how))
+    if not text.strip():
+        return
     try:
-        whole = json.loads("".join(read_blocks(source, how)))
+        whole = _parsed(text)
     except json.JSONDecodeError as e:
         if e.msg == "Extra data":  # values that follow each other
             yield from read_jsonl(source, how)
             return
-        raise MalformedFile(f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno})") from e
+        raise MalformedFile(
+            f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno}): mend it there"
+        ) from e
     except (ValueError, RecursionError) as e:
         raise MalformedFile(f"{source.name}: not JSON: {e}") from e
     records = whole if isinstance(whole, list) else [whole]
@@ -280,29 +200,55 @@ def read_json(source: Source, how: How) -> Iterator[str]:
 
 
 def read_csv(source: Source, how: How) -> Iterator[str]:
-    """The texts in the column --field. The first line names the columns."""
+    """The texts in the column --field. The first line names the columns, unless --field is a number, from 0 on."""
     return _texts(_rows(source, how), how)
 
 
 def _rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = (line + "\n" for line in read_lines(source, how))
-    head = next(lines, "")
-    comma = "\t" if source.kind == ".tsv" else max(",;\t", key=head.count)
-    rows = csv.reader(_chain(head, lines), delimiter=comma, strict=True)
+    blank = 0  # lines in front
+    while not (head := next(lines, "x")).strip():
+        blank += 1
+    said = EXCELS_SEPARATOR.fullmatch(head)
+    comma = said[1] if said else _separator(source, head)
+    rows = csv.reader(lines if said else _chain(head, lines), delimiter=comma, strict=True)
+    above = blank + (said is not None)  # lines that rows does not count
     names: list[str] = []
+    begun = 0
     try:
         for row in rows:
             if not names:
-                names = row
-            elif row:
+                names = _columns(row, how)
+            if row and row is not names:
                 row += [None] * (len(names) - len(row))  # type: ignore[list-item]
-                yield f"{source.name}:{rows.line_num}", dict(zip(names, row))
+                yield f"{source.name}:{above + rows.line_num}", dict(zip(names, row))
+            begun = rows.line_num
     except csv.Error as e:
-        raise MalformedFile(f"{source.name}:{rows.line_num}: not a line of {source.kind}: {e}") from e
+        raise MalformedFile(f"{source.name}:{above + begun + 1}: {_why_no_row(source, e)}") from e
     if names and how.field not in names:  # and no row said so
         shown = ", ".join(names[:NAMES_SHOWN])
         raise NoField(f"{source.name}: no column {how.field!r} (it has {shown}): name it with --field")
+
+
+EXCELS_SEPARATOR = re.compile(r'"?sep=([^"\n])"?\n', re.I)
+
+
+def _separator(source: Source, head: str) -> str:
+    """What the first line has most of outside its quotes."""
+    bare = re.sub(r'"[^"]*"', "", head)
+    return "\t" if source.kind == ".tsv" else max(",;\t|", key=bare.count)
+
+
+def _columns(row: list[str], how: How) -> list[str]:
+    """The first row; but the columns' numbers where --field is one and no name: then no row names them."""
+    has_no_names = how.field.isdecimal() and how.field not in row
+    return list(map(str, range(len(row)))) if has_no_names else row
+
+
+def _why_no_row(source: Source, error: csv.Error) -> str:
+    why = "a quote that this row opens is never closed" if "end of data" in str(error) else str(error)
+    return f"not a row of {source.kind}: {why}: mend it (within quotes, a quote is written twice)"
 
 
 def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
@@ -331,11 +277,32 @@ def _parquet_rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
             for batch in f.iter_batches(columns=[root], batch_size=1024):
                 for value in batch.column(0):
                     number += 1
-                    yield f"{source.name}: row {number}", {root: value.as_py()}
+                    found = value.as_py()
+                    yield f"{source.name}: row {number}", {root: _of_bytes(found)}
     except UnicodeDecodeError as e:
-        raise MalformedFile(f"{source.name}: row {number}: {e}: write the file again as UTF-8") from e
+        where = f"{source.name}: row {number}: byte {e.start} of the text"
+        raise MalformedFile(f"{where} is no UTF-8: write the file again as UTF-8") from e
     except pyarrow.ArrowException as e:
         raise MalformedFile(f"{source.name}: not a readable parquet file: {str(e).splitlines()[0]}") from e
+
+
+def _of_bytes(value: Any) -> Any:
+    """A column of bytes is text that nobody declared."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def read_ipynb(source: Source, how: How) -> Iterator[str]:
+    """A notebook's cells of text and code, a blank line between, as one document; what they put out is left away."""
+    text = "".join(read_blocks(source, how))
+    try:
+        cells = _parsed(text)["cells"] if text.strip() else []
+        sources = ["".join(cell.get("source") or "").strip() for cell in cells]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        remedy = "give --format txt to read it as it is"
+        raise MalformedFile(f"{source.name}: not a notebook with cells: {remedy}") from e
+    joined = "\n\n".join(filter(None, sources))
+    check_characters(joined, where=f"{source.name}: ")
+    yield _line_ends(joined, how)
 
 
 READERS: dict[str, Callable[[Source, How], Iterator[str]]] = {
@@ -346,4 +313,5 @@ READERS: dict[str, Callable[[Source, How], Iterator[str]]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".ipynb": read_ipynb,
 }

@@ -30,23 +30,30 @@ class Watch:
         self.answer: Callable[[], str] = lambda: "stopping; again to quit now"
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._mouth, False)
-        self._before = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+        self.is_deaf = False  # where the system starts no more threads: Python's own handlers call hear()
         self._thread = Thread(target=self._listen, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.is_deaf = True
+            os.close(self._ear)
+        self._before = -1 if self.is_deaf else signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        signal.set_wakeup_fd(self._before)
+        if not self.is_deaf:
+            signal.set_wakeup_fd(self._before)
         os.close(self._mouth)  # which ends the thread, once it has answered all that came
-        self._thread.join(1)
+        if not self.is_deaf:
+            self._thread.join(1)
 
     def _listen(self) -> None:
         while numbers := os.read(self._ear, 64):
             for number in numbers:
                 if number in WAYS_TO_END:
-                    self._hear()
+                    self.hear()
         os.close(self._ear)
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
         self.came += 1
         if self.came > 1:
             live.clear()
@@ -118,7 +125,13 @@ def stopped_by_signals(
     watch.stop, before_stop = stop_all, watch.stop
     watch.answer, before_answer = answer or watch.answer, watch.answer
     caught = [number for number in WAYS_TO_END if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    handlers = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in caught}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        if watch.is_deaf:
+            watch.hear()
+
+    handlers = {number: signal.signal(number, note) for number in caught}
     try:
         yield lambda: bool(came) or watch.came > 0
     finally:

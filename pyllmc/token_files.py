@@ -76,7 +76,7 @@ def _check_ids(path: str, info: ShardInfo, tokenizer: Tokenizer) -> None:
     for ids in _blocks(path, info, 0, info.ntok):
         if not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
             raise DataError(
-                f"{path}: ids reach {int(ids.max())}, and the tokenizer ({tokenizer.name}) has "
+                f"{path}: ids from {int(ids.min())} to {int(ids.max())}, and the tokenizer ({tokenizer.name}) has "
                 f"{tokenizer.vocab_size}: name the one they were made with, as in --tokenizer FOLDER/{META}"
             )
 

@@ -21,7 +21,7 @@ from pyllmc import foreign_tokenizer
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
 from pyllmc.checks import text_bytes
-from pyllmc.errors import run_command
+from pyllmc.errors import INTERRUPTED, run_command, stopped_by_signals
 from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
@@ -183,4 +183,11 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(flags_first(sys.argv[1:] if arguments is None else arguments))
-    return run_command(PROG, lambda: COMMANDS[args.command](open_tokenizer(args.tokenizer), args))
+
+    def work() -> None:
+        with stopped_by_signals(
+            lambda: os._exit(INTERRUPTED)
+        ):  # a long call of a library ends, too: nothing is lost
+            COMMANDS[args.command](open_tokenizer(args.tokenizer), args)
+
+    return run_command(PROG, work)

@@ -7,6 +7,8 @@ import decimal
 import re
 from collections.abc import Callable
 
+from pyllmc.errors import typed
+
 NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
 )
@@ -67,6 +69,7 @@ def unescaped(text: str) -> str:
             )
         return ESCAPES[letter] if letter else chr(int(x or u, 16))
 
+    text = typed(text)
     decoded = ESCAPE.sub(character, text)
     if "\\u" not in text:
         return decoded

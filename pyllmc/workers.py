@@ -51,10 +51,11 @@ def in_order(
         yield from map(function, items)
         return
     end, alive = Pipe()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (function, alive))
+    pool = None
     waiting: deque[Future[Result]] = deque()
     done = False
     try:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (function, alive))
         for item in items:
             waiting.append(pool.submit(_call, item))
             if len(waiting) > 2 * workers:  # bounds the memory
@@ -67,11 +68,18 @@ def in_order(
             "a worker process died: out of memory (use fewer workers), or the calling script lacks "
             'if __name__ == "__main__":'
         ) from e
+    except (BlockingIOError, RuntimeError) as e:  # of a limit
+        if isinstance(e, RuntimeError) and "new thread" not in str(e):
+            raise
+        raise DataError(
+            "the system starts no more processes or threads (ulimit -u, or its container's limit): use one worker"
+        ) from e
     finally:
         if not done:  # after Ctrl-C, for one, nobody waits for what they are at
             end.close()
         for future in waiting:
             future.cancel()
-        pool.shutdown()
+        if pool:
+            pool.shutdown()
         end.close()
         alive.close()

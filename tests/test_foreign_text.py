@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -81,8 +82,15 @@ def test_ids_in_any_width_become_a_data_set(tmp_path, capsys, dtype, end):
     assert tokens(tmp_path / "d", "val") == ids[200:].tolist()
 
 
+def npy(ids):
+    out = io.BytesIO()
+    np.save(out, ids)
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(("content", "more", "code", "says"), [
-    (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids reach 499, and the tokenizer (byte) has 257"),
+    (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids from 0 to 499, and the tokenizer (byte) has 257"),
+    (npy(np.array([-1, 2])), ["--tokenizer", "byte"], 2, "ids from -1 to 2, and the tokenizer"),
     (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "char"], 2, "--tokenizer char learns from text, and"),
     (b"Once upon a time", ["--tokenizer", "byte"], 4, "x.bin is no token file: expected magic 20240520 or 20240801, found 1701015119, and it looks like text"),
     (b"\x93NUMPY\x01", ["--tokenizer", "byte"], 4, "not a readable NumPy array"),

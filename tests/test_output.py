@@ -122,6 +122,46 @@ def test_a_text_that_the_locale_does_not_know_reaches_the_engine(home):
     assert done.stdout == rb"'\udce6\udcbc\udca2'" + b"\n", done.stderr
 
 
+def test_what_is_looked_for_means_the_same_in_every_locale(home):
+    """--stop, --delimiter and --field, which are compared with text."""
+    stop = [
+        "-m",
+        "pyllmc.sample",
+        "{}/run",
+        "--prompt=a",
+        "--max_new_tokens=60",
+        "--temperature=0.8",
+        "--seed=3",
+    ]
+    whole = run(stop, home, {}).stdout.decode()
+    at = next(c for c in whole[1:] if not c.isascii() and c != "\ufffd")
+    out = [run([*stop, f"--stop={at}"], home, environment) for environment in ({}, LOCALE_OF_C)]
+    assert [done.returncode for done in out] == [0, 0], out[1].stderr
+    assert out[0].stdout.decode().rstrip("\n") == whole[: whole.index(at, 1)].rstrip("\n")
+    (home / "field.jsonl").write_text('{"世": "a"}\n' * 300, encoding="utf-8")
+    cut = ["-m", "pyllmc.prepro", "--tokenizer=byte", "--out={}/cut", "--overwrite", "--workers=1"]
+    for more in (["--input={}/text.txt", "--delimiter=世"], ["--input={}/field.jsonl", "--field=世"]):
+        done = run([*cut, *more], home, LOCALE_OF_C)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_export_into_a_name_that_is_no_text(home):
+    """Whose bytes the model card and the metadata cannot hold."""
+    place = os.fsencode(home) + b"/m\xff"
+    for end in (b"", b".gguf"):
+        command = [sys.executable, "-m", "pyllmc.convert", home / "run", place + end]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60)
+        assert done.returncode == 0 and os.path.exists(place + end), done.stderr
+
+
+def test_bytes_of_a_path_in_an_encoding_without_single_bytes(home):
+    """UTF-16 cannot hold the byte of a path as it is."""
+    command = [sys.executable, "-m", "pyllmc.sample", b"/none/b\xff"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-16"}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=60)
+    assert done.returncode == 5 and r"/none/b\xff does not exist" in done.stderr.decode("utf-16")
+
+
 # ---- text that is cut inside a character ----
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepro import ROOT, contents, documents_of, tokens
 
+from pyllmc import characters, readers, vocabularies
 from pyllmc import prepro_command as script
-from pyllmc import readers, vocabularies
 from pyllmc.bins import DataError
 from pyllmc.prepro import write_dataset
 
@@ -53,9 +53,9 @@ def test_delimiters_are_found_across_blocks(tmp_path_factory, text, delimiter, b
     path.write_bytes(text.encode())
     expected = [part.strip() for part in text.split(delimiter)] if delimiter else [text]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
-        source = readers.Source(str(path), "blocks", ".txt")
-        assert list(readers.read_txt(source, readers.How(delimiter))) == expected
+        patch.setattr(characters, "BLOCK", block)
+        source = characters.Source(str(path), "blocks", ".txt")
+        assert list(readers.read_txt(source, characters.How(delimiter))) == expected
 
 
 def test_script_delimiter_escapes_and_workers(tmp_path, capsys):

@@ -8,10 +8,13 @@ import io
 import json
 import lzma
 import os
+import random
 import subprocess
 import sys
+import tarfile
 
 import pytest
+import zstandard
 from test_prepro import ROOT, documents_of
 from test_prepro_tinystories import run_script
 
@@ -19,6 +22,25 @@ CSV = 'id,joke\n1,"a, b"\n2,"c ""d""\r\ne"\n'
 RECORDS = [{"id": 1, "data": {"text": "one"}}, {"id": 2, "data": {"text": "two\r\n2"}}]
 LINES = "".join(json.dumps(r) + "\n" for r in RECORDS)
 FIELD = ["--field", "data.text"]
+CELLS = [{"source": ["# one\n", "two\n"]}, {"source": ""}, {"source": "print(1)", "outputs": [{"text": "1"}]}]
+NOTEBOOK = json.dumps({"cells": CELLS, "nbformat": 4}).encode()
+RNG = random.Random(1)
+NOISE = RNG.randbytes(30_000).hex().encode()
+
+
+def zstd(data):
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def tar(data):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as f:
+        info = tarfile.TarInfo("a.txt")
+        info.size = len(data)
+        f.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 GOOD = {
     "crlf.txt": (b"a\r\nb\rc\n\nd", [], ["a\nb\nc\n\nd"]),
     "kept.txt": (b"a\r\nb", ["--keep_line_ends"], ["a\r\nb"]),
@@ -53,6 +75,16 @@ GOOD = {
     "null_above.jsonl": (b'{"data": null}\n{"data": {"text": "a"}}\n', [*FIELD, "--skip_null"], ["a"]),
     "short.csv": (b"id,text\n1\n2,a\n", ["--skip_null"], ["a"]),
     "data": (LINES.encode(), [*FIELD, "--format", "jsonl"], ["one", "two\n2"]),
+    "quoted_head.csv": (b'"a;b;c",text\n1,x;y\n', [], ["x;y"]),
+    "bars.csv": (b"id|text\n1|a, b\n", [], ["a, b"]),
+    "excel.csv": (b"sep=;\r\nid;text\r\n1;a, b\r\n", [], ["a, b"]),
+    "blank_above.csv": (b"\n\nid,text\n1,a\n", [], ["a"]),
+    "no_head.csv": (b"one,1\ntwo,2\n", ["--field", "0"], ["one", "two"]),
+    "named_by_number.csv": (b"7,0\none,two\n", ["--field", "0"], ["two"]),
+    "long_number.jsonl": (b'{"n": ' + b"9" * 5000 + b', "text": "a"}\n', [], ["a"]),
+    "a.ipynb": (NOTEBOOK, [], ["# one\ntwo\n\nprint(1)"]),
+    "older.txt.lzma": (lzma.compress(b"packed", lzma.FORMAT_ALONE), [], ["packed"]),
+    "frames.txt.zst": (zstd(b"a" * 300_000) + zstd(b"b"), [], ["a" * 300_000 + "b"]),
     "pair.jsonl": (b'{"text": "\\ud83d\\ude00"}', [], ["\U0001f600"]),
 }  # fmt: skip
 
@@ -73,7 +105,6 @@ BAD = {
     "typo.jsonl": (LINES.encode(), ["--field", "txt", "--skip_null"], 2, "typo.jsonl:1: no field 'txt' (it has id, data.text)"),
     "jokes.csv": (CSV.encode(), [], 2, "jokes.csv:2: no field 'text' (it has id, joke): name it with --field"),
     "head.csv": (b"id,joke\n", [], 2, "head.csv: no column 'text' (it has id, joke)"),
-    "open.csv": (b'text\n"a\nb\n', [], 4, "not a line of .csv: unexpected end of data"),
     "bad.json": (b"[1,\n}", [], 4, "bad.json:2: not JSON:"),
     "numbers.json": (b"[1]", [], 2, "numbers.json: record 1: an object with a field 'text' was expected, not a number"),
     "lone.json": (b'["\\udc00"]', [], 2, "lone.json: record 1: character 0 of field 'text' is a lone surrogate"),
@@ -82,6 +113,23 @@ BAD = {
     "bare.txt": ("twelve bears".encode("utf-16-le"), [], 2, "looks like UTF-16 without a byte order mark: say so with --encoding utf-16-le"),
     "odd.txt": (b"\xff\xfea", [], 4, "odd.txt: byte 2 is no UTF-16"),
     "p.png": (b"\x89PNG\r\n", [], 2, "p.png is a picture, no text"),
+    "cyrillic.txt": ("да и нет, ".encode("utf-16-le") * 20, [], 2, "UTF-16 without a byte order mark: say so with --encoding utf-16-le"),
+    "big_ended.txt": ("twelve bears".encode("utf-16-be"), [], 2, "say so with --encoding utf-16-be"),
+    "kana.csv": ("漢字、仮名。".encode("utf-16-be") * 20, [], 2, "say so with --encoding utf-16-be"),
+    "bare32.txt": ("twelve bears".encode("utf-32-le"), [], 2, "UTF-32 without a byte order mark: say so with --encoding utf-32-le"),
+    "no_mark.txt": (b"twelve", ["--encoding", "utf-16"], 4, "no_mark.txt: utf-16 does not read it"),
+    "marked.txt": (b"\xef\xbb\xbfcaf\xe9", [], 4, "byte 6 is no UTF-8, which its byte order mark says it is: mend that place"),
+    "half.csv": (b'text\na\n"b\n\xed\xa0\x80"\n', [], 4, "half.csv:4: byte 10 begins a lone surrogate (\\ud800), which no"),
+    "other_field.jsonl": (b'{"a": [{"b": "x"}]}', [], 2, "no field 'text' (it has a.0.b): name it with --field"),
+    "cut.jsonl": (b'{"text": "a"}\n{"text": "b', [], 4, "cut.jsonl:2: not a JSON line: Unterminated string starting at (column 10)"),
+    "pretty.jsonl": (b'{\n "text": "a"\n}\n', [], 4, "Then --format json reads it"),
+    "list.jsonl": (b'["a", "b"]', [], 2, "not a list: give --format json"),
+    "noise.json": (b"\xff\xff", [], 4, "noise.json: byte 0 is no UTF-8"),
+    "open.csv": (b'text\na\n"b\nc\n', [], 4, "open.csv:3: not a row of .csv: a quote that this row opens is never closed"),
+    "no.ipynb": (b'{"cells": 1}', [], 4, "no.ipynb: not a notebook with cells: give --format txt"),
+    "cut.zst": (zstd(NOISE)[:-200], [], 4, "cut.zst: the compressed file is damaged (it ends within a frame): fetch it again"),
+    "a.tar.gz": (gzip.compress(tar(b"a")), [], 2, "a.tar.gz is a tar archive, no text: unpack it, and name the folder"),
+    "twice.gz.gz": (gzip.compress(gzip.compress(b"a")), [], 2, "twice.gz.gz is compressed twice"),
     "blob": (b"ab\0cd", [], 2, "blob is no text: byte 2 is zero"),
     "white.txt": (b" \n<|endoftext|>\n", [], 2, "white.txt: no documents: white space, delimiters or skipped records are all there is"),
     "none.jsonl": (b'{"text": null}\n', ["--skip_null"], 2, "none.jsonl: no documents: white space, delimiters or skipped"),
@@ -95,7 +143,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path, capsys, name):
     content, more, code, says = BAD[name]
     (tmp_path / name).write_bytes(content)
     more = [*more, "--tokenizer", "byte", "--out", tmp_path / "d"]
-    assert says in run_script("--input", tmp_path / name, *more, code=code, capsys=capsys)
+    said = run_script("--input", tmp_path / name, *more, code=code, capsys=capsys)
+    assert says in said and said.count(str(tmp_path)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
@@ -161,13 +210,13 @@ def test_help_shows_examples_and_fits_the_terminal(monkeypatch, capsys):
 
 
 def test_the_characters_of_a_block_do_not_depend_on_its_size(tmp_path, monkeypatch):
-    from pyllmc import readers
+    from pyllmc import characters
 
     text = "a\r\nzwölf\r\r\n\U0001f600\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
-    source = readers.Source(str(tmp_path / "a.txt"), "a", ".txt")
+    source = characters.Source(str(tmp_path / "a.txt"), "a", ".txt")
     for size in (4, 5, 7, 100):
-        monkeypatch.setattr(readers, "BLOCK", size)
+        monkeypatch.setattr(characters, "BLOCK", size)
         expected = io.StringIO(text, newline=None).read()
-        assert "".join(readers.read_blocks(source, readers.How())) == expected
-        assert "".join(readers.read_blocks(source, readers.How(keep_line_ends=True))) == text
+        assert "".join(characters.read_blocks(source, characters.How())) == expected
+        assert "".join(characters.read_blocks(source, characters.How(keep_line_ends=True))) == text

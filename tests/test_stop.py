@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -43,6 +44,56 @@ def data(tmp_path_factory) -> Path:
     texts = ["the cat sat on the mat " * 20, "a dog ran " * 20] * 60
     prepro.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
     return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
+    """It is one call of a library, of many seconds."""
+    from pyllmc.vocabularies import train
+
+    pick = random.Random(1).choices
+    train("bpe", ["".join(pick("ACGT", k=50_000))], 1000).save(tmp_path / "tokenizer.bin")
+    (tmp_path / "dna").write_text("".join(pick("ACGT", k=8_000_000)))
+    command = [sys.executable, "-m", "pyllmc.tokenizer", "encode", str(tmp_path)]
+    with open(tmp_path / "dna") as text:
+        process = subprocess.Popen(command, stdin=text, stdout=subprocess.DEVNULL, cwd=ROOT)
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(number)
+    try:
+        assert process.wait(2) == 130
+    finally:
+        process.kill()
+
+
+class NoThread:
+    """A system that starts no more threads."""
+
+    def __init__(self, *_, **__) -> None: ...
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
+    """As under ulimit -u: the handlers of Python do what the thread would have done."""
+    from pyllmc import signals
+
+    monkeypatch.setattr(signals, "Thread", NoThread)
+    stops = []
+    before = [signal.getsignal(number) for number in signals.WAYS_TO_END]
+    try:
+        for number, default in signals.WAYS_TO_END.items():
+            signal.signal(number, default)
+        signals.end_quietly()
+        with signals.interruptible():
+            with signals.stopped_by_signals(lambda: stops.append(1), lambda: "heard") as came:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert came() and stops == [1]
+    finally:
+        for number, handler in zip(signals.WAYS_TO_END, before):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err == "heard\n"
 
 
 def words(**options) -> list[str]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import begin_command, run_command
+from pyllmc.errors import begin_command, run_command, typed
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -42,7 +42,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--dtype", default="fp32", help="of the numbers: fp32, bf16, and but for bin fp16 [fp32]"
     )
-    parser.add_argument("--name", default="", help="of the model; default: as DST is called")
+    parser.add_argument("--name", type=typed, default="", help="of the model; default: as DST is called")
     parser.add_argument(
         "--tokenizer",
         default="",

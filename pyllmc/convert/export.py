@@ -15,6 +15,7 @@ from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import targets
+from pyllmc.errors import typed
 from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
@@ -71,7 +72,10 @@ def save(
     check_untied(to, untied)
     place = check_place(path, to, overwrite)
     exact = checked(config, tensors, dtype)
-    name = name or Path(place).name.removesuffix(".gguf").removesuffix(".bin")
+    name = typed(name or Path(place).name.removesuffix(".gguf").removesuffix(".bin"))
+    name = name.encode(
+        "utf-8", "replace"
+    ).decode()  # bytes of a path may be no text, which all that is written here is
     job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read, untied)
     notes = {"hf": _save_hf, "gguf": _save_gguf, "bin": _save_bin}[to](job, overwrite)
     return Exported(place, describe(job), notes)
