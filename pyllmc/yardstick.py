@@ -7,7 +7,8 @@ evaluation is slow and is made only where PyTorch's own is not far enough from i
 
     a product adds up its terms one after the other, each product and each sum rounded, as a loop in C does;
     a sum of many numbers adds up runs of RUN of them, and then the runs (numbers of one sign add their errors up);
-    GELU and AdamW round every operation of their formulas.
+    softmax is exp(x - lse) of an lse that is stored, as kernels do it that keep lse and no weights;
+    softmax, GELU and AdamW round every operation of their formulas.
 
 numpy's multiplications and additions round as IEEE 754 says, so this is the same number on every CPU. A kernel that
 works in float32 adds up in some such order or in a better one: of n terms, the error is at most about sqrt(n) roundings of
@@ -173,6 +174,19 @@ def gelu_backward(dout: Any, x: Any, *, approximate: str = "none") -> Any:
     return like(numbers(dout) * (HALF * (1 + t) + HALF * v * (1 - t * t) * inner), x)
 
 
+def softmax(x: Any, dim: int, to_float: bool) -> Any:
+    v = np.moveaxis(numbers(x), dim, 0)
+    top = v.max(0)
+    summed = total(np.exp((v - top).astype(np.float64)).astype(np.float32))
+    lse = (top + np.log(summed.astype(np.float64))).astype(np.float32)
+    return like(np.moveaxis(np.exp((v - lse).astype(np.float64)), 0, dim), x)
+
+
+def softmax_backward(dout: Any, out: Any, dim: int, dtype: Any) -> Any:
+    d, p = (np.moveaxis(numbers(y), dim, 0) for y in (dout, out))
+    return like(np.moveaxis(p * (d - total(d * p)), 0, dim), dout)
+
+
 def foreach_norm(xs: Any, *more: Any, **named: Any) -> Any:
     return [vector_norm(x) for x in xs]
 
@@ -192,6 +206,8 @@ PLAINLY: dict[Any, Callable[..., Any]] = {
     aten.mul_.Tensor: mul_,
     aten.addcmul_.default: addcmul_,
     aten.addcdiv_.default: addcdiv_,
+    aten._softmax.default: softmax,
+    aten._softmax_backward_data.default: softmax_backward,
     aten.gelu.default: gelu,
     aten.gelu_backward.default: gelu_backward,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's, which would starve others
 os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in full, which takes hours
@@ -33,6 +35,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
 ffi.cdef("void emu_statistics(uint64_t counts[5]);")
+
+
+def pytest_configure(config) -> None:
+    """Begins again in UTF-8 where the locale is another one: the tests write and read texts of every script."""
+    if sys.flags.utf8_mode or locale.getpreferredencoding(False).lower().replace("-", "") == "utf8":
+        return
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+    words = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+    os.execve(sys.executable, words, {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _runs_here(isa: str) -> bool:
