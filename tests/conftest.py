@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's, which would starve others
 os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in full, which takes hours
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi, vocabularies
+from pyllmc import _ffi, vocabularies, yardstick
 from pyllmc.errors import NoDevice
 from pyllmc.files import DataError
 
@@ -33,6 +35,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
 ffi.cdef("void emu_statistics(uint64_t counts[5]);")
+
+
+def pytest_configure(config) -> None:
+    """Begins again in UTF-8 where the locale is another one: the tests write and read texts of every script."""
+    if sys.flags.utf8_mode or locale.getpreferredencoding(False).lower().replace("-", "") == "utf8":
+        return
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+    words = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+    os.execve(sys.executable, words, {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _runs_here(isa: str) -> bool:
@@ -201,11 +212,16 @@ def assert_parity(
     All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
     happens to be exact. Every number may be one rounding to the element `stored` further away.
     """
-    ours, torch32, torch64 = (np.asarray(x, dtype=np.float64) for x in (ours, torch32, torch64))
+    ours, torch64 = (np.asarray(x, dtype=np.float64) for x in (ours, torch64))
     assert ours.shape == torch64.shape, f"{what}: shape {ours.shape}, expected {torch64.shape}"
     assert np.isfinite(ours).all(), f"{what}: not finite where PyTorch is"
     if not ours.size:
         return
-    allowed = times * np.abs(torch32 - torch64).max() + floor * np.abs(torch64).max()
-    error = (np.abs(ours - torch64) - ROUNDING[stored] * (np.abs(torch64) + allowed)).max()
-    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
+    for single in torch32.each() if isinstance(torch32, yardstick.Single) else [np.asarray(torch32)]:
+        allowed = times * np.abs(single.astype(np.float64) - torch64).max() + floor * np.abs(torch64).max()
+        error = (np.abs(ours - torch64) - ROUNDING[stored] * (np.abs(torch64) + allowed)).max()
+        if error <= allowed:
+            return
+        if 0 < allowed * yardstick.LUCK < error:
+            break
+    raise AssertionError(f"{what}: error {error:.3g}, allowed {allowed:.3g}")

@@ -16,6 +16,11 @@ NARROW = (torch.float32, torch.bfloat16)
 aten = torch.ops.aten
 # what rounds nothing, or is random and must draw the same numbers
 AS_IT_IS = {aten._to_copy, aten.copy_, aten.detach, aten.clone, aten.empty, aten.normal_, aten.uniform_}
+# attention in one operation rounds its weights to bfloat16 on every CPU: that is its formula and no luck
+AS_IT_IS |= {
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+}
 
 
 def is_narrow(x: Any) -> bool:

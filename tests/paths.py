@@ -23,7 +23,12 @@ PATHS: dict[str, dict[str, str]] = {
     "one_thread": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     "four_threads": {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
 }
-NAMES = "matmul model attention layernorm encoder classifier adamw gelu compress precision check"
+# every file that compares numbers with PyTorch's; the emulation's own (test_emulated, test_gemm_cublas) compare it with
+# the CPU's kernels
+NAMES = (
+    "matmul model attention layernorm encoder classifier adamw gelu compress precision check memory rng "
+    "reference reference_loop convert_in convert_in_files convert_out convert_gguf"
+)
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 
 

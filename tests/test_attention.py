@@ -68,9 +68,9 @@ class Expected(NamedTuple):
 
     qkv: np.ndarray
     dout: np.ndarray
-    out: tuple[np.ndarray, np.ndarray]
-    lse: tuple[np.ndarray, np.ndarray]
-    dqkv: tuple[np.ndarray, np.ndarray]
+    out: tuple[yardstick.Single, np.ndarray]
+    lse: tuple[yardstick.Single, np.ndarray]
+    dqkv: tuple[yardstick.Single, np.ndarray]
 
 
 def split_heads(qkv: torch.Tensor, case: Case) -> list[torch.Tensor]:
@@ -219,8 +219,12 @@ def test_cached_from_different_positions(kernels, buffers, n, hs, window):
     for b, p in enumerate(pos):
         cache[b, :p] = want.qkv[b, :p]
     out, cache = cached(kernels, buffers, case, want.qkv, [n], pos, cache)
-    seen = [np.stack([x[b, p : p + n] for b, p in enumerate(pos)]) for x in want.out]
-    assert_parity(out, *seen, "out", floor(case, want))
+    single, double = want.out
+
+    def seen(x: np.ndarray) -> np.ndarray:
+        return np.stack([x[b, p : p + n] for b, p in enumerate(pos)])
+
+    assert_parity(out, single.map(seen), seen(double), "out", floor(case, want))
     for b, p in enumerate(pos):
         np.testing.assert_array_equal(cache[b, : p + n], want.qkv[b, : p + n])
         assert np.isnan(cache[b, p + n :]).all(), "written past the new rows"

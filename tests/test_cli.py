@@ -161,11 +161,13 @@ def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
 
 
 @FRONT_ENDS
-def test_more_threads_than_cores_are_pointed_out(program, data):
+def test_more_threads_than_cores_are_pointed_out(program, data, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = lib.llmc_default_threads()
+    s = "s" * (cores > 1)
     for threads, says in (
-        (cores, f" {cores} threads\n"),
-        (cores + 3, f" threads on {cores} cores: more than"),
+        (cores, f" {cores} thread{s}\n"),
+        (cores + 3, f" threads on {cores} core{s}: more than"),
     ):
         done = run(program, f"--data={data}", "--out=", *TINY, "--plan", f"--threads={threads}")
         assert done.returncode == 0, done.stderr

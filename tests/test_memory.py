@@ -88,17 +88,16 @@ def test_chunks_of_logits_are_as_exact_as_all_at_once(isa, name):  # noqa: F811
     if isa == "reference":
         c = c._replace(shape=(1, c.shape[1]) if name == "chunks_in_room" else (2, 280))
     gpt, batch = make_reference(c), batch_of(c)
-    run32, exact = (check.run_reference(gpt, *batch, dtype=dtype) for dtype in ("float32", "float64"))
-    errors: dict[str, float] = {}
-    check.add_errors(errors, run32, exact)
+    errors = check.Errors(gpt, [batch])
+    exact = errors.exact
     m = make_engine(c, keep_logits=False)
     m.zero_grad()
     loss = m.micro_step(*batch)
-    lines = [check.measure("losses", m.losses, exact.acts["losses", 0], errors["acts losses"])]
-    lines.append(check.measure("loss", np.array(loss), np.array(exact.loss), errors["acts loss"]))
+    lines = [check.held("losses", m.losses, exact.acts["losses", 0], errors, "acts losses")]
+    lines.append(check.held("loss", np.array(loss), np.array(exact.loss), errors, "acts loss"))
     for row, layer in layout.parameters(c.config):
-        grad, error = m.grads[row.torch_name_of(layer)], errors[f"grads {row.name}"]
-        lines.append(check.measure(row.torch_name_of(layer), grad, exact.grads[row.name, layer], error))
+        name, key = row.torch_name_of(layer), f"grads {row.name}"
+        lines.append(check.held(name, m.grads[name], exact.grads[row.name, layer], errors, key))
     assert not [line for line in lines if not line.ok]
 
 
