@@ -235,7 +235,7 @@ def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: i
     with reading(os.fspath(path)):
         ids = numpy.fromfile(path, dtype=info.format.dtype, count=count, offset=offset)
     if len(ids) < count:
-        raise MalformedFile(f"{path} was cut at token {first + len(ids)} while it was in use: write it again")
+        raise MalformedFile(f"{path} was changed while it was in use: write it again")
     return ids  # type: ignore[no-any-return]
 
 

@@ -238,12 +238,12 @@ def plainly() -> Iterator[None]:
 
 
 class Single:
-    """An array of the formula in float32: as PyTorch has it here, and plainly where that is asked for."""
+    """An array of the formula in float32: as PyTorch has it here, and plainly where that is asked for; then any more ways."""
 
     __array_ufunc__ = None  # an array + this is this class's sum
 
-    def __init__(self, here: Any, plain: Callable[[], Any]) -> None:
-        self.here, self.plain = np.asarray(here), plain
+    def __init__(self, here: Any, plain: Callable[[], Any], more: Sequence[Callable[[], Any]] = ()) -> None:
+        self.here, self.plain, self.more = np.asarray(here), plain, more
 
     def __array__(self, *how: Any, **named: Any) -> np.ndarray:
         return np.asarray(self.here, *how)
@@ -251,9 +251,12 @@ class Single:
     def each(self) -> Iterator[np.ndarray]:
         yield self.here
         yield np.asarray(self.plain())
+        for evaluate in self.more:
+            yield np.asarray(evaluate())
 
     def map(self, change: Callable[[np.ndarray], Any]) -> Single:
-        return Single(change(self.here), lambda: change(np.asarray(self.plain())))
+        more = [lambda f=f: change(np.asarray(f())) for f in self.more]  # type: ignore[misc]
+        return Single(change(self.here), lambda: change(np.asarray(self.plain())), more)
 
     def __getitem__(self, part: Any) -> Single:
         return self.map(lambda x: x[part])

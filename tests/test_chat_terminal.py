@@ -110,7 +110,8 @@ def test_no_word_is_broken_at_the_edge(wordy, columns):
     for program in PROGRAMS:
         how = (wordy, "--prompt=a", "--sample_tokens=40", "--temperature=3")
         with Terminal(program, *how, columns=columns) as terminal:
-            seen.append(terminal.process.stdout.read().decode())
+            shown = terminal.process.stdout.read().decode()
+            seen.append(re.sub(r"\r(loading|lo\.\.)[^\r]*|\r +\r", "", shown))  # that it lives
         whole = subprocess.run(command(program, *how), capture_output=True, cwd=ROOT).stdout.decode()
     lines = seen[0].rstrip("\r\n").split("\r\n")
     assert seen[0] == seen[1] and len(lines) > 4
@@ -159,4 +160,4 @@ def test_ctrl_c_in_a_pipe_ends_it(program, endless):
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert (process.returncode, error) == (130, b"")
+    assert process.returncode == 130 and error in (b"", b"stopping; again to quit now\n")

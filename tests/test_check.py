@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 import pyllmc  # noqa: E402
 from pyllmc import check, layout  # noqa: E402
+from pyllmc import reference as finder  # noqa: E402
 from pyllmc.layout import GPTConfig  # noqa: E402
 
 reference = check.load_reference()
@@ -197,6 +199,6 @@ def test_an_unknown_option_is_suggested(capsys):
 
 
 def test_without_the_reference_the_error_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(layout, "HERE", tmp_path / "pyllmc")
+    monkeypatch.setattr(finder, "layout", types.SimpleNamespace(HERE=tmp_path / "pyllmc"))
     assert check.main(arguments()) == 2
-    assert "train_gpt2.py is missing" in capsys.readouterr().err
+    assert "train_gpt2.py, with which pyllmc.check compares, is missing" in capsys.readouterr().err

@@ -150,9 +150,13 @@ def test_a_pipeline_writes_what_we_write(tmp_path, kind):
     pipeline = transformers.pipeline("text-generation", str(tmp_path / "hf"))
     for prompt in ("the cat", "", "On", " a"):
         ours = Writer(m, tokenizer).write(prompt, 12, 0.0)
-        assert pipeline(prompt, do_sample=False, max_new_tokens=12)[0]["generated_text"] == ours
+        theirs = pipeline(prompt, do_sample=False, max_new_tokens=12)[0]["generated_text"]
+        assert theirs.rstrip("\ufffd") == ours.rstrip("\ufffd")
         whole = Writer(m, tokenizer).write(prompt, T - 1 - len(tokenizer.encode(prompt)), 0.0)
-        assert pipeline(prompt, do_sample=False)[0]["generated_text"] == whole
+        theirs = pipeline(prompt, do_sample=False)[0]["generated_text"]
+        assert theirs.rstrip("\ufffd") == whole.rstrip(
+            "\ufffd"
+        )  # a character that the end cuts is none of ours
 
 
 @pytest.mark.parametrize("T", [24, 1024])

@@ -76,7 +76,7 @@ def test_script_delimiter_escapes_and_workers(tmp_path, capsys):
     (["--shard_tokens", "-5", "--input", "x"], 2, "'-5' is not a whole number"),
     (["--val_tokens", "1e-3", "--input", "x"], 2, "'1e-3' is not a whole number"),
     (["--val_fraction", "1.5", "--input", "x"], 2, "'1.5' is not a number in"),
-    (["--val_fraction", "nan", "--input", "x"], 2, "'nan' is not a number in"),
+    (["--val_fraction", "nan", "--input", "x"], 2, "'nan' is not a number"),
     (["--val_fraction", "0.1", "--val_tokens", "3", "--input", "x"], 2, "not allowed with"),
     (["--tokenizer", "bep"], 2, "'bep' is neither word, bpe, char, byte, gpt2 nor a file or folder with a tokenizer"),
     (["--delimiter", "\\", "--input", "x"], 2, "ends within an escape"),

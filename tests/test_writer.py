@@ -316,7 +316,8 @@ def test_sample_multiplies_as_it_is_told(letters, checkpoint):
 def test_a_prompt_that_is_no_text_is_one_line(checkpoint, name):
     command = [sys.executable, "-m", f"pyllmc.{name}", checkpoint, b"--prompt=\xff"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
-    says = f"pyllmc.{name}: character 0 of the text is a lone surrogate, no UTF-8: remove it\n"
+    says = f"pyllmc.{name}: character 0 of the text is a lone surrogate (\\udcff), which no UTF-8 can write: "
+    says += "remove it or put the whole character there\n"
     assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", says)
 
 
