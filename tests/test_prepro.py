@@ -363,7 +363,7 @@ def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number, workers):
         assert len(family) >= (3 if workers > 1 else 1)
     finally:
         process.send_signal(signal_number)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     while any(map(is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_alive, family))
