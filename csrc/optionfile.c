@@ -18,7 +18,7 @@ static char *trimmed(char *text) {
     return text;
 }
 
-/* Ends a line at a # that begins it or follows a blank. */
+/* Cuts a comment off: a # ends a line where it begins it or follows a blank. */
 static void cut_comment(char *text) {
     for (char *c = text; *c; c++)
         if (*c == '#' && (c == text || c[-1] == ' ' || c[-1] == '\t')) *c = 0, c--;

@@ -95,8 +95,8 @@ static uint32_t look(Word *word, int until, uint32_t value, int64_t patience) {
 
 /* ---- teams ---- */
 
-enum { IDLE, ASLEEP, WORK, STOP }; /* of a helper */
-#define CALLER_SLEEPS (UINT32_C(1) << 31) /* of a team's `left` */
+enum { IDLE, ASLEEP, WORK, STOP }; /* states of a helper */
+#define CALLER_SLEEPS (UINT32_C(1) << 31) /* a bit of a team's `left` */
 
 typedef struct Team Team;
 typedef struct Helper {

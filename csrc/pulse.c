@@ -7,7 +7,7 @@
 
 static _Thread_local llmc_pulse *receiver;
 static _Thread_local void *context;
-static _Thread_local char told[1024]; /* what was told last */
+static _Thread_local char told[1024]; /* the line that was told last */
 
 void llmc_on_pulse(llmc_pulse *call, void *with) {
     receiver = call, context = with;

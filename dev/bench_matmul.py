@@ -68,7 +68,7 @@ ENVIRONMENT = {
     "openblas": {  # its idle threads spin for 1 ms, not 26, in which they would slow the system whose turn is next
         **(
             {"OPENBLAS_CORETYPE": "SkylakeX"} if has_avx512() else {}
-        ),  # which it does not choose on AMD's CPUs
+        ),  # OpenBLAS does not choose it on AMD's CPUs
         **{name: os.environ[name] for name in ("OPENBLAS_CORETYPE",) if name in os.environ},
         "OPENBLAS_THREAD_TIMEOUT": "21",
     },

@@ -51,7 +51,7 @@ LOOP(fma_loop, FMA)
 LOOP(bf16_loop, DPBF16)
 #endif
 
-static volatile float sink; /* what is computed is wanted */
+static volatile float sink; /* results go here, so that no compiler drops the loops */
 
 typedef struct Loops {
     float (*loop)(long);

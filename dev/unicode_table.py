@@ -57,6 +57,17 @@ def ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in runs]
 
 
+def filled(head: list[str], entries: Iterable[str]) -> str:
+    """The text of a table: its first lines, then the entries, as many in a line as fit."""
+    lines = list(head)
+    for entry in entries:
+        if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == len(head):
+            lines.append(entry)
+        else:
+            lines[-1] += " " + entry
+    return "\n".join(lines) + "\n"
+
+
 def table() -> str:
     """The text of csrc/unicode.def."""
     found = [(first, last, name) for name, p in CLASSES.items() for first, last in ranges(matched(p))]
@@ -65,13 +76,7 @@ def table() -> str:
         " * code points, as tiktoken has them. Made by dev/unicode_table.py. */",
         "",
     ]
-    for first, last, name in sorted(found):
-        entry = f"{name}({first:#x}, {last:#x})"
-        if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == 3:
-            lines.append(entry)
-        else:
-            lines[-1] += " " + entry
-    return "\n".join(lines) + "\n"
+    return filled(lines, (f"{name}({first:#x}, {last:#x})" for first, last, name in sorted(found)))
 
 
 def run(check: bool) -> int:

@@ -12,7 +12,7 @@ import unicodedata
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from unicode_table import WIDTH, ranges
+from unicode_table import filled, ranges
 
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "width.def")
 
@@ -35,13 +35,9 @@ def table() -> str:
         " * by dev/width_table.py. */",
         "",
     ]
-    for first, last, columns in sorted(found):
-        entry = f"COLUMNS({columns}, {first:#x}, {last:#x})"
-        if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == 3:
-            lines.append(entry)
-        else:
-            lines[-1] += " " + entry
-    return "\n".join(lines) + "\n"
+    return filled(
+        lines, (f"COLUMNS({columns}, {first:#x}, {last:#x})" for first, last, columns in sorted(found))
+    )
 
 
 if __name__ == "__main__":

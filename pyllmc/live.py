@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -113,6 +114,7 @@ _callbacks: list[Any] = []  # kept alive: C holds their addresses
 _raised: list[BaseException] = []  # by a signal's handler, within one
 # the engine is to end what is under way, without an exception (signals.stopped_by_signals)
 stop_wanted = False
+turn = threading.RLock()  # who holds it decides between a line and a stop
 
 
 def listen(ffi: Any, lib: Any) -> None:
@@ -121,8 +123,9 @@ def listen(ffi: Any, lib: Any) -> None:
         return
 
     def pulse(context: Any, text: Any) -> int:
-        if not stop_wanted:  # the last line is the answer to the signal
-            show(ffi.string(text).decode("utf-8", "replace"))
+        with turn:
+            if not stop_wanted:  # the last line is the answer to the signal
+                show(ffi.string(text).decode("utf-8", "replace"))
         return int(stop_wanted)
 
     def failed(kind: Any, error: BaseException, trace: Any) -> None:

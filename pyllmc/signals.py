@@ -119,7 +119,8 @@ def stopped_by_signals(
     came: list[int] = []
 
     def stop_all() -> None:
-        live.stop_wanted = True
+        with live.turn:
+            live.stop_wanted = True
         stop()
 
     watch.stop, before_stop = stop_all, watch.stop

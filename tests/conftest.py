@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi, vocabularies, yardstick
+from pyllmc import _ffi, prepro, vocabularies, yardstick
 from pyllmc.errors import NoDevice
 from pyllmc.files import DataError
 
@@ -147,6 +147,16 @@ class Kernel:
 @pytest.fixture(params=[*ISAS, *DEVICES])
 def kernels(request) -> Kernel:
     return make_kernels(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A small data set of letters, with validation data."""
+    out = tmp_path_factory.mktemp("data") / "letters"
+    prepro.write_dataset(
+        ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
+    )
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,10 @@ def test_a_stale_library_is_refused(name, tmp_path):
         f.write("/* changed */\n")
     done = load()
     assert done.returncode == 6
-    assert "was built from other headers than csrc/ has now: run `" in done.stderr
+    assert (
+        "was built from other headers than csrc/ has now: run `pip install --force-reinstall .`"
+        in done.stderr
+    )
     assert done.stderr.count("\n") == 1
 
 

@@ -35,15 +35,6 @@ if "PYLLMC_LIB" in os.environ:
     pytest.skip("the binary links the ordinary build", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(
-        ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
-    )
-    return out
-
-
 def run(program: list[str], *arguments: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **kwargs.pop("env", {})}
     command = [*program, *map(str, arguments)]
@@ -234,7 +225,7 @@ BAD_INPUT = [  # arguments, exit code, what the line says
     (
         ["--data={data}", "--model={hollow}"],
         5,
-        "hollow is a ",
+        "best.ckpt, last.ckpt",
     ),
     (["--resume={missing}"], 5, "cannot be read"),
     (["--resume={hollow}"], 5, "last.ckpt"),

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import pyllmc
 import train_gpt2
 from pyllmc import options as as_text
-from pyllmc import prepro
 from pyllmc._ffi import InvalidArgument
 from pyllmc.trainer import Options
 
@@ -26,15 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"model": "gpt-nano", "max_seq_len": 16, "n_layer": 1, "B": 2, "T": 8}
 OFTEN = {"val_every": 3, "val_batches": 1, "sample_every": 0, "checkpoint_every": 2, "log_every": 1}
 TIMES = re.compile(r', "ms".*')
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(
-        ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
-    )
-    return out
 
 
 def train(stop_at: int = 0, **options) -> None:

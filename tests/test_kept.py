@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import pyllmc
-from pyllmc import prepro
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {
@@ -22,15 +21,6 @@ SIZES = {
     "val_every": 0,
     "sample_every": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(
-        ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
-    )
-    return out
 
 
 def train(**options) -> list[float]:

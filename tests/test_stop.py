@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ffi, lib
+from test_trainer import TINY
 
 import pyllmc
 from pyllmc import prepro
@@ -24,15 +25,6 @@ BINARY = [str(ROOT / "train_gpt2")]
 MODULE = [sys.executable, "-m", "pyllmc.train"]
 REFERENCE = [sys.executable, str(ROOT / "train_gpt2.py")]
 FRONT_ENDS = pytest.mark.parametrize("program", [BINARY, MODULE], ids=["binary", "python"])
-TINY = {
-    "model": "gpt-nano",
-    "max_seq_len": 16,
-    "n_layer": 2,
-    "B": 3,
-    "T": 7,
-    "warmup_steps": 2,
-    "log_every": 1,
-}
 ANSWER = "; again to quit now"
 if "PYLLMC_LIB" in os.environ:
     pytest.skip("the binary links the ordinary build", allow_module_level=True)

@@ -293,7 +293,7 @@ typedef struct Heads {
     const Context *ctx;
     const Head *all;
     int64_t heads;
-    int from;     /* of a split: its first key */
+    int from;     /* the first key of a split */
     float *parts; /* its parts of dq */
 } Heads;
 

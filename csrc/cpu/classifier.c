@@ -108,7 +108,7 @@ static void backward_rows(const void *given, Part rows) {
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
         float *x = a.logits + bt * a.Vp;
         const double factor = a.targets[bt] < 0 ? 0 : (double)a.weights[bt] * a.scale * a.loss_scale;
-        const int real = factor == 0 ? 0 : a.V; /* what is not zero: nothing where the target does not count */
+        const int real = factor == 0 ? 0 : a.V; /* columns with a gradient: none where the target is ignored */
         if (real) row_backward(x, a.lse[bt], a.targets[bt], factor, a.V);
         memset(x + real, 0, (size_t)(a.Vp - real) * sizeof *x);
     }
