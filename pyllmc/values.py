@@ -28,7 +28,7 @@ def whole(text: str) -> int:
     value = decimal.Decimal(text) if known else decimal.Decimal("nan")
     if not value.is_finite() or value != value.to_integral_value():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    if value.adjusted() < 30:
+    if not value or value.adjusted() < 30:
         return int(value)
     return 10**30 if value > 0 else -(10**30)  # out of any bounds, and cheaper than all its digits
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ffi, lib
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pyllmc
@@ -264,6 +264,7 @@ def refused(text: str) -> bool:
     return False
 
 
+@example("0E30")
 @given(st.one_of(st.sampled_from(WHOLE + NO_WHOLE), st.text("0123456789.eE+-_ ", max_size=9)))
 def test_whole_numbers_have_one_rule_in_c_and_python(text):
     options = Options(lib)
