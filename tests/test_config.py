@@ -176,7 +176,7 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     [
         ("/dev/zero", 2, "is longer than 1 MiB"),
         ("/dev/stdin", 2, ":2: unknown option --b"),
-        ("data", 5, "Is a dir"),
+        ("csrc", 5, "Is a dir"),
     ],
 )
 def test_what_never_ends_is_refused_and_a_pipe_is_a_file(command, path, code, says):
