@@ -76,9 +76,7 @@ def in_order(
         ) from e
     finally:
         if not done:  # after Ctrl-C, for one, nobody waits for what they are at
-            end.close()
-        for future in waiting:
-            future.cancel()
+            end.close()  # ends the workers; futures are not cancelled, or Python 3.11's pool cannot clean up after them
         if pool:
             pool.shutdown()
         end.close()
