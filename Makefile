@@ -27,7 +27,7 @@ endif
 OPT    ?= -O3
 CFLAGS += $(OPT) -g -std=gnu11 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math
 CFLAGS += -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Werror
-CFLAGS += $(EXTRA)
+CFLAGS += -Icsrc $(EXTRA)
 # for a system without threads: make EXTRA=-DNO_THREADS THREADS=
 THREADS ?= -pthread
 # a BLAS library for the fp32 products: its name, as in make BLAS=openblas, or a path; BLAS_PREFIX: of its functions
@@ -52,10 +52,11 @@ ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-ENGINE  := $(filter-out main chat_main terminal,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
-HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/cpu/*.h)
+# the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/test_house.py
+ENGINE  := $(filter-out cpu/% programs/% main chat_main terminal,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
+HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
-TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/config.c
+TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
            $(foreach isa,$(ISAS),$(KERNELS:%=$(BUILD)/$(isa)/%.o))
 # EACH_ISA(X): X(avx512) X(avx2) X(generic) X(reference)
@@ -158,7 +159,7 @@ fmt: .venv/setup.done ## format every file
 	$(VENV)/ruff check --fix --quiet .
 	$(VENV)/ruff format .
 	$(VENV)/clang-format -i $(C_FILES)
-C_FILES = $(wildcard csrc/*.[ch] csrc/cpu/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu tests/fuzz/*.[ch] tests/*.c)
+C_FILES = $(wildcard csrc/*.[ch] csrc/*/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h cuda/emu/*.cpp dev/*.cu tests/fuzz/*.[ch] tests/*.c)
 
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)
@@ -183,13 +184,13 @@ tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, mod
 # a program of the tests: the engine's threads without Python
 $(BUILD)/threads: tests/threads.c $(OBJECTS)
 	@echo "  ld $@"
-	$(Q)$(CC) $(CFLAGS) $(THREADS) -Icsrc -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
 # the same with a race detector in the threads alone, which is quick to build
 TSAN_ALONE := tests/threads.c csrc/pool.c csrc/cores.c
 $(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/pool.o $(BUILD)/cores.o,$(OBJECTS))
 	@echo "  ld $@"
-	$(Q)$(CC) $(CFLAGS) $(THREADS) -fsanitize=thread -Icsrc -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -fsanitize=thread -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
 # ---- fuzzing: a program per parser, linked to libFuzzer or, in the suite, to $(BUILD)/driver.o ----
 
@@ -204,7 +205,7 @@ $(COMPUTES:%=$(BUILD)/%.o): CFLAGS += $(COMPUTING)
 $(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
-	$(Q)$(CC) $(CFLAGS) -Icsrc -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) -c $< -o $@
 
 .PRECIOUS: $(BUILD)/%.o
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)

@@ -7,6 +7,11 @@
 #include "binfile.h"
 #include "error.h"
 
+int is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
 static int measure(BinFile *f) {
     struct stat s;
     CHECK(fstat(f->fd, &s) == 0, LLMC_EIO, "%s cannot be measured: %s", f->path, strerror(errno));

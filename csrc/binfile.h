@@ -13,6 +13,8 @@ typedef struct BinFile {
     int fd;
     int64_t size;
 } BinFile;
+/* whether a path, or what it links to, is a folder */
+int is_folder(const char *path);
 int binfile_open(BinFile *f, const char *path);
 void binfile_close(BinFile *f);
 /* n bytes from `at`, all of them: fewer mean that the file changed after it was measured */

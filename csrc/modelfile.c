@@ -3,9 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "binfile.h"
 #include "error.h"
 #include "modelfile.h"
-#include "paths.h"
 #include "tfbundle.h"
 
 const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
@@ -185,7 +185,7 @@ static int refuse_folder(const char *path) {
 }
 
 static int open_bin(ModelFile *f, const char *path) {
-    if (paths_is_folder(path)) return refuse_folder(path);
+    if (is_folder(path)) return refuse_folder(path);
     TRY(binfile_open(&f->file, path));
     TRY(read_header(f));
     return read_sections(f);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "binfile.h"
 #include "error.h"
 #include "paths.h"
 #define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
@@ -48,11 +49,6 @@ static int list_folder(Paths *paths, const char *folder, const char *split) {
     return LLMC_OK;
 }
 
-int paths_is_folder(const char *path) {
-    struct stat s;
-    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
-}
-
 static int list_glob(Paths *paths, const char *pattern) {
     glob_t found;
     int rc = LLMC_OK;
@@ -60,7 +56,7 @@ static int list_glob(Paths *paths, const char *pattern) {
     CHECK(failed != GLOB_NOSPACE, LLMC_ENOMEM, "no memory for the files that match %s", pattern);
     if (failed == 0) {
         for (size_t i = 0; rc == 0 && i < found.gl_pathc; i++)
-            if (!paths_is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
+            if (!is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
         globfree(&found);
     }
     TRY(rc);
@@ -73,7 +69,7 @@ static int by_bytes(const void *a, const void *b) { return strcmp(*(char *const 
 int paths_find(Paths *paths, const char *data, const char *split) {
     struct stat s;
     CHECK(*data, LLMC_EINVAL, "no data is named: " NO_DATA);
-    if (paths_is_folder(data)) TRY(list_folder(paths, data, split));
+    if (is_folder(data)) TRY(list_folder(paths, data, split));
     else if (stat(data, &s) == 0) TRY(add(paths, "", data));
     else TRY(list_glob(paths, data));
     qsort(paths->names, (size_t)paths->n, sizeof *paths->names, by_bytes);

@@ -11,5 +11,4 @@ typedef struct Paths {
  * wants paths_free after either outcome. */
 int paths_find(Paths *paths, const char *data, const char *split);
 void paths_free(Paths *paths);
-int paths_is_folder(const char *path);
 #endif

@@ -7,8 +7,8 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "binfile.h"
 #include "error.h"
-#include "paths.h"
 #include "run.h"
 
 void run_path(const Run *run, const char *name, char *path, size_t size) {
@@ -29,7 +29,7 @@ static int system_error(const char *path, const char *what) {
 static int make_folder(const char *path) {
     if (mkdir(path, 0777) == 0 || errno == EEXIST) return LLMC_OK;
     const int error = errno;
-    if (paths_is_folder(path)) return LLMC_OK; /* some file systems refuse first and look later */
+    if (is_folder(path)) return LLMC_OK; /* some file systems refuse first and look later */
     errno = error;
     return system_error(path, "made");
 }

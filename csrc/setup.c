@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "binfile.h"
 #include "error.h"
 #include "gpt2.h"
 #include "growing.h"
@@ -45,7 +46,7 @@ static int adopt_options(llmc_trainer *t, const char *checkpoint) {
 }
 
 static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
-    snprintf(path, size, paths_is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
+    snprintf(path, size, is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s%s", o->resume, path, strerror(errno),
           remedy_for(errno));
     return LLMC_OK;
@@ -53,7 +54,7 @@ static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
 
 static void folder_of(const char *path, char *folder, size_t size) {
     const char *slash = strrchr(path, '/');
-    if (paths_is_folder(path)) snprintf(folder, size, "%s", path);
+    if (is_folder(path)) snprintf(folder, size, "%s", path);
     else snprintf(folder, size, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
 }
 
@@ -111,7 +112,7 @@ static int open_data(llmc_trainer *t, const char *data) {
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    const int found = paths_is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
+    const int found = is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
     if (found <= 0) return found;
     return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
 }

@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "binfile.h"
 #include "error.h"
 #include "growing.h"
-#include "paths.h"
 #include "quote.h"
 #include "source.h"
 #include "state.h"
@@ -52,7 +52,7 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     char best[2 * OPTION_TEXT], last[2 * OPTION_TEXT], quoted[QUOTED];
     double best_step = 0, best_loss = NAN, step = 0, loss = NAN;
     *text = 0;
-    if (!paths_is_folder(model)) return LLMC_OK;
+    if (!is_folder(model)) return LLMC_OK;
     const int has_best = look_into(model, "best.ckpt", "best_val_loss", best, sizeof best, &best_step, &best_loss);
     TRY(has_best);
     const int has_last = look_into(model, "last.ckpt", "val_loss", last, sizeof last, &step, &loss);
@@ -100,7 +100,7 @@ static int foreign_tokenizer(llmc_tokenizer **k, const char *path, int V) {
 /* in the folder of the weights */
 static int tokenizer_beside(llmc_tokenizer **k, const char *weights, int V) {
     const char *names[] = {"tokenizer.bin", "vocab.bpe"}, *slash = strrchr(weights, '/');
-    const int folder = paths_is_folder(weights) ? (int)strlen(weights) : slash ? (int)(slash - weights) : 0;
+    const int folder = is_folder(weights) ? (int)strlen(weights) : slash ? (int)(slash - weights) : 0;
     char path[2 * OPTION_TEXT];
     for (int i = 0; i < 2; i++) {
         snprintf(path, sizeof path, "%.*s%s%s", folder, weights, folder ? "/" : "", names[i]);

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "binfile.h"
 #include "error.h"
-#include "paths.h"
 #include "pieces.h"
 #include "tfbundle.h"
 #include "tfindex.h"
@@ -51,7 +51,7 @@ static int find_files(const char *path, Files *files) {
     const char *end = ends_with(path, DATA) ? DATA : ends_with(path, INDEX) ? INDEX : "";
     const size_t n = strlen(path) - strlen(end);
     if (n + sizeof "/model.ckpt" DATA > sizeof prefix) return 0;
-    snprintf(prefix, sizeof prefix, "%.*s%s", (int)n, path, paths_is_folder(path) ? "/model.ckpt" : "");
+    snprintf(prefix, sizeof prefix, "%.*s%s", (int)n, path, is_folder(path) ? "/model.ckpt" : "");
     const char *slash = strrchr(prefix, '/');
     snprintf(files->data, sizeof files->data, "%s" DATA, prefix);
     snprintf(files->index, sizeof files->index, "%s" INDEX, prefix);

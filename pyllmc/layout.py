@@ -28,7 +28,7 @@ def definition(name: str) -> Path:
     raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")
 
 
-TABLES = ("kernels.h", "pyllmc.h", "tensors.def", "options.def", "config.c")  # as in the Makefile
+TABLES = ("kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def")  # as in the Makefile
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -101,16 +101,10 @@ class GPTConfig:
 
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:
-    """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/config.c, which lists them."""
-    text = definition("config.c").read_text(encoding="utf-8")
-    numbers = {name: int(value) for name, value in re.findall(r"\b([A-Z]\w+) = (\d+)", text)}
-    found = {}
-    for name, values in re.findall(r'\{"([\w:-]+)", ([\w, ]+)\}', text):
-        sizes = [int(v) if v.isdigit() else numbers[v] for v in values.split(", ")]
-        if name.endswith((":d", ":c")):  # a family: its first number belongs to the name
-            name, sizes = f"{name}{sizes[0]}", [*sizes[1:], numbers["GPT2_V"]]
-        found[name] = tuple(sizes)
-    return found
+    """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/models.def."""
+    text = definition("models.def").read_text(encoding="utf-8")
+    rows = re.findall(r'^MODEL\("([\w:-]+)",([\d, ]+)\)$', text, re.M)
+    return {name: tuple(map(int, sizes.split(","))) for name, sizes in rows}
 
 
 def is_size(descriptor: str) -> bool:

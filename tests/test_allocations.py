@@ -28,17 +28,16 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
     program = tmp_path_factory.mktemp("program") / "allocations"
-    build, engine = ROOT / "build", [path.stem for path in (ROOT / "csrc").glob("*.c")]
-    objects = [build / f"{name}.o" for name in engine if name not in ("main", "chat_main", "terminal")]
-    built = (
-        "cpu",
-        "generic",
-        "avx2",
-        "avx512",
-        "avx512_bf16",
-        "neon",
-    )  # whether this machine runs them or not
-    objects += [path for folder in built for path in (build / folder).glob("*.o")]
+    build, apart = ROOT / "build", ("main", "chat_main", "terminal")
+    engine = [path.relative_to(ROOT / "csrc") for path in (ROOT / "csrc").rglob("*.c")]
+    objects = [
+        build / path.with_suffix(".o")
+        for path in engine
+        if path.parts[0] not in ("cpu", "programs") and path.stem not in apart
+    ]
+    # whether this machine runs them or not
+    for folder in ("cpu", "generic", "avx2", "avx512", "avx512_bf16", "neon"):
+        objects += (build / folder).glob("*.o")
     wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
     command = [
         COMPILER,

@@ -73,7 +73,7 @@ def planted(built, tmp_path_factory) -> Path:
         copy(ROOT / name, root / name)
     shutil.copytree(built, root / "build")
     for file, old, new, _ in PLANTED.values():
-        path = root / "csrc" / file
+        path = next((root / "csrc").rglob(file))
         text, count = re.subn(old, new, path.read_text(), count=1)
         assert count, f"{file} no longer contains {old}"
         path.write_text(text)

@@ -74,7 +74,16 @@ def apply(request, tmp_path_factory):
     source.write_text(CUDA_PROBE if cuda else CPU_PROBE)
     target = str(source.with_suffix(".so"))
     subprocess.run(
-        [*compiler(request.param), "-shared", f"-I{ROOT / 'csrc/cpu'}", str(source), "-o", target, "-lm"],
+        [
+            *compiler(request.param),
+            "-shared",
+            f"-I{ROOT / 'csrc/cpu'}",
+            f"-I{ROOT / 'csrc'}",
+            str(source),
+            "-o",
+            target,
+            "-lm",
+        ],
         check=True,
     )
     probes = type(ffi)()

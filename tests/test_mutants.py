@@ -53,7 +53,7 @@ def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
     for name in ("Makefile", "pyproject.toml"):  # which says the version
         shutil.copy2(ROOT / name, folder)
     if file:
-        path = folder / "csrc" / file
+        path = next((folder / "csrc").rglob(file))
         text, count = re.subn(old, new, path.read_text(), count=1)
         assert count, f"{file} no longer contains {old}"
         path.write_text(text)

@@ -50,7 +50,7 @@ def test_each_program_has_its_own():
 def test_the_folder_of_the_default_data_is_written_once():
     """In the table of options; everything else asks for it."""
     sources = [
-        *ROOT.glob("csrc/*"),
+        *ROOT.glob("csrc/**/*"),
         *ROOT.glob("pyllmc/*.py"),
         *ROOT.glob("dev/*.py"),
         ROOT / "train_gpt2.py",

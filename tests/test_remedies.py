@@ -70,7 +70,7 @@ def strings_of_python(path: Path) -> Iterator[str]:
 @functools.cache
 def texts() -> tuple[tuple[str, str], ...]:
     """(file, text) of everything that may be shown."""
-    found = [(path.name, text) for path in (ROOT / "csrc").glob("*.c") for text in strings_of_c(path)]
+    found = [(path.name, text) for path in (ROOT / "csrc").rglob("*.c") for text in strings_of_c(path)]
     found += [(path.name, text) for path in PYTHON for text in strings_of_python(path)]
     found += [("options.def", option.help) for option in options.options(*options.OF_ANY).values()]
     found += [("README.md", line) for line in re.findall(r"`([^`\n]+)`", (ROOT / "README.md").read_text())]

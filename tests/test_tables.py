@@ -210,7 +210,7 @@ def test_help_lists_every_option(capsys):
 
 def test_what_c_and_python_both_say_of_gpt2():
     said: dict[str, set[int]] = {}
-    for path in (Path(__file__).parent.parent / "csrc").glob("*.[ch]"):
+    for path in (Path(__file__).parent.parent / "csrc").rglob("*.[ch]"):
         for name, value in re.findall(
             r"\b(GPT2_V|GPT2_CRC|MAX_PIECE)\b(?: = | )(\w+)[, ]",
             re.sub(r"#ifdef FUZZING.*?#else", "", path.read_text(), flags=re.S),
