@@ -91,10 +91,10 @@ $(LIB): $(OBJECTS)
 	$(Q)$(CC) -shared $(THREADS) -o $@ $(OBJECTS) -lm $(LDFLAGS) -Wl,-z,nodelete
 	$(Q)cp $(TABLES) $(@D)
 
-$(BUILD)/error.o: $(TABLES) pyproject.toml
+$(BUILD)/base/error.o: $(TABLES) pyproject.toml
 TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"' \
               -D'VERSION="$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)"'
-$(BUILD)/error.o: CFLAGS += $(TABLES_FLAG)
+$(BUILD)/base/error.o: CFLAGS += $(TABLES_FLAG)
 
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
@@ -187,8 +187,8 @@ $(BUILD)/threads: tests/threads.c $(OBJECTS)
 	$(Q)$(CC) $(CFLAGS) $(THREADS) -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
 # the same with a race detector in the threads alone, which is quick to build
-TSAN_ALONE := tests/threads.c csrc/pool.c csrc/cores.c
-$(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/pool.o $(BUILD)/cores.o,$(OBJECTS))
+TSAN_ALONE := tests/threads.c csrc/base/pool.c csrc/base/cores.c
+$(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/base/pool.o $(BUILD)/base/cores.o,$(OBJECTS))
 	@echo "  ld $@"
 	$(Q)$(CC) $(CFLAGS) $(THREADS) -fsanitize=thread -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
@@ -198,7 +198,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_MAIN    ?= -fsanitize=fuzzer
 # Compared numbers guide a fuzzer where a format has some to be guessed; elsewhere they only cost time, most of all in what
 # computes, which is watched by one sanitizer (an id beyond a table, a text beyond its room) and not by both.
-FORMATS  := binfile config dataloader load modelfile schedule tfbundle tfindex tokenizer utf8 vocabbpe windows
+FORMATS  := base/binfile config dataloader load modelfile schedule tfbundle tfindex tokenizer base/utf8 vocabbpe windows
 COMPUTES := cpu/reference extend generate gpt2 sampler
 $(filter-out $(FORMATS:%=$(BUILD)/%.o),$(OBJECTS)) $(BUILD)/fuzz%.o: CFLAGS += $(UNGUIDED)
 $(COMPUTES:%=$(BUILD)/%.o): CFLAGS += $(COMPUTING)

@@ -1,8 +1,8 @@
 /* What the first event tells: device, model, data, memory, training. */
 #include <stdio.h>
 #include <string.h>
-#include "cores.h"
-#include "error.h"
+#include "base/cores.h"
+#include "base/error.h"
 #include "gpt2.h"
 #include "trainer.h"
 

@@ -2,9 +2,9 @@
  * leftmost among equals; a heap knows them, so that a long word takes no n^2. (Sennrich, Haddow, Birch 2016, on bytes.) */
 #include <stdlib.h>
 #include "bpe.h"
-#include "error.h"
+#include "base/error.h"
 #include "split.h"
-#include "utf8.h"
+#include "base/utf8.h"
 
 #define NONE UINT32_MAX
 

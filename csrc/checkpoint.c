@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "crc32.h"
-#include "error.h"
+#include "base/crc32.h"
+#include "base/error.h"
 #include "gpt2.h"
 #include "modelfile.h"
-#include "pulse.h"
+#include "base/pulse.h"
 
 typedef struct Writer {
     const char *path;

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 
 enum { LIMIT = 1 << 24 }; /* no dimension needs more than 16M; products then fit 64 bits */
 

@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "paths.h"
-#include "pulse.h"
+#include "base/pulse.h"
 #include "rawids.h"
-#include "rng.h"
+#include "base/rng.h"
 #include "windows.h"
 
 typedef struct Shard {

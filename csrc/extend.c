@@ -1,5 +1,5 @@
 /* Generation: the same layers over n new rows of each sequence, keys and values of the old ones cached. */
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
 
 static void layer_extend(const llmc_model *m, int l, int b, int n) {

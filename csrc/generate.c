@@ -1,9 +1,9 @@
 /* Texts that go on from prompts, one id at a time: a step machine. */
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
-#include "pulse.h"
+#include "base/pulse.h"
 #include "sampler.h"
 
 /* b texts of the same length, which grow together */

@@ -1,9 +1,9 @@
 /* GPT-2: the order of the kernels, once, for every device. No arithmetic and no device code. */
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
-#include "pulse.h"
+#include "base/pulse.h"
 
 /* ---- create and free ---- */
 

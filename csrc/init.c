@@ -2,9 +2,9 @@
  * reference draws them from the same seed. */
 #include <math.h>
 #include <stdlib.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
-#include "pulse.h"
+#include "base/pulse.h"
 
 enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memory is all that is taken */
 

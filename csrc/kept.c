@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "error.h"
+#include "base/error.h"
 #include "run.h"
 
 int run_is_numbered(const char *name, int64_t *step) {

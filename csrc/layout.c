@@ -1,7 +1,7 @@
 /* The table of tensors worked out for a configuration, and the memory it takes. Allocates nothing. */
 #include <stdio.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 #include "layout.h"
 
 enum {

@@ -1,11 +1,11 @@
 /* Weights into a model, from any file that modelfile.h opens: all of it is checked before anything changes. */
 #include <stdlib.h>
 #include <string.h>
-#include "crc32.h"
-#include "error.h"
+#include "base/crc32.h"
+#include "base/error.h"
 #include "gpt2.h"
 #include "modelfile.h"
-#include "pulse.h"
+#include "base/pulse.h"
 
 /* ---- checking the content, piece by piece ---- */
 

@@ -1,6 +1,6 @@
 /* Looking inside a model: its tensors, as the host sees them. */
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
 
 const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }

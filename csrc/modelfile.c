@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "modelfile.h"
 #include "tfbundle.h"
 

@@ -7,7 +7,7 @@
  *     sections, version 3 only: {char tag[8]; int64 size; payload}, closed by CRC32 over all bytes before it */
 #ifndef MODELFILE_H
 #define MODELFILE_H
-#include "binfile.h"
+#include "base/binfile.h"
 #include "layout.h"
 
 enum { TAG_BYTES = 8, SECTION_HEAD = TAG_BYTES + 8 };

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
 
 enum { PIECE = 1 << 14 }; /* elements looked at in one go */

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "error.h"
+#include "base/error.h"
 #include "options.h"
 
 static const char BLANKS[] = " \t\r\n";

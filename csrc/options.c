@@ -2,8 +2,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
-#include "number.h"
+#include "base/error.h"
+#include "base/number.h"
 #include "options.h"
 
 #define IS(type) IS_##type

@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
-#include "growing.h"
+#include "base/error.h"
+#include "base/growing.h"
 #include "options.h"
 
 int option_is_default(const llmc_options *options, const Option *o) {

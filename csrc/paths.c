@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "paths.h"
 #define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
 

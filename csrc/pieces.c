@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "pieces.h"
-#include "rng.h"
+#include "base/rng.h"
 
 /* up to 8 bytes, so that no others of as many give the same */
 static uint64_t few_bytes(const char *text, int64_t n) {

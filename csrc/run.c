@@ -7,8 +7,8 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "run.h"
 
 void run_path(const Run *run, const char *name, char *path, size_t size) {

@@ -2,7 +2,7 @@
  * top_k and top_p all keep a head of it. Finding where that head ends takes O(V), not a sort. */
 #include <math.h>
 #include <stdlib.h>
-#include "error.h"
+#include "base/error.h"
 #include "sampler.h"
 
 int sampling_check(const llmc_sampling *how) {

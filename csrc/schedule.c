@@ -1,7 +1,7 @@
 /* The learning rate of a step. */
 #include <math.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 
 static double constant(double x) { return (void)x, 0; }
 static double linear(double x) { return x; }

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "gpt2.h"
-#include "growing.h"
+#include "base/growing.h"
 #include "paths.h"
 #include "source.h"
 #include "state.h"

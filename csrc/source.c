@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "binfile.h"
-#include "error.h"
-#include "growing.h"
-#include "quote.h"
+#include "base/binfile.h"
+#include "base/error.h"
+#include "base/growing.h"
+#include "base/quote.h"
 #include "source.h"
 #include "state.h"
 #include "tfbundle.h"

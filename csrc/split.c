@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <string.h>
 #include "split.h"
-#include "utf8.h"
+#include "base/utf8.h"
 
 enum { OTHER, LETTER, NUMBER, SPACE, END };
 

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "error.h"
-#include "growing.h"
-#include "pulse.h"
-#include "quote.h"
+#include "base/error.h"
+#include "base/growing.h"
+#include "base/pulse.h"
+#include "base/quote.h"
 #include "state.h"
 #include "trainer.h"
 

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "pieces.h"
 #include "tfbundle.h"
 #include "tfindex.h"

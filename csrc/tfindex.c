@@ -1,9 +1,9 @@
 /* The index of a TensorFlow checkpoint, parsed suspiciously: every length is bounded by what contains it. */
 #include <stdlib.h>
 #include <string.h>
-#include "binfile.h"
-#include "crc32.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/crc32.h"
+#include "base/error.h"
 #include "tfindex.h"
 
 enum { FOOTER = 48, TRAILER = 5, MOST_BYTES = 1 << 22 };

@@ -5,13 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "binfile.h"
+#include "base/binfile.h"
 #include "bpe.h"
-#include "crc32.h"
-#include "error.h"
+#include "base/crc32.h"
+#include "base/error.h"
 #include "pieces.h"
-#include "rng.h"
-#include "utf8.h"
+#include "base/rng.h"
+#include "base/utf8.h"
 #include "vocabbpe.h"
 
 enum { MAX_FILE = 1 << 30 };

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "cores.h"
-#include "error.h"
+#include "base/cores.h"
+#include "base/error.h"
 #include "gpt2.h"
 #include "trainer.h"
 #include "writer.h"

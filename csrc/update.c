@@ -1,7 +1,7 @@
 /* What happens to the gradients: zeroed, measured, clipped, and taken by AdamW. */
 #include <float.h>
 #include <math.h>
-#include "error.h"
+#include "base/error.h"
 #include "gpt2.h"
 
 int llmc_model_zero_grad(llmc_model *m) {

@@ -3,10 +3,10 @@
  * are the bytes in the order of these characters, then come the lines, then <|endoftext|>. */
 #include <stdlib.h>
 #include <string.h>
-#include "binfile.h"
-#include "error.h"
+#include "base/binfile.h"
+#include "base/error.h"
 #include "pieces.h"
-#include "utf8.h"
+#include "base/utf8.h"
 #include "vocabbpe.h"
 
 #define VERSION "#version: 0.2"

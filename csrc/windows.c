@@ -1,6 +1,6 @@
 /* One pass over a token file; only the half of it in which a window may begin is looked at. */
 #include <stdlib.h>
-#include "error.h"
+#include "base/error.h"
 #include "windows.h"
 
 enum { BUFFER_BYTES = 1 << 18 };

@@ -1,7 +1,7 @@
 /* Windows that begin where documents do, so that a model reads a story from its first sentence. */
 #ifndef WINDOWS_H
 #define WINDOWS_H
-#include "binfile.h"
+#include "base/binfile.h"
 
 typedef struct IdRange { /* n ids of 2 or 4 bytes from byte `start` of a file */
     const BinFile *file;

@@ -2,10 +2,10 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 #include "pieces.h"
 #include "source.h"
-#include "utf8.h"
+#include "base/utf8.h"
 #include "writer.h"
 
 typedef struct Stop {

@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include "cublaslt.cuh"
 extern "C" {
-#include "../csrc/crc32.h"
+#include "../csrc/base/crc32.h"
 }
 
 constexpr int ASKED = 8, REPEATS = 5;

@@ -20,8 +20,8 @@ LIBS         := $(dir $(LIB))
 
 ENGINE_fp32 := $(ENGINE:%=$(BUILD)/%.o)
 ENGINE_bf16 := $(ENGINE:%=$(BUILD)/bf16/%.o)
-$(BUILD)/bf16/error.o: $(TABLES) pyproject.toml
-$(BUILD)/bf16/error.o: CFLAGS += $(TABLES_FLAG)
+$(BUILD)/bf16/base/error.o: $(TABLES) pyproject.toml
+$(BUILD)/bf16/base/error.o: CFLAGS += $(TABLES_FLAG)
 $(BUILD)/bf16/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile cuda/cuda.mk
 	@mkdir -p $(@D)
 	@echo "  cc $< (bf16)"

@@ -5,7 +5,7 @@
 #include "device.cuh"
 #include "gemm.cuh"
 extern "C" {
-#include "../csrc/error.h"
+#include "../csrc/base/error.h"
 }
 
 static int fail(cudaError_t error, const char *what) {

@@ -2,7 +2,7 @@
 #include <cstring>
 #include "device.cuh"
 extern "C" {
-#include "../csrc/error.h"
+#include "../csrc/base/error.h"
 }
 
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {

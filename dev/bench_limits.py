@@ -35,7 +35,7 @@ def built() -> tempfile.TemporaryDirectory[str]:
     """A folder with dev/peak.c compiled for this machine: once, as limits are measured between turns. It goes with the process."""
     folder = tempfile.TemporaryDirectory()
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread", f"-I{ROOT / 'csrc'}"]
-    sources = [str(ROOT / name) for name in ("dev/peak.c", "csrc/pool.c", "csrc/cores.c")]
+    sources = [str(ROOT / name) for name in ("dev/peak.c", "csrc/base/pool.c", "csrc/base/cores.c")]
     command(["cc", *flags, *sources, "-o", str(Path(folder.name) / "peak")])
     return folder
 

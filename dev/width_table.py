@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write csrc/width.def, from Python's own table: characters that take two columns of a terminal, and those that take none.
+"""Write csrc/base/width.def, from Python's own table: characters that take two columns of a terminal, and those that take none.
 
 python dev/width_table.py
 """
@@ -25,7 +25,7 @@ def columns_of(c: str) -> int:
 
 
 def table() -> str:
-    """The text of csrc/width.def."""
+    """The text of csrc/base/width.def."""
     found = []
     for columns in (0, 2):
         codes = [code for code in range(128, 0x110000) if columns_of(chr(code)) == columns]

@@ -1,4 +1,4 @@
-"""Values on a command line: numbers as csrc/number.c reads them, and text with escapes."""
+"""Values on a command line: numbers as csrc/base/number.c reads them, and text with escapes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyllmc.errors import typed
 NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
 )
-LONGEST = 300  # characters of a number: csrc/number.c
+LONGEST = 300  # characters of a number: csrc/base/number.c
 
 
 def number(text: str) -> float:
-    """A number as csrc/number.c reads it: 0.5, 1e-4, 10_000. Raises argparse.ArgumentTypeError."""
+    """A number as csrc/base/number.c reads it: 0.5, 1e-4, 10_000. Raises argparse.ArgumentTypeError."""
     if len(text) > LONGEST or not NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return float(text)

@@ -63,8 +63,10 @@ def without_comments(path: Path) -> str:
 @pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)
 def test_files_include_from_rows_above_only(path):
     for name in includes(path):
-        own = name.rsplit(".", 1)[0] == path.stem
-        assert own or row_of(name) < row_of(path.name), f"{path.name} includes {name}, which is not above it"
+        own = Path(name).stem == path.stem
+        assert own or row_of(Path(name).name) < row_of(path.name), (
+            f"{path.name} includes {name}, which is not above it"
+        )
 
 
 @pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)

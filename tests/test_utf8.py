@@ -1,4 +1,4 @@
-"""csrc/utf8.c against Python's own decoder."""
+"""csrc/base/utf8.c against Python's own decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
-SOURCE = Path(__file__).resolve().parent.parent / "csrc/utf8.c"
+SOURCE = Path(__file__).resolve().parent.parent / "csrc/base/utf8.c"
 SETTINGS = settings(max_examples=400, deadline=None, database=None)
 TEXTS = st.lists(
     st.one_of(

@@ -1,4 +1,4 @@
-"""csrc/wrap.c: words at a terminal's edge, however the text is cut into pieces."""
+"""csrc/base/wrap.c: words at a terminal's edge, however the text is cut into pieces."""
 
 from __future__ import annotations
 

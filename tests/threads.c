@@ -8,8 +8,8 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "cores.h"
-#include "pool.h"
+#include "base/cores.h"
+#include "base/pool.h"
 #include "pyllmc.h"
 
 static _Atomic int wrong;

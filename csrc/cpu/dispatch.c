@@ -1,9 +1,9 @@
 /* Picks the kernels for this machine: the best instruction set it has, or the one $PYLLMC_ISA names. */
 #include <stdlib.h>
 #include <string.h>
-#include "../cores.h"
-#include "../error.h"
-#include "../pool.h"
+#include "base/cores.h"
+#include "base/error.h"
+#include "base/pool.h"
 
 #define DECLARE(isa) extern const Kernels kernels_##isa;
 #define ADDRESS(isa) &kernels_##isa,

@@ -4,7 +4,7 @@
 #ifndef THREADS_H
 #define THREADS_H
 #include "../kernels.h"
-#include "../pool.h"
+#include "base/pool.h"
 enum { WORTH_A_THREAD = 1 << 14 }; /* elements: below this, waking another thread costs more than it brings */
 
 static inline int threads_for(const Context *ctx, int64_t elements) {

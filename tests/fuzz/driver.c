@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "crc32.h"
+#include "base/crc32.h"
 #include "fuzz.h"
-#include "rng.h"
+#include "base/rng.h"
 
 /* of the sanitizers' run-time library; not every compiler comes with its headers */
 size_t __sanitizer_get_current_allocated_bytes(void);

@@ -5,8 +5,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "binfile.h"
-#include "crc32.h"
+#include "base/binfile.h"
+#include "base/crc32.h"
 #include "fuzz.h"
 #include "gpt2.h"
 #include "modelfile.h"

@@ -1,10 +1,10 @@
 /* Byte-pair encoding of any text by any table, held to the plainest way: {u8 how; u8 number of pieces; {u8 length; bytes} each;
  * text}. how & ASCII: high bits of the text are cleared, so that more of it is text. */
-#include "binfile.h"
+#include "base/binfile.h"
 #include "fuzz.h"
 #include "pieces.h"
 #include "split.h"
-#include "utf8.h"
+#include "base/utf8.h"
 
 enum { ASCII = 1, MOST_TEXT = 160, MOST_PIECES = 256 + 64 };
 

@@ -3,7 +3,7 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
-#include "binfile.h"
+#include "base/binfile.h"
 #include "fuzz.h"
 #include "gpt2.h"
 #include "options.h"

@@ -2,7 +2,7 @@
  *
  * The data is zeros behind what the input gives. An index that is not AS_IS is entries only: {u16 of the first block; the
  * entries of two blocks}, around which their restarts and checksums, the block of their places and the footer are made. */
-#include "crc32.h"
+#include "base/crc32.h"
 #include "fuzz.h"
 
 enum { NO_INDEX = 4, ROOM = FUZZ_FILE + 1024 };

@@ -1,9 +1,9 @@
 /* Stop strings and prompts: {u8 seed; u8 tokens; the prompt; stop strings}, a line each, in which "\n" is a line break. What
  * is written is what would be without stop strings, up to the first of them. */
-#include "binfile.h"
+#include "base/binfile.h"
 #include "fuzz.h"
 #include "gpt2.h"
-#include "utf8.h"
+#include "base/utf8.h"
 
 enum { MOST = 48, TEXT = 8 * MOST, STOPS = 8 };
 static llmc_model *model, as_made;

@@ -1,9 +1,9 @@
 /* Signs of life: one callback of each thread. */
-#include "pulse.h"
+#include "base/pulse.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include "error.h"
+#include "base/error.h"
 
 static _Thread_local llmc_pulse *receiver;
 static _Thread_local void *context;

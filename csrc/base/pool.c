@@ -1,8 +1,8 @@
 /* The threads behind pool.h: a team for each caller that computes at the same time as others. Team and helper hand over
  * work through one word, which the helper sleeps on. */
 #define _GNU_SOURCE
-#include "pool.h"
-#include "cores.h"
+#include "base/pool.h"
+#include "base/cores.h"
 
 #ifdef NO_THREADS
 static void run(int threads, int64_t n, int dynamic, Body body, const void *given) {

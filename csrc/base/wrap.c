@@ -2,8 +2,8 @@
  * nobody knows whether it fits. */
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
-#include "utf8.h"
+#include "base/error.h"
+#include "base/utf8.h"
 
 enum { WORD = 4096 }; /* bytes of a word that are held back at the most */
 
@@ -12,7 +12,7 @@ static const struct Range {
     uint32_t first, last;
 } ranges[] = {
 #define COLUMNS(columns, first, last) {columns, first, last},
-#include "width.def"
+#include "base/width.def"
 #undef COLUMNS
 };
 

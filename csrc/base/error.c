@@ -2,7 +2,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include "error.h"
+#include "base/error.h"
 
 static _Thread_local char message[1024];
 

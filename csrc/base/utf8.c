@@ -1,6 +1,6 @@
 /* Characters and their bytes (RFC 3629). */
 #include <string.h>
-#include "utf8.h"
+#include "base/utf8.h"
 
 static int length_by(int lead) { return lead < 0x80 ? 1 : lead < 0xc2 ? -1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4; }
 

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "number.h"
+#include "base/number.h"
 
 enum { LONGEST = 300 };
 

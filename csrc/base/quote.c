@@ -1,5 +1,5 @@
 /* Quoting for a shell. */
-#include "quote.h"
+#include "base/quote.h"
 #include <string.h>
 
 static int is_plain(unsigned char c) {

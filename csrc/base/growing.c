@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "error.h"
-#include "growing.h"
+#include "base/error.h"
+#include "base/growing.h"
 
 static int reserve(Growing *g, size_t more) {
     if (g->size + more <= g->room) return 0;

@@ -1,8 +1,8 @@
 /* Random numbers: PyTorch's CPU generator, so that one seed gives one set of weights in both, and SplitMix64's coins. */
 #define _GNU_SOURCE /* sincosf */
 #include <math.h>
-#include "pool.h"
-#include "rng.h"
+#include "base/pool.h"
+#include "base/rng.h"
 
 enum { N = 624, M = 397, CHUNK = 16 };
 #define TWO_PI 6.283185307179586

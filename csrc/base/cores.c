@@ -1,6 +1,6 @@
 /* Cores: what the scheduler allows, and what a container's quota leaves of it. */
 #define _GNU_SOURCE
-#include "cores.h"
+#include "base/cores.h"
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* 32-bit CRCs, 16 bytes at a time through one table each ("slicing", Kounavis and Berry 2005): as fast as a disk. */
 #include <string.h>
-#include "crc32.h"
+#include "base/crc32.h"
 
 void crc32_start(Crc32 *crc, uint32_t polynomial) {
     crc->value = 0;
