@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
-#include "pieces.h"
+#include "text/vocab.h"
 #include "writer.h"
 
 struct llmc_chat {

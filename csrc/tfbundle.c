@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "pieces.h"
+#include "text/vocab.h"
 #include "tfbundle.h"
 #include "tfindex.h"
 

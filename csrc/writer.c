@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
-#include "pieces.h"
+#include "text/vocab.h"
 #include "source.h"
 #include "base/utf8.h"
 #include "writer.h"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Write csrc/unicode.def: what \p{L}, \p{N} and \s mean to GPT-2's split of text.
+r"""Write csrc/text/unicode.def: what \p{L}, \p{N} and \s mean to GPT-2's split of text.
 
     python dev/unicode_table.py            writes the table
     python dev/unicode_table.py --check    says whether it is what the installed tiktoken would make of it
@@ -69,7 +69,7 @@ def filled(head: list[str], entries: Iterable[str]) -> str:
 
 
 def table() -> str:
-    """The text of csrc/unicode.def."""
+    """The text of csrc/text/unicode.def."""
     found = [(first, last, name) for name, p in CLASSES.items() for first, last in ranges(matched(p))]
     lines = [
         f"/* Unicode {unicode_version()}: ranges of letters, numbers and white space in the order of their",

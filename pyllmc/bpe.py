@@ -62,7 +62,7 @@ def is_vocab_bpe(data: bytes) -> bool:
 
 
 def read_vocab_bpe(data: bytes, name: str) -> list[bytes]:
-    """All of GPT-2's pieces, in the order of their ids; csrc/vocabbpe.c reads the same. Raises MalformedFile."""
+    """All of GPT-2's pieces, in the order of their ids; csrc/text/vocabbpe.c reads the same. Raises MalformedFile."""
     pieces = [bytes([b]) for b in PRINTABLE]
     ids = {p: i for i, p in enumerate(pieces)}
     line = at = 0

@@ -267,7 +267,7 @@ def _is_character(data: bytes) -> bool:
 
 
 def shown(data: bytes) -> str:
-    r"""Text as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN, as csrc/tokenizer.c does."""
+    r"""Text as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN, as csrc/text/tokenizer.c does."""
     return "".join(map(_shown_character, data.decode("utf-8", "surrogateescape")))
 
 

@@ -46,8 +46,8 @@ def bytes_of(tokenizer: InC) -> bytes:
 
 
 def codes(name: str) -> set[int]:
-    """Of one class in csrc/unicode.def."""
-    rows = re.findall(rf"\b{name}\((0x\w+), (0x\w+)\)", (ROOT / "csrc/unicode.def").read_text())
+    """Of one class in csrc/text/unicode.def."""
+    rows = re.findall(rf"\b{name}\((0x\w+), (0x\w+)\)", (ROOT / "csrc/text/unicode.def").read_text())
     return {code for first, last in rows for code in range(int(first, 16), int(last, 16) + 1)}
 
 
@@ -61,7 +61,7 @@ def test_the_table_is_tiktokens_over_all_code_points(differing):
     """But for those that the older Unicode of the two does not know yet."""
     if not differing:
         return
-    version = re.search(r"Unicode (\d+\.\d+)", (ROOT / "csrc/unicode.def").read_text())[1]
+    version = re.search(r"Unicode (\d+\.\d+)", (ROOT / "csrc/text/unicode.def").read_text())[1]
     unknown = unicode_table.matched(r"\p{Cn}")
     with contextlib.suppress(ValueError):  # tiktoken is older than the table
         unknown |= unicode_table.matched(rf"[^\p{{age:{version}}}]")
@@ -70,7 +70,7 @@ def test_the_table_is_tiktokens_over_all_code_points(differing):
 
 def test_the_table_can_be_made_again():
     text = unicode_table.table()
-    table = (ROOT / "csrc/unicode.def").read_text()
+    table = (ROOT / "csrc/text/unicode.def").read_text()
     assert text == table or text.splitlines()[0] != table.splitlines()[0], "run dev/unicode_table.py"
 
 

@@ -26,7 +26,7 @@ ROWS = [
     "pool",
     "error binfile.h rng crc32 utf8 quote state number growing.h options.h",
     "pulse",
-    "layout config binfile.c growing.c options optiontext optionfile pieces split wrap",
+    "layout config binfile.c growing.c options optiontext optionfile vocab pretokenize wrap",
     "gpt2 schedule paths bpe",
     "look extend update init nonfinite sampler",
     "windows vocabbpe rawids",

@@ -2,8 +2,8 @@
  * text}. how & ASCII: high bits of the text are cleared, so that more of it is text. */
 #include "base/binfile.h"
 #include "fuzz.h"
-#include "pieces.h"
-#include "split.h"
+#include "text/vocab.h"
+#include "text/pretokenize.h"
 #include "base/utf8.h"
 
 enum { ASCII = 1, MOST_TEXT = 160, MOST_PIECES = 256 + 64 };

@@ -1,6 +1,6 @@
 /* vocab.bpe: {u8 how; lines}, below the first line unless AS_IS. how & WHOLE: other lines follow, as many as a whole one has. */
 #include "fuzz.h"
-#include "pieces.h"
+#include "text/vocab.h"
 
 enum { WHOLE = 4, LINES = GPT2_V - 256 - 1, ROOM = 4 * LINES };
 

@@ -1,9 +1,9 @@
 /* A word begins as its bytes. Of all neighbours that make a piece together, those with the lowest id merge first, the
  * leftmost among equals; a heap knows them, so that a long word takes no n^2. (Sennrich, Haddow, Birch 2016, on bytes.) */
 #include <stdlib.h>
-#include "bpe.h"
+#include "text/bpe.h"
 #include "base/error.h"
-#include "split.h"
+#include "text/pretokenize.h"
 #include "base/utf8.h"
 
 #define NONE UINT32_MAX

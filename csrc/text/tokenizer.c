@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/binfile.h"
-#include "bpe.h"
+#include "text/bpe.h"
 #include "base/crc32.h"
 #include "base/error.h"
-#include "pieces.h"
+#include "text/vocab.h"
 #include "base/rng.h"
 #include "base/utf8.h"
-#include "vocabbpe.h"
+#include "text/vocabbpe.h"
 
 enum { MAX_FILE = 1 << 30 };
 #define GPT2_CRC 0x4565975d /* of GPT-2's pieces, as a file has them */

@@ -1,7 +1,7 @@
 /* Linear probing over slots that hold half of each hash, so that a look-up reads the bytes of the right piece only. */
 #include <stdlib.h>
 #include <string.h>
-#include "pieces.h"
+#include "text/vocab.h"
 #include "base/rng.h"
 
 /* up to 8 bytes, so that no others of as many give the same */

@@ -2,7 +2,7 @@
  * alternative that matches wins, and every run is as long as it can be. */
 #include <stddef.h>
 #include <string.h>
-#include "split.h"
+#include "text/pretokenize.h"
 #include "base/utf8.h"
 
 enum { OTHER, LETTER, NUMBER, SPACE, END };
@@ -13,7 +13,7 @@ static const struct Range {
 #define L(first, last) {first, last, LETTER},
 #define N(first, last) {first, last, NUMBER},
 #define S(first, last) {first, last, SPACE},
-#include "unicode.def"
+#include "text/unicode.def"
 #undef L
 #undef N
 #undef S

@@ -5,9 +5,9 @@
 #include <string.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "pieces.h"
+#include "text/vocab.h"
 #include "base/utf8.h"
-#include "vocabbpe.h"
+#include "text/vocabbpe.h"
 
 #define VERSION "#version: 0.2"
 #define EOT_TEXT "<|endoftext|>"
