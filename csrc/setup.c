@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "gpt2.h"
 #include "base/growing.h"
-#include "paths.h"
+#include "data/shards.h"
 #include "source.h"
 #include "state.h"
 #include "trainer.h"

@@ -1,6 +1,6 @@
 """Token files: their formats, the writer, the strict reader, and the windows a trainer sees.
 
-This is the one home of the formats in Python; csrc/dataloader.c is the one in C, and a test holds the two
+This is the one home of the formats in Python; csrc/data/dataloader.c is the one in C, and a test holds the two
 together. Writing needs the standard library only, reading needs numpy (imported when first used).
 
 A token file ("shard") is little-endian: a header of 256 int32, then the ids:
@@ -313,7 +313,7 @@ def window_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> Sequence[
 
     The first begins at 0; next after s is the first p with ids[p] == eot and s + T/2 < p <= s + T, or s + T
     if there is none; the last is the last with s + T + 1 <= n. Nothing is looked for if eot is -1.
-    csrc/windows.c is the same in C.
+    csrc/data/windows.c is the same in C.
     """
     end = max(0, len(ids) - T)  # no window begins here or later
     if eot < 0:

@@ -1,4 +1,4 @@
-"""What a file without a token file's header holds, by its first bytes; csrc/rawids.c decides alike, and a test holds them together."""
+"""What a file without a token file's header holds, by its first bytes; csrc/data/rawids.c decides alike, and a test holds them together."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_permutation_is_the_one_in_numpy_arithmetic():
 
 
 def test_permutation_golden_values():
-    """What csrc/dataloader.c must give too."""
+    """What csrc/data/dataloader.c must give too."""
     assert [permute(i, 10, 42, 0) for i in range(10)] == [5, 8, 7, 4, 9, 2, 0, 1, 6, 3]
     assert permute(123456789, 10**12, 1337, 3) == 424666227186
 

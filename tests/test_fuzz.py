@@ -34,7 +34,7 @@ PLANTED = {
     "config": ("config.c", r"params < 1e14", "1", "layout.c"),
     "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "find_nonfinite(blocks"),
     "options": ("growing.c", r"2 \* \(g->size \+ more\)", "(g->size + more) / 2 + 1", "growing.c"),
-    "paths": ("paths.c", r"strcmp\(\*\(char \*const \*\)a, ", "-strcmp(*(char *const *)a, ", "found.names"),
+    "paths": ("shards.c", r"strcmp\(\*\(char \*const \*\)a, ", "-strcmp(*(char *const *)a, ", "found.names"),
     "schedule": ("schedule.c", r"fmin\(fmax\(x, 0\), 1\)", "x", "rate >= 0"),
     "tf": ("tfindex.c", r"n < 0 \|\| n > s->end - s->at", "n < 0", "tfindex.c"),
     "tokenizer": ("tokenizer.c", r"CHECK\(length,", "CHECK(1,", "size >= 1"),

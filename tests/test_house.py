@@ -27,7 +27,7 @@ ROWS = [
     "error binfile.h rng crc32 utf8 quote state number growing.h options.h",
     "pulse",
     "layout config binfile.c growing.c options optiontext optionfile vocab pretokenize wrap",
-    "gpt2 schedule paths bpe",
+    "gpt2 schedule shards bpe",
     "look extend update init nonfinite sampler",
     "windows vocabbpe rawids",
     "modelfile.h tfindex dataloader tokenizer generate",

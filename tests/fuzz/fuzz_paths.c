@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "fuzz.h"
-#include "paths.h"
+#include "data/shards.h"
 
 static const char *folder;
 

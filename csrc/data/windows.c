@@ -1,7 +1,7 @@
 /* One pass over a token file; only the half of it in which a window may begin is looked at. */
 #include <stdlib.h>
 #include "base/error.h"
-#include "windows.h"
+#include "data/windows.h"
 
 enum { BUFFER_BYTES = 1 << 18 };
 

@@ -7,11 +7,11 @@
 #include <sys/types.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "paths.h"
+#include "data/shards.h"
 #include "base/pulse.h"
-#include "rawids.h"
+#include "data/rawids.h"
 #include "base/rng.h"
-#include "windows.h"
+#include "data/windows.h"
 
 typedef struct Shard {
     const char *path;

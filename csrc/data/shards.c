@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "paths.h"
+#include "data/shards.h"
 #define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
 
 static int add(Paths *paths, const char *folder, const char *name) {

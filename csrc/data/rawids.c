@@ -2,7 +2,7 @@
  * upper is as large as the lower. */
 #include <stddef.h>
 #include <string.h>
-#include "rawids.h"
+#include "data/rawids.h"
 
 enum { MOST_HIGH = 15 }; /* the largest upper half of an int32 id of a vocabulary below 2^20 */
 enum { FEW_IDS = 1024 }; /* ids below this in both halves are pairs of uint16 */
