@@ -3,7 +3,7 @@
 #include <string.h>
 #include "base/cores.h"
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "trainer.h"
 
 /* Empty if there is no data yet, as for a plan that is asked for first. */

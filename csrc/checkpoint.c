@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include "base/crc32.h"
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "modelfile.h"
 #include "base/pulse.h"
 

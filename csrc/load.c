@@ -3,7 +3,7 @@
 #include <string.h>
 #include "base/crc32.h"
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "modelfile.h"
 #include "base/pulse.h"
 

@@ -8,7 +8,7 @@
 #ifndef MODELFILE_H
 #define MODELFILE_H
 #include "base/binfile.h"
-#include "layout.h"
+#include "model/layout.h"
 
 enum { TAG_BYTES = 8, SECTION_HEAD = TAG_BYTES + 8 };
 /* Elements are moved so many at a time; in a build for fuzzing so few that small inputs have several pieces. */

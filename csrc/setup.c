@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "base/growing.h"
 #include "data/shards.h"
 #include "source.h"

@@ -5,7 +5,7 @@
 #include <time.h>
 #include "base/cores.h"
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "trainer.h"
 #include "writer.h"
 

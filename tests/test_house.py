@@ -28,7 +28,7 @@ ROWS = [
     "pulse",
     "layout config binfile.c growing.c options optiontext optionfile vocab pretokenize wrap",
     "gpt2 schedule shards bpe",
-    "look extend update init nonfinite sampler",
+    "access decode optimizer init nonfinite sampler",
     "windows vocabbpe rawids",
     "modelfile.h tfindex dataloader tokenizer generate",
     "tfbundle",

@@ -20,7 +20,7 @@ MUTANTS = [  # file, what is replaced, by what, the tests that must notice
         "a.residual1, w.ln2w, a.ln2_mean",
         "tests/test_model.py",
     ),
-    ("update.c", r"p->decay, n\)", "1, n)", "tests/test_model.py"),
+    ("optimizer.c", r"p->decay, n\)", "1, n)", "tests/test_model.py"),
     ("gpt2.c", r"if \(l < L - 1\) layer_recompute", "if (l < L - 2) layer_recompute", "tests/test_memory.py"),
     ("gpt2.c", r"else last_layer_recompute\(m, l\);", "", "tests/test_memory.py"),
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/test_layernorm.py"),

@@ -8,7 +8,7 @@
 #include "base/binfile.h"
 #include "base/crc32.h"
 #include "fuzz.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "modelfile.h"
 #include "options.h"
 

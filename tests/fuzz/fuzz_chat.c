@@ -5,7 +5,7 @@
 #include <string.h>
 #include "base/binfile.h"
 #include "fuzz.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "options.h"
 #include "writer.h"
 

@@ -2,7 +2,7 @@
  * is written is what would be without stop strings, up to the first of them. */
 #include "base/binfile.h"
 #include "fuzz.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "base/utf8.h"
 
 enum { MOST = 48, TEXT = 8 * MOST, STOPS = 8 };

@@ -1,7 +1,7 @@
 /* Looking inside a model: its tensors, as the host sees them. */
 #include <string.h>
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 
 const llmc_config *llmc_model_config(const llmc_model *m) { return &m->config; }
 const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }

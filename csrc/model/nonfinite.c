@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 
 enum { PIECE = 1 << 14 }; /* elements looked at in one go */
 

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "base/pulse.h"
 
 enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memory is all that is taken */

@@ -1,7 +1,7 @@
 /* The model's inside, for the files that compute with it, save, load and sample it. */
 #ifndef GPT2_H
 #define GPT2_H
-#include "layout.h"
+#include "model/layout.h"
 
 enum { EMPTY, FORWARD_DONE, LOSS_DONE, BACKWARD_DONE };
 

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 #include "base/pulse.h"
 
 /* ---- create and free ---- */

@@ -2,7 +2,7 @@
 #include <float.h>
 #include <math.h>
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(gpt2_need_training(m));

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/error.h"
-#include "layout.h"
+#include "model/layout.h"
 
 enum {
     ALIGN = 16,  /* elements: activations start on 64-byte lines */

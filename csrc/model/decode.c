@@ -1,6 +1,6 @@
 /* Generation: the same layers over n new rows of each sequence, keys and values of the old ones cached. */
 #include "base/error.h"
-#include "gpt2.h"
+#include "model/gpt2.h"
 
 static void layer_extend(const llmc_model *m, int l, int b, int n) {
     const Kernels *k = m->k;
