@@ -10,7 +10,7 @@
 #include "base/growing.h"
 #include "data/shards.h"
 #include "source.h"
-#include "state.h"
+#include "files/state.h"
 #include "trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */

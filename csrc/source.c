@@ -9,8 +9,8 @@
 #include "base/growing.h"
 #include "base/quote.h"
 #include "source.h"
-#include "state.h"
-#include "tfbundle.h"
+#include "files/state.h"
+#include "files/tfbundle.h"
 
 int source_check_device(const char *device) {
     const char *built = llmc_backend();

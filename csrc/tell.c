@@ -8,7 +8,7 @@
 #include "base/growing.h"
 #include "base/pulse.h"
 #include "base/quote.h"
-#include "state.h"
+#include "files/state.h"
 #include "trainer.h"
 
 /* ---- signs of life ---- */

@@ -16,7 +16,7 @@ BUNDLE = (".index", ".data-00000-of-00001")  # what a TensorFlow checkpoint's pr
 
 
 def is_bundle(path: Path) -> bool:
-    """As tfbundle_is() in csrc/tfbundle.c."""
+    """As tfbundle_is() in csrc/files/tfbundle.c."""
     prefix = path / "model.ckpt" if path.is_dir() else path
     return path.name.endswith(BUNDLE) or any(Path(f"{prefix}{end}").exists() for end in BUNDLE)
 

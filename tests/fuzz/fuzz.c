@@ -9,7 +9,7 @@
 #include "base/crc32.h"
 #include "fuzz.h"
 #include "model/gpt2.h"
-#include "modelfile.h"
+#include "files/modelfile.h"
 #include "options.h"
 
 /* No input may make the library ask for more memory at once than this, nor hold more than that. What is freed is kept from

@@ -1,6 +1,6 @@
 /* Model files and checkpoints: {u8 how; the file}, see fuzz_file(). how & OTHER: for a model of other sizes. */
 #include "fuzz.h"
-#include "modelfile.h"
+#include "files/modelfile.h"
 
 enum { OTHER = 4 };
 

@@ -4,7 +4,7 @@
 #include "base/binfile.h"
 #include "base/crc32.h"
 #include "base/error.h"
-#include "tfindex.h"
+#include "files/tfindex.h"
 
 enum { FOOTER = 48, TRAILER = 5, MOST_BYTES = 1 << 22 };
 #define MAGIC 0xdb4775248b80fb57u

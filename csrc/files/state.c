@@ -1,5 +1,5 @@
 /* A checkpoint's STATE, and a number of it. */
-#include "state.h"
+#include "files/state.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,8 +7,8 @@
 #include "base/binfile.h"
 #include "base/error.h"
 #include "text/vocab.h"
-#include "tfbundle.h"
-#include "tfindex.h"
+#include "files/tfbundle.h"
+#include "files/tfindex.h"
 
 #define DATA ".data-00000-of-00001"
 #define INDEX ".index"

@@ -5,8 +5,8 @@
 #include <string.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "modelfile.h"
-#include "tfbundle.h"
+#include "files/modelfile.h"
+#include "files/tfbundle.h"
 
 const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
 

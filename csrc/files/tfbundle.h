@@ -8,7 +8,7 @@
  * in the same folder tells the heads; without it they have 64 channels each. */
 #ifndef TFBUNDLE_H
 #define TFBUNDLE_H
-#include "modelfile.h"
+#include "files/modelfile.h"
 /* 1 if path is a folder with model.ckpt.*, a prefix, or either file; else 0. */
 int tfbundle_is(const char *path);
 int tfbundle_open(ModelFile *f, const char *path);

@@ -9,7 +9,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "model/gpt2.h"
-#include "modelfile.h"
+#include "files/modelfile.h"
 #include "base/pulse.h"
 
 typedef struct Writer {
