@@ -2,7 +2,7 @@
 #ifndef RUN_H
 #define RUN_H
 #include <stdio.h>
-#include "options.h"
+#include "options/options.h"
 
 typedef struct Run {
     char folder[OPTION_TEXT]; /* "" writes nothing */

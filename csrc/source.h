@@ -1,7 +1,7 @@
 /* What --model and --tokenizer name, for training and for writing. */
 #ifndef SOURCE_H
 #define SOURCE_H
-#include "options.h"
+#include "options/options.h"
 /* LLMC_EDEVICE unless this library was built for it */
 int source_check_device(const char *device);
 /* Whether `model` names weights rather than a size: their file in path, of a run folder's its best, else last, checkpoint. */

@@ -2,7 +2,7 @@
 #ifndef TRAINER_H
 #define TRAINER_H
 #include <signal.h>
-#include "options.h"
+#include "options/options.h"
 #include "run.h"
 
 enum { TEXT_SIZE = 1 << 16 };

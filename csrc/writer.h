@@ -1,7 +1,7 @@
 /* The writer's inside, for chat.c: token by token, and what its text holds. */
 #ifndef WRITER_H
 #define WRITER_H
-#include "options.h"
+#include "options/options.h"
 /* How --temperature and the like sample. */
 llmc_sampling writer_sampling(const llmc_options *options);
 /* One token further: 1, and a piece that may be empty; 0 at the end. */

@@ -132,7 +132,7 @@ def is_part(word: str, name: str) -> bool:
 
 
 def meant(name: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that a misspelt, foreign or shortened one may stand for: as csrc/options.c finds them."""
+    """Those of `names` that a misspelt, foreign or shortened one may stand for: as csrc/options/options.c finds them."""
     if name in aliases() and own_name(aliases()[name], names) in names:
         return [own_name(aliases()[name], names)]
     near = min(names, key=lambda other: distance(name, other), default="")
@@ -154,7 +154,7 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
 
 
 def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
-    """The options of a file, by name, as csrc/optionfile.c reads it. Raises ValueError with file and line, OSError."""
+    """The options of a file, by name, as csrc/options/optionfile.c reads it. Raises ValueError with file and line, OSError."""
     inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
     path = inside if os.path.exists(inside) else path
     found: dict[str, str] = {}
@@ -173,7 +173,7 @@ def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
     return found
 
 
-LARGEST = 1 << 20  # bytes of a file: csrc/optionfile.c
+LARGEST = 1 << 20  # bytes of a file: csrc/options/optionfile.c
 BLANKS = " \t\r\n"
 COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*", re.S)
 QUOTED = re.compile(r'"((?:\\["\\]|[^"])*)"(.*)', re.S)

@@ -110,7 +110,7 @@ class Options(NotCopied):
 
 
 def option_text(name: str, value: Any) -> str:
-    """A value as the command line has it: numbers, flags and texts; whether it can be is csrc/options.c's to say."""
+    """A value as the command line has it: numbers, flags and texts; whether it can be is csrc/options/options.c's to say."""
     if isinstance(value, (str, os.PathLike)):
         return as_path(f"--{name}", value)
     if is_array(value) or not isinstance(value, (numbers.Real, np.bool_)):

@@ -236,7 +236,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "exit status: 0 done, 2 usage, 3 memory" in " ".join(done.stdout.split())
     if module in ("pyllmc.train", "pyllmc.chat"):
-        return  # whose --help is csrc/optiontext.c's
+        return  # whose --help is csrc/options/optiontext.c's
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     examples = done.stdout.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert examples and all(line.strip().startswith(f"python -m {module}") for line in examples)

@@ -10,7 +10,7 @@
 #include "fuzz.h"
 #include "model/gpt2.h"
 #include "files/modelfile.h"
-#include "options.h"
+#include "options/options.h"
 
 /* No input may make the library ask for more memory at once than this, nor hold more than that. What is freed is kept from
  * use for some megabytes, which is many executions. */

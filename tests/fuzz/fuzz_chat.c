@@ -6,7 +6,7 @@
 #include "base/binfile.h"
 #include "fuzz.h"
 #include "model/gpt2.h"
-#include "options.h"
+#include "options/options.h"
 #include "writer.h"
 
 enum { STORY = 1, T = 48, BYTES = 128, MOST = 24, TURNS = 8 };

@@ -2,7 +2,7 @@
  * a line each}.
  * With the buffer's highest bit: the options of a chat. */
 #include "fuzz.h"
-#include "options.h"
+#include "options/options.h"
 
 enum { MOST = 64, PAIRS = 2, TEXT = 1 << 16, CHAT = 1 << 15 };
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include "base/error.h"
 #include "base/growing.h"
-#include "options.h"
+#include "options/options.h"
 
 int option_is_default(const llmc_options *options, const Option *o) {
     char value[OPTION_TEXT], initial[OPTION_TEXT];

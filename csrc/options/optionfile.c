@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/error.h"
-#include "options.h"
+#include "options/options.h"
 
 static const char BLANKS[] = " \t\r\n";
 enum { LARGEST = 1 << 20 }; /* bytes of a file */

@@ -4,7 +4,7 @@
 #include <string.h>
 #include "base/error.h"
 #include "base/number.h"
-#include "options.h"
+#include "options/options.h"
 
 #define IS(type) IS_##type
 #define ROW(programs, of_call, type, name, initial, least, most, help) \
