@@ -9,7 +9,7 @@
 #include "model/gpt2.h"
 #include "base/growing.h"
 #include "data/shards.h"
-#include "source.h"
+#include "write/locate.h"
 #include "files/state.h"
 #include "trainer.h"
 

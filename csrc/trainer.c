@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "trainer.h"
-#include "writer.h"
+#include "write/writer.h"
 
 /* At each step boundary the machine walks EVALUATE, SAMPLE, SAVE, then ACCUMULATE and UPDATE lead to the next one. */
 enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };

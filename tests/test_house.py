@@ -33,7 +33,7 @@ ROWS = [
     "modelfile.h tfindex dataloader tokenizer generate",
     "tfbundle",
     "modelfile.c load",
-    "checkpoint run source",
+    "checkpoint run locate",
     "trainer.h writer kept",
     "setup announce chat tell",
     "trainer.c",

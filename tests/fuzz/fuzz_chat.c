@@ -7,7 +7,7 @@
 #include "fuzz.h"
 #include "model/gpt2.h"
 #include "options/options.h"
-#include "writer.h"
+#include "write/writer.h"
 
 enum { STORY = 1, T = 48, BYTES = 128, MOST = 24, TURNS = 8 };
 

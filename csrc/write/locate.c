@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/growing.h"
 #include "base/quote.h"
-#include "source.h"
+#include "write/locate.h"
 #include "files/state.h"
 #include "files/tfbundle.h"
 

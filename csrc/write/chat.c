@@ -4,7 +4,7 @@
 #include <string.h>
 #include "base/error.h"
 #include "text/vocab.h"
-#include "writer.h"
+#include "write/writer.h"
 
 struct llmc_chat {
     llmc_options options;

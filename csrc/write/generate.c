@@ -4,7 +4,7 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "base/pulse.h"
-#include "sampler.h"
+#include "write/sampler.h"
 
 /* b texts of the same length, which grow together */
 struct llmc_generation {

@@ -4,9 +4,9 @@
 #include <string.h>
 #include "base/error.h"
 #include "text/vocab.h"
-#include "source.h"
+#include "write/locate.h"
 #include "base/utf8.h"
-#include "writer.h"
+#include "write/writer.h"
 
 typedef struct Stop {
     char *text;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "base/error.h"
-#include "sampler.h"
+#include "write/sampler.h"
 
 int sampling_check(const llmc_sampling *how) {
     CHECK(how->temperature >= 0 && isfinite(how->temperature), LLMC_EINVAL,
