@@ -303,7 +303,7 @@ SCHEDULES = {
 
 
 def learning_rate(step: int, o: argparse.Namespace) -> float:
-    """Linear warm-up to lr, then on to lr * final_lr_frac at max_steps: csrc/schedule.c, line for line."""
+    """Linear warm-up to lr, then on to lr * final_lr_frac at max_steps: csrc/train/schedule.c, line for line."""
     if o.schedule not in SCHEDULES:
         raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(SCHEDULES)}")
     if step < o.warmup_steps:
@@ -316,7 +316,7 @@ def learning_rate(step: int, o: argparse.Namespace) -> float:
 
 
 def settle_rate(o: argparse.Namespace, C: int) -> None:
-    """What --lr and --warmup_steps are unless given, of fresh weights or to fine-tune those of a file: csrc/setup.c says why."""
+    """What --lr and --warmup_steps are unless given, of fresh weights or to fine-tune those of a file: csrc/train/setup.c says why."""
     tuning = names_weights(o.model)
     gentle = " (gentle, to keep what they know; --lr changes it)" if tuning and not o.lr else ""
     if tuning and "warmup_steps" not in getattr(o, "given", ()):
@@ -333,7 +333,7 @@ LONG_STEP = 500  # ms: a shorter one needs no signs of life within it
 
 
 class Trainer:
-    """The loop of csrc/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
+    """The loop of csrc/train/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, open_device(o.device)

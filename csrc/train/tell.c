@@ -9,7 +9,7 @@
 #include "base/pulse.h"
 #include "base/quote.h"
 #include "files/state.h"
-#include "trainer.h"
+#include "train/trainer.h"
 
 /* ---- signs of life ---- */
 

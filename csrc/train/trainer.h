@@ -3,7 +3,7 @@
 #define TRAINER_H
 #include <signal.h>
 #include "options/options.h"
-#include "run.h"
+#include "train/run.h"
 
 enum { TEXT_SIZE = 1 << 16 };
 /* How much of what is due at a step's boundary is done. EVALUATED: all; VALIDATED: all but the sample. */

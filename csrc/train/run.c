@@ -9,7 +9,7 @@
 #include <unistd.h>
 #include "base/binfile.h"
 #include "base/error.h"
-#include "run.h"
+#include "train/run.h"
 
 void run_path(const Run *run, const char *name, char *path, size_t size) {
     snprintf(path, size, "%s/%s", run->folder, name);

@@ -6,7 +6,7 @@
 #include "base/cores.h"
 #include "base/error.h"
 #include "model/gpt2.h"
-#include "trainer.h"
+#include "train/trainer.h"
 #include "write/writer.h"
 
 /* At each step boundary the machine walks EVALUATE, SAMPLE, SAVE, then ACCUMULATE and UPDATE lead to the next one. */

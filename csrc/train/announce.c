@@ -4,7 +4,7 @@
 #include "base/cores.h"
 #include "base/error.h"
 #include "model/gpt2.h"
-#include "trainer.h"
+#include "train/trainer.h"
 
 /* Empty if there is no data yet, as for a plan that is asked for first. */
 static void data_text(const llmc_trainer *t, char *text, size_t size) {

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/error.h"
-#include "run.h"
+#include "train/run.h"
 
 int run_is_numbered(const char *name, int64_t *step) {
     long long n = -1;

@@ -11,7 +11,7 @@
 #include "data/shards.h"
 #include "write/locate.h"
 #include "files/state.h"
-#include "trainer.h"
+#include "train/trainer.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
