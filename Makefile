@@ -53,7 +53,7 @@ ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 # the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/test_house.py
-ENGINE  := $(filter-out cpu/% programs/% main chat_main terminal,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
+ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
 TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def
@@ -78,9 +78,9 @@ FORCE:
 
 all: $(LIB) $(PROGRAMS) ## the engine: the library, ./train_gpt2 and ./chat_gpt2
 
-$(filter %train_gpt2,$(PROGRAMS)): $(BUILD)/main.o
-$(filter %chat_gpt2,$(PROGRAMS)): $(BUILD)/chat_main.o
-$(PROGRAMS): $(BUILD)/terminal.o $(OBJECTS)
+$(filter %train_gpt2,$(PROGRAMS)): $(BUILD)/programs/train_gpt2.o
+$(filter %chat_gpt2,$(PROGRAMS)): $(BUILD)/programs/chat_gpt2.o
+$(PROGRAMS): $(BUILD)/programs/terminal.o $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(THREADS) -o $@ $^ -lm $(LDFLAGS)
 

@@ -58,7 +58,7 @@ $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so:
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 	$(Q)cp $(TABLES) $(@D)
 
-train_gpt2_cuda: $(BUILD)/main.o $(BUILD)/terminal.o $(ENGINE_bf16) $(CUDA_bf16)
+train_gpt2_cuda: $(BUILD)/programs/train_gpt2.o $(BUILD)/programs/terminal.o $(ENGINE_bf16) $(CUDA_bf16)
 	@echo "  ld $@"
 	$(Q)$(NVCC) -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 

@@ -163,7 +163,7 @@ def _stream(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
 
 
 def hold_streams() -> None:
-    """A stream that was closed stays so, and no file takes its number: csrc/program.h."""
+    """A stream that was closed stays so, and no file takes its number: csrc/programs/program.h."""
     for fd in range(3):
         try:
             os.fstat(fd)

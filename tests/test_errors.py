@@ -59,10 +59,10 @@ def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.Compl
 
 @pytest.mark.parametrize("name", [name for name in STATUS if name != "LLMC_OK"])
 def test_the_codes_are_those_of_the_c_program(name):
-    """1 - status, as csrc/program.h ends."""
+    """1 - status, as csrc/programs/program.h ends."""
     error = errors.ERRORS[STATUS[name]]("x")
     assert errors.exit_code(error) == 1 - STATUS[name]
-    assert "1 - status" in (ROOT / "csrc/program.h").read_text()
+    assert "1 - status" in (ROOT / "csrc/programs/program.h").read_text()
 
 
 def test_the_codes_are_told_in_the_same_words():

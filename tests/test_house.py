@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
 CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
 CUDA = sorted((ROOT / "cuda").glob("*.cu"))
-PROGRAMS = ("main.c", "chat_main.c", "program.h", "terminal.c")
+PROGRAMS = ("train_gpt2.c", "chat_main.c", "program.h", "terminal.c")
 LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
 
 # A file includes only from rows above its own (README, "the source in reading order").
@@ -39,7 +39,7 @@ ROWS = [
     "trainer.c",
     "terminal",
     "program",
-    "main chat_main",
+    "train_gpt2 chat_gpt2",
 ]
 
 

@@ -60,7 +60,7 @@ def test_the_folder_of_the_default_data_is_written_once():
         "options.def"
     ]
     assert (
-        "stories" in (ROOT / "csrc/main.c").read_text()
+        "stories" in (ROOT / "csrc/programs/train_gpt2.c").read_text()
     )  # made by `python3 -m pyllmc.stories`, without --out
 
 

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "pyllmc.h"
-#include "terminal.h"
+#include "programs/terminal.h"
 
 enum { INTERRUPTED = 130 };
 

@@ -3,7 +3,7 @@
 #include <poll.h>
 #include <sys/wait.h>
 #include <time.h>
-#include "program.h"
+#include "programs/program.h"
 
 static const char PROGRAM[] = "train_gpt2";
 static llmc_trainer *trainer;

@@ -1,5 +1,5 @@
 /* The terminal: a line that is rewritten while work goes on, and widths. Of the programs, not of the library. */
-#include "terminal.h"
+#include "programs/terminal.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>

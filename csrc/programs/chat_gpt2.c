@@ -1,6 +1,6 @@
 /* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
 #include <sys/select.h>
-#include "program.h"
+#include "programs/program.h"
 
 static const char PROGRAM[] = "chat_gpt2";
 static volatile sig_atomic_t interrupts; /* since the last turn */
