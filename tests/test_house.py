@@ -15,41 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
 CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
 CUDA = sorted((ROOT / "cuda").glob("*.cu"))
-PROGRAMS = ("train_gpt2.c", "chat_main.c", "program.h", "terminal.c")
-LIBRARY = [path for path in CSRC + CPU + CUDA if path.name not in PROGRAMS]
+LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 
-# A file includes only from rows above its own (README, "the source in reading order").
-ROWS = [
-    "kernels.h tensors.def options.def models.def unicode.def width.def",
-    "pyllmc.h",
-    "cores",
-    "pool",
-    "error binfile.h rng crc32 utf8 quote state number growing.h options.h",
-    "pulse",
-    "layout config binfile.c growing.c options optiontext optionfile vocab pretokenize wrap",
-    "gpt2 schedule shards bpe",
-    "access decode optimizer init nonfinite sampler",
-    "windows vocabbpe rawids",
-    "modelfile.h tfindex dataloader tokenizer generate",
-    "tfbundle",
-    "modelfile.c load",
-    "checkpoint run locate",
-    "trainer.h writer kept",
-    "setup announce chat tell",
-    "trainer.c",
-    "terminal",
-    "program",
-    "train_gpt2 chat_gpt2",
-]
+# The rooms of csrc/ in the order in which they are read: each builds on those before it. Beside them lie the tables and
+# headers that all share.
+ROOMS = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
+SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def"]
 
 
-def row_of(name: str) -> int:
-    for i, row in enumerate(ROWS):
-        if name in row.split() or name.rsplit(".", 1)[0] in row.split():
-            return i
-    raise AssertionError(
-        f"csrc/{name} has no row in the house: give it one in tests/test_house.py and the README"
-    )
+def room_of(name: str) -> int:
+    """-1: shared by all."""
+    room = Path(name).parent.name
+    assert room in ROOMS or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS)}"
+    return ROOMS.index(room) if room else -1
 
 
 def includes(path: Path) -> list[str]:
@@ -60,18 +38,35 @@ def without_comments(path: Path) -> str:
     return re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.S)
 
 
+def includes_within(room: str) -> dict[str, set[str]]:
+    """Of each module (a header and its source) in a room: the modules of that room that it includes."""
+    found: dict[str, set[str]] = {}
+    for path in CSRC:
+        if path.parent.name == room:
+            near = {Path(name).stem for name in includes(path) if Path(name).parent.name == room}
+            found.setdefault(path.stem, set()).update(near - {path.stem})
+    return found
+
+
 @pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)
-def test_files_include_from_rows_above_only(path):
+def test_files_include_from_their_room_or_one_before_it(path):
+    own = str(path.relative_to(ROOT / "csrc"))
     for name in includes(path):
-        own = Path(name).stem == path.stem
-        assert own or row_of(Path(name).name) < row_of(path.name), (
-            f"{path.name} includes {name}, which is not above it"
-        )
+        assert room_of(name) <= room_of(own), f"{own} includes {name}, which builds on it"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_circle_of_includes_in_a_room(room):
+    left = includes_within(room)
+    while free := [name for name, near in left.items() if not near & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"csrc/{room}/: these include each other: {', '.join(left)}"
 
 
 @pytest.mark.parametrize("path", CSRC, ids=lambda p: p.name)
 def test_the_model_never_names_a_device(path):
-    if path.name not in PROGRAMS:
+    if path.parent.name != "programs":
         assert not [name for name in includes(path) if name.startswith("cpu/")]
 
 
