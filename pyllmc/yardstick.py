@@ -10,6 +10,9 @@ evaluation is slow and is made only where PyTorch's own is not far enough from i
     softmax is exp(x - lse) of an lse that is stored, as kernels do it that keep lse and no weights;
     softmax, GELU and AdamW round every operation of their formulas.
 
+Of few numbers the largest error is luck, too: where the plain evaluation is not far enough off either, it is made again
+with the terms of every sum in other orders, which are drawn once and for all (ORDERS).
+
 numpy's multiplications and additions round as IEEE 754 says, so this is the same number on every CPU. A kernel that
 works in float32 adds up in some such order or in a better one: of n terms, the error is at most about sqrt(n) roundings of
 the partial sums (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
@@ -29,10 +32,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RUN = 128  # numbers
+ORDERS = 3  # that terms are added up in besides their own
 TILE = 1 << 14  # results that stay in a core's cache while their terms are added
 aten = torch.ops.aten
 NARROW = (torch.float32, torch.bfloat16)
 LUCK = 1000  # times: an error so much larger than allowed is no matter of rounding, and needs no second evaluation
+
+
+_order = 0  # 0: as they come; else a seed
+
+
+def arranged(n: int) -> np.ndarray:
+    """The order in which n terms are added up."""
+    terms = np.arange(n)
+    return np.random.RandomState(_order).permutation(terms) if _order else terms
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -43,7 +56,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     for m in range(0, M, rows):
         total, left = out[m : m + rows], a[m : m + rows]
         term = np.empty_like(total)
-        for k in range(K):
+        for k in arranged(K):
             np.multiply(left[:, k : k + 1], b[k], out=term)
             total += term
     return out
@@ -51,6 +64,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def total(x: np.ndarray) -> np.ndarray:
     """The sum over the first axis."""
+    x = x[arranged(len(x))] if _order else x
     while len(x) > 1:
         pad = [(0, -len(x) % min(RUN, len(x)))] + [(0, 0)] * (x.ndim - 1)
         runs = np.pad(x, pad).reshape(-1, min(RUN, len(x)), *x.shape[1:])
@@ -231,10 +245,15 @@ class Plain(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def plainly() -> Iterator[None]:
+def plainly(order: int = 0) -> Iterator[None]:
     """Inside, PyTorch adds up in float32 in an order that is the same on every CPU."""
-    with sdpa_kernel(SDPBackend.MATH), Plain():
-        yield
+    global _order
+    _order = order
+    try:
+        with sdpa_kernel(SDPBackend.MATH), Plain():
+            yield
+    finally:
+        _order = 0
 
 
 class Single:
@@ -270,12 +289,12 @@ class Single:
         return self.map(lambda x: x - start)
 
 
-def once_plainly(formula: Callable[[], Any]) -> Callable[[], Any]:
+def once_plainly(formula: Callable[[], Any], order: int = 0) -> Callable[[], Any]:
     """Evaluates it when it is first called."""
 
     @functools.cache
     def evaluate() -> Any:
-        with plainly():
+        with plainly(order):
             return formula()
 
     return evaluate
@@ -286,5 +305,10 @@ def both(
 ) -> tuple[list[Single], list[Any]]:
     """The arrays of formula(kind), as far off as a good kernel's may be half, and those of formula(torch.float64)."""
     exact = [np.asarray(x) for x in formula(torch.float64)]
-    plain = once_plainly(lambda: formula(kind))
-    return [Single(x, lambda i=i: plain()[i]) for i, x in enumerate(formula(kind))], exact  # type: ignore[misc]
+    ways = [once_plainly(lambda: formula(kind), order) for order in range(ORDERS + 1)]
+
+    def single(i: int, here: Any) -> Single:
+        plain, *more = [lambda way=way: way()[i] for way in ways]  # type: ignore[misc]
+        return Single(here, plain, more)
+
+    return [single(i, x) for i, x in enumerate(formula(kind))], exact
