@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyllmc.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
+from pyllmc.base.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
     begin_command("numpy", "torch")
@@ -34,11 +34,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import convert, layout, live, options, stories
+from pyllmc import convert, layout, options, stories
+from pyllmc.base import live
+from pyllmc.base.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
 from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
 from pyllmc.convert import engine, hub, to_bin
 from pyllmc.convert.state import Weights, parameter_count
-from pyllmc.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from bench_steps import Case, config_of
 
 from pyllmc import _ffi, layout
 from pyllmc.arguments import make_config
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.errors import InvalidArgument
 
 KEPT = 200  # repeats of a kernel in a report, or a few more
 

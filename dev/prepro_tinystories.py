@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from pyllmc.errors import begin_command
+from pyllmc.base.errors import begin_command
 
 if __name__ == "__main__":
     begin_command()

@@ -31,13 +31,13 @@ _HOMES = {
     "Tokenizer": "tokenizer",
     "Writer": "writer",
     "Chat": "writer",
-    "LlmcError": "errors",
-    "InvalidArgument": "errors",
-    "OutOfMemory": "errors",
-    "BadFile": "errors",
-    "SystemFailure": "errors",
-    "NoDevice": "errors",
-    "NotFinite": "errors",
+    "LlmcError": "base.errors",
+    "InvalidArgument": "base.errors",
+    "OutOfMemory": "base.errors",
+    "BadFile": "base.errors",
+    "SystemFailure": "base.errors",
+    "NoDevice": "base.errors",
+    "NotFinite": "base.errors",
 }
 __all__ = list(_HOMES)
 

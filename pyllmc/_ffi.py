@@ -10,9 +10,11 @@ from typing import Any
 
 from cffi import FFI
 
-from pyllmc import cublas, live
-from pyllmc.checks import encoded as encoded
-from pyllmc.errors import (  # noqa: F401, the others are here by the name of what raises them
+from pyllmc import cublas
+from pyllmc.base import live
+from pyllmc.base.checkout import PACKAGE, is_checkout
+from pyllmc.base.checks import encoded as encoded
+from pyllmc.base.errors import (  # noqa: F401, the others are here by the name of what raises them
     ERRORS,
     BadFile,
     InvalidArgument,
@@ -24,7 +26,6 @@ from pyllmc.errors import (  # noqa: F401, the others are here by the name of wh
 )
 from pyllmc.layout import definition, tables_cksum
 
-HERE = Path(__file__).resolve().parent
 DEVICES = ("cpu", "cuda", "emu")
 
 
@@ -60,7 +61,7 @@ def load(device: str = "cpu", precision: str = "auto") -> Any:
 
 def how_to_build(device: str) -> str:
     """The remedy for a library that is not there: make's target, or what pip is to be told where there is no checkout."""
-    if (HERE.parent / "Makefile").exists():
+    if is_checkout():
         return "run `make`" if device == "cpu" else f"run `make {device}`"
     devices = "" if device == "cpu" else f"PYLLMC_DEVICES='cpu {device}' "
     return f"run `{devices}pip install --force-reinstall .` in the source of pyllmc"
@@ -68,7 +69,7 @@ def how_to_build(device: str) -> str:
 
 @functools.cache
 def _load(device: str, name: str) -> Any:
-    path = Path(os.environ.get("PYLLMC_LIB") or HERE / "lib" / name)
+    path = Path(os.environ.get("PYLLMC_LIB") or PACKAGE / "lib" / name)
     remedy = how_to_build(device)
     if not path.exists():
         raise NoDevice(f"{path} is not built: {remedy}")

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from pyllmc import _ffi, convert
-from pyllmc.checks import as_float, as_int, as_path, refuse
+from pyllmc.base.checks import as_float, as_int, as_path, refuse
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert import engine, hub
-from pyllmc.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]

@@ -27,7 +27,7 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc.files import (
+from pyllmc.base.files import (
     DataError,
     FileFailure,
     MalformedFile,

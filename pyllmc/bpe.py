@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pyllmc.files import DataError, MalformedFile, need
+from pyllmc.base.files import DataError, MalformedFile, need
 
 # OpenAI's pattern with possessive quantifiers (++), which match the same and cannot backtrack
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from pyllmc.base.errors import OutOfMemory, spare_threads
+from pyllmc.base.files import DataError, need
 from pyllmc.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
-from pyllmc.errors import OutOfMemory, spare_threads
-from pyllmc.files import DataError, need
 
 # The package's time grows with the square of a word, so runs without a space are cut here before words are looked for.
 LONGEST_RUN = 256

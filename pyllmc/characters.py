@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+from pyllmc.base.files import MalformedFile, need, reading
 from pyllmc.bpe import EOT_PIECE
-from pyllmc.files import MalformedFile, need, reading
 
 BLOCK = 1 << 20
 AT_ONCE = 1 << 12  # bytes of .zst: each may stand for thousands

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 
 if __name__ == "__main__":
     asked = {"-h", "--help", "--version"} & set(sys.argv[1:])  # these need no PyTorch
@@ -24,7 +24,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pyllmc import layout, live
+from pyllmc import layout
+from pyllmc.base import live
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
 from pyllmc.options import make_parser

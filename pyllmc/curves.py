@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.files import RUN, DataError, FileFailure, MalformedFile
+from pyllmc.base.files import RUN, DataError, FileFailure, MalformedFile
 from pyllmc.layout import GPTConfig, parameters
 
 KINDS = {

@@ -11,8 +11,8 @@ import os
 import pickle
 from typing import Any, NoReturn
 
+from pyllmc.base.files import DataError, MalformedFile, reading
 from pyllmc.bpe import BYTE_OF, EOT_PIECE, printed_bytes
-from pyllmc.files import DataError, MalformedFile, reading
 from pyllmc.tokenizer import Tokenizer
 
 JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import InvalidArgument, begin_command, python_command, run_command
+from pyllmc.base.errors import InvalidArgument, begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import exam, live, stories
+from pyllmc import exam, stories
+from pyllmc.base import live
 from pyllmc.options import Parser, at_least, number
 from pyllmc.stories import readings, split_sentences
 from pyllmc.writer import open_writer, tell_weights

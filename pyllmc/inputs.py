@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from pyllmc.base.errors import counted
+from pyllmc.base.files import DataError, FileFailure, reading, writing
 from pyllmc.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
-from pyllmc.errors import counted
-from pyllmc.files import DataError, FileFailure, reading, writing
 from pyllmc.readers import READERS
 
 STDIN = "-"

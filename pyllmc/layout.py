@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from pyllmc.checks import as_int, as_text
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.checks import as_int, as_text
+from pyllmc.base.errors import InvalidArgument
 
-HERE = Path(__file__).resolve().parent
 VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
 NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
 MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bits
@@ -22,7 +22,7 @@ MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bit
 
 def definition(name: str) -> Path:
     """Where tensors.def (or another table) is: in csrc/ of a checkout, or beside an installed library."""
-    for folder in (HERE.parent / "csrc", HERE / "lib"):
+    for folder in (PACKAGE.parent / "csrc", PACKAGE / "lib"):
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc import __version__
-from pyllmc.errors import EXIT_CODES
+from pyllmc.base.errors import EXIT_CODES
+from pyllmc.base.values import at_least, number, unescaped, whole
 from pyllmc.layout import table_lines
-from pyllmc.values import at_least, number, unescaped, whole
 
 __all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
 

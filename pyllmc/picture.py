@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pyllmc import curves
+from pyllmc.base.files import atomic_path, need, writing
 from pyllmc.curves import Curve
-from pyllmc.files import atomic_path, need, writing
 
 WHY = "the loss curve"
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_s": "tokens/s"}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyllmc.errors import InvalidArgument, begin_command, run_command
+from pyllmc.base.errors import InvalidArgument, begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy")
@@ -15,8 +15,8 @@ if __name__ == "__main__":
 import numpy as np
 
 from pyllmc import curves
+from pyllmc.base.files import DataError, MalformedFile
 from pyllmc.curves import Curve, Run, read_run
-from pyllmc.files import DataError, MalformedFile
 from pyllmc.options import Parser
 from pyllmc.picture import DARK, DASHES, LIGHT, PANELS, Line, Picture, Style
 

@@ -27,11 +27,11 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
+from pyllmc.base.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
+from pyllmc.base.workers import in_order
 from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
-from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
 from pyllmc.tokenizer import Tokenizer, check_characters
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
-from pyllmc.workers import in_order
 
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
@@ -387,7 +387,7 @@ class _DatasetWriter:
 
 
 if __name__ == "__main__":
-    from pyllmc.errors import begin_command
+    from pyllmc.base.errors import begin_command
 
     begin_command()
     import sys

@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any
 
 from pyllmc import inputs, token_files
+from pyllmc.base.errors import counted, run_command, typed
+from pyllmc.base.files import DataError, FileFailure, need
 from pyllmc.bpe import EOT_PIECE
 from pyllmc.characters import How, Source, read_blocks
-from pyllmc.errors import counted, run_command, typed
-from pyllmc.files import DataError, FileFailure, need
 from pyllmc.options import Parser, at_least, number, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
 from pyllmc.prepro_progress import progress_line

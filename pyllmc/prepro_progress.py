@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pyllmc import live
+from pyllmc.base import live
 from pyllmc.prepro import Progress
 
 STAGES = {"learn": "reading", "merge": "learning byte pairs", "encode": "encoding"}

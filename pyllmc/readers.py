@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pyllmc.base.files import DataError, MalformedFile, need, reading
 from pyllmc.characters import How, Source, read_blocks
-from pyllmc.files import DataError, MalformedFile, need, reading
 from pyllmc.tokenizer import check_characters
 
 NAMES_SHOWN = 12  # fields in a message

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllmc import layout
-from pyllmc.files import DataError, need
+from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.files import DataError, need
 from pyllmc.layout import GPTConfig
 
 Key = tuple[str, int]  # a tensor of the table and its layer, 0 where it has none
@@ -36,7 +37,7 @@ GRADIENT_OF = {"logits": "logits", "dfch": "fch", "dqkv": "qkv", "branch": "ln1"
 def load_reference() -> ModuleType:
     """train_gpt2.py of this checkout, or of an installed package. Raises DataError where there is none, or no PyTorch."""
     need("torch", "comparing with PyTorch")
-    places = [folder / "train_gpt2.py" for folder in (layout.HERE.parent, layout.HERE / "lib")]
+    places = [folder / "train_gpt2.py" for folder in (PACKAGE.parent, PACKAGE / "lib")]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         raise DataError("train_gpt2.py, with which pyllmc.check compares, is missing: install pyllmc again")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from pyllmc import storybook as book
 from pyllmc import storyplots
-from pyllmc.errors import BadFile, begin_command, run_command
+from pyllmc.base.errors import BadFile, begin_command, run_command
 from pyllmc.options import Parser, at_least, options
 
 PROG = "pyllmc.stories"
@@ -266,7 +266,8 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 
     overwrite: replace the data set that lies there.
     """
-    from pyllmc import live, prepro  # here, since telling and checking need no other module
+    from pyllmc import prepro  # here, since telling and checking need no other module
+    from pyllmc.base import live
 
     def show(state: prepro.Progress) -> None:
         live.show(f"making {out}: {state.stage}, {state.documents:,} of {stories:,} stories")

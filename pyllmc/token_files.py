@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from pyllmc.base.files import DataError, MalformedFile, need, reading
 from pyllmc.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
-from pyllmc.files import DataError, MalformedFile, need, reading
 from pyllmc.foreign_tokenizer import META
 from pyllmc.prepro import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
 from pyllmc.raw_tokens import what_holds

@@ -23,10 +23,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pyllmc.base.checks import as_bytes, as_int, as_path, as_text, refuse
+from pyllmc.base.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
 from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
-from pyllmc.checks import as_bytes, as_int, as_path, as_text, refuse
-from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
 
 VERSION = 2
 KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
@@ -345,7 +345,7 @@ def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 ENCODERS = {"unknown": _no_encoder, "longest": _longest_encoder, "gpt2": _gpt2_encoder}
 
 if __name__ == "__main__":
-    from pyllmc.errors import begin_command
+    from pyllmc.base.errors import begin_command
 
     begin_command()
     from pyllmc.tokenizer_command import main

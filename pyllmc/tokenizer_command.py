@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pyllmc import foreign_tokenizer
+from pyllmc.base.checks import text_bytes
+from pyllmc.base.errors import INTERRUPTED, run_command, stopped_by_signals
+from pyllmc.base.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
-from pyllmc.checks import text_bytes
-from pyllmc.errors import INTERRUPTED, run_command, stopped_by_signals
-from pyllmc.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
 from pyllmc.vocabularies import FILES, FIXED, train

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import (
+from pyllmc.base.errors import (
     INTERRUPTED,
     LlmcError,
     begin_command,
@@ -19,7 +19,8 @@ from pyllmc.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi, live
+from pyllmc import _ffi
+from pyllmc.base import live
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
-from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_word, is_array, refuse
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_word, is_array, refuse
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.model import Model
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")

@@ -11,8 +11,8 @@ import numpy as np
 
 from pyllmc import _ffi
 from pyllmc.arguments import as_array
-from pyllmc.checks import NotCopied, as_text
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.checks import NotCopied, as_text
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from pyllmc import bpe_learn
+from pyllmc.base.files import DataError, FileFailure, atomic_path, flush_to_disk, need, sha256_of, writing
 from pyllmc.bpe import EOT_PIECE, MAX_PIECE
-from pyllmc.files import DataError, FileFailure, atomic_path, flush_to_disk, need, sha256_of, writing
 from pyllmc.tokenizer import BYTES, Tokenizer, check_characters, utf8
 
 DEFAULT_MAX_VOCAB = 4096

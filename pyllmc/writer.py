@@ -11,10 +11,10 @@ from typing import Any, Union
 from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
 from pyllmc.arguments import make_sampling, read_section
-from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
+from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import DataError, FileFailure
 from pyllmc.convert import engine, hub
-from pyllmc.errors import InvalidArgument
-from pyllmc.files import DataError, FileFailure
 from pyllmc.model import Model
 from pyllmc.tokenizer import Tokenizer, utf8
 from pyllmc.trainer import Options

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from pyllmc import _ffi, prepro, vocabularies, yardstick
-from pyllmc.errors import NoDevice
-from pyllmc.files import DataError
+from pyllmc.base.errors import NoDevice
+from pyllmc.base.files import DataError
 
 # another PyTorch as the yardstick: tests/paths.py
 if os.environ.get("PYLLMC_TORCH") == "lucky":
@@ -55,7 +55,7 @@ def _device_libraries() -> dict[str, object]:
     found = {}
     for device in ("emu", "cuda"):
         for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
-            if not (_ffi.HERE / "lib" / _ffi.library(device, precision)).exists():
+            if not (_ffi.PACKAGE / "lib" / _ffi.library(device, precision)).exists():
                 continue  # not built; one that is built and cannot be loaded is an error
             try:
                 library = _ffi.load(device, precision)

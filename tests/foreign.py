@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import convert, errors
+from pyllmc import convert
+from pyllmc.base import errors
 from pyllmc.layout import GPTConfig
 
 torch = pytest.importorskip("torch")

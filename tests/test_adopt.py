@@ -13,7 +13,8 @@ from foreign import make_gpt2
 
 import pyllmc
 import train_gpt2 as reference
-from pyllmc import check, convert, files, grade, prepro, sample, vocabularies
+from pyllmc import check, convert, grade, prepro, sample, vocabularies
+from pyllmc.base import files
 from pyllmc.convert import hub
 from pyllmc.layout import GPTConfig
 from pyllmc.trainer import Options

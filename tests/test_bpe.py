@@ -18,7 +18,7 @@ from test_tokenizer_c import EOT, UNKNOWN, file_bytes, made_up_vocab_bpe
 from test_tokenizer_c import Tokenizer as InC
 
 from pyllmc import _ffi, bpe, vocabularies
-from pyllmc.files import DataError
+from pyllmc.base.files import DataError
 from pyllmc.tokenizer import Tokenizer
 
 tiktoken = pytest.importorskip("tiktoken")

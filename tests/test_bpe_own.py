@@ -14,7 +14,7 @@ from test_tokenizer_c import EOT
 from test_tokenizer_c import Tokenizer as InC
 
 from pyllmc import bpe, vocabularies
-from pyllmc.files import DataError
+from pyllmc.base.files import DataError
 from pyllmc.tokenizer import Tokenizer
 
 TEXTS = [

@@ -17,11 +17,11 @@ from converted import make_model, tokenizer_of
 
 import pyllmc
 from pyllmc import GPTConfig, Model, Writer, prepro
+from pyllmc.base.files import DataError, FileFailure, MalformedFile
 from pyllmc.convert import export, numbers
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.export import save
 from pyllmc.convert.origin import find_tokenizer
-from pyllmc.files import DataError, FileFailure, MalformedFile
 from pyllmc.tokenizer import Tokenizer
 
 pytest.importorskip("safetensors")

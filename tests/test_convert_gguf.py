@@ -10,10 +10,10 @@ import pytest
 from converted import TEXT, logits, make_model, tokenizer_of
 
 from pyllmc import GPTConfig, Writer
+from pyllmc.base.files import DataError
 from pyllmc.bpe import EOT_PIECE
 from pyllmc.convert.export import save
 from pyllmc.convert.vocabulary import Unexpressible, gguf_lists
-from pyllmc.files import DataError
 from pyllmc.tokenizer import BYTES, Tokenizer
 from pyllmc.vocabularies import gpt2, train
 

@@ -31,7 +31,8 @@ from foreign import (
 )
 
 import pyllmc
-from pyllmc import convert, errors
+from pyllmc import convert
+from pyllmc.base import errors
 from pyllmc.convert.pytorch import WeightsWarning
 from pyllmc.layout import GPTConfig
 

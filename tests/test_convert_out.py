@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllmc import GPTConfig, Model, Writer  # noqa: E402
+from pyllmc.base.files import DataError  # noqa: E402
 from pyllmc.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.convert import numbers, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
 from pyllmc.convert.vocabulary import hf_tokenizer, merges_of  # noqa: E402
-from pyllmc.files import DataError  # noqa: E402
 from pyllmc.tokenizer import BYTES, Tokenizer  # noqa: E402
 from pyllmc.vocabularies import train  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyllmc import _ffi, cublas
-from pyllmc.errors import NoDevice
+from pyllmc.base.errors import NoDevice
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ from conftest import DEVICES, ffi
 
 import pyllmc
 from pyllmc import prepro
-from pyllmc.errors import InvalidArgument, OutOfMemory
+from pyllmc.base.errors import InvalidArgument, OutOfMemory
 from pyllmc.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent

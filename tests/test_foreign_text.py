@@ -19,8 +19,8 @@ from test_prepro import ROOT, documents_of, tokens
 from test_prepro_tinystories import run_script
 
 from pyllmc import _ffi, bins, foreign_tokenizer, raw_tokens, vocabularies
+from pyllmc.base.files import DataError, MalformedFile
 from pyllmc.convert.vocabulary import hf_tokenizer, merges_of, printable
-from pyllmc.files import DataError, MalformedFile
 from pyllmc.prepro import write_dataset
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.tokenizer_command import open_tokenizer

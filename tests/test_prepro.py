@@ -324,7 +324,7 @@ def test_unwritable_place(tmp_path):
 ENDLESS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 from pyllmc.prepro import write_dataset
 stories = ("a story " * 100 for _ in itertools.count())
 if __name__ == "__main__":

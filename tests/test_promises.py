@@ -175,7 +175,7 @@ import torch
 from safetensors.numpy import save_file
 from pyllmc import bins
 from pyllmc.convert import huggingface, pytorch
-from pyllmc.errors import LlmcError
+from pyllmc.base.errors import LlmcError
 folder = Path(sys.argv[1])
 
 def refused(name, read):

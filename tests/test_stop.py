@@ -69,7 +69,7 @@ class NoThread:
 
 def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
     """As under ulimit -u: the handlers of Python do what the thread would have done."""
-    from pyllmc import signals
+    from pyllmc.base import signals
 
     monkeypatch.setattr(signals, "Thread", NoThread)
     stops = []
@@ -290,7 +290,7 @@ def test_a_second_signal_ends_within_a_piece(program, data):
 
 BUSY = """
 import hashlib, sys
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 begin_command()
 def work():
     print("busy", flush=True)
@@ -319,7 +319,8 @@ LIBRARY = """
 import signal
 handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 import pyllmc
-from pyllmc import sample, train, signals
+from pyllmc import sample, train
+from pyllmc.base import signals
 for event in pyllmc.Trainer(data="{data}", max_steps=1, model="gpt-nano", max_seq_len=16, T=7, B=2):
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert signal.set_wakeup_fd(-1) == -1

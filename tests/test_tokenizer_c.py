@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyllmc import _ffi, bpe, tokenizer
-from pyllmc.files import DataError
+from pyllmc.base.files import DataError
 from pyllmc.vocabularies import train
 
 SETTINGS = settings(max_examples=200, deadline=None, database=None)

@@ -39,8 +39,8 @@ WANTED = "config.json with *.safetensors or pytorch_model*.bin, ckpt.pt, model.p
 
 
 def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
+    from pyllmc.base.files import FileFailure
     from pyllmc.convert import engine, huggingface
-    from pyllmc.files import FileFailure
 
     if engine.is_run(path) or engine.is_bundle(path):
         return ENGINE, path
@@ -56,7 +56,7 @@ def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
 
 
 def _kind_of_file(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
-    from pyllmc.files import MalformedFile, check_regular, reading
+    from pyllmc.base.files import MalformedFile, check_regular, reading
 
     check_regular(path)
     with reading(str(path)), open(path, "rb") as file:
@@ -75,9 +75,9 @@ def _find(path: Path, revision: str | None = None) -> tuple[Kind, pathlib.Path]:
     """Who reads it, and where it is by now."""
     from pathlib import Path as Local
 
-    from pyllmc.checks import as_path, as_text
+    from pyllmc.base.checks import as_path, as_text
+    from pyllmc.base.files import FileFailure, explain_os_errors
     from pyllmc.convert import engine, hub
-    from pyllmc.files import FileFailure, explain_os_errors
 
     name = as_path("path", path)
     revision = None if revision is None else as_text("revision", revision)
@@ -118,14 +118,14 @@ def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) ->
     """What `load` loads, checked but for the numbers, its tensors one at a time: for whoever has a place for each."""
     from importlib import import_module
 
-    from pyllmc.checks import as_int
+    from pyllmc.base.checks import as_int
 
     n_head = as_int("n_head", n_head)
     kind, where = _find(path, revision)
     opener = getattr(import_module(f"pyllmc.convert.{kind.module}"), kind.opener)
     found: Weights = opener(where, n_head) if kind == PYTORCH else opener(where)
     if n_head and found.config.n_head != n_head:
-        from pyllmc.errors import InvalidArgument
+        from pyllmc.base.errors import InvalidArgument
 
         raise InvalidArgument(f"n_head={n_head}, but {where} tells {found.config.n_head}: leave n_head out")
     return found
@@ -147,7 +147,7 @@ def load(
     one line: what, expected, found, remedy.
     """
     if tell is not None and not callable(tell):
-        from pyllmc.checks import refuse
+        from pyllmc.base.checks import refuse
 
         refuse("tell", tell, "a function")
     weights = open_weights(path, revision=revision, n_head=n_head)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import begin_command, run_command, typed
+from pyllmc.base.errors import begin_command, run_command, typed
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyllmc.base.files import DataError, MissingDependency
 from pyllmc.convert.origin import changed
 from pyllmc.convert.state import parameter_count
-from pyllmc.files import DataError, MissingDependency
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyllmc.base.files import RUN, find_checkpoint
 from pyllmc.convert.state import Weights
-from pyllmc.files import RUN, find_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np

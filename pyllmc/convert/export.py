@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyllmc import live
+from pyllmc.base import live
+from pyllmc.base.errors import typed
+from pyllmc.base.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import targets
-from pyllmc.errors import typed
-from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
 from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
 from pyllmc.tokenizer import Tokenizer

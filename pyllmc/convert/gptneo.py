@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pyllmc.base.files import MalformedFile
 from pyllmc.convert.state import Recipe, Shape, config_said, make_config, plain, targets, zeros
-from pyllmc.files import MalformedFile
 from pyllmc.layout import GPTConfig
 
 

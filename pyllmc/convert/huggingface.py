@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyllmc.base.files import FileFailure, MalformedFile, need, reading
 from pyllmc.convert import gptneo
 from pyllmc.convert.state import (
     MATRICES,
@@ -26,7 +27,6 @@ from pyllmc.convert.state import (
     targets,
     turned,
 )
-from pyllmc.files import FileFailure, MalformedFile, need, reading
 from pyllmc.layout import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # causal masks

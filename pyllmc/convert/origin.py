@@ -10,11 +10,11 @@ from typing import Any
 
 from pyllmc import _ffi, foreign_tokenizer
 from pyllmc.arguments import read_section
+from pyllmc.base.checks import as_path
+from pyllmc.base.files import DataError, FileFailure, MissingDependency, find_checkpoint
 from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
-from pyllmc.checks import as_path
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
-from pyllmc.files import DataError, FileFailure, MissingDependency, find_checkpoint
 from pyllmc.options import options
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.tokenizer_command import open_tokenizer

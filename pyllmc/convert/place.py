@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
-from pyllmc.errors import InvalidArgument
-from pyllmc.files import reading
 from pyllmc.layout import GPTConfig
 
 FORMATS = {  # what --to says: what it is called, and its dtypes

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc import layout
+from pyllmc.base.files import MalformedFile, need, reading
 from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.state import (
     MATRICES,
@@ -31,7 +32,6 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.files import MalformedFile, need, reading
 from pyllmc.layout import GPTConfig
 
 ZIP_END = 22  # bytes of an archive's last record

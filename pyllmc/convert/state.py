@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc import layout, live
-from pyllmc.errors import NotFinite, counted
-from pyllmc.files import MalformedFile
+from pyllmc import layout
+from pyllmc.base import live
+from pyllmc.base.errors import NotFinite, counted
+from pyllmc.base.files import MalformedFile
 from pyllmc.layout import GPTConfig
 
 if TYPE_CHECKING:

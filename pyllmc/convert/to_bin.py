@@ -15,11 +15,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pyllmc import live
+from pyllmc.base import live
+from pyllmc.base.files import flush_to_disk
 from pyllmc.bins import HEADER_BYTES, pack_header
 from pyllmc.bins import MODEL_MAGIC as MAGIC
 from pyllmc.convert.numbers import narrow
-from pyllmc.files import flush_to_disk
 from pyllmc.layout import GPTConfig, parameters
 
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import live
+from pyllmc.base import live
+from pyllmc.base.files import DataError, MalformedFile, flush_to_disk, need
 from pyllmc.convert.numbers import narrow
 from pyllmc.convert.state import targets
 from pyllmc.convert.vocabulary import Lists, Unexpressible, eot_text, gguf_lists
-from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import live
+from pyllmc.base import live
+from pyllmc.base.files import DataError, MissingDependency, flush_to_disk, need
 from pyllmc.convert.numbers import DTYPES, narrow
 from pyllmc.convert.state import MATRICES, targets
 from pyllmc.convert.vocabulary import WHY, Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
-from pyllmc.files import DataError, MissingDependency, flush_to_disk, need
 from pyllmc.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 

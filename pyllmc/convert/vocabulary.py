@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pyllmc.base.files import need
 from pyllmc.bpe import PRINTABLE, merge_steps
-from pyllmc.files import need
 from pyllmc.tokenizer import BYTES, Tokenizer
 
 WHY = "a tokenizer.json"

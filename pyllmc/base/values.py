@@ -7,7 +7,7 @@ import decimal
 import re
 from collections.abc import Callable
 
-from pyllmc.errors import typed
+from pyllmc.base.errors import typed
 
 NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
-from pyllmc import live
+from pyllmc.base import live
 
 INTERRUPTED = 130
 # the signals that end a command, and how Python handles them by default

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyllmc.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
+from pyllmc.base.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
 
 RUN = ("best.ckpt", "last.ckpt")  # what of a run folder is opened: the first that is there
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from pyllmc import live, signals
-from pyllmc.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
+from pyllmc.base import checkout, live, signals
+from pyllmc.base.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
 
 
 class LlmcError(Exception):
@@ -101,8 +101,9 @@ def counted(n: int, what: str) -> str:
 
 def how_to_install(package: str) -> str:
     """The remedy for a missing package; a checkout brings its own environment."""
-    checkout = os.path.exists(os.path.join(os.path.dirname(__file__), os.pardir, "Makefile"))
-    return f"pip install {package}" + (", or make setup and use .venv/bin/python" if checkout else "")
+    return f"pip install {package}" + (
+        ", or make setup and use .venv/bin/python" if checkout.is_checkout() else ""
+    )
 
 
 def python_command() -> str:

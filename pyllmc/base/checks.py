@@ -7,7 +7,7 @@ import operator
 import os
 from typing import Any, NoReturn
 
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.errors import InvalidArgument
 
 MOST_SHOWN = 60  # characters of a value in a message
 
