@@ -42,7 +42,7 @@ import bench_table
 from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
 
-from pyllmc.options import Parser, options
+from pyllmc.tables.options import Parser, options
 
 PACKAGES = ("torch", "numpy", "transformers")
 

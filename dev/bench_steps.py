@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, one_of, say
 
-from pyllmc import layout, options
+from pyllmc.tables import layout, options
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # of losses, relative

@@ -15,7 +15,7 @@ from typing import Any
 from bench_process import Call, Skip, measured, one_of
 from bench_steps import BETAS, CLIP, DECAY, EPS, LR, config_of, engine_model, random_ids
 
-from pyllmc import layout
+from pyllmc.tables import layout
 
 MB = 2**20
 

@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "model",
-    "GPTConfig": "layout",
+    "GPTConfig": "tables.layout",
     "Trainer": "trainer",
     "Event": "trainer",
     "Tokenizer": "tokenizer",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pyllmc import __version__
 from pyllmc.base.checkout import PACKAGE
 from pyllmc.base.errors import begin_command, run_command
-from pyllmc.options import meant, one_of
+from pyllmc.tables.options import meant, one_of
 
 PROG = "pyllmc"
 # Names that other trainers use, and the command that does it here.

@@ -24,7 +24,7 @@ from pyllmc.base.errors import (  # noqa: F401, the others are here by the name 
     OutOfMemory,
     SystemFailure,
 )
-from pyllmc.layout import definition, tables_cksum
+from pyllmc.tables.layout import definition, tables_cksum
 
 DEVICES = ("cpu", "cuda", "emu")
 

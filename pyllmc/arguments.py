@@ -12,7 +12,7 @@ from pyllmc import _ffi, convert
 from pyllmc.base.checks import as_float, as_int, as_path, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert import engine, hub
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 Source = Union[str, "os.PathLike[str]", GPTConfig]
 

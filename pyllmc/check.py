@@ -24,12 +24,12 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pyllmc import layout
 from pyllmc.base import live
-from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
-from pyllmc.options import make_parser
 from pyllmc.reference import GRADIENT_OF, MAX_NORM, Arrays, Key, Result, load_reference, run_reference
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.tables.options import make_parser
 
 PROG = "pyllmc.check"
 OPTIONS = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base.files import RUN, DataError, FileFailure, MalformedFile
-from pyllmc.layout import GPTConfig, parameters
+from pyllmc.tables.layout import GPTConfig, parameters
 
 KINDS = {
     "loss": ("step", "loss", "lr"),

@@ -12,8 +12,8 @@ if __name__ == "__main__":
 
 from pyllmc import exam, stories
 from pyllmc.base import live
-from pyllmc.options import Parser, at_least, number
 from pyllmc.stories import readings, split_sentences
+from pyllmc.tables.options import Parser, at_least, number
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.grade"

@@ -22,7 +22,7 @@ from pyllmc.arguments import (
 )
 from pyllmc.base.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
-from pyllmc.layout import NO_VOCABULARY, GPTConfig
+from pyllmc.tables.layout import NO_VOCABULARY, GPTConfig
 from pyllmc.views import Arena, Views
 
 

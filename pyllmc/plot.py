@@ -17,8 +17,8 @@ import numpy as np
 from pyllmc import curves
 from pyllmc.base.files import DataError, MalformedFile
 from pyllmc.curves import Curve, Run, read_run
-from pyllmc.options import Parser
 from pyllmc.picture import DARK, DASHES, LIGHT, PANELS, Line, Picture, Style
+from pyllmc.tables.options import Parser
 
 PROG = "pyllmc.plot"
 FORMATS = (".png", ".svg", ".pdf")

@@ -15,10 +15,10 @@ from pyllmc.base.errors import counted, run_command, typed
 from pyllmc.base.files import DataError, FileFailure, need
 from pyllmc.bpe import EOT_PIECE
 from pyllmc.characters import How, Source, read_blocks
-from pyllmc.options import Parser, at_least, number, unescaped
 from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
 from pyllmc.prepro_progress import progress_line
 from pyllmc.readers import READERS, read_txt
+from pyllmc.tables.options import Parser, at_least, number, unescaped
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 

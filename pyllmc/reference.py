@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyllmc import layout
 from pyllmc.base.checkout import PACKAGE
 from pyllmc.base.files import DataError, need
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 Key = tuple[str, int]  # a tensor of the table and its layer, 0 where it has none
 Arrays = dict[Key, np.ndarray]

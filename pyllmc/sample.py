@@ -13,7 +13,7 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.base import live
-from pyllmc.options import Parser, add_options, at_least, unescaped
+from pyllmc.tables.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.sample"

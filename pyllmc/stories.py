@@ -23,7 +23,7 @@ from typing import NamedTuple
 from pyllmc import storybook as book
 from pyllmc import storyplots
 from pyllmc.base.errors import BadFile, begin_command, run_command
-from pyllmc.options import Parser, at_least, options
+from pyllmc.tables.options import Parser, at_least, options
 
 PROG = "pyllmc.stories"
 EXAMPLES = (

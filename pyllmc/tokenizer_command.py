@@ -23,7 +23,7 @@ from pyllmc.base.errors import INTERRUPTED, run_command, stopped_by_signals
 from pyllmc.base.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.bins import MODEL_MAGIC
 from pyllmc.bpe import merge_steps, split_words
-from pyllmc.options import Parser
+from pyllmc.tables.options import Parser
 from pyllmc.tokenizer import Tokenizer, shown
 from pyllmc.vocabularies import FILES, FIXED, train
 

@@ -13,7 +13,7 @@ from pyllmc import _ffi
 from pyllmc.arguments import as_array
 from pyllmc.base.checks import NotCopied, as_text
 from pyllmc.base.errors import InvalidArgument
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
 

@@ -10,7 +10,7 @@ import pytest
 import pyllmc
 from pyllmc import convert
 from pyllmc.base import errors
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")

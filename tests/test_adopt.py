@@ -16,7 +16,7 @@ import train_gpt2 as reference
 from pyllmc import check, convert, grade, prepro, sample, vocabularies
 from pyllmc.base import files
 from pyllmc.convert import hub
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 from pyllmc.trainer import Options
 from pyllmc.writer import open_model, read_tokenizer
 

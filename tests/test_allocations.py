@@ -13,7 +13,7 @@ import tfwriter
 from test_tokenizer_c import made_up_vocab_bpe
 
 from pyllmc import prepro
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WRAPPED = "malloc calloc realloc free strdup strndup posix_memalign fopen opendir glob".split()

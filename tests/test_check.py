@@ -10,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import pyllmc  # noqa: E402
-from pyllmc import check, layout  # noqa: E402
+from pyllmc import check
 from pyllmc import reference as finder  # noqa: E402
-from pyllmc.layout import GPTConfig  # noqa: E402
+from pyllmc.tables import layout  # noqa: E402
+from pyllmc.tables.layout import GPTConfig  # noqa: E402
 
 reference = check.load_reference()
 SMALL = {

@@ -19,7 +19,7 @@ import pyllmc
 from pyllmc import convert
 from pyllmc.base import errors
 from pyllmc.convert.pytorch import EXACT_GELU, WeightsWarning
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyllmc.convert.pytorch.WeightsWarning")
 

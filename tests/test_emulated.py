@@ -15,7 +15,7 @@ from conftest import DEVICES, ffi
 import pyllmc
 from pyllmc import prepro
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATED = [name for name in DEVICES if name.startswith("emu")]

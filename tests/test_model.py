@@ -10,8 +10,8 @@ import pytest
 from conftest import DEVICES, ISAS, assert_parity, ffi, lib
 
 import pyllmc
-from pyllmc import layout
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 torch = pytest.importorskip("torch")
 from pyllmc import check, yardstick  # noqa: E402

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllmc
-from pyllmc import options as as_text
 from pyllmc import stories
 from pyllmc._ffi import InvalidArgument
+from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent

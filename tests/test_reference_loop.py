@@ -20,8 +20,9 @@ torch = pytest.importorskip("torch")
 
 
 import pyllmc  # noqa: E402
-from pyllmc import bins, check, options, prepro, train  # noqa: E402
-from pyllmc.layout import GPTConfig  # noqa: E402
+from pyllmc import bins, check, prepro, train
+from pyllmc.tables import options  # noqa: E402
+from pyllmc.tables.layout import GPTConfig  # noqa: E402
 from pyllmc.trainer import Options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import adopt, convert, layout, prepro, trainer, views, writer
+from pyllmc import adopt, convert, prepro, trainer, views, writer
 from pyllmc.convert import hub
+from pyllmc.tables import layout
 from pyllmc.tokenizer import Tokenizer
 
 SECONDS = 20  # that one call may take
@@ -361,7 +362,7 @@ def test_the_message_names_the_argument_and_what_was_given(named, good):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("maker", [pyllmc.Trainer, pyllmc.Chat])
 def test_named_options_of_wrong_types(maker, good, in_time):
-    from pyllmc.options import options
+    from pyllmc.tables.options import options
 
     for name in options("SHARED", "SHARED_CALL"):
         for label, value in WRONG.items():

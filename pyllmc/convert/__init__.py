@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pyllmc.convert.state import Weights
-    from pyllmc.layout import GPTConfig
+    from pyllmc.tables.layout import GPTConfig
 
 Path = Union[str, "os.PathLike[str]"]
 

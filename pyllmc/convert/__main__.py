@@ -17,7 +17,7 @@ from pyllmc.convert.export import save
 from pyllmc.convert.origin import find_tokenizer, training
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import Weights
-from pyllmc.options import Parser, at_least
+from pyllmc.tables.options import Parser, at_least
 
 PROG = "pyllmc.convert"
 SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,

@@ -9,7 +9,7 @@ from typing import Any
 from pyllmc.base.files import DataError, MissingDependency
 from pyllmc.convert.origin import changed
 from pyllmc.convert.state import parameter_count
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 HEAD = """---

@@ -17,8 +17,8 @@ from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import targets
-from pyllmc.layout import GPTConfig
 from pyllmc.model import Model
+from pyllmc.tables.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 

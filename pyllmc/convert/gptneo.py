@@ -12,7 +12,7 @@ from typing import Any
 
 from pyllmc.base.files import MalformedFile
 from pyllmc.convert.state import Recipe, Shape, config_said, make_config, plain, targets, zeros
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 
 def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:

@@ -27,7 +27,7 @@ from pyllmc.convert.state import (
     targets,
     turned,
 )
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # causal masks
 TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function

@@ -15,7 +15,7 @@ from pyllmc.base.files import DataError, FileFailure, MissingDependency, find_ch
 from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
-from pyllmc.options import options
+from pyllmc.tables.options import options
 from pyllmc.tokenizer import Tokenizer
 from pyllmc.tokenizer_command import open_tokenizer
 from pyllmc.vocabularies import FILES, gpt2

@@ -11,7 +11,7 @@ import numpy as np
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 FORMATS = {  # what --to says: what it is called, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc import layout
 from pyllmc.base.files import MalformedFile, need, reading
 from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.state import (
@@ -32,7 +31,8 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 ZIP_END = 22  # bytes of an archive's last record
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"

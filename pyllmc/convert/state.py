@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc import layout
 from pyllmc.base import live
 from pyllmc.base.errors import NotFinite, counted
 from pyllmc.base.files import MalformedFile
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from pyllmc.base.files import flush_to_disk
 from pyllmc.bins import HEADER_BYTES, pack_header
 from pyllmc.bins import MODEL_MAGIC as MAGIC
 from pyllmc.convert.numbers import narrow
-from pyllmc.layout import GPTConfig, parameters
+from pyllmc.tables.layout import GPTConfig, parameters
 
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
 

@@ -18,7 +18,7 @@ from pyllmc.base.files import DataError, MalformedFile, flush_to_disk, need
 from pyllmc.convert.numbers import narrow
 from pyllmc.convert.state import targets
 from pyllmc.convert.vocabulary import Lists, Unexpressible, eot_text, gguf_lists
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 ARCH = "gpt2"

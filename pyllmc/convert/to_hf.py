@@ -19,7 +19,7 @@ from pyllmc.base.files import DataError, MissingDependency, flush_to_disk, need
 from pyllmc.convert.numbers import DTYPES, narrow
 from pyllmc.convert.state import MATRICES, targets
 from pyllmc.convert.vocabulary import WHY, Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 from pyllmc.tokenizer import Tokenizer
 
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

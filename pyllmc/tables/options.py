@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Union
 from pyllmc import __version__
 from pyllmc.base.errors import EXIT_CODES
 from pyllmc.base.values import at_least, number, unescaped, whole
-from pyllmc.layout import table_lines
+from pyllmc.tables.layout import table_lines
 
 __all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
 
