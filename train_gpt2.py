@@ -37,12 +37,12 @@ import torch.nn.functional as F
 from pyllmc import convert, stories
 from pyllmc.base import live
 from pyllmc.base.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
-from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
 from pyllmc.convert import engine, hub, to_bin
 from pyllmc.convert.state import Weights, parameter_count
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
+from pyllmc.text.tokenizer import Tokenizer
 
 Tensor = torch.Tensor
 

@@ -28,7 +28,7 @@ _HOMES = {
     "GPTConfig": "tables.layout",
     "Trainer": "trainer",
     "Event": "trainer",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
     "Writer": "writer",
     "Chat": "writer",
     "LlmcError": "base.errors",

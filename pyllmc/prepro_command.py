@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pyllmc import inputs, token_files
 from pyllmc.base.errors import counted, run_command, typed
 from pyllmc.base.files import DataError, FileFailure, need
-from pyllmc.bpe import EOT_PIECE
-from pyllmc.characters import How, Source, read_blocks
-from pyllmc.prepro import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
-from pyllmc.prepro_progress import progress_line
-from pyllmc.readers import READERS, read_txt
 from pyllmc.tables.options import Parser, at_least, number, unescaped
-from pyllmc.tokenizer import Tokenizer
-from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
+from pyllmc.text import inputs, token_files
+from pyllmc.text.bpe import EOT_PIECE
+from pyllmc.text.characters import How, Source, read_blocks
+from pyllmc.text.dataset import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
+from pyllmc.text.progress import progress_line
+from pyllmc.text.readers import READERS, read_txt
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
 PROG = "pyllmc.prepro"
 ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.

@@ -266,13 +266,13 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 
     overwrite: replace the data set that lies there.
     """
-    from pyllmc import prepro  # here, since telling and checking need no other module
     from pyllmc.base import live
+    from pyllmc.text import dataset  # here, since telling and checking need no other module
 
-    def show(state: prepro.Progress) -> None:
+    def show(state: dataset.Progress) -> None:
         live.show(f"making {out}: {state.stage}, {state.documents:,} of {stories:,} stories")
 
-    prepro.write_dataset(
+    dataset.write_dataset(
         live.each(generate(stories, seed), f"making {out}: story", stories),
         out,
         tokenizer="word",

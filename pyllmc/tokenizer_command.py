@@ -17,15 +17,15 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pyllmc import foreign_tokenizer
 from pyllmc.base.checks import text_bytes
 from pyllmc.base.errors import INTERRUPTED, run_command, stopped_by_signals
 from pyllmc.base.files import RUN, DataError, check_regular, find_checkpoint, reading
-from pyllmc.bins import MODEL_MAGIC
-from pyllmc.bpe import merge_steps, split_words
 from pyllmc.tables.options import Parser
-from pyllmc.tokenizer import Tokenizer, shown
-from pyllmc.vocabularies import FILES, FIXED, train
+from pyllmc.text import foreign_tokenizer
+from pyllmc.text.bins import MODEL_MAGIC
+from pyllmc.text.bpe import merge_steps, split_words
+from pyllmc.text.tokenizer import Tokenizer, shown
+from pyllmc.text.vocabularies import FILES, FIXED, train
 
 PROG = "pyllmc.tokenizer"
 ABOUT = """Text to ids and back, by the tokenizer of a file or a model.

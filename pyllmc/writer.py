@@ -16,7 +16,7 @@ from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import DataError, FileFailure
 from pyllmc.convert import engine, hub
 from pyllmc.model import Model
-from pyllmc.tokenizer import Tokenizer, utf8
+from pyllmc.text.tokenizer import Tokenizer, utf8
 from pyllmc.trainer import Options
 
 Path = Union[str, "os.PathLike[str]"]

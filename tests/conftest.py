@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi, prepro, vocabularies, yardstick
+from pyllmc import _ffi, yardstick
 from pyllmc.base.errors import NoDevice
 from pyllmc.base.files import DataError
+from pyllmc.text import dataset, vocabularies
 
 # another PyTorch as the yardstick: tests/paths.py
 if os.environ.get("PYLLMC_TORCH") == "lucky":
@@ -153,7 +154,7 @@ def kernels(request) -> Kernel:
 def data(tmp_path_factory) -> Path:
     """A small data set of letters, with validation data."""
     out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
     )
     return out

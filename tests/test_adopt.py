@@ -13,10 +13,11 @@ from foreign import make_gpt2
 
 import pyllmc
 import train_gpt2 as reference
-from pyllmc import check, convert, grade, prepro, sample, vocabularies
+from pyllmc import check, convert, grade, sample
 from pyllmc.base import files
 from pyllmc.convert import hub
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import dataset, vocabularies
 from pyllmc.trainer import Options
 from pyllmc.writer import open_model, read_tokenizer
 
@@ -33,7 +34,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("data") / "words"
-    prepro.write_dataset(TEXTS, out, tokenizer=tokenizer, val_fraction=0.2)
+    dataset.write_dataset(TEXTS, out, tokenizer=tokenizer, val_fraction=0.2)
     return out
 
 
@@ -106,7 +107,7 @@ def test_a_run_goes_on_without_the_weights_it_began_with(origin, data, tmp_path,
 
 
 def test_the_vocabulary_of_adopted_weights_is_checked(origin, tmp_path):
-    prepro.write_dataset(TEXTS, tmp_path / "other", tokenizer="char")
+    dataset.write_dataset(TEXTS, tmp_path / "other", tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match=f"^{origin / 'hf'} has V=.* the tokenizer of the data"):
         events(model=origin / "hf", data=tmp_path / "other")
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import pyllmc  # noqa: E402
-from pyllmc import check
+from pyllmc import check  # noqa: E402
 from pyllmc import reference as finder  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402
 from pyllmc.tables.layout import GPTConfig  # noqa: E402

@@ -191,7 +191,7 @@ def test_the_remedy_fits_the_error(code, tmp_path, shim):
 TRAIN = """
 import sys
 import pyllmc
-from pyllmc import bins
+from pyllmc.text import bins
 folder = sys.argv[1]
 bins.write_shard(f"{folder}/train.bin", list(range(50)), vocab_size=50)
 trainer = pyllmc.Trainer(data=folder, vocab_size=50, model="gpt-nano", T=4, B=1, out=f"{folder}/made/a/b")

@@ -15,12 +15,12 @@ transformers = pytest.importorskip("transformers")
 
 from pyllmc import GPTConfig, Model, Writer  # noqa: E402
 from pyllmc.base.files import DataError  # noqa: E402
-from pyllmc.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.convert import numbers, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
-from pyllmc.convert.vocabulary import hf_tokenizer, merges_of  # noqa: E402
-from pyllmc.tokenizer import BYTES, Tokenizer  # noqa: E402
-from pyllmc.vocabularies import train  # noqa: E402
+from pyllmc.text.bpe import EOT_PIECE  # noqa: E402
+from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
+from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of  # noqa: E402
+from pyllmc.text.vocabularies import train  # noqa: E402
 
 KINDS = ["byte", "char", "word", "bpe", "gpt2"]
 CONFIG = GPTConfig(97, 12, 3, 2, 24)

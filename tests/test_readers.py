@@ -210,7 +210,7 @@ def test_help_shows_examples_and_fits_the_terminal(monkeypatch, capsys):
 
 
 def test_the_characters_of_a_block_do_not_depend_on_its_size(tmp_path, monkeypatch):
-    from pyllmc import characters
+    from pyllmc.text import characters
 
     text = "a\r\nzwölf\r\r\n\U0001f600\n"
     (tmp_path / "a.txt").write_bytes(text.encode())

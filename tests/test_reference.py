@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 import tfwriter  # noqa: E402
 
 import pyllmc  # noqa: E402
-from pyllmc import check
+from pyllmc import check  # noqa: E402
 from pyllmc.convert.huggingface import BUFFERS  # noqa: E402
 from pyllmc.convert.state import MATRICES  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402

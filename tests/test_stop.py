@@ -18,7 +18,7 @@ from conftest import ffi, lib
 from test_trainer import TINY
 
 import pyllmc
-from pyllmc import prepro
+from pyllmc.text import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = [str(ROOT / "train_gpt2")]
@@ -34,14 +34,14 @@ if "PYLLMC_LIB" in os.environ:
 def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "letters"
     texts = ["the cat sat on the mat " * 20, "a dog ran " * 20] * 60
-    prepro.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
+    dataset.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
     return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
     """It is one call of a library, of many seconds."""
-    from pyllmc.vocabularies import train
+    from pyllmc.text.vocabularies import train
 
     pick = random.Random(1).choices
     train("bpe", ["".join(pick("ACGT", k=50_000))], 1000).save(tmp_path / "tokenizer.bin")

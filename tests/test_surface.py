@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import adopt, convert, prepro, trainer, views, writer
+from pyllmc import adopt, convert, trainer, views, writer
 from pyllmc.convert import hub
 from pyllmc.tables import layout
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text import dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 SECONDS = 20  # that one call may take
 
@@ -96,7 +97,7 @@ NOT_CALLED = {  # what needs no caller's argument, or belongs to the engine's ow
 def place(tmp_path_factory):
     """A folder with a run and data, in which every call is made."""
     folder = tmp_path_factory.mktemp("surface")
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat", "a dog ran"] * 20, folder / "data", tokenizer="char", val_fraction=0.2
     )
     for _ in pyllmc.Trainer(data=folder / "data", out=folder / "run", **TINY, max_steps=1):

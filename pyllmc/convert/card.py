@@ -10,7 +10,7 @@ from pyllmc.base.files import DataError, MissingDependency
 from pyllmc.convert.origin import changed
 from pyllmc.convert.state import parameter_count
 from pyllmc.tables.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text.tokenizer import Tokenizer
 
 HEAD = """---
 library_name: transformers

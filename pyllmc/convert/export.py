@@ -19,7 +19,7 @@ from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied
 from pyllmc.convert.state import targets
 from pyllmc.model import Model
 from pyllmc.tables.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text.tokenizer import Tokenizer
 
 
 class Exported(NamedTuple):

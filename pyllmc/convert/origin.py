@@ -8,17 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyllmc import _ffi, foreign_tokenizer
+from pyllmc import _ffi
 from pyllmc.arguments import read_section
 from pyllmc.base.checks import as_path
 from pyllmc.base.files import DataError, FileFailure, MissingDependency, find_checkpoint
-from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.engine import is_bundle
 from pyllmc.convert.to_bin import MAGIC
 from pyllmc.tables.options import options
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text import foreign_tokenizer
+from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.vocabularies import FILES, gpt2
 from pyllmc.tokenizer_command import open_tokenizer
-from pyllmc.vocabularies import FILES, gpt2
 
 HIDDEN = (
     "data",

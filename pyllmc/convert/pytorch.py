@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.files import MalformedFile, need, reading
-from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.convert.state import (
     MATRICES,
     Recipe,
@@ -33,6 +32,7 @@ from pyllmc.convert.state import (
 )
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 
 ZIP_END = 22  # bytes of an archive's last record
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"

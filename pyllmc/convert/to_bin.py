@@ -17,10 +17,10 @@ import numpy as np
 
 from pyllmc.base import live
 from pyllmc.base.files import flush_to_disk
-from pyllmc.bins import HEADER_BYTES, pack_header
-from pyllmc.bins import MODEL_MAGIC as MAGIC
 from pyllmc.convert.numbers import narrow
 from pyllmc.tables.layout import GPTConfig, parameters
+from pyllmc.text.bins import HEADER_BYTES, pack_header
+from pyllmc.text.bins import MODEL_MAGIC as MAGIC
 
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
 

@@ -37,7 +37,7 @@ from pyllmc.base.files import (
     reading,
     writing,
 )
-from pyllmc.raw_tokens import why_no_int32
+from pyllmc.text.raw_tokens import why_no_int32
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pyllmc.base.files import DataError, MalformedFile, need, reading
-from pyllmc.characters import How, Source, read_blocks
-from pyllmc.tokenizer import check_characters
+from pyllmc.text.characters import How, Source, read_blocks
+from pyllmc.text.tokenizer import check_characters
 
 NAMES_SHOWN = 12  # fields in a message
 

@@ -1,7 +1,5 @@
 """Documents -> a data set: token shards, tokenizer.bin and meta.json in one directory.
 
-    python -m pyllmc.prepro --input my.txt    text to tokens: your files, or TinyStories
-
     train_000000.bin ...  val_000000.bin ...     token files (bins.py)
     tokenizer.bin                                 what decodes them and encodes prompts (tokenizer.py)
     meta.json                                     vocabulary, counts, source, sha256 of each file
@@ -29,9 +27,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.base.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
 from pyllmc.base.workers import in_order
-from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
-from pyllmc.tokenizer import Tokenizer, check_characters
-from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
+from pyllmc.text.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
+from pyllmc.text.tokenizer import Tokenizer, check_characters
+from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
@@ -384,14 +382,3 @@ class _DatasetWriter:
             "tokens": self.tokens,
             "shards": sorted(self.shards, key=lambda shard: str(shard["file"])),
         }
-
-
-if __name__ == "__main__":
-    from pyllmc.base.errors import begin_command
-
-    begin_command()
-    import sys
-
-    from pyllmc.prepro_command import main
-
-    sys.exit(main())

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyllmc.base.files import need
-from pyllmc.bpe import PRINTABLE, merge_steps
-from pyllmc.tokenizer import BYTES, Tokenizer
+from pyllmc.text.bpe import PRINTABLE, merge_steps
+from pyllmc.text.tokenizer import BYTES, Tokenizer
 
 WHY = "a tokenizer.json"
 SPACE = "\u2581"  # how llama.cpp writes a space

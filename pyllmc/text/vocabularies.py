@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from pyllmc import bpe_learn
 from pyllmc.base.files import DataError, FileFailure, atomic_path, flush_to_disk, need, sha256_of, writing
-from pyllmc.bpe import EOT_PIECE, MAX_PIECE
-from pyllmc.tokenizer import BYTES, Tokenizer, check_characters, utf8
+from pyllmc.text import bpe_learn
+from pyllmc.text.bpe import EOT_PIECE, MAX_PIECE
+from pyllmc.text.tokenizer import BYTES, Tokenizer, check_characters, utf8
 
 DEFAULT_MAX_VOCAB = 4096
 FIXED = ("byte", "gpt2")  # these learn nothing

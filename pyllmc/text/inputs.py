@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from pyllmc.base.errors import counted
 from pyllmc.base.files import DataError, FileFailure, reading, writing
-from pyllmc.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
-from pyllmc.readers import READERS
+from pyllmc.text.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
+from pyllmc.text.readers import READERS
 
 STDIN = "-"
 OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # of this process: what a shell puts for <(command)

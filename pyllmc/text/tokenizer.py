@@ -1,7 +1,5 @@
 """One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
 
-    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
-
 The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
 {u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:
 
@@ -18,15 +16,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyllmc.base.checks import as_bytes, as_int, as_path, as_text, refuse
 from pyllmc.base.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
-from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
-from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
+from pyllmc.text.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
+from pyllmc.text.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
 
 VERSION = 2
 KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
@@ -343,11 +340,3 @@ def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 
 
 ENCODERS = {"unknown": _no_encoder, "longest": _longest_encoder, "gpt2": _gpt2_encoder}
-
-if __name__ == "__main__":
-    from pyllmc.base.errors import begin_command
-
-    begin_command()
-    from pyllmc.tokenizer_command import main
-
-    sys.exit(main())

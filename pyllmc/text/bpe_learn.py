@@ -19,13 +19,15 @@ from typing import Any, BinaryIO
 
 from pyllmc.base.errors import OutOfMemory, spare_threads
 from pyllmc.base.files import DataError, need
-from pyllmc.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
+from pyllmc.text.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
 
 # The package's time grows with the square of a word, so runs without a space are cut here before words are looked for.
 LONGEST_RUN = 256
 FEW = 1 << 18  # characters that are learnt from within a moment, without a child
 STEP = 0.3  # seconds between two signs of life
-CHILD = "import sys; sys.path[:] = sys.argv[2:]; from pyllmc.bpe_learn import child; child(int(sys.argv[1]))"
+CHILD = (
+    "import sys; sys.path[:] = sys.argv[2:]; from pyllmc.text.bpe_learn import child; child(int(sys.argv[1]))"
+)
 END = (1 << 64) - 1  # instead of the length of a text
 
 

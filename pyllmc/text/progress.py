@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyllmc.base import live
-from pyllmc.prepro import Progress
+from pyllmc.text.dataset import Progress
 
 STAGES = {"learn": "reading", "merge": "learning byte pairs", "encode": "encoding"}
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pyllmc.base.files import DataError, MalformedFile, need, reading
-from pyllmc.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
-from pyllmc.foreign_tokenizer import META
-from pyllmc.prepro import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
-from pyllmc.raw_tokens import what_holds
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
+from pyllmc.text.dataset import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
+from pyllmc.text.foreign_tokenizer import META
+from pyllmc.text.raw_tokens import what_holds
+from pyllmc.text.tokenizer import Tokenizer
 
 AT_ONCE = 1 << 20  # ids
 ENDINGS = (".bin", ".npy")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from pyllmc.base.files import MalformedFile, need, reading
-from pyllmc.bpe import EOT_PIECE
+from pyllmc.text.bpe import EOT_PIECE
 
 BLOCK = 1 << 20
 AT_ONCE = 1 << 12  # bytes of .zst: each may stand for thousands

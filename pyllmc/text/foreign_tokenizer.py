@@ -12,8 +12,9 @@ import pickle
 from typing import Any, NoReturn
 
 from pyllmc.base.files import DataError, MalformedFile, reading
-from pyllmc.bpe import BYTE_OF, EOT_PIECE, printed_bytes
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text.bpe import BYTE_OF, EOT_PIECE, printed_bytes
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.tokenizer_formats import merges_of, printable, trie_pattern
 
 JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"
 NAMES = (JSON, f"{VOCAB} with {MERGES}", META)
@@ -148,8 +149,6 @@ def of_vocab(
     ids: dict[str, int], lines: list[str], added: set[str] | None = None, whole_words: bool = False
 ) -> Tokenizer:
     """Byte pairs by name, and the merges in order, "a b" each. Raises DataError."""
-    from pyllmc.convert.vocabulary import merges_of, printable
-
     ordered = sorted(ids, key=ids.__getitem__)
     if [ids[name] for name in ordered] != list(range(len(ids))):
         raise DataError("its ids are not 0, 1, 2, ... each once: name another tokenizer")
@@ -170,8 +169,6 @@ def of_vocab(
 
 def _own_longest(said: dict[str, Any], ids: dict[str, int]) -> Tokenizer | None:
     """What pyllmc.convert writes of a vocabulary of characters, words or bytes, if it is that."""
-    from pyllmc.convert.vocabulary import trie_pattern
-
     ordered = sorted(ids, key=ids.__getitem__)
     eot = next((ids[token["content"]] for token in said.get("added_tokens") or ()), -1)
     cut = (said.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
