@@ -12,6 +12,6 @@ from pyllmc.base.errors import begin_command
 
 if __name__ == "__main__":
     begin_command()
-    from pyllmc.prepro_command import main
+    from pyllmc.prepro import main
 
     sys.exit(main(prog=os.path.basename(__file__)))

@@ -24,7 +24,7 @@ from pyllmc.text import bins, foreign_tokenizer, raw_tokens, vocabularies
 from pyllmc.text.dataset import write_dataset
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of, printable
-from pyllmc.tokenizer_command import open_tokenizer
+from pyllmc.tokenizer import open_tokenizer
 
 TEXT = "The cat sat on the mat; a dog ran after it.\n" * 40
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepro import ROOT, contents, documents_of, tokens
 
-from pyllmc import prepro_command as script
+from pyllmc import prepro as script
 from pyllmc.text import characters, readers, vocabularies
 from pyllmc.text.bins import DataError
 from pyllmc.text.dataset import write_dataset

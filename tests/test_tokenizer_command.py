@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_c import made_up_vocab_bpe
 
-from pyllmc import tokenizer_command
 from pyllmc.text import dataset, vocabularies
+from pyllmc.tokenizer import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat"] * 60
@@ -27,7 +27,7 @@ def data(tmp_path_factory) -> Path:
 
 def command(capsys, *arguments: str, code: int = 0) -> str:
     """What it prints; an error is one line."""
-    found = tokenizer_command.main(list(map(str, arguments)))
+    found = main(list(map(str, arguments)))
     out, err = capsys.readouterr()
     assert found == code, err
     assert err.count("\n") == bool(code)

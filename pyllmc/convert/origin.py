@@ -19,7 +19,7 @@ from pyllmc.text import foreign_tokenizer
 from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import FILES, gpt2
-from pyllmc.tokenizer_command import open_tokenizer
+from pyllmc.tokenizer import open_tokenizer
 
 HIDDEN = (
     "data",

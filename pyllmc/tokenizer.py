@@ -1,8 +1,10 @@
 """Text to ids and back, by the tokenizer of a file or a model.
 
-    python -m pyllmc.tokenizer encode TOKENIZER [TEXT]      ids; without TEXT, of what comes in
-    python -m pyllmc.tokenizer decode TOKENIZER [ID ...]    text; without ids, of those that come in
-    python -m pyllmc.tokenizer info TOKENIZER               what it is
+    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
+
+    encode TOKENIZER [TEXT]      ids; without TEXT, of what comes in
+    decode TOKENIZER [ID ...]    text; without ids, of those that come in
+    info TOKENIZER               what it is
 
 TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, Hugging Face's tokenizer.json or vocab.json with merges.txt, nanoGPT's
 meta.pkl, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
@@ -17,8 +19,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pyllmc.base.errors import INTERRUPTED, begin_command, run_command, stopped_by_signals
+
+if __name__ == "__main__":
+    begin_command()
+
 from pyllmc.base.checks import text_bytes
-from pyllmc.base.errors import INTERRUPTED, run_command, stopped_by_signals
 from pyllmc.base.files import RUN, DataError, check_regular, find_checkpoint, reading
 from pyllmc.tables.options import Parser
 from pyllmc.text import foreign_tokenizer
@@ -191,3 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS[args.command](open_tokenizer(args.tokenizer), args)
 
     return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,7 @@
-"""The command line of pyllmc.prepro."""
+"""python -m pyllmc.prepro --input my.txt: text to tokens: your files, or TinyStories.
+
+What it makes, a data set, is described by pyllmc.text.dataset.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pyllmc.base.errors import counted, run_command, typed
+from pyllmc.base.errors import begin_command, counted, run_command, typed
+
+if __name__ == "__main__":
+    begin_command()
+
 from pyllmc.base.files import DataError, FileFailure, need
 from pyllmc.tables.options import Parser, at_least, number, unescaped
 from pyllmc.text import inputs, token_files
@@ -28,7 +35,7 @@ ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER
 Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold records; all may be
 compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Of a folder, files that are no text and hidden
 ones are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m pydoc
-pyllmc.prepro describes it."""
+pyllmc.text.dataset describes it."""
 EXAMPLES = (
     "python -m pyllmc.prepro --input my.txt --tokenizer char      your own text",
     "python -m pyllmc.prepro --input my.txt --tokenizer bpe       its byte pairs",
@@ -268,7 +275,7 @@ def warn(args: argparse.Namespace, says: str) -> None:
 def choose_tokenizer(asked: str | None) -> str | Tokenizer:
     if asked is None or asked in TRAINERS:
         return asked or DEFAULT_TOKENIZER
-    from pyllmc.tokenizer_command import open_tokenizer
+    from pyllmc.tokenizer import open_tokenizer
 
     return open_tokenizer(asked)
 
@@ -315,3 +322,7 @@ def report(args: argparse.Namespace, meta: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     args = parse_arguments(argv, prog)
     return run_command(prog, lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
