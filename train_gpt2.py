@@ -34,11 +34,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import convert, stories
+from pyllmc import convert
 from pyllmc.base import live
 from pyllmc.base.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
 from pyllmc.convert import engine, hub, to_bin
 from pyllmc.convert.state import Weights, parameter_count
+from pyllmc.stories import telling
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
@@ -343,7 +344,7 @@ class Trainer:
         if not names_weights(o.model):
             make_config(o, fallback=1)  # a size that cannot be is refused before data is made
         data = o.data
-        if data == stories.default_folder():
+        if data == telling.default_folder():
             make_default_data(data)
         shards = find_shards(data)
         for path in shards:
@@ -460,7 +461,7 @@ def make_default_data(folder: str) -> None:
     """The stories, on first use."""
     if not Path(folder, "meta.json").exists():
         print(f"making {folder}", file=sys.stderr)
-        stories.write_dataset(folder)
+        telling.write_dataset(folder)
 
 
 PROG = "train_gpt2.py"
@@ -503,7 +504,7 @@ def train(o: argparse.Namespace) -> int:
     for path in filter(None, (o.export, o.export_state)):
         check_writable(path)
     torch.set_num_threads(o.threads or torch.get_num_threads())
-    given = o.data != stories.default_folder()
+    given = o.data != telling.default_folder()
     if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
         if o.model in hub.OPENAI:
             raise ValueError(

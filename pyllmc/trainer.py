@@ -17,6 +17,7 @@ from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_word, is_array, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.model import Model
+from pyllmc.stories import telling
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
@@ -122,11 +123,9 @@ def check_and_make_data(options: Options, lib: Any) -> None:
     """What can be refused is refused first; then, without --data and --resume, the stories are made, once."""
     if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
         return
-    from pyllmc import stories
-
     data = options.get("data")
     print(f"making {data}", file=sys.stderr)
-    stories.write_dataset(data)
+    telling.write_dataset(data)
 
 
 class Trainer(NotCopied):

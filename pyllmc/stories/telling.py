@@ -1,10 +1,6 @@
 """The embedded default corpus: little stories from a seeded grammar, which can also read (exam.py).
 
-    python3 -m pyllmc.stories                     make the training data
-    python3 -m pyllmc.stories --print 3           just show three stories
-    python3 -m pyllmc.stories --exam samples.txt  how much of these does the grammar accept?
-
-The grammar is the text of `storybook.py` and `storyplots.py`. Each of its sentences is compiled twice: into
+The grammar is the text of `book.py` and `plots.py`. Each of its sentences is compiled twice: into
 all its variants, which `generate` chooses from, and into a regular expression, with which `readings` reads. A
 slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
 agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
@@ -12,25 +8,17 @@ agree while every variable has a value left. Standard library only; the same byt
 
 from __future__ import annotations
 
-import argparse
 import functools
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pyllmc import storybook as book
-from pyllmc import storyplots
-from pyllmc.base.errors import BadFile, begin_command, run_command
-from pyllmc.tables.options import Parser, at_least, options
+from pyllmc.base import live
+from pyllmc.stories import book, plots
+from pyllmc.tables.options import options
+from pyllmc.text import dataset
 
-PROG = "pyllmc.stories"
-EXAMPLES = (
-    "python -m pyllmc.stories            makes the default data",
-    "python -m pyllmc.stories --print=3  shows three stories",
-    "python -m pyllmc.stories --exam=a.txt  grades a story a line",
-)
 DEFAULT = 16_000  # stories: about 8 MB
 OPTIONAL_ODDS = 5  # an optional step is told once in so many times
 VAL_FRACTION = 0.01  # of the stories, every hundredth
@@ -103,7 +91,7 @@ def _parse(section: str) -> Iterator[Step]:
             yield Step(mark == "?", tuple(tuple(line.strip().split(" / ")) for line in lines))
 
 
-PLOTS = {name: tuple(_parse(plot)) for name, plot in storyplots.PLOTS.items()}
+PLOTS = {name: tuple(_parse(plot)) for name, plot in plots.PLOTS.items()}
 TEMPLATES = tuple(
     dict.fromkeys(
         template for plot in PLOTS.values() for step in plot for way in step.ways for template in way
@@ -258,7 +246,7 @@ def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
     return bool(sentences) and any(_follows(sentences, steps, {}, cut) for steps in PLOTS.values())
 
 
-# ---- the data set and the command line ----
+# ---- the data set ----
 
 
 def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwrite: bool = False) -> None:
@@ -266,8 +254,6 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 
     overwrite: replace the data set that lies there.
     """
-    from pyllmc.base import live
-    from pyllmc.text import dataset  # here, since telling and checking need no other module
 
     def show(state: dataset.Progress) -> None:
         live.show(f"making {out}: {state.stage}, {state.documents:,} of {stories:,} stories")
@@ -287,68 +273,3 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 def default_folder() -> str:
     """Where both trainers look for data: the default of --data."""
     return str(options()["data"].default)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=PROG,
-        allow_abbrev=False,
-        description="Make the embedded default corpus, or examine stories by its grammar.",
-        examples=EXAMPLES,
-    )
-    parser.add_argument("--out", metavar="FOLDER", help=f"folder for the data set ({default_folder()})")
-    parser.add_argument("--overwrite", action="store_true", help="replace the data set in that folder")
-    parser.add_argument("--stories", type=at_least(1), default=DEFAULT, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=at_least(1), default=1, metavar="S", help="(%(default)s)")
-    parser.add_argument("--print", type=at_least(1), metavar="K", help="only print K stories")
-    parser.add_argument(
-        "--exam",
-        metavar="FILE",
-        help="examine the stories in FILE (- is standard input); "
-        "copies are looked for among the N stories of seed S",
-    )
-    parser.add_argument(
-        "--cut",
-        action="store_true",
-        help="with --exam: a text without an end mark was cut off and need only begin a story",
-    )
-    return parser
-
-
-def _examine(file: str, stories: int, seed: int, complete: bool) -> str:
-    from pyllmc.exam import exam, split_texts  # here, since it imports this module
-
-    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        texts = split_texts(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadFile(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
-    if not texts:
-        raise BadFile(f"{file} holds no text; give a file with one story on each line")
-    return exam(texts, generate(stories, seed), complete=complete).report()
-
-
-def _run(args: argparse.Namespace) -> None:
-    if args.exam:
-        print(_examine(args.exam, args.stories, args.seed, complete=not args.cut))
-    elif args.print:
-        print("\n\n".join(generate(args.print, args.seed)))
-    else:
-        write_dataset(args.out or default_folder(), args.stories, args.seed, args.overwrite)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if sum(map(bool, (args.exam, args.print, args.out))) > 1:
-        parser.error("--exam, --print and --out are three different jobs; give one of them")
-    if args.cut and not args.exam:
-        parser.error("--cut belongs to --exam FILE")
-    if args.overwrite and (args.exam or args.print):
-        parser.error("--overwrite belongs to the making of a data set")
-    return run_command(PROG, lambda: _run(args))
-
-
-if __name__ == "__main__":
-    begin_command()
-    sys.exit(main())

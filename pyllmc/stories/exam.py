@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from pyllmc.stories import accepts, readings, split_sentences
+from pyllmc.stories.telling import accepts, readings, split_sentences
 
 END_OF_TEXT = "<|endoftext|>"
 
