@@ -36,9 +36,10 @@ import torch.nn.functional as F
 
 from pyllmc import convert
 from pyllmc.base import live
-from pyllmc.base.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
+from pyllmc.base.files import MalformedFile, atomic_path, check_writable, writing
 from pyllmc.convert import engine, hub, to_bin
 from pyllmc.convert.state import Weights, parameter_count
+from pyllmc.engine.checkpoint import find_checkpoint, is_run
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
@@ -248,7 +249,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     path = Path(o.model)
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
-    if engine.is_run(path) or is_model_file(path):
+    if is_run(path) or is_model_file(path):
         return read_model(os.fspath(find_checkpoint(path)))
     return from_weights(convert.open_weights(o.model))
 

@@ -267,13 +267,13 @@ def cpu_name() -> str:
 
 
 def default_threads() -> int:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     return int(_ffi.load().llmc_default_threads())
 
 
 def isa_name() -> str:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
 

@@ -80,7 +80,7 @@ def engine_model(source: Any, **how: Any) -> Any:
 
 
 def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) -> Call:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     ids = random_ids(c.vocab_size, B, T)
     recompute = int(options.options()["recompute"].default)

@@ -40,7 +40,7 @@ def flops_per_token(c: layout.GPTConfig, T: int) -> float:
 
 def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int], dict[str, Any]]:
     """steps(n): the losses of n steps, and the memory taken since before the model was made."""
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     ffi = _ffi.ffi()
     lib = _ffi.load(device, "bf16")

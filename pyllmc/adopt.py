@@ -8,8 +8,9 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from pyllmc import _ffi, convert
+from pyllmc import convert
 from pyllmc.convert import engine, hub
+from pyllmc.engine import _ffi
 from pyllmc.model import Model
 
 MODEL = "model.bin"

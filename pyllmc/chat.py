@@ -19,9 +19,9 @@ from pyllmc.base.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi
 from pyllmc.base import live
 from pyllmc.base.signals import answered_by_turns
+from pyllmc.engine import _ffi
 from pyllmc.trainer import Options
 from pyllmc.writer import Chat
 

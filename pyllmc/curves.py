@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.files import RUN, DataError, FileFailure, MalformedFile
+from pyllmc.base.files import DataError, FileFailure, MalformedFile
+from pyllmc.engine.checkpoint import RUN, lines_of, read_head
 from pyllmc.tables.layout import GPTConfig, parameters
 
 KINDS = {
@@ -21,7 +22,6 @@ KINDS = {
 MAY_BE_NAN = ("loss", "val_loss")
 LARGEST = 1e30  # that is drawn
 MOST_POINTS = 4000  # of a curve: more cannot be seen
-MAGIC = 20240326  # of llm.c's model file, as which a checkpoint begins
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _tokens(lines: Sequence[dict[str, Any]]) -> Curve:
 def _max_steps(folder: str | Path) -> int:
     try:
         text = (Path(folder) / "config.txt").read_text(encoding="utf-8", errors="replace")
-        return int(dict(line.split("=", 1) for line in text.splitlines() if "=" in line)["max_steps"])
+        return int(lines_of(text)["max_steps"])
     except (OSError, KeyError, ValueError):
         return 0
 
@@ -152,11 +152,8 @@ def _parameters(folder: str | Path) -> int:
     """The number of parameters, from the head of a checkpoint of the run; 0 where there is none."""
     for name in RUN:
         try:
-            with open(Path(folder) / name, "rb") as file:
-                head = np.frombuffer(file.read(36), "<i4")
-            if len(head) == 9 and head[0] == MAGIC:
-                config = GPTConfig(int(head[3]), int(head[2]), int(head[4]), int(head[5]), int(head[6]))
-                return sum(_size(config, row.shape) for row, _ in parameters(config))
+            if found := read_head(Path(folder) / name):
+                return sum(_size(found[1], row.shape) for row, _ in parameters(found[1]))
         except (OSError, ValueError):
             continue
     return 0

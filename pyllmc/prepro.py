@@ -19,6 +19,7 @@ if __name__ == "__main__":
     begin_command()
 
 from pyllmc.base.files import DataError, FileFailure, need
+from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser, at_least, number, unescaped
 from pyllmc.text import inputs, token_files
 from pyllmc.text.bpe import EOT_PIECE
@@ -275,8 +276,6 @@ def warn(args: argparse.Namespace, says: str) -> None:
 def choose_tokenizer(asked: str | None) -> str | Tokenizer:
     if asked is None or asked in TRAINERS:
         return asked or DEFAULT_TOKENIZER
-    from pyllmc.tokenizer import open_tokenizer
-
     return open_tokenizer(asked)
 
 

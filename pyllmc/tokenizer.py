@@ -17,7 +17,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from pyllmc.base.errors import INTERRUPTED, begin_command, run_command, stopped_by_signals
 
@@ -25,13 +24,11 @@ if __name__ == "__main__":
     begin_command()
 
 from pyllmc.base.checks import text_bytes
-from pyllmc.base.files import RUN, DataError, check_regular, find_checkpoint, reading
+from pyllmc.base.files import DataError
+from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser
-from pyllmc.text import foreign_tokenizer
-from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.bpe import merge_steps, split_words
 from pyllmc.text.tokenizer import Tokenizer, shown
-from pyllmc.text.vocabularies import FILES, FIXED, train
 
 PROG = "pyllmc.tokenizer"
 ABOUT = """Text to ids and back, by the tokenizer of a file or a model.
@@ -44,38 +41,6 @@ EXAMPLES = (
     "python -m pyllmc.tokenizer info runs/demo",
 )
 MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
-
-
-def open_tokenizer(source: str) -> Tokenizer:
-    """Of a file, a checkpoint, a run's or data set's folder, or by name. Raises DataError or LlmcError."""
-    if source in FIXED and not os.path.exists(source):
-        return train(source)
-    if os.path.isdir(source):
-        source = file_in(source)
-    check_regular(source)
-    with reading(source), open(source, "rb") as f:
-        head = f.read(64)
-    if int.from_bytes(head[:4], "little") != MODEL_MAGIC:
-        return (
-            foreign_tokenizer.load(source)
-            if foreign_tokenizer.is_foreign(source, head)
-            else Tokenizer.load(source)
-        )
-    from pyllmc.writer import read_tokenizer  # needs the engine
-
-    return read_tokenizer(Path(source))
-
-
-def file_in(folder: str) -> str:
-    """What of a folder says the tokenizer."""
-    inside = [path for name in FILES if os.path.exists(path := os.path.join(folder, name))]
-    if inside or any(os.path.exists(os.path.join(folder, name)) for name in RUN):
-        return inside[0] if inside else os.fspath(find_checkpoint(folder))
-    found = foreign_tokenizer.file_in(folder)
-    if not found:
-        names = ", ".join((*FILES, *RUN, *foreign_tokenizer.NAMES))
-        raise DataError(f"{folder} holds none of {names}: name the tokenizer's file")
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------

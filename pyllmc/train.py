@@ -19,8 +19,8 @@ from pyllmc.base.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi
 from pyllmc.base import live
+from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
 

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
-from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
-from pyllmc.arguments import make_sampling, read_section
 from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import DataError, FileFailure
 from pyllmc.convert import engine, hub
+from pyllmc.engine import _ffi
+from pyllmc.engine.arguments import make_sampling
+from pyllmc.engine.settings import Options
 from pyllmc.model import Model
 from pyllmc.text.tokenizer import Tokenizer, utf8
-from pyllmc.trainer import Options
 
 Path = Union[str, "os.PathLike[str]"]
 TokenizerSource = Union[Tokenizer, bytes, Path]
@@ -62,14 +62,6 @@ def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
     else:
         _ffi.check(lib, lib.llmc_tokenizer_open(out, _ffi.encoded(as_path("tokenizer", source))))
     return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
-
-
-def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer inside a checkpoint, as Python has it. Raises DataError where there is none."""
-    data = read_section(_ffi.load(), _ffi.encoded(path), b"TOKENIZR")
-    if not data:
-        raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
-    return Tokenizer.from_bytes(data, os.fspath(path))
 
 
 class Writer(NotCopied):

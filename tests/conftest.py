@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi, yardstick
+from pyllmc import yardstick
 from pyllmc.base.errors import NoDevice
 from pyllmc.base.files import DataError
+from pyllmc.engine import _ffi
 from pyllmc.text import dataset, vocabularies
 
 # another PyTorch as the yardstick: tests/paths.py

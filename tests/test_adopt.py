@@ -16,10 +16,11 @@ import train_gpt2 as reference
 from pyllmc import check, convert, grade, sample
 from pyllmc.base import files
 from pyllmc.convert import hub
+from pyllmc.engine.checkpoint import read_tokenizer
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text import dataset, vocabularies
 from pyllmc.trainer import Options
-from pyllmc.writer import open_model, read_tokenizer
+from pyllmc.writer import open_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sat on the mat", "a dog ran to the sun", "we saw the moon"] * 9
@@ -238,7 +239,7 @@ def test_a_name_of_the_hub_that_is_none():
 def test_a_size_comes_before_a_file_of_that_name(origin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt-nano").write_bytes((origin / "model.bin").read_bytes())
-    options = Options(pyllmc._ffi.load())
+    options = Options(pyllmc.engine._ffi.load())
     options.set("model", "gpt-nano")
     pyllmc.adopt.adopt_model(options)
     assert pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9).config.n_embd == 48

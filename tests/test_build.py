@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import lib
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 from pyllmc.tables import layout
 
 ROOT = Path(__file__).resolve().parent.parent

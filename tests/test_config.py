@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pyllmc
 import train_gpt2
-from pyllmc._ffi import InvalidArgument
+from pyllmc.engine._ffi import InvalidArgument
 from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options
 

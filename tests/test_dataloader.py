@@ -12,7 +12,7 @@ from conftest import ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 
 QUICK = settings(
     max_examples=150,

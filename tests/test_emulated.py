@@ -116,7 +116,7 @@ CODE = """
 import sys
 sys.path.insert(0, "tests")
 import ctypes, test_emulated
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 name = sys.argv[1]
 if sys.argv[2] == "check":
     test_emulated.SIZES, test_emulated.T, test_emulated.STEPS = test_emulated.SMALLER, 13, 2

@@ -242,7 +242,7 @@ def test_an_old_python_can_read_the_file_that_refuses_it():
 
 
 def test_a_library_that_is_not_built_is_one_line():
-    code = "from pyllmc.base import errors; from pyllmc import _ffi; import sys; sys.exit(errors.run_command('x', _ffi.load))"
+    code = "from pyllmc.base import errors; from pyllmc.engine import _ffi; import sys; sys.exit(errors.run_command('x', _ffi.load))"
     for path, says in (
         ("none.so", "none.so is not built: run `make`"),
         ("Makefile", "Makefile cannot be loaded"),

@@ -106,7 +106,7 @@ def ffi_path() -> str:
 
 def test_the_library_leaves_the_process_as_it_was():
     """-ffast-math at link time would switch the whole process to flush-to-zero (RELIABILITY of peers)."""
-    code = "import pyllmc._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
+    code = "import pyllmc.engine._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout

@@ -12,8 +12,8 @@ import pytest
 from conftest import ffi, lib
 
 import pyllmc
-from pyllmc import _ffi
-from pyllmc.arguments import make_config
+from pyllmc.convert.source import make_config
+from pyllmc.engine import _ffi
 from pyllmc.tables import layout
 
 pytest.importorskip("torch")

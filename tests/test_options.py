@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllmc
-from pyllmc._ffi import InvalidArgument
+from pyllmc.engine._ffi import InvalidArgument
 from pyllmc.stories import telling
 from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options

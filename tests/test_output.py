@@ -116,7 +116,7 @@ def test_a_prompt_means_the_same_in_every_locale(home):
 
 
 def test_a_text_that_the_locale_does_not_know_reaches_the_engine(home):
-    code = "from pyllmc import _ffi; from pyllmc.trainer import Options; o = Options(_ffi.load());"
+    code = "from pyllmc.engine import _ffi; from pyllmc.trainer import Options; o = Options(_ffi.load());"
     code += r"o.set('prompt', '\u6f22'); print(ascii(o.get('prompt')))"
     done = run(["-c", code], home, LOCALE_OF_C)
     assert done.stdout == rb"'\udce6\udcbc\udca2'" + b"\n", done.stderr

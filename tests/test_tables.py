@@ -10,7 +10,7 @@ from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text import bpe

@@ -13,8 +13,8 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import _ffi
 from pyllmc.base.files import DataError
+from pyllmc.engine import _ffi
 from pyllmc.text import bpe, tokenizer
 from pyllmc.text.vocabularies import train
 

@@ -15,8 +15,9 @@ from test_generate import Generation
 from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
-from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer, _ffi
+from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer
 from pyllmc.convert.export import save
+from pyllmc.engine import _ffi
 from pyllmc.text.tokenizer import BYTES
 from pyllmc.writer import open_writer
 

@@ -11,12 +11,9 @@ import shutil
 import stat
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pyllmc.base.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
-
-RUN = ("best.ckpt", "last.ckpt")  # what of a run folder is opened: the first that is there
 
 
 class DataError(LlmcError, ValueError):
@@ -180,19 +177,6 @@ def _replace_directory(new: str, out: str) -> None:
         raise
     sync_directory(os.path.dirname(out))
     shutil.rmtree(old, ignore_errors=True)
-
-
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint, or the best, else the last, of a run folder."""
-    path = Path(path)
-    for name in RUN:
-        if (path / name).exists():
-            return path / name
-    if path.is_dir():
-        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
-    if not path.exists():
-        raise FileFailure(f"{path} does not exist: give a run folder or a checkpoint")
-    return path
 
 
 def sha256_of(path: str) -> str:

@@ -41,8 +41,9 @@ WANTED = "config.json with *.safetensors or pytorch_model*.bin, ckpt.pt, model.p
 def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
     from pyllmc.base.files import FileFailure
     from pyllmc.convert import engine, huggingface
+    from pyllmc.engine.checkpoint import is_run
 
-    if engine.is_run(path) or engine.is_bundle(path):
+    if is_run(path) or engine.is_bundle(path):
         return ENGINE, path
     config = path / "config.json"
     if config.exists() and "model_type" in huggingface.read_json(config):

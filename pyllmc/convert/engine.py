@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pyllmc.base.files import RUN, find_checkpoint
 from pyllmc.convert.state import Weights
-
-if TYPE_CHECKING:
-    import numpy as np
+from pyllmc.engine.checkpoint import find_checkpoint
 
 BUNDLE = (".index", ".data-00000-of-00001")  # what a TensorFlow checkpoint's prefix goes on with
 
@@ -21,17 +16,13 @@ def is_bundle(path: Path) -> bool:
     return path.name.endswith(BUNDLE) or any(Path(f"{prefix}{end}").exists() for end in BUNDLE)
 
 
-def is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in RUN)
-
-
 def file_of(path: Path) -> Path:
     """What the engine is to open: a run folder's checkpoint."""
     return path if is_bundle(path) else find_checkpoint(path)
 
 
 def describe(path: Path) -> str:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     lib, text = _ffi.load(), _ffi.ffi().new("char[]", 128)
     name = _ffi.encoded(file_of(path))
@@ -40,12 +31,8 @@ def describe(path: Path) -> str:
 
 
 def open_file(path: Path) -> Weights:
-    """Its tensors are views of a model's memory, which lives as long as they do."""
-    from pyllmc.model import Model
+    """Its tensors are views of memory that lives as long as they do."""
+    from pyllmc.engine.arena import load_arena
 
-    model = Model(path, B=1, T=1, training=False, keep_logits=False)
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from ((name, model.params[name]) for name in model.params)
-
-    return Weights(describe(path), model.config, tensors())
+    arena = load_arena(file_of(path))
+    return Weights(describe(path), arena.config, arena.parameters())

@@ -17,7 +17,7 @@ from pyllmc.convert import card, to_bin, to_gguf, to_hf
 from pyllmc.convert.numbers import check_finite, narrow, widen
 from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.state import targets
-from pyllmc.model import Model
+from pyllmc.engine.arena import load_arena
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
 
@@ -117,14 +117,10 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
     with atomic_path(job.path) as temporary:
         with writing(job.path):
             to_bin.write_bin(temporary, job.config, job.tensors, job.dtype, tokenizer)
-        engine = Model(temporary, B=1, T=1, training=False)
-        if engine.config != job.config:
-            raise MalformedFile(f"{job.path} reads back as {engine.config}, written was {job.config}")
-        compare(
-            job,
-            ((name, engine.params[name]) for name in engine.params),
-            dict.fromkeys(job.tensors, job.dtype),
-        )
+        arena = load_arena(temporary)
+        if arena.config != job.config:
+            raise MalformedFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
+        compare(job, arena.parameters(), dict.fromkeys(job.tensors, job.dtype))
         check_place(job.path, "bin", overwrite)
     if job.tokenizer and not carries:
         return [

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from pyllmc import _ffi
-from pyllmc.arguments import read_section
 from pyllmc.base.checks import as_path
-from pyllmc.base.files import DataError, FileFailure, MissingDependency, find_checkpoint
+from pyllmc.base.files import DataError, FileFailure, MissingDependency
 from pyllmc.convert.engine import is_bundle
-from pyllmc.convert.to_bin import MAGIC
+from pyllmc.engine import checkpoint
+from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import options
 from pyllmc.text import foreign_tokenizer
 from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import FILES, gpt2
-from pyllmc.tokenizer import open_tokenizer
 
 HIDDEN = (
     "data",
@@ -37,26 +33,6 @@ HIDDEN = (
 ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
 
 
-def checkpoint_of(source: str | os.PathLike[str]) -> Path | None:
-    """The file of weights in llm.c's format that `source` names, if it does."""
-    try:
-        path = find_checkpoint(source)
-        with open(path, "rb") as file:
-            return path if file.read(4) == MAGIC.to_bytes(4, "little") else None
-    except (DataError, OSError):
-        return None
-
-
-def sections(source: str | os.PathLike[str]) -> dict[str, bytes]:
-    """The texts that a checkpoint carries: OPTIONS, STATE, TOKENIZR; none of another kind of source."""
-    path = checkpoint_of(source)
-    if path is None:
-        return {}
-    tags = ("OPTIONS ", "STATE   ", "TOKENIZR")
-    lib = _ffi.load()
-    return {tag.strip(): read_section(lib, _ffi.encoded(path), tag.encode()) for tag in tags}
-
-
 # ---------------------------------------------------------------------------------------------------------
 # the tokenizer
 
@@ -67,7 +43,7 @@ def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> 
     choice: "" looks for it; "none"; or whatever `named` takes. Raises DataError where it is of another number of ids,
     but for the padding of a vocabulary, and for a checkpoint's own, with which it was trained.
     """
-    if not choice and (carried := sections(source).get("TOKENIZR")):
+    if not choice and (carried := checkpoint.section(source, checkpoint.TOKENIZER)):
         found: Tokenizer | None = Tokenizer.from_bytes(carried, os.fspath(source))
         where, fits = "of the checkpoint", found.vocab_size <= V  # type: ignore[union-attr]
     else:
@@ -141,49 +117,6 @@ def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
 
 # ---------------------------------------------------------------------------------------------------------
 # how it was trained
-
-
-def lines_of(data: bytes) -> dict[str, str]:
-    """name=value lines as a dict."""
-    return dict(
-        line.split("=", 1)
-        for line in data.decode("utf-8", "replace").splitlines()
-        if "=" in line and line[0] != "#"
-    )
-
-
-def training(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Of a run or a checkpoint: state, options and the data's meta.json; {} of anything else."""
-    found = sections(source)
-    state, given = lines_of(found.get("STATE", b"")), lines_of(found.get("OPTIONS", b""))
-    if not given:
-        return {}
-    return {
-        "state": state,
-        "options": given,
-        "meta": _meta(given.get("data", "")),
-        "loss": _loss(Path(source), state),
-    }
-
-
-def _meta(folder: str) -> dict[str, Any]:
-    try:
-        found = json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _loss(source: Path, state: dict[str, str]) -> str:
-    """The training loss of the checkpoint's step, from the run's metrics.jsonl."""
-    try:
-        for line in (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if str(entry.get("step")) == state.get("step") and "loss" in entry:
-                return f"{entry['loss']:.4f}"
-    except (OSError, ValueError):
-        pass
-    return ""
 
 
 def changed(given: dict[str, str]) -> dict[str, str]:

@@ -6,12 +6,10 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
-from pyllmc.tables.layout import GPTConfig
+from pyllmc.engine.checkpoint import read_head
 
 FORMATS = {  # what --to says: what it is called, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
@@ -108,13 +106,11 @@ def _foreign_gguf(path: str) -> str:
 
 def _foreign_bin(path: str) -> str:
     """A checkpoint begins as llm.c's file does, and holds more."""
-    with open(path, "rb") as file:
-        head = np.frombuffer(file.read(36), "<i4")
-    if len(head) < 9 or head[0] != to_bin.MAGIC:
-        return "it is not a model file"
-    maxT, V, L, NH, C, _, window = (int(x) for x in head[2:9])
     try:
-        size = to_bin.size_of(GPTConfig(V, maxT, L, NH, C, window), int(head[1]))
+        head = read_head(path)
+        if head is None:
+            return "it is not a model file"
+        size = to_bin.size_of(head[1], head[0])
     except (ValueError, KeyError):
         return "its header is not one of ours"
     with open(path, "rb") as file:  # after the weights only a tokenizer and the checksum

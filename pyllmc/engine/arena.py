@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from pyllmc import _ffi
-from pyllmc.arguments import as_array
 from pyllmc.base.checks import NotCopied, as_text
 from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine import _ffi
+from pyllmc.engine.arguments import as_array
 from pyllmc.tables.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
@@ -69,8 +70,10 @@ class Views(NotCopied, Mapping[str, Any]):
 class Arena:
     """A model's memory, by the table's rows. `owner` is what keeps it alive."""
 
-    def __init__(self, lib: Any, handle: Any, owner: Any, config: GPTConfig) -> None:
-        self.lib, self.handle, self.owner, self.config = lib, handle, owner, config
+    def __init__(self, lib: Any, handle: Any, owner: Any) -> None:
+        self.lib, self.handle, self.owner = lib, handle, owner
+        c = lib.llmc_model_config(handle)
+        self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
         self.rows = {}
         for i in range(lib.llmc_num_tensors()):
             row = lib.llmc_model_tensor(handle, i)
@@ -97,6 +100,10 @@ class Arena:
         b, t = _ffi.ffi().new("int *"), _ffi.ffi().new("int *")
         self.check(self.lib.llmc_model_shape(self.handle, b, t))
         return b[0], t[0]
+
+    def parameters(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(PyTorch's name, values) of each, in the order of files."""
+        yield from ((name, self.view("params", name)) for name in self.by_torch_name)
 
     def names(self, acts: bool) -> list[str]:
         if acts:
@@ -196,6 +203,23 @@ class Arena:
         if row.layers:
             shape, steps = (row.layers, *shape), [4 * row.stride, *steps]
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
+
+
+def make_handle(lib: Any, config: Any, room: Any, threads: int = 0) -> Any:
+    """A C model with memory for an llmc_room, freed with the last reference. Raises OutOfMemory."""
+    out = _ffi.ffi().new("llmc_model **")
+    _ffi.check(lib, lib.llmc_model_create(out, config, room, threads))
+    return _ffi.ffi().gc(out[0], lib.llmc_model_free)
+
+
+def load_arena(path: str | os.PathLike[str]) -> Arena:
+    """The weights of a file that the engine reads, to be looked at: nothing is computed with them."""
+    lib, name = _ffi.load(), _ffi.encoded(path)
+    config = _ffi.ffi().new("llmc_config *")
+    _ffi.check(lib, lib.llmc_model_read_config(name, config))
+    handle = make_handle(lib, config, _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1}))
+    _ffi.check(lib, lib.llmc_model_load(handle, name))
+    return Arena(lib, handle, handle)
 
 
 def _torch_names(row: Any) -> list[tuple[int, str]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from cffi import FFI
 
-from pyllmc import cublas
 from pyllmc.base import live
 from pyllmc.base.checkout import PACKAGE, is_checkout
 from pyllmc.base.checks import encoded as encoded
@@ -24,6 +23,7 @@ from pyllmc.base.errors import (  # noqa: F401, the others are here by the name 
     OutOfMemory,
     SystemFailure,
 )
+from pyllmc.engine import cublas
 from pyllmc.tables.layout import definition, tables_cksum
 
 DEVICES = ("cpu", "cuda", "emu")
