@@ -35,9 +35,9 @@ def draw(trainer: Trainer) -> None:
     if not trainer.out:
         return
     try:
-        from pyllmc import plot
+        from pyllmc.draw.losses import draw_run
 
-        print(f"loss curve: {plot.draw_run(trainer.out)}")
+        print(f"loss curve: {draw_run(trainer.out)}")
     except ImportError:
         print(f"loss curve: not drawn: {how_to_install('matplotlib')}")
     except (OSError, LlmcError) as error:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import curves
 from pyllmc.base.files import atomic_path, need, writing
-from pyllmc.curves import Curve
+from pyllmc.draw import curves
+from pyllmc.draw.curves import Curve
 
 WHY = "the loss curve"
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_s": "tokens/s"}
