@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from pyllmc import convert
 from pyllmc.base import live
 from pyllmc.base.files import MalformedFile, atomic_path, check_writable, writing
-from pyllmc.convert import engine, hub, to_bin
-from pyllmc.convert.state import Weights, parameter_count
+from pyllmc.convert import hub, native, to_bin
+from pyllmc.convert.recipes import Weights, parameter_count
 from pyllmc.engine.checkpoint import find_checkpoint, is_run
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
@@ -269,7 +269,7 @@ def names_weights(model: str) -> bool:
     """Whether --model is weights, here or on the hub, and no size, which comes first: as for ./train_gpt2."""
     if layout.is_size(model):
         return False
-    return os.path.exists(model) or engine.is_bundle(Path(model)) or bool(hub.repository(model))
+    return os.path.exists(model) or native.is_bundle(Path(model)) or bool(hub.repository(model))
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ class Model(NotCopied):
         config, file, read, where = make_config(source, lib)
         vocab_size = as_int("vocab_size", vocab_size)
         if vocab_size and (file or read) and vocab_size != config.V:
-            raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
+            raise InvalidArgument(f"vocab_size={vocab_size}, but {where} has {config.V}")
         config.V = vocab_size or config.V
         if not config.V:
             raise InvalidArgument(NO_VOCABULARY.format(source))
@@ -153,7 +153,7 @@ class Model(NotCopied):
     def tokenizer_bytes(self) -> bytes:
         """The tokenizer.bin that came with the weights or lies in their folder, which is looked for when asked; or b""."""
         if self._source and not self._tokenizer:
-            from pyllmc.convert.origin import tokenizer_beside
+            from pyllmc.convert.companions import tokenizer_beside
 
             self._tokenizer = tokenizer_beside(self._source, self.config.vocab_size)
         self._source = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
@@ -12,7 +11,10 @@ from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import DataError, FileFailure
-from pyllmc.convert import engine, hub
+from pyllmc.convert import hub
+from pyllmc.convert.companions import named
+from pyllmc.convert.kinds import find
+from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
 from pyllmc.engine.arguments import make_sampling
 from pyllmc.engine.settings import Options
@@ -130,22 +132,18 @@ class Writer(NotCopied):
 def open_model(path: Path, **how: Any) -> Model:
     """Weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
     name = as_path("path", path)
-    if not os.path.exists(name) and not engine.is_bundle(pathlib.Path(name)):
-        if name in hub.OPENAI:
-            raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
-        if not hub.repository(name):
-            raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
-        name = os.fspath(hub.fetch(name))
-    name = name if os.sep in name else os.path.join(os.curdir, name)  # a folder called d12 is no size
-    return Model(name, B=1, training=False, keep_logits=False, **how)
+    place = locate(name)
+    if place is None and name in hub.OPENAI:
+        raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
+    if place is None:
+        raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+    return Model(find(place), B=1, training=False, keep_logits=False, **how)
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
     """open_model's, ready to write; tokenizer: what `python -m pyllmc.tokenizer` takes, or a folder of an export."""
     if not as_text("tokenizer", tokenizer):
         return Writer(open_model(path, **how))
-    from pyllmc.convert.origin import named
-
     found, where = named(tokenizer)
     if not found:
         raise DataError(

@@ -18,10 +18,10 @@ from converted import make_model, tokenizer_of
 import pyllmc
 from pyllmc import GPTConfig, Model, Writer
 from pyllmc.base.files import DataError, FileFailure, MalformedFile
-from pyllmc.convert import export, numbers
+from pyllmc.convert import dtypes, export
 from pyllmc.convert.__main__ import main
+from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.export import save
-from pyllmc.convert.origin import find_tokenizer
 from pyllmc.text import dataset
 from pyllmc.text.tokenizer import Tokenizer
 
@@ -303,7 +303,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, says):
 @TO
 def test_what_does_not_read_back_is_not_put_in_place(tmp_path, name, monkeypatch):
     def wrong(x, dtype):
-        made = numbers.narrow(x, dtype).copy()
+        made = dtypes.narrow(x, dtype).copy()
         made.reshape(-1)[-1:].view(np.uint32)[:] ^= 1  # one bit
         return made
 

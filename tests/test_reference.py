@@ -17,7 +17,7 @@ import tfwriter  # noqa: E402
 import pyllmc  # noqa: E402
 from pyllmc import check  # noqa: E402
 from pyllmc.convert.huggingface import BUFFERS  # noqa: E402
-from pyllmc.convert.state import MATRICES  # noqa: E402
+from pyllmc.convert.recipes import MATRICES  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402
 from pyllmc.tables.layout import GPTConfig  # noqa: E402
 

@@ -13,10 +13,10 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.convert import open_weights
+from pyllmc.convert.companions import find_tokenizer
+from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
-from pyllmc.convert.origin import find_tokenizer
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
-from pyllmc.convert.state import Weights
+from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import training
 from pyllmc.tables.options import Parser, at_least
 

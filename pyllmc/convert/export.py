@@ -13,10 +13,10 @@ import numpy as np
 from pyllmc.base import live
 from pyllmc.base.errors import typed
 from pyllmc.base.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
-from pyllmc.convert import card, to_bin, to_gguf, to_hf
-from pyllmc.convert.numbers import check_finite, narrow, widen
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
-from pyllmc.convert.state import targets
+from pyllmc.convert import card, load, to_bin, to_gguf, to_hf
+from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
+from pyllmc.convert.dtypes import check_finite, narrow, widen
+from pyllmc.convert.recipes import targets
 from pyllmc.engine.arena import load_arena
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def save(
     """Write a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
     tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
-    nearest even). name: of the model, by default the path's. run, read: for the model card, what origin.training() found
+    nearest even). name: of the model, by default the path's. run, read: for the model card, what checkpoint.training() found
     and what the weights came from. overwrite: replace an earlier export, never anything else. untied: of a GGUF, write the
     embedding a second time as output.weight, for llama.cpp before March 2025.
     Raises DataError or OSError in one line; then nothing has changed.
@@ -144,8 +144,6 @@ def _save_gguf(job: Job, overwrite: bool) -> list[str]:
 
 
 def _save_hf(job: Job, overwrite: bool) -> list[str]:
-    from pyllmc.convert import load
-
     need("safetensors", "reading the folder back")
     to_hf.check_hf(job.config, job.tensors)
     with atomic_directory(job.path, lambda: _still(job.path, overwrite)) as folder:

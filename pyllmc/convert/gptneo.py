@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyllmc.base.files import MalformedFile
-from pyllmc.convert.state import Recipe, Shape, config_said, make_config, plain, targets, zeros
+from pyllmc.convert.hf_config import TANH, refuse_other
+from pyllmc.convert.recipes import Recipe, Shape, config_said, make_config, plain, targets, zeros
 from pyllmc.tables.layout import GPTConfig
 
 
@@ -38,8 +39,6 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
 
 def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     """The sizes of a GPTNeoConfig; refuses what a banded GPT-2 does not compute."""
-    from pyllmc.convert.huggingface import TANH, refuse_other
-
     names = dict(
         max_seq_len="max_position_embeddings", n_layer="num_layers", n_head="num_heads", n_embd="hidden_size"
     )

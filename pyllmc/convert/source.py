@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-from pyllmc import convert
 from pyllmc.base.checks import as_path
-from pyllmc.convert import engine as from_engine
-from pyllmc.convert import hub
+from pyllmc.convert import hub, native
+from pyllmc.convert.kinds import Found, find
 from pyllmc.engine import _ffi
 from pyllmc.tables.layout import GPTConfig
 
-Source = Union[str, "os.PathLike[str]", GPTConfig]
+Source = Union[str, "os.PathLike[str]", GPTConfig, Found]
 
 
 class Origin(NamedTuple):
@@ -21,7 +20,7 @@ class Origin(NamedTuple):
 
     config: Any  # llmc_config *
     file: bytes = b""  # the path of what the engine reads itself
-    weights: Any = None  # what Python reads: a pyllmc.convert.state.Weights
+    weights: Any = None  # what Python reads: a pyllmc.convert.recipes.Weights
     where: str = ""  # the path of the weights, beside which a tokenizer may lie
 
 
@@ -36,20 +35,28 @@ def make_config(source: Source, lib: Any) -> Origin:
     """The C llmc_config of a GPTConfig, a descriptor such as "d12", or of weights in whatever file convert knows."""
     if isinstance(source, GPTConfig):
         return Origin(_c_config(source))
-    source = as_path("source", source)
     config = _ffi.ffi().new("llmc_config *")
-    status = lib.llmc_config_parse(config, _ffi.encoded(source))
-    path = Path(source)
-    if status >= 0:  # a file called d12 does not hide a size
-        return Origin(config)
-    if not (path.exists() or from_engine.is_bundle(path)):
-        if not hub.repository(source):
-            _ffi.check(lib, lib.llmc_config_parse(config, _ffi.encoded(source)))
-        path = hub.fetch(source)
-    where = os.path.abspath(path)
-    if not convert.is_engines(path):
-        weights = convert.open_weights(path)
+    if not isinstance(source, Found):
+        name = as_path("source", source)
+        status = lib.llmc_config_parse(config, _ffi.encoded(name))
+        if status >= 0:  # a file called d12 does not hide a size
+            return Origin(config)
+        path = locate(name)
+        if path is None:
+            raise _ffi.failure(lib, status)
+        source = find(path)
+    where = os.path.abspath(source.path)
+    if not source.is_engines:
+        weights = source.open()
         return Origin(_c_config(weights.config), weights=weights, where=where)
-    name = _ffi.encoded(from_engine.file_of(path))
-    _ffi.check(lib, lib.llmc_model_read_config(name, config))
-    return Origin(config, name, where=where)
+    file = _ffi.encoded(native.file_of(source.where))
+    _ffi.check(lib, lib.llmc_model_read_config(file, config))
+    return Origin(config, file, where=where)
+
+
+def locate(name: str) -> Path | None:
+    """Where weights are that no size names: a path, or a model of the hub, which is fetched; None if there are none."""
+    path = Path(name)
+    if path.exists() or native.is_bundle(path):
+        return path
+    return hub.fetch(name) if hub.repository(name) else None

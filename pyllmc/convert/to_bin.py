@@ -17,7 +17,7 @@ import numpy as np
 
 from pyllmc.base import live
 from pyllmc.base.files import flush_to_disk
-from pyllmc.convert.numbers import narrow
+from pyllmc.convert.dtypes import narrow
 from pyllmc.tables.layout import GPTConfig, parameters
 from pyllmc.text.bins import HEADER_BYTES, pack_header
 from pyllmc.text.bins import MODEL_MAGIC as MAGIC

@@ -15,8 +15,8 @@ import numpy as np
 
 from pyllmc.base import live
 from pyllmc.base.files import DataError, MalformedFile, flush_to_disk, need
-from pyllmc.convert.numbers import narrow
-from pyllmc.convert.state import targets
+from pyllmc.convert.dtypes import narrow
+from pyllmc.convert.recipes import targets
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import Lists, Unexpressible, eot_text, gguf_lists

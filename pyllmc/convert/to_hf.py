@@ -16,8 +16,8 @@ import numpy as np
 
 from pyllmc.base import live
 from pyllmc.base.files import DataError, MissingDependency, flush_to_disk, need
-from pyllmc.convert.numbers import DTYPES, narrow
-from pyllmc.convert.state import MATRICES, targets
+from pyllmc.convert.dtypes import DTYPES, narrow
+from pyllmc.convert.recipes import MATRICES, targets
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import (

@@ -99,5 +99,10 @@ def check(lib: Any, status: int) -> int:
     """A function's answer, or its error as an exception; and what a signal's handler has raised meanwhile."""
     live.raise_what_came()
     if status < 0:
-        raise ERRORS.get(status, LlmcError)(message(lib))
+        raise failure(lib, status)
     return status
+
+
+def failure(lib: Any, status: int) -> LlmcError:
+    """The exception that the last error is."""
+    return ERRORS.get(status, LlmcError)(message(lib))

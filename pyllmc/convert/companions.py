@@ -1,4 +1,4 @@
-"""What is known of a model besides its weights: the tokenizer that belongs to it, and how it was trained."""
+"""The tokenizer that belongs to some weights, wherever it lies."""
 
 from __future__ import annotations
 
@@ -8,33 +8,15 @@ from pathlib import Path
 
 from pyllmc.base.checks import as_path
 from pyllmc.base.files import DataError, FileFailure, MissingDependency
-from pyllmc.convert.engine import is_bundle
+from pyllmc.convert.native import is_bundle
 from pyllmc.engine import checkpoint
 from pyllmc.engine.named import open_tokenizer
-from pyllmc.tables.options import options
 from pyllmc.text import foreign_tokenizer
 from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import FILES, gpt2
 
-HIDDEN = (
-    "data",
-    "val_data",
-    "tokenizer",
-    "out",
-    "resume",
-    "config",
-    "overwrite",
-    "plan",
-    "threads",
-    "log_every",
-    "keep",
-)  # of here only
 ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the tokenizer
 
 
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
@@ -113,18 +95,3 @@ def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
         return foreign_tokenizer.load(path), f"of {path}"
     except DataError:
         return None, f"{folder} has one of a kind that is not known here"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# how it was trained
-
-
-def changed(given: dict[str, str]) -> dict[str, str]:
-    """The options that are not as by default, but for those that say nothing to others (paths of this machine)."""
-    kept = {}
-    for name, option in options().items():
-        value = given.get(name, "")
-        if name in HIDDEN or not value or "/" in value or option.read(value) == option.default:
-            continue
-        kept[name] = f"{float(value):g}" if option.type == "FLOAT" else value
-    return kept

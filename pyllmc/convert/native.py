@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyllmc.convert.state import Weights
+from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import find_checkpoint
 
 BUNDLE = (".index", ".data-00000-of-00001")  # what a TensorFlow checkpoint's prefix goes on with
