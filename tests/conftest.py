@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import yardstick
 from pyllmc.base.errors import NoDevice
 from pyllmc.base.files import DataError
 from pyllmc.engine import _ffi
+from pyllmc.parity import yardstick
 from pyllmc.text import dataset, vocabularies
 
 # another PyTorch as the yardstick: tests/paths.py
@@ -219,7 +219,7 @@ def assert_parity(
     stored: str = "float32",
 ) -> None:
     """At most twice float32's own distance from the float64 answer (FlashAttention's rule); torch32 is of
-    pyllmc.yardstick, so that the measure is no luck of this CPU's libraries.
+    pyllmc.parity.yardstick, so that the measure is no luck of this CPU's libraries.
 
     All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
     happens to be exact. Every number may be one rounding to the element `stored` further away.

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import pyllmc  # noqa: E402
 from pyllmc import check  # noqa: E402
-from pyllmc import reference as finder  # noqa: E402
+from pyllmc.parity import reference as finder  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402
 from pyllmc.tables.layout import GPTConfig  # noqa: E402
 

@@ -14,7 +14,8 @@ from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
 torch = pytest.importorskip("torch")
-from pyllmc import check, yardstick  # noqa: E402
+from pyllmc import check  # noqa: E402
+from pyllmc.parity import yardstick  # noqa: E402
 
 reference = check.load_reference()
 
