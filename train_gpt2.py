@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyllmc.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
+from pyllmc.base.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
     begin_command("numpy", "torch")
@@ -34,13 +34,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pyllmc import convert, layout, live, options, stories
-from pyllmc.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
-from pyllmc.convert import engine, hub, to_bin
-from pyllmc.convert.state import Weights, parameter_count
-from pyllmc.files import MalformedFile, atomic_path, check_writable, find_checkpoint, writing
-from pyllmc.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc import convert
+from pyllmc.base import live
+from pyllmc.base.files import MalformedFile, atomic_path, check_writable, writing
+from pyllmc.convert import hub, native, to_bin
+from pyllmc.convert.recipes import Weights, parameter_count
+from pyllmc.engine.checkpoint import find_checkpoint, is_run
+from pyllmc.stories import telling
+from pyllmc.tables import layout, options
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.bins import HEADER_BYTES, Loader, find_shards, inspect_shard, pack_header
+from pyllmc.text.tokenizer import Tokenizer
 
 Tensor = torch.Tensor
 
@@ -245,7 +249,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     path = Path(o.model)
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
-    if engine.is_run(path) or is_model_file(path):
+    if is_run(path) or is_model_file(path):
         return read_model(os.fspath(find_checkpoint(path)))
     return from_weights(convert.open_weights(o.model))
 
@@ -265,7 +269,7 @@ def names_weights(model: str) -> bool:
     """Whether --model is weights, here or on the hub, and no size, which comes first: as for ./train_gpt2."""
     if layout.is_size(model):
         return False
-    return os.path.exists(model) or engine.is_bundle(Path(model)) or bool(hub.repository(model))
+    return os.path.exists(model) or native.is_bundle(Path(model)) or bool(hub.repository(model))
 
 
 @torch.no_grad()
@@ -341,7 +345,7 @@ class Trainer:
         if not names_weights(o.model):
             make_config(o, fallback=1)  # a size that cannot be is refused before data is made
         data = o.data
-        if data == stories.default_folder():
+        if data == telling.default_folder():
             make_default_data(data)
         shards = find_shards(data)
         for path in shards:
@@ -458,7 +462,7 @@ def make_default_data(folder: str) -> None:
     """The stories, on first use."""
     if not Path(folder, "meta.json").exists():
         print(f"making {folder}", file=sys.stderr)
-        stories.write_dataset(folder)
+        telling.write_dataset(folder)
 
 
 PROG = "train_gpt2.py"
@@ -501,7 +505,7 @@ def train(o: argparse.Namespace) -> int:
     for path in filter(None, (o.export, o.export_state)):
         check_writable(path)
     torch.set_num_threads(o.threads or torch.get_num_threads())
-    given = o.data != stories.default_folder()
+    given = o.data != telling.default_folder()
     if o.export and not (given or o.max_steps or o.export_state):  # a conversion needs no data
         if o.model in hub.OPENAI:
             raise ValueError(

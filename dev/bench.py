@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # pyllmc of this checkout
 
-from pyllmc.errors import begin_command, line_of, run_command
+from pyllmc.base.errors import begin_command, line_of, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -42,7 +42,7 @@ import bench_table
 from bench_process import ROOT, Failed, Skip, not_measured, say
 from bench_steps import Case
 
-from pyllmc.options import Parser, options
+from pyllmc.tables.options import Parser, options
 
 PACKAGES = ("torch", "numpy", "transformers")
 

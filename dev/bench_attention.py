@@ -14,7 +14,7 @@ import numpy as np
 from bench_matmul import TOLERANCE, Engine, random_array, sample, zero_array
 from bench_process import TUNED, Call, Process, check_agree, measured, need, one_of, say, take_turns
 
-from pyllmc.curves import log_ticks, told
+from pyllmc.draw.curves import log_ticks, told
 
 SIZES = {"B": 4, "T": 1024, "NH": 12, "hs": 64}
 QUICK = {"B": 1, "T": 32, "NH": 2, "hs": 16}

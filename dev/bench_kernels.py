@@ -13,9 +13,10 @@ from bench_matmul import Engine, random_array
 from bench_process import Call, Process, measured, one_of, say, take_turns
 from bench_steps import Case, config_of
 
-from pyllmc import _ffi, layout
-from pyllmc.arguments import make_config
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.convert.source import make_config
+from pyllmc.engine import _ffi
+from pyllmc.tables import layout
 
 KEPT = 200  # repeats of a kernel in a report, or a few more
 

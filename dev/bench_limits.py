@@ -10,8 +10,8 @@ from typing import Any
 
 from bench_process import ROOT, Failed
 
-from pyllmc import layout
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 Limits = dict[
     str, dict[str, list[float]]

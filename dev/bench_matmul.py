@@ -56,7 +56,7 @@ SYSTEMS = {
 
 def has_avx512() -> bool:
     """OpenBLAS's kernels for it are an illegal instruction elsewhere."""
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     return _ffi.load().llmc_kernels(b"avx512") != _ffi.ffi().NULL
 
@@ -82,7 +82,7 @@ class Engine:
     """The engine's kernels with scratch for these sizes; Skip if it has none of this precision."""
 
     def __init__(self, precision: str, threads: int, B: int, T: int, C: int, NH: int, Vp: int = 128) -> None:
-        from pyllmc import _ffi
+        from pyllmc.engine import _ffi
 
         self.ffi, lib = _ffi.ffi(), _ffi.load()
         fields = {"threads": threads}

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # pyllmc and train_gpt2 of this checkout
 
-from pyllmc import live  # noqa: E402, it is found there
+from pyllmc.base import live  # noqa: E402, it is found there
 
 TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
@@ -267,13 +267,13 @@ def cpu_name() -> str:
 
 
 def default_threads() -> int:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     return int(_ffi.load().llmc_default_threads())
 
 
 def isa_name() -> str:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
 

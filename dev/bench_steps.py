@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, one_of, say
 
-from pyllmc import layout, options
+from pyllmc.tables import layout, options
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # of losses, relative
@@ -80,7 +80,7 @@ def engine_model(source: Any, **how: Any) -> Any:
 
 
 def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) -> Call:
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     ids = random_ids(c.vocab_size, B, T)
     recompute = int(options.options()["recompute"].default)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench_process import Call, measured
 
-from pyllmc import layout
+from pyllmc.tables import layout
 
 COPY_BYTES = 4 << 30
 MODELS, TOKENS = ("d12", "d48"), (16384, 32768, 65536)

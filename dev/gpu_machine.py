@@ -173,7 +173,7 @@ def kernels_hash() -> str:
 
 def cublas_found() -> str:
     """Which cuBLASLt the CUDA library will find, "none" if it will not."""
-    from pyllmc import cublas
+    from pyllmc.engine import cublas
 
     found = cublas.settle()
     return f"{Path(found).name} of a package" if found else "the system's" if cublas.in_system() else "none"

@@ -15,7 +15,7 @@ from typing import Any
 from bench_process import Call, Skip, measured, one_of
 from bench_steps import BETAS, CLIP, DECAY, EPS, LR, config_of, engine_model, random_ids
 
-from pyllmc import layout
+from pyllmc.tables import layout
 
 MB = 2**20
 
@@ -40,7 +40,7 @@ def flops_per_token(c: layout.GPTConfig, T: int) -> float:
 
 def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int], dict[str, Any]]:
     """steps(n): the losses of n steps, and the memory taken since before the model was made."""
-    from pyllmc import _ffi
+    from pyllmc.engine import _ffi
 
     ffi = _ffi.ffi()
     lib = _ffi.load(device, "bf16")

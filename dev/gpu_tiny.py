@@ -15,7 +15,7 @@ import numpy as np
 from bench_process import Call, measured, one_of
 from bench_steps import BETAS, CLIP, DECAY, EPS
 
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 LR, STEPS = 1e-3, 10
 # of the losses relatively, of a gradient's distance over its norm

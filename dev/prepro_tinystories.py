@@ -8,10 +8,10 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from pyllmc.errors import begin_command
+from pyllmc.base.errors import begin_command
 
 if __name__ == "__main__":
     begin_command()
-    from pyllmc.prepro_command import main
+    from pyllmc.prepro import main
 
     sys.exit(main(prog=os.path.basename(__file__)))

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pyllmc import bins  # noqa: E402
+from pyllmc.text import bins  # noqa: E402
 
 Sample = dict[str, float]
 

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from pyllmc.errors import EXIT_CODES, begin_command, run_command
-from pyllmc.files import DataError, need, writing
-from pyllmc.options import Parser
+from pyllmc.base.errors import EXIT_CODES, begin_command, run_command
+from pyllmc.base.files import DataError, need, writing
+from pyllmc.tables.options import Parser
 
 PROG = "unicode_table.py"
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "unicode.def")

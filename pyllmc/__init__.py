@@ -25,19 +25,19 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "model",
-    "GPTConfig": "layout",
+    "GPTConfig": "tables.layout",
     "Trainer": "trainer",
     "Event": "trainer",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
     "Writer": "writer",
     "Chat": "writer",
-    "LlmcError": "errors",
-    "InvalidArgument": "errors",
-    "OutOfMemory": "errors",
-    "BadFile": "errors",
-    "SystemFailure": "errors",
-    "NoDevice": "errors",
-    "NotFinite": "errors",
+    "LlmcError": "base.errors",
+    "InvalidArgument": "base.errors",
+    "OutOfMemory": "base.errors",
+    "BadFile": "base.errors",
+    "SystemFailure": "base.errors",
+    "NoDevice": "base.errors",
+    "NotFinite": "base.errors",
 }
 __all__ = list(_HOMES)
 

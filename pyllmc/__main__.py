@@ -6,14 +6,13 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pyllmc import __version__
-from pyllmc.errors import begin_command, run_command
-from pyllmc.options import meant, one_of
+from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.errors import begin_command, run_command
+from pyllmc.tables.options import meant, one_of
 
 PROG = "pyllmc"
-HERE = Path(__file__).resolve().parent
 # Names that other trainers use, and the command that does it here.
 SYNONYMS = {
     "generate": "sample",
@@ -36,9 +35,9 @@ USE = re.compile(r"python3? -m (pyllmc\.\w+)([^:\n]*?)(?:: |  +)(.+)")  # in a d
 
 def commands() -> Iterator[tuple[str, str]]:
     """(how it is called, what it does) of every module that is a command, from its docstring."""
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("*/__main__.py")]):
+    for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__main__.py")]):
         source = path.read_text(encoding="utf-8")
-        if path == HERE / "__main__.py" or "begin_command(" not in source.partition("__main__")[2]:
+        if path == PACKAGE / "__main__.py" or "begin_command(" not in source.partition("__main__")[2]:
             continue
         use = USE.search(ast.get_docstring(ast.parse(source)) or "")
         if use:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from pathlib import Path
 from typing import Any
 
-from pyllmc import _ffi, convert
-from pyllmc.convert import engine, hub
+from pyllmc.convert.kinds import Found, find
+from pyllmc.convert.source import locate
+from pyllmc.engine import _ffi
 from pyllmc.model import Model
 
 MODEL = "model.bin"
@@ -24,21 +24,20 @@ def adopt_model(options: Any) -> None:
     name = options.get("model")
     if not options.is_given("model") or (not options.is_chat and options.get("resume")):
         return
-    path = _foreign(name, options.lib)
-    if path is None:
+    found = _foreign(name, options.lib)
+    if found is None:
         return
-    model = Model(path, B=1, T=1, training=False, keep_logits=False)
+    model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, _place(options), options))
 
 
-def _foreign(name: str, lib: Any) -> Path | None:
-    """Where the weights are, if Python must read them; None for sizes, for the engine's own files, and for nothing."""
-    path = Path(name)
+def _foreign(name: str, lib: Any) -> Found | None:
+    """The weights, if Python must read them; None for sizes, for the engine's own files, and for nothing."""
     if not name or lib.llmc_config_parse(_ffi.ffi().new("llmc_config *"), _ffi.encoded(name)) >= 0:
         return None
-    if path.exists() or engine.is_bundle(path):
-        return None if convert.is_engines(path) else path
-    return hub.fetch(name) if hub.repository(name) else None
+    path = locate(name)
+    found = find(path) if path else None
+    return None if found and found.is_engines else found
 
 
 def _place(options: Any) -> str:

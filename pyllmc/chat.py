@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from pyllmc.errors import (
+from pyllmc.base.errors import (
     INTERRUPTED,
     InvalidArgument,
     begin_command,
@@ -19,8 +19,9 @@ from pyllmc.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi, live
-from pyllmc.signals import answered_by_turns
+from pyllmc.base import live
+from pyllmc.base.signals import answered_by_turns
+from pyllmc.engine import _ffi
 from pyllmc.trainer import Options
 from pyllmc.writer import Chat
 

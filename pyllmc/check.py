@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 
 if __name__ == "__main__":
     asked = {"-h", "--help", "--version"} & set(sys.argv[1:])  # these need no PyTorch
@@ -24,11 +24,12 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pyllmc import layout, live
-from pyllmc.layout import GPTConfig
+from pyllmc.base import live
 from pyllmc.model import Model
-from pyllmc.options import make_parser
-from pyllmc.reference import GRADIENT_OF, MAX_NORM, Arrays, Key, Result, load_reference, run_reference
+from pyllmc.parity.reference import GRADIENT_OF, MAX_NORM, Arrays, Key, Result, load_reference, run_reference
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.tables.options import make_parser
 
 PROG = "pyllmc.check"
 OPTIONS = (
@@ -131,7 +132,7 @@ class Errors:
     @functools.cached_property
     def plain(self) -> dict[str, float]:
         """Of the plain evaluation, which is slow: only for what is further off than PyTorch here."""
-        from pyllmc import yardstick  # which needs PyTorch
+        from pyllmc.parity import yardstick  # which needs PyTorch
 
         return self.largest("a plain evaluation in float32: batch", yardstick.plainly)
 
@@ -160,7 +161,7 @@ def held(name: str, ours: np.ndarray, torch64: np.ndarray, errors: Errors, key: 
 
 
 def hopeless(line: Line) -> bool:
-    from pyllmc import yardstick
+    from pyllmc.parity import yardstick
 
     return not math.isfinite(line.error) or 0 < line.allowed * yardstick.LUCK < line.error
 

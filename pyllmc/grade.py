@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import InvalidArgument, begin_command, python_command, run_command
+from pyllmc.base.errors import InvalidArgument, begin_command, python_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import exam, live, stories
-from pyllmc.options import Parser, at_least, number
-from pyllmc.stories import readings, split_sentences
+from pyllmc.base import live
+from pyllmc.stories import exam, telling
+from pyllmc.stories.telling import readings, split_sentences
+from pyllmc.tables.options import Parser, at_least, number
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.grade"
@@ -30,7 +31,7 @@ def refuse_other_text(texts: list[str], run: str) -> None:
     if not any(readings(part) for text in texts for part in split_sentences(text)[0]):
         raise InvalidArgument(
             f"{run} writes no stories: of the first {len(texts)} texts the grammar accepts not one sentence, and it knows "
-            f"those of {stories.default_folder()} only: grade a model that was trained on them, for long enough"
+            f"those of {telling.default_folder()} only: grade a model that was trained on them, for long enough"
         )
 
 
@@ -42,7 +43,7 @@ def grade(run: str, count: int, show: int, temperature: float, seed: int) -> Non
         if i + 1 == min(PROBE, count):
             refuse_other_text(texts, run)
             tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
-    known = live.each(stories.generate(stories.DEFAULT), "reading: story", stories.DEFAULT)
+    known = live.each(telling.generate(telling.DEFAULT), "reading: story", telling.DEFAULT)
     for text in texts[:show]:
         print(f"\n{text}")
     print(f"\n{exam.exam(texts, known).report()}")

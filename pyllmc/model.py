@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import _ffi
-from pyllmc.arguments import (
-    Source,
+from pyllmc.base.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
+from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.convert.source import Source, make_config
+from pyllmc.engine import _ffi
+from pyllmc.engine.arena import Arena, Views, make_handle
+from pyllmc.engine.arguments import (
     as_array,
     as_betas,
     as_ids,
     as_prompts,
-    make_config,
     make_sampling,
-    read_section,
 )
-from pyllmc.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
-from pyllmc.errors import InvalidArgument, OutOfMemory
-from pyllmc.layout import NO_VOCABULARY, GPTConfig
-from pyllmc.views import Arena, Views
+from pyllmc.engine.checkpoint import TOKENIZER, read_section
+from pyllmc.tables.layout import NO_VOCABULARY
 
 
 def _up_to(ids: list[int], eot: int) -> list[int]:
@@ -82,11 +81,10 @@ class Model(NotCopied):
         config, file, read, where = make_config(source, lib)
         vocab_size = as_int("vocab_size", vocab_size)
         if vocab_size and (file or read) and vocab_size != config.V:
-            raise InvalidArgument(f"vocab_size={vocab_size}, but {os.fspath(source)} has {config.V}")  # type: ignore[arg-type]
+            raise InvalidArgument(f"vocab_size={vocab_size}, but {where} has {config.V}")
         config.V = vocab_size or config.V
         if not config.V:
             raise InvalidArgument(NO_VOCABULARY.format(source))
-        out = _ffi.ffi().new("llmc_model **")
         T = config.maxT if T is None else T
         seed, recompute = as_int("seed", seed, 64), as_int("recompute", recompute)
         sizes = (
@@ -97,8 +95,7 @@ class Model(NotCopied):
             as_flag("keep_logits", keep_logits),
         )
         room = _ffi.ffi().new("llmc_room *", sizes)
-        _ffi.check(lib, lib.llmc_model_create(out, config, room, as_int("threads", threads)))
-        self._adopt(lib, _ffi.ffi().gc(out[0], lib.llmc_model_free))
+        self._adopt(lib, make_handle(lib, config, room, as_int("threads", threads)))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
         self._check(lib.llmc_model_set_precision(self._handle, how))
         self._take_weights(file, read, seed, init_std)
@@ -110,7 +107,7 @@ class Model(NotCopied):
         """From a file that the engine reads, from what Python has read, or drawn."""
         if file:
             self._check(self._lib.llmc_model_load(self._handle, file))
-            self._tokenizer = read_section(self._lib, file, b"TOKENIZR")
+            self._tokenizer = read_section(self._lib, file, TOKENIZER)
         elif read:
             for name, x in read.tensors:  # one at a time: none is held twice
                 self.params[name] = x
@@ -129,9 +126,8 @@ class Model(NotCopied):
         self._untargeted = False  # whether the last forward pass had no targets
         self._origin = "in training"
         self._tokenizer, self._source = b"", ""  # what travels with the weights; beside what it may lie, too
-        c = lib.llmc_model_config(handle)
-        self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
-        self._arena = arena = Arena(lib, handle, owner or handle, self.config)
+        self._arena = arena = Arena(lib, handle, owner or handle)
+        self.config = arena.config
         self.params, self.grads = Views(arena, "params"), Views(arena, "grads")
         self.moments, self.acts = Views(arena, "m", "v"), Views(arena, "acts")
 
@@ -157,7 +153,7 @@ class Model(NotCopied):
     def tokenizer_bytes(self) -> bytes:
         """The tokenizer.bin that came with the weights or lies in their folder, which is looked for when asked; or b""."""
         if self._source and not self._tokenizer:
-            from pyllmc.convert.origin import tokenizer_beside
+            from pyllmc.convert.companions import tokenizer_beside
 
             self._tokenizer = tokenizer_beside(self._source, self.config.vocab_size)
         self._source = ""

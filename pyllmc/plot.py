@@ -7,179 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyllmc.errors import InvalidArgument, begin_command, run_command
+from pyllmc.base.errors import InvalidArgument, begin_command, run_command
 
 if __name__ == "__main__":
     begin_command("numpy")
 
-import numpy as np
-
-from pyllmc import curves
-from pyllmc.curves import Curve, Run, read_run
-from pyllmc.files import DataError, MalformedFile
-from pyllmc.options import Parser
-from pyllmc.picture import DARK, DASHES, LIGHT, PANELS, Line, Picture, Style
+from pyllmc.draw.losses import draw_comparison, draw_run
+from pyllmc.draw.picture import DARK, LIGHT, PANELS
+from pyllmc.tables.options import Parser
 
 PROG = "pyllmc.plot"
-FORMATS = (".png", ".svg", ".pdf")
-MOST_LETTERS = 36  # of a run's name
 EXAMPLES = (
     "python -m pyllmc.plot runs/demo                     draws its loss",
     "python -m pyllmc.plot runs/a runs/b --out both.png  compares them",
 )
-# ---------------------------------------------------------------------------------------------------------
-# pictures
-
-
-def draw_run(
-    run: str | Path,
-    path: str | Path | None = None,
-    *,
-    style: Style = LIGHT,
-    panels: Sequence[str] = (),
-    x: str = "step",
-) -> Path:
-    """Draws `path`, or else RUN/loss.png: the training loss, each step faint and smoothed, and the validation loss."""
-    path = checked_path(path or Path(run) / "loss.png")
-    picture = picture_of(read_run(run), style, panels, x)
-    return picture.save(path)
-
-
-def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture:
-    if not run.drawable("loss"):
-        raise MalformedFile(f"{run.folder / 'metrics.jsonl'} holds no step to draw: train first")
-    shown = run.against_tokens() if x == "tokens" else run
-    raw = shown.curves["loss"]
-    short = curves.thinned(raw)
-    smooth = curves.smooth(short)
-    lines = [Line(smooth, f"training {value(smooth.y[-1])}", style.train, points=len(smooth.x) < 3)]
-    val = shown.curves["val_loss"].finite()
-    if len(val.x):
-        lines.append(Line(val, f"validation {value(val.y[-1])}", style.val, points=len(val.x) <= 60))
-    picture = Picture(style, _title(run), _about(run), lines, len(panels))
-    faint = curves.envelope(raw)
-    picture.axis.plot(faint.x, faint.y, color=style.train, alpha=0.32, linewidth=0.7)
-    picture.draw()
-    picture.scale(_range([faint, *(line.curve for line in lines)]), _axis_name(x))
-    for axis, name in zip(picture.panels, panels):
-        picture.panel(axis, _panel(shown, name), name)
-    picture.mark_gaps(raw if x == "step" else Curve(raw.x[:0], raw.y[:0]))
-    if len(val.x):
-        picture.mark_best(val, style.val, best_of(val, x))
-    picture.label_ends()
-    return picture
-
-
-def value(loss: float) -> str:
-    """With four digits, zeros too, so that values below each other compare."""
-    return f"{loss:#.4g}".rstrip(".") if loss < 1e5 else f"{loss:.3g}"
-
-
-def best_of(val: Curve, x: str) -> str:
-    at = int(np.argmin(val.y))
-    where = f"step {val.x[at]:,.0f}" if x == "step" else f"{curves.short(val.x[at])} tokens"
-    return f"{'best ' if len(val.x) > 1 else ''}{value(val.y[at])} at {where}"
-
-
-def _axis_name(x: str) -> str:
-    return {"step": "step", "tokens": "tokens seen"}[x]
-
-
-def _title(run: Run) -> str:
-    return curves.shortened(run.folder.resolve().name or str(run.folder.resolve()), 60)
-
-
-def _about(run: Run) -> str:
-    """The model's size, how far it is, how much it has seen: as far as it is known."""
-    going_on = run.steps < run.max_steps
-    parts = [f"{curves.short(run.parameters)} parameters"] if run.parameters else []
-    parts.append(f"{run.steps:,} of {run.max_steps:,} steps" if going_on else _count(run.steps, "step"))
-    parts += [f"{curves.short(run.tokens)} tokens"] if run.tokens else []
-    return "  ·  ".join(parts)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _panel(run: Run, name: str) -> Curve:
-    if not run.drawable(name):
-        raise DataError(f"{run.folder / 'metrics.jsonl'} tells no {name}: leave it out of --panels")
-    return run.curves[name]
-
-
-def _range(shown: Sequence[Curve]) -> np.ndarray:
-    """The values that must be seen. Of single steps' losses, the first curve, the wildest half percent need not."""
-    faint, others = shown[0].finite().y, [curve.finite().y for curve in shown[1:]]
-    return np.concatenate((np.quantile(faint, (0.0025, 0.9975)), *others))
-
-
-def draw_comparison(
-    runs: Sequence[str | Path], path: str | Path, *, style: Style = LIGHT, x: str = "step"
-) -> Path:
-    """Draws the validation losses of several runs, named by their folders, in one picture; or their training losses,
-    smoothed, where not every run was validated at least twice."""
-    path = checked_path(path)
-    folders = list({Path(run).resolve(): run for run in runs}.values())
-    return comparison_of([read_run(run) for run in folders], style, x).save(path)
-
-
-def comparison_of(runs: Sequence[Run], style: Style, x: str) -> Picture:
-    kind = _comparable(runs)
-    lines = []
-    for i, (run, name) in enumerate(zip(runs, names_of(runs))):
-        curve = (run.against_tokens() if x == "tokens" else run).curves[kind].finite()
-        if kind == "loss":
-            curve = curves.smooth(curves.thinned(curve))
-        n = len(style.curves)
-        lines.append(
-            Line(curve, f"{name}  {value(curve.y.min())}", style.curves[i % n], DASHES[i // n % len(DASHES)],
-                 points=kind == "val_loss" and len(curve.x) <= 30)
-        )  # fmt: skip
-    title = {"val_loss": "Validation loss", "loss": "Training loss, smoothed"}[kind]
-    picture = Picture(style, title, _about_all(runs), lines)
-    picture.draw()
-    picture.scale(np.concatenate([line.curve.y for line in lines]), _axis_name(x))
-    for line in lines:
-        if line.curve.y[-1] > line.curve.y.min():  # else the best is where the label is
-            picture.mark_best(line.curve, line.colour, "")
-    picture.label_ends()
-    return picture
-
-
-def names_of(runs: Sequence[Run]) -> list[str]:
-    names = curves.names_of([run.folder for run in runs])
-    brief = [curves.shortened(name, MOST_LETTERS) for name in names]
-    return [b if brief.count(b) == 1 else name for b, name in zip(brief, names)]
-
-
-def _comparable(runs: Sequence[Run]) -> str:
-    """Which loss the runs are compared by: val_loss, where all have one curve of it at least."""
-    if all(len(run.curves["val_loss"].finite().x) > 1 for run in runs):
-        return "val_loss"
-    for kind in ("loss", "val_loss"):
-        if all(run.drawable(kind) for run in runs):
-            return kind
-    bare = next(run for run in runs if not run.drawable("loss"))
-    raise MalformedFile(f"{bare.folder / 'metrics.jsonl'} holds no step to draw: train first")
-
-
-def _about_all(runs: Sequence[Run]) -> str:
-    sizes = sorted({run.parameters for run in runs if run.parameters})
-    parts = [_count(len(runs), "run")]
-    if sizes:
-        parts.append(
-            " to ".join(curves.short(n) for n in dict.fromkeys((sizes[0], sizes[-1]))) + " parameters"
-        )
-    return "  ·  ".join([*parts, "with the best of each"])
-
-
-def checked_path(path: str | Path) -> Path:
-    """Raises InvalidArgument for a picture of a kind that is not drawn."""
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")
-    return path
 
 
 def parse_panels(text: str) -> tuple[str, ...]:

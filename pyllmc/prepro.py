@@ -1,397 +1,327 @@
-"""Documents -> a data set: token shards, tokenizer.bin and meta.json in one directory.
+"""python -m pyllmc.prepro --input my.txt: text to tokens: your files, or TinyStories.
 
-    python -m pyllmc.prepro --input my.txt    text to tokens: your files, or TinyStories
-
-    train_000000.bin ...  val_000000.bin ...     token files (bins.py)
-    tokenizer.bin                                 what decodes them and encodes prompts (tokenizer.py)
-    meta.json                                     vocabulary, counts, source, sha256 of each file
-
-As llm.c does, EOT is put BEFORE each document, so a stream starts with EOT. Documents are read as a stream
-and encoded in chunks by any number of processes, in order: the bytes written do not depend on that number,
-nor on the time or the place. The directory appears whole or not at all; a killed process leaves at most a
-hidden .NAME.tmp-PID beside it, which the next one removes. Standard library only (gpt2 and bpe need tiktoken;
-to learn, bpe needs tokenizers).
+What it makes, a data set, is described by pyllmc.text.dataset.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import argparse
+import codecs
 import os
-import tempfile
-from array import array
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
-from pyllmc.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
-from pyllmc.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
-from pyllmc.tokenizer import Tokenizer, check_characters
-from pyllmc.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
-from pyllmc.workers import in_order
+from pyllmc.base.errors import begin_command, counted, run_command, typed
 
-META = "meta.json"
-TOKENIZER = "tokenizer.bin"
-SPLITS = ("train", "val")
-UNDECIDED = ""  # split of a document while val_tokens decides token by token
-CHUNK_CHARACTERS = 1 << 20  # text handed to a process at a time
-MAX_SHARDS = 10**6  # six digits in a shard's name keep the sorted order
-DEFAULT_VAL_FRACTION = 0.01
-DEFAULT_SHARD_TOKENS = 100_000_000
+if __name__ == "__main__":
+    begin_command()
 
-if TYPE_CHECKING:
-    Document = Union[str, tuple[str, str]]  # a text, or (split, text)
-    Documents = Union[Iterable[Document], Callable[[], Iterable[Document]]]
-    Texts = Iterable[tuple[str, str]]  # (split or UNDECIDED, text)
+from pyllmc.base.files import DataError, FileFailure, need
+from pyllmc.engine.named import open_tokenizer
+from pyllmc.tables.options import Parser, at_least, number, unescaped
+from pyllmc.text import inputs, token_files
+from pyllmc.text.bpe import EOT_PIECE
+from pyllmc.text.characters import How, Source, read_blocks
+from pyllmc.text.dataset import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
+from pyllmc.text.progress import progress_line
+from pyllmc.text.readers import READERS, read_txt
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 
+PROG = "pyllmc.prepro"
+ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
 
-class Progress(NamedTuple):
-    """What a progress callback is told; counts so far.
-
-    stage: "learn" (texts for a vocabulary are read), "merge" (byte pairs are learnt from them) or "encode".
-    """
-
-    stage: str
-    documents: int
-    characters: int
-    tokens: int
-
-
-def write_dataset(
-    documents: Documents,
-    out: str | os.PathLike[str],
-    tokenizer: str | Tokenizer = "word",
-    val_fraction: float | None = None,
-    val_tokens: int | None = None,
-    val_documents: int | None = None,
-    shard_tokens: int = DEFAULT_SHARD_TOKENS,
-    workers: int = 1,
-    source: str = "",
-    progress: Callable[[Progress], None] | None = None,
-    eot: bool = True,
-    max_vocab: int = DEFAULT_MAX_VOCAB,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write a data set to `out` and return its metadata.
-
-    documents: texts; a list, an iterator, or a function that returns one (a vocabulary that is learnt reads
-    them twice, so an iterator is then kept in a temporary file). An item (split, text) decides its own split.
-    Empty texts are skipped. Memory holds the largest document and a few chunks per worker.
-    tokenizer: word, bpe, char, byte, gpt2, or a Tokenizer. max_vocab: bound on V for word and bpe.
-    One of: val_fraction (default 0.01; every 1/fraction-th document from the first on; of a single document,
-    its end), val_documents (the first n), val_tokens (the stream's first n tokens). 0 means no validation.
-    workers: processes; with more than one, call it below `if __name__ == "__main__":`.
-    eot: whether EOT precedes each document.
-    overwrite: replace the data set at `out`; nothing else is ever replaced, and no file beside it in its folder.
-    Raises DataError: no documents, a bad argument, an unknown character, a full disk, `out` exists.
-    """
-    out = os.path.realpath(os.fspath(out))
-    split = _choose_split(val_fraction, val_tokens, val_documents)
-    _check_counts(shard_tokens=shard_tokens, workers=workers)
-    _check_out(out, overwrite)
-    report = progress or (lambda state: None)
-    with ExitStack() as stack:
-        fixed = isinstance(tokenizer, Tokenizer) or tokenizer in FIXED
-        again = documents if callable(documents) else _repeatable(documents, fixed, stack)
-        if not isinstance(tokenizer, Tokenizer):
-            learning = _Learning(report)
-            texts = () if fixed else learning.texts(again())
-            tokenizer = train(tokenizer, texts, max_vocab, learning.alive)
-        if eot and tokenizer.eot < 0:
-            raise DataError("the tokenizer has no EOT to separate documents with: pass eot=False")
-        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
-        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0)
-        stack.callback(writer.abandon)
-        encoded = in_order(partial(_encode_chunk, tokenizer, eot), _chunks(split(_texts(again()))), workers)
-        for chunk in stack.enter_context(closing(encoded)):
-            writer.append(chunk)
-            report(Progress("encode", writer.documents, writer.characters, sum(writer.tokens.values())))
-        return writer.finish(source, eot)
+Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold records; all may be
+compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Of a folder, files that are no text and hidden
+ones are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m pydoc
+pyllmc.text.dataset describes it."""
+EXAMPLES = (
+    "python -m pyllmc.prepro --input my.txt --tokenizer char      your own text",
+    "python -m pyllmc.prepro --input my.txt --tokenizer bpe       its byte pairs",
+    "python -m pyllmc.prepro --input more.txt --tokenizer runs/x  a model's ids",
+    "python -m pyllmc.prepro --input books/ --workers 4           a whole folder",
+    "python -m pyllmc.prepro --input a.jsonl --field data.text    a nested field",
+    "python -m pyllmc.prepro --input - < notes.txt                what comes in",
+    "python -m pyllmc.prepro --input data/shakespeare_char        nanoGPT's ids",
+    "python -m pyllmc.prepro                                      TinyStories",
+)
+HUB_NAME = "roneneldan/TinyStories"
+DEFAULT_OUT = "data/tinystories"
+DEFAULT_TOKENIZER = "gpt2"
+MIN_VAL_TOKENS = 256  # fewer say little
+HUB_SPLITS = {"train": "train", "validation": "val"}
+LLMC_VAL_TOKENS = 32_768
+NANOGPT_TRAIN_SHARE = 0.9
 
 
-def write_encoded(
-    chunks: Iterable[Chunk], out: str, tokenizer: Tokenizer, shard_tokens: int, source: str, overwrite: bool, val_tokens: int
-) -> dict[str, Any]:  # fmt: skip
-    """The same of ids that exist already."""
-    out = os.path.realpath(out)
-    _check_out(out, overwrite)
-    with ExitStack() as stack:
-        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
-        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
-        stack.callback(writer.abandon)
-        for chunk in chunks:
-            writer.append(chunk)
-        return writer.finish(source, tokenizer.eot >= 0)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise DataError(f"{name} is {value}: it must be at least 1")
-    if counts["shard_tokens"] > MAX_SHARD_TOKENS:
-        raise DataError(f"shard_tokens is {counts['shard_tokens']}: a shard holds at most {MAX_SHARD_TOKENS}")
+def hub_stories() -> Iterator[tuple[str, str]]:
+    """(split, story) of TinyStories, streamed from the hub."""
+    remedy = f"is there a network? Else fetch {HUB_NAME} elsewhere and pass its files with --input"
+    datasets = need("datasets", "streaming TinyStories")
+    for hub_split, split in HUB_SPLITS.items():
+        try:
+            for record in datasets.load_dataset(HUB_NAME, split=hub_split, streaming=True):
+                yield split, record["text"].strip()
+        except Exception as e:  # whatever the network layers raise
+            raise FileFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
-# documents
+# splits of other projects, of one text
 
 
-def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
-    """(split or UNDECIDED, text) of every document that is not empty."""
-    for number, document in enumerate(documents):
-        split, text = document if isinstance(document, tuple) else (UNDECIDED, document)
-        if not isinstance(text, str):
-            raise DataError(f"document {number} is a {type(text).__name__}, not a str")
-        if split not in (UNDECIDED, *SPLITS):
-            raise DataError(f"document {number} has split {split!r}: expected {' or '.join(SPLITS)}")
-        check_characters(text, where=f"document {number}: ")
-        if text:
-            yield split, text
+def nanogpt_split(text: str) -> dict[str, Any]:
+    """nanoGPT's: the first 90 % of the characters train, the rest validates, no EOT."""
+    cut = int(len(text) * NANOGPT_TRAIN_SHARE)
+    return {"documents": [("train", text[:cut]), ("val", text[cut:])], "eot": False}
 
 
-class _Learning:
-    """Hands out texts to learn a vocabulary from; reports about once a chunk, and then while pairs are merged."""
-
-    def __init__(self, report: Callable[[Progress], None]):
-        self._report = report
-        self._documents = self._characters = 0
-
-    def texts(self, documents: Iterable[Document]) -> Iterator[str]:
-        reported = 0
-        for self._documents, (_, text) in enumerate(_texts(documents), 1):
-            self._characters += len(text)
-            if self._characters - reported >= CHUNK_CHARACTERS:
-                self._report(Progress("learn", self._documents, self._characters, 0))
-                reported = self._characters
-            yield text
-
-    def alive(self) -> None:
-        self._report(Progress("merge", self._documents, self._characters, 0))
+def llmc_split(text: str) -> dict[str, Any]:
+    """llm.c's: EOT before each section, which keeps its blank line; the first 32,768 tokens validate."""
+    *sections, last = text.split("\n\n")
+    return {"documents": [s + "\n\n" for s in sections] + [last], "val_tokens": LLMC_VAL_TOKENS}
 
 
-def _repeatable(
-    documents: Iterable[Document], once: bool, stack: ExitStack
-) -> Callable[[], Iterable[Document]]:
-    """A function that gives the documents at each call; unless once is enough, an iterator goes to disk."""
-    if once or iter(documents) is not documents:
-        return lambda: documents
-    spool = stack.enter_context(tempfile.TemporaryFile())
-    for item in _texts(documents):
-        with writing(tempfile.gettempdir()):
-            spool.write(json.dumps(item).encode("ascii") + b"\n")
-    return lambda: _spooled(spool)
-
-
-def _spooled(spool: BinaryIO) -> Iterator[Document]:
-    spool.seek(0)
-    for line in spool:
-        yield tuple(json.loads(line))
-
-
-def _choose_split(
-    fraction: float | None, tokens: int | None, documents: int | None
-) -> Callable[[Texts], Texts]:
-    """The function that gives each undecided document its split."""
-    given = {"val_fraction": fraction, "val_tokens": tokens, "val_documents": documents}
-    named = [f"{name}={value}" for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise DataError(f"{' and '.join(named)}: give one of them")
-    if (tokens or 0) < 0 or (documents or 0) < 0:
-        raise DataError(f"{named[0]}: it must not be negative")
-    if tokens is not None:
-        return lambda texts: texts
-    if documents is not None:
-        return lambda texts: _split_by_number(texts, lambda i: i < documents)
-    share = DEFAULT_VAL_FRACTION if fraction is None else fraction
-    if not 0 <= share < 1:
-        raise DataError(f"val_fraction is {share}: expected 0 <= val_fraction < 1")
-    return lambda texts: _split_by_fraction(texts, share)
-
-
-def _split_by_number(texts: Texts, is_val: Callable[[int], bool]) -> Iterator[tuple[str, str]]:
-    for i, (split, text) in enumerate(texts):
-        yield split or SPLITS[is_val(i)], text
-
-
-def _split_by_fraction(texts: Texts, share: float) -> Iterator[tuple[str, str]]:
-    it = iter(texts)
-    first = list(islice(it, 2))
-    if len(first) == 1 and share and first[0][0] == UNDECIDED:  # one document: cut it
-        text = first[0][1]
-        cut = int(len(text) * (1 - share))
-        return iter([part for part in (("train", text[:cut]), ("val", text[cut:])) if part[1]])
-    return _split_by_number(chain(first, it), lambda i: math.floor(i * share) > math.floor((i - 1) * share))
-
-
-def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive documents, about CHUNK_CHARACTERS at a time."""
-    chunk: list[tuple[str, str]] = []
-    size = 0
-    for item in texts:
-        chunk.append(item)
-        size += len(item[1])
-        if size >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+SPLITS = {"nanogpt": nanogpt_split, "llmc": llmc_split}
 
 
 # ---------------------------------------------------------------------------------------------------------
-# encoding
+# the command line
 
 
-@dataclass
-class Chunk:
-    """Encoded documents: ids by split, in order."""
-
-    documents: int = 0
-    characters: int = 0
-    ids: dict[str, array[int]] = field(default_factory=dict)
+def _fraction(text: str) -> float:
+    value = number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1)")
+    return value
 
 
-def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> Chunk:
-    typecode = format_for(tokenizer.vocab_size).typecode
-    chunk = Chunk(len(texts), sum(len(text) for _, text in texts))
-    for split, text in texts:
-        ids = chunk.ids.setdefault(split, array(typecode))
-        if eot:
-            ids.append(tokenizer.eot)
-        ids.extend(tokenizer.encode(text))
-    return chunk
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the directory
-
-
-def _files_of(path: str) -> set[str]:
-    """The names that the data set in the folder `path` consists of; none if it is no data set."""
+def _encoding(text: str) -> str:
     try:
-        with open(os.path.join(path, META), "rb") as f:
-            meta = json.load(f)
-        return {META, *(part["file"] for part in [meta["tokenizer"], *meta["shards"]])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return set()
+        if codecs.lookup(text)._is_text_encoding:  # type: ignore[attr-defined]
+            return text
+    except LookupError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no encoding: utf-8, cp1252, latin-1, utf-16 and the like are"
+    )
 
 
-def _check_out(out: str, overwrite: bool) -> None:
-    if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
+def _tokenizer(text: str) -> str | Tokenizer:
+    """A kind of vocabulary, or the one that a file or folder has."""
+    if text in TRAINERS:
+        return text
+    if not os.path.lexists(text) and os.sep not in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {', '.join(TRAINERS)} nor a file or folder with a tokenizer"
+        )
+    return os.path.join(os.curdir, text) if os.sep not in text else text
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=prog, description=ABOUT, examples=EXAMPLES, allow_abbrev=False)
+    _add_input(parser)
+    add = parser.add_argument
+    add("--out", help=f"directory to make [data/NAME of the first input; {DEFAULT_OUT}]")
+    add("--tokenizer", type=_tokenizer, metavar="NAME|PATH", help=f"{', '.join(TRAINERS)}; or an existing one: of a "
+        "run, a checkpoint, a data set, a tokenizer.bin, vocab.bpe, tokenizer.json, meta.pkl or a folder of Hugging "
+        f"Face's [{DEFAULT_TOKENIZER}]")  # fmt: skip
+    add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
+        help="largest V of --tokenizer word and bpe [%(default)s]")  # fmt: skip
+    validation = parser.add_mutually_exclusive_group()
+    choose = validation.add_argument
+    choose("--val_fraction", type=_fraction, metavar="X",
+           help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
+    choose("--val_tokens", type=at_least(0), metavar="N", help="how many first tokens validate instead")
+    choose(
+        "--split",
+        choices=list(SPLITS),
+        metavar="NAME",
+        help=f"split one file of text as {' or '.join(SPLITS)} does",
+    )
+    add("--shard_tokens", type=at_least(1), default=DEFAULT_SHARD_TOKENS, metavar="N",
+        help="tokens in a shard [%(default)s]")  # fmt: skip
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+        help="processes; the output does not depend on it [%(default)s]")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the data set at --out")
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input", nargs="+", metavar="PATH", help="files or folders; - is standard input; else TinyStories")
+    add("--format", choices=inputs.FORMATS, help="what every input is, where its name does not tell")
+    add("--encoding", type=_encoding, metavar="NAME",
+        help="of text without a byte order mark, such as cp1252 [utf-8]")  # fmt: skip
+    add("--keep_line_ends", action="store_true", help="leave CR LF and CR as they are")
+    add("--delimiter", type=unescaped, default=EOT_PIECE.decode(),
+        help=r"what separates documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
+    add("--field", type=typed, default="text",
+        help="field or column that holds the text, a.b for one within another [%(default)s]")  # fmt: skip
+    add("--skip_null", action="store_true", help="leave out records whose field is null or lacks")
+
+
+def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namespace:
+    parser = make_parser(prog)
+    args = parser.parse_args(argv)
+    args.prog, args.encoding = prog, args.encoding or ""
+    if not args.input and (args.split, args.val_fraction, args.val_tokens) != (None, None, None):
+        parser.error("TinyStories brings its own validation split; --split and --val_* need --input")
+    if args.split and len(args.input) != 1:
+        parser.error("--split needs one file of text as --input")
+    args.out = args.out or default_out(args.input)
+    return args
+
+
+def default_out(names: list[str] | None) -> str:
+    """data/my for my.txt or the folder my."""
+    if not names:
+        return DEFAULT_OUT
+    path = os.path.abspath(names[0])
+    name = os.path.basename(path)
+    if not os.path.isdir(path):
+        name = os.path.splitext(inputs.without_compression(name))[0]
+    return os.path.join("data", "text" if name in ("", inputs.STDIN) else name)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# from arguments to documents
+
+
+def choose_documents(args: argparse.Namespace, how: How) -> tuple[dict[str, Any], int | None]:
+    """What write_dataset is told about the documents, and about how many characters they have."""
+    if not args.input:
+        return {"documents": hub_stories(), "source": HUB_NAME}, None
+    kind = f".{args.format}" if args.format else ""
+    sources = inputs.find(args.input, kind, args.encoding, lambda says: warn(args, says))
+    check_apart(sources, args.out)
+    check_delimiter([source for source in sources if source.kind == ".txt"], how)
+    named = ", ".join(
+        "standard input" if n == inputs.STDIN else os.path.basename(os.path.normpath(n)) for n in args.input
+    )
+    if args.split:
+        if len(sources) != 1 or sources[0].kind != ".txt":
+            raise DataError("--split needs one file of text as --input")
+        return {**SPLITS[args.split]("".join(read_blocks(sources[0], how))), "source": named}, _total(sources)
+    validation = {"val_fraction": args.val_fraction, "val_tokens": args.val_tokens}
+    return {"documents": lambda: read_all(sources, how), "source": named, **validation}, _total(sources)
+
+
+def _total(sources: list[Source]) -> int | None:
+    """About how many characters the files hold; None where a compressed one hides it."""
+    if any(s.kind == ".parquet" or inputs.without_compression(s.name) != s.name for s in sources):
+        return None
+    return sum(os.path.getsize(source.path) for source in sources)
+
+
+def check_apart(sources: list[Source], out: str) -> None:
+    """No input may lie in the folder that is to be replaced."""
+    place = os.path.join(os.path.realpath(out), "")
+    for source in sources:
+        if os.path.realpath(source.path).startswith(place):
+            raise DataError(f"{source.name} lies inside the output folder {out}: choose another --out")
+
+
+def check_delimiter(sources: list[Source], how: How) -> None:
+    """One that was asked for and separates nothing is misspelt. Text without the default one is a document."""
+    if not sources or how.delimiter in ("", EOT_PIECE.decode()):
         return
-    own = _files_of(out)
-    if not own:
-        raise DataError(f"{out} exists and is not a data set: choose another output place")
-    if not overwrite:
+    if not any(len(list(islice(read_txt(source, how), 2))) > 1 for source in sources):
         raise DataError(
-            f"{out} is a data set already: choose another output place, or replace it with --overwrite "
-            "(overwrite=True)"
-        )
-    foreign = sorted(set(os.listdir(out)) - own)
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
-        raise DataError(
-            f"{out} holds {foreign[0]}{more}, which is not of the data set: move it elsewhere, or choose another "
-            "output place"
+            f"--delimiter {how.delimiter!r} occurs nowhere in {sources[0].name}{' or the others' if sources[1:] else ''}: "
+            "give what separates the documents, or '' for one document a file"
         )
 
 
-class _DatasetWriter:
-    """Cuts the stream of each split into shards of shard_tokens, and writes the files beside them."""
+def read_all(sources: list[Source], how: How) -> Iterator[str]:
+    """Every text. Raises DataError where there is none."""
+    how.skipped, found = 0, False
+    for source in sources:
+        for text in READERS[source.kind](source, how):
+            found = found or bool(text)
+            yield text
+    if not found:
+        names = sources[0].name + (f" and {len(sources) - 1} more" if sources[1:] else "")
+        is_empty = not any(os.path.getsize(source.path) for source in sources)
+        why = (
+            "the input is empty"
+            if is_empty
+            else "white space, delimiters or skipped records are all there is"
+        )
+        raise DataError(f"{names}: no documents: {why}: name a file with text")
 
-    def __init__(self, directory: str, out: str, tokenizer: Tokenizer, shard_tokens: int, val_tokens: int):
-        self.directory, self.out, self.tokenizer = directory, out, tokenizer
-        self.shard_tokens, self.val_tokens = shard_tokens, val_tokens
-        self.documents = self.characters = 0
-        self.tokens = dict.fromkeys(SPLITS, 0)
-        self.shards: list[dict[str, Any]] = []
-        self._open: dict[str, ShardWriter] = {}
-        self._count = dict.fromkeys(SPLITS, 0)
 
-    def append(self, chunk: Chunk) -> None:
-        self.documents += chunk.documents
-        self.characters += chunk.characters
-        for split, ids in chunk.ids.items():
-            if split == UNDECIDED:
-                to_val = max(0, self.val_tokens - self.tokens["val"])
-                self._append("val", ids[:to_val])
-                self._append("train", ids[to_val:])
-            else:
-                self._append(split, ids)
+# ---------------------------------------------------------------------------------------------------------
+# the work
 
-    def _append(self, split: str, ids: array[int]) -> None:
-        at = 0
-        while at < len(ids):
-            writer = self._open.get(split) or self._start_shard(split)
-            part = ids[at : at + self.shard_tokens - writer.ntok]
-            writer.append(part)
-            at += len(part)
-            if writer.ntok == self.shard_tokens:
-                self._close_shard(split)
-        self.tokens[split] += len(ids)
 
-    def _start_shard(self, split: str) -> ShardWriter:
-        number = self._count[split]
-        if number >= MAX_SHARDS:
-            raise DataError(f"more than {MAX_SHARDS} shards: raise shard_tokens from {self.shard_tokens}")
-        self._count[split] += 1
-        path, shown = (os.path.join(d, f"{split}_{number:06d}.bin") for d in (self.directory, self.out))
-        self._open[split] = ShardWriter(path, self.tokenizer.vocab_size, shown)
-        return self._open[split]
+def validation_warning(train: int, val: int) -> str:
+    """What is odd about the sizes of the splits, and the remedy; "" if nothing is."""
+    share = f"{val:,} of {train + val:,} tokens validate"
+    if val > train:
+        return (
+            f"{share}, more than half: whole documents do; choose --val_tokens, or --val_fraction 0 for none"
+        )
+    if 0 < val < MIN_VAL_TOKENS:
+        return f"only {share}: raise --val_fraction, or choose 0 for none"
+    return ""
 
-    def _close_shard(self, split: str) -> None:
-        writer = self._open[split]
-        writer.close()
-        del self._open[split]
-        self.shards.append({"tokens": writer.ntok, **self._file(os.path.basename(writer.path))})
 
-    def _file(self, name: str) -> dict[str, str]:
-        return {"file": name, "sha256": sha256_of(os.path.join(self.directory, name))}
+def warn(args: argparse.Namespace, says: str) -> None:
+    print(f"{args.prog}: {says}", file=sys.stderr)
 
-    def abandon(self) -> None:
-        for writer in self._open.values():
-            writer.abandon()
 
-    def finish(self, source: str, eot: bool) -> dict[str, Any]:
-        """Close the shards, write tokenizer.bin and meta.json; returns what meta.json holds."""
-        if not self.documents:
-            raise DataError("no documents: the input is empty")
-        if not self.tokens["train"]:
-            raise DataError(f"all {self.tokens['val']} tokens are validation: lower its part or add text")
-        for split in list(self._open):
-            self._close_shard(split)
-        self.tokenizer.save(os.path.join(self.directory, TOKENIZER))
-        meta = self._meta(source, eot)
-        path = os.path.join(self.directory, META)
-        with writing(path), open(path, "wb") as f:
-            f.write(json.dumps(meta, indent=1).encode("ascii") + b"\n")
-            flush_to_disk(f)
-        return meta
+def choose_tokenizer(asked: str | None) -> str | Tokenizer:
+    if asked is None or asked in TRAINERS:
+        return asked or DEFAULT_TOKENIZER
+    return open_tokenizer(asked)
 
-    def _meta(self, source: str, eot: bool) -> dict[str, Any]:
-        names = {"name": self.tokenizer.name, "kind": self.tokenizer.kind}
-        return {
-            "vocab_size": self.tokenizer.vocab_size,
-            "tokenizer": {**names, **self._file(TOKENIZER)},
-            "eot": self.tokenizer.eot,
-            "eot_before_documents": eot,
-            "token_format": format_for(self.tokenizer.vocab_size).name,
-            "source": source,
-            "documents": self.documents,
-            "characters": self.characters,
-            "tokens": self.tokens,
-            "shards": sorted(self.shards, key=lambda shard: str(shard["file"])),
-        }
+
+def convert(args: argparse.Namespace, files: list[str]) -> None:
+    """Of ids instead of text."""
+    name = args.tokenizer or token_files.tokenizer_beside(files)
+    if name in TRAINERS and name not in FIXED:
+        raise DataError(
+            f"--tokenizer {name} learns from text, and {files[0]} holds ids: name the tokenizer that made them, or text"
+        )
+    tokenizer = train(name) if name in FIXED else choose_tokenizer(name)
+    report(args, token_files.convert(files, tokenizer, args))  # type: ignore[arg-type]
+
+
+def run(args: argparse.Namespace) -> None:
+    files = [] if args.format or args.split else token_files.files_of(args.input or [])
+    if files:
+        return convert(args, files)
+    how = How(args.delimiter, args.field, args.skip_null, args.encoding, args.keep_line_ends)
+    tokenizer = choose_tokenizer(args.tokenizer)
+    eot = isinstance(tokenizer, str) or tokenizer.eot >= 0
+    documents, total = choose_documents(args, how)
+    with progress_line(total) as progress:
+        meta = write_dataset(
+            out=args.out, tokenizer=tokenizer, shard_tokens=args.shard_tokens, workers=args.workers,
+            progress=progress, max_vocab=args.max_vocab, overwrite=args.overwrite, **{"eot": eot, **documents},
+        )  # fmt: skip
+    if not eot and meta["documents"] > 1:
+        warn(args, "warning: this tokenizer has no end-of-text id: nothing separates the documents")
+    if how.skipped:
+        warn(args, f"left out {counted(how.skipped, 'record')} without a text in {args.field!r}")
+    report(args, meta)
+
+
+def report(args: argparse.Namespace, meta: dict[str, Any]) -> None:
+    tokens, name, V = meta["tokens"], meta["tokenizer"]["name"], meta["vocab_size"]
+    warning = validation_warning(**tokens) if args.input else ""
+    if warning:
+        warn(args, f"warning: {warning}")
+    print(f"{args.out}: {tokens['train']:,} train and {tokens['val']:,} validation tokens ({name}, V={V})")
+
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    args = parse_arguments(argv, prog)
+    return run_command(prog, lambda: run(args))
 
 
 if __name__ == "__main__":
-    from pyllmc.errors import begin_command
-
-    begin_command()
-    import sys
-
-    from pyllmc.prepro_command import main
-
     sys.exit(main())

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import begin_command, python_command, run_command, typed
+from pyllmc.base.errors import begin_command, python_command, run_command, typed
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import live
-from pyllmc.options import Parser, add_options, at_least, unescaped
+from pyllmc.base import live
+from pyllmc.tables.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.sample"

@@ -1,353 +1,168 @@
-"""One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
+"""Text to ids and back, by the tokenizer of a file or a model.
 
     python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
 
-The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
-{u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:
+    encode TOKENIZER [TEXT]      ids; without TEXT, of what comes in
+    decode TOKENIZER [ID ...]    text; without ids, of those that come in
+    info TOKENIZER               what it is
 
-    0 unknown   decode only; but where the table is GPT-2's, as in llm.c's files, it encodes as gpt2
-    1 longest   at each byte, the longest piece of the table that matches; the EOT piece never does
-    2 gpt2      byte-pair encoding with GPT-2's split of text, run by tiktoken on this very table
-
-`byte`, `char` and `word` vocabularies are all tables for `longest`; `gpt2` and `bpe` ones are for gpt2. OpenAI's
-vocab.bpe is read as well. EOT is never produced from text: the characters "<|endoftext|>" in a document are ordinary
-ones for every kind (for gpt2: tiktoken's encode_ordinary). Needs the standard library only; gpt2 needs tiktoken to encode.
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, Hugging Face's tokenizer.json or vocab.json with merges.txt, nanoGPT's
+meta.pkl, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from pyllmc.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
-from pyllmc.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
-from pyllmc.checks import as_bytes, as_int, as_path, as_text, refuse
-from pyllmc.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
-
-VERSION = 2
-KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
-BYTES = [bytes([b]) for b in range(256)]
-ALPHABET_SHOWN = 396  # bytes of it in a message
-
-
-class Tokenizer:
-    """A table of byte strings with an encoder. Immutable; build with load() or vocabularies.train().
-
-    pieces: bytes of each id. kind: one of KINDS. eot: id that separates documents, or -1.
-    """
-
-    def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
-        if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
-            refuse("pieces", pieces, "a list of bytes")
-        self.pieces = [as_bytes("piece", piece) for piece in pieces]
-        self.kind, self.eot = as_text("kind", kind), as_int("eot", eot)
-        problem = _table_problem(self.pieces, kind, eot)
-        if problem:
-            raise DataError(f"bad tokenizer: {problem}")
-        self._encoder: Callable[[bytes], list[int]] | None = None
-
-    def __reduce__(self) -> Any:
-        return Tokenizer, (self.pieces, self.kind, self.eot)
-
-    def __repr__(self) -> str:
-        return f"<Tokenizer {self.name} V={self.vocab_size} eot={self.eot}>"
-
-    @property
-    def vocab_size(self) -> int:
-        """V; counts EOT."""
-        return len(self.pieces)
-
-    @property
-    def name(self) -> str:
-        """byte, char, word, gpt2, bpe or unknown, as the table shows."""
-        if self.kind == "gpt2":
-            return "gpt2" if is_gpt2(self.pieces, self.eot) else "bpe"
-        if self.kind != "longest":
-            return self.kind
-        text_pieces = [p for i, p in enumerate(self.pieces) if i != self.eot]
-        if text_pieces == BYTES:
-            return "byte"
-        return "char" if all(len(p.decode("utf-8", "ignore")) == 1 for p in text_pieces) else "word"
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; never EOT. Raises DataError where the vocabulary lacks a character."""
-        return self.encode_bytes(utf8(as_text("text", text)))
-
-    def encode_bytes(self, data: bytes) -> list[int]:
-        data = as_bytes("data", data)
-        if self._encoder is None:
-            self._encoder = ENCODERS[self.kind](self)
-        return self._encoder(data)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        ids = as_ids(ids)
-        V = self.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < V:
-            bad = next(i for i in ids if not 0 <= i < V)
-            raise DataError(f"id {bad} is outside [0, {V}): use the tokenizer the model was trained with")
-        return b"".join([self.pieces[i] for i in ids])
-
-    def alphabet(self) -> str:
-        """The characters that are pieces of their own, as one line shows them; the first ones of many, then '...'."""
-        found = ""
-        for i, piece in enumerate(self.pieces):
-            if i != self.eot and _is_character(piece):
-                if len((found + shown(piece)).encode()) > ALPHABET_SHOWN:
-                    return found + "..."
-                found += shown(piece)
-        return found
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer.bin, whole or not at all."""
-        path = as_path("path", path)
-        with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
-            f.write(self.to_bytes())
-            flush_to_disk(f)
-
-    def to_bytes(self) -> bytes:
-        """Of tokenizer.bin; from_bytes is the way back."""
-        head = (TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind))
-        return pack_header(*head) + packed(self.pieces)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.bin, ours or llm.c's (version 1 or 2), or vocab.bpe. Raises DataError."""
-        path = as_path("path", path)
-        with reading(path), open(path, "rb") as f:
-            return Tokenizer.from_bytes(f.read(), path)
-
-    @staticmethod
-    def from_bytes(data: bytes, name: str) -> Tokenizer:
-        """The bytes of such a file, as a checkpoint carries them; `name` is what errors call it."""
-        data, name = as_bytes("data", data), as_text("name", name)
-        if is_vocab_bpe(data):
-            return Tokenizer(read_vocab_bpe(data, name), "gpt2", GPT2_VOCAB - 1)
-        try:
-            return _parse(data)
-        except DataError as e:
-            raise MalformedFile(f"{name}: {e}; write it again with python -m pyllmc.prepro") from e
-
-
-def as_ids(ids: Iterable[int]) -> list[int]:
-    """Whole numbers of anything that can be iterated, such as numpy's and PyTorch's arrays."""
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        refuse("ids", ids, "a list of ids")
-    try:
-        return [as_int("id", i, 1024) for i in ids]  # the vocabulary is the bound
-    except TypeError:  # an array without a dimension
-        refuse("ids", ids, "a list of ids")
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the file
-
-
-def _parse(data: bytes) -> Tokenizer:
-    if len(data) < HEADER_BYTES:
-        raise DataError(f"expected a header of {HEADER_BYTES} bytes, found {len(data)}")
-    magic, version, n, eot, kind = unpack_header(data[:HEADER_BYTES])[:5]
-    if magic != TOKENIZER_MAGIC:
-        raise DataError(f"expected magic {TOKENIZER_MAGIC} of a tokenizer file, found {magic}")
-    if version == 1:  # llm.c's first files have no EOT id: they are GPT-2's
-        eot, kind = GPT2_VOCAB - 1, 0
-        if n != GPT2_VOCAB:
-            raise DataError(f"version 1 has {GPT2_VOCAB} pieces, found {n}")
-    elif version != VERSION:
-        raise DataError(f"expected version 1 or {VERSION}, found {version}")
-    if not 0 <= kind < len(KINDS):
-        raise DataError(f"expected a kind in 0..{len(KINDS) - 1}, found {kind}")
-    pieces = _parse_pieces(data, n)
-    return Tokenizer(
-        pieces, "gpt2" if KINDS[kind] == "unknown" and is_gpt2(pieces, eot) else KINDS[kind], eot
-    )
-
-
-def _parse_pieces(data: bytes, n: int) -> list[bytes]:
-    pieces: list[bytes] = []
-    at = HEADER_BYTES
-    while len(pieces) < n and at < len(data):
-        end = at + 1 + data[at]
-        pieces.append(data[at + 1 : end])
-        at = end
-    if len(pieces) < n or at > len(data):
-        raise DataError(f"truncated: expected {n} pieces, found {len(pieces) - (at > len(data))}")
-    if at < len(data):
-        raise DataError(f"{len(data) - at} trailing bytes after {n} pieces")
-    return pieces
-
-
-def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
-    """What is wrong with a table, or ''."""
-    if kind not in KINDS:
-        return f"kind {kind!r} is not one of {', '.join(KINDS)}"
-    if not pieces:
-        return "the table has no pieces"
-    if not -1 <= eot < len(pieces):
-        return f"EOT id {eot} is outside [0, {len(pieces)})"
-    lengths = set(map(len, pieces))
-    if 0 in lengths or max(lengths) > MAX_PIECE:
-        return f"a piece has {0 if 0 in lengths else max(lengths)} bytes, not 1..{MAX_PIECE}"
-    text_pieces = [p for i, p in enumerate(pieces) if i != eot]
-    if kind != "unknown" and len(set(text_pieces)) < len(text_pieces):
-        twice = Counter(text_pieces).most_common(1)[0][0]
-        return f"piece {twice!r} stands in the table twice"
-    if kind == "gpt2" and not set(BYTES) <= set(text_pieces):
-        return "a gpt2 table needs all 256 bytes"
-    return ""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# encoders: Tokenizer -> function from bytes to ids
-
-
-def utf8(text: str) -> bytes:
-    """Its bytes; a lone surrogate is a DataError."""
-    check_characters(text)
-    return text.encode("utf-8")
-
-
-def check_characters(text: str, what: str = "the text", where: str = "") -> None:
-    """A text that UTF-8 can write is well; a lone surrogate is a DataError that names it and `where` it stands."""
-    if text.isascii():
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise DataError(
-            f"{where}character {e.start} of {what} is a lone surrogate (\\u{ord(text[e.start]):04x}), which no UTF-8 can "
-            "write: remove it or put the whole character there"
-        ) from e
-
-
-def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    """Greedy longest match. Two bytes tell the lengths worth trying, so a token takes a few look-ups."""
-    table = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
-    lengths = _candidate_lengths(table)
-
-    def encode(data: bytes) -> list[int]:
-        ids: list[int] = []
-        append, get, candidates, single = ids.append, table.get, lengths.get, (1,)
-        at, n = 0, len(data)
-        while at < n:
-            for length in candidates(data[at : at + 2], single):
-                piece = get(data[at : at + length])  # shorter at the end of data: still the longest that fits
-                if piece is not None:
-                    break
-            else:
-                raise DataError(_unknown_character(tokenizer, data, at))
-            append(piece)
-            at += length
-        return ids
-
-    return encode
-
-
-def _candidate_lengths(table: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """First two bytes -> the lengths of the pieces that start so, longest first, and 1 in the end."""
-    found: dict[bytes, set[int]] = {}
-    for piece in table:
-        if len(piece) > 1:
-            found.setdefault(piece[:2], {1}).add(len(piece))
-    return {prefix: tuple(sorted(lengths, reverse=True)) for prefix, lengths in found.items()}
-
-
-def _is_character(data: bytes) -> bool:
-    try:
-        return len(data.decode("utf-8")) == 1
-    except UnicodeDecodeError:
-        return False
-
-
-def shown(data: bytes) -> str:
-    r"""Text as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN, as csrc/text/tokenizer.c does."""
-    return "".join(map(_shown_character, data.decode("utf-8", "surrogateescape")))
-
-
-def _shown_character(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t":
-        return "\\n" if character == "\n" else "\\t"
-    if 0xDC80 <= code <= 0xDCFF:  # an escaped byte
-        code -= 0xDC00
-    elif code >= 32 and code != 127:
-        return character
-    return f"\\x{code:02x}"
-
-
-def _unknown_character(tokenizer: Tokenizer, data: bytes, at: int) -> str:
-    heads = (data[at : at + n] for n in range(1, 5))
-    character = next((head for head in heads if _is_character(head)), data[at : at + 1])
-    return (
-        f"character '{shown(character)}' (byte {data[at]} at byte {at}) is not in the vocabulary; it has only "
-        f"'{tokenizer.alphabet()}': change the text, or make the data again with a byte or word tokenizer"
-    )
-
-
-# The whole of what Unicode calls white space, which tiktoken's regular expressions mean by \s.
-WHITE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-LONG_RUN = re.compile(rf"(?<![{WHITE}])[{WHITE}]{{10000,}}")  # tiktoken gives up at a million
-GAP = re.compile(rf"[^{WHITE}][{WHITE}]")
-PART = 1 << 18  # characters encoded in one call, between which Python sees signals
-
-
-def parts(text: str) -> Iterator[str]:
-    """A text in parts that GPT-2's split cuts as it cuts the whole: it never joins a character with a space behind it,
-    and of much white space in front of anything else it leaves only the last character to that."""
-    at = 0
-    for run in LONG_RUN.finditer(text):
-        yield from _short_parts(text, at, run.start())
-        at = run.end() if run.end() == len(text) else run.end() - 1
-        yield text[run.start() : at]
-    yield from _short_parts(text, at, len(text))
-
-
-def _short_parts(text: str, at: int, end: int) -> Iterator[str]:
-    while end - at > PART and (gap := GAP.search(text, at + PART, end)):
-        yield text[at : gap.start() + 1]
-        at = gap.start() + 1
-    if at < end:
-        yield text[at:end]
-
-
-def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    """The ids are the ranks of the merges, so the table is all that tiktoken needs: no download."""
-    tiktoken = need("tiktoken", f"encoding with the {tokenizer.name} tokenizer")
-    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
-    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
-
-    def encode(data: bytes) -> list[int]:
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise DataError(f"byte {e.start} is no UTF-8, and gpt2 encodes text: use a byte tokenizer") from e
-        if len(text) < PART and not LONG_RUN.search(text):
-            return encoding.encode_ordinary(text)  # type: ignore[no-any-return]
-        return [i for part in parts(text) for i in encoding.encode_ordinary(part)]
-
-    return encode
-
-
-def _no_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    raise DataError(
-        "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
-        "another with python -m pyllmc.prepro"
-    )
-
-
-ENCODERS = {"unknown": _no_encoder, "longest": _longest_encoder, "gpt2": _gpt2_encoder}
+from pyllmc.base.errors import INTERRUPTED, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
-    from pyllmc.errors import begin_command
-
     begin_command()
-    from pyllmc.tokenizer_command import main
 
+from pyllmc.base.checks import text_bytes
+from pyllmc.base.files import DataError
+from pyllmc.engine.named import open_tokenizer
+from pyllmc.tables.options import Parser
+from pyllmc.text.bpe import merge_steps, split_words
+from pyllmc.text.tokenizer import Tokenizer, shown
+
+PROG = "pyllmc.tokenizer"
+ABOUT = """Text to ids and back, by the tokenizer of a file or a model.
+
+TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a folder with one of these, a run, a checkpoint, or gpt2 or byte."""
+EXAMPLES = (
+    'python -m pyllmc.tokenizer encode runs/demo "Once upon a time"',
+    "python -m pyllmc.tokenizer encode gpt2 < text.txt",
+    "python -m pyllmc.tokenizer decode vocab.bpe 15496 995",
+    "python -m pyllmc.tokenizer info runs/demo",
+)
+MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the commands: TOKENIZER and its arguments -> lines of output
+
+
+def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    data = sys.stdin.buffer.read() if args.text is None else text_bytes(args.text)
+    ids = tokenizer.encode_bytes(data)
+    for line in work_of(tokenizer, data, ids) if args.show_work else ():
+        print(line)
+    print(*ids)
+
+
+def decode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Writes the very bytes, and ends the line only where somebody looks at it."""
+    words = re.split(r"[\s,]+", " ".join(args.ids) if args.ids else sys.stdin.read())
+    wrong = next((word for word in words if word and not word.isdecimal()), None)
+    if wrong is not None:
+        raise DataError(f"{wrong!r} is no id: ids are whole numbers, with spaces between")
+    text = tokenizer.decode_bytes(int(word) for word in words if word)
+    sys.stdout.buffer.write(text + b"\n" * sys.stdout.isatty())
+
+
+def info(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    longest = max(range(tokenizer.vocab_size), key=lambda i: len(tokenizer.pieces[i]))
+    eot = "none" if tokenizer.eot < 0 else f"{tokenizer.eot} {quoted(tokenizer.pieces[tokenizer.eot])}"
+    print(f"name     {tokenizer.name}")
+    print(f"encodes  {WAYS[tokenizer.kind]}")
+    print(f"V        {tokenizer.vocab_size}")
+    print(f"EOT      {eot}")
+    print(f"longest  {longest} {quoted(tokenizer.pieces[longest])}")
+    if tokenizer.name == "char":
+        print(f"alphabet '{tokenizer.alphabet()}'")
+
+
+WAYS = {
+    "unknown": "nothing: the file does not say how",
+    "longest": "as the longest piece that matches, from left to right",
+    "gpt2": "as byte pairs within the words of GPT-2's split",
+}
+ABOUT_EACH = {
+    "encode": "ids of a text; without TEXT, of what comes in",
+    "decode": "text of ids; without ids, of those that come in",
+    "info": "what it is",
+}
+COMMANDS = {"encode": encode, "decode": decode, "info": info}
+
+
+def quoted(data: bytes) -> str:
+    return f"'{shown(data)}'"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# encode --show_work: how a text becomes ids, in the manner of minGPT's encode_and_show_work
+
+
+def work_of(tokenizer: Tokenizer, data: bytes, ids: Sequence[int]) -> Iterator[str]:
+    if len(data) > MOST_SHOWN:
+        raise DataError(f"{len(data)} bytes of text: the work is shown for at most {MOST_SHOWN}: give less")
+    yield f"text     {quoted(data)}"
+    if tokenizer.kind != "gpt2":
+        yield f"pieces   {_parts(tokenizer.pieces[i] for i in ids)}"
+        return
+    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
+    words = [word.encode() for word in split_words(data.decode())]
+    yield f"words    {_parts(words)}"
+    for word in words:
+        yield from _work_of_word(word, ranks)
+
+
+def _work_of_word(word: bytes, ranks: dict[bytes, int]) -> Iterator[str]:
+    yield f"word     {quoted(word)}"
+    yield f"  bytes  {word.hex(' ')}"
+    parts: list[bytes] = []
+    for parts, made in merge_steps(word, ranks):
+        yield (
+            f"  start  {_parts(parts)}"
+            if not made
+            else f"  merge  {_parts(parts)}    {ranks[made]} {quoted(made)}"
+        )
+    yield f"  ids    {' '.join(str(ranks[p]) for p in parts)}"
+
+
+def _parts(parts: Iterable[bytes]) -> str:
+    return " ".join(map(quoted, parts))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=PROG, description=ABOUT, examples=EXAMPLES, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="encode|decode|info")
+    for name in COMMANDS:
+        commands.add_parser(name, allow_abbrev=False, help=ABOUT_EACH[name]).add_argument(
+            "tokenizer", metavar="TOKENIZER"
+        )
+    choices = commands.choices
+    choices["encode"].add_argument("text", metavar="TEXT", nargs="?", help="default: what comes in")
+    choices["encode"].add_argument(
+        "--show_work", action="store_true", help="words, bytes and merges step by step"
+    )
+    choices["decode"].add_argument("ids", metavar="ID", nargs="*", help="default: those that come in")
+    return parser
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Behind the command: between TOKENIZER and TEXT argparse would take a flag for the end of both."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    return [*given[:1], *sorted(given[1:end], key=lambda a: not a.startswith("--")), *given[max(end, 1) :]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(flags_first(sys.argv[1:] if arguments is None else arguments))
+
+    def work() -> None:
+        with stopped_by_signals(
+            lambda: os._exit(INTERRUPTED)
+        ):  # a long call of a library ends, too: nothing is lost
+            COMMANDS[args.command](open_tokenizer(args.tokenizer), args)
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
     sys.exit(main())

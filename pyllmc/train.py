@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pyllmc.errors import (
+from pyllmc.base.errors import (
     INTERRUPTED,
     LlmcError,
     begin_command,
@@ -19,7 +19,8 @@ from pyllmc.errors import (
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc import _ffi, live
+from pyllmc.base import live
+from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
 
@@ -34,9 +35,9 @@ def draw(trainer: Trainer) -> None:
     if not trainer.out:
         return
     try:
-        from pyllmc import plot
+        from pyllmc.draw.losses import draw_run
 
-        print(f"loss curve: {plot.draw_run(trainer.out)}")
+        print(f"loss curve: {draw_run(trainer.out)}")
     except ImportError:
         print(f"loss curve: not drawn: {how_to_install('matplotlib')}")
     except (OSError, LlmcError) as error:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
-from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_word, is_array, refuse
-from pyllmc.errors import InvalidArgument
+from pyllmc.base.checks import NotCopied, as_flag, as_path, refuse
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine import _ffi
+from pyllmc.engine.settings import Options
 from pyllmc.model import Model
+from pyllmc.stories import telling
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
@@ -43,90 +41,13 @@ class Event:
     text: str
 
 
-class Options(NotCopied):
-    """The options of csrc/options.def, by name: a trainer's, or a chat's."""
-
-    _INSTEAD = "make another with the same options"
-
-    def __init__(self, lib: Any, chat: bool = False) -> None:
-        self.lib = self._lib = lib
-        self.is_chat = chat
-        self._command = f"python -m pyllmc.{'chat' if chat else 'train'}"
-        handle = lib.llmc_options_new_chat() if chat else lib.llmc_options_new()
-        self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
-
-    def set(self, name: str, value: Any) -> None:
-        """Raises InvalidArgument for a name that is none, and a value that cannot be."""
-        text = _ffi.encoded(option_text(as_word("option", name).decode(), value))
-        _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text))
-
-    def get(self, name: str) -> str:
-        value = _ffi.ffi().new("char[1024]")
-        _ffi.check(self._lib, self._lib.llmc_options_get(self.handle, as_word("option", name), value, 1024))
-        return os.fsdecode(_ffi.ffi().string(value))
-
-    def is_given(self, name: str) -> bool:
-        """Whether it was set since the defaults."""
-        return bool(
-            _ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, as_word("option", name)))
-        )
-
-    def set_model_file(self, path: str) -> None:
-        """What is read for --model; see pyllmc.adopt."""
-        _ffi.check(
-            self._lib, self._lib.llmc_options_set_model_file(self.handle, _ffi.encoded(as_path("path", path)))
-        )
-
-    def parse(self, arguments: Sequence[str]) -> str:
-        """Reads a command line; the text that it asks for by --help or --version, else empty."""
-        if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence):
-            refuse("arguments", arguments, "a list of texts")
-        encoded = [_ffi.encoded(as_path("argument", argument)) for argument in arguments]
-        texts = [_ffi.ffi().new("char[]", argument) for argument in encoded]
-        argv = _ffi.ffi().new("char *[]", texts) if texts else _ffi.ffi().NULL
-        asked = _ffi.check(self._lib, self._lib.llmc_options_parse(self.handle, len(texts), argv))
-        return "" if asked == 0 else self.help() if asked == 1 else self.version()
-
-    def only_write(self) -> bool:
-        """Whether no training is wanted but text: --max_steps=0 with a --prompt and neither --data nor --resume."""
-        return bool(self._lib.llmc_options_only_write(self.handle))
-
-    def load(self) -> Any:
-        """The library of the device that they name."""
-        return _ffi.load(self.get("device"), self.get("precision"))
-
-    def version(self) -> str:
-        return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"
-
-    def help(self, command: str = "", width: int = 0) -> str:
-        """What `command --help` tells, in lines of `width` columns: by default those of the terminal."""
-        name = as_word("command", command) or self._command.encode()
-        columns = as_int("width", width) or shutil.get_terminal_size((100, 24)).columns
-        told = self._lib.llmc_options_help
-        size = _ffi.check(self._lib, told(self.handle, name, columns, _ffi.ffi().NULL, 0)) + 1
-        text = _ffi.ffi().new("char[]", size)
-        _ffi.check(self._lib, told(self.handle, name, columns, text, size))
-        return _ffi.text(text)
-
-
-def option_text(name: str, value: Any) -> str:
-    """A value as the command line has it: numbers, flags and texts; whether it can be is csrc/options/options.c's to say."""
-    if isinstance(value, (str, os.PathLike)):
-        return as_path(f"--{name}", value)
-    if is_array(value) or not isinstance(value, (numbers.Real, np.bool_)):
-        refuse(f"--{name}", value, "a number, a flag or a text")
-    return str(int(value) if isinstance(value, (bool, np.bool_)) else value)
-
-
 def check_and_make_data(options: Options, lib: Any) -> None:
     """What can be refused is refused first; then, without --data and --resume, the stories are made, once."""
     if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
         return
-    from pyllmc import stories
-
     data = options.get("data")
     print(f"making {data}", file=sys.stderr)
-    stories.write_dataset(data)
+    telling.write_dataset(data)
 
 
 class Trainer(NotCopied):

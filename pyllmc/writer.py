@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
-from pyllmc import _ffi
 from pyllmc.adopt import adopt_model
-from pyllmc.arguments import make_sampling, read_section
-from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
-from pyllmc.convert import engine, hub
-from pyllmc.errors import InvalidArgument
-from pyllmc.files import DataError, FileFailure
+from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import DataError, FileFailure
+from pyllmc.convert import hub
+from pyllmc.convert.companions import named
+from pyllmc.convert.kinds import find
+from pyllmc.convert.source import locate
+from pyllmc.engine import _ffi
+from pyllmc.engine.arguments import make_sampling
+from pyllmc.engine.settings import Options
 from pyllmc.model import Model
-from pyllmc.tokenizer import Tokenizer, utf8
-from pyllmc.trainer import Options
+from pyllmc.text.tokenizer import Tokenizer, utf8
 
 Path = Union[str, "os.PathLike[str]"]
 TokenizerSource = Union[Tokenizer, bytes, Path]
@@ -62,14 +64,6 @@ def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
     else:
         _ffi.check(lib, lib.llmc_tokenizer_open(out, _ffi.encoded(as_path("tokenizer", source))))
     return _ffi.ffi().gc(out[0], lib.llmc_tokenizer_free)
-
-
-def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer inside a checkpoint, as Python has it. Raises DataError where there is none."""
-    data = read_section(_ffi.load(), _ffi.encoded(path), b"TOKENIZR")
-    if not data:
-        raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
-    return Tokenizer.from_bytes(data, os.fspath(path))
 
 
 class Writer(NotCopied):
@@ -138,22 +132,18 @@ class Writer(NotCopied):
 def open_model(path: Path, **how: Any) -> Model:
     """Weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
     name = as_path("path", path)
-    if not os.path.exists(name) and not engine.is_bundle(pathlib.Path(name)):
-        if name in hub.OPENAI:
-            raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
-        if not hub.repository(name):
-            raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
-        name = os.fspath(hub.fetch(name))
-    name = name if os.sep in name else os.path.join(os.curdir, name)  # a folder called d12 is no size
-    return Model(name, B=1, training=False, keep_logits=False, **how)
+    place = locate(name)
+    if place is None and name in hub.OPENAI:
+        raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
+    if place is None:
+        raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+    return Model(find(place), B=1, training=False, keep_logits=False, **how)
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
     """open_model's, ready to write; tokenizer: what `python -m pyllmc.tokenizer` takes, or a folder of an export."""
     if not as_text("tokenizer", tokenizer):
         return Writer(open_model(path, **how))
-    from pyllmc.convert.origin import named
-
     found, where = named(tokenizer)
     if not found:
         raise DataError(

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc import _ffi, prepro, vocabularies, yardstick
-from pyllmc.errors import NoDevice
-from pyllmc.files import DataError
+from pyllmc.base.errors import NoDevice
+from pyllmc.base.files import DataError
+from pyllmc.engine import _ffi
+from pyllmc.parity import yardstick
+from pyllmc.text import dataset, vocabularies
 
 # another PyTorch as the yardstick: tests/paths.py
 if os.environ.get("PYLLMC_TORCH") == "lucky":
@@ -55,7 +57,7 @@ def _device_libraries() -> dict[str, object]:
     found = {}
     for device in ("emu", "cuda"):
         for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
-            if not (_ffi.HERE / "lib" / _ffi.library(device, precision)).exists():
+            if not (_ffi.PACKAGE / "lib" / _ffi.library(device, precision)).exists():
                 continue  # not built; one that is built and cannot be loaded is an error
             try:
                 library = _ffi.load(device, precision)
@@ -153,7 +155,7 @@ def kernels(request) -> Kernel:
 def data(tmp_path_factory) -> Path:
     """A small data set of letters, with validation data."""
     out = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat on the mat", "a dog ran"] * 60, out, tokenizer="char", val_fraction=0.1
     )
     return out
@@ -217,7 +219,7 @@ def assert_parity(
     stored: str = "float32",
 ) -> None:
     """At most twice float32's own distance from the float64 answer (FlashAttention's rule); torch32 is of
-    pyllmc.yardstick, so that the measure is no luck of this CPU's libraries.
+    pyllmc.parity.yardstick, so that the measure is no luck of this CPU's libraries.
 
     All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
     happens to be exact. Every number may be one rounding to the element `stored` further away.

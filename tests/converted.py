@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 import pyllmc
-from pyllmc.tokenizer import Tokenizer
-from pyllmc.vocabularies import train
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.vocabularies import train
 
 TEXT = "Once upon a time the cat sat on the mat — with a dog, too. It's héllo, wörld 12!\n\nThe  end.\n"
 

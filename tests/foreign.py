@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import convert, errors
-from pyllmc.layout import GPTConfig
+from pyllmc import convert
+from pyllmc.base import errors
+from pyllmc.tables.layout import GPTConfig
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")

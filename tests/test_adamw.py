@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 COUNTS = [1, 3, 16, 17, 97, 1009, 8191, 8193, 70001]
 STEPS = 10

@@ -13,11 +13,14 @@ from foreign import make_gpt2
 
 import pyllmc
 import train_gpt2 as reference
-from pyllmc import check, convert, files, grade, prepro, sample, vocabularies
+from pyllmc import check, convert, grade, sample
+from pyllmc.base import files
 from pyllmc.convert import hub
-from pyllmc.layout import GPTConfig
+from pyllmc.engine.checkpoint import read_tokenizer
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import dataset, vocabularies
 from pyllmc.trainer import Options
-from pyllmc.writer import open_model, read_tokenizer
+from pyllmc.writer import open_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sat on the mat", "a dog ran to the sun", "we saw the moon"] * 9
@@ -32,7 +35,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("data") / "words"
-    prepro.write_dataset(TEXTS, out, tokenizer=tokenizer, val_fraction=0.2)
+    dataset.write_dataset(TEXTS, out, tokenizer=tokenizer, val_fraction=0.2)
     return out
 
 
@@ -105,7 +108,7 @@ def test_a_run_goes_on_without_the_weights_it_began_with(origin, data, tmp_path,
 
 
 def test_the_vocabulary_of_adopted_weights_is_checked(origin, tmp_path):
-    prepro.write_dataset(TEXTS, tmp_path / "other", tokenizer="char")
+    dataset.write_dataset(TEXTS, tmp_path / "other", tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match=f"^{origin / 'hf'} has V=.* the tokenizer of the data"):
         events(model=origin / "hf", data=tmp_path / "other")
 
@@ -236,7 +239,7 @@ def test_a_name_of_the_hub_that_is_none():
 def test_a_size_comes_before_a_file_of_that_name(origin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt-nano").write_bytes((origin / "model.bin").read_bytes())
-    options = Options(pyllmc._ffi.load())
+    options = Options(pyllmc.engine._ffi.load())
     options.set("model", "gpt-nano")
     pyllmc.adopt.adopt_model(options)
     assert pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9).config.n_embd == 48

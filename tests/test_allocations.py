@@ -12,8 +12,8 @@ import pytest
 import tfwriter
 from test_tokenizer_c import made_up_vocab_bpe
 
-from pyllmc import prepro
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 WRAPPED = "malloc calloc realloc free strdup strndup posix_memalign fopen opendir glob".split()
@@ -55,7 +55,7 @@ def program(tmp_path_factory) -> Path:
 def test_every_allocation_may_fail(program, tmp_path):
     """An error with its message, nothing lost, nothing locked: the next attempt begins as the first did."""
     data = tmp_path / "data"
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat on the mat", "a dog ran:\n"] * 30, data, tokenizer="char", val_fraction=0.1
     )
     (tmp_path / "vocab.bpe").write_bytes(made_up_vocab_bpe())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ISAS, Kernel, assert_parity, in_every_way, lib
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import bins
-from pyllmc.bins import DataError, Loader, find_shards, inspect_shard, permute, read_shard, write_shard
+from pyllmc.text import bins
+from pyllmc.text.bins import DataError, Loader, find_shards, inspect_shard, permute, read_shard, write_shard
 
 SEQUENCES = st.lists(st.integers(0, 299), max_size=200)
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from test_tokenizer_c import EOT, UNKNOWN, file_bytes, made_up_vocab_bpe
 from test_tokenizer_c import Tokenizer as InC
 
-from pyllmc import _ffi, bpe, vocabularies
-from pyllmc.files import DataError
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base.files import DataError
+from pyllmc.engine import _ffi
+from pyllmc.text import bpe, vocabularies
+from pyllmc.text.tokenizer import Tokenizer
 
 tiktoken = pytest.importorskip("tiktoken")
 ROOT = Path(__file__).resolve().parent.parent

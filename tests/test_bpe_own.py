@@ -13,9 +13,9 @@ from test_bpe import ROOT, SETTINGS
 from test_tokenizer_c import EOT
 from test_tokenizer_c import Tokenizer as InC
 
-from pyllmc import bpe, vocabularies
-from pyllmc.files import DataError
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base.files import DataError
+from pyllmc.text import bpe, vocabularies
+from pyllmc.text.tokenizer import Tokenizer
 
 TEXTS = [
     "Once upon a time, Tim's cat didn't see 12 Bären — 3 très rouges!\n\n",
@@ -61,7 +61,7 @@ def test_learning_does_not_depend_on_threads_or_the_process(tmp_path):
     """Hash seeds and the number of threads, which the package takes from the environment."""
     pytest.importorskip("tokenizers")
     code = (
-        "import sys; from pyllmc import vocabularies\n"
+        "import sys; from pyllmc.text import vocabularies\n"
         "texts = [f'word{n % 97} and {n % 89}th, {n % 7} cats' for n in range(3000)]\n"
         "vocabularies.train('bpe', texts, 700).save(sys.argv[1])\n"
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import lib
 
-from pyllmc import _ffi, layout
+from pyllmc.engine import _ffi
+from pyllmc.tables import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,8 @@ from conftest import ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import GPTConfig, Model, _ffi
+from pyllmc import GPTConfig, Model
+from pyllmc.engine import _ffi
 
 SETTINGS = settings(
     max_examples=200,

@@ -90,7 +90,8 @@ int mkdir(const char *path, mode_t mode) {
 
 FAULTS = """
 import os, sys
-from pyllmc import Model, GPTConfig, _ffi
+from pyllmc import Model, GPTConfig
+from pyllmc.engine import _ffi
 ffi, lib = _ffi.ffi(), _ffi.load()
 libc = type(ffi)()
 libc.cdef("int setenv(const char *, const char *, int); int unsetenv(const char *);")
@@ -191,7 +192,7 @@ def test_the_remedy_fits_the_error(code, tmp_path, shim):
 TRAIN = """
 import sys
 import pyllmc
-from pyllmc import bins
+from pyllmc.text import bins
 folder = sys.argv[1]
 bins.write_shard(f"{folder}/train.bin", list(range(50)), vocab_size=50)
 trainer = pyllmc.Trainer(data=folder, vocab_size=50, model="gpt-nano", T=4, B=1, out=f"{folder}/made/a/b")
@@ -216,7 +217,8 @@ def test_full_disk(tmp_path):
     """RLIMIT_FSIZE stands in for it: the write is cut short, then refused."""
     program = textwrap.dedent("""
         import resource, signal, sys
-        from pyllmc import Model, _ffi
+        from pyllmc import Model
+        from pyllmc.engine import _ffi
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         model = Model("gpt-nano", B=1, T=4, vocab_size=99, threads=1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 # B, T, V, Vp: V no multiple of a vector, one token more and less than a block, the padding none or more than a row
 SHAPES = [

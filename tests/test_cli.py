@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import lib
 
-from pyllmc import bins, prepro
+from pyllmc.text import bins, dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = [str(ROOT / "train_gpt2")]
@@ -142,7 +142,7 @@ def test_training_starts_from_a_run(program, bad, data):
 def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
     """As are real in text: a byte model that has only seen NULs writes them."""
     data, out = tmp_path / "data", tmp_path / "run"
-    prepro.write_dataset(["\0" * 40 + "z"] * 50, data, tokenizer="byte", eot=False)
+    dataset.write_dataset(["\0" * 40 + "z"] * 50, data, tokenizer="byte", eot=False)
     options = [*TINY, "--max_steps=30", "--lr=0.01", "--val_every=0", "--temperature=0", "--prompt=z"]
     done = run(program, f"--data={data}", f"--out={out}", *options, "--sample_every=30", "--sample_tokens=6")
     assert done.returncode == 0, done.stderr
@@ -184,7 +184,7 @@ def bad(tmp_path_factory, data) -> dict[str, Path]:
     whole = (data / "train_000000.bin").read_bytes()
     large = np.full(500, 60000, np.uint16)
     other = folder / "other"
-    prepro.write_dataset(["0123456789 quite another alphabet"] * 30, other, tokenizer="char")
+    dataset.write_dataset(["0123456789 quite another alphabet"] * 30, other, tokenizer="char")
     subprocess.run(
         [*BINARY, f"--data={data}", f"--out={folder / 'run'}", *TINY, "--max_steps=1"],
         check=True,

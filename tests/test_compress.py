@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from conftest import ISAS, PRECISIONS, Buffers, Kernel, assert_parity, lib
 
 import pyllmc
-from pyllmc import InvalidArgument, yardstick
+from pyllmc import InvalidArgument
+from pyllmc.parity import yardstick
 
 FORMATS = {"bf16": lib.LLMC_BF16, "int8": lib.LLMC_INT8}
 SHAPES = [(1, 2, 1), (1, 7, 5), (1, 33, 18), (3, 48, 49), (5, 131, 40), (1, 768, 50), (4, 770, 33), (40, 331, 17),

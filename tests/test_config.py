@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import pyllmc
 import train_gpt2
-from pyllmc import options as as_text
-from pyllmc._ffi import InvalidArgument
+from pyllmc.engine._ffi import InvalidArgument
+from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent

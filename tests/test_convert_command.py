@@ -16,13 +16,14 @@ import tfwriter
 from converted import make_model, tokenizer_of
 
 import pyllmc
-from pyllmc import GPTConfig, Model, Writer, prepro
-from pyllmc.convert import export, numbers
+from pyllmc import GPTConfig, Model, Writer
+from pyllmc.base.files import DataError, FileFailure, MalformedFile
+from pyllmc.convert import dtypes, export
 from pyllmc.convert.__main__ import main
+from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.export import save
-from pyllmc.convert.origin import find_tokenizer
-from pyllmc.files import DataError, FileFailure, MalformedFile
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text import dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 pytest.importorskip("safetensors")
 pytest.importorskip("gguf")
@@ -35,7 +36,7 @@ TO = pytest.mark.parametrize("name", ["hf", "m.gguf", "m.bin"])
 def run(tmp_path_factory) -> Path:
     """A run of 6 steps over letters."""
     folder = tmp_path_factory.mktemp("convert")
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat on the mat"] * 60, folder / "letters", "char", val_fraction=0.1, source="mats"
     )
     sizes = {"model": "gpt-nano", "max_seq_len": 16, "n_layer": 2, "B": 3, "threads": 1}
@@ -302,7 +303,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, says):
 @TO
 def test_what_does_not_read_back_is_not_put_in_place(tmp_path, name, monkeypatch):
     def wrong(x, dtype):
-        made = numbers.narrow(x, dtype).copy()
+        made = dtypes.narrow(x, dtype).copy()
         made.reshape(-1)[-1:].view(np.uint32)[:] ^= 1  # one bit
         return made
 

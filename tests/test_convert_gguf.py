@@ -10,12 +10,12 @@ import pytest
 from converted import TEXT, logits, make_model, tokenizer_of
 
 from pyllmc import GPTConfig, Writer
-from pyllmc.bpe import EOT_PIECE
+from pyllmc.base.files import DataError
 from pyllmc.convert.export import save
-from pyllmc.convert.vocabulary import Unexpressible, gguf_lists
-from pyllmc.files import DataError
-from pyllmc.tokenizer import BYTES, Tokenizer
-from pyllmc.vocabularies import gpt2, train
+from pyllmc.text.bpe import EOT_PIECE
+from pyllmc.text.tokenizer import BYTES, Tokenizer
+from pyllmc.text.tokenizer_formats import Unexpressible, gguf_lists
+from pyllmc.text.vocabularies import gpt2, train
 
 gguf = pytest.importorskip("gguf")
 

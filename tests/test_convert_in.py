@@ -31,9 +31,10 @@ from foreign import (
 )
 
 import pyllmc
-from pyllmc import convert, errors
+from pyllmc import convert
+from pyllmc.base import errors
 from pyllmc.convert.pytorch import WeightsWarning
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::pyllmc.convert.pytorch.WeightsWarning")

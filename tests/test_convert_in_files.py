@@ -16,9 +16,10 @@ from foreign import CONFIG, assert_parity, assert_same, gpt2, make_gpt2, ours_of
 from test_checkpoint import llmc_file
 
 import pyllmc
-from pyllmc import convert, errors
+from pyllmc import convert
+from pyllmc.base import errors
 from pyllmc.convert.pytorch import EXACT_GELU, WeightsWarning
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyllmc.convert.pytorch.WeightsWarning")
 

@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllmc import GPTConfig, Model, Writer  # noqa: E402
-from pyllmc.bpe import EOT_PIECE  # noqa: E402
-from pyllmc.convert import numbers, to_hf  # noqa: E402
+from pyllmc.base.files import DataError  # noqa: E402
+from pyllmc.convert import dtypes, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
-from pyllmc.convert.vocabulary import hf_tokenizer, merges_of  # noqa: E402
-from pyllmc.files import DataError  # noqa: E402
-from pyllmc.tokenizer import BYTES, Tokenizer  # noqa: E402
-from pyllmc.vocabularies import train  # noqa: E402
+from pyllmc.text.bpe import EOT_PIECE  # noqa: E402
+from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
+from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of  # noqa: E402
+from pyllmc.text.vocabularies import train  # noqa: E402
 
 KINDS = ["byte", "char", "word", "bpe", "gpt2"]
 CONFIG = GPTConfig(97, 12, 3, 2, 24)
@@ -30,7 +30,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 def rounded(m, dtype):
     """The model with its numbers as that dtype holds them."""
     for name in m.params:
-        m.params[name][:] = numbers.widen(numbers.narrow(m.params[name], dtype), dtype)
+        m.params[name][:] = dtypes.widen(dtypes.narrow(m.params[name], dtype), dtype)
     return m
 
 
@@ -46,9 +46,9 @@ def their_logits(path, ids=IDS):
 @given(st.lists(st.floats(width=32), min_size=1))
 def test_numbers_are_rounded_as_pytorch_rounds(values):
     x = np.array(values, np.float32)
-    bf16 = numbers.widen(numbers.narrow(x, "bf16"), "bf16")
+    bf16 = dtypes.widen(dtypes.narrow(x, "bf16"), "bf16")
     np.testing.assert_array_equal(bf16, torch.from_numpy(x).to(torch.bfloat16).float().numpy())
-    np.testing.assert_array_equal(numbers.narrow(x, "fp16"), torch.from_numpy(x).to(torch.float16).numpy())
+    np.testing.assert_array_equal(dtypes.narrow(x, "fp16"), torch.from_numpy(x).to(torch.float16).numpy())
 
 
 # ---- folders ----

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyllmc import _ffi, cublas
-from pyllmc.errors import NoDevice
+from pyllmc.base.errors import NoDevice
+from pyllmc.engine import _ffi, cublas
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""The data loader: formats, the order of windows, agreement with pyllmc.bins, bad files."""
+"""The data loader: formats, the order of windows, agreement with pyllmc.text.bins, bad files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 
 QUICK = settings(
     max_examples=150,
@@ -274,7 +274,7 @@ def test_resume_at_any_position(tmp_path):
 @given(st.data())
 def test_windows_of_documents_agree_with_python(tmp_path, data):
     """Documents of every length, of one id too, or none at all; window by window, and after a resume."""
-    bins = pytest.importorskip("pyllmc.bins")
+    bins = pytest.importorskip("pyllmc.text.bins")
     folder = tmp_path / str(len(os.listdir(tmp_path)))
     folder.mkdir()
     eot = data.draw(st.sampled_from([-1, 0, 7, 70_000]))
@@ -305,7 +305,7 @@ def test_windows_of_documents_agree_with_python(tmp_path, data):
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_windows_of_documents_beyond_the_buffer(tmp_path, fmt):
     """A file larger than what is scanned at once, with documents across its edges and windows longer than it."""
-    bins = pytest.importorskip("pyllmc.bins")
+    bins = pytest.importorskip("pyllmc.text.bins")
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 200, 600_000)
     path = write(tmp_path / "a.bin", ids, fmt)
@@ -320,7 +320,7 @@ def test_windows_of_documents_beyond_the_buffer(tmp_path, fmt):
 
 @pytest.mark.parametrize("shuffle", [0, 1])
 def test_agrees_with_python(tmp_path, shuffle):
-    bins = pytest.importorskip("pyllmc.bins")
+    bins = pytest.importorskip("pyllmc.text.bins")
     rng = np.random.default_rng(0)
     for s, size in enumerate((301, 17, 1000)):
         write(tmp_path / f"train_{s}.bin", rng.integers(0, 60000, size), "uint32" if s == 1 else "uint16")
@@ -336,7 +336,7 @@ def test_agrees_with_python(tmp_path, shuffle):
 
 
 def test_permute_agrees_with_python():
-    bins = pytest.importorskip("pyllmc.bins")
+    bins = pytest.importorskip("pyllmc.text.bins")
     for N in (1, 2, 3, 5, 16, 17, 1000, 65537, 10**12, 2**62):
         for seed, epoch in [(0, 0), (42, 1), (2**63 - 1, 10**6)]:
             for i in {0, N - 1, N // 2, N // 3}:

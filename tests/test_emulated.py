@@ -13,9 +13,9 @@ import pytest
 from conftest import DEVICES, ffi
 
 import pyllmc
-from pyllmc import prepro
-from pyllmc.errors import InvalidArgument, OutOfMemory
-from pyllmc.layout import GPTConfig
+from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATED = [name for name in DEVICES if name.startswith("emu")]
@@ -57,7 +57,7 @@ def everything(m: pyllmc.Model, losses: list[float], norms: list[float]) -> list
 def letters(tmp_path_factory) -> dict[str, object]:
     """A trainer's options: a tiny model and its data."""
     data = tmp_path_factory.mktemp("data") / "letters"
-    prepro.write_dataset(["the cat sat on the mat " * 9] * 20, data, tokenizer="char", val_fraction=0.1)
+    dataset.write_dataset(["the cat sat on the mat " * 9] * 20, data, tokenizer="char", val_fraction=0.1)
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "B": 2, "T": 16, "grad_accum": 2}
     when = {"val_every": 2, "val_batches": 1, "sample_every": 0, "checkpoint_every": 2}
     return {**sizes, **when, "device": "emu", "data": data}
@@ -116,7 +116,7 @@ CODE = """
 import sys
 sys.path.insert(0, "tests")
 import ctypes, test_emulated
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 name = sys.argv[1]
 if sys.argv[2] == "check":
     test_emulated.SIZES, test_emulated.T, test_emulated.STEPS = test_emulated.SMALLER, 13, 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 13, 7), (3, 5, 48), (37, 1, 17), (2, 11, 768), (2, 3, 1600)]
 V, MAX_T = 29, 16

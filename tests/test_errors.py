@@ -16,7 +16,7 @@ import pytest
 from conftest import ffi
 
 import pyllmc
-from pyllmc import errors, files
+from pyllmc.base import errors, files
 
 ROOT = Path(__file__).resolve().parent.parent
 STATUS = ffi.typeof("enum llmc_status").relements
@@ -145,7 +145,7 @@ def test_ctrl_c_during_the_work_is_quiet(capsys):
 
 SIGTERM = """
 import os, signal, sys, time
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 def work():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -205,7 +205,7 @@ def test_without_a_package_it_is_one_line(name, tmp_path):
 
 
 def test_outside_a_checkout_make_is_not_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "pyllmc" / "errors.py"))
+    monkeypatch.setattr(errors.checkout, "PACKAGE", tmp_path / "pyllmc")
     assert errors.how_to_install("numpy") == "pip install numpy"
 
 
@@ -242,7 +242,7 @@ def test_an_old_python_can_read_the_file_that_refuses_it():
 
 
 def test_a_library_that_is_not_built_is_one_line():
-    code = "from pyllmc import errors, _ffi; import sys; sys.exit(errors.run_command('x', _ffi.load))"
+    code = "from pyllmc.base import errors; from pyllmc.engine import _ffi; import sys; sys.exit(errors.run_command('x', _ffi.load))"
     for path, says in (
         ("none.so", "none.so is not built: run `make`"),
         ("Makefile", "Makefile cannot be loaded"),
@@ -306,7 +306,7 @@ def test_a_full_output_is_one_line_and_5():
 
 TELL = """
 import os
-from pyllmc import errors
+from pyllmc.base import errors
 begin = errors.begin_command
 def begin_and_tell(*packages):
     begin(*packages)

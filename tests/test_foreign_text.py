@@ -18,12 +18,13 @@ from test_dataloader import Loader
 from test_prepro import ROOT, documents_of, tokens
 from test_prepro_tinystories import run_script
 
-from pyllmc import _ffi, bins, foreign_tokenizer, raw_tokens, vocabularies
-from pyllmc.convert.vocabulary import hf_tokenizer, merges_of, printable
-from pyllmc.files import DataError, MalformedFile
-from pyllmc.prepro import write_dataset
-from pyllmc.tokenizer import Tokenizer
-from pyllmc.tokenizer_command import open_tokenizer
+from pyllmc.base.files import DataError, MalformedFile
+from pyllmc.engine import _ffi
+from pyllmc.engine.named import open_tokenizer
+from pyllmc.text import bins, foreign_tokenizer, raw_tokens, vocabularies
+from pyllmc.text.dataset import write_dataset
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of, printable
 
 TEXT = "The cat sat on the mat; a dog ran after it.\n" * 40
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ISAS, assert_parity, ffi
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_PROBE = """

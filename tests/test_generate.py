@@ -8,7 +8,8 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import GPTConfig, InvalidArgument, Model, _ffi
+from pyllmc import GPTConfig, InvalidArgument, Model
+from pyllmc.engine import _ffi
 
 SETTINGS = settings(max_examples=60, deadline=None, database=None)
 V, T = 33, 12

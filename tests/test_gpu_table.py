@@ -12,7 +12,7 @@ import gpu_table
 import pytest
 from bench_process import Failed
 
-from pyllmc import layout
+from pyllmc.tables import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -103,7 +104,7 @@ def ffi_path() -> str:
 
 def test_the_library_leaves_the_process_as_it_was():
     """-ffast-math at link time would switch the whole process to flush-to-zero (RELIABILITY of peers)."""
-    code = "import pyllmc._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
+    code = "import pyllmc.engine._ffi as f; f.load(); x = 5e-324; print(x / 2 == 0, x > 0, float('nan') != float('nan'))"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
@@ -194,3 +195,61 @@ def test_files_stay_short():
     ]
     long = {path.name: n for path in tracked if (n := len(path.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines: {long}"
+
+
+# The rooms of pyllmc/, the lowest first: a file imports from its own room and from lower ones. Above them all is the face,
+# the files of pyllmc/ itself. pyllmc/__init__.py, which every import runs first, imports nothing and holds the version.
+ROOMS = ["base", "tables", "text", "stories", "engine", "draw", "convert", "parity"]
+PYTHON = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "pyllmc").rglob("*.py"))
+    if "lib" not in path.parts
+}
+COMMANDS = [
+    name for name, path in PYTHON.items() if re.search(r"^    begin_command\(", path.read_text(), re.M)
+]
+
+
+def floor_of(module: str) -> int:
+    """The height of its room; a room's command, its __main__, belongs to the face."""
+    parts = module.split(".")
+    if module == "pyllmc":
+        return -1
+    return ROOMS.index(parts[1]) if parts[1] in ROOMS and parts[-1] != "__main__" else len(ROOMS)
+
+
+def imports(module: str) -> set[str]:
+    """The modules of pyllmc that one imports, at once or within a function or for its types."""
+    found = set()
+    for node in ast.walk(ast.parse(PYTHON[module].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: an import that begins with a dot"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in PYTHON else str(node.module) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(PYTHON)
+
+
+def test_every_folder_is_a_room_and_is_installed():
+    assert {"pyllmc.train", "pyllmc.convert.__main__"} < set(COMMANDS)
+    folders = {path.parent.name for path in PYTHON.values()} - {"pyllmc"}
+    assert folders == set(ROOMS)
+    packages = re.search(r"^packages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert ast.literal_eval(packages[1]) == ["pyllmc", *(f"pyllmc.{room}" for room in ROOMS)]
+
+
+@pytest.mark.parametrize("module", PYTHON)
+def test_a_module_imports_from_its_own_room_or_lower_ones(module):
+    up = [name for name in imports(module) if floor_of(name) > floor_of(module)]
+    assert not up, f"{module} imports {up}, which is above it"
+    assert not set(COMMANDS) & imports(module), f"{module} imports a command"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Nor would they if every import stood at the top of its file: what imports nothing that is left goes, until none is."""
+    left = {module: imports(module) - {module} for module in PYTHON}
+    while free := [module for module, wanted in left.items() if not wanted & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"circles among {sorted(left)}"

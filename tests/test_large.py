@@ -7,8 +7,8 @@ import pytest
 from conftest import ISAS, ffi, lib
 
 import pyllmc
-from pyllmc import _ffi
-from pyllmc.arguments import make_config
+from pyllmc.convert.source import make_config
+from pyllmc.engine import _ffi
 
 
 def plan(config: pyllmc.GPTConfig, B: int, T: int, training: bool = True):

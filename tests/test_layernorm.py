@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 # rows of a warp, of several and of more than fits their registers
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 13, 7), (3, 5, 48), (2, 1, 97), (2, 11, 768), (1, 3, 1600), (7, 101, 33),

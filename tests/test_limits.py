@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from pyllmc import bpe_learn, errors, workers
-from pyllmc.errors import OutOfMemory
-from pyllmc.files import DataError
+from pyllmc.base import errors, workers
+from pyllmc.base.errors import OutOfMemory
+from pyllmc.base.files import DataError
+from pyllmc.text import bpe_learn
 
 NO_MORE = BlockingIOError(11, "Resource temporarily unavailable")
 TEXTS = [f"the cat sat on mat {i} " * 20 for i in range(2000)]

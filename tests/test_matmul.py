@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DEVICES, ISAS, Kernel, assert_parity, lib
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 BLOCKED = [isa for isa in ISAS if isa != "reference"]
 TILE = {

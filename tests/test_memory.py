@@ -12,8 +12,9 @@ import pytest
 from conftest import ffi, lib
 
 import pyllmc
-from pyllmc import _ffi, layout
-from pyllmc.arguments import make_config
+from pyllmc.convert.source import make_config
+from pyllmc.engine import _ffi
+from pyllmc.tables import layout
 
 pytest.importorskip("torch")
 from test_model import (  # noqa: E402

@@ -10,11 +10,12 @@ import pytest
 from conftest import DEVICES, ISAS, assert_parity, ffi, lib
 
 import pyllmc
-from pyllmc import layout
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
 
 torch = pytest.importorskip("torch")
-from pyllmc import check, yardstick  # noqa: E402
+from pyllmc import check  # noqa: E402
+from pyllmc.parity import yardstick  # noqa: E402
 
 reference = check.load_reference()
 

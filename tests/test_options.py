@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllmc
-from pyllmc import options as as_text
-from pyllmc import stories
-from pyllmc._ffi import InvalidArgument
+from pyllmc.engine._ffi import InvalidArgument
+from pyllmc.stories import telling
+from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ def test_the_folder_of_the_default_data_is_written_once():
         *ROOT.glob("dev/*.py"),
         ROOT / "train_gpt2.py",
     ]
-    assert Options(lib).get("data") == "data/stories" == stories.default_folder()
+    assert Options(lib).get("data") == "data/stories" == telling.default_folder()
     assert [path.name for path in sources if path.is_file() and "data/stories" in path.read_text()] == [
         "options.def"
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pyllmc
-from pyllmc import prepro
+from pyllmc.text import dataset
 from pyllmc.writer import open_writer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> Path:
     pick = random.Random(1).choice
     text = "".join(pick([SMILE, "é", "한", "—", "世", " "]) for _ in range(4000))
     (folder / "text.txt").write_text(text, encoding="utf-8")
-    prepro.write_dataset([text], folder / "data", tokenizer="byte", eot=False)
+    dataset.write_dataset([text], folder / "data", tokenizer="byte", eot=False)
     list(
         pyllmc.Trainer(
             data=folder / "data", out=folder / "run", max_steps=60, lr=0.01, sample_every=0, **SIZES
@@ -116,7 +116,7 @@ def test_a_prompt_means_the_same_in_every_locale(home):
 
 
 def test_a_text_that_the_locale_does_not_know_reaches_the_engine(home):
-    code = "from pyllmc import _ffi; from pyllmc.trainer import Options; o = Options(_ffi.load());"
+    code = "from pyllmc.engine import _ffi; from pyllmc.trainer import Options; o = Options(_ffi.load());"
     code += r"o.set('prompt', '\u6f22'); print(ascii(o.get('prompt')))"
     done = run(["-c", code], home, LOCALE_OF_C)
     assert done.stdout == rb"'\udce6\udcbc\udca2'" + b"\n", done.stderr

@@ -9,7 +9,7 @@ import paths
 import pytest
 import torch
 
-from pyllmc import yardstick
+from pyllmc.parity import yardstick
 
 PART = [
     "tests/test_matmul.py::test_parity[generic-check_forward]",

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyllmc import curves, plot
-from pyllmc.curves import Curve, read_run
-from pyllmc.picture import DARK, LIGHT, spread
+from pyllmc import plot
+from pyllmc.draw import curves, losses
+from pyllmc.draw.curves import Curve, read_run
+from pyllmc.draw.picture import DARK, LIGHT, spread
 
 STEP = {"step": 1, "loss": 3.5, "lr": 1e-3, "norm": 1.0}
 EVAL = {"step": 1, "val_loss": 3.4}
@@ -67,7 +68,7 @@ def picture_of(tmp_path):
     pytest.importorskip("matplotlib")
 
     def draw(name="long", style=LIGHT, panels=(), x="step", **how):
-        made = plot.picture_of(read_run(train(tmp_path / "run", **(how or RUNS[name]))), style, panels, x)
+        made = losses.picture_of(read_run(train(tmp_path / "run", **(how or RUNS[name]))), style, panels, x)
         made.figure.draw_without_rendering()
         return made
 
@@ -162,7 +163,7 @@ def test_the_best_validation_is_marked(picture_of, name):
     val = made.lines[1].curve
     at = int(np.argmin(val.y))
     assert (made.best.get_xdata()[0], made.best.get_ydata()[0]) == (val.x[at], val.y[at])
-    assert made.note.get_text() == f"best {plot.value(val.y[at])} at step {val.x[at]:,.0f}"
+    assert made.note.get_text() == f"best {losses.value(val.y[at])} at step {val.x[at]:,.0f}"
 
 
 def test_a_title_says_which_run_how_large_and_how_far(tmp_path):
@@ -173,7 +174,7 @@ def test_a_title_says_which_run_how_large_and_how_far(tmp_path):
     config = pyllmc.GPTConfig(vocab_size=300, max_seq_len=16, n_layer=2, n_head=2, n_embd=16)
     pyllmc.Model(config, B=1).save(folder / "best.ckpt")
     (folder / "config.txt").write_text("max_steps=4000\n")
-    made = plot.picture_of(read_run(folder), LIGHT, (), "step")
+    made = losses.picture_of(read_run(folder), LIGHT, (), "step")
     count = sum(x.size for x in pyllmc.Model(config, B=1).params.values())
     assert made.title.get_text() == "cost $5 and $6"
     assert made.subtitle.get_text() == f"{count:,} parameters  ·  150 of 4,000 steps  ·  0.19M tokens"
@@ -203,7 +204,7 @@ def test_tokens_and_panels(picture_of):
 
 def compared(folders, style=LIGHT, x="step"):
     pytest.importorskip("matplotlib")
-    made = plot.comparison_of([read_run(folder) for folder in folders], style, x)
+    made = losses.comparison_of([read_run(folder) for folder in folders], style, x)
     made.figure.draw_without_rendering()
     return made
 

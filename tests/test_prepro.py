@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import prepro, vocabularies
-from pyllmc.bins import DataError, find_shards, read_shard
-from pyllmc.prepro import write_dataset
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text import dataset, vocabularies
+from pyllmc.text.bins import DataError, find_shards, read_shard
+from pyllmc.text.dataset import write_dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = [f"Tim had {n} red balls. He was happy — très happy!\n" * (1 + n % 5) for n in range(250)]
@@ -84,7 +84,7 @@ def test_the_bytes_do_not_depend_on_workers_or_chunks(tmp_path, monkeypatch, kin
     options = {"tokenizer": kind, "val_fraction": 0.07, "shard_tokens": 777}
     write_dataset(STORIES, tmp_path / "one", **options)
     expected = contents(tmp_path / "one")
-    monkeypatch.setattr(prepro, "CHUNK_CHARACTERS", 900)  # many chunks
+    monkeypatch.setattr(dataset, "CHUNK_CHARACTERS", 900)  # many chunks
     for workers in (1, 2, 3):
         write_dataset(iter(STORIES), tmp_path / f"w{workers}", workers=workers, **options)
         assert contents(tmp_path / f"w{workers}") == expected
@@ -100,7 +100,7 @@ def test_the_bytes_do_not_depend_on_workers_or_chunks(tmp_path, monkeypatch, kin
 def test_no_token_is_lost(tmp_path_factory, texts, shard_tokens, chunk, validation):
     out = tmp_path_factory.mktemp("d") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepro, "CHUNK_CHARACTERS", chunk)
+        patch.setattr(dataset, "CHUNK_CHARACTERS", chunk)
         try:
             meta = write_dataset(texts, out, tokenizer="byte", shard_tokens=shard_tokens, **validation)
         except DataError as e:
@@ -144,7 +144,7 @@ def test_more_than_65536_ids_take_uint32(tmp_path):
 STREAM = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from pyllmc.prepro import write_dataset
+from pyllmc.text.dataset import write_dataset
 text = "a little story about a ball and a boy. " * 500
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_dataset((f"{n} {text}" for n in range(100)), sys.argv[2] + "/small", shard_tokens=100_000)
@@ -164,8 +164,8 @@ def test_memory_is_bounded(tmp_path):
 
 
 def test_progress_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepro, "CHUNK_CHARACTERS", 1000)
-    told: list[prepro.Progress] = []
+    monkeypatch.setattr(dataset, "CHUNK_CHARACTERS", 1000)
+    told: list[dataset.Progress] = []
     meta = write_dataset(STORIES, tmp_path / "d", progress=told.append)
     learn, encode = ([p for p in told if p.stage == stage] for stage in ("learn", "encode"))
     assert len(learn) > 5 and len(encode) > 5
@@ -294,7 +294,7 @@ def test_of_two_writers_the_first_wins_whole(tmp_path):
 LIMITED = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1])
-from pyllmc.prepro import DataError, write_dataset
+from pyllmc.text.dataset import DataError, write_dataset
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # as a full disk: writes beyond fail
@@ -324,8 +324,8 @@ def test_unwritable_place(tmp_path):
 ENDLESS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
-from pyllmc.errors import begin_command, run_command
-from pyllmc.prepro import write_dataset
+from pyllmc.base.errors import begin_command, run_command
+from pyllmc.text.dataset import write_dataset
 stories = ("a story " * 100 for _ in itertools.count())
 if __name__ == "__main__":
     begin_command()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepro import ROOT, contents, documents_of, tokens
 
-from pyllmc import characters, readers, vocabularies
-from pyllmc import prepro_command as script
-from pyllmc.bins import DataError
-from pyllmc.prepro import write_dataset
+from pyllmc import prepro as script
+from pyllmc.text import characters, readers, vocabularies
+from pyllmc.text.bins import DataError
+from pyllmc.text.dataset import write_dataset
 
 
 def run_script(*arguments: str, code: int = 0, capsys=None) -> str:

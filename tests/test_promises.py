@@ -173,9 +173,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from pyllmc import bins
+from pyllmc.text import bins
 from pyllmc.convert import huggingface, pytorch
-from pyllmc.errors import LlmcError
+from pyllmc.base.errors import LlmcError
 folder = Path(sys.argv[1])
 
 def refused(name, read):

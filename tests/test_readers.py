@@ -178,7 +178,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path, capsys):
     (folder / "d.rst").write_text("zwölf")
     os.mkfifo(folder / "pipe")
     more = ["--tokenizer", "byte", "--val_tokens", "0", "--out", str(tmp_path / "d")]
-    from pyllmc.prepro_command import main
+    from pyllmc.prepro import main
 
     assert main(["--input", str(folder), *more]) == 0
     assert f"{folder}: left out 3 files that are no text: b.dat, c.bin, pipe\n" in capsys.readouterr().err
@@ -201,7 +201,7 @@ def test_what_comes_in_is_read_as_often_as_needed(tmp_path, command):
 def test_help_shows_examples_and_fits_the_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        from pyllmc.prepro_command import main
+        from pyllmc.prepro import main
 
         main(["--help"])
     out = capsys.readouterr().out
@@ -210,7 +210,7 @@ def test_help_shows_examples_and_fits_the_terminal(monkeypatch, capsys):
 
 
 def test_the_characters_of_a_block_do_not_depend_on_its_size(tmp_path, monkeypatch):
-    from pyllmc import characters
+    from pyllmc.text import characters
 
     text = "a\r\nzwölf\r\r\n\U0001f600\n"
     (tmp_path / "a.txt").write_bytes(text.encode())

@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch")
 import tfwriter  # noqa: E402
 
 import pyllmc  # noqa: E402
-from pyllmc import check, layout  # noqa: E402
+from pyllmc import check  # noqa: E402
 from pyllmc.convert.huggingface import BUFFERS  # noqa: E402
-from pyllmc.convert.state import MATRICES  # noqa: E402
-from pyllmc.layout import GPTConfig  # noqa: E402
+from pyllmc.convert.recipes import MATRICES  # noqa: E402
+from pyllmc.tables import layout  # noqa: E402
+from pyllmc.tables.layout import GPTConfig  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 reference = check.load_reference()

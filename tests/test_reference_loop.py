@@ -20,8 +20,10 @@ torch = pytest.importorskip("torch")
 
 
 import pyllmc  # noqa: E402
-from pyllmc import bins, check, options, prepro, train  # noqa: E402
-from pyllmc.layout import GPTConfig  # noqa: E402
+from pyllmc import check, train  # noqa: E402
+from pyllmc.tables import options  # noqa: E402
+from pyllmc.tables.layout import GPTConfig  # noqa: E402
+from pyllmc.text import bins, dataset  # noqa: E402
 from pyllmc.trainer import Options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +50,7 @@ def test_the_learning_rate_is_the_engines(schedule, step, max_steps, warmup, fin
 def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "letters"
     texts = ["a cat sat " * 9, "the dog ran off " * 7, "we saw it all " * 8]
-    prepro.write_dataset(
+    dataset.write_dataset(
         [texts[i % 3] for i in range(40)], out, tokenizer="char", val_fraction=0.2, shard_tokens=997
     )
     return out

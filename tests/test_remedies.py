@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pyllmc import options
 from pyllmc.__main__ import commands, hint
+from pyllmc.tables import options
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import ffi, lib
 
-from pyllmc import GPTConfig, Model, _ffi
+from pyllmc import GPTConfig, Model
+from pyllmc.engine import _ffi
 
 torch = pytest.importorskip("torch")
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyllmc
-from pyllmc import GPTConfig, Model, _ffi
+from pyllmc import GPTConfig, Model
+from pyllmc.engine import _ffi
 
 SETTINGS = settings(max_examples=300, deadline=None, database=None)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from conftest import ffi, lib
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 
 
 def rate(kind: str, step: int, max_steps=100, warmup=10, lr=3e-4, final=0.1, decay=0.2) -> float:

@@ -18,7 +18,7 @@ from conftest import ffi, lib
 from test_trainer import TINY
 
 import pyllmc
-from pyllmc import prepro
+from pyllmc.text import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = [str(ROOT / "train_gpt2")]
@@ -34,14 +34,14 @@ if "PYLLMC_LIB" in os.environ:
 def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "letters"
     texts = ["the cat sat on the mat " * 20, "a dog ran " * 20] * 60
-    prepro.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
+    dataset.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
     return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
     """It is one call of a library, of many seconds."""
-    from pyllmc.vocabularies import train
+    from pyllmc.text.vocabularies import train
 
     pick = random.Random(1).choices
     train("bpe", ["".join(pick("ACGT", k=50_000))], 1000).save(tmp_path / "tokenizer.bin")
@@ -69,7 +69,7 @@ class NoThread:
 
 def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
     """As under ulimit -u: the handlers of Python do what the thread would have done."""
-    from pyllmc import signals
+    from pyllmc.base import signals
 
     monkeypatch.setattr(signals, "Thread", NoThread)
     stops = []
@@ -290,7 +290,7 @@ def test_a_second_signal_ends_within_a_piece(program, data):
 
 BUSY = """
 import hashlib, sys
-from pyllmc.errors import begin_command, run_command
+from pyllmc.base.errors import begin_command, run_command
 begin_command()
 def work():
     print("busy", flush=True)
@@ -319,7 +319,8 @@ LIBRARY = """
 import signal
 handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 import pyllmc
-from pyllmc import sample, train, signals
+from pyllmc import sample, train
+from pyllmc.base import signals
 for event in pyllmc.Trainer(data="{data}", max_steps=1, model="gpt-nano", max_seq_len=16, T=7, B=2):
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert signal.set_wakeup_fd(-1) == -1

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-import pyllmc
-from pyllmc import exam, stories, storybook
+from pyllmc.stories import book, exam, telling
+from pyllmc.stories.__main__ import main
 
-ROOT = Path(stories.__file__).parents[1]
+ROOT = Path(telling.__file__).parents[2]
 GOLDEN = "297dffa045e47a1dc42d22b178caf18e51a56dca374ce568a6ab243e946a259b"  # first 200 stories
-NAMES = storybook.GIRLS + storybook.BOYS
+NAMES = book.GIRLS + book.BOYS
 ANY_NAME = "|".join(NAMES)
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -31,14 +31,14 @@ def sha256(texts) -> str:
 
 @pytest.fixture(scope="module")
 def some() -> list[str]:
-    return list(stories.generate(300, seed=11))
+    return list(telling.generate(300, seed=11))
 
 
 # ---- the same bytes everywhere ----
 
 
 def test_golden():
-    assert sha256(stories.generate(200)) == GOLDEN
+    assert sha256(telling.generate(200)) == GOLDEN
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"])
@@ -48,8 +48,8 @@ def test_same_bytes_on_other_pythons(version):
     if not python or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"no python{version} here")
     code = (
-        "import hashlib; from pyllmc import stories; "
-        "print(hashlib.sha256('\\n'.join(stories.generate(200)).encode()).hexdigest())"
+        "import hashlib; from pyllmc.stories import telling; "
+        "print(hashlib.sha256('\\n'.join(telling.generate(200)).encode()).hexdigest())"
     )
     result = subprocess.run(
         [python, "-S", "-c", code],
@@ -63,38 +63,38 @@ def test_same_bytes_on_other_pythons(version):
 
 
 def test_splitmix64_known_answer():
-    dice = stories._Dice(1234567)  # the published generator's first outputs for this seed, upper halves
+    dice = telling._Dice(1234567)  # the published generator's first outputs for this seed, upper halves
     assert [dice.roll(1 << 32) for _ in range(3)] == [
         n >> 32 for n in (6457827717110365317, 3203168211198807973, 9817491932198370423)
     ]
 
 
 def test_a_story_depends_on_seed_and_place_only(some):
-    assert list(stories.generate(7, seed=11)) == some[:7]
-    assert not set(stories.generate(300, seed=12)) & set(some)
-    assert list(stories.generate(0)) == []
+    assert list(telling.generate(7, seed=11)) == some[:7]
+    assert not set(telling.generate(300, seed=12)) & set(some)
+    assert list(telling.generate(0)) == []
     with pytest.raises(ValueError, match="at least 0"):
-        list(stories.generate(-1))
+        list(telling.generate(-1))
 
 
 # ---- what a corpus needs ----
 
 
 def test_vocabulary_is_closed_and_small():
-    vocabulary = {word for text in stories.generate(3000) for word in WORD.findall(text)}
+    vocabulary = {word for text in telling.generate(3000) for word in WORD.findall(text)}
     assert 500 <= len(vocabulary) <= 700
-    later = {word for text in stories.generate(1000, seed=99) for word in WORD.findall(text)}
+    later = {word for text in telling.generate(1000, seed=99) for word in WORD.findall(text)}
     assert later <= vocabulary
 
 
 def test_variety(some):
-    assert len(NAMES) >= 25 and len(storybook.KINDS) >= 12 and len(storybook.PLACES) >= 15
-    assert len(set(storybook.THINGS + storybook.FOODS)) >= 30 and len(stories.PLOTS) >= 8
-    assert set(storybook.TOYS) <= set(storybook.THINGS)
-    told = {word for text in stories.generate(2000) for word in WORD.findall(text)}
-    lists = (NAMES, storybook.KINDS, storybook.PLACES, storybook.THINGS, storybook.FOODS, storybook.SKILLS)
+    assert len(NAMES) >= 25 and len(book.KINDS) >= 12 and len(book.PLACES) >= 15
+    assert len(set(book.THINGS + book.FOODS)) >= 30 and len(telling.PLOTS) >= 8
+    assert set(book.TOYS) <= set(book.THINGS)
+    told = {word for text in telling.generate(2000) for word in WORD.findall(text)}
+    lists = (NAMES, book.KINDS, book.PLACES, book.THINGS, book.FOODS, book.SKILLS)
     assert {word for words in lists for word in words} <= told
-    assert len(set(stories.generate(3000))) == 3000
+    assert len(set(telling.generate(3000))) == 3000
 
 
 def test_stories_are_short_paragraphs_of_good_form(some):
@@ -108,8 +108,8 @@ def test_stories_are_short_paragraphs_of_good_form(some):
 
 
 def test_default_is_several_megabytes():
-    sample = list(stories.generate(500))
-    assert 8e6 <= sum(map(len, sample)) / len(sample) * stories.DEFAULT <= 10e6
+    sample = list(telling.generate(500))
+    assert 8e6 <= sum(map(len, sample)) / len(sample) * telling.DEFAULT <= 10e6
 
 
 # ---- the exam accepts what the grammar tells ----
@@ -117,18 +117,18 @@ def test_default_is_several_megabytes():
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 2**31, 2**64 - 1])
 def test_accepts_its_own_stories(seed):
-    texts = list(stories.generate(150, seed))
+    texts = list(telling.generate(150, seed))
     result = exam.exam(texts, texts)
     assert result == (150, result.sentences, 1, 1, 1, 1)
 
 
 def test_every_variant_of_every_template_is_read_back():
-    dice = stories._Dice(5)
-    for template, variants in stories.VARIANTS.items():
+    dice = telling._Dice(5)
+    for template, variants in telling.VARIANTS.items():
         for variant in variants:
-            sentence = variant.format_map(stories._cast(dice))
-            assert template in stories.readings(sentence), sentence
-            assert stories.split_sentences(sentence + " Then") == ([sentence], "Then")
+            sentence = variant.format_map(telling._cast(dice))
+            assert template in telling.readings(sentence), sentence
+            assert telling.split_sentences(sentence + " Then") == ([sentence], "Then")
 
 
 def test_white_space_does_not_matter(some):
@@ -165,7 +165,7 @@ def wrong_pronoun(text: str) -> str | None:
 
 def on_sentences(change):
     def spoil(text: str) -> str:
-        return " ".join(change(stories.split_sentences(text)[0]))
+        return " ".join(change(telling.split_sentences(text)[0]))
 
     return spoil
 
@@ -179,12 +179,12 @@ def shuffled(sentences: list[str]) -> list[str]:
 
 SPOILT = {
     "name": swap_last_mention(NAMES),
-    "kind": swap_last_mention(storybook.KINDS),
-    "object": swap_last_mention(storybook.THINGS),
-    "food": swap_last_mention(storybook.FOODS),
-    "place": swap_last_mention(list(storybook.PLACES)),
-    "look": swap_last_mention(storybook.LOOKS),
-    "skill": swap_last_mention(storybook.SKILLS),
+    "kind": swap_last_mention(book.KINDS),
+    "object": swap_last_mention(book.THINGS),
+    "food": swap_last_mention(book.FOODS),
+    "place": swap_last_mention(list(book.PLACES)),
+    "look": swap_last_mention(book.LOOKS),
+    "skill": swap_last_mention(book.SKILLS),
     "pronoun": wrong_pronoun,
     "one name for both": lambda text: re.sub(ANY_NAME, re.search(ANY_NAME, text)[0], text),
     "shuffled": on_sentences(shuffled),
@@ -218,7 +218,7 @@ def test_rejects_spoilt_stories(how, some):
     "text", ["", " \n ", ".", "!!!", '"', "Mia.", "the the the", "Once upon a time.", "\x00 é 1 [x]"]
 )
 def test_rejects_what_is_no_story(text):
-    result = exam.exam([text], stories.generate(20))
+    result = exam.exam([text], telling.generate(20))
     assert result.stories == 1
     assert (result.sentences_ok, result.stories_ok, result.right_character, result.copied) == (0, 0, 0, 0)
 
@@ -245,7 +245,7 @@ def test_rejects_what_is_no_story(text):
     ],
 )
 def test_sentences(sentence, ok):
-    assert bool(stories.readings(sentence)) == bool(ok)
+    assert bool(telling.readings(sentence)) == bool(ok)
 
 
 # ---- the figures ----
@@ -253,11 +253,11 @@ def test_sentences(sentence, ok):
 
 def test_figures_of_a_mixture(some):
     good, alien = some[0], "Cats are nice. Dogs bark."
-    hero = stories.readings(stories.split_sentences(good)[0][0])
+    hero = telling.readings(telling.split_sentences(good)[0][0])
     (name,) = next(iter(hero.values()))["hero"]
-    sentences = len(stories.split_sentences(good)[0])
+    sentences = len(telling.split_sentences(good)[0])
     result = exam.exam([good, alien, some[1], ""], [some[1]])
-    total = sentences + 2 + len(stories.split_sentences(some[1])[0])
+    total = sentences + 2 + len(telling.split_sentences(some[1])[0])
     assert result.stories == 4 and result.sentences == total
     assert result.sentences_ok == pytest.approx((total - 2) / total)
     assert (result.stories_ok, result.copied, result.right_character) == (0.5, 0.25, 1)
@@ -282,14 +282,14 @@ def test_report_names_every_figure(some):
 
 def test_cut_off_texts(some):
     for text in some[:60]:
-        *_, last = stories.split_sentences(text)[0]
+        *_, last = telling.split_sentences(text)[0]
         cut = " ".join(text.split()[: len(text.split()) * 2 // 3]).rstrip('.!?"')
         whole, begun = exam.exam([cut], some), exam.exam([cut], some, complete=False)
         assert whole.stories_ok == 0 and whole.sentences == begun.sentences + 1 and whole.copied == 0
         assert (begun.sentences_ok, begun.stories_ok, begun.copied) == (1, 1, 1)
         assert exam.exam([text[: -len(last)] + "and"], complete=False).stories_ok == 1
         # An end mark says that the story is over, also where texts may be cut off.
-        assert exam.exam([" ".join(stories.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
+        assert exam.exam([" ".join(telling.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
         spoilt = wrong_pronoun(text)
         assert not spoilt or exam.exam([spoilt + " Then"], complete=False).stories_ok == 0
     assert exam.exam(["Once upon a"], complete=False)[:4] == (1, 0, 0, 0)
@@ -312,20 +312,20 @@ def run(*args: str, text: str = "") -> subprocess.CompletedProcess[str]:
 def test_print():
     result = run("--print", "3", "--seed", "4")
     assert result.returncode == 0
-    assert result.stdout == "\n\n".join(stories.generate(3, 4)) + "\n"
+    assert result.stdout == "\n\n".join(telling.generate(3, 4)) + "\n"
 
 
 @pytest.mark.parametrize("separator", ["\n", "\n\n", "\n \n\n", "<|endoftext|>", "\n<|endoftext|>\n"])
 def test_exam_of_a_file(separator, tmp_path, capsys):
     file = tmp_path / "samples.txt"
-    file.write_text(separator.join([*stories.generate(4), *stories.generate(4, seed=2)]) + separator)
-    assert stories.main(["--exam", str(file), "--stories", "4"]) == 0
+    file.write_text(separator.join([*telling.generate(4), *telling.generate(4, seed=2)]) + separator)
+    assert main(["--exam", str(file), "--stories", "4"]) == 0
     shares = re.findall(r"[\d.]+%|\d+$", capsys.readouterr().out, re.MULTILINE)
     assert shares[0] == "8" and shares[2:] == ["100.0%", "100.0%", "100.0%", "50.0%"]
 
 
 def test_exam_of_standard_input_and_cut():
-    text = " ".join(next(stories.generate(1)).split()[:40])
+    text = " ".join(next(telling.generate(1)).split()[:40])
     for options, figure in ((), "      0.0%"), (("--cut",), "    100.0%"):
         result = run("--exam", "-", "--stories", "9", *options, text=text)
         assert "whole stories accepted" + figure in result.stdout
@@ -350,7 +350,7 @@ def test_exam_of_standard_input_and_cut():
 )
 def test_wrong_usage(args, capsys):
     with pytest.raises(SystemExit) as exit_:
-        stories.main(args)
+        main(args)
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("pyllmc.stories: ") and error.count("\n") == 1
@@ -369,7 +369,7 @@ def test_bad_files(content, says, code, tmp_path, capsys):
     file = tmp_path / "samples.txt"
     if content is not None:
         file.write_bytes(content)
-    assert stories.main(["--exam", str(file)]) == code
+    assert main(["--exam", str(file)]) == code
     error = capsys.readouterr().err
     assert says in error and str(file) in error and error.count("\n") == 1
 
@@ -380,27 +380,27 @@ def test_data_set_goes_through_prepro(monkeypatch, capsys):
     def write_dataset(documents, out, **options):
         written.update(options, documents=list(documents), out=str(out))
 
-    monkeypatch.setattr(pyllmc, "prepro", types.SimpleNamespace(write_dataset=write_dataset), raising=False)
-    assert stories.main(["--stories", "5", "--seed", "3"]) == 0
-    assert written["documents"] == list(stories.generate(5, 3)) and written["out"] == "data/stories"
+    monkeypatch.setattr(telling, "dataset", types.SimpleNamespace(write_dataset=write_dataset))
+    assert main(["--stories", "5", "--seed", "3"]) == 0
+    assert written["documents"] == list(telling.generate(5, 3)) and written["out"] == "data/stories"
     assert (written["tokenizer"], written["val_fraction"]) == ("word", 0.01) and "seed 3" in written["source"]
 
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(pyllmc, "prepro", types.SimpleNamespace(write_dataset=full))
-    assert stories.main(["--out", "x"]) == 5
+    monkeypatch.setattr(telling, "dataset", types.SimpleNamespace(write_dataset=full))
+    assert main(["--out", "x"]) == 5
     assert capsys.readouterr().err == "pyllmc.stories: no space left\n"
 
 
 def test_the_option_that_replaces_a_data_set_is_the_one_that_is_named(tmp_path, capsys):
     out = ["--out", str(tmp_path / "d"), "--stories", "3"]
-    assert stories.main(out) == 0
-    assert stories.main(out) == 2
+    assert main(out) == 0
+    assert main(out) == 2
     assert "is a data set already: choose another output place, or replace it with --overwrite" in (
         capsys.readouterr().err
     )
-    assert stories.main([*out, "--overwrite"]) == 0
+    assert main([*out, "--overwrite"]) == 0
     with pytest.raises(SystemExit) as stop:
-        stories.main(["--print", "1", "--overwrite"])
+        main(["--print", "1", "--overwrite"])
     assert stop.value.code == 2

@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import adopt, convert, layout, prepro, trainer, views, writer
+from pyllmc import adopt, convert, trainer, writer
 from pyllmc.convert import hub
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.engine import arena
+from pyllmc.tables import layout
+from pyllmc.text import dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 SECONDS = 20  # that one call may take
 
@@ -81,10 +84,9 @@ WRONG: dict[str, object] = {
     "numpy's nan": np.float32("nan"),
 }
 MODULES = (convert, hub, adopt, writer)  # documented beside the names of the package
-MORE = (trainer.Options, views.Views)  # what the names of the package hand out
+MORE = (trainer.Options, arena.Views)  # what the names of the package hand out
 FUNCTIONS = (layout.config_of, layout.is_size)
 NOT_CALLED = {  # what needs no caller's argument, or belongs to the engine's own inside
-    "read_tokenizer",
     "open_tokenizer",
     "write_text",
     "adopt_model",
@@ -95,7 +97,7 @@ NOT_CALLED = {  # what needs no caller's argument, or belongs to the engine's ow
 def place(tmp_path_factory):
     """A folder with a run and data, in which every call is made."""
     folder = tmp_path_factory.mktemp("surface")
-    prepro.write_dataset(
+    dataset.write_dataset(
         ["the cat sat", "a dog ran"] * 20, folder / "data", tokenizer="char", val_fraction=0.2
     )
     for _ in pyllmc.Trainer(data=folder / "data", out=folder / "run", **TINY, max_steps=1):
@@ -165,10 +167,10 @@ class Good:
     def object_of(self, kind: type) -> object:
         made: dict[type, Callable] = {
             pyllmc.Model: lambda: self.model,
-            views.Views: lambda: self.views,
+            arena.Views: lambda: self.views,
             Tokenizer: lambda: self.tokenizer,
             pyllmc.GPTConfig: lambda: self.model.config,
-            trainer.Options: lambda: trainer.Options(pyllmc._ffi.load()),
+            trainer.Options: lambda: trainer.Options(pyllmc.engine._ffi.load()),
             pyllmc.Writer: lambda: pyllmc.Writer(self.model, self.tokenizer),
             pyllmc.Chat: lambda: pyllmc.Chat(self.values["source"], sample_tokens=1, template="story"),
             pyllmc.Trainer: lambda: pyllmc.Trainer(
@@ -191,7 +193,7 @@ def classes() -> list[type]:
 def surface() -> Iterator[tuple[str, type | None, str]]:
     """(how it is called, its class, its name; "" for the class itself) of everything public."""
     for kind in classes():
-        if kind not in (trainer.Options, views.Views):
+        if kind not in (trainer.Options, arena.Views):
             yield kind.__name__, kind, ""
         for name, member in inspect.getmembers(kind):
             if is_public(name) and (callable(member) or isinstance(member, property)):
@@ -361,7 +363,7 @@ def test_the_message_names_the_argument_and_what_was_given(named, good):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("maker", [pyllmc.Trainer, pyllmc.Chat])
 def test_named_options_of_wrong_types(maker, good, in_time):
-    from pyllmc.options import options
+    from pyllmc.tables.options import options
 
     for name in options("SHARED", "SHARED_CALL"):
         for label, value in WRONG.items():
@@ -380,7 +382,7 @@ def test_named_options_of_wrong_types(maker, good, in_time):
 
 
 @pytest.mark.parametrize(
-    "kind", [pyllmc.Model, pyllmc.Trainer, pyllmc.Writer, pyllmc.Chat, trainer.Options, views.Views]
+    "kind", [pyllmc.Model, pyllmc.Trainer, pyllmc.Writer, pyllmc.Chat, trainer.Options, arena.Views]
 )
 @pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_what_lives_in_the_engine_says_what_to_do_instead_of_copying(kind, way, good):

@@ -10,8 +10,10 @@ from conftest import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllmc import _ffi, bpe, layout, options
-from pyllmc.layout import GPTConfig
+from pyllmc.engine import _ffi
+from pyllmc.tables import layout, options
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import bpe
 from pyllmc.trainer import Options
 
 KINDS = {lib.LLMC_PARAM: ("PARAM", "LAYER_PARAM"), lib.LLMC_ACT: ("ACT",), lib.LLMC_LAYER_ACT: ("LAYER_ACT",)}

@@ -16,7 +16,8 @@ from conftest import ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import GPTConfig, Model, _ffi
+from pyllmc import GPTConfig, Model
+from pyllmc.engine import _ffi
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = GPTConfig(vocab_size=70, max_seq_len=16, n_layer=12, n_head=2, n_embd=8)

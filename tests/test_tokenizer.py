@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pyllmc import vocabularies
-from pyllmc.bpe import EOT_PIECE
-from pyllmc.tokenizer import DataError, Tokenizer
-from pyllmc.vocabularies import train
+from pyllmc.text import vocabularies
+from pyllmc.text.bpe import EOT_PIECE
+from pyllmc.text.tokenizer import DataError, Tokenizer
+from pyllmc.text.vocabularies import train
 
 STORY = "Tim had a ball. Tim's ball was red — très red!\n\nOnce, Tim didn't see 12 balls.\n" * 3
 ALL_BYTES = [bytes([b]) for b in range(256)]
@@ -339,8 +339,8 @@ def test_standard_library_is_enough(tmp_path):
     """Without site-packages: learn, encode, save, load, write a data set; numpy is asked for by name."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pyllmc import bins, tokenizer, prepro\n"
-        "prepro.write_dataset(['a b c d'] * 9, sys.argv[2], tokenizer='word')\n"
+        "from pyllmc.text import bins, tokenizer, dataset\n"
+        "dataset.write_dataset(['a b c d'] * 9, sys.argv[2], tokenizer='word')\n"
         "t = tokenizer.Tokenizer.load(sys.argv[2] + '/tokenizer.bin')\n"
         "assert t.decode(t.encode('a b')) == 'a b'\n"
         "assert not {'numpy', 'tiktoken', 'rich', 'datasets', 'pyarrow'} & set(sys.modules)\n"

@@ -13,9 +13,10 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc import _ffi, bpe, tokenizer
-from pyllmc.files import DataError
-from pyllmc.vocabularies import train
+from pyllmc.base.files import DataError
+from pyllmc.engine import _ffi
+from pyllmc.text import bpe, tokenizer
+from pyllmc.text.vocabularies import train
 
 SETTINGS = settings(max_examples=200, deadline=None, database=None)
 UNKNOWN, LONGEST = 0, 1

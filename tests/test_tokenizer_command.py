@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_c import made_up_vocab_bpe
 
-from pyllmc import prepro, tokenizer_command, vocabularies
+from pyllmc.text import dataset, vocabularies
+from pyllmc.tokenizer import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat"] * 60
@@ -20,13 +21,13 @@ TEXTS = ["the cat sat on the mat", "a dog ran after the cat"] * 60
 def data(tmp_path_factory) -> Path:
     pytest.importorskip("tokenizers")
     out = tmp_path_factory.mktemp("data") / "pairs"
-    prepro.write_dataset(TEXTS, out, tokenizer="bpe", max_vocab=300, val_fraction=0.1)
+    dataset.write_dataset(TEXTS, out, tokenizer="bpe", max_vocab=300, val_fraction=0.1)
     return out
 
 
 def command(capsys, *arguments: str, code: int = 0) -> str:
     """What it prints; an error is one line."""
-    found = tokenizer_command.main(list(map(str, arguments)))
+    found = main(list(map(str, arguments)))
     out, err = capsys.readouterr()
     assert found == code, err
     assert err.count("\n") == bool(code)
@@ -60,7 +61,7 @@ def test_a_run_carries_its_byte_pairs(data, tmp_path, capsys):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sample: the cät's 12".encode() in done.stdout
-    own = prepro.Tokenizer.load(data / "tokenizer.bin")
+    own = dataset.Tokenizer.load(data / "tokenizer.bin")
     for source in (data, run, run / "last.ckpt", data / "tokenizer.bin"):
         ids = [int(i) for i in command(capsys, "encode", source, "the cät's 12").split()]
         assert ids == own.encode("the cät's 12")
@@ -96,7 +97,7 @@ def test_a_folder_of_openais_has_its_vocabulary(tmp_path, capsys):
 def test_the_work_is_shown(data, tmp_path, capsys):
     pytest.importorskip("regex")
     pieces = [*(bytes([b]) for b in range(256)), b"he", b" t", b"\xc3\xa9", b" the", b"<|endoftext|>"]
-    tokenizer = prepro.Tokenizer(pieces, "gpt2", 260)
+    tokenizer = dataset.Tokenizer(pieces, "gpt2", 260)
     tokenizer.save(tmp_path / "t.bin")
     assert command(capsys, "encode", tmp_path / "t.bin", "é the", "--show-work").splitlines() == [
         "text     'é the'",

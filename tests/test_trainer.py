@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import bins, prepro
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.text import bins, dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 TINY = {
     "model": "gpt-nano",
@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
     """Several shards of unequal size over a small alphabet."""
     out = tmp_path_factory.mktemp("data") / "letters"
     words = ["the cat sat on the mat", "a dog ran", "we all saw the sun and the moon"]
-    prepro.write_dataset(
+    dataset.write_dataset(
         [words[i % 3] * (1 + i % 4) for i in range(80)],
         out,
         tokenizer="char",
@@ -319,7 +319,7 @@ def test_weights_of_a_file_are_the_start_and_their_vocabulary_must_fit(data, tmp
     tuned = losses(data=data, model=first / "last.ckpt", max_steps=1, B=3, T=7, **QUIET)
     assert math.isfinite(tuned[0])
     other = tmp_path / "other"
-    prepro.write_dataset(["quite another alphabet: 0123456789"] * 20, other, tokenizer="char")
+    dataset.write_dataset(["quite another alphabet: 0123456789"] * 20, other, tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match="V="):
         pyllmc.Trainer(data=other, model=first / "last.ckpt", B=3, T=7)
 
@@ -330,7 +330,7 @@ def test_ids_that_mean_something_else_are_refused(data, tmp_path):
     list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
     before = content(run)
     words = ["the cat sat on the mat", "a dog ran", "we all saw the sun and the moon"]
-    prepro.write_dataset([word.replace("m", "z") for word in words] * 40, other, tokenizer="char")
+    dataset.write_dataset([word.replace("m", "z") for word in words] * 40, other, tokenizer="char")
     assert (
         Tokenizer.load(other / "tokenizer.bin").vocab_size
         == Tokenizer.load(data / "tokenizer.bin").vocab_size

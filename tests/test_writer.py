@@ -15,9 +15,10 @@ from test_generate import Generation
 from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
-from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer, _ffi
+from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer
 from pyllmc.convert.export import save
-from pyllmc.tokenizer import BYTES
+from pyllmc.engine import _ffi
+from pyllmc.text.tokenizer import BYTES
 from pyllmc.writer import open_writer
 
 ROOT = Path(__file__).resolve().parent.parent

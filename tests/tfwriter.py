@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 MAGIC = 0xDB4775248B80FB57
 NAMES = {  # of a layer: ours, TensorFlow's

@@ -8,97 +8,15 @@ Importing this loads nothing heavy; each reader imports what it needs when it is
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 if TYPE_CHECKING:
-    import pathlib
-
     import numpy as np
 
-    from pyllmc.convert.state import Weights
-    from pyllmc.layout import GPTConfig
+    from pyllmc.convert.recipes import Weights
+    from pyllmc.tables.layout import GPTConfig
 
 Path = Union[str, "os.PathLike[str]"]
-
-
-class Kind(NamedTuple):
-    """A reader: the module that reads it, and its name for people ("": the engine tells)."""
-
-    module: str
-    opener: str
-    words: str
-
-
-ENGINE = Kind("engine", "open_file", "")
-FOLDER = Kind("huggingface", "open_folder", "Hugging Face folder")
-ONE_FILE = Kind("huggingface", "open_file", "file of a Hugging Face folder")
-PYTORCH = Kind("pytorch", "open_file", "PyTorch file")
-OTHERS = {b"GGUF": "GGUF, which is written here, not read", b"\x89HDF": "HDF5; save it as safetensors"}
-IN_FOLDER = ("ckpt.pt", "model.pt")  # what nanoGPT and minGPT call theirs
-WANTED = "config.json with *.safetensors or pytorch_model*.bin, ckpt.pt, model.pt, model.ckpt.*, best.ckpt, last.ckpt"
-
-
-def _kind_of_folder(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
-    from pyllmc.convert import engine, huggingface
-    from pyllmc.files import FileFailure
-
-    if engine.is_run(path) or engine.is_bundle(path):
-        return ENGINE, path
-    config = path / "config.json"
-    if config.exists() and "model_type" in huggingface.read_json(config):
-        return FOLDER, path
-    for name in IN_FOLDER:
-        if (path / name).exists():
-            return _kind_of_file(path / name)
-    if config.exists():
-        return FOLDER, path
-    raise FileFailure(f"{path} is a folder without weights: expected {WANTED}")
-
-
-def _kind_of_file(path: pathlib.Path) -> tuple[Kind, pathlib.Path]:
-    from pyllmc.files import MalformedFile, check_regular, reading
-
-    check_regular(path)
-    with reading(str(path)), open(path, "rb") as file:
-        head = file.read(9)
-    if other := OTHERS.get(head[:4]):
-        raise MalformedFile(f"{path} is {other}")
-    if path.suffix == ".safetensors" or head[8:] == b"{":
-        return ONE_FILE, path
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        beside = path.name.startswith("pytorch_model") and (path.parent / "config.json").exists()
-        return (ONE_FILE if beside else PYTORCH), path
-    return ENGINE, path  # which says what else it may be
-
-
-def _find(path: Path, revision: str | None = None) -> tuple[Kind, pathlib.Path]:
-    """Who reads it, and where it is by now."""
-    from pathlib import Path as Local
-
-    from pyllmc.checks import as_path, as_text
-    from pyllmc.convert import engine, hub
-    from pyllmc.files import FileFailure, explain_os_errors
-
-    name = as_path("path", path)
-    revision = None if revision is None else as_text("revision", revision)
-    local = Local(name)
-    with explain_os_errors("read", name, "check the path and its permissions"):
-        if local.is_dir():
-            return _kind_of_folder(local)
-        if engine.is_bundle(local):
-            return ENGINE, local
-        if local.exists():
-            return _kind_of_file(local)
-    if hub.repository(name):
-        return FOLDER, hub.fetch(name, revision)
-    if name in hub.OPENAI:
-        raise FileFailure(f"{name} is a size, and there is no such file: OpenAI's weights are hub:{name}")
-    raise FileFailure(f"{name} does not exist: give a file or folder of weights, or hub:owner/name")
-
-
-def is_engines(path: Path) -> bool:
-    """Whether the C engine reads what is at an existing path; MalformedFile where nobody does."""
-    return _find(path)[0] == ENGINE
 
 
 def detect(path: Path) -> str:
@@ -106,29 +24,20 @@ def detect(path: Path) -> str:
 
     Raises MalformedFile or FileFailure where it is nothing that `load` takes.
     """
-    kind, where = _find(path)
-    if kind.words:
-        return kind.words
-    from pyllmc.convert import engine
+    from pyllmc.convert import native
+    from pyllmc.convert.kinds import find
 
-    return engine.describe(where)
+    found = find(path)
+    return found.kind.words or native.describe(found.where)
 
 
 def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) -> Weights:
     """What `load` loads, checked but for the numbers, its tensors one at a time: for whoever has a place for each."""
-    from importlib import import_module
-
-    from pyllmc.checks import as_int
+    from pyllmc.base.checks import as_int
+    from pyllmc.convert.kinds import find
 
     n_head = as_int("n_head", n_head)
-    kind, where = _find(path, revision)
-    opener = getattr(import_module(f"pyllmc.convert.{kind.module}"), kind.opener)
-    found: Weights = opener(where, n_head) if kind == PYTORCH else opener(where)
-    if n_head and found.config.n_head != n_head:
-        from pyllmc.errors import InvalidArgument
-
-        raise InvalidArgument(f"n_head={n_head}, but {where} tells {found.config.n_head}: leave n_head out")
-    return found
+    return find(path, revision).open(n_head)
 
 
 def load(
@@ -147,7 +56,7 @@ def load(
     one line: what, expected, found, remedy.
     """
     if tell is not None and not callable(tell):
-        from pyllmc.checks import refuse
+        from pyllmc.base.checks import refuse
 
         refuse("tell", tell, "a function")
     weights = open_weights(path, revision=revision, n_head=n_head)

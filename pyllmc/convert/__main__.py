@@ -7,17 +7,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyllmc.errors import begin_command, run_command, typed
+from pyllmc.base.errors import begin_command, run_command, typed
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.convert import open_weights
+from pyllmc.convert.companions import find_tokenizer
+from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
-from pyllmc.convert.origin import find_tokenizer, training
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
-from pyllmc.convert.state import Weights
-from pyllmc.options import Parser, at_least
+from pyllmc.convert.recipes import Weights
+from pyllmc.engine.checkpoint import training
+from pyllmc.tables.options import Parser, at_least
 
 PROG = "pyllmc.convert"
 SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,

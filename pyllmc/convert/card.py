@@ -6,12 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyllmc.convert.origin import changed
-from pyllmc.convert.state import parameter_count
-from pyllmc.files import DataError, MissingDependency
-from pyllmc.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base.files import DataError, MissingDependency
+from pyllmc.convert.recipes import parameter_count
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.tables.options import options
+from pyllmc.text.tokenizer import Tokenizer
 
+HIDDEN = (
+    "data",
+    "val_data",
+    "tokenizer",
+    "out",
+    "resume",
+    "config",
+    "overwrite",
+    "plan",
+    "threads",
+    "log_every",
+    "keep",
+)  # of here only
 HEAD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -63,7 +76,7 @@ def model_card(
     read: str,
     has_tokenizer: bool,
 ) -> str:
-    """run: what origin.training() found; notes: what the folder lacks; read: what the weights came from; has_tokenizer:
+    """run: what checkpoint.training() found; notes: what the folder lacks; read: what the weights came from; has_tokenizer:
     whether transformers finds one in the folder."""
     architecture = "gpt_neo" if config.banded else "gpt2"
     sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
@@ -144,3 +157,14 @@ def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(tokens, dict):
         rows.append(("tokens of the data", ", ".join(f"{n:,} {split}" for split, n in tokens.items())))
     return rows
+
+
+def changed(given: dict[str, str]) -> dict[str, str]:
+    """The options that are not as by default, but for those that say nothing to others (paths of this machine)."""
+    kept = {}
+    for name, option in options().items():
+        value = given.get(name, "")
+        if name in HIDDEN or not value or "/" in value or option.read(value) == option.default:
+            continue
+        kept[name] = f"{float(value):g}" if option.type == "FLOAT" else value
+    return kept

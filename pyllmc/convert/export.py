@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyllmc import live
-from pyllmc.convert import card, to_bin, to_gguf, to_hf
-from pyllmc.convert.numbers import check_finite, narrow, widen
-from pyllmc.convert.place import FORMATS, check_dtype, check_place, check_untied, format_of
-from pyllmc.convert.state import targets
-from pyllmc.errors import typed
-from pyllmc.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
-from pyllmc.layout import GPTConfig
-from pyllmc.model import Model
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base import live
+from pyllmc.base.errors import typed
+from pyllmc.base.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
+from pyllmc.convert import card, load, to_bin, to_gguf, to_hf
+from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
+from pyllmc.convert.dtypes import check_finite, narrow, widen
+from pyllmc.convert.recipes import targets
+from pyllmc.engine.arena import load_arena
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.tokenizer import Tokenizer
 
 
 class Exported(NamedTuple):
@@ -62,7 +62,7 @@ def save(
     """Write a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
     tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
-    nearest even). name: of the model, by default the path's. run, read: for the model card, what origin.training() found
+    nearest even). name: of the model, by default the path's. run, read: for the model card, what checkpoint.training() found
     and what the weights came from. overwrite: replace an earlier export, never anything else. untied: of a GGUF, write the
     embedding a second time as output.weight, for llama.cpp before March 2025.
     Raises DataError or OSError in one line; then nothing has changed.
@@ -117,14 +117,10 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
     with atomic_path(job.path) as temporary:
         with writing(job.path):
             to_bin.write_bin(temporary, job.config, job.tensors, job.dtype, tokenizer)
-        engine = Model(temporary, B=1, T=1, training=False)
-        if engine.config != job.config:
-            raise MalformedFile(f"{job.path} reads back as {engine.config}, written was {job.config}")
-        compare(
-            job,
-            ((name, engine.params[name]) for name in engine.params),
-            dict.fromkeys(job.tensors, job.dtype),
-        )
+        arena = load_arena(temporary)
+        if arena.config != job.config:
+            raise MalformedFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
+        compare(job, arena.parameters(), dict.fromkeys(job.tensors, job.dtype))
         check_place(job.path, "bin", overwrite)
     if job.tokenizer and not carries:
         return [
@@ -148,8 +144,6 @@ def _save_gguf(job: Job, overwrite: bool) -> list[str]:
 
 
 def _save_hf(job: Job, overwrite: bool) -> list[str]:
-    from pyllmc.convert import load
-
     need("safetensors", "reading the folder back")
     to_hf.check_hf(job.config, job.tensors)
     with atomic_directory(job.path, lambda: _still(job.path, overwrite)) as folder:

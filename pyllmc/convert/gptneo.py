@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pyllmc.convert.state import Recipe, Shape, config_said, make_config, plain, targets, zeros
-from pyllmc.files import MalformedFile
-from pyllmc.layout import GPTConfig
+from pyllmc.base.files import MalformedFile
+from pyllmc.convert.hf_config import TANH, refuse_other
+from pyllmc.convert.recipes import Recipe, Shape, config_said, make_config, plain, targets, zeros
+from pyllmc.tables.layout import GPTConfig
 
 
 def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
@@ -38,8 +39,6 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
 
 def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     """The sizes of a GPTNeoConfig; refuses what a banded GPT-2 does not compute."""
-    from pyllmc.convert.huggingface import TANH, refuse_other
-
     names = dict(
         max_seq_len="max_position_embeddings", n_layer="num_layers", n_head="num_heads", n_embd="hidden_size"
     )

@@ -10,9 +10,9 @@ import os
 import re
 from pathlib import Path
 
-from pyllmc.checks import as_path, as_text
-from pyllmc.errors import InvalidArgument
-from pyllmc.files import FileFailure, need
+from pyllmc.base.checks import as_path, as_text
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import FileFailure, need
 
 PREFIX = "hub:"
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # on the hub they belong to openai-community

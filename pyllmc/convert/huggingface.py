@@ -11,68 +11,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc.convert import gptneo
-from pyllmc.convert.state import (
+from pyllmc.base.files import FileFailure, MalformedFile, need, reading
+from pyllmc.convert import gptneo, pytorch
+from pyllmc.convert.hf_config import gpt2_config, read_json
+from pyllmc.convert.recipes import (
     MATRICES,
-    TIE,
     Recipe,
     Tensor,
     Weights,
     build,
     check,
-    config_said,
     plain,
     renamed,
     targets,
     turned,
 )
-from pyllmc.files import FileFailure, MalformedFile, need, reading
-from pyllmc.layout import GPTConfig
+from pyllmc.tables.layout import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # causal masks
-TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-# what GPT-2 computes, by keys whose absence means the same
-FIXED: dict[str, tuple[Any, ...]] = {
-    "activation_function": TANH,
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "tie_word_embeddings": (True,),
-    "add_cross_attention": (False,),
-    "quantization_config": (None,),
-}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object; MalformedFile if it is none."""
-    try:
-        with reading(str(path)):
-            found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MalformedFile(f"{path} is not JSON ({error}): copy it again") from None
-    if not isinstance(found, dict):
-        raise MalformedFile(f"{path} is not a JSON object: copy it again")
-    return found
-
-
-# ---- config.json ----
-
-
-def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
-    """What this engine would compute otherwise."""
-    for key, allowed in FIXED.items():
-        found = config.get(key, allowed[0])
-        if found not in allowed:
-            why = TIE if key == "tie_word_embeddings" else "another kind of model"
-            raise MalformedFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: {why}")
-
-
-def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:
-    """The sizes of a GPT2Config."""
-    refuse_other(origin, config)
-    context = "n_ctx" if config.get("n_ctx") and not config.get("n_positions") else "n_positions"
-    return config_said(origin, config, "a GPT-2's", inner="n_inner", max_seq_len=context)
 
 
 def gpt2_recipes(config: GPTConfig) -> dict[str, Recipe]:
@@ -143,8 +100,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    from pyllmc.convert import pytorch
-
     return pytorch.tensors(path, pytorch.read(path))
 
 
@@ -183,9 +138,10 @@ def rename(name: str) -> str:
     return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
 
 
-def open_files(folder: Path, files: list[Path], what: str) -> Weights:
+def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] | None) -> Weights:
+    """said: by the config.json, where it was read already."""
     origin = str(folder / "config.json")
-    said = read_json(folder / "config.json")
+    said = read_json(folder / "config.json") if said is None else said
     config_of, recipes_of, kind = kind_of(said, origin)
     config = config_of(origin, said)
     state: dict[str, Tensor] = {}
@@ -201,14 +157,14 @@ def open_files(folder: Path, files: list[Path], what: str) -> Weights:
     return Weights(f"{what}, {kind}", config, build(where, recipes, state))
 
 
-def open_folder(folder: Path) -> Weights:
+def open_folder(folder: Path, said: dict[str, Any] | None = None) -> Weights:
     if not (folder / "config.json").exists():
         raise MalformedFile(f"{folder} has no config.json: a folder saved by transformers is needed")
-    return open_files(folder, find_files(folder), "Hugging Face folder")
+    return open_files(folder, find_files(folder), "Hugging Face folder", said)
 
 
-def open_file(path: Path) -> Weights:
+def open_file(path: Path, said: dict[str, Any] | None = None) -> Weights:
     """One file, its config.json beside it."""
     if not (path.parent / "config.json").exists():
         raise MalformedFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
-    return open_files(path.parent, [path], f"{path.suffix[1:]} file")
+    return open_files(path.parent, [path], f"{path.suffix[1:]} file", said)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc import layout
-from pyllmc.bpe import GPT2_VOCAB, NANOGPT_VOCAB
-from pyllmc.convert.state import (
+from pyllmc.base.files import MalformedFile, need, reading
+from pyllmc.convert.hf_config import read_json
+from pyllmc.convert.recipes import (
     MATRICES,
     Recipe,
     Tensor,
@@ -31,8 +31,9 @@ from pyllmc.convert.state import (
     turned,
     zeros,
 )
-from pyllmc.files import MalformedFile, need, reading
-from pyllmc.layout import GPTConfig
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 
 ZIP_END = 22  # bytes of an archive's last record
 EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formula: logits differ slightly"
@@ -159,14 +160,15 @@ def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) 
 # ---- minGPT: a state dict alone, which does not tell the heads ----
 
 
-def heads_said(path: Path) -> Any:
-    """n_head of the config.json that minGPT writes beside its model, or of the model_type named there; 0 if unknown."""
-    from pyllmc.convert.huggingface import read_json
+def heads_said(path: Path, said: dict[str, Any] | None) -> Any:
+    """n_head of the config.json that minGPT writes beside its model, or of the model_type named there; 0 if unknown.
 
+    said: by that file, where it was read already.
+    """
     beside = path.parent / "config.json"
-    if not beside.exists():
+    if said is None and not beside.exists():
         return 0
-    said = read_json(beside)
+    said = read_json(beside) if said is None else said
     said = said["model"] if isinstance(said.get("model"), dict) else said
     if said.get("n_head"):
         return said["n_head"]
@@ -178,8 +180,8 @@ def heads_said(path: Path) -> Any:
 
 def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
     """As the caller or the file's folder says. It is never guessed: another number of heads is another model."""
-    if found := heads_said(path) or n_head:
-        return found
+    if n_head:
+        return n_head
     raise MalformedFile(
         f"{path} does not tell the number of heads of its {L} layers of {C} channels: give it with --n_head (n_head= in "
         'Python), or put a config.json with {"n_head": ...} beside it'
@@ -260,8 +262,8 @@ def open_old_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weight
     return finish(path, "state dict of minGPT in 2020", recipes, config, state, (EXACT_GELU,), "head.weight")
 
 
-def open_file(path: Path, n_head: int = 0) -> Weights:
-    """n_head: of a state dict alone, where no config.json beside it says."""
+def open_file(path: Path, n_head: int = 0, said: dict[str, Any] | None = None) -> Weights:
+    """n_head: of a state dict alone, where no config.json beside it says; said: by that file, where it was read already."""
     found = read(path)
     args = found.get("model_args") if isinstance(found, Mapping) else None
     state = found["model"] if isinstance(args, Mapping) and "model" in found else found
@@ -271,4 +273,4 @@ def open_file(path: Path, n_head: int = 0) -> Weights:
         return open_nanogpt(path, named, args)
     if "tok_emb.weight" in named:
         opener = open_old_mingpt
-    return opener(path, named, n_head)
+    return opener(path, named, heads_said(path, said) or n_head)

@@ -15,12 +15,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pyllmc import live
-from pyllmc.bins import HEADER_BYTES, pack_header
-from pyllmc.bins import MODEL_MAGIC as MAGIC
-from pyllmc.convert.numbers import narrow
-from pyllmc.files import flush_to_disk
-from pyllmc.layout import GPTConfig, parameters
+from pyllmc.base import live
+from pyllmc.base.files import flush_to_disk
+from pyllmc.convert.dtypes import narrow
+from pyllmc.tables.layout import GPTConfig, parameters
+from pyllmc.text.bins import HEADER_BYTES, pack_header
+from pyllmc.text.bins import MODEL_MAGIC as MAGIC
 
 VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import live
-from pyllmc.convert.numbers import narrow
-from pyllmc.convert.state import targets
-from pyllmc.convert.vocabulary import Lists, Unexpressible, eot_text, gguf_lists
-from pyllmc.files import DataError, MalformedFile, flush_to_disk, need
-from pyllmc.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base import live
+from pyllmc.base.files import DataError, MalformedFile, flush_to_disk, need
+from pyllmc.convert.dtypes import narrow
+from pyllmc.convert.recipes import targets
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.tokenizer_formats import Lists, Unexpressible, eot_text, gguf_lists
 
 ARCH = "gpt2"
 HEAD = "output.weight"

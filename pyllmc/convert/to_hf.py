@@ -14,13 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc import live
-from pyllmc.convert.numbers import DTYPES, narrow
-from pyllmc.convert.state import MATRICES, targets
-from pyllmc.convert.vocabulary import WHY, Unexpressible, eot_text, hf_tokenizer, merges_of, names, printable
-from pyllmc.files import DataError, MissingDependency, flush_to_disk, need
-from pyllmc.layout import GPTConfig
-from pyllmc.tokenizer import Tokenizer
+from pyllmc.base import live
+from pyllmc.base.files import DataError, MissingDependency, flush_to_disk, need
+from pyllmc.convert.dtypes import DTYPES, narrow
+from pyllmc.convert.recipes import MATRICES, targets
+from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.tokenizer_formats import (
+    WHY,
+    Unexpressible,
+    eot_text,
+    hf_tokenizer,
+    merges_of,
+    names,
+    printable,
+)
 
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SAFETENSORS_NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from device import DeviceKernel
 
-from pyllmc import _ffi
+from pyllmc.engine import _ffi
 
 LIBRARY = ctypes.CDLL(os.environ["PYLLMC_LIB"])
 TEXT = ctypes.create_string_buffer(1 << 16)

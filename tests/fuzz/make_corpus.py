@@ -15,7 +15,8 @@ sys.path[:0] = [str(CORPUS.parents[2]), str(CORPUS.parents[1])]
 import numpy as np  # noqa: E402
 import tfwriter  # noqa: E402
 
-from pyllmc import bins, layout  # noqa: E402
+from pyllmc.tables import layout  # noqa: E402
+from pyllmc.text import bins  # noqa: E402
 
 AS_IS, CHECKSUM = 1, 2  # fuzz.h
 OTHER_MODEL = 4  # fuzz_model.c

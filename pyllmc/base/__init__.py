@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, signals, values, worker processes. Standard library only."""

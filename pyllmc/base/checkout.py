@@ -1,0 +1,11 @@
+"""Where this package lies: in a checkout, beside the whole source, or installed alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def is_checkout() -> bool:
+    return (PACKAGE.parent / "Makefile").exists()

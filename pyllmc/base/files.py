@@ -1,0 +1,188 @@
+"""Files and errors of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, BinaryIO
+
+from pyllmc.base.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
+
+
+class DataError(LlmcError, ValueError):
+    """Bad data or a file that cannot be used; the message is one line and names the remedy."""
+
+
+class MalformedFile(DataError, BadFile):
+    """A file that is not what it should be."""
+
+
+class FileFailure(DataError, SystemFailure):
+    """The system would not read or write."""
+
+
+class MissingDependency(DataError, NoDevice, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+def need(module: str, why: str, package: str = "") -> Any:
+    """Import an optional `module`, or say in one line what lacks and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise MissingDependency(f"{why} needs {module}: {how_to_install(package or module)}") from e
+
+
+@contextmanager
+def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
+    """An OSError inside becomes one FileFailure line: "cannot ACTION PATH: reason; REMEDY".
+
+    full: the errnos that mean that the place is full.
+    """
+    try:
+        yield
+    except DataError:
+        raise  # is explained
+    except OSError as e:
+        remedy = f"free some space or {remedy}" if e.errno in full else remedy
+        raise FileFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
+
+
+def writing(path: str) -> AbstractContextManager[None]:
+    return explain_os_errors("write", path, "choose another output place", FULL)
+
+
+def reading(path: str) -> AbstractContextManager[None]:
+    return explain_os_errors("read", path, "check the path and its permissions")
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises DataError for a pipe or a device, from which no file can be read whole or twice; a missing one is passed."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{os.fspath(path)} is no regular file: copy what it gives into one")
+
+
+def sync_directory(path: str) -> None:
+    """Make renames in a directory durable. Systems that cannot open a directory need not."""
+    with suppress(OSError):
+        fd = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
+
+
+def _temporary(path: str, suffix: str = "") -> str:
+    """A name of this process that begins with `path`; what killed processes have left under theirs goes.
+
+    suffix: a pattern of what may follow the names of theirs.
+    """
+    parent, name = os.path.split(path)
+    with suppress(OSError):
+        for other in os.listdir(parent or "."):
+            pid = re.fullmatch(re.escape(name) + r"\.tmp-(\d+)" + suffix, other)
+            if pid and (int(pid[1]) == os.getpid() or not _is_alive(int(pid[1]))):
+                _remove(os.path.join(parent, other))
+    return f"{path}.tmp-{os.getpid()}"
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        os.unlink(path)
+
+
+@contextmanager
+def atomic_path(path: str) -> Iterator[str]:
+    """A temporary name beside `path`: what was written there replaces `path` when the block ends well."""
+    tmp = _temporary(path)
+    try:
+        yield tmp
+        with writing(path):
+            os.replace(tmp, path)
+            sync_directory(os.path.dirname(path))
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(tmp)
+        raise
+
+
+def check_writable(path: str) -> None:
+    """Fails now, with a FileFailure, rather than after hours of work: whether atomic_path can write there."""
+    with writing(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        tmp = _temporary(path)
+        open(tmp, "wb").close()
+        os.unlink(tmp)
+
+
+def flush_to_disk(f: BinaryIO) -> None:
+    f.flush()
+    os.fsync(f.fileno())
+
+
+@contextmanager
+def atomic_directory(out: str, check: Callable[[], None]) -> Iterator[str]:
+    """A hidden directory beside `out`: becomes `out` when the block ends well, else vanishes.
+
+    `check` runs last before that: it raises when `out` must not be replaced any more.
+    """
+    parent, name = os.path.split(out)
+    replaced = (
+        r"(?:\.old)?" if os.path.exists(out) else ""
+    )  # else it is the last copy of what was to be replaced
+    tmp = _temporary(os.path.join(parent, f".{name}"), replaced)
+    try:
+        with writing(out):
+            os.makedirs(parent, exist_ok=True)
+            os.mkdir(tmp)
+        yield tmp
+        with writing(out):
+            sync_directory(tmp)
+            check()
+            _replace_directory(tmp, out)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _replace_directory(new: str, out: str) -> None:
+    old = new + ".old"
+    if os.path.isdir(out):
+        os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except OSError:
+        if os.path.isdir(old):
+            os.rename(old, out)
+        raise
+    sync_directory(os.path.dirname(out))
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: str) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with reading(path), open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""How Ctrl-C and SIGTERM end a command: the first is answered in a line and stops the work, the second ends the process at once.
+
+Python runs a handler in the main thread, between two of its own instructions: not while a library works there. So what
+comes is told to a thread of ours, too (signal.set_wakeup_fd), which answers, and ends the process if it has to.
+Only commands install anything (errors.begin_command, errors.run_command). Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+from pyllmc.base import live
+
+INTERRUPTED = 130
+# the signals that end a command, and how Python handles them by default
+WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+class Watch:
+    """The thread that hears of every signal as it comes."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self.stop: Callable[[], None] = lambda: None
+        self.answer: Callable[[], str] = lambda: "stopping; again to quit now"
+        self._ear, self._mouth = os.pipe()
+        os.set_blocking(self._mouth, False)
+        self.is_deaf = False  # where the system starts no more threads: Python's own handlers call hear()
+        self._thread = Thread(target=self._listen, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.is_deaf = True
+            os.close(self._ear)
+        self._before = -1 if self.is_deaf else signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        if not self.is_deaf:
+            signal.set_wakeup_fd(self._before)
+        os.close(self._mouth)  # which ends the thread, once it has answered all that came
+        if not self.is_deaf:
+            self._thread.join(1)
+
+    def _listen(self) -> None:
+        while numbers := os.read(self._ear, 64):
+            for number in numbers:
+                if number in WAYS_TO_END:
+                    self.hear()
+        os.close(self._ear)
+
+    def hear(self) -> None:
+        self.came += 1
+        if self.came > 1:
+            live.clear()
+            os._exit(INTERRUPTED)
+        self.stop()
+        if line := self.answer():
+            live.answer(line)
+
+
+_watch: Watch | None = None  # there is one while a command runs
+
+
+def _end(number: int, frame: Any) -> None:
+    os._exit(INTERRUPTED)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """SIGTERM: as Ctrl-C, but nobody takes it for the end of one answer only."""
+    raise SystemExit(INTERRUPTED)
+
+
+def end_quietly() -> None:
+    """While a command loads its libraries, either ends it; not if the shell had it ignored."""
+    for number, default in WAYS_TO_END.items():
+        if signal.getsignal(number) is default:
+            signal.signal(number, _end)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a command's work, where end_quietly was called: Ctrl-C raises KeyboardInterrupt, SIGTERM SystemExit."""
+    global _watch
+    loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
+    if not loading:
+        yield
+        return
+    live.begin()
+    _watch = Watch()
+    for number in loading:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _leave)
+    try:
+        yield
+    finally:
+        for number in loading:
+            signal.signal(number, _end)
+        _watch.close()
+        _watch = None
+        live.end()
+
+
+@contextmanager
+def stopped_by_signals(
+    stop: Callable[[], None], answer: Callable[[], str] | None = None
+) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM call stop() inside, from another thread, rather than raise; tells whether one came.
+
+    answer: the line that is shown then. Whoever is no command keeps the handlers that there are.
+    """
+    watch = _watch
+    if not watch:
+        yield lambda: False
+        return
+    came: list[int] = []
+
+    def stop_all() -> None:
+        with live.turn:
+            live.stop_wanted = True
+        stop()
+
+    watch.stop, before_stop = stop_all, watch.stop
+    watch.answer, before_answer = answer or watch.answer, watch.answer
+    caught = [number for number in WAYS_TO_END if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        if watch.is_deaf:
+            watch.hear()
+
+    handlers = {number: signal.signal(number, note) for number in caught}
+    try:
+        yield lambda: bool(came) or watch.came > 0
+    finally:
+        live.stop_wanted = False
+        watch.stop, watch.answer = before_stop, before_answer
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def answered_by_turns() -> Iterator[Callable[[], None]]:
+    """Inside, Ctrl-C ends an answer without a line. What is yielded is called at every turn: only a second Ctrl-C since
+    then ends the program, at once."""
+    watch = _watch
+    if not watch:
+        yield lambda: None
+        return
+    before, watch.answer = watch.answer, lambda: ""
+
+    def forget() -> None:
+        watch.came = 0
+
+    try:
+        yield forget
+    finally:
+        watch.answer = before

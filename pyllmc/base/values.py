@@ -1,0 +1,81 @@
+"""Values on a command line: numbers as csrc/base/number.c reads them, and text with escapes."""
+
+from __future__ import annotations
+
+import argparse
+import decimal
+import re
+from collections.abc import Callable
+
+from pyllmc.base.errors import typed
+
+NUMBER = re.compile(
+    r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
+)
+LONGEST = 300  # characters of a number: csrc/base/number.c
+
+
+def number(text: str) -> float:
+    """A number as csrc/base/number.c reads it: 0.5, 1e-4, 10_000. Raises argparse.ArgumentTypeError."""
+    if len(text) > LONGEST or not NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return float(text)
+
+
+def whole(text: str) -> int:
+    """A whole number, which may be written 1e4, 1.5e3 or 10_000, but not 1e-1. Raises argparse.ArgumentTypeError."""
+    known = len(text) <= LONGEST and NUMBER.fullmatch(text)
+    value = decimal.Decimal(text) if known else decimal.Decimal("nan")
+    if not value.is_finite() or value != value.to_integral_value():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    if not value or value.adjusted() < 30:
+        return int(value)
+    return 10**30 if value > 0 else -(10**30)  # out of any bounds, and cheaper than all its digits
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from `low` on."""
+
+    def read(text: str) -> int:
+        try:
+            value = whole(text)
+        except argparse.ArgumentTypeError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        return value
+
+    return read
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+ESCAPE = re.compile(r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|)")
+
+
+def unescaped(text: str) -> str:
+    r"""The one rule for text in options: \n \t \r \\ \xHH \uHHHH mean a character, no other backslash may stand there.
+
+    Two \uHHHH may be the two halves of one character, as in JSON. Raises argparse.ArgumentTypeError.
+    """
+
+    def character(found: re.Match[str]) -> str:
+        letter, x, u = found.groups()
+        if letter is None and not x and not u:
+            at = text[found.start() : found.start() + 2]
+            raise argparse.ArgumentTypeError(
+                f"{at!r} in {text!r} is no escape: there are \\n \\t \\r \\xHH \\uHHHH, and \\\\ for a backslash"
+                if at != "\\"
+                else f"{text!r} ends within an escape: write \\\\ for a backslash"
+            )
+        return ESCAPES[letter] if letter else chr(int(x or u, 16))
+
+    text = typed(text)
+    decoded = ESCAPE.sub(character, text)
+    if "\\u" not in text:
+        return decoded
+    try:  # halves of a character become one
+        return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds half a character: \\uD800 to \\uDFFF come in pairs"
+        ) from None

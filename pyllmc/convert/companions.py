@@ -1,0 +1,97 @@
+"""The tokenizer that belongs to some weights, wherever it lies."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pyllmc.base.checks import as_path
+from pyllmc.base.files import DataError, FileFailure, MissingDependency
+from pyllmc.convert.native import is_bundle
+from pyllmc.engine import checkpoint
+from pyllmc.engine.named import open_tokenizer
+from pyllmc.text import foreign_tokenizer
+from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.vocabularies import FILES, gpt2
+
+ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
+
+
+def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
+    """The tokenizer of a model with V ids, and where it comes from, in a few words.
+
+    choice: "" looks for it; "none"; or whatever `named` takes. Raises DataError where it is of another number of ids,
+    but for the padding of a vocabulary, and for a checkpoint's own, with which it was trained.
+    """
+    if not choice and (carried := checkpoint.section(source, checkpoint.TOKENIZER)):
+        found: Tokenizer | None = Tokenizer.from_bytes(carried, os.fspath(source))
+        where, fits = "of the checkpoint", found.vocab_size <= V  # type: ignore[union-attr]
+    else:
+        found, where = named(choice) if choice else _look(Path(source), V)
+        fits = not found or is_for(found, V)
+    if found and not fits:
+        raise DataError(
+            f"the tokenizer {where} has {found.vocab_size} ids, the model {V}: name its own with --tokenizer, "
+            "or --tokenizer=none"
+        )
+    return found, where
+
+
+def is_for(tokenizer: Tokenizer, V: int) -> bool:
+    """Whether V ids are its own, or these rounded up, as vocabularies are padded."""
+    return V in {-(-tokenizer.vocab_size // multiple) * multiple for multiple in ROUNDED}
+
+
+def named(choice: str) -> tuple[Tokenizer | None, str]:
+    """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
+    choice = as_path("tokenizer", choice)
+    if choice in ("none", "gpt2") and not os.path.exists(choice):
+        return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
+    if os.path.isdir(choice) and not any(Path(choice, name).exists() for name in FILES):
+        found, where = of_hugging_face(Path(choice))
+        if where:
+            return found, where
+    return open_tokenizer(choice), f"of {choice}"
+
+
+def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
+    """The tokenizer.bin of what lies in the folder of some weights, if it can be read and fits a model of V ids."""
+    with suppress(DataError):
+        found, _ = _beside(Path(source), V)
+        if found and is_for(found, V):
+            return found.to_bytes()
+    return b""
+
+
+def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+    folder = source if source.is_dir() else source.parent
+    for name in FILES if source.exists() or is_bundle(source) else ():
+        found = Tokenizer.load(folder / name) if (folder / name).exists() else None
+        if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
+            return found, f"of {folder / name}"
+    return of_hugging_face(source) if source.is_dir() else (None, "")
+
+
+def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
+    found, where = _beside(source, V)
+    if where:
+        return found, where
+    if V not in (GPT2_VOCAB, NANOGPT_VOCAB):
+        return None, f"{source} has none"
+    try:
+        return gpt2(), f"GPT-2's, as {V} ids suggest"
+    except (MissingDependency, FileFailure) as error:
+        return None, str(error)
+
+
+def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
+    """Of a folder's vocab.json and merges.txt, or tokenizer.json; of nanoGPT's meta.pkl. ("" : there is none of these.)"""
+    path = foreign_tokenizer.file_in(os.fspath(folder))
+    if path is None:
+        return None, ""
+    try:
+        return foreign_tokenizer.load(path), f"of {path}"
+    except DataError:
+        return None, f"{folder} has one of a kind that is not known here"

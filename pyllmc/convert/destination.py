@@ -1,0 +1,120 @@
+"""Where an export may be written: what is there already, and whether it is one of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import reading
+from pyllmc.convert import to_bin, to_gguf, to_hf
+from pyllmc.engine.checkpoint import read_head
+
+FORMATS = {  # what --to says: what it is called, and its dtypes
+    "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
+    "gguf": ("GGUF file", ("fp32", "bf16", "fp16")),
+    "bin": ("llm.c's model file", ("fp32", "bf16")),
+}
+FILES = {".gguf": "gguf", ".bin": "bin"}
+OTHERS = (
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".onnx",
+    ".npz",
+    ".json",
+)  # a folder is not called so
+
+
+def format_of(path: str | os.PathLike[str], to: str = "") -> str:
+    """hf, gguf or bin, as asked for or as the name says. Raises InvalidArgument."""
+    if to and to not in FORMATS:
+        raise InvalidArgument(f"--to={to} is not one of {', '.join(FORMATS)}")
+    suffix = Path(path).suffix.lower()
+    if not to and suffix in OTHERS:
+        raise InvalidArgument(
+            f"{os.fspath(path)}: {suffix} files are not written; name a folder (Hugging Face), a .gguf or a .bin (llm.c), "
+            "or say which with --to"
+        )
+    return to or FILES.get(suffix, "hf")
+
+
+def check_dtype(to: str, dtype: str) -> None:
+    """Raises InvalidArgument where the format has no such numbers."""
+    dtypes = FORMATS[to][1]
+    if dtype not in dtypes:
+        raise InvalidArgument(f"--dtype={dtype}: --to={to} holds {', '.join(dtypes)}")
+
+
+def check_untied(to: str, untied: bool) -> None:
+    """Raises InvalidArgument where there is nothing to untie: the other formats say that the head is the embedding."""
+    if untied and to != "gguf":
+        raise InvalidArgument(f"--untied is of a GGUF file: leave it out for --to={to}, or name a .gguf")
+
+
+def check_place(
+    path: str | os.PathLike[str], to: str, overwrite: bool, source: str | os.PathLike[str] = ""
+) -> str:
+    """The real path of the destination. Raises DataError where something stands there that may not be replaced."""
+    if not os.fspath(path):
+        raise InvalidArgument("the destination has no name: give a folder, a .gguf or a .bin")
+    place = os.path.realpath(path)
+    if source and os.path.exists(source):
+        inside = os.path.realpath(source)
+        if place == inside or inside.startswith(place + os.sep):
+            raise InvalidArgument(
+                f"{os.fspath(path)} is where the weights are read from: name another destination"
+            )
+    if not os.path.lexists(place):
+        return place
+    if os.path.isdir(place) != (to == "hf"):
+        found = "a folder" if os.path.isdir(place) else "not a folder"
+        raise InvalidArgument(
+            f"{place} is {found}: --to={to} cannot be written there; name another destination"
+        )
+    if to == "hf" and not os.listdir(place):
+        return place
+    with reading(place):
+        foreign = {"hf": _foreign_in_folder, "gguf": _foreign_gguf, "bin": _foreign_bin}[to](place)
+    if foreign:
+        raise InvalidArgument(
+            f"{place} exists and is not an export of pyllmc ({foreign}): name another destination"
+        )
+    if not overwrite:
+        raise InvalidArgument(f"{place} exists: replace it with --overwrite, or name another destination")
+    return place
+
+
+def _foreign_in_folder(folder: str) -> str:
+    """What in a folder is not from us; "" if all is."""
+    strange = sorted(set(os.listdir(folder)) - set(to_hf.FILES))
+    if strange:
+        return f"it holds {strange[0]}"
+    try:
+        ours = to_hf.MARK in json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    return "" if ours else f"its config.json does not say {to_hf.MARK}"
+
+
+def _foreign_gguf(path: str) -> str:
+    return "" if to_gguf.is_export(path) else f"it has no key {to_gguf.MARK}"
+
+
+def _foreign_bin(path: str) -> str:
+    """A checkpoint begins as llm.c's file does, and holds more."""
+    try:
+        head = read_head(path)
+        if head is None:
+            return "it is not a model file"
+        size = to_bin.size_of(head[1], head[0])
+    except (ValueError, KeyError):
+        return "its header is not one of ours"
+    with open(path, "rb") as file:  # after the weights only a tokenizer and the checksum
+        file.seek(size)
+        tag, length = file.read(8), int.from_bytes(file.read(8), "little")
+    size += 36 + length if tag == b"TOKENIZR" else 0
+    return "" if size == os.path.getsize(path) else "it holds more than an export, as a checkpoint does"

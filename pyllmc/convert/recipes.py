@@ -1,0 +1,176 @@
+"""From the tensors of a file to those of the model: checked by name, shape and type before any is read, then one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyllmc.base import live
+from pyllmc.base.errors import NotFinite, counted
+from pyllmc.base.files import MalformedFile
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+TIE = "train and save with tied weights (lm_head.weight = wte.weight; Hugging Face's tie_word_embeddings)"
+WTE = "transformer.wte.weight"
+MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # what Conv1D stores as (in, out)
+LLAMA = ("gate_proj", "feed_forward.w1", "input_layernorm", "attention_norm", "rotary_emb")
+Shape = tuple[int, ...]
+
+
+class Tensor(NamedTuple):
+    """One of a file, not yet read."""
+
+    shape: Shape
+    dtype: str  # one of FLOATS, or whatever else the file calls it
+    read: Callable[[], Any]  # as a float32 array
+
+
+class Recipe(NamedTuple):
+    """How a parameter is made of the file's tensors: their names and shapes there, and what to do with the arrays."""
+
+    sources: tuple[tuple[str, Shape], ...]
+    build: Callable[..., Any]
+
+
+class Weights(NamedTuple):
+    """What a reader found: checked, but for the numbers, which are checked as `tensors` yields them."""
+
+    what: str
+    config: GPTConfig
+    tensors: Iterator[tuple[str, np.ndarray]]  # (name, float32 array), names and shapes as Model.params
+    notes: tuple[str, ...] = ()  # what differs from the file or from how its maker computes
+
+    def told(self) -> str:
+        """What was read, in a sentence."""
+        c = self.config
+        sizes = f"{counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, V={c.vocab_size}, T={c.max_seq_len}"
+        return "; ".join([f"{self.what}, {sizes}, {parameter_count(c):,} parameters", *self.notes])
+
+
+def plain(name: str, shape: Shape) -> Recipe:
+    return Recipe(((name, shape),), lambda x: x)
+
+
+def turned(name: str, shape: Shape) -> Recipe:
+    """Of a Conv1D: stored (in, out)."""
+    return Recipe(((name, shape[::-1]),), lambda x: x.T)
+
+
+def zeros(shape: Shape) -> Recipe:
+    import numpy as np
+
+    return Recipe((), lambda: np.zeros(shape, np.float32))
+
+
+def first_rows(name: str, shape: Shape, stored: int) -> Recipe:
+    """The first shape[0] rows of `stored`."""
+    return Recipe(((name, (stored, *shape[1:])),), lambda x: x[: shape[0]])
+
+
+def targets(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
+    """(name, shape) of every parameter, in the table's order; wte without its padding."""
+    for row, layer in layout.parameters(config):
+        rows = config.vocab_size if row.name == "wte" else row.shape[0]
+        yield row.torch_name_of(layer), (rows, *row.shape[1:])
+
+
+def parameter_count(config: GPTConfig) -> int:
+    return sum(math.prod(shape) for _, shape in targets(config))
+
+
+def make_config(origin: str, sizes: Mapping[str, Any]) -> GPTConfig:
+    """A GPTConfig of what a file says; MalformedFile if that cannot be."""
+    try:
+        return GPTConfig(**sizes)
+    except ValueError as error:
+        raise MalformedFile(f"{origin}: {error}; the file is damaged or of another kind of model") from None
+
+
+def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "", **names: str) -> GPTConfig:
+    """Of a file that says all sizes, under other names than ours where `names` tells; `inner`: the MLP's, if it differs."""
+    theirs = {
+        ours: names.get(ours, ours) for ours in ("vocab_size", "max_seq_len", "n_layer", "n_head", "n_embd")
+    }
+    for name in theirs.values():
+        if said.get(name) is None:
+            raise MalformedFile(f"{origin} lacks {name}: it is not {whose}")
+    made = make_config(origin, {ours: said[name] for ours, name in theirs.items()})
+    if said.get(inner) not in (None, 4 * made.n_embd):
+        raise MalformedFile(
+            f"{origin}: {inner}={said[inner]!r}, expected {4 * made.n_embd}: another kind of model"
+        )
+    return made
+
+
+def renamed(origin: str, state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Under other names; "" drops a tensor."""
+    found: dict[str, Tensor] = {}
+    for name, x in state.items():
+        new = rename(name)
+        if new in found:
+            raise MalformedFile(f"{origin} has {new} twice, once as {name}: save the model again")
+        if new:
+            found[new] = x
+    return found
+
+
+def refuse_llama(origin: str, names: Iterable[str]) -> None:
+    for name in names:
+        if any(part in name for part in LLAMA):
+            raise MalformedFile(
+                f"{origin} has {name}: it is a llama, not a GPT-2; only GPT-2's kind is read here"
+            )
+
+
+def check(
+    origin: str, recipes: Mapping[str, Recipe], state: Mapping[str, Tensor], head: str = "lm_head.weight"
+) -> None:
+    """Every tensor that is wanted is there, of the right shape, in floats; and no other. `head` may be there."""
+    refuse_llama(origin, state)
+    wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
+    if head in state:
+        wanted[head] = recipes[WTE].sources[0][1]
+    for name, shape in wanted.items():
+        if name not in state:
+            raise MalformedFile(f"{origin} lacks {name} {shape}: it is not whole, or not a GPT-2")
+        found = state[name]
+        if tuple(found.shape) != shape:
+            raise MalformedFile(
+                f"{origin}: {name} has the shape {tuple(found.shape)}, expected {shape}: other sizes than it says"
+            )
+        if found.dtype not in FLOATS:
+            raise MalformedFile(
+                f"{origin}: {name} is of {found.dtype}, expected one of {', '.join(FLOATS)}: "
+                "save the model without quantization"
+            )
+    for name in state:
+        if name not in wanted:
+            raise MalformedFile(
+                f"{origin} has {name} {tuple(state[name].shape)}, which a GPT-2 has not: save the plain model"
+            )
+
+
+def build(
+    origin: str, recipes: Mapping[str, Recipe], state: dict[str, Tensor], head: str = "lm_head.weight"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters one by one, of a state that was checked and is used up."""
+    import numpy as np
+
+    for name, recipe in live.each(recipes.items(), "loading: tensor"):
+        parts = [state.pop(source).read() for source, _ in recipe.sources]
+        if name == WTE and head in state and not np.array_equal(state.pop(head).read(), parts[0]):
+            raise MalformedFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")
+        x = np.ascontiguousarray(recipe.build(*parts), np.float32)
+        if not np.isfinite(x).all():
+            where = np.unravel_index(np.argmin(np.isfinite(x)), x.shape)
+            at = ", ".join(str(int(i)) for i in where)
+            raise NotFinite(
+                f"{origin}: {name}[{at}] is {x[where]}: take a checkpoint from before it diverged"
+            )
+        yield name, x

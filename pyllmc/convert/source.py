@@ -1,0 +1,62 @@
+"""What a model is made of: sizes by name, whose weights are fresh, or weights in whatever file is read here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+from pyllmc.base.checks import as_path
+from pyllmc.convert import hub, native
+from pyllmc.convert.kinds import Found, find
+from pyllmc.engine import _ffi
+from pyllmc.tables.layout import GPTConfig
+
+Source = Union[str, "os.PathLike[str]", GPTConfig, Found]
+
+
+class Origin(NamedTuple):
+    """Where a model's weights come from."""
+
+    config: Any  # llmc_config *
+    file: bytes = b""  # the path of what the engine reads itself
+    weights: Any = None  # what Python reads: a pyllmc.convert.recipes.Weights
+    where: str = ""  # the path of the weights, beside which a tokenizer may lie
+
+
+def _c_config(source: GPTConfig) -> Any:
+    config = _ffi.ffi().new("llmc_config *")
+    config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
+    config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
+    return config
+
+
+def make_config(source: Source, lib: Any) -> Origin:
+    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or of weights in whatever file convert knows."""
+    if isinstance(source, GPTConfig):
+        return Origin(_c_config(source))
+    config = _ffi.ffi().new("llmc_config *")
+    if not isinstance(source, Found):
+        name = as_path("source", source)
+        status = lib.llmc_config_parse(config, _ffi.encoded(name))
+        if status >= 0:  # a file called d12 does not hide a size
+            return Origin(config)
+        path = locate(name)
+        if path is None:
+            raise _ffi.failure(lib, status)
+        source = find(path)
+    where = os.path.abspath(source.path)
+    if not source.is_engines:
+        weights = source.open()
+        return Origin(_c_config(weights.config), weights=weights, where=where)
+    file = _ffi.encoded(native.file_of(source.where))
+    _ffi.check(lib, lib.llmc_model_read_config(file, config))
+    return Origin(config, file, where=where)
+
+
+def locate(name: str) -> Path | None:
+    """Where weights are that no size names: a path, or a model of the hub, which is fetched; None if there are none."""
+    path = Path(name)
+    if path.exists() or native.is_bundle(path):
+        return path
+    return hub.fetch(name) if hub.repository(name) else None

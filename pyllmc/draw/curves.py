@@ -1,0 +1,312 @@
+"""What a run's metrics.jsonl holds, as curves, and what a picture of them needs: smoothing, ticks, names. No drawing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllmc.base.files import DataError, FileFailure, MalformedFile
+from pyllmc.engine.checkpoint import RUN, lines_of, read_head
+from pyllmc.tables.layout import GPTConfig, parameters
+
+KINDS = {
+    "loss": ("step", "loss", "lr"),
+    "val_loss": ("step", "val_loss"),
+}  # what marks a line, and what it needs
+MAY_BE_NAN = ("loss", "val_loss")
+LARGEST = 1e30  # that is drawn
+MOST_POINTS = 4000  # of a curve: more cannot be seen
+
+
+@dataclass
+class Curve:
+    """Points in the order of x. y may be NaN, where a loss was not finite."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def finite(self) -> Curve:
+        good = np.isfinite(self.y)
+        return Curve(self.x[good], self.y[good])
+
+
+@dataclass
+class Run:
+    """A run's curves by name, against its steps."""
+
+    folder: Path
+    curves: dict[str, Curve] = field(default_factory=dict)  # loss, lr, norm, tok_s, tokens, val_loss
+    max_steps: int = 0  # 0: not known
+    parameters: int = 0  # 0: not known
+
+    @property
+    def steps(self) -> int:
+        return int(max((curve.x[-1] for curve in self.curves.values() if len(curve.x)), default=0))
+
+    @property
+    def tokens(self) -> int:
+        """How many the run has seen, as far as its lines tell; 0: they do not."""
+        found = self.curves.get("tokens")
+        return int(found.y[-1]) if found and len(found.y) else 0
+
+    def drawable(self, name: str) -> bool:
+        return name in self.curves and len(self.curves[name].finite().x) > 0
+
+    def against_tokens(self) -> Run:
+        """The same curves against the tokens seen. Raises DataError where the lines do not tell them."""
+        tokens = self.curves.get("tokens")
+        if tokens is None or not self.tokens:
+            raise DataError(f"{self.folder} does not tell its tokens (ms and tok_s of a step): use --x=step")
+        steps, seen = np.r_[0, tokens.x], np.r_[0, tokens.y]
+        moved = {name: Curve(np.interp(curve.x, steps, seen), curve.y) for name, curve in self.curves.items()}
+        return Run(self.folder, moved, self.max_steps, self.parameters)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reading
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
+
+    Raises FileFailure where there is none, MalformedFile for a line that holds something else.
+    """
+    path = Path(run) / "metrics.jsonl"
+    if not path.exists():
+        raise FileFailure(f"{path} does not exist: give the folder of a run that has trained")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        lines += _checked(f"{path}:{number}", line)
+    return lines
+
+
+def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
+    """The line, if there is something in it to draw."""
+    if not isinstance(line, dict):
+        raise MalformedFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
+    for kind, names in KINDS.items():
+        if kind in line:
+            for name in names:
+                if not _is_number(line.get(name)) and not (name in MAY_BE_NAN and _is_not_finite(line[name])):
+                    raise MalformedFile(
+                        f"{where}: {name}={line.get(name)!r:.40} is not a number: remove the line"
+                    )
+            yield line
+            return
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def read_run(folder: str | Path) -> Run:
+    """All that can be drawn of a run. Raises what read_metrics does."""
+    lines = read_metrics(folder)
+    run = Run(Path(folder), max_steps=_max_steps(folder), parameters=_parameters(folder))
+    for kind in ("loss", "val_loss"):
+        at = {line["step"]: line for line in lines if kind in line}  # a step that was done again counts once
+        ordered = [at[step] for step in sorted(at)]
+        for name in ("loss", "lr", "norm", "tok_s") if kind == "loss" else (kind,):
+            run.curves[name] = _curve(ordered, name)
+        if kind == "loss":
+            run.curves["tokens"] = _tokens(ordered)
+    return run
+
+
+def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
+    values = [line[name] if isinstance(line.get(name), (int, float)) else math.nan for line in lines]
+    y = np.array(values, float)
+    return Curve(np.array([line["step"] for line in lines], float), np.where(np.isfinite(y), y, np.nan))
+
+
+def _tokens(lines: Sequence[dict[str, Any]]) -> Curve:
+    """The tokens seen after each step: a step's are its rate times its time."""
+    rate, ms = _curve(lines, "tok_s"), _curve(lines, "ms")
+    each = np.nan_to_num(np.rint(rate.y * ms.y / 1e3))
+    return Curve(rate.x, np.cumsum(each * np.diff(rate.x, prepend=0)))
+
+
+def _max_steps(folder: str | Path) -> int:
+    try:
+        text = (Path(folder) / "config.txt").read_text(encoding="utf-8", errors="replace")
+        return int(lines_of(text)["max_steps"])
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _parameters(folder: str | Path) -> int:
+    """The number of parameters, from the head of a checkpoint of the run; 0 where there is none."""
+    for name in RUN:
+        try:
+            if found := read_head(Path(folder) / name):
+                return sum(_size(found[1], row.shape) for row, _ in parameters(found[1]))
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
+def _size(config: GPTConfig, shape: tuple[int, ...]) -> int:
+    """A vocabulary is stored padded; the padding is no parameter."""
+    return math.prod(config.vocab_size if n == config.padded_vocab_size else n for n in shape)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# smoothing
+
+
+def thinned(curve: Curve) -> Curve:
+    """The curve, or of a longer one the means of as many neighbours as leave MOST_POINTS."""
+    curve = curve.finite()
+    k = -(-len(curve.x) // MOST_POINTS)
+    if k <= 1:
+        return curve
+    starts = np.arange(0, len(curve.x), k)
+    counts = np.diff(starts, append=len(curve.x))
+    return Curve(
+        *(np.add.reduceat(values, starts) / counts for values in (curve.x, curve.y)),
+    )
+
+
+def envelope(curve: Curve) -> Curve:
+    """The curve, or of a longer one the least and the largest of each group of neighbours, so that it looks the same."""
+    k = -(-len(curve.x) // MOST_POINTS)
+    if k <= 1:
+        return curve
+    curve = curve.finite()
+    starts = np.arange(0, len(curve.x), k)
+    ends = [reduce.reduceat(curve.y, starts) for reduce in (np.minimum, np.maximum)]
+    return Curve(np.repeat(curve.x[starts], 2), np.stack(ends, 1).ravel())
+
+
+def smooth(curve: Curve) -> Curve:
+    """Each value by the straight line that fits its neighbours best, as many before it as behind.
+
+    So it neither lags behind a falling loss nor cuts the ends; at the last step, behind which there is none, it fits twice
+    as many before it. The neighbourhood grows with the step up to a fortieth of
+    the run: the first steps fall steeply and say most. Losses of many sizes are smoothed by their logarithms, as they
+    are drawn, or one that is far too large would show for as long as its neighbourhood is.
+    """
+    n = len(curve.x)
+    if n < 3:
+        return curve
+    y = np.log(curve.y) if (many := _has_many_sizes(curve.y)) else curve.y
+    step = np.maximum(curve.x, 0) / max(float(np.median(np.diff(curve.x))), 1e-9)
+    half = np.minimum(4 + 0.12 * step, 1 + max(n / 40, min(n / 12, 5))).astype(int)
+    for _ in range(2):  # twice, and single values no longer show when they enter or leave the neighbourhood
+        y = _lines_through(y, half)
+    return Curve(curve.x, np.exp(y) if many else y)
+
+
+def _has_many_sizes(y: np.ndarray) -> bool:
+    return bool(y.min() > 0 and y.max() > 100 * y.min())
+
+
+def _lines_through(y: np.ndarray, half: np.ndarray) -> np.ndarray:
+    n = len(y)
+    at = np.arange(n)
+    first, last = np.maximum(np.minimum(at - half, n - 2 * half - 1), 0), np.minimum(at + half + 1, n)
+    count, middle = last - first, (first + last - 1) / 2
+    sums = [np.r_[0, np.cumsum(values)] for values in (y, y * (at - n / 2))]
+    mean, product = ((total[last] - total[first]) / count for total in sums)
+    variance = (count**2 - 1) / 12
+    slope = (product - mean * (middle - n / 2)) / np.where(variance > 0, variance, 1)
+    return mean + np.where(variance > 0, slope, 0) * (at - middle)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# axes
+
+MANTISSAS = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 2, 3, 5, 7),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    tuple(np.arange(10, 100) / 10),
+)
+MOST_TICKS = 8  # of a logarithmic axis
+INTERVALS = 7  # of a linear axis, at the most; its steps are at most twice as long as the next shorter ones: 3 at least
+
+
+def fits_log(low: float, high: float) -> bool:
+    """Whether values are so far apart that a linear axis would press most of a run into its last tenth."""
+    return low > 0 and high / low > 2.5
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values for a logarithmic axis: the densest set that is not crowded."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    for set_of in MANTISSAS:
+        ticks = [float(f"{m}e{d}") for d in decades for m in set_of if low <= float(f"{m}e{d}") <= high]
+        if not best or len(ticks) <= MOST_TICKS:
+            best = ticks
+    return best[:: -(-len(best) // MOST_TICKS)] if len(best) > 2 else linear_ticks(low, high)
+
+
+def linear_ticks(low: float, high: float, least: float = 0) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten: as many as are not crowded."""
+    size = 10.0 ** math.floor(math.log10((high - low) / INTERVALS))
+    step = next(s for m in (1, 2, 2.5, 5, 10) if (s := max(m * size, least)) * INTERVALS >= high - low)
+    return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def told(values: Sequence[float]) -> list[str]:
+    """The labels of ticks: as many decimals as they need, thousands apart, millions as M."""
+    largest, smallest = max(map(abs, values), default=0), min((abs(v) for v in values if v), default=1)
+    if largest > 1e15 or smallest < 1e-4 or largest > 1e8 * smallest:
+        return [f"{value:g}" for value in values]
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if largest >= size:
+            return [_plain(value / size) + (unit if value else "") for value in values]
+    return [_plain(value) for value in values]
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.10f}".rstrip("0").rstrip(".")
+
+
+def short(count: float) -> str:
+    """530,176 as 0.53M"""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e5, "M")):
+        if count >= size:
+            size = max(size, 1e6)
+            return f"{count / size:.{3 if count >= size else 2}g}{unit}"
+    return f"{count:,.0f}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# names
+
+
+def names_of(folders: Sequence[str | Path]) -> list[str]:
+    """For each folder the shortest end of its path that no other has."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    return [_ending(own, [other for other in parts if other != own]) for own in parts]
+
+
+def _ending(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+    for k in range(1, len(own)):
+        if all(other[-k:] != own[-k:] for other in others):
+            return "/".join(own[-k:])
+    return str(Path(*own))
+
+
+def shortened(name: str, most: int) -> str:
+    """The name with its middle left out, where it is longer than `most` characters."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - half]}…{name[len(name) - half :]}"

@@ -1,0 +1,108 @@
+"""The C library, bound by reading its own header: csrc/pyllmc.h is the only list of functions and types there is."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+from pyllmc.base import live
+from pyllmc.base.checkout import PACKAGE, is_checkout
+from pyllmc.base.checks import encoded as encoded
+from pyllmc.base.errors import (  # noqa: F401, the others are here by the name of what raises them
+    ERRORS,
+    BadFile,
+    InvalidArgument,
+    LlmcError,
+    NoDevice,
+    NotFinite,
+    OutOfMemory,
+    SystemFailure,
+)
+from pyllmc.engine import cublas
+from pyllmc.tables.layout import definition, tables_cksum
+
+DEVICES = ("cpu", "cuda", "emu")
+
+
+def declarations(path: Path) -> str:
+    """What lies between a header's two marks: plain C, which cffi parses without a preprocessor."""
+    return "".join(
+        re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(encoding="utf-8"), re.S)
+    )
+
+
+@functools.cache
+def ffi() -> FFI:
+    parser = FFI()
+    parser.cdef("typedef struct floatX floatX;")  # only pointed to: float or bfloat16, by library
+    for name in ("kernels.h", "pyllmc.h"):
+        parser.cdef(declarations(definition(name)))
+    return parser
+
+
+def library(device: str, precision: str = "auto") -> str:
+    """Its file name. A GPU's stored element is part of its build; a CPU's is float."""
+    stored = "_fp32" if precision == "fp32" else ""
+    return "libpyllmc.so" if device == "cpu" else f"libpyllmc_{device}{stored}.so"
+
+
+def load(device: str = "cpu", precision: str = "auto") -> Any:
+    """The library of a device, auto: cpu, loaded once; refused if it was built from other headers than those read here."""
+    device = "cpu" if device == "auto" else device
+    if device not in DEVICES:
+        raise NoDevice(f"device '{device:.60}' is not one of auto, {', '.join(DEVICES)}")
+    return _load(device, library(device, precision))
+
+
+def how_to_build(device: str) -> str:
+    """The remedy for a library that is not there: make's target, or what pip is to be told where there is no checkout."""
+    if is_checkout():
+        return "run `make`" if device == "cpu" else f"run `make {device}`"
+    devices = "" if device == "cpu" else f"PYLLMC_DEVICES='cpu {device}' "
+    return f"run `{devices}pip install --force-reinstall .` in the source of pyllmc"
+
+
+@functools.cache
+def _load(device: str, name: str) -> Any:
+    path = Path(os.environ.get("PYLLMC_LIB") or PACKAGE / "lib" / name)
+    remedy = how_to_build(device)
+    if not path.exists():
+        raise NoDevice(f"{path} is not built: {remedy}")
+    if device == "cuda":
+        cublas.settle()
+    try:
+        lib = ffi().dlopen(str(path))
+    except OSError as error:
+        reason = str(error).partition(".  Additionally")[0]  # cffi has looked elsewhere, too
+        raise NoDevice(f"{path.name} cannot be loaded ({reason}): {remedy}") from None
+    if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
+        raise NoDevice(f"{path} was built from other headers than csrc/ has now: {remedy}")
+    live.listen(ffi(), lib)
+    return lib
+
+
+def message(lib: Any) -> str:
+    return text(lib.llmc_last_error())
+
+
+def text(pointer: Any) -> str:
+    """A C string as str."""
+    return ffi().string(pointer).decode(errors="replace")
+
+
+def check(lib: Any, status: int) -> int:
+    """A function's answer, or its error as an exception; and what a signal's handler has raised meanwhile."""
+    live.raise_what_came()
+    if status < 0:
+        raise failure(lib, status)
+    return status
+
+
+def failure(lib: Any, status: int) -> LlmcError:
+    """The exception that the last error is."""
+    return ERRORS.get(status, LlmcError)(message(lib))

@@ -1,0 +1,229 @@
+"""A model's tensors by name: numpy views of the arena; of a GPU's, copies."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyllmc.base.checks import NotCopied, as_text
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine import _ffi
+from pyllmc.engine.arguments import as_array
+from pyllmc.tables.layout import GPTConfig
+
+BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
+
+
+class _Block:
+    """One block of the arena as an array; whoever holds a view of it holds the arena."""
+
+    def __init__(self, handle: Any, pointer: Any, elements: int) -> None:
+        self.handle = handle
+        address = int(_ffi.ffi().cast("uintptr_t", pointer))
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (elements,),
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+
+class NoTensor(InvalidArgument, KeyError):
+    """A name that no tensor has: a KeyError, too, as mappings have it."""
+
+    __str__ = Exception.__str__  # a KeyError shows its text in quotes
+
+
+class Views(NotCopied, Mapping[str, Any]):
+    """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
+
+    On the CPU they are views, which may be written to; on a GPU read-only copies. `params[name] = array` sets a tensor on
+    either.
+    """
+
+    _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"
+
+    def __init__(self, arena: Arena, *blocks: str) -> None:
+        self._arena, self._blocks = arena, blocks
+
+    def __getitem__(self, name: str) -> Any:
+        views = tuple(self._arena.view(block, name) for block in self._blocks)
+        return views if len(views) > 1 else views[0]
+
+    def __setitem__(self, name: str, values: Any) -> None:
+        if len(self._blocks) > 1:
+            raise InvalidArgument("moments are set one by one, through the views")
+        self._arena.set(self._blocks[0], name, values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arena.names("acts" in self._blocks))
+
+    def __len__(self) -> int:
+        return len(self._arena.names("acts" in self._blocks))
+
+
+class Arena:
+    """A model's memory, by the table's rows. `owner` is what keeps it alive."""
+
+    def __init__(self, lib: Any, handle: Any, owner: Any) -> None:
+        self.lib, self.handle, self.owner = lib, handle, owner
+        c = lib.llmc_model_config(handle)
+        self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
+        self.rows = {}
+        for i in range(lib.llmc_num_tensors()):
+            row = lib.llmc_model_tensor(handle, i)
+            self.rows[_ffi.text(row.name)] = row
+        self.by_torch_name = {
+            torch: (name, layer) for name, row in self.rows.items() for layer, torch in _torch_names(row)
+        }
+
+    def check(self, status: int) -> int:
+        return _ffi.check(self.lib, status)
+
+    @property
+    def room(self) -> Any:
+        """What it was made for, an llmc_room."""
+        return self.lib.llmc_model_room(self.handle)[0]
+
+    @property
+    def training(self) -> bool:
+        return bool(self.room.training)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(b, t) of the last forward pass, (0, 0) before the first."""
+        b, t = _ffi.ffi().new("int *"), _ffi.ffi().new("int *")
+        self.check(self.lib.llmc_model_shape(self.handle, b, t))
+        return b[0], t[0]
+
+    def parameters(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(PyTorch's name, values) of each, in the order of files."""
+        yield from ((name, self.view("params", name)) for name in self.by_torch_name)
+
+    def names(self, acts: bool) -> list[str]:
+        if acts:
+            return [name for name, row in self.rows.items() if row.kind != self.lib.LLMC_PARAM]
+        return list(self.by_torch_name)
+
+    def find(self, block: str, name: str) -> tuple[str, Any, int | None]:
+        """The name in the table, its row and the layer asked for; None: all of them."""
+        layer, name = None, as_text("name", name)
+        if name in self.by_torch_name and block != "acts":
+            name, layer = self.by_torch_name[name]
+        row = self.rows.get(name)
+        if row is None or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
+            raise NoTensor(self._no_tensor(block, name))
+        if block == "params" and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32:
+            raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
+        of_gradients = block in ("grads", "m", "v") or row.kind == self.lib.LLMC_GRAD_ACT
+        if of_gradients and not self.training:
+            raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
+        return name, row, layer
+
+    def _no_tensor(self, block: str, name: str) -> str:
+        names = self.names(block == "acts")
+        if block != "acts":  # the table's own, too
+            names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM]
+        near = difflib.get_close_matches(str(name), names)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
+        return f"no tensor '{name[:80]}' among {block}: {hint}"
+
+    def view(self, block: str, name: str) -> np.ndarray:
+        name, row, layer = self.find(block, name)
+        if not row.kept:
+            keeps = "a lower recompute" if self.training else "training=True"
+            keeps = "keep_logits=True" if row.kind == self.lib.LLMC_CHUNK_ACT else keeps
+            raise InvalidArgument(f"{name} is not kept: make the model with {keeps}")
+        if not self.lib.llmc_model_on_host(self.handle):
+            return self.copy(block, name, row, layer)
+        pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
+        view = self.strided(pointer, row, self.shape_of(row, name))
+        return view if layer is None else view[layer] if row.layers else view
+
+    def copy(self, block: str, name: str, row: Any, layer: int | None) -> np.ndarray:
+        """What the device holds, of one layer or of all."""
+        layers = range(max(row.layers, 1)) if layer is None else [layer]
+        shape = self.shape_of(row, name)
+        kind = np.int32 if row.type == self.lib.LLMC_I else np.float32
+        out = np.empty((len(layers), math.prod(shape)), kind)
+        for l, part in zip(layers, out):
+            data = _ffi.ffi().cast("void *", part.ctypes.data)
+            place = BLOCKS[block], list(self.rows).index(name), l, part.size
+            self.check(self.lib.llmc_model_read(self.handle, *place, data))
+        out.flags.writeable = False
+        return out.reshape((row.layers, *shape) if row.layers and layer is None else shape)
+
+    def set(self, block: str, name: str, values: Any) -> None:
+        """A parameter, its gradient or moment: all its layers, or the one that is named."""
+        name, row, layer = self.find(block, name)
+        layers = range(max(row.layers, 1)) if layer is None else [layer]
+        shape = self.shape_of(row, name)
+        whole = (row.layers, *shape) if row.layers and layer is None else shape
+        array = as_array(f"{block} {name}", values, np.float32)
+        try:
+            data = np.broadcast_to(array, whole)
+        except ValueError:
+            raise InvalidArgument(f"{block} {name}: {array.shape} does not fit {whole}") from None
+        if name == "wte":  # the padding of the vocabulary is 0
+            data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
+        data = np.ascontiguousarray(data).reshape(len(layers), -1)
+        for l, part in zip(layers, data):
+            place = BLOCKS[block], list(self.rows).index(name), l, part.size
+            self.check(
+                self.lib.llmc_model_write(self.handle, *place, _ffi.ffi().cast("float *", part.ctypes.data))
+            )
+
+    def shape_of(self, row: Any, name: str) -> tuple[int, ...]:
+        """Of one layer, in the sizes of the last forward pass."""
+        if row.kind == self.lib.LLMC_PARAM:
+            rows = self.config.vocab_size if name == "wte" else row.shape[0]
+            return (rows, *row.shape[1 : row.rank])
+        used = _ffi.ffi().new("llmc_tensor[]", self.lib.llmc_num_tensors())
+        room = _ffi.ffi().new("llmc_room *", self.room)
+        room.B, room.T = (max(size, 1) for size in self.shape)
+        self.check(self.lib.llmc_layout(self.lib.llmc_model_config(self.handle), room, used))
+        index = list(self.rows).index(name)
+        return tuple(used[index].shape[0 : used[index].rank])
+
+    def strided(self, pointer: Any, row: Any, shape: tuple[int, ...]) -> np.ndarray:
+        layers = max(row.layers, 1)
+        extent = row.stride * (layers - 1) + row.size
+        start = _ffi.ffi().cast("float *", pointer) + row.offset
+        flat = np.asarray(_Block(self.owner, start, extent))
+        if row.type == self.lib.LLMC_I:
+            flat = flat.view(np.int32)
+        steps = [4]
+        for size in reversed(shape[1:]):
+            steps.insert(0, steps[0] * size)
+        if row.layers:
+            shape, steps = (row.layers, *shape), [4 * row.stride, *steps]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps)
+
+
+def make_handle(lib: Any, config: Any, room: Any, threads: int = 0) -> Any:
+    """A C model with memory for an llmc_room, freed with the last reference. Raises OutOfMemory."""
+    out = _ffi.ffi().new("llmc_model **")
+    _ffi.check(lib, lib.llmc_model_create(out, config, room, threads))
+    return _ffi.ffi().gc(out[0], lib.llmc_model_free)
+
+
+def load_arena(path: str | os.PathLike[str]) -> Arena:
+    """The weights of a file that the engine reads, to be looked at: nothing is computed with them."""
+    lib, name = _ffi.load(), _ffi.encoded(path)
+    config = _ffi.ffi().new("llmc_config *")
+    _ffi.check(lib, lib.llmc_model_read_config(name, config))
+    handle = make_handle(lib, config, _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1}))
+    _ffi.check(lib, lib.llmc_model_load(handle, name))
+    return Arena(lib, handle, handle)
+
+
+def _torch_names(row: Any) -> list[tuple[int, str]]:
+    pattern = _ffi.text(row.torch_name)
+    if not pattern:
+        return []
+    return [(l, pattern % l) for l in range(row.layers)] if row.layers else [(0, pattern)]

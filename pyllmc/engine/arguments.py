@@ -1,0 +1,62 @@
+"""What Python hands to C, checked: numbers that fit, token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyllmc.base.checks import as_float, as_int, refuse
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine import _ffi
+
+
+def make_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int, repetition_penalty: float
+) -> Any:
+    """The C llmc_sampling; None is off."""
+    how = _ffi.ffi().new("llmc_sampling *")
+    how.temperature = as_float("temperature", temperature)
+    how.top_p = 0 if top_p is None else as_float("top_p", top_p)
+    how.top_k = 0 if top_k is None else as_int("top_k", top_k)
+    how.seed = as_int("seed", seed, 64)
+    how.repetition_penalty = as_float("repetition_penalty", repetition_penalty)
+    return how
+
+
+def as_array(name: str, values: Any, dtype: Any = None) -> np.ndarray:
+    """numpy's array of whatever can become one; complex numbers and texts cannot."""
+    try:
+        array = np.asarray(values)
+        if dtype is not None and array.dtype.kind not in "biuf":
+            refuse(name, values, f"an array of numbers: its elements are {array.dtype}")
+        return array if dtype is None else array.astype(dtype, copy=False)
+    except InvalidArgument:
+        raise
+    except Exception:  # numpy asks the object itself, which may raise anything
+        refuse(name, values, "an array")
+
+
+def as_ids(name: str, array: Any) -> np.ndarray:
+    """Token ids as contiguous int32 (b, t); raises InvalidArgument on floats or other ranks."""
+    ids = as_array(name, array)
+    if ids.dtype.kind not in "iu" or ids.ndim != 2:
+        raise InvalidArgument(f"{name}: an integer array (b, t) is needed, not {ids.dtype} {ids.shape}")
+    if ids.size and (ids.max() >= 2**31 or ids.min() < -(2**31)):
+        raise InvalidArgument(f"{name}: token id {ids.max()} does not fit 32 bits")
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def as_prompts(ids: Any) -> tuple[np.ndarray, bool]:
+    """Ids to go on from as (b, n), and whether it is one text: (n); an empty one has no type of its own."""
+    array = as_array("ids", ids)
+    array = array.astype(np.int32) if array.size == 0 and array.dtype.kind == "f" else array
+    return as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array), array.ndim == 1
+
+
+def as_betas(betas: Any) -> tuple[float, float]:
+    try:
+        first, second = betas
+    except (TypeError, ValueError):
+        refuse("betas", betas, "two numbers")
+    return as_float("betas[0]", first), as_float("betas[1]", second)

@@ -1,0 +1,1 @@
+"""The engine held against PyTorch: the reference, and how far two answers may differ."""

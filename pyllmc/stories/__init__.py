@@ -1,0 +1,1 @@
+"""The embedded default corpus: its grammar, told and read, and the exam of texts by it. Standard library only."""

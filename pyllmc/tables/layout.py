@@ -1,0 +1,228 @@
+"""The table of tensors, csrc/tensors.def, read as text: no compiled code, no package."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.checks import as_int, as_text
+from pyllmc.base.errors import InvalidArgument
+
+VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
+NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
+MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bits
+
+
+def definition(name: str) -> Path:
+    """Where tensors.def (or another table) is: in csrc/ of a checkout, or beside an installed library."""
+    for folder in (PACKAGE.parent / "csrc", PACKAGE / "lib"):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")
+
+
+TABLES = ("kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def")  # as in the Makefile
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def tables_cksum() -> str:
+    """POSIX `cat TABLES | cksum`: what a library built from these carries as llmc_headers()."""
+    data = b"".join(definition(name).read_bytes() for name in TABLES)
+    size = len(data).to_bytes(8, "little").rstrip(b"\0")
+    # zlib's CRC-32 with every bit order reversed and the register 0 at the start
+    crc = zlib.crc32((data + size).translate(REVERSED_BITS), 0xFFFFFFFF)
+    return str(int(f"{crc:032b}"[::-1], 2))
+
+
+def table_lines(name: str) -> list[str]:
+    """The rows of a table, without comments and preprocessor lines."""
+    code = re.sub(r"/\*.*?\*/", "", definition(name).read_text(encoding="utf-8"), flags=re.S)
+    return [line for line in map(str.strip, code.splitlines()) if line and not line.startswith("#")]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
+
+    Raises InvalidArgument, a ValueError, for sizes that cannot be.
+    """
+
+    vocab_size: int  # V
+    max_seq_len: int  # maxT
+    n_layer: int  # L
+    n_head: int  # NH
+    n_embd: int  # C
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, bool):
+                raise InvalidArgument(f"{name}={value!r} is not a whole number")
+            value = as_int(name, value, 64)
+            if name != "window" and not 1 <= value <= MAX_SIZE:
+                raise InvalidArgument(f"{name}={value} is not in 1..{MAX_SIZE}")
+        if self.n_embd % self.n_head:
+            raise InvalidArgument(
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
+                "every head needs the same size"
+            )
+        params = 12.0 * self.n_layer * self.n_embd**2 + (self.vocab_size + self.max_seq_len) * self.n_embd
+        if params >= 1e14:
+            raise InvalidArgument(
+                f"n_layer={self.n_layer} n_embd={self.n_embd} make {params:.1e} parameters: "
+                "more than any machine holds"
+            )
+        if self.window < 0:
+            raise InvalidArgument(
+                f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
+            )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Vp."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def window_of(self, layer: int) -> int:
+        """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
+        return self.window if as_int("layer", layer, 64) % 2 else 0
+
+    @property
+    def banded(self) -> bool:
+        """Whether a layer sees less than all positions."""
+        return 0 < self.window < self.max_seq_len and self.n_layer > 1
+
+
+def _known_sizes() -> dict[str, tuple[int, ...]]:
+    """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/models.def."""
+    text = definition("models.def").read_text(encoding="utf-8")
+    rows = re.findall(r'^MODEL\("([\w:-]+)",([\d, ]+)\)$', text, re.M)
+    return {name: tuple(map(int, sizes.split(","))) for name, sizes in rows}
+
+
+def is_size(descriptor: str) -> bool:
+    """Whether it names sizes, whose weights are fresh."""
+    descriptor = as_text("descriptor", descriptor)
+    return not {descriptor, f"gpt2:{descriptor}"}.isdisjoint(_known_sizes())
+
+
+def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:
+    """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...
+
+    vocab_size: instead of the descriptor's own; fallback: where it has none. Raises ValueError.
+    """
+    known, vocab_size = _known_sizes(), as_int("vocab_size", vocab_size, 64)
+    name = as_text("descriptor", descriptor)
+    name = descriptor if descriptor in known else f"gpt2:{descriptor}"
+    if name not in known:
+        raise InvalidArgument(
+            f"model '{descriptor:.80}' is neither a file nor a known size: try {', '.join(known)}"
+        )
+    L, NH, C, maxT, V = known[name]
+    V = vocab_size or V or as_int("fallback", fallback, 64)
+    if not V:
+        raise InvalidArgument(NO_VOCABULARY.format(descriptor))
+    return GPTConfig(V, maxT, L, NH, C)
+
+
+class Row(NamedTuple):
+    """One tensor. shape: of one layer; torch_name: with %d for the layer if it is per_layer."""
+
+    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
+    name: str
+    shape: tuple[int, ...]
+    torch_name: str
+    init: str  # NORMAL, RESIDUAL, ONE or ZERO; "" for activations
+    decay: bool
+    per_layer: bool
+    type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
+    level: int  # of recompute, from which it is not kept; 0: that does not depend on recompute
+    other: str  # whose buffer it lies over where neither is kept; "" for none
+
+    @property
+    def is_param(self) -> bool:
+        return self.kind.endswith("PARAM")
+
+    @property
+    def size(self) -> int:
+        """Elements of one layer."""
+        return math.prod(self.shape)
+
+    def torch_name_of(self, layer: int) -> str:
+        return self.torch_name % layer if self.per_layer else self.torch_name
+
+
+PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
+                   r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
+ACT = re.compile(
+    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, ((?P<level>\d)|(?P<other>\w+)))?\)"
+)
+
+
+@functools.cache
+def _parsed() -> tuple[dict[str, str], ...]:
+    """The table's lines as text fields."""
+    rows = []
+    for line in table_lines("tensors.def"):
+        found = PARAM.fullmatch(line) or ACT.fullmatch(line)
+        if not found:
+            raise ValueError(f"tensors.def: this row is neither a parameter nor an activation: {line}")
+        rows.append(found.groupdict(""))
+    return tuple(rows)
+
+
+def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """ "B, T, 3*C" -> (4, 64, 2304)"""
+    return tuple(
+        math.prod(int(f) if f.isdigit() else sizes[f] for f in (g.strip() for g in dim.split("*")))
+        for dim in text.split(",")
+    )
+
+
+def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
+    """Every tensor of a model with room for B sequences of T tokens; parameters in the order of memory and of files."""
+    sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
+    sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
+    levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
+    return [
+        Row(
+            kind=row["kind"],
+            name=row["name"],
+            shape=_shape(row["shape"], sizes),
+            torch_name=row.get("torch_name", ""),
+            init=row.get("init", ""),
+            decay=row.get("decay") == "1",
+            per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
+            type=row.get("type", "F"),
+            level=0 if row["kind"] == "CHUNK_ACT" else levels[row.get("other") or row["name"]],
+            other=row.get("other", ""),
+        )
+        for row in _parsed()
+    ]
+
+
+def parameters(config: GPTConfig) -> Iterator[tuple[Row, int]]:
+    """(row, layer) of every parameter in the order of files: layer after layer inside each tensor."""
+    for row in table(config):
+        if row.is_param:
+            yield from ((row, layer) for layer in range(config.n_layer if row.per_layer else 1))
+
+
+def in_order(rows: Iterable[Row], n_layer: int) -> Iterator[tuple[Row, int]]:
+    """(row, layer) in the order of computation: neighbouring rows that are per layer go layer by layer."""
+    pending: list[Row] = []
+    for row in [*rows, None]:
+        if row is not None and row.per_layer:
+            pending.append(row)
+            continue
+        yield from ((held, layer) for layer in range(n_layer) for held in pending)
+        pending = []
+        if row is not None:
+            yield row, 0

@@ -1,0 +1,369 @@
+"""The options, csrc/options.def, read as text: what ./train_gpt2 parses with, as an argparse parser."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, Union
+
+from pyllmc import __version__
+from pyllmc.base.errors import EXIT_CODES
+from pyllmc.base.values import at_least, number, unescaped, whole
+from pyllmc.tables.layout import table_lines
+
+__all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
+
+Value = Union[int, float, str, bool]
+WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
+WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
+WIDEST = 100  # columns of --help
+METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
+
+
+MOST_MEANT = 8
+
+
+class Option(NamedTuple):
+    type: str  # INT, FLOAT, STRING or FLAG
+    name: str
+    default: Value
+    least: float  # bounds of a number
+    most: float
+    help: str
+    group: str = ""  # the heading of --help that it stands under
+
+    def read(self, text: str) -> Value:
+        """The value of a text; raises argparse.ArgumentTypeError with the reason."""
+        if self.type == "STRING":
+            return text
+        if self.type == "FLAG":
+            if text not in WORDS:
+                raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+            return WORDS[text]
+        value = whole(text) if self.type == "INT" else number(text)
+        if not self.least <= value <= self.most:
+            below = ": it must be below 1" if self.most < 1 else ""
+            bounds = (
+                f"{self.least:.0f}..{self.most:.0f}"
+                if self.type == "INT"
+                else f"{self.least:.10g}..{self.most:.10g}"
+            )
+            raise argparse.ArgumentTypeError(f"{text} is not in {bounds}{below}")
+        return value
+
+
+HELP_ROWS = ("ABOUT(", "CHAT_ABOUT(", "EXAMPLE(", "CHAT_EXAMPLE(")
+OF_TRAINING = ("OPTION", "CALL", "SHARED", "SHARED_CALL")
+OF_ANY = (*OF_TRAINING, "CHAT")
+OTHER_ROWS = ("GROUP(", "OF_CHAT(", "ALIAS(", "SYNONYM(", *HELP_ROWS)
+ROW = re.compile(
+    r'(OPTION|SHARED|CHAT|CALL|SHARED_CALL)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)'
+)
+
+
+@functools.cache
+def options(*kinds: str) -> dict[str, Option]:
+    """Options by name, in the table's order: training's, or those of the given kinds of row."""
+    found: dict[str, Option] = {}
+    group = ""
+    for line in table_lines("options.def"):
+        if line.startswith("GROUP("):
+            group = line[len('GROUP("') : -len('")')]
+        if line.startswith(OTHER_ROWS):
+            continue
+        row = ROW.fullmatch(line)
+        if not row:
+            raise ValueError(
+                f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
+            )
+        table, kind, name, default, least, most, text = row.groups()
+        option = Option(kind, name, "", float(least), float(most), text, group)
+        if table in (kinds or OF_TRAINING):
+            found[name] = option._replace(default=option.read(default.strip('"')))
+    return found
+
+
+def _pairs(row: str) -> dict[str, str]:
+    found = (re.fullmatch(rf"{row}\((\w+), (\w+)\)", line) for line in table_lines("options.def"))
+    return {pair[1]: pair[2] for pair in found if pair}
+
+
+@functools.cache
+def aliases() -> dict[str, str]:
+    """What other trainers call an option -> what it is called here."""
+    return _pairs("ALIAS")
+
+
+@functools.cache
+def synonyms() -> dict[str, str]:
+    """What an option is called elsewhere here -> its name in the table; both are taken everywhere."""
+    return _pairs("SYNONYM")
+
+
+def own_name(name: str, names: Container[str]) -> str:
+    """The one of `names` that is `name` or means the same; else `name`."""
+    if name in names:
+        return name
+    same = [
+        ours if name == theirs else theirs for theirs, ours in synonyms().items() if name in (theirs, ours)
+    ]
+    return next((other for other in same if other in names), name)
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        diagonal, row[0] = row[0], i + 1
+        for j, y in enumerate(b):
+            diagonal, row[j + 1] = row[j + 1], min(diagonal + (x != y), row[j] + 1, row[j + 1] + 1)
+    return row[-1]
+
+
+def is_part(word: str, name: str) -> bool:
+    """Whether a word is one of the parts that _ makes of a name, or several that follow each other."""
+    return len(word) >= 3 and f"_{word}_" in f"_{name}_"
+
+
+def meant(name: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that a misspelt, foreign or shortened one may stand for: as csrc/options/options.c finds them."""
+    if name in aliases() and own_name(aliases()[name], names) in names:
+        return [own_name(aliases()[name], names)]
+    near = min(names, key=lambda other: distance(name, other), default="")
+    near_enough = (len(name) + 1) // 3 if len(name) > 3 else 1  # two swapped letters count as two
+    if near and distance(name, near) <= near_enough and name not in aliases():
+        return [near]
+    return [other for other in names if is_part(name, other)][:MOST_MEANT]
+
+
+def one_of(names: Sequence[str]) -> str:
+    """a, b or c."""
+    return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else "".join(names)
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """The end of the line that refuses an option."""
+    found = [f"--{other}" for other in meant(name, names)]
+    return f"did you mean {one_of(found)}?" if found else "--help lists them"
+
+
+def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
+    """The options of a file, by name, as csrc/options/optionfile.c reads it. Raises ValueError with file and line, OSError."""
+    inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
+    path = inside if os.path.exists(inside) else path
+    found: dict[str, str] = {}
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} is longer than 1 MiB: this is no file of options")
+    for row, line in enumerate(content.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
+        try:
+            pair = _config_line(line, known)
+            if pair and pair[0] in found:
+                raise argparse.ArgumentTypeError(f"--{pair[0]} stands here a second time")
+            found.update([pair] if pair else [])
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{path}:{row}: {error}") from None
+    return found
+
+
+LARGEST = 1 << 20  # bytes of a file: csrc/options/optionfile.c
+BLANKS = " \t\r\n"
+COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*", re.S)
+QUOTED = re.compile(r'"((?:\\["\\]|[^"])*)"(.*)', re.S)
+
+
+def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | None:
+    if "\0" in line:
+        raise argparse.ArgumentTypeError("a NUL byte: this is no text")
+    name, equals, value = (part.strip(BLANKS) for part in line.partition("="))
+    if not line.strip(BLANKS) or name.startswith("#"):
+        return None
+    if not equals:
+        raise argparse.ArgumentTypeError(f"'{name[:40]}' is no line name=value")
+    if value.startswith('"'):
+        quoted = QUOTED.fullmatch(value)
+        if not quoted:
+            raise argparse.ArgumentTypeError('a closing " is missing')
+        if COMMENT.sub("", quoted[2]).strip(BLANKS):
+            raise argparse.ArgumentTypeError('nothing but a # comment may stand behind the closing "')
+        value = re.sub(r'\\(["\\])', r"\1", quoted[1])
+    else:
+        value = COMMENT.sub("", value).strip(BLANKS)
+    name = own_name(name.replace("-", "_"), known)
+    if name == "config":
+        raise argparse.ArgumentTypeError("a file of options cannot name another one")
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"unknown option --{name}: {did_you_mean(name, list(known))}")
+    try:
+        known[name].read(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"--{name}: {error}") from None
+    return name, value
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help as wide as the terminal, but no wider than text is read well; indented lines, such as examples, stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, WIDEST)
+        super().__init__(prog, max_help_position=26, width=max(width - 2, 20))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            p if "\n    " in f"\n{p}" else textwrap.fill(" ".join(p.split()), width) for p in paragraphs
+        )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
+
+    --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
+    named; errors are one line and exit code 2. given: the names on the last command line, or in its --config.
+    """
+
+    given: frozenset[str] = frozenset()
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), epilog: str | None = None, **kwargs: Any
+    ) -> None:
+        shown = "\n".join(["examples:", *(f"    {line}" for line in examples)]) if examples else ""
+        ending = "\n\n".join(
+            part for part in (shown, epilog if epilog != EXIT_CODES else "", EXIT_CODES) if part
+        )
+        kwargs.setdefault("formatter_class", Help)
+        kwargs["epilog"] = ending
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
+        for arg in args:
+            if arg.startswith("--version="):
+                self.error(self._unknown(arg))
+        args = self._of_config(args) + args
+        known, rest = super().parse_known_args(args, namespace)
+        self.given = frozenset(
+            arg[2:].partition("=")[0].removeprefix("no_") for arg in args if arg.startswith("--")
+        )
+        for arg in rest:
+            self.error(self._unknown(arg))
+        return known, rest
+
+    def _names(self) -> list[str]:
+        return list(
+            dict.fromkeys(
+                a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "version")
+            )
+        )
+
+    def _of_config(self, args: list[str]) -> list[str]:
+        """The lines of the last --config as arguments, which those of the call follow and overrule."""
+        if "config" not in self._names():
+            return []
+        path = ""
+        for i, arg in enumerate(args):
+            name, equals, value = arg.partition("=")
+            if name == "--config":
+                path = value if equals else "".join(args[i + 1 : i + 2])
+        try:
+            found = read_config(path, options()) if path else {}
+        except OSError as error:
+            self.exit(5, f"{self.prog}: --config={path} cannot be read: {error.strerror}\n")
+        except ValueError as error:
+            self.error(str(error))
+        return [self._spelt(f"--{name}={value}") for name, value in found.items()]
+
+    def _spelt(self, arg: str) -> str:
+        """--max-steps=5 -> --max_steps=5, --shuffle=no -> --no_shuffle."""
+        if not arg.startswith("--"):
+            return arg
+        name, equals, value = arg[2:].partition("=")
+        name = own_name(name.replace("-", "_"), self._names())
+        option = options().get(name)
+        if option and option.type == "FLAG" and equals and value in WORDS:
+            return f"--{name}" if WORDS[value] else f"--no_{name}"
+        return f"--{name}{equals}{value}"
+
+    def _unknown(self, arg: str) -> str:
+        if not arg.startswith("--"):
+            return f"{arg!r} is not an option: write --name=value; --help lists them"
+        name = arg[2:].partition("=")[0]
+        return f"unknown option --{name}: {did_you_mean(name, self._names())}"
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")
+
+
+def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool = False) -> None:
+    """--name=value; --name and --no_name for a flag. hidden: not told by --help."""
+    flag, text = f"--{option.name}", option.help.replace("%", "%%")
+    shown = text if option.default == "" else f"{text} [{option.default}]"
+    if option.type == "FLAG":
+        off = f"--no_{option.name}"
+        text = argparse.SUPPRESS if hidden else f"or {off}: {shown}"
+        parser.add_argument(flag, action="store_true", default=option.default, help=text)
+        parser.add_argument(off, dest=option.name, action="store_false", help=argparse.SUPPRESS)
+    else:
+        read: Callable[[str], Value] = option.read
+        metavar = METAVAR[option.type]
+        shown = argparse.SUPPRESS if hidden else shown
+        parser.add_argument(flag, type=read, default=option.default, metavar=metavar, help=shown)
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    names: Container[str],
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
+) -> None:
+    """Those of `names`, of whatever program, with these defaults instead of the table's; words: what --help says of some."""
+    for option in options(*OF_ANY).values():
+        if option.name in names:
+            text = (words or {}).get(option.name, option.help)
+            add_option(parser, option._replace(default=defaults.get(option.name, option.default), help=text))
+
+
+def make_parser(
+    prog: str,
+    about: str,
+    names: Container[str] = (),
+    hidden: Container[str] = (),
+    examples: Sequence[str] = (),
+    words: Mapping[str, str] | None = None,
+    **defaults: Value,
+) -> Parser:
+    """A parser of those options in `names`, or of all of training's under their headings.
+
+    hidden: those that --help does not tell, as the program only refuses them; defaults: instead of the table's.
+    """
+    usage = "%(prog)s [--name=value ...]"
+    twice = "Of an option given twice the last counts."
+    parser = Parser(
+        prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False, examples=examples
+    )
+    if names:
+        add_options(parser, names, words, **defaults)
+        return parser
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options().values():
+        group = groups.get(option.group) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        add_option(
+            group, option._replace(default=defaults.get(option.name, option.default)), option.name in hidden
+        )
+    return parser
+
+
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """All options by name; exits with code 2 and one line for a bad one."""
+    return make_parser("train_gpt2", "").parse_args(args)

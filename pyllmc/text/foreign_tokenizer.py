@@ -1,0 +1,179 @@
+"""Tokenizers as other projects keep them: Hugging Face's tokenizer.json, or vocab.json and merges.txt; nanoGPT's meta.pkl.
+
+Byte-level byte pairs of GPT-2's kind are taken, what this project exports, and characters; others are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from typing import Any, NoReturn
+
+from pyllmc.base.files import DataError, MalformedFile, reading
+from pyllmc.text.bpe import BYTE_OF, EOT_PIECE, printed_bytes
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.text.tokenizer_formats import merges_of, printable, trie_pattern
+
+JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"
+NAMES = (JSON, f"{VOCAB} with {MERGES}", META)
+# pieces that may end a document: the first of them that a vocabulary has does
+ENDS = (EOT_PIECE.decode(), "</s>", "<|end_of_text|>", "<eos>")
+MOST_BYTES = 1 << 28  # a larger file is no tokenizer
+
+
+def file_in(folder: str) -> str | None:
+    """The one that a folder has, if any."""
+    there = [name for name in (VOCAB, JSON, META) if os.path.isfile(os.path.join(folder, name))]
+    if VOCAB in there and not os.path.isfile(os.path.join(folder, MERGES)):
+        there.remove(VOCAB)
+    return os.path.join(folder, there[0]) if there else None
+
+
+def is_foreign(path: str, head: bytes) -> bool:
+    """Whether a file that begins so is to be read here."""
+    return path.endswith((".json", ".pkl")) or head[:1] == b"\x80" or _has_vocab(path)
+
+
+def _has_vocab(path: str) -> bool:
+    folder, name = os.path.split(path)
+    return name == MERGES and os.path.isfile(os.path.join(folder, VOCAB))
+
+
+def load(path: str) -> Tokenizer:
+    """Of one of those files. Raises DataError, MalformedFile."""
+    if _has_vocab(path):
+        path = os.path.join(os.path.dirname(path), VOCAB)
+    data = _read(path)
+    try:
+        if data.lstrip()[:1] != b"{":
+            return _of_meta(_unpickled(data))
+        said = json.loads(data)
+        if "model" in said:
+            return _of_json(said)
+        return of_vocab(said, _read(os.path.join(os.path.dirname(path), MERGES)).decode().split("\n"))
+    except DataError as e:
+        raise MalformedFile(f"{path}: {e}") from e
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        pickle.UnpicklingError,
+    ) as e:
+        raise MalformedFile(
+            f"{path}: no tokenizer that is known here ({type(e).__name__}: {e}); fetch it again"
+        ) from e
+
+
+def _read(path: str) -> bytes:
+    with reading(path), open(path, "rb") as f:
+        data = f.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise MalformedFile(f"{path} is too large to be a tokenizer: name another file")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------
+# nanoGPT's meta.pkl
+
+
+class _Plain(pickle.Unpickler):
+    """Dictionaries, lists, texts and numbers need no class; whatever names one is refused and never run."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise DataError(f"it names {module}.{name}: only dictionaries of texts and numbers are read")
+
+
+def _unpickled(data: bytes) -> Any:
+    try:
+        return _Plain(io.BytesIO(data)).load()
+    except (EOFError, MemoryError, OverflowError) as e:
+        raise DataError(f"damaged ({type(e).__name__}); make it again with nanoGPT's prepare.py") from e
+
+
+def _of_meta(meta: Any) -> Tokenizer:
+    itos = meta.get("itos") if isinstance(meta, dict) else None
+    if itos is None and isinstance(meta, dict) and isinstance(meta.get("stoi"), dict):
+        itos = {i: s for s, i in meta["stoi"].items()}
+    if isinstance(itos, (list, tuple)):
+        itos = dict(enumerate(itos))
+    if not isinstance(itos, dict):
+        raise DataError("it has no itos or stoi, nanoGPT's tables of characters: name another tokenizer")
+    if set(itos) != set(range(len(itos))) or not all(isinstance(s, str) for s in itos.values()):
+        raise DataError("its itos is no table of texts by the ids 0, 1, 2, ...: make it again")
+    pieces = [itos[i].encode("utf-8") for i in range(len(itos))]
+    return Tokenizer(pieces, "longest", pieces.index(EOT_PIECE) if EOT_PIECE in pieces else -1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Hugging Face's
+
+
+def _of_json(said: dict[str, Any]) -> Tokenizer:
+    model, kind = said["model"], said["model"].get("type") or "BPE"
+    added = {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
+    ids = {**model["vocab"], **added} if isinstance(model["vocab"], dict) else {}
+    if kind == "WordLevel" and (found := _own_longest(said, ids)):
+        return found
+    if kind != "BPE":
+        raise DataError(
+            f"a {kind} model: only byte pairs of GPT-2's kind are known here; name another tokenizer"
+        )
+    _check_cut(said)
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return of_vocab(ids, pairs, set(added), bool(model.get("ignore_merges")))
+
+
+def _check_cut(said: dict[str, Any]) -> None:
+    """Text must be cut into words as GPT-2 cuts it, and nothing else done to it."""
+    cut = said.get("pre_tokenizer") or {}
+    steps = cut.get("pretokenizers", [cut])
+    if said.get("normalizer") is not None:
+        raise DataError(
+            f"it changes text first (normalizer {said['normalizer'].get('type')}): name another tokenizer"
+        )
+    if len(steps) != 1 or steps[0].get("type") != "ByteLevel" or not steps[0].get("use_regex", True):
+        kinds = ", ".join(str(step.get("type")) for step in steps)
+        raise DataError(
+            f"it cuts text into words by another rule than GPT-2's ({kinds}): name another tokenizer"
+        )
+    if steps[0].get("add_prefix_space"):
+        raise DataError("it puts a space in front of every text (add_prefix_space): name another tokenizer")
+
+
+def of_vocab(
+    ids: dict[str, int], lines: list[str], added: set[str] | None = None, whole_words: bool = False
+) -> Tokenizer:
+    """Byte pairs by name, and the merges in order, "a b" each. Raises DataError."""
+    ordered = sorted(ids, key=ids.__getitem__)
+    if [ids[name] for name in ordered] != list(range(len(ids))):
+        raise DataError("its ids are not 0, 1, 2, ... each once: name another tokenizer")
+    pieces = [
+        name.encode() if name in (added or ()) or not set(name) <= set(BYTE_OF) else printed_bytes(name)
+        for name in ordered
+    ]
+    eot = next((ids[name] for name in ENDS if name in ids), -1)
+    found = Tokenizer(pieces, "gpt2", eot)
+    pairs = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
+    merges, whole = merges_of(found)
+    if pairs != [f"{printable(a)} {printable(b)}" for a, b in merges]:
+        raise DataError("its ids are not in the order of its merges, as GPT-2's are: name another tokenizer")
+    if added is not None and not whole_words and not {ordered[i] for i in whole} <= added:
+        raise DataError("it has pieces that no merge makes: name another tokenizer")
+    return found
+
+
+def _own_longest(said: dict[str, Any], ids: dict[str, int]) -> Tokenizer | None:
+    """What pyllmc.convert writes of a vocabulary of characters, words or bytes, if it is that."""
+    ordered = sorted(ids, key=ids.__getitem__)
+    eot = next((ids[token["content"]] for token in said.get("added_tokens") or ()), -1)
+    cut = (said.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    trie = trie_pattern(name for name in ordered if ids[name] != eot)
+    if cut[-1].get("pattern") != {"Regex": trie} or cut[0].get("type") != "ByteLevel":
+        return None
+    pieces = [name.encode() if i == eot else printed_bytes(name) for i, name in enumerate(ordered)]
+    return Tokenizer(pieces, "longest", eot)
