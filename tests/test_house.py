@@ -20,15 +20,15 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 
 # The rooms of csrc/ in the order in which they are read: each builds on those before it. Beside them lie the tables and
 # headers that all share.
-ROOMS = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
+ROOMS_OF_C = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
 SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def"]
 
 
 def room_of(name: str) -> int:
     """-1: shared by all."""
     room = Path(name).parent.name
-    assert room in ROOMS or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS)}"
-    return ROOMS.index(room) if room else -1
+    assert room in ROOMS_OF_C or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS)}"
+    return ROOMS_OF_C.index(room) if room else -1
 
 
 def includes(path: Path) -> list[str]:
@@ -56,7 +56,7 @@ def test_files_include_from_their_room_or_one_before_it(path):
         assert room_of(name) <= room_of(own), f"{own} includes {name}, which builds on it"
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", ROOMS_OF_C)
 def test_no_circle_of_includes_in_a_room(room):
     left = includes_within(room)
     while free := [name for name, near in left.items() if not near & left.keys()]:
