@@ -27,7 +27,7 @@ SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def"]
 def room_of(name: str) -> int:
     """-1: shared by all."""
     room = Path(name).parent.name
-    assert room in ROOMS_OF_C or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS)}"
+    assert room in ROOMS_OF_C or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS_OF_C)}"
     return ROOMS_OF_C.index(room) if room else -1
 
 
