@@ -14,6 +14,7 @@ os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither r
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,10 @@ from pyllmc.base.files import DataError
 from pyllmc.engine import _ffi
 from pyllmc.parity import yardstick
 from pyllmc.text import dataset, vocabularies
+
+# How long an example takes says nothing on a busy machine, and what was found once is written down as a test.
+hypothesis.settings.register_profile("pyllmc", deadline=None, database=None)
+hypothesis.settings.load_profile("pyllmc")
 
 # another PyTorch as the yardstick: tests/paths.py
 if os.environ.get("PYLLMC_TORCH") == "lucky":

@@ -52,7 +52,7 @@ def test_bytes_of_a_shard(tmp_path, V, magic, version, width):
 
 def test_what_is_written_is_read(scratch):
     @given(SEQUENCES, st.sampled_from([300, 70000]))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def check(ids, V):
         path = scratch()
         write_shard(path, ids, V)
@@ -153,7 +153,7 @@ def test_garbage_never_escapes_as_another_error(scratch):
     starts = st.sampled_from([b"", shard_bytes([1, 2]), header(20240801, 7, 1), header(20240520, 1, -1)])
 
     @given(starts, st.binary(max_size=40), st.integers(0, 1100))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(start, tail, cut):
         path = scratch()
         path.write_bytes((start + tail)[:cut])
@@ -195,7 +195,7 @@ def test_no_shards(tmp_path):
 
 def test_permutation_visits_every_index_once_and_depends_on_its_keys():
     @given(st.integers(1, 700), st.integers(-(2**63), 2**64), st.integers(0, 2**40))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def check(N, seed, epoch):
         assert sorted(permute(i, N, seed, epoch) for i in range(N)) == list(range(N))
 
@@ -252,7 +252,7 @@ def windows_by_hand(shards, T):
 def test_loader_gives_each_window_once_an_epoch(tmp_path_factory):
     @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(1, 7), st.integers(1, 5),
            st.booleans(), st.integers(1, 3))  # fmt: skip
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def check(sizes, T, B, shuffle, world):
         folder = tmp_path_factory.mktemp("shards")
         numbers = itertools.count()
@@ -341,7 +341,7 @@ def test_windows_cover_every_id():
     """By the rule itself, whatever the documents; and with none looked for, every T ids."""
 
     @given(st.lists(st.sampled_from([E, 1, 2]), max_size=60), st.integers(1, 12))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def check(ids, T):
         starts = [*bins.window_starts(np.array(ids, "<u2"), T, E)]
         assert [*bins.window_starts(np.array(ids, "<u2"), T)] == [*range(0, len(ids) - T, T)]

@@ -24,7 +24,7 @@ from pyllmc.text.tokenizer import Tokenizer
 
 tiktoken = pytest.importorskip("tiktoken")
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = settings(max_examples=300, deadline=None, database=None)
+SETTINGS = settings(max_examples=300)
 BPE = 2
 
 

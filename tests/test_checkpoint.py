@@ -19,8 +19,6 @@ from pyllmc.engine import _ffi
 
 SETTINGS = settings(
     max_examples=200,
-    deadline=None,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 CONFIG = GPTConfig(vocab_size=37, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)

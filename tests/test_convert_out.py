@@ -187,7 +187,7 @@ def test_any_text_is_encoded_the_same(kind):
         [" ", "  ", "\n", "cat", " the", "'s", "sat", "12", "é", "日", "<|end", "\0", "😀", "."]
     )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.lists(st.one_of(parts, st.text(max_size=3)), max_size=12).map("".join))
     def check(text):
         if "<|endoftext|>" in text:
@@ -199,7 +199,7 @@ def test_any_text_is_encoded_the_same(kind):
     check()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(st.binary(min_size=2, max_size=5), max_size=40), st.text(max_size=30))
 def test_any_table_finds_the_longest_match(pieces, text):
     pieces = sorted(pieces - {EOT_PIECE})

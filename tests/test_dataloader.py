@@ -16,9 +16,7 @@ from pyllmc.engine import _ffi
 
 QUICK = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-    database=None,
 )
 FORMATS = {"uint16": (20240520, 1, "<u2"), "uint32": (20240801, 7, "<u4"), "raw": (None, None, "<i4")}
 

@@ -108,7 +108,7 @@ def test_bad_token_files_are_one_line(tmp_path, capsys, content, more, code, say
 @given(st.binary(max_size=60) | st.lists(st.integers(0, 70000), max_size=20).map(lambda i: np.array(i, "<i4").tobytes())
        | st.lists(st.integers(0, 90), max_size=20).map(lambda i: np.array(i, "<u2").tobytes())
        | st.sampled_from([b"\x93NUMPY12", b"PK\x03\x04", b"\x1f\x8b..", b"text\n"]))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_c_and_python_decide_alike_what_a_file_holds(tmp_path_factory, head):
     path = tmp_path_factory.getbasetemp() / "decide.bin"
     path.write_bytes(head)

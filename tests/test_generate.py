@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyllmc import GPTConfig, InvalidArgument, Model
 from pyllmc.engine import _ffi
 
-SETTINGS = settings(max_examples=60, deadline=None, database=None)
+SETTINGS = settings(max_examples=60)
 V, T = 33, 12
 
 

@@ -96,7 +96,7 @@ def test_the_bytes_do_not_depend_on_workers_or_chunks(tmp_path, monkeypatch, kin
     st.integers(1, 30),
     st.sampled_from([{"val_documents": 2}, {"val_tokens": 7}, {"val_fraction": 0.3}, {"val_fraction": 0}]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_token_is_lost(tmp_path_factory, texts, shard_tokens, chunk, validation):
     out = tmp_path_factory.mktemp("d") / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -47,7 +47,7 @@ def test_script_reads_txt_jsonl_parquet_and_folders(tmp_path, capsys):
 
 
 @given(st.text("ab<>\né", max_size=60), st.sampled_from(["<>", "\n\n", "a", "", "ab<"]), st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_delimiters_are_found_across_blocks(tmp_path_factory, text, delimiter, block):
     path = tmp_path_factory.getbasetemp() / "blocks.txt"
     path.write_bytes(text.encode())

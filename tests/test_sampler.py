@@ -12,7 +12,7 @@ import pyllmc
 from pyllmc import GPTConfig, Model
 from pyllmc.engine import _ffi
 
-SETTINGS = settings(max_examples=300, deadline=None, database=None)
+SETTINGS = settings(max_examples=300)
 
 
 def sample(logits, coin=0.5, temperature=1.0, top_k=0, top_p=0.0) -> int:

@@ -48,7 +48,7 @@ def tables(draw):
 
 
 @given(tables(), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(([b"a", b"aab"], b"aaaab"), False)
 @example(([b"ab", b"a"], b"aab"), False)
 @example(([b"abc", b"ab", b"c"], b"abab"), True)
@@ -71,7 +71,7 @@ def test_any_text_round_trips(kind):
     tokenizer = train(kind, [STORY])
 
     @given(st.one_of(st.text(), st.text("Tim hadblw.\n'é—"), st.just("a<|endoftext|>b")))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def check(text):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -242,7 +242,7 @@ def test_missing_file_and_directory(tmp_path):
 
 
 @given(st.binary(max_size=30), st.lists(st.integers(-3, 300), min_size=3, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_garbage_never_escapes_as_another_error(tmp_path_factory, tail, numbers):
     path = tmp_path_factory.getbasetemp() / "garbage.bin"
     path.write_bytes(file_bytes(20240328, 2, *numbers) + tail)
@@ -286,7 +286,7 @@ def test_gpt2_encodes_from_its_own_table_as_tiktoken_does(gpt2, tmp_path):
     )
     @example("  leading,   inner   and trailing  ")
     @example("I'll we've 'tis\n\n\n  x\n 9\u00a0y\u2003 ")
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def check(text):
         ids = loaded.encode(text)
         assert ids == reference.encode_ordinary(text)

@@ -18,7 +18,7 @@ from pyllmc.engine import _ffi
 from pyllmc.text import bpe, tokenizer
 from pyllmc.text.vocabularies import train
 
-SETTINGS = settings(max_examples=200, deadline=None, database=None)
+SETTINGS = settings(max_examples=200)
 UNKNOWN, LONGEST = 0, 1
 EOT = b"<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]

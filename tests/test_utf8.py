@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 SOURCE = Path(__file__).resolve().parent.parent / "csrc/base/utf8.c"
-SETTINGS = settings(max_examples=400, deadline=None, database=None)
+SETTINGS = settings(max_examples=400)
 TEXTS = st.lists(
     st.one_of(
         st.text(max_size=3).map(str.encode),

@@ -33,7 +33,7 @@ def width(text: str) -> int:
     return sum(width_table.columns_of(c) for c in text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(WORDS, st.sampled_from([" ", "", "  "]))), st.integers(2, 30))
 def test_lines_fit_and_words_stay_whole(parts, columns):
     text = "".join(a + b for a, b in parts)

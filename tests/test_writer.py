@@ -22,7 +22,7 @@ from pyllmc.text.tokenizer import BYTES
 from pyllmc.writer import open_writer
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = settings(max_examples=300, deadline=None, database=None)
+SETTINGS = settings(max_examples=300)
 END = {"": lib.LLMC_GOING_ON, "eot": lib.LLMC_AT_EOT, "stop": lib.LLMC_AT_STOP, "limit": lib.LLMC_AT_LIMIT}
 # bytes of characters cut at every place, overlapping words, and bytes that no character has
 PIECES = [
