@@ -36,7 +36,8 @@ import torch.nn.functional as F
 
 from pyllmc import convert
 from pyllmc.base import live
-from pyllmc.base.files import MalformedFile, atomic_path, check_writable, writing
+from pyllmc.base.errors import BadFile
+from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
 from pyllmc.engine.checkpoint import find_checkpoint, is_run
@@ -204,14 +205,14 @@ def write_model(model: GPT, path: str, version: int = FP32) -> None:
 
 
 def read_model(path: str) -> GPT:
-    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises MalformedFile with the reason."""
+    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises BadFile with the reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
-            raise MalformedFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
+            raise BadFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
         version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
         if version not in (FP32_UNPADDED, FP32, BF16):
-            raise MalformedFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
+            raise BadFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
         model = GPT(GPTConfig(V, maxT, L, NH, C, window))
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
         for row, p in model.rows():
@@ -219,7 +220,7 @@ def read_model(path: str) -> GPT:
             size = math.prod(shape) * dtype.itemsize
             data = file.read(size)
             if len(data) < size:
-                raise MalformedFile(f"{path} is truncated in {row.name}: copy or export it again")
+                raise BadFile(f"{path} is truncated in {row.name}: copy or export it again")
             x = torch.from_numpy(np.frombuffer(data, dtype).copy()).view(shape)
             p.data.copy_((x.view(torch.bfloat16) if version == BF16 else x)[: len(p)])
     return model

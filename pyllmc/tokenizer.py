@@ -24,7 +24,7 @@ if __name__ == "__main__":
     begin_command()
 
 from pyllmc.base.checks import text_bytes
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser
 from pyllmc.text.bpe import merge_steps, split_words

@@ -14,7 +14,7 @@ from foreign import make_gpt2
 import pyllmc
 import train_gpt2 as reference
 from pyllmc import check, convert, grade, sample
-from pyllmc.base import files
+from pyllmc.base import errors
 from pyllmc.convert import hub
 from pyllmc.engine.checkpoint import read_tokenizer
 from pyllmc.tables.layout import GPTConfig
@@ -186,7 +186,7 @@ def test_openais_weights_are_asked_for_by_a_word_that_is_no_size(tmp_path, capsy
         in capsys.readouterr().err
     )
     for call in (lambda: open_model("gpt2"), lambda: convert.load("gpt2")):
-        with pytest.raises(files.FileFailure, match="gpt2 is a size, .* hub:gpt2"):
+        with pytest.raises(errors.SystemFailure, match="gpt2 is a size, .* hub:gpt2"):
             call()
 
 
