@@ -63,6 +63,10 @@ class NotFinite(LlmcError, ArithmeticError):
     """A loss or gradient that is NaN or infinite."""
 
 
+for _public in (LlmcError, InvalidArgument, OutOfMemory, BadFile, SystemFailure, NoDevice, NotFinite):
+    _public.__module__ = "pyllmc"  # by that name a user catches it, and a traceback shows it
+
+
 class Ending(NamedTuple):
     """How a command ends after an error: with 1 - status."""
 

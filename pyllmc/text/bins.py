@@ -11,7 +11,7 @@ A token file ("shard") is little-endian: a header of 256 int32, then the ids:
     none      -        int32    llm.c's first version: ids from byte 0, no header; read only
 
 header[2] is the number of tokens, and the size of the file must agree with it exactly. It is an int32, so
-one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as prepro.write_dataset does.
+one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as dataset.write_dataset does.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ShardWriter:
             if self.ntok + len(packed) > MAX_SHARD_TOKENS:
                 raise DataError(
                     f"{self.path}: a shard holds at most {MAX_SHARD_TOKENS} tokens (its count is an int32): "
-                    "write several, as prepro.write_dataset(shard_tokens=...) does"
+                    "write several, as dataset.write_dataset(shard_tokens=...) does"
                 )
             with writing(self.path):
                 self._file.write(packed)

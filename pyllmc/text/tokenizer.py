@@ -38,6 +38,8 @@ class Tokenizer:
     pieces: bytes of each id. kind: one of KINDS. eot: id that separates documents, or -1.
     """
 
+    __module__ = "pyllmc"  # by that name it is pickled
+
     def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
         if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
             refuse("pieces", pieces, "a list of bytes")
