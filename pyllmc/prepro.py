@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pyllmc.base.errors import begin_command, counted, run_command, typed
+from pyllmc.base.errors import DataError, SystemFailure, begin_command, counted, need, run_command, typed
 
 if __name__ == "__main__":
     begin_command()
 
-from pyllmc.base.errors import DataError, SystemFailure, need
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser, at_least, number, unescaped
 from pyllmc.text import inputs, token_files
