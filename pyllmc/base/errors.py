@@ -206,7 +206,7 @@ def begin_command(*packages: str) -> None:
     hold_streams()
     print_anything()
     spec = sys.modules["__main__"].__spec__
-    prog = spec.name if spec else os.path.basename(sys.argv[0])
+    prog = spec.name.removesuffix(".__main__") if spec else os.path.basename(sys.argv[0])
     signals.end_quietly()
     spare_threads()
     for package in packages:
