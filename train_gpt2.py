@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import INTERRUPTED, NoDevice, begin_command, run_command, stopped_by_signals
+from pyllmc.base.errors import INTERRUPTED, BadFile, NoDevice, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
     begin_command("numpy", "torch")
@@ -36,10 +36,10 @@ import torch.nn.functional as F
 
 from pyllmc import convert
 from pyllmc.base import live
-from pyllmc.base.files import MalformedFile, atomic_path, check_writable, writing
+from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
-from pyllmc.engine.checkpoint import find_checkpoint, is_run
+from pyllmc.engine.checkpoint import checkpoint_of
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
@@ -204,14 +204,14 @@ def write_model(model: GPT, path: str, version: int = FP32) -> None:
 
 
 def read_model(path: str) -> GPT:
-    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises MalformedFile with the reason."""
+    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises BadFile with the reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
-            raise MalformedFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
+            raise BadFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
         version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
         if version not in (FP32_UNPADDED, FP32, BF16):
-            raise MalformedFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
+            raise BadFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
         model = GPT(GPTConfig(V, maxT, L, NH, C, window))
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
         for row, p in model.rows():
@@ -219,7 +219,7 @@ def read_model(path: str) -> GPT:
             size = math.prod(shape) * dtype.itemsize
             data = file.read(size)
             if len(data) < size:
-                raise MalformedFile(f"{path} is truncated in {row.name}: copy or export it again")
+                raise BadFile(f"{path} is truncated in {row.name}: copy or export it again")
             x = torch.from_numpy(np.frombuffer(data, dtype).copy()).view(shape)
             p.data.copy_((x.view(torch.bfloat16) if version == BF16 else x)[: len(p)])
     return model
@@ -246,11 +246,10 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     """What --model names: weights of the hub or of any file that pyllmc.convert reads, or fresh ones of a size."""
-    path = Path(o.model)
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
-    if is_run(path) or is_model_file(path):
-        return read_model(os.fspath(find_checkpoint(path)))
+    if found := checkpoint_of(o.model):  # which is read here without compiled code
+        return read_model(os.fspath(found))
     return from_weights(convert.open_weights(o.model))
 
 
@@ -280,14 +279,6 @@ def from_weights(weights: Weights) -> GPT:
     for name, x in weights.tensors:
         named[name].copy_(torch.as_tensor(np.asarray(x)))
     return model
-
-
-def is_model_file(path: Path) -> bool:
-    """Whether it begins as llm.c's model file, which is read here without compiled code."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(4) == struct.pack("<i", to_bin.MAGIC)
 
 
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:

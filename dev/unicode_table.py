@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from pyllmc.base.errors import EXIT_CODES, begin_command, run_command
-from pyllmc.base.files import DataError, need, writing
+from pyllmc.base.errors import EXIT_CODES, DataError, begin_command, need, run_command
+from pyllmc.base.files import writing
 from pyllmc.tables.options import Parser
 
 PROG = "unicode_table.py"

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pyllmc.base.errors import begin_command, counted, run_command, typed
+from pyllmc.base.errors import DataError, SystemFailure, begin_command, counted, need, run_command, typed
 
 if __name__ == "__main__":
     begin_command()
 
-from pyllmc.base.files import DataError, FileFailure, need
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser, at_least, number, unescaped
 from pyllmc.text import inputs, token_files
@@ -65,7 +64,7 @@ def hub_stories() -> Iterator[tuple[str, str]]:
             for record in datasets.load_dataset(HUB_NAME, split=hub_split, streaming=True):
                 yield split, record["text"].strip()
         except Exception as e:  # whatever the network layers raise
-            raise FileFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
+            raise SystemFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,13 +18,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from pyllmc.base.errors import INTERRUPTED, begin_command, run_command, stopped_by_signals
+from pyllmc.base.errors import INTERRUPTED, DataError, begin_command, run_command, stopped_by_signals
 
 if __name__ == "__main__":
     begin_command()
 
 from pyllmc.base.checks import text_bytes
-from pyllmc.base.files import DataError
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser
 from pyllmc.text.bpe import merge_steps, split_words

@@ -9,8 +9,7 @@ from typing import Any, Union
 
 from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
-from pyllmc.base.errors import InvalidArgument
-from pyllmc.base.files import DataError, FileFailure
+from pyllmc.base.errors import DataError, InvalidArgument, SystemFailure
 from pyllmc.convert import hub
 from pyllmc.convert.companions import named
 from pyllmc.convert.kinds import find
@@ -134,9 +133,9 @@ def open_model(path: Path, **how: Any) -> Model:
     name = as_path("path", path)
     place = locate(name)
     if place is None and name in hub.OPENAI:
-        raise FileFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
+        raise SystemFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
     if place is None:
-        raise FileFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
+        raise SystemFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
     return Model(find(place), B=1, training=False, keep_logits=False, **how)
 
 

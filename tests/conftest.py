@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyllmc.base.errors import NoDevice
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError, NoDevice
 from pyllmc.engine import _ffi
 from pyllmc.parity import yardstick
 from pyllmc.text import dataset, vocabularies

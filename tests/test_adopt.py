@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from foreign import make_gpt2
 import pyllmc
 import train_gpt2 as reference
 from pyllmc import check, convert, grade, sample
-from pyllmc.base import files
-from pyllmc.convert import hub
+from pyllmc.base import errors
+from pyllmc.convert import hf_config, hub
+from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import read_tokenizer
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text import dataset, vocabularies
@@ -186,7 +189,7 @@ def test_openais_weights_are_asked_for_by_a_word_that_is_no_size(tmp_path, capsy
         in capsys.readouterr().err
     )
     for call in (lambda: open_model("gpt2"), lambda: convert.load("gpt2")):
-        with pytest.raises(files.FileFailure, match="gpt2 is a size, .* hub:gpt2"):
+        with pytest.raises(errors.SystemFailure, match="gpt2 is a size, .* hub:gpt2"):
             call()
 
 
@@ -239,8 +242,24 @@ def test_a_name_of_the_hub_that_is_none():
 def test_a_size_comes_before_a_file_of_that_name(origin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt-nano").write_bytes((origin / "model.bin").read_bytes())
-    options = Options(pyllmc.engine._ffi.load())
+    options = Options(_ffi.load())
     options.set("model", "gpt-nano")
     pyllmc.adopt.adopt_model(options)
     assert pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9).config.n_embd == 48
     assert not reference.names_weights("gpt-nano") and reference.names_weights("./gpt-nano")
+
+
+@pytest.mark.parametrize("how", ["load", "Model", "open_model", "adopt_model"])
+def test_config_json_is_parsed_once_an_opening(origin, how, monkeypatch):
+    """That a folder is Hugging Face's is told by it, and its sizes are: by one reading."""
+    parsed = []
+    monkeypatch.setattr(
+        hf_config, "json", types.SimpleNamespace(loads=lambda data: parsed.append(1) or json.loads(data))
+    )
+    if how == "adopt_model":
+        options = Options(_ffi.load())
+        options.set("model", origin / "hf")
+        pyllmc.adopt.adopt_model(options)
+    else:
+        {"load": convert.load, "Model": pyllmc.Model, "open_model": open_model}[how](origin / "hf")
+    assert parsed == [1]

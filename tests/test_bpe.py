@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_tokenizer_c import EOT, UNKNOWN, file_bytes, made_up_vocab_bpe
 from test_tokenizer_c import Tokenizer as InC
 
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 from pyllmc.engine import _ffi
 from pyllmc.text import bpe, vocabularies
 from pyllmc.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from test_bpe import ROOT, SETTINGS
 from test_tokenizer_c import EOT
 from test_tokenizer_c import Tokenizer as InC
 
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 from pyllmc.text import bpe, vocabularies
 from pyllmc.text.tokenizer import Tokenizer
 

@@ -17,7 +17,7 @@ from converted import make_model, tokenizer_of
 
 import pyllmc
 from pyllmc import GPTConfig, Model, Writer
-from pyllmc.base.files import DataError, FileFailure, MalformedFile
+from pyllmc.base.errors import BadFile, DataError, SystemFailure
 from pyllmc.convert import dtypes, export
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.companions import find_tokenizer
@@ -312,7 +312,7 @@ def test_what_does_not_read_back_is_not_put_in_place(tmp_path, name, monkeypatch
     before = content(place)
     for module in (export.to_hf, export.to_gguf, export.to_bin):
         monkeypatch.setattr(module, "narrow", wrong)
-    with pytest.raises(MalformedFile, match="does not read back as it was"):
+    with pytest.raises(BadFile, match="does not read back as it was"):
         save(place, CONFIG, make_model(CONFIG, seed=2).params, overwrite=True)
     assert content(place) == before
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_clear_line_and_the_old_export_stays(tmp_path, name, 
     other = make_model(CONFIG, seed=2).params
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-        with pytest.raises(FileFailure, match=f"cannot write {place}: "):
+        with pytest.raises(SystemFailure, match=f"cannot write {place}: "):
             save(place, CONFIG, other, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -10,7 +10,7 @@ import pytest
 from converted import TEXT, logits, make_model, tokenizer_of
 
 from pyllmc import GPTConfig, Writer
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 from pyllmc.convert.export import save
 from pyllmc.text.bpe import EOT_PIECE
 from pyllmc.text.tokenizer import BYTES, Tokenizer

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyllmc import GPTConfig, Model, Writer  # noqa: E402
-from pyllmc.base.files import DataError  # noqa: E402
+from pyllmc.base.errors import DataError  # noqa: E402
 from pyllmc.convert import dtypes, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
 from pyllmc.text.bpe import EOT_PIECE  # noqa: E402

@@ -73,16 +73,16 @@ def test_the_codes_are_told_in_the_same_words():
         text = re.sub(r"\s+", " ", text)
         assert words.replace("exit status: ", "") in text, path
     numbers = {int(n) for n in re.findall(r"\d+", words)}
-    assert numbers == {0, errors.INTERRUPTED, *(code for _, code in errors.KINDS)}
+    assert numbers == {0, errors.INTERRUPTED, *(end.code for end in errors.ENDINGS)}
 
 
 @pytest.mark.parametrize(
     "error, code",
     [
-        (files.DataError("x"), 2),
-        (files.MalformedFile("x"), 4),
-        (files.FileFailure("x"), 5),
-        (files.MissingDependency("x"), 6),
+        (errors.DataError("x"), 2),
+        (errors.BadFile("x"), 4),
+        (errors.SystemFailure("x"), 5),
+        (errors.MissingDependency("x"), 6),
         (MemoryError(), 3),
         (FileNotFoundError(2, "No such file", "x"), 5),
         (ValueError("x"), 2),
@@ -95,7 +95,7 @@ def test_an_error_is_one_line_and_its_code(error, code, capsys):
     assert errors.run_command("prog", work) == code
     line = capsys.readouterr().err
     assert line.startswith("prog: ") and line.count("\n") == 1 and len(line) > len("prog: \n")
-    if isinstance(error, files.DataError):
+    if isinstance(error, errors.DataError):
         assert isinstance(error, pyllmc.LlmcError)
 
 
@@ -105,7 +105,7 @@ def test_a_mistake_in_the_program_is_not_hidden():
 
 
 def test_a_file_error_is_not_explained_twice():
-    with pytest.raises(files.FileFailure) as caught, files.writing("outer"), files.writing("inner"):
+    with pytest.raises(errors.SystemFailure) as caught, files.writing("outer"), files.writing("inner"):
         raise OSError(errno.ENOSPC, "No space left")
     assert (
         str(caught.value)

@@ -18,7 +18,7 @@ from test_dataloader import Loader
 from test_prepro import ROOT, documents_of, tokens
 from test_prepro_tinystories import run_script
 
-from pyllmc.base.files import DataError, MalformedFile
+from pyllmc.base.errors import BadFile, DataError
 from pyllmc.engine import _ffi
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.text import bins, foreign_tokenizer, raw_tokens, vocabularies
@@ -61,7 +61,7 @@ def test_a_data_set_of_nanogpts_comes_over_as_it_is(tmp_path, capsys):
 def test_its_bare_ids_are_recognised_in_c_and_in_python(tmp_path):
     folder, _ = nanogpt(tmp_path / "chars")
     says = rf"looks like uint16 ids, as nanoGPT writes them: python -m pyllmc.prepro --input {folder} makes"
-    with pytest.raises(MalformedFile, match=says):
+    with pytest.raises(BadFile, match=says):
         bins.read_shard(folder / "train.bin")
     with pytest.raises(_ffi.BadFile, match=says):
         Loader(folder / "train.bin")

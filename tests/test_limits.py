@@ -9,8 +9,7 @@ import subprocess
 import pytest
 
 from pyllmc.base import errors, workers
-from pyllmc.base.errors import OutOfMemory
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError, OutOfMemory
 from pyllmc.text import bpe_learn
 
 NO_MORE = BlockingIOError(11, "Resource temporarily unavailable")

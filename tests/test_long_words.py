@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from test_bpe import ROOT, SETTINGS
 from test_tokenizer_c import Tokenizer as InC
 
-from pyllmc.base.errors import OutOfMemory
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError, OutOfMemory
 from pyllmc.text import bpe_learn, tokenizer, vocabularies
 
 PROSE = "Once upon a time, Tim's cat didn't see 12 Bären — 3 très rouges!\n\nThe cat sat.  A cat ran.\n" * 30

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import inspect
 import pickle
+import re
 import signal
 import types
 from collections.abc import Callable, Iterator
@@ -402,3 +404,14 @@ def test_the_rest_is_copied(good):
             assert repr(again) == repr(thing)
     arrays = {name: x.copy() for name, x in good.model.params.items()}
     assert pickle.loads(pickle.dumps(arrays)).keys() == good.model.params.keys()
+
+
+def test_what_moves_within_the_package_keeps_its_public_name():
+    """A pickle, or a traceback, says pyllmc.GPTConfig; older ones said where the file was."""
+    config, tokenizer = pyllmc.GPTConfig(7, 8, 1, 1, 4), Tokenizer([b"a", b"b"], "longest", -1)
+    for thing in (config, tokenizer):
+        data = pickle.dumps(thing, protocol=0)
+        assert re.findall(rb"pyllmc[\w.]*", data) == [b"pyllmc"]
+        assert vars(pickle.loads(data)) == vars(thing)
+    assert {getattr(pyllmc, name).__module__ for name in ("BadFile", "NoDevice", "LlmcError")} == {"pyllmc"}
+    assert importlib.import_module("pyllmc.tokenizer").Tokenizer is Tokenizer

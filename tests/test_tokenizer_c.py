@@ -13,7 +13,7 @@ from conftest import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 from pyllmc.engine import _ffi
 from pyllmc.text import bpe, tokenizer
 from pyllmc.text.vocabularies import train

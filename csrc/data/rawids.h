@@ -1,4 +1,4 @@
-/* What a file without a token file's header holds, by its first bytes; pyllmc/raw_tokens.py decides alike. */
+/* What a file without a token file's header holds, by its first bytes; pyllmc/text/raw_tokens.py decides alike. */
 #ifndef RAWIDS_H
 #define RAWIDS_H
 #include <stdint.h>

@@ -185,7 +185,7 @@ static void add_about(Growing *text, int program, const char *command, int width
     }
 }
 
-/* pyllmc/errors.py says the same for commands in Python */
+/* pyllmc/base/errors.py says the same for commands in Python */
 static void add_exit_codes(Growing *text, int program, int width) {
     char codes[256];
     snprintf(codes, sizeof codes,

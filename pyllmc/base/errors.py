@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import importlib
 import io
 import os
 import shlex
@@ -16,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyllmc.base import checkout, live, signals
 from pyllmc.base.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
@@ -38,11 +39,15 @@ class OutOfMemory(LlmcError, MemoryError):
     """The memory plan does not fit."""
 
 
-class BadFile(LlmcError, ValueError):
+class DataError(LlmcError, ValueError):
+    """Data, or a file, that cannot be used."""
+
+
+class BadFile(DataError):
     """A file that is not what it should be."""
 
 
-class SystemFailure(LlmcError, OSError):
+class SystemFailure(DataError, OSError):
     """The system would not read or write."""
 
 
@@ -50,37 +55,50 @@ class NoDevice(LlmcError, RuntimeError):
     """No such device or instruction set here, or a library is missing."""
 
 
+class MissingDependency(DataError, NoDevice, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
 class NotFinite(LlmcError, ArithmeticError):
     """A loss or gradient that is NaN or infinite."""
 
 
-# by llmc_status; a command ends with 1 - status
-ERRORS: dict[int, type[LlmcError]] = {
-    -1: InvalidArgument,
-    -2: OutOfMemory,
-    -3: BadFile,
-    -4: SystemFailure,
-    -5: NoDevice,
-    -6: NotFinite,
-}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-EXIT_CODES = """exit status: 0 done, 2 usage, 3 memory, 4 malformed file, 5 input/output, 6 device, 7 not finite,
-130 interrupted"""
-# the first that fits; engine errors are kinds of the builtin ones
-KINDS = (
-    (MemoryError, 3),
-    (BadFile, 4),
-    (OSError, 5),
-    (NoDevice, 6),
-    (ImportError, 6),
-    (NotFinite, 7),
-    (ValueError, 2),
+for _public in (LlmcError, InvalidArgument, OutOfMemory, BadFile, SystemFailure, NoDevice, NotFinite):
+    _public.__module__ = "pyllmc"  # by that name a user catches it, and a traceback shows it
+
+
+class Ending(NamedTuple):
+    """How a command ends after an error: with 1 - status."""
+
+    status: int  # llmc_status
+    error: type[LlmcError]
+    alike: type[Exception] | None  # Python's own that ends so, too
+    words: str  # what --help calls it
+
+    @property
+    def code(self) -> int:
+        return 1 - self.status
+
+
+ENDINGS = (
+    Ending(-1, InvalidArgument, ValueError, "usage"),
+    Ending(-2, OutOfMemory, MemoryError, "memory"),
+    Ending(-3, BadFile, None, "malformed file"),
+    Ending(-4, SystemFailure, OSError, "input/output"),
+    Ending(-5, NoDevice, ImportError, "device"),
+    Ending(-6, NotFinite, None, "not finite"),
 )
+ERRORS = {ending.status: ending.error for ending in ENDINGS}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_CODES = f"exit status: 0 done, {', '.join(f'{end.code} {end.words}' for end in ENDINGS)}, {INTERRUPTED} interrupted"
 
 
 def exit_code(error: BaseException) -> int:
     """What a command ends with; 0 for an error that is none of the user's, but a mistake in the program."""
-    return next((code for kind, code in KINDS if isinstance(error, kind)), 0)
+    for end in reversed(ENDINGS):  # the first row is last: many errors are a ValueError, too
+        if isinstance(error, (end.error, end.alike or end.error)):
+            return end.code
+    return 0
 
 
 def line_of(error: BaseException) -> str:
@@ -104,6 +122,14 @@ def how_to_install(package: str) -> str:
     return f"pip install {package}" + (
         ", or make setup and use .venv/bin/python" if checkout.is_checkout() else ""
     )
+
+
+def need(module: str, why: str, package: str = "") -> Any:
+    """Import an optional `module`, or say in one line what lacks and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise MissingDependency(f"{why} needs {module}: {how_to_install(package or module)}") from e
 
 
 def python_command() -> str:
@@ -180,7 +206,7 @@ def begin_command(*packages: str) -> None:
     hold_streams()
     print_anything()
     spec = sys.modules["__main__"].__spec__
-    prog = spec.name if spec else os.path.basename(sys.argv[0])
+    prog = spec.name.removesuffix(".__main__") if spec else os.path.basename(sys.argv[0])
     signals.end_quietly()
     spare_threads()
     for package in packages:

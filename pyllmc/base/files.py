@@ -1,48 +1,23 @@
-"""Files and errors of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
+"""Files of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from pyllmc.base.errors import FULL, BadFile, LlmcError, NoDevice, SystemFailure, how_to_install
-
-
-class DataError(LlmcError, ValueError):
-    """Bad data or a file that cannot be used; the message is one line and names the remedy."""
-
-
-class MalformedFile(DataError, BadFile):
-    """A file that is not what it should be."""
-
-
-class FileFailure(DataError, SystemFailure):
-    """The system would not read or write."""
-
-
-class MissingDependency(DataError, NoDevice, ImportError):
-    """An optional package is not installed; the message says how to install it."""
-
-
-def need(module: str, why: str, package: str = "") -> Any:
-    """Import an optional `module`, or say in one line what lacks and how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise MissingDependency(f"{why} needs {module}: {how_to_install(package or module)}") from e
+from pyllmc.base.errors import FULL, DataError, SystemFailure
 
 
 @contextmanager
 def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
-    """An OSError inside becomes one FileFailure line: "cannot ACTION PATH: reason; REMEDY".
+    """An OSError inside becomes one SystemFailure line: "cannot ACTION PATH: reason; REMEDY".
 
     full: the errnos that mean that the place is full.
     """
@@ -52,7 +27,7 @@ def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] 
         raise  # is explained
     except OSError as e:
         remedy = f"free some space or {remedy}" if e.errno in full else remedy
-        raise FileFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
+        raise SystemFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
 
 
 def writing(path: str) -> AbstractContextManager[None]:
@@ -127,7 +102,7 @@ def atomic_path(path: str) -> Iterator[str]:
 
 
 def check_writable(path: str) -> None:
-    """Fails now, with a FileFailure, rather than after hours of work: whether atomic_path can write there."""
+    """Fails now, with a SystemFailure, rather than after hours of work: whether atomic_path can write there."""
     with writing(path):
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

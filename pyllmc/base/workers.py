@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any, TypeVar
 
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

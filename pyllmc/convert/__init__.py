@@ -22,7 +22,7 @@ Path = Union[str, "os.PathLike[str]"]
 def detect(path: Path) -> str:
     """What is there, in a few words for people: "Hugging Face folder", "OpenAI TensorFlow checkpoint", ...
 
-    Raises MalformedFile or FileFailure where it is nothing that `load` takes.
+    Raises BadFile or SystemFailure where it is nothing that `load` takes.
     """
     from pyllmc.convert import native
     from pyllmc.convert.kinds import find
@@ -52,7 +52,7 @@ def load(
     tell: called with what was read, in a sentence; nothing is printed. Where the file's maker computes something
         otherwise, or it is a pickle, there is a warning too.
 
-    Raises MalformedFile (a ValueError), NotFinite, FileFailure (an OSError) or MissingDependency (an ImportError), in
+    Raises BadFile (a ValueError), NotFinite, SystemFailure (an OSError) or MissingDependency (an ImportError), in
     one line: what, expected, found, remedy.
     """
     if tell is not None and not callable(tell):

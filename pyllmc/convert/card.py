@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyllmc.base.files import DataError, MissingDependency
+from pyllmc.base.errors import DataError, MissingDependency
 from pyllmc.convert.recipes import parameter_count
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.tables.options import options

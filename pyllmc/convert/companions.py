@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pyllmc.base.checks import as_path
-from pyllmc.base.files import DataError, FileFailure, MissingDependency
+from pyllmc.base.errors import DataError, MissingDependency, SystemFailure
 from pyllmc.convert.native import is_bundle
 from pyllmc.engine import checkpoint
 from pyllmc.engine.named import open_tokenizer
@@ -82,7 +82,7 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
         return None, f"{source} has none"
     try:
         return gpt2(), f"GPT-2's, as {V} ids suggest"
-    except (MissingDependency, FileFailure) as error:
+    except (MissingDependency, SystemFailure) as error:
         return None, str(error)
 
 

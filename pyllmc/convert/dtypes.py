@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyllmc.base.files import DataError
+from pyllmc.base.errors import DataError
 
 DTYPES = {"fp32": "<f4", "bf16": "<u2", "fp16": "<f2"}  # bf16: the upper half of a float's bits
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllmc.base import live
-from pyllmc.base.errors import typed
-from pyllmc.base.files import DataError, MalformedFile, atomic_directory, atomic_path, need, writing
+from pyllmc.base.errors import BadFile, DataError, need, typed
+from pyllmc.base.files import atomic_directory, atomic_path, writing
 from pyllmc.convert import card, load, to_bin, to_gguf, to_hf
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.dtypes import check_finite, narrow, widen
@@ -119,7 +119,7 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
             to_bin.write_bin(temporary, job.config, job.tensors, job.dtype, tokenizer)
         arena = load_arena(temporary)
         if arena.config != job.config:
-            raise MalformedFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
+            raise BadFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
         compare(job, arena.parameters(), dict.fromkeys(job.tensors, job.dtype))
         check_place(job.path, "bin", overwrite)
     if job.tokenizer and not carries:
@@ -152,7 +152,7 @@ def _save_hf(job: Job, overwrite: bool) -> list[str]:
         config, tensors = load(folder)
         expected = job.config if job.config.banded else replace(job.config, window=0)
         if config != expected:
-            raise MalformedFile(f"{job.path} reads back as {config}, written was {expected}")
+            raise BadFile(f"{job.path} reads back as {config}, written was {expected}")
         compare(job, tensors.items(), dict.fromkeys(job.tensors, job.dtype))
     return notes
 
@@ -181,7 +181,7 @@ def _fill(folder: str, job: Job) -> list[str]:
 
 
 def compare(job: Job, found: Iterable[tuple[str, np.ndarray]], dtypes: Mapping[str, str]) -> None:
-    """Raises MalformedFile unless every tensor reads back to the bit, or to its one rounding."""
+    """Raises BadFile unless every tensor reads back to the bit, or to its one rounding."""
     missing = set(job.tensors)
     for name, x in live.each(found, "comparing: tensor", len(job.tensors)):
         written = job.tensors[name]
@@ -189,13 +189,11 @@ def compare(job: Job, found: Iterable[tuple[str, np.ndarray]], dtypes: Mapping[s
         expected = widen(narrow(written, dtypes[name]), dtypes[name])
         same = same_bits(x[: len(expected)], expected) or _same_query(job, name, x, expected)
         if not same or np.any(x[len(expected) :]):
-            raise MalformedFile(
+            raise BadFile(
                 f"{job.path} is not written: {name} does not read back as it was; try again elsewhere"
             )
     if missing:
-        raise MalformedFile(
-            f"{job.path} is not written: {min(missing)} does not read back; try again elsewhere"
-        )
+        raise BadFile(f"{job.path} is not written: {min(missing)} does not read back; try again elsewhere")
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pyllmc.base.files import MalformedFile
+from pyllmc.base.errors import BadFile
 from pyllmc.convert.hf_config import TANH, refuse_other
 from pyllmc.convert.recipes import Recipe, Shape, config_said, make_config, plain, targets, zeros
 from pyllmc.tables.layout import GPTConfig
@@ -23,17 +23,13 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
         for pattern, times in said["attention_types"]:
             kinds += list(pattern) * min(int(times), L)
     except (KeyError, TypeError, ValueError):
-        raise MalformedFile(
-            f"{origin}: attention_types is no list of [[kinds], times]: copy it again"
-        ) from None
+        raise BadFile(f"{origin}: attention_types is no list of [[kinds], times]: copy it again") from None
     if (listed := said.get("attention_layers")) not in (None, kinds):
-        raise MalformedFile(
+        raise BadFile(
             f"{origin}: attention_layers, {str(listed)[:60]}, and attention_types, {str(kinds)[:60]}, differ: copy it again"
         )
     if len(kinds) != L:
-        raise MalformedFile(
-            f"{origin}: attention_types tells {len(kinds)} layers, num_layers {L}: copy it again"
-        )
+        raise BadFile(f"{origin}: attention_types tells {len(kinds)} layers, num_layers {L}: copy it again")
     return kinds
 
 
@@ -48,12 +44,12 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     if set(kinds) == {"global"}:
         return made
     if any(kind != ("global", "local")[layer % 2] for layer, kind in enumerate(kinds)):
-        raise MalformedFile(
+        raise BadFile(
             f"{origin}: layers are {', '.join(map(str, kinds[:4]))} ...; global and local must take turns"
         )
     window = said.get("window_size", 256)
     if not window:
-        raise MalformedFile(
+        raise BadFile(
             f"{origin}: window_size={window!r}, but local layers see 1 position at least: copy it again"
         )
     return make_config(origin, {**vars(made), "window": window})

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.files import MalformedFile, reading
+from pyllmc.base.errors import BadFile
+from pyllmc.base.files import reading
 from pyllmc.convert.recipes import TIE, config_said
 from pyllmc.tables.layout import GPTConfig
 
@@ -25,14 +26,14 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object; MalformedFile if it is none."""
+    """An object; BadFile if it is none."""
     try:
         with reading(str(path)):
             found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise MalformedFile(f"{path} is not JSON ({error}): copy it again") from None
+        raise BadFile(f"{path} is not JSON ({error}): copy it again") from None
     if not isinstance(found, dict):
-        raise MalformedFile(f"{path} is not a JSON object: copy it again")
+        raise BadFile(f"{path} is not a JSON object: copy it again")
     return found
 
 
@@ -42,7 +43,7 @@ def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
         found = config.get(key, allowed[0])
         if found not in allowed:
             why = TIE if key == "tie_word_embeddings" else "another kind of model"
-            raise MalformedFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: {why}")
+            raise BadFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: {why}")
 
 
 def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:

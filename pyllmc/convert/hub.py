@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 
 from pyllmc.base.checks import as_path, as_text
-from pyllmc.base.errors import InvalidArgument
-from pyllmc.base.files import FileFailure, need
+from pyllmc.base.errors import InvalidArgument, SystemFailure, need
 
 PREFIX = "hub:"
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # on the hub they belong to openai-community
@@ -54,7 +53,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         return Path(found)
     except Exception as error:  # the hub's errors have no common base
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise FileFailure(
+        raise SystemFailure(
             f"{name} {'is no path here, nor can it' if name[: len(PREFIX)] != PREFIX else 'cannot'} be fetched from the hub "
             f"({reason}): check the name and the network, or give the path of a folder that has it"
         ) from None

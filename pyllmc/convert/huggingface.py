@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.files import FileFailure, MalformedFile, need, reading
+from pyllmc.base.errors import BadFile, SystemFailure, need
+from pyllmc.base.files import reading
 from pyllmc.convert import gptneo, pytorch
 from pyllmc.convert.hf_config import gpt2_config, read_json
 from pyllmc.convert.recipes import (
@@ -48,9 +49,7 @@ KINDS: dict[str, Kind] = {
 def kind_of(config: Mapping[str, Any], origin: str) -> Kind:
     kind = config.get("model_type", "gpt2")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise MalformedFile(
-            f"{origin}: it is of the kind {kind}, not a GPT-2; {' and '.join(KINDS)} are read"
-        )
+        raise BadFile(f"{origin}: it is of the kind {kind}, not a GPT-2; {' and '.join(KINDS)} are read")
     return KINDS[kind]
 
 
@@ -68,7 +67,7 @@ def read_tensor(path: Path, name: str, dtype: str) -> Any:
         file.seek(8 + size + begin)
         raw = file.read(end - begin)
     if len(raw) < end - begin:
-        raise MalformedFile(f"{path} ends within {name}: it was changed while it was read; copy it again")
+        raise BadFile(f"{path} ends within {name}: it was changed while it was read; copy it again")
     if dtype == "BF16":  # numpy has no type for it
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(raw, np.dtype(DTYPES[dtype]).newbyteorder("<")).astype(np.float32)
@@ -83,7 +82,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with reading(str(path)):
             opened = library.safe_open(str(path), framework="numpy")
     except library.SafetensorError as error:
-        raise MalformedFile(f"{path} is damaged ({error}): copy it again") from None
+        raise BadFile(f"{path} is damaged ({error}): copy it again") from None
 
     def read(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         with reading(str(path)), np.errstate(over="ignore"):
@@ -107,12 +106,12 @@ def shards(index: Path) -> list[Path]:
     """The files that an index.json names."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise MalformedFile(f"{index} has no weight_map from tensors to files: copy it again")
+        raise BadFile(f"{index} has no weight_map from tensors to files: copy it again")
     for name in sorted(set(files.values())):
         if Path(name).name != name:
-            raise MalformedFile(f"{index} names the file {name!r}, which is not in its folder: copy it again")
+            raise BadFile(f"{index} names the file {name!r}, which is not in its folder: copy it again")
         if not (index.parent / name).exists():
-            raise FileFailure(f"{index.parent / name} is missing, which {index.name} names: copy it too")
+            raise SystemFailure(f"{index.parent / name} is missing, which {index.name} names: copy it too")
     return [index.parent / name for name in sorted(set(files.values()))]
 
 
@@ -128,7 +127,7 @@ def find_files(folder: Path) -> list[Path]:
             return [folder / whole]
         if found := sorted(folder.glob(several)):
             return found
-    raise MalformedFile(f"{folder} has neither *.safetensors nor pytorch_model*.bin: download them too")
+    raise BadFile(f"{folder} has neither *.safetensors nor pytorch_model*.bin: download them too")
 
 
 def rename(name: str) -> str:
@@ -148,7 +147,7 @@ def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] 
     for file in files:
         part = read_file(file)
         if twice := state.keys() & part.keys():
-            raise MalformedFile(f"{file} has {min(twice)}, which another file has too: copy them again")
+            raise BadFile(f"{file} has {min(twice)}, which another file has too: copy them again")
         state.update(part)
     where = str(files[0] if len(files) == 1 else folder)
     state = renamed(where, state, rename)
@@ -159,12 +158,12 @@ def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] 
 
 def open_folder(folder: Path, said: dict[str, Any] | None = None) -> Weights:
     if not (folder / "config.json").exists():
-        raise MalformedFile(f"{folder} has no config.json: a folder saved by transformers is needed")
+        raise BadFile(f"{folder} has no config.json: a folder saved by transformers is needed")
     return open_files(folder, find_files(folder), "Hugging Face folder", said)
 
 
 def open_file(path: Path, said: dict[str, Any] | None = None) -> Weights:
     """One file, its config.json beside it."""
     if not (path.parent / "config.json").exists():
-        raise MalformedFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
+        raise BadFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
     return open_files(path.parent, [path], f"{path.suffix[1:]} file", said)

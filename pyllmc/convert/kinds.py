@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc.base.checks import as_path, as_text
-from pyllmc.base.errors import InvalidArgument
-from pyllmc.base.files import FileFailure, MalformedFile, check_regular, explain_os_errors, reading
+from pyllmc.base.errors import BadFile, InvalidArgument, SystemFailure
+from pyllmc.base.files import check_regular, explain_os_errors, reading
 from pyllmc.convert import hub
 from pyllmc.convert.hf_config import read_json
 from pyllmc.convert.native import is_bundle
@@ -79,7 +79,7 @@ def _kind_of_folder(path: Path) -> Found:
             return _kind_of_file(path / name)._replace(said=said)
     if said is not None:
         return Found(FOLDER, path, path, said)
-    raise FileFailure(f"{path} is a folder without weights: expected {WANTED}")
+    raise SystemFailure(f"{path} is a folder without weights: expected {WANTED}")
 
 
 def _kind_of_file(path: Path) -> Found:
@@ -87,7 +87,7 @@ def _kind_of_file(path: Path) -> Found:
     with reading(str(path)), open(path, "rb") as file:
         head = file.read(9)
     if other := OTHERS.get(head[:4]):
-        raise MalformedFile(f"{path} is {other}")
+        raise BadFile(f"{path} is {other}")
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return Found(ONE_FILE, path, path)
     if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
@@ -97,7 +97,7 @@ def _kind_of_file(path: Path) -> Found:
 
 
 def find(path: str | os.PathLike[str], revision: str | None = None) -> Found:
-    """What is at a path, or under a name of the hub, by its content. Raises MalformedFile or FileFailure for nothing."""
+    """What is at a path, or under a name of the hub, by its content. Raises BadFile or SystemFailure for nothing."""
     name = as_path("path", path)
     revision = None if revision is None else as_text("revision", revision)
     local = Path(name)
@@ -112,5 +112,5 @@ def find(path: str | os.PathLike[str], revision: str | None = None) -> Found:
         folder = hub.fetch(name, revision)
         return Found(FOLDER, folder, folder)
     if name in hub.OPENAI:
-        raise FileFailure(f"{name} is a size, and there is no such file: OpenAI's weights are hub:{name}")
-    raise FileFailure(f"{name} does not exist: give a file or folder of weights, or hub:owner/name")
+        raise SystemFailure(f"{name} is a size, and there is no such file: OpenAI's weights are hub:{name}")
+    raise SystemFailure(f"{name} does not exist: give a file or folder of weights, or hub:owner/name")

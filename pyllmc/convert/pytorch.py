@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.files import MalformedFile, need, reading
+from pyllmc.base.errors import BadFile, need
+from pyllmc.base.files import reading
 from pyllmc.convert.hf_config import read_json
 from pyllmc.convert.recipes import (
     MATRICES,
@@ -76,21 +77,19 @@ def check_zip(path: Path) -> None:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, RuntimeError, zlib.error) as error:
         bad = f"{error}"
     if bad:
-        raise MalformedFile(f"{path} is damaged ({bad}): copy or save it again")
+        raise BadFile(f"{path} is damaged ({bad}): copy or save it again")
 
 
-def explained(path: Path, error: Exception) -> MalformedFile:
+def explained(path: Path, error: Exception) -> BadFile:
     """torch's many words in one line."""
     words = " ".join(str(error).split())
     if code := re.search(r"GLOBAL (\S+)", words):
-        return MalformedFile(
+        return BadFile(
             f"{path} holds code or an object of its own ({code[1]}), which was not run: save the state dict alone"
         )
     inner = re.search(r"WeightsUnpickler error: (.{1,100}?)(?: Check the documentation|$)", words)
     reason = inner[1] if inner else words[:100] or type(error).__name__
-    return MalformedFile(
-        f"{path} is not what torch.save writes, or damaged ({reason}): copy or save it again"
-    )
+    return BadFile(f"{path} is not what torch.save writes, or damaged ({reason}): copy or save it again")
 
 
 def as_array(x: Any) -> Any:
@@ -103,13 +102,13 @@ def tensors(path: Path, state: Any) -> dict[str, Tensor]:
     import torch
 
     if not isinstance(state, Mapping) or not state:
-        raise MalformedFile(
+        raise BadFile(
             f"{path} holds a {type(state).__name__}, expected a dict of tensors: save the state dict"
         )
     found = {}
     for name, x in state.items():
         if not isinstance(name, str) or not isinstance(x, torch.Tensor) or x.layout != torch.strided:
-            raise MalformedFile(
+            raise BadFile(
                 f"{path}: {name!r} is a {type(x).__name__}, no plain tensor: save the state dict alone"
             )
         dtype = str(x.dtype).partition(".")[2]
@@ -182,7 +181,7 @@ def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
     """As the caller or the file's folder says. It is never guessed: another number of heads is another model."""
     if n_head:
         return n_head
-    raise MalformedFile(
+    raise BadFile(
         f"{path} does not tell the number of heads of its {L} layers of {C} channels: give it with --n_head (n_head= in "
         'Python), or put a config.json with {"n_head": ...} beside it'
     )
@@ -201,10 +200,10 @@ def sizes_of(
     refuse_llama(str(path), state)
     for name in (wte, wpe):
         if name not in state:
-            raise MalformedFile(f"{path} lacks {name}: it is no GPT-2 that is known here (nanoGPT, minGPT)")
+            raise BadFile(f"{path} lacks {name}: it is no GPT-2 that is known here (nanoGPT, minGPT)")
     V, T = state[wte].shape[:-1], state[wpe].shape[:-1]
     if len(V) != 1 or len(T) not in (1, 2):
-        raise MalformedFile(f"{path}: {wte} has the shape {state[wte].shape}, expected (V, C)")
+        raise BadFile(f"{path}: {wte} has the shape {state[wte].shape}, expected (V, C)")
     L, C = layer_count(state, layers), state[wte].shape[-1]
     sizes = {"vocab_size": V[0], "max_seq_len": T[-1], "n_layer": L, "n_embd": C}
     return make_config(str(path), {**sizes, "n_head": heads_of(path, L, C, n_head)})

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc.base import live
-from pyllmc.base.errors import NotFinite, counted
-from pyllmc.base.files import MalformedFile
+from pyllmc.base.errors import BadFile, NotFinite, counted
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
@@ -85,11 +84,11 @@ def parameter_count(config: GPTConfig) -> int:
 
 
 def make_config(origin: str, sizes: Mapping[str, Any]) -> GPTConfig:
-    """A GPTConfig of what a file says; MalformedFile if that cannot be."""
+    """A GPTConfig of what a file says; BadFile if that cannot be."""
     try:
         return GPTConfig(**sizes)
     except ValueError as error:
-        raise MalformedFile(f"{origin}: {error}; the file is damaged or of another kind of model") from None
+        raise BadFile(f"{origin}: {error}; the file is damaged or of another kind of model") from None
 
 
 def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "", **names: str) -> GPTConfig:
@@ -99,12 +98,10 @@ def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "
     }
     for name in theirs.values():
         if said.get(name) is None:
-            raise MalformedFile(f"{origin} lacks {name}: it is not {whose}")
+            raise BadFile(f"{origin} lacks {name}: it is not {whose}")
     made = make_config(origin, {ours: said[name] for ours, name in theirs.items()})
     if said.get(inner) not in (None, 4 * made.n_embd):
-        raise MalformedFile(
-            f"{origin}: {inner}={said[inner]!r}, expected {4 * made.n_embd}: another kind of model"
-        )
+        raise BadFile(f"{origin}: {inner}={said[inner]!r}, expected {4 * made.n_embd}: another kind of model")
     return made
 
 
@@ -114,7 +111,7 @@ def renamed(origin: str, state: Mapping[str, Tensor], rename: Callable[[str], st
     for name, x in state.items():
         new = rename(name)
         if new in found:
-            raise MalformedFile(f"{origin} has {new} twice, once as {name}: save the model again")
+            raise BadFile(f"{origin} has {new} twice, once as {name}: save the model again")
         if new:
             found[new] = x
     return found
@@ -123,9 +120,7 @@ def renamed(origin: str, state: Mapping[str, Tensor], rename: Callable[[str], st
 def refuse_llama(origin: str, names: Iterable[str]) -> None:
     for name in names:
         if any(part in name for part in LLAMA):
-            raise MalformedFile(
-                f"{origin} has {name}: it is a llama, not a GPT-2; only GPT-2's kind is read here"
-            )
+            raise BadFile(f"{origin} has {name}: it is a llama, not a GPT-2; only GPT-2's kind is read here")
 
 
 def check(
@@ -138,20 +133,20 @@ def check(
         wanted[head] = recipes[WTE].sources[0][1]
     for name, shape in wanted.items():
         if name not in state:
-            raise MalformedFile(f"{origin} lacks {name} {shape}: it is not whole, or not a GPT-2")
+            raise BadFile(f"{origin} lacks {name} {shape}: it is not whole, or not a GPT-2")
         found = state[name]
         if tuple(found.shape) != shape:
-            raise MalformedFile(
+            raise BadFile(
                 f"{origin}: {name} has the shape {tuple(found.shape)}, expected {shape}: other sizes than it says"
             )
         if found.dtype not in FLOATS:
-            raise MalformedFile(
+            raise BadFile(
                 f"{origin}: {name} is of {found.dtype}, expected one of {', '.join(FLOATS)}: "
                 "save the model without quantization"
             )
     for name in state:
         if name not in wanted:
-            raise MalformedFile(
+            raise BadFile(
                 f"{origin} has {name} {tuple(state[name].shape)}, which a GPT-2 has not: save the plain model"
             )
 
@@ -165,7 +160,7 @@ def build(
     for name, recipe in live.each(recipes.items(), "loading: tensor"):
         parts = [state.pop(source).read() for source, _ in recipe.sources]
         if name == WTE and head in state and not np.array_equal(state.pop(head).read(), parts[0]):
-            raise MalformedFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")
+            raise BadFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")
         x = np.ascontiguousarray(recipe.build(*parts), np.float32)
         if not np.isfinite(x).all():
             where = np.unravel_index(np.argmin(np.isfinite(x)), x.shape)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base import live
-from pyllmc.base.files import DataError, MalformedFile, flush_to_disk, need
+from pyllmc.base.errors import BadFile, DataError, need
+from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import narrow
 from pyllmc.convert.recipes import targets
 from pyllmc.tables.layout import GPTConfig
@@ -171,24 +172,24 @@ def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int
 
 
 def read_back(path: str, config: GPTConfig, untied: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """(our name, float32 values) of what gguf's own reader finds. Raises MalformedFile."""
+    """(our name, float32 values) of what gguf's own reader finds. Raises BadFile."""
     try:
         reader = package().GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
-        raise MalformedFile(f"{path} does not read back: {error}") from None
+        raise BadFile(f"{path} does not read back: {error}") from None
     for key, value in sizes_of(config).items():
         field = reader.fields.get(f"{ARCH}.{key}")
         if field is None or field.contents() != value:
-            raise MalformedFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
+            raise BadFile(f"{path} does not read back: its {ARCH}.{key} is not {value}")
     found = {x.name: x for x in reader.tensors}
     for ours, theirs in names_of(config, untied):
         x = found.pop(theirs, None)
         if x is None:
-            raise MalformedFile(f"{path} does not read back: {theirs} is missing")
+            raise BadFile(f"{path} does not read back: {theirs} is missing")
         bits = x.data.view(np.uint16).astype(np.uint32) << 16 if x.tensor_type.name == "BF16" else None
         yield ours, x.data.astype(np.float32) if bits is None else bits.view(np.float32)
     if found:
-        raise MalformedFile(f"{path} holds {next(iter(found))}, which was not written")
+        raise BadFile(f"{path} holds {next(iter(found))}, which was not written")
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base import live
-from pyllmc.base.files import DataError, MissingDependency, flush_to_disk, need
+from pyllmc.base.errors import DataError, MissingDependency, need
+from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import DTYPES, narrow
 from pyllmc.convert.recipes import MATRICES, targets
 from pyllmc.tables.layout import GPTConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.files import DataError, FileFailure, MalformedFile
+from pyllmc.base.errors import BadFile, DataError, SystemFailure
 from pyllmc.engine.checkpoint import RUN, lines_of, read_head
 from pyllmc.tables.layout import GPTConfig, parameters
 
@@ -75,11 +75,11 @@ class Run:
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
 
-    Raises FileFailure where there is none, MalformedFile for a line that holds something else.
+    Raises SystemFailure where there is none, BadFile for a line that holds something else.
     """
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
-        raise FileFailure(f"{path} does not exist: give the folder of a run that has trained")
+        raise SystemFailure(f"{path} does not exist: give the folder of a run that has trained")
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -93,14 +93,12 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
     """The line, if there is something in it to draw."""
     if not isinstance(line, dict):
-        raise MalformedFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
+        raise BadFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
     for kind, names in KINDS.items():
         if kind in line:
             for name in names:
                 if not _is_number(line.get(name)) and not (name in MAY_BE_NAN and _is_not_finite(line[name])):
-                    raise MalformedFile(
-                        f"{where}: {name}={line.get(name)!r:.40} is not a number: remove the line"
-                    )
+                    raise BadFile(f"{where}: {name}={line.get(name)!r:.40} is not a number: remove the line")
             yield line
             return
 

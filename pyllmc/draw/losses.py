@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllmc.base.errors import InvalidArgument
-from pyllmc.base.files import DataError, MalformedFile
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.draw import curves
 from pyllmc.draw.curves import Curve, Run, read_run
 from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
@@ -33,7 +32,7 @@ def draw_run(
 
 def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture:
     if not run.drawable("loss"):
-        raise MalformedFile(f"{run.folder / 'metrics.jsonl'} holds no step to draw: train first")
+        raise BadFile(f"{run.folder / 'metrics.jsonl'} holds no step to draw: train first")
     shown = run.against_tokens() if x == "tokens" else run
     raw = shown.curves["loss"]
     short = curves.thinned(raw)
@@ -147,7 +146,7 @@ def _comparable(runs: Sequence[Run]) -> str:
         if all(run.drawable(kind) for run in runs):
             return kind
     bare = next(run for run in runs if not run.drawable("loss"))
-    raise MalformedFile(f"{bare.folder / 'metrics.jsonl'} holds no step to draw: train first")
+    raise BadFile(f"{bare.folder / 'metrics.jsonl'} holds no step to draw: train first")
 
 
 def _about_all(runs: Sequence[Run]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.files import atomic_path, need, writing
+from pyllmc.base.errors import need
+from pyllmc.base.files import atomic_path, writing
 from pyllmc.draw import curves
 from pyllmc.draw.curves import Curve
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Union
 
-from pyllmc.base.files import DataError, FileFailure
+from pyllmc.base.errors import DataError, SystemFailure
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def find_checkpoint(path: Source) -> Path:
     if path.is_dir():
         raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
     if not path.exists():
-        raise FileFailure(f"{path} does not exist: give a run folder or a checkpoint")
+        raise SystemFailure(f"{path} does not exist: give a run folder or a checkpoint")
     return path
 
 

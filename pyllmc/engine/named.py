@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pyllmc.base.files import DataError, check_regular, reading
+from pyllmc.base.errors import DataError
+from pyllmc.base.files import check_regular, reading
 from pyllmc.engine.checkpoint import RUN, find_checkpoint, is_model_file, read_tokenizer
 from pyllmc.text import foreign_tokenizer
 from pyllmc.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllmc.base.checkout import PACKAGE
-from pyllmc.base.files import DataError, need
+from pyllmc.base.errors import DataError, need
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 

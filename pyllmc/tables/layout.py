@@ -54,6 +54,7 @@ class GPTConfig:
     Raises InvalidArgument, a ValueError, for sizes that cannot be.
     """
 
+    __module__ = "pyllmc"  # by that name it is pickled
     vocab_size: int  # V
     max_seq_len: int  # maxT
     n_layer: int  # L

@@ -11,7 +11,7 @@ A token file ("shard") is little-endian: a header of 256 int32, then the ids:
     none      -        int32    llm.c's first version: ids from byte 0, no header; read only
 
 header[2] is the number of tokens, and the size of the file must agree with it exactly. It is an int32, so
-one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as prepro.write_dataset does.
+one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as dataset.write_dataset does.
 """
 
 from __future__ import annotations
@@ -27,16 +27,8 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc.base.files import (
-    DataError,
-    FileFailure,
-    MalformedFile,
-    atomic_path,
-    flush_to_disk,
-    need,
-    reading,
-    writing,
-)
+from pyllmc.base.errors import BadFile, DataError, SystemFailure, need
+from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
 from pyllmc.text.raw_tokens import why_no_int32
 
 if TYPE_CHECKING:
@@ -115,7 +107,7 @@ class ShardWriter:
             if self.ntok + len(packed) > MAX_SHARD_TOKENS:
                 raise DataError(
                     f"{self.path}: a shard holds at most {MAX_SHARD_TOKENS} tokens (its count is an int32): "
-                    "write several, as prepro.write_dataset(shard_tokens=...) does"
+                    "write several, as dataset.write_dataset(shard_tokens=...) does"
                 )
             with writing(self.path):
                 self._file.write(packed)
@@ -186,40 +178,36 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardInfo:
         head = f.read(HEADER_BYTES)
         size = os.fstat(f.fileno()).st_size
     if size == 0:
-        raise MalformedFile(f"{path} is empty: a token file was expected; write it again")
+        raise BadFile(f"{path} is empty: a token file was expected; write it again")
     magic = int.from_bytes(head[:4], "little", signed=True)
     if magic in HEADERED:
         return _inspect_headered(path, head, size, HEADERED[magic])
     if magic in OTHER_MAGICS:
-        raise MalformedFile(
-            f"{path} is a {OTHER_MAGICS[magic]} file of llm.c, not a token file: pass the tokens"
-        )
+        raise BadFile(f"{path} is a {OTHER_MAGICS[magic]} file of llm.c, not a token file: pass the tokens")
     if int.from_bytes(head[:4], "big") in HEADERED:
-        raise MalformedFile(f"{path} is big-endian: token files are little-endian; write it again")
+        raise BadFile(f"{path} is big-endian: token files are little-endian; write it again")
     problem = why_no_int32(
         path, head, size, f"expected magic {UINT16.magic} or {UINT32.magic}, found {magic}"
     )
     if problem:
-        raise MalformedFile(problem)
+        raise BadFile(problem)
     return ShardInfo(RAW, size // 4, 0)
 
 
 def _inspect_headered(path: str, head: bytes, size: int, fmt: TokenFormat) -> ShardInfo:
     again = "write it again"
     if len(head) < HEADER_BYTES:
-        raise MalformedFile(
-            f"{path} is truncated: expected a {HEADER_BYTES}-byte header, found {size}; {again}"
-        )
+        raise BadFile(f"{path} is truncated: expected a {HEADER_BYTES}-byte header, found {size}; {again}")
     _, version, ntok = unpack_header(head)[:3]
     if version != fmt.version:
-        raise MalformedFile(f"{path}: expected version {fmt.version}, found {version}; {again}")
+        raise BadFile(f"{path}: expected version {fmt.version}, found {version}; {again}")
     if ntok < 0:
-        raise MalformedFile(f"{path}: the header counts {ntok} tokens; {again}")
+        raise BadFile(f"{path}: the header counts {ntok} tokens; {again}")
     expected = HEADER_BYTES + ntok * array(fmt.typecode).itemsize
     if size != expected:
         state = "is truncated" if size < expected else "has trailing bytes"
         counted = f"{ntok} {fmt.name} tokens"
-        raise MalformedFile(f"{path} {state}: expected {expected} bytes ({counted}), found {size}; {again}")
+        raise BadFile(f"{path} {state}: expected {expected} bytes ({counted}), found {size}; {again}")
     return ShardInfo(fmt, ntok, HEADER_BYTES)
 
 
@@ -235,7 +223,7 @@ def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: i
     with reading(os.fspath(path)):
         ids = numpy.fromfile(path, dtype=info.format.dtype, count=count, offset=offset)
     if len(ids) < count:
-        raise MalformedFile(f"{path} was changed while it was in use: write it again")
+        raise BadFile(f"{path} was changed while it was in use: write it again")
     return ids  # type: ignore[no-any-return]
 
 
@@ -256,7 +244,7 @@ def find_shards(data: str | os.PathLike[str], split: str = "train") -> list[str]
             raise DataError(f"{data} has no {split}*.bin{_shards_beside(data)}")
         return shard_order(found)
     if data and not os.path.exists(data) and not glob.has_magic(data):
-        raise FileFailure(f"there is no data at {data}{NO_DATA}")
+        raise SystemFailure(f"there is no data at {data}{NO_DATA}")
     found = [data] if os.path.exists(data) else [p for p in glob.glob(data) if os.path.isfile(p)]
     if not found:
         raise DataError(f"no token file matches {data}{NO_DATA}")
@@ -383,7 +371,7 @@ class Loader:
     def _reject(self, s: int, start: int, ids: Any, limit: int) -> None:
         k = int(((ids >= limit) | (ids < 0)).argmax())
         raw = " (read as raw int32: is it a token file?)" if ids.dtype == RAW.dtype else ""
-        raise MalformedFile(
+        raise BadFile(
             f"{self.paths[s]}: id {ids[k]} at token {start + k} is outside [0, {limit}){raw}: "
             "the data and the model have different vocabularies"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pyllmc.base.files import DataError, MalformedFile, need
+from pyllmc.base.errors import BadFile, DataError, need
 
 # OpenAI's pattern with possessive quantifiers (++), which match the same and cannot backtrack
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -62,7 +62,7 @@ def is_vocab_bpe(data: bytes) -> bool:
 
 
 def read_vocab_bpe(data: bytes, name: str) -> list[bytes]:
-    """All of GPT-2's pieces, in the order of their ids; csrc/text/vocabbpe.c reads the same. Raises MalformedFile."""
+    """All of GPT-2's pieces, in the order of their ids; csrc/text/vocabbpe.c reads the same. Raises BadFile."""
     pieces = [bytes([b]) for b in PRINTABLE]
     ids = {p: i for i, p in enumerate(pieces)}
     line = at = 0
@@ -85,7 +85,7 @@ def read_vocab_bpe(data: bytes, name: str) -> list[bytes]:
         if line <= MERGES:
             raise DataError(f"expected {MERGES} merges, found {line - 1}")
     except DataError as e:
-        raise MalformedFile(f"{name}:{line}: {e}; fetch it again, as binary") from e
+        raise BadFile(f"{name}:{line}: {e}; fetch it again, as binary") from e
     return [*pieces, EOT_PIECE]
 
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from pyllmc.base.errors import OutOfMemory, spare_threads
-from pyllmc.base.files import DataError, need
+from pyllmc.base.errors import DataError, OutOfMemory, need, spare_threads
 from pyllmc.text.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
 
 # The package's time grows with the square of a word, so runs without a space are cut here before words are looked for.

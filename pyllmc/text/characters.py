@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from pyllmc.base.files import MalformedFile, need, reading
+from pyllmc.base.errors import BadFile, need
+from pyllmc.base.files import reading
 from pyllmc.text.bpe import EOT_PIECE
 
 BLOCK = 1 << 20
@@ -102,12 +103,12 @@ def unpacking(f: BinaryIO, head: bytes) -> Any:
 
 @contextmanager
 def explain_damage(name: str) -> Iterator[None]:
-    """Raises MalformedFile, in one line."""
+    """Raises BadFile, in one line."""
     try:
         yield
     except Exception as e:
         if isinstance(e, ERRORS) or type(e).__name__ == "ZstdError":  # of either package
-            raise MalformedFile(f"{name}: the compressed file is damaged ({e}): fetch it again") from e
+            raise BadFile(f"{name}: the compressed file is damaged ({e}): fetch it again") from e
         raise
 
 
@@ -127,7 +128,7 @@ SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 @contextmanager
 def opened(source: Source) -> Iterator[Any]:
-    """The file, and what is inside if it is compressed, whatever its name. Raises FileFailure, MalformedFile."""
+    """The file, and what is inside if it is compressed, whatever its name. Raises SystemFailure, BadFile."""
     with reading(source.name), open(source.path, "rb") as f:
         head = f.read(8)
         f.seek(0)
@@ -142,7 +143,7 @@ def codec_of(head: bytes, encoding: str) -> str:
 
 
 def read_blocks(source: Source, how: How) -> Iterator[str]:
-    """The characters, a block at a time, without a byte order mark. Raises MalformedFile."""
+    """The characters, a block at a time, without a byte order mark. Raises BadFile."""
     with opened(source) as f:
         data, size, lines = f.read(BLOCK), 0, 1
         codec = codec_of(data, how.encoding)
@@ -154,10 +155,10 @@ def read_blocks(source: Source, how: How) -> Iterator[str]:
                 block = decoder.decode(data, final=not data)
             except UnicodeDecodeError as e:
                 chosen = codec == (how.encoding or "utf-8")
-                raise MalformedFile(_undecodable(source.name, size, lines, codec, chosen, e)) from e
+                raise BadFile(_undecodable(source.name, size, lines, codec, chosen, e)) from e
             except UnicodeError as e:  # of utf-16 and utf-32, which want a mark; of encodings that are none
                 remedy = "name the one that the file has, as in --encoding utf-16-le or cp1252"
-                raise MalformedFile(f"{source.name}: {codec} does not read it ({e}): {remedy}") from e
+                raise BadFile(f"{source.name}: {codec} does not read it ({e}): {remedy}") from e
             if block:
                 lines += block.count("\n")
                 yield block

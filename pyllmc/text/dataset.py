@@ -25,7 +25,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
-from pyllmc.base.files import DataError, atomic_directory, flush_to_disk, sha256_of, writing
+from pyllmc.base.errors import DataError
+from pyllmc.base.files import atomic_directory, flush_to_disk, sha256_of, writing
 from pyllmc.base.workers import in_order
 from pyllmc.text.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
 from pyllmc.text.tokenizer import Tokenizer, check_characters

@@ -11,7 +11,8 @@ import os
 import pickle
 from typing import Any, NoReturn
 
-from pyllmc.base.files import DataError, MalformedFile, reading
+from pyllmc.base.errors import BadFile, DataError
+from pyllmc.base.files import reading
 from pyllmc.text.bpe import BYTE_OF, EOT_PIECE, printed_bytes
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import merges_of, printable, trie_pattern
@@ -42,7 +43,7 @@ def _has_vocab(path: str) -> bool:
 
 
 def load(path: str) -> Tokenizer:
-    """Of one of those files. Raises DataError, MalformedFile."""
+    """Of one of those files. Raises DataError, BadFile."""
     if _has_vocab(path):
         path = os.path.join(os.path.dirname(path), VOCAB)
     data = _read(path)
@@ -54,7 +55,7 @@ def load(path: str) -> Tokenizer:
             return _of_json(said)
         return of_vocab(said, _read(os.path.join(os.path.dirname(path), MERGES)).decode().split("\n"))
     except DataError as e:
-        raise MalformedFile(f"{path}: {e}") from e
+        raise BadFile(f"{path}: {e}") from e
     except (
         ValueError,
         TypeError,
@@ -64,7 +65,7 @@ def load(path: str) -> Tokenizer:
         RecursionError,
         pickle.UnpicklingError,
     ) as e:
-        raise MalformedFile(
+        raise BadFile(
             f"{path}: no tokenizer that is known here ({type(e).__name__}: {e}); fetch it again"
         ) from e
 
@@ -73,7 +74,7 @@ def _read(path: str) -> bytes:
     with reading(path), open(path, "rb") as f:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise MalformedFile(f"{path} is too large to be a tokenizer: name another file")
+        raise BadFile(f"{path} is too large to be a tokenizer: name another file")
     return data
 
 

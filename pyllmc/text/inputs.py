@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from pyllmc.base.errors import counted
-from pyllmc.base.files import DataError, FileFailure, reading, writing
+from pyllmc.base.errors import DataError, SystemFailure, counted
+from pyllmc.base.files import reading, writing
 from pyllmc.text.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
 from pyllmc.text.readers import READERS
 
@@ -142,7 +142,7 @@ def _of_folder(folder: str, kind: str, encoding: str, warn: Callable[[str], None
 
 def _below(folder: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        raise FileFailure(
+        raise SystemFailure(
             f"cannot read {error.filename}: {error.strerror}; check the path and its permissions"
         ) from error
 

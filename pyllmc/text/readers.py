@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pyllmc.base.files import DataError, MalformedFile, need, reading
+from pyllmc.base.errors import BadFile, DataError, need
+from pyllmc.base.files import reading
 from pyllmc.text.characters import How, Source, read_blocks
 from pyllmc.text.tokenizer import check_characters
 
@@ -158,7 +159,7 @@ def _json_lines(source: Source, how: How) -> Iterator[tuple[str, Any]]:
                 remedy = "mend or remove that line"
                 if number == 1 and line.lstrip()[0] in "[{" and line.strip()[-1] in "[{":
                     remedy = "is it one JSON text of many lines? Then --format json reads it"
-                raise MalformedFile(f"{source.name}:{number}: not a JSON line: {why}: {remedy}") from e
+                raise BadFile(f"{source.name}:{number}: not a JSON line: {why}: {remedy}") from e
             if isinstance(record, list):
                 wanted = f"an object with a field {how.field!r} was expected, not a list"
                 remedy = "give --format json if the file is one list of records"
@@ -187,11 +188,9 @@ def read_json(source: Source, how: How) -> Iterator[str]:
         if e.msg == "Extra data":  # values that follow each other
             yield from read_jsonl(source, how)
             return
-        raise MalformedFile(
-            f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno}): mend it there"
-        ) from e
+        raise BadFile(f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno}): mend it there") from e
     except (ValueError, RecursionError) as e:
-        raise MalformedFile(f"{source.name}: not JSON: {e}") from e
+        raise BadFile(f"{source.name}: not JSON: {e}") from e
     records = whole if isinstance(whole, list) else [whole]
     if isinstance(whole, dict) and _value(whole, how.field) is ABSENT:
         lists = [value for value in whole.values() if isinstance(value, list)]
@@ -225,7 +224,7 @@ def _rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
                 yield f"{source.name}:{above + rows.line_num}", dict(zip(names, row))
             begun = rows.line_num
     except csv.Error as e:
-        raise MalformedFile(f"{source.name}:{above + begun + 1}: {_why_no_row(source, e)}") from e
+        raise BadFile(f"{source.name}:{above + begun + 1}: {_why_no_row(source, e)}") from e
     if names and how.field not in names:  # and no row said so
         shown = ", ".join(names[:NAMES_SHOWN])
         raise NoField(f"{source.name}: no column {how.field!r} (it has {shown}): name it with --field")
@@ -281,9 +280,9 @@ def _parquet_rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
                     yield f"{source.name}: row {number}", {root: _of_bytes(found)}
     except UnicodeDecodeError as e:
         where = f"{source.name}: row {number}: byte {e.start} of the text"
-        raise MalformedFile(f"{where} is no UTF-8: write the file again as UTF-8") from e
+        raise BadFile(f"{where} is no UTF-8: write the file again as UTF-8") from e
     except pyarrow.ArrowException as e:
-        raise MalformedFile(f"{source.name}: not a readable parquet file: {str(e).splitlines()[0]}") from e
+        raise BadFile(f"{source.name}: not a readable parquet file: {str(e).splitlines()[0]}") from e
 
 
 def _of_bytes(value: Any) -> Any:
@@ -299,7 +298,7 @@ def read_ipynb(source: Source, how: How) -> Iterator[str]:
         sources = ["".join(cell.get("source") or "").strip() for cell in cells]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         remedy = "give --format txt to read it as it is"
-        raise MalformedFile(f"{source.name}: not a notebook with cells: {remedy}") from e
+        raise BadFile(f"{source.name}: not a notebook with cells: {remedy}") from e
     joined = "\n\n".join(filter(None, sources))
     check_characters(joined, where=f"{source.name}: ")
     yield _line_ends(joined, how)

@@ -10,7 +10,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pyllmc.base.files import DataError, MalformedFile, need, reading
+from pyllmc.base.errors import BadFile, DataError, need
+from pyllmc.base.files import reading
 from pyllmc.text.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
 from pyllmc.text.dataset import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
 from pyllmc.text.foreign_tokenizer import META
@@ -60,7 +61,7 @@ def _inspect_npy(path: str, f: BinaryIO) -> ShardInfo:
         read = {(1, 0): header.read_array_header_1_0, (2, 0): header.read_array_header_2_0}
         shape, _, dtype = read[header.read_magic(f)](f)
     except (ValueError, KeyError) as e:
-        raise MalformedFile(f"{path}: not a readable NumPy array: {e}") from e
+        raise BadFile(f"{path}: not a readable NumPy array: {e}") from e
     if len(shape) != 1 or dtype.kind not in "iu":
         raise DataError(f"{path}: one row of whole numbers was expected, not {dtype} {shape}")
     return ShardInfo(RAW._replace(name=str(dtype), dtype=dtype.str), shape[0], f.tell())

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyllmc.base.checks import as_bytes, as_int, as_path, as_text, refuse
-from pyllmc.base.files import DataError, MalformedFile, atomic_path, flush_to_disk, need, reading, writing
+from pyllmc.base.errors import BadFile, DataError, need
+from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
 from pyllmc.text.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
 from pyllmc.text.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
 
@@ -36,6 +37,8 @@ class Tokenizer:
 
     pieces: bytes of each id. kind: one of KINDS. eot: id that separates documents, or -1.
     """
+
+    __module__ = "pyllmc"  # by that name it is pickled
 
     def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
         if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
@@ -130,7 +133,7 @@ class Tokenizer:
         try:
             return _parse(data)
         except DataError as e:
-            raise MalformedFile(f"{name}: {e}; write it again with python -m pyllmc.prepro") from e
+            raise BadFile(f"{name}: {e}; write it again with python -m pyllmc.prepro") from e
 
 
 def as_ids(ids: Iterable[int]) -> list[int]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pyllmc.base.files import need
+from pyllmc.base.errors import need
 from pyllmc.text.bpe import PRINTABLE, merge_steps
 from pyllmc.text.tokenizer import BYTES, Tokenizer
 

