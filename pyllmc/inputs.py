@@ -13,11 +13,10 @@ from typing import Any, BinaryIO
 
 from pyllmc.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
 from pyllmc.errors import counted
-from pyllmc.files import DataError, FileFailure, reading, writing
+from pyllmc.files import OPEN_PIPES, DataError, FileFailure, reading, writing
 from pyllmc.readers import READERS
 
 STDIN = "-"
-OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # of this process: what a shell puts for <(command)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 FORMATS = tuple(kind[1:] for kind in READERS)
 HEAD = 1 << 16  # bytes by which text is told from other data
