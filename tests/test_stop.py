@@ -7,6 +7,7 @@ import pty
 import random
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program,
     assert terminal.shown.count(ANSWER) == 1
     after = terminal.shown.split(ANSWER)[1]
     assert "batch" not in after.replace("batch of the validation", ""), "another batch after the answer"
-    assert f"--resume={out}" in after
+    assert f"--resume={shlex.quote(str(out))}" in after
 
 
 @pytest.mark.parametrize("program", [BINARY, MODULE, REFERENCE], ids=["binary", "python", "reference"])
