@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_checkpoint_faults import preloading
 
 import pyllmc
 
@@ -82,7 +83,7 @@ def test_a_file_system_with_one_name_for_a_file(data, tmp_path):
         "keep": 2,
         **SIZES,
     }
-    environment = {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
+    environment = {**os.environ, **preloading(library)}
     subprocess.run(
         [sys.executable, "-c", code, repr(options)], check=True, cwd=ROOT, env=environment, timeout=60
     )

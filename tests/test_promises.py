@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_checkpoint_faults import shim  # noqa: F401, a fixture
+from test_checkpoint_faults import preloading, shim  # noqa: F401, a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "dev"))
@@ -27,7 +27,7 @@ def start(*options: str, **kwargs) -> subprocess.CompletedProcess:
 
 
 def preload(library: Path, **env) -> dict[str, str]:
-    return {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}", **env}
+    return {**os.environ, **preloading(library), **env}
 
 
 def check_refused(done: subprocess.CompletedProcess, *words: str) -> None:
