@@ -316,6 +316,31 @@ def test_the_mechanism_of_every_command(first, second):
     assert process.communicate() == ("", "")
 
 
+ENDING = """
+import os, sys, time
+from pyllmc.errors import begin_command, run_command
+begin_command()
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):  # as the libraries' own ends are, after Python's handlers have gone
+        write(1, b"ending\\n")
+        sleep(1)
+slow = Slow()
+sys.exit(run_command("prog", lambda: {code}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_signal_while_python_ends_changes_no_exit_code(code, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING.format(code=code)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"ending\n"
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    process.stdout.close()
+
+
 LIBRARY = """
 import signal
 handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
