@@ -375,6 +375,21 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
 
 
 @FRONT_ENDS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_pipe_is_answered(program, number, checkpoint):
+    command = [*program, str(checkpoint), "--sample_tokens=2"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdin.write(b"ab\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == b"stopping; again to quit now\n"
+
+
+@FRONT_ENDS
 def test_a_turn_of_a_pipe_that_cannot_be_is_told_and_the_next_answered(program, checkpoint):
     done = run(program, checkpoint, "--sample_tokens=2", text="ab\nx\nab\n")
     assert done.returncode == 2 and done.stdout.count(b"ab") == 2
