@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.files import RUN, DataError, FileFailure, MalformedFile
+from pyllmc.files import RUN, DataError, FileFailure, MalformedFile, check_regular
 from pyllmc.layout import GPTConfig, parameters
 
 KINDS = {
@@ -80,6 +80,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
         raise FileFailure(f"{path} does not exist: give the folder of a run that has trained")
+    check_regular(path)  # a pipe or a device may never end
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
