@@ -14,7 +14,7 @@ from pyllmc.arguments import make_sampling, read_section
 from pyllmc.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
 from pyllmc.convert import engine, hub
 from pyllmc.errors import InvalidArgument
-from pyllmc.files import DataError, FileFailure
+from pyllmc.files import DataError, FileFailure, MalformedFile
 from pyllmc.model import Model
 from pyllmc.tokenizer import Tokenizer, utf8
 from pyllmc.trainer import Options
@@ -88,6 +88,12 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
+        source = model._source  # which is forgotten once it was looked beside
+        if tokenizer is None and not model.tokenizer_bytes and source:
+            from pyllmc.convert.origin import why_none_beside
+
+            if why := why_none_beside(source, model.config.vocab_size):
+                raise MalformedFile(f"the model carries no tokenizer, and {why}")
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
         if tokenizer is not None:  # it may be another model's
             is_path = not isinstance(tokenizer, (bytes, Tokenizer))
@@ -98,7 +104,7 @@ class Writer(NotCopied):
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | bytes = "",
         max_new_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,

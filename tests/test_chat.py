@@ -358,6 +358,7 @@ BAD = [  # arguments, exit code, what the line says
     (["{m}", "--lr=1"], 2, "unknown option --lr"),
     (["{m}", "--temperature=-1"], 2, "temperature"),
     (["{m}", "--prompt=x"], 2, "character 'x'"),
+    (["{m}", "--prompt=a\udcff"], 2, "character '\\xff' (byte 255 at byte 1)"),
 ]
 
 
