@@ -42,6 +42,9 @@ def check_tools() -> None:
 
 def make(folder: Path, devices: list) -> None:
     """The libraries of these devices, and the tables that Python reads with them, in `folder`."""
+    folder = Path(
+        os.path.relpath(folder, HERE)
+    )  # make takes no names with blanks, which the path to here may have
     targets = [str(folder / name) for device in devices for name in LIBRARIES[device]]
     if not targets:
         return

@@ -13,7 +13,6 @@ from pyllmc.base.errors import (
     exit_code,
     line_of,
     run_command,
-    typed,
 )
 
 if __name__ == "__main__":
@@ -163,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chat = Chat(options=options)
         if options.is_given("prompt"):
-            return talk(chat, [typed(options.get("prompt"))])
+            return talk(chat, [os.fsencode(options.get("prompt"))])
         return talk_at_terminal(chat) if sys.stdin.isatty() else talk(chat, sys.stdin.buffer)
 
     return run_command(PROG, work)

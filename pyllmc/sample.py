@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -74,11 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     o = vars(parser.parse_args(arguments))
 
     def work() -> None:
-        run, count, prompt = o.pop("run"), o.pop("count"), typed(o.pop("prompt"))
+        run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
+        given, prompt = os.fsencode(prompt), typed(prompt)  # bytes: the tokenizer judges what is no text
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         for i in range(count):
-            pieces = writer.stream(prompt, **{**o, "seed": o["seed"] + i})
+            pieces = writer.stream(given, **{**o, "seed": o["seed"] + i})
             for piece in itertools.chain([prompt], pieces):
                 live.clear()
                 print(piece, end="", flush=True)

@@ -9,9 +9,9 @@ from typing import Any, Union
 
 from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
-from pyllmc.base.errors import DataError, InvalidArgument, SystemFailure
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
 from pyllmc.convert import hub
-from pyllmc.convert.companions import named
+from pyllmc.convert.companions import named, why_none_beside
 from pyllmc.convert.kinds import find
 from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
@@ -81,6 +81,10 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
+        source = model._source  # which is forgotten once it was looked beside
+        if tokenizer is None and not model.tokenizer_bytes and source:
+            if why := why_none_beside(source, model.config.vocab_size):
+                raise BadFile(f"the model carries no tokenizer, and {why}")
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
         if tokenizer is not None:  # it may be another model's
             is_path = not isinstance(tokenizer, (bytes, Tokenizer))
@@ -91,7 +95,7 @@ class Writer(NotCopied):
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | bytes = "",
         max_new_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,

@@ -358,6 +358,7 @@ BAD = [  # arguments, exit code, what the line says
     (["{m}", "--lr=1"], 2, "unknown option --lr"),
     (["{m}", "--temperature=-1"], 2, "temperature"),
     (["{m}", "--prompt=x"], 2, "character 'x'"),
+    (["{m}", "--prompt=a\udcff"], 2, "character '\\xff' (byte 255 at byte 1)"),
 ]
 
 
@@ -372,6 +373,21 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
     assert done.stderr.count(b"\n") == 1 and says in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+@FRONT_ENDS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_pipe_is_answered(program, number, checkpoint):
+    command = [*program, str(checkpoint), "--sample_tokens=2"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdin.write(b"ab\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == b"stopping; again to quit now\n"
 
 
 @FRONT_ENDS

@@ -141,6 +141,15 @@ def shim(tmp_path_factory) -> Path:
     return folder / "shim.so"
 
 
+def preloading(library: Path) -> dict[str, str]:
+    """The environment of a program that is to load it first. By its name: LD_PRELOAD takes no path with a blank in it."""
+    folders = [str(library.parent), os.environ.get("LD_LIBRARY_PATH")]
+    return {
+        "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library.name}".strip(),
+        "LD_LIBRARY_PATH": ":".join(filter(None, folders)),
+    }
+
+
 def python(program: str, *args, **env) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
@@ -154,7 +163,7 @@ def python(program: str, *args, **env) -> subprocess.CompletedProcess:
 
 def test_a_fault_at_every_write_flush_and_rename(tmp_path, shim):
     """The old file stays, byte for byte, until the rename; after it the new one is there; never a .tmp."""
-    done = python(FAULTS, tmp_path / "m.ckpt", LD_PRELOAD=f"{os.environ.get('LD_PRELOAD', '')} {shim}")
+    done = python(FAULTS, tmp_path / "m.ckpt", **preloading(shim))
     assert done.returncode == 0, done.stderr
     outcomes = [line.split()[-1] for line in done.stdout.splitlines()]
     assert len(outcomes) > 15
@@ -182,8 +191,7 @@ REMEDIES = {
 
 @pytest.mark.parametrize("code", REMEDIES, ids=errno.errorcode.get)
 def test_the_remedy_fits_the_error(code, tmp_path, shim):
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {shim}"
-    done = python(SAVE_ONCE, tmp_path / "m.ckpt", LD_PRELOAD=preload, FAIL_AT="3", FAIL_ERRNO=str(code))
+    done = python(SAVE_ONCE, tmp_path / "m.ckpt", **preloading(shim), FAIL_AT="3", FAIL_ERRNO=str(code))
     assert "m.ckpt cannot be" in done.stdout, done.stderr
     assert REMEDIES[code] in done.stdout
     assert ("free some space" in done.stdout) == ("free some space" in REMEDIES[code])
@@ -206,8 +214,7 @@ except pyllmc.SystemFailure as error:
 @pytest.mark.parametrize("code, reason", [(errno.EROFS, "Read-only file system"), (errno.EACCES, "denied")])
 def test_a_folder_that_cannot_be_made_says_why(code, reason, tmp_path, shim):
     """The parent's reason, not the ENOENT of its child."""
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {shim}"
-    done = python(TRAIN, tmp_path, LD_PRELOAD=preload, FAIL_MKDIR=str(tmp_path), FAIL_ERRNO=str(code))
+    done = python(TRAIN, tmp_path, **preloading(shim), FAIL_MKDIR=str(tmp_path), FAIL_ERRNO=str(code))
     assert f"{tmp_path}/made cannot be made" in done.stdout, done.stderr
     assert reason in done.stdout
     assert "name a folder that may be written" in done.stdout

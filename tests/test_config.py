@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import decimal
 import os
 import re
 import resource
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -177,9 +179,13 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
         ("/dev/zero", 2, "is longer than 1 MiB"),
         ("/dev/stdin", 2, ":2: unknown option --b"),
         ("csrc", 5, "Is a dir"),
+        ("{fifo}", 5, "it is a named pipe, which nobody may ever write into"),
     ],
 )
-def test_what_never_ends_is_refused_and_a_pipe_is_a_file(command, path, code, says):
+def test_what_never_ends_is_refused_and_a_pipe_is_a_file(command, path, code, says, tmp_path):
+    path = path.format(fifo=tmp_path / "fifo")
+    os.mkfifo(tmp_path / "fifo")
+
     def limit():  # what reads it all must not take the machine's memory
         resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
@@ -274,6 +280,34 @@ def test_whole_numbers_have_one_rule_in_c_and_python(text):
         assert refused(text) or ("is not in" in str(error) and not 0 <= as_text.whole(text) < 2**63)
     else:
         assert int(options.get("seed")) == as_text.whole(text)
+
+
+@given(st.from_regex(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?[eE]-?[0-9]{1,3}", fullmatch=True))
+@example("1e-400")
+@example("0e-400")
+@example("0.000e-9999")
+@example("5e-324")
+@example("1e400")
+def test_a_number_that_a_type_cannot_hold_is_refused_in_c_and_python(text):
+    options, exact = Options(lib), Fraction(decimal.Decimal(text))
+    try:
+        options.set("lr", text)
+    except InvalidArgument as error:
+        with pytest.raises(argparse.ArgumentTypeError, match=str(error).partition("=")[2].partition(" ")[2]):
+            as_text.options()["lr"].read(text)
+        assert exact > 1000 or 0 < exact < Fraction(5e-324)
+    else:
+        value = as_text.options()["lr"].read(text)
+        assert float(options.get("lr")) == value and (value > 0) == (exact > 0)
+
+
+def test_a_count_has_an_end():
+    assert as_text.at_least(1)("9223372036854775807") == 2**63 - 1
+    for text in ("1e400", "9223372036854775808"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match="not a whole number of at most 9223372036854775807"
+        ):
+            as_text.at_least(1)(text)
 
 
 def test_whole_numbers_as_people_write_them():

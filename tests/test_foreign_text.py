@@ -222,3 +222,17 @@ def test_a_second_data_set_for_a_model_that_exists(tmp_path, capsys):
     assert TEXT.startswith(documents_of(tmp_path / "second")[0])
     again = train("--model=run", "--data=second", "--out=")
     assert again.returncode == 0, again.stderr
+
+
+def test_a_broken_tokenizer_beside_the_weights_is_told_as_broken_and_how(tmp_path, capsys):
+    from pyllmc import GPTConfig, Model, sample
+    from pyllmc.convert.__main__ import main
+
+    Model(GPTConfig(20, 8, 1, 1, 8), B=1, training=False).save(tmp_path / "m.ckpt")
+    assert main([str(tmp_path / "m.ckpt"), str(tmp_path / "hf")]) == 0
+    (tmp_path / "hf/tokenizer.json").write_text('{"model": ')
+    capsys.readouterr()
+    assert sample.main([str(tmp_path / "hf")]) == 4
+    said = capsys.readouterr().err
+    assert "hf/tokenizer.json: no tokenizer that is known here (JSONDecodeError: Expecting value" in said
+    assert said.count("\n") == 1

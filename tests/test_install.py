@@ -69,7 +69,7 @@ def wheel(place, source) -> Path:
         shutil.copytree(folder, objects / folder.name, copy_function=shutil.copy2)
     for file in [*(ROOT / "build").glob("*.o"), ROOT / "build" / "flags"]:
         shutil.copy2(file, objects / file.name)
-    made = hook("build_wheel", source, place, BUILD=str(objects))
+    made = hook("build_wheel", source, place, BUILD=os.path.relpath(objects, source))
     assert made.returncode == 0, made.stderr
     (found,) = place.glob("*.whl")
     return found

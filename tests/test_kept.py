@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_checkpoint_faults import preloading
 
 import pyllmc
 
@@ -40,11 +41,27 @@ def test_the_newest_are_kept(keep, kept, data, tmp_path):
         assert (tmp_path / "last.ckpt").samefile(tmp_path / "step_00000007.ckpt")  # which takes no space
 
 
-def test_one_of_them_is_resumed_and_the_future_that_was_left_goes(data, tmp_path):
+def test_one_of_them_is_resumed_and_the_future_that_was_left_goes_if_that_is_wanted(data, tmp_path):
     losses = train(data=data, out=tmp_path, max_steps=8, checkpoint_every=2, keep=3, **SIZES)
-    again = train(resume=tmp_path / "step_00000004.ckpt", max_steps=8)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="is at step 4, and .* has come to step 8: name another --out, or"
+    ):
+        train(resume=tmp_path / "step_00000004.ckpt", max_steps=6)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    again = train(resume=tmp_path / "step_00000004.ckpt", max_steps=8, overwrite=True)
     assert again == losses[4:] and numbered(tmp_path) == [4, 6, 8]
-    train(resume=tmp_path / "step_00000004.ckpt", max_steps=6)
+    (tmp_path / "last.ckpt").unlink()  # a second name of the newest
+    (tmp_path / "last.ckpt").write_bytes(b"broken")  # then the numbered ones say how far it has come
+    with pytest.raises(pyllmc.InvalidArgument, match="has come to step 8"):
+        train(resume=tmp_path / "step_00000004.ckpt", max_steps=6)
+    assert train(resume=tmp_path / "step_00000008.ckpt", max_steps=9, keep=4) and numbered(tmp_path) == [
+        4,
+        6,
+        8,
+        9,
+    ]
+    train(resume=tmp_path / "step_00000004.ckpt", max_steps=6, overwrite=True)
     assert numbered(tmp_path) == [4, 6]
     train(resume=tmp_path, max_steps=7, keep=0)  # removes nothing
     assert numbered(tmp_path) == [4, 6]
@@ -82,7 +99,7 @@ def test_a_file_system_with_one_name_for_a_file(data, tmp_path):
         "keep": 2,
         **SIZES,
     }
-    environment = {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
+    environment = {**os.environ, **preloading(library)}
     subprocess.run(
         [sys.executable, "-c", code, repr(options)], check=True, cwd=ROOT, env=environment, timeout=60
     )

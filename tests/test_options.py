@@ -72,7 +72,7 @@ def test_help_names_every_option_and_its_default():
 
 
 def test_a_chats_help_is_the_chats():
-    text = Options(lib, chat=True).help()
+    text = Options(lib, chat=True).help(width=100)
     for word in (
         "[demo]",
         "checkpoint)",
@@ -177,6 +177,8 @@ def test_help_has_headings_and_every_option():
         (["--lr=fast"], "not a number"),
         (["--lr=nan"], "not a number"),
         (["--lr=1e999"], "not in"),
+        (["--lr=1e-400"], "--lr=1e-400 is too small for a number, and is not 0: write 0"),
+        (["--lr=-0.0000_1e-400"], "too small for a number"),
         (["--max_steps=1e-1"], "--max_steps=1e-1 is not a whole number"),
         (["--max_steps=1e30"], "not in"),
         (["--max_steps=1__0"], "not a whole number"),

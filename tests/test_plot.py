@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -382,3 +383,11 @@ def test_lines_that_cannot_be_drawn_are_one_line_and_4(tmp_path, capsys, lines, 
     assert said.count("\n") <= 1
     if runs == 1 or "no step" not in says:
         assert says in said and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["fifo", "zero"])
+def test_lines_that_never_end_are_one_line_and_5(tmp_path, capsys, make):
+    pytest.importorskip("matplotlib")
+    make(tmp_path / "metrics.jsonl")
+    assert plot.main([str(tmp_path)]) == 5
+    assert capsys.readouterr().err.endswith("metrics.jsonl is no regular file: copy what it gives into one\n")

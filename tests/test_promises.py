@@ -7,11 +7,14 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_checkpoint_faults import shim  # noqa: F401, a fixture
+from test_checkpoint_faults import preloading, shim  # noqa: F401, a fixture
+
+import pyllmc
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "dev"))
@@ -27,7 +30,7 @@ def start(*options: str, **kwargs) -> subprocess.CompletedProcess:
 
 
 def preload(library: Path, **env) -> dict[str, str]:
-    return {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}", **env}
+    return {**os.environ, **preloading(library), **env}
 
 
 def check_refused(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -136,7 +139,34 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
-def test_a_full_disk(small_disk, data, whole, half):
+def numbered(folder: Path) -> list[int]:
+    """The steps of the checkpoints that are kept by their steps, each of which is whole."""
+    found = sorted(folder.glob("step_*.ckpt"))
+    steps = [pyllmc.Model(path, B=1, T=4, threads=1).step for path in found]
+    assert [int(path.stem[5:]) for path in found] == steps
+    return steps
+
+
+def test_kept_checkpoints_under_kill_9(data, whole, tmp_path):
+    """Whatever the instant, those that are there are whole, and the run goes on to the same bits with the newest of them."""
+    for i in range(8):
+        run = tmp_path / str(i)
+        options = [f"--data={data}", f"--out={run}", *SETTINGS, "--checkpoint_every=1", "--keep=2"]
+        process = subprocess.Popen([BINARY, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while i and (line := process.stdout.readline()):
+            if line.startswith(b"step %d" % ((i + 1) // 2)):
+                break
+        time.sleep(0.0007 * i)
+        process.kill()
+        process.communicate()
+        numbered(run)
+        if (run / "last.ckpt").exists():
+            assert finish(run) == soak.outcome(whole)
+            assert numbered(run)[-1] == 4 and len(numbered(run)) <= 2
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_a_full_disk(keep, small_disk, data, whole, half):
     """What was saved stays; with room again the run goes on to the same bits. At each of several amounts of room."""
     run, filler = small_disk / "run", small_disk / "filler"
     for room in range(0, 640, 80):
@@ -145,11 +175,13 @@ def test_a_full_disk(small_disk, data, whole, half):
         shutil.copytree(half, run)
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         filler.write_bytes(bytes(max(0, free - room * 1024)))
-        done = start(f"--resume={run}", "--max_steps=4")
+        done = start(f"--resume={run}", "--max_steps=4", f"--keep={keep}")
         if done.returncode:
             check_refused(done, "No space left on device", "free some space")
+        numbered(run)
         filler.unlink()
         assert finish(run) == soak.outcome(whole), room
+        assert set(numbered(run)) <= {2, 3, 4}
 
 
 def test_a_folder_that_is_read_only(small_disk, data, half):

@@ -7,6 +7,7 @@ import pty
 import random
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program,
     assert terminal.shown.count(ANSWER) == 1
     after = terminal.shown.split(ANSWER)[1]
     assert "batch" not in after.replace("batch of the validation", ""), "another batch after the answer"
-    assert f"--resume={out}" in after
+    assert f"--resume={shlex.quote(str(out))}" in after
 
 
 @pytest.mark.parametrize("program", [BINARY, MODULE, REFERENCE], ids=["binary", "python", "reference"])
@@ -313,6 +314,31 @@ def test_the_mechanism_of_every_command(first, second):
     process.send_signal(getattr(signal, second))
     assert process.wait(timeout=20) == 130
     assert process.communicate() == ("", "")
+
+
+ENDING = """
+import os, sys, time
+from pyllmc.base.errors import begin_command, run_command
+begin_command()
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):  # as the libraries' own ends are, after Python's handlers have gone
+        write(1, b"ending\\n")
+        sleep(1)
+slow = Slow()
+sys.exit(run_command("prog", lambda: {code}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_signal_while_python_ends_changes_no_exit_code(code, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING.format(code=code)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"ending\n"
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    process.stdout.close()
 
 
 LIBRARY = """

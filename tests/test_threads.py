@@ -202,7 +202,8 @@ def test_the_environment_limits_the_default_only(monkeypatch):
 def for_everybody(tmp_path_factory):
     """The program where another user finds it."""
     folder = Path("/tmp") / f"pyllmc-threads-{os.getpid()}"
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o755)  # whatever the umask is
     yield shutil.copy(ROOT / "train_gpt2", folder)
     shutil.rmtree(folder)
 

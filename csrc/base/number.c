@@ -74,7 +74,8 @@ int number_real(const char *text, double *value) {
     snprintf(plain, sizeof plain, "%s%.*se%lld", d.negative ? "-" : "", d.digits, d.text,
              (long long)(d.exponent - d.point));
     *value = strtod(plain, NULL);
-    return isfinite(*value) ? 0 : 1;
+    const int is_lost = *value == 0 && (int)strspn(d.text, "0") < d.digits;
+    return isfinite(*value) && !is_lost ? 0 : 1;
 }
 
 void number_text(double value, char text[NUMBER_TEXT]) {

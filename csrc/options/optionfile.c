@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "base/error.h"
 #include "options/options.h"
@@ -101,11 +102,26 @@ static int take_file(llmc_options *options, FILE *file, const char *path, unsign
     return rc;
 }
 
+/* A pipe that this process has open, as a shell's <(command) is, has its writer; a named one may never get any. */
+static int check_has_writer(const char *path) {
+    static const char *const open_pipes[] = {"/dev/stdin", "/dev/fd/", "/proc/self/fd/"};
+    struct stat s;
+    if (stat(path, &s) < 0 || !S_ISFIFO(s.st_mode)) return LLMC_OK;
+    for (size_t i = 0; i < sizeof open_pipes / sizeof *open_pipes; i++)
+        if (!strncmp(path, open_pipes[i], strlen(open_pipes[i]))) return LLMC_OK;
+    FAIL(LLMC_EIO,
+         "--config=%s cannot be read: it is a named pipe, which nobody may ever write into; name a file, or pipe it "
+         "into "
+         "--config=/dev/stdin",
+         path);
+}
+
 int options_read(llmc_options *options, const char *path) {
     char inside[OPTION_TEXT + 16];
     llmc_options fresh = *options;
     snprintf(inside, sizeof inside, "%s/config.txt", path); /* `path` may be a run's folder */
     if (access(inside, F_OK) == 0) path = inside;
+    TRY(check_has_writer(path));
     unsigned char *seen = calloc((size_t)option_rows, 1);
     CHECK(seen, LLMC_ENOMEM, "no memory to read %s", path);
     FILE *file = fopen(path, "r");

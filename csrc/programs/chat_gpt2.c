@@ -8,7 +8,10 @@ static int at_terminal;
 
 static void on_interrupt(int number) {
     (void)number;
-    if (++interrupts <= 1) return;
+    if (++interrupts <= 1) {
+        if (!at_terminal) answer_signal("stopping; again to quit now");
+        return;
+    }
     if (at_terminal && write(STDOUT_FILENO, "\n", 1) < 0) _exit(INTERRUPTED); /* the shell's line is its own */
     _exit(INTERRUPTED);
 }
@@ -17,6 +20,7 @@ static void catch_interrupts(void) {
     struct sigaction action = {.sa_handler = on_interrupt};
     if (at_terminal) action.sa_flags = SA_RESTART; /* what is being shown is shown */
     sigaction(SIGINT, &action, NULL);
+    if (!at_terminal) sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
 }
 

@@ -40,9 +40,18 @@ static void catch_signals(void) {
 #endif
 }
 
+/* The first line after the answer to a signal may have been meant to come before it: it is left out. */
 static int on_pulse(void *context, const char *text) {
+    static int is_answered;
+    sigset_t ending, usual;
     (void)context;
-    show_live(text);
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGINT);
+    sigaddset(&ending, SIGTERM);
+    sigprocmask(SIG_BLOCK, &ending, &usual);
+    if (!interrupted || is_answered) show_live(text);
+    is_answered = interrupted;
+    sigprocmask(SIG_SETMASK, &usual, NULL);
     return interrupted;
 }
 

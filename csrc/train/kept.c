@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/error.h"
+#include "files/state.h"
 #include "train/run.h"
 
 int run_is_numbered(const char *name, int64_t *step) {
@@ -35,6 +36,18 @@ int run_link(const Run *run, const char *name, const char *second) {
     const int rc = moved < 0 ? failed(to, "put in place") : 1;
     unlink(beside); /* rename leaves it if both names already are the same file */
     return rc;
+}
+
+int64_t run_reached(const char *folder) {
+    char path[2 * OPTION_TEXT], state[STATE_TEXT];
+    int64_t newest = -1, of;
+    snprintf(path, sizeof path, "%s/last.ckpt", folder);
+    if (access(path, R_OK) == 0 && state_read(path, state) >= 0) return (int64_t)state_number(state, "step", -1);
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry; dir && (entry = readdir(dir));)
+        if (run_is_numbered(entry->d_name, &of) && of > newest) newest = of;
+    if (dir) closedir(dir);
+    return newest;
 }
 
 /* Looks for a checkpoint that must go: 1 and its name, or 0. */

@@ -26,6 +26,9 @@ int run_sample(const Run *run, int64_t step, const char *text, int64_t size);
 int run_link(const Run *run, const char *name, const char *second);
 /* Of the checkpoints called step_N.ckpt the newest `keep` stay, and none beyond `step`: those are of a future that was left. */
 int run_drop_numbered(const Run *run, int64_t step, int64_t keep);
+/* Looks how far the run in a folder has come: the step of its last.ckpt, or, where that cannot be read, of the newest
+ * step_N.ckpt; -1: neither. */
+int64_t run_reached(const char *folder);
 int run_is_numbered(const char *name, int64_t *step); /* whether `name` is step_N.ckpt, and N; step may be NULL */
 void run_path(const Run *run, const char *name, char *path, size_t size);
 #endif

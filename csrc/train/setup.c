@@ -73,6 +73,19 @@ static int open_resume(llmc_trainer *t) {
     return adopt_options(t, t->weights);
 }
 
+/* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
+static int check_later_steps(const llmc_trainer *t) {
+    char state[STATE_TEXT];
+    TRY(state_read(t->weights, state));
+    const long long step = (long long)state_number(state, "step", 0), reached = (long long)run_reached(t->options.out);
+    CHECK(
+        reached <= step || t->options.overwrite, LLMC_EINVAL,
+        "--resume=%s is at step %lld, and %s has come to step %lld: name another --out, or drop its later checkpoints "
+        "and best.ckpt with --overwrite",
+        t->options.resume, step, t->options.out, reached);
+    return LLMC_OK;
+}
+
 static int restore_state(llmc_trainer *t) {
     char state[STATE_TEXT];
     TRY(state_read(t->weights, state));
@@ -290,7 +303,8 @@ int setup_check(llmc_trainer *t) {
     t->gentle = o->lr == 0 && is_tuning(t);
     if (is_tuning(t) && !o->warmup_steps_given) o->warmup_steps = tuning_warmup(o);
     if (o->lr == 0) o->lr = t->gentle ? tuning_lr(t->config.C) : usual_lr(t->config.C);
-    return t->in_place || o->plan ? LLMC_OK : run_check(o);
+    if (o->plan) return LLMC_OK;
+    return t->in_place ? check_later_steps(t) : run_check(o);
 }
 
 static int default_data_is_missing(const llmc_trainer *t) {

@@ -14,6 +14,9 @@ from typing import BinaryIO
 
 from pyllmc.base.errors import FULL, DataError, SystemFailure
 
+# a shell puts one of these for <(command): pipes that this process has open
+OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
 
 @contextmanager
 def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
@@ -38,11 +41,17 @@ def reading(path: str) -> AbstractContextManager[None]:
     return explain_os_errors("read", path, "check the path and its permissions")
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises DataError for a pipe or a device, from which no file can be read whole or twice; a missing one is passed."""
+def is_named_pipe(path: str) -> bool:
+    """One that may never get a writer; a pipe that this process has open, as a shell's <(command) is, has its own."""
     with suppress(OSError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{os.fspath(path)} is no regular file: copy what it gives into one")
+        return stat.S_ISFIFO(os.stat(path).st_mode) and not path.startswith(OPEN_PIPES)
+    return False
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises SystemFailure for a pipe or a device, from which no file can be read whole or twice; a missing one is passed."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SystemFailure(f"{os.fspath(path)} is no regular file: copy what it gives into one")
 
 
 def sync_directory(path: str) -> None:

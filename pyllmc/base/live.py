@@ -6,7 +6,6 @@ Nothing is shown unless a command runs (errors.run_command) and its standard err
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 import threading
@@ -50,10 +49,19 @@ def show(text: str, at_once: bool = True) -> None:
     now = time.monotonic()
     if text and not at_once and now - _shown < EVERY:
         return
-    text = _fitted(text, max(8, shutil.get_terminal_size().columns - 1))
+    text = _fitted(text, _fits())
     blank = " " * (_width - len(text))
     _shown, _width = now, len(text)
     _write(f"\r{text}{blank}" + ("" if text else "\r"))
+
+
+def _fits() -> int:
+    """How many characters, as csrc/terminal.c has it: of the terminal itself, whatever $COLUMNS says."""
+    try:
+        columns = os.get_terminal_size(2).columns
+    except OSError:
+        columns = 0
+    return columns - 1 if columns > 8 else 79
 
 
 def _fitted(text: str, most: int) -> str:

@@ -7,6 +7,7 @@ Only commands install anything (errors.begin_command, errors.run_command). Stand
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -75,8 +76,16 @@ def _leave(number: int, frame: Any) -> None:
     raise SystemExit(INTERRUPTED)
 
 
+def _ignore() -> None:
+    """While Python ends, when it would put the system's own handlers back: the exit code is settled."""
+    for number in WAYS_TO_END:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def end_quietly() -> None:
     """While a command loads its libraries, either ends it; not if the shell had it ignored."""
+    atexit.register(_ignore)
     for number, default in WAYS_TO_END.items():
         if signal.getsignal(number) is default:
             signal.signal(number, _end)

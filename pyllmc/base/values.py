@@ -13,13 +13,17 @@ NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
 )
 LONGEST = 300  # characters of a number: csrc/base/number.c
+LARGEST = 2**63 - 1  # a whole number, as csrc/base/number.c holds it
 
 
 def number(text: str) -> float:
     """A number as csrc/base/number.c reads it: 0.5, 1e-4, 10_000. Raises argparse.ArgumentTypeError."""
     if len(text) > LONGEST or not NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-    return float(text)
+    value = float(text)
+    if not value and decimal.Decimal(text):
+        raise argparse.ArgumentTypeError(f"{text} is too small for a number, and is not 0: write 0")
+    return value
 
 
 def whole(text: str) -> int:
@@ -43,6 +47,8 @@ def at_least(low: int) -> Callable[[str], int]:
             value = low - 1
         if value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at most {LARGEST}")
         return value
 
     return read

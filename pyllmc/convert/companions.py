@@ -65,6 +65,15 @@ def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
     return b""
 
 
+def why_none_beside(source: str | os.PathLike[str], V: int) -> str:
+    """Why tokenizer_beside finds none, where one is there that cannot be read; else ""."""
+    try:
+        found, where = _beside(Path(source), V)
+    except DataError as error:
+        return str(error)
+    return "" if found else where
+
+
 def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
@@ -93,5 +102,5 @@ def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
         return None, ""
     try:
         return foreign_tokenizer.load(path), f"of {path}"
-    except DataError:
-        return None, f"{folder} has one of a kind that is not known here"
+    except DataError as error:
+        return None, f"{folder} has one that cannot be read: {error}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base.errors import BadFile, DataError, SystemFailure
+from pyllmc.base.files import check_regular
 from pyllmc.engine.checkpoint import RUN, lines_of, read_head
 from pyllmc.tables.layout import GPTConfig, parameters
 
@@ -80,6 +81,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
         raise SystemFailure(f"{path} does not exist: give the folder of a run that has trained")
+    check_regular(path)  # a pipe or a device may never end
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc import __version__
 from pyllmc.base.errors import EXIT_CODES
+from pyllmc.base.files import is_named_pipe
 from pyllmc.base.values import at_least, number, unescaped, whole
 from pyllmc.tables.layout import table_lines
 
@@ -157,6 +159,9 @@ def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
     """The options of a file, by name, as csrc/options/optionfile.c reads it. Raises ValueError with file and line, OSError."""
     inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
     path = inside if os.path.exists(inside) else path
+    if is_named_pipe(path):
+        remedy = "it is a named pipe, which nobody may ever write into; name a file, or pipe it into --config=/dev/stdin"
+        raise OSError(errno.EINVAL, remedy)
     found: dict[str, str] = {}
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)

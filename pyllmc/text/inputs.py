@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from pyllmc.base.errors import DataError, SystemFailure, counted
-from pyllmc.base.files import reading, writing
+from pyllmc.base.files import OPEN_PIPES, reading, writing
 from pyllmc.text.characters import BLOCK, BYTE_ORDER_MARKS, COMPRESSED, Source, opened
 from pyllmc.text.readers import READERS
 
 STDIN = "-"
-OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # of this process: what a shell puts for <(command)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 FORMATS = tuple(kind[1:] for kind in READERS)
 HEAD = 1 << 16  # bytes by which text is told from other data
