@@ -5,7 +5,7 @@
 #include "base/cores.h"
 
 #ifdef NO_THREADS
-static void run(int threads, int64_t n, int dynamic, Body body, const void *given) {
+static void run_loop(int threads, int64_t n, int dynamic, Body body, const void *given) {
     (void)threads, (void)dynamic;
     body(given, (Part){0, n, 0});
 }
@@ -262,7 +262,7 @@ static void ask_helpers(Team *team, int helpers) {
 }
 
 /* does what they have not begun, and waits for what they have */
-static void finish(Team *team, int helpers) {
+static void finish_job(Team *team, int helpers) {
     for (int i = helpers; i-- > 0;)
         if (begin(&team->helper[i])) {
             work(team, i + 1);
@@ -278,11 +278,11 @@ static void run_with(Team *team, const Job *job) {
     inside = 1;
     ask_helpers(team, job->threads - 1);
     work(team, 0);
-    finish(team, job->threads - 1);
+    finish_job(team, job->threads - 1);
     inside = 0;
 }
 
-static void run(int threads, int64_t n, int dynamic, Body body, const void *given) {
+static void run_loop(int threads, int64_t n, int dynamic, Body body, const void *given) {
     Team *team = threads > 1 && n > 1 && !inside ? take_team() : NULL;
     if (!team) {
         body(given, (Part){0, n, 0});
@@ -297,5 +297,5 @@ static void run(int threads, int64_t n, int dynamic, Body body, const void *give
 }
 #endif
 
-void parallel_static(int threads, int64_t n, Body body, const void *given) { run(threads, n, 0, body, given); }
-void parallel_dynamic(int threads, int64_t n, Body body, const void *given) { run(threads, n, 1, body, given); }
+void parallel_static(int threads, int64_t n, Body body, const void *given) { run_loop(threads, n, 0, body, given); }
+void parallel_dynamic(int threads, int64_t n, Body body, const void *given) { run_loop(threads, n, 1, body, given); }

@@ -42,13 +42,13 @@ void llmc_wrap_free(llmc_wrap *w) {
     free(w);
 }
 
-static void put(llmc_wrap *w, const char *text, int64_t size) {
+static void put_bytes(llmc_wrap *w, const char *text, int64_t size) {
     memcpy(w->out + w->n, text, (size_t)size);
     w->n += size;
 }
 
 static void end_line(llmc_wrap *w) {
-    put(w, "\n", 1);
+    put_bytes(w, "\n", 1);
     w->column = w->gap = 0;
 }
 
@@ -63,7 +63,7 @@ static void put_word(llmc_wrap *w, int columns) {
     const int fits = w->column + w->gap + w->width <= columns;
     if (!fits && w->column) end_line(w);
     if (fits) put_gap(w);
-    put(w, w->word, w->held);
+    put_bytes(w, w->word, w->held);
     w->column += w->width;
     w->gap = w->held = w->width = 0;
 }
@@ -103,7 +103,7 @@ int llmc_wrap_next(llmc_wrap *w, int columns, const char *text, int64_t size, co
     w->out = grown, w->n = 0;
     if (!columns || !text) put_word(w, columns ? columns : 1 << 30);
     if (!columns) put_gap(w);
-    if (text && !columns) put(w, text, size);
+    if (text && !columns) put_bytes(w, text, size);
     else if (text) add(w, columns, text, size);
     *out = w->out, *n = w->n;
     return LLMC_OK;

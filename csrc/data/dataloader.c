@@ -26,7 +26,7 @@ enum { OPEN_FILES = 64 };
 struct llmc_loader {
     int B, T, shuffle, rank, world, V, eot;
     int64_t seed, position, windows, tokens;
-    Paths paths;
+    Shards files;
     Shard *shards;            /* one per path */
     BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
     int open_shard[OPEN_FILES];
@@ -113,11 +113,11 @@ static int count_windows(const llmc_loader *d, Shard *shard, const BinFile *f, i
 
 static int inspect_shards(llmc_loader *d) {
     int64_t longest = 0;
-    for (int i = 0; i < d->paths.n; i++) {
+    for (int i = 0; i < d->files.n; i++) {
         Shard *shard = &d->shards[i];
         int64_t n;
         BinFile f;
-        shard->path = d->paths.names[i];
+        shard->path = d->files.names[i];
         TRY(binfile_open(&f, shard->path));
         const int rc = count_windows(d, shard, &f, &n);
         binfile_close(&f);
@@ -130,14 +130,14 @@ static int inspect_shards(llmc_loader *d) {
     CHECK(d->windows, LLMC_EINVAL,
           "%s: the longest of %d token file%s has %lld token%s, but T=%d needs %d: use more data or a "
           "smaller T",
-          d->shards[0].path, d->paths.n, s_of(d->paths.n), (long long)longest, s_of(longest), d->T, d->T + 1);
+          d->shards[0].path, d->files.n, s_of(d->files.n), (long long)longest, s_of(longest), d->T, d->T + 1);
     return LLMC_OK;
 }
 
 static int loader_open(llmc_loader *d, const char *paths, const char *split) {
-    TRY(paths_find(&d->paths, paths, split));
-    d->shards = calloc((size_t)d->paths.n, sizeof *d->shards);
-    CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
+    TRY(shards_find(&d->files, paths, split));
+    d->shards = calloc((size_t)d->files.n, sizeof *d->shards);
+    CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->files.n);
     TRY(inspect_shards(d));
     d->ids = malloc(((size_t)d->T + 1) * 4); /* no larger than a file, now */
     CHECK(d->ids, LLMC_ENOMEM, "no memory for windows of %d tokens", d->T + 1);
@@ -166,9 +166,9 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
 void llmc_loader_free(llmc_loader *d) {
     if (!d) return;
     for (int i = 0; i < OPEN_FILES; i++) binfile_close(&d->open[i]);
-    for (int i = 0; d->shards && i < d->paths.n; i++) free(d->shards[i].starts);
+    for (int i = 0; d->shards && i < d->files.n; i++) free(d->shards[i].starts);
     free(d->shards);
-    paths_free(&d->paths);
+    shards_free(&d->files);
     free(d->ids);
     free(d);
 }
@@ -195,7 +195,7 @@ int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch) {
 
 /* the shard that holds a window: the last one that starts at or before it and has any */
 static int shard_of(const llmc_loader *d, int64_t window) {
-    int low = 0, high = d->paths.n;
+    int low = 0, high = d->files.n;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
         if (d->shards[middle].first_window <= window) low = middle;
@@ -270,4 +270,4 @@ int llmc_loader_set_position(llmc_loader *d, int64_t position) {
 }
 int64_t llmc_loader_windows(const llmc_loader *d) { return d->windows; }
 int64_t llmc_loader_tokens(const llmc_loader *d) { return d->tokens; }
-int llmc_loader_num_shards(const llmc_loader *d) { return d->paths.n; }
+int llmc_loader_num_shards(const llmc_loader *d) { return d->files.n; }

@@ -11,7 +11,7 @@ typedef struct Scan {
     int64_t first, end; /* the ids in it */
 } Scan;
 
-static int fill(Scan *scan, int64_t from) {
+static int fill_buffer(Scan *scan, int64_t from) {
     const IdRange *r = scan->ids;
     const int64_t room = BUFFER_BYTES / r->width, left = r->n - from, n = left < room ? left : room;
     scan->first = from, scan->end = from + n;
@@ -31,9 +31,9 @@ static int64_t find4(const uint32_t *ids, int64_t n, int64_t id) {
 }
 
 /* moves *at to the first `eot` in [*at, last), or to last */
-static int find(Scan *scan, int64_t *at, int64_t last, int eot) {
+static int find_eot(Scan *scan, int64_t *at, int64_t last, int eot) {
     while (*at < last) {
-        if (*at < scan->first || *at >= scan->end) TRY(fill(scan, *at));
+        if (*at < scan->first || *at >= scan->end) TRY(fill_buffer(scan, *at));
         const int64_t skip = *at - scan->first, end = scan->end < last ? scan->end : last, n = end - *at;
         const int64_t i = scan->ids->width == 2 ? find2((uint16_t *)scan->buffer + skip, n, eot)
                                                 : find4((uint32_t *)scan->buffer + skip, n, eot);
@@ -49,7 +49,7 @@ static int find_all(int64_t *starts, int64_t *count, Scan *scan, int T, int eot)
         starts[n++] = s;
         const int64_t last = s + T; /* < ids->n: it is an id of the window just found */
         s += T / 2 + 1;
-        TRY(find(scan, &s, last, eot));
+        TRY(find_eot(scan, &s, last, eot));
     }
     *count = n;
     return LLMC_OK;

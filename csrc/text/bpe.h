@@ -5,5 +5,5 @@
 
 /* The ids of text[n] and how many, of which at most `size` are written. pieces: hashed, all 256 bytes among them. Takes
  * O(n log n), and 28 bytes of memory for each byte of the longest word that is no piece itself. */
-int64_t bpe_encode(const Pieces *pieces, const char *text, int64_t n, int *out, int64_t size);
+int64_t bpe_encode(const Vocab *v, const char *text, int64_t n, int *out, int64_t size);
 #endif

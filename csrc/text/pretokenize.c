@@ -60,7 +60,7 @@ static int contraction(const char *text, int64_t n) {
     return 0;
 }
 
-int64_t split_word(const char *text, int64_t n) {
+int64_t pretokenize_word(const char *text, int64_t n) {
     int length;
     int64_t last = 0;
     const int shortened = contraction(text, n), spaced = *text == ' ';

@@ -19,7 +19,7 @@ typedef struct Reader {
     const char *name, *text;
     int64_t size, at; /* at: where the next line begins */
     int line;         /* the number of the one before */
-    Pieces made;
+    Vocab made;
 } Reader;
 
 int vocabbpe_is(const char *text, int64_t size) { return size >= 8 && !memcmp(text, VERSION, 8); }
@@ -57,7 +57,7 @@ static int read_symbol(Reader *r, const char *symbol, int64_t n) {
               r->line, (unsigned)code);
         r->made.bytes[r->made.size++] = (char)byte_of(code);
     }
-    const int known = pieces_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
+    const int known = vocab_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
     CHECK(known, LLMC_EFORMAT, "%s:%d: '%.*s' is neither a byte nor made by a line above; " AGAIN, r->name, r->line,
           (int)utf8_whole(symbol, n < SHOWN ? n : SHOWN), symbol);
     return LLMC_OK;
@@ -76,11 +76,11 @@ static int read_first_line(Reader *r) {
 
 static void begin_piece(Reader *r) { r->made.start[r->made.n] = (uint32_t)++r->made.size; }
 
-/* returns as pieces_add */
+/* returns as vocab_add */
 static int end_piece(Reader *r) {
     const uint32_t start = r->made.start[r->made.n];
     r->made.bytes[start - 1] = (char)(r->made.size - start);
-    return pieces_add(&r->made, r->made.n++);
+    return vocab_add(&r->made, r->made.n++);
 }
 
 static void add_bytes(Reader *r) {
@@ -141,10 +141,10 @@ int vocabbpe_convert(char **out, int64_t *out_size, const char *text, int64_t si
     const size_t room = HEADER_BYTES + 2 * 256 + (size_t)size + 1 + strlen(EOT_TEXT);
     r.made.bytes = malloc(room);
     r.made.start = malloc(GPT2_V * sizeof *r.made.start);
-    const int there = r.made.bytes && r.made.start && pieces_reserve(&r.made, GPT2_V) == 0;
+    const int there = r.made.bytes && r.made.start && vocab_reserve(&r.made, GPT2_V) == 0;
     const int rc = there ? read_all(&r) : llmc_fail(LLMC_ENOMEM, "no memory for the tokenizer %s", name);
     *out = rc < 0 ? NULL : r.made.bytes, *out_size = r.made.size;
     if (rc == 0) r.made.bytes = NULL;
-    pieces_free(&r.made);
+    vocab_free(&r.made);
     return rc;
 }

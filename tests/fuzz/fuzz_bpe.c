@@ -82,7 +82,7 @@ static void encode(const llmc_tokenizer *k, Input table, const char *text, int64
     fuzz_expect((rc < 0) == (utf8_check(text, n) < n));
     int64_t parts = 0;
     for (int64_t at = 0, length; rc >= 0 && at < n; at += length) {
-        length = split_word(text + at, n - at);
+        length = pretokenize_word(text + at, n - at);
         fuzz_expect(length >= 1 && length <= n - at);
         parts += plainly(table, text + at, length, plain + parts);
     }
