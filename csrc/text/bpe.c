@@ -1,5 +1,6 @@
-/* A word begins as its bytes. Of all neighbours that make a piece together, those with the lowest id merge first, the
- * leftmost among equals; a heap knows them, so that a long word takes no n^2. (Sennrich, Haddow, Birch 2016, on bytes.) */
+/* Byte-pair encoding (Sennrich, Haddow, Birch 2016) on bytes. A word begins as its single bytes. Then two neighbours
+ * that together are a piece merge: the lowest id first, the leftmost of equals. A heap holds the candidates, so a long
+ * word takes n log n and not n^2. */
 #include <stdlib.h>
 #include "text/bpe.h"
 #include "base/error.h"
@@ -11,10 +12,11 @@
 typedef struct Word {
     const char *text;
     uint32_t n, room;
-    uint64_t *heap; /* (2n) rank << 32 | the part it was found for; out of date where rank[] says something else */
+    uint64_t *heap; /* (2n) rank << 32 | the part that it is for; out of date if rank[] of that part differs */
     int64_t waiting;
-    uint32_t *next, *prev; /* (n) of the part that begins at a byte: where its neighbours begin; n: there is none */
-    uint32_t *rank;        /* (n) the piece that it and the next one make; NONE: none, or no part begins here */
+    uint32_t *next, *prev; /* (n) for the part that begins at a byte: where its neighbours begin; n: there is none */
+    /* (n) the piece that the part and the next one make; NONE: they make none, or no part begins here */
+    uint32_t *rank;
 } Word;
 
 static int reserve(Word *w, int64_t n) {

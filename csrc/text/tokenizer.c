@@ -1,6 +1,6 @@
-/* Ids to text and back, from llm.c's tokenizer.bin: a header (magic, version, n, EOT id or -1, kind), then n pieces
- * {u8 length, bytes}; or from OpenAI's vocab.bpe, which becomes one. The kind, 0 in llm.c's own files, says how text becomes
- * ids. EOT is never produced from text. */
+/* Ids to text and back. The table comes from llm.c's tokenizer.bin: a header (magic, version, n, EOT id or -1, kind),
+ * then n pieces {u8 length, bytes}. Or it comes from OpenAI's vocab.bpe, which is converted to that form. The kind says
+ * how text becomes ids; llm.c's own files have 0 there. Text never becomes EOT. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,18 +15,18 @@
 #include "text/vocabbpe.h"
 
 enum { MAX_FILE = 1 << 30 };
-#define GPT2_CRC 0x4565975d /* of GPT-2's pieces, as a file has them */
+#define GPT2_CRC 0x4565975d /* the checksum of GPT-2's pieces as they lie in a file */
 
-/* A trie of the pieces in one hash table: the edge (node, byte) leads to a node. Node 0 is the root. */
+/* A trie of the pieces in one hash table: an edge is (node, byte) and leads to a node. Node 0 is the root. */
 typedef struct Edge {
     uint64_t key; /* (node << 8 | byte) + 1; 0: free */
     uint32_t node;
 } Edge;
 
 struct llmc_tokenizer {
-    Vocab vocab; /* hashed where the kind is gpt2 */
+    Vocab vocab; /* hashed if the kind is gpt2 */
     int eot, kind;
-    Edge *edges; /* (room), a power of two; where the kind is longest */
+    Edge *edges; /* (room), a power of two; only if the kind is longest */
     int *id;     /* (nodes) the piece that ends here, or -1 */
     uint32_t room, nodes;
 };
@@ -87,7 +87,7 @@ static int read_header(llmc_tokenizer *t, const char *name) {
     CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
           head[1]);
     t->vocab.n = head[2], t->eot = head[3], t->kind = head[4];
-    if (head[1] == 1) { /* llm.c's first files are GPT-2's and do not say so */
+    if (head[1] == 1) { /* llm.c's first files hold GPT-2's table without saying so */
         CHECK(t->vocab.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d; write it again", name, GPT2_V,
               t->vocab.n);
         t->eot = GPT2_V - 1, t->kind = UNKNOWN;
@@ -118,7 +118,7 @@ static int find_starts(llmc_tokenizer *t, const char *name) {
     return LLMC_OK;
 }
 
-/* llm.c's own files, which do not say how they encode, hold GPT-2's table; this knows it again */
+/* Compares the table's checksum with GPT-2's, because llm.c's own files do not say how they encode. */
 static int is_gpt2(const llmc_tokenizer *t) {
     Crc32 crc;
     if (t->vocab.n != GPT2_V || t->eot != GPT2_V - 1) return 0;
@@ -154,7 +154,7 @@ static int parse(llmc_tokenizer *t, const char *name) {
     return t->kind == LONGEST ? build_trie(t, name) : t->kind == GPT2 ? hash_pieces(t, name) : LLMC_OK;
 }
 
-/* takes over t */
+/* Parses t->vocab.bytes. Success gives t to *out, an error frees it. */
 static int parse_or_free(llmc_tokenizer **out, llmc_tokenizer *t, const char *name) {
     const int rc = parse(t, name);
     if (rc < 0) llmc_tokenizer_free(t);
@@ -238,7 +238,7 @@ int llmc_tokenizer_decode(const llmc_tokenizer *t, const int *ids, int n, char *
     return (int)total;
 }
 
-/* the longest piece at the head of text[0..n), and its length; -1 if none */
+/* The longest piece at the head of text[0..n), and its length; -1: no piece begins there */
 static int longest(const llmc_tokenizer *t, const char *text, int64_t n, int *length) {
     int found = -1;
     uint32_t node = 0;
@@ -251,8 +251,8 @@ static int longest(const llmc_tokenizer *t, const char *text, int64_t n, int *le
     return found;
 }
 
-/* Appends a character, or a byte that begins none, as one line shows it: control characters and such bytes as \n, \t or \xNN.
- * Returns 0, and appends nothing, where it does not fit. */
+/* Appends a character, or a byte that begins none, so that it can be seen in one line: a control character or such a
+ * byte becomes \n, \t or \xNN. Returns 0 and appends nothing if there is no room. */
 static int show(char *out, size_t size, const char *text, int length) {
     char shown[8];
     const unsigned char c = (unsigned char)*text;
@@ -264,7 +264,7 @@ static int show(char *out, size_t size, const char *text, int length) {
     return 1;
 }
 
-/* the pieces that are one character, as far as they fit: what a character vocabulary knows */
+/* Lists the pieces that are one character, as far as they fit: the alphabet of a character vocabulary. */
 static void list_alphabet(const llmc_tokenizer *t, char *out, size_t size) {
     *out = 0;
     for (int id = 0; id < t->vocab.n; id++) {

@@ -1,10 +1,11 @@
-/* Linear probing over slots that hold half of each hash, so that a look-up reads the bytes of the right piece only. */
+/* A hash table with linear probing. A slot holds half of the hash, so that a look-up reads the bytes of almost no wrong
+ * piece. */
 #include <stdlib.h>
 #include <string.h>
 #include "text/vocab.h"
 #include "base/rng.h"
 
-/* up to 8 bytes, so that no others of as many give the same */
+/* Packs up to 8 bytes so that two texts of equal length differ in the result if they differ at all. */
 static uint64_t few_bytes(const char *text, int64_t n) {
     uint32_t head, tail;
     const unsigned char *s = (const unsigned char *)text;
@@ -27,7 +28,7 @@ int vocab_reserve(Vocab *v, int n) {
     return v->slots ? 0 : -1;
 }
 
-/* the slot of the piece with these bytes, or the free one where it belongs */
+/* The slot of the piece with these bytes, or the free slot where that piece belongs */
 static uint64_t *slot_of(const Vocab *v, const char *text, int64_t n, uint64_t hash) {
     const uint64_t high = hash >> 32;
     for (uint32_t at = (uint32_t)hash & (v->room - 1);; at = (at + 1) & (v->room - 1)) {
