@@ -1,6 +1,6 @@
-/* Batches from token files. The order of windows follows from a seed and one number, the position, so that resuming
- * needs nothing else. Windows are read with pread: a mapping would be no faster at these sizes (a few microseconds a
- * window, beside a training step) and would crash the process when a file shrinks. */
+/* Batches from token files. The order of windows follows from a seed and one number, the position, so a resumed run
+ * needs nothing else. Windows are read with pread. A mapping would not be faster at these sizes, because a window takes
+ * a few microseconds and a training step far longer; and it would crash the process when a file shrinks. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +15,10 @@
 
 typedef struct Shard {
     const char *path;
-    int64_t start, ntok;  /* where the ids begin in the file, and their number */
-    int64_t first_window; /* in the epoch */
-    int64_t *starts;      /* of its windows; NULL: every T ids */
-    int width, raw;       /* bytes of an id; whether the file has no header */
+    int64_t start, ntok;  /* where the ids begin in the file, and how many there are */
+    int64_t first_window; /* its first window's number in the epoch */
+    int64_t *starts;      /* where its windows begin; NULL: every T ids */
+    int width, raw;       /* width: bytes of an id; raw: the file has no header */
 } Shard;
 
 enum { OPEN_FILES = 64 };
@@ -27,10 +27,10 @@ struct llmc_loader {
     int B, T, shuffle, rank, world, V, eot;
     int64_t seed, position, windows, tokens;
     Shards files;
-    Shard *shards;            /* one per path */
+    Shard *shards;            /* one for each of `files` */
     BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
     int open_shard[OPEN_FILES];
-    void *ids; /* one window as the file has it */
+    void *ids; /* one window, as it lies in the file */
 };
 
 /* ---- token formats ---- */
@@ -60,7 +60,7 @@ static int inspect_headered(Shard *shard, const BinFile *f, const struct Format 
 
 #define CONVERT "python -m pyllmc.prepro --input %.*s makes a data set"
 
-/* Refuses what is no int32 stream: without a header only the length and the ids themselves tell. */
+/* Refuses a file that is not an int32 stream. Without a header only its length and the ids themselves tell. */
 static int refuse_other_raw(const BinFile *f, int32_t magic) {
     unsigned char head[RAW_SAMPLE];
     const int64_t n = f->size < RAW_SAMPLE ? f->size : RAW_SAMPLE;
@@ -79,7 +79,8 @@ static int refuse_other_raw(const BinFile *f, int32_t magic) {
     return LLMC_OK;
 }
 
-/* llm.c's first version: int32 ids from the first byte. Its length and the look of its ids are checked here, the ids later. */
+/* Accepts llm.c's first format: int32 ids from the first byte on. Its length and a sample of its ids are checked here,
+ * each id when it is read. */
 static int inspect_raw(Shard *shard, const BinFile *f, int32_t magic) {
     const char *name = magic_name(magic);
     CHECK(!name, LLMC_EFORMAT,
@@ -139,7 +140,7 @@ static int loader_open(llmc_loader *d, const char *paths, const char *split) {
     d->shards = calloc((size_t)d->files.n, sizeof *d->shards);
     CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->files.n);
     TRY(inspect_shards(d));
-    d->ids = malloc(((size_t)d->T + 1) * 4); /* no larger than a file, now */
+    d->ids = malloc(((size_t)d->T + 1) * 4); /* a file holds so many ids, so T is not absurdly large */
     CHECK(d->ids, LLMC_ENOMEM, "no memory for windows of %d tokens", d->T + 1);
     return LLMC_OK;
 }
@@ -193,7 +194,8 @@ int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch) {
     return (int64_t)x;
 }
 
-/* the shard that holds a window: the last one that starts at or before it and has any */
+/* The shard that holds a window. Shards without windows are passed over, because the next one begins with the same
+ * number. */
 static int shard_of(const llmc_loader *d, int64_t window) {
     int low = 0, high = d->files.n;
     while (high - low > 1) {
@@ -220,7 +222,7 @@ static int open_shard(llmc_loader *d, int s, const BinFile **file) {
     return LLMC_OK;
 }
 
-/* the ids of a window, widened; the unsigned ones beyond int32 come out negative */
+/* Widens the ids of a window to int32. An unsigned id that int32 cannot hold becomes negative. */
 static void widen(int *to, const void *from, int width, int64_t n) {
     if (width == 4) memcpy(to, from, (size_t)n * 4);
     else

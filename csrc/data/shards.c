@@ -1,4 +1,4 @@
-/* From --data to a sorted list of token files. */
+/* Makes a sorted list of token files from --data. */
 #include <dirent.h>
 #include <errno.h>
 #include <glob.h>

@@ -1,14 +1,14 @@
-/* Which token files a user's --data means. */
+/* The token files that a user's --data names */
 #ifndef SHARDS_H
 #define SHARDS_H
 #include <stddef.h>
 typedef struct Shards {
-    char **names; /* sorted as bytes, whatever the locale */
+    char **names; /* sorted by bytes, in every locale */
     int n;
     size_t room;
 } Shards;
-/* A folder: its SPLIT*.bin; a file: itself; else a glob. An error if there is none; `shards` must be zero before, and
- * wants shards_free after either outcome. */
+/* data: a folder stands for its SPLIT*.bin, a file for itself, another text is a glob. Finding no file is an error.
+ * `shards` must be zero before the call and must be freed by shards_free, also after an error. */
 int shards_find(Shards *shards, const char *data, const char *split);
 void shards_free(Shards *shards);
 #endif
