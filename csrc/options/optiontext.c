@@ -204,7 +204,7 @@ int llmc_options_help(const llmc_options *options, const char *command, int widt
     add_groups(&help, options, wide);
     add_examples(&help, program, command, wide);
     growing_add(&help, "\n");
-    wrap(&help, "Of an option given twice the last counts; --version tells the version.", 0, 0, wide);
+    wrap(&help, "If an option is given twice, the last one counts; --version prints the version.", 0, 0, wide);
     growing_add(&help, "\n");
     add_exit_codes(&help, program, wide);
     return growing_copy(&help, text, size);
