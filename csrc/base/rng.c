@@ -1,5 +1,4 @@
-/* Random numbers: PyTorch's CPU generator, so that a seed gives the same weights in both; and the coins of SplitMix64.
- * */
+/* Random numbers: PyTorch's CPU generator, so that a seed gives the same weights in both; and the coins of SplitMix64. */
 #define _GNU_SOURCE /* sincosf */
 #include <math.h>
 #include "base/pool.h"
