@@ -45,7 +45,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Input in = {data, size};
     if (!folder) prepare();
     char *split = take_line(&in), *name = take_line(&in);
-    if (!strstr(name, "..")) find(name, split); /* nothing outside */
+    if (!strstr(name, "..")) find(name, split); /* stays in the folder */
     free(split);
     free(name);
     return 0;
