@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """GPT-2 in one file of PyTorch: the model, its weights in and out, and a trainer.
 
-It is what the C engine is measured against: the same tensors (csrc/tensors.def), the same options
+The C engine is tested against it: the same tensors (csrc/tensors.def), the same options
 (csrc/options.def), the same batches in the same order, the same line for every step. Start at GPT.forward;
 the rest can wait.
 
-    python train_gpt2.py                                                     # train beside ./train_gpt2
+    python train_gpt2.py                                                     # train, as ./train_gpt2 does
     python train_gpt2.py --model=hub:gpt2 --max_steps=0 --export=gpt2.bin    # OpenAI's weights for llm.c
 
 Sizes: B batch, T time, C channels, NH heads, hs = C/NH, L layers, V vocabulary, Vp = V padded to 128s.
@@ -53,12 +53,13 @@ Tensor = torch.Tensor
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position looks back, at the last `window` positions where that is not 0."""
+    """Each position attends to itself and to those before it; with window > 0, to the last `window` positions only."""
 
     def __init__(self, config: GPTConfig, window: int) -> None:
         super().__init__()
         self.n_head, self.window = config.n_head, window
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one
+        # query, key and value of all heads in one product
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2. Its parameters have the names and shapes of csrc/tensors.def, and begin as it says."""
+    """GPT-2. Its parameters have the names, shapes and start values that csrc/tensors.def gives."""
 
     def __init__(self, config: GPTConfig, seed: int | None = None, init_std: float = 0.0) -> None:
         super().__init__()
@@ -122,21 +123,21 @@ class GPT(nn.Module):
             self.init_weights(seed, init_std)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:
-        """Logits (B, T, V), mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
+        """Logits (B, T, V), and the mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
         _, T = idx.shape
         h: Any = self.transformer
         x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
         for block in h["h"]:
             x = block(x)
-        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # the head is the embedding, tied
+        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # the head shares the embedding's weight
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
 
     @torch.no_grad()
     def init_weights(self, seed: int, init_std: float = 0.0) -> None:
-        """One draw per tensor and layer, in the table's order: number for number as llmc_model_init()."""
+        """Draws each tensor of each layer once, in the table's order: the same numbers as llmc_model_init()."""
         usual = 0.02 * math.sqrt(
             max(1.0, 768 / self.config.n_embd)
-        )  # wider where the model is narrower than GPT-2
+        )  # wider if the model is narrower than GPT-2
         rng = torch.Generator().manual_seed(seed)
         std = {
             "NORMAL": init_std or usual,
@@ -149,13 +150,13 @@ class GPT(nn.Module):
                 p.fill_(1 if row.init == "ONE" else 0)
 
     def rows(self) -> Iterator[tuple[layout.Row, nn.Parameter]]:
-        """(row of the table, parameter), layer after layer inside each tensor: the order of files."""
+        """(row of the table, parameter), layer after layer inside each tensor: the order in files."""
         named = dict(self.named_parameters())
         for row, layer in layout.parameters(self.config):
             yield row, named[row.torch_name_of(layer)]
 
     def optimizer(self, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> Any:
-        """AdamW that decays what the table says."""
+        """AdamW that decays the tensors that the table marks."""
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for row, p in self.rows():
             groups[row.decay].append(p)
@@ -166,7 +167,7 @@ class GPT(nn.Module):
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each token, (B, T); 0 where the target is -1."""
+    """Cross-entropy of each token, (B, T); 0 if its target is -1."""
     B, T, V = logits.shape
     flat = F.cross_entropy(logits.view(B * T, V), targets.reshape(B * T), ignore_index=-1, reduction="none")
     return flat.view(B, T)
@@ -185,7 +186,7 @@ def mean_loss(losses: Tensor, targets: Tensor, weights: Tensor | None = None) ->
 # llm.c's files: model (.bin version 1, 3, 5) and debug state
 
 STATE_MAGIC = 20240327
-FP32_UNPADDED = 1  # a version of the model file that is read only
+FP32_UNPADDED = 1  # this version of the model file is read, never written
 NAMES = {version: dtype for dtype, version in to_bin.VERSIONS.items()}
 FP32, BF16 = to_bin.VERSIONS["fp32"], to_bin.VERSIONS["bf16"]
 
@@ -204,7 +205,8 @@ def write_model(model: GPT, path: str, version: int = FP32) -> None:
 
 
 def read_model(path: str) -> GPT:
-    """llm.c's model file of version 1, 3 or 5, or what begins with one. Raises BadFile with the reason."""
+    """Reads llm.c's model file of version 1, 3 or 5, or a file that begins with one. Raises BadFile with the
+    reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
@@ -245,7 +247,8 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
 
 
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
-    """What --model names: weights of the hub or of any file that pyllmc.convert reads, or fresh ones of a size."""
+    """The model of --model: with the weights of a file that pyllmc.convert reads or of the hub, or with fresh weights
+    of a size."""
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
     if found := checkpoint_of(o.model):  # which is read here without compiled code
@@ -254,7 +257,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
 
 
 def told(o: argparse.Namespace, c: GPTConfig) -> str:
-    """The line of the plan that tells the model, as ./train_gpt2 has it."""
+    """The line of the plan that describes the model, in the words of ./train_gpt2."""
     window = f" window={c.window}" if c.window else ""
     alike = f" (OpenAI's: hub:{o.model})" if o.model in hub.OPENAI else ""
     origin = f"from {o.model}" if names_weights(o.model) else f"fresh weights{alike}"
@@ -265,7 +268,8 @@ def told(o: argparse.Namespace, c: GPTConfig) -> str:
 
 
 def names_weights(model: str) -> bool:
-    """Whether --model is weights, here or on the hub, and no size, which comes first: as for ./train_gpt2."""
+    """True if --model names weights, in a file or on the hub. A name that is also a size is a size, as for
+    ./train_gpt2."""
     if layout.is_size(model):
         return False
     return os.path.exists(model) or native.is_bundle(Path(model)) or bool(hub.repository(model))
@@ -273,7 +277,7 @@ def names_weights(model: str) -> bool:
 
 @torch.no_grad()
 def from_weights(weights: Weights) -> GPT:
-    """A model of what pyllmc.convert has opened."""
+    """Makes a model of weights that pyllmc.convert has opened."""
     model = GPT(weights.config)
     named = dict(model.named_parameters())
     for name, x in weights.tensors:
@@ -282,13 +286,13 @@ def from_weights(weights: Weights) -> GPT:
 
 
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:
-    """The sizes of --model, changed by --n_layer ...; V: the data's, fallback: where nothing else tells."""
+    """The sizes of --model, changed by --n_layer ...; V: from the data; fallback: V if nothing else gives it."""
     c = layout.config_of(o.model, o.vocab_size or V, fallback)
     changed = {name: getattr(o, name) for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window")}
     return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 
 
-# the share of the way from lr to its end that is done at x in [0, 1]
+# the share of the way from lr to its final value that is done at x in [0, 1]
 SCHEDULES = {
     "constant": lambda x: 0.0,
     "linear": lambda x: x,
@@ -298,7 +302,8 @@ SCHEDULES = {
 
 
 def learning_rate(step: int, o: argparse.Namespace) -> float:
-    """Linear warm-up to lr, then on to lr * final_lr_frac at max_steps: csrc/train/schedule.c, line for line."""
+    """Linear warm-up to lr, then the schedule to lr * final_lr_frac at max_steps: csrc/train/schedule.c, line for
+    line."""
     if o.schedule not in SCHEDULES:
         raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(SCHEDULES)}")
     if step < o.warmup_steps:
@@ -311,7 +316,8 @@ def learning_rate(step: int, o: argparse.Namespace) -> float:
 
 
 def settle_rate(o: argparse.Namespace, C: int) -> None:
-    """What --lr and --warmup_steps are unless given, of fresh weights or to fine-tune those of a file: csrc/train/setup.c says why."""
+    """Chooses --lr and --warmup_steps if they are not given. Fine-tuning has smaller values; csrc/train/setup.c says
+    why."""
     tuning = names_weights(o.model)
     gentle = " (gentle, to keep what they know; --lr changes it)" if tuning and not o.lr else ""
     if tuning and "warmup_steps" not in getattr(o, "given", ()):
@@ -324,23 +330,24 @@ def settle_rate(o: argparse.Namespace, C: int) -> None:
     )
 
 
-LONG_STEP = 500  # ms: a shorter one needs no signs of life within it
+LONG_STEP = 500  # ms; shorter steps need no signs of life inside them
 
 
 class Trainer:
-    """The loop of csrc/train/trainer.c: the same batches, steps, validations and lines; no samples, no files."""
+    """The loop of csrc/train/trainer.c: the same batches, steps, validations and lines. It writes no samples and no
+    files."""
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, open_device(o.device)
         learning_rate(0, o)
         if not names_weights(o.model):
-            make_config(o, fallback=1)  # a size that cannot be is refused before data is made
+            make_config(o, fallback=1)  # refuses impossible sizes before data is made
         data = o.data
         if data == telling.default_folder():
             make_default_data(data)
         shards = find_shards(data)
         for path in shards:
-            inspect_shard(path)  # what is wrong with the data is told before what the model lacks
+            inspect_shard(path)  # reports bad data before a vocabulary that the model lacks
         file = Path(o.tokenizer or Path(data) / "tokenizer.bin")
         tokenizer = Tokenizer.load(file) if o.tokenizer or file.exists() else None
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
@@ -356,17 +363,17 @@ class Trainer:
         self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot) if val else None
         self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
-        self.stopped, self.doing, self.ms = False, "step", 0.0  # the last: of a step, smoothed
+        self.stopped, self.doing, self.ms = False, "step", 0.0  # ms: the time of a step, smoothed
 
     def stop(self) -> None:
-        """End after the micro-step or the batch of a validation under way; safe in another thread."""
+        """Ends the run after the current micro-step or batch of a validation; another thread may call this."""
         self.stopped = True
 
     def stopping(self) -> str:
         return f"stopping after this {self.doing}; again to quit now"
 
     def batch(self, loader: Loader) -> list[Tensor]:
-        """inputs, targets: (B, T) each"""
+        """The next inputs and targets: (B, T) each."""
         return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
 
     def loss(self, loader: Loader) -> Tensor:
@@ -407,7 +414,7 @@ class Trainer:
         )
 
     def accumulate(self) -> float | None:
-        """A step's gradients and its loss; None where it is stopped between two micro-steps."""
+        """Computes a step's gradients; returns its loss, or None if the run was stopped between two micro-steps."""
         o, mean = self.o, 0.0
         self.doing = "micro-step" if o.grad_accum > 1 else "step"
         self.optimizer.zero_grad()
@@ -422,7 +429,7 @@ class Trainer:
         return mean
 
     def update(self) -> tuple[float, float]:
-        """A step with the gradients: (lr, their norm before they are clipped)."""
+        """Takes a step with the gradients: (lr, their norm before clipping)."""
         o = self.o
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip or math.inf)
         lr = learning_rate(self.step, o)
@@ -434,7 +441,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The mean loss of the first val_batches, the same windows every time; NaN where it is stopped."""
+        """The mean loss of the first val_batches, the same windows each time; NaN if the run was stopped."""
         assert self.val
         batches = -(-self.val.windows // self.val.B)
         batches, self.val.position = min(self.o.val_batches or batches, batches), 0
@@ -450,17 +457,17 @@ class Trainer:
 
 
 def make_default_data(folder: str) -> None:
-    """The stories, on first use."""
+    """Makes the stories if they are not there."""
     if not Path(folder, "meta.json").exists():
         print(f"making {folder}", file=sys.stderr)
         telling.write_dataset(folder)
 
 
 PROG = "train_gpt2.py"
-SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # other words for OpenAI's
-EXTRA = {  # options of this front end alone
+SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # the names of fresh models of OpenAI's sizes
+EXTRA = {  # options that only this front end has
     "export": ("", "write the weights as llm.c's model file at the end"),
-    "export_version": ("3", "of that file; 3: fp32, 5: bf16"),
+    "export_version": ("3", "version of that file; 3: fp32, 5: bf16"),
     "export_state": ("", "write a batch with its logits, loss and gradients, in llm.c's format"),
 }
 
@@ -485,7 +492,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
 
 
 def open_device(name: str) -> torch.device:
-    """cpu, cuda ..., or auto, the CPU; raises NoDevice where there is none."""
+    """The device "cpu", "cuda" ...; "auto" is the CPU. Raises NoDevice if it is not there."""
     try:
         return torch.zeros(1, device="cpu" if name == "auto" else name).device
     except (RuntimeError, AssertionError) as error:

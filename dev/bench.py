@@ -3,9 +3,10 @@
     python dev/bench.py [--rows steps,gemm] [--rounds N] [--quick] [--out FILE]
     python dev/bench.py --readme
 
-Every system runs in processes of its own (bench_process.py); they take turns, and medians are compared. PyTorch is the
-better of eager and torch.compile, with its malloc tuned and its fused AdamW, which make it faster. A report with every
-repeat goes to bench/results/; tables are printed as --readme writes them into README.md and docs/speed.md, from the newest whole report.
+Each system runs in processes of its own (bench_process.py). They take turns, and their medians are compared. PyTorch is
+the better of eager and torch.compile; a tuned malloc and the fused AdamW make it faster. A report with every repeat goes
+to bench/results/. The tables of a report are printed; --readme writes those of the newest whole report into README.md and
+docs/speed.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # pyllmc of this checkout
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # finds pyllmc of this checkout
 
 from pyllmc.base.errors import begin_command, line_of, run_command
 
@@ -51,8 +52,8 @@ class Plan(NamedTuple):
     rounds: int
     threads: int
     quick: bool
-    shapes: str  # of the row gemm
-    plot: Path  # where the growth is drawn
+    shapes: str  # the shapes that the row gemm takes
+    plot: Path  # the file for the plot of the row attention
 
 
 def steps(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def small(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
-    """Of the longest cases of the row steps: from its processes if they have run, else from some of their own."""
+    """Memory for the longest cases of the row steps: from the processes of that row if it ran, else from new ones."""
     cases = bench_steps.QUICK if plan.quick else [case for case in bench_steps.STEPS if case.T == 1024]
     found = done.get("steps", {})
     if not all(case.name in found for case in cases):
@@ -111,7 +112,7 @@ def generate(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(plan: Plan) -> tuple[Case, list[int]]:
-    """The step of the rows threads and kernels, and the numbers of threads that it takes."""
+    """The step that the rows threads and kernels measure, and the numbers of threads that they try."""
     if plan.threads < 2:
         raise Skip("one thread has nothing to be compared with")
     return bench_steps.QUICK[0] if plan.quick else Case("124M", 4, 256, "fp32", 1), [1, plan.threads]
@@ -148,7 +149,7 @@ ROWS: dict[str, Callable[[Plan, dict[str, Any]], dict[str, Any]]] = {
 
 
 def run_rows(names: list[str], plan: Plan) -> tuple[bench_limits.Limits, dict[str, Any]]:
-    """The limits, measured between all the rows, and the rows."""
+    """Measures the rows, and the limits between all of them."""
     counts = [1, plan.threads]
     limits = bench_limits.measure(counts, plan.quick)
     rows: dict[str, Any] = {}
@@ -185,7 +186,7 @@ def is_whole(names: list[str], quick: bool, shapes: str) -> bool:
 
 
 def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
-    measured = commit()  # before a plot is drawn anew
+    measured = commit()  # asked before a new plot changes the checkout
     limits, rows = run_rows([name for name in ROWS if name in names], plan)
     command = " ".join(["python", "dev/bench.py", *sys.argv[1:]])
     return {
@@ -202,7 +203,7 @@ def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
 
 
 def default_path(report: dict[str, Any]) -> Path:
-    """<machine>-<date>.json of a whole run; of a part, its rows are in the name, too."""
+    """<machine>-<date>.json for a whole run; for a part, the name also has its rows."""
     words = [report["machine"]["cpu"], report["date"][:10], *([] if report["whole"] else report["rows"])]
     name = re.sub(r"\W+", "-", "-".join(words)).strip("-").lower()
     return bench_table.RESULTS / f"{name or 'limits'}.json"
@@ -213,14 +214,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="bench.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
     known = ["limits", *ROWS]
     parser.add_argument(
-        "--rows", default=",".join(known), help="those to measure; limits are always [%(default)s]"
+        "--rows", default=",".join(known), help="rows; limits are measured always [%(default)s]"
     )
-    parser.add_argument("--rounds", type=int, default=2, help="turns that every system takes [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each system [%(default)s]")
     parser.add_argument(
-        "--threads", type=options()["threads"].read, default=0, help="0: the cores this process may use"
+        "--threads", type=options()["threads"].read, default=0, help="0: the cores that it may use"
     )
     parser.add_argument(
-        "--shapes", default="gpt2", choices=bench_matmul.SHAPES, help="of the row gemm [%(default)s]"
+        "--shapes", default="gpt2", choices=bench_matmul.SHAPES, help="for the row gemm [%(default)s]"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every row still run?")
     parser.add_argument(
@@ -239,7 +240,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def faults(a: argparse.Namespace, known: list[str]) -> Iterator[str]:
-    """What is wrong with the options: told before anything is measured, not when an hour's figures are to be kept."""
+    """The faults of the options, found before an hour of measurements and not after it."""
     for name in a.rows:
         if name not in known:
             yield f"--rows: {name!r} is not one of {', '.join(known)}"
@@ -255,7 +256,8 @@ def faults(a: argparse.Namespace, known: list[str]) -> Iterator[str]:
 
 
 def plot_of(a: argparse.Namespace) -> Path:
-    """Where the growth is drawn: a part's plot in docs/ would contradict the tables there."""
+    """The file for the plot of growth. A part of a run must not replace the plot in docs/, because the tables there
+    would contradict it."""
     if not a.out and is_whole(a.rows, a.quick, a.shapes):
         return ROOT / "docs/growth.png"
     return Path(a.out or Path(tempfile.gettempdir()) / "bench").with_suffix(".png")

@@ -1,8 +1,9 @@
-"""What the figures of a whole run on a CPU should be; bench_table.py says of each whether it is reached."""
+"""The figures that a whole run on a CPU should reach. bench_table.py says for each whether it does."""
 
 from __future__ import annotations
 
-AIMS = {  # how it is told: (what, at least, goal); ratios are to PyTorch, Hugging Face or the best library
+# the words for it: (figure, at least, goal); ratios are to PyTorch, Hugging Face or the best library
+AIMS = {
     "{:.2f}×": [
         ("124M B=4 T=64 fp32", 2.0, 2.3),
         ("124M B=4 T=64 bf16", 1.15, 1.35),

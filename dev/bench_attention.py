@@ -1,4 +1,4 @@
-"""Causal attention forward + backward, ours beside PyTorch's flash attention; and its growth with T.
+"""Causal attention, forward and backward: ours beside PyTorch's flash attention; and its growth with T.
 
 python dev/bench_attention.py system=torch precision=fp32 threads=2 B=4 T=1024 NH=12 hs=64 turns=3
 """
@@ -43,7 +43,8 @@ def our_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: int
 
 
 def torch_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: int) -> Call:
-    """Query, key and value apart, in the order that flash attention takes: the split of qkv is not counted."""
+    """PyTorch's attention with query, key and value in the order that flash attention takes; splitting qkv is not
+    timed."""
     import torch
 
     torch.set_num_threads(threads)
@@ -84,7 +85,7 @@ def start(system: str, precision: str, threads: int, **sizes: int) -> Process:
 
 
 def measure(precision: str, rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:
-    """Every repeat in ms by system."""
+    """Every repeat in ms, by system."""
     sizes = QUICK if quick else SIZES
     processes = {name: start(name, precision, threads, **sizes) for name in ("pyllmc", "torch")}
     values = {name: process.ask()["value"] for name, process in processes.items()}
@@ -97,7 +98,7 @@ def measure(precision: str, rounds: int, threads: int, quick: bool = False) -> d
 
 
 def growth(rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:
-    """ms of our attention by kind and T."""
+    """Our attention's ms, by kind and T."""
     lengths, window = (QUICK_LENGTHS, QUICK_WINDOW) if quick else (LENGTHS, WINDOW)
     found: dict[str, Any] = {**GROWTH, "window": window, "ms": {}}
     for kind, w in (("dense", 0), ("banded", window)):
@@ -110,13 +111,13 @@ def growth(rounds: int, threads: int, quick: bool = False) -> dict[str, Any]:
 
 
 def exponent(ms_of: dict[str, list[float]]) -> float:
-    """p of time ~ T^p: the slope of the logarithms."""
+    """p of time ~ T^p: the slope in logarithms."""
     T = np.log([float(length) for length in ms_of])
     return float(np.polyfit(T, np.log([statistics.median(ms) for ms in ms_of.values()]), 1)[0])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """ms against T, both axes logarithmic, with the lines that T^2 and T*w would be."""
+    """Draws ms against T, both axes logarithmic, beside lines that grow as T^2 and T*w."""
     need("matplotlib", "plot").use("Agg")
     import matplotlib.pyplot as plt
 

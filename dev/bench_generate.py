@@ -1,4 +1,4 @@
-"""Generation with random weights, greedily: ours beside Hugging Face's generate with its cache.
+"""Greedy generation with random weights: ours beside Hugging Face's generate with its cache.
 
 python dev/bench_generate.py system=hf precision=fp32 threads=2 model=124M B=1 prompt=1 new=256 turns=3
 """
@@ -26,20 +26,21 @@ from bench_process import (
 )
 from bench_steps import config_of, engine_model, random_ids
 
-CASES = {  # what: (B, prompt, new)
+CASES = {  # the name of a case: (B, prompt, new)
     "256 tokens": (1, 1, 256),
     "prompt of 512": (1, 512, 1),
     "batch 16": (16, 1, 32),
 }
 QUICK = {"256 tokens": (1, 1, 8), "prompt of 512": (1, 16, 1), "batch 16": (2, 1, 4)}
-PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # of the weights
+PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # formats of the weights
 
 
 # ---- inside the measured process ----
 
 
 def our_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Call:
-    """precision: of the weights. Fewer bytes than fp32 are multiplied in bf16 where the CPU can, but for a token alone."""
+    """Our generation. precision: of the weights. Weights shorter than fp32 are multiplied in bf16 if the CPU can; a
+    token alone is not."""
     import numpy as np
 
     B, prompt = ids.shape
@@ -56,7 +57,7 @@ def our_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Ca
 
 
 def hf_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Call:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded: the weights are random
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, because the weights are random
     transformers = need("transformers", "torch")
     import torch
 
@@ -98,7 +99,7 @@ def prepare(
 
 
 def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Process], dict[str, Any]]:
-    """The processes of the systems there are, and why the others are not."""
+    """The processes of the available systems, and the reasons why others are missing."""
     processes: dict[str, Process] = {}
     notes: dict[str, Any] = {}
     for system, environment in (("pyllmc", {}), ("hf", TUNED)):
@@ -117,7 +118,8 @@ def start_all(precision: str, threads: int, **sizes: Any) -> tuple[dict[str, Pro
 def turns_with_limits(
     processes: dict[str, Process], rounds: int, threads: int, quick: bool
 ) -> tuple[dict[str, list[float]], list[bench_limits.Limits]]:
-    """ms of each turn, and its limits: neighbours may leave half of the memory's rate now and all of it a minute later."""
+    """Milliseconds of each turn, and the limits then: neighbours may leave half of the memory's rate now and all of it
+    a minute later."""
     ms: dict[str, list[float]] = {name: [] for name in processes}
     limits = []
     for _ in range(rounds):
@@ -131,7 +133,7 @@ def measure_case(what: str, precision: str, rounds: int, threads: int, quick: bo
     B, prompt, new = (QUICK if quick else CASES)[what]
     sizes = {"model": "tiny" if quick else "124M", "B": B, "prompt": prompt, "new": new}
     processes, notes = start_all(precision, threads, **sizes)
-    for system, process in processes.items():  # a first call that does not count
+    for system, process in processes.items():  # the first call is not counted
         if process.ask()["value"] != B * new:
             raise Failed(f"generate: {system} did not make {B} x {new} tokens")
     ms, limits = turns_with_limits(processes, rounds, threads, quick)

@@ -1,4 +1,4 @@
-"""The profile of a training step: each of its kernels alone, with one thread and with all of them. What is left serial shows.
+"""The profile of a training step: each of its kernels alone, with one thread and with all. Serial kernels gain nothing.
 
 python dev/bench_kernels.py model=124M B=4 T=256 precision=fp32 threads=2 kernel=attention_forward turns=3
 """
@@ -18,13 +18,13 @@ from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
 from pyllmc.tables import layout
 
-KEPT = 200  # repeats of a kernel in a report, or a few more
+KEPT = 200  # repeats of a kernel that a report keeps, or a few more
 
 
 class Kernel(NamedTuple):
-    name: str  # of the entry in csrc/kernels.h, and of what it multiplies
-    calls: float  # in a step
-    arrays: list[Any]  # shapes of random numbers, arrays, what makes them, or None
+    name: str  # the entry in csrc/kernels.h, and the tensor that it multiplies
+    calls: float  # calls in a step
+    arrays: list[Any]  # an argument: a shape for random numbers, an array, a function that makes one, or None
     sizes: list[Any]
 
     @property
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def rows_of_logits(c: layout.GPTConfig, B: int, T: int) -> int:
-    """In a chunk, as rows_in_chunk of csrc/model/gpt2.c has it."""
+    """The rows in a chunk of logits, as rows_in_chunk of csrc/model/gpt2.c counts them."""
     ffi, lib = _ffi.ffi(), _ffi.load()
     rows, room = ffi.new("llmc_tensor[]", lib.llmc_num_tensors()), ffi.new("llmc_room *", (B, T, 1, 2, 0))
     _ffi.check(lib, lib.llmc_layout(make_config(c, lib)[0], room, rows))
@@ -48,7 +48,7 @@ def squares(*shape: int) -> np.ndarray:
 
 
 def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
-    """What csrc/model/gpt2.c and csrc/model/optimizer.c call in a step (recompute=2)."""
+    """The calls of csrc/model/gpt2.c and csrc/model/optimizer.c in a step (recompute=2)."""
     c = config_of(model)
     C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
     M, R = B * T, rows_of_logits(c, B, T)
@@ -66,7 +66,7 @@ def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
     backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C)]
     yield Kernel("attention_backward", L, backward, [B, T, C, NH, 0])
     yield Kernel("encoder_backward", 1, [(Vp, C), (T, C), x, ids], [B, T, C])
-    N = Vp * C  # of the largest tensor
+    N = Vp * C  # elements of the largest tensor
     tensors = sum(row.size for row, _ in layout.parameters(c)) / N
     numbers = np.array([0.9, 0.1, 0.95, 0.05, 1e-4, 1, 1e-8, 1e-5], np.float32)  # struct AdamW
     update = [(N,), (N,), (N,), lambda: squares(N), (N,), None, numbers]
@@ -75,7 +75,7 @@ def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
 
 
 def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
-    """Of M rows; of the head, R at a time."""
+    """Matrix products of M rows, and of the head, R rows at a time."""
     each: list[tuple[str, float, int, int, int]] = [("qkv", L, M, C, 3 * C), ("attproj", L, M, C, C)]
     each += [("fc", L, M, C, 4 * C), ("fcproj", L, M, 4 * C, C), ("head", M / R, R, C, Vp)]
     for what, calls, rows, inp, out in each:
@@ -96,7 +96,7 @@ def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:
 
 
 def made(spec: Any) -> np.ndarray | None:
-    """One of a kernel's arrays."""
+    """Makes one array of a kernel's arguments."""
     if isinstance(spec, tuple):
         return random_array(*spec)
     return spec() if callable(spec) else spec
@@ -126,12 +126,12 @@ def prepare(
 
 
 def thinned(ms: list[float]) -> list[float]:
-    """A report need not hold 100,000 repeats of a kernel that takes a microsecond."""
+    """At most about KEPT of the repeats, because a kernel that takes a microsecond is repeated 100,000 times."""
     return ms[:: max(1, len(ms) // KEPT)]
 
 
 def measure(case: Case, rounds: int, counts: list[int], quick: bool) -> dict[str, Any]:
-    """Repeats in ms, by kernel and number of threads, and how often a step calls the kernel."""
+    """Repeats in ms, by kernel and number of threads, and the number of calls in a step."""
     sizes = case._asdict()
     sizes.pop("calls")
     processes = {str(n): Process("bench_kernels.py", **sizes, threads=n) for n in counts}

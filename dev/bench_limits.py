@@ -1,4 +1,5 @@
-"""What the machine can do, measured (dev/peak.c), and from it the roofline: the least time of a step or of a token."""
+"""Measures the limits of the machine (dev/peak.c). The roofline follows from them: the least time of a step or of a
+token."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from pyllmc.tables.layout import GPTConfig
 
 Limits = dict[
     str, dict[str, list[float]]
-]  # what: threads: every repeat; GFLOP/s of fma, bf16, GB/s of read, update
+]  # limit: threads: every repeat; GFLOP/s of fma and bf16, GB/s of read and update
 
 
 def measure(counts: list[int], quick: bool = False) -> Limits:
-    """Every limit for each number of threads, several times."""
+    """Measures every limit for each number of threads, several times."""
     MIB, repeats, millions = (8, 1, 1) if quick else (512, 5, 6)
     limits: Limits = {}
     program = str(Path(built().name) / "peak")
@@ -32,7 +33,7 @@ def measure(counts: list[int], quick: bool = False) -> Limits:
 
 @functools.cache
 def built() -> tempfile.TemporaryDirectory[str]:
-    """A folder with dev/peak.c compiled for this machine: once, as limits are measured between turns. It goes with the process."""
+    """Compiles dev/peak.c for this machine, once a process. The folder is removed when the process ends."""
     folder = tempfile.TemporaryDirectory()
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread", f"-I{ROOT / 'csrc'}"]
     sources = [str(ROOT / name) for name in ("dev/peak.c", "csrc/base/pool.c", "csrc/base/cores.c")]
@@ -48,14 +49,14 @@ def command(words: list[str]) -> str:
 
 
 def add(limits: Limits, more: Limits) -> None:
-    """The repeats of another moment of the same run."""
+    """Adds repeats from another moment of the same run."""
     for what, of_threads in more.items():
         for threads, values in of_threads.items():
             limits.setdefault(what, {}).setdefault(threads, []).extend(values)
 
 
 def best(limits: Limits, what: str, threads: int) -> float:
-    """A limit is what the machine can do, not what its neighbours leave: the best of the run, 0 if not measured.
+    """The best repeat of the run, because slower ones measure the machine's neighbours; 0 if not measured.
 
     bf16 without VDPBF16PS is computed by fp32 multiply-adds.
     """
@@ -79,27 +80,28 @@ def visible(T: int, window: int) -> int:
 
 
 def parameters(c: GPTConfig) -> int:
-    """Elements, with the padding of V."""
+    """The number of parameters, with the padding of V."""
     return sum(row.size for row, _ in layout.parameters(c))
 
 
 def weights(c: GPTConfig) -> int:
-    """Elements of the matrices that every token is multiplied with; the head is the embedding."""
+    """The number of elements in the matrices that every token is multiplied with; the head is the embedding."""
     return sum(row.size for row, _ in layout.parameters(c) if len(row.shape) == 2 and row.name != "wpe")
 
 
 def attention_flops(c: GPTConfig, B: int, T: int) -> float:
-    """Forward 2 products over the visible pairs; backward 5, as the scores are computed again instead of kept."""
+    """FLOPs of attention: 2 products over the visible pairs forward; 5 backward, because the scores are computed again,
+    not kept."""
     return sum(7 * 2.0 * B * c.n_embd * visible(T, c.window_of(layer)) for layer in range(c.n_layer))
 
 
 def step_flops(c: GPTConfig, B: int, T: int) -> float:
-    """Matrix products (forward 1, backward 2) and attention of an optimizer step; a multiply-add is 2."""
+    """FLOPs of an optimizer step in matrix products (forward 1, backward 2) and attention; a multiply-add is 2."""
     return 6.0 * B * T * weights(c) + attention_flops(c, B, T)
 
 
 def step_bytes(c: GPTConfig, B: int, T: int) -> float:
-    """What the rest of a step must read and write once, as floats.
+    """Bytes that the rest of a step must read and write once, as floats.
 
     AdamW: param, m, v read and written, gradient read, and read once more for its norm: 8. LayerNorm, 2L + 1 of them:
     two inputs, residual and output forward, dout, residual, and dresidual twice backward: 8. GELU, 4C wide: pre and
@@ -111,7 +113,7 @@ def step_bytes(c: GPTConfig, B: int, T: int) -> float:
 
 
 def step_floor(c: GPTConfig, B: int, T: int, precision: str, limits: Limits, threads: int) -> float:
-    """ms of a whole optimizer step at the measured limits: its FLOPs, then its bytes."""
+    """The least ms of a whole optimizer step at the measured limits: the time of its FLOPs plus that of its bytes."""
     flops = step_flops(c, B, T) / flops_peak(limits, precision, threads)
     return 1e-6 * (flops + step_bytes(c, B, T) / best(limits, "update", threads))
 
@@ -122,7 +124,7 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 def pass_floor(
     c: GPTConfig, B: int, past: int, n: int, precision: str, limits: Limits, threads: int
 ) -> float:
-    """ms to append n tokens to B sequences of `past`, and the logits of the last: FLOPs or bytes, whichever is longer.
+    """The least ms to append n tokens to B sequences of `past` and compute the last logits: FLOPs or bytes, the longer of the two.
 
     Bytes: the weights once, and the cached keys and values, which are floats.
     """
@@ -135,6 +137,6 @@ def pass_floor(
 
 
 def generate_floor(c: GPTConfig, s: dict[str, Any], limits: Limits, threads: int) -> float:
-    """ms of a prompt and the tokens that follow, one at a time."""
+    """The least ms of a prompt and the tokens after it, one at a time."""
     sizes = [(0, s["prompt"]), *((s["prompt"] + i, 1) for i in range(s["new"] - 1))]
     return sum(pass_floor(c, s["B"], past, n, s["precision"], limits, threads) for past, n in sizes)

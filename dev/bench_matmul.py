@@ -4,8 +4,8 @@
     python dev/bench_matmul.py system=onednn precision=fp32 threads=2 product=wgrad M=256 C=768 OC=3072 turns=3
 
 Systems: pyllmc; onednn (PyTorch's linear as compiled models call it, and its bf16 mm), openblas (NumPy's), mkl (torch.mm).
-Ours adds the bias, sums its gradient up, and its bf16 reads and writes floats; the others get their operands in the layout and
-type they like best and only multiply, so that nothing but the product is held against them.
+Ours adds the bias and sums its gradient up, and its bf16 reads and writes floats. The others get their operands in their best
+layout and type and only multiply, so their time is that of the product alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench_process import (
     take_turns,
 )
 
-SHAPES = {  # (M = B*T, C, OC); gpt2 are d12's five, the last of which is the head
+SHAPES = {  # (M = B*T, C, OC); gpt2 has d12's five, the last of which is the head
     "gpt2": [
         (M, C, OC)
         for M in (256, 1024, 4096)
@@ -46,7 +46,7 @@ SHAPES = {  # (M = B*T, C, OC); gpt2 are d12's five, the last of which is the he
     ],
     "quick": [(16, 32, 96), (16, 64, 128)],
 }
-TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of results; the others write bf16
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # difference of results allowed; the others write bf16
 PRODUCTS = ["fwd", "dgrad", "wgrad"]
 SYSTEMS = {
     "fp32": ["pyllmc", "onednn", "openblas", "mkl"],
@@ -55,7 +55,7 @@ SYSTEMS = {
 
 
 def has_avx512() -> bool:
-    """OpenBLAS's kernels for it are an illegal instruction elsewhere."""
+    """True if the CPU has AVX-512: without it OpenBLAS's kernels for it end the process."""
     from pyllmc.engine import _ffi
 
     return _ffi.load().llmc_kernels(b"avx512") != _ffi.ffi().NULL
@@ -65,10 +65,10 @@ ENVIRONMENT = {
     "pyllmc": {},
     "onednn": TUNED,
     "mkl": TUNED,
-    "openblas": {  # its idle threads spin for 1 ms, not 26, in which they would slow the system whose turn is next
+    "openblas": {  # idle threads spin for 1 ms, not 26, which would slow the next system's turn
         **(
             {"OPENBLAS_CORETYPE": "SkylakeX"} if has_avx512() else {}
-        ),  # OpenBLAS does not choose it on AMD's CPUs
+        ),  # OpenBLAS does not choose it on AMD's CPUs by itself
         **{name: os.environ[name] for name in ("OPENBLAS_CORETYPE",) if name in os.environ},
         "OPENBLAS_THREAD_TIMEOUT": "21",
     },
@@ -79,7 +79,7 @@ ENVIRONMENT = {
 
 
 class Engine:
-    """The engine's kernels with scratch for these sizes; Skip if it has none of this precision."""
+    """The engine's kernels with scratch memory for these sizes; Skip if it lacks this precision."""
 
     def __init__(self, precision: str, threads: int, B: int, T: int, C: int, NH: int, Vp: int = 128) -> None:
         from pyllmc.engine import _ffi
@@ -97,7 +97,7 @@ class Engine:
         self.context.workspace = self.scratch
 
     def bind(self, entry: str, arrays: Sequence[np.ndarray | None], *sizes: float) -> Call:
-        """A call of a kernel, which keeps the arrays (None: NULL) and the scratch alive."""
+        """A call of a kernel. It keeps the arrays (None: NULL) and the scratch memory alive."""
         kernel = getattr(self.table, entry)
         kinds = self.ffi.typeof(kernel).args[1:]
         pointers = [self.ffi.cast(kind, 0 if x is None else x.ctypes.data) for kind, x in zip(kinds, arrays)]
@@ -110,7 +110,8 @@ def our_product(precision: str, threads: int, product: str, M: int, C: int, OC: 
     entry, arrays, sizes = {
         "fwd": ("matmul_forward", (y, x, w, b), (1, M, C, OC)),
         "dgrad": ("matmul_backward_input", (x, y, w), (1, M, C, OC)),
-        "wgrad": ("matmul_backward_weight", (w, b, y, x), (0, 1, M, C, OC)),  # written, as in training
+        # written, not added, as in training
+        "wgrad": ("matmul_backward_weight", (w, b, y, x), (0, 1, M, C, OC)),
     }[product]
     kernel = Engine(precision, threads, 1, M, C, 1, max(OC, 128)).bind(entry, arrays, *sizes)
 
@@ -122,13 +123,13 @@ def our_product(precision: str, threads: int, product: str, M: int, C: int, OC: 
 
 
 def sample(out: Any) -> list[float]:
-    """A few numbers of a result: every system must find the same."""
+    """A few numbers of a result, which must be the same for every system."""
     return [float(value) for value in out[1, :8]]
 
 
 def zero_array(*shape: int) -> np.ndarray:
-    """Zeros from the beginning of a cache line on, where the engine's arena and PyTorch's tensors begin: NumPy's arrays begin
-    at 16 bytes, and each vector of theirs is in two lines."""
+    """Zeros that begin at a cache line, as in the engine's arena and PyTorch's tensors. NumPy's own arrays begin at 16
+    bytes, so that each of their vectors lies in two lines."""
     numbers = np.empty(int(np.prod(shape)) + 16, np.float32)
     first = -numbers.ctypes.data % 64 // 4
     array = numbers[first : first + numbers.size - 16].reshape(shape)
@@ -137,7 +138,7 @@ def zero_array(*shape: int) -> np.ndarray:
 
 
 def random_array(*shape: int) -> np.ndarray:
-    """Normal numbers; in large arrays they recur after a million, for the sake of time."""
+    """Normal numbers; to save time, large arrays repeat a million of them."""
     array = zero_array(*shape)
     array[...] = np.resize(np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32), shape)
     return array
@@ -146,7 +147,7 @@ def random_array(*shape: int) -> np.ndarray:
 def operands(
     product: str, M: int, C: int, OC: int
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[str, str]]:
-    """Shapes of the stored operands and whether a product reads them as they are ("n") or transposed ("t")."""
+    """Shapes of the stored operands, and "n" if a product reads them as they are or "t" if transposed."""
     return {
         "fwd": ((M, C), (OC, C), ("n", "t")),
         "dgrad": ((M, OC), (OC, C), ("n", "n")),
@@ -189,7 +190,7 @@ def mm_product(dtype: str, product: str, M: int, C: int, OC: int) -> Call:
 
 
 def linear_product(product: str, M: int, C: int, OC: int) -> Call:
-    """oneDNN in fp32: a (rows of a) x (rows of b); a transposed operand is laid out beforehand, outside of the time."""
+    """oneDNN in fp32: a (rows of a) x (rows of b). A transposed operand is laid out before the time is taken."""
     import torch
 
     a, b = torch_operands(product, M, C, OC)
@@ -203,7 +204,7 @@ def linear_product(product: str, M: int, C: int, OC: int) -> Call:
 
 
 def openblas_core() -> str:
-    """The core type that NumPy's OpenBLAS took; Skip if NumPy's library is another one."""
+    """The core type of NumPy's OpenBLAS; Skip if NumPy's library is another one."""
     import ctypes
 
     maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
@@ -239,7 +240,7 @@ def peer(system: str, precision: str, threads: int) -> Callable[..., Call]:
 
 
 def check_product(product: str, **sizes: Any) -> None:
-    """SystemExit if there is no such product."""
+    """SystemExit if `product` is none."""
     one_of("product", product, [*PRODUCTS, "core"])
     for name, size in sizes.items():
         one_of("size", name, ("M", "C", "OC"))
@@ -248,12 +249,13 @@ def check_product(product: str, **sizes: Any) -> None:
 
 
 def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable[..., Call]:
-    """choose(product, M, C, OC), where the command line has not said so; product "core": the name of OpenBLAS's core."""
+    """choose(product, M, C, OC); the command line may have set them already. The product "core" is the name of
+    OpenBLAS's core."""
     one_of("precision", precision, SYSTEMS)
     one_of("system", system, SYSTEMS[precision])
     make: Callable[..., Call]
     if system == "pyllmc":
-        Engine(precision, threads, 1, 1, 1, 1)  # or Skip
+        Engine(precision, threads, 1, 1, 1, 1)  # raises Skip here if there is none
         make = functools.partial(our_product, precision, threads)
     else:
         make = peer(system, precision, threads)
@@ -270,7 +272,8 @@ def prepare(system: str, precision: str, threads: int, **shape: Any) -> Callable
 
 
 def implementation(system: str, precision: str, threads: int) -> str:
-    """What truly runs: oneDNN's primitive as ONEDNN_VERBOSE tells, OpenBLAS's core type. Skip if it is not that library."""
+    """The library that really runs: oneDNN's primitive by ONEDNN_VERBOSE, OpenBLAS's core type. Skip if it is another
+    one."""
     if system not in ("onednn", "openblas"):
         return ""
     with start(system, precision, threads, ONEDNN_VERBOSE="1") as process:
@@ -290,7 +293,7 @@ def start(system: str, precision: str, threads: int, **environment: str) -> Proc
 
 
 def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[str, Any]]:
-    """The processes of the systems there are, and what each of them runs, or why it does not."""
+    """The processes of the available systems with the library that each runs, or the reason why it does not."""
     processes: dict[str, Process] = {}
     notes: dict[str, Any] = {}
     for system in SYSTEMS[precision]:
@@ -305,7 +308,7 @@ def start_all(precision: str, threads: int) -> tuple[dict[str, Process], dict[st
 
 
 def measure(precision: str, rounds: int, threads: int, shapes: str) -> dict[str, Any]:
-    """Every repeat in ms by "product M C OC" and system."""
+    """Every repeat in ms, by "product M C OC" and system."""
     processes, notes = start_all(precision, threads)
     found = {}
     for M, C, OC in SHAPES[shapes]:

@@ -1,7 +1,7 @@
-"""A measured process of make bench: one system, alone with its memory and its threads, that runs calls when it is asked.
+"""A measured process of make bench: one system, alone with its memory and its threads, that runs calls on request.
 
 A script ends with `measured(prepare)`; prepare(**settings) gets the key=value words of the command line, sets up once and
-returns choose(**request), which returns the call to time. Alone: `python dev/bench_steps.py system=pyllmc ... turns=3`.
+returns choose(**request), which returns the call to time. Without the bench: `python dev/bench_steps.py system=pyllmc ... turns=3`.
 The bench keeps several such processes and asks them by turns, so that a busy moment of the machine hits all of them.
 """
 
@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # pyllmc and train_gpt2 of this checkout
+sys.path.insert(0, str(ROOT))  # finds pyllmc and train_gpt2 of this checkout
 
-from pyllmc.base import live  # noqa: E402, it is found there
+from pyllmc.base import live  # noqa: E402, found by the line above
 
-TUNED = {  # what makes PyTorch fastest: no page faults on every large tensor
+TUNED = {  # makes PyTorch fastest: large tensors cause no page faults
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-PAUSE = 0.02  # seconds between turns: the threads of the last one stop spinning
+PAUSE = 0.02  # seconds between turns, in which idle threads stop spinning
 Call = Callable[[], Any]
 
 
@@ -57,7 +57,8 @@ def need(module: str, extra: str) -> Any:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, MiB. VmHWM, as ru_maxrss also remembers what it was forked from."""
+    """The most memory that this process has held, in MiB, by VmHWM: ru_maxrss would count its parent before the fork,
+    too."""
     try:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -66,7 +67,8 @@ def peak_mb() -> float:
 
 
 def timed(call: Call, calls: int, seconds: float) -> tuple[list[float], Any]:
-    """Milliseconds of each of at least `calls` calls that last at least `seconds`; what the last one returned."""
+    """Milliseconds of each of at least `calls` calls that take at least `seconds` together; and the result of the
+    last."""
     ms: list[float] = []
     begin = time.perf_counter()
     value = None
@@ -78,7 +80,7 @@ def timed(call: Call, calls: int, seconds: float) -> tuple[list[float], Any]:
 
 
 class Worker:
-    """Answers requests. The call of a request is kept for the next turn, until another is asked for."""
+    """Answers requests. A request's call is kept for its next turn, until another request comes."""
 
     def __init__(self, choose: Callable[..., Call]) -> None:
         self.choose = choose
@@ -86,21 +88,21 @@ class Worker:
         self.call: Call | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """calls, seconds: at least so many, so long; warm: so many more before a request's first turn."""
+        """Runs a request. calls, seconds: at least so many calls and so long; warm: calls before its first turn."""
         usual = (("calls", 1), ("seconds", 0), ("warm", 0))
         calls, seconds, warm = (request.pop(key, default) for key, default in usual)
         if self.call is None or self.what != request:
-            self.call = None  # its memory goes first
+            self.call = None  # frees its memory before the next call takes some
             self.what, self.call = request, self.choose(**request)
             for _ in range(warm):
                 self.call()
         ms, value = timed(self.call, calls, seconds)
-        value = value() if callable(value) else value  # what takes time to sum up is summed up here
+        value = value() if callable(value) else value  # computed outside of the measured time
         return {"ms": ms, "value": value, "peak_mb": peak_mb()}
 
 
 def settings_of(words: Iterable[str], prepare: Callable[..., Any]) -> tuple[dict[str, Any], int]:
-    """["B=4", "system=torch", "turns=2"] -> {"B": 4, "system": "torch"}, 2. SystemExit if prepare takes others."""
+    """["B=4", "system=torch", "turns=2"] -> {"B": 4, "system": "torch"}, 2. SystemExit if prepare takes other words."""
     keys = f"words are key=value, keys {', '.join(inspect.signature(prepare).parameters)}, turns"
     words = list(words)
     for word in words:
@@ -117,15 +119,16 @@ def settings_of(words: Iterable[str], prepare: Callable[..., Any]) -> tuple[dict
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> None:
-    """SystemExit if it is not."""
+    """SystemExit if `value` is not known."""
     if value not in known:
         raise SystemExit(f"{what}={value} is not one of {', '.join(known)}")
 
 
 def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
-    """The main of a measured process: JSON requests on stdin, answers on stdout; or turns=N of them on its own."""
+    """The main function of a measured process: JSON requests on stdin, answers on stdout; or turns=N of them without a
+    bench."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else is printed is no answer
+    os.dup2(2, 1)  # other output must not mix with the answers
 
     def tell(what: dict[str, Any]) -> None:
         out.write(json.dumps(what) + "\n")
@@ -150,7 +153,7 @@ def measured(prepare: Callable[..., Callable[..., Call]]) -> None:
 class Process:
     """A measured process, ready to be asked. Raises Skip with its reason, Failed with the end of what it printed.
 
-    limit: seconds after which it is ended; 0: none.
+    limit: ends the process after so many seconds; 0: never.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class Process:
         try:
             line = self.child.stdout.readline()
         except (KeyboardInterrupt, SystemExit):
-            self.child.kill()  # nobody waits for what it measures any more
+            self.child.kill()  # nobody waits for its measurement any more
             raise
         if not line:
             late = f" after {self.end.interval:.0f} s" if self.end.finished.is_set() else ""
@@ -195,7 +198,7 @@ class Process:
         return found
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """{"ms": [...], "value": what the call returned, "peak_mb": so far}. calls, seconds, warm: how often."""
+        """{"ms": [...], "value": result of the call, "peak_mb": so far}. calls, seconds, warm: see Worker.answer."""
         assert self.child.stdin
         live.show(f"  measuring: {self.name}")
         time.sleep(PAUSE)
@@ -203,7 +206,7 @@ class Process:
             self.child.stdin.write(json.dumps(request) + "\n")
             self.child.stdin.flush()
         except BrokenPipeError:
-            pass  # reading tells why
+            pass  # the answer, which is read next, tells the reason
         found = self.read()
         live.clear()
         return found
@@ -227,7 +230,7 @@ class Process:
 
 
 def take_turns(systems: Mapping[str, Process], rounds: int, **request: Any) -> dict[str, list[float]]:
-    """Milliseconds of every call of every system, asked one after the other, `rounds` times."""
+    """Milliseconds of each call of each system, asked one after the other, `rounds` times."""
     ms: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, process in systems.items():
@@ -236,7 +239,8 @@ def take_turns(systems: Mapping[str, Process], rounds: int, **request: Any) -> d
 
 
 def check_agree(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> None:
-    """Every system's numbers must be ours, within tolerance times the largest of them: else no time counts."""
+    """Compares each system's numbers with ours, within tolerance times the largest of them; if they differ, no time
+    counts."""
     ours = values["pyllmc"]
     allowed = tolerance * max(map(abs, ours))
     if not all(abs(a - b) <= allowed for other in values.values() for a, b in zip(ours, other)):
@@ -249,7 +253,7 @@ def say(text: str) -> None:
 
 
 def not_measured(what: str, reason: Exception) -> dict[str, str]:
-    """What stands in the report in place of figures."""
+    """The entry in a report in place of figures."""
     kind = "skipped" if isinstance(reason, Skip) else "failed"
     say(f"  {what}: {kind}, {reason}")
     return {kind: str(reason)}

@@ -17,23 +17,23 @@ from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measu
 from pyllmc.tables import layout, options
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
-TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # of losses, relative
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}  # relative difference of losses allowed
 TORCH = ("eager", "compile")
-WARM, COMPARABLE = 10, 50  # steps: that do not count, at most; after which losses of small models may differ
+WARM, COMPARABLE = 10, 50  # the most steps before any counts, and before small models' losses are compared
 
 
 def config_of(model: str) -> layout.GPTConfig:
-    """The models that are measured, by the bench's names."""
+    """The bench's names of models."""
     if model == "124M":
         return layout.config_of("d12")
     if model == "demo":
         return layout.config_of("demo", 885)  # V of the stories
     if model == "nano-adder":
-        return layout.config_of("gpt-nano", 10)  # minGPT's adder: digits
+        return layout.config_of("gpt-nano", 10)  # minGPT's adder: V is the digits
     if model == "char-10M":
         return layout.GPTConfig(65, 256, 6, 6, 384)  # nanoGPT's Shakespeare by characters
     if model == "tiny":
-        return layout.GPTConfig(80, 64, 2, 2, 32)  # --quick
+        return layout.GPTConfig(80, 64, 2, 2, 32)  # for --quick
     raise Skip(f"model '{model}' is not one of the bench's")
 
 
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     B: int
     T: int
     precision: str
-    calls: int  # of a turn
+    calls: int  # calls in a turn
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ def our_step(c: layout.GPTConfig, B: int, T: int, precision: str, threads: int) 
 
     ids = random_ids(c.vocab_size, B, T)
     recompute = int(options.options()["recompute"].default)
-    kept = {"keep_logits": False, "recompute": recompute}  # as the trainer's model
+    kept = {"keep_logits": False, "recompute": recompute}  # as in the trainer's model
     m = engine_model(c, B=B, T=T, precision=precision, threads=threads, **kept)
     hyper, norm = _ffi.ffi().new("llmc_adamw *", (LR, *BETAS, EPS, DECAY)), _ffi.ffi().new("float *")
 
@@ -143,7 +143,7 @@ def start(system: str, case: Case, threads: int) -> Process:
 
 
 class Runner:
-    """A system on a case: its process after first steps that do not count, and what it has answered."""
+    """A system on a case: its process, after steps that do not count, and its answers."""
 
     def __init__(self, system: str, case: Case, threads: int) -> None:
         self.process = start(system, case, threads)
@@ -157,7 +157,7 @@ class Runner:
         self.record["peak_mb"] = found["peak_mb"]
 
     def losses(self) -> dict[int, float]:
-        """The loss after each number of steps that was asked for."""
+        """The loss after each number of steps, as far as it was asked."""
         done, found = 0, {}
         for steps, loss in self.record["losses"]:
             done += steps
@@ -166,13 +166,13 @@ class Runner:
 
 
 def best_torch(case: Case, threads: int, systems: Sequence[str]) -> tuple[dict[str, Runner], dict[str, Any]]:
-    """The runner of the fastest PyTorch, and the records of the others: the best step of a turn each decides."""
+    """The runner of the fastest PyTorch, and the records of the others. One turn of each decides, by its best step."""
     runners, records = {}, {}
     for system in systems:
         try:
             runners[system] = Runner(system, case, threads)
             runners[system].turn(case.calls)
-        except Failed as error:  # no C++ compiler, for one
+        except Failed as error:  # e.g. there is no C++ compiler
             records[system] = {"skipped": str(error)[-400:]}
             say(f"  {case.name}, {system}: skipped")
     if not runners:
@@ -185,7 +185,8 @@ def best_torch(case: Case, threads: int, systems: Sequence[str]) -> tuple[dict[s
 
 
 def check_losses(case: Case, runners: dict[str, Runner]) -> None:
-    """The first and the last loss that all systems know must agree, up to where rounding alone drives them apart."""
+    """Compares the first and the last loss that all systems have, up to the step after which rounding alone drives them
+    apart."""
     known = {system: runner.losses() for system, runner in runners.items()}
     common = sorted(set.intersection(*(set(found) for found in known.values())))
     for step in (common[0], max(step for step in common if step <= max(common[0], COMPARABLE))):
@@ -194,8 +195,9 @@ def check_losses(case: Case, runners: dict[str, Runner]) -> None:
 
 
 def measure_case(case: Case, rounds: int, threads: int, systems: Sequence[str]) -> dict[str, Any]:
-    """Its sizes and the records of every system."""
-    start("pyllmc", case, threads).close()  # a precision that this build lacks costs nobody's time
+    """The sizes of a case and the records of every system."""
+    # a precision that this build lacks stops here, before others take time
+    start("pyllmc", case, threads).close()
     torch, records = best_torch(case, threads, systems)
     runners = {"pyllmc": Runner("pyllmc", case, threads), **torch}
     for _ in range(rounds):
@@ -222,7 +224,7 @@ def measure_cases(
 
 
 def scaling(case: Case, rounds: int, counts: list[int]) -> dict[str, Any]:
-    """ms of our step for each number of threads."""
+    """Milliseconds of our step for each number of threads."""
     runners = {str(n): Runner("pyllmc", case, n) for n in counts}
     for _ in range(rounds):
         for runner in runners.values():

@@ -1,4 +1,4 @@
-"""From a report of the bench to the tables that are printed and that the README shows: nothing here is measured.
+"""Makes the tables that are printed, and that the README shows, from a report of the bench. Nothing here is measured.
 
 A report's ratios are those of medians; a share is the roofline's time over the median.
 """
@@ -20,8 +20,9 @@ from bench_process import ROOT, Failed
 from bench_steps import config_of
 
 RESULTS = ROOT / "bench/results"
-BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"  # in a document: the report's file, its tables
-HEADLINE = ("steps", "small")  # what the README shows of them
+# in a document: the name of the report's file, then its tables
+BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"
+HEADLINE = ("steps", "small")  # the rows that the README shows
 Report = dict[str, Any]
 median = statistics.median
 
@@ -45,17 +46,17 @@ def times(ratio: float) -> str:
 
 
 def medians(systems: dict[str, Any]) -> dict[str, float]:
-    """ms of every system that has been measured."""
+    """Milliseconds of each measured system."""
     return {name: median(record["ms"]) for name, record in systems.items() if record.get("ms")}
 
 
 def best_peer(ms: dict[str, float], peers: Iterable[str]) -> str:
-    """The fastest of the peers there are, "" if there is none."""
+    """The fastest of the peers that were measured; "" if there is none."""
     return min((name for name in peers if name in ms), key=ms.__getitem__, default="")
 
 
 def measured(rows: dict[str, Any]) -> dict[str, Any]:
-    """Without what was skipped."""
+    """The rows without those that were skipped."""
     return {name: row for name, row in rows.items() if "skipped" not in row and "failed" not in row}
 
 
@@ -90,7 +91,7 @@ def steps(report: Report, rows: dict[str, Any]) -> str:
 
 
 def step_floor(report: Report, case: dict[str, Any]) -> float:
-    """ms; 0 if the report lacks a limit that it needs."""
+    """The least ms; 0 if the report lacks a limit."""
     if not limits.best(report["limits"], "update", report["threads"]):
         return 0.0
     sizes = (case["B"], case["T"], case["precision"])
@@ -98,7 +99,7 @@ def step_floor(report: Report, case: dict[str, Any]) -> float:
 
 
 def gemm(report: Report, rows: dict[str, Any]) -> str:
-    """Of each M and product: the geometric mean over the shapes, and the worst of them."""
+    """One line for each M and product: the geometric mean over the shapes, and the worst of them."""
     lines = []
     for precision, found in measured(rows).items():
         groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -155,10 +156,11 @@ def generate(report: Report, rows: dict[str, Any]) -> str:
 
 
 def written_share(report: Report, case: dict[str, Any]) -> float:
-    """Of generation: the roofline's time over ours, the median of the turns, each by its own limits."""
+    """Our share of the roofline in generation: the median over the turns, each with its own limits."""
     ours = case["ms"]["pyllmc"]
     found: Any = case.get("limits", report["limits"])
-    turns = found if isinstance(found, list) else [found] * len(ours)  # in earlier reports
+    # earlier reports have one for all turns
+    turns = found if isinstance(found, list) else [found] * len(ours)
     floors = [limits.generate_floor(config_of(case["model"]), case, of, report["threads"]) for of in turns]
     return median([floor / ms for floor, ms in zip(floors, ours)])
 
@@ -188,7 +190,7 @@ def threads(report: Report, rows: dict[str, Any]) -> str:
 
 
 def kernels(report: Report, rows: dict[str, Any]) -> str:
-    """Most expensive first; then all of them together, to be compared with the whole step in the table above."""
+    """The kernels, the most expensive first; then their sum, to be compared with the whole step in the table above."""
     lines = []
     for name, case in measured(rows).items():
         spent = {
@@ -233,7 +235,7 @@ def part(report: Report, row: str) -> dict[str, Any]:
 
 
 def ratios(report: Report) -> dict[str, float]:
-    """The best peer's time over ours, and ours over ours, by AIMS' names."""
+    """The best peer's time over ours, and ours over ours in another setting, by AIMS' names."""
     found = {}
     for name, case in {**part(report, "steps"), **part(report, "small")}.items():
         ms = medians(case["systems"])
@@ -258,7 +260,7 @@ def ratios(report: Report) -> dict[str, float]:
 
 
 def shares(report: Report) -> dict[str, float]:
-    """The roofline's time over ours."""
+    """The roofline's time over ours, by AIMS' names."""
     found = {}
     for name, case in part(report, "steps").items():
         found[name] = step_floor(report, case) / medians(case["systems"])["pyllmc"]
@@ -268,7 +270,7 @@ def shares(report: Report) -> dict[str, float]:
 
 
 def memory_spared(report: Report) -> dict[str, float]:
-    """How much less than PyTorch at its least."""
+    """The share of PyTorch's least memory that we do not need."""
     found = {}
     for name, peaks in part(report, "memory").items():
         found[name] = 1 - peaks["pyllmc"] / min(mb for system, mb in peaks.items() if system != "pyllmc")
@@ -282,7 +284,7 @@ def state(value: float, least: float, goal: float) -> str:
 
 
 def aims(report: Report) -> str:
-    """Every aim with what a whole run reached of it."""
+    """Every aim and the figure that a whole run reached."""
     lines = []
     for (told, wanted), found in zip(AIMS.items(), (ratios(report), shares(report), memory_spared(report))):
         for what, least, goal in wanted:
@@ -318,7 +320,7 @@ def machine_line(report: Report) -> str:
 
 
 def gaps(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """(kind, reason, what) of everything in a report's rows that has no figures."""
+    """(kind, reason, case) of each entry in a report's rows that has no figures."""
     for key, value in node.items() if isinstance(node, dict) else ():
         if key in ("skipped", "failed"):
             yield key, " ".join(value.split()), name
@@ -330,7 +332,7 @@ def gaps(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
 
 
 def missing(rows: dict[str, Any]) -> str:
-    """Every reason with all that it kept from being measured."""
+    """Every reason with the cases that it kept from being measured."""
     found: dict[tuple[str, str], list[str]] = {}
     for kind, reason, what in gaps(rows):
         found.setdefault((kind, reason), []).append(what)
@@ -339,7 +341,7 @@ def missing(rows: dict[str, Any]) -> str:
 
 
 def text(report: Report) -> str:
-    """Markdown: every table, the limits, the machine, and what could not be measured."""
+    """Markdown: every table, the limits, the machine, and the cases that could not be measured."""
     rows = report["rows"]
     tables = [
         TABLES[name](report, rows[name]) for name in TABLES if name in rows and measured({name: rows[name]})
@@ -357,7 +359,7 @@ def newest() -> Path:
 
 
 def headline(report: Report) -> str:
-    """Whole steps and the machine."""
+    """The table of whole steps, and the machine."""
     rows = report["rows"]
     return "\n\n".join([*(TABLES[name](report, rows[name]) for name in HEADLINE), machine_line(report)])
 

@@ -1,7 +1,7 @@
-"""What every CUDA kernel takes of a GPU, as ptxas counted it in `make cuda`, against what cuda/budgets.txt allows.
+"""Compares the registers and memory of each CUDA kernel, as ptxas counted them in `make cuda`, with cuda/budgets.txt.
 
-python dev/cuda_budgets.py            prints what exceeds its budget
-python dev/cuda_budgets.py --write    makes today's figures the budget: read the diff before it is committed
+python dev/cuda_budgets.py            prints the kernels over their budget
+python dev/cuda_budgets.py --write    makes today's figures the budget: read the diff before a commit
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ LEGEND = f"""\
 
 class Usage(NamedTuple):
     registers: int
-    local: int = 0  # bytes of a thread
-    shared: int = 0  # bytes of a block
+    local: int = 0  # bytes a thread
+    shared: int = 0  # bytes a block
 
 
 Usages = dict[tuple[str, str], dict[str, Usage]]  # (element, kernel): {"sm_80": ...}
 
 
 def ptxas_says(log: str) -> Iterator[tuple[str, str, Usage]]:
-    """Mangled name, architecture and usage of each kernel, from the output of ptxas -v."""
+    """The mangled name, architecture and usage of each kernel, from the output of ptxas -v."""
     for part in re.split(r"(?=ptxas info\s*: Compiling entry function)", log)[1:]:
         name, arch = re.findall(r"'(\w+)'", part)[:2]
         amounts = [
@@ -45,7 +45,7 @@ def ptxas_says(log: str) -> Iterator[tuple[str, str, Usage]]:
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
-    """Without arguments, result and spaces: gemm_mma_kernel<true,false>."""
+    """Demangled names without arguments, result and spaces: gemm_mma_kernel<true,false>."""
     command = ["c++filt", *mangled]
     plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return dict(zip(mangled, map(shortened, plain)))
@@ -57,7 +57,7 @@ def shortened(signature: str) -> str:
 
 
 def measured(build: Path = ROOT / "build") -> Usages:
-    """Of every object of `make cuda`; ptxas's words lie beside each."""
+    """The usage of each object of `make cuda`; the output of ptxas lies beside each."""
     usages: Usages = {}
     for element in ELEMENTS:
         logs = "".join(path.read_text() for path in sorted(build.glob(f"cuda_{element}/*.ptxas")))
@@ -70,7 +70,7 @@ def measured(build: Path = ROOT / "build") -> Usages:
 
 
 def release(nvcc: str = "nvcc") -> str:
-    """Of the compiler: other ones give other figures."""
+    """The release of the compiler: figures of other releases differ."""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release [\d.]+", said)
     assert found, said
@@ -89,7 +89,7 @@ def table(usages: Usages, compiler: str) -> str:
 
 
 def read(text: str) -> tuple[Usages, str]:
-    """A table and the compiler it is of."""
+    """Reads a table of budgets, and the compiler that made it."""
     compiler = text.splitlines()[LEGEND.count("\n")][2:]
     head, *rows = (line.split() for line in text.splitlines() if not line.startswith("#"))
     usages: Usages = {}
@@ -102,7 +102,7 @@ def read(text: str) -> tuple[Usages, str]:
 
 
 def complaints(budget: Usages, now: Usages) -> list[str]:
-    """One line for each kernel that takes more than it may, has no budget, or is no more."""
+    """One line for each kernel that exceeds its budget, has none, or is gone."""
     lines = [
         f"{' '.join(key)}: in {BUDGETS.name}, but no longer a kernel" for key in budget if key not in now
     ]

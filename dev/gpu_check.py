@@ -1,13 +1,13 @@
-"""make gpu-check: all that only a GPU can show, in one run of at most 8 minutes, in one report.
+"""make gpu-check: runs all checks that need a GPU, in at most 8 minutes, and writes one report.
 
     python dev/gpu_check.py [--wheels DIR] [--out DIR] [--commit HASH] [--parts build,steps] [--seconds N]
     python dev/gpu_check.py --device emu --quick      the machinery alone, without a GPU
     python dev/gpu_check.py --readme                  writes the newest whole report's tables into docs/gpu.md
 
 It needs Python with torch, numpy, cffi and pytest, nvcc, make and g++, and no network: its first line says what is missing
-and how to carry it. Parts run one after the other; one that fails says so in the report and the rest goes on. The report is
-written after each of them. Exit status: 0; 1 where something was computed wrongly, or whether it is right could not be
-found out; 2 usage, or something is missing.
+and how to bring it. Parts run one after the other; if one fails, the report says so and the others go on. The report is
+written after each part. Exit status: 0 all is right; 1 a result is wrong or could not be checked; 2 usage, or something is
+missing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from gpu_machine import Setting
 
 class Part(NamedTuple):
     run: Callable[[Setting], dict[str, Any]]
-    seconds: float  # at most
-    least: float = 0  # kept back for it by the parts before
-    judges: bool = False  # whether the engine is right
-    optional: bool = False  # judges where it can
+    seconds: float  # the most that it may take
+    least: float = 0  # seconds that earlier parts must leave for it
+    judges: bool = False  # it decides whether the engine is right
+    optional: bool = False  # a judge that not every machine has
 
 
 PARTS = {
@@ -50,11 +50,11 @@ PARTS = {
     "generation": Part(gpu_speed.generation, 30, 20),
     "profile": Part(gpu_speed.profile, 40, 25),
 }
-UNTIL_COMPILED = 45  # seconds that are waited for PyTorch's compiler before the first measurement
+UNTIL_COMPILED = 45  # seconds to wait for PyTorch's compiler before the first measurement
 
 
 def save(report: dict[str, Any], path: Path) -> None:
-    """Whole, or as it was before; without this machine's folders in what tools have said."""
+    """Writes the whole report or leaves the old one. Folders of this machine are cut out of tools' output."""
     beside, text = path.with_suffix(".part"), json.dumps(report, indent=1)
     for folder in (ROOT, sys.prefix, Path.home()):
         text = text.replace(f"{folder}/", "")
@@ -63,24 +63,25 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 
 def run_part(part: Part, name: str, setting: Setting) -> dict[str, Any]:
-    """What it found, or why it found nothing; whatever breaks in it."""
+    """Runs a part: its results, or the reason why there are none, whatever fails in it."""
     start = time.perf_counter()
     try:
         found = part.run(setting.within(part.seconds))
     except (Skip, Failed) as reason:
         found = not_measured(name, reason)
-    except Exception as error:  # its own fault: the other parts are no less wanted
+    except Exception as error:  # an error in this part must not cost the others
         found = not_measured(name, Failed(f"{type(error).__name__}: {error}"))
     return {**found, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def run_parts(names: list[str], setting: Setting, report: dict[str, Any]) -> None:
-    """Fills report["parts"], and saves the report each time."""
+    """Fills report["parts"], and saves the report after each part."""
     ahead = setting.device == "cuda" and "steps" in names and any(PARTS[name].judges for name in names)
     compiling = None
     for i, name in enumerate(names):
         part = PARTS[name]
-        if ahead and part.judges:  # once: the build has all cores, and a measurement the whole machine
+        # waits once: the build needs all cores, and a measurement the whole machine
+        if ahead and part.judges:
             ahead, compiling = False, gpu_speed.Compiling(setting)
         if compiling and not part.judges:
             report["compiled"], compiling = wait_for(compiling), None
@@ -109,14 +110,14 @@ def commit() -> str:
 
 
 def command() -> str:
-    """As it was given, without the names of this machine's folders."""
+    """The command line as it was given, without the names of this machine's folders."""
     pairs = zip(sys.argv, sys.argv[1:])
     words = ["DIR" if before in ("--out", "--wheels") else word for before, word in pairs]
     return " ".join(["python dev/gpu_check.py", *words]) if words else "make gpu-check"
 
 
 def begin(a: argparse.Namespace) -> dict[str, Any]:
-    """The report before its parts. Skip without a GPU."""
+    """Begins the report. Skip if there is no GPU."""
     machine = gpu_machine.facts(a.device)
     return {
         "kind": "gpu",
@@ -133,7 +134,7 @@ def begin(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def path_of(report: dict[str, Any], a: argparse.Namespace) -> Path:
-    """GPU-DATE.json in bench/results, which keeps whole reports, or where --out says."""
+    """GPU-DATE.json in bench/results, which keeps whole reports, or in --out."""
     words = [report["machine"]["name"], report["date"][:10]]
     words += [] if a.parts == list(PARTS) else a.parts
     folder = a.out or ROOT / ("bench/results" if report["whole"] else "build/gpu")
@@ -142,7 +143,7 @@ def path_of(report: dict[str, Any], a: argparse.Namespace) -> Path:
 
 
 def wrong(report: dict[str, Any]) -> list[str]:
-    """The parts that judge and did not find it right, or found nothing."""
+    """The parts that judge and found something wrong, or found nothing."""
     found = {name: row for name, row in report["parts"].items() if PARTS[name].judges}
     excused = {name for name, row in found.items() if PARTS[name].optional and "skipped" in row}
     return [name for name, row in found.items() if not row.get("ok") and name not in excused]
@@ -153,13 +154,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--parts", default=",".join(PARTS), help="those to run, in this order always [%(default)s]"
+        "--parts", default=",".join(PARTS), help="the parts to run, always in this order [%(default)s]"
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "emu"), help="[%(default)s]")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part still run?")
-    parser.add_argument("--seconds", type=float, default=480, help="for all of it [%(default)g]")
+    parser.add_argument("--seconds", type=float, default=480, help="time for the whole run [%(default)g]")
     parser.add_argument("--out", type=Path, help="a folder for the report and mma's bits [bench/results]")
-    parser.add_argument("--commit", default="", help="for the report, where there is no git")
+    parser.add_argument("--commit", default="", help="commit for the report, if there is no git")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels, or of packages unpacked from them")
     parser.add_argument(
         "--readme", action="store_true", help="write the newest whole report into docs/gpu.md"
@@ -178,7 +179,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(a: argparse.Namespace) -> int:
-    import gpu_table  # needs numpy, which may have come by --wheels
+    import gpu_table  # needs numpy, which --wheels may have brought
 
     report = begin(a)
     path = path_of(report, a)

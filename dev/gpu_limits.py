@@ -1,4 +1,4 @@
-"""What a GPU does at best: bytes copied, and products by cuBLASLt on GPT-2's shapes, through PyTorch, on random data.
+"""The limits of a GPU: bytes copied, and cuBLASLt's products of GPT-2's shapes, through PyTorch, on random data.
 
 python dev/gpu_limits.py turns=1
 """
@@ -19,7 +19,7 @@ REPEATS = 10
 
 
 def shapes() -> Iterator[tuple[int, int, int]]:
-    """(M, K, N) of the forward products of each model, for each number of tokens; and a cube."""
+    """(M, K, N) of the forward products of each model, for each number of tokens; and of a cube."""
     yield 8192, 8192, 8192
     for M in TOKENS:
         for model in MODELS:
@@ -31,7 +31,7 @@ def shapes() -> Iterator[tuple[int, int, int]]:
 
 
 def timed(call: Callable[[], Any]) -> list[float]:
-    """ms of each of REPEATS calls by events of the stream, after two that do not count."""
+    """ms of each of REPEATS calls by the stream's events, after two calls that do not count."""
     import torch
 
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
@@ -46,7 +46,7 @@ def timed(call: Callable[[], Any]) -> list[float]:
 
 
 def copies() -> list[float]:
-    """GB/s, counting what is read and what is written."""
+    """GB/s, where bytes read and bytes written both count."""
     import torch
 
     source = torch.randint(-(2**31), 2**31 - 1, (COPY_BYTES // 4,), dtype=torch.int32, device="cuda")

@@ -1,4 +1,5 @@
-"""make gpu-check: what this machine has, what it lacks, and the build for it. Nothing but Python itself is needed here."""
+"""make gpu-check: facts about this machine, its missing tools, and the build. This file needs nothing but Python
+itself."""
 
 from __future__ import annotations
 
@@ -30,16 +31,17 @@ PEAKS = {"NVIDIA H200": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100": 989, "NVIDI
 
 
 class Setting(NamedTuple):
-    """What a part may know: the device, whether only the machinery is tried, when it must end, where files go."""
+    """The facts that a part may use: the device, whether only the machinery is tried, the end of its time, the folder
+    for files."""
 
     device: str  # "cuda" or "emu"
     quick: bool
-    deadline: float  # of time.monotonic()
-    out: Path  # the report
+    deadline: float  # time.monotonic() at its end
+    out: Path  # the folder for the report
 
     @property
     def left(self) -> float:
-        """Seconds; Skip if there are none."""
+        """Seconds left; Skip if there are none."""
         seconds = self.deadline - time.monotonic()
         if seconds < 1:
             raise Skip("no time was left")
@@ -56,11 +58,12 @@ class Setting(NamedTuple):
 class Ran(NamedTuple):
     code: int
     text: str
-    late: bool  # it was ended because its time was over
+    late: bool  # its time was over, so it was ended
 
 
 def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Ran:
-    """A command with all that it started ended after so many seconds; stdout and stderr together."""
+    """Runs a command and ends it, with all processes that it started, after so many seconds; stdout and stderr
+    together."""
     child = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -84,7 +87,7 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
 
 
 def missing(device: str) -> list[str]:
-    """What a run needs and does not find."""
+    """The tools that a run needs and does not find."""
     found = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     tools = ["make", "g++"] + (["nvcc"] if device == "cuda" else [])
     return found + [tool for tool in tools if not (nvcc() if tool == "nvcc" else shutil.which(tool))]
@@ -107,7 +110,8 @@ def advice(lacking: Sequence[str]) -> str:
 
 
 def use_wheels(folder: Path, unpacked: Path) -> None:
-    """Puts a folder's wheels, or packages that were already unpacked there, before all others, here and in children."""
+    """Puts the wheels of a folder, or packages unpacked there, before all other packages, here and in child
+    processes."""
     wheels = sorted(folder.glob("*.whl"))
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as file:
@@ -119,7 +123,7 @@ def use_wheels(folder: Path, unpacked: Path) -> None:
 
 
 def nvcc() -> str:
-    """Its path, "" if there is none."""
+    """The path of nvcc, "" if there is none."""
     usual = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
     return shutil.which("nvcc") or (str(usual) if usual.exists() else "")
 
@@ -128,7 +132,7 @@ def nvcc() -> str:
 
 
 def gpu() -> dict[str, Any]:
-    """The first GPU's figures by nvidia-smi; Skip where there is none."""
+    """The first GPU's figures by nvidia-smi; Skip if there is no GPU."""
     try:
         found = run(["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits"], 20)
     except OSError as error:
@@ -140,17 +144,17 @@ def gpu() -> dict[str, Any]:
 
 
 def number(text: str) -> Any:
-    """ "132" -> 132.0; what is none stays, and compute capabilities stay text, too."""
+    """ "132" -> 132.0. A text that is no number stays, and so does a compute capability."""
     return float(text) if re.fullmatch(r"\d+(\.\d\d+)?", text) else text
 
 
 def peak(name: str) -> float:
-    """TFLOP/s by the data sheet; 0: not known."""
+    """TFLOP/s by the data sheet; 0: unknown."""
     return next((float(rate) for start, rate in PEAKS.items() if name.startswith(start)), 0.0)
 
 
 def versions() -> dict[str, str]:
-    """Of Python, what it needs, and nvcc. torch's says which CUDA it brings."""
+    """Versions of Python, its packages and nvcc. torch's version says which CUDA it brings."""
     import importlib.metadata
 
     found = {"Python": sys.version.split()[0]}
@@ -164,7 +168,7 @@ def versions() -> dict[str, str]:
 
 
 def kernels_hash() -> str:
-    """Of every source of the kernels: a report with another one is stale."""
+    """A hash of all sources of the kernels: a report with another one is out of date."""
     digest = hashlib.sha256()
     for path in sorted([*(ROOT / "cuda").glob("*.cu"), *(ROOT / "cuda").glob("*.cuh")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -172,7 +176,7 @@ def kernels_hash() -> str:
 
 
 def cublas_found() -> str:
-    """Which cuBLASLt the CUDA library will find, "none" if it will not."""
+    """The cuBLASLt that the CUDA library will find; "none" if it will find none."""
     from pyllmc.engine import cublas
 
     found = cublas.settle()
@@ -180,7 +184,7 @@ def cublas_found() -> str:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Skip where a GPU is wanted and there is none."""
+    """The machine's facts. Skip if a GPU is wanted and there is none."""
     return {**gpu(), "cublaslt": cublas_found()} if device == "cuda" else {"name": "emulated"}
 
 
@@ -188,7 +192,7 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def make(setting: Setting, *targets: str) -> None:
-    """Failed with the end of what make printed."""
+    """Runs make. Failed with the end of its output."""
     words = ["make", "--no-print-directory", f"-j{os.cpu_count() or 1}", *targets]
     if setting.device == "cuda":
         words += [f"CUDA_ARCHS={str(gpu()['compute']).replace('.', '')}", f"NVCC={nvcc()}"]
@@ -200,6 +204,6 @@ def make(setting: Setting, *targets: str) -> None:
 
 
 def build(setting: Setting) -> dict[str, Any]:
-    """The CPU's library too, with which the GPU's is compared."""
+    """Builds the GPU's library, and the CPU's, with which it is compared."""
     make(setting, "all", setting.device)
     return {"device": setting.device}

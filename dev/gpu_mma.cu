@@ -1,4 +1,4 @@
-/* One warp per case: D = A B + C by the tensor core, or by its emulation, bit for bit as they come out. */
+/* D = A B + C by the tensor core, or by its emulation, one warp a case. The results are kept bit for bit. */
 #include "ptx.cuh"
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -15,7 +15,7 @@ __global__ void mma_kernel(uint32_t *out, const uint32_t *in) {
     for (int i = 0; i < 4; i++) out[4 * (size_t)lane + i] = __float_as_uint(d[i]);
 }
 
-/* out (cases,32,4), in (cases,32,10), of the host; returns CUDA's error, 0 for none */
+/* Computes `cases` cases: out (cases,32,4), in (cases,32,10), both on the host. Returns CUDA's error, 0 for none. */
 EXPORT int mma_cases(uint32_t *out, const uint32_t *in, int cases) {
     const size_t lanes = 32 * (size_t)cases;
     uint32_t *from = NULL, *to = NULL;

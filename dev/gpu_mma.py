@@ -1,9 +1,9 @@
-"""What mma.sync m16n8k16 with bf16 operands answers, kept as bits: those of a GPU now, those of the emulation beside them.
+"""Keeps the bits that mma.sync m16n8k16 gives for bf16 operands on a GPU, and compares the emulation's bits with them.
 
-    python dev/gpu_mma.py FILE.npz      the file's cases once more by the emulation, and where its bits differ
+    python dev/gpu_mma.py FILE.npz      computes the file's cases by the emulation; tells the bits that differ
 
-A tensor core adds 16 products in an order and with a rounding of its own, of which NVIDIA says nothing; cuda/emu adds them in
-order, in float. FILE holds a (n,16,16) and b (n,16,8) as bf16's bits, c and d (n,16,8) as float's, kind (n) of KINDS.
+A tensor core adds 16 products in an order and with a rounding that NVIDIA does not document; cuda/emu adds them in order, in
+float. FILE holds a (n,16,16) and b (n,16,8) as bf16's bits, c and d (n,16,8) as float's, kind (n) of KINDS.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 from bench_process import ROOT, Failed, measured
 
 KINDS = ("normal", "wide", "cancelling", "subnormal", "special", "any bits")
-G, T = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4  # of a lane, as ptx.cuh names them
-SMALLEST = 2.0**-149  # float's
-BOUND = 2.0**-18  # of |c| + sum |a b|: 17 terms cut off at 2^-23 of the largest are below it
+G, T = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4  # group, and thread in it, of each lane
+SMALLEST = 2.0**-149  # the smallest float above 0
+# a share of |c| + sum |a b|; 17 terms, each cut off at 2^-23 of the largest, differ by less
+BOUND = 2.0**-18
 
 
 def bf16(x: Any) -> Any:
-    """Cut off, which is a bf16 as good as another."""
+    """Bits of float cut off to bf16: for a test as good as rounding."""
     return (np.asarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -33,7 +34,7 @@ def bf16_value(bits: Any) -> Any:
 
 
 def operands(kind: str, n: int, rng: Any) -> tuple[Any, Any, Any]:
-    """a, b as bf16's bits, c as float's."""
+    """a and b as bf16's bits, c as float's."""
     shapes = [(n, 16, 16), (n, 16, 8), (n, 16, 8)]
     if kind == "any bits":
         a, b = (rng.integers(0, 1 << 16, shape, np.uint16) for shape in shapes[:2])
@@ -45,7 +46,7 @@ def operands(kind: str, n: int, rng: Any) -> tuple[Any, Any, Any]:
         a[:, :, 8:], b[:, 8:] = a[:, :, :8], -b[:, :8]
         a[:, :, 0] *= 1 + 2.0**-7
         c *= np.float32(2.0**-10)
-    if kind == "subnormal":  # operands, products and sums
+    if kind == "subnormal":  # operands, products and sums are subnormal
         a *= np.float32(2.0**-126) * np.float32(2) ** rng.integers(-6, 2, a.shape)
         b *= np.float32(2) ** rng.integers(-24, 8, (n, 1, 1)).astype(np.float32)
         c *= np.float32(2.0**-130)
@@ -59,7 +60,7 @@ def operands(kind: str, n: int, rng: Any) -> tuple[Any, Any, Any]:
 
 
 def cases(n: int) -> dict[str, Any]:
-    """n of each kind, the same everywhere."""
+    """n cases of each kind, the same on every machine."""
     rng = np.random.default_rng(7)
     with np.errstate(all="ignore"):
         found = [operands(kind, n, rng) for kind in KINDS]
@@ -68,7 +69,7 @@ def cases(n: int) -> dict[str, Any]:
 
 
 def fragments(a: Any, b: Any, c: Any) -> Any:
-    """(n, 32, 10) words: what each lane holds, by the PTX ISA's tables."""
+    """(n, 32, 10) words: the operands of each lane, by the tables of the PTX ISA."""
     words = np.empty((len(a), 32, 10), np.uint32)
     lanes, g, t = np.arange(32), G[:, 0], T[:, 0]
     for r in range(4):
@@ -83,7 +84,7 @@ def fragments(a: Any, b: Any, c: Any) -> Any:
 
 
 def multiply(device: str, given: dict[str, Any]) -> Any:
-    """d (n,16,8), float's bits, by build/libmma_DEVICE.so."""
+    """d (n,16,8) as float's bits, computed by build/libmma_DEVICE.so."""
     lib = ctypes.CDLL(str(ROOT / f"build/libmma_{device}.so"))
     words = np.ascontiguousarray(fragments(given["a"], given["b"], given["c"]))
     out = np.full((len(words), 32, 4), 0x7FFFFFFF, np.uint32)
@@ -98,7 +99,8 @@ def multiply(device: str, given: dict[str, Any]) -> Any:
 
 
 def exact(given: dict[str, Any]) -> tuple[Any, Any]:
-    """c + a b in float64, and |c| + sum |a b| over what is finite: below 2^127 no order of adding leaves float's range."""
+    """c + a b in float64, and |c| + sum |a b| over finite terms; below 2^127 no order of adding leaves float's
+    range."""
     with np.errstate(all="ignore"):
         a, b = (bf16_value(given[name]).astype(np.float64) for name in "ab")
         c = given["c"].view(np.float32).astype(np.float64)
@@ -108,7 +110,8 @@ def exact(given: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def judge(given: dict[str, Any], d: Any) -> dict[str, Any]:
-    """Per kind: how far from the exact sum, as a share of |c| + sum |a b|, and how many are a NaN or infinity wrongly."""
+    """For each kind: the distance from the exact sum, as a share of |c| + sum |a b|; the number of wrong NaN or
+    infinities."""
     sums, sizes = exact(given)
     judged: dict[str, Any] = {}
     for i, kind in enumerate(KINDS):
@@ -125,7 +128,7 @@ def judge(given: dict[str, Any], d: Any) -> dict[str, Any]:
 
 
 def compare(given: dict[str, Any], d: Any, other: Any) -> dict[str, Any]:
-    """Per kind: the share of equal bits (any NaN equals any), and the largest difference of finite results."""
+    """For each kind: the share of equal bits (any NaN equals any), and the largest difference of finite results."""
     found: dict[str, Any] = {}
     _, sizes = exact(given)
     for i, kind in enumerate(KINDS):

@@ -1,4 +1,5 @@
-"""make gpu-check: is what the GPU computes right? Each part returns what goes into the report; "ok": False fails the run."""
+"""make gpu-check: compares the GPU's results with right ones. Each part returns its entry in the report; "ok": False
+fails the run."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from bench_process import ROOT, Failed, Process, Skip, not_measured
 from gpu_machine import Setting, make, run
 
 FILES = [f"tests/test_{name}.py" for name in ("matmul", "attention", "encoder", "layernorm", "gelu", "classifier", "adamw")]  # fmt: skip
-OWN_PRODUCTS = {"PYLLMC_CUBLASLT": ""}  # without cuBLASLt
+OWN_PRODUCTS = {"PYLLMC_CUBLASLT": ""}  # turns cuBLASLt off
 OUTCOME = re.compile(r"^(?=.*::).*\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
 TEST = re.compile(r"tests/\S+::.*?(?= (?:PASSED|FAILED|ERROR)|$)")
 
@@ -22,7 +23,7 @@ TEST = re.compile(r"tests/\S+::.*?(?= (?:PASSED|FAILED|ERROR)|$)")
 
 
 def outcomes(text: str) -> dict[str, Any]:
-    """Of what pytest -v printed, even if it was ended halfway: how many of each, and what failed."""
+    """The counts of each outcome and the failed tests, from the output of pytest -v, even if it was ended halfway."""
     counts: dict[str, int] = {}
     failing = []
     for line in text.partition("= FAILURES =")[0].splitlines():
@@ -52,7 +53,8 @@ def pytest(setting: Setting, files: list[str], only: str, environment: dict[str,
 
 
 def kernels(setting: Setting) -> dict[str, Any]:
-    """Every kernel against PyTorch on the CPU; matrix products by cuBLASLt, where it is found, and by our own."""
+    """Tests every kernel against PyTorch on the CPU; matrix products by cuBLASLt, if it is found, and by our own
+    kernels."""
     if setting.quick:
         return pytest(setting, ["tests/test_encoder.py"], f"test_backward and {setting.device}_fp32", {})
     found = pytest(setting.within(0.75 * setting.left), FILES, setting.device, {})
@@ -64,7 +66,7 @@ def kernels(setting: Setting) -> dict[str, Any]:
 
 
 def model(setting: Setting) -> dict[str, Any]:
-    """A tiny GPT-2's losses and gradients (gpu_tiny.py), with and without cuBLASLt."""
+    """Tests a tiny GPT-2's losses and gradients (gpu_tiny.py), with and without cuBLASLt."""
     what = "quick" if setting.quick else "parity"
     environments = {"": {}, "own products": OWN_PRODUCTS, "no graphs": {"PYLLMC_GRAPHS": "0"}}
     found: dict[str, Any] = {}
@@ -86,7 +88,8 @@ def tiny(setting: Setting, what: str, environment: dict[str, str]) -> dict[str, 
 
 
 def mma(setting: Setting) -> dict[str, Any]:
-    """The bits it answers, kept; plain numbers must be near the exact sums, what is odd about others is told."""
+    """Keeps the tensor core's bits. Plain numbers must be near the exact sums; oddities of other numbers are only
+    told."""
     make(setting, f"build/libmma_{setting.device}.so")
     file = setting.out.with_name(f"{setting.out.stem}-mma.npz")
     words = {"device": setting.device, "out": str(file), "n": 4 if setting.quick else 64}
@@ -101,7 +104,7 @@ TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUM
 
 
 def sanitizer(setting: Setting) -> dict[str, Any]:
-    """Two tiny steps and a few generated words under each tool; findings fail the run."""
+    """Runs two tiny steps and a few generated words under each tool; a finding fails the run."""
     setting.need_gpu()
     program = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"

@@ -1,6 +1,6 @@
-"""make gpu-check: how fast is it? Limits of the GPU, whole steps beside PyTorch, generation, the kernels of a step.
+"""make gpu-check: measures the GPU's limits, whole steps beside PyTorch, generation, and the kernels of a step.
 
-Nothing is compared before the losses agree: same weights, same tokens, after the first and the tenth step.
+Times are compared only if the losses agree after the first and the tenth step, from the same weights and tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from gpu_machine import Setting, gpu, run
 
 SCRIPT = "gpu_steps.py"
 COMPARED = 10  # steps after which losses are compared
-TOLERANCE = 5e-3  # of losses, relative; bf16 alone makes 2e-3 of it where a small batch is learned by heart
+# relative difference of losses allowed; bf16 alone makes 2e-3 where a small batch is learned by heart
+TOLERANCE = 5e-3
 TOO_LARGE = re.compile("out of memory|OutOfMemory|does not fit")
 OWN_PRODUCTS, NO_GRAPHS = {"PYLLMC_CUBLASLT": ""}, {"PYLLMC_GRAPHS": "0"}
 PLAIN = {"PYLLMC_EPILOGUES": "0", "PYLLMC_CUBLASLT_CACHE": ""}  # cuBLASLt's first algorithms, BIAS alone
@@ -30,15 +31,15 @@ class Case(NamedTuple):
     model: str
     B: int
     T: int
-    steps: int  # of a turn
-    variants: Mapping[str, Mapping[str, str]] = {}  # of ours: environments
+    steps: int  # steps in a turn
+    variants: Mapping[str, Mapping[str, str]] = {}  # environments of our other variants
 
     @property
     def name(self) -> str:
         return f"{self.model} B={self.B} T={self.T}"
 
 
-# what is most worth knowing first: time may run out
+# the most important first, because time may run out
 CASES = [
     Case("d12", 64, 1024, 10, {"without graphs": NO_GRAPHS, "own products": OWN_PRODUCTS, "plain": PLAIN}),
     Case("d48", 16, 1024, 4),
@@ -80,7 +81,8 @@ class Compiling:
             self.notes[case.name] = str(error)[-300:]
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """What came of each model; those unfinished by then are ended, and left to the measured processes."""
+        """The outcome of each model. Those that are unfinished by then are ended here; the measured processes compile
+        them again."""
         timer = threading.Timer(seconds, self.stop)
         timer.start()
         self.pool.shutdown()
@@ -102,7 +104,7 @@ def start(system: str, case: Case, setting: Setting, environment: Mapping[str, s
 
 
 class Runner:
-    """A system on a case; its first steps are not timed, and keep their losses."""
+    """A system on a case. Its first steps are not timed, but their losses are kept."""
 
     def __init__(self, case: Case, process: Process) -> None:
         self.case, self.process = case, process
@@ -114,14 +116,14 @@ class Runner:
         self.record.update({key: mb for key, mb in value.items() if key.endswith("_mb") and mb is not None})
 
     def turn(self) -> None:
-        """Adds the ms of a step, the mean of a turn."""
+        """Adds the ms of a step, the mean over a turn."""
         found = self.process.ask(steps=self.case.steps)
         self.record["ms"] += [ms / self.case.steps for ms in found["ms"]]
         self.note_memory(found["value"])
 
 
 def check_losses(case: Case, records: Mapping[str, dict[str, Any]]) -> None:
-    """The first and the tenth of every system; and that something was learned at all."""
+    """Compares the first and the tenth loss of all systems; and checks that something was learned."""
     for step in (1, COMPARED):
         losses = {name: [record["losses"][step - 1]] for name, record in records.items()}
         check_agree(f"{case.name}, loss at step {step}", losses, TOLERANCE)
@@ -131,7 +133,7 @@ def check_losses(case: Case, records: Mapping[str, dict[str, Any]]) -> None:
 
 
 def measure_variant(case: Case, setting: Setting, name: str, ours: dict[str, Any]) -> dict[str, Any]:
-    """Ours in another environment, alone; `ours` as it is without."""
+    """Measures our steps in another environment, alone; `ours`: the record without it."""
     try:
         with start("pyllmc", case, setting, case.variants[name]) as process:
             runner = Runner(case, process)
@@ -148,7 +150,8 @@ def rounds_of(setting: Setting) -> int:
 
 
 def begin(case: Case, setting: Setting, stack: ExitStack) -> tuple[dict[str, Runner], dict[str, Any]]:
-    """Ours and PyTorch's, eager where it cannot compile; and the record of what failed. Weights are drawn side by side."""
+    """Starts ours and PyTorch's, eager if PyTorch cannot compile; and the record of failures. All draw their weights at
+    once."""
     peers = ["eager"] if setting.quick else ["compile", "eager"]
     with ThreadPoolExecutor(2) as pool:
         starts = [pool.submit(start, system, case, setting) for system in ("pyllmc", peers[0])]
@@ -167,7 +170,7 @@ def begin(case: Case, setting: Setting, stack: ExitStack) -> tuple[dict[str, Run
 
 
 def take_turns(case: Case, setting: Setting) -> dict[str, dict[str, Any]]:
-    """The records of ours and of PyTorch's; who begins changes with every round."""
+    """The records of ours and of PyTorch's; the one that begins changes in each round."""
     with ExitStack() as stack:
         runners, failed = begin(case, setting, stack)
         for i in range(rounds_of(setting)):
@@ -177,7 +180,7 @@ def take_turns(case: Case, setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def measure_case(case: Case, setting: Setting) -> dict[str, Any]:
-    """Its sizes and every system's record; where losses differ, "failed" and records that no table shows."""
+    """The sizes and each system's record; if losses differ, "failed" and records that no table shows."""
     sizes = {"model": case.model, "B": case.B, "T": case.T, "steps": case.steps}
     records = take_turns(case, setting)
     try:
@@ -193,7 +196,7 @@ def measure_case(case: Case, setting: Setting) -> dict[str, Any]:
 
 
 def fitting(case: Case, setting: Setting) -> dict[str, Any]:
-    """With the largest B, halved at most twice, that fits both."""
+    """Measures with the largest B that fits both, after at most two halvings."""
     setting = setting.within(CASE_SECONDS)
     for B in (case.B, case.B // 2, case.B // 4):
         try:
@@ -239,7 +242,7 @@ def generation(setting: Setting) -> dict[str, Any]:
 
 
 def profile(setting: Setting) -> dict[str, Any]:
-    """Of one step of 124M, launched kernel by kernel; through PyTorch's profiler, or ncu where that sees nothing."""
+    """The kernels of one step of 124M, launched one by one: by PyTorch's profiler, or by ncu if that sees nothing."""
     setting.need_gpu()
     case = CASES[0]
     with start("kernels", case, setting, NO_GRAPHS) as process:
@@ -250,7 +253,7 @@ def profile(setting: Setting) -> dict[str, Any]:
 
 
 def by_ncu(case: Case, setting: Setting) -> list[list[Any]]:
-    """The same by Nsight Compute: of the first step, whose kernels it measures one by one."""
+    """The same by Nsight Compute, for the first step, whose kernels it measures one by one."""
     program = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
     if not program:
         raise Skip("PyTorch's profiler saw no kernels, and there is no ncu")

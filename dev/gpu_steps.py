@@ -2,9 +2,9 @@
 
     python dev/gpu_steps.py system=pyllmc model=d12 B=64 T=1024 device=cuda turns=3
 
-A step is forward, backward, clip and AdamW in bf16 with float master weights, each on the same random tokens, which are
-copied to the device each time. A turn is several steps, and waits for the device at its end only, but for what a system
-waits for by itself.
+A step is forward, backward, clip and AdamW in bf16 with float master weights. All steps have the same random tokens, which
+are copied to the device each time. A turn is several steps; it waits for the device only at its end, unless a system waits
+by itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def sizes_of(model: str) -> layout.GPTConfig:
 
 
 def num_params(c: layout.GPTConfig) -> int:
-    """As llm.c counts: with the padding of the vocabulary."""
+    """The number of parameters as llm.c counts: with the padding of the vocabulary."""
     return sum(row.size for row, _ in layout.parameters(c))
 
 
 def flops_per_token(c: layout.GPTConfig, T: int) -> float:
-    """llm.c's formula for its MFU, (6 N + 6 L C T)."""
+    """The formula of llm.c's MFU, (6 N + 6 L C T)."""
     return 6.0 * num_params(c) + 6.0 * c.n_layer * c.n_embd * T
 
 
@@ -61,7 +61,7 @@ def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int
             m._check(lib.llmc_model_grad_norm(m._handle, CLIP, norm))
             m._check(lib.llmc_model_update(m._handle, hyper, 1))
         m._check(lib.llmc_model_sync(m._handle))
-        if not taken:  # later there may be others
+        if not taken:  # measured in the first call, because others may take memory later
             taken.append((before - table.memory_available()) / MB if device == "cuda" else None)
         return {"losses": list(losses), "device_mb": taken[0]}
 
@@ -73,7 +73,7 @@ def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int
 
 
 def torch_model(c: layout.GPTConfig, seed: int | None) -> Any:
-    """The reference with its weights on the CPU; without a seed none are made."""
+    """The reference with its weights on the CPU; without a seed they are left as they are."""
     import torch
 
     import train_gpt2
@@ -89,7 +89,8 @@ def torch_model(c: layout.GPTConfig, seed: int | None) -> Any:
 def torch_steps(
     c: layout.GPTConfig, B: int, T: int, device: str, compiled: bool, seed: int | None = 42
 ) -> Callable[[int], dict[str, Any]]:
-    """As our_steps. The GPU is touched by the first call, so that another process can see before what it takes itself."""
+    """The same as our_steps. Only its first call touches the GPU, so that another process can measure its memory
+    before."""
     m, ready = torch_model(c, seed), list[Callable[[], Any]]()
     place = "cuda" if device == "cuda" else "cpu"
 
@@ -108,7 +109,8 @@ def torch_steps(
 
 
 def torch_step(m: Any, tokens: Any, place: str, compiled: bool) -> Callable[[], Any]:
-    """At its fastest: autocast to bf16, flash attention, fused AdamW. Its loss is left on the device."""
+    """A step of PyTorch at its fastest: autocast to bf16, flash attention, fused AdamW. Its loss stays on the
+    device."""
     import torch
 
     torch.set_float32_matmul_precision("high")
@@ -142,7 +144,7 @@ def torch_step(m: Any, tokens: Any, place: str, compiled: bool) -> Callable[[], 
 
 
 def our_words(c: layout.GPTConfig, B: int, new: int, device: str) -> Call:
-    """B texts of `new` tokens after one, greedily."""
+    """Generates B texts of `new` tokens after one token, greedily."""
     import numpy as np
 
     m = engine_model(c, B=B, T=new + 1, device=device, precision="bf16", training=False, keep_logits=False)
@@ -155,7 +157,8 @@ def our_words(c: layout.GPTConfig, B: int, new: int, device: str) -> Call:
 
 
 def kernel_times(c: layout.GPTConfig, B: int, T: int, device: str) -> Call:
-    """Of one step after some: [[name, launches, us in all]], the longest first, as CUPTI sees them through PyTorch."""
+    """[[name, launches, us in all]] of one step after some others, the longest first, as CUPTI counts them through
+    PyTorch."""
     import torch
 
     torch.cuda.init()
@@ -177,7 +180,8 @@ SYSTEMS = ("pyllmc", "compile", "eager", "precompile", "generate", "kernels")
 
 
 def prepare(system: str, model: str, B: int, T: int, device: str) -> Callable[..., Call]:
-    """precompile: a step of PyTorch's on other weights, which leaves its compiled code in its cache. generate: T new."""
+    """precompile: runs PyTorch's step on other weights, which leaves the compiled code in its cache. generate: T new
+    tokens."""
     one_of("system", system, SYSTEMS)
     c = sizes_of(model)
     if system == "generate":

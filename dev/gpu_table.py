@@ -1,4 +1,5 @@
-"""From a report of make gpu-check to what is printed and what docs/gpu.md shows: nothing here is measured."""
+"""Makes the text that is printed, and that docs/gpu.md shows, from a report of make gpu-check. Nothing here is
+measured."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gpu_machine import kernels_hash, peak
 from gpu_steps import flops_per_token, sizes_of
 
 RESULTS = ROOT / "bench/results"
-BLOCK = "<!-- gpu: {} -->\n{}\n<!-- gpu: end -->"  # in docs/gpu.md: the report's file or "none", what it says
+BLOCK = "<!-- gpu: {} -->\n{}\n<!-- gpu: end -->"  # in docs/gpu.md: the report's file or "none", its text
 NONE = "No figures have been measured on a GPU yet: `make gpu-check` makes them, in one run of at most 8 minutes."
 STALE = "**Stale**: the kernels have changed since these figures were measured."
 Report = dict[str, Any]
@@ -23,7 +24,7 @@ median = statistics.median
 
 
 def part(report: Report, name: str) -> dict[str, Any]:
-    """What a part found; {} if it did not run."""
+    """The findings of a part; {} if it did not run."""
     found = report["parts"].get(name, {})
     return {} if "failed" in found or "skipped" in found else found
 
@@ -73,7 +74,7 @@ def steps(report: Report) -> str:
 
 
 def step_cells(report: Report, case: dict[str, Any], system: str, record: dict[str, Any]) -> list[str]:
-    """ratio: how many times as fast as PyTorch."""
+    """Cells of a table. ratio: how many times as fast as PyTorch."""
     ms, ours = median(record["ms"]), system.startswith("pyllmc")
     rate = case["B"] * case["T"] / ms * 1e3
     tflops = rate * flops_per_token(sizes_of(case["model"]), case["T"]) / 1e12
@@ -112,7 +113,7 @@ def generation(report: Report) -> str:
 
 
 def kernels(report: Report) -> str:
-    """Of one step; not for the document."""
+    """The kernels of one step; not in the document."""
     found = part(report, "profile")
     if not found:
         return ""
@@ -139,7 +140,7 @@ def machine_line(report: Report) -> str:
 
 
 def gaps(node: Any, name: str) -> Iterator[str]:
-    """A line for everything that has no figures: the last of what was said, where Python tells the error."""
+    """A line for each entry without figures: the last line of its output, where Python writes the error."""
     for key, value in node.items() if isinstance(node, dict) else ():
         if key in ("skipped", "failed") and isinstance(value, str):
             yield f"* {name}: {key}, {value.strip().splitlines()[-1][-300:]}"
@@ -172,7 +173,7 @@ def newest() -> str:
 
 
 def with_table(document: str, name: str) -> str:
-    """The document with what bench/results/NAME says between its two marks."""
+    """The document with the text of bench/results/NAME between its two marks."""
     said = NONE if name == "none" else text(json.loads((RESULTS / name).read_text()))
     pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
     found, count = re.subn(pattern, lambda _: BLOCK.format(name, said), document, flags=re.S)

@@ -2,7 +2,7 @@
 
     python dev/gpu_tiny.py device=cuda what=parity turns=1
 
-All begin with the same weights and see the same tokens. `parity` also checks every gradient of the first step against
+All three begin with the same weights and see the same tokens. `parity` also checks every gradient of the first step against
 PyTorch's in float64: its distance relative to the tensor's norm.
 """
 
@@ -18,7 +18,7 @@ from bench_steps import BETAS, CLIP, DECAY, EPS
 from pyllmc.tables.layout import GPTConfig
 
 LR, STEPS = 1e-3, 10
-# of the losses relatively, of a gradient's distance over its norm
+# allowed differences: of losses, relative; of a gradient, its distance over its norm
 ALLOWED = {"fp32": {"losses": 2e-5, "grads": 1e-4}, "bf16": {"losses": 1e-2, "grads": 4e-2}}
 SIZES = {  # config, B, T: heads of 64 and of 16; a T that fills no block
     "parity": (GPTConfig(257, 96, 2, 2, 128), 3, 81),
@@ -48,7 +48,7 @@ def engine(what: str, device: str, precision: str, steps: int) -> dict[str, Any]
 
 
 def reference(what: str, steps: int) -> dict[str, Any]:
-    """The same by PyTorch on the CPU in float64."""
+    """The same by PyTorch on the CPU, in float64."""
     import torch
 
     import train_gpt2
@@ -72,7 +72,7 @@ def reference(what: str, steps: int) -> dict[str, Any]:
 
 
 def worst_gradient(ours: dict[str, Any], want: dict[str, Any]) -> tuple[float, str]:
-    """The largest distance over the norm, and whose it is."""
+    """The largest distance over the norm, and the name of that gradient."""
     distance = {
         name: float(np.linalg.norm(ours[name] - grad) / np.linalg.norm(grad)) for name, grad in want.items()
     }
@@ -98,7 +98,7 @@ def parity(what: str, device: str) -> dict[str, Any]:
 
 
 def step_alone(device: str) -> float:
-    """Two steps and a few words, without PyTorch."""
+    """Two steps and a few generated words, without PyTorch."""
     import pyllmc
 
     config, B, T = SIZES["step"]

@@ -1,7 +1,7 @@
-/* The machine's limits, measured with nothing in the way: multiply-adds that never leave the registers, in fp32 and,
- * where there is VDPBF16PS, in bf16 (GFLOP/s); reading memory, and updating it in place (GB/s, what is read plus what is
- * written). `peak THREADS MIB REPEATS MILLIONS` prints "name value" lines. Built with -march=native by
- * dev/bench_limits.py; a vector, not a scalar, is what every loop works on, so that -O3 needs no leave to reorder. */
+/* Measures the limits of the machine with nothing in the way. GFLOP/s: multiply-adds that never leave the registers, in
+ * fp32 and, on CPUs with VDPBF16PS, in bf16. GB/s: reading memory, and updating it in place, where bytes read and bytes
+ * written both count. `peak THREADS MIB REPEATS MILLIONS` prints "name value" lines. dev/bench_limits.py builds it with
+ * -march=native. Each loop works on vectors, not on scalars, so that -O3 need not reorder sums. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -51,7 +51,7 @@ LOOP(fma_loop, FMA)
 LOOP(bf16_loop, DPBF16)
 #endif
 
-static volatile float sink; /* results go here, so that no compiler drops the loops */
+static volatile float sink; /* takes the results, so that no compiler drops the loops */
 
 typedef struct Loops {
     float (*loop)(long);
@@ -70,7 +70,7 @@ static double rate(float (*loop)(long), long rounds, double flops, int threads) 
     return sink == 0.5f ? 0 : 1e-9 * flops * CHAINS * (double)rounds * threads / seconds;
 }
 
-/* asks the second cache for what comes `ahead` vectors later, as the engine does where it reads weights once */
+/* Reads a part; asks the second cache for the vectors `ahead` of it, as the engine does where it reads weights once. */
 static float read_part(const vf *data, long n, long ahead) {
     vf c[8] = {{0}};
     for (long i = 0; i + 8 <= n; i += 8) {
@@ -83,7 +83,7 @@ static float read_part(const vf *data, long n, long ahead) {
     return sum_of(c, 8);
 }
 
-/* the same of 16 rows of 3 KiB, 8 side by side, while the next 16 are asked for: as it reads weights for one token */
+/* Reads 16 rows of 3 KiB, 8 side by side, and asks for the next 16: as the engine reads weights for one token. */
 static float read_rows(const vf *data, long n, long row) {
     vf c[8] = {{0}};
     for (long i = 0; i + 16 * row <= n; i += 8 * row)
@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
     if (argc != 5) return 2;
     const int threads = atoi(argv[1]), repeats = atoi(argv[3]);
     const long part = atol(argv[2]) * (1l << 20) / (long)sizeof(vf) / threads, rounds = atol(argv[4]) * 1000000;
-    const long aheads[] = {0, 16 << 10, 128 << 10}; /* bytes: which is best depends on the machine */
+    const long aheads[] = {0, 16 << 10, 128 << 10}; /* in bytes; the best one depends on the machine */
     vf *data = aligned_alloc(1 << 21, (size_t)atol(argv[2]) << 20);
     if (!data || part < 8) return 1;
     parallel_static(threads, threads, fill_parts, &(Parts){data, part});

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""python -m pyllmc.prepro by its old name, in a checkout."""
+"""The old name of python -m pyllmc.prepro, in a checkout."""
 
 from __future__ import annotations
 

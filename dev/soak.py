@@ -1,4 +1,4 @@
-"""Shows that a run survives what long runs meet: kills at any instant, and hours.
+"""Shows that a run survives kills at any instant, and hours of training.
 
     python dev/soak.py kill --count 200      kill -9 at random instants, resume: the same bits as without a kill
     python dev/soak.py run --minutes 60      the demo with a checkpoint every 10 steps: memory, descriptors and threads
@@ -39,7 +39,7 @@ SCHEDULE = (
 
 
 def write_tokens(folder: Path) -> Path:
-    """A small data set: tokens of no meaning suffice."""
+    """Writes a small data set: random tokens suffice."""
     draw = random.Random(1)
     for name, count in (("train_0", 3000), ("train_1", 2000), ("val", 500)):
         bins.write_shard(folder / f"{name}.bin", [draw.randrange(64) for _ in range(count)], vocab_size=64)
@@ -47,7 +47,7 @@ def write_tokens(folder: Path) -> Path:
 
 
 def sections(checkpoint: Path) -> dict[str, bytes]:
-    """A checkpoint's parts but the options, which name how it was called, and the checksum of all."""
+    """A checkpoint's sections, without the options, which name its path, and without the checksum."""
     data = checkpoint.read_bytes()
     maxT, _, L, _, C, Vp = struct.unpack_from("<6i", data, 8)
     end = bins.HEADER_BYTES + 4 * (Vp * C + maxT * C + L * (12 * C * C + 13 * C) + 2 * C)
@@ -60,7 +60,7 @@ def sections(checkpoint: Path) -> dict[str, bytes]:
 
 
 def metrics(run: Path) -> list[tuple[Any, ...]]:
-    """What does not depend on the clock."""
+    """The metrics that do not depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(x["step"], x.get("loss"), x.get("lr"), x.get("norm"), x.get("val_loss")) for x in lines]
 
@@ -77,14 +77,15 @@ def train(program: str, *options: str) -> None:
 
 
 def kill_once(fresh: list[str], run: Path, after: float) -> str:
-    """Starts a run, kills it, goes on with what is there. Returns what that was."""
+    """Starts a run, kills it, and resumes it, or begins anew if it had saved nothing. Returns the outcome in two
+    words."""
     process = subprocess.Popen(fresh, stdout=subprocess.DEVNULL)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
         process.kill()
     ended = "done before" if process.wait() == 0 else "resumed"
-    # whatever the run replaced is a run, too: resuming puts it back if the new one had saved nothing
+    # the run that was being replaced counts, too: a resume puts it back if the new one had saved nothing
     there = [run / name for name in ("last.ckpt", "moving/last.ckpt", "replaced/last.ckpt")]
     if any(path.exists() for path in there):
         train(fresh[0], f"--resume={run}")
@@ -104,7 +105,7 @@ def kills(asked: argparse.Namespace) -> int:
         usual = time.monotonic() - begin
         expected, equal = outcome(run), 0
         for k in range(asked.count):
-            if k % 2:  # every second one has no older run to fall back on
+            if k % 2:  # half of the runs have no older run to fall back on
                 for path in sorted(run.rglob("*"), reverse=True):
                     path.rmdir() if path.is_dir() else path.unlink()
             counts[kill_once(fresh, run, draw.uniform(0, usual))] += 1
@@ -120,7 +121,7 @@ def kills(asked: argparse.Namespace) -> int:
 
 
 def look(pid: int, run: Path, begin: float) -> Sample | None:
-    """What a process holds; None once it is gone."""
+    """The memory, descriptors and threads of a process; None if it is gone."""
     try:
         status = dict(
             line.split(":\t", 1)
@@ -145,7 +146,7 @@ def last_step(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().splitlines()[:-1]  # the last may be half a line
+        lines = file.read().splitlines()[:-1]  # the last one may be half a line
     return int(json.loads(lines[-1])["step"]) if len(lines) > 1 else 0
 
 
@@ -153,7 +154,8 @@ HELD = {"rss_mb": ("memory, MB", 1.0), "descriptors": ("descriptors", 0.0), "thr
 
 
 def growth(samples: Sequence[Sample]) -> list[str]:
-    """What grows: the median of the last quarter against that of the second; the first one warms up."""
+    """Finds growth: the median of the last quarter is compared with that of the second, because a run warms up in the
+    first."""
     n = len(samples) // 4
     if not n:
         return ["nothing can be told from fewer than 4 samples"]
@@ -194,7 +196,8 @@ def draw_soak(samples: Sequence[Sample], path: Path) -> None:
 
 
 def watch(command: list[str], asked: argparse.Namespace, log: Path) -> tuple[list[Sample], str]:
-    """Samples a run until its time is over, then stops it as Ctrl-C does. Returns them, and why it ended before, or ""."""
+    """Samples a run until its time is over, then stops it as Ctrl-C does. Returns the samples, and why it ended before,
+    or ""."""
     begin, samples = time.monotonic(), []
     with log.open("w") as file, (asked.out / "output.txt").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -237,20 +240,22 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     kill = commands.add_parser("kill", help="kill -9 at random instants, and resume")
     kill.add_argument("--count", type=int, default=200, help="kills [200]")
-    kill.add_argument("--seed", type=int, default=1, help="of the instants [1]")
-    kill.add_argument("--program", default=str(ROOT / "train_gpt2"), help="what is killed [./train_gpt2]")
+    kill.add_argument("--seed", type=int, default=1, help="draws the instants [1]")
+    kill.add_argument(
+        "--program", default=str(ROOT / "train_gpt2"), help="the program to kill [./train_gpt2]"
+    )
     run = commands.add_parser("run", help="the demo for an hour, with a checkpoint every 10 steps")
     run.add_argument("--minutes", type=float, default=60, help="how long [60]")
     run.add_argument("--every", type=float, default=5, help="seconds between two samples [5]")
-    run.add_argument(
-        "--out", type=Path, default=ROOT / "runs/soak", help="a folder for all of it [runs/soak]"
-    )
-    run.add_argument("--plot", type=Path, help="where the picture goes [soak.png in that folder]")
+    run.add_argument("--out", type=Path, default=ROOT / "runs/soak", help="folder for all files [runs/soak]")
+    run.add_argument("--plot", type=Path, help="file for the picture [soak.png in that folder]")
     run.add_argument("--no_plot", action="store_true", help="draw nothing")
     run.add_argument(
         "--program", default=f"{sys.executable} -m pyllmc.train", help="[python -m pyllmc.train]"
     )
-    run.add_argument("options", nargs="*", metavar="OPTION", help="of the run, behind --: e.g. -- --B=1")
+    run.add_argument(
+        "options", nargs="*", metavar="OPTION", help="options of the run, after --: e.g. -- --B=1"
+    )
     asked = parser.parse_args()
     return kills(asked) if asked.command == "kill" else soak(asked)
 

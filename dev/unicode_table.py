@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-r"""Write csrc/text/unicode.def: what \p{L}, \p{N} and \s mean to GPT-2's split of text.
+r"""Write csrc/text/unicode.def: the characters that \p{L}, \p{N} and \s match when GPT-2 splits text.
 
     python dev/unicode_table.py            writes the table
-    python dev/unicode_table.py --check    says whether it is what the installed tiktoken would make of it
+    python dev/unicode_table.py --check    tells whether the installed tiktoken would make the same table
 
-tiktoken itself is asked: an encoding whose pattern is one class keeps the characters of that class and drops the
+tiktoken itself is asked: an encoding with one class as its pattern keeps the characters of that class and drops the
 others. Releases of tiktoken differ in their version of Unicode, which the first line of the table names.
 """
 
@@ -21,14 +21,14 @@ from pyllmc.base.files import writing
 from pyllmc.tables.options import Parser
 
 PROG = "unicode_table.py"
-PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "unicode.def")
+PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "text", "unicode.def")
 CLASSES = {"L": r"\p{L}", "N": r"\p{N}", "S": r"\s"}
 EVERY_CHARACTER = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 WIDTH = 118
 
 
 def matched(pattern: str) -> set[int]:
-    """The code points of which tiktoken's regular expressions say that they match."""
+    """The code points that tiktoken's regular expressions match."""
     tiktoken = need("tiktoken", "the table of characters")
     ranks = {bytes([b]): b for b in range(256)}
     encoding = tiktoken.Encoding("one class", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
@@ -36,7 +36,7 @@ def matched(pattern: str) -> set[int]:
 
 
 def unicode_version() -> str:
-    """The newest whose characters tiktoken knows."""
+    """The newest version of Unicode whose characters tiktoken knows."""
     for version in (f"{major}.{minor}" for major in range(30, 12, -1) for minor in (1, 0)):
         try:
             matched(rf"\p{{age:{version}}}")
@@ -47,7 +47,7 @@ def unicode_version() -> str:
 
 
 def ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of each run of successive numbers."""
+    """The first and last number of each run of successive numbers."""
     runs: list[list[int]] = []
     for code in sorted(codes):
         if runs and runs[-1][1] == code - 1:
@@ -58,7 +58,7 @@ def ranges(codes: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def filled(head: list[str], entries: Iterable[str]) -> str:
-    """The text of a table: its first lines, then the entries, as many in a line as fit."""
+    """The text of a table: its first lines, then the entries, with as many in a line as fit."""
     lines = list(head)
     for entry in entries:
         if len(lines[-1]) + 1 + len(entry) > WIDTH or len(lines) == len(head):
@@ -93,7 +93,7 @@ def run(check: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 where it differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it differs")
     args = parser.parse_args(argv)
     return run_command(PROG, lambda: run(args.check))
 

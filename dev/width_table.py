@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write csrc/base/width.def, from Python's own table: characters that take two columns of a terminal, and those that take none.
+"""Write csrc/base/width.def: the characters that take two columns of a terminal, and those that take none, by Python's own table.
 
 python dev/width_table.py
 """
@@ -14,11 +14,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from unicode_table import filled, ranges
 
-PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "width.def")
+PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "base", "width.def")
 
 
 def columns_of(c: str) -> int:
-    """None for what is drawn over the character before it, and for marks of formatting."""
+    """The columns of a character: 0 if it is drawn over the one before it, or is a mark of formatting."""
     if unicodedata.category(c) in ("Mn", "Me", "Cf") and c != "\u00ad":
         return 0
     return 2 if unicodedata.east_asian_width(c) in "WF" else 1
@@ -31,8 +31,8 @@ def table() -> str:
         codes = [code for code in range(128, 0x110000) if columns_of(chr(code)) == columns]
         found += [(first, last, columns) for first, last in ranges(codes)]
     lines = [
-        f"/* Unicode {unicodedata.unidata_version}: how many columns of a terminal a character takes, where it is not one. Made",
-        " * by dev/width_table.py. */",
+        f"/* Unicode {unicodedata.unidata_version}: the characters that take no column of a terminal, or two. Made by",
+        " * dev/width_table.py. */",
         "",
     ]
     return filled(

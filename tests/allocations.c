@@ -1,5 +1,5 @@
-/* Every allocation of the engine fails once: ./allocations DATA OUT. Linked with --wrap, so that what the objects of the
- * library call comes here and what the C library calls itself does not. tests/test_allocations.py builds and runs it. */
+/* Lets every allocation of the engine fail once: ./allocations DATA OUT. It is linked with --wrap, so it sees the calls
+ * of the library's objects, but not those inside the C library. tests/test_allocations.py builds and runs it. */
 #include <dirent.h>
 #include <errno.h>
 #include <glob.h>
@@ -11,7 +11,7 @@
 /* ---- the shim: the k-th call since `arm` fails ---- */
 
 static long calls, failing, live; /* live: blocks that are not freed */
-static int soft; /* what failed need not end in ENOMEM: another size would have done, or it opens a file */
+static int soft; /* the call that failed need not end in ENOMEM: another size would do, or it opens a file */
 
 static int fails(int is_soft) {
     if (!failing || ++calls != failing) return 0;
@@ -50,7 +50,7 @@ static int open_files(void) {
     return n;
 }
 
-/* ---- what is done ---- */
+/* ---- the work ---- */
 
 static const char *data, *out;
 #define TRY(expression)       \
@@ -115,7 +115,7 @@ end:
     return rc;
 }
 
-/* OpenAI's TensorFlow checkpoint */
+/* Loads OpenAI's TensorFlow checkpoint. */
 static int load_bundle(const char *folder) {
     llmc_model *model = NULL;
     llmc_config config;
@@ -164,7 +164,7 @@ end:
 static int read_a_folder(void) { return read_tokens(data); }
 static int read_a_glob(void) { return read_tokens(in(data, "train*.bin")); }
 
-/* a run: plan, steps, evaluation, sample, checkpoints */
+/* A run: plan, steps, evaluation, sample, checkpoints. */
 static int run_trainer(const char *const *arguments, int n) {
     llmc_options *options = llmc_options_new();
     llmc_trainer *trainer = NULL;
@@ -197,7 +197,7 @@ static int run_and_resume(void) {
     return rc < 0 ? rc : run_trainer(more, 3);
 }
 
-/* with the model of that run */
+/* Talks with the model of that run. */
 static int talk_as(const char *const *arguments, int n) {
     llmc_options *options = llmc_options_new_chat();
     llmc_chat *chat = NULL;
@@ -221,7 +221,7 @@ static int talk(void) {
     return talk_as(arguments, sizeof arguments / sizeof *arguments);
 }
 
-/* ---- each with each call failing ---- */
+/* ---- each piece of work with each call failing ---- */
 
 static int wrong(const char *name, const char *what, int rc) {
     printf("%s: call %ld fails: %s (status %d, %ld blocks, %s)\n", name, failing, what, rc, live, llmc_last_error());

@@ -1,4 +1,4 @@
-"""What every test of the engine shares: the library, its instruction sets, and the measure of parity."""
+"""Shared by all tests of the engine: the library, its instruction sets, and the measure of parity."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's, which would starve others
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads would starve others
 os.environ.pop("CI", None)  # with it, pytest explains two unequal tensors in full, which takes hours
-os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # what a user keeps there is neither read nor written
+os.environ["PYLLMC_CUBLASLT_CACHE"] = ""  # a user's file is neither read nor written
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from pyllmc.text import dataset, vocabularies
 hypothesis.settings.register_profile("pyllmc", deadline=None, database=None)
 hypothesis.settings.load_profile("pyllmc")
 
-# another PyTorch as the yardstick: tests/paths.py
+# another PyTorch as the yardstick: see tests/paths.py
 if os.environ.get("PYLLMC_TORCH") == "lucky":
     import lucky
 
@@ -39,12 +39,14 @@ elif os.environ.get("PYLLMC_TORCH") == "no_onednn":
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ffi, lib = _ffi.ffi(), _ffi.load()
-ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")  # of the builds for emulation
+# only the builds for emulation have these
+ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")
 ffi.cdef("void emu_statistics(uint64_t counts[5]);")
 
 
 def pytest_configure(config) -> None:
-    """Begins again in UTF-8 where the locale is another one: the tests write and read texts of every script."""
+    """Starts pytest again in UTF-8 if the locale is another one, because the tests write and read texts of every
+    script."""
     if sys.flags.utf8_mode or locale.getpreferredencoding(False).lower().replace("-", "") == "utf8":
         return
     config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
@@ -57,17 +59,17 @@ def _runs_here(isa: str) -> bool:
 
 
 def _device_libraries() -> dict[str, object]:
-    """The builds for GPUs that can run here: their kernels are held to the same tests."""
+    """The builds for GPUs that can run here. Their kernels have to pass the same tests."""
     found = {}
     for device in ("emu", "cuda"):
         for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
             if not (_ffi.PACKAGE / "lib" / _ffi.library(device, precision)).exists():
-                continue  # not built; one that is built and cannot be loaded is an error
+                continue  # not built; one that is built but cannot be loaded is an error
             try:
                 library = _ffi.load(device, precision)
             except NoDevice:
                 if device == "cuda":
-                    continue  # of older sources: tests/test_cuda_build.py builds it anew
+                    continue  # built from older sources: tests/test_cuda_build.py builds it again
                 raise
             ours = _ffi.text(library.llmc_backend()) == device  # $PYLLMC_LIB may name another
             if ours and library.llmc_kernels(ffi.NULL) != ffi.NULL:
@@ -83,7 +85,8 @@ CANARY = np.float32(-(2.0**112))  # the same in bfloat16
 
 
 class Buffers:
-    """Float32 arrays for a kernel: guarded on both sides, outputs NaN-filled before. An odd guard makes them unaligned."""
+    """Float32 arrays for a kernel: guarded on both sides, outputs filled with NaN. An odd guard makes them
+    unaligned."""
 
     def __init__(self, guard: int = GUARD) -> None:
         self.guard = guard
@@ -107,16 +110,17 @@ class Buffers:
 
 
 def make_kernels(name: str, threads: int = 2) -> Kernel:
-    """Of an instruction set, or of a build for GPUs."""
+    """The kernels of an instruction set, or of a build for GPUs."""
     if name in DEVICES:
-        from device import DeviceKernel  # noqa: PLC0415, which needs this module
+        from device import DeviceKernel  # noqa: PLC0415, it imports this module
 
         return DeviceKernel(name, DEVICES[name])
     return Kernel(name, threads)
 
 
 class Kernel:
-    """One instruction set's kernels: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy arrays."""
+    """The kernels of one instruction set: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy
+    arrays."""
 
     stored = "float32"  # PyTorch's name of the stored element
 
@@ -167,7 +171,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def vocab_bpe() -> bytes:
-    """OpenAI's file of GPT-2's merges."""
+    """OpenAI's file with GPT-2's merges."""
     try:
         folder = vocabularies.ensure_gpt2_vocabulary()
     except DataError as e:
@@ -184,15 +188,15 @@ def buffers():
 
 @pytest.fixture
 def unaligned():
-    """Buffers from which no kernel may read 16 bytes at a time."""
+    """Buffers at addresses where no kernel may read 16 bytes at a time."""
     held = Buffers(GUARD + 1)
     yield held
     held.check()
 
 
 def in_every_way(kernels: Kernel) -> Iterator[Kernel]:
-    """The same kernels in all the ways that may not change a bit: numbers of threads, schedules of the emulation,
-    and for a real GPU simply again."""
+    """The same kernels in all ways that must not change a bit: numbers of threads, schedules of the emulation; on a
+    real GPU, a second time."""
     if kernels.isa not in DEVICES:
         for threads in (1, 2, 3, 5):
             yield Kernel(kernels.isa, threads)
@@ -209,7 +213,7 @@ def storable(kernels: Kernel, x: np.ndarray) -> np.ndarray:
     return torch.from_numpy(x).to(getattr(torch, kernels.stored)).float().numpy()
 
 
-# what rounding to the stored element may cost a number, relatively
+# the relative error of rounding a number to the stored element
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}
 
 
@@ -222,11 +226,11 @@ def assert_parity(
     times: float = 2,
     stored: str = "float32",
 ) -> None:
-    """At most twice float32's own distance from the float64 answer (FlashAttention's rule); torch32 is of
-    pyllmc.parity.yardstick, so that the measure is no luck of this CPU's libraries.
+    """Allows twice float32's own distance from the float64 answer (FlashAttention's rule). torch32 comes from
+    pyllmc.parity.yardstick, so that the measure does not depend on this CPU's libraries.
 
-    All three hold the same shape. `floor` times the largest value is what one rounding may cost where PyTorch
-    happens to be exact. Every number may be one rounding to the element `stored` further away.
+    All three hold the same shape. `floor` times the largest value is allowed for one rounding, in case PyTorch
+    happens to be exact. Each number may be further away by one rounding to the element `stored`.
     """
     ours, torch64 = (np.asarray(x, dtype=np.float64) for x in (ours, torch64))
     assert ours.shape == torch64.shape, f"{what}: shape {ours.shape}, expected {torch64.shape}"

@@ -1,4 +1,4 @@
-"""What the tests of pyllmc.convert share: tiny models with every tensor random, and tokenizers of each kind."""
+"""Shared by the tests of pyllmc.convert: tiny models whose tensors are all random, and tokenizers of each kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT = "Once upon a time the cat sat on the mat — with a dog, too. It's héllo
 
 
 def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, seed: int = 1) -> pyllmc.Model:
-    """Every tensor random, large enough that the likeliest tokens are apart."""
+    """A model with random tensors, so large that the likeliest tokens are apart."""
     m = pyllmc.Model(config, B=1, seed=seed, threads=1)
     rng = np.random.default_rng(seed)
     for name in m.params:
@@ -29,6 +29,6 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 
 def logits(m: pyllmc.Model, ids: list[int]) -> np.ndarray:
-    """(t, V)"""
+    """The logits, (t, V)."""
     m.forward(np.array([ids], np.int32))
     return m.logits[0]

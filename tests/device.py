@@ -1,4 +1,4 @@
-"""The kernels of a build for GPUs, on numpy arrays: what they are given is copied to the device and back."""
+"""The kernels of a build for GPUs, on numpy arrays: arguments are copied to the device, results back."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
 
 
 def base_of(array: np.ndarray) -> np.ndarray:
-    """The array whose memory this is a part of: with the guards that a test put around it."""
+    """The array that this one is a part of: the one with the guards that a test put around it."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
 class Copy:
-    """A numpy array on the device; `narrow`: as bfloat16."""
+    """A numpy array on the device; `narrow`: stored there as bfloat16."""
 
     def __init__(self, kernel: DeviceKernel, base: np.ndarray, narrow: bool) -> None:
         self.kernel, self.base, self.narrow = kernel, base, narrow
@@ -41,7 +41,7 @@ class Copy:
         return int(ffi.cast("uintptr_t", self.at)) + skip * self.width
 
     def fetch(self) -> None:
-        """Back into the numpy array; what a kernel may only read comes back as it was."""
+        """Copies back into the numpy array. An array that the kernel may only read must come back unchanged."""
         got = np.empty(self.base.shape, np.uint16 if self.narrow else self.base.dtype)
         self.kernel.get(got, self.at)
         self.base[...] = from_bf16(got) if self.narrow else got
@@ -49,7 +49,7 @@ class Copy:
 
 
 class DeviceKernel:
-    """As conftest.Kernel, on a device."""
+    """The same as conftest.Kernel, on a device."""
 
     def __init__(self, name: str, library) -> None:
         self.isa, self.lib = name, library

@@ -1,4 +1,4 @@
-"""The libraries of tests/emulator/*.cu, and device memory as numpy arrays: what the tests of cuda/emu share."""
+"""Shared by the tests of cuda/emu: the libraries of tests/emulator/*.cu, and device memory as numpy arrays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Emulator:
         return array
 
     def run(self, name: str, out: np.ndarray, *args) -> np.ndarray:
-        """name(out, args...) with arrays on the device; returns what out became."""
+        """Calls name(out, args...) with arrays on the device; returns the new content of out."""
         on_device = [self.put(a) if isinstance(a, np.ndarray) else a for a in (out, *args)]
         code = getattr(self.lib, name)(*on_device)
         assert code == 0, self.error(code)
@@ -102,7 +102,7 @@ def emulator(request) -> Emulator:
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
-    """float32 -> bits, to nearest, ties to even."""
+    """The bits of float32 rounded to the nearest bf16, ties to even."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
     return ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
 

@@ -1,4 +1,5 @@
-"""What the tests of weights from elsewhere share: models with every tensor random, and what must come out of their files."""
+"""Shared by the tests of weights from elsewhere: models whose tensors are all random, and the tensors to expect from
+their files."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def folder(gpt2, tmp_path) -> Path:
 
 
 def ours_of(hf) -> dict[str, np.ndarray]:
-    """GPT2LMHeadModel's parameters by our names and in our orientation."""
+    """The parameters of a GPT2LMHeadModel, by our names and in our orientation."""
     conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return {n: (p.T if n.endswith(conv1d) else p).detach().numpy() for n, p in hf.named_parameters()}
 
@@ -81,7 +82,7 @@ def assert_parity(source, theirs, config: GPTConfig = CONFIG, atol: float = 2e-5
 
 
 def refused(path, reason: str, error=errors.BadFile) -> None:
-    """In one line, by load and by Model."""
+    """Checks that load and Model refuse a file, each in one line."""
     for take in (convert.load, lambda p: pyllmc.Model(p, B=1, T=1)):
         with pytest.raises(error, match=reason) as caught:
             take(path)
@@ -89,7 +90,7 @@ def refused(path, reason: str, error=errors.BadFile) -> None:
 
 
 def save(folder: Path, state: dict, safe: bool = True) -> None:
-    """Instead of what is there."""
+    """Saves a state and replaces the one that is there."""
     (folder / "model.safetensors").unlink(missing_ok=True)
     if safe:
         safetensors.save_file({n: x.contiguous() for n, x in state.items()}, folder / "model.safetensors")

@@ -1,7 +1,7 @@
 """The most exact PyTorch that a CPU could have: every operation in float64, rounded once.
 
-Matrix libraries and vector instructions differ in how far they err, and no single machine shows how far they may differ.
-PYLLMC_TORCH=lucky puts this one under every test, so that none holds only where PyTorch happens to err much.
+Matrix libraries and vector instructions err by different amounts, and no single machine shows all of them.
+PYLLMC_TORCH=lucky makes every test use this PyTorch, so that none passes only because PyTorch happens to err much.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NARROW = (torch.float32, torch.bfloat16)
 aten = torch.ops.aten
-# what rounds nothing, or is random and must draw the same numbers
+# operations that round nothing, or are random and must draw the same numbers
 AS_IT_IS = {aten._to_copy, aten.copy_, aten.detach, aten.clone, aten.empty, aten.normal_, aten.uniform_}
-# attention in one operation rounds its weights to bfloat16 on every CPU: that is its formula and no luck
+# PyTorch's attention rounds its weights to bfloat16 on every CPU, so this rounding is part of its formula
 AS_IT_IS |= {
     aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
@@ -28,7 +28,7 @@ def is_narrow(x: Any) -> bool:
 
 
 def written(func: Any) -> list[int]:
-    """The places of the arguments that an operation changes."""
+    """The positions of the arguments that an operation changes."""
     return [i for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
 
@@ -59,7 +59,7 @@ class Lucky(TorchDispatchMode):
         )
 
     def write_back(self, func, places, args, wide_args, kwargs):
-        """What an operation changed in the float64 copies, into the tensors it was given."""
+        """Copies the changes that an operation made in the float64 copies into the tensors it was given."""
         for i in places:
             if i >= len(args):
                 raise NotImplementedError(f"{func} writes into a keyword argument")
@@ -68,5 +68,5 @@ class Lucky(TorchDispatchMode):
 
 
 def begin() -> None:
-    """For the rest of the process."""
+    """Makes all operations exact until the process ends."""
     Lucky().__enter__()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS: dict[str, dict[str, str]] = {
-    "lucky": {"PYLLMC_TORCH": "lucky"},  # lucky.py
+    "lucky": {"PYLLMC_TORCH": "lucky"},  # see lucky.py
     "no_onednn": {"PYLLMC_TORCH": "no_onednn"},
     "aten_default": {"ATEN_CPU_CAPABILITY": "default"},
     "aten_avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -23,8 +23,8 @@ PATHS: dict[str, dict[str, str]] = {
     "one_thread": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     "four_threads": {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
 }
-# every file that compares numbers with PyTorch's; the emulation's own (test_emulated, test_gemm_cublas) compare it with
-# the CPU's kernels
+# all files that compare numbers with PyTorch's; the emulation's own (test_emulated, test_gemm_cublas) compare with the
+# CPU's kernels
 NAMES = (
     "matmul model attention layernorm encoder classifier adamw gelu compress precision check memory rng "
     "reference reference_loop convert_in convert_in_files convert_out convert_gguf"
@@ -33,7 +33,7 @@ FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 
 
 def passes(path: str, *words: str) -> tuple[bool, str]:
-    """Whether these tests pass on this path, and what pytest said."""
+    """True if these tests pass on this path; and the output of pytest."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *words]
     environment = {**os.environ, **PATHS[path]}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

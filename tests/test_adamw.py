@@ -19,7 +19,7 @@ def random(n: int, seed: int = 0) -> np.ndarray:
 
 
 def gradients(n: int) -> list[np.ndarray]:
-    """Of all sizes; some are 0 throughout."""
+    """Gradients of all sizes; some are always 0."""
     spread = np.float32(10) ** np.linspace(-6, 2, n, dtype=np.float32)
     grads = [random(n, seed) * spread for seed in range(1, STEPS + 1)]
     for grad in grads:
@@ -28,7 +28,7 @@ def gradients(n: int) -> list[np.ndarray]:
 
 
 def torch_adamw(start: np.ndarray, grads, dtype: torch.dtype, decay: float, factor: float, eps: float = EPS):
-    """param, m, v after the last gradient"""
+    """param, m, v after the last gradient."""
     param = torch.nn.Parameter(torch.tensor(start, dtype=dtype))
     optimizer = torch.optim.AdamW([param], lr=LR, betas=(BETA1, BETA2), eps=eps, weight_decay=decay)
     for grad in grads:
@@ -39,12 +39,12 @@ def torch_adamw(start: np.ndarray, grads, dtype: torch.dtype, decay: float, fact
 
 
 def stored_beside(k: Kernel, buffers: Buffers, param: np.ndarray) -> np.ndarray:
-    """What goes with param, the master: the same memory where floats are stored."""
+    """The tensor beside the master weights: the same memory if floats are stored."""
     return param if k.stored == "float32" else buffers.out(*param.shape)
 
 
 def numbers(t: int, decay: float, eps: float = EPS) -> np.ndarray:
-    """struct AdamW of step t; what is not to be decayed must not read the last."""
+    """struct AdamW of step t; a tensor that is not decayed must not read the last number."""
     unbias = 1 / np.sqrt(1 - BETA2**t)
     step = [
         BETA1,
@@ -99,7 +99,7 @@ def test_eps_outside_the_root(kernels: Kernel, buffers: Buffers):
 
 
 def test_late_step(kernels: Kernel, buffers: Buffers):
-    """After millions of steps the moments are no longer corrected: t is 64 bits wide."""
+    """After millions of steps the moments are no longer corrected, and t needs 64 bits."""
     n, t = 33, 3_000_000_000
     param, m, v, grad = (buffers.guarded(np.abs(random(n, seed)) + np.float32(0.5)) for seed in range(4))
     p, m1, v1 = (x.astype(np.float64) for x in (param, m, v))
@@ -161,7 +161,7 @@ def test_scale(kernels: Kernel, buffers: Buffers, n: int, factor: float):
 
 @pytest.mark.parametrize("n", COUNTS)
 def test_store(kernels: Kernel, buffers: Buffers, n: int):
-    """To nearest, ties to even; NaN and infinity stay."""
+    """Rounds to nearest, ties to even; NaN and infinity stay."""
     param = buffers.guarded(random(n))
     param[:3] = [np.inf, np.nan, -(1 + 2.0**-8)][:n]
     stored = buffers.out(n)

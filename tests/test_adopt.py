@@ -1,4 +1,5 @@
-"""What --model means: a size, whose weights are fresh, or weights of any kind, which Python reads for every command; the hub."""
+"""The meaning of --model: a size has fresh weights; weights of any kind, or from the hub, are read by Python for every
+command."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def data(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory, tokenizer) -> Path:
-    """The same weights as a Hugging Face folder with its tokenizer, as nanoGPT's ckpt.pt, and converted to one of the engine's."""
+    """The same weights as a Hugging Face folder with its tokenizer, as nanoGPT's ckpt.pt, and converted to an engine's
+    file."""
     folder = tmp_path_factory.mktemp("origin")
     config = GPTConfig(tokenizer.vocab_size, max_seq_len=16, n_layer=2, n_head=2, n_embd=16)
     model = make_gpt2(config)
@@ -74,7 +76,8 @@ def events(**options) -> list[pyllmc.Event]:
 @pytest.mark.filterwarnings("ignore:.*pickle")
 @pytest.mark.parametrize("kind", ["hf", "nano/ckpt.pt"])
 def test_training_starts_from_weights_of_any_kind(origin, data, tmp_path, kind, monkeypatch):
-    """The same losses as from the engine's own file; the record and the plan name what was given; nothing is left over."""
+    """The losses are those from the engine's own file; record and plan name what the user gave; no file is left
+    over."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     name = str(origin / kind)
     ours = events(model=name, data=data, out=tmp_path / "run")
@@ -117,7 +120,7 @@ def test_the_vocabulary_of_adopted_weights_is_checked(origin, tmp_path):
 
 
 def test_a_vocabulary_that_others_padded_is_taken(data, tmp_path, tokenizer):
-    """nanoGPT's 50257 ids lie in 50304 rows; weights without a tokenizer may be so, by up to 127 rows."""
+    """nanoGPT pads 50257 ids to 50304 rows; weights without a tokenizer may have up to 127 such rows."""
     V = -(-tokenizer.vocab_size // 64) * 64
     assert V != tokenizer.vocab_size
     pyllmc.Model(GPTConfig(V, 16, 1, 1, 8)).save(tmp_path / "padded.bin")
@@ -166,7 +169,7 @@ def test_the_c_programs_say_the_whole_command(origin, program, word):
 
 @pytest.mark.parametrize("model", ["gpt2", "d12", "gpt-nano"])
 def test_a_size_is_fresh_weights_everywhere_and_says_so(model, capsys):
-    """./train_gpt2, pyllmc.train, pyllmc.Model and train_gpt2.py mean the same."""
+    """./train_gpt2, pyllmc.train, pyllmc.Model and train_gpt2.py agree on each size."""
     plan = [f"--model={model}", "--plan", "--vocab_size=50257"]
     done = subprocess.run([ROOT / "train_gpt2", *plan], capture_output=True, text=True, cwd=ROOT)
     alike = " (OpenAI's: hub:gpt2, in Python)" if model == "gpt2" else ""

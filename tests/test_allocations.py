@@ -1,4 +1,4 @@
-"""Memory that gives out: every allocation of the engine fails once, and each time the answer is LLMC_ENOMEM."""
+"""Memory that runs out: each allocation of the engine fails once, and each time the answer is LLMC_ENOMEM."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def program(tmp_path_factory) -> Path:
         for path in engine
         if path.parts[0] not in ("cpu", "programs") and path.stem not in apart
     ]
-    # whether this machine runs them or not
+    # includes instruction sets that this machine cannot run
     for folder in ("cpu", "generic", "avx2", "avx512", "avx512_bf16", "neon"):
         objects += (build / folder).glob("*.o")
     wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
@@ -53,7 +53,8 @@ def program(tmp_path_factory) -> Path:
 
 
 def test_every_allocation_may_fail(program, tmp_path):
-    """An error with its message, nothing lost, nothing locked: the next attempt begins as the first did."""
+    """A failure is an error with its message; nothing leaks, no lock is kept, and the next attempt works as the first
+    did."""
     data = tmp_path / "data"
     dataset.write_dataset(
         ["the cat sat on the mat", "a dog ran:\n"] * 30, data, tokenizer="char", val_fraction=0.1

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     hs: int
     NH: int
     window: int = 0
-    gain: float = 1.0  # of queries and keys
+    gain: float = 1.0  # factor of queries and keys
 
     @property
     def C(self) -> int:
@@ -49,8 +49,8 @@ SHAPES = [
 WINDOWS = [Case(2, T, 8, 2, window) for T in (1, 5, 64, 131) for window in (1, 3, 64, 65, T, T + 5)]
 LARGE = [Case(1, 70, 16, 2, gain=50.0), Case(1, 70, 16, 2, 9, gain=50.0)]  # scores up to +-1e4 and more
 LONG = [Case(1, 300, 25, 2), Case(1, 600, 8, 1), Case(1, 530, 16, 1, 100)]  # several segments of keys
-LONG += [Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)]  # whose largest scores grow
-# around the GPU's tiles of 64 and 128 rows, and every head size that its tensor cores are given, padded or not
+LONG += [Case(1, 300, 16, 2, gain=gain) for gain in (1.5, 3.0)]  # segments whose largest scores grow
+# around the GPU's tiles of 64 and 128 rows, with every head size of its tensor cores, padded or not
 TILES = [
     Case(2, 131, 64, 2),
     Case(1, 200, 64, 1, 70),
@@ -64,7 +64,7 @@ CASES = list(dict.fromkeys(SHAPES + WINDOWS + LARGE + LONG + TILES))
 
 
 class Expected(NamedTuple):
-    """Inputs, and what PyTorch makes of them: in the stored element, and in float64."""
+    """The inputs, and PyTorch's results from them, in the stored element and in float64."""
 
     qkv: np.ndarray
     dout: np.ndarray
@@ -74,7 +74,7 @@ class Expected(NamedTuple):
 
 
 def split_heads(qkv: torch.Tensor, case: Case) -> list[torch.Tensor]:
-    """q, k and v (B,NH,T,hs) of qkv (B,T,3C)."""
+    """q, k and v (B,NH,T,hs) from qkv (B,T,3C)."""
     return [x.view(case.B, case.T, case.NH, case.hs).transpose(1, 2) for x in qkv.split(case.C, dim=2)]
 
 
@@ -84,7 +84,7 @@ def visible(case: Case) -> torch.Tensor:
 
 
 def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """out (B,T,C) and lse (B,NH,T) of qkv (B,T,3C), by the formula and with a written-out mask."""
+    """out (B,T,C) and lse (B,NH,T) from qkv (B,T,3C), by the formula, with a mask written out."""
     q, k, v = split_heads(qkv, case)
     scores = (q @ k.transpose(-2, -1) / math.sqrt(case.hs)).masked_fill(~visible(case), -math.inf)
     out = torch.softmax(scores, dim=-1) @ v
@@ -92,21 +92,21 @@ def softmax_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torc
 
 
 def torch_attention(qkv: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by PyTorch's own attention, which in bfloat16 is much better than the formula. It keeps lse to itself:
-    that is the formula's in float32."""
+    """The same by PyTorch's own attention, which in bfloat16 is much better than the formula. It does not return lse,
+    so lse is the formula's in float32."""
     out = F.scaled_dot_product_attention(*split_heads(qkv, case), attn_mask=visible(case))
     lse = softmax_attention(qkv.detach().float(), case)[1]
     return out.transpose(1, 2).reshape(case.B, case.T, case.C), lse
 
 
 def floor(case: Case, want: Expected) -> float:
-    """What rounding may cost: a score s and its lse are each off by up to 2^-24 |s|, and e^s passes that on as a
-    relative error. PyTorch never rounds lse here; at ordinary scores that is too little to allow for."""
+    """The cost of rounding: a score s and its lse are each off by up to 2^-24 |s|, and e^s turns that into a relative
+    error. PyTorch never rounds lse here, which is too little to allow for at ordinary scores."""
     return 2e-7 if case.gain == 1 else 2.0**-22 * float(np.abs(want.lse[1]).max())
 
 
 def floor_backward(case: Case, want: Expected) -> float:
-    """The same; and P = e^(s - lse) is recomputed from an lse that was stored in float, unlike PyTorch's."""
+    """The same; and P = e^(s - lse) is computed again from an lse stored in float, unlike PyTorch's."""
     return max(floor(case, want), 2.0**-24 * float(np.abs(want.lse[1]).max()))
 
 
@@ -158,7 +158,8 @@ def backward(kernels, buffers, case: Case, dout, out, lse, qkv) -> np.ndarray:
 
 
 def cached(kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos: np.ndarray, cache=None):
-    """Feeds rows pos[b].. of each sequence in pieces; returns the outputs and the cache after each piece."""
+    """Feeds rows pos[b].. of each sequence in parts of pieces[i] rows; returns the outputs and the cache after each
+    part."""
     cache = buffers.out(*qkv.shape) if cache is None else cache
     outs, pos = [], pos.astype(np.int32)
     for n in pieces:
@@ -233,7 +234,7 @@ def test_cached_from_different_positions(kernels, buffers, n, hs, window):
 @pytest.mark.parametrize("window", [0, 100, 300])
 @pytest.mark.parametrize("hs", [16, 64, 96, 128, 7, 260])
 def test_one_query_after_many_keys(kernels, buffers, hs, window):
-    """What generation does most; on a GPU the keys are shared out to several blocks."""
+    """The commonest shape in generation; on a GPU several blocks share the keys."""
     case = Case(2, 600, hs, 2, window)
     want, pos = expected(case, kernels.stored), np.array([599, 255])
     cache = want.qkv.copy()
@@ -252,7 +253,7 @@ def test_one_query_after_many_keys(kernels, buffers, hs, window):
 
 @pytest.mark.parametrize("case", [Case(2, 131, 64, 2), Case(1, 70, 24, 2, 9)], ids=str)
 def test_rows_at_any_address(kernels, buffers, case):
-    """One element past an address that is a multiple of 16 bytes; a GPU's tensor cores cannot read there."""
+    """The rows begin one element past a multiple of 16 bytes, where a GPU's tensor cores cannot read."""
     want = expected(case, kernels.stored)
 
     def shifted(x: np.ndarray) -> np.ndarray:
@@ -281,7 +282,7 @@ def everything(kernels, buffers, case: Case) -> list[np.ndarray]:
 
 THREADED = [
     Case(2, 150, 40, 3),
-    Case(1, 300, 64, 2),  # more than one segment of keys, heads enough for one thread, few for five
+    Case(1, 300, 64, 2),  # more than one segment of keys; enough heads for one thread, few for five
     Case(2, 200, 64, 3, 50),
     Case(1, 1300, 8, 1),  # more segments than are computed at once
     Case(1, 1300, 8, 1, 130),
@@ -317,7 +318,7 @@ def test_window_of_one_copies_the_values(kernels, buffers):
 
 @pytest.mark.parametrize("window", [0, 20])
 def test_the_future_and_the_forgotten_do_not_matter(kernels, buffers, window):
-    """Whatever query i cannot see may hold any finite number without changing a bit of its output."""
+    """Keys that query i cannot see may hold any finite numbers: its output keeps every bit."""
     case, i = Case(1, 150, 24, 2, window), 90
     qkv = expected(case, kernels.stored).qkv
     out, _ = forward(kernels, buffers, case, qkv)
@@ -331,7 +332,7 @@ def test_the_future_and_the_forgotten_do_not_matter(kernels, buffers, window):
 
 @functools.cache
 def torch_bf16(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """out and dqkv of PyTorch's own attention on bf16 tensors."""
+    """out and dqkv by PyTorch's own attention on bf16 tensors."""
     given = inputs(case)
     x = torch.from_numpy(given.qkv).bfloat16().requires_grad_()
     out, _ = torch_attention(x, case)
@@ -362,7 +363,8 @@ def test_bf16_is_closer_than_pytorch(isa, buffers, case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("isa", [isa for isa in WITH_BF16 if isa != "reference"])
 def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
-    """The same operands, so that both err alike: they differ by far less than either does from the float64 answer."""
+    """The operands are the same, so both err alike: they differ by far less than either does from the float64
+    answer."""
     fast, slow = Kernel(isa, precision="bf16"), Kernel("reference", precision="bf16")
     want = expected(case)
     out, lse = forward(slow, buffers, case, want.qkv)
@@ -381,7 +383,7 @@ def test_bf16_rounds_what_the_reference_rounds(isa, buffers, case):
 @pytest.mark.parametrize("gain", [2.0, 5.0])
 @pytest.mark.parametrize("isa", [isa for isa in WITH_BF16 if isa != "reference"])
 def test_bf16_does_not_round_the_largest_weight(isa, buffers, gain):
-    """exp(largest - largest) is 1: few keys with most of the weight, in whatever block they are, lose least by rounding."""
+    """exp(largest - largest) is 1: a few keys with most of the weight, in any block, lose least by rounding."""
     case = Case(1, 600, 64, 2, gain=gain)
     qkv = inputs(case, "bfloat16").qkv  # so that the weights alone are rounded
     exact = softmax_attention(torch.from_numpy(qkv).double(), case)[0].numpy()

@@ -1,4 +1,5 @@
-"""Every __syncthreads of the kernels is needed: without it the emulation's checked build, or a number, notices."""
+"""Every __syncthreads of the kernels is needed: without it the emulation's checked build reports something, or a number
+changes."""
 
 from __future__ import annotations
 

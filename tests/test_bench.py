@@ -1,4 +1,5 @@
-"""The instrument measures what it says: every row runs, the roofline's formulas, and the README shows a report that is kept."""
+"""The bench measures what it claims: every row runs, the roofline's formulas are right, and the README shows a report
+that is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import pytest
 import bench
 
 ROOT = Path(__file__).resolve().parent.parent
-MEASURED = {"pyllmc", "eager"}  # of --quick
+MEASURED = {"pyllmc", "eager"}  # systems that --quick measures
 ALLOWED = (
     "no products in bf16",
     "transformers",
@@ -36,7 +37,7 @@ def report(tmp_path_factory):
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("bench") / "report.json"
     words = [sys.executable, str(ROOT / "dev/bench.py"), "--quick", "--rounds", "1", "--threads", "2"]
-    words += ["--out", str(out)]  # two threads on one core, too: some rows compare one with several
+    words += ["--out", str(out)]  # two threads even on one core, because some rows compare one with several
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(out.read_text())
@@ -67,7 +68,7 @@ def test_fp32_is_measured_in_every_row(report):
 
 
 def test_the_profile_has_every_kernel_of_a_step(report):
-    """Of kernels.h, all but what only generation and a clip of its own call."""
+    """The profile has all entries of kernels.h, except those that only generation, or a clip by itself, calls."""
     layers = re.findall(r"X\((\w+)\)", (ROOT / "csrc/kernels.h").read_text())
     profile = report["rows"]["kernels"][bench_steps.QUICK[0].name]["kernels"]
     assert {name.split()[0] for name in profile} == set(layers) - {"attention_cached", "scale"}
@@ -98,7 +99,7 @@ def test_documents_show_a_report_that_is_kept(file):
 def test_reports_have_every_repeat_and_where_they_are_from():
     for path in bench_table.RESULTS.glob("*.json"):
         kept = json.loads(path.read_text())
-        if kept.get("kind") == "gpu":  # tests/test_gpu_check.py
+        if kept.get("kind") == "gpu":  # tests/test_gpu_check.py reads these
             continue
         assert {"date", "command", "commit", "machine", "versions", "threads", "limits", "rows"} <= set(kept)
         assert bench_table.text(kept)
@@ -129,7 +130,7 @@ def test_every_aim_of_a_whole_run_is_told():
 
 
 def test_step_flops_of_124M():
-    """0.741 GFLOP a token for the products, 0.066 for attention at T=1024."""
+    """The products take 0.741 GFLOP a token, attention 0.066 at T=1024."""
     c = bench_steps.config_of("124M")
     assert limits.step_flops(c, 4, 1024) / 4096e9 == pytest.approx(0.741 + 0.066, rel=2e-3)
     assert limits.attention_flops(c, 4, 1024) / 4096e9 == pytest.approx(0.066, rel=5e-3)
@@ -154,7 +155,7 @@ def test_generation_reads_the_weights_for_every_token():
     floor = limits.generate_floor(
         c, {"B": 1, "prompt": 1, "new": 256, "precision": "fp32"}, MEASURED_LIMITS, 2
     )
-    per_token = floor / 256 * 100e6 / 4  # weights in 100 GB/s
+    per_token = floor / 256 * 100e6 / 4  # reading the weights at 100 GB/s
     assert 1 <= per_token / limits.weights(c) < 1.05  # and the cache
 
 

@@ -1,4 +1,5 @@
-"""Token files: what is written, what is refused, and which windows a trainer sees in which order."""
+"""Token files: the bytes that are written, the files that are refused, and the order in which a trainer sees
+windows."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def header(*values: int) -> bytes:
 
 
 def shard_bytes(ids, magic=20240520, version=1, width="H", ntok=None) -> bytes:
-    """A token file spelt by hand, not by the code under test."""
+    """A token file made by hand, not by the code under test."""
     return header(magic, version, len(ids) if ntok is None else ntok) + struct.pack(
         f"<{len(ids)}{width}", *ids
     )
@@ -108,7 +109,7 @@ def test_raw_int32_stream_is_read(tmp_path):
 
 def test_more_tokens_than_an_int32_holds_in_a_raw_stream(tmp_path):
     with open(tmp_path / "raw.bin", "wb") as f:
-        f.truncate(4 * (2**31 + 5))  # sparse: takes no room
+        f.truncate(4 * (2**31 + 5))  # sparse, so it takes no space on the disk
     assert inspect_shard(tmp_path / "raw.bin").ntok == 2**31 + 5
     loader = Loader([tmp_path / "raw.bin"], B=1, T=1024, position=(2**31 + 4) // 1024 - 1)
     assert loader.next()[0].shape == (1, 1024)
@@ -234,13 +235,13 @@ def test_permutation_is_the_one_in_numpy_arithmetic():
 
 
 def test_permutation_golden_values():
-    """What csrc/data/dataloader.c must give too."""
+    """csrc/data/dataloader.c must give the same values."""
     assert [permute(i, 10, 42, 0) for i in range(10)] == [5, 8, 7, 4, 9, 2, 0, 1, 6, 3]
     assert permute(123456789, 10**12, 1337, 3) == 424666227186
 
 
 def test_permutation_spreads_evenly():
-    """Neighbours do not stay neighbours: the first hundred of 10,000 come from all over."""
+    """Neighbours are separated: the first hundred of 10,000 come from all parts."""
     first = [permute(i, 10_000, 1, 0) for i in range(100)]
     assert 4000 < np.mean(first) < 6000 and 2300 < np.std(first) < 3500
 
@@ -256,7 +257,7 @@ def test_loader_gives_each_window_once_an_epoch(tmp_path_factory):
     def check(sizes, T, B, shuffle, world):
         folder = tmp_path_factory.mktemp("shards")
         numbers = itertools.count()
-        shards = [list(itertools.islice(numbers, n)) for n in sizes]  # every token is another
+        shards = [list(itertools.islice(numbers, n)) for n in sizes]  # no two tokens are equal
         paths = [folder / f"train_{s}.bin" for s in range(len(shards))]
         for path, ids in zip(paths, shards):
             write_shard(path, ids, 300)
@@ -292,7 +293,7 @@ def test_loader_resumes_anywhere(tmp_path):
     paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
     whole = Loader(paths, B=3, T=4, shuffle=True, seed=9)
     batches = []
-    for _ in range(30):  # well into the third epoch
+    for _ in range(30):  # reaches into the third epoch
         position = whole.position
         batches.append((position, joined(*whole.next())))
     for position, batch in batches:
@@ -338,7 +339,7 @@ def test_windows_begin_where_documents_do(ids, starts):
 
 
 def test_windows_cover_every_id():
-    """By the rule itself, whatever the documents; and with none looked for, every T ids."""
+    """The property holds for all documents; if none are looked for, windows begin at every T ids."""
 
     @given(st.lists(st.sampled_from([E, 1, 2]), max_size=60), st.integers(1, 12))
     @settings(max_examples=300)

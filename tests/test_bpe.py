@@ -1,4 +1,4 @@
-"""Byte pairs in C: GPT-2's split and merges against tiktoken, vocab.bpe and how it may be damaged."""
+"""Byte pairs in C: GPT-2's cutting and merging against tiktoken; vocab.bpe and the ways to damage it."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def bytes_of(tokenizer: InC) -> bytes:
 
 
 def codes(name: str) -> set[int]:
-    """Of one class in csrc/text/unicode.def."""
+    """The code points of one class in csrc/text/unicode.def."""
     rows = re.findall(rf"\b{name}\((0x\w+), (0x\w+)\)", (ROOT / "csrc/text/unicode.def").read_text())
     return {code for first, last in rows for code in range(int(first, 16), int(last, 16) + 1)}
 
 
 @pytest.fixture(scope="module")
 def differing() -> set[int]:
-    """Code points whose class the table and this tiktoken do not agree on."""
+    """The code points whose class differs between the table and this tiktoken."""
     return set().union(*(codes(name) ^ unicode_table.matched(p) for name, p in unicode_table.CLASSES.items()))
 
 
 def test_the_table_is_tiktokens_over_all_code_points(differing):
-    """But for those that the older Unicode of the two does not know yet."""
+    """The two differ only in code points that the older Unicode does not have yet."""
     if not differing:
         return
     version = re.search(r"Unicode (\d+\.\d+)", (ROOT / "csrc/text/unicode.def").read_text())[1]
@@ -76,7 +76,7 @@ def test_the_table_can_be_made_again():
 
 
 def test_every_character_is_split_as_tiktoken_splits_it(gpt2, reference, differing):
-    """Among letters, digits and signs: its class shows in where words end."""
+    """Each character stands among letters, digits and signs: the ends of words show its class."""
     characters = [c for c in unicode_table.EVERY_CHARACTER if ord(c) not in differing]
     for around in ("a{}a 1{}1 .{}. {}", "{}{} {}\n"):
         text = "".join(around.replace("{}", c) for c in characters[:4000] + characters[4000::37])
@@ -143,7 +143,7 @@ def test_random_code_points_of_all_planes(same, differing):
 
 
 def test_long_words_of_common_letters(same):
-    """Where many merges compete, and what a merge did away with must not come back."""
+    """Many merges compete here, and a part that was merged away must not come back."""
     rng = random.Random(7)
     for letters in ("etaoinshrdlu", "ab", "aeéo", "=-_*", "0123456789"):
         for size in (20, 200, 20_000):
@@ -214,7 +214,7 @@ def test_vocab_bpe_becomes_a_tokenizer_bin_that_travels(gpt2, vocab_bpe, tmp_pat
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_llm_cs_own_file_is_known_by_its_table(vocab_bpe, version):
-    """Whose header says nothing about encoding; one byte of another table, and it is not."""
+    """Its header does not say how it encodes; a table with one other byte is not taken for it."""
     pieces = bpe.read_vocab_bpe(vocab_bpe, "")
     data = file_bytes(pieces, kind=UNKNOWN, version=version)
     assert Tokenizer.from_bytes(data, "").name == "gpt2"
@@ -291,7 +291,7 @@ def test_a_piece_longer_than_a_file_can_say_is_refused(vocab_bpe):
 @SETTINGS
 @given(st.data())
 def test_any_damage_is_an_error_or_a_tokenizer_in_both(data):
-    """On the head of a vocab.bpe, where every line is read before it is missed."""
+    """The damage is in the head of a vocab.bpe, where every line is read before a missing one is noticed."""
     head = b"#version: 0.2\n\xc4\xa0 t\n\xc4\xa0 a\nh e\ni n\nr e\no n\n\xc4\xa0t he\n"
     damaged = bytearray(head[: data.draw(st.integers(8, len(head)))] + data.draw(st.binary(max_size=4)))
     for _ in range(data.draw(st.integers(0, 3))):
@@ -321,7 +321,7 @@ def test_a_table_that_cannot_encode_is_refused(pieces, message):
 
 @st.composite
 def tables(draw):
-    """Bytes and pieces over few letters, whether or not merges lead to them, and a text of the same."""
+    """Bytes and pieces over few letters, with or without merges that lead to them, and a text over the same letters."""
     words = st.text("ab '1é", min_size=2, max_size=6)
     pieces = draw(st.lists(words.map(str.encode), max_size=30, unique=True))
     return [*[bytes([b]) for b in range(256)], *pieces, EOT], draw(st.text("ab '1é", max_size=60))

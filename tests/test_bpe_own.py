@@ -1,4 +1,4 @@
-"""Byte pairs learnt from texts: they encode alike in C, in tiktoken and however they were learnt."""
+"""Byte pairs learnt from texts encode alike in C and in tiktoken, however they were learnt."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_pieces_are_learnt_in_the_order_of_ids():
 
 
 def test_learning_does_not_depend_on_threads_or_the_process(tmp_path):
-    """Hash seeds and the number of threads, which the package takes from the environment."""
+    """Neither hash seeds nor the number of threads, which the package takes from the environment, change the result."""
     pytest.importorskip("tokenizers")
     code = (
         "import sys; from pyllmc.text import vocabularies\n"

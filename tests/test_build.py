@@ -1,4 +1,4 @@
-"""Other compilers and other CPUs: the same source builds without a warning, and without threads."""
+"""Other compilers and other CPUs: the same source builds without a warning, also without threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def build(folder: Path, *variables: str) -> None:
-    """-O1: what is tested is that it compiles."""
+    """Builds with -O1, because only compiling is tested."""
     command = ["make", "-C", str(ROOT), "-j2", f"BUILD={folder}", "OPT=-O1", *variables]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -41,7 +41,8 @@ def test_aarch64_compiles_from_the_same_source(tmp_path):
 )
 @pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="builds another library")
 def test_products_by_a_blas(tmp_path):
-    """Every product of test_matmul.py, by OpenBLAS; the promise about threads is ours alone."""
+    """OpenBLAS computes every product of test_matmul.py. The promise that threads change no bit holds for our products
+    only."""
     import scipy_openblas32
 
     blas = Path(scipy_openblas32.get_lib_dir()) / scipy_openblas32.get_library(fullname=True)
@@ -58,7 +59,7 @@ def test_products_by_a_blas(tmp_path):
 @pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-linux-musl", "wasm32-wasi -DNO_THREADS"])
 @pytest.mark.parametrize("name", ["pool.c", "cores.c"])
 def test_threads_compile_elsewhere(name, target, tmp_path):
-    """What is the system's own of threads, on systems that have other words for it, or none."""
+    """The code for threads compiles for systems with other calls for them, and for systems without threads."""
     command = [
         sys.executable,
         "-m",
@@ -116,7 +117,7 @@ def test_the_checksum_of_the_tables_is_cksums():
 
 @pytest.mark.parametrize("name", layout.TABLES)
 def test_a_stale_library_is_refused(name, tmp_path):
-    """A checkout whose header or table has changed since the library was built."""
+    """The library is refused after a header or table of the checkout has changed."""
     shutil.copytree(ROOT / "pyllmc", tmp_path / "pyllmc", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "csrc").mkdir()
     for table in layout.TABLES:
@@ -140,7 +141,7 @@ def test_a_stale_library_is_refused(name, tmp_path):
 
 
 def test_a_python_too_old_for_the_tests_is_one_line(tmp_path):
-    """Before pip is asked for a PyTorch that does not exist there."""
+    """The refusal comes before pip is asked for a PyTorch that does not exist for that Python."""
     for name in ("Makefile", "pyproject.toml", "csrc", "cuda"):
         (tmp_path / name).symlink_to(ROOT / name)
     tools = tmp_path / ".venv" / "bin"

@@ -1,4 +1,5 @@
-"""Talking with a model: one policy for ./chat_gpt2 and python -m pyllmc.chat, from checkpoints and from OpenAI's files."""
+"""Talking with a model: ./chat_gpt2 and python -m pyllmc.chat follow one policy, with checkpoints and with OpenAI's
+files."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def run(program: list[str], *arguments, text: str = "", **kwargs) -> subprocess.
 
 
 def start(program: list[str], *arguments) -> subprocess.Popen:
-    """With a first turn."""
+    """Starts a program with a first turn."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = subprocess.Popen(command(program, *arguments), cwd=ROOT, **pipes)
     process.stdin.write(b"ab\n")
@@ -143,7 +144,7 @@ def test_a_reader_that_leaves_is_no_error(program, endless):
 
 
 def answer_by_hand(checkpoint: Path, context: str, most: int) -> tuple[str, str]:
-    """What follows a context that is read afresh, as shown and as it stays in the context."""
+    """The answer to a context that is read from its start: the text shown, and the text that stays in the context."""
     writer = Writer(Model(checkpoint, B=1, training=False))
     stops = ["\n\na:", "\na:", "\n\nb:", "\nb:"]
     answer = "".join(writer.stream(context, most, 0.0, stop=stops, repetition_penalty=1.4))
@@ -152,7 +153,7 @@ def answer_by_hand(checkpoint: Path, context: str, most: int) -> tuple[str, str]
 
 @pytest.mark.parametrize("system", ["", ".a."])
 def test_history_is_forgotten_in_whole_turns(checkpoint, system):
-    """Each answer is what a fresh text of the opening and the turns that fit would get."""
+    """Each answer is the one that a new text, of the opening and the turns that fit, would get."""
     most = 7
     chat = Chat(
         checkpoint,
@@ -180,7 +181,7 @@ def test_history_is_forgotten_in_whole_turns(checkpoint, system):
 
 
 def test_an_answer_ends_where_somebody_elses_line_begins(tmp_path):
-    """A model that has only ever seen dialogues, so to speak: its tokens are lines of them."""
+    """The model has, so to speak, only seen dialogues: its tokens are lines of them."""
     pieces = [b"a", b"b", b":", b" ", b"\n", b"\na:", b"\n\nb:", b" ab"]
     model = Model(GPTConfig(len(pieces) + 1, 60, 1, 1, 8), B=1, training=False, seed=2)
     model.tokenizer_bytes = file_bytes([*pieces, EOT])
@@ -195,7 +196,7 @@ def test_an_answer_ends_where_somebody_elses_line_begins(tmp_path):
 
 
 def test_an_answer_that_nobody_waits_for_is_cut(checkpoint):
-    """What was seen of it stays in the context."""
+    """The part that was seen stays in the context."""
     how = dict(temperature=0, repetition_penalty=1.4, system=".", template="chat", sample_tokens=12, **NAMES)
     chat = Chat(checkpoint, **how)
     _, whole = answer_by_hand(checkpoint, ".\na: ab\nb:", 12)
@@ -214,7 +215,7 @@ def test_a_story_goes_on_after_an_empty_turn(endless):
     assert (first := say(chat, "ab\n")) == writer.write("ab", 10, **how)
     assert chat.end == writer.end == "limit"
     assert first + say(chat, "") == writer.write("ab", 20, **how)
-    assert say(chat, "é") == writer.write("é", 10, **how)  # a text of its own
+    assert say(chat, "é") == writer.write("é", 10, **how)  # this text begins anew
 
 
 def test_a_window_is_told(tmp_path):
@@ -260,7 +261,7 @@ def test_what_cannot_be_is_refused_and_the_chat_goes_on(checkpoint):
         if says:
             with pytest.raises(pyllmc.LlmcError, match=says):
                 Chat(checkpoint, **named)
-        else:  # a name that the vocabulary lacks shows at the first turn
+        else:  # a name that the vocabulary lacks is noticed at the first turn
             with pytest.raises(InvalidArgument, match="character 'x'"):
                 Chat(checkpoint, **named).say("a")
 
@@ -270,7 +271,7 @@ def test_what_cannot_be_is_refused_and_the_chat_goes_on(checkpoint):
 
 @pytest.fixture(scope="module")
 def openai(vocab_bpe, tmp_path_factory) -> Path:
-    """As the release has them, without the index; vocab.bpe beside it."""
+    """OpenAI's files as released, without the index, and with vocab.bpe beside them."""
     tensors = tfwriter.random_tensors(GPTConfig(50257, 1024, 2, 1, 64))
     folder = tfwriter.write(tmp_path_factory.mktemp("openai") / "124M", tensors, index=False)
     (folder / "vocab.bpe").write_bytes(vocab_bpe)
@@ -278,7 +279,7 @@ def openai(vocab_bpe, tmp_path_factory) -> Path:
 
 
 def test_openais_files_alone_are_enough(openai):
-    """The ids that tiktoken makes of the text, continued by the model, decoded by tiktoken."""
+    """tiktoken makes the ids of the text, the model continues them, tiktoken decodes them."""
     tiktoken = pytest.importorskip("tiktoken").get_encoding("gpt2")
     context = "A talk.\nAlice: Grüß dich, who're  you?\nBob:"
     ids = Model(openai, B=1, training=False).generate(
@@ -337,7 +338,7 @@ def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
     }
 
 
-BAD = [  # arguments, exit code, what the line says
+BAD = [  # arguments, exit code, the words in the line
     (["{none}"], 5, "none"),
     (["{hollow}"], 5, "hollow"),
     (["{cut}"], 4, "cut"),

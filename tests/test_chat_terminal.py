@@ -1,4 +1,4 @@
-"""Chat where somebody sits: what is shown and when, Ctrl-C in an answer, between turns and in a pipe."""
+"""Chat at a terminal: what it shows and when; Ctrl-C in an answer, between turns, and in a pipe."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -17,7 +17,7 @@ from test_tokenizer_c import file_bytes
 
 from pyllmc import GPTConfig, Model
 
-# the status as a shell tells it: Python gives its handlers back at the end, and a late Ctrl-C then kills it
+# the exit status as a shell shows it: Python restores its handlers at the end, and a late Ctrl-C kills it then
 IN_A_TERMINAL = """
 import os, pty, sys
 code = os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:]))
@@ -26,7 +26,7 @@ sys.exit(code if code >= 0 else 128 - code)
 
 
 class Terminal:
-    """A program that believes somebody sits there."""
+    """A program that runs at a terminal of its own."""
 
     def __init__(self, program: list[str], *arguments, term: str = "dumb", columns: int = 0) -> None:
         wide = ["sh", "-c", f'stty cols {columns} rows 24; exec "$@"', "sh"] if columns else []
@@ -65,7 +65,7 @@ class Terminal:
 
 @FRONT_ENDS
 def test_at_a_terminal(program, endless):
-    """A turn that cannot be, Ctrl-C in an endless answer, Ctrl-D."""
+    """A turn that is refused, Ctrl-C in an endless answer, Ctrl-D."""
     with Terminal(program, endless, "--sample_tokens=16000000") as terminal:
         terminal.wait_for("Ctrl-D ends")
         terminal.wait_for("> ")
@@ -74,7 +74,7 @@ def test_at_a_terminal(program, endless):
         terminal.wait_for("> ")
         for _ in range(2):
             terminal.type("ab\n")
-            terminal.wait_for("ab\r\nab")  # what was typed, and the text
+            terminal.wait_for("ab\r\nab")  # the typed text, and the answer
             terminal.type("\x03")
             terminal.wait_for("\n> ")
         terminal.type("\x04")
@@ -105,13 +105,13 @@ def wordy(tmp_path_factory):
 
 @pytest.mark.parametrize("columns", [12, 31])
 def test_no_word_is_broken_at_the_edge(wordy, columns):
-    """The same lines from both front ends; without an edge, the same words in one line."""
+    """Both front ends print the same lines; without an edge, the same words stand in one line."""
     seen = []
     for program in PROGRAMS:
         how = (wordy, "--prompt=a", "--sample_tokens=40", "--temperature=3")
         with Terminal(program, *how, columns=columns) as terminal:
             shown = terminal.process.stdout.read().decode()
-            seen.append(re.sub(r"\r(loading|lo\.\.)[^\r]*|\r +\r", "", shown))  # that it lives
+            seen.append(re.sub(r"\r(loading|lo\.\.)[^\r]*|\r +\r", "", shown))  # without signs of life
         whole = subprocess.run(command(program, *how), capture_output=True, cwd=ROOT).stdout.decode()
     lines = seen[0].rstrip("\r\n").split("\r\n")
     assert seen[0] == seen[1] and len(lines) > 4
@@ -123,7 +123,7 @@ def test_no_word_is_broken_at_the_edge(wordy, columns):
 
 
 def test_arrow_keys_and_history(endless):
-    """Of the command in Python: a line is gone back in, and the one before is called back."""
+    """The command in Python edits a line and recalls the one before it."""
     pytest.importorskip("readline")
     with Terminal(PROGRAMS[1], endless, "--sample_tokens=3", term="xterm", columns=80) as terminal:
         terminal.wait_for("Ctrl-D ends")
@@ -131,7 +131,7 @@ def test_arrow_keys_and_history(endless):
         terminal.type("b:\x1b[D\x1b[Dx\n")  # to the left twice: xb:
         terminal.wait_for("character 'x' (byte 120 at byte 0")
         terminal.wait_for("> ")
-        terminal.type("\x1b[A\x01\x1b[3~a\n")  # upwards, to its begin, delete: ab:
+        terminal.type("\x1b[A\x01\x1b[3~a\n")  # up, to the start of the line, delete: ab:
         terminal.wait_for("\nab:")
         terminal.wait_for("> ")
         terminal.type("\x04")
@@ -142,7 +142,7 @@ def test_arrow_keys_and_history(endless):
 def test_ctrl_c_twice_ends_it(program, endless):
     with Terminal(program, endless) as terminal:
         terminal.wait_for("> ")
-        time.sleep(0.2)  # Python may miss one just before it waits
+        time.sleep(0.2)  # Python may miss a signal just before it waits
         terminal.type("\x03")
         if program is PROGRAMS[0]:
             terminal.wait_for("> ")

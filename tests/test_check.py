@@ -102,7 +102,7 @@ def test_another_draw_of_a_weight_is_named(capsys, monkeypatch):
     assert first(text) == "weight h.1.fcw"
 
 
-# the tensor disturbed -> the first that shows it
+# the tensor that is disturbed -> the first tensor that shows it
 WRONG_WEIGHTS = {
     "transformer.wpe.weight": "activation h.0.residual1",
     "transformer.h.0.ln_1.bias": "activation h.0.ln1",

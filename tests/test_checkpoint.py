@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, and every way in which a file can be wrong."""
+"""Checkpoints: their content, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def llmc_file(version: int, weights: np.ndarray, config=CONFIG, /, **changes) ->
 
 
 def test_round_trip_and_format(tmp_path):
-    """The head is llm.c's model file, byte by byte; then the sections; then zlib's checksum."""
+    """The head is llm.c's model file, byte by byte; then come the sections, then zlib's checksum."""
     model, path = trained(), tmp_path / "ü.ckpt"
     save(model, path, "lr=1\nB=2\n", "step=3\nposition=17\n", b"\0token\xff")
     data, params = path.read_bytes(), block(model, "LLMC_PARAMS")
@@ -196,7 +196,7 @@ def test_window_travels(tmp_path):
 
 
 def test_pieces(tmp_path):
-    """Larger than the buffer that weights are moved through."""
+    """The file is larger than the buffer that weights are moved through."""
     config = GPTConfig(vocab_size=5000, max_seq_len=8, n_layer=1, n_head=1, n_embd=64)
     model = Model(config, B=1, T=2)
     model.save(tmp_path / "m")
@@ -300,7 +300,7 @@ def test_bad_paths(tmp_path):
 
 
 class Whole(bytes):
-    """A checkpoint's bytes, short to print."""
+    """The bytes of a checkpoint, with a short text when a test prints them."""
 
     def __repr__(self) -> str:
         return f"<checkpoint of {len(self)} bytes>"
@@ -319,7 +319,7 @@ def victim() -> Model:
 
 
 def refused(victim: Model, path: Path, data: bytes) -> None:
-    """A clean error that names the file, and not one weight changed."""
+    """Checks for an error that names the file, without a change to any weight."""
     path.write_bytes(data)
     before = block(victim, "LLMC_PARAMS").tobytes(), block(victim, "LLMC_M").tobytes()
     with pytest.raises((_ffi.BadFile, _ffi.NotFinite, _ffi.InvalidArgument), match=re.escape(path.name)):
@@ -339,7 +339,8 @@ def boundaries(data: bytes) -> list[int]:
 
 def test_cut_at_every_boundary(tmp_path, whole, victim):
     for at in {b + d for b in boundaries(whole) for d in (-1, 0, 1)}:
-        if 0 <= at < len(whole) and at != whole.index(b"OPTIONS "):  # there it is llm.c's whole file
+        # the file up to there is a whole file of llm.c's
+        if 0 <= at < len(whole) and at != whole.index(b"OPTIONS "):
             refused(victim, tmp_path / "cut.bin", whole[:at])
     load(victim, _written(tmp_path / "cut.bin", whole[: whole.index(b"OPTIONS ")]))
 
@@ -375,7 +376,7 @@ def test_lying_section_sizes(tmp_path, whole, victim, tag, size):
 
 
 def resealed(body: bytes) -> bytes:
-    """With a checksum that fits: only the meaning is wrong."""
+    """The bytes with a right checksum, so that only their meaning is wrong."""
     return body + b"CRC32   " + struct.pack("<qI", 4, zlib.crc32(body))
 
 
@@ -383,11 +384,12 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
     body = whole[:-20]
     assert resealed(body) == whole
     options = b"OPTIONS " + struct.pack("<q", 1) + b"x"
-    refused(victim, tmp_path / "m", resealed(body + options))  # twice
+    refused(victim, tmp_path / "m", resealed(body + options))  # the section is there twice
     refused(victim, tmp_path / "m", resealed(body + b"UNKNOWN " + struct.pack("<q", 0)))
     refused(victim, tmp_path / "m", resealed(body.replace(b"step=3", b"step=-")[:-4]))  # moments too short
-    refused(victim, tmp_path / "m", resealed(body)[:-20] + whole[-20:] + options)  # not at the end
-    refused(victim, tmp_path / "m", resealed(body[:-4] + struct.pack("<f", np.nan)))  # a moment
+    # the checksum is not at the end
+    refused(victim, tmp_path / "m", resealed(body)[:-20] + whole[-20:] + options)
+    refused(victim, tmp_path / "m", resealed(body[:-4] + struct.pack("<f", np.nan)))  # a moment is NaN
     five_bytes = b"STATE   " + struct.pack("<q", 7) + b"step=-5"
     head = whole[: whole.index(b"OPTIONS ")]
     refused(victim, tmp_path / "m", resealed(head + five_bytes))
@@ -395,7 +397,7 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
-    """Else for its last, where nothing was validated."""
+    """If nothing was validated, the last checkpoint stands for the folder."""
     make(seed=1).save(tmp_path / "last.ckpt")
     assert np.array_equal(Model(tmp_path, B=1).params["wte"], make(seed=1).params["wte"])
     make(seed=2).save(tmp_path / "best.ckpt")

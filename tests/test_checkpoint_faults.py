@@ -162,7 +162,7 @@ def python(program: str, *args, **env) -> subprocess.CompletedProcess:
 
 
 def test_a_fault_at_every_write_flush_and_rename(tmp_path, shim):
-    """The old file stays, byte for byte, until the rename; after it the new one is there; never a .tmp."""
+    """Until the rename the old file stays, byte for byte; after it the new one is there; a .tmp is never left."""
     done = python(FAULTS, tmp_path / "m.ckpt", **preloading(shim))
     assert done.returncode == 0, done.stderr
     outcomes = [line.split()[-1] for line in done.stdout.splitlines()]
@@ -213,7 +213,7 @@ except pyllmc.SystemFailure as error:
 
 @pytest.mark.parametrize("code, reason", [(errno.EROFS, "Read-only file system"), (errno.EACCES, "denied")])
 def test_a_folder_that_cannot_be_made_says_why(code, reason, tmp_path, shim):
-    """The parent's reason, not the ENOENT of its child."""
+    """The error gives the reason for the parent folder, not the ENOENT of its child."""
     done = python(TRAIN, tmp_path, **preloading(shim), FAIL_MKDIR=str(tmp_path), FAIL_ERRNO=str(code))
     assert f"{tmp_path}/made cannot be made" in done.stdout, done.stderr
     assert reason in done.stdout
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_made_says_why(code, reason, tmp_path, shim):
 
 
 def test_full_disk(tmp_path):
-    """RLIMIT_FSIZE stands in for it: the write is cut short, then refused."""
+    """RLIMIT_FSIZE imitates a full disk: a write is cut short, later ones are refused."""
     program = textwrap.dedent("""
         import resource, signal, sys
         from pyllmc import Model
@@ -269,10 +269,10 @@ assert len(seen) > 1
 
 
 def test_kill_at_any_moment(tmp_path):
-    """Whatever is there afterwards is one whole checkpoint: all its weights carry one number."""
+    """At any moment one whole checkpoint is there: all its weights have the same number."""
     path = tmp_path / "m.ckpt"
     done = python(KILLS, path)
     assert done.returncode == 0, done.stderr
     assert set(os.listdir(tmp_path)) <= {"m.ckpt", "m.ckpt.tmp"}
-    Model(GPTConfig(37, 6, 2, 2, 8), B=1, T=4).save(path)  # a left-over .tmp is in nobody's way
+    Model(GPTConfig(37, 6, 2, 2, 8), B=1, T=4).save(path)  # a .tmp that was left over disturbs nobody
     assert os.listdir(tmp_path) == ["m.ckpt"]

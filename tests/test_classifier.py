@@ -9,7 +9,8 @@ from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
 from pyllmc.parity import yardstick
 
-# B, T, V, Vp: V no multiple of a vector, one token more and less than a block, the padding none or more than a row
+# B, T, V, Vp: V is no multiple of a vector; V is one more and one less than a block; padding is none, or more than a
+# row
 SHAPES = [
     (1, 1, 1, 128),
     (2, 3, 2, 128),
@@ -20,7 +21,7 @@ SHAPES = [
     (1, 3, 50257, 50304),
 ]
 SCALE = 0.25
-JUNK = np.float32(1e30)  # in the padding: no kernel may look there
+JUNK = np.float32(1e30)  # lies in the padding, which no kernel may read
 
 
 def data(B: int, T: int, V: int, Vp: int, spread: float = 3.0) -> dict[str, np.ndarray]:
@@ -42,7 +43,7 @@ def mask(d: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def torch_classifier(d: dict[str, np.ndarray], V: int, dtype: torch.dtype):
-    """losses, lse, loss and the gradient of SCALE * loss"""
+    """losses, lse, loss and the gradient of SCALE * loss."""
     x = torch.tensor(d["logits"][..., :V], dtype=dtype, requires_grad=True)
     targets, weights = torch.tensor(d["targets"]).long(), torch.tensor(d["weights"], dtype=dtype)
     losses = torch.nn.functional.cross_entropy(
@@ -57,7 +58,7 @@ def torch_classifier(d: dict[str, np.ndarray], V: int, dtype: torch.dtype):
 
 
 def run(k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], V: int):
-    """losses, lse, loss (2), dlogits"""
+    """losses, lse, loss (2), dlogits."""
     B, T, Vp = d["logits"].shape
     logits, targets, weights = (buffers.guarded(d[name]) for name in ("logits", "targets", "weights"))
     losses, lse, loss = buffers.out(B, T), buffers.out(B, T), buffers.out(2)
@@ -73,7 +74,7 @@ def check(k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], V: int):
     single, double = yardstick.both(lambda dtype: torch_classifier(d, V, dtype))
     for got, a, b, what in zip((losses, lse, loss[0]), single, double, ("losses", "lse", "loss")):
         assert_parity(got, a, b, what)
-    # some subtract lse as float holds it; the others make up for that rounding
+    # some subtract lse as float stores it; the others make up for that rounding
     as_float = k.isa == "reference" or k.stored == "bfloat16"
     floor = 2e-7 + (6e-8 * np.abs(lse).max() if as_float else 0)
     assert_parity(dlogits[..., :V], single[3], double[3], "dlogits", floor=floor, stored=k.stored)
@@ -123,7 +124,7 @@ def test_largest_logit_anywhere(kernels: Kernel, buffers: Buffers):
 
 
 def test_forbidden_tokens(kernels: Kernel, buffers: Buffers):
-    """A logit of -inf has probability 0, even a whole block of them."""
+    """A logit of -inf has probability 0, even in a whole block of them."""
     V, Vp = 2100, 2176
     d = data(1, 2, V, Vp)
     d["logits"][0, 0, :2048] = -np.inf
@@ -146,7 +147,7 @@ def test_loss_mean_of_many(kernels: Kernel, buffers: Buffers):
     rng = np.random.default_rng(0)
     losses, weights = rng.random(n, dtype=np.float32) * 10, rng.random(n, dtype=np.float32)
     targets = rng.integers(-1, 3, n, dtype=np.int32)
-    losses[targets == -1], weights[targets == -1] = np.nan, np.inf  # which nobody may look at
+    losses[targets == -1], weights[targets == -1] = np.nan, np.inf  # no kernel may read these
     loss = buffers.out(2)
     kernels.loss_mean(loss, losses, targets, weights, n)
     losses, w = losses[targets != -1], weights[targets != -1].astype(np.float64)

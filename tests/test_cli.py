@@ -1,4 +1,4 @@
-"""Both front ends as a person uses them: the same lines from the same options, and one clear line for bad input."""
+"""Both front ends as a person uses them: equal options give equal lines, and bad input gives one clear line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
     assert without_times(outputs[0]) == without_times(outputs[1])
     a, b = ((tmp_path / name / "metrics.jsonl").read_text() for name in "ab")
     drop = re.compile(r', "ms".*')
-    assert drop.sub("", a) == drop.sub("", b)  # bit for bit: nine digits tell floats apart
+    assert drop.sub("", a) == drop.sub("", b)  # nine digits are enough to tell any two floats apart
     assert "val loss" in outputs[0]
     assert "sample: " in outputs[0]
     assert (tmp_path / "b" / "loss.png").stat().st_size > 5000
@@ -74,7 +74,7 @@ def test_both_front_ends_print_the_same_lines(data, tmp_path):
     "ends, code, says", [("kill -INT $$", 130, ""), ("exit 130", 130, ""), ("exit 5", 5, "--data")]
 )
 def test_the_binary_while_its_data_is_made(ends, code, says, tmp_path):
-    """By python3, here a script that ends as an interrupted or a failed one does."""
+    """A script takes the place of python3, and ends as an interrupted or a failed one does."""
     (tmp_path / "python3").write_text(f"#!/bin/sh\n{ends}\n")
     (tmp_path / "python3").chmod(0o755)
     done = run(BINARY, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
@@ -112,7 +112,7 @@ def test_a_plan_needs_no_data_where_the_model_has_a_vocabulary(program, tmp_path
 
 
 def test_data_that_cannot_be_made_is_one_line_with_the_reason(tmp_path):
-    """Outside the checkout, without the package."""
+    """The program runs outside of the checkout, without the package."""
     done = run(BINARY, cwd=tmp_path, env={"PYTHONPATH": ""})
     if done.returncode == 0:
         pytest.skip("the package is installed")
@@ -140,7 +140,7 @@ def test_training_starts_from_a_run(program, bad, data):
 
 @FRONT_ENDS
 def test_a_sample_with_nul_bytes_is_whole(program, tmp_path):
-    """As are real in text: a byte model that has only seen NULs writes them."""
+    """A byte model that has only seen NULs writes them; text can contain them."""
     data, out = tmp_path / "data", tmp_path / "run"
     dataset.write_dataset(["\0" * 40 + "z"] * 50, data, tokenizer="byte", eot=False)
     options = [*TINY, "--max_steps=30", "--lr=0.01", "--val_every=0", "--temperature=0", "--prompt=z"]
@@ -210,7 +210,7 @@ def bad(tmp_path_factory, data) -> dict[str, Path]:
     }
 
 
-BAD_INPUT = [  # arguments, exit code, what the line says
+BAD_INPUT = [  # arguments, exit code, the words in the line
     (["--data={missing}"], 5, "there is no data at"),
     (["--data={hollow}"], None, "hollow"),
     (["--data="], 2, "--data is empty"),
@@ -267,7 +267,7 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, bad, data, 
 
 @FRONT_ENDS
 def test_a_full_disk_is_one_clear_line_and_the_old_checkpoint_stays(program, data, tmp_path):
-    """RLIMIT_FSIZE stands in for a full disk: writing beyond it fails."""
+    """RLIMIT_FSIZE imitates a full disk: writing beyond it fails."""
     import resource
 
     out = tmp_path / "run"
@@ -309,7 +309,8 @@ def test_interrupt_saves_and_resume_continues(program, data, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "continue with --resume" in output
-    done = run(program, f"--resume={out}", "--max_steps=1")  # already beyond: nothing to do, nothing harmed
+    # the run is past that step already: nothing is done, nothing harmed
+    done = run(program, f"--resume={out}", "--max_steps=1")
     assert done.returncode == 0, done.stderr
     assert "last: step " in done.stderr and "before the first step" not in done.stderr
     none = run(program, f"--resume={out}/step_00000001.ckpt")
@@ -352,7 +353,7 @@ def test_an_old_python_is_one_clear_line(tmp_path):
     old = tmp_path / "python"
     old.write_text(
         "#!/bin/sh\nexit 1\n"
-    )  # as `python -c 'sys.exit(sys.version_info < (3, 9))'` ends on an old one
+    )  # ends as `python -c 'sys.exit(sys.version_info < (3, 9))'` does on an old Python
     old.chmod(0o755)
     make = subprocess.run(
         ["make", "-C", str(ROOT), "-n", "-B", ".venv/bin/python", f"PYTHON={old}"],

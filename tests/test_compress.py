@@ -1,4 +1,4 @@
-"""Weights kept in bf16 or int8 for generation: what is stored, and every kernel that reads it."""
+"""Weights kept in bf16 or int8 for generation: their stored form, and every kernel that reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def stored(weight: np.ndarray, form: str) -> np.ndarray:
-    """The numbers that are left of a weight (rows, C)."""
+    """The numbers that a weight (rows, C) keeps in that form."""
     if form == "bf16":
         return torch.from_numpy(weight).bfloat16().float().numpy()
     scale = np.abs(weight).max(1, keepdims=True) / np.float32(127)
@@ -31,12 +31,12 @@ def stored(weight: np.ndarray, form: str) -> np.ndarray:
 
 @pytest.fixture(params=ISAS)
 def kernels(request) -> Kernel:
-    """Of CPUs: a GPU's weights are bf16 already."""
+    """Kernels of CPUs, because a GPU's weights are bf16 already."""
     return Kernel(request.param)
 
 
 def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str) -> np.ndarray:
-    """The weight's buffer, holding compressed rows."""
+    """The buffer of the weight with compressed rows in it."""
     buffer = buffers.guarded(weight)
     kernels.compress(buffer, FORMATS[form], *weight.shape)
     kernels.context.weights = FORMATS[form]
@@ -65,7 +65,7 @@ def test_products(kernels: Kernel, buffers: Buffers, form: str, precision: str):
         weight[OC // 2] = 0  # a row without a scale
         buffer, out = compressed(kernels, buffers, weight, form), buffers.out(M, OC)
         kernels.matmul_forward(out, inp, buffer, bias, 1, M, C, OC)
-        multiplied = "fp32" if M == 1 else precision  # kernels.h
+        multiplied = "fp32" if M == 1 else precision  # see kernels.h
         given = rounded(inp, multiplied), stored(weight, form), bias
         what = f"{form}, {precision} M={M} C={C} OC={OC}"
         assert_parity(out, *both(F.linear, *given), what=what)
@@ -80,7 +80,7 @@ def test_products(kernels: Kernel, buffers: Buffers, form: str, precision: str):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_threads_do_not_change_a_bit(kernels: Kernel, buffers: Buffers, form: str, precision: str):
-    """Each rounds rows of weights in a part of the workspace of its own."""
+    """Each thread rounds rows of weights in its own part of the workspace."""
     if precision == "bf16" and not kernels.table.bf16:
         pytest.skip(f"{kernels.isa} has no products in bf16")
     for M, C, OC in ((1, 300, 401), (14, 770, 401), (64, 1030, 150), (90, 300, 401)):
@@ -107,7 +107,7 @@ def test_embedding(kernels: Kernel, buffers: Buffers, form: str):
 
 
 def test_numbers_that_are_special(kernels: Kernel, buffers: Buffers):
-    """bf16 of infinities, of NaN, of what lies between two numbers; read back by a product with 1."""
+    """bf16 of infinities, of NaN, and of numbers halfway between two; a product with 1 reads them back."""
     special = [np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3.4e38, 1e-30]
     weight = np.array([[x, 0] for x in special], np.float32)
     kernels.workspace(1, 1, 2)

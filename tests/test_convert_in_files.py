@@ -1,4 +1,5 @@
-"""Weights in: nanoGPT's, minGPT's, llm.c's and OpenAI's files in their exact layouts, made here; and what is no weights."""
+"""Weights in: nanoGPT's, minGPT's, llm.c's and OpenAI's files in their exact layouts, made here; and files without
+weights."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyllmc.convert.pytorch.WeightsW
 
 
 class Nano(torch.nn.Module):
-    """nanoGPT's and minGPT's names on nn.Linear, with its computation."""
+    """nanoGPT's and minGPT's names on nn.Linear, with their computation."""
 
     def __init__(self, c: GPTConfig, V: int, bias: bool = True, approximate: str = "none") -> None:
         super().__init__()
@@ -98,14 +99,14 @@ def test_nanogpt(tmp_path, prefix, bias):
 
 
 def test_the_exact_gelu_is_near(tmp_path):
-    """What the note about it means: the second or third digit after the point."""
+    """The note about it is right: the second or third digit after the point differs."""
     model = randomise(Nano(CONFIG, 97))
     with pytest.warns(WeightsWarning, match="computes GELU exactly"):
         assert_parity(nanogpt(tmp_path / "ckpt.pt", model, 97), model, atol=2e-2)
 
 
 def test_a_vocabulary_that_was_rounded_up(tmp_path):
-    """50304 is GPT-2's 50257 rounded up: what lies past it goes, in the head as well."""
+    """50304 is GPT-2's 50257 rounded up: the rows past it are dropped, in the head as well."""
     model = randomise(Nano(CONFIG, 50304, approximate="tanh"))
     path, said = nanogpt(tmp_path / "ckpt.pt", model, 50304), []
     config, tensors = convert.load(path, tell=said.append)
@@ -168,7 +169,7 @@ def test_mingpt(tmp_path, config):
 
 
 def test_heads_are_told_not_guessed(tmp_path):
-    """Even of gpt-nano's sizes: another number of heads would be another model, and nothing would tell."""
+    """This holds for gpt-nano's sizes, too: another number of heads would be another model without any sign of it."""
     path = mingpt(tmp_path / "model.pt", randomise(Nano(GPTConfig(97, 32, 3, 3, 48), 97)))
     refused(path, "does not tell the number of heads of its 3 layers.*--n_head")
     assert convert.load(path, n_head=4)[0].n_head == 4
@@ -183,7 +184,7 @@ def test_a_bare_state_dict_of_conv1d(tmp_path, gpt2):
 
 
 class Old(torch.nn.Module):
-    """minGPT as it was in 2020, in its own names."""
+    """minGPT of 2020, with its own names."""
 
     def __init__(self, new: Nano, tied: bool = True) -> None:
         super().__init__()
@@ -225,7 +226,7 @@ def test_minGPT_of_2020(tmp_path):
     refused(mingpt(path, Old(new, tied=False)), "head.weight is not the embedding")
 
 
-# ---- what the engine reads ----
+# ---- files that the engine reads ----
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ def block() -> np.ndarray:
 
 
 def mixed_file(block: np.ndarray, version: int, norms_last: bool) -> tuple[bytes, np.ndarray]:
-    """llm.c's versions 2 and 4: norms in float, the rest in bfloat16; and what comes out of them."""
+    """llm.c's versions 2 and 4: norms in float, the rest in bfloat16; and the parameters to expect from them."""
     SIZES, model = test_checkpoint.CONFIG, test_checkpoint.make()
     rows = {n: r for n, r in model._arena.rows.items() if r.kind == 0}
     expected, pieces = block.copy(), {}
@@ -287,7 +288,7 @@ def test_checkpoints_and_runs(tmp_path):
 
 
 def test_openais_checkpoint(tmp_path):
-    """As transformers would have it: the same numbers in Conv1D's orientation."""
+    """transformers reads the same numbers, in Conv1D's orientation."""
     config = GPTConfig(97, 32, 12, 2, 16)
     hf, tensors = make_gpt2(config), {}
     for name, x in hf.state_dict().items():
@@ -305,7 +306,7 @@ def test_openais_checkpoint(tmp_path):
     assert convert.detect(folder) == "OpenAI TensorFlow checkpoint with its index"
 
 
-# ---- what is nothing ----
+# ---- no weights ----
 
 
 def test_paths(tmp_path, monkeypatch):
@@ -334,7 +335,7 @@ def test_paths(tmp_path, monkeypatch):
 
 
 def test_warnings_are_our_own(tmp_path):
-    """One for a pickle."""
+    """Only a pickle causes one."""
     torch.save(randomise(Nano(CONFIG, 97)).state_dict(), tmp_path / "x.pt")
     (tmp_path / "config.json").write_text('{"n_head": 2}')
     with warnings.catch_warnings(record=True) as seen:

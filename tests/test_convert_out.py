@@ -1,4 +1,5 @@
-"""Weights out: Hugging Face folders and llm.c's file give the same model; the tokenizer encodes the same; nothing is lost."""
+"""Weights out: Hugging Face folders and llm.c's file hold the same model; the tokenizer encodes the same; nothing is
+lost."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 
 
 def rounded(m, dtype):
-    """The model with its numbers as that dtype holds them."""
+    """The model with its numbers rounded to that dtype."""
     for name in m.params:
         m.params[name][:] = dtypes.widen(dtypes.narrow(m.params[name], dtype), dtype)
     return m
@@ -80,7 +81,7 @@ def test_the_safetensors_file_is_as_transformers_writes_it(tmp_path):
     assert ours.metadata() == theirs.metadata()
 
 
-@pytest.mark.parametrize("n_layer, n_head", [(2, 6), (3, 2)])  # sqrt(hs) is 2, and is no whole number
+@pytest.mark.parametrize("n_layer, n_head", [(2, 6), (3, 2)])  # sqrt(hs) is 2, or no whole number
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
     config = GPTConfig(97, 12, n_layer, n_head, 24, window=3)
@@ -141,7 +142,7 @@ def test_auto_tokenizer_encodes_the_same(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pipeline_writes_what_we_write(tmp_path, kind):
-    """Greedily, from a prompt and from none, though more ids are in the model than the tokenizer knows."""
+    """Both write greedily, with a prompt and without one; the model has more ids than the tokenizer."""
     tokenizer = tokenizer_of(kind)
     T = 48
     m = make_model(GPTConfig(tokenizer.vocab_size + 9, T, 2, 2, 32), tokenizer)
@@ -156,12 +157,12 @@ def test_a_pipeline_writes_what_we_write(tmp_path, kind):
         theirs = pipeline(prompt, do_sample=False)[0]["generated_text"]
         assert theirs.rstrip("\ufffd") == whole.rstrip(
             "\ufffd"
-        )  # a character that the end cuts is none of ours
+        )  # ours does not show a character that the end cuts
 
 
 @pytest.mark.parametrize("T", [24, 1024])
 def test_the_card_s_example_runs(tmp_path, monkeypatch, capsys, T):
-    tokenizer = train("char", ["ab é"])  # it cannot say "Once upon a time"
+    tokenizer = train("char", ["ab é"])  # it cannot encode "Once upon a time"
     m = make_model(GPTConfig(tokenizer.vocab_size, T, 1, 1, 8), tokenizer)
     save(tmp_path / "hf", m.config, m.params, tokenizer=tokenizer)
     card = (tmp_path / "hf/README.md").read_text()
@@ -216,7 +217,7 @@ def test_an_unknown_character_is_an_error_there_too():
 
 
 def test_a_piece_that_no_merge_makes(tmp_path):
-    """tiktoken takes a whole word from the table; so does tokenizer.json, and merges.txt cannot say it."""
+    """tiktoken takes a whole word from the table, and so does tokenizer.json; merges.txt cannot express it."""
     tokenizer = Tokenizer([*BYTES, b"abc"], "gpt2", -1)
     assert merges_of(tokenizer) == ([], [256])
     assert hf_tokenizer(tokenizer).encode("abc abc xabc").ids == tokenizer.encode("abc abc xabc")

@@ -1,4 +1,4 @@
-"""cuBLASLt is found where pip puts it, before the CUDA library is loaded, and a user's own setting stays."""
+"""cuBLASLt is found where pip puts it, before the CUDA library is loaded; a user's own setting stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def nothing_here(monkeypatch):
-    monkeypatch.setenv(cublas.VARIABLE, "")  # so that what a test sets is taken back
+    monkeypatch.setenv(cublas.VARIABLE, "")  # monkeypatch then takes back what a test sets
     monkeypatch.delenv(cublas.VARIABLE)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(cublas, "in_system", lambda: False)

@@ -1,4 +1,5 @@
-"""The build for GPUs, as far as it shows without one: what nvcc makes of each kernel, and how its absence is told."""
+"""The build for GPUs, as far as it can be tested without one: nvcc's output for each kernel, and the message if nvcc is
+missing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ ARCHS = {f"sm_{arch}" for arch in re.search(r"^CUDA_ARCHS *\?= (.*)$", MAKEFILE,
 
 
 def nvcc_knows() -> set[str]:
-    """The GPUs that it compiles for."""
+    """The GPUs that this nvcc compiles for."""
     if shutil.which(NVCC) is None:
         return set()
     return set(subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True).stdout.split())
@@ -36,7 +37,7 @@ needs_nvcc = [
 
 @pytest.fixture(scope="module")
 def built() -> None:
-    """Every .cu for both elements and every GPU, warnings as errors (cuda/cuda.mk)."""
+    """Builds every .cu for both elements and every GPU, with warnings as errors (cuda/cuda.mk)."""
     command = ["make", "-C", str(ROOT), "-j2", "cuda", f"NVCC={NVCC}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -48,7 +49,7 @@ def nvcc_test(function):
     return pytest.mark.usefixtures("built")(function)
 
 
-# ---- what ptxas counted ----
+# ---- the counts of ptxas ----
 
 
 @nvcc_test
@@ -103,7 +104,7 @@ def test_what_exceeds_its_budget_is_told():
 
 
 def tools() -> str | None:
-    """The folder of cuobjdump and nvdisasm: beside nvcc, or of NVIDIA's packages."""
+    """The folder of cuobjdump and nvdisasm: beside nvcc, or in NVIDIA's packages."""
     beside = [Path(found).parent for found in [shutil.which("cuobjdump")] if found]
     packages = [found for path in sys.path for found in Path(path or ".").glob("nvidia/cu*/bin")]
     for folder in [*beside, Path("/usr/local/cuda/bin"), *packages]:
@@ -124,11 +125,11 @@ def dump(what: str, name: str, element: str) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
-Mnemonics = dict[tuple[str, str, str], set[str]]  # (element, kernel, "sm_80"): every instruction it has
+Mnemonics = dict[tuple[str, str, str], set[str]]  # (element, kernel, "sm_80"): the set of its instructions
 
 
 def mnemonics(name: str, element: str) -> Mnemonics:
-    """Of each kernel of an object, for each GPU."""
+    """The mnemonics of each kernel of an object, for each GPU."""
     found: dict[tuple[str, str], set[str]] = {}
     arch, instructions = "", set()
     line = re.compile(
@@ -147,10 +148,10 @@ def mnemonics(name: str, element: str) -> Mnemonics:
     return {(element, short[kernel], arch): of for (kernel, arch), of in found.items()}
 
 
-TENSOR = ("HMMA", "LDSM", r"LDGSTS.*\.128")  # products, their operands, copies beside the computation
+TENSOR = ("HMMA", "LDSM", r"LDGSTS.*\.128")  # products, their operands, and copies during the computation
 LOADS, STORES = r"LDG.*\.128", r"STG.*\.128"
-VECTORS = {"bf16": 8, "fp32": 4}  # elements of 16 bytes; {} below
-# object, elements, its kernels, what each of them must have
+VECTORS = {"bf16": 8, "fp32": 4}  # elements in 16 bytes; stands for {} below
+# object, elements, its kernels, the instructions that each of them must have
 EXPECTED = [
     ("gemm_mma", ("bf16",), r"gemm_mma_kernel<", TENSOR),
     ("attention", ("bf16",), r"mma::(forward|backward)<", (*TENSOR, r"STG.*\.128")),
@@ -194,11 +195,11 @@ def test_local_memory_is_touched_only_where_it_is_budgeted(disassembled):
 
 # ---- occupancy ----
 
-REGISTERS = 65536  # of a multiprocessor, on every GPU from sm_80 on
+REGISTERS = 65536  # registers of a multiprocessor, on every GPU from sm_80 on
 
 
 def launch_bounds(name: str, element: str) -> dict[str, tuple[int, int]]:
-    """Threads of a block and blocks of a multiprocessor that its kernels' __launch_bounds__ ask for."""
+    """The threads of a block, and the blocks of a multiprocessor, in the __launch_bounds__ of its kernels."""
     bounds = {}
     for entry in re.split(r"\.entry ", dump("-ptx", name, element))[1:]:
         kernel, head = entry.split("(", 1)[0], entry.split("{", 1)[0]
@@ -210,7 +211,7 @@ def launch_bounds(name: str, element: str) -> dict[str, tuple[int, int]]:
 
 
 def registers_of_block(threads: int, registers: int) -> int:
-    """They are given out by the warp, 8 to a thread at least."""
+    """Registers that a block takes: a warp gets them in units of 8 a thread."""
     return -(-threads // 32) * 32 * -(-registers // 8) * 8
 
 

@@ -81,7 +81,8 @@ def test_formats(tmp_path, fmt):
 
 
 def test_unequal_shards_of_a_folder(tmp_path):
-    """Sorted as bytes; each shard's tail that fills no window is left out; the other split is not seen."""
+    """Files are sorted as bytes; the end of a shard that fills no window is left out; files of the other split are not
+    read."""
     folder = tmp_path / "daten ü [x]"
     folder.mkdir()
     sizes = {"train_2.bin": 5, "train_10.bin": 23, "train.bin": 4, "train_B.bin": 9, "val_0.bin": 50}
@@ -161,7 +162,7 @@ def test_bad_arguments(tmp_path, bad):
 
 @pytest.mark.parametrize("fmt,bad", [("uint16", 50), ("uint32", 2**31), ("raw", -1), ("raw", 50)])
 def test_id_outside_the_vocabulary(tmp_path, fmt, bad):
-    """Found wherever it stands, the last target included; the position does not move."""
+    """A bad id is found at every place, the last target included; the position does not move."""
     for place in (0, 3, 4, 8):
         ids = np.arange(9, dtype=np.int64)
         ids[place] = bad
@@ -195,7 +196,8 @@ def test_file_that_vanishes_or_changes_before_it_is_read(tmp_path):
 @QUICK
 @given(st.data())
 def test_every_damaged_file_is_refused_or_read_whole(tmp_path, data):
-    """Cut, lengthened or with a byte of its head changed: an error, or windows of exactly what is there."""
+    """A file that is cut, lengthened or has a changed byte in its head gives an error, or windows of exactly its
+    ids."""
     whole = shard_bytes(list(range(12)), data.draw(st.sampled_from(list(FORMATS))))
     cut = data.draw(st.one_of(st.integers(0, len(whole)), st.sampled_from([1, 4, 1023, 1024, 1025])))
     damaged = bytearray(whole[:cut] + data.draw(st.binary(max_size=8)))
@@ -230,7 +232,7 @@ def test_permute_large_and_bad():
 
 
 def test_shuffled_epochs(tmp_path):
-    """Each epoch takes every window once, in another order; another seed gives another."""
+    """Each epoch takes every window once, in another order; another seed gives another order."""
     path = write(tmp_path / "a.bin", np.arange(4 * 100 + 1))
     orders = []
     for seed in (1, 2):
@@ -271,7 +273,7 @@ def test_resume_at_any_position(tmp_path):
 @QUICK
 @given(st.data())
 def test_windows_of_documents_agree_with_python(tmp_path, data):
-    """Documents of every length, of one id too, or none at all; window by window, and after a resume."""
+    """Documents have all lengths, down to one id, or there are none; all windows agree, also after a resume."""
     bins = pytest.importorskip("pyllmc.text.bins")
     folder = tmp_path / str(len(os.listdir(tmp_path)))
     folder.mkdir()
@@ -302,7 +304,7 @@ def test_windows_of_documents_agree_with_python(tmp_path, data):
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_windows_of_documents_beyond_the_buffer(tmp_path, fmt):
-    """A file larger than what is scanned at once, with documents across its edges and windows longer than it."""
+    """The file is larger than the part scanned at once; documents cross its edges, and windows are longer than it."""
     bins = pytest.importorskip("pyllmc.text.bins")
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 200, 600_000)

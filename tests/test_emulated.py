@@ -1,4 +1,4 @@
-"""A GPT-2 trained by the CUDA kernels as the CPU runs them: the same as the CPU engine, whatever comes first."""
+"""A GPT-2 trained by the CUDA kernels, which the CPU emulates, equals one of the CPU engine, in every schedule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EMULATED = [name for name in DEVICES if name.startswith("emu")]
 SIZES = GPTConfig(61, 24, 2, 2, 32, window=5)
 B, T, STEPS = 2, 19, 4
-SMALLER = GPTConfig(29, 16, 1, 2, 16, window=5)  # where every access to memory is watched
+SMALLER = GPTConfig(29, 16, 1, 2, 16, window=5)  # every access to its memory is checked
 
 
 def on(name: str) -> dict[str, str]:
@@ -45,7 +45,7 @@ def train(**options) -> tuple[pyllmc.Model, list[float], list[float]]:
                 m.micro_step(inputs[:, :length], targets[:, :length], scale=0.5, accumulate=micro > 0)
             )
         norms.append(m.clip_grad_norm(1.0))
-        m.update(lr=3e-3 / (step + 1))  # a graph that has kept the first would show
+        m.update(lr=3e-3 / (step + 1))  # a graph that has kept the first rate would show
     return m, losses, norms
 
 
@@ -90,7 +90,7 @@ def test_a_graph_changes_no_bit(name: str, monkeypatch):
 
 
 def waits() -> int:
-    """How often the host has waited for the device so far."""
+    """The number of times that the host has waited for the device so far."""
     counts = ffi.new("uint64_t[5]")
     DEVICES["emu"].emu_statistics(counts)
     return counts[4]
@@ -98,7 +98,7 @@ def waits() -> int:
 
 @pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
 def test_a_step_waits_for_the_device_once(letters):
-    """Micro-steps, norm, clipping and AdamW included, from the first step on."""
+    """This includes micro-steps, norm, clipping and AdamW, from the first step on."""
     trainer = pyllmc.Trainer(out="", max_steps=5, **{**letters, "val_every": 0, "checkpoint_every": 0})
     seen = [waits() for event in trainer if event.kind == "step"]
     assert len(seen) == 5 and set(np.diff(seen)) == {1}
@@ -131,7 +131,7 @@ print(hashlib.sha256(repr(results).encode()).hexdigest())
 
 
 def run(name: str, library: str, **environment: str) -> str:
-    """In a process of its own, as the library reads its settings once."""
+    """Runs in a process of its own, because the library reads its settings once."""
     path = ROOT / "pyllmc" / "lib" / library / f"libpyllmc_{name}.so"
     ran = subprocess.run(
         [sys.executable, "-c", CODE, name, library, str(path)],
@@ -153,7 +153,7 @@ def test_no_order_of_threads_changes_a_bit(name: str):
 
 @pytest.mark.parametrize("name", EMULATED)
 def test_the_checked_build_has_nothing_to_report(name: str):
-    """No race, nothing out of bounds, nothing read before it was written, in a whole step and a text."""
+    """There is no race, no access out of bounds, no read before a write, in a whole step and a text."""
     run(name, "check", PYLLMC_EMU_SCHEDULE="random")
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_moves_between_devices(name: str, tmp_path):
 
 
 def test_the_trainer_on_it(letters, tmp_path):
-    """The command's loop; and going on from a checkpoint gives the same bits as never having stopped."""
+    """Runs the command's loop; a run resumed from a checkpoint has the same bits as one never stopped."""
     whole = pyllmc.Trainer(out=tmp_path / "whole", max_steps=4, **letters)
     losses = [e.loss for e in whole if e.kind == "step"]
     first = pyllmc.Trainer(out=tmp_path / "part", max_steps=4, **letters)

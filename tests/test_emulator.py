@@ -1,4 +1,4 @@
-"""cuda/emu catches every kind of bug it is there for, and says nothing of the correct twins."""
+"""cuda/emu catches every kind of bug that it is made for, and reports nothing for the correct twins."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -18,7 +18,7 @@ N = 64
 IN = np.arange(1, N + 1, dtype=np.float32)
 GALLERY = re.findall(r"^    X\((\w+),", (SOURCES / "bugs.cu").read_text(), re.M)
 
-# What the checked build says. {line} is the line of the kernel that holds the marker given as the second item.
+# The reports of the checked build. {line} is the line of the kernel with the marker that is given as the second item.
 SHARED_RACE = (
     r"race: (read|write) at {line} of __shared__ .*{name}<true>.*; the (read|write) at bugs.cu:\d+ by thread"
 )
@@ -91,7 +91,7 @@ CAUGHT = {
         "",
     ),
 }
-# ... and those that show without it: as a fault, with the same words, or as NaN
+# ... and those that every build shows: as a fault, in the same words, or as NaN
 FAULTS_ALWAYS = {
     "barrier_not_by_all",
     "two_barriers_at_once",
@@ -122,7 +122,7 @@ def line_of(kernel: str, marker: str) -> str:
 
 
 def launch(emulator: Emulator, name: str, bug: bool) -> tuple[str, np.ndarray]:
-    """Everything that was said, and the output."""
+    """Launches a kernel: all reports, and the output."""
     fresh = name == "uninitialised_global"
     out = emulator.empty(4 * N) if fresh else emulator.put(np.zeros(N, np.float32))
     given = IN.ctypes.data_as(ctypes.c_void_p) if bug and name == "host_pointer" else emulator.put(IN)

@@ -1,4 +1,4 @@
-"""The second gate: kernels as nvcc's PTX, inline assembly included, give the same bits on the emulator."""
+"""A second test: kernels as nvcc's PTX, inline assembly included, give the same bits on the emulator."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -24,7 +24,7 @@ needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc writes th
 
 
 class Translated(Emulator):
-    """tests/emulator/instructions.cu by way of nvcc; a kernel is found by its name in the source."""
+    """tests/emulator/instructions.cu compiled by nvcc; its kernels are found by their names in the source."""
 
     def __init__(self, build: Path) -> None:
         super().__init__(build / "libptx.so")
@@ -33,7 +33,7 @@ class Translated(Emulator):
         self.all_entries = entries
 
     def launch(self, kernel: str, blocks: int, threads: int, out: np.ndarray, *args) -> np.ndarray:
-        """What out became; arrays are given as pointers, integers as int."""
+        """Launches a kernel and returns the new content of out. Arrays are passed as pointers, integers as int."""
         [name] = [entry for entry in self.entries if kernel in entry]
         on_device = [self.put(a) if isinstance(a, np.ndarray) else a for a in (out, *args)]
         is_pointer = [isinstance(a, ctypes.c_void_p) for a in on_device]
@@ -133,7 +133,7 @@ def test_ptx_of_everything_else(plain, translated, schedule):
         assert ours.any() and same_bits(ours, ptx)
 
 
-# ---- whole kernels: the tensor cores', GELU and AdamW, in a library where they are nvcc's PTX (cuda/emu/ptx_instead.py) ----
+# ---- whole kernels: the tensor cores', GELU and AdamW, in a library made of nvcc's PTX (cuda/emu/ptx_instead.py) ----
 
 
 def products(k: DeviceKernel, buffers: Buffers) -> None:

@@ -1,4 +1,4 @@
-"""cuda/emu does what a GPU does: instructions against numpy, schedules, streams, graphs."""
+"""cuda/emu behaves as a GPU: instructions against numpy, schedules, streams, graphs."""
 
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
@@ -16,7 +16,7 @@ G, T = LANE // 4, LANE % 4
 
 
 def fragments(a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """(32, 10) words: what each lane holds of a (16, K), b (K, 8), d (16, 8), from the tables of the PTX ISA."""
+    """(32, 10) words: each lane's part of a (16, K), b (K, 8), d (16, 8), by the tables of the PTX ISA."""
     K = a.shape[1]
     words = np.zeros((32, 10), np.uint32)
     for r, (down, right) in enumerate([(0, 0), (8, 0), (0, 1), (8, 1)]):
@@ -45,7 +45,7 @@ def test_mma(emulator, kind, schedule):
     elif kind == "f16":
         bits = [a.astype(np.float16).view(np.uint16), b.astype(np.float16).view(np.uint16)]
         values = [a.astype(np.float16), b.astype(np.float16)]
-    else:  # the low 13 bits of a tf32 operand are not looked at
+    else:  # the low 13 bits of a tf32 operand are ignored
         bits = [a.view(np.uint32), b.view(np.uint32)]
         values = [(x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b)]
     expected = d + values[0].astype(np.float64) @ values[1].astype(np.float64)
@@ -133,7 +133,7 @@ def test_warp_collectives(emulator, schedule):
     out = emulator.run("warp", np.zeros((32, 16), np.int32), v)
 
     def within(source: np.ndarray, width: int) -> np.ndarray:
-        """v[source], or a lane's own where that leaves its segment"""
+        """v[source], or a lane's own value if `source` is outside of its segment."""
         return v[np.where(source // width == LANE // width, source, LANE)]
 
     ballot = int(sum(1 << i for i in range(32) if v[i] > 0))

@@ -73,7 +73,7 @@ def test_backward_of_one_token_repeated(kernels: Kernel, buffers: Buffers, C: in
 def test_backward_accumulates(kernels: Kernel, buffers: Buffers):
     B, T, C = 3, 5, 48
     d = data(kernels, B, T, C)
-    d["dout"] = np.round(d["dout"] * 8)  # small integers: sums are exact in any order
+    d["dout"] = np.round(d["dout"] * 8)  # small integers, so that sums are exact in any order
     dwte, dwpe = buffers.guarded(np.ones_like(d["wte"])), buffers.guarded(np.ones_like(d["wpe"]))
     kernels.workspace(B, T, C)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""How every Python command ends: one line and the engine's exit codes; Ctrl-C quietly, at any moment."""
+"""The end of every Python command: one line and the engine's exit codes; Ctrl-C is quiet, at any moment."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def run(command: list[str], path: str | Path = "", **kwargs) -> subprocess.Compl
 
 @pytest.mark.parametrize("name", [name for name in STATUS if name != "LLMC_OK"])
 def test_the_codes_are_those_of_the_c_program(name):
-    """1 - status, as csrc/programs/program.h ends."""
+    """1 - status, as in csrc/programs/program.h."""
     error = errors.ERRORS[STATUS[name]]("x")
     assert errors.exit_code(error) == 1 - STATUS[name]
     assert "1 - status" in (ROOT / "csrc/programs/program.h").read_text()
 
 
 def test_the_codes_are_told_in_the_same_words():
-    """--help of the C program, of the Python commands, and the README."""
+    """The same words stand in --help of the C program, of the Python commands, and in the README."""
     words = errors.EXIT_CODES.replace("\n", " ")
     for path in ("csrc/options/optiontext.c", "README.md"):
         text = re.sub(r'"\s*"', "", (ROOT / path).read_text())  # a text may go on in the next line
@@ -114,7 +114,8 @@ def test_a_file_error_is_not_explained_twice():
 
 
 def test_what_killed_processes_have_left_is_swept(tmp_path):
-    """Beside a file and beside a folder; of processes that live, and of other names, nothing."""
+    """Remains beside a file and beside a folder are removed; those of living processes, and files with other names,
+    stay."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     dead, alive = ended.pid, os.getppid()
@@ -171,7 +172,7 @@ def program_of(command: list[str]) -> str:
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_ctrl_c_while_the_libraries_load_is_quiet(name, tmp_path):
-    """A package that sends it when it is imported."""
+    """A package sends Ctrl-C when it is imported."""
     for package in ("numpy", "torch"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(
@@ -235,7 +236,7 @@ def test_the_oldest_python_is_the_same_everywhere():
 
 
 def test_an_old_python_can_read_the_file_that_refuses_it():
-    """Before 3.7 there are no annotations in the __future__."""
+    """Before Python 3.7 the __future__ has no annotations."""
     tree = ast.parse((ROOT / "pyllmc/__init__.py").read_text(), feature_version=(3, 6))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert "__future__" not in modules
@@ -317,7 +318,7 @@ errors.begin_command = begin_and_tell
 
 @pytest.mark.parametrize("name", ["stories", "check"])
 def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
-    """From the first line of the program, which is told through a pipe, to its end."""
+    """The moments reach from the first line of the program, which tells it through a pipe, to its end."""
     for delay in (0.0, 0.2, 0.7, 1.5):
         told, tell = os.pipe()
         (tmp_path / "sitecustomize.py").write_text(TELL.format(tell))
@@ -337,7 +338,7 @@ def test_ctrl_c_at_some_moments_is_quiet(name, tmp_path):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
-        assert process.returncode in (0, 130, -signal.SIGINT), error  # the last is 130 to a shell
+        assert process.returncode in (0, 130, -signal.SIGINT), error  # a shell sees the last one as 130
         assert error in (b"", b"stopping; again to quit now\n")
 
 
@@ -367,7 +368,7 @@ def test_a_stream_that_is_closed(name, streams, code):
 
 
 def test_no_file_takes_the_number_of_a_stream_that_is_closed(tmp_path):
-    """What is told would land in it."""
+    """Messages would be written into that file."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 200)
     data, out = tmp_path / "data", tmp_path / "run"
@@ -385,7 +386,7 @@ def test_no_file_takes_the_number_of_a_stream_that_is_closed(tmp_path):
 
 
 def test_the_commands_are_listed():
-    """Each with what its docstring says; so every module that ends as a command is one of them."""
+    """Each is listed with its docstring, so every module that ends as a command is one of them."""
     done = run(["-m", "pyllmc"])
     assert (done.returncode, done.stderr) == (0, "")
     listed = re.findall(r"^  python -m (pyllmc\.\w+).*  \S.*$", done.stdout, re.M)

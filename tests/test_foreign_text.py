@@ -1,4 +1,5 @@
-"""What others have: nanoGPT's and NumPy's ids, Hugging Face's tokenizers, and a second data set for a model that exists."""
+"""Data of others: ids of nanoGPT and NumPy, Hugging Face's tokenizers, and a second data set for a model that
+exists."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ TEXT = "The cat sat on the mat; a dog ran after it.\n" * 40
 
 
 def nanogpt(folder, text=TEXT):
-    """As data/shakespeare_char/prepare.py leaves it."""
+    """The files that nanoGPT's data/shakespeare_char/prepare.py leaves."""
     folder.mkdir()
     characters = sorted(set(text))
     stoi = {c: i for i, c in enumerate(characters)}
@@ -197,7 +198,7 @@ def test_a_folder_names_what_it_could_hold(tmp_path):
 
 
 def test_a_second_data_set_for_a_model_that_exists(tmp_path, capsys):
-    """The remedy that the program itself names, run as it stands there."""
+    """Runs the remedy that the program names, word for word."""
     if "PYLLMC_LIB" in os.environ:
         pytest.skip("the binary links the ordinary build")
     write_dataset([TEXT], tmp_path / "first", tokenizer="char", val_fraction=0)

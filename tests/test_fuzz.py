@@ -1,6 +1,6 @@
-"""The parsers on inputs that nobody would write: the corpus and some thousands of mutations of it, under sanitizers.
+"""Tests the parsers with inputs that nobody would write: the corpus and some thousands of its mutations, under sanitizers.
 
-`make fuzz` runs the same targets for longer, guided by coverage. Here gcc suffices, and every run does the same.
+`make fuzz` runs the same targets for longer, guided by coverage. Here gcc suffices, and every run has the same inputs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ RUNS = {
     "writer": 2000,
     "model": 2000,
     "tf": 3000,
-}  # of mutations
+}  # the number of mutations
 COPIED = ("Makefile", "pyproject.toml", "csrc", "cuda", "tests/fuzz")
 
-# What is taken out of a copy of the library, and a word of the finding that the target must make then.
+# the code that is removed from a copy of the library, and a word of the finding that its target must make then
 PLANTED = {
     "bpe": ("bpe.c", r"if \(child \+ 1 < w->waiting && .*child\+\+;", "", "memcmp(ids, plain"),
     "chat": ("chat.c", r"line \+ 1, n - 1", "line, n", "expect_no_line_of"),
@@ -66,7 +66,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(built, tmp_path_factory) -> Path:
-    """All the bugs at once, each in a file of its own; what does not change is not compiled again."""
+    """A build with all these bugs, each in a file of its own; other files are not compiled again."""
     root = tmp_path_factory.mktemp("planted")
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
@@ -90,7 +90,7 @@ def test_nothing_is_found(built, target):
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_a_planted_bug_is_found(built, planted, target):
-    """With the input, and a line that shows it again; the library as it is takes that input."""
+    """The finding comes with its input and a command that repeats it; the unchanged library accepts that input."""
     outcome = fuzz.run(planted, target, f"-runs={RUNS.get(target, 5000)}")
     assert outcome.found
     assert PLANTED[target][3] in outcome.output, outcome.output
@@ -102,7 +102,7 @@ def test_a_planted_bug_is_found(built, planted, target):
 
 
 def test_hangs_leaks_and_large_requests_are_findings(built, tmp_path):
-    """Of the driver, on a target that does as it is told."""
+    """Tests the driver on a target that obeys its input."""
     source = tmp_path / "naughty.c"
     source.write_text(
         """
@@ -129,7 +129,7 @@ def test_hangs_leaks_and_large_requests_are_findings(built, tmp_path):
     }.items():
         kept = tmp_path / letter
         kept.write_text(letter)
-        patience = 1 if letter == "h" else 60  # a report takes its time on a busy machine
+        patience = 1 if letter == "h" else 60  # a report takes time on a busy machine
         command = [program, kept, f"-timeout={patience}"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert bool(done.returncode) == bool(told), done.stderr

@@ -1,5 +1,5 @@
-"""vf_exp (simd.h), gelu and gelu_slope (gelu.h) alone, compiled as the library is for each instruction set; and those of
-cuda/gelu.cuh, compiled for the CPU.
+"""Tests vf_exp (simd.h), gelu and gelu_slope (gelu.h) alone, compiled as in the library for each instruction set; and the
+functions of cuda/gelu.cuh, compiled for the CPU.
 
 The kernels that use them are tested in test_matmul.py (GELU), test_classifier.py and test_attention.py (exp).
 """
@@ -38,7 +38,7 @@ PROBE(gelu) PROBE(gelu_slope)
 
 
 def torch_gelu(x: torch.Tensor) -> torch.Tensor:
-    """In float64 as x sigmoid(2u), which is the same: 1 + tanh(u) is 0 in doubles, too, far below 0."""
+    """GELU in float64 as x sigmoid(2u), which is the same: in doubles, too, 1 + tanh(u) is 0 for x far below 0."""
     if x.dtype == torch.float64:
         return x * torch.sigmoid((8 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
     return torch.nn.functional.gelu(x, approximate="tanh")
@@ -58,7 +58,7 @@ SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
 def compiler(isa: str) -> list[str]:
-    """The compiler and flags with which the Makefile builds a kernel file."""
+    """The compiler and flags that the Makefile uses for a kernel file."""
     command = "$(CXX) $(EMU_CXXFLAGS)" if isa == "cuda" else f"$(CC) $(CFLAGS) $(ISA_{isa})"
     show = f"show:;@echo {command}"
     return subprocess.run(
@@ -103,7 +103,7 @@ def apply(request, tmp_path_factory):
 
 
 def sweep() -> np.ndarray:
-    """From -100 to 100 evenly, and every power of two's neighbourhood down to the smallest numbers."""
+    """Numbers from -100 to 100 evenly, and around every power of two, down to the smallest."""
     even = np.linspace(-100, 100, 400_001, dtype=np.float32)
     sizes = np.float32(2) ** np.linspace(-140, 7, 50_000, dtype=np.float32)
     return np.sort(np.concatenate([even, sizes, -sizes]))
@@ -111,7 +111,7 @@ def sweep() -> np.ndarray:
 
 @pytest.mark.parametrize("name", TORCH)
 def test_accuracy(apply, name: str):
-    """In every small interval, so that small results are held to their own size."""
+    """Each small interval has its own limit, so that small results are measured by their size."""
     x = sweep()
     ours, t = apply(name, x), torch.from_numpy(x)
     (single,), (double,) = yardstick.both(lambda kind: [TORCH[name](t.to(kind)).numpy()])

@@ -1,5 +1,5 @@
-"""What is asked of cuBLASLt, against a stand-in for it that computes what its documentation says; and that whatever it
-refuses, does not know or does wrongly, a model's steps are the same but for rounding."""
+"""The calls to cuBLASLt, answered by a stand-in that computes by its documentation. If it refuses a call, lacks one or
+computes wrongly, a model's steps differ by rounding only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fake(tmp_path_factory) -> Path:
 
 
 def run(fake: Path, *words: str, **environment: str) -> str:
-    """In a process of its own, as the library is looked for once."""
+    """Runs in a process of its own, because the library is looked for once."""
     done = subprocess.run(
         [sys.executable, *words],
         env={**os.environ, "PYLLMC_CUBLASLT": str(fake), "PYTHONPATH": ".", **environment},
@@ -67,7 +67,7 @@ def test_every_product_is_asked_for_rightly(name: str, fake: Path):
 
 
 class Steps:
-    """What became of each scenario, and the folder of its files of choices."""
+    """The outcome of each scenario, and the folder with its files of choices."""
 
     def __init__(self, fake: Path, precision: str, folder: Path) -> None:
         words = ["tests/cublas/scenarios.py", precision, str(fake), str(folder)]
@@ -82,7 +82,7 @@ class Steps:
         return self.found[name]["products"]
 
     def epilogues(self, name: str) -> list[int]:
-        """How many products had GELU, its slope, and sums."""
+        """The numbers of products with GELU, with its slope, and with sums."""
         return self.found[name]["epilogues"]
 
     def chosen(self, name: str) -> list[str]:
@@ -104,7 +104,8 @@ def test_whatever_it_does_the_losses_are_right(steps: Steps):
         assert found["losses"] == pytest.approx(ours["losses"], rel=close), name
 
 
-whole = pytest.mark.parametrize("steps", EMULATED[-1:], indirect=True)  # what does not depend on the element
+# for tests that do not depend on the element
+whole = pytest.mark.parametrize("steps", EMULATED[-1:], indirect=True)
 
 
 @whole
@@ -112,7 +113,7 @@ def test_a_call_that_fails_leaves_the_products_to_us(steps: Steps):
     failed = [name for name in steps.found if name.startswith("fail ")]
     assert len(failed) == 9
     for name in failed:
-        if name != "fail MatmulAlgoCheck":  # without it the heuristic's first is taken
+        if name != "fail MatmulAlgoCheck":  # without this call the heuristic's first algorithm is taken
             assert steps.bits(name) == steps.bits("ours"), name
     assert steps.bits("fail MatmulAlgoCheck") == steps.bits("level 0")
     assert steps.bits("no algorithm") == steps.bits("ours")
@@ -130,8 +131,8 @@ def test_epilogues_are_used_where_they_are_right(steps: Steps):
 
 
 def test_recompute_changes_no_bit_but_where_gelu_is_the_library_s(steps: Steps):
-    """Its GELU is of numbers not yet rounded. Levels 1 and 2 compute GELU again, so all their GELU is ours; 0 and 3 have
-    its GELU throughout, 3 once more for each layer."""
+    """The library computes GELU of numbers that are not yet rounded. Levels 1 and 2 compute GELU again, so all their
+    GELU is ours; 0 and 3 have the library's GELU everywhere, 3 once more for each layer."""
     assert steps.bits("level 0") == steps.bits("level 3")
     assert steps.bits("level 1") == steps.bits("level 2") == steps.bits("refuse gelu")
     assert [steps.epilogues(f"level {level}")[0] for level in range(4)] == [8, 0, 0, 16]
@@ -140,7 +141,7 @@ def test_recompute_changes_no_bit_but_where_gelu_is_the_library_s(steps: Steps):
 
 @whole
 def test_the_fastest_algorithm_is_written_down_and_found_again(steps: Steps):
-    """Times are real ones, on a machine that does other things: most of them."""
+    """Real times are measured on a machine that does other things, so only most of them must agree."""
     chosen = steps.chosen(".cache/pyllmc/cublaslt.txt")
     assert len(chosen) == steps.found["timed"]["checks"] > 10
     assert chosen.count("2") > len(chosen) / 2
@@ -169,7 +170,7 @@ def test_a_damaged_or_foreign_file_is_as_none(steps: Steps):
 
 @whole
 def test_what_cannot_be_kept_is_not_taken(steps: Steps):
-    """Or a later run would have other bits."""
+    """Otherwise a later run would have other bits."""
     for name in ("does not run", "a folder", "endless", "full", "elsewhere"):
         assert steps.bits(name) == steps.bits("untimed"), name
     for name in ("a folder", "endless", "elsewhere"):

@@ -1,4 +1,5 @@
-"""Generation step by step: fed in pieces, cut, in turns with others, penalised; each time what a whole forward pass says."""
+"""Generation step by step: fed in parts, cut, taking turns with others, penalised. Each id agrees with a whole forward
+pass."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ def model() -> Model:
     config = GPTConfig(vocab_size=V, max_seq_len=T, n_layer=2, n_head=2, n_embd=8)
     made = Model(config, B=2, seed=3)
     for name in made.params:
-        made.params[name][...] *= 12  # far from uniform
+        made.params[name][...] *= 12  # makes probabilities far from uniform
     return made
 
 
 class Generation:
-    """Of one or more texts; ids as numpy arrays (b, n)."""
+    """A generation of one or more texts; ids are numpy arrays (b, n)."""
 
     def __init__(self, model: Model, b: int = 1, **how) -> None:
         self.model, self.b = model, b
@@ -61,7 +62,7 @@ def likeliest(model: Model, context: list[int]) -> int:
 
 
 def cached(model: Model) -> int:
-    """The tokens whose keys and values the last step found there."""
+    """The number of tokens whose keys and values the last step found in the cache."""
     return int(model.acts["positions"][0])
 
 
@@ -77,7 +78,7 @@ def test_what_was_read_is_not_read_again(model):
     generation.feed([1, 2, 3])
     generation.next(2)
     assert cached(model) == 3
-    generation.feed([4, 5])  # the last id drawn and these two are new
+    generation.feed([4, 5])  # the last id drawn, and these two, are new
     generation.next()
     assert cached(model) == 4 and len(generation.ids) == 8
 
@@ -95,7 +96,7 @@ def test_what_was_read_is_not_read_again(model):
     )
 )
 def test_any_sequence_of_feeding_drawing_and_cutting(model, steps):
-    """Each id is the likeliest after the ids that are held, computed from scratch; forward passes lie in between."""
+    """Each id is the likeliest after the ids held, computed from scratch; forward passes lie in between."""
     generation, held = Generation(model), [7]
     generation.feed([7])
     for step in steps:
@@ -118,7 +119,7 @@ def test_any_sequence_of_feeding_drawing_and_cutting(model, steps):
 
 
 def test_texts_that_take_turns_on_one_model(model):
-    """Each finds its keys and values overwritten, and reads again."""
+    """Each text finds its keys and values overwritten, and reads its ids again."""
     how = dict(temperature=1.0, seed=3)
     alone = [model.generate(prompt, 25, **how) for prompt in ([1, 2], [3])]
     pair = Generation(model, **how), Generation(model, **how)

@@ -1,4 +1,4 @@
-"""make gpu-check without a GPU: every part runs or says why not, every judge can say no, and no figure is made up."""
+"""make gpu-check without a GPU: every part runs or says why not, every judge can say no, and no figure is invented."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEED_GPU = {"sanitizer", "limits", "profile"}
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """(report, what was printed, its folder)"""
+    """(report, the printed text, its folder)"""
     out = tmp_path_factory.mktemp("gpu")
     words = [sys.executable, str(ROOT / "dev/gpu_check.py"), "--device", "emu", "--quick", "--commit", "abc"]
     done = subprocess.run([*words, "--out", str(out)], capture_output=True, text=True)
@@ -142,7 +142,7 @@ def test_outcomes_are_counted_even_of_a_run_that_was_ended(text):
     assert found == {"counts": {"passed": 1, "failed": 1}, "failing": ["tests/test_gelu.py::test_a[cuda-2]"]}
 
 
-# ---- tools of the other machine, as they answer there ----
+# ---- output of tools on a machine with a GPU ----
 
 
 def tool(tmp_path, monkeypatch, name, script):
@@ -202,7 +202,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children():
     assert done.late and done.text == "begun\n" and time.monotonic() - start < 30
 
 
-# ---- what is missing ----
+# ---- missing tools ----
 
 
 def test_the_first_line_says_what_is_missing_and_how_to_carry_it(monkeypatch):
@@ -316,7 +316,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, setting):
 
 
 class Answering:
-    """A measured process: what it was asked, and whether it was closed."""
+    """A measured process that keeps its requests, and whether it was closed."""
 
     def __init__(self, name, loss, log):
         self.name, self.loss, self.log = name, loss, log

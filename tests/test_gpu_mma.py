@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parametrize("kind", range(len(gpu_mma.KINDS)))
 def test_mma_s_judge_sees_a_wrong_product(kind):
-    """One product left out, and a NaN or infinity where there is none."""
+    """One product is left out; or a NaN or infinity stands where none belongs."""
     given = gpu_mma.cases(4)
     sums, sizes = gpu_mma.exact(given)
     with np.errstate(all="ignore"):

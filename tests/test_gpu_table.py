@@ -1,4 +1,4 @@
-"""What docs/gpu.md says of a GPU follows from a report that is kept, and from formulas that others use."""
+"""The tables of docs/gpu.md follow from a report that is kept, and from formulas that others use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_llm_c_s_formula_of_124M():
     c = layout.config_of("d12")
-    assert gpu_steps.num_params(c) == 124_475_904  # as llm.c prints it
+    assert gpu_steps.num_params(c) == 124_475_904  # the number that llm.c prints
     assert gpu_steps.flops_per_token(c, 1024) == 6 * 124_475_904 + 6 * 12 * 768 * 1024
 
 
@@ -30,7 +30,7 @@ def test_products_have_gpt2_s_shapes():
 
 
 def measured_report():
-    """Of a GPU that does not exist; its figures are only this test's."""
+    """The report of a GPU that does not exist; its figures belong to this test only."""
     steps = {"pyllmc": {"ms": [100.0, 90.0, 110.0], "device_mb": 1000.0}, "compile": {"ms": [120.0]}}
     cases = {"d12 B=64 T=1024": {"model": "d12", "B": 64, "T": 1024, "systems": steps}}
     parts = {"steps": {"cases": cases}, "kernels": {"ok": True, "counts": {"passed": 3}}}

@@ -1,12 +1,16 @@
-"""The house rules, held by a test: who includes whom, what the library may not call, what every kernel must have."""
+"""The rules of the house as tests: the order of includes, the calls that the library must not make, the parts of every
+kernel."""
 
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +22,14 @@ CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
 CUDA = sorted((ROOT / "cuda").glob("*.cu"))
 LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 
-# The rooms of csrc/ in the order in which they are read: each builds on those before it. Beside them lie the tables and
-# headers that all share.
+# The rooms of csrc/ in their order of reading: each builds on those before it. All of them share the tables and headers
+# beside them.
 ROOMS_OF_C = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
 SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def"]
 
 
 def room_of(name: str) -> int:
-    """-1: shared by all."""
+    """The number of a file's room; -1: all rooms share the file."""
     room = Path(name).parent.name
     assert room in ROOMS_OF_C or name in SHARED, f"csrc/{name} is in no room: {', '.join(ROOMS_OF_C)}"
     return ROOMS_OF_C.index(room) if room else -1
@@ -40,7 +44,7 @@ def without_comments(path: Path) -> str:
 
 
 def includes_within(room: str) -> dict[str, set[str]]:
-    """Of each module (a header and its source) in a room: the modules of that room that it includes."""
+    """For each module (a header and its source) of a room: the other modules of that room that it includes."""
     found: dict[str, set[str]] = {}
     for path in CSRC:
         if path.parent.name == room:
@@ -253,3 +257,68 @@ def test_no_modules_import_each_other_in_a_circle():
         for module in free:
             del left[module]
     assert not left, f"circles among {sorted(left)}"
+
+
+# ---- words ----
+
+SPEAKING = [
+    path
+    for folder in ("csrc", "cuda", "pyllmc", "dev", "tests")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in {".c", ".h", ".cu", ".cuh", ".cpp", ".def", ".py"} and path.parts[-2] != "lib"
+]
+UNMENDED = [  # rooms whose comments do not follow the rule yet
+    "csrc/cpu",
+    "csrc/files",
+    "csrc/model",
+    "csrc/programs",
+    "csrc/train",
+    "csrc/write",
+    "cuda",
+    "pyllmc",
+]
+UNMENDED_FILES = ["csrc/kernels.h", "csrc/pyllmc.h", "csrc/tensors.def", "csrc/models.def"]
+
+
+def comments_of_python(text: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of each comment and docstring. A comment that goes on from the line above is not a new one."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            yield node.body[0].lineno, ast.get_docstring(node) or ""
+    above = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[: token.start[1]].strip()
+            if not (alone and above == token.start[0] - 1):
+                yield token.start[0], token.string.lstrip("#: ")
+            above = token.start[0] if alone else 0
+
+
+def comments_of_c(text: str) -> Iterator[tuple[int, str]]:
+    for found in re.finditer(r"/\*+\s*(.*?)\*/|(?<!:)//\s*([^\n]*)", text, re.S):
+        yield text.count("\n", 0, found.start()) + 1, found[1] or found[2] or ""
+
+
+def begins_badly(comment: str) -> bool:
+    return re.match(r"(of|that|which)\s", comment, re.I) is not None
+
+
+def test_a_comment_begins_with_its_subject():
+    """A comment that begins with "of", "that" or "which" leaves its subject for the reader to guess."""
+    found = []
+    for path in SPEAKING:
+        name = str(path.relative_to(ROOT))
+        if name in UNMENDED_FILES or any(name.startswith(f"{room}/") for room in UNMENDED):
+            continue
+        comments = comments_of_python if path.suffix == ".py" else comments_of_c
+        found += [
+            f"{name}:{line}: {text[:60]}" for line, text in comments(path.read_text()) if begins_badly(text)
+        ]
+    assert not found, "\n".join(found)
+
+
+def test_the_rule_sees_every_kind_of_comment():
+    python = '"""Of a module."""\nx = 1  # of x\n# first\n# that goes on\n\n# Which one?\n'
+    assert [line for line, text in comments_of_python(python) if begins_badly(text)] == [1, 2, 6]
+    in_c = "/* of a\n * thing */ int x; // that one\n/* x of y */\n/* ---- which ---- */\n"
+    assert [line for line, text in comments_of_c(in_c) if begins_badly(text)] == [1, 2]

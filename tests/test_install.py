@@ -1,4 +1,5 @@
-"""What pip installs: the sdist is the whole source, the wheel has its engine and the right tag, and works in an empty folder."""
+"""pip's output: the sdist is the whole source; the wheel has its engine and the right tag, and works in an empty
+folder."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ LEFT_OUT = (
     ".ci/",
     ".gitignore",
     "MANIFEST.in",
-)  # of the repository, in no sdist or under setuptools' own rule
+)  # only in the repository: not in an sdist, or handled by setuptools itself
 HOOK = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
 
@@ -39,7 +40,7 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
 
 
 def hook(name: str, source: Path, out: Path, **environment: str) -> subprocess.CompletedProcess:
-    """What pip and build call, without the network: build_sdist or build_wheel of a source folder."""
+    """Calls build_sdist or build_wheel for a source folder, as pip and build do, without the network."""
     return run(sys.executable, "-c", HOOK, name, out, cwd=source, **environment)
 
 
@@ -61,7 +62,8 @@ def source(place) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(place, source) -> Path:
-    """Made from the sdist alone. The checkout's objects are as old as its sources, so make compiles nothing anew."""
+    """A wheel made from the sdist alone. The checkout's objects are as old as its sources, so make compiles nothing
+    again."""
     objects = place / "objects"
     folders = [ROOT / "build" / isa for isa in os.listdir(ROOT / "build") if "." not in isa]
     kept = [folder for folder in folders if (folder / "gemm.o").exists() or folder.name == "cpu"]
@@ -77,7 +79,8 @@ def wheel(place, source) -> Path:
 
 @pytest.fixture(scope="module")
 def python(place, wheel) -> Path:
-    """A fresh environment with the wheel; numpy and the other packages are borrowed from the one that runs the tests."""
+    """A fresh environment with the wheel; numpy and the other packages come from the environment that runs the
+    tests."""
     assert run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place).returncode == 0
     python = place / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel]
@@ -125,7 +128,7 @@ def test_the_installed_package_trains_from_python(python, tmp_path):
 
 
 def test_the_installed_commands_work_in_an_empty_folder(python, tmp_path):
-    """The default data is made there; then the whole way of a user: train, sample, grade, convert, check."""
+    """The default data is made there; then the steps of a user follow: train, sample, grade, convert, check."""
     train = ["train", "--out=run", "--max_steps=2", "--val_batches=1", "--sample_tokens=2", "--B=1", "--T=32"]
     ways = {
         "pyllmc": "python -m pyllmc.train",
@@ -169,7 +172,7 @@ def test_a_device_that_is_none_is_refused(source, tmp_path):
 
 
 def test_an_editable_install_builds_nothing_where_make_does(source, tmp_path):
-    """make setup: the engine is make's, so that pip is quick and two builds do not meet in one folder."""
+    """In `make setup` make builds the engine, so that pip is quick and two builds do not collide in one folder."""
     made = hook("build_editable", source, tmp_path, PYLLMC_DEVICES="")
     assert made.returncode == 0, made.stderr
     assert not (source / "pyllmc" / "lib").exists()
@@ -178,7 +181,7 @@ def test_an_editable_install_builds_nothing_where_make_does(source, tmp_path):
 
 
 def test_every_variable_that_is_read_is_documented():
-    """Those of the code that runs and of setup.py stand in docs/install.md."""
+    """The variables that setup.py and the running code read stand in docs/install.md."""
     files = [path for room in ("csrc", "cuda", "pyllmc") for path in (ROOT / room).rglob("*.[chp]*")]
     text = "".join(
         path.read_text()

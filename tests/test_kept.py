@@ -1,4 +1,5 @@
-"""--keep: older checkpoints by their steps. They are of this run, the newest, whole, and can be resumed; a kill loses none."""
+"""--keep: older checkpoints by their steps. They belong to this run, are the newest, whole, and can be resumed; a kill
+loses none."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def test_the_newest_are_kept(keep, kept, data, tmp_path):
     assert numbered(tmp_path) == kept
     assert not list(tmp_path.glob("*.tmp")) and len(list((tmp_path / "samples").iterdir())) == 4
     if kept:
-        assert (tmp_path / "last.ckpt").samefile(tmp_path / "step_00000007.ckpt")  # which takes no space
+        # a link, which takes no space
+        assert (tmp_path / "last.ckpt").samefile(tmp_path / "step_00000007.ckpt")
 
 
 def test_one_of_them_is_resumed_and_the_future_that_was_left_goes_if_that_is_wanted(data, tmp_path):
@@ -84,7 +86,8 @@ def test_a_run_that_is_replaced_takes_them_along(data, tmp_path):
 
 
 def test_a_file_system_with_one_name_for_a_file(data, tmp_path):
-    """As FAT is, here made by a library that refuses link(2): there they are copies."""
+    """FAT gives a file one name only. Here a library that refuses link(2) stands in for it: the checkpoints are
+    copies."""
     source, library = tmp_path / "nolink.c", tmp_path / "nolink.so"
     source.write_text(
         "#include <errno.h>\nint link(const char *a, const char *b) { (void)a, (void)b; errno = EPERM; return -1; }\n"

@@ -1,4 +1,4 @@
-"""struct Kernels is complete on every instruction set, and no entry of it goes untested."""
+"""struct Kernels is complete on every instruction set, and each of its entries has a test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from conftest import ISAS, ffi, lib
 
 ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "function"]
-KERNELS = ENTRIES[ENTRIES.index("copy_out") + 1 : -1]  # before them and after: memory, not layers
+# the entries before and after these are for memory, not for layers
+KERNELS = ENTRIES[ENTRIES.index("copy_out") + 1 : -1]
 
 
 def pointers(isa: str) -> dict[str, object]:
@@ -25,7 +26,7 @@ def test_every_entry_is_there(isa: str):
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "reference"])
 def test_no_kernel_is_borrowed(isa: str):
-    """Each set brings its own, so that testing one set does not test another twice."""
+    """Each set has its own function, so that testing one set does not test another twice."""
     for other in ISAS:
         if other != isa:
             theirs = pointers(other)

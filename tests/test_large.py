@@ -1,4 +1,5 @@
-"""Sizes beyond 32 bits: counts are 64-bit everywhere, and what cannot be is refused before anything is allocated."""
+"""Sizes beyond 32 bits: counts have 64 bits everywhere, and impossible sizes are refused before anything is
+allocated."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def test_inference_leaves_out_what_only_gradients_need():
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_attention_keeps_no_T_by_T_matrix(isa):
-    """The scratch of every kernel grows with T, not with its square (PEERS 4: llm.c kept B NH T T)."""
+    """The scratch memory of every kernel grows with T, not with its square (PEERS 4: llm.c kept B NH T T)."""
     table = lib.llmc_kernels(isa.encode())
     short, long = (table.workspace_bytes(1, T, 64, 1, 128, 1) for T in (4096, 32768))
     assert long <= 8 * short + 2**20
@@ -63,7 +64,7 @@ def rows(T: int):
 
 
 def test_a_token_file_beyond_two_gigabytes(tmp_path):
-    """Sparse, so that it takes no room: llm.c's first format, int32 ids without a header."""
+    """The file is sparse, so it takes no space: llm.c's first format, int32 ids without a header."""
     path, count = tmp_path / "large.bin", 700_000_000
     with open(path, "wb") as f:
         f.truncate(4 * count)

@@ -9,7 +9,7 @@ from conftest import Buffers, Kernel, assert_parity, in_every_way, storable
 
 from pyllmc.parity import yardstick
 
-# rows of a warp, of several and of more than fits their registers
+# rows of one warp, of several, and rows too long for its registers
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 13, 7), (3, 5, 48), (2, 1, 97), (2, 11, 768), (1, 3, 1600), (7, 101, 33),
           (1, 2, 4104), (1, 2, 8200)]  # fmt: skip
 EPS = 1e-5
@@ -27,7 +27,7 @@ def data(k: Kernel, B: int, T: int, C: int, offset: float = 0.3) -> dict[str, np
 
 
 def torch_layernorm(inp, weight, bias, dtype: torch.dtype, dout=None):
-    """out, mean, rstd; and with dout also dinp, dweight, dbias"""
+    """out, mean, rstd; and with dout also dinp, dweight, dbias."""
     x, w, b = (torch.tensor(a, dtype=dtype, requires_grad=True) for a in (inp, weight, bias))
     out, mean, rstd = torch.native_layer_norm(x, (x.shape[-1],), w, b, EPS)
     forward = [a.detach().numpy() for a in (out, mean[..., 0], rstd[..., 0])]
@@ -60,7 +60,7 @@ def test_forward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int):
 
 @pytest.mark.parametrize("offset", [100.0, -3000.0])
 def test_forward_far_from_zero(kernels: Kernel, buffers: Buffers, offset: float):
-    """The variance must not cancel where the mean is large."""
+    """The variance must not cancel if the mean is large."""
     check_forward(kernels, buffers, 2, 7, 1600, offset)
 
 
@@ -90,7 +90,7 @@ def test_residual_forward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: 
 def run_backward(
     k: Kernel, buffers: Buffers, d: dict[str, np.ndarray], B: int, T: int, C: int, calls: int = 1
 ):
-    """dresidual, which starts as d["dresidual"], and dweight, dbias, which start as 1"""
+    """dresidual, which starts as d["dresidual"], and dweight, dbias, which start as 1."""
     k.workspace(B, T, C)
     got = [buffers.guarded(x) for x in (d["dresidual"], np.ones(C, np.float32), np.ones(C, np.float32))]
     _, mean, rstd, *_ = torch_layernorm(d["inp"], d["weight"], d["bias"], torch.float64)

@@ -1,4 +1,5 @@
-"""Limits on processes and memory (ulimit, a container's): commands of text do with less, or say in one line what to do."""
+"""Limits on processes and memory (ulimit, a container's): commands for text need less, or name the remedy in one
+line."""
 
 from __future__ import annotations
 

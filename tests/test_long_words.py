@@ -1,4 +1,5 @@
-"""Text without a space, and much white space: learning and encoding take time that grows with the text, and can be ended."""
+"""Text without a space, and much white space: the time of learning and encoding grows with the text, and both can be
+ended."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def test_ordinary_text_is_learnt_as_if_nothing_were_cut(monkeypatch):
 
 
 def test_learning_from_one_long_word_takes_no_square():
-    """Eight times the text: 64 times as long when words were not cut, about 8 times now."""
+    """Eight times the text takes about 8 times as long; it took 64 times when words were not cut."""
     hf = pytest.importorskip("tokenizers")
 
     def seconds(characters: int) -> float:
@@ -117,7 +118,7 @@ def test_a_child_that_dies_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_learning_ends_at_once(tmp_path, number):
-    """And its child with it."""
+    """Its child ends with it."""
     pytest.importorskip("tokenizers")
     (tmp_path / "long.txt").write_text(LONG["han"] * 2)
     command = ["-m", "pyllmc.prepro", "--input", str(tmp_path / "long.txt"), "--tokenizer", "bpe"]
@@ -133,7 +134,7 @@ def test_learning_ends_at_once(tmp_path, number):
         children = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
         ).stdout.split()
-    time.sleep(1)  # the package is at it
+    time.sleep(1)  # the package is at work by now
     start = time.monotonic()
     process.send_signal(number)
     assert process.wait(timeout=30) == (-9 if number == signal.SIGKILL else 130)

@@ -21,7 +21,7 @@ TILE = {
     "neon": (8, 12, 4),
 }  # MR, NR, VL
 
-# (B, T, C, OC): ones, primes, the demo's, GPT-2's cut short
+# (B, T, C, OC): ones, primes, the demo's sizes, GPT-2's sizes cut short
 SHAPES = [
     (1, 1, 1, 1), (1, 1, 1, 5), (1, 1, 7, 1), (1, 3, 1, 1), (2, 2, 3, 5), (1, 1, 97, 101), (1, 2, 31, 33),
     (1, 3, 128, 130), (2, 16, 17, 19), (1, 17, 48, 10), (3, 11, 23, 1), (1, 37, 1, 53), (5, 13, 48, 144),
@@ -35,7 +35,7 @@ WIDE = [383, 385, 769]  # around the blocks of columns
 
 
 def edge_shapes(isa: str) -> list[tuple[int, int, int, int]]:
-    """One less, as many, one more than a tile, a vector and a block, in each place."""
+    """Shapes of one less, as many, and one more than a tile, a vector and a block, in each dimension."""
     rows, columns, lanes = TILE[isa]
     near = [x + d for x in (rows, 2 * rows, columns, lanes) for d in (-1, 0, 1)]
     pairs = list(zip(near, near[::-1]))
@@ -44,7 +44,7 @@ def edge_shapes(isa: str) -> list[tuple[int, int, int, int]]:
     return tiles + caches + [s for n in WIDE for s in ((1, 18, 7, n), (1, 19, n, 7), (1, n, 6, 7))]
 
 
-# around the GPU's tiles of 128 x 128 x 32 and 64 x 64 x 16, in rows of whole 16 bytes and not
+# around the GPU's tiles of 128 x 128 x 32 and 64 x 64 x 16, with rows of whole 16 bytes and others
 DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65, 96, 264), (1, 200, 8, 8),
                  (1, 1030, 64, 152), (1, 65, 33, 63), (3, 40, 192, 130)]  # fmt: skip
 
@@ -93,7 +93,7 @@ class Case:
         return self.buffers.out(*like.shape)
 
     def both(self, formula, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Of a result that is stored; what is float whatever the library goes to both() itself."""
+        """For a result that is stored. A result that is always float goes to both() itself."""
         return both(formula, *arrays, kind=self.kind)
 
 
@@ -124,8 +124,9 @@ def check_backward_input(kernels: Kernel, c: Case) -> None:
 
 
 def check_backward_weight(kernels: Kernel, c: Case) -> None:
-    """Twice: gradients accumulate. Then once more: they are written. They are float whatever is stored; a tensor core adds up one by one along K, where
-    PyTorch's float32 on the CPU has many sums side by side."""
+    """Checks it twice with gradients that accumulate, then once with gradients that are written. They are float
+    whatever is stored; a tensor core adds up one by one along K, whereas PyTorch's float32 on the CPU has many sums
+    side by side."""
     tensor_cores = 8 if c.kind == torch.bfloat16 else 2
     start_w, start_b = normal("dw" + c.name, *c.weight.shape), normal("db" + c.name, *c.bias.shape)
     dweight, dbias = c.buffers.guarded(start_w), c.buffers.guarded(start_b)
@@ -135,19 +136,19 @@ def check_backward_weight(kernels: Kernel, c: Case) -> None:
         assert_parity(dweight, *expected, what=f"dweight x{times}, {c.name}", times=tensor_cores)
         expected = both(lambda s, d, n=times: s + n * d.sum(0), start_b, c.dout)
         assert_parity(dbias, *expected, what=f"dbias x{times}, {c.name}")
-    only = c.out(start_w)  # NaN, which is not to be read
+    only = c.out(start_w)  # NaN, which must not be read
     kernels.matmul_backward_weight(only, None, c.dout, c.inp, 0, *c.shape)
     expected = both(lambda d, x: d.T @ x, c.dout, c.inp)
     assert_parity(only, *expected, what=f"dweight written, without dbias, {c.name}", times=tensor_cores)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """To bf16 and back: what PRECISION bf16 does to the operands of a product."""
+    """Rounded to bf16 and back, as PRECISION bf16 does with the operands of a product."""
     return torch.from_numpy(x).bfloat16().float().numpy()
 
 
 def check_bf16(kernels: Kernel, c: Case) -> None:
-    """Products of rounded operands, as exactly as PyTorch's float32 adds them up; all else as in fp32, and so is the
+    """Products of rounded operands are as exact as PyTorch's float32 sums. Everything else is as in fp32, and so is the
     forward pass of a single row."""
     inp, weight, dout = rounded(c.inp), rounded(c.weight), rounded(c.dout)
     x, w = (c.inp, c.weight) if c.shape[0] * c.shape[1] == 1 else (inp, weight)
@@ -194,7 +195,7 @@ def test_bf16(isa: str, buffers) -> None:
 @pytest.mark.parametrize("bf16", [0, 1])
 @pytest.mark.parametrize("isa", BLOCKED)
 def test_threads_do_not_change_a_bit(isa: str, bf16: int, buffers) -> None:
-    """Shapes large enough for every thread to have work."""
+    """The shapes are so large that every thread has work."""
     if bf16 and not lib.llmc_kernels(isa.encode()).bf16:
         pytest.skip(f"{isa} has no products in bf16")
     for shape in ((1, 2, 700, 900), (1, 301, 130, 520), (2, 70, 530, 401), (1, 1030, 64, 150)):
@@ -213,7 +214,7 @@ def test_threads_do_not_change_a_bit(isa: str, bf16: int, buffers) -> None:
 
 
 def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
-    """Through the whole kernel: C=1, weight 1, so that pre = inp."""
+    """The numbers go through the whole kernel: C=1, weight 1, so that pre = inp."""
     special = [0.0, -0.0, 100, -100, np.inf, -np.inf, np.nan, 3e38, -3e38]
     special += [1e-30, 12, -12, 5, -5, 0.5, -0.5, 1e-3]
     x = buffers.guarded(np.array(special, np.float32))
@@ -222,10 +223,10 @@ def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
     out, pre, dpre = buffers.out(M), buffers.out(M), buffers.out(M)
     kernels.matmul_gelu_forward(out, pre, x, one, buffers.guarded(np.zeros(1, np.float32)), 1, M, 1, 1)
     kernels.matmul_gelu_backward_input(dpre, buffers.guarded(np.ones(M, np.float32)), one, x, 1, M, 1, 1)
-    np.testing.assert_array_equal(pre, x)  # x is what is stored of it by now
+    np.testing.assert_array_equal(pre, x)  # x is by now as it is stored
     special = x.tolist()
     limits = {x[7]: (x[7], 1), x[8]: (0, 0), 100: (100, 1), -100: (0, 0)}
-    if kernels.isa in BLOCKED:  # the formula as it reads makes NaN of infinities
+    if kernels.isa in BLOCKED:  # the plain formula makes NaN of infinities
         limits.update({np.inf: (np.inf, 1), -np.inf: (0, 0)})
     for i, value in enumerate(special):
         if np.isnan(value):
@@ -240,7 +241,7 @@ def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
 
 @pytest.mark.parametrize("n", [1, 7, 16, 17, 1000, 70_001])
 def test_gelu_again_is_the_same_to_the_bit(kernels: Kernel, buffers, n) -> None:
-    """What the backward pass computes again must be what the forward pass had, whichever way that went."""
+    """The backward pass must compute the bits that the forward pass had, by whichever kernel it computed them."""
     kernels.context.gelu_again = 1
     for M, OC in ((1, n), (n, 1)):
         kernels.workspace(1, 1, 1)

@@ -1,4 +1,4 @@
-"""What training keeps in memory: logits a chunk at a time, layers computed again; never at the price of a bit."""
+"""Memory in training: logits a chunk at a time, layers computed again; not one bit changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from test_trainer import data, metrics, without_times  # noqa: E402, F401
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (0, 1, 2, 3)
-# more rows than a chunk, in chunks that are not equal; less than there is room for
+# more rows than a chunk, in chunks of unequal size; fewer than the model has room for
 MANY = {
     "chunks": case(97, 350, 2, 2, 24, 3, 347),
     "chunks_in_room": case(131, 400, 2, 1, 12, 4, 400, b=3, t=231, window=7),
@@ -42,7 +42,7 @@ MANY = {
 
 
 def micro_step(m: pyllmc.Model, *batch, scale: float = 1.0) -> list[bytes]:
-    """Loss, each token's loss, and gradients of two micro-steps that add up: their bytes."""
+    """The bytes of the loss, of each token's loss, and of gradients, after two micro-steps that add up."""
     m.zero_grad()
     losses = [m.micro_step(*batch, scale=scale) for _ in range(2)]
     return [np.array(losses).tobytes(), m.losses.tobytes(), *(m.grads[key].tobytes() for key in m.grads)]
@@ -62,7 +62,7 @@ def forward_backward(m: pyllmc.Model, *batch, scale: float = 1.0) -> list[bytes]
 
 @pytest.mark.parametrize("name", [*CASES, *MANY])
 def test_gradients_can_be_written_instead_of_added(name):
-    """What was there before, be it NaN, is not read."""
+    """The old content is not read, even if it is NaN."""
     c = {**CASES, **MANY}[name]
     m, batch = make_engine(c, keep_logits=False), batch_of(c)
     expected = micro_step(m, *batch)
@@ -84,7 +84,7 @@ def test_a_micro_step_is_forward_and_backward(name, keep_logits):
 
 @pytest.mark.parametrize("name", MANY)
 def test_chunks_of_logits_are_as_exact_as_all_at_once(isa, name):  # noqa: F811
-    """Targets that do not count and weights included: PyTorch has all logits at once."""
+    """Some targets do not count, some have weights; PyTorch has all logits at once."""
     c = MANY[name]
     if isa == "reference":
         c = c._replace(shape=(1, c.shape[1]) if name == "chunks_in_room" else (2, 280))
@@ -264,7 +264,7 @@ def contents(run: Path) -> list:
 
 
 def test_a_run_does_not_depend_on_recompute(data, tmp_path):  # noqa: F811
-    """Trained, validated and sampled; also stopped in between and resumed at another level."""
+    """The run is trained, validated and sampled; another is stopped and resumed at another level."""
     runs = [tmp_path / f"level{level}" for level in LEVELS]
     for level, run in zip(LEVELS, runs):
         events = list(pyllmc.Trainer(data=data, out=run, recompute=level, **RUN))
@@ -309,7 +309,8 @@ def test_each_level_saves_what_the_table_says():
             row.size if row.other else 11 * (row.size - (row.size // B if row.kind == "CACHE" else 0))
             for row in dropped
         )
-        saved += 4 * sum(row.size for row in rows if row.name in ("fch_gelu", "dresidual"))  # beneath logits
+        # lies beneath the logits
+        saved += 4 * sum(row.size for row in rows if row.name in ("fch_gelu", "dresidual"))
         less = plan(config, B, T, level, False)
         assert kept.acts - less.acts == pytest.approx(saved, abs=11 * 128 * len(rows))
         assert kept.total - less.total == kept.acts - less.acts
@@ -346,7 +347,8 @@ def test_the_plan_is_what_a_process_takes(level):
 
 @pytest.mark.parametrize("V", [2_097_153, 2_097_160 + 1_048_576])
 def test_fresh_weights_are_drawn_in_pieces(V):
-    """As if all at once, into memory that is there: C=1, so wte is more than two pieces and not whole vectors."""
+    """The numbers are those drawn at once into memory that is there: with C=1, wte is more than two parts and not whole
+    vectors."""
     config, rng = pyllmc.GPTConfig(V, 1, 1, 1, 1), ffi.new("llmc_rng *")
     at_once = np.empty(V, np.float32)
     lib.llmc_rng_seed(rng, 42)
@@ -357,7 +359,7 @@ def test_fresh_weights_are_drawn_in_pieces(V):
 
 
 def test_the_largest_batch_that_fits_is_named():
-    """By the memory that the same line tells, which another process may have changed by now."""
+    """The line names the memory that it counted with; another process may have changed it by now."""
     config, text = pyllmc.GPTConfig(3000, 256, 6, 4, 128), ffi.new("char[512]")
     for B in (1, 3):
         room = ffi.new("llmc_room *", (B, 256, 1, 2, 0))
@@ -370,7 +372,7 @@ def test_the_largest_batch_that_fits_is_named():
 
 
 def test_less_memory_is_first_bought_with_time():
-    """What does not fit is told the least recomputation that would, before a smaller batch."""
+    """A refusal names the least recomputation that would fit, before a smaller batch."""
     config, text = pyllmc.GPTConfig(100, 1024, 50, 1, 64), ffi.new("char[512]")
     available = lib.llmc_kernels(ffi.NULL).memory_available()
     B = next(B for B in range(1, 1 << 16) if plan(config, B, 1024, 0, False).total > 1.1 * available)

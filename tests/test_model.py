@@ -24,7 +24,7 @@ class Case(NamedTuple):
     config: GPTConfig
     room: tuple[int, int]  # B, T
     shape: tuple[int, int]  # b, t
-    gain: float = 1  # of the last norm, and so of the logits
+    gain: float = 1  # factor of the last norm, and so of the logits
 
 
 def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1) -> Case:
@@ -44,7 +44,7 @@ CASES = {
 
 
 def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
-    """By PyTorch's names; every tensor random, so that no bias of 0 hides a mistake. Norms are around 1."""
+    """Random tensors by PyTorch's names, so that no bias of 0 hides a mistake. Norms are around 1."""
     rng = np.random.default_rng(1)
     drawn = {
         row.torch_name_of(layer): rng.normal(row.init == "ONE", std, row.shape).astype(np.float32)
@@ -55,7 +55,7 @@ def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
     return drawn
 
 
-ON: dict[str, str] = {}  # which device, where it is not the CPU; a fixture sets it
+ON: dict[str, str] = {}  # the device, if it is not the CPU; a fixture sets it
 
 
 def make_engine(c: Case, threads: int = 2, **options) -> pyllmc.Model:
@@ -78,7 +78,7 @@ def batch_of(c: Case, seed: int = 0) -> check.Batch:
 
 @functools.cache
 def expected(name: str) -> tuple[check.Result, check.Errors]:
-    """The float64 answer, and how far from it PyTorch's float32 is."""
+    """The float64 answer, and the distance of PyTorch's float32 from it."""
     return check.run_torch(make_reference(CASES[name]), *CASES[name].shape, seed=0)
 
 
@@ -109,7 +109,8 @@ def test_every_activation_and_gradient(isa, name):
 
 
 def test_logits_of_ten_thousand(isa):
-    """Softmax without overflow. Rounding such logits moves a probability by 1e-3: gradients are finite."""
+    """Softmax does not overflow. Rounding such logits moves a probability by 1e-3, so gradients are only checked to be
+    finite."""
     c = case(77, 16, 2, 2, 32, 2, 9, gain=3e4)
     ours, (torch64, errors) = (
         check.run_engine(make_engine(c), *batch_of(c)),
@@ -137,7 +138,7 @@ NUDGES = 12
 
 
 def nudge(gpt, seed: int) -> None:
-    """Moves half of the weights to the next float32: as much as one rounding, each time another."""
+    """Moves half of the weights to the next float32: an error of one rounding, a different one for each seed."""
     draw = torch.Generator().manual_seed(seed)
     for p in gpt.parameters():
         moved = torch.nextafter(p.data, torch.where(torch.rand(p.shape, generator=draw) < 0.5, 1e9, -1e9))
@@ -147,7 +148,8 @@ def nudge(gpt, seed: int) -> None:
 def torch_steps(
     c: Case, batches: list[check.Batch], dtype, seed: int = 0
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
-    """Losses, gradient norms and final weights of AdamW steps, clipped to 1; seed: from weights that are nudged."""
+    """Losses, gradient norms and final weights after AdamW steps, clipped to 1; seed: begins with weights that are
+    nudged."""
     gpt, losses, norms = make_reference(c).to(dtype), [], []
     if seed:
         nudge(gpt, seed)
@@ -188,7 +190,7 @@ def nudged_ten_steps(name: str, seed: int):
 
 
 def far_off(ours: np.ndarray, single: yardstick.Single, exact: np.ndarray) -> str:
-    """What is wrong with weights that are, on average, further off than twice PyTorch's."""
+    """The tensor whose weights are, on average, further off than twice PyTorch's; "" if there is none."""
     for theirs in single.each():
         error = np.abs(ours - exact).mean()
         allowed = 2 * np.abs(theirs - exact).mean() + 2.0**-24 * np.abs(exact).max()
@@ -200,7 +202,7 @@ def far_off(ours: np.ndarray, single: yardstick.Single, exact: np.ndarray) -> st
 @pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "thirteen_layers", "banded"])
 def test_ten_adamw_steps(isa, name):
     batches, here, plain, (loss64, norm64, w64) = torch_ten_steps(name)
-    # steps magnify a rounding, by luck more or less: ten steps in one order of sums do not tell how much
+    # steps magnify a rounding, by chance more or less, so ten steps in one order of sums do not show how much
     loss32, norm32 = (
         yardstick.Single(
             here[i],
@@ -219,7 +221,7 @@ def test_ten_adamw_steps(isa, name):
 
         def layers(w: dict[str, np.ndarray], row=row, keys=keys) -> np.ndarray:
             C, x = m.config.n_embd, np.stack([w[key] for key in keys])
-            # the keys' bias has no gradient but rounding, which AdamW makes steps of
+            # the gradient of the keys' bias is rounding only, which AdamW turns into steps
             return np.delete(x, range(C, 2 * C), axis=1) if row.name == "qkvb" else x
 
         single = yardstick.Single(layers(here[2]), lambda layers=layers: layers(plain()[2]))
@@ -229,7 +231,7 @@ def test_ten_adamw_steps(isa, name):
 
 @pytest.mark.parametrize("name", ["odd_tokens", "banded"])
 def test_weight_decay_is_the_tables(isa, name):
-    """A step without gradients moves what decays, by lr * decay, and nothing else."""
+    """A step without gradients moves the tensors that decay, by lr * decay, and nothing else."""
     m = make_engine(CASES[name])
     before = {key: m.params[key].copy() for key in m.params}
     m.zero_grad()
@@ -246,7 +248,7 @@ def test_weight_decay_is_the_tables(isa, name):
 
 @pytest.mark.parametrize("k", [2, 3, 6])
 def test_micro_steps_equal_one_batch(isa, k):
-    """k micro-steps of 6/k sequences, every tensor's gradient: none may keep its last micro-step only."""
+    """k micro-steps of 6/k sequences give every tensor's gradient: none keeps its last micro-step only."""
     c = case(97, 12, 3, 2, 24, 6, 11, window=4)
     batch = check.random_batch(97, 6, 11, 0)
     batch = batch._replace(
@@ -283,7 +285,7 @@ def test_threads_do_not_change_a_bit(isa, name):
         assert bits(make_engine(CASES[name], threads=threads), batches) == one
 
 
-# ---- what counts, and what does not ----
+# ---- targets that count, and targets that do not ----
 
 
 def gradients(m: pyllmc.Model, *batch) -> dict[str, np.ndarray]:
@@ -343,7 +345,7 @@ def block_of(m: pyllmc.Model, which: int, elements: int) -> np.ndarray:
 
 
 def used_acts(m: pyllmc.Model, shape: tuple[int, int]) -> np.ndarray:
-    """Which elements of the block of activations belong to a tensor of shape (b, t)."""
+    """The elements of the block of activations that belong to a tensor of shape (b, t)."""
     config, plan = lib.llmc_model_config(m._handle), ffi.new("llmc_plan *")
     room = ffi.new("llmc_room *", lib.llmc_model_room(m._handle)[0])
     assert lib.llmc_plan_memory(config, room, 1, plan) == 0
@@ -378,7 +380,7 @@ def test_nothing_is_written_between_the_activations(isa, name):
 
 
 def test_no_activation_is_read_before_it_is_written(isa):
-    """Whatever the activations held before, zeros or NaN, the results are the same bits."""
+    """The results have the same bits, whether the activations held zeros or NaN before."""
     c, results = CASES["smaller_than_room"], []
     for poison in (0, np.nan):
         m = make_engine(c)
@@ -407,7 +409,7 @@ def test_the_padding_of_the_vocabulary_stays_zero(isa):
         assert not wte[V:].any()
 
 
-# ---- what Python refuses before C sees it ----
+# ---- input that Python refuses before C sees it ----
 
 TOO_LARGE = [
     ("B", lambda m: pyllmc.Model("d12", B=2**40)),

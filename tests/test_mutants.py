@@ -1,4 +1,4 @@
-"""Proof that the suite can fail: it is run against libraries that are broken on purpose, one defect each."""
+"""Proof that the suite can fail: it runs against libraries with one defect each, made on purpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-MUTANTS = [  # file, what is replaced, by what, the tests that must notice
+MUTANTS = [  # file, the code that is replaced, its replacement, the tests that must fail
     (
         "gpt2.c",
         r"a\.residual2, w\.ln2w, a\.ln2_mean",
@@ -50,7 +50,7 @@ def build(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
     """A library with one replacement; only that file is compiled again."""
     for name in ("csrc", "build", "cuda"):
         shutil.copytree(ROOT / name, folder / name, ignore=OTHER_BUILDS)
-    for name in ("Makefile", "pyproject.toml"):  # which says the version
+    for name in ("Makefile", "pyproject.toml"):  # the second one holds the version
         shutil.copy2(ROOT / name, folder)
     if file:
         path = next((folder / "csrc").rglob(file))

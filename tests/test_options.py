@@ -1,4 +1,4 @@
-"""The options: one table, every front end. What is refused is refused with one clear line."""
+"""The options: one table, every front end. A refusal is one clear line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyllmc.trainer import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (ROOT / "csrc/options.def").read_text()
-NAMES = re.findall(r"^(?:OPTION|SHARED|CALL|SHARED_CALL)\(\w+, (\w+),", ROWS, re.M)  # of training
+NAMES = re.findall(r"^(?:OPTION|SHARED|CALL|SHARED_CALL)\(\w+, (\w+),", ROWS, re.M)  # for training
 OF_CHATS = re.findall(r"^(?:SHARED|SHARED_CALL|CHAT)\(\w+, (\w+),", ROWS, re.M)
 NUMBERS = re.findall(
     r"^(?:OPTION|SHARED|CALL|SHARED_CALL)\((INT|FLOAT), (\w+), \S+ (\S+), (\S+),", ROWS, re.M
@@ -48,7 +48,7 @@ def test_each_program_has_its_own():
 
 
 def test_the_folder_of_the_default_data_is_written_once():
-    """In the table of options; everything else asks for it."""
+    """The table of options names it; all other code asks the table."""
     sources = [
         *ROOT.glob("csrc/**/*"),
         *ROOT.glob("pyllmc/*.py"),
@@ -111,7 +111,7 @@ def test_of_an_option_given_twice_the_last_counts():
     options = Options(lib)
     options.parse(["--seed=1", "--shuffle", "--seed", "2", "--no_shuffle"])
     assert (options.get("seed"), options.get("shuffle")) == ("2", "0")
-    assert "given twice the last counts" in options.help()
+    assert "given twice, the last one counts" in options.help()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_both_parsers_suggest_the_same(typo, capsys):
 
 
 def test_help_has_headings_and_every_option():
-    """The commonest of each first; a heading of whose options the program has none is left out."""
+    """The commonest options of each group come first; a heading without options in this program is left out."""
     titles = re.findall(r'^GROUP\("(.*)"\)', ROWS, re.M)
     for text, programs, names in (
         (Options(lib), titles[:-1], NAMES),

@@ -1,4 +1,5 @@
-"""What commands print: no output dies of a character it cannot hold, and what a model cuts is the same text everywhere."""
+"""Printed text: no output fails because of a character that it cannot hold, and a model's cut text is the same
+everywhere."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-# {} is the folder; what the lines must hold, if they came in UTF-8
+# {} is the folder; then the text that the lines must hold, if they came in UTF-8
 COMMANDS = {
     "train": ["-m", "pyllmc.train", "--data={}/data", "--out={}/again", "--overwrite", "--max_steps=1", "--sample_every=1",
               "--model=gpt-nano", "--max_seq_len=32", "--n_layer=1", "--val_every=0", f"--prompt={SMILE}"],
@@ -123,7 +124,7 @@ def test_a_text_that_the_locale_does_not_know_reaches_the_engine(home):
 
 
 def test_what_is_looked_for_means_the_same_in_every_locale(home):
-    """--stop, --delimiter and --field, which are compared with text."""
+    """--stop, --delimiter and --field are compared with text."""
     stop = [
         "-m",
         "pyllmc.sample",
@@ -146,7 +147,7 @@ def test_what_is_looked_for_means_the_same_in_every_locale(home):
 
 
 def test_an_export_into_a_name_that_is_no_text(home):
-    """Whose bytes the model card and the metadata cannot hold."""
+    """The model card and the metadata cannot hold the bytes of such a name."""
     place = os.fsencode(home) + b"/m\xff"
     for end in (b"", b".gguf"):
         command = [sys.executable, "-m", "pyllmc.convert", home / "run", place + end]
@@ -172,7 +173,7 @@ def write(program: list, *arguments: str) -> bytes:
 
 @pytest.mark.parametrize("tokens", [5, 6, 7, 8, 30, 31])
 def test_both_front_ends_write_the_same_valid_text(tokens, home):
-    """However many tokens: of a character that the end cuts nothing is shown."""
+    """This holds for any number of tokens: nothing is shown of a character that the end cuts."""
     how = [f"--prompt={SMILE}", "--seed=3", "--temperature=1.5"]
     once = [f"--model={home / 'run'}", "--max_steps=0", f"--sample_tokens={tokens}", *how]
     in_c = write([ROOT / "train_gpt2"], *once)
@@ -181,7 +182,7 @@ def test_both_front_ends_write_the_same_valid_text(tokens, home):
         [sys.executable, "-m", "pyllmc.sample"], str(home / "run"), f"--max_new_tokens={tokens}", *how
     )
     assert in_c == in_python == sampled
-    assert SMILE in in_c.decode()  # which raises where it is no UTF-8
+    assert SMILE in in_c.decode()  # decode raises if it is not UTF-8
 
 
 def test_files_and_streams_hold_the_same_valid_text(home, tmp_path):
@@ -197,7 +198,7 @@ def test_files_and_streams_hold_the_same_valid_text(home, tmp_path):
         texts.add(streamed)
     assert len(texts) > 4 and re.search(
         "\ufffd", "".join(texts)
-    )  # bytes that are none, as a fresh model writes them
+    )  # bytes that are no character, as a fresh model writes them
 
 
 def test_a_chat_answers_in_valid_text(home):

@@ -1,4 +1,4 @@
-"""The suite says the same on every CPU: a part of `make paths`, which runs all of it."""
+"""The suite says the same on every CPU. This is a part of `make paths`, which runs all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m pyllmc.plot: curves that neither lag nor lie, ticks, labels and marks where they should be, and what is refused."""
+"""python -m pyllmc.plot: curves that neither lag nor mislead; ticks, labels and marks in their places; refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def falling(step: float) -> float:
 
 
 def train(folder: Path, n=200, start=0, every=20, loss=falling, val=falling, noise=0.05) -> Path:
-    """A run as the trainer writes it, of n steps behind `start`, validated every so often if at all."""
+    """A run as the trainer writes it: n steps after `start`, validated every so many steps, or never."""
     draw = random.Random(1)
     lines = [{"step": start, "val_loss": val(start)}] if every else []
     for step in range(start + 1, start + n + 1):
@@ -90,7 +90,7 @@ def texts_of(picture):
 
 
 def pixels_of(picture, line):
-    """Where a line is drawn, every pixel or so."""
+    """The pixels of a line, about one by one."""
     xy = picture.axis.transData.transform(np.column_stack((line.curve.x, line.curve.y)))
     xs = np.arange(xy[0, 0], xy[-1, 0] + 1)
     return np.column_stack((xs, np.interp(xs, xy[:, 0], xy[:, 1])))
@@ -100,7 +100,8 @@ def pixels_of(picture, line):
 
 
 def test_a_smoothed_loss_does_not_lag():
-    """Without noise it is the loss itself, also where that falls most steeply; a moving mean of the past is far above."""
+    """Without noise the smoothed loss is the loss itself, even where it falls most steeply; a moving mean of the past
+    lies far above."""
     x = np.arange(1.0, 4001)
     y = np.array([falling(step) for step in x])
     smooth = curves.smooth(Curve(x, y)).y
@@ -118,7 +119,7 @@ def test_a_smoothed_loss_has_the_mean_of_the_raw_one(n):
     middle = slice(n // 4, -n // 4)
     assert abs(smooth[middle].mean() - y[middle].mean()) < 0.1 * 3 / math.sqrt(n) / 2
     rough = np.abs(np.diff(smooth)[middle]).mean() / np.abs(np.diff(y)[middle]).mean()
-    assert rough < (0.1 if n > 50 else 0.25)  # and is a great deal smoother
+    assert rough < (0.1 if n > 50 else 0.25)  # and it is a great deal smoother
     assert abs(smooth[-1] - 2) < 0.1  # at the end, too
 
 
@@ -137,7 +138,8 @@ def test_long_runs_are_thinned_without_losing_their_extremes():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_what_every_picture_has(picture_of, name):
-    """Three round ticks on each axis, labels apart from each other, a note that covers no curve, all of it on the paper."""
+    """Three round ticks on each axis, labels apart from each other, a note that covers no curve, all of it on the
+    paper."""
     made = picture_of(name, [LIGHT, DARK][len(name) % 2])
     for axis, (low, high) in (
         (made.axis.xaxis, made.axis.get_xlim()),
@@ -273,7 +275,7 @@ def test_colours_stand_out_from_the_paper(style):
 
 @STYLES
 @pytest.mark.parametrize(
-    "kind",  # what is left of red, green and blue, linear (Viénot, Brettel and Mollon 1999)
+    "kind",  # the rest of red, green and blue, linear (Viénot, Brettel and Mollon 1999)
     [((0.112, 0.888, 0), (0.112, 0.888, 0)), ((0.292, 0.708, 0), (0.292, 0.708, 0))],
     ids=["protanopia", "deuteranopia"],
 )

@@ -1,4 +1,4 @@
-"""precision bf16, the whole model: no further from the float64 answer than PyTorch's own bf16 (autocast) is."""
+"""Precision bf16, the whole model: no further from the float64 answer than PyTorch's own bf16 (autocast)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WITH_BF16 = [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16]
 
 
 def torch_results(model, inputs, targets, autocast: bool) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
-    """Logits, loss and gradients by name."""
+    """Logits, loss, and gradients by name."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits, loss = model(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long())
     loss.backward()
@@ -80,5 +80,5 @@ def test_training_resumes_bit_for_bit(isa, data, tmp_path, monkeypatch):  # noqa
     fp32 = losses(out=tmp_path / "fp32", **common)
     assert whole[9] != fp32[9] and abs(whole[9] - fp32[9]) < 0.05
     first = losses(out=tmp_path / "part", precision="bf16", **{**common, "max_steps": 5})
-    resumed = pyllmc.Trainer(resume=tmp_path / "part", max_steps=9)  # the precision comes with the checkpoint
+    resumed = pyllmc.Trainer(resume=tmp_path / "part", max_steps=9)  # the precision comes from the checkpoint
     assert {**first, **{e.step: e.loss for e in resumed if e.kind == "step"}} == whole

@@ -36,7 +36,7 @@ def tokens(folder, split="train") -> list[int]:
 
 
 def documents_of(folder, split="train") -> list[str]:
-    """What a reader gets back: the texts between EOTs."""
+    """The texts between EOTs, as a reader gets them."""
     t, documents = Tokenizer.load(Path(folder) / "tokenizer.bin"), []
     for i in tokens(folder, split):
         if i == t.eot:
@@ -50,7 +50,7 @@ def expected_split(n: int, every: int) -> tuple[list[int], list[int]]:
     return [i for i in range(n) if i % every], list(range(0, n, every))
 
 
-# ---- what is written
+# ---- files that are written ----
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe", "char", "byte"])
@@ -172,7 +172,7 @@ def test_progress_is_told(tmp_path, monkeypatch):
     assert encode[-1][1:] == (250, sum(map(len, STORIES)), sum(meta["tokens"].values()))
 
 
-# ---- what is refused
+# ---- refusals ----
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -260,7 +260,7 @@ def test_what_lies_beside_a_data_set_is_never_deleted(tmp_path):
 
     def late():
         yield "two"
-        (out / "late.txt").write_text("dear")  # while the new one is made
+        (out / "late.txt").write_text("dear")  # a file that appears while the new data set is made
 
     with pytest.raises(DataError, match="holds late.txt"):
         write_dataset(late(), out, tokenizer="byte", val_fraction=0, overwrite=True)
@@ -349,7 +349,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number, workers):
-    """Nor processes; and what a SIGKILL leaves the next run removes."""
+    """No process is left over either; files that a SIGKILL leaves are removed by the next run."""
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     process = subprocess.Popen([sys.executable, "-S", str(script), str(ROOT), str(tmp_path / "d"), str(workers)],

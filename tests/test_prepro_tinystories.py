@@ -1,4 +1,5 @@
-"""python -m pyllmc.prepro, dev/prepro_tinystories.py: every kind of input, wrong input, golden token counts of Tiny Shakespeare."""
+"""python -m pyllmc.prepro, dev/prepro_tinystories.py: every kind of input, wrong input, golden token counts of Tiny
+Shakespeare."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from pyllmc.text.dataset import write_dataset
 
 
 def run_script(*arguments: str, code: int = 0, capsys=None) -> str:
-    """Its output; the exit code must be `code`, and an error one line."""
+    """The output of the command; the exit code must be `code`, and an error must be one line."""
     try:
         found = script.main([str(a) for a in arguments])
     except SystemExit as e:
@@ -153,7 +154,7 @@ def test_odd_splits_are_pointed_out(tmp_path, capsys, name, says):
 
 
 class FakeHub:
-    """Stands for the `datasets` package where there is no network."""
+    """Stands in for the `datasets` package, because there is no network."""
 
     @staticmethod
     def load_dataset(name, split, streaming):

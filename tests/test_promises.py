@@ -1,4 +1,5 @@
-"""What docs/promises.md says in figures: whole runs, by ./train_gpt2, under faults, on bad disks, with odd clocks and descriptors."""
+"""The figures in docs/promises.md: whole runs, by ./train_gpt2, with faults, on bad disks, with odd clocks and
+descriptors."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def preload(library: Path, **env) -> dict[str, str]:
 
 
 def check_refused(done: subprocess.CompletedProcess, *words: str) -> None:
-    """One line, which says these words, and the status of input and output."""
+    """Checks for one line with these words, and for the status of input and output."""
     assert done.returncode == 5, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for word in words:
@@ -48,7 +49,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert start(f"--data={data}", f"--out={folder}", *SETTINGS).returncode == 0
     return folder
@@ -56,7 +57,7 @@ def whole(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def half(data, tmp_path_factory) -> Path:
-    """The same run, of which two steps are done."""
+    """The same run, after two of its steps."""
     folder = tmp_path_factory.mktemp("half") / "run"
     done = subprocess.run(
         [sys.executable, "-c", HALF, data, folder, *SETTINGS], cwd=ROOT, capture_output=True, text=True
@@ -86,7 +87,7 @@ def finish(folder: Path) -> tuple:
 
 
 def test_kill_at_random_instants():
-    """`python dev/soak.py kill --count 200` is the whole of it."""
+    """`python dev/soak.py kill --count 200` is the long form of this test."""
     done = subprocess.run(
         [sys.executable, ROOT / "dev/soak.py", "kill", "--count=6"], capture_output=True, text=True
     )
@@ -96,7 +97,8 @@ def test_kill_at_random_instants():
 
 @pytest.mark.parametrize("replaces", [False, True], ids=["resumed", "overwrite"])
 def test_a_fault_at_every_write_of_a_run(replaces, data, whole, half, shim, tmp_path):  # noqa: F811
-    """Each ends with one line, and what is there goes on to the bits of an undisturbed run: of the new, or of the old one."""
+    """Each failure is one line. A resume of the files that are left reaches the bits of an undisturbed run: of the new
+    run, or of the old one."""
     anew = [f"--data={data}", *SETTINGS, "--seed=7"]
     allowed = [soak.outcome(whole)]
     if replaces:
@@ -124,7 +126,7 @@ def test_a_fault_at_every_write_of_a_run(replaces, data, whole, half, shim, tmp_
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own in memory, which may be filled, grown and made read-only."""
+    """A file system of its own in memory, which may be filled, enlarged and made read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
@@ -140,7 +142,7 @@ def remount(folder: Path, options: str) -> None:
 
 
 def numbered(folder: Path) -> list[int]:
-    """The steps of the checkpoints that are kept by their steps, each of which is whole."""
+    """The steps of the numbered checkpoints; each checkpoint is whole."""
     found = sorted(folder.glob("step_*.ckpt"))
     steps = [pyllmc.Model(path, B=1, T=4, threads=1).step for path in found]
     assert [int(path.stem[5:]) for path in found] == steps
@@ -148,7 +150,7 @@ def numbered(folder: Path) -> list[int]:
 
 
 def test_kept_checkpoints_under_kill_9(data, whole, tmp_path):
-    """Whatever the instant, those that are there are whole, and the run goes on to the same bits with the newest of them."""
+    """At any instant the checkpoints that exist are whole, and the run goes on from the newest to the same bits."""
     for i in range(8):
         run = tmp_path / str(i)
         options = [f"--data={data}", f"--out={run}", *SETTINGS, "--checkpoint_every=1", "--keep=2"]
@@ -167,7 +169,7 @@ def test_kept_checkpoints_under_kill_9(data, whole, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 3])
 def test_a_full_disk(keep, small_disk, data, whole, half):
-    """What was saved stays; with room again the run goes on to the same bits. At each of several amounts of room."""
+    """Saved files stay; with space again the run reaches the same bits. Several amounts of space are tried."""
     run, filler = small_disk / "run", small_disk / "filler"
     for room in range(0, 640, 80):
         shutil.rmtree(run, ignore_errors=True)
@@ -234,7 +236,7 @@ print("torch kept")
 
 
 def test_files_that_shrink_kill_nobody(tmp_path):
-    """Nothing is mapped, so a page that is gone is an error, not a SIGBUS."""
+    """Nothing is mapped, so a missing page is an error, not a SIGBUS."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHANGES, tmp_path], cwd=ROOT, capture_output=True, text=True
     )
@@ -255,7 +257,7 @@ for event in pyllmc.Trainer(data=sys.argv[1], out=sys.argv[2], **given):
 
 
 def test_data_that_shrinks_loses_no_step(data, whole, tmp_path):
-    """The steps so far are saved, and with the data back the run goes on to the same bits."""
+    """The steps so far are saved, and with the data restored the run reaches the same bits."""
     copy, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
     command = [sys.executable, "-c", SHRINKING, copy, run, *SETTINGS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -325,7 +327,7 @@ MANY = 8192
 
 
 def test_8192_descriptors(data, whole, tmp_path):
-    """Inherited ones are in nobody's way: nothing selects by number."""
+    """Inherited descriptors disturb nothing, because nothing selects by number."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit[1] != resource.RLIM_INFINITY and limit[1] < MANY + 100:
         pytest.skip("this system allows no so many")
@@ -345,7 +347,7 @@ def test_8192_descriptors(data, whole, tmp_path):
 
 
 def test_too_few_descriptors_are_one_line(data, whole, half, tmp_path):
-    """For every limit from the first with which the program can be loaded to the first that suffices."""
+    """Each limit is tried, from the first that loads the program to the first that suffices."""
     refused = 0
     for most in range(4, 30):
         run = shutil.copytree(half, tmp_path / f"run{most}")
@@ -363,7 +365,7 @@ def test_too_few_descriptors_are_one_line(data, whole, half, tmp_path):
 
 
 def test_no_child_inherits_what_a_run_has_open(data, tmp_path):
-    """A program that is started beside a run holds neither its folder nor its metrics."""
+    """A program that is started beside a run inherits neither its folder nor its metrics."""
     program = (
         "import os, subprocess, sys, pyllmc\n"
         "given = dict(option[2:].split('=') for option in sys.argv[3:])\n"

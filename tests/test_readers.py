@@ -1,4 +1,4 @@
-"""Files of text of every kind: what is read of them, and the one line when that is nothing."""
+"""Files of text of every kind: the text read from them, and the one line if there is none."""
 
 from __future__ import annotations
 

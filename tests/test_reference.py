@@ -1,4 +1,5 @@
-"""train_gpt2.py itself: its weights in and out, its start, and an independent GPT-2. Its loop: test_reference_loop.py."""
+"""train_gpt2.py itself: its weights in and out, its start, and an independent GPT-2. test_reference_loop.py tests its
+loop."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ CONFIG = GPTConfig(97, 12, 2, 2, 24)
 
 @pytest.fixture
 def gpt():
-    """Every tensor random."""
+    """A model with random tensors."""
     model = reference.GPT(CONFIG)
     torch.manual_seed(5)
     for p in model.parameters():
@@ -110,7 +111,7 @@ def test_the_future_is_not_seen(gpt):
 
 @pytest.mark.parametrize("window, sees", [(1, 5), (3, 3), (0, 0)])
 def test_odd_layers_see_the_window(window, sees):
-    """With layer 1 alone looking back, position 5 depends on `sees`.. 5."""
+    """If only layer 1 looks back, position 5 depends on positions `sees` to 5."""
     gpt = reference.GPT(GPTConfig(97, 12, 2, 2, 24, window), seed=1)
     gpt.transformer["h"][0].attn.c_proj.weight.data.zero_()
     ids = torch.arange(6)[None]
@@ -201,7 +202,7 @@ def test_the_debug_state(gpt, tmp_path):
     assert at == len(floats)
 
 
-# ---- weights from elsewhere: tests/test_convert_in*.py have them all ----
+# ---- weights from elsewhere: tests/test_convert_in*.py test them all ----
 
 
 def save_hf(gpt, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The loop of train_gpt2.py: the same lines as the engine's, and how it ends."""
+"""The loop of train_gpt2.py: it prints the engine's lines, and ends as it does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TINY += ["--val_every=3", "--val_batches=4", "--log_every=1", "--grad_accum=2", 
 
 
 def numbers(text: str) -> list[tuple[str, ...]]:
-    """What does not depend on the clock: step, loss, lr, norm; step, val loss."""
+    """The numbers that do not depend on the clock: step, loss, lr, norm; step, val loss."""
     steps = re.findall(
         r"step +(\d+)/(\d+) \| loss (\S+) \| lr (\S+) \| norm (\S+) \| \S+ ms \| \d+ tok/s \| ETA \d", text
     )
@@ -149,11 +149,11 @@ HEAD = bins.pack_header(20240520, 1, 500)
         (b"Once upon a time, this was text", 4),
         (HEAD[:100], 4),
         (HEAD + bytes(100), 4),
-        (HEAD + bytes(1000), 2),  # sound, but demo lacks a vocabulary
+        (HEAD + bytes(1000), 2),  # valid, but demo has no vocabulary
     ],
 )
 def test_bad_data_ends_every_front_end_alike(tmp_path, capsys, content, code):
-    """And with the same reason; the reference tells it before what the model lacks."""
+    """The reason is the same, too; the reference reports it before a vocabulary that the model lacks."""
     path = tmp_path / "x.bin"
     if content is not None:
         path.write_bytes(content)
@@ -226,7 +226,7 @@ def test_a_device_that_is_not_there_is_one_line_and_6(capsys):
 
 
 def test_shards_are_read_in_the_same_order(data):
-    """Position for position; the loaders' own tests go further."""
+    """Compares position for position; the loaders' own tests compare more."""
     loader = bins.Loader(bins.find_shards(data), 2, 5, shuffle=True, seed=3, eot=7)
     handle = ffi.new("llmc_loader **")
     assert lib.llmc_loader_open(handle, str(data).encode(), b"train", 2, 5, 1, 3, 0, 1, 0, 7) == 0

@@ -1,4 +1,4 @@
-"""Every remedy that a message names can be followed: commands, options, make's targets, packages and files are there.
+"""Every remedy in a message can be followed: its commands, options, make's targets, packages and files exist.
 
 The texts are found in the sources: all strings of csrc/*.c and of the Python files, and what --help shows.
 """
@@ -33,8 +33,8 @@ APT = {
     "python3-venv",
     "lib%s-dev",
 }  # each was looked for in Debian; lib%s-dev: libopenblas-dev
-HOLE = "%s"  # where a message names what it was given
-FOREIGN = {  # options of others' programs, which a message names as theirs
+HOLE = "%s"  # stands where a message names its input
+FOREIGN = {  # options of other programs, which messages name as theirs
     "--help",
     "--editable",
     "--force-reinstall",
@@ -51,7 +51,7 @@ def strings_of_c(path: Path) -> Iterator[str]:
 
 
 def strings_of_python(path: Path) -> Iterator[str]:
-    """Whole texts: an f-string with a hole for each of its values."""
+    """Whole texts: an f-string has a hole for each of its values."""
     tree = ast.parse(path.read_text())
     inside = {
         id(part)
@@ -69,7 +69,7 @@ def strings_of_python(path: Path) -> Iterator[str]:
 
 @functools.cache
 def texts() -> tuple[tuple[str, str], ...]:
-    """(file, text) of everything that may be shown."""
+    """(file, text) of every text that may be shown."""
     found = [(path.name, text) for path in (ROOT / "csrc").rglob("*.c") for text in strings_of_c(path)]
     found += [(path.name, text) for path in PYTHON for text in strings_of_python(path)]
     found += [("options.def", option.help) for option in options.options(*options.OF_ANY).values()]
@@ -91,7 +91,7 @@ def help_of(*command: str) -> str:
 
 @functools.cache
 def options_of(module: str) -> frozenset[str]:
-    """What a command takes, as its --help and those of its own commands tell."""
+    """The options of a command, by its --help and those of its own commands."""
     shown = help_of("-m", module) + "".join(
         help_of("-m", module, part) for part in ("encode", "decode", "info") if "tokenizer" in module
     )
@@ -165,10 +165,11 @@ def test_every_target_of_make_that_is_named_is_there():
 
 
 def test_every_package_that_is_missing_can_be_installed():
-    """need("module", ...) and begin_command("module") name what pyproject.toml knows, so that the extras bring it."""
+    """need("module", ...) and begin_command("module") name packages of pyproject.toml, so that the extras bring
+    them."""
     project = (ROOT / "pyproject.toml").read_text()
     known = {name.lower().replace("-", "_") for name in re.findall(r'"([A-Za-z][\w-]*)\s*[>=;]', project)}
-    known.add("compression")  # of Python 3.14's own library
+    known.add("compression")  # a part of Python 3.14's own library
     for path in PYTHON:
         for node in ast.walk(ast.parse(path.read_text())):
             called = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", ""))
@@ -176,7 +177,7 @@ def test_every_package_that_is_missing_can_be_installed():
                 continue
             names = [a.value for a in node.args if isinstance(a, ast.Constant)]
             package = next((k.value.value for k in node.keywords if k.arg == "package"), None)
-            if called == "need":  # its third argument is the package, where that is called otherwise
+            if called == "need":  # the third argument is the package, if its name differs
                 names = [package or (names[2] if len(names) > 2 else names[0])] if names else []
             for name in names:
                 assert name.partition(".")[0].lower().replace("-", "_") in known, (
@@ -214,7 +215,7 @@ def test_every_file_that_is_named_is_there():
             assert re.search(rf"\b{program}\b", rules), f"{file}: ./{program}"
 
 
-# ---- --help: of every command, with numpy and cffi alone
+# ---- --help of every command, with numpy and cffi alone ----
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -236,7 +237,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "exit status: 0 done, 2 usage, 3 memory" in " ".join(done.stdout.split())
     if module in ("pyllmc.train", "pyllmc.chat"):
-        return  # whose --help is csrc/options/optiontext.c's
+        return  # its --help is csrc/options/optiontext.c's
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     examples = done.stdout.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert examples and all(line.strip().startswith(f"python -m {module}") for line in examples)

@@ -1,4 +1,4 @@
-"""The generator against torch's: the same state after any calls, the same normals; fresh weights."""
+"""The generator against torch's: the same state after any calls, the same normal numbers; fresh weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pyllmc.engine import _ffi
 
 torch = pytest.importorskip("torch")
 
-# Vectorised PyTorch takes another log, sin and cos than libm's: one rounding in each of the three steps.
+# vectorised PyTorch has another log, sin and cos than libm: one rounding in each of the three steps
 TOLERANCE = 4e-7
 
 
 class Both:
-    """Our generator and torch's, drawn from in step."""
+    """Our generator and torch's, which draw in step."""
 
     def __init__(self, seed: int) -> None:
         self.ours, self.torch = ffi.new("llmc_rng *"), torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ def test_normal(n):
 
 
 def test_mixed_sizes():
-    """Small fills leave half a pair behind for the next small one, whatever large ones lie between."""
+    """A small fill leaves half a pair for the next small one, across large ones between them."""
     both = Both(7)
     for n in [3, 16, 1, 5, 17, 2, 100, 15, 1, 0, 31, 7]:
         both.normal(n, mean=0.5, std=0.02)
@@ -91,7 +91,7 @@ def reference_weights(config: GPTConfig, names: list[str], shapes: dict, seed: i
 
 @pytest.mark.parametrize("V", [7, 65, 128])
 def test_model_init(V):
-    """Tensor after tensor, layer after layer, only the V real rows drawn; the padding is zero."""
+    """Tensors are drawn one after the other, layer after layer, and only the V real rows; the padding is zero."""
     config = GPTConfig(vocab_size=V, max_seq_len=9, n_layer=3, n_head=1, n_embd=5)
     model = Model(config, B=1, T=4, seed=11, init_std=0.02)
     shapes = {name: model.params[name].shape for name in model.params}

@@ -1,4 +1,4 @@
-"""Sampling against a plain sort in float64, its edges, and generation against the whole forward pass."""
+"""Sampling against a plain sort in float64, its edge cases, and generation against the whole forward pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept_probabilities(logits, temperature=1.0, top_k=0, top_p=0.0) -> np.ndarra
 
 
 def edges_are_far(logits, top_p: float, top_k: int, temperature: float) -> bool:
-    """Whether rounding cannot decide which candidate is the last."""
+    """True if rounding cannot change which candidate is the last."""
     p = np.sort(kept_probabilities(logits, temperature, top_k))[::-1]
     return not 0 < top_p < 1 or np.abs(np.cumsum(p) - top_p).min() > 1e-5
 
@@ -49,7 +49,7 @@ def edges_are_far(logits, top_p: float, top_k: int, temperature: float) -> bool:
     st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
 )
 def test_against_a_sort(logits, coin, temperature, top_k, top_p):
-    """Ties abound. Coins that fall on an edge between two ids may go to either."""
+    """Many numbers are equal. A coin on an edge between two ids may choose either."""
     logits = np.array(logits, np.float32) / 4
     if not edges_are_far(logits, top_p, top_k, temperature):
         return
@@ -116,7 +116,7 @@ def test_bad_arguments(how):
 def model() -> Model:
     made = Model(GPTConfig(vocab_size=33, max_seq_len=16, n_layer=2, n_head=2, n_embd=8), B=1, T=8, seed=3)
     for name in made.params:
-        made.params[name][...] *= 12  # far from uniform
+        made.params[name][...] *= 12  # makes probabilities far from uniform
     return made
 
 
@@ -136,7 +136,7 @@ def step_by_step(model: Model, prompt, max_new: int, T: int, seed: int, **how) -
 )
 @pytest.mark.parametrize("prompt", [[1], [5, 6, 7], list(range(8)), list(range(20))])
 def test_generate(model, how, prompt):
-    """Through prompts shorter and longer than T, and several slides of the window."""
+    """Prompts are shorter and longer than T, and the window slides several times."""
     ours = model.generate(prompt, max_new_tokens=25, seed=9, **how)
     assert ours == step_by_step(model, prompt, 25, 8, 9, **how)
     assert model.generate(prompt, max_new_tokens=25, seed=9, **how) == ours
@@ -159,7 +159,7 @@ def test_generate_ends_with_eot(model):
 
 
 def test_generate_several_at_once():
-    """Each text is what it would be alone; ends come at different places; contexts slide."""
+    """Each text is the same as alone; they end at different places, and their contexts slide."""
     config = pyllmc.GPTConfig(vocab_size=67, max_seq_len=12, n_layer=2, n_head=3, n_embd=48)
     m = pyllmc.Model(config, B=5, training=False, init_std=0.3)
     prompts = np.random.default_rng(0).integers(0, 67, (5, 3))

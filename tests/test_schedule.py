@@ -43,7 +43,7 @@ def test_formula(kind, warmup):
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
 def test_ends(kind):
-    assert rate(kind, 9) == rate(kind, 10) == 3e-4  # the warm-up ends where the schedule starts
+    assert rate(kind, 9) == rate(kind, 10) == 3e-4  # the schedule starts where the warm-up ends
     assert rate(kind, 100) == pytest.approx(3e-5) == rate(kind, 10**12)
     assert all(rate(kind, s) >= rate(kind, s + 1) for s in range(10, 100))
 

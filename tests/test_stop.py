@@ -1,4 +1,5 @@
-"""Nothing is kept waiting: a stop is seen between pieces and loses nothing; the second signal ends at once; a line shows life."""
+"""Nobody waits long: a stop is noticed between parts of work and loses nothing; a second signal ends at once; a line
+shows life."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
-    """It is one call of a library, of many seconds."""
+    """Encoding it is one call of a library, and takes many seconds."""
     from pyllmc.text.vocabularies import train
 
     pick = random.Random(1).choices
@@ -69,7 +70,7 @@ class NoThread:
 
 
 def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
-    """As under ulimit -u: the handlers of Python do what the thread would have done."""
+    """Under ulimit -u Python's handlers do the work of the missing thread."""
     from pyllmc.base import signals
 
     monkeypatch.setattr(signals, "Thread", NoThread)
@@ -94,7 +95,7 @@ def words(**options) -> list[str]:
 
 
 class Terminal:
-    """A program at a terminal of its own, and what it shows there."""
+    """A program at a terminal of its own, and the text shown there."""
 
     def __init__(self, command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
         self.ear, side = pty.openpty()
@@ -124,7 +125,7 @@ class Terminal:
         return bool(more)
 
     def wait_for(self, pattern: str, seconds: float = 60) -> None:
-        """Until it is shown behind what was waited for before."""
+        """Waits until it is shown after the last text that was waited for."""
         end, start = time.time() + seconds, len(self.shown)
         while not re.search(pattern, self.shown[start:]):
             assert self.read(end - time.time()), f"{pattern!r} did not come: {self.shown[-400:]!r}"
@@ -143,7 +144,7 @@ class Terminal:
 
 
 class Ears:
-    """Hears every sign of life of this thread's calls, and acts once at the first that matches."""
+    """Receives every sign of life of this thread's calls, and acts once, at the first that matches."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -171,7 +172,7 @@ def content(run: Path) -> list[str]:
 
 
 def lines_of(events) -> list[str]:
-    """What is printed of them, but for times and what a stop adds."""
+    """The printed lines without times and without the text that a stop adds."""
     texts = [re.sub(r"\| [\d.]+ ms \|.*", "", event.text) for event in events if event.kind != "plan"]
     return [text for text in texts if text and "last.ckpt" not in text]
 
@@ -278,7 +279,7 @@ def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program,
 
 @pytest.mark.parametrize("program", [BINARY, MODULE, REFERENCE], ids=["binary", "python", "reference"])
 def test_a_second_signal_ends_within_a_piece(program, data):
-    """While the library or PyTorch works, where Python runs no handler."""
+    """The library or PyTorch is working, so that Python runs no handler."""
     options = {**LONG, "B": 256, "val_every": 0}
     with Terminal([*program, f"--data={data}", "--out=", *words(**options)]) as terminal:
         terminal.wait_for("micro-step 1 of 1")
@@ -388,7 +389,7 @@ def run(data, tmp_path_factory) -> Path:
     return out
 
 
-# a command that goes on for long, and what its line shows meanwhile
+# a command that takes long, and its line meanwhile
 COMMANDS = {
     "sample": (["-m", "pyllmc.sample", "{run}", "--count=1000000"], "a"),
     "grade": (["-m", "pyllmc.grade", "{run}", "--count=1000000"], r"\rgrading: story \d+ of 1000000"),
@@ -443,7 +444,7 @@ def test_every_command_shows_that_it_lives_and_answers_the_first_signal(name, ru
 
 
 def screen(shown: str) -> list[str]:
-    """What stays on a terminal."""
+    """The text that stays on a terminal."""
     lines = []
     for line in shown.replace("\r\n", "\n").split("\n"):
         cells: list[str] = []
@@ -455,7 +456,7 @@ def screen(shown: str) -> list[str]:
 
 @FRONT_ENDS
 def test_the_line_goes_before_a_real_one(program, data):
-    """At a terminal it is there, and leaves nothing; in a pipe there is none."""
+    """A terminal shows the line and keeps nothing of it; a pipe has none."""
     options = words(max_steps=2, val_every=1, val_batches=3, sample_every=2, sample_tokens=5)
     command = [*program, f"--data={data}", "--out=", *options]
     with Terminal(command) as terminal:
@@ -478,7 +479,8 @@ def test_the_line_goes_before_a_real_one(program, data):
 
 @FRONT_ENDS
 def test_the_end_says_what_was_best_and_what_comes_next(program, data, tmp_path):
-    """Every command can be pasted; of a fine-tune that only gets worse, what it began with is kept and named."""
+    """Every command can be pasted. If a fine-tune only gets worse, the weights that it began with are kept and
+    named."""
     start, out = tmp_path / "start", tmp_path / "a run's"
     list(pyllmc.Trainer(data=data, out=start, **TINY, max_steps=9, val_every=3))
     options = {"B": 3, "T": 7, "lr": 1, "max_steps": 4, "val_every": 2, "warmup_steps": 1}

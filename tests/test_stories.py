@@ -1,4 +1,4 @@
-"""The embedded corpus: its own stories pass its exam, spoilt ones fail, and the bytes are always the same."""
+"""The built-in corpus: its own stories pass its exam, spoilt ones fail, and the bytes are always the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyllmc.stories import book, exam, telling
 from pyllmc.stories.__main__ import main
 
 ROOT = Path(telling.__file__).parents[2]
-GOLDEN = "297dffa045e47a1dc42d22b178caf18e51a56dca374ce568a6ab243e946a259b"  # first 200 stories
+GOLDEN = "297dffa045e47a1dc42d22b178caf18e51a56dca374ce568a6ab243e946a259b"  # the first 200 stories
 NAMES = book.GIRLS + book.BOYS
 ANY_NAME = "|".join(NAMES)
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -77,7 +77,7 @@ def test_a_story_depends_on_seed_and_place_only(some):
         list(telling.generate(-1))
 
 
-# ---- what a corpus needs ----
+# ---- needs of a corpus ----
 
 
 def test_vocabulary_is_closed_and_small():
@@ -148,7 +148,7 @@ def other(words, *old: str) -> str:
 
 
 def swap_last_mention(words):
-    """Another word of the same list at the last place of a word that comes at least twice."""
+    """Another word of the same list replaces the last of a word that comes at least twice."""
 
     def spoil(text: str) -> str | None:
         found = [word for word in words if len(re.findall(rf"\b{word}\b", text)) > 1]
@@ -261,7 +261,7 @@ def test_figures_of_a_mixture(some):
     assert result.stories == 4 and result.sentences == total
     assert result.sentences_ok == pytest.approx((total - 2) / total)
     assert (result.stories_ok, result.copied, result.right_character) == (0.5, 0.25, 1)
-    # The main character changes its name after the first sentence: no later naming is right.
+    # The main character changes its name after the first sentence: no later mention is right.
     first, rest = good.split(". ", 1)
     wrong = exam.exam([first + ". " + rest.replace(name, other(NAMES, *re.findall(r"\w+", good)))])
     assert wrong.right_character == 0 and wrong.stories_ok == 0 and wrong.sentences_ok >= 0.5
@@ -288,7 +288,7 @@ def test_cut_off_texts(some):
         assert whole.stories_ok == 0 and whole.sentences == begun.sentences + 1 and whole.copied == 0
         assert (begun.sentences_ok, begun.stories_ok, begun.copied) == (1, 1, 1)
         assert exam.exam([text[: -len(last)] + "and"], complete=False).stories_ok == 1
-        # An end mark says that the story is over, also where texts may be cut off.
+        # An end mark says that the story is over, also if texts may be cut off.
         assert exam.exam([" ".join(telling.split_sentences(text)[0][:4])], complete=False).stories_ok == 0
         spoilt = wrong_pronoun(text)
         assert not spoilt or exam.exam([spoilt + " Then"], complete=False).stories_ok == 0

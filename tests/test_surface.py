@@ -1,7 +1,7 @@
-"""Every public function with every wrong type: the library's own error in one line, or success; never another exception.
+"""Calls every public function with every wrong type: it ends with the library's error in one line, or well; never otherwise.
 
-What is called is found by inspect, so a new public function is covered by itself: where it needs an argument whose name is new,
-the test asks for a good value of it (GOOD).
+The functions are found by inspect, so a new one is covered without a change here. If it has an argument with a new name, the
+test asks for a good value of it (GOOD).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyllmc.tables import layout
 from pyllmc.text import dataset
 from pyllmc.text.tokenizer import Tokenizer
 
-SECONDS = 20  # that one call may take
+SECONDS = 20  # the most seconds that one call may take
 
 
 class Hostile:
@@ -86,9 +86,9 @@ WRONG: dict[str, object] = {
     "numpy's nan": np.float32("nan"),
 }
 MODULES = (convert, hub, adopt, writer)  # documented beside the names of the package
-MORE = (trainer.Options, arena.Views)  # what the names of the package hand out
+MORE = (trainer.Options, arena.Views)  # classes whose objects the package returns
 FUNCTIONS = (layout.config_of, layout.is_size)
-NOT_CALLED = {  # what needs no caller's argument, or belongs to the engine's own inside
+NOT_CALLED = {  # takes no argument from callers, or belongs to the inside of the engine
     "open_tokenizer",
     "write_text",
     "adopt_model",
@@ -111,7 +111,7 @@ TINY = {"model": "gpt-nano", "n_layer": 1, "n_head": 1, "n_embd": 8, "max_seq_le
 
 
 class Good:
-    """Values that fit, by the name of an argument; made anew where a call changes them."""
+    """Good values by the name of an argument; made again if a call changes them."""
 
     def __init__(self, place: Path) -> None:
         self.tokenizer = Tokenizer.load(place / "data" / "tokenizer.bin")
@@ -121,7 +121,7 @@ class Good:
         data = place / "data"
         self.more = {
             "Trainer": {"data": data, **TINY, "max_steps": 1}
-        }  # else the default data is made, which takes seconds
+        }  # otherwise the default data is made, which takes seconds
         ids = [[0, 1, 2, 3]]
         self.values = dict(
             inputs=ids, targets=ids, weights=None, ids=[1, 2], max_norm=1.0, path=place / "run" / "last.ckpt"
@@ -187,7 +187,7 @@ def is_public(name: str) -> bool:
 
 
 def classes() -> list[type]:
-    """Those of the package that are no exceptions, and what they hand out."""
+    """Classes of the package that are no exceptions, and classes of the objects that it returns."""
     named = [getattr(pyllmc, name) for name in pyllmc.__all__]
     return [kind for kind in named if isinstance(kind, type) and not issubclass(kind, Exception)] + list(MORE)
 
@@ -231,7 +231,7 @@ def callable_of(good: Good, kind: type | None, name: str) -> Callable:
 def calls(
     good: Good, called: str, kind: type | None, name: str
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(what is wrong, a call) for each argument and each wrong value, all the others being good."""
+    """(the fault, a call) for each argument and each wrong value; all other arguments are good."""
     if kind is not None and isinstance(inspect.getattr_static(kind, name, None), property):
         yield from property_calls(good, kind, name)
         return
@@ -260,7 +260,7 @@ def calls(
 
 
 def bound(signature: inspect.Signature, given: dict[str, object]) -> list[object]:
-    """The arguments that can only be given by place, as __getitem__ has them."""
+    """The arguments that can only be given by position, as those of __getitem__."""
     return [given[name] for name in bound_names(signature) if name in given]
 
 
@@ -274,7 +274,7 @@ def keywords(signature: inspect.Signature, given: dict[str, object]) -> dict[str
 
 
 def drained(result: object) -> object:
-    """What a generator hands out is made only when it is asked for."""
+    """A generator computes only when it is read, so this reads it."""
     return list(result) if isinstance(result, types.GeneratorType) else result
 
 
@@ -296,7 +296,7 @@ def property_calls(good: Good, kind: type, name: str) -> Iterator[tuple[str, Cal
 
 
 def problem_of(call: Callable[[], object]) -> str:
-    """What is wrong with how a call ended, "" for success and for an error of the library's."""
+    """The fault in how a call ended; "" for success and for an error of the library."""
     try:
         call()
     except pyllmc.LlmcError as error:
@@ -341,7 +341,7 @@ def test_wrong_types_give_the_librarys_own_error(called, good, in_time, tmp_path
 
 
 def test_the_surface_is_what_the_package_names():
-    """So that the search above cannot come back empty-handed."""
+    """Makes sure that the search above finds something."""
     assert {
         "Model",
         "Model.update",
@@ -391,7 +391,7 @@ def test_what_lives_in_the_engine_says_what_to_do_instead_of_copying(kind, way, 
     remedy = "can neither be pickled nor copied: (save it with|give it|make|copy the arrays)"
     with pytest.raises(pyllmc.InvalidArgument, match=f"^a {kind.__name__} lives in .*{remedy}") as caught:
         way(good.object_of(kind))
-    assert isinstance(caught.value, TypeError)  # what pickle and copy raise elsewhere
+    assert isinstance(caught.value, TypeError)  # pickle and copy raise this elsewhere
 
 
 def test_the_rest_is_copied(good):

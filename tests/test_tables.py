@@ -1,4 +1,4 @@
-"""The tables read as text say what the compiled library says."""
+"""The tables read as text agree with the compiled library."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
 
 @pytest.mark.parametrize("B, T", [(2, 3), (4, 1024)])
 def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
-    """Over fch_gelu and dresidual where the first is not kept; over nothing else but what is used at other times."""
+    """It lies over fch_gelu and dresidual if the first is not kept; else over nothing but buffers that are used at
+    other times."""
     c = ffi.new("llmc_config *", {"maxT": T, "V": 50257, "L": 3, "NH": 2, "C": 64})
     for recompute in range(4):
         rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())

@@ -1,4 +1,4 @@
-"""OpenAI's TensorFlow checkpoint in the C engine: by name and by size, whole, damaged, and of somebody else."""
+"""OpenAI's TensorFlow checkpoint in the C engine: by name and by size, whole, damaged, and of other models."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def assert_loads(path, tensors=TENSORS, config=CONFIG) -> None:
 
 
 def refused(path, reason: str, error=_ffi.BadFile) -> None:
-    """Without a change to a model that is there."""
+    """Checks for an error, without a change to the model."""
     model = Model(CONFIG, B=1, T=1, training=False)
     before = model.params["wte"].copy(), model.params["fcprojw"].copy()
     with pytest.raises(error, match=reason) as caught:
@@ -69,7 +69,8 @@ def refused(path, reason: str, error=_ffi.BadFile) -> None:
 
 
 def test_checksums_against_known_answers():
-    """Of "123456789" in the catalogue of CRCs, and of 32 zeros and ones in RFC 3720; the engine's loader uses the same."""
+    """The catalogue of CRCs has that of "123456789", RFC 3720 those of 32 zeros and ones; the engine's loader uses the
+    same."""
     assert tfwriter.crc(b"123456789") == 0xE3069283
     assert tfwriter.crc(bytes(32)) == 0x8A9136AA
     assert tfwriter.crc(b"\xff" * 32) == 0x62A8AB43
@@ -101,7 +102,8 @@ def test_relative_paths_and_other_prefixes(folder, monkeypatch):
 
 
 def test_tensors_larger_than_a_piece(tmp_path):
-    """Transposed across the buffer that weights are moved through; heads of 64 channels without hparams.json."""
+    """They are transposed across the edge of the buffer that weights are moved through; heads have 64 channels without
+    hparams.json."""
     config = GPTConfig(vocab_size=5000, max_seq_len=8, n_layer=2, n_head=5, n_embd=320)
     tensors = tfwriter.random_tensors(config)
     path = tfwriter.write(tmp_path, tensors, index=False, **{**HPARAMS, "n_vocab": 5000, "n_ctx": 8,
@@ -145,11 +147,11 @@ def test_another_size_without_an_index(tmp_path):
     assert read_config(tmp_path) == GPTConfig(50257, 1024, 3, 2, 128)
 
 
-# ---- not whole ----
+# ---- damaged ----
 
 
 def test_every_tensor_is_checked(folder):
-    """A bit that changes anywhere in the data is found, by the name of its tensor."""
+    """A changed bit anywhere in the data is found, and its tensor named."""
     data, good = folder / DATA, (folder / DATA).read_bytes()
     for at, name in (
         (0, "qkvb of layer 0"),
@@ -176,7 +178,7 @@ def test_truncated_data_and_trailing_bytes(folder):
 
 
 def rewritten(folder: Path, change) -> Path:
-    """The index with its entries changed, its checksums right."""
+    """The index with changed entries and right checksums."""
     entries = dict(ENTRIES)
     change(entries)
     (folder / INDEX).write_bytes(tfwriter.table(sorted(entries.items())))
@@ -272,13 +274,13 @@ def test_hparams_that_ask_for_more_than_there_is(folder):
 
 
 def test_the_index_is_refused_at_every_length_and_bit(folder):
-    """Every length and every byte: of 12 layers, in blocks."""
+    """Every length and every byte of an index of 12 layers, in blocks."""
     good, path = (folder / INDEX).read_bytes(), folder / INDEX
     for n in range(0, len(good), 7):
         path.write_bytes(good[:n])
         with pytest.raises(_ffi.BadFile, match="index"):
             read_config(folder)
-    covered = len(good) - 48  # the footer's zeros and the empty meta-index mean nothing
+    covered = len(good) - 48  # the footer's zeros and the empty meta-index have no meaning
     for at in range(0, covered, 5):
         path.write_bytes(good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :])
         try:
@@ -295,7 +297,7 @@ def test_the_index_is_refused_at_every_length_and_bit(folder):
 @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_index_with_right_checksums_and_wrong_bytes(folder, data):
-    """What the checksums cannot catch: bytes of entries changed before they are summed up."""
+    """Bytes of entries are changed before the checksums are made, so these do not catch the change."""
     entries = list(ENTRIES[: data.draw(st.integers(1, 40))])
     i = data.draw(st.integers(0, len(entries) - 1))
     key, value = entries[i]

@@ -1,4 +1,5 @@
-"""The engine's own threads: whole loops, any number of callers, forks, systems that start no more, quotas, sanitizers."""
+"""The engine's own threads: whole loops, many callers, forks, systems that start no more threads, quotas,
+sanitizers."""
 
 from __future__ import annotations
 
@@ -51,20 +52,22 @@ def program() -> Path | None:
 @ordinary
 @pytest.mark.parametrize("what", ["pool", "model", "forks", "refused 0", "refused 2"])
 def test_without_python(program, what):
-    """Every iteration once, loops within loops, many callers, forks of busy processes, threads that do not start."""
+    """Every iteration runs once; loops within loops, many callers, forks of busy processes, threads that do not
+    start."""
     done = subprocess.run([program, *what.split()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
 
 
 @ordinary
 def test_no_races():
-    """The threads under ThreadSanitizer, beside the ordinary objects of the engine (`make tsan` instruments those too)."""
-    runner = ["setarch", "-R"] if shutil.which("setarch") else []  # memory where the sanitizer expects it
+    """The threads under ThreadSanitizer, with ordinary objects of the engine (`make tsan` instruments those, too)."""
+    # places memory where the sanitizer expects it
+    runner = ["setarch", "-R"] if shutil.which("setarch") else []
     program = make("threads_tsan", check=False)
     if not program or subprocess.run([*runner, program, "cores", "/nowhere"], capture_output=True).returncode:
         pytest.skip("no ThreadSanitizer that runs here")
     env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    for what in ("pool", "model"):  # not forks: the sanitizer allows no new thread in a child
+    for what in ("pool", "model"):  # no forks: the sanitizer allows no new thread in a child
         done = subprocess.run([*runner, program, what], env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr[:3000]
 
@@ -72,7 +75,7 @@ def test_no_races():
 # ---- how many ----
 
 V2, PERIOD = "sys/fs/cgroup", "cpu.cfs_period_us"
-QUOTAS = {  # files below a made-up root: the cores that are granted, 0 for no limit
+QUOTAS = {  # files below a made-up root: the cores that they grant, 0 for no limit
     "half a core": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "50000 100000\n"}, 1),
     "two and a half": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "250000 100000\n"}, 3),
     "exactly four": ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "400000 100000\n"}, 4),
@@ -170,7 +173,7 @@ def device_line(**how) -> str:
 
 @ordinary
 def test_a_real_quota():
-    """A control group of this machine, where one may be made."""
+    """A control group of this machine, if one may be made."""
     group = Path("/sys/fs/cgroup/cpu") / f"pyllmc-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -200,7 +203,7 @@ def test_the_environment_limits_the_default_only(monkeypatch):
 
 @pytest.fixture
 def for_everybody(tmp_path_factory):
-    """The program where another user finds it."""
+    """A copy of the program that another user can find."""
     folder = Path("/tmp") / f"pyllmc-threads-{os.getpid()}"
     folder.mkdir()
     folder.chmod(0o755)  # whatever the umask is
@@ -216,7 +219,7 @@ needs_root = pytest.mark.skipif(
 @ordinary
 @needs_root
 def test_a_limit_on_processes_is_told(for_everybody):
-    """Another user, who may have one process: it works, alone, and says why."""
+    """Another user, who may have one process, runs it: it works alone, and says why."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
@@ -316,7 +319,7 @@ def test_a_child_computes_too(how):
 
 
 def test_models_side_by_side():
-    """Each in a thread of its own, with threads of its own: the same bits as alone."""
+    """Each model has a thread of its own, with helpers of its own: the bits are the same as alone."""
     expected = {seed: some_bits(1, seed) for seed in range(3)}
     wrong = []
 
@@ -349,11 +352,11 @@ def test_threads_are_kept_and_no_more_are_made():
         t.join()
     assert (
         threads_there() <= before + 3
-    )  # one more team, where a thread began before the last one's loop was over
+    )  # one more team, if a thread began before the last one's loop was over
 
 
 def test_idle_threads_sleep():
-    """Whoever waits for work soon leaves the core to others."""
+    """A thread without work soon leaves its core to others."""
     code = (
         "import time, numpy as np, pyllmc; x = np.arange(512).reshape(8, 64) % 50\n"
         "m = pyllmc.Model('gpt-nano', vocab_size=64, B=8, T=64, threads=2); m.forward(x, x); time.sleep(0.05)\n"
@@ -365,7 +368,7 @@ def test_idle_threads_sleep():
 
 
 def test_openmp_is_torchs_alone():
-    """The library brings no OpenMP; torch's number of threads is torch's, ours is ours."""
+    """The library brings no OpenMP; torch's number of threads stays torch's, ours stays ours."""
     files = [Path(os.environ.get("PYLLMC_LIB") or ROOT / "pyllmc/lib/libpyllmc.so"), ROOT / "train_gpt2"]
     for file in files:
         needed = subprocess.run(["readelf", "-d", file], capture_output=True, text=True, check=True).stdout

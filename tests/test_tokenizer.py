@@ -23,7 +23,7 @@ ALL_BYTES = [bytes([b]) for b in range(256)]
 
 
 def naive_longest(pieces: list[bytes], data: bytes) -> list[int] | None:
-    """The definition: at each byte the longest piece that matches; None where none does."""
+    """The definition: at each byte the longest piece that matches; None if none does."""
     ids = []
     while data:
         matches = [(len(p), i) for i, p in enumerate(pieces) if data.startswith(p)]
@@ -37,7 +37,7 @@ def naive_longest(pieces: list[bytes], data: bytes) -> list[int] | None:
 
 @st.composite
 def tables(draw):
-    """Pieces over few letters, so that they overlap and begin each other, and a text of the same."""
+    """Pieces over few letters, so that they overlap and begin each other, and a text over the same letters."""
     letters = draw(st.sampled_from([b"ab", b"a b'", "aé—".encode(), bytes(range(8))]))
     atoms = st.sampled_from([bytes([c]) for c in letters])
     pieces = draw(
@@ -336,7 +336,8 @@ def test_no_tiktoken_gives_the_remedy(monkeypatch):
 
 
 def test_standard_library_is_enough(tmp_path):
-    """Without site-packages: learn, encode, save, load, write a data set; numpy is asked for by name."""
+    """Learning, encoding, saving, loading and writing a data set need no site-packages; the message asks for numpy by
+    name."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pyllmc.text import bins, tokenizer, dataset\n"

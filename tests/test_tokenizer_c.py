@@ -82,7 +82,7 @@ def test_byte_vocabulary_round_trips_everything():
 @SETTINGS
 @given(st.sets(st.binary(min_size=1, max_size=5), max_size=40), st.lists(st.integers(0, 10**6), max_size=30))
 def test_longest_match(words, picks):
-    """On texts made of the pieces themselves, so that long ones come up."""
+    """The texts are made of the pieces themselves, so that long ones occur."""
     pieces = [*BYTES, *sorted(w for w in words if len(w) > 1), EOT]
     text = b"".join(pieces[pick % (len(pieces) - 1)] for pick in picks)
     tokenizer = Tokenizer(file_bytes(pieces))

@@ -1,4 +1,5 @@
-"""python -m pyllmc.tokenizer: any source of a tokenizer; ids, text, the work in between; ./train_gpt2 with the same."""
+"""python -m pyllmc.tokenizer: any source of a tokenizer; ids, text, the merges between; ./train_gpt2 with the same
+tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(capsys, *arguments: str, code: int = 0) -> str:
-    """What it prints; an error is one line."""
+    """The output of a command; an error must be one line."""
     found = main(list(map(str, arguments)))
     out, err = capsys.readouterr()
     assert found == code, err
@@ -43,7 +44,7 @@ def piped(*arguments: str, stdin: bytes = b"") -> bytes:
 
 
 def test_a_run_carries_its_byte_pairs(data, tmp_path, capsys):
-    """Trained by the C program, which encodes --prompt itself; the run's folder then names the tokenizer."""
+    """The C program trains with it and encodes --prompt itself; the run's folder then stands for the tokenizer."""
     if "PYLLMC_LIB" in os.environ:
         pytest.skip("the binary links the ordinary build")
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The loop: learns, resumes bit for bit, does not depend on threads, and loses nothing when it is stopped or broken."""
+"""The loop: it learns, resumes bit for bit, does not depend on threads, and loses nothing if it is stopped or fails."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_run_writes_its_folder(data, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5])
 def test_resume_is_bit_exact(data, tmp_path, stop_at):
-    """Stopped at any step and resumed: the same metrics and the same file as the run that was not."""
+    """Stopped at any step and resumed, a run has the same metrics and the same file as one that was not."""
     options = {
         "data": data,
         "max_steps": 8,
@@ -117,7 +117,7 @@ def test_metrics_written_after_the_checkpoint_are_dropped_on_resume(data, tmp_pa
     run = tmp_path / "run"
     list(pyllmc.Trainer(data=data, out=run, max_steps=3, **TINY, **QUIET))
     with open(run / "metrics.jsonl", "a") as f:
-        f.write('{"step": 4, "loss": 1}\n{"step": 5, "lo')  # as a kill between checkpoints leaves it
+        f.write('{"step": 4, "loss": 1}\n{"step": 5, "lo')  # as a kill between two checkpoints leaves it
     list(pyllmc.Trainer(resume=run, max_steps=5))
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
 
@@ -172,7 +172,7 @@ def test_memory_that_is_not_there_is_refused_with_what_would_fit(data):
 
 
 def test_a_refusal_for_memory_names_both_ways_out(data):
-    """What fits with B, and what with more computed again, where both do."""
+    """It names a B that fits, and a recompute that fits, if both exist."""
     plan = next(pyllmc.Trainer(data=data, model="d12", T=512, plan=True, **QUIET)).text
     largest = int(re.search(r"with B up to (\d+)", plan)[1])
     with pytest.raises(pyllmc.OutOfMemory, match=r"recompute=3 would fit, or B=\d+ T=512$"):
@@ -199,7 +199,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def test_overwrite_is_of_one_call(data, tmp_path):
-    """A checkpoint records it, and a run that goes on from there does not adopt it."""
+    """A checkpoint records it, but a resumed run does not adopt it."""
     for name in "ab":
         list(pyllmc.Trainer(data=data, out=tmp_path / name, overwrite=True, max_steps=2, **TINY, **QUIET))
     before = content(tmp_path / "b")
@@ -237,7 +237,7 @@ def test_a_replaced_run_comes_back_unless_the_new_one_saves(evaluates, data, tmp
 
 @pytest.mark.parametrize("after", ["moving", "replaced", "saved"])
 def test_a_kill_while_a_run_is_replaced_leaves_one_of_them_whole(after, data, tmp_path):
-    """The states that a kill can leave, made by hand; whoever opens the folder next settles it."""
+    """The states that a kill can leave are made by hand; the next one to open the folder cleans it up."""
     run, before = old_run(data, tmp_path)
     new = tmp_path / "new"
     list(pyllmc.Trainer(data=data, out=new, max_steps=4, **TINY, **QUIET))
@@ -251,20 +251,22 @@ def test_a_kill_while_a_run_is_replaced_leaves_one_of_them_whole(after, data, tm
         shutil.copy(new / "last.ckpt", run / ("last.ckpt" if after == "saved" else "best.ckpt"))
     with pytest.raises(pyllmc.InvalidArgument, match="holds a run: continue it with"):
         list(pyllmc.Trainer(data=data, out=run, **TINY, **QUIET))
-    list(pyllmc.Trainer(resume=run, data=data, max_steps=1, val_every=0, sample_every=0))  # already beyond
+    # already past that step
+    list(pyllmc.Trainer(resume=run, data=data, max_steps=1, val_every=0, sample_every=0))
     left = content(run)
     if after == "saved":
         assert left["last.ckpt"] == (new / "last.ckpt").read_bytes()
         assert left["metrics.jsonl"] == (new / "metrics.jsonl").read_bytes()
     else:
         for name in before:
-            assert name == "config.txt" or left[name] == before[name]  # which a resumed run writes anew
+            assert name == "config.txt" or left[name] == before[name]  # a resumed run writes this one again
         assert set(left) == set(before)
     assert not aside.exists()
 
 
 def test_a_validation_is_not_noted_twice(data, tmp_path):
-    """A stop at a step that is due for one leaves it to the resumed run; killed, that leaves it to the next."""
+    """A run stopped at a step that is due for validation leaves it to the resumed run; if that one is killed, to the
+    next."""
     run = tmp_path / "run"
     trainer = pyllmc.Trainer(data=data, out=run, max_steps=8, val_every=2, sample_every=0, **TINY)
     for event in trainer:
@@ -302,7 +304,7 @@ def test_validation_does_not_move_the_training_data(data):
 
 @pytest.mark.parametrize("documents", [True, False])
 def test_validation_is_the_mean_over_the_batches(data, documents):
-    """Of windows that begin where documents do, unless that is turned off."""
+    """Windows begin where documents do, unless that is turned off."""
     options = {"documents": documents, "val_batches": 2, "sample_every": 0, "checkpoint_every": 0, **TINY}
     trainer = pyllmc.Trainer(data=data, max_steps=0, val_every=1, **options)
     value = next(event.val_loss for event in trainer if event.kind == "eval")
@@ -325,7 +327,7 @@ def test_weights_of_a_file_are_the_start_and_their_vocabulary_must_fit(data, tmp
 
 
 def test_ids_that_mean_something_else_are_refused(data, tmp_path):
-    """Another tokenizer with the same V: a z where this one has an m."""
+    """Another tokenizer has the same V, but a z where this one has an m."""
     run, other = tmp_path / "run", tmp_path / "other"
     list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
     before = content(run)
@@ -353,7 +355,7 @@ def test_another_model_is_refused_by_a_run_that_goes_on(data, tmp_path):
 
 
 def test_the_checkpoint_outlives_the_data_folder(data, tmp_path):
-    """Everything but the tokens is in the file."""
+    """The file holds everything but the tokens."""
     copy, run = tmp_path / "copy", tmp_path / "run"
     shutil.copytree(data, copy)
     list(pyllmc.Trainer(data=copy, out=run, max_steps=2, **TINY, **QUIET))
@@ -364,7 +366,7 @@ def test_the_checkpoint_outlives_the_data_folder(data, tmp_path):
 
 
 def test_the_last_validation_loss_outlives_a_resume(data, tmp_path):
-    """Not the best one, whose name ends the same."""
+    """It is the last loss, not the best one, whose name has the same end."""
     run, options = tmp_path / "run", {**TINY, "lr": 0.5, "grad_clip": 0, "weight_decay": 0}
     trained = list(pyllmc.Trainer(data=data, out=run, max_steps=6, val_every=1, sample_every=0, **options))
     vals = [event.val_loss for event in trained if event.kind == "eval"]
@@ -380,7 +382,8 @@ def test_resuming_elsewhere_does_not_overwrite_what_lies_there(data, tmp_path):
     with pytest.raises(pyllmc.InvalidArgument, match="--overwrite"):
         list(pyllmc.Trainer(resume=tmp_path / "a", out=tmp_path / "b", max_steps=4))
     assert (tmp_path / "b/last.ckpt").read_bytes() == before
-    list(pyllmc.Trainer(resume=tmp_path / "a/last.ckpt", max_steps=4))  # a file's folder is where it goes on
+    # a file's folder is where its run goes on
+    list(pyllmc.Trainer(resume=tmp_path / "a/last.ckpt", max_steps=4))
     assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
 
@@ -398,7 +401,7 @@ def test_sizes_that_a_file_does_not_have_are_refused(data, tmp_path):
 
 @pytest.mark.parametrize("window, other", [(4, 0), (4, 5), (0, 4)])
 def test_a_window_that_a_file_does_not_have_is_refused(data, tmp_path, window, other):
-    """0 too, where it is given; what a checkpoint says of it is not given."""
+    """An explicit 0 is refused, too; the value in a checkpoint does not count as given."""
     list(pyllmc.Trainer(data=data, out=tmp_path / "a", max_steps=1, window=window, **TINY, **QUIET))
     banded = tmp_path / "a/last.ckpt"
     with pytest.raises(pyllmc.InvalidArgument, match=rf"--window={other}, but .* has {window}: leave"):
@@ -437,7 +440,7 @@ def test_the_tokenizer_travels_with_a_saved_model(data, tmp_path):
 
 
 def test_data_that_breaks_during_a_run_costs_no_step(data, tmp_path):
-    """The steps so far are saved, and with the data mended the run ends as if nothing had happened."""
+    """The steps so far are saved, and with the data repaired the run ends as if nothing had happened."""
     copy, run, whole = tmp_path / "copy", tmp_path / "run", tmp_path / "whole"
     shutil.copytree(data, copy)
     options = {

@@ -26,7 +26,7 @@ TEXTS = st.lists(
 
 @pytest.fixture(scope="module")
 def utf8(tmp_path_factory):
-    """Its functions, which the library does not export."""
+    """The functions of utf8.c, which the library does not export."""
     if COMPILER is None:
         pytest.skip("needs a C compiler")
     library = tmp_path_factory.mktemp("utf8") / "utf8.so"
@@ -49,7 +49,7 @@ def test_every_character_is_decoded(utf8):
 
 
 def test_whatever_begins_no_character_is_refused(utf8):
-    """All of two bytes, after which more may come or not."""
+    """All pairs of bytes, with and without more bytes after them."""
     for a in range(256):
         for b in range(256):
             data = bytes([a, b]) + b"\x80\x80"
@@ -65,7 +65,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def test_what_is_whole_can_be_shown(utf8):
-    """All but a tail that is the beginning of some character."""
+    """All bytes count but a tail that begins some character."""
     codes = (c for c in range(0x80, 0x110000, 64) if not 0xD800 <= c < 0xE000)
     cut = {chr(c).encode()[:n] for c in codes for n in range(1, len(chr(c).encode()))}
 

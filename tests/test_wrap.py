@@ -1,4 +1,4 @@
-"""csrc/base/wrap.c: words at a terminal's edge, however the text is cut into pieces."""
+"""csrc/base/wrap.c: words at a terminal's edge, in whatever parts the text comes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_width_changes_while_it_is_written():
 
 
 def test_columns_are_pythons_table():
-    """Of every character that Python's Unicode knows."""
+    """All characters of Python's Unicode are compared."""
     for first in range(0, 0x30000, 0x400):
         for code in range(first, first + 0x400):
             c = chr(code)

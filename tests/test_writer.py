@@ -1,4 +1,5 @@
-"""Text in, text out: pieces are whole characters, and joined they are the text up to its stop string, whatever comes."""
+"""Text in, text out: pieces are whole characters; joined they are the text up to its stop string, for every
+tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from pyllmc.writer import open_writer
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = settings(max_examples=300)
 END = {"": lib.LLMC_GOING_ON, "eot": lib.LLMC_AT_EOT, "stop": lib.LLMC_AT_STOP, "limit": lib.LLMC_AT_LIMIT}
-# bytes of characters cut at every place, overlapping words, and bytes that no character has
+# parts of characters cut at every place, overlapping words, and bytes of no character
 PIECES = [
     b"a",
     b"b",
@@ -70,7 +71,7 @@ class InC:
         _ffi.check(lib, lib.llmc_writer_prompt(self.handle, text, len(text), echo))
 
     def piece(self) -> bytes:
-        """Empty at the end."""
+        """The next piece; empty at the end."""
         piece, size = ffi.new("char **"), ffi.new("int64_t *")
         more = _ffi.check(lib, lib.llmc_writer_next(self.handle, piece, size))
         assert (size[0] > 0) == bool(more)
@@ -85,7 +86,8 @@ class InC:
 
 
 def first_stop(text: bytes, stops: list[bytes]) -> int:
-    """Where it is cut: the stop string that ends first, of several the longest; its length if there is none."""
+    """The place of the cut: the stop string that ends first, the longest of several; the text's length if there is
+    none."""
     for end in range(1, len(text) + 1):
         found = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -115,12 +117,12 @@ def test_pieces_joined_are_the_text_up_to_its_stop(model, seed, stops, prompt, m
 
 
 def shown(text: bytes) -> str:
-    """What is no UTF-8 as U+FFFD, but for a character that the end cuts, which is left out."""
+    """The text with U+FFFD for invalid bytes, but without a character that the end cuts."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
 
 
 def encoded(text: bytes) -> list[int]:
-    """Longest match."""
+    """The ids by the longest match."""
     ids: list[int] = []
     while text:
         ids.append(
@@ -145,7 +147,8 @@ def letters() -> Model:
     st.booleans(),
 )
 def test_a_text_goes_on_from_what_was_read(letters, prompt, stop, all_of_it):
-    """Behind a stop string, an end, or where the reader left: what nobody has seen is not in the context."""
+    """The text may have ended at a stop string, at its end, or where the reader left: unseen text is not in the
+    context."""
     how = dict(temperature=0.0, repetition_penalty=1.5)
     writer, again = InC(letters, 12, [stop], **how), InC(letters, 12, [stop], **how)
     writer.prompt(prompt)
@@ -158,7 +161,7 @@ def test_a_text_goes_on_from_what_was_read(letters, prompt, stop, all_of_it):
 
 
 def test_a_token_that_a_stop_string_cuts():
-    """What is left of it goes before the next prompt: b"b" and b"c" are then one token."""
+    """The rest of the token goes before the next prompt: b"b" and b"c" are then one token."""
     pieces = [b"a", b"b", b"b\na", b"\n", b"bc", b"c", EOT]
     model = make_model(pieces[:-1], T=64)
     cut = 0
@@ -184,7 +187,7 @@ def test_a_token_that_a_stop_string_cuts():
 
 def test_the_prompt_is_echoed_whole_and_only_if_asked(letters):
     writer = InC(letters, 3, temperature=0.0)
-    writer.prompt(b"a\xc3", echo=1)  # a character that is cut stays so
+    writer.prompt(b"a\xc3", echo=1)  # a cut character stays cut
     writer.prompt(b"\xa9b", echo=1)
     assert writer.piece() == "aéb".encode()
     rest = writer.pieces()
@@ -242,10 +245,11 @@ def test_what_cannot_be_is_refused(letters):
 
 
 def test_a_tokenizer_is_found_beside_the_weights(letters, checkpoint, tmp_path, monkeypatch):
-    """In an export's folder, beside a file; a Tokenizer or a run is as good; one of other ids is not taken."""
+    """It is found in an export's folder and beside a file; a Tokenizer or a run serves as well; one with other ids is
+    not taken."""
     monkeypatch.chdir(tmp_path)
     text, tokenizer = Writer(letters).write("ab", 9), Tokenizer.from_bytes(letters.tokenizer_bytes, "")
-    save("d12", letters.config, letters.params, tokenizer=tokenizer)  # called as a size is
+    save("d12", letters.config, letters.params, tokenizer=tokenizer)  # named as a size is
     assert Writer("d12").write("ab", 9) == Writer(Model("./d12", B=1)).write("ab", 9) == text
     save("m.bin", letters.config, letters.params)
     with pytest.raises(pyllmc.LlmcError, match="carries no tokenizer, and none that fits"):
@@ -264,7 +268,7 @@ def test_a_tokenizer_is_found_beside_the_weights(letters, checkpoint, tmp_path, 
 
 @pytest.mark.parametrize("V, fits", [(13, True), (128, True), (129, False), (12, False)])
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, V, fits):
-    """Fewer ids than the model has are padding, or the text would be garbage; the model's own may have fewer."""
+    """Fewer ids than in the model are padding, more would make garbage; the model's own tokenizer may have fewer."""
     model, path = make_model(PIECES, vocab=V), tmp_path / "tokenizer.bin"
     path.write_bytes(file_bytes([*PIECES, EOT]))
     if fits:
@@ -303,7 +307,7 @@ def test_sample_shows_what_stream_yields(letters, checkpoint):
 
 
 def test_sample_multiplies_as_it_is_told(letters, checkpoint):
-    """A prompt of 40 tokens in bf16, or the one line that this CPU has no such products."""
+    """A prompt of 40 tokens is read in bf16, or one line says that this CPU has no such products."""
     done = run(checkpoint, "--prompt", "ab" * 20, "--max_new_tokens=5", "--precision=bf16", "--weights=int8")
     if lib.llmc_kernels(b"").bf16:
         model = pyllmc.Model(checkpoint, B=1, training=False, weights="int8", precision="bf16")

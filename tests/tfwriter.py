@@ -1,4 +1,5 @@
-"""Writes OpenAI's release of GPT-2 as TensorFlow would: PREFIX.data-00000-of-00001 and PREFIX.index, with true checksums."""
+"""Writes OpenAI's release of GPT-2 as TensorFlow would: PREFIX.data-00000-of-00001 and PREFIX.index, with right
+checksums."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 from pyllmc.tables.layout import GPTConfig
 
 MAGIC = 0xDB4775248B80FB57
-NAMES = {  # of a layer: ours, TensorFlow's
+NAMES = {  # for each tensor of a layer: our name, TensorFlow's
     "attn.c_attn.bias": "attn/c_attn/b",
     "attn.c_attn.weight": "attn/c_attn/w",
     "attn.c_proj.bias": "attn/c_proj/b",
@@ -40,7 +41,7 @@ def crc_table(polynomial: int) -> list[int]:
 
 
 def crc(data: bytes, polynomial: int = 0x82F63B78) -> int:
-    """A byte at a time: slow and plain."""
+    """One byte at a time: slow and plain."""
     table, value = crc_table(polynomial), 0xFFFFFFFF
     for byte in data:
         value = value >> 8 ^ table[(value ^ byte) & 255]
@@ -66,7 +67,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def tensor_entry(shape: tuple[int, ...], offset: int, data: bytes, dtype: int = 1, shard: int = 0) -> bytes:
-    """BundleEntryProto; a proto leaves out what is 0."""
+    """A BundleEntryProto; a proto leaves out values of 0."""
     dims = b"".join(field(2, field(1, n)) for n in shape)
     parts = [field(1, dtype), field(2, dims), shard and field(3, shard), offset and field(4, offset)]
     parts.append(field(5, len(data)) + varint(6 << 3 | 5) + struct.pack("<I", masked(crc(data))))
@@ -78,7 +79,7 @@ def header_entry(shards: int = 1, endian: int = 0) -> bytes:
 
 
 def block(entries: list[tuple[bytes, bytes]], restart_every: int = 16) -> bytes:
-    """With shared prefixes, as LevelDB has them, and restarts."""
+    """A block with shared prefixes and restarts, as in LevelDB."""
     out, restarts, last = b"", [], b""
     for i, (key, value) in enumerate(entries):
         shared = 0
@@ -93,7 +94,7 @@ def block(entries: list[tuple[bytes, bytes]], restart_every: int = 16) -> bytes:
 
 
 def table(entries: list[tuple[bytes, bytes]], per_block: int = 50) -> bytes:
-    """Blocks, then an empty meta-index, the index and the footer."""
+    """A table: blocks, then an empty meta-index, the index and the footer."""
     out, handles = b"", []
 
     def put(content: bytes) -> bytes:
@@ -110,7 +111,7 @@ def table(entries: list[tuple[bytes, bytes]], per_block: int = 50) -> bytes:
 
 
 def random_tensors(config: GPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
-    """Ours by TensorFlow's names and shapes, sorted as bytes."""
+    """Random tensors by TensorFlow's names and shapes, sorted as bytes."""
     rng = np.random.default_rng(seed)
     V, T, L, C = config.vocab_size, config.max_seq_len, config.n_layer, config.n_embd
     wide = {"attn/c_attn": 3 * C, "attn/c_proj": C, "mlp/c_fc": 4 * C, "mlp/c_proj": C}
@@ -125,7 +126,7 @@ def random_tensors(config: GPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def as_ours(tensors: dict[str, np.ndarray], config: GPTConfig) -> dict[str, np.ndarray]:
-    """By our names and orientation."""
+    """The tensors by our names and in our orientation."""
     found = {f"transformer.{ours}": tensors[f"model/{theirs}"] for ours, theirs in OUTSIDE.items()}
     for layer in range(config.n_layer):
         for ours, theirs in NAMES.items():
@@ -143,7 +144,7 @@ def index_entries(tensors: dict[str, np.ndarray]) -> list[tuple[bytes, bytes]]:
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], index: bool = True, **hparams: int) -> Path:
-    """The folder of a release."""
+    """Writes the folder of a release."""
     folder.mkdir(parents=True, exist_ok=True)
     data = b"".join(x.tobytes() for x in tensors.values())
     (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)

@@ -1,5 +1,5 @@
-/* The engine's threads without Python: ./threads pool | model | forks | refused N | cores ROOT. Prints what is wrong and ends
- * with 1, else with 0. tests/test_threads.py and `make tsan` build and run it. */
+/* The engine's threads without Python: ./threads pool | model | forks | refused N | cores ROOT. Prints each fault and
+ * ends with 1; without a fault, with 0. tests/test_threads.py and `make tsan` build and run it. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -73,11 +73,11 @@ static void pool(void) {
     for (int n = 2; n <= 6; n += 2) at_once(n, loops_of_a_thread);
 }
 
-/* ---- a model, whose bits do not depend on them ---- */
+/* ---- a model, whose bits do not depend on the number of threads ---- */
 
 static int tokens[64], first[64];
 
-/* a checksum of weights after two steps and of what it writes; 0 on error */
+/* A checksum of the weights after two steps and of a text; 0 after an error. */
 static uint64_t train(int threads, int recompute) {
     llmc_config config;
     llmc_model *m = NULL;
@@ -134,7 +134,8 @@ static void *fork_and_loop(void *seed) {
         if (child == 0) {
             alarm(20);
             run_loops((unsigned)(uintptr_t)seed + (unsigned)i, 40);
-            if (i % 2) exit(wrong); /* as an interpreter ends, whose threads are joined; or as a server's child */
+            /* half of the children end as an interpreter, which joins its threads; the others as a server's child */
+            if (i % 2) exit(wrong);
             _exit(wrong);
         }
         int status = -1;

@@ -1,4 +1,4 @@
-/* Bounded reads of untrusted files. */
+/* Reads a file that nobody vouches for, within bounds. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -23,7 +23,7 @@ static int measure(BinFile *f) {
 
 int binfile_open(BinFile *f, const char *path) {
     f->path = path;
-    f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang us */
+    f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* opening a pipe must not wait for a writer */
     const char *remedy =
         errno == EMFILE || errno == ENFILE ? remedy_for(errno) : "; check the path and its permissions";
     CHECK(f->fd >= 0, LLMC_EIO, "%s cannot be opened: %s%s", path, strerror(errno), remedy);

@@ -1,5 +1,6 @@
-/* Reading binary files that may be anything: only regular files, only what is there, never a mapping that a shrinking
- * file could turn into a crash. And the head that all of llm.c's formats share: 256 int32, little-endian. */
+/* Reading binary files of any origin: only regular files are opened, and only bytes that are there are read. Nothing is
+ * mapped, because a mapped file that shrinks crashes the process. The header of all of llm.c's formats is here, too:
+ * 256 int32, little-endian. */
 #ifndef BINFILE_H
 #define BINFILE_H
 #include "pyllmc.h"
@@ -9,16 +10,16 @@ enum { MODEL_MAGIC = 20240326, TOKENIZER_MAGIC = 20240328, UINT16_MAGIC = 202405
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are little-endian");
 
 typedef struct BinFile {
-    const char *path; /* the caller's, for messages */
+    const char *path; /* belongs to the caller; messages name it */
     int fd;
     int64_t size;
 } BinFile;
-/* whether a path, or what it links to, is a folder */
+/* 1 if `path`, or the target of a link there, is a folder */
 int is_folder(const char *path);
 int binfile_open(BinFile *f, const char *path);
 void binfile_close(BinFile *f);
-/* n bytes from `at`, all of them: fewer mean that the file changed after it was measured */
+/* Reads all n bytes from offset `at`. If fewer are there, the file changed after it was measured: an error. */
 int binfile_read(const BinFile *f, void *to, int64_t n, int64_t at);
-/* the kind of llm.c file that bears this magic, "big-endian ...", or NULL */
+/* The kind of llm.c file that begins with this magic, "big-endian" if its bytes are reversed, NULL if none does */
 const char *magic_name(int32_t magic);
 #endif

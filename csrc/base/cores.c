@@ -1,4 +1,4 @@
-/* Cores: what the scheduler allows, and what a container's quota leaves of it. */
+/* Counts cores: those the scheduler allows, less where a container has a smaller quota. */
 #define _GNU_SOURCE
 #include "base/cores.h"
 #include <sched.h>
@@ -22,7 +22,8 @@ static int numbers_in(const char *folder, const char *name, double *first, doubl
     return n;
 }
 
-/* The quota of this group alone, in cores; 0: none. Version 2 says "quota period" or "max period", version 1 has a file for each and says -1 */
+/* The quota of this group alone, in cores; 0: none. Version 2 has one file that says "quota period", or "max period"
+ * for none; version 1 has a file for each number and says -1 for none. */
 static double quota_of(const char *folder) {
     double quota = 0, period = 0, unused;
     if (numbers_in(folder, "cpu.max", &quota, &period) == 2 && quota > 0 && period > 0) return quota / period;
@@ -33,7 +34,8 @@ static double quota_of(const char *folder) {
 
 static double least(double a, double b) { return a > 0 && (b <= 0 || a < b) ? a : b; }
 
-/* The least quota of a group and all above it, up to the mount. What a container cannot see of its path is skipped. */
+/* The least quota of a group and of all groups above it, up to the mount. A container may not see a part of this path:
+ * that part is skipped. */
 static double quota_up(const char *mount, const char *group) {
     char path[PATH];
     double quota = quota_of(mount);
@@ -46,14 +48,14 @@ static double quota_up(const char *mount, const char *group) {
     return quota;
 }
 
-/* Whether "cpu" is among names that commas separate. */
+/* 1 if "cpu" is among these names, which commas separate */
 static int has_cpu(const char *names) {
     for (const char *at = names; (at = strstr(at, "cpu")); at += 3)
         if ((at == names || at[-1] == ',') && (at[3] == 0 || at[3] == ',')) return 1;
     return 0;
 }
 
-/* The quota by a line of /proc/self/cgroup: "0::/group" (version 2), "4:cpu,cpuacct:/group" */
+/* The quota that a line of /proc/self/cgroup leads to: "0::/group" (version 2) or "4:cpu,cpuacct:/group" (version 1) */
 static double quota_of_line(const char *root, char *line) {
     char mount[PATH];
     char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
@@ -84,7 +86,8 @@ int cores_granted(const char *root) {
 
 static int cores_allowed(void) {
 #if defined(__linux__)
-    for (int most = 1024; most <= 1 << 20; most *= 4) { /* as many as the kernel knows, which it does not say */
+    /* the kernel does not say how many cores a set must hold, so larger ones are tried */
+    for (int most = 1024; most <= 1 << 20; most *= 4) {
         cpu_set_t *set = CPU_ALLOC((size_t)most);
         if (!set) break;
         const int known = sched_getaffinity(0, CPU_ALLOC_SIZE((size_t)most), set) == 0;
@@ -100,7 +103,7 @@ static int cores_allowed(void) {
 #endif
 }
 
-/* the files are read once: what they say seldom changes */
+/* Reads the control groups once, because they seldom change. */
 static int granted_here(void) {
     static _Atomic int known = -1;
     if (known < 0) known = cores_granted("");

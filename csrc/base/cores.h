@@ -1,11 +1,11 @@
-/* How many cores this process may use. */
+/* The number of cores that this process may use */
 #ifndef CORES_H
 #define CORES_H
-/* Those it may run on, or fewer where its control groups grant it less time than that. At least 1. */
+/* The cores that it may run on, or fewer if its control groups grant less time. At least 1. */
 int cores_here(void);
-/* As many threads, or as $OMP_NUM_THREADS says where that is fewer, which limits the threads of other libraries too. */
+/* The threads to start: cores_here(), or $OMP_NUM_THREADS if that is fewer. Other libraries obey the same variable. */
 int cores_to_use(void);
-/* The time that control groups grant, in whole cores, rounded up; 0 if they set no limit. root: "", or a folder that holds
- * proc/ and sys/ as a test makes them. */
+/* The time that control groups grant, in whole cores, rounded up; 0: no limit. root: "", or a folder that holds proc/
+ * and sys/, as a test makes them. */
 int cores_granted(const char *root);
 #endif

@@ -1,4 +1,4 @@
-/* The thread's last error; which version this is, and which headers the library was built from. */
+/* Keeps the last error of each thread, the version, and the checksum of the headers that the library was built from. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,12 +12,13 @@ const char *llmc_headers(void) { return TABLES_CKSUM; }
 const char *llmc_version(void) { return VERSION; }
 
 int llmc_fail(int status, const char *format, ...) {
-    char text[sizeof message]; /* an argument may be the old message itself */
+    char text[sizeof message]; /* an argument may point into the old message */
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    for (char *c = text; *c; c++) /* one line, whatever an argument holds; and nothing that commands a terminal */
+    /* the message stays one line and gives a terminal no commands, whatever an argument holds */
+    for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
     snprintf(message, sizeof message, "%s", text);
     return status;

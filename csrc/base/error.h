@@ -3,9 +3,9 @@
 #define ERROR_H
 #include "pyllmc.h"
 int llmc_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* What to do about an errno, as the end of a message: "; free some space ..."; "" where nothing is certain. */
+/* The remedy for an errno, as the end of a message: "; free some space ..."; "" where none is certain. */
 const char *remedy_for(int error);
-/* The plural's ending: "" of one, "s" of any other count. */
+/* The ending of a plural: "" for 1, "s" for any other count */
 const char *s_of(int64_t count);
 #define FAIL(status, ...) return llmc_fail(status, __VA_ARGS__)
 #define CHECK(condition, status, ...)                \

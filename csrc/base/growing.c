@@ -1,4 +1,4 @@
-/* A text that grows: nothing is cut off because a buffer was thought large enough. */
+/* A text without a fixed limit, so that no fixed buffer can cut it off */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,5 @@
-/* Numbers as people write them: 1e4 is a whole one. And back: 0.2, not 0.20000000000000001. */
+/* Reads and writes numbers in the notation of people: 1e4 is read as a whole number, 0.2 is written as 0.2 and not
+ * 0.20000000000000001. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,14 +9,14 @@
 enum { LONGEST = 300 };
 
 typedef struct Decimal {
-    int negative, digits, point; /* point: how many of the digits stand behind it */
+    int negative, digits, point; /* point: how many digits follow the decimal point */
     int64_t exponent;
     char text[LONGEST + 1]; /* the digits */
 } Decimal;
 
 static int is_digit(char c) { return c >= '0' && c <= '9'; }
 
-/* Takes digits from *at on, any two of which a single _ may part; returns how many. */
+/* Takes digits from *at on; a single _ may stand between two of them. Returns how many there were. */
 static int take_digits(const char **at, Decimal *d) {
     int n = 0;
     for (const char *s = *at; is_digit(*s) || (*s == '_' && n && is_digit(s[1])); *at = ++s)
@@ -53,7 +54,8 @@ int number_whole(const char *text, int64_t *value) {
     Decimal d;
     uint64_t n = 0;
     if (parse(text, &d) < 0) return -1;
-    int64_t zeros = d.exponent - d.point; /* to append; if negative, so many must be there to drop */
+    /* zeros to append; a negative number of them must stand at the end and is dropped */
+    int64_t zeros = d.exponent - d.point;
     while (d.digits > 1 && zeros < 0 && d.text[d.digits - 1] == '0') d.digits--, zeros++;
     if (d.digits == 1 && *d.text == '0') zeros = 0;
     if (zeros < 0) return -1;
@@ -79,7 +81,7 @@ int number_real(const char *text, double *value) {
 }
 
 void number_text(double value, char text[NUMBER_TEXT]) {
-    if (value == floor(value) && fabs(value) < 1e15) { /* 250, not 2.5e+02 */
+    if (value == floor(value) && fabs(value) < 1e15) { /* written as 250, not 2.5e+02 */
         snprintf(text, NUMBER_TEXT, "%.0f", value);
         return;
     }

@@ -1,11 +1,11 @@
-/* The threads behind pool.h: a team for each caller that computes at the same time as others. Team and helper hand over
- * work through one word, which the helper sleeps on. */
+/* The threads behind pool.h. Callers that compute at the same time have a team each. A caller hands work to a helper
+ * through one word of memory, and a helper without work sleeps until that word changes. */
 #define _GNU_SOURCE
 #include "base/pool.h"
 #include "base/cores.h"
 
 #ifdef NO_THREADS
-static void run(int threads, int64_t n, int dynamic, Body body, const void *given) {
+static void run_loop(int threads, int64_t n, int dynamic, Body body, const void *given) {
     (void)threads, (void)dynamic;
     body(given, (Part){0, n, 0});
 }
@@ -23,14 +23,15 @@ int parallel_start(int threads) { return (void)threads, 1; }
 #endif
 
 enum { LINE = 128, STACK = 1 << 20, MOST_HELPERS = MOST_THREADS - 1 };
-/* a thread looks so many nanoseconds before it sleeps, and so many times before it looks at the clock again */
+/* A waiting thread looks at the word for PATIENCE nanoseconds before it sleeps. It reads the clock after every LOOKS
+ * looks. */
 enum { PATIENCE = 50000, LOOKS = 32 };
 
 typedef _Atomic uint32_t Word;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* equal parts; the first ones are an iteration longer where n does not divide */
+/* Equal parts; where n does not divide, the first parts are one iteration longer. */
 static Part nth_part(int64_t n, int threads, int thread) {
     const int64_t each = n / threads, longer = n % threads;
     const int64_t from = thread * each + smaller(thread, longer);
@@ -41,7 +42,8 @@ static Part nth_part(int64_t n, int threads, int thread) {
 
 #if defined(__linux__)
 static void sleep_while(Word *word, uint32_t value) {
-    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0); /* may also return for nothing */
+    /* may also return without a reason */
+    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 static void wake(Word *word) { syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
 static void forget_sleepers(void) {}
@@ -55,7 +57,7 @@ static void sleep_while(Word *word, uint32_t value) {
 }
 static void wake(Word *word) {
     (void)word;
-    pthread_mutex_lock(&sleeping); /* whoever saw the old value waits by now */
+    pthread_mutex_lock(&sleeping); /* now every thread that saw the old value is waiting */
     pthread_mutex_unlock(&sleeping);
     pthread_cond_broadcast(&changed);
 }
@@ -79,7 +81,8 @@ static int64_t now(void) {
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-/* looks, for so many nanoseconds, until the word is `value`, or (if `until` is 0) is not; returns what it saw last */
+/* Looks at the word for at most `patience` nanoseconds: until it is `value`, or, if `until` is 0, until it is another
+ * one. Returns the last value seen. */
 static uint32_t look(Word *word, int until, uint32_t value, int64_t patience) {
     uint32_t seen = atomic_load_explicit(word, memory_order_acquire);
     if ((seen == value) == until || patience <= 0) return seen;
@@ -101,7 +104,7 @@ enum { IDLE, ASLEEP, WORK, STOP }; /* states of a helper */
 typedef struct Team Team;
 typedef struct Helper {
     _Alignas(LINE) Word state;
-    int thread; /* its number in every loop */
+    int thread; /* the same number in every loop */
     Team *team;
     pthread_t id;
 } Helper;
@@ -114,21 +117,22 @@ typedef struct Job {
     int64_t patience;
 } Job;
 
-struct Team { /* lives as long as the process */
+struct Team { /* a team lives as long as the process */
     Team *next;
-    int helpers, refused; /* how many there are; whether the system has started no more */
-    int cores;            /* when the last was started */
+    int helpers, refused; /* helpers: threads started; refused: the system would start no more */
+    int cores;            /* the cores that were there when the last helper was started */
     Job job;
     _Alignas(LINE) _Atomic int taken;
-    _Alignas(LINE) _Atomic int64_t dealt; /* iterations of a dynamic loop */
-    _Alignas(LINE) Word left;             /* helpers that have not finished, and whether the caller sleeps meanwhile */
+    _Alignas(LINE) _Atomic int64_t dealt; /* iterations of a dynamic loop that are given out */
+    /* helpers that have not finished, and a bit that says whether the caller sleeps */
+    _Alignas(LINE) Word left;
     Helper helper[MOST_HELPERS];
 };
 
 static _Atomic(Team *) teams;
-static _Atomic int closed;       /* the process ends: no more threads */
-static _Thread_local Team *mine; /* the one that this thread had last */
-static _Thread_local int inside; /* a loop */
+static _Atomic int closed;       /* the process ends: no thread is started any more */
+static _Thread_local Team *mine; /* the team that this thread had last */
+static _Thread_local int inside; /* this thread is in a loop */
 
 static void work(Team *team, int thread) {
     const Job job = team->job;
@@ -140,7 +144,7 @@ static void work(Team *team, int thread) {
         job.body(job.given, (Part){i, i + 1, thread});
 }
 
-static int begin(Helper *h) { /* either the helper or its caller does the work */
+static int begin(Helper *h) { /* 1 for whoever comes first, the helper or its caller: that one does the work */
     uint32_t expected = WORK;
     return atomic_compare_exchange_strong(&h->state, &expected, IDLE);
 }
@@ -166,7 +170,8 @@ static void *serve(void *given) {
     return NULL;
 }
 
-/* signals are for the threads of the program, but for those that a thread causes itself */
+/* Starts a helper. It blocks all signals but those that a thread causes itself, because the program's own threads
+ * handle the others. */
 static int start_thread(Helper *h) {
     static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF};
     sigset_t blocked, before;
@@ -182,7 +187,7 @@ static int start_thread(Helper *h) {
     return !failed;
 }
 
-/* as many helpers as the system starts; it is not asked again for every loop */
+/* Starts helpers until there are enough, or until the system refuses one; then it is not asked again in every loop. */
 static void grow(Team *team, int helpers) {
     if (team->helpers < helpers && !team->refused) team->cores = cores_here();
     while (team->helpers < helpers && !team->refused) {
@@ -194,7 +199,7 @@ static void grow(Team *team, int helpers) {
     }
 }
 
-/* in the child of a fork there are no threads but the one that forked, which was in no loop */
+/* Runs in the child after a fork. Only the thread that forked exists there, and it was in no loop. */
 static void forget_threads(void) {
     forget_sleepers();
     for (Team *t = atomic_load(&teams); t; t = t->next) {
@@ -245,7 +250,7 @@ int parallel_start(int threads) {
 __attribute__((destructor)) static void end_threads(void) {
     atomic_store(&closed, 1);
     for (Team *team = atomic_load(&teams); team; team = team->next)
-        if (take(team)) /* else it computes: the process ends without it */
+        if (take(team)) /* a team that is taken still computes: the process ends without waiting for it */
             for (int i = 0; i < team->helpers; i++) {
                 if (atomic_exchange(&team->helper[i].state, STOP) == ASLEEP) wake(&team->helper[i].state);
                 pthread_join(team->helper[i].id, NULL);
@@ -261,8 +266,8 @@ static void ask_helpers(Team *team, int helpers) {
         if (atomic_exchange(&team->helper[i].state, WORK) == ASLEEP) wake(&team->helper[i].state);
 }
 
-/* does what they have not begun, and waits for what they have */
-static void finish(Team *team, int helpers) {
+/* Does the parts that helpers have not begun, then waits for the parts that they have. */
+static void finish_job(Team *team, int helpers) {
     for (int i = helpers; i-- > 0;)
         if (begin(&team->helper[i])) {
             work(team, i + 1);
@@ -278,11 +283,11 @@ static void run_with(Team *team, const Job *job) {
     inside = 1;
     ask_helpers(team, job->threads - 1);
     work(team, 0);
-    finish(team, job->threads - 1);
+    finish_job(team, job->threads - 1);
     inside = 0;
 }
 
-static void run(int threads, int64_t n, int dynamic, Body body, const void *given) {
+static void run_loop(int threads, int64_t n, int dynamic, Body body, const void *given) {
     Team *team = threads > 1 && n > 1 && !inside ? take_team() : NULL;
     if (!team) {
         body(given, (Part){0, n, 0});
@@ -291,11 +296,12 @@ static void run(int threads, int64_t n, int dynamic, Body body, const void *give
     const int useful = (int)smaller(smaller(threads, n), MOST_THREADS);
     grow(team, useful - 1);
     const int there = (int)smaller(useful, team->helpers + 1);
-    /* who looks while others need the core makes them wait */
+    /* with more threads than cores nobody looks before sleeping, because looking would take a core from a thread that
+     * works */
     run_with(team, &(Job){body, given, n, there, dynamic, there <= team->cores ? PATIENCE : 0});
     give_back(team);
 }
 #endif
 
-void parallel_static(int threads, int64_t n, Body body, const void *given) { run(threads, n, 0, body, given); }
-void parallel_dynamic(int threads, int64_t n, Body body, const void *given) { run(threads, n, 1, body, given); }
+void parallel_static(int threads, int64_t n, Body body, const void *given) { run_loop(threads, n, 0, body, given); }
+void parallel_dynamic(int threads, int64_t n, Body body, const void *given) { run_loop(threads, n, 1, body, given); }

@@ -1,9 +1,10 @@
-/* Threads that share a loop. Each computes its parts whole and in order, so no result depends on how many there are.
+/* Threads that share a loop. A part is computed whole and in order by one thread, so no result depends on the number of
+ * threads.
  *
- * They look for work for some microseconds, then sleep. What a thread that was asked to help has not begun when the caller
- * is done with its own part, the caller does itself: on a busy machine nobody waits for a thread that gets no core.
- * Threads of a program that compute at the same time have helpers of their own; a loop within a loop runs alone. After a
- * fork the child starts helpers of its own. Where none can be started the caller does it all. */
+ * A thread without work looks for it for some microseconds, then sleeps. If a helper has not begun its part when the
+ * caller is done with its own, the caller computes that part, too: on a busy machine nobody waits for a thread that
+ * gets no core. Callers that compute at the same time have helpers of their own; a loop inside a loop runs alone. After
+ * a fork the child starts new helpers. Where no thread can be started, the caller does everything. */
 #ifndef POOL_H
 #define POOL_H
 #include <stdint.h>
@@ -12,15 +13,15 @@ enum { MOST_THREADS = 1024 };
 
 typedef struct Part { /* iterations [from, to) */
     int64_t from, to;
-    int thread; /* 0 .. threads-1: two parts that run at the same time never have the same */
+    int thread; /* 0 .. threads-1; parts that run at the same time have different numbers */
 } Part;
 typedef void (*Body)(const void *given, Part part);
 
-/* Calls body for parts that make up [0, n), and returns when all are done. Static: equal parts, one for each thread. */
+/* Calls body for parts that make up [0, n), and returns when all are done. Static: equal parts, one a thread. */
 void parallel_static(int threads, int64_t n, Body body, const void *given);
-/* Dynamic: one iteration after the other, each to the thread that is free. */
+/* Dynamic: single iterations, the next one to the first thread that is free. */
 void parallel_dynamic(int threads, int64_t n, Body body, const void *given);
-/* Starts what a loop of so many threads needs, now rather than then. Returns how many threads there are, with the caller:
- * fewer than were asked for where the system starts no more. */
+/* Starts the helpers for a loop of `threads` threads now, not at the first loop. Returns the number of threads, with
+ * the caller: fewer than `threads` if the system starts no more. */
 int parallel_start(int threads);
 #endif

@@ -1,4 +1,4 @@
-/* Signs of life: one callback of each thread. */
+/* Signs of life: each thread has one callback. */
 #include "base/pulse.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,14 +7,15 @@
 
 static _Thread_local llmc_pulse *receiver;
 static _Thread_local void *context;
-static _Thread_local char told[1024]; /* the line that was told last */
+static _Thread_local char told[1024]; /* the last line told */
 
 void llmc_on_pulse(llmc_pulse *call, void *with) {
     receiver = call, context = with;
     *told = 0;
 }
 
-/* Hands a text to the receiver, which may show it on a terminal, where a path must not give commands. */
+/* Gives a text to the receiver. It may show it on a terminal, so control characters, which a path can hold, are
+ * replaced. */
 static int tell(char *text) {
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || *c == 127) *c = '?';

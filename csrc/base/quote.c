@@ -1,4 +1,4 @@
-/* Quoting for a shell. */
+/* Quotes a path for a shell. */
 #include "base/quote.h"
 #include <string.h>
 

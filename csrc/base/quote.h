@@ -1,7 +1,8 @@
-/* A path as a word of a command that can be pasted. */
+/* A path as one word of a shell command that a person can paste */
 #ifndef QUOTE_H
 #define QUOTE_H
-enum { QUOTED = 4 * 1024 + 3 }; /* bytes it may take */
-/* As it is, or in single quotes where a shell would read something into it; `quoted` has QUOTED bytes. */
+enum { QUOTED = 4 * 1024 + 3 }; /* bytes of the longest result */
+/* Writes the path to `quoted`, which has QUOTED bytes. It is put into single quotes if a shell would give a character
+ * of it a meaning. */
 void quote(const char *path, char *quoted);
 #endif

@@ -1,4 +1,4 @@
-/* Random numbers: PyTorch's CPU generator, so that one seed gives one set of weights in both, and SplitMix64's coins. */
+/* Random numbers: PyTorch's CPU generator, so that a seed gives the same weights in both; and the coins of SplitMix64. */
 #define _GNU_SOURCE /* sincosf */
 #include <math.h>
 #include "base/pool.h"
@@ -17,7 +17,8 @@ void llmc_rng_seed(llmc_rng *rng, int64_t seed) {
 }
 
 static uint32_t twist(uint32_t u, uint32_t v) {
-    return (((u & 0x80000000u) | (v & 0x7fffffffu)) >> 1) ^ (-(v & 1) & 0x9908b0dfu); /* without a branch: in vectors */
+    /* has no branch, so that compilers use vectors */
+    return (((u & 0x80000000u) | (v & 0x7fffffffu)) >> 1) ^ (-(v & 1) & 0x9908b0dfu);
 }
 
 static void next_state(uint32_t *w) {
@@ -39,9 +40,9 @@ uint32_t llmc_rng_uint32(llmc_rng *rng) {
     return temper(rng->words[rng->next++]);
 }
 
-/* ---- PyTorch's normal_ for float tensors: two ways, by size ---- */
+/* ---- PyTorch's normal_ for float tensors: one way for fewer than 16 numbers, another for more ---- */
 
-/* x[n] in [0, 1), of 24 bits of a word each */
+/* x[n] in [0, 1), each from 24 bits of one word */
 static void uniform24(llmc_rng *rng, float *x, int64_t n) {
     while (n > 0) {
         if (rng->next == N) next_state(rng->words), rng->next = 0;
@@ -56,7 +57,7 @@ static double uniform53(llmc_rng *rng) {
     return (double)((high << 32 | llmc_rng_uint32(rng)) & ((UINT64_C(1) << 53) - 1)) * 0x1p-53;
 }
 
-/* one of a pair; the generator keeps the other */
+/* Returns one normal number of a pair; the generator keeps the other for the next call. */
 static double normal(llmc_rng *rng) {
     if (rng->has_normal) return rng->has_normal = 0, rng->normal;
     const double u1 = uniform53(rng), u2 = uniform53(rng);
@@ -66,7 +67,7 @@ static double normal(llmc_rng *rng) {
     return radius * cos(theta);
 }
 
-/* Box-Muller in place: x[j], x[j+8] from the uniforms they hold */
+/* Box-Muller in place: x[j] and x[j+8] become normal from the uniform numbers in them. */
 static void box_muller(float *x, float mean, float std) {
     for (int j = 0; j < CHUNK / 2; j++) {
         const float radius = sqrtf(-2 * logf(1 - x[j])), theta = (float)TWO_PI * x[j + CHUNK / 2];
@@ -93,7 +94,7 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std) 
     uniform24(rng, x, n);
     parallel_static(n > 1 << 16 ? llmc_default_threads() : 1, n / CHUNK, chunks, &(Normal){x, mean, std});
     if (n % CHUNK == 0) return;
-    uniform24(rng, x + n - CHUNK, CHUNK); /* the tail takes new ones, over what was there */
+    uniform24(rng, x + n - CHUNK, CHUNK); /* the last 16 are drawn again, as PyTorch does */
     box_muller(x + n - CHUNK, mean, std);
 }
 

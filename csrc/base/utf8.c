@@ -1,10 +1,11 @@
-/* Characters and their bytes (RFC 3629). */
+/* Characters and their bytes (RFC 3629) */
 #include <string.h>
 #include "base/utf8.h"
 
 static int length_by(int lead) { return lead < 0x80 ? 1 : lead < 0xc2 ? -1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4; }
 
-/* bounds of the byte after `lead`: they exclude what fits fewer bytes, surrogates, and what lies beyond 0x10ffff */
+/* Bounds of the byte after `lead`. They exclude longer spellings of a short character, surrogates, and codes past
+ * 0x10ffff. */
 static int low_by(int lead) { return lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80; }
 static int high_by(int lead) { return lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf; }
 
@@ -44,7 +45,7 @@ int64_t utf8_check(const char *text, int64_t n) {
     return n;
 }
 
-/* How many of the first bytes, which are no character, one U+FFFD stands for. */
+/* The number of bytes, at the head of a text that is not valid there, that become one U+FFFD */
 static int length_of_bad(const char *text, int64_t n) {
     uint32_t code;
     int length = 1;

@@ -1,11 +1,11 @@
-/* Text that comes in pieces, for a terminal: no word is broken at its edge. A word is shown when it is whole, since before
- * nobody knows whether it fits. */
+/* Wraps a text for a terminal while the text still arrives, so that no line breaks inside a word. A word is shown when
+ * it is whole, because only then it is known whether it fits. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
 #include "base/utf8.h"
 
-enum { WORD = 4096 }; /* bytes of a word that are held back at the most */
+enum { WORD = 4096 }; /* the most bytes of a word that are held back */
 
 static const struct Range {
     int columns;
@@ -17,15 +17,15 @@ static const struct Range {
 };
 
 struct llmc_wrap {
-    int column, gap; /* where the line stands, and the blanks behind it, which are shown when a word follows */
-    int held, width; /* the word: bytes, and columns */
+    int column, gap; /* column: where the line stands; gap: blanks after it, shown only if a word follows */
+    int held, width; /* bytes and columns of the word held back */
     char word[WORD];
     char *out; /* the n bytes to show */
     int64_t n;
 };
 
 static int columns_of(uint32_t code) {
-    /* the last range that begins at or before code lies in [lo, hi) */
+    /* the last range that begins at `code` or before it lies in [lo, hi) */
     size_t lo = 0, hi = sizeof ranges / sizeof *ranges;
     while (hi - lo > 1) {
         const size_t middle = (lo + hi) / 2;
@@ -42,13 +42,13 @@ void llmc_wrap_free(llmc_wrap *w) {
     free(w);
 }
 
-static void put(llmc_wrap *w, const char *text, int64_t size) {
+static void put_bytes(llmc_wrap *w, const char *text, int64_t size) {
     memcpy(w->out + w->n, text, (size_t)size);
     w->n += size;
 }
 
 static void end_line(llmc_wrap *w) {
-    put(w, "\n", 1);
+    put_bytes(w, "\n", 1);
     w->column = w->gap = 0;
 }
 
@@ -63,7 +63,7 @@ static void put_word(llmc_wrap *w, int columns) {
     const int fits = w->column + w->gap + w->width <= columns;
     if (!fits && w->column) end_line(w);
     if (fits) put_gap(w);
-    put(w, w->word, w->held);
+    put_bytes(w, w->word, w->held);
     w->column += w->width;
     w->gap = w->held = w->width = 0;
 }
@@ -75,7 +75,8 @@ static void add_blank(llmc_wrap *w, int columns, char c) {
     if (w->gap > columns) w->gap = columns;
 }
 
-/* A character of two columns, as of Chinese, is a word of its own; one of none belongs to the word before. */
+/* Adds a character to the word held back. A character two columns wide, e.g. a Chinese one, is a word by itself; one of
+ * no width belongs to the word before it. */
 static void add_character(llmc_wrap *w, int columns, const char *text, int length, int width) {
     if (width == 2 || w->width + width > columns || w->held + length > WORD) put_word(w, columns);
     memcpy(w->word + w->held, text, (size_t)length);
@@ -103,7 +104,7 @@ int llmc_wrap_next(llmc_wrap *w, int columns, const char *text, int64_t size, co
     w->out = grown, w->n = 0;
     if (!columns || !text) put_word(w, columns ? columns : 1 << 30);
     if (!columns) put_gap(w);
-    if (text && !columns) put(w, text, size);
+    if (text && !columns) put_bytes(w, text, size);
     else if (text) add(w, columns, text, size);
     *out = w->out, *n = w->n;
     return LLMC_OK;

@@ -1,6 +1,6 @@
-/* Batches from token files. The order of windows follows from a seed and one number, the position, so that resuming
- * needs nothing else. Windows are read with pread: a mapping would be no faster at these sizes (a few microseconds a
- * window, beside a training step) and would crash the process when a file shrinks. */
+/* Batches from token files. The order of windows follows from a seed and one number, the position, so a resumed run
+ * needs nothing else. Windows are read with pread. A mapping would not be faster at these sizes, because a window takes
+ * a few microseconds and a training step far longer; and it would crash the process when a file shrinks. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +15,10 @@
 
 typedef struct Shard {
     const char *path;
-    int64_t start, ntok;  /* where the ids begin in the file, and their number */
-    int64_t first_window; /* in the epoch */
-    int64_t *starts;      /* of its windows; NULL: every T ids */
-    int width, raw;       /* bytes of an id; whether the file has no header */
+    int64_t start, ntok;  /* where the ids begin in the file, and how many there are */
+    int64_t first_window; /* its first window's number in the epoch */
+    int64_t *starts;      /* where its windows begin; NULL: every T ids */
+    int width, raw;       /* width: bytes of an id; raw: the file has no header */
 } Shard;
 
 enum { OPEN_FILES = 64 };
@@ -26,11 +26,11 @@ enum { OPEN_FILES = 64 };
 struct llmc_loader {
     int B, T, shuffle, rank, world, V, eot;
     int64_t seed, position, windows, tokens;
-    Paths paths;
-    Shard *shards;            /* one per path */
+    Shards files;
+    Shard *shards;            /* one for each of `files` */
     BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
     int open_shard[OPEN_FILES];
-    void *ids; /* one window as the file has it */
+    void *ids; /* one window, as it lies in the file */
 };
 
 /* ---- token formats ---- */
@@ -60,7 +60,7 @@ static int inspect_headered(Shard *shard, const BinFile *f, const struct Format 
 
 #define CONVERT "python -m pyllmc.prepro --input %.*s makes a data set"
 
-/* Refuses what is no int32 stream: without a header only the length and the ids themselves tell. */
+/* Refuses a file that is not an int32 stream. Without a header only its length and the ids themselves tell. */
 static int refuse_other_raw(const BinFile *f, int32_t magic) {
     unsigned char head[RAW_SAMPLE];
     const int64_t n = f->size < RAW_SAMPLE ? f->size : RAW_SAMPLE;
@@ -79,7 +79,8 @@ static int refuse_other_raw(const BinFile *f, int32_t magic) {
     return LLMC_OK;
 }
 
-/* llm.c's first version: int32 ids from the first byte. Its length and the look of its ids are checked here, the ids later. */
+/* Accepts llm.c's first format: int32 ids from the first byte on. Its length and a sample of its ids are checked here,
+ * each id when it is read. */
 static int inspect_raw(Shard *shard, const BinFile *f, int32_t magic) {
     const char *name = magic_name(magic);
     CHECK(!name, LLMC_EFORMAT,
@@ -113,11 +114,11 @@ static int count_windows(const llmc_loader *d, Shard *shard, const BinFile *f, i
 
 static int inspect_shards(llmc_loader *d) {
     int64_t longest = 0;
-    for (int i = 0; i < d->paths.n; i++) {
+    for (int i = 0; i < d->files.n; i++) {
         Shard *shard = &d->shards[i];
         int64_t n;
         BinFile f;
-        shard->path = d->paths.names[i];
+        shard->path = d->files.names[i];
         TRY(binfile_open(&f, shard->path));
         const int rc = count_windows(d, shard, &f, &n);
         binfile_close(&f);
@@ -130,16 +131,16 @@ static int inspect_shards(llmc_loader *d) {
     CHECK(d->windows, LLMC_EINVAL,
           "%s: the longest of %d token file%s has %lld token%s, but T=%d needs %d: use more data or a "
           "smaller T",
-          d->shards[0].path, d->paths.n, s_of(d->paths.n), (long long)longest, s_of(longest), d->T, d->T + 1);
+          d->shards[0].path, d->files.n, s_of(d->files.n), (long long)longest, s_of(longest), d->T, d->T + 1);
     return LLMC_OK;
 }
 
 static int loader_open(llmc_loader *d, const char *paths, const char *split) {
-    TRY(paths_find(&d->paths, paths, split));
-    d->shards = calloc((size_t)d->paths.n, sizeof *d->shards);
-    CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->paths.n);
+    TRY(shards_find(&d->files, paths, split));
+    d->shards = calloc((size_t)d->files.n, sizeof *d->shards);
+    CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->files.n);
     TRY(inspect_shards(d));
-    d->ids = malloc(((size_t)d->T + 1) * 4); /* no larger than a file, now */
+    d->ids = malloc(((size_t)d->T + 1) * 4); /* a file holds so many ids, so T is not absurdly large */
     CHECK(d->ids, LLMC_ENOMEM, "no memory for windows of %d tokens", d->T + 1);
     return LLMC_OK;
 }
@@ -166,9 +167,9 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
 void llmc_loader_free(llmc_loader *d) {
     if (!d) return;
     for (int i = 0; i < OPEN_FILES; i++) binfile_close(&d->open[i]);
-    for (int i = 0; d->shards && i < d->paths.n; i++) free(d->shards[i].starts);
+    for (int i = 0; d->shards && i < d->files.n; i++) free(d->shards[i].starts);
     free(d->shards);
-    paths_free(&d->paths);
+    shards_free(&d->files);
     free(d->ids);
     free(d);
 }
@@ -193,9 +194,10 @@ int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch) {
     return (int64_t)x;
 }
 
-/* the shard that holds a window: the last one that starts at or before it and has any */
+/* The shard that holds a window. Shards without windows are passed over, because the next one begins with the same
+ * number. */
 static int shard_of(const llmc_loader *d, int64_t window) {
-    int low = 0, high = d->paths.n;
+    int low = 0, high = d->files.n;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
         if (d->shards[middle].first_window <= window) low = middle;
@@ -220,7 +222,7 @@ static int open_shard(llmc_loader *d, int s, const BinFile **file) {
     return LLMC_OK;
 }
 
-/* the ids of a window, widened; the unsigned ones beyond int32 come out negative */
+/* Widens the ids of a window to int32. An unsigned id that int32 cannot hold becomes negative. */
 static void widen(int *to, const void *from, int width, int64_t n) {
     if (width == 4) memcpy(to, from, (size_t)n * 4);
     else
@@ -270,4 +272,4 @@ int llmc_loader_set_position(llmc_loader *d, int64_t position) {
 }
 int64_t llmc_loader_windows(const llmc_loader *d) { return d->windows; }
 int64_t llmc_loader_tokens(const llmc_loader *d) { return d->tokens; }
-int llmc_loader_num_shards(const llmc_loader *d) { return d->paths.n; }
+int llmc_loader_num_shards(const llmc_loader *d) { return d->files.n; }

@@ -1,11 +1,11 @@
-/* The upper halves of int32 ids are small, and zero for most vocabularies. Of two uint16 ids in the place of an int32 the
- * upper is as large as the lower. */
+/* Tells int32 ids from pairs of uint16 ids. The upper half of an int32 id is small, and 0 for most vocabularies. If two
+ * uint16 ids stand in its place, the upper half is as large as the lower one. */
 #include <stddef.h>
 #include <string.h>
 #include "data/rawids.h"
 
-enum { MOST_HIGH = 15 }; /* the largest upper half of an int32 id of a vocabulary below 2^20 */
-enum { FEW_IDS = 1024 }; /* ids below this in both halves are pairs of uint16 */
+enum { MOST_HIGH = 15 }; /* the largest upper half of an int32 id, for a vocabulary of at most 2^20 */
+enum { FEW_IDS = 1024 }; /* a sample with smaller ids in both halves is pairs of uint16 */
 
 static const struct Foreign {
     const char *start, *what;

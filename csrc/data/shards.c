@@ -1,4 +1,4 @@
-/* From --data to a sorted list of token files. */
+/* Makes a sorted list of token files from --data. */
 #include <dirent.h>
 #include <errno.h>
 #include <glob.h>
@@ -11,18 +11,18 @@
 #include "data/shards.h"
 #define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
 
-static int add(Paths *paths, const char *folder, const char *name) {
-    if ((size_t)paths->n == paths->room) {
-        const size_t room = paths->room ? 2 * paths->room : 16;
-        char **names = realloc(paths->names, room * sizeof *names);
+static int shards_add(Shards *shards, const char *folder, const char *name) {
+    if ((size_t)shards->n == shards->room) {
+        const size_t room = shards->room ? 2 * shards->room : 16;
+        char **names = realloc(shards->names, room * sizeof *names);
         CHECK(names, LLMC_ENOMEM, "no memory for a list of files");
-        paths->names = names, paths->room = room;
+        shards->names = names, shards->room = room;
     }
     const size_t size = strlen(folder) + strlen(name) + 2;
     char *path = malloc(size);
     CHECK(path, LLMC_ENOMEM, "no memory for a list of files");
     snprintf(path, size, "%s%s%s", folder, *folder && folder[strlen(folder) - 1] != '/' ? "/" : "", name);
-    paths->names[paths->n++] = path;
+    shards->names[shards->n++] = path;
     return LLMC_OK;
 }
 
@@ -31,52 +31,52 @@ static int is_bin(const char *name, const char *split) {
     return n >= prefix + 4 && !strncmp(name, split, prefix) && !strcmp(name + n - 4, ".bin");
 }
 
-static int list_folder(Paths *paths, const char *folder, const char *split) {
+static int list_folder(Shards *shards, const char *folder, const char *split) {
     DIR *dir = opendir(folder);
     CHECK(dir, LLMC_EIO, "the folder %s cannot be read: %s%s", folder, strerror(errno), remedy_for(errno));
     int rc = LLMC_OK;
     char other[256] = "";
     for (struct dirent *entry; rc == 0 && (entry = readdir(dir));) {
-        if (is_bin(entry->d_name, split)) rc = add(paths, folder, entry->d_name);
+        if (is_bin(entry->d_name, split)) rc = shards_add(shards, folder, entry->d_name);
         else if (is_bin(entry->d_name, "") && strcmp(entry->d_name, "tokenizer.bin"))
             snprintf(other, sizeof other, "%.200s", entry->d_name);
     }
     closedir(dir);
     TRY(rc);
-    CHECK(paths->n || !*other, LLMC_EINVAL, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
+    CHECK(shards->n || !*other, LLMC_EINVAL, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
           split, other);
-    CHECK(paths->n, LLMC_EINVAL, "%s has no %s*.bin: " NO_DATA, folder, split);
+    CHECK(shards->n, LLMC_EINVAL, "%s has no %s*.bin: " NO_DATA, folder, split);
     return LLMC_OK;
 }
 
-static int list_glob(Paths *paths, const char *pattern) {
+static int list_glob(Shards *shards, const char *pattern) {
     glob_t found;
     int rc = LLMC_OK;
     const int failed = glob(pattern, GLOB_NOSORT, NULL, &found);
     CHECK(failed != GLOB_NOSPACE, LLMC_ENOMEM, "no memory for the files that match %s", pattern);
     if (failed == 0) {
         for (size_t i = 0; rc == 0 && i < found.gl_pathc; i++)
-            if (!is_folder(found.gl_pathv[i])) rc = add(paths, "", found.gl_pathv[i]);
+            if (!is_folder(found.gl_pathv[i])) rc = shards_add(shards, "", found.gl_pathv[i]);
         globfree(&found);
     }
     TRY(rc);
-    CHECK(paths->n, LLMC_EINVAL, "no token file matches %s: " NO_DATA, pattern);
+    CHECK(shards->n, LLMC_EINVAL, "no token file matches %s: " NO_DATA, pattern);
     return LLMC_OK;
 }
 
 static int by_bytes(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-int paths_find(Paths *paths, const char *data, const char *split) {
+int shards_find(Shards *shards, const char *data, const char *split) {
     struct stat s;
     CHECK(*data, LLMC_EINVAL, "no data is named: " NO_DATA);
-    if (is_folder(data)) TRY(list_folder(paths, data, split));
-    else if (stat(data, &s) == 0) TRY(add(paths, "", data));
-    else TRY(list_glob(paths, data));
-    qsort(paths->names, (size_t)paths->n, sizeof *paths->names, by_bytes);
+    if (is_folder(data)) TRY(list_folder(shards, data, split));
+    else if (stat(data, &s) == 0) TRY(shards_add(shards, "", data));
+    else TRY(list_glob(shards, data));
+    qsort(shards->names, (size_t)shards->n, sizeof *shards->names, by_bytes);
     return LLMC_OK;
 }
 
-void paths_free(Paths *paths) {
-    for (int i = 0; i < paths->n; i++) free(paths->names[i]);
-    free(paths->names);
+void shards_free(Shards *shards) {
+    for (int i = 0; i < shards->n; i++) free(shards->names[i]);
+    free(shards->names);
 }

@@ -1,14 +1,14 @@
-/* Which token files a user's --data means. */
-#ifndef PATHS_H
-#define PATHS_H
+/* The token files that a user's --data names */
+#ifndef SHARDS_H
+#define SHARDS_H
 #include <stddef.h>
-typedef struct Paths {
-    char **names; /* sorted as bytes, whatever the locale */
+typedef struct Shards {
+    char **names; /* sorted by bytes, in every locale */
     int n;
     size_t room;
-} Paths;
-/* A folder: its SPLIT*.bin; a file: itself; else a glob. An error if there is none; `paths` must be zero before, and
- * wants paths_free after either outcome. */
-int paths_find(Paths *paths, const char *data, const char *split);
-void paths_free(Paths *paths);
+} Shards;
+/* data: a folder stands for its SPLIT*.bin, a file for itself, another text is a glob. Finding no file is an error.
+ * `shards` must be zero before the call and must be freed by shards_free, also after an error. */
+int shards_find(Shards *shards, const char *data, const char *split);
+void shards_free(Shards *shards);
 #endif

@@ -1,4 +1,5 @@
-/* One pass over a token file; only the half of it in which a window may begin is looked at. */
+/* Finds the windows in one pass over a token file. It reads only the half of each window in which the next one may
+ * begin. */
 #include <stdlib.h>
 #include "base/error.h"
 #include "data/windows.h"
@@ -8,10 +9,10 @@ enum { BUFFER_BYTES = 1 << 18 };
 typedef struct Scan {
     const IdRange *ids;
     void *buffer;
-    int64_t first, end; /* the ids in it */
+    int64_t first, end; /* the ids in the buffer */
 } Scan;
 
-static int fill(Scan *scan, int64_t from) {
+static int fill_buffer(Scan *scan, int64_t from) {
     const IdRange *r = scan->ids;
     const int64_t room = BUFFER_BYTES / r->width, left = r->n - from, n = left < room ? left : room;
     scan->first = from, scan->end = from + n;
@@ -30,10 +31,10 @@ static int64_t find4(const uint32_t *ids, int64_t n, int64_t id) {
     return n;
 }
 
-/* moves *at to the first `eot` in [*at, last), or to last */
-static int find(Scan *scan, int64_t *at, int64_t last, int eot) {
+/* Moves *at to the first `eot` in [*at, last), or to `last`. */
+static int find_eot(Scan *scan, int64_t *at, int64_t last, int eot) {
     while (*at < last) {
-        if (*at < scan->first || *at >= scan->end) TRY(fill(scan, *at));
+        if (*at < scan->first || *at >= scan->end) TRY(fill_buffer(scan, *at));
         const int64_t skip = *at - scan->first, end = scan->end < last ? scan->end : last, n = end - *at;
         const int64_t i = scan->ids->width == 2 ? find2((uint16_t *)scan->buffer + skip, n, eot)
                                                 : find4((uint32_t *)scan->buffer + skip, n, eot);
@@ -47,9 +48,9 @@ static int find_all(int64_t *starts, int64_t *count, Scan *scan, int T, int eot)
     int64_t s = 0, n = 0;
     while (s < scan->ids->n - T) {
         starts[n++] = s;
-        const int64_t last = s + T; /* < ids->n: it is an id of the window just found */
+        const int64_t last = s + T; /* < ids->n, because it is an id of the window just found */
         s += T / 2 + 1;
-        TRY(find(scan, &s, last, eot));
+        TRY(find_eot(scan, &s, last, eot));
     }
     *count = n;
     return LLMC_OK;

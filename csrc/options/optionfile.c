@@ -1,4 +1,4 @@
-/* A file of options, --config: a line is name=value; blank lines and # comments count for nothing. */
+/* Reads the file of options that --config names: a line is name=value; blank lines and # comments are skipped. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "options/options.h"
 
 static const char BLANKS[] = " \t\r\n";
-enum { LARGEST = 1 << 20 }; /* bytes of a file */
+enum { LARGEST = 1 << 20 }; /* bytes of the largest file */
 
 static char *trimmed(char *text) {
     text += strspn(text, BLANKS);
@@ -19,13 +19,13 @@ static char *trimmed(char *text) {
     return text;
 }
 
-/* Cuts a comment off: a # ends a line where it begins it or follows a blank. */
+/* Cuts a comment off. A # begins a comment at the start of the text or after a blank. */
 static void cut_comment(char *text) {
     for (char *c = text; *c; c++)
         if (*c == '#' && (c == text || c[-1] == ' ' || c[-1] == '\t')) *c = 0, c--;
 }
 
-/* Leaves what stands in quotes, where \" and \\ mean the second character. */
+/* Replaces a quoted text by its content. \" and \\ stand for the second character. */
 static int unquote(char *text) {
     char *to = text, *from = text + 1;
     for (; *from && *from != '"'; from++) {
@@ -51,7 +51,8 @@ static int take_line(llmc_options *options, char *line, unsigned char *seen) {
     TRY(option_find(options, name, &o));
     CHECK(o->offset != offsetof(llmc_options, config), LLMC_EINVAL, "a file of options cannot name another one");
     CHECK(!seen[o - option_table]++, LLMC_EINVAL, "--%s stands here a second time", o->name);
-    llmc_options aside = *options; /* a value that a call gave counts; this one must still be one */
+    /* an option of the call wins over the file, but the file's value must be valid, too */
+    llmc_options aside = *options;
     llmc_options *to = *option_given(options, o) == BY_CALL ? &aside : options;
     TRY(option_assign(to, o, value));
     if (o->offset == offsetof(llmc_options, model)) memcpy(options->file_model, to->model, sizeof to->model);
@@ -59,7 +60,7 @@ static int take_line(llmc_options *options, char *line, unsigned char *seen) {
     return LLMC_OK;
 }
 
-/* Undoes what an earlier file said: nothing of it stays. */
+/* Undoes an earlier file completely. */
 static void forget_file(llmc_options *options) {
     char initial[OPTION_TEXT];
     *options->file_model = 0;
@@ -74,7 +75,7 @@ static void forget_file(llmc_options *options) {
 static int take_lines(llmc_options *options, char *text, size_t size, const char *path, unsigned char *seen) {
     char reason[1024], *line = text, *next;
     int rc = LLMC_OK;
-    if (size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) line += 3; /* a mark of byte order */
+    if (size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) line += 3; /* a byte order mark */
     for (int number = 1; rc == 0 && line < text + size; number++, line = next) {
         char *end = memchr(line, '\n', (size_t)(text + size - line));
         if (!end) end = text + size;
@@ -88,7 +89,7 @@ static int take_lines(llmc_options *options, char *text, size_t size, const char
     return rc;
 }
 
-/* the whole file first: a pipe may be one, and what never ends is refused */
+/* Reads the whole file first, because it may be a pipe. A file that is too long, or never ends, is refused. */
 static int take_file(llmc_options *options, FILE *file, const char *path, unsigned char *seen) {
     char *text = malloc(LARGEST + 1);
     CHECK(text, LLMC_ENOMEM, "no memory to read %s", path);
@@ -119,7 +120,7 @@ static int check_has_writer(const char *path) {
 int options_read(llmc_options *options, const char *path) {
     char inside[OPTION_TEXT + 16];
     llmc_options fresh = *options;
-    snprintf(inside, sizeof inside, "%s/config.txt", path); /* `path` may be a run's folder */
+    snprintf(inside, sizeof inside, "%s/config.txt", path); /* `path` may be the folder of a run */
     if (access(inside, F_OK) == 0) path = inside;
     TRY(check_has_writer(path));
     unsigned char *seen = calloc((size_t)option_rows, 1);

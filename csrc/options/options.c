@@ -64,7 +64,7 @@ static int same_name(const char *a, const char *b) { /* --max-steps is --max_ste
     return *a == *b;
 }
 
-static int distance(const char *a, const char *b) { /* Levenshtein's, of short words */
+static int distance(const char *a, const char *b) { /* Levenshtein's distance of two short words */
     int row[64];
     const int n = (int)strlen(b);
     if (n >= 63 || strlen(a) >= 63) return 64;
@@ -94,11 +94,11 @@ static const Option *exact(const llmc_options *options, const char *name) {
     return NULL;
 }
 
-/* The option that another trainer calls so, or whose spelling is nearly this one; else NULL. */
+/* The option that another trainer calls by this name, or that is spelt nearly like it; else NULL */
 static const Option *nearest(const llmc_options *options, const char *name) {
     const Option *found = NULL;
     const int length = (int)strlen(name);
-    int least = (length > 3 ? (length + 1) / 3 : 1) + 1; /* two swapped letters count as two */
+    int least = (length > 3 ? (length + 1) / 3 : 1) + 1; /* two swapped letters count as two changes */
     for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
         if (same_name(name, aliases[i].name)) return exact(options, aliases[i].ours);
     for (EACH_OPTION(o, options)) {
@@ -108,7 +108,7 @@ static const Option *nearest(const llmc_options *options, const char *name) {
     return found;
 }
 
-/* Whether `word` is one of the parts of a name between its _, as tokens is of sample_tokens. */
+/* 1 if `word` is one of the parts that _ separates in `name`: tokens is a part of sample_tokens */
 static int is_part(const char *word, const char *name) {
     const size_t n = strlen(word);
     for (const char *at = name; n >= 3 && at; at = strchr(at, '_'), at = at ? at + 1 : NULL)
@@ -116,7 +116,7 @@ static int is_part(const char *word, const char *name) {
     return 0;
 }
 
-/* Writes what somebody who wrote `name` may have meant: "--a", "--a, --b or --c", or "". */
+/* Writes the options that `name` may have been meant as: "--a", "--a, --b or --c", or "". */
 static void meant(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *found[8], *one = nearest(options, name);
     int n = 0;
@@ -181,7 +181,7 @@ int option_assign(llmc_options *options, const Option *o, const char *text) {
     return LLMC_OK;
 }
 
-void option_default(const Option *o, char text[OPTION_TEXT]) { /* "demo" as spelled in the table -> demo */
+void option_default(const Option *o, char text[OPTION_TEXT]) { /* "demo" in the table, with its quotes, becomes demo */
     const int quoted = o->initial[0] == '"';
     snprintf(text, OPTION_TEXT, "%.*s", (int)strlen(o->initial) - 2 * quoted, o->initial + quoted);
 }
@@ -251,12 +251,12 @@ int llmc_options_is_given(const llmc_options *options, const char *name) {
 int options_adopt(llmc_options *options, const char *name, const char *value) {
     const Option *o = exact(options, name);
     const int adopted = o && *value && !o->of_call && !*option_given(options, o);
-    return adopted ? option_assign(options, o, value) : LLMC_OK; /* not given in this call */
+    return adopted ? option_assign(options, o, value) : LLMC_OK; /* an option of this call keeps its value */
 }
 
 /* ---- the command line ---- */
 
-/* one argument; *used tells whether it took the next one as its value */
+/* Parses one argument; *used is 1 if the next argument was its value. */
 static int parse_one(llmc_options *options, const char *argument, const char *next, int *used) {
     char name[64];
     const Option *o = NULL;
@@ -276,7 +276,7 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
 }
 
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv) {
-    const char *const places[] = {"model", "tokenizer"}; /* what a chat's arguments without a name are */
+    const char *const places[] = {"model", "tokenizer"}; /* the options that a chat's arguments without a name set */
     int named = options->program == FOR_CHAT ? 0 : 2;
     for (int i = 0, used; i < argc; i += 1 + used) {
         used = 0;

@@ -1,4 +1,4 @@
-/* Options as text: a checkpoint's record, a run's config.txt, --help. */
+/* Options as text: the record in a checkpoint, config.txt of a run, and --help. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ int llmc_options_text(const llmc_options *options, char *text, size_t size) {
     return LLMC_OK;
 }
 
-/* Writes a value as options_read reads it: in quotes, where blanks or a # would otherwise be lost. */
+/* Writes a value so that options_read reads it back: in quotes if blanks or a # would be lost without them. */
 static void add_value(Growing *text, const char *value) {
     const size_t n = strlen(value);
     const int plain = *value != '"' && !strstr(value, " #") && !strstr(value, "\t#") && *value != '#' &&
@@ -88,10 +88,10 @@ char *options_config(const llmc_options *options, const char *history) {
 
 /* ---- --help ---- */
 
-/* COLUMN: where the help of an option begins; on a terminal narrower than NARROW it has lines of its own. */
+/* COLUMN: where the help of an option begins. A terminal narrower than NARROW shows it on separate lines. */
 enum { COLUMN = 27, NARROW = 60, LEAST = 30, MOST = 120 };
 
-/* What a chat's --help says of a shared option, which its offset names. */
+/* The help of a shared option in a chat's --help; `offset` says which option. */
 static const struct ChatHelp {
     size_t offset;
     const char *help;
@@ -121,7 +121,7 @@ static const struct Example {
 #include "options.def"
 };
 
-/* Adds words from column `at` on, in lines of `width` columns that begin at `indent`. */
+/* Adds words from column `at` on. Further lines begin at `indent`, and no line is longer than `width`. */
 static void wrap(Growing *text, const char *words, int at, int indent, int width) {
     int begun = 0;
     while (*words) {
@@ -145,7 +145,8 @@ static void add_option(Growing *text, const Option *o, int program, int width) {
     char initial[OPTION_TEXT], flag[80], help[OPTION_TEXT + 1024];
     const int indent = width < NARROW ? 6 : COLUMN;
     option_default(o, initial);
-    if (program == FOR_CHAT && o->offset == offsetof(llmc_options, model)) *initial = 0; /* it must be named */
+    /* a chat has no default model: it must be named */
+    if (program == FOR_CHAT && o->offset == offsetof(llmc_options, model)) *initial = 0;
     snprintf(flag, sizeof flag, o->type == IS_FLAG ? "  --%s, --no_%s" : "  --%s=%s", o->name,
              o->type == IS_FLAG ? o->name : values[o->type]);
     snprintf(help, sizeof help, "%s%s%s%s", help_of(o, program), *initial ? " [" : "", initial, *initial ? "]" : "");
@@ -155,11 +156,12 @@ static void add_option(Growing *text, const Option *o, int program, int width) {
 }
 
 static void add_groups(Growing *text, const llmc_options *options, int width) {
-    const char *heading = NULL; /* the group's, until its first option that this program has is told */
+    const char *heading = NULL; /* a heading that is not yet written, because no option of its group was */
     for (const Option *o = option_table; o < option_table + option_rows; o++) {
         if (o->type == IS_HEADING) heading = o->help;
         if (!(o->programs & options->program)) continue;
-        if (heading && options->program == FOR_TRAINING) growing_add(text, "\n%s:\n", heading); /* a chat's are few */
+        /* a chat has few options, so it needs no headings */
+        if (heading && options->program == FOR_TRAINING) growing_add(text, "\n%s:\n", heading);
         if (heading && options->program == FOR_CHAT && o == option_from(options, option_table)) growing_add(text, "\n");
         heading = NULL;
         add_option(text, o, options->program, width);
@@ -185,7 +187,7 @@ static void add_about(Growing *text, int program, const char *command, int width
     }
 }
 
-/* pyllmc/base/errors.py says the same for commands in Python */
+/* pyllmc/base/errors.py says the same in the --help of Python commands. */
 static void add_exit_codes(Growing *text, int program, int width) {
     char codes[256];
     snprintf(codes, sizeof codes,
@@ -202,7 +204,7 @@ int llmc_options_help(const llmc_options *options, const char *command, int widt
     add_groups(&help, options, wide);
     add_examples(&help, program, command, wide);
     growing_add(&help, "\n");
-    wrap(&help, "Of an option given twice the last counts; --version tells the version.", 0, 0, wide);
+    wrap(&help, "If an option is given twice, the last one counts; --version prints the version.", 0, 0, wide);
     growing_add(&help, "\n");
     add_exit_codes(&help, program, wide);
     return growing_copy(&help, text, size);

@@ -1,5 +1,6 @@
-/* A word begins as its bytes. Of all neighbours that make a piece together, those with the lowest id merge first, the
- * leftmost among equals; a heap knows them, so that a long word takes no n^2. (Sennrich, Haddow, Birch 2016, on bytes.) */
+/* Byte-pair encoding (Sennrich, Haddow, Birch 2016) on bytes. A word begins as its single bytes. Then two neighbours
+ * that together are a piece merge: the lowest id first, the leftmost of equals. A heap holds the candidates, so a long
+ * word takes n log n and not n^2. */
 #include <stdlib.h>
 #include "text/bpe.h"
 #include "base/error.h"
@@ -11,10 +12,11 @@
 typedef struct Word {
     const char *text;
     uint32_t n, room;
-    uint64_t *heap; /* (2n) rank << 32 | the part it was found for; out of date where rank[] says something else */
+    uint64_t *heap; /* (2n) rank << 32 | the part that it is for; out of date if rank[] of that part differs */
     int64_t waiting;
-    uint32_t *next, *prev; /* (n) of the part that begins at a byte: where its neighbours begin; n: there is none */
-    uint32_t *rank;        /* (n) the piece that it and the next one make; NONE: none, or no part begins here */
+    uint32_t *next, *prev; /* (n) for the part that begins at a byte: where its neighbours begin; n: there is none */
+    /* (n) the piece that the part and the next one make; NONE: they make none, or no part begins here */
+    uint32_t *rank;
 } Word;
 
 static int reserve(Word *w, int64_t n) {
@@ -53,29 +55,29 @@ static uint64_t pop(Word *w) {
 
 /* ---- merging ---- */
 
-static void look(Word *w, const Pieces *pieces, uint32_t at) {
+static void look_up(Word *w, const Vocab *v, uint32_t at) {
     const uint32_t next = w->next[at];
-    const int id = next < w->n ? pieces_find(pieces, w->text + at, w->next[next] - at) : -1;
+    const int id = next < w->n ? vocab_find(v, w->text + at, w->next[next] - at) : -1;
     w->rank[at] = id < 0 ? NONE : (uint32_t)id;
     if (id >= 0) push(w, (uint64_t)id << 32 | at);
 }
 
-static void join(Word *w, const Pieces *pieces, uint32_t at) {
+static void join(Word *w, const Vocab *v, uint32_t at) {
     const uint32_t gone = w->next[at], after = w->next[gone];
     w->next[at] = after;
     w->rank[gone] = NONE;
     if (after < w->n) w->prev[after] = at;
-    look(w, pieces, at);
-    if (at) look(w, pieces, w->prev[at]);
+    look_up(w, v, at);
+    if (at) look_up(w, v, w->prev[at]);
 }
 
-static void merge(Word *w, const Pieces *pieces) {
+static void merge(Word *w, const Vocab *v) {
     w->waiting = 0;
     for (uint32_t i = 0; i < w->n; i++) w->next[i] = i + 1, w->prev[i] = i - 1;
-    for (uint32_t i = 0; i < w->n; i++) look(w, pieces, i);
+    for (uint32_t i = 0; i < w->n; i++) look_up(w, v, i);
     while (w->waiting) {
         const uint64_t key = pop(w);
-        if (w->rank[(uint32_t)key] == key >> 32) join(w, pieces, (uint32_t)key);
+        if (w->rank[(uint32_t)key] == key >> 32) join(w, v, (uint32_t)key);
     }
 }
 
@@ -86,30 +88,30 @@ typedef struct Out {
     int64_t n, size;
 } Out;
 
-static void put(Out *out, int id) {
+static void put_id(Out *out, int id) {
     if (out->n < out->size) out->ids[out->n] = id;
     out->n++;
 }
 
-static int encode_word(Word *w, const Pieces *pieces, const char *text, int64_t n, Out *out) {
-    const int id = pieces_find(pieces, text, n);
-    if (id >= 0) return put(out, id), LLMC_OK;
+static int encode_word(Word *w, const Vocab *v, const char *text, int64_t n, Out *out) {
+    const int id = vocab_find(v, text, n);
+    if (id >= 0) return put_id(out, id), LLMC_OK;
     TRY(reserve(w, n));
     w->text = text, w->n = (uint32_t)n;
-    merge(w, pieces);
-    for (uint32_t at = 0; at < w->n; at = w->next[at]) put(out, pieces_find(pieces, text + at, w->next[at] - at));
+    merge(w, v);
+    for (uint32_t at = 0; at < w->n; at = w->next[at]) put_id(out, vocab_find(v, text + at, w->next[at] - at));
     return LLMC_OK;
 }
 
-int64_t bpe_encode(const Pieces *pieces, const char *text, int64_t n, int *ids, int64_t size) {
+int64_t bpe_encode(const Vocab *v, const char *text, int64_t n, int *ids, int64_t size) {
     Word w = {0};
     Out out = {ids, 0, size};
     const int64_t bad = utf8_check(text, n);
     CHECK(bad == n, LLMC_EINVAL, "byte %lld is no UTF-8, and gpt2 encodes text: use a byte tokenizer", (long long)bad);
     int rc = LLMC_OK;
     for (int64_t at = 0, length; at < n && rc == 0; at += length) {
-        length = split_word(text + at, n - at);
-        rc = encode_word(&w, pieces, text + at, length, &out);
+        length = pretokenize_word(text + at, n - at);
+        rc = encode_word(&w, v, text + at, length, &out);
     }
     free(w.heap);
     return rc < 0 ? rc : out.n;

@@ -1,5 +1,5 @@
 /* The regular expression 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ by hand: the first
- * alternative that matches wins, and every run is as long as it can be. */
+ * alternative that matches wins, and each run is as long as possible. */
 #include <stddef.h>
 #include <string.h>
 #include "text/pretokenize.h"
@@ -20,8 +20,8 @@ static const struct Range {
 };
 
 static int kind_of(uint32_t code) {
-    size_t lo = 0,
-           hi = sizeof ranges / sizeof *ranges; /* the last range that begins at or before code lies in [lo, hi) */
+    /* the last range that begins at `code` or before it lies in [lo, hi) */
+    size_t lo = 0, hi = sizeof ranges / sizeof *ranges;
     while (hi - lo > 1) {
         const size_t middle = (lo + hi) / 2;
         if (ranges[middle].first <= code) lo = middle;
@@ -45,7 +45,7 @@ static int kind_at(const char *text, int64_t n, int64_t at, int *length) {
     return kind_of(code);
 }
 
-/* the end of the characters of one kind that begin at `at`, and the last of them */
+/* Returns the end of the run of characters of one kind at `at`; *last becomes the start of its last character. */
 static int64_t end_of_run(const char *text, int64_t n, int64_t at, int kind, int64_t *last) {
     for (int length; kind_at(text, n, at, &length) == kind; at += length) *last = at;
     return at;
@@ -60,14 +60,14 @@ static int contraction(const char *text, int64_t n) {
     return 0;
 }
 
-int64_t split_word(const char *text, int64_t n) {
+int64_t pretokenize_word(const char *text, int64_t n) {
     int length;
     int64_t last = 0;
     const int shortened = contraction(text, n), spaced = *text == ' ';
     if (shortened) return shortened;
     const int kind = kind_at(text, n, spaced, &length);
     if (kind != SPACE && kind != END) return end_of_run(text, n, spaced, kind, &last);
-    /* white space before anything else leaves its last character to that, unless it is the only one */
+    /* white space before a word leaves its last character to that word, unless it has only one */
     const int64_t end = end_of_run(text, n, 0, SPACE, &last);
     return end < n && last > 0 ? last : end;
 }

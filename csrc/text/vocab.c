@@ -1,10 +1,11 @@
-/* Linear probing over slots that hold half of each hash, so that a look-up reads the bytes of the right piece only. */
+/* A hash table with linear probing. A slot holds half of the hash, so that a look-up reads the bytes of almost no wrong
+ * piece. */
 #include <stdlib.h>
 #include <string.h>
 #include "text/vocab.h"
 #include "base/rng.h"
 
-/* up to 8 bytes, so that no others of as many give the same */
+/* Packs up to 8 bytes so that two texts of equal length differ in the result if they differ at all. */
 static uint64_t few_bytes(const char *text, int64_t n) {
     uint32_t head, tail;
     const unsigned char *s = (const unsigned char *)text;
@@ -20,40 +21,40 @@ static uint64_t hash_of(const char *text, int64_t n) {
     return mix64(h ^ few_bytes(text, n));
 }
 
-int pieces_reserve(Pieces *p, int n) {
-    for (p->room = 512; p->room < 2 * (uint32_t)n; p->room *= 2) {
+int vocab_reserve(Vocab *v, int n) {
+    for (v->room = 512; v->room < 2 * (uint32_t)n; v->room *= 2) {
     }
-    p->slots = calloc(p->room, sizeof *p->slots);
-    return p->slots ? 0 : -1;
+    v->slots = calloc(v->room, sizeof *v->slots);
+    return v->slots ? 0 : -1;
 }
 
-/* the slot of the piece with these bytes, or the free one where it belongs */
-static uint64_t *slot_of(const Pieces *p, const char *text, int64_t n, uint64_t hash) {
+/* The slot of the piece with these bytes, or the free slot where that piece belongs */
+static uint64_t *slot_of(const Vocab *v, const char *text, int64_t n, uint64_t hash) {
     const uint64_t high = hash >> 32;
-    for (uint32_t at = (uint32_t)hash & (p->room - 1);; at = (at + 1) & (p->room - 1)) {
-        const uint64_t slot = p->slots[at];
+    for (uint32_t at = (uint32_t)hash & (v->room - 1);; at = (at + 1) & (v->room - 1)) {
+        const uint64_t slot = v->slots[at];
         const int id = (int)(uint32_t)slot - 1;
-        if (!slot || (slot >> 32 == high && piece_length(p, id) == n && !memcmp(piece(p, id), text, (size_t)n)))
-            return &p->slots[at];
+        if (!slot || (slot >> 32 == high && vocab_length(v, id) == n && !memcmp(vocab_piece(v, id), text, (size_t)n)))
+            return &v->slots[at];
     }
 }
 
-int pieces_add(Pieces *p, int id) {
-    const int length = piece_length(p, id);
-    const uint64_t hash = hash_of(piece(p, id), length);
-    uint64_t *slot = slot_of(p, piece(p, id), length, hash);
+int vocab_add(Vocab *v, int id) {
+    const int length = vocab_length(v, id);
+    const uint64_t hash = hash_of(vocab_piece(v, id), length);
+    uint64_t *slot = slot_of(v, vocab_piece(v, id), length, hash);
     if (*slot) return (int)(uint32_t)*slot - 1;
     *slot = hash >> 32 << 32 | ((uint32_t)id + 1);
-    if (length > p->longest) p->longest = length;
+    if (length > v->longest) v->longest = length;
     return -1;
 }
 
-int pieces_find(const Pieces *p, const char *text, int64_t n) {
-    return n > p->longest ? -1 : (int)(uint32_t)*slot_of(p, text, n, hash_of(text, n)) - 1;
+int vocab_find(const Vocab *v, const char *text, int64_t n) {
+    return n > v->longest ? -1 : (int)(uint32_t)*slot_of(v, text, n, hash_of(text, n)) - 1;
 }
 
-void pieces_free(Pieces *p) {
-    free(p->bytes);
-    free(p->start);
-    free(p->slots);
+void vocab_free(Vocab *v) {
+    free(v->bytes);
+    free(v->start);
+    free(v->slots);
 }

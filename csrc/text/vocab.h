@@ -1,32 +1,32 @@
-/* The table of a tokenizer: id -> bytes, as the file has them, and bytes -> id by hash. */
-#ifndef PIECES_H
-#define PIECES_H
+/* A vocabulary: id -> bytes, as they lie in the file, and bytes -> id by a hash */
+#ifndef VOCAB_H
+#define VOCAB_H
 #include "pyllmc.h"
 
 enum { UNKNOWN, LONGEST, GPT2, KINDS }; /* header[4] of a tokenizer.bin: how text becomes ids */
-enum { MAX_PIECE = 255 };               /* bytes: their number is a byte in the file */
-/* The size of GPT-2's vocabulary; in a build for fuzzing so small that an input can hold a whole one. */
+enum { MAX_PIECE = 255 };               /* bytes; the file has one byte for the length */
+/* The size of GPT-2's vocabulary. A build for fuzzing has a smaller one, so that an input can hold all of it. */
 #ifdef FUZZING
 enum { GPT2_V = 457 };
 #else
 enum { GPT2_V = 50257 };
 #endif
 
-typedef struct Pieces {
+typedef struct Vocab {
     char *bytes; /* the whole file */
     int64_t size;
     int n;
-    uint32_t *start; /* (n) where each piece begins in the file; its length is the byte before */
+    uint32_t *start; /* (n) where each piece begins in the file; the byte before it is its length */
     uint64_t *slots; /* (room), a power of two: the high half of the hash, then id + 1; 0: free */
     uint32_t room;
-    int longest; /* bytes, of those in the hash */
-} Pieces;
+    int longest; /* bytes of the longest piece in the hash */
+} Vocab;
 
-static inline const char *piece(const Pieces *p, int id) { return p->bytes + p->start[id]; }
-static inline int piece_length(const Pieces *p, int id) { return (unsigned char)p->bytes[p->start[id] - 1]; }
+static inline const char *vocab_piece(const Vocab *v, int id) { return v->bytes + v->start[id]; }
+static inline int vocab_length(const Vocab *v, int id) { return (unsigned char)v->bytes[v->start[id] - 1]; }
 
-int pieces_reserve(Pieces *p, int n);                          /* an empty hash for n pieces; -1 without memory */
-int pieces_add(Pieces *p, int id);                             /* -1, or the id that has the same bytes already */
-int pieces_find(const Pieces *p, const char *text, int64_t n); /* the id, or -1 */
-void pieces_free(Pieces *p);
+int vocab_reserve(Vocab *v, int n);                          /* makes an empty hash for n pieces; -1: no memory */
+int vocab_add(Vocab *v, int id);                             /* -1, or the id that has the same bytes already */
+int vocab_find(const Vocab *v, const char *text, int64_t n); /* the id, or -1 */
+void vocab_free(Vocab *v);
 #endif

@@ -1,6 +1,7 @@
-/* A line "#version: 0.2", then 50,000 lines "left right", each a new piece made of two earlier ones. Bytes are written as
- * characters that can be seen: the printable ones of Latin-1 as themselves, the other 68 as U+0100 and on. Pieces 0 to 255
- * are the bytes in the order of these characters, then come the lines, then <|endoftext|>. */
+/* The file has a line "#version: 0.2", then 50,000 lines "left right", each of which makes a new piece of two earlier
+ * ones. A byte is written as a visible character: a printable character of Latin-1 as itself, the other 68 bytes as
+ * U+0100 and on. Pieces 0 to 255 are the bytes in the order of these characters; then come the pieces of the lines,
+ * then <|endoftext|>. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/binfile.h"
@@ -13,22 +14,22 @@
 #define EOT_TEXT "<|endoftext|>"
 #define AGAIN "fetch it again, as binary"
 enum { HIDDEN = 68, FIRST_HIDDEN = 0x100, MERGES = GPT2_V - 256 - 1 };
-enum { SHOWN = 99 }; /* bytes of a symbol in a message */
+enum { SHOWN = 99 }; /* the most bytes of a symbol that a message shows */
 
 typedef struct Reader {
     const char *name, *text;
     int64_t size, at; /* at: where the next line begins */
-    int line;         /* the number of the one before */
-    Pieces made;
+    int line;         /* the number of the line before `at` */
+    Vocab made;
 } Reader;
 
 int vocabbpe_is(const char *text, int64_t size) { return size >= 8 && !memcmp(text, VERSION, 8); }
 
-/* the byte that a character stands for, or -1 */
+/* The byte that a character stands for, or -1 */
 static int byte_of(uint32_t code) {
     if ((code >= 33 && code <= 126) || (code >= 161 && code <= 172) || (code >= 174 && code <= 255)) return (int)code;
     if (code < FIRST_HIDDEN || code >= FIRST_HIDDEN + HIDDEN) return -1;
-    const int i = (int)code - FIRST_HIDDEN; /* of 0-32, 127-160, 173 */
+    const int i = (int)code - FIRST_HIDDEN; /* the hidden bytes are 0-32, 127-160 and 173 */
     return i < 33 ? i : i < 67 ? i + 94 : 173;
 }
 
@@ -45,7 +46,7 @@ static int next_line(Reader *r, const char **line, int64_t *n) {
     return LLMC_OK;
 }
 
-/* adds the bytes of a symbol to the piece that is being made */
+/* Adds the bytes of a symbol to the piece in the making. */
 static int read_symbol(Reader *r, const char *symbol, int64_t n) {
     const int64_t begin = r->made.size;
     for (int64_t at = 0, length; at < n; at += length) {
@@ -57,7 +58,7 @@ static int read_symbol(Reader *r, const char *symbol, int64_t n) {
               r->line, (unsigned)code);
         r->made.bytes[r->made.size++] = (char)byte_of(code);
     }
-    const int known = pieces_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
+    const int known = vocab_find(&r->made, r->made.bytes + begin, r->made.size - begin) >= 0;
     CHECK(known, LLMC_EFORMAT, "%s:%d: '%.*s' is neither a byte nor made by a line above; " AGAIN, r->name, r->line,
           (int)utf8_whole(symbol, n < SHOWN ? n : SHOWN), symbol);
     return LLMC_OK;
@@ -76,11 +77,11 @@ static int read_first_line(Reader *r) {
 
 static void begin_piece(Reader *r) { r->made.start[r->made.n] = (uint32_t)++r->made.size; }
 
-/* returns as pieces_add */
+/* Returns the same as vocab_add. */
 static int end_piece(Reader *r) {
     const uint32_t start = r->made.start[r->made.n];
     r->made.bytes[start - 1] = (char)(r->made.size - start);
-    return pieces_add(&r->made, r->made.n++);
+    return vocab_add(&r->made, r->made.n++);
 }
 
 static void add_bytes(Reader *r) {
@@ -137,14 +138,14 @@ static int read_all(Reader *r) {
 
 int vocabbpe_convert(char **out, int64_t *out_size, const char *text, int64_t size, const char *name) {
     Reader r = {.name = name, .text = text, .size = size};
-    /* what a line makes, with its length, is no longer than the line */
+    /* the piece of a line, with its length, is not longer than that line */
     const size_t room = HEADER_BYTES + 2 * 256 + (size_t)size + 1 + strlen(EOT_TEXT);
     r.made.bytes = malloc(room);
     r.made.start = malloc(GPT2_V * sizeof *r.made.start);
-    const int there = r.made.bytes && r.made.start && pieces_reserve(&r.made, GPT2_V) == 0;
+    const int there = r.made.bytes && r.made.start && vocab_reserve(&r.made, GPT2_V) == 0;
     const int rc = there ? read_all(&r) : llmc_fail(LLMC_ENOMEM, "no memory for the tokenizer %s", name);
     *out = rc < 0 ? NULL : r.made.bytes, *out_size = r.made.size;
     if (rc == 0) r.made.bytes = NULL;
-    pieces_free(&r.made);
+    vocab_free(&r.made);
     return rc;
 }

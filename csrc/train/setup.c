@@ -114,9 +114,9 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
 
 /* 1, 0 or an error: of the folder, not of what is in it */
 static int has_shards(const char *data, const char *split) {
-    Paths paths = {0};
-    const int rc = paths_find(&paths, data, split);
-    paths_free(&paths);
+    Shards shards = {0};
+    const int rc = shards_find(&shards, data, split);
+    shards_free(&shards);
     return rc == LLMC_EINVAL ? 0 : rc < 0 ? rc : 1;
 }
 

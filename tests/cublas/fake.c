@@ -1,21 +1,21 @@
-/* cuBLASLt's interface over plain loops: what its documentation says each call does, on memory that the CPU can read. It
- * refuses what the real one would refuse, and what a test tells it to. */
+/* cuBLASLt's interface over plain loops: each call does what its documentation says, on memory that the CPU can read.
+ * It refuses what the real library would refuse, and the calls that a test names. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* ---- what a test sets, and reads ---- */
+/* ---- settings and counts for a test ---- */
 
-int fake_products;       /* how many were computed */
-int fake_epilogues[3];   /* of them, with GELU, its slope, and sums */
-int fake_checks;         /* algorithms that were checked */
-char fake_fail[64];      /* this call fails, whatever it is asked */
+int fake_products;       /* products computed */
+int fake_epilogues[3];   /* products with GELU, with its slope, and with sums */
+int fake_checks;         /* algorithms checked */
+char fake_fail[64];      /* the call of this name fails */
 int fake_refuse;         /* there is no algorithm for this epilogue */
 int fake_wrong;          /* this epilogue is computed wrongly */
-int fake_algorithms = 3; /* how many the heuristic has */
-int fake_fastest;        /* the others are slower; -1: none is */
+int fake_algorithms = 3; /* algorithms that the heuristic has */
+int fake_fastest;        /* the fastest algorithm; -1: none */
 
 enum { OK = 0, FAILED = 14, INVALID = 7, NOT_SUPPORTED = 15 };
 enum { BIAS = 4, GELU_AUX_BIAS = 164, DGELU = 192, BGRADB = 512, MAGIC = 0x600d };
@@ -37,7 +37,7 @@ typedef struct {
     uint32_t reduction, align[4];
 } Preference;
 typedef struct {
-    uint64_t algorithm[8]; /* MAGIC, its number, what it is aligned to */
+    uint64_t algorithm[8]; /* MAGIC, its number, its alignment */
     size_t workspace;
     int state;
     float waves;
@@ -193,7 +193,7 @@ static void add_rows(const Product *p, const Layout *C) {
     }
 }
 
-/* GELU is of the sum as it is; what is stored of it goes to aux */
+/* GELU takes the exact sum; aux gets the sum as it is stored. */
 static double finish(const Desc *d, const Layout *C, double sum, int64_t i, int64_t j) {
     if (d->epilogue == BIAS || d->epilogue == GELU_AUX_BIAS) sum += number(d->vector, C->type, i);
     if (d->epilogue == GELU_AUX_BIAS) put(d->aux, C->type, i + j * d->aux_ld, (float)sum), sum = gelu(sum);

@@ -1,8 +1,8 @@
-"""Steps of a tiny model whose products are the stand-in's, told to behave in one way after another: JSON by scenario.
+"""Steps of a tiny model whose products the stand-in computes, in one scenario after another; prints JSON by scenario.
 
     python tests/cublas/scenarios.py fp32|bf16 fake.so FOLDER
 
-In a process of its own, as the library is looked for once; without PyTorch, so that it starts at once.
+It is a process of its own, because the library is looked for once; it has no PyTorch, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def counts() -> list[int]:
 def steps(
     fail: str = "", cache: str | None = "", epilogues: str = "1", recompute: int = 0, **settings: int
 ) -> dict:
-    """Two steps of two micro-steps: losses, every bit of what was learned, and what the library was asked for by them."""
+    """Two steps of two micro-steps: losses, every bit of the learned weights, and the calls to the library."""
     os.environ[EPILOGUES] = epilogues
     if cache is None:
         os.environ.pop(CACHE)
@@ -92,7 +92,7 @@ def behaviours() -> dict:
 
 
 def damage(path: Path, how: str) -> Path:
-    """A copy of a file of choices."""
+    """A damaged copy of a file of choices."""
     text, other = path.read_text(), path.with_name(f"{how}.txt")
     changed = {
         "cut": lambda: text[: len(text) // 2],
@@ -119,7 +119,7 @@ def choices() -> dict:
     found["a folder"] = steps(cache=str(FOLDER), fastest=2)
     found["endless"] = steps(cache="/dev/full", fastest=2)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))  # as on a full disk: a write is cut off
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))  # a write is cut off, as on a full disk
     found["full"] = steps(cache=str(FOLDER / "full.txt"), fastest=2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     found["elsewhere"] = steps(cache="/proc/none/cublaslt.txt", fastest=2)
@@ -131,6 +131,6 @@ def choices() -> dict:
 
 if __name__ == "__main__":
     found = {"ours": steps("Create"), **behaviours()}
-    if PRECISION == "bf16":  # what does not depend on the element
+    if PRECISION == "bf16":  # these do not depend on the element
         found |= failures() | choices()
     json.dump(found, sys.stdout)

@@ -1,4 +1,4 @@
-"""Takes out one __syncthreads after the other and tells what notices: python barriers.py FILE:LINE ... -> JSON.
+"""Takes out one __syncthreads after the other and lists the tests that notice: python barriers.py FILE:LINE ... -> JSON.
 
 Run with PYLLMC_LIB set to a checked build. A barrier is needed if, without it, the checker reports something or a number
 changes.

@@ -1,7 +1,7 @@
-/* A gallery of bugs, one for each thing that the emulator detects. Each kernel has its correct twin: bug = false. */
+/* A gallery of bugs, one for each kind that the emulator detects. Each kernel has a correct twin: bug = false. */
 #include "ptx.cuh"
 
-/* the sum of a block, through shared memory */
+/* The sum of a block, through shared memory. */
 template <bool bug> __global__ void missing_syncthreads(float *out, const float *in, int n) {
     __shared__ float part[64];
     part[threadIdx.x] = in[threadIdx.x];
@@ -11,7 +11,7 @@ template <bool bug> __global__ void missing_syncthreads(float *out, const float 
     out[threadIdx.x] = sum;
 }
 
-/* part is used twice: what was read must be read before it is written again */
+/* `part` is used twice: all must have read it before it is written again. */
 template <bool bug> __global__ void missing_second_syncthreads(float *out, const float *in, int n) {
     __shared__ float part[64];
     float sum = 0;
@@ -32,7 +32,7 @@ template <bool bug> __global__ void missing_syncwarp(float *out, const float *in
     out[threadIdx.x] = row[first + 31 - lane];
 }
 
-/* two halves of a warp meet apart from each other, which orders each half alone */
+/* Two halves of a warp meet separately, so each half alone is in order. */
 template <bool bug> __global__ void half_syncwarp(float *out, const float *in, int) {
     __shared__ float row[64];
     unsigned half = threadIdx.x % 32 < 16 ? 0x0000ffffu : 0xffff0000u;
@@ -79,7 +79,7 @@ template <bool bug> __global__ void race_between_blocks(float *out, const float 
         atomicAdd(out, in[blockIdx.x]);
 }
 
-/* the last block adds up what the others wrote */
+/* The last block adds up the results of the others. */
 template <bool bug> __global__ void missing_threadfence(float *out, const float *in, int n) {
     unsigned *arrived = reinterpret_cast<unsigned *>(out + n - 1);
     if (threadIdx.x) return;
@@ -95,7 +95,7 @@ template <bool bug> __global__ void global_out_of_bounds(float *out, const float
     out[threadIdx.x] = in[bug ? threadIdx.x + n / 64 : threadIdx.x];
 }
 
-/* from one array into its neighbour */
+/* Reads past one array into its neighbour. */
 template <bool bug> __global__ void shared_out_of_bounds(float *out, const float *in, int n) {
     __shared__ float a[64], b[64];
     float *p = n > 1000000 ? b : a;
@@ -125,7 +125,7 @@ template <bool bug> __global__ void uninitialised_shared(float *out, const float
     out[threadIdx.x] = tile[threadIdx.x ^ 1];
 }
 
-/* out is fresh from cudaMalloc */
+/* `out` is fresh from cudaMalloc. */
 template <bool bug> __global__ void uninitialised_global(float *out, const float *in, int) {
     out[threadIdx.x] = bug ? out[threadIdx.x] + 1 : in[threadIdx.x];
 }
@@ -141,7 +141,7 @@ template <bool bug> __global__ void misaligned_float4(float *out, const float *i
     out[threadIdx.x] = v.x + v.w;
 }
 
-/* the second copy is needed, and it is the first that is waited for */
+/* The kernel needs the second copy, but waits for the first. */
 template <bool bug> __global__ void cp_async_wait_too_weak(float *out, const float *in, int) {
     __shared__ __align__(16) float tile[2][256];
     for (int i = 0; i < 2; i++) {

@@ -1,4 +1,4 @@
-/* The runtime API for a test that has no compiler: device memory, errors, options. */
+/* The runtime API for a test without a compiler: device memory, errors, options. */
 #include "ptx.cuh"
 #include "emu.h"
 #define EXPORT extern "C" __attribute__((visibility("default")))

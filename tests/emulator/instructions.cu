@@ -1,4 +1,4 @@
-/* One warp, one instruction of cuda/ptx.cuh: what goes in and what comes out, lane by lane. */
+/* One warp, one instruction of cuda/ptx.cuh: its inputs and outputs, lane by lane. */
 #include "ptx.cuh"
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -49,7 +49,7 @@ EXPORT int ldmatrix(uint32_t *out, const uint4 *in, int matrices, int trans) {
     return cudaGetLastError();
 }
 
-/* out: 64 bytes a thread, what was in shared memory after copies of 16, 8 and 4 bytes of which `bytes` are read */
+/* out: 64 bytes a thread, the shared memory after copies of 16, 8 and 4 bytes of which `bytes` are read */
 __global__ void cp_async_kernel(unsigned char *out, const unsigned char *in, int bytes, int groups) {
     __shared__ __align__(16) unsigned char tile[32][64];
     unsigned char *mine = tile[threadIdx.x];
@@ -122,7 +122,7 @@ EXPORT int warp(int *out, const int *in) {
     return cudaGetLastError();
 }
 
-/* every thread of every block updates the same few numbers; all sums are exact */
+/* Every thread of every block updates the same few numbers; all sums are exact. */
 struct Counters {
     float f;
     int i, most, least;
@@ -149,7 +149,7 @@ EXPORT int atomics(Counters *c, int blocks) {
     return cudaGetLastError();
 }
 
-/* which block and thread ran: their numbers in the order of their start */
+/* The blocks and threads that ran, numbered in the order of their start. */
 __global__ void order_kernel(int *out) {
     int at = atomicAdd(&out[0], 1);
     out[1 + at] = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -159,7 +159,7 @@ EXPORT int order(int *out, int blocks, int threads) {
     return cudaGetLastError();
 }
 
-/* coordinates of a thread in a launch of three dimensions */
+/* The coordinates of a thread in a launch of three dimensions. */
 __global__ void index_kernel(int *out) {
     int block = (int)((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
     int thread = (int)((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);

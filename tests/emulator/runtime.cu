@@ -39,7 +39,7 @@ struct Arrays { /* on the host (pinned) and on the device */
     void copy_back(cudaStream_t s) { cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, s); }
 };
 
-/* what the host reads after a copy that it did (1) or did not (0) wait for */
+/* The host reads after a copy that it waited for (1) or did not wait for (0). */
 EXPORT float read_after_copy(int wait) {
     Arrays m;
     LAUNCH(add, 4, 256, 0, m.a)(m.device, 7.f, n);
@@ -50,7 +50,7 @@ EXPORT float read_after_copy(int wait) {
     return seen;
 }
 
-/* the pinned source is changed before its copy was waited for */
+/* The pinned source is changed before its copy was waited for. */
 EXPORT float source_reused(int wait) {
     Arrays m;
     m.host[0] = 1;
@@ -63,7 +63,7 @@ EXPORT float source_reused(int wait) {
     return seen;
 }
 
-/* b adds to what a has written, ordered by an event or not; (0 + 1) * 3 = 3, 0 * 3 + 1 = 1 */
+/* b adds to a's result, with an event between them or without; (0 + 1) * 3 = 3, 0 * 3 + 1 = 1 */
 EXPORT float two_streams(int ordered) {
     Arrays m;
     LAUNCH(add, 4, 256, 0, m.a)(m.device, 1.f, n);
@@ -75,7 +75,7 @@ EXPORT float two_streams(int ordered) {
     return m.host[0];
 }
 
-/* a captured step, launched `times` times: x = (x + by) * 2, by was copied from the host when the graph ran */
+/* Launches a captured step `times` times: x = (x + by) * 2; the graph copies `by` from the host when it runs. */
 EXPORT float replay(int times) {
     Arrays m;
     cudaGraph_t graph;
@@ -98,7 +98,7 @@ EXPORT float replay(int times) {
     return m.host[n - 1];
 }
 
-/* what a capture refuses; 0 if it went well */
+/* Constructs that a capture refuses; 0 if it went well. */
 EXPORT int bad_capture(int how) {
     Arrays m;
     cudaGraph_t graph = nullptr;
@@ -110,7 +110,7 @@ EXPORT int bad_capture(int how) {
     if (how == 1) error = cudaStreamSynchronize(m.a);
     if (how == 2) error = cudaMalloc(&p, 16);
     if (how == 3) error = cudaMemcpy(m.host, m.device, bytes, cudaMemcpyDeviceToHost);
-    if (how == 4) { /* a fork that does not come back */
+    if (how == 4) { /* a fork without its join */
         cudaEventRecord(m.event, m.a);
         cudaStreamWaitEvent(m.b, m.event);
         LAUNCH(add, 4, 256, 0, m.b)(m.device, 1.f, n);
@@ -119,7 +119,7 @@ EXPORT int bad_capture(int how) {
     if (graph) cudaGraphDestroy(graph);
     return error ? error : end;
 }
-/* work for the default stream while a blocking stream is captured */
+/* The default stream gets work while a blocking stream is captured. */
 EXPORT int default_stream_in_capture() {
     Arrays m;
     cudaStream_t s;

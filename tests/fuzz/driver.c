@@ -1,7 +1,7 @@
-/* Runs a fuzz target where there is no libFuzzer: every input of the folders and files named, then -runs=N mutations of
- * them, the same ones each time for a -seed=S. No coverage guides it. Stops at the first finding - of a sanitizer, of
- * fuzz_expect(), an execution of more than -timeout=S seconds, a leak - and leaves its input in -artifact_prefix=PATH:
- * flags and words are libFuzzer's. */
+/* Runs a fuzz target without libFuzzer: every input of the named files and folders, then -runs=N mutations of them, the
+ * same ones each time for a -seed=S. No coverage guides it. It stops at the first finding (of a sanitizer, of
+ * fuzz_expect(), an execution of more than -timeout=S seconds, a leak) and leaves its input in -artifact_prefix=PATH.
+ * Flags and words are libFuzzer's. */
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -11,7 +11,7 @@
 #include "fuzz.h"
 #include "base/rng.h"
 
-/* of the sanitizers' run-time library; not every compiler comes with its headers */
+/* from the sanitizers' run-time library; not every compiler comes with its headers */
 size_t __sanitizer_get_current_allocated_bytes(void);
 void __sanitizer_set_death_callback(void (*callback)(void));
 int __lsan_is_turned_off(void);
@@ -24,7 +24,7 @@ typedef struct Unit {
     const char *path;
 } Unit;
 
-static Unit corpus[MOST], now; /* now: what is being executed */
+static Unit corpus[MOST], now; /* now: the input being executed */
 static int units;
 static const char *program, *prefix = "";
 static unsigned long long state = 1, runs, seconds = 5;
@@ -53,7 +53,7 @@ static void too_slow(int signal) {
 }
 
 static void execute(Unit unit) {
-    uint8_t *exact = malloc(unit.size + !unit.size); /* so that a read behind its end is seen */
+    uint8_t *exact = malloc(unit.size + !unit.size); /* exactly its size, so that a read past the end is seen */
     if (!exact) abort();
     if (unit.size) memcpy(exact, unit.bytes, unit.size);
     now = (Unit){exact, unit.size, unit.path};
@@ -63,7 +63,8 @@ static void execute(Unit unit) {
     free(exact);
 }
 
-/* what grows with every execution of the same input leaks; what grows once is a buffer kept for all */
+/* Executes an input again and again if it holds memory. Memory that grows with each execution is a leak; memory that
+ * grows once is a buffer that is kept. */
 static void execute_and_look(Unit unit) {
     size_t before;
     int times = 0;
@@ -79,7 +80,7 @@ static void execute_and_look(Unit unit) {
 
 /* ---- mutations ---- */
 
-static uint64_t draw(uint64_t n) { /* in [0, n); 0 if n is 0: SplitMix64 */
+static uint64_t draw(uint64_t n) { /* A number in [0, n); 0 if n is 0. SplitMix64. */
     const uint64_t x = mix64(state += GOLDEN);
     return n ? x % n : 0;
 }
@@ -97,7 +98,7 @@ static const int64_t interesting[] = {0,         1,          -1,        2,      
                                       65535,     65536,      16777216,  16777217,  715827883, 1 << 30,  INT32_MAX,
                                       INT32_MIN, UINT32_MAX, INT64_MAX, INT64_MIN, 1ll << 33, 1ll << 52};
 
-/* an integer of 1 to 8 bytes becomes one where things overflow, or a neighbour */
+/* Replaces an integer of 1 to 8 bytes by one that causes overflows, or by a neighbour. */
 static void set_int(Unit *u) {
     const size_t width = (size_t)1 << draw(4);
     int64_t value = 0;
@@ -140,7 +141,7 @@ static void insert_random(Unit *u) {
     insert(u, bytes, n);
 }
 
-/* the head of this, the tail of another */
+/* Joins the head of this input and the tail of another. */
 static void splice(Unit *u) {
     const Unit *other = &corpus[draw((uint64_t)units)];
     const size_t from = draw(other->size + 1), at = draw(2) ? draw(u->size + 1) : from < u->size ? from : u->size;
@@ -213,13 +214,14 @@ static void parse(const char *argument) {
     }
 }
 
-/* UndefinedBehaviorSanitizer may be a library of its own, which knows no callback: it aborts, which the other sees */
+/* UndefinedBehaviorSanitizer may be a library of its own without a callback: it aborts, and the other sanitizer
+ * notices. */
 const char *__ubsan_default_options(void);
 __attribute__((visibility("default"))) const char *__ubsan_default_options(void) {
     return "abort_on_error=1:print_stacktrace=1";
 }
 
-/* LeakSanitizer would need ptrace, which not every machine allows */
+/* LeakSanitizer would need ptrace, which not every machine allows. */
 __attribute__((visibility("default"))) int __lsan_is_turned_off(void) { return 1; }
 
 int main(int argc, char **argv) {

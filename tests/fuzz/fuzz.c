@@ -1,4 +1,4 @@
-/* What the fuzz targets share: see fuzz.h. */
+/* Shared by the fuzz targets: see fuzz.h. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -12,8 +12,8 @@
 #include "files/modelfile.h"
 #include "options/options.h"
 
-/* No input may make the library ask for more memory at once than this, nor hold more than that. What is freed is kept from
- * use for some megabytes, which is many executions. */
+/* Limits the memory that the library may ask for at once, and may hold. Freed memory stays unused for some megabytes,
+ * which is many executions. */
 const char *__asan_default_options(void);
 __attribute__((visibility("default"))) const char *__asan_default_options(void) {
     return "max_allocation_size_mb=64:hard_rss_limit_mb=1024:quarantine_size_mb=8:handle_abort=1:strict_string_checks="
@@ -148,7 +148,7 @@ llmc_options *fuzz_options(int chat) {
 
 /* ---- weights ---- */
 
-/* A model is made once for each size, and put back whole before each execution: its struct and all its memory. */
+/* A model is made once for each size. Before each execution its struct and all its memory are restored. */
 typedef struct Kept {
     llmc_model *model, as_made;
     char *memory;

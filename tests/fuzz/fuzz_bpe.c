@@ -1,5 +1,5 @@
-/* Byte-pair encoding of any text by any table, held to the plainest way: {u8 how; u8 number of pieces; {u8 length; bytes} each;
- * text}. how & ASCII: high bits of the text are cleared, so that more of it is text. */
+/* Compares byte-pair encoding, of any text by any table, with the plainest way: {u8 how; u8 number of pieces; {u8
+ * length; bytes} each; text}. how & ASCII: high bits of the text are cleared, so that more of it is valid. */
 #include "base/binfile.h"
 #include "fuzz.h"
 #include "text/vocab.h"
@@ -8,7 +8,8 @@
 
 enum { ASCII = 1, MOST_TEXT = 160, MOST_PIECES = 256 + 64 };
 
-/* Where each piece begins in the file; the pieces that share their first byte: the first, and the next after each, or -1 */
+/* Where each piece begins in the file. The pieces that share their first byte form a list: its first, and the next
+ * after each, or -1. */
 static size_t begins[MOST_PIECES];
 static int first_with[256], next_with[MOST_PIECES];
 
@@ -25,7 +26,7 @@ static int is_known(const uint8_t *file, const uint8_t *piece) {
     return id >= 0;
 }
 
-/* all bytes, then the input's pieces but what is there already: a tokenizer.bin */
+/* Makes a tokenizer.bin: all bytes, then the input's pieces that are not there yet. */
 static Input make_table(Input *in, uint8_t *file) {
     int32_t head[] = {TOKENIZER_MAGIC, 2, 256, -1, GPT2};
     size_t end = HEADER_BYTES;
@@ -46,7 +47,7 @@ static Input make_table(Input *in, uint8_t *file) {
     return (Input){file, end};
 }
 
-/* the id of these bytes by looking at every piece that begins with the first of them, or -1 */
+/* The id of these bytes, found by a look at every piece with the same first byte; or -1. */
 static int id_of(Input table, const char *text, int64_t n) {
     for (int id = first_with[(uint8_t)*text]; id >= 0; id = next_with[id]) {
         const uint8_t *piece = table.at + begins[id];
@@ -55,7 +56,7 @@ static int id_of(Input table, const char *text, int64_t n) {
     return -1;
 }
 
-/* the ids of one word: the pair with the least id merges, the leftmost of equals, until none does */
+/* The ids of one word: the pair with the least id merges, the leftmost of equals, until no pair does. */
 static int plainly(Input table, const char *word, int64_t n, int *ids) {
     int64_t starts[MOST_TEXT + 1];
     int parts = 0, whole = id_of(table, word, n);
@@ -82,7 +83,7 @@ static void encode(const llmc_tokenizer *k, Input table, const char *text, int64
     fuzz_expect((rc < 0) == (utf8_check(text, n) < n));
     int64_t parts = 0;
     for (int64_t at = 0, length; rc >= 0 && at < n; at += length) {
-        length = split_word(text + at, n - at);
+        length = pretokenize_word(text + at, n - at);
         fuzz_expect(length >= 1 && length <= n - at);
         parts += plainly(table, text + at, length, plain + parts);
     }

@@ -1,5 +1,6 @@
-/* A chat: {u8 how; u8 seed; u8 most tokens of an answer; u8 pieces read of one; --user; --bot; --system; some turns}, a line
- * each. how & STORY: the other template. No answer has a line of either speaker, however often the context is full. */
+/* A chat: {u8 how; u8 seed; u8 most tokens of an answer; u8 pieces read of one; --user; --bot; --system; some turns}, a
+ * line each. how & STORY: the other template. No answer contains a line of either speaker, however often the context is
+ * full. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +15,8 @@ enum { STORY = 1, T = 48, BYTES = 128, MOST = 24, TURNS = 8 };
 static llmc_model *model, as_made;
 static llmc_tokenizer *tokenizer;
 
-/* it draws from a few bytes, whatever came before: lines that begin like a speaker's are common */
+/* Fills the weights from a few bytes, so that the state before does not matter, and so that lines that begin like a
+ * speaker's are common. */
 static void fill(llmc_model *m) {
     float *wte = m->params, *lnfb = m->params + m->layout.num_params - m->config.C;
     memset(m->params, 0, (size_t)m->layout.num_params * sizeof *m->params);
@@ -22,7 +24,7 @@ static void fill(llmc_model *m) {
     lnfb[0] = 1;
 }
 
-/* a model of the bytes of ASCII, and a tokenizer of them; both are only read, but for what a forward pass leaves */
+/* Makes a model of ASCII's bytes, and their tokenizer. Both are only read, except for the results of a forward pass. */
 static void prepare(void) {
     const llmc_config config = {.maxT = T, .V = BYTES, .L = 1, .NH = 1, .C = 2};
     const int32_t head[HEADER_INTS] = {TOKENIZER_MAGIC, 2, BYTES, -1, 1};
@@ -41,7 +43,7 @@ static void set_line(llmc_options *options, Input *in, const char *name) {
     free(line);
 }
 
-/* the line of a speaker may only begin an answer, never follow in it */
+/* A speaker's line may only begin an answer, never follow in it. */
 static void expect_no_line_of(const char *name, const char *answer, size_t size) {
     char line[OPTION_TEXT + 4];
     const int n = snprintf(line, sizeof line, "\n%s:", name);
@@ -77,7 +79,7 @@ static llmc_chat *open_chat(const llmc_options *o) {
     llmc_writer *writer;
     llmc_chat *chat;
     if (!model) prepare();
-    *model = as_made; /* nothing is cached */
+    *model = as_made; /* the cache is empty */
     fuzz_expect(fuzz_status(llmc_writer_new(&writer, model, tokenizer, &how, o->sample_tokens)) == 0);
     return fuzz_status(chat_new(&chat, writer, o)) == 0 ? chat : NULL;
 }

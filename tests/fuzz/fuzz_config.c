@@ -2,7 +2,7 @@
  * int32 threads; descriptor}. */
 #include "fuzz.h"
 
-/* the tensors lie within the plan; the parameters one after the other */
+/* The tensors must lie within the plan, the parameters one after the other. */
 static void check_layout(const llmc_config *config, const llmc_room *room, const llmc_plan *plan) {
     enum { MOST = 64 };
     llmc_tensor t[MOST];

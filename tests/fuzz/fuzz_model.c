@@ -13,7 +13,7 @@ static void read_section(const ModelFile *f, int section) {
     free(text);
 }
 
-/* every section; by its path, one of them again */
+/* Reads every section; and one of them again by its path. */
 static void read_sections(const char *path, int one) {
     ModelFile f;
     if (fuzz_status(modelfile_open(&f, path)) < 0) return;

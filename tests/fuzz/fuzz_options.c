@@ -6,7 +6,7 @@
 
 enum { MOST = 64, PAIRS = 2, TEXT = 1 << 16, CHAT = 1 << 15 };
 
-/* name=value, a line each, as the front ends read it out of a checkpoint */
+/* Sets options from lines name=value, as the front ends read them from a checkpoint. */
 static void set_again(llmc_options *options, char *text) {
     for (char *line = text, *end; *line; line = end + 1) {
         end = strchr(line, '\n');

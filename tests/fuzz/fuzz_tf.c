@@ -12,13 +12,13 @@ static void put(Input *file, uint8_t *bytes, const void *data, size_t n) {
     file->left += n;
 }
 
-/* of three bytes, however small it is */
+/* A varint of three bytes, even for a small number. */
 static void put_varint(Input *file, uint8_t *bytes, size_t n) {
     const uint8_t three[] = {(uint8_t)(n | 128), (uint8_t)(n >> 7 | 128), (uint8_t)(n >> 14 & 127)};
     put(file, bytes, three, sizeof three);
 }
 
-/* entries, their one restart, no compression, the masked checksum; then its handle at `handle` */
+/* Writes a block: entries, their one restart, no compression, the masked checksum. Its handle goes to `handle`. */
 static void put_block(Input *file, uint8_t *bytes, Input entries, Input *handles, uint8_t *handle) {
     static Crc32 crc;
     static const uint32_t restarts[] = {0, 1};
@@ -43,7 +43,7 @@ static Input assemble(Input in) {
     uint16_t first;
     take(&in, &first, sizeof first);
     const Input blocks[] = {take_input(&in, first), in};
-    Input file = {bytes, 0}, table = {places, 0}, end = {footer, 2}; /* the meta-index: nothing */
+    Input file = {bytes, 0}, table = {places, 0}, end = {footer, 2}; /* the meta-index is empty */
     for (int i = 0; i < 2; i++) {
         put(&table, places, "\0\1\6z", 4);
         put_block(&file, bytes, blocks[i], &table, places);

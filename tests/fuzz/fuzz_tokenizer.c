@@ -1,7 +1,7 @@
 /* tokenizer.bin, and text through it: {u8 how; u8 bytes of text; text; the file}, see fuzz_file(). */
 #include "fuzz.h"
 
-/* into memory of just the size that is asked for */
+/* Decodes into memory of exactly the size that is asked for. */
 static char *decode(const llmc_tokenizer *k, const int *ids, int n, int *size) {
     *size = fuzz_status(llmc_tokenizer_decode(k, ids, n, NULL, 0));
     char *text = malloc((size_t)(*size > 0 ? *size : 1));

@@ -4,9 +4,9 @@
 
 enum { WHOLE = 4, LINES = GPT2_V - 256 - 1, ROOM = 4 * LINES };
 
-/* pairs of the printable characters, each of two bytes */
+/* Pairs of the printable characters, each of two bytes. */
 static void fill_up(Input *file, char *text) {
-    int lines = -1; /* the first is no merge */
+    int lines = -1; /* the first line is no merge */
     for (size_t i = 0; i < file->left; i++) lines += text[i] == '\n';
     for (int i = 0; lines < LINES; i++, lines++, file->left += 4) {
         const char pair[] = {(char)('!' + i % 94), ' ', (char)('!' + i / 94), '\n'};

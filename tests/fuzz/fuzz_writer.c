@@ -1,5 +1,5 @@
-/* Stop strings and prompts: {u8 seed; u8 tokens; the prompt; stop strings}, a line each, in which "\n" is a line break. What
- * is written is what would be without stop strings, up to the first of them. */
+/* Stop strings and prompts: {u8 seed; u8 tokens; the prompt; stop strings}, a line each, in which "\n" is a line break.
+ * The text must be the one without stop strings, up to the first of them. */
 #include "base/binfile.h"
 #include "fuzz.h"
 #include "model/gpt2.h"
@@ -9,7 +9,7 @@ enum { MOST = 48, TEXT = 8 * MOST, STOPS = 8 };
 static llmc_model *model, as_made;
 static llmc_tokenizer *tokenizer;
 
-/* few and short pieces, halves of characters among them: stop strings are met soon, and cut tokens */
+/* Makes few and short pieces, halves of characters among them, so that stop strings come soon and cut tokens. */
 static void prepare(void) {
     static const char *const pieces[] = {"a",    "b",    "\n",           "ab",   "aba", "\xc3",
                                          "\xa9", "\n\n", "\xf0\x9f\x98", "\x80", ":"};
@@ -40,12 +40,12 @@ typedef struct Asked {
     char *prompt, *stop[STOPS];
 } Asked;
 
-/* what is written, in text; its size, or -1 */
+/* Writes into text; its size, or -1. */
 static int64_t run(const Asked *a, int stops, char *text) {
     llmc_writer *w;
     const char *piece;
     int64_t n, size = 0;
-    *model = as_made; /* nothing is cached */
+    *model = as_made; /* the cache is empty */
     fuzz_expect(fuzz_status(llmc_writer_new(&w, model, tokenizer, &a->how, a->most)) == 0);
     for (int i = 0; i < stops; i++)
         fuzz_expect((fuzz_status(llmc_writer_stop_at(w, a->stop[i], (int64_t)strlen(a->stop[i]))) == 0) ==
@@ -62,7 +62,7 @@ static int64_t run(const Asked *a, int stops, char *text) {
     return refused ? -1 : size;
 }
 
-/* where the first stop string begins; of those that end first the longest counts */
+/* Where the first stop string begins; the longest counts of those that end first. */
 static int64_t stopped(const Asked *a, const char *text, int64_t size) {
     for (int64_t end = 1; end <= size; end++) {
         int64_t longest = 0;
@@ -75,14 +75,14 @@ static int64_t stopped(const Asked *a, const char *text, int64_t size) {
     return size;
 }
 
-/* Does a text hold U+FFFD, which is written for bytes that are no character? */
+/* 1 if a text holds U+FFFD, which stands for bytes of no character */
 static int has_replaced(const char *text, int64_t size) {
     for (int64_t i = 0; i + 3 <= size; i++)
         if (!memcmp(text + i, "\xef\xbf\xbd", 3)) return 1;
     return 0;
 }
 
-/* Are all stop strings text? Others are met in bytes that are no characters. */
+/* 1 if all stop strings are text. Others can match bytes of no character. */
 static int stops_are_text(const Asked *a) {
     for (int i = 0; i < a->stops; i++) {
         const int64_t n = (int64_t)strlen(a->stop[i]);

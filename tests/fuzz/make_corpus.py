@@ -1,6 +1,6 @@
 """Writes tests/fuzz/corpus/<target>/: small inputs in the forms that the targets' first lines give, good and bad.
 
-Files called found-* are not made here: each is the input of a bug that fuzzing found, kept so that it stays away.
+Files called found-* are not made here: each is the input of a bug that fuzzing found, kept so that the bug stays away.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import tfwriter  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402
 from pyllmc.text import bins  # noqa: E402
 
-AS_IS, CHECKSUM = 1, 2  # fuzz.h
-OTHER_MODEL = 4  # fuzz_model.c
-NO_INDEX = 4  # fuzz_tf.c
-ONE_FILE, SHUFFLED = 4, 8  # fuzz_tokens.c
-CHAT = 1 << 15  # fuzz_options.c
+AS_IS, CHECKSUM = 1, 2  # as in fuzz.h
+OTHER_MODEL = 4  # as in fuzz_model.c
+NO_INDEX = 4  # as in fuzz_tf.c
+ONE_FILE, SHUFFLED = 4, 8  # as in fuzz_tokens.c
+CHAT = 1 << 15  # as in fuzz_options.c
 
 
 def ints(*values: int) -> bytes:
@@ -39,7 +39,7 @@ def section(tag: str, payload: bytes) -> bytes:
 def model(
     version: int, maxT: int, V: int, L: int, NH: int, C: int, window: int = 0
 ) -> tuple[bytes, bytes, int]:
-    """The header's ints, the parameters, and how many of them there are."""
+    """The header's ints, the parameters, and their number."""
     config = layout.GPTConfig(vocab_size=V, max_seq_len=maxT, n_layer=L, n_head=NH, n_embd=C)
     n = sum(row.size for row, _ in layout.parameters(config))
     if version < 3:
@@ -95,7 +95,7 @@ def zeros(V: int, T: int, L: int, C: int) -> dict[str, np.ndarray]:
 
 
 def tf_block(entries: list[tuple[bytes, bytes]]) -> bytes:
-    """Without its restart: the target makes that."""
+    """A block without its restart, which the target makes."""
     return tfwriter.block(entries, restart_every=len(entries))[:-8]
 
 
@@ -172,7 +172,7 @@ def tokenizers() -> dict[str, bytes]:
 
 # ---- byte pairs ----
 
-VOCAB_WHOLE = 4  # fuzz_vocab.c
+VOCAB_WHOLE = 4  # as in fuzz_vocab.c
 
 
 def vocabularies() -> dict[str, bytes]:
@@ -238,7 +238,7 @@ def writers() -> dict[str, bytes]:
     }
 
 
-STORY = 1  # fuzz_chat.c
+STORY = 1  # as in fuzz_chat.c
 
 
 def chats() -> dict[str, bytes]:

@@ -1,6 +1,6 @@
-"""Builds the fuzz targets under AddressSanitizer and UndefinedBehaviorSanitizer, runs them, tells what they found.
+"""Builds the fuzz targets under AddressSanitizer and UndefinedBehaviorSanitizer, runs them, and prints their findings.
 
-    python tests/fuzz/run.py --seconds=60             libFuzzer (clang), guided by coverage; what it learns is kept
+    python tests/fuzz/run.py --seconds=60             libFuzzer (clang), guided by coverage; new inputs are kept
     python tests/fuzz/run.py --executions=1000000     the same, for so many executions of each target
     python tests/fuzz/run.py --runs=5000 model        gcc suffices: the corpus, then so many mutations of it
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 TARGETS = sorted(path.stem[len("fuzz_") :] for path in Path(__file__).parent.glob("fuzz_*.c"))
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS_EACH = 5  # an execution that takes longer is a finding
+SECONDS_EACH = 5  # seconds; a longer execution is a finding
 
 
 class Outcome(NamedTuple):
@@ -50,7 +50,8 @@ def has_libfuzzer(compiler: str) -> bool:
 
 
 def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> None:
-    """The engine with its plain kernels only, which no parser needs faster, and the targets, as folder/fuzz_<target>."""
+    """Builds the targets as folder/fuzz_<target>, with the engine's plain kernels only, because no parser needs fast
+    ones."""
     extra = f"{SANITIZE} -DFUZZING -DNO_THREADS" + (" -fsanitize=fuzzer-no-link" if guided else "")
     settings = ["UNGUIDED=-fno-sanitize-coverage=trace-cmp"] if guided else []
     settings += [
@@ -69,7 +70,7 @@ def build(folder: Path, guided: bool, targets: list[str], root: Path = ROOT) -> 
 
 
 def run(folder: Path, target: str, *flags: str, kept: Path | None = None) -> Outcome:
-    """One target over its corpus; `kept`: where libFuzzer may leave what it learns."""
+    """Runs one target over its corpus; `kept`: a folder for the inputs that libFuzzer adds."""
     folders = [kept] if kept else []
     folders.append(CORPUS / target)
     if not folders[-1].exists():
@@ -95,7 +96,7 @@ def run(folder: Path, target: str, *flags: str, kept: Path | None = None) -> Out
 
 
 def run_guided(folder: Path, target: str, limit: str) -> Outcome:
-    """`limit`: libFuzzer's flag that ends the run."""
+    """Runs libFuzzer. `limit`: its flag that ends the run."""
     kept = folder / "learnt" / target
     kept.mkdir(parents=True, exist_ok=True)
     flags = [limit, "-rss_limit_mb=1024", "-print_final_stats=1", "-max_len=8192"]
