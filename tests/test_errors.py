@@ -66,9 +66,9 @@ def test_the_codes_are_those_of_the_c_program(name):
 
 
 def test_the_codes_are_told_in_the_same_words():
-    """The same words stand in --help of the C program, of the Python commands, and in the README."""
+    """The same words stand in --help of the C program, of the Python commands, and in docs/run.md."""
     words = errors.EXIT_CODES.replace("\n", " ")
-    for path in ("csrc/options/optiontext.c", "README.md"):
+    for path in ("csrc/options/optiontext.c", "docs/run.md"):
         text = re.sub(r'"\s*"', "", (ROOT / path).read_text())  # a text may go on in the next line
         text = re.sub(r"\s+", " ", text)
         assert words.replace("exit status: ", "") in text, path
