@@ -47,7 +47,7 @@ def squares(*shape: int) -> np.ndarray:
 
 
 def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
-    """What csrc/model/gpt2.c and csrc/model/optimizer.c call in a step (recompute=2)."""
+    """What csrc/model/layers.c, gpt2.c and optimizer.c call in a step (recompute=2)."""
     c = config_of(model)
     C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
     M, R = B * T, rows_of_logits(c, B, T)

@@ -38,7 +38,7 @@ def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str)
     """The weight's buffer, holding compressed rows."""
     buffer = buffers.guarded(weight)
     kernels.compress(buffer, FORMATS[form], *weight.shape)
-    kernels.context.weights = FORMATS[form]
+    kernels.context.weight_format = FORMATS[form]
     return buffer
 
 
