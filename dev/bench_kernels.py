@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 
 def rows_of_logits(c: layout.GPTConfig, B: int, T: int) -> int:
-    """In a chunk, as rows_in_chunk of csrc/model/gpt2.c has it."""
+    """In a chunk, as rows_in_chunk of csrc/model/batch.c has it."""
     ffi, lib = _ffi.ffi(), _ffi.load()
     rows, room = ffi.new("llmc_tensor[]", lib.llmc_num_tensors()), ffi.new("llmc_room *", (B, T, 1, 2, 0))
     _ffi.check(lib, lib.llmc_layout(make_config(c, lib)[0], room, rows))
@@ -47,7 +47,7 @@ def squares(*shape: int) -> np.ndarray:
 
 
 def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
-    """What csrc/model/layers.c, gpt2.c and optimizer.c call in a step (recompute=2)."""
+    """What csrc/model/batch.c, layers.c and optimizer.c call in a step (recompute=2)."""
     c = config_of(model)
     C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
     M, R = B * T, rows_of_logits(c, B, T)

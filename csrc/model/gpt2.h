@@ -73,6 +73,9 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 /* Odd layers of a banded model see the last `window` positions only; 0: all. */
 static inline int window_of(const llmc_model *model, int l) { return l % 2 ? model->config.window : 0; }
 
+/* True for the parameters of matrix products, as opposed to those that are added or looked up. wte is both. */
+int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
+
 /* ---- checks ---- */
 
 int gpt2_precision(const Kernels *k, const char *name); /* LLMC_FP32 or LLMC_BF16, or an error */

@@ -1,6 +1,6 @@
 /* Where every tensor lies: the table tensors.def, worked out for one configuration.
  *
- * A model is one allocation, its arena, laid out in this order (gpt2.c, place_blocks; each block is 64-byte aligned):
+ * A model is one allocation, its arena, laid out in this order (place_blocks in gpt2.c; each block is 64-byte aligned):
  *
  *   | params | stored | grads | m | v | acts                     | workspace |
  *     float    floatX   float          float, int32, floatX        scratch of the kernels

@@ -118,15 +118,13 @@ int plan_text(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
 
 /* ---- the same for whoever has no kernels in hand ---- */
 
-static int cores_for(int threads) { return threads > 0 ? threads : llmc_default_threads(); }
-
 int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan) {
     const Kernels *k = llmc_kernels(NULL);
-    return k ? plan_make(plan, k, config, room, cores_for(threads)) : LLMC_EDEVICE;
+    return k ? plan_make(plan, k, config, room, threads_for(threads)) : LLMC_EDEVICE;
 }
 
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     const Kernels *k = llmc_kernels(NULL);
     llmc_plan plan;
-    return k ? plan_text(&plan, k, config, room, cores_for(threads), text, size) : LLMC_EDEVICE;
+    return k ? plan_text(&plan, k, config, room, threads_for(threads), text, size) : LLMC_EDEVICE;
 }
