@@ -1,46 +1,46 @@
-/* struct Kernels: what a device must supply. gpt2.c calls these in order and never names a device.
+/* struct Kernels: the functions that a device must supply. csrc/model/ calls them in order and never names a device.
  *
  * Sizes    B batch, T time, C channels, NH heads, hs = C/NH, OC output channels, L layers,
  *          V vocabulary, Vp = V padded to a multiple of 128 (padded rows of wte are zero), N elements.
  * Order    context, outputs, inputs, sizes. Every matrix is row-major; a weight is (OC, C) as in nn.Linear.
  * Gradient Gradients are "d" + name. Parameter gradients accumulate (+=), activation gradients are
  *          written (=), except dresidual, the residual stream's, to which layernorm_backward adds.
- * Results  do not depend on the number of threads. Nothing is allocated: scratch is ctx->workspace.
- * This header is plain C that cffi reads as it is. */
+ * Results  do not depend on the number of threads. No kernel allocates: scratch memory is ctx->workspace.
+ * This header is plain C, which cffi reads as it is. */
 #ifndef KERNELS_H
 #define KERNELS_H
 #include <stdint.h>
 
-/* The stored element of weights and activations, one per library: float on the CPU; -DFLOATX_BF16 makes it bfloat16.
- * Statistics, losses, gradients of parameters, their masters and moments are always float. */
+/* The element in which weights and activations are stored. A library has one: float on the CPU, bfloat16 if it is built with
+ * -DFLOATX_BF16. Statistics, losses, gradients of parameters, their masters and moments are always float. */
 #ifndef FLOATX_BF16
 typedef float floatX;
 #elif defined(__cplusplus)
-typedef __nv_bfloat16 floatX; /* of cuda_bf16.h, included before */
+typedef __nv_bfloat16 floatX; /* from cuda_bf16.h, which is included before */
 #else
 typedef struct floatX {
     uint16_t bits;
-} floatX; /* no arithmetic: only kernels compute */
+} floatX; /* has no arithmetic, because only kernels compute */
 #endif
 
 /* cffi: begin */
-/* How matrix products multiply: bf16 rounds the operands (to nearest, ties to even) and adds up in float. On the CPU what
- * is stored, and all else, is float either way; what compress left is multiplied as it is; and a single row times weights
- * is not rounded (one token, whose time is that of reading them). Where floatX is bfloat16 there is nothing to choose. */
+/* The precision of matrix products. LLMC_BF16 rounds both operands to bf16 (to nearest, ties to even) and adds up in float.
+ * On the CPU this concerns products alone: tensors are stored as float either way. Two products are not rounded: compressed
+ * weights are multiplied as they are, and so is a single row (one token), because reading the weights takes all its time.
+ * Where floatX is bfloat16 there is no choice. */
 enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 
 typedef struct Context {
     int threads;
     int precision;
-    int weights;    /* how matmul_forward, matmul_gelu_forward and encoder_forward find the rows of weight and wte: see
-                  * compress */
-    int gelu_again; /* gelu_forward will compute again what matmul_gelu_forward has, and to the same bits */
+    int weight_format; /* of weight and wte in matmul_forward, matmul_gelu_forward and encoder_forward: see compress */
+    int gelu_again;    /* gelu_forward will repeat what matmul_gelu_forward computed, and must give the same bits */
     void *workspace;
-    void *device; /* what open made: streams, handles; NULL on the CPU */
+    void *device; /* streams and handles that open made; NULL on the CPU */
 } Context;
 
-/* One AdamW step's numbers, the same for every parameter. They lie in the device's memory: a step that is started again
- * finds new ones there. */
+/* The numbers of one AdamW step, the same for every parameter. They lie in the device's memory, so that a recorded step
+ * which is started again finds new ones there. */
 typedef struct AdamW {
     float beta1, gain1, beta2, gain2; /* b1, 1 - b1, b2, 1 - b2 */
     float rate, unbias, eps, decay;   /* lr / (1 - b1^t), 1 / sqrt(1 - b2^t), eps, lr times the weight decay */
@@ -48,23 +48,23 @@ typedef struct AdamW {
 
 typedef struct Kernels {
     const char *name;
-    int (*supported)(void);            /* can this machine run them? */
-    int fp32, bf16;                    /* are there products in LLMC_FP32, in LLMC_BF16? */
-    int host;                          /* may the host look at what alloc gives? */
+    int (*supported)(void);            /* true if this machine can run them */
+    int fp32, bf16;                    /* true if there are products in LLMC_FP32, in LLMC_BF16 */
+    int host;                          /* true if the host can read and write memory from alloc */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
-    int (*open)(Context *ctx);         /* before all that follows; 0, or a status with its message */
+    int (*open)(Context *ctx);         /* comes before all that follows; 0, or a status with its message */
     void (*close)(Context *ctx);
-    void *(*alloc)(int64_t bytes); /* 64-byte aligned; NULL if there is no room */
+    void *(*alloc)(int64_t bytes); /* 64-byte aligned; NULL if there is not enough */
     void (*free)(void *memory, int64_t bytes);
-    /* Bytes of scratch that any kernel below may use at these sizes or smaller ones. */
+    /* The bytes of scratch memory that any kernel below may use at these sizes or smaller ones. */
     int64_t (*workspace_bytes)(int B, int T, int C, int NH, int Vp, int threads);
     int (*sync)(Context *ctx); /* wait for the device; 0, or the status of what failed before */
-    /* The device does what follows in order; what copy_out fetches is there after sync. A host buffer given to copy_in
-     * may be used again at once. */
-    /* Calls that come again with the same arguments. replay: 1 if those that were recorded under these four numbers have
-     * been started again, so that they need not be made; else 0, and they are recorded until `recorded`. */
+    /* A device may record calls that come again with the same arguments. replay starts the calls that were recorded under
+     * these four numbers and returns 1; if there are none it returns 0, and records all calls until `recorded`. */
     int (*replay)(Context *ctx, const int64_t key[4]);
     void (*recorded)(Context *ctx);
+    /* The calls from here on run in the order in which they are made. The data of copy_out are valid after sync; the host's
+     * buffer of copy_in may be used again at once. */
     void (*fill)(Context *ctx, void *dst, int byte, int64_t bytes);
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
@@ -119,15 +119,16 @@ typedef struct Kernels {
     /* losses(B,T) = lse - logit[target], 0 where target is -1; lse (B,T) = log sum exp over the V real logits */
     void (*classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
                                int T, int V, int Vp);
-    /* loss[0] = sum(weights*losses) / sum(weights), loss[1] = 1 / sum(weights), sums over targets != -1 (0 if none) */
-    void (*loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
+    /* loss[0] = sum(weight * loss) / sum(weight), loss[1] = 1 / sum(weight), over targets that are not -1; both
+     * are 0 if no weight is left */
+    void (*loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *loss_weights,
                       int64_t N);
-    /* in place: logits -> (softmax(logits) - onehot(target)) * weight * scale * loss[1]; 0 in the padding */
+    /* in place: logits -> (softmax(logits) - onehot(target)) * loss_weight * scale * loss[1]; 0 in the padding */
     void (*classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
-                                const float *weights, const float *loss, float scale, int B, int T, int V, int Vp);
+                                const float *loss_weights, const float *loss, float scale, int B, int T, int V, int Vp);
 
-    /* For generation: weight(rows,C) becomes, in place and without gaps, rows of C numbers in LLMC_BF16, or in LLMC_INT8
-     * rows of a float and C int8, whose products are the numbers (C >= 2). */
+    /* For generation: replaces weight(rows,C) in place, without gaps. LLMC_BF16: each row becomes C numbers in bf16.
+     * LLMC_INT8: it becomes a float and C int8, and each number is the product of the float and an int8 (C >= 2). */
     void (*compress)(Context *ctx, floatX *weight, int format, int64_t rows, int C);
 
     /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
@@ -137,16 +138,16 @@ typedef struct Kernels {
     /* AdamW (Loshchilov & Hutter) as in PyTorch, step t counted from 1; the gradient is first multiplied by
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
      *                 param -= lr (weight_decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
-     * in the numbers of step[0]; no weight decay unless decayed. stored = param in floatX; the same memory where floatX
-     * is float */
+     * with the numbers in step[0]; without weight decay unless decayed. Then stored = param in floatX; if floatX is float
+     * the two are the same memory. */
     void (*adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
                   const float *grad_scale, const AdamW *step, int decayed, int64_t N);
-    /* stored = param in floatX, to nearest, ties to even. The last entry: memory, as those at the start */
+    /* stored = param in floatX, to nearest, ties to even */
     void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);
 } Kernels;
 /* cffi: end */
 
-/* the layers: what every device fills in by a name of its own */
+/* The kernels of the layers, for each of which a device has a function of this name. */
 /* clang-format off */
 #define EACH_LAYER(X) \
     X(encoder_forward) X(encoder_backward) \

@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def rows_of_logits(c: layout.GPTConfig, B: int, T: int) -> int:
-    """The rows in a chunk of logits, as rows_in_chunk of csrc/model/gpt2.c counts them."""
+    """The rows in a chunk of logits, as rows_in_chunk of csrc/model/batch.c counts them."""
     ffi, lib = _ffi.ffi(), _ffi.load()
     rows, room = ffi.new("llmc_tensor[]", lib.llmc_num_tensors()), ffi.new("llmc_room *", (B, T, 1, 2, 0))
     _ffi.check(lib, lib.llmc_layout(make_config(c, lib)[0], room, rows))
@@ -48,7 +48,7 @@ def squares(*shape: int) -> np.ndarray:
 
 
 def kernels(model: str, B: int, T: int) -> Iterator[Kernel]:
-    """The calls of csrc/model/gpt2.c and csrc/model/optimizer.c in a step (recompute=2)."""
+    """The calls of csrc/model/batch.c, layers.c and optimizer.c in a step (recompute=2)."""
     c = config_of(model)
     C, L, NH, V, Vp = c.n_embd, c.n_layer, c.n_head, c.vocab_size, c.padded_vocab_size
     M, R = B * T, rows_of_logits(c, B, T)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import lib
 
+import pyllmc
 from pyllmc.engine import _ffi
 from pyllmc.tables import layout
 
@@ -105,6 +107,35 @@ def test_without_threads_the_results_are_the_same(tmp_path):
         )
     ]
     assert outputs[0] == outputs[1]
+
+
+def example_of_the_header() -> str:
+    """The program in the comment at the top of pyllmc.h."""
+    comment = (ROOT / "csrc/pyllmc.h").read_text().split("*/", 1)[0]
+    program = re.search(r"( \*   #include.*? \*   \}\n)", comment, re.S)[1]
+    return re.sub(r"^ \*(   )?", "", program, flags=re.M)
+
+
+def test_the_example_of_the_header_does_what_python_does(tmp_path):
+    """It is compiled as its text says, and takes the step of the same model in Python."""
+    (tmp_path / "example.c").write_text(example_of_the_header())
+    library = Path(os.environ.get("PYLLMC_LIB") or ROOT / "pyllmc/lib/libpyllmc.so").resolve()
+    shutil.copy(library, tmp_path / "libpyllmc.so")
+    flags = ["-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}", f"-L{tmp_path}", f"-Wl,-rpath,{tmp_path}"]
+    flags += ["-fsanitize=address,undefined"] if b"__asan_init" in library.read_bytes() else []
+    command = ["gcc", tmp_path / "example.c", *flags, "-lpyllmc", "-o", tmp_path / "example"]
+    subprocess.run(command, check=True, timeout=120)
+    done = subprocess.run([tmp_path / "example"], capture_output=True, text=True, check=True, timeout=60)
+    m = pyllmc.Model(layout.GPTConfig(100, 16, 2, 2, 64), B=2, T=16, seed=42, recompute=2, keep_logits=False)
+    inputs = np.arange(1, 9).reshape(2, 4)
+    loss = m.forward(inputs, inputs + 1)
+    m.backward()
+    norm = m.clip_grad_norm(1.0)
+    m.update(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    ids = m.generate(inputs[0, :4], max_new_tokens=6, temperature=0.8, seed=42)
+    first = " ".join(str(i) for i in np.ravel(ids)[-6:-3])
+    assert done.stdout == f"loss {loss:.6f}, gradient norm {norm:.6f}, then ids {first} ...\n"
+    assert done.stderr == ""
 
 
 def test_the_checksum_of_the_tables_is_cksums():

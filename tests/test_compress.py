@@ -39,7 +39,7 @@ def compressed(kernels: Kernel, buffers: Buffers, weight: np.ndarray, form: str)
     """The buffer of the weight with compressed rows in it."""
     buffer = buffers.guarded(weight)
     kernels.compress(buffer, FORMATS[form], *weight.shape)
-    kernels.context.weights = FORMATS[form]
+    kernels.context.weight_format = FORMATS[form]
     return buffer
 
 

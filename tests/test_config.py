@@ -100,6 +100,59 @@ def test_what_was_otherwise_before_a_resume_is_told(data, tmp_path):
     assert metrics(tmp_path / "b") == metrics(tmp_path / "a") + metrics(tmp_path / "c")
 
 
+def longest(path: Path) -> str:
+    """Another name of a path, as long as a value of an option may be."""
+    return str(path.parent) + "/" * (1023 - len(str(path.parent)) - len(path.name)) + path.name
+
+
+def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
+    """Every option of training with the longest value that a run can have; but device, precision, schedule, and flags."""
+    train(data=data, out=tmp_path / "first", max_steps=1, **SIZES, **OFTEN)
+    (tmp_path / "empty.txt").write_text("")
+    values = {
+        **{"data": longest(data), "val_data": longest(data), "tokenizer": longest(data / "tokenizer.bin")},
+        **{"model": longest(tmp_path / "first"), "out": longest(tmp_path / "run")},
+        **{"config": longest(tmp_path / "empty.txt"), "prompt": ("the cat " * 128)[:1023]},
+        **{
+            "n_layer": "1",
+            "n_head": "3",
+            "n_embd": "48",
+            "max_seq_len": "16",
+            "vocab_size": "0",
+            "window": "0",
+        },
+        **{"max_steps": "1", "B": "2", "T": "8", "grad_accum": "1", "threads": "1", "sample_tokens": "1"},
+        **{"repetition_penalty": "1.1234567890123457", "val_batches": "1", "recompute": "3", "top_k": "1"},
+    }
+    for name, option in as_text.options().items():
+        if name not in values and option.type == "INT":
+            values[name] = str(int(min(option.most, 2**63 - 1024)))
+        elif name not in values and option.type == "FLOAT":
+            values[name] = repr(min(option.most, 0.12345678901234566))
+    return values
+
+
+def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
+    values, run = longest_values(data, tmp_path), tmp_path / "run"
+    strings = {name for name, option in as_text.options().items() if option.type == "STRING"}
+    assert strings - values.keys() == {"resume", "device", "precision", "schedule"}
+    assert sum(len(value) == 1023 for value in values.values()) == 7
+    train(**values)
+    saved = read_section(lib, str(run / "last.ckpt").encode(), b"OPTIONS ").decode()
+    recorded = dict(line.split("=", 1) for line in saved.splitlines())
+    expected = {**values, "vocab_size": recorded["vocab_size"]}  # 0 is the model's own
+    assert list(recorded) == list(as_text.options())
+    assert {name: recorded[name] for name in values} == expected
+    plan = next(
+        iter(pyllmc.Trainer(resume=longest(run), data=data, val_data="", tokenizer="", prompt=""))
+    ).text
+    for name, value in (("data", data), ("val_data", "none"), ("tokenizer", "none"), ("prompt", "none")):
+        assert f"\n{name}: {values[name]} -> {value}" in plan
+    of_run, options = set(values) - {"out", "config", "threads"}, Options(lib)
+    options.set("config", run)
+    assert {name: options.get(name) for name in of_run} == {name: expected[name] for name in of_run}
+
+
 def test_another_models_shape_is_its_own(data, tmp_path):
     train(data=data, out=tmp_path / "a", max_steps=2, **SIZES, **OFTEN)
     plan = next(iter(pyllmc.Trainer(config=tmp_path / "a", model="gpt-mini", T=8, out=""))).text

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyllmc.engine import _ffi
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.model import Model
 from pyllmc.text import bpe
 from pyllmc.trainer import Options
 
@@ -68,6 +69,20 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
     assert sum(row.size for row, _ in layout.parameters(config)) == offset
 
 
+def test_the_highest_recompute_is_the_same_in_every_table():
+    """options.def and tensors.def have it as a number; the engine's is RECOMPUTE_MOST in layout.h."""
+    most = int(options.options()["recompute"].most)
+    levels = {
+        row.level for row in layout.table(GPTConfig(5, 5, 2, 1, 4)) if row.kind in ("LAYER_ACT", "CACHE")
+    }
+    assert max(levels) == most + 1  # what is kept at any level
+    c = ffi.new("llmc_config *", {"maxT": 5, "V": 5, "L": 2, "NH": 1, "C": 4})
+    rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
+    assert lib.llmc_layout(c, ffi.new("llmc_room *", (1, 5, 1, most, 0)), rows) == 0
+    assert lib.llmc_layout(c, ffi.new("llmc_room *", (1, 5, 1, most + 1, 0)), rows) == lib.LLMC_EINVAL
+    assert _ffi.message(lib) == f"recompute={most + 1} is not in 0..{most}"
+
+
 @pytest.mark.parametrize("B, T", [(2, 3), (4, 1024)])
 def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
     """It lies over fch_gelu and dresidual if the first is not kept; else over nothing but buffers that are used at
@@ -83,6 +98,30 @@ def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
         over = {"logits", "dqkv", "dfch"} | ({"fch_gelu", "dresidual"} if recompute else set())
         assert all(row.offset + row.size <= logits.offset for name, row in at.items() if name not in over)
         assert recompute or at["dqkv"].offset >= logits.offset + logits.size
+
+
+def test_the_arena_lies_as_layout_h_draws_it():
+    header = (Path(__file__).parent.parent / "csrc/model/layout.h").read_text()
+    drawn = re.search(r"\| (params .*) \|", header)[1].replace("|", " ").split()
+    assert drawn == ["params", "stored", "grads", "m", "v", "acts", "workspace"]
+    blocks = {
+        "params": lib.LLMC_PARAMS,
+        "grads": lib.LLMC_GRADS,
+        "m": lib.LLMC_M,
+        "v": lib.LLMC_V,
+        "acts": lib.LLMC_ACTS,
+    }
+    m = Model(GPTConfig(5, 5, 2, 1, 4), B=1, T=5)
+    at = [
+        int(ffi.cast("intptr_t", lib.llmc_model_block(m._handle, blocks[name])))
+        for name in drawn
+        if name in blocks
+    ]
+    assert at[0] > 0 and at == sorted(at)
+    turns = ["tokens", "fch_gelu", "logits"]  # ALONE, BENEATH, OVER
+    table = {row.name: i for i, row in enumerate(layout.table(GPTConfig(5, 5, 2, 1, 4)))}
+    offsets = [lib.llmc_model_tensor(m._handle, table[name]).offset for name in turns]
+    assert offsets == sorted(offsets)
 
 
 def test_the_order_of_computation_goes_layer_by_layer():

@@ -30,7 +30,7 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
                         const int *pos, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
     parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
-                    &(Forward){out, tokens, pos, wte, wpe, T, C, ctx->weights});
+                    &(Forward){out, tokens, pos, wte, wpe, T, C, ctx->weight_format});
 }
 
 /* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are

@@ -6,7 +6,7 @@
 static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld}; }
 static Operand transposed(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .transposed = 1}; }
 static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* rows are the columns of B */
-    return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weights};
+    return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weight_format};
 }
 
 void K(matmul_forward)(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int B,

@@ -31,8 +31,8 @@ static float to_bf16(float x) {
 
 /* number c of a row of weights, stored as compress left it */
 static float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {
-    if (ctx->weights == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
-    if (ctx->weights == LLMC_INT8) {
+    if (ctx->weight_format == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
+    if (ctx->weight_format == LLMC_INT8) {
         const char *start = (const char *)weight + row * (C + 4);
         float scale;
         memcpy(&scale, start, 4);
@@ -124,7 +124,7 @@ static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const f
                            int B, int T, int C, int OC) {
     Context exact = *ctx;
     exact.precision = LLMC_FP32;
-    const Context *how = (int64_t)B * T == 1 ? &exact : ctx, *stored = ctx->weights == LLMC_FP32 ? how : &exact;
+    const Context *how = (int64_t)B * T == 1 ? &exact : ctx, *stored = ctx->weight_format == LLMC_FP32 ? how : &exact;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int o = 0; o < OC; o++) {
             double sum = bias ? bias[o] : 0;

@@ -175,7 +175,7 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
 
 static int load_params(Reader *r, llmc_model *m) {
     const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
-    m->ctx.weights = LLMC_FP32;
+    m->ctx.weight_format = LLMC_FP32;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
     m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */

@@ -1,4 +1,4 @@
-/* Looking inside a model: its tensors, as the host sees them. */
+/* The tensors of a model, as the host reads and writes them. */
 #include <string.h>
 #include "base/error.h"
 #include "model/gpt2.h"
@@ -11,15 +11,15 @@ int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }
 int llmc_model_sync(llmc_model *m) { return m->k->sync(&m->ctx); }
 int llmc_model_on_host(const llmc_model *m) { return m->k->host; }
-int llmc_model_weights(const llmc_model *m) { return m->ctx.weights; }
+int llmc_model_weights(const llmc_model *m) { return m->ctx.weight_format; }
 const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
     return i >= 0 && i < NUM_TENSORS ? &m->layout.table[i] : NULL;
 }
 
-/* NULL if it is not there */
+/* NULL if the model has no such block, or none of floats. */
 static float *block_of(const llmc_model *m, int block) {
     float *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
-    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return NULL; /* not floats any more */
+    if (block == LLMC_PARAMS && m->ctx.weight_format != LLMC_FP32) return NULL; /* compressed */
     return block >= 0 && block < 5 ? blocks[block] : NULL;
 }
 
@@ -34,7 +34,8 @@ static float float_of(floatX x) {
 }
 #endif
 
-/* where a row's numbers wait to be widened: at its end, so that from its start none is overwritten before it is read */
+/* A row's numbers are copied to the end of its memory and widened from its start, so that none is overwritten before it is
+ * read. */
 static floatX *raw_of(float *row, int64_t n) { return (floatX *)(row + n) - n; }
 
 int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride) {
@@ -49,12 +50,15 @@ int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t rows,
     return LLMC_OK;
 }
 
-int gpt2_store(const llmc_model *m) {
-    m->k->store((Context *)&m->ctx, m->stored, m->params, m->layout.num_params);
+/* Brings n elements of `stored` up to date, beginning at element `at`. */
+static int store(const llmc_model *m, int64_t at, int64_t n) {
+    m->k->store((Context *)&m->ctx, m->stored + at, m->params + at, n);
     return m->k->sync((Context *)&m->ctx);
 }
 
-/* where layer l of row i lies in a block, in words of 4 bytes; NULL, with an error, if there is no such place */
+int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_params); }
+
+/* The first element of layer l of row i in a block; NULL, with an error, if the block has not `end` elements of it. */
 static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
     const llmc_tensor *t = llmc_model_tensor(m, i);
     float *base = block_of(m, block);
@@ -82,5 +86,5 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
     if (!at) return LLMC_EINVAL;
     CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
     m->k->copy_in(&m->ctx, at, in, n * 4);
-    return block == LLMC_PARAMS ? gpt2_store(m) : m->k->sync(&m->ctx);
+    return block == LLMC_PARAMS ? store(m, at - m->params, n) : m->k->sync(&m->ctx);
 }

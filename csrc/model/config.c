@@ -1,4 +1,4 @@
-/* A model's sizes: by a name that people know, and whether they can be. */
+/* A model's sizes: found by a name that people know, and checked. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,16 +14,17 @@ static const struct Known {
 #include "models.def"
 };
 
-static int is_name(const struct Known *k, const char *descriptor) {
-    return !strcmp(k->name, descriptor) ||
-           (*descriptor == 'd' && !strncmp(k->name, "gpt2:", 5) && !strcmp(k->name + 5, descriptor));
+/* "d12" is short for "gpt2:d12". */
+static int is_name(const struct Known *size, const char *descriptor) {
+    return !strcmp(size->name, descriptor) ||
+           (*descriptor == 'd' && !strncmp(size->name, "gpt2:", 5) && !strcmp(size->name + 5, descriptor));
 }
 
 int llmc_config_parse(llmc_config *config, const char *descriptor) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        const struct Known *k = &known[i];
-        if (!is_name(k, descriptor)) continue;
-        *config = (llmc_config){.maxT = k->maxT, .V = k->V, .L = k->L, .NH = k->NH, .C = k->C};
+        const struct Known *size = &known[i];
+        if (!is_name(size, descriptor)) continue;
+        *config = (llmc_config){.maxT = size->maxT, .V = size->V, .L = size->L, .NH = size->NH, .C = size->C};
         return LLMC_OK;
     }
     FAIL(LLMC_EINVAL,

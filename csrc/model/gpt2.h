@@ -1,4 +1,4 @@
-/* The model's inside, for the files that compute with it, save, load and sample it. */
+/* The struct behind llmc_model, for the files that compute with a model, save, load and sample it. */
 #ifndef GPT2_H
 #define GPT2_H
 #include "model/layout.h"
@@ -9,18 +9,18 @@ struct llmc_model {
     llmc_config config;
     llmc_room room;
     int b, t;             /* the shape of the last forward pass */
-    int state;            /* one of the above: what may follow */
+    int state;            /* one of the above; it decides which call may follow */
     int64_t step;         /* AdamW steps taken */
-    const void *cache_of; /* whose keys and values are cached, while state is EMPTY: a generation, or NULL */
+    const void *cache_of; /* the generation whose keys and values are cached, while state is EMPTY; NULL: none */
     int64_t ones;         /* so many loss weights on the device are 1 */
-    const Kernels *k;
+    const Kernels *k;     /* chosen once, when the model is made, as is the number of threads in ctx */
     Context ctx;
     Layout layout;
-    char *arena; /* the one allocation: params | stored | grads | m | v | acts | workspace */
+    char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
     float *params, *grads, *m, *v;
-    floatX *stored; /* the parameters as the kernels take them; params where floatX is float */
-    float *acts;    /* by words of 4 bytes */
+    floatX *stored; /* the parameters as kernels read them; the same memory as params where floatX is float */
+    float *acts;    /* counted in words of 4 bytes */
 };
 
 /* ---- the tensors as one layer sees them ---- */
@@ -70,24 +70,25 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 #undef F
 #undef I
 
-/* odd layers of a banded model see the last `window` positions only */
+/* Odd layers of a banded model see the last `window` positions only; 0: all. */
 static inline int window_of(const llmc_model *model, int l) { return l % 2 ? model->config.window : 0; }
 
-/* ---- checks: errors in words ---- */
+/* True for the parameters of matrix products, as opposed to those that are added or looked up. wte is both. */
+int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
 
-int gpt2_precision(const Kernels *k, const char *name); /* LLMC_FP32 or LLMC_BF16 */
+/* ---- checks ---- */
+
+int gpt2_precision(const Kernels *k, const char *name); /* LLMC_FP32 or LLMC_BF16, or an error */
 int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int V);
 int gpt2_check_shape(const llmc_model *model, int b, int t);
 int gpt2_need_training(const llmc_model *model); /* an error where there are no gradients */
 
-/* A sign of life before layer l of a pass over that many rows, if they take long: LLMC_STOPPED as pulse.h says. */
-int gpt2_tell_layer(const llmc_model *model, const char *way, int l, int64_t rows);
-
 /* ---- numbers for the host ---- */
 
-/* out (rows,n) = rows of src, stride apart, as float; waits for the device, once */
+/* out (rows,n) = rows of src, which lie `stride` elements apart, as float. Waits for the device, once. */
 int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride);
-/* n elements from number `from` of layer l of row i */
+/* Reads n elements of layer l of row i, beginning at element `from`. */
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
-int gpt2_store(const llmc_model *model); /* params have changed */
+/* Brings `stored` up to date after params have changed. */
+int gpt2_store(const llmc_model *model);
 #endif

@@ -1,23 +1,24 @@
-/* Fresh weights: what each row of the table asks for, tensor after tensor and layer after layer, as the PyTorch
- * reference draws them from the same seed. */
+/* Fresh weights, drawn as each row of the table asks: tensor after tensor and layer after layer, with the same numbers as the
+ * PyTorch reference draws from the same seed. */
 #include <math.h>
 #include <stdlib.h>
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "base/pulse.h"
 
-enum { PIECE = 1 << 20 }; /* numbers in hand at once, so that the weights' memory is all that is taken */
+enum { NUMBERS_AT_A_TIME = 1 << 20 }; /* few, so that hardly more memory is used than the weights take */
 
-/* PyTorch draws 16 at a time, and the last 16 anew where they are not whole: so cut, the numbers stay the same */
-static int64_t piece_of(int64_t left) { return left < 2 * PIECE ? left : PIECE; }
+/* PyTorch draws 16 numbers at a time, and the last 16 anew if fewer are left. Parts that end at a multiple of 16, and a last
+ * part of more than 16, keep the numbers the same. */
+static int64_t next_part(int64_t left) { return left < 2 * NUMBERS_AT_A_TIME ? left : NUMBERS_AT_A_TIME; }
 
-/* n elements of one layer; the rows of wte behind V pad it to Vp and are zero */
+/* Draws n elements of one layer. wte has rows behind V, which pad it to Vp and are zero. */
 static int draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n, double std,
                 Share *share) {
     Context *ctx = (Context *)&m->ctx;
     if (t->init == LLMC_RESIDUAL) std /= sqrt(2.0 * m->config.L);
     for (int64_t at = 0, count; at < n; at += count) {
-        count = piece_of(n - at);
+        count = next_part(n - at);
         if (t->init == LLMC_NORMAL || t->init == LLMC_RESIDUAL) llmc_rng_normal(rng, x, count, 0, (float)std);
         else
             for (int64_t i = 0; i < count; i++) x[i] = t->init == LLMC_ONE;
@@ -39,15 +40,15 @@ static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
     return LLMC_OK;
 }
 
-/* GPT-2's 0.02, and wider for models narrower than its 768 channels: what a layer puts out keeps its size, without
- * which a small model takes many thousand steps to tell one name from another */
+/* GPT-2's 0.02, and more for models with less than its 768 channels, so that a layer's output keeps its size. Without that a
+ * small model takes many thousand steps to tell one name from another. */
 static double usual_std(int C) { return C < 768 ? 0.02 * sqrt(768.0 / C) : 0.02; }
 
 int llmc_model_init(llmc_model *m, int64_t seed, double std) {
-    float *x = malloc(2 * PIECE * sizeof *x);
+    float *x = malloc(2 * NUMBERS_AT_A_TIME * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory to draw fresh weights");
     if (std <= 0) std = usual_std(m->config.C);
-    m->ctx.weights = LLMC_FP32;
+    m->ctx.weight_format = LLMC_FP32;
     llmc_rng rng;
     llmc_rng_seed(&rng, seed);
     const int rc = draw_all(m, &rng, x, std);

@@ -1,9 +1,28 @@
-/* Where every tensor lies: the table tensors.def, worked out for one configuration. */
+/* Where every tensor lies: the table tensors.def, worked out for one configuration.
+ *
+ * A model is one allocation, its arena, laid out in this order (place_blocks in gpt2.c; each block is 64-byte aligned):
+ *
+ *   | params | stored | grads | m | v | acts                     | workspace |
+ *     float    floatX   float          float, int32, floatX        scratch of the kernels
+ *
+ *   stored      the parameters as kernels read them; left out where floatX is float, and params serve for both
+ *   grads, m, v only in training; each has the form of params: the tensors of tensors.def in their order, without gaps
+ *
+ * The activations, acts, are placed in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
+ *
+ *   | ALONE                     | BENEATH                 | OVER
+ *   | tokens  residual1  ln1 .. | fch_gelu    dresidual   |
+ *   |                           | logits (a chunk) ------ | -->  the chunk may be longer than all that is BENEATH
+ *   |                           | dqkv                    |
+ *   |                           | dfch                    |
+ *
+ * logits, dqkv and dfch share the memory of fch_gelu if that is not kept. A tensor that cannot share lies at the end, in
+ * the turn OVER: all three at --recompute=0, and logits if they are kept for every token. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
 #include "pyllmc.h"
 
-/* P_wte, ... and then A_tokens, ...: a tensor's row in the table */
+/* P_wte, ... and then A_tokens, ...: a tensor's row in the table. */
 enum {
 #define PARAM(name, ...) P_##name,
 #include "tensors.def"
@@ -13,6 +32,9 @@ enum {
 #include "tensors.def"
     NUM_TENSORS
 };
+
+/* The highest --recompute. A tensor of tensors.def whose level is above it is kept whenever the model is trained. */
+enum { RECOMPUTE_MOST = 3 };
 
 typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];

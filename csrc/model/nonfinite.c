@@ -1,29 +1,29 @@
-/* Where a NaN or infinity came from: the first tensor that holds one, in the order of computation. */
+/* Finds where a NaN or infinity came from: the first tensor that holds one, in the order of computation. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include "base/error.h"
 #include "model/gpt2.h"
 
-enum { PIECE = 1 << 14 }; /* elements looked at in one go */
+enum { ELEMENTS_AT_A_TIME = 1 << 14 };
 
-/* among the first n elements of layer l of row t */
-static int has_nonfinite(const llmc_model *m, int block, int i, int l, int64_t n, float *piece) {
-    for (int64_t at = 0; at < n; at += PIECE) {
-        const int64_t count = n - at < PIECE ? n - at : PIECE;
-        if (gpt2_read(m, block, i, l, at, count, piece) < 0) return 0;
+/* Looks at the first n elements of layer l of row i. */
+static int has_nonfinite(const llmc_model *m, int block, int i, int l, int64_t n, float *x) {
+    for (int64_t at = 0; at < n; at += ELEMENTS_AT_A_TIME) {
+        const int64_t count = n - at < ELEMENTS_AT_A_TIME ? n - at : ELEMENTS_AT_A_TIME;
+        if (gpt2_read(m, block, i, l, at, count, x) < 0) return 0;
         for (int64_t j = 0; j < count; j++)
-            if (!isfinite(piece[j])) return 1;
+            if (!isfinite(x[j])) return 1;
     }
     return 0;
 }
 
-/* the used part of layer l of row i of the table; what is not kept cannot be told apart */
-static int row_is_bad(const llmc_model *m, const Layout *used, int i, int l, float *piece) {
+/* Looks at the used part of layer l of row i. A tensor that is not kept is skipped: it may hold another layer's numbers. */
+static int row_is_bad(const llmc_model *m, const Layout *used, int i, int l, float *x) {
     const llmc_tensor *t = &m->layout.table[i];
     const int block = i < NUM_PARAM_TENSORS ? LLMC_PARAMS : LLMC_ACTS;
-    if (block == LLMC_PARAMS && m->ctx.weights != LLMC_FP32) return 0; /* not floats any more */
-    return t->type != LLMC_I && t->kept && has_nonfinite(m, block, i, l, used->table[i].size, piece);
+    if (block == LLMC_PARAMS && m->ctx.weight_format != LLMC_FP32) return 0; /* compressed */
+    return t->type != LLMC_I && t->kept && has_nonfinite(m, block, i, l, used->table[i].size, x);
 }
 
 static int describe(char *name, size_t size, const char *what, const llmc_tensor *t, int l) {
@@ -31,16 +31,16 @@ static int describe(char *name, size_t size, const char *what, const llmc_tensor
     return snprintf(name, size, "%s %s", what, t->name);
 }
 
-static int find(llmc_model *m, const Layout *used, float *piece, char *name, size_t size) {
+static int find(llmc_model *m, const Layout *used, float *x, char *name, size_t size) {
     const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
-            if (row_is_bad(m, used, i, l, piece)) return describe(name, size, "weights", &m->layout.table[i], l);
+            if (row_is_bad(m, used, i, l, x)) return describe(name, size, "weights", &m->layout.table[i], l);
     for (int l = 0; l < L; l++)
         for (int i = A_residual1; i < A_residual3; i++)
-            if (row_is_bad(m, used, i, l, piece)) return describe(name, size, "activation", &m->layout.table[i], l);
+            if (row_is_bad(m, used, i, l, x)) return describe(name, size, "activation", &m->layout.table[i], l);
     for (int i = 0; i < 4; i++)
-        if (row_is_bad(m, used, order[i], 0, piece))
+        if (row_is_bad(m, used, order[i], 0, x))
             return describe(name, size, "activation", &m->layout.table[order[i]], 0);
     return 0;
 }
@@ -48,12 +48,12 @@ static int find(llmc_model *m, const Layout *used, float *piece, char *name, siz
 int llmc_model_find_nonfinite(llmc_model *m, char *name, size_t size) {
     Layout used;
     llmc_room room = m->room;
-    float *piece = malloc(PIECE * sizeof *piece);
-    CHECK(piece, LLMC_ENOMEM, "no memory to look for a NaN");
+    float *x = malloc(ELEMENTS_AT_A_TIME * sizeof *x);
+    CHECK(x, LLMC_ENOMEM, "no memory to look for a NaN");
     name[0] = 0;
     if (m->b) room.B = m->b, room.T = m->t;
     const int rc = layout_make(&used, &m->config, &room);
-    if (rc == 0 && m->b) find(m, &used, piece, name, size);
-    free(piece);
+    if (rc == 0 && m->b) find(m, &used, x, name, size);
+    free(x);
     return rc;
 }

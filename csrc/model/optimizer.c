@@ -1,4 +1,4 @@
-/* What happens to the gradients: zeroed, measured, clipped, and taken by AdamW. */
+/* Gradients are zeroed, measured, clipped, and taken by AdamW. */
 #include <float.h>
 #include <math.h>
 #include "base/error.h"
@@ -48,7 +48,7 @@ static int check_adamw(const llmc_adamw *h) {
     return LLMC_OK;
 }
 
-/* the numbers of step t, counted from 1 */
+/* The numbers of step t, which counts from 1. */
 static AdamW make_step(const llmc_adamw *h, int64_t t) {
     const double correct1 = 1 - pow(h->beta1, (double)t), correct2 = 1 - pow(h->beta2, (double)t);
     return (AdamW){
@@ -74,7 +74,7 @@ static void update(llmc_model *m, const float *factor) {
 
 int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     const Acts a = acts_at(m, 0);
-    const int64_t key[4] = {0, clip != 0}; /* a batch's first number is not 0 */
+    const int64_t key[4] = {0, clip != 0}; /* differs from any other call's: a batch's first number is not 0 */
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const AdamW step = make_step(h, ++m->step);

@@ -1,88 +1,90 @@
-/* What the first event tells: device, model, data, memory, training. */
+/* The text of the first event: device, model, data, memory, training. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "base/cores.h"
 #include "base/error.h"
-#include "model/gpt2.h"
+#include "base/growing.h"
+#include "model/plan.h"
 #include "train/trainer.h"
 
-/* Empty if there is no data yet, as for a plan that is asked for first. */
-static void data_text(const llmc_trainer *t, char *text, size_t size) {
-    *text = 0;
-    if (t->train)
-        snprintf(text, size, "data: %lld token%s in %d shard%s, %lld window%s of %d%s\n",
-                 (long long)llmc_loader_tokens(t->train), s_of(llmc_loader_tokens(t->train)),
-                 llmc_loader_num_shards(t->train), s_of(llmc_loader_num_shards(t->train)),
-                 (long long)llmc_loader_windows(t->train), s_of(llmc_loader_windows(t->train)), t->T,
-                 t->val || !t->options.val_every ? "" : "; no validation data");
+/* Names a device with one kind of kernels only once. Names the BLAS library if this build's fp32 products come from one. */
+static void add_device(Growing *text, const llmc_trainer *t) {
+    const char *device = llmc_backend(), *isa = t->k->name;
+    const int bf16 = t->precision == LLMC_BF16;
+    const char *blas = bf16 || !strcmp(isa, "reference") ? "" : llmc_blas();
+    growing_add(text, "device: %s", device);
+    if (strcmp(device, isa)) growing_add(text, ", %s", isa);
+    growing_add(text, ", %s", bf16 ? "bf16" : "fp32");
+    if (*blas) growing_add(text, ", products by %s", blas);
 }
 
-/* Names a device with one kind of kernels once only; names the BLAS, where this build takes the fp32 products from one. */
-static void device_text(const Kernels *k, int precision, char *text, size_t size) {
-    const int bf16 = precision == LLMC_BF16, named = strcmp(llmc_backend(), k->name) != 0;
-    const char *blas = bf16 || !strcmp(k->name, "reference") ? "" : llmc_blas();
-    snprintf(text, size, "%s%s%s, %s%s%s", llmc_backend(), named ? ", " : "", named ? k->name : "",
-             bf16 ? "bf16" : "fp32", *blas ? ", products by " : "", blas);
-}
-
-/* Starts the threads and tells how many there are, and why they are not as many as one might think. */
-static int start_threads(const llmc_trainer *t, const Kernels *k, char *text, size_t size) {
-    const int cores = cores_here(), asked = (int)t->options.threads, wanted = asked ? asked : llmc_default_threads();
-    const int threads = llmc_start_threads(wanted);
-    const int n = snprintf(text, size, "%d thread%s", threads, s_of(threads));
-    char *why = text + n;
-    size -= (size_t)n;
+/* Starts the threads, and tells how many there are; if that is not one for each core, also why. */
+static void start_threads(Growing *text, llmc_trainer *t) {
+    const int cores = cores_here(), asked = (int)t->options.threads, wanted = threads_for(asked);
+    const int threads = t->threads = llmc_start_threads(wanted);
+    growing_add(text, ", %d thread%s", threads, s_of(threads));
     if (threads < wanted)
-        snprintf(why, size, " of %d: the system starts no more (ulimit -u, or its container's limit)", wanted);
-    else if (threads > cores) snprintf(why, size, " on %d core%s: more than cores are slower", cores, s_of(cores));
-    else if (k->host && !asked && threads < cores) snprintf(why, size, " of %d cores: OMP_NUM_THREADS is set", cores);
-    return threads;
+        growing_add(text, " of %d: the system starts no more (ulimit -u, or its container's limit)", wanted);
+    else if (threads > cores) growing_add(text, " on %d core%s: more than cores are slower", cores, s_of(cores));
+    else if (t->k->host && !asked && threads < cores) growing_add(text, " of %d cores: OMP_NUM_THREADS is set", cores);
+    growing_add(text, "\n");
 }
 
-/* Tells where the weights come from. gpt2 is a size here, and might be taken for OpenAI's weights: then the line says both. */
-static void origin_text(const llmc_trainer *t, char *text, size_t size) {
+/* A bare gpt2 is only a size, but might be taken for OpenAI's weights: the line then says how to get those. */
+static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *plan) {
+    const llmc_config *c = &t->config;
     const char *model = t->options.model;
-    const int named_alike = !strncmp(model, "gpt2", 4) && !strchr(model, ':');
-    if (*t->weights) snprintf(text, size, ", from %s", setup_weights_name(t));
-    else if (named_alike) snprintf(text, size, ", fresh weights (OpenAI's: hub:%.32s, in Python)", model);
-    else snprintf(text, size, ", fresh weights");
+    growing_add(text, "model: L=%d NH=%d C=%d T=%d V=%d", c->L, c->NH, c->C, c->maxT, c->V);
+    if (c->window) growing_add(text, " window=%d", c->window);
+    growing_add(text, ", %.2fM parameters", (double)plan->num_params * 1e-6);
+    if (*t->start_file) growing_add(text, ", from %s", setup_weights_name(t));
+    else growing_add(text, ", fresh weights");
+    if (!*t->start_file && !strncmp(model, "gpt2", 4) && !strchr(model, ':'))
+        growing_add(text, " (OpenAI's: hub:%.32s, in Python)", model);
+    growing_add(text, "\n");
 }
 
-static void training_text(const llmc_trainer *t, char *text, size_t size) {
+/* Nothing if there is no data yet: --plan may run before any is made. */
+static void add_data(Growing *text, const llmc_trainer *t) {
+    if (!t->train) return;
+    const int64_t tokens = llmc_loader_tokens(t->train), windows = llmc_loader_windows(t->train);
+    const int shards = llmc_loader_num_shards(t->train);
+    growing_add(text, "data: %lld token%s in %d shard%s, %lld window%s of %d%s\n", (long long)tokens, s_of(tokens),
+                shards, s_of(shards), (long long)windows, s_of(windows), t->T,
+                t->val || !t->options.val_every ? "" : "; no validation data");
+}
+
+static void add_training(Growing *text, const llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    char from[64];
-    snprintf(from, sizeof from, "fresh weights of seed %lld", (long long)o->seed);
-    snprintf(text, size, "training: %s with lr %.3g%s, warm-up %lld, schedule %s",
-             t->resumed    ? "goes on"
-             : *t->weights ? "fine-tunes the weights"
-                           : from,
-             o->lr, t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "", (long long)o->warmup_steps,
-             o->schedule);
+    growing_add(text, "training: ");
+    if (t->resumed) growing_add(text, "goes on");
+    else if (*t->start_file) growing_add(text, "fine-tunes the weights");
+    else growing_add(text, "fresh weights of seed %lld", (long long)o->seed);
+    growing_add(text, " with lr %.3g%s, warm-up %lld, schedule %s", o->lr,
+                t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "", (long long)o->warmup_steps,
+                o->schedule);
+}
+
+static int add_all(Growing *text, llmc_trainer *t) {
+    const llmc_room room = setup_room(t);
+    char memory[1024];
+    llmc_plan plan;
+    add_device(text, t);
+    start_threads(text, t);
+    TRY(plan_text(&plan, t->k, &t->config, &room, t->threads, memory, sizeof memory));
+    add_model(text, t, &plan);
+    add_data(text, t);
+    growing_add(text, "%s\n", memory);
+    add_training(text, t);
+    return tell_resume(t, text);
 }
 
 int trainer_announce_plan(llmc_trainer *t) {
-    const llmc_config *c = &t->config;
-    const llmc_room room = setup_room(t);
-    char memory[1024], data[256];
-    llmc_plan plan;
-    const Kernels *k = llmc_kernels(NULL);
-    if (!k) return LLMC_EDEVICE;
-    const int precision = gpt2_precision(k, t->options.precision);
-    TRY(precision);
-    char working[160], window[32] = "", training[OPTION_TEXT + 256], device[128], origin[OPTION_TEXT + 64];
-    const int threads = start_threads(t, k, working, sizeof working);
-    TRY(llmc_plan_text(c, &room, threads, memory, sizeof memory));
-    TRY(llmc_plan_memory(c, &room, threads, &plan));
-    data_text(t, data, sizeof data);
-    origin_text(t, origin, sizeof origin);
-    device_text(k, precision, device, sizeof device);
-    training_text(t, training, sizeof training);
-    if (c->window) snprintf(window, sizeof window, " window=%d", c->window);
-    snprintf(t->text, TEXT_SIZE,
-             "device: %s, %s\nmodel: L=%d NH=%d C=%d T=%d V=%d%s, %.2fM parameters%s\n"
-             "%s%s\n%s",
-             device, working, c->L, c->NH, c->C, c->maxT, c->V, window, (double)plan.num_params * 1e-6, origin, data,
-             memory, training);
-    TRY(tell_resume(t, t->text, TEXT_SIZE));
-    return LLMC_PLAN;
+    Growing growing = {0};
+    int rc = add_all(&growing, t);
+    char *text = growing_end(&growing);
+    if (rc >= 0) rc = text ? trainer_set_text(t, text) : LLMC_ENOMEM;
+    free(text);
+    return rc < 0 ? rc : LLMC_PLAN;
 }

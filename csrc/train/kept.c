@@ -1,4 +1,4 @@
-/* Checkpoints that are kept by their steps, beside last.ckpt and best.ckpt. */
+/* Older checkpoints, kept as step_N.ckpt beside last.ckpt and best.ckpt. */
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -50,7 +50,7 @@ int64_t run_reached(const char *folder) {
     return newest;
 }
 
-/* Looks for a checkpoint that must go: 1 and its name, or 0. */
+/* Finds a checkpoint that must go: 1 and its name, or 0. */
 static int find_surplus(DIR *dir, int64_t last, int64_t keep, char *name, size_t size) {
     int64_t oldest = INT64_MAX, of, n = 0;
     rewinddir(dir);

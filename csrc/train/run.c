@@ -1,4 +1,4 @@
-/* A run's folder: what is kept of a run, written so that a kill at any moment loses nothing. */
+/* A run's folder, written so that a kill at any moment loses nothing. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +29,7 @@ static int system_error(const char *path, const char *what) {
 static int make_folder(const char *path) {
     if (mkdir(path, 0777) == 0 || errno == EEXIST) return LLMC_OK;
     const int error = errno;
-    if (is_folder(path)) return LLMC_OK; /* some file systems refuse first and look later */
+    if (is_folder(path)) return LLMC_OK; /* some file systems refuse before they see that it is there */
     errno = error;
     return system_error(path, "made");
 }
@@ -64,11 +64,11 @@ static int write_file(const char *path, const char *text, size_t size) {
 
 /* ---- metrics.jsonl ---- */
 
-/* every line of ours begins {"step": N, so the step is read without a JSON parser */
+/* Every line begins {"step": N, so the step is read without a JSON parser. */
 static int keep_line(const char *line, int64_t step, int evaluated) {
     long long of = -1;
     if (sscanf(line, "{\"step\": %lld", &of) != 1 || of > step || !strchr(line, '\n')) return 0;
-    return of < step || evaluated || !strstr(line, "\"val_loss\""); /* it is evaluated again */
+    return of < step || evaluated || !strstr(line, "\"val_loss\""); /* a resumed run evaluates again */
 }
 
 static int copy_metrics(FILE *from, FILE *to, int64_t step, int evaluated) {
@@ -101,16 +101,17 @@ int run_metric(Run *run, const char *line) {
     return system_error(path, "written");
 }
 
-/* ---- a run that is replaced: kept until the new one has saved last.ckpt ----
- * Its files go to moving/, which then is renamed replaced/; back they go the same way. So whatever is found after a kill says
- * what to do: moving/ holds files of the old run only, as does the folder; beside replaced/ lie files of the new run only. */
+/* ---- a run that is replaced is kept until the new one has saved last.ckpt ----
+ * Its files go to moving/, which is then renamed replaced/, and come back the same way. So the folders that are found after a
+ * kill say what to do: if there is moving/, it and the run's folder hold files of the old run only; if there is replaced/, all
+ * files beside it are the new run's. */
 
 static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt"};
 enum { NUM_FILES = sizeof files / sizeof *files };
 
 static int is_by_step(const char *name) { return !strncmp(name, "step_", 5); }
 
-/* "" is the folder itself, where samples have one of their own; numbered checkpoints lie in it */
+/* The path of a run's file in a subfolder; "" is the run's folder itself, in which samples have a folder of their own. */
 static void place(const Run *run, const char *sub, const char *name, char *path, size_t size) {
     const int is_sample = is_by_step(name) && !run_is_numbered(name, NULL);
     snprintf(path, size, "%s/%s/%s", run->folder, *sub ? sub : is_sample ? "samples" : ".", name);
@@ -124,7 +125,7 @@ static int transfer_file(const Run *run, const char *from, const char *to, const
     return system_error(old, to ? "moved" : "removed");
 }
 
-/* Transfers the files of a folder that are named by their step; with `numbered` only checkpoints. */
+/* Transfers the files of a folder that are named by their step; if `numbered`, only checkpoints. */
 static int transfer_by_step(const Run *run, const char *folder, int numbered, const char *from, const char *to) {
     char path[2 * OPTION_TEXT];
     int rc = LLMC_OK;
@@ -137,7 +138,7 @@ static int transfer_by_step(const Run *run, const char *folder, int numbered, co
     return rc;
 }
 
-/* every file of a run from a subfolder to another one, or to nowhere */
+/* Moves every file of a run from one subfolder to another; removes them if `to` is NULL. */
 static int transfer(const Run *run, const char *from, const char *to) {
     for (int i = 0; i < NUM_FILES; i++) TRY(transfer_file(run, from, to, files[i]));
     if (!*from) TRY(transfer_by_step(run, ".", 1, from, to));
@@ -167,7 +168,7 @@ static int set_aside(Run *run) {
     return rename_within(run, "moving", "replaced");
 }
 
-/* away with the old run if the new one has saved, else back with it */
+/* Removes the old run if the new one has saved; else brings it back. */
 static int settle(const Run *run) {
     if (exists(run, "replaced")) {
         if (exists(run, "last.ckpt")) return empty_into(run, "replaced", NULL);
@@ -181,7 +182,7 @@ static int settle(const Run *run) {
 
 static int check_free(const Run *run, int overwrite) {
     int holds = 0;
-    for (int i = 0; i < NUM_FILES - 1; i++) holds |= exists(run, files[i]); /* options alone are no run */
+    for (int i = 0; i < NUM_FILES - 1; i++) holds |= exists(run, files[i]); /* a config.txt alone is no run */
     CHECK(!holds || overwrite || exists(run, "last.ckpt"), LLMC_EINVAL,
           "%s holds a run that saved nothing: replace it with --overwrite, or name another --out", run->folder);
     CHECK(!holds || overwrite, LLMC_EINVAL,
@@ -245,14 +246,15 @@ int run_open(Run *run, const llmc_options *options, const char *history, int in_
 }
 
 void run_saved(Run *run) {
-    if (run->replacing) settle(run); /* what cannot be removed now is removed when the folder is next opened */
+    if (run->replacing) settle(run); /* files that cannot be removed now are removed when the folder is next opened */
     run->replacing = 0;
 }
 
 void run_close(Run *run) {
     char reason[1024];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
-    if (run->replacing && settle(run) < 0) llmc_fail(LLMC_EIO, "%s", reason); /* why it ends says more */
+    if (run->replacing && settle(run) < 0)
+        llmc_fail(LLMC_EIO, "%s", reason); /* the reason why the run ends says more */
     run->replacing = 0;
     if (run->lock > 0) close(run->lock);
     run->lock = 0;

@@ -7,28 +7,32 @@
 typedef struct Run {
     char folder[OPTION_TEXT]; /* "" writes nothing */
     FILE *metrics;
-    int replacing; /* a run that lies aside until this one has saved */
-    int lock;      /* file descriptor of the folder, 0 if none: two runs must not write into one */
+    int replacing; /* an older run lies aside until this one has saved */
+    int lock;      /* a file descriptor of the folder, which keeps other runs out of it; 0: none */
 } Run;
 
-/* After a kill while a run was being replaced: what of the two is there, whole. Before a checkpoint is looked for. */
+/* Puts a folder in order after a kill while its run was being replaced: afterwards it holds the old run or the new one, whole.
+ * To be called before a checkpoint is looked for. */
 int run_settle(const char *folder);
-/* Refuses a folder that holds a run which is not to be overwritten. */
+/* Refuses a folder that holds a run, unless that is to be overwritten. */
 int run_check(const llmc_options *options);
-/* Makes the folder, or goes on in it from a checkpoint of `step`: later metrics are dropped, and its validation loss unless it was
- * evaluated. history: what config.txt tells of options before that step, lines of comments; may be NULL. A run that is overwritten comes back if this one ends before run_saved. */
+/* Makes the folder. in_place: goes on in it from a checkpoint of `step`, so later metrics are dropped, and that step's
+ * validation loss too unless it was evaluated. history: comments for config.txt about options before that step; may be NULL.
+ * A run that is overwritten comes back if this one ends before run_saved. */
 int run_open(Run *run, const llmc_options *options, const char *history, int in_place, int64_t step, int evaluated);
-void run_saved(Run *run); /* last.ckpt */
+void run_saved(Run *run); /* last.ckpt is there: a run that was overwritten is removed */
 void run_close(Run *run);
 int run_metric(Run *run, const char *line); /* one JSON object */
 int run_sample(const Run *run, int64_t step, const char *text, int64_t size);
-/* A checkpoint by a second name, whatever was there; 1, or 0 where the file system has but one name for a file. */
+/* Gives a checkpoint a second name, in the place of whatever had it: 1, or 0 if the file system has no second names. */
 int run_link(const Run *run, const char *name, const char *second);
-/* Of the checkpoints called step_N.ckpt the newest `keep` stay, and none beyond `step`: those are of a future that was left. */
+/* Removes all checkpoints step_N.ckpt but the newest `keep`, and all with N > step, which belong to steps that a resume has
+ * gone back before. */
 int run_drop_numbered(const Run *run, int64_t step, int64_t keep);
 /* Looks how far the run in a folder has come: the step of its last.ckpt, or, where that cannot be read, of the newest
  * step_N.ckpt; -1: neither. */
 int64_t run_reached(const char *folder);
-int run_is_numbered(const char *name, int64_t *step); /* whether `name` is step_N.ckpt, and N; step may be NULL */
+/* True if `name` is step_N.ckpt; tells N unless step is NULL. */
+int run_is_numbered(const char *name, int64_t *step);
 void run_path(const Run *run, const char *name, char *path, size_t size);
 #endif

@@ -1,4 +1,4 @@
-/* The learning rate of a step. */
+/* The learning rate of each step. */
 #include <math.h>
 #include <string.h>
 #include "base/error.h"
@@ -7,7 +7,7 @@ static double constant(double x) { return (void)x, 0; }
 static double linear(double x) { return x; }
 static double cosine(double x) { return 0.5 * (1 - cos(3.141592653589793 * x)); }
 
-/* the share of the way from lr to final that is done at x in [0, 1] */
+/* How much of the way from lr to the final rate is done at x in [0, 1]. */
 static const struct Shape {
     const char *name;
     double (*done)(double x);

@@ -1,4 +1,4 @@
-/* What a training run needs before its first step: options, data, tokenizer, model, run folder. */
+/* All that a training run needs before its first step: options, data, tokenizer, model, run folder. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -13,9 +13,9 @@
 #include "files/state.h"
 #include "train/trainer.h"
 
-/* ---- resume: the checkpoint's options, unless given anew ---- */
+/* ---- resume: the options of the checkpoint, unless the call gave others ---- */
 
-/* Takes a line of the record: name=value, or a # and what an earlier resume wrote down. Writes into it. */
+/* Takes a line of the record: name=value, or a # comment of an earlier resume, which joins the history. Changes the line. */
 static int adopt_option(llmc_trainer *t, char *line, Growing *history) {
     llmc_options *options = &t->options;
     char *value = strchr(line, '=');
@@ -58,7 +58,7 @@ static void folder_of(const char *path, char *folder, size_t size) {
     else snprintf(folder, size, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
 }
 
-/* the run goes on in the checkpoint's own folder, unless --out names another */
+/* A run is resumed in the checkpoint's own folder, unless --out names another. */
 static int open_resume(llmc_trainer *t) {
     llmc_options *o = &t->options;
     char folder[OPTION_TEXT];
@@ -67,10 +67,10 @@ static int open_resume(llmc_trainer *t) {
     t->resumed = 1;
     folder_of(o->resume, folder, sizeof folder);
     TRY(run_settle(folder));
-    TRY(find_checkpoint(o, t->weights, sizeof t->weights));
+    TRY(find_checkpoint(o, t->start_file, sizeof t->start_file));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);
-    return adopt_options(t, t->weights);
+    return adopt_options(t, t->start_file);
 }
 
 /* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
@@ -88,7 +88,7 @@ static int check_later_steps(const llmc_trainer *t) {
 
 static int restore_state(llmc_trainer *t) {
     char state[STATE_TEXT];
-    TRY(state_read(t->weights, state));
+    TRY(state_read(t->start_file, state));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
@@ -96,7 +96,7 @@ static int restore_state(llmc_trainer *t) {
     CHECK(t->step == llmc_model_step(t->model), LLMC_EINVAL,
           "%s holds no moments, so it cannot be resumed bit for bit: resume from last.ckpt, or start from it with "
           "--model",
-          t->weights);
+          t->start_file);
     t->found = t->evaluated = (int)state_number(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
     return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
@@ -109,10 +109,11 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
     snprintf(path, sizeof path, "%s/tokenizer.bin", data);
     if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
-    return *t->weights ? source_own_tokenizer(&t->tokenizer, t->weights) : LLMC_OK; /* without one, no samples */
+    return *t->start_file ? source_own_tokenizer(&t->tokenizer, t->start_file)
+                          : LLMC_OK; /* without a tokenizer there are no samples */
 }
 
-/* 1, 0 or an error: of the folder, not of what is in it */
+/* 1, 0, or an error if the folder cannot be read. */
 static int has_shards(const char *data, const char *split) {
     Shards shards = {0};
     const int rc = shards_find(&shards, data, split);
@@ -136,12 +137,12 @@ static void override(int *value, int64_t option) {
     if (option) *value = (int)option;
 }
 
-/* The weights as their user calls them: a file that Python has converted is known by what it was made of. */
+/* If Python has converted the file, its user knows it by the name of the original. */
 const char *setup_weights_name(const llmc_trainer *t) {
-    return *t->options.model_file && !strcmp(t->weights, t->options.model_file) ? t->options.model : t->weights;
+    return *t->options.model_file && !strcmp(t->start_file, t->options.model_file) ? t->options.model : t->start_file;
 }
 
-/* a file's sizes are what they are */
+/* The sizes of a file cannot be changed by options. */
 static int refuse_other(const char *file, const char *name, int64_t asked, int has) {
     CHECK(!asked || asked == has, LLMC_EINVAL, "--%s=%lld, but %s has %d: leave the option out", name, (long long)asked,
           file, has);
@@ -159,7 +160,7 @@ static int refuse_other_sizes(const llmc_options *o, const char *file, const llm
     return LLMC_OK;
 }
 
-/* usually the data itself is at fault: look at it first */
+/* Reports an error of the data first, as that is the usual reason why there is no vocabulary. */
 static int explain_no_vocabulary(const char *data, const char *model) {
     llmc_loader *probe = NULL;
     const int rc = llmc_loader_open(&probe, data, "train", 1, 1, 0, 0, 0, 1, 0, -1);
@@ -169,7 +170,7 @@ static int explain_no_vocabulary(const char *data, const char *model) {
          model, data);
 }
 
-/* The shape in a file of options is that of the file's own model: it is dropped where the call names another --model. */
+/* Drops the shape that a file of options gives, if the call names another --model: it is the shape of the file's model. */
 static int forget_other_shape(llmc_options *o) {
     const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size",
                                     "window",  "T",      "lr",     "warmup_steps"};
@@ -186,18 +187,18 @@ static int forget_other_shape(llmc_options *o) {
     return LLMC_OK;
 }
 
-/* the model that is asked for; V may still be 0, if only the data's tokenizer will tell */
+/* Decides the sizes of the model. V may stay 0 until the tokenizer of the data is open. */
 static int choose_sizes(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
-    if (!*t->weights) {
-        const int found = source_find(o, t->weights, sizeof t->weights);
+    if (!*t->start_file) {
+        const int found = source_find(o, t->start_file, sizeof t->start_file);
         TRY(found);
-        if (!found) *t->weights = 0;
+        if (!found) *t->start_file = 0;
     }
-    if (*t->weights) {
-        TRY(llmc_model_read_config(t->weights, c));
+    if (*t->start_file) {
+        TRY(llmc_model_read_config(t->start_file, c));
         TRY(refuse_other_sizes(o, setup_weights_name(t), c));
     } else {
         TRY(llmc_config_parse(c, o->model));
@@ -211,7 +212,7 @@ static int choose_sizes(llmc_trainer *t) {
     t->B = (int)o->B;
     t->T = o->T ? (int)o->T : c->maxT;
     CHECK(t->T <= c->maxT, LLMC_EINVAL, "--T=%d is longer than the model's context of %d: lower --T%s", t->T, c->maxT,
-          *t->weights ? "" : " or raise --max_seq_len");
+          *t->start_file ? "" : " or raise --max_seq_len");
     llmc_config known = *c;
     override(&known.V, !known.V);
     return llmc_config_check(&known);
@@ -223,7 +224,7 @@ static int same_piece(const llmc_tokenizer *a, const llmc_tokenizer *b, int id) 
     return n == m && n >= 0 && !memcmp(x, y, (size_t)n);
 }
 
-/* whether every id means the same, in whatever form the two are written */
+/* True if every id means the same bytes in both, whatever the format of their files. */
 static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
     const int V = llmc_tokenizer_size(a);
     int same = V == llmc_tokenizer_size(b) && llmc_tokenizer_eot(a) == llmc_tokenizer_eot(b);
@@ -231,18 +232,18 @@ static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
     return same;
 }
 
-/* Whether a model of V rows may be of a vocabulary of `ids`: others pad theirs to a multiple of up to 128. */
+/* True if a model of V rows may belong to a vocabulary of `ids`: some are padded to a multiple of 2, 4, ... or 128. */
 static int is_padded(int ids, int V) {
     for (int multiple = 1; multiple <= 128; multiple *= 2)
         if ((ids + multiple - 1) / multiple * multiple == V) return 1;
     return 0;
 }
 
-/* weights know what an id means */
+/* Refuses data whose ids mean other text than the weights have learnt. */
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    TRY(source_own_tokenizer(&own, t->weights));
+    TRY(source_own_tokenizer(&own, t->start_file));
     const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
     if (!fits) llmc_tokenizer_free(own);
     CHECK(fits, LLMC_EINVAL,
@@ -261,7 +262,7 @@ static int check_vocabulary(const llmc_trainer *t, const char *data) {
 static int choose_vocabulary(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
     const int tokenizer_V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : 0;
-    if (*t->weights) return check_vocabulary(t, data);
+    if (*t->start_file) return check_vocabulary(t, data);
     if (!o->vocab_size) override(&t->config.V, tokenizer_V);
     if (!t->config.V) return explain_no_vocabulary(data, o->model);
     CHECK(tokenizer_V <= t->config.V, LLMC_EINVAL, "--vocab_size=%d is less than the tokenizer's %d", t->config.V,
@@ -269,33 +270,35 @@ static int choose_vocabulary(llmc_trainer *t, const char *data) {
     return llmc_config_check(&t->config);
 }
 
-/* before the first step, not at the first sample */
+/* Refuses a prompt that cannot be encoded now, not only at the first sample. */
 static int check_prompt(const llmc_trainer *t) {
     const char *prompt = t->options.prompt;
     return t->tokenizer ? llmc_tokenizer_encode(t->tokenizer, prompt, (int64_t)strlen(prompt), NULL, 0) : LLMC_OK;
 }
 
-/* 6e-4 at 768 channels, as GPT-3's table of sizes; below, less than inversely with the width: at C=128, 3.6e-3 learnt to refer
- * back 1,000 to 2,000 steps later than 2.4e-3 and 1.6e-3 */
+/* 6e-4 at 768 channels, as in GPT-3's table of sizes. The rate grows more slowly than the width shrinks, because at C=128 a
+ * model with 3.6e-3 learnt to refer back 1,000 to 2,000 steps later than with 2.4e-3 or 1.6e-3. */
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
 
-/* The same of weights that a file brings: gentle enough to keep what they know. GPT, of 768 channels, was fine-tuned with 6.25e-5
- * (Radford et al. 2018, section 4.1), and nanoGPT's example gives GPT-2 XL, of 1600, 3e-5: inversely with the
- * width. The demo's model, 300 steps on 150 stories in other words: a validation loss of 1.25 with this rate and still falling,
- * 1.54 with that of fresh weights (it learns them by heart), 1.89 with a third of this one. */
+/* The rate for fine-tuning is gentle, so that the weights keep what they know. It is inverse to the width: GPT, with 768
+ * channels, was fine-tuned with 6.25e-5 (Radford et al. 2018, section 4.1), and nanoGPT's example gives GPT-2 XL, with 1600,
+ * 3e-5. The demo's model, after 300 steps on 150 stories in other words, has a validation loss of 1.25 with this rate, which
+ * still falls; 1.54 with the rate of fresh weights, with which it learns the stories by heart; and 1.89 with a third of this. */
 static double tuning_lr(int C) { return fmin(1e-3, 6e-5 * 768.0 / C); }
-/* often a few hundred steps in all */
+/* A fine-tuning run often has only a few hundred steps. */
 static int64_t tuning_warmup(const llmc_options *o) {
     return o->warmup_steps < o->max_steps / 10 ? o->warmup_steps : o->max_steps / 10;
 }
 
-static int is_tuning(const llmc_trainer *t) { return *t->weights && !t->resumed; }
+static int is_tuning(const llmc_trainer *t) { return *t->start_file && !t->resumed; }
 
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
     TRY(source_check_device(o->device));
-    TRY(gpt2_precision(llmc_kernels(NULL), o->precision));
+    t->k = llmc_kernels(NULL);
+    if (!t->k) return LLMC_EDEVICE;
+    TRY(t->precision = gpt2_precision(t->k, o->precision));
     TRY(open_resume(t));
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
@@ -321,7 +324,7 @@ static int plan_without_data(const llmc_trainer *t) {
 
 int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missing(t) && !plan_without_data(t); }
 
-/* Writes into the options what was left to the model to decide, so that their record is whole. */
+/* Replaces options that were left to the model by its sizes, so that their record is whole. */
 static void settle_options(llmc_options *o, const llmc_config *c) {
     o->n_layer = c->L, o->n_head = c->NH, o->n_embd = c->C;
     o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window;
@@ -349,7 +352,7 @@ llmc_room setup_room(const llmc_trainer *t) {
     return (llmc_room){.B = t->B, .T = t->T, .training = 1, .recompute = (int)t->options.recompute};
 }
 
-/* Adds to the history which options had other values before the step at which the run is resumed. */
+/* Adds to the history: the options that had other values before this resume. */
 static int note_changes(llmc_trainer *t) {
     Growing history = {0};
     char old[OPTION_TEXT], new[OPTION_TEXT];
@@ -375,12 +378,12 @@ int setup_model(llmc_trainer *t) {
     t->targets = malloc(batch);
     t->losses = malloc((size_t)t->options.grad_accum * sizeof *t->losses);
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
-    TRY(llmc_model_create(&t->model, &t->config, &room, (int)t->options.threads));
-    TRY(llmc_model_set_precision(t->model, t->options.precision));
-    if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
+    TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
+    t->model->ctx.precision = t->precision;
+    if (*t->start_file) TRY(llmc_model_load(t->model, t->start_file));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     if (t->resumed) TRY(note_changes(t));
-    else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
+    else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
     return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
 }

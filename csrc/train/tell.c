@@ -1,5 +1,4 @@
-/* What a trainer tells whoever sits there: what is under way, what changed when it goes on, what its end leaves and what comes
- * next. */
+/* The words of a trainer for its user: what it is doing, what a resume changed, what the run leaves, and what to do next. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +18,7 @@ void tell_clock(double seconds, char *text, size_t size) {
     else snprintf(text, size, "%ld:%02ld", s / 60, s % 60);
 }
 
-enum { LONG_STEP = 500 }; /* ms: a shorter one needs no signs of life within it */
+enum { LONG_STEP = 500 }; /* ms: a shorter step needs no signs of life within it */
 
 void tell_micro_step(llmc_trainer *t, int i) {
     if (t->ms > 0 && t->ms < LONG_STEP) return;
@@ -51,9 +50,9 @@ const char *llmc_trainer_stopping(const llmc_trainer *t) {
     }
 }
 
-/* ---- a run that goes on ---- */
+/* ---- a resumed run ---- */
 
-/* Adds each option that has another value in the checkpoint's record, but for those of one call. */
+/* Adds each option whose value differs from the checkpoint's record. Options of one call, such as --out, do not count. */
 static void add_changes(Growing *text, const llmc_options *before, const llmc_options *after) {
     char old[OPTION_TEXT], new[OPTION_TEXT];
     for (EACH_OPTION(o, after)) {
@@ -64,17 +63,14 @@ static void add_changes(Growing *text, const llmc_options *before, const llmc_op
     }
 }
 
-int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
+int tell_resume(const llmc_trainer *t, Growing *text) {
     char state[STATE_TEXT];
-    Growing text = {0};
     if (!t->resumed) return LLMC_OK;
-    TRY(state_read(t->weights, state));
-    growing_add(&text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)state_number(state, "step", 0),
+    TRY(state_read(t->start_file, state));
+    growing_add(text, "\nresume: %s, at step %lld of %lld", t->start_file, (long long)state_number(state, "step", 0),
                 (long long)t->options.max_steps);
-    add_changes(&text, t->before, &t->options);
-    const size_t n = strlen(buffer);
-    const int added = growing_copy(&text, buffer + n, size - n);
-    return added < 0 ? added : LLMC_OK;
+    add_changes(text, t->before, &t->options);
+    return LLMC_OK;
 }
 
 /* ---- the end ---- */
@@ -82,8 +78,8 @@ int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
 typedef struct Ending {
     const llmc_trainer *t;
     const char *program, *python;
-    char folder[QUOTED], exported[QUOTED]; /* quoted for a shell, as the next */
-    char run[QUOTED];                      /* the run or checkpoint to go on from; "" if there is none */
+    char folder[QUOTED], exported[QUOTED]; /* quoted for a shell, as is run */
+    char run[QUOTED];                      /* the run or checkpoint to resume; "" if there is none */
     int has_best, has_last, in_python;
 } Ending;
 
@@ -117,7 +113,7 @@ static void add_last(const Ending *e, Growing *text) {
     growing_add(text, "\n");
 }
 
-/* Says what it means that there is no run folder. */
+/* Explains why nothing is kept, if there is no run folder. */
 static void add_nothing_kept(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (*t->run.folder || t->options.plan) return;
@@ -157,7 +153,7 @@ static void add_next(const Ending *e, Growing *text) {
     growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
 }
 
-/* The export's name, which lies beside the run: runs/demo-hf. */
+/* The folder of an export lies beside the run: runs/demo-hf. */
 static void export_name(const char *folder, char *quoted) {
     char name[OPTION_TEXT + 4];
     size_t n = strlen(folder);
@@ -169,7 +165,7 @@ static void export_name(const char *folder, char *quoted) {
 int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *python, char *buffer, size_t size) {
     Growing text = {0};
     Ending e = {.t = t, .program = program, .python = python};
-    CHECK(size, LLMC_EINVAL, "no room for the text of an ending");
+    CHECK(size, LLMC_EINVAL, "a buffer of 0 bytes cannot hold the text of an ending");
     *buffer = 0;
     if (t->options.plan || (!t->stop && !t->options.max_steps)) return LLMC_OK;
     e.has_best = has(t, "best.ckpt"), e.has_last = has(t, "last.ckpt");

@@ -1,4 +1,4 @@
-/* The training loop as a step machine: all policy (when to evaluate, sample, save, stop) is here, and nowhere else. */
+/* The training loop as a step machine. It alone decides when to evaluate, sample, save and stop. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "train/trainer.h"
 #include "write/writer.h"
 
-/* At each step boundary the machine walks EVALUATE, SAMPLE, SAVE, then ACCUMULATE and UPDATE lead to the next one. */
+/* Between two steps the machine goes through EVALUATE, SAMPLE and SAVE; ACCUMULATE and UPDATE make the next step. */
 enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };
 
 static double now(void) {
@@ -38,7 +38,7 @@ int llmc_trainer_new(llmc_trainer **out, const llmc_options *options) {
     t->best_val_loss = INFINITY;
     t->val_loss = NAN;
     t->kept = t->best_step = -1;
-    t->text = calloc(1, TEXT_SIZE), t->text_room = TEXT_SIZE;
+    t->text = calloc(1, TEXT_SIZE), t->text_capacity = TEXT_SIZE;
     const int rc = t->text ? setup_open(t) : llmc_fail(LLMC_ENOMEM, "no memory for a trainer's text");
     if (rc < 0) llmc_trainer_free(t);
     else *out = t;
@@ -68,7 +68,7 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 /* ---- one step ---- */
 
-/* 1, or 0 where it was stopped between two micro-steps */
+/* Computes the gradients of all micro-steps: 1, or 0 if the run was stopped between two of them. */
 static int accumulate(llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
     t->doing = micro_steps > 1 ? MICRO_STEPPING : STEPPING;
@@ -83,7 +83,7 @@ static int accumulate(llmc_trainer *t) {
     return 1;
 }
 
-/* of the micro-steps, once the device has told them */
+/* The mean over the micro-steps, whose losses are there once the model has been waited for. */
 static double mean_loss(const llmc_trainer *t) {
     const int micro_steps = (int)t->options.grad_accum;
     double loss = 0;
@@ -91,7 +91,7 @@ static double mean_loss(const llmc_trainer *t) {
     return loss;
 }
 
-/* where the run broke, before anything is harmed: the weights are still those of the last step */
+/* Names the first tensor that is not finite. The weights are unharmed, since the step has not changed them yet. */
 static int explain_nonfinite(llmc_trainer *t, const char *what, double value) {
     char name[128];
     TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
@@ -120,6 +120,20 @@ static int update(llmc_trainer *t) {
 
 /* ---- what an event says ---- */
 
+/* Makes memory for a text of `size` bytes; the text so far stays. */
+static int reserve_text(llmc_trainer *t, int64_t size) {
+    if (size <= t->text_capacity) return LLMC_OK;
+    char *text = realloc(t->text, (size_t)(2 * size));
+    CHECK(text, LLMC_ENOMEM, "no memory for a text of %lld bytes", (long long)size);
+    return t->text = text, t->text_capacity = 2 * size, LLMC_OK;
+}
+
+int trainer_set_text(llmc_trainer *t, const char *text) {
+    TRY(reserve_text(t, (int64_t)strlen(text) + 1));
+    strcpy(t->text, text);
+    return LLMC_OK;
+}
+
 static int announce_step(llmc_trainer *t, llmc_event *e) {
     const llmc_options *o = &t->options;
     const double ms = (now() - t->started) * 1e3;
@@ -145,14 +159,14 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
 
 static int due(int64_t step, int64_t every, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
 
-/* 1, or 0 where it was stopped between two batches */
+/* Computes the validation loss: 1, or 0 if the run was stopped between two batches. */
 static int validate(llmc_trainer *t) {
     const double began = now();
     const int64_t batches_in_all = (llmc_loader_windows(t->val) + t->B - 1) / t->B;
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
     double sum = 0;
-    TRY(llmc_loader_set_position(t->val, 0)); /* the same windows every time */
+    TRY(llmc_loader_set_position(t->val, 0)); /* so that every validation reads the same windows */
     t->doing = VALIDATING;
     for (int64_t i = 0; i < batches; i++) {
         float loss;
@@ -191,7 +205,7 @@ static int save(llmc_trainer *t, const char *name, int with_moments) {
     return LLMC_OK;
 }
 
-/* The event, or 0 where it was stopped. Of a run that takes no step there is no best. */
+/* The event, or 0 if the run was stopped. A run that takes no step has no best. */
 static int evaluate(llmc_trainer *t) {
     char line[128];
     const int rc = validate(t);
@@ -205,14 +219,7 @@ static int evaluate(llmc_trainer *t) {
     return LLMC_EVAL;
 }
 
-static int make_room(llmc_trainer *t, int64_t size) {
-    if (size <= t->text_room) return LLMC_OK;
-    char *text = realloc(t->text, (size_t)(2 * size));
-    CHECK(text, LLMC_ENOMEM, "no memory for a sample of %lld bytes", (long long)size);
-    return t->text = text, t->text_room = 2 * size, LLMC_OK;
-}
-
-/* 1, or 0 where it was stopped between two tokens */
+/* Writes a sample into the text: 1, or 0 if the run was stopped between two tokens. */
 static int write_sample(llmc_trainer *t, llmc_writer *w) {
     const char *prompt = t->options.prompt, *piece;
     int64_t size;
@@ -222,7 +229,7 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
         tell_token(t, i);
         if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
-        TRY(make_room(t, t->sample_size + size + 1));
+        TRY(reserve_text(t, t->sample_size + size + 1));
         memcpy(t->text + t->sample_size, piece, (size_t)size);
         t->sample_size += size;
     }
@@ -243,7 +250,8 @@ static int draw_sample(llmc_trainer *t) {
     return LLMC_SAMPLE;
 }
 
-/* --keep: this one by its number, too, which costs no space while last.ckpt is the same file; of older ones the newest */
+/* --keep: gives last.ckpt a second name, by its step, which costs no space while both are one file; then removes older
+ * checkpoints. */
 static int keep_numbered(llmc_trainer *t) {
     char name[32];
     if (!t->options.keep || !*t->run.folder) return LLMC_OK;
@@ -280,7 +288,8 @@ static int at_evaluate(llmc_trainer *t) {
     t->phase = SAMPLE;
     const int wanted = t->val && !t->stop && due(t->step, t->options.val_every, t->options.max_steps);
     const int rc = wanted ? evaluate(t) : LLMC_OK;
-    if (!wanted ? !t->stop : rc == LLMC_EVAL) t->evaluated = VALIDATED; /* a stop is not kept waiting */
+    if (!wanted ? !t->stop : rc == LLMC_EVAL)
+        t->evaluated = VALIDATED; /* not after a stop, which skips the validation */
     return rc;
 }
 
@@ -293,15 +302,15 @@ static int at_sample(llmc_trainer *t) {
     return rc;
 }
 
-/* A stopped run can always be gone on with, from its beginning, too, unless that would take the place of a run that is being
- * replaced and may come back. */
+/* A run that was stopped before its first step is saved too, so that it can be resumed; but not over a run that is being
+ * replaced, which comes back instead. */
 static int may_save(const llmc_trainer *t) { return *t->run.folder && (t->step || (t->stop && !t->run.replacing)); }
 
 static int at_save(llmc_trainer *t) {
     const int64_t last = t->options.max_steps;
     const int ending = t->stop || t->step >= last;
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
-    const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* just read from there */
+    const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* as the checkpoint has it */
     if (fresh && ending && !t->stop) {
         t->phase = FINISHED;
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
@@ -310,11 +319,11 @@ static int at_save(llmc_trainer *t) {
     }
     const int kind = may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
     if (kind >= 0)
-        t->phase = ending ? FINISHED : ACCUMULATE; /* a save that failed is no failure of the next step's data */
+        t->phase = ending ? FINISHED : ACCUMULATE; /* not if saving failed: rescue() is for ACCUMULATE alone */
     return kind;
 }
 
-/* Undoes the step under way, as if it had never begun. */
+/* Forgets the present step, as if it had never begun. */
 static int drop_step(llmc_trainer *t) {
     t->phase = SAVE;
     return llmc_loader_set_position(t->train, t->position);
@@ -339,7 +348,7 @@ static int at_update(llmc_trainer *t, llmc_event *e) {
     return announce_step(t, e);
 }
 
-/* one move; the kind of event it made, or 0 to move on */
+/* Makes one move: the kind of event that it made, or 0 to go on. */
 static int move(llmc_trainer *t, llmc_event *e) {
     switch (t->phase) {
     case OPEN: t->phase = BEGIN; return trainer_announce_plan(t);
@@ -352,7 +361,7 @@ static int move(llmc_trainer *t, llmc_event *e) {
     }
 }
 
-/* the data failed within a step: the weights are still those of the last one, so keep them */
+/* Saves the steps so far when data cannot be read within a step: the weights are still those of the step before. */
 static void rescue(llmc_trainer *t, int status) {
     char reason[1024];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());

@@ -79,7 +79,7 @@ def run_reference(
     with torch.no_grad():
         losses = reference.token_losses(logits, y)
         acts = {**tapped, **derived(gpt.config, tapped, reference)}
-        for name, value in (("tokens", x), ("targets", y), ("weights", w), ("losses", losses)):
+        for name, value in (("tokens", x), ("targets", y), ("loss_weights", w), ("losses", losses)):
             acts[name, 0] = value
         acts["loss", 0] = loss_pair(losses, y, w, reference)
         acts["branch", 0] = tapped["branch", gpt.config.n_layer - 1]

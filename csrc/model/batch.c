@@ -1,0 +1,155 @@
+/* A batch forward and backward: the layers, which are in layers.c, the logits and the loss. No arithmetic and no device code
+ * is here: the kernels of any device are called in the same order. */
+#include <string.h>
+#include "base/error.h"
+#include "model/layers.h"
+
+/* ---- logits and loss, forward and backward ---- */
+
+/* The rows go through in equal chunks; in a single one if the logits of every token are kept. */
+
+enum { LOGITS = 1, LOSSES = 2, GRADIENTS = 4, ACCUMULATE = 8 };
+
+/* The shape alone decides it, so that the result does not depend on anything else. */
+static int64_t rows_in_chunk(const llmc_model *m) {
+    const int64_t rows = (int64_t)m->b * m->t, most = m->layout.table[A_logits].size / m->config.Vp;
+    const int64_t chunks = (rows + most - 1) / most;
+    return (rows + chunks - 1) / chunks;
+}
+
+static void chunk(llmc_model *m, int64_t row, int rows, int wanted, float scale) {
+    const Kernels *k = m->k;
+    const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
+    const Params w = params_at(m, 0);
+    const Acts a = acts_at(m, 0);
+    floatX *lnf = a.lnf + row * C, *dlnf = a.branch + row * C;
+    float *lse = a.logits_lse + row;
+    int *targets = a.targets + row;
+    if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, w.wte, NULL, 1, rows, C, Vp);
+    if (wanted & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
+    if (!(wanted & GRADIENTS)) return;
+    k->classifier_backward(&m->ctx, a.logits, lse, targets, a.loss_weights + row, a.loss, scale, 1, rows, V, Vp);
+    k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows, C,
+                              Vp);
+    k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
+}
+
+static void chunks(llmc_model *m, int wanted, float scale) {
+    const int64_t rows = (int64_t)m->b * m->t, each = rows_in_chunk(m);
+    for (int64_t at = 0; at < rows; at += each) chunk(m, at, (int)(rows - at < each ? rows - at : each), wanted, scale);
+}
+
+static void loss_mean(llmc_model *m) {
+    const Acts a = acts_at(m, 0);
+    m->k->loss_mean(&m->ctx, a.loss, a.losses, a.targets, a.loss_weights, (int64_t)m->b * m->t);
+}
+
+/* ---- a batch ---- */
+
+/* Without this the mean could be NaN or beyond every loss. */
+static int check_loss_weights(const float *weights, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        CHECK(weights[i] >= 0 && weights[i] < 3e38f, LLMC_EINVAL, "weights[%lld] = %g: a loss weight is finite, >= 0",
+              (long long)i, weights[i]);
+    return LLMC_OK;
+}
+
+/* NULL: all are 1. Those that are 1 on the device already are not copied again. */
+static void copy_loss_weights(llmc_model *m, const float *weights, int64_t n) {
+    float *to = acts_at(m, 0).loss_weights;
+    if (weights) {
+        m->k->copy_in(&m->ctx, to, weights, n * 4);
+        m->ones = 0;
+        return;
+    }
+    float ones[256];
+    for (int i = 0; i < 256; i++) ones[i] = 1;
+    for (; m->ones < n; m->ones += 256)
+        m->k->copy_in(&m->ctx, to + m->ones, ones, (n - m->ones < 256 ? n - m->ones : 256) * 4);
+    if (m->ones > n) m->ones = n;
+}
+
+/* Checks a batch and copies it to the device. */
+static int take_batch(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t) {
+    const int64_t n = (int64_t)b * t;
+    const Acts a = acts_at(m, 0);
+    TRY(gpt2_check_shape(m, b, t));
+    TRY(gpt2_check_ids("inputs", tokens, n, 0, m->config.V));
+    if (targets) TRY(gpt2_check_ids("targets", targets, n, -1, m->config.V));
+    if (weights) TRY(check_loss_weights(weights, n));
+    m->b = b, m->t = t;
+    m->k->copy_in(&m->ctx, a.tokens, tokens, n * 4);
+    if (targets) m->k->copy_in(&m->ctx, a.targets, targets, n * 4);
+    if (targets) copy_loss_weights(m, weights, n);
+    return LLMC_OK;
+}
+
+int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
+                       float *loss) {
+    CHECK(targets || m->room.logits, LLMC_EINVAL,
+          "without targets there is nothing to keep: this model was made without the logits of every token");
+    const Pass pass = {.B = b, .T = t, .told = "forward", .may_stop = 1};
+    TRY(take_batch(m, tokens, targets, weights, b, t));
+    m->state = EMPTY;
+    TRY(layers_forward(m, &pass));
+    m->state = FORWARD_DONE;
+    chunks(m, targets ? LOGITS | LOSSES : LOGITS, 0);
+    if (targets) {
+        loss_mean(m);
+        m->state = LOSS_DONE;
+    }
+    if (targets && loss) m->k->copy_out(&m->ctx, loss, acts_at(m, 0).loss, 4);
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_backward(llmc_model *m, float scale) {
+    TRY(gpt2_need_training(m));
+    CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
+    const Pass pass = {.B = m->b, .T = m->t};
+    chunks(m, ACCUMULATE | GRADIENTS | (m->room.logits ? 0 : LOGITS), scale);
+    layers_backward(m, &pass, 1);
+    m->state = BACKWARD_DONE;
+    return m->k->sync(&m->ctx);
+}
+
+/* Zeroes the gradients that kernels add to. Those of matrix products are written instead, which saves zeroing and reading
+ * half a gigabyte at 124M parameters. */
+static void zero_what_adds_up(llmc_model *m) {
+    for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
+        if (!gpt2_is_matrix(m, t))
+            m->k->fill(&m->ctx, m->grads + t->offset, 0,
+                       t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
+}
+
+static void forward_and_backward(llmc_model *m, float scale, int accumulate) {
+    const Pass pass = {.B = m->b, .T = m->t, .told = "forward"}; /* without may_stop: a device may be recording */
+    if (!accumulate) zero_what_adds_up(m);
+    layers_forward(m, &pass);
+    m->k->fill(&m->ctx, acts_at(m, 0).losses, 0, (int64_t)m->b * m->t * 4);
+    loss_mean(m); /* only for the sum of the loss weights, by which the first chunk's gradients are divided */
+    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);
+    loss_mean(m);
+    layers_backward(m, &pass, accumulate);
+}
+
+static int64_t bits_of(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
+                          float scale, int accumulate, float *loss) {
+    const Acts a = acts_at(m, 0);
+    TRY(gpt2_need_training(m));
+    CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
+    TRY(take_batch(m, tokens, targets, weights, b, t));
+    const int64_t key[4] = {b, t, accumulate, bits_of(scale)};
+    if (!m->k->replay(&m->ctx, key)) {
+        forward_and_backward(m, scale, accumulate);
+        m->k->recorded(&m->ctx);
+    }
+    m->state = BACKWARD_DONE;
+    if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
+    return LLMC_OK;
+}

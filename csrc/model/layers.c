@@ -1,0 +1,146 @@
+/* The order of the kernels in a layer, once: for a batch, for generation, and for the backward pass. */
+#include "base/error.h"
+#include "base/pulse.h"
+#include "model/layers.h"
+
+/* ---- forward ---- */
+
+/* The buffers of layer l. Generation keeps nothing of a layer but its keys and values, so its layers share the buffers of
+ * the first, which then stay in the CPU's caches. */
+static Acts acts_of(const llmc_model *m, const Pass *pass, int l) { return acts_at(m, pass->cached ? 0 : l); }
+
+/* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
+static void attention(const llmc_model *m, const Pass *pass, int l) {
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
+    const Params w = params_at(m, l);
+    const Acts a = acts_of(m, pass, l);
+    floatX *qkv = pass->cached ? a.dqkv : a.qkv, *cache = acts_at(m, l).qkv;
+    k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
+    if (pass->cached)
+        k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
+    else k->attention_forward(ctx, a.atty, a.lse, qkv, B, T, C, NH, window_of(m, l));
+}
+
+/* From ln1 to fch_gelu: all that backward computes again at recompute=3. */
+static void layer_inside(const llmc_model *m, const Pass *pass, int l) {
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C;
+    const Params w = params_at(m, l);
+    const Acts a = acts_of(m, pass, l);
+    attention(m, pass, l);
+    k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
+    k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
+                                  w.ln2b, B, T, C);
+    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+}
+
+/* From ln1 to the next layer's, or to lnf. */
+static void layer_forward(const llmc_model *m, const Pass *pass, int l) {
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C, last = l + 1 == m->config.L;
+    const Params w = params_at(m, l), next_w = params_at(m, last ? 0 : l + 1);
+    const Acts a = acts_of(m, pass, l), next = acts_of(m, pass, last ? 0 : l + 1);
+    layer_inside(m, pass, l);
+    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
+    if (last)
+        k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
+                                      w.lnfb, B, T, C);
+    else
+        k->residual_layernorm_forward(ctx, next.residual1, next.ln1, next.ln1_mean, next.ln1_rstd, a.residual2,
+                                      a.branch, next_w.ln1w, next_w.ln1b, B, T, C);
+}
+
+/* A sign of life before layer l, if a layer takes more than some milliseconds; LLMC_STOPPED as pulse.h says. */
+static int tell_layer(const llmc_model *m, const Pass *pass, const char *way, int l) {
+    const double C = m->config.C, work = (double)pass->B * pass->T * C * C;
+    return way && work >= 2e8 ? pulse_part("layer %d of %d %s", l + 1, m->config.L, way) : LLMC_OK;
+}
+
+int layers_forward(llmc_model *m, const Pass *pass) {
+    const int B = pass->B, T = pass->T, C = m->config.C;
+    const Params w = params_at(m, 0);
+    const Acts a = acts_at(m, 0);
+    m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL, B, T, C);
+    m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
+    for (int l = 0; l < m->config.L; l++) {
+        const int rc = tell_layer(m, pass, pass->told, l);
+        if (rc < 0 && pass->may_stop) return rc;
+        layer_forward(m, pass, l);
+    }
+    return LLMC_OK;
+}
+
+/* ---- backward: the forward pass from its end to its start ---- */
+
+/* Computes again what later layers have overwritten since the forward pass: the same kernels on the same numbers. */
+static void layer_recompute(const llmc_model *m, const Pass *pass, int l) {
+    const llmc_tensor *t = m->layout.table;
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C;
+    const Params w = params_at(m, l);
+    const Acts a = acts_at(m, l);
+    if (!t[A_ln1].kept) k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
+    if (!t[A_qkv].kept) {
+        layer_inside(m, pass, l);
+        return;
+    }
+    if (!t[A_ln2].kept) k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
+    if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+}
+
+/* In the last layer only fch_gelu was overwritten, by a chunk of logits. The kernel that made it makes it again, so its
+ * bits are the same. */
+static void last_layer_recompute(const llmc_model *m, const Pass *pass, int l) {
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C;
+    const Params w = params_at(m, l);
+    const Acts a = acts_at(m, l);
+    if (m->layout.table[A_fch_gelu].kept || m->layout.table[A_logits].kept) return;
+    if (ctx->gelu_again) m->k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+    else m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+}
+
+static void layer_backward(const llmc_model *m, const Pass *pass, int l, int accumulate) {
+    const Kernels *k = m->k;
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
+    const Params w = params_at(m, l);
+    const Grads dw = grads_at(m, l);
+    const Acts a = acts_at(m, l);
+    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, accumulate, B, T, 4 * C, C);
+    k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4 * C, C);
+    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate, B, T, C, 4 * C);
+    k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
+    k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
+                          T, C);
+    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, a.dresidual, a.atty, accumulate, B, T, C, C);
+    k->matmul_backward_input(ctx, a.branch, a.dresidual, w.attprojw, B, T, C, C);
+    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
+    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate, B, T, C, 3 * C);
+    k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
+    k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
+                          T, C);
+}
+
+void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
+    const Kernels *k = m->k;
+    const int B = pass->B, T = pass->T, C = m->config.C, L = m->config.L;
+    const Params w = params_at(m, 0);
+    const Grads dw = grads_at(m, 0);
+    const Acts a = acts_at(m, 0);
+    k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * (int64_t)sizeof(floatX));
+    k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
+                          B, T, C);
+    for (int l = L - 1; l >= 0; l--) {
+        tell_layer(m, pass, "backward", l);
+        if (l < L - 1) layer_recompute(m, pass, l);
+        else last_layer_recompute(m, pass, l);
+        layer_backward(m, pass, l, accumulate);
+    }
+    k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);
+}
