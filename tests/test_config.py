@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import pyllmc
 import train_gpt2
 from pyllmc.engine._ffi import InvalidArgument
+from pyllmc.engine.checkpoint import read_section
 from pyllmc.tables import options as as_text
 from pyllmc.trainer import Options
 

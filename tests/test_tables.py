@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllmc.engine import _ffi
+from pyllmc.model import Model
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
-from pyllmc.model import Model
 from pyllmc.text import bpe
 from pyllmc.trainer import Options
 

@@ -76,7 +76,7 @@ static int open_resume(llmc_trainer *t) {
 /* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
 static int check_later_steps(const llmc_trainer *t) {
     char state[STATE_TEXT];
-    TRY(state_read(t->weights, state));
+    TRY(state_read(t->start_file, state));
     const long long step = (long long)state_number(state, "step", 0), reached = (long long)run_reached(t->options.out);
     CHECK(
         reached <= step || t->options.overwrite, LLMC_EINVAL,
