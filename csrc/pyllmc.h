@@ -202,21 +202,33 @@ const int *llmc_generation_ids(const llmc_generation *generation, int i, int *n)
 int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
                         int *out, int eot);
 
-/* ---- checkpoints (checkpoint.c, modelfile.c, tfbundle.c, load.c) ---- */
+/* ---- checkpoints and other files of weights (csrc/files/) ---- */
 /* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
  * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
  * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
  * The old file stays until the new one is whole and on the disk. Refuses what is not finite. */
 int llmc_checkpoint_save(llmc_model *model, const char *path, const char *options, const char *state,
                          const void *tokenizer, int64_t tokenizer_size, int with_moments);
-/* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
-int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
-/* llm.c's versions 1 to 5, our own, and OpenAI's TensorFlow checkpoint (the folder of model.ckpt.*, the prefix, or either
- * file); it is checked whole before anything changes. Training models also take m, v and step, or start them at 0 where the
- * file has none. */
+/* A file of weights, opened once for all questions: llm.c's versions 1 to 5, a checkpoint, or OpenAI's TensorFlow checkpoint (its
+ * folder, its prefix or either file). A run folder stands for its best checkpoint, or for its last where it has no best. */
+typedef struct llmc_file llmc_file;
+int llmc_file_open(llmc_file **file, const char *path);
+void llmc_file_free(llmc_file *file);
+/* What llmc_file_open would open for `path`: 1; or 0 if nothing there can hold weights that the engine reads. */
+int llmc_file_find(const char *path, char *file, size_t size);
+const char *llmc_file_path(const llmc_file *file); /* the file that was opened; of a run folder, its checkpoint */
+const llmc_config *llmc_file_config(const llmc_file *file);
+int llmc_file_describe(const llmc_file *file, char *text, size_t size); /* the kind of file, in a few words */
+/* Reads a section of a checkpoint and returns its size; 0 if it has none. out NULL: only the size. Adds a 0 if it fits. */
+int llmc_file_section(const llmc_file *file, const char *tag, char *out, int64_t size);
+/* Checks the whole file before the model changes. Training models also take m, v and step, which start at 0 where the file has
+ * none. */
+int llmc_model_load_from(llmc_model *model, const llmc_file *file);
+/* The same by path, each opening the file for a single question. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
-int llmc_model_describe(const char *path, char *text, size_t size); /* what kind of file it is, in a few words */
+int llmc_model_describe(const char *path, char *text, size_t size);
+int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;
@@ -224,6 +236,9 @@ typedef struct llmc_tokenizer llmc_tokenizer;
 int llmc_tokenizer_open(llmc_tokenizer **tokenizer, const char *path);
 /* From the bytes of such a file; `name` is what errors call it. */
 int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t size, const char *name);
+/* The tokenizer inside a checkpoint; or, if asked for, the tokenizer.bin or vocab.bpe beside the weights, which must fit them.
+ * NULL where there is none. */
+int llmc_file_tokenizer(const llmc_file *file, int beside, llmc_tokenizer **tokenizer);
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
 /* LLMC_EINVAL unless a model of V ids, which may be padded to a multiple of 128, can have it; `name` as above. */

@@ -18,7 +18,7 @@ typedef struct Writer {
     int fd;
     Crc32 crc;
     Share share;
-    float x[PIECE];
+    float x[AT_A_TIME];
 } Writer;
 
 static int system_error(const Writer *w, const char *what) {
@@ -47,14 +47,14 @@ static int put_header(Writer *w, const llmc_config *c) {
 
 static int put_block(Writer *w, llmc_model *m, const char *what, const float *block) {
     const int64_t n = m->layout.num_params;
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t piece = n - i < PIECE ? n - i : PIECE;
+    for (int64_t i = 0; i < n; i += AT_A_TIME) {
+        const int64_t piece = n - i < AT_A_TIME ? n - i : AT_A_TIME;
         m->k->copy_out(&m->ctx, w->x, block + i, piece * 4);
         TRY(m->k->sync(&m->ctx));
-        const int64_t bad = find_nonfinite(w->x, piece);
+        const int64_t bad = gpt2_find_nonfinite(w->x, piece);
         CHECK(bad < 0, LLMC_ENUMERIC,
               "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", w->path, what,
-              tensor_at(&m->layout, i + bad), w->x[bad]);
+              layout_tensor_at(&m->layout, i + bad), w->x[bad]);
         TRY(put(w, w->x, piece * 4));
         pulse_share(&w->share, piece); /* a stop waits for the file */
     }

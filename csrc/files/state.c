@@ -3,11 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "pyllmc.h"
 
-int state_read(const char *checkpoint, char state[STATE_TEXT]) {
+int state_read(const llmc_file *checkpoint, char state[STATE_TEXT]) {
     memset(state, 0, STATE_TEXT);
-    return llmc_checkpoint_text(checkpoint, "STATE   ", state, STATE_TEXT - 1);
+    return llmc_file_section(checkpoint, "STATE   ", state, STATE_TEXT - 1);
 }
 
 double state_number(const char *state, const char *name, double otherwise) {

@@ -110,7 +110,7 @@ static int agree(const Files *files, const char *key, int says, int has) {
 }
 
 /* the sizes that the tensors have told; the heads come from hparams.json */
-static int settle_config(ModelFile *f, const Files *files, const llmc_config *h) {
+static int settle_config(llmc_file *f, const Files *files, const llmc_config *h) {
     llmc_config *c = &f->config;
     TRY(agree(files, "n_vocab", h->V, c->V));
     TRY(agree(files, "n_ctx", h->maxT, c->maxT));
@@ -119,17 +119,17 @@ static int settle_config(ModelFile *f, const Files *files, const llmc_config *h)
     CHECK(h->NH || c->C % HEAD_SIZE == 0, LLMC_EFORMAT,
           "%s has n_embd=%d, which is no multiple of %d, the size of OpenAI's heads: put the hparams.json that tells "
           "n_head beside it",
-          f->file.path, c->C, HEAD_SIZE);
+          f->path, c->C, HEAD_SIZE);
     c->NH = h->NH ? h->NH : c->C / HEAD_SIZE;
     const int rc = llmc_config_check(c);
-    CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->file.path,
+    CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->path,
           llmc_last_error());
     f->wte = (int64_t)c->V * c->C;
     return modelfile_lay_out(f);
 }
 
 /* a matrix of a layer is stored (1,C,OC) */
-static int is_turned(const ModelFile *f, int i) {
+static int is_transposed(const llmc_file *f, int i) {
     const llmc_tensor *t = &f->layout.table[i];
     return t->layers && t->rank == 2;
 }
@@ -155,7 +155,7 @@ static int shape_of(const TfIndex *index, const Files *files, const char *name, 
     return LLMC_OK;
 }
 
-static int config_of_index(ModelFile *f, const Files *files, const TfIndex *index) {
+static int config_of_index(llmc_file *f, const Files *files, const TfIndex *index) {
     llmc_config *c = &f->config;
     int wpe_C = 0;
     CHECK(index->shards == 1 && index->endian == 0, LLMC_EFORMAT,
@@ -181,9 +181,9 @@ static void print_shape(char *text, size_t size, int64_t rank, const int64_t *sh
 }
 
 /* the shape of a tensor in the file; returns its rank */
-static int expected_shape(const ModelFile *f, int i, int64_t *shape) {
+static int expected_shape(const llmc_file *f, int i, int64_t *shape) {
     const llmc_tensor *t = &f->layout.table[i];
-    if (is_turned(f, i)) {
+    if (is_transposed(f, i)) {
         shape[0] = 1, shape[1] = t->shape[1], shape[2] = t->shape[0];
         return 3;
     }
@@ -191,7 +191,7 @@ static int expected_shape(const ModelFile *f, int i, int64_t *shape) {
     return t->rank;
 }
 
-static int check_entry(const ModelFile *f, const Files *files, const TfTensor *t, int i) {
+static int check_entry(const llmc_file *f, const Files *files, const TfTensor *t, int i) {
     char expected[96], found[96];
     int64_t shape[TF_RANK] = {0};
     const int rank = expected_shape(f, i, shape);
@@ -206,17 +206,17 @@ static int check_entry(const ModelFile *f, const Files *files, const TfTensor *t
     return LLMC_OK;
 }
 
-static int place_entry(ModelFile *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
+static int place_entry(llmc_file *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
     TfTensor *t = tfindex_find(index, name);
     CHECK(t, LLMC_EFORMAT, "%s lacks %s of a GPT-2 with %d layers; copy it again", files->index, name, f->config.L);
     TRY(check_entry(f, files, t, i));
-    *place_of(f, i, l) = (Place){t->offset, 4, is_turned(f, i), tf_unmask(t->crc)};
+    *extent_of(f, i, l) = (Extent){t->offset, 4, is_transposed(f, i), tf_unmask(t->crc)};
     t->used = 1;
     return LLMC_OK;
 }
 
 /* every tensor is ours, and they fill the data from its first byte to its last */
-static int check_all_used(ModelFile *f, const Files *files, const TfIndex *index) {
+static int check_all_used(llmc_file *f, const Files *files, const TfIndex *index) {
     int64_t end = 0;
     for (const TfTensor *t = index->tensors; t < index->tensors + index->n; t++) {
         CHECK(t->used, LLMC_EFORMAT, "%s has %s, which a GPT-2 with %d layers has not: save the model's tensors alone",
@@ -230,7 +230,7 @@ static int check_all_used(ModelFile *f, const Files *files, const TfIndex *index
     return LLMC_OK;
 }
 
-static int place_by_name(ModelFile *f, const Files *files, TfIndex *index) {
+static int place_by_name(llmc_file *f, const Files *files, TfIndex *index) {
     char name[TF_NAME];
     for (int l = 0; l < f->config.L; l++)
         for (int i = 0; i < IN_LAYER; i++) {
@@ -241,11 +241,11 @@ static int place_by_name(ModelFile *f, const Files *files, TfIndex *index) {
         snprintf(name, sizeof name, "model/%s", behind[i].name);
         TRY(place_entry(f, files, index, name, behind[i].tensor, 0));
     }
-    f->checksums = 1;
+    f->has_crcs = 1;
     return check_all_used(f, files, index);
 }
 
-static int open_by_index(ModelFile *f, const Files *files, const llmc_config *hparams) {
+static int open_by_index(llmc_file *f, const Files *files, const llmc_config *hparams) {
     TfIndex index;
     int rc = tfindex_read(&index, files->index);
     if (rc == 0) rc = config_of_index(f, files, &index);
@@ -271,7 +271,7 @@ static int is_released(int64_t L, int64_t C) {
     return 0;
 }
 
-static int config_of_size(ModelFile *f, const llmc_config *hparams) {
+static int config_of_size(llmc_file *f, const llmc_config *hparams) {
     const int64_t floats = f->file.size / 4;
     llmc_config *c = &f->config;
     int found = 0;
@@ -290,11 +290,11 @@ static int config_of_size(ModelFile *f, const llmc_config *hparams) {
         found, LLMC_EFORMAT,
         "%s has %lld bytes, which no GPT-2 of V=%d and T=%d makes: it is truncated or has other sizes; copy it again, "
         "or put model.ckpt.index or hparams.json beside it",
-        f->file.path, (long long)f->file.size, GPT2_V, OPENAI_T);
+        f->path, (long long)f->file.size, GPT2_V, OPENAI_T);
     CHECK(found == 1, LLMC_EFORMAT,
           "%s has %lld bytes, which fit %d sizes of model: put model.ckpt.index or "
           "hparams.json beside it",
-          f->file.path, (long long)f->file.size, found);
+          f->path, (long long)f->file.size, found);
     return LLMC_OK;
 }
 
@@ -305,16 +305,16 @@ static int by_decimals(const void *a, const void *b) {
     return strcmp(x, y);
 }
 
-static int64_t place_next(ModelFile *f, int i, int l, int64_t at) {
-    *place_of(f, i, l) = (Place){at, 4, is_turned(f, i), 0};
+static int64_t place_next(llmc_file *f, int i, int l, int64_t at) {
+    *extent_of(f, i, l) = (Extent){at, 4, is_transposed(f, i), 0};
     return at + 4 * elements_of(f, i);
 }
 
 /* layers in the order of their names: 0 1 10 11 2 ... */
-static int place_in_order(ModelFile *f) {
+static int place_in_order(llmc_file *f) {
     const int L = f->config.L;
     int *layers = malloc((size_t)L * sizeof *layers);
-    CHECK(layers, LLMC_ENOMEM, "no memory for the order of the layers in %s", f->file.path);
+    CHECK(layers, LLMC_ENOMEM, "no memory for the order of the layers in %s", f->path);
     for (int l = 0; l < L; l++) layers[l] = l;
     qsort(layers, (size_t)L, sizeof *layers, by_decimals);
     f->end = 0;
@@ -325,29 +325,33 @@ static int place_in_order(ModelFile *f) {
     return LLMC_OK;
 }
 
-static int open_by_size(ModelFile *f, const Files *files, const llmc_config *hparams) {
+static int open_by_size(llmc_file *f, const Files *files, const llmc_config *hparams) {
     TRY(config_of_size(f, hparams));
     const double least = 48.0 * f->config.L * f->config.C * f->config.C;
     CHECK(
         least < (double)f->file.size, LLMC_EFORMAT,
         "%s is too small for n_layer=%d and n_embd=%d of %s: expected more than %.0f bytes, found %lld; copy it again",
-        f->file.path, f->config.L, f->config.C, files->hparams, least, (long long)f->file.size);
+        f->path, f->config.L, f->config.C, files->hparams, least, (long long)f->file.size);
     TRY(settle_config(f, files, hparams));
     return place_in_order(f);
 }
 
-int tfbundle_open(ModelFile *f, const char *path) {
+int tfbundle_open(llmc_file *f, const char *path) {
     Files *files = calloc(1, sizeof *files);
     llmc_config hparams = {0};
     CHECK(files, LLMC_ENOMEM, "no memory to open %s", path);
     find_files(path, files);
-    f->path = strdup(files->data);
-    int rc = f->path ? binfile_open(&f->file, f->path) : llmc_fail(LLMC_ENOMEM, "no memory to open %s", path);
+    int rc = modelfile_open(f, files->data);
     if (rc == 0) rc = read_hparams(files, &hparams);
     if (rc == 0) rc = *files->index ? open_by_index(f, files, &hparams) : open_by_size(f, files, &hparams);
     if (rc == 0 && f->end != f->file.size)
-        rc = llmc_fail(LLMC_EFORMAT, "%s: expected %lld bytes, found %lld; copy it again", f->file.path,
-                       (long long)f->end, (long long)f->file.size);
+        rc = llmc_fail(LLMC_EFORMAT, "%s: expected %lld bytes, found %lld; copy it again", f->path, (long long)f->end,
+                       (long long)f->file.size);
     free(files);
     return rc;
+}
+
+void tfbundle_describe(const llmc_file *f, char *text, size_t size) {
+    snprintf(text, size, "OpenAI TensorFlow checkpoint %s",
+             f->has_crcs ? "with its index" : "without an index, told by its size");
 }

@@ -11,5 +11,6 @@
 #include "files/modelfile.h"
 /* 1 if path is a folder with model.ckpt.*, a prefix, or either file; else 0. */
 int tfbundle_is(const char *path);
-int tfbundle_open(ModelFile *f, const char *path);
+int tfbundle_open(llmc_file *f, const char *path);
+void tfbundle_describe(const llmc_file *f, char *text, size_t size);
 #endif

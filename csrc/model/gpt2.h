@@ -90,4 +90,6 @@ int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t r
 /* n elements from number `from` of layer l of row i */
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
 int gpt2_store(const llmc_model *model); /* params have changed */
+/* The first of x[n], which are on the host, that is NaN or infinite, or -1. */
+int64_t gpt2_find_nonfinite(const float *x, int64_t n);
 #endif

@@ -103,6 +103,8 @@ static int make_stories(const char *data) {
 
 static int check_and_make_data(const llmc_options *options) {
     char data[4096];
+    if (llmc_options_is_given(options, "resume"))
+        return 0; /* the run's data is there, or llmc_trainer_new says that it is not */
     const int needed = llmc_trainer_check(options);
     if (needed < 0) return fail(PROGRAM, needed);
     llmc_options_get(options, "data", data, sizeof data);

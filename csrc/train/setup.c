@@ -9,9 +9,10 @@
 #include "model/gpt2.h"
 #include "base/growing.h"
 #include "data/shards.h"
-#include "write/locate.h"
+#include "files/runfolder.h"
 #include "files/state.h"
 #include "train/trainer.h"
+#include "write/locate.h"
 
 /* ---- resume: the checkpoint's options, unless given anew ---- */
 
@@ -29,14 +30,14 @@ static int adopt_option(llmc_trainer *t, char *line, Growing *history) {
     return options_adopt(options, line, value);
 }
 
-static int adopt_options(llmc_trainer *t, const char *checkpoint) {
+static int adopt_options(llmc_trainer *t) {
     char *rest = NULL;
-    const int size = llmc_checkpoint_text(checkpoint, "OPTIONS ", NULL, 0);
+    const int size = llmc_file_section(t->file, "OPTIONS ", NULL, 0);
     TRY(size);
     char *text = calloc(1, (size_t)size + 1);
     Growing history = {0};
     t->before = llmc_options_new();
-    int rc = text && t->before ? llmc_checkpoint_text(checkpoint, "OPTIONS ", text, size)
+    int rc = text && t->before ? llmc_file_section(t->file, "OPTIONS ", text, size)
                                : llmc_fail(LLMC_ENOMEM, "no memory for the checkpoint's options");
     for (char *line = rc < 0 ? NULL : strtok_r(text, "\n", &rest); rc >= 0 && line; line = strtok_r(NULL, "\n", &rest))
         rc = adopt_option(t, line, &history);
@@ -46,7 +47,7 @@ static int adopt_options(llmc_trainer *t, const char *checkpoint) {
 }
 
 static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
-    snprintf(path, size, is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
+    runfolder_resume(o->resume, path, size);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s%s", o->resume, path, strerror(errno),
           remedy_for(errno));
     return LLMC_OK;
@@ -70,12 +71,13 @@ static int open_resume(llmc_trainer *t) {
     TRY(find_checkpoint(o, t->weights, sizeof t->weights));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);
-    return adopt_options(t, t->weights);
+    TRY(llmc_file_open(&t->file, t->weights));
+    return adopt_options(t);
 }
 
 static int restore_state(llmc_trainer *t) {
     char state[STATE_TEXT];
-    TRY(state_read(t->weights, state));
+    TRY(state_read(t->file, state));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
@@ -96,7 +98,7 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
     snprintf(path, sizeof path, "%s/tokenizer.bin", data);
     if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
-    return *t->weights ? source_own_tokenizer(&t->tokenizer, t->weights) : LLMC_OK; /* without one, no samples */
+    return t->file ? llmc_file_tokenizer(t->file, 0, &t->tokenizer) : LLMC_OK; /* without one, no samples */
 }
 
 /* 1, 0 or an error: of the folder, not of what is in it */
@@ -179,12 +181,13 @@ static int choose_sizes(llmc_trainer *t) {
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
     if (!*t->weights) {
-        const int found = source_find(o, t->weights, sizeof t->weights);
+        const int found = locate_weights(o, t->weights, sizeof t->weights);
         TRY(found);
         if (!found) *t->weights = 0;
     }
     if (*t->weights) {
-        TRY(llmc_model_read_config(t->weights, c));
+        if (!t->file) TRY(llmc_file_open(&t->file, t->weights));
+        *c = *llmc_file_config(t->file);
         TRY(refuse_other_sizes(o, setup_weights_name(t), c));
     } else {
         TRY(llmc_config_parse(c, o->model));
@@ -229,7 +232,7 @@ static int is_padded(int ids, int V) {
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    TRY(source_own_tokenizer(&own, t->weights));
+    TRY(llmc_file_tokenizer(t->file, 0, &own));
     const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
     if (!fits) llmc_tokenizer_free(own);
     CHECK(fits, LLMC_EINVAL,
@@ -281,7 +284,7 @@ static int is_tuning(const llmc_trainer *t) { return *t->weights && !t->resumed;
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
-    TRY(source_check_device(o->device));
+    TRY(locate_check_device(o->device));
     TRY(gpt2_precision(llmc_kernels(NULL), o->precision));
     TRY(open_resume(t));
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
@@ -363,10 +366,11 @@ int setup_model(llmc_trainer *t) {
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, &room, (int)t->options.threads));
     TRY(llmc_model_set_precision(t->model, t->options.precision));
-    if (*t->weights) TRY(llmc_model_load(t->model, t->weights));
+    if (t->file) TRY(llmc_model_load_from(t->model, t->file));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     if (t->resumed) TRY(note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* those of another run are not ours */
+    llmc_file_free(t->file), t->file = NULL;
     return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
 }

@@ -68,7 +68,7 @@ int tell_resume(const llmc_trainer *t, char *buffer, size_t size) {
     char state[STATE_TEXT];
     Growing text = {0};
     if (!t->resumed) return LLMC_OK;
-    TRY(state_read(t->weights, state));
+    TRY(state_read(t->file, state));
     growing_add(&text, "\nresume: %s, at step %lld of %lld", t->weights, (long long)state_number(state, "step", 0),
                 (long long)t->options.max_steps);
     add_changes(&text, t->before, &t->options);

@@ -19,6 +19,7 @@ struct llmc_trainer {
     llmc_model *model;
     Run run;
     char weights[OPTION_TEXT]; /* a file to start from; "" from scratch */
+    llmc_file *file;           /* `weights`, open until they are loaded; else NULL */
     int resumed, in_place;     /* from a checkpoint; in its own folder */
     int gentle;                /* the learning rate of a fine-tuning run was left to us */
     /* Lines of comments that say which options a run had until which step, if a resume changed any; NULL of a fresh run. */

@@ -63,7 +63,7 @@ int llmc_writer_open(llmc_writer **out, const llmc_options *o) {
     llmc_tokenizer *k = NULL;
     const llmc_sampling how = writer_sampling(o);
     *out = NULL;
-    int rc = source_open(o, &m, &k);
+    int rc = locate_open(o, &m, &k);
     if (rc == 0) rc = llmc_writer_new(out, m, k, &how, o->sample_tokens);
     if (rc == 0) return (*out)->own_model = m, (*out)->own_tokenizer = k, LLMC_OK;
     llmc_model_free(m);
