@@ -33,159 +33,159 @@ struct llmc_tokenizer {
 
 /* ---- the trie ---- */
 
-static Edge *edge_of(const llmc_tokenizer *k, uint32_t node, unsigned char byte) {
+static Edge *edge_of(const llmc_tokenizer *t, uint32_t node, unsigned char byte) {
     const uint64_t key = ((uint64_t)node << 8 | byte) + 1;
-    uint32_t slot = (uint32_t)((key * GOLDEN) >> 32) & (k->room - 1);
-    while (k->edges[slot].key && k->edges[slot].key != key) slot = (slot + 1) & (k->room - 1);
-    return &k->edges[slot];
+    uint32_t slot = (uint32_t)((key * GOLDEN) >> 32) & (t->room - 1);
+    while (t->edges[slot].key && t->edges[slot].key != key) slot = (slot + 1) & (t->room - 1);
+    return &t->edges[slot];
 }
 
 static int same_pieces(const char *name, int a, int b) {
     FAIL(LLMC_EFORMAT, "%s: pieces %d and %d are the same; write it again", name, a, b);
 }
 
-static int add_piece(llmc_tokenizer *k, int id, const char *name) {
+static int add_piece(llmc_tokenizer *t, int id, const char *name) {
     uint32_t node = 0;
-    for (int i = 0; i < piece_length(&k->pieces, id); i++) {
-        const unsigned char byte = (unsigned char)piece(&k->pieces, id)[i];
-        Edge *edge = edge_of(k, node, byte);
+    for (int i = 0; i < piece_length(&t->pieces, id); i++) {
+        const unsigned char byte = (unsigned char)piece(&t->pieces, id)[i];
+        Edge *edge = edge_of(t, node, byte);
         if (!edge->key) {
-            *edge = (Edge){((uint64_t)node << 8 | byte) + 1, k->nodes};
-            k->id[k->nodes++] = -1;
+            *edge = (Edge){((uint64_t)node << 8 | byte) + 1, t->nodes};
+            t->id[t->nodes++] = -1;
         }
         node = edge->node;
     }
-    if (k->id[node] >= 0) return same_pieces(name, k->id[node], id);
-    k->id[node] = id;
+    if (t->id[node] >= 0) return same_pieces(name, t->id[node], id);
+    t->id[node] = id;
     return LLMC_OK;
 }
 
-static int build_trie(llmc_tokenizer *k, const char *name) {
-    const uint32_t most = (uint32_t)(k->pieces.size - HEADER_BYTES) + 1; /* nodes: one per byte at worst */
-    for (k->room = 256; k->room < 2 * most; k->room *= 2) {
+static int build_trie(llmc_tokenizer *t, const char *name) {
+    const uint32_t most = (uint32_t)(t->pieces.size - HEADER_BYTES) + 1; /* nodes: one per byte at worst */
+    for (t->room = 256; t->room < 2 * most; t->room *= 2) {
     }
-    k->edges = calloc(k->room, sizeof *k->edges);
-    k->id = malloc(most * sizeof *k->id);
-    CHECK(k->edges && k->id, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
-    k->id[k->nodes++] = -1;
-    for (int id = 0; id < k->pieces.n; id++)
-        if (id != k->eot) TRY(add_piece(k, id, name));
+    t->edges = calloc(t->room, sizeof *t->edges);
+    t->id = malloc(most * sizeof *t->id);
+    CHECK(t->edges && t->id, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
+    t->id[t->nodes++] = -1;
+    for (int id = 0; id < t->pieces.n; id++)
+        if (id != t->eot) TRY(add_piece(t, id, name));
     return LLMC_OK;
 }
 
 /* ---- the file ---- */
 
-static int read_header(llmc_tokenizer *k, const char *name) {
-    int32_t head[5];
-    CHECK(k->pieces.size >= HEADER_BYTES, LLMC_EFORMAT, "%s: expected a header of %d bytes, found %lld; write it again",
-          name, HEADER_BYTES, (long long)k->pieces.size);
-    memcpy(head, k->pieces.bytes, sizeof head);
-    const char *kind = magic_name(head[0]);
-    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT,
+static int read_header(llmc_tokenizer *t, const char *name) {
+    int32_t header[5];
+    CHECK(t->pieces.size >= HEADER_BYTES, LLMC_EFORMAT, "%s: expected a header of %d bytes, found %lld; write it again",
+          name, HEADER_BYTES, (long long)t->pieces.size);
+    memcpy(header, t->pieces.bytes, sizeof header);
+    const char *kind = magic_name(header[0]);
+    CHECK(header[0] == TOKENIZER_MAGIC, LLMC_EFORMAT,
           "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d; name a tokenizer.bin or vocab.bpe", name,
-          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
-    CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
-          head[1]);
-    k->pieces.n = head[2], k->eot = head[3], k->kind = head[4];
-    if (head[1] == 1) { /* llm.c's first files are GPT-2's and do not say so */
-        CHECK(k->pieces.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d; write it again", name,
-              GPT2_V, k->pieces.n);
-        k->eot = GPT2_V - 1, k->kind = UNKNOWN;
+          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, header[0]);
+    CHECK(header[1] == 1 || header[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
+          header[1]);
+    t->pieces.n = header[2], t->eot = header[3], t->kind = header[4];
+    if (header[1] == 1) { /* llm.c's first files are GPT-2's and do not say so */
+        CHECK(t->pieces.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d; write it again", name,
+              GPT2_V, t->pieces.n);
+        t->eot = GPT2_V - 1, t->kind = UNKNOWN;
     }
-    CHECK(k->pieces.n >= 1 && k->pieces.n <= k->pieces.size / 2, LLMC_EFORMAT,
-          "%s: %d pieces do not fit %lld bytes; write it again", name, k->pieces.n, (long long)k->pieces.size);
-    CHECK(k->eot >= -1 && k->eot < k->pieces.n, LLMC_EFORMAT, "%s: EOT id %d is outside [0, %d); write it again", name,
-          k->eot, k->pieces.n);
-    CHECK(k->kind >= 0 && k->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d; write it again", name,
-          KINDS - 1, k->kind);
+    CHECK(t->pieces.n >= 1 && t->pieces.n <= t->pieces.size / 2, LLMC_EFORMAT,
+          "%s: %d pieces do not fit %lld bytes; write it again", name, t->pieces.n, (long long)t->pieces.size);
+    CHECK(t->eot >= -1 && t->eot < t->pieces.n, LLMC_EFORMAT, "%s: EOT id %d is outside [0, %d); write it again", name,
+          t->eot, t->pieces.n);
+    CHECK(t->kind >= 0 && t->kind < KINDS, LLMC_EFORMAT, "%s: expected a kind in 0..%d, found %d; write it again", name,
+          KINDS - 1, t->kind);
     return LLMC_OK;
 }
 
-static int find_pieces(llmc_tokenizer *k, const char *name) {
-    k->pieces.start = malloc((size_t)k->pieces.n * sizeof *k->pieces.start);
-    CHECK(k->pieces.start, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
+static int find_pieces(llmc_tokenizer *t, const char *name) {
+    t->pieces.start = malloc((size_t)t->pieces.n * sizeof *t->pieces.start);
+    CHECK(t->pieces.start, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
     int64_t at = HEADER_BYTES;
-    for (int id = 0; id < k->pieces.n; id++) {
-        const int length = at < k->pieces.size ? (unsigned char)k->pieces.bytes[at] : 0;
-        CHECK(at + 1 + length <= k->pieces.size, LLMC_EFORMAT,
-              "%s is truncated: expected %d pieces, found %d; write it again", name, k->pieces.n, id);
+    for (int id = 0; id < t->pieces.n; id++) {
+        const int length = at < t->pieces.size ? (unsigned char)t->pieces.bytes[at] : 0;
+        CHECK(at + 1 + length <= t->pieces.size, LLMC_EFORMAT,
+              "%s is truncated: expected %d pieces, found %d; write it again", name, t->pieces.n, id);
         CHECK(length, LLMC_EFORMAT, "%s: piece %d is empty; write it again", name, id);
-        k->pieces.start[id] = (uint32_t)at + 1;
+        t->pieces.start[id] = (uint32_t)at + 1;
         at += 1 + length;
     }
-    CHECK(at == k->pieces.size, LLMC_EFORMAT, "%s has %lld trailing bytes after %d pieces; write it again", name,
-          (long long)(k->pieces.size - at), k->pieces.n);
+    CHECK(at == t->pieces.size, LLMC_EFORMAT, "%s has %lld trailing bytes after %d pieces; write it again", name,
+          (long long)(t->pieces.size - at), t->pieces.n);
     return LLMC_OK;
 }
 
 /* llm.c's own files, which do not say how they encode, hold GPT-2's table; this knows it again */
-static int is_gpt2(const llmc_tokenizer *k) {
+static int is_gpt2(const llmc_tokenizer *t) {
     Crc32 crc;
-    if (k->pieces.n != GPT2_V || k->eot != GPT2_V - 1) return 0;
+    if (t->pieces.n != GPT2_V || t->eot != GPT2_V - 1) return 0;
     crc32_start(&crc, CRC_ZLIB);
-    crc32_add(&crc, k->pieces.bytes + HEADER_BYTES, k->pieces.size - HEADER_BYTES);
+    crc32_add(&crc, t->pieces.bytes + HEADER_BYTES, t->pieces.size - HEADER_BYTES);
     return crc.value == GPT2_CRC;
 }
 
-static int hash_pieces(llmc_tokenizer *k, const char *name) {
-    CHECK(pieces_reserve(&k->pieces, k->pieces.n) == 0, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
-    for (int id = 0; id < k->pieces.n; id++) {
-        const int twin = id == k->eot ? -1 : pieces_add(&k->pieces, id);
+static int hash_pieces(llmc_tokenizer *t, const char *name) {
+    CHECK(pieces_reserve(&t->pieces, t->pieces.n) == 0, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
+    for (int id = 0; id < t->pieces.n; id++) {
+        const int twin = id == t->eot ? -1 : pieces_add(&t->pieces, id);
         if (twin >= 0) return same_pieces(name, twin, id);
     }
     for (int byte = 0; byte < 256; byte++)
-        CHECK(pieces_find(&k->pieces, &(char){(char)byte}, 1) >= 0, LLMC_EFORMAT,
+        CHECK(pieces_find(&t->pieces, &(char){(char)byte}, 1) >= 0, LLMC_EFORMAT,
               "%s: a gpt2 table needs all 256 bytes, found none that is %d; write it again", name, byte);
     return LLMC_OK;
 }
 
-static int from_vocabbpe(llmc_tokenizer *k, const char *name) {
-    char *text = k->pieces.bytes;
-    const int rc = vocabbpe_convert(&k->pieces.bytes, &k->pieces.size, text, k->pieces.size, name);
+static int from_vocabbpe(llmc_tokenizer *t, const char *name) {
+    char *text = t->pieces.bytes;
+    const int rc = vocabbpe_convert(&t->pieces.bytes, &t->pieces.size, text, t->pieces.size, name);
     free(text);
     return rc;
 }
 
-static int parse(llmc_tokenizer *k, const char *name) {
-    if (vocabbpe_is(k->pieces.bytes, k->pieces.size)) TRY(from_vocabbpe(k, name));
-    TRY(read_header(k, name));
-    TRY(find_pieces(k, name));
-    if (k->kind == UNKNOWN && is_gpt2(k)) k->kind = GPT2;
-    return k->kind == LONGEST ? build_trie(k, name) : k->kind == GPT2 ? hash_pieces(k, name) : LLMC_OK;
+static int parse(llmc_tokenizer *t, const char *name) {
+    if (vocabbpe_is(t->pieces.bytes, t->pieces.size)) TRY(from_vocabbpe(t, name));
+    TRY(read_header(t, name));
+    TRY(find_pieces(t, name));
+    if (t->kind == UNKNOWN && is_gpt2(t)) t->kind = GPT2;
+    return t->kind == LONGEST ? build_trie(t, name) : t->kind == GPT2 ? hash_pieces(t, name) : LLMC_OK;
 }
 
-/* takes over k */
-static int finish(llmc_tokenizer **out, llmc_tokenizer *k, const char *name) {
-    const int rc = parse(k, name);
-    if (rc < 0) llmc_tokenizer_free(k);
-    else *out = k;
+/* takes over t */
+static int finish(llmc_tokenizer **out, llmc_tokenizer *t, const char *name) {
+    const int rc = parse(t, name);
+    if (rc < 0) llmc_tokenizer_free(t);
+    else *out = t;
     return rc;
 }
 
-static int make(llmc_tokenizer **k, int64_t size, const char *name) {
+static int make(llmc_tokenizer **t, int64_t size, const char *name) {
     CHECK(size >= 0 && size <= MAX_FILE, LLMC_EFORMAT,
           "%s has %lld bytes, which no tokenizer has: name a tokenizer.bin or vocab.bpe", name, (long long)size);
-    *k = calloc(1, sizeof **k);
-    if (*k) (*k)->pieces.bytes = malloc((size_t)size + 1);
-    if (*k && (*k)->pieces.bytes) return (*k)->pieces.size = size, LLMC_OK;
-    free(*k);
+    *t = calloc(1, sizeof **t);
+    if (*t) (*t)->pieces.bytes = malloc((size_t)size + 1);
+    if (*t && (*t)->pieces.bytes) return (*t)->pieces.size = size, LLMC_OK;
+    free(*t);
     FAIL(LLMC_ENOMEM, "no memory for the tokenizer %s", name);
 }
 
 int llmc_tokenizer_read(llmc_tokenizer **out, const void *bytes, int64_t size, const char *name) {
-    llmc_tokenizer *k = NULL;
+    llmc_tokenizer *t = NULL;
     *out = NULL;
-    TRY(make(&k, size, name));
-    memcpy(k->pieces.bytes, bytes, (size_t)size);
-    return finish(out, k, name);
+    TRY(make(&t, size, name));
+    memcpy(t->pieces.bytes, bytes, (size_t)size);
+    return finish(out, t, name);
 }
 
 static int read_file(llmc_tokenizer **out, const BinFile *f) {
-    llmc_tokenizer *k = NULL;
-    TRY(make(&k, f->size, f->path));
-    const int rc = binfile_read(f, k->pieces.bytes, f->size, 0);
-    if (rc == 0) return finish(out, k, f->path);
-    llmc_tokenizer_free(k);
+    llmc_tokenizer *t = NULL;
+    TRY(make(&t, f->size, f->path));
+    const int rc = binfile_read(f, t->pieces.bytes, f->size, 0);
+    if (rc == 0) return finish(out, t, f->path);
+    llmc_tokenizer_free(t);
     return rc;
 }
 
@@ -198,55 +198,55 @@ int llmc_tokenizer_open(llmc_tokenizer **out, const char *path) {
     return rc;
 }
 
-void llmc_tokenizer_free(llmc_tokenizer *k) {
-    if (!k) return;
-    pieces_free(&k->pieces);
-    free(k->edges);
-    free(k->id);
-    free(k);
+void llmc_tokenizer_free(llmc_tokenizer *t) {
+    if (!t) return;
+    pieces_free(&t->pieces);
+    free(t->edges);
+    free(t->id);
+    free(t);
 }
 
-int llmc_tokenizer_size(const llmc_tokenizer *k) { return k->pieces.n; }
+int llmc_tokenizer_size(const llmc_tokenizer *t) { return t->pieces.n; }
 
-int llmc_tokenizer_fits(const llmc_tokenizer *k, int V, const char *name) {
-    const int n = k->pieces.n;
+int llmc_tokenizer_fits(const llmc_tokenizer *t, int V, const char *name) {
+    const int n = t->pieces.n;
     CHECK(n <= V && V <= (n + 127) / 128 * 128, LLMC_EINVAL,
           "%s has %d ids, the model V=%d: it is another model's tokenizer, name the one it was trained with", name, n,
           V);
     return LLMC_OK;
 }
-int llmc_tokenizer_eot(const llmc_tokenizer *k) { return k->eot; }
-const void *llmc_tokenizer_bytes(const llmc_tokenizer *k, int64_t *size) {
-    return *size = k->pieces.size, k->pieces.bytes;
+int llmc_tokenizer_eot(const llmc_tokenizer *t) { return t->eot; }
+const void *llmc_tokenizer_bytes(const llmc_tokenizer *t, int64_t *size) {
+    return *size = t->pieces.size, t->pieces.bytes;
 }
 
 /* ---- decode and encode ---- */
 
-int llmc_tokenizer_decode(const llmc_tokenizer *k, const int *ids, int n, char *out, int64_t size) {
+int llmc_tokenizer_decode(const llmc_tokenizer *t, const int *ids, int n, char *out, int64_t size) {
     int64_t total = 0;
     for (int i = 0; i < n; i++) {
-        CHECK(ids[i] >= 0 && ids[i] < k->pieces.n, LLMC_EINVAL,
+        CHECK(ids[i] >= 0 && ids[i] < t->pieces.n, LLMC_EINVAL,
               "ids[%d] = %d is outside [0, %d): use the tokenizer the model was "
               "trained with",
-              i, ids[i], k->pieces.n);
-        const int length = piece_length(&k->pieces, ids[i]);
+              i, ids[i], t->pieces.n);
+        const int length = piece_length(&t->pieces, ids[i]);
         const int64_t room = size - total < length ? size - total : length;
-        if (room > 0) memcpy(out + total, piece(&k->pieces, ids[i]), (size_t)room);
+        if (room > 0) memcpy(out + total, piece(&t->pieces, ids[i]), (size_t)room);
         total += length;
     }
     CHECK(total <= INT_MAX, LLMC_EINVAL, "%d ids are too many to decode at once: give fewer", n);
     return (int)total;
 }
 
-/* the longest piece at the head of text[0..n), and its length; -1 if none */
-static int longest(const llmc_tokenizer *k, const char *text, int64_t n, int *length) {
+/* the longest piece at the start of text[0..n), and its length; -1 if none */
+static int longest(const llmc_tokenizer *t, const char *text, int64_t n, int *length) {
     int found = -1;
     uint32_t node = 0;
     for (int i = 0; i < n; i++) {
-        const Edge *edge = edge_of(k, node, (unsigned char)text[i]);
+        const Edge *edge = edge_of(t, node, (unsigned char)text[i]);
         if (!edge->key) break;
         node = edge->node;
-        if (k->id[node] >= 0) found = k->id[node], *length = i + 1;
+        if (t->id[node] >= 0) found = t->id[node], *length = i + 1;
     }
     return found;
 }
@@ -265,21 +265,21 @@ static int show(char *out, size_t size, const char *text, int length) {
 }
 
 /* the pieces that are one character, as far as they fit: what a character vocabulary knows */
-static void list_alphabet(const llmc_tokenizer *k, char *out, size_t size) {
+static void list_alphabet(const llmc_tokenizer *t, char *out, size_t size) {
     *out = 0;
-    for (int id = 0; id < k->pieces.n; id++) {
+    for (int id = 0; id < t->pieces.n; id++) {
         uint32_t code;
-        const int length = piece_length(&k->pieces, id);
-        if (id == k->eot || utf8_decode(piece(&k->pieces, id), length, &code) != length) continue;
-        if (!show(out, size - 3, piece(&k->pieces, id), length)) return (void)strcat(out, "...");
+        const int length = piece_length(&t->pieces, id);
+        if (id == t->eot || utf8_decode(piece(&t->pieces, id), length, &code) != length) continue;
+        if (!show(out, size - 3, piece(&t->pieces, id), length)) return (void)strcat(out, "...");
     }
 }
 
-static int unknown_character(const llmc_tokenizer *k, const char *text, int64_t bytes, int64_t at) {
+static int unknown_character(const llmc_tokenizer *t, const char *text, int64_t bytes, int64_t at) {
     char alphabet[400], unknown[20] = "";
     uint32_t code;
     const int length = utf8_decode(text + at, bytes - at, &code);
-    list_alphabet(k, alphabet, sizeof alphabet);
+    list_alphabet(t, alphabet, sizeof alphabet);
     show(unknown, sizeof unknown, text + at, length > 0 ? length : 1);
     FAIL(LLMC_EINVAL,
          "character '%s' (byte %d at byte %lld) is not in the vocabulary; it has only '%s': change the text, or "
@@ -287,24 +287,24 @@ static int unknown_character(const llmc_tokenizer *k, const char *text, int64_t 
          unknown, (unsigned char)text[at], (long long)at, alphabet);
 }
 
-static int encode_longest(const llmc_tokenizer *k, const char *text, int64_t bytes, int *out, int64_t size) {
+static int encode_longest(const llmc_tokenizer *t, const char *text, int64_t bytes, int *out, int64_t size) {
     int64_t n = 0;
     for (int64_t at = 0; at < bytes; n++) {
         int length;
-        const int id = longest(k, text + at, bytes - at, &length);
-        if (id < 0) return unknown_character(k, text, bytes, at);
+        const int id = longest(t, text + at, bytes - at, &length);
+        if (id < 0) return unknown_character(t, text, bytes, at);
         if (n < size) out[n] = id;
         at += length;
     }
     return (int)n;
 }
 
-int llmc_tokenizer_encode(const llmc_tokenizer *k, const char *text, int64_t bytes, int *out, int64_t size) {
-    CHECK(k->kind != UNKNOWN, LLMC_EINVAL,
+int llmc_tokenizer_encode(const llmc_tokenizer *t, const char *text, int64_t bytes, int *out, int64_t size) {
+    CHECK(t->kind != UNKNOWN, LLMC_EINVAL,
           "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
           "another with python -m pyllmc.prepro");
     CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once",
           (long long)bytes, INT_MAX);
-    if (k->kind == GPT2) return (int)bpe_encode(&k->pieces, text, bytes, out, size);
-    return encode_longest(k, text, bytes, out, size);
+    if (t->kind == GPT2) return (int)bpe_encode(&t->pieces, text, bytes, out, size);
+    return encode_longest(t, text, bytes, out, size);
 }
