@@ -262,11 +262,11 @@ int llmc_writer_new(llmc_writer **writer, llmc_model *model, const llmc_tokenize
 int llmc_writer_stop_at(llmc_writer *writer, const char *text, int64_t size);
 void llmc_writer_free(llmc_writer *writer);
 /* Appends to the text, whose first prompt, empty or not, begins with EOT (where there is none, an empty one with id 0). What
- * was written stays, what was not handed out or belongs to a stop string does not. echo: the prompt is the first piece. */
+ * was written stays, what was not handed out or belongs to a stop string does not. echo: the prompt itself comes out first. */
 int llmc_writer_prompt(llmc_writer *writer, const char *text, int64_t size, int echo);
-/* The next piece, valid until the next call: 1, or 0 at the end. Pieces are UTF-8, whole characters: what is none comes as
+/* The next part of the text, valid until the next call: 1, or 0 at the end. It is UTF-8, whole characters: what is none comes as
  * U+FFFD, and a character that the end cuts is left out, and taken back from the context. */
-int llmc_writer_next(llmc_writer *writer, const char **piece, int64_t *size);
+int llmc_writer_next(llmc_writer *writer, const char **text, int64_t *size);
 int llmc_writer_end(const llmc_writer *writer); /* how the text ended */
 
 /* ---- learning rate (schedule.c) ---- */
@@ -321,10 +321,10 @@ int llmc_chat_new(llmc_chat **chat, const llmc_options *options);
 void llmc_chat_free(llmc_chat *chat);
 /* One turn; whatever was not read of the answer before it is forgotten. */
 int llmc_chat_say(llmc_chat *chat, const char *text, int64_t size);
-int llmc_chat_next(llmc_chat *chat, const char **piece, int64_t *size); /* of the answer; as llmc_writer_next */
-int llmc_chat_end(const llmc_chat *chat);                               /* as llmc_writer_end */
-const char *llmc_chat_about(const llmc_chat *chat);                     /* a line or two for who sits before it */
-const char *llmc_chat_label(const llmc_chat *chat, int answer);         /* what to show before a turn or an answer */
+int llmc_chat_next(llmc_chat *chat, const char **text, int64_t *size); /* of the answer; as llmc_writer_next */
+int llmc_chat_end(const llmc_chat *chat);                              /* as llmc_writer_end */
+const char *llmc_chat_about(const llmc_chat *chat);                    /* a line or two for who sits before it */
+const char *llmc_chat_label(const llmc_chat *chat, int answer);        /* what to show before a turn or an answer */
 
 /* ---- trainer (trainer.c): the loop as a step machine ---- */
 typedef struct llmc_trainer llmc_trainer;

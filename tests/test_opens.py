@@ -19,7 +19,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts with ino
 
 def run(program: Path, *arguments: object, stdin: str = "") -> None:
     done = subprocess.run(
-        [program, *map(str, arguments), "--threads=1"], input=stdin, capture_output=True, text=True, timeout=60
+        [program, *map(str, arguments), "--threads=1"],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 
@@ -52,7 +56,14 @@ def test_resume_opens_its_checkpoint_once(folder):
 def test_a_start_from_weights_opens_them_before_the_data_is_made_and_after(folder):
     out = folder / "other"
     with count_opens(folder / "run/best.ckpt") as opens:
-        run(TRAIN, f"--model={folder / 'run'}", f"--data={folder / 'data'}", "--B=2", "--max_steps=1", f"--out={out}")
+        run(
+            TRAIN,
+            f"--model={folder / 'run'}",
+            f"--data={folder / 'data'}",
+            "--B=2",
+            "--max_steps=1",
+            f"--out={out}",
+        )
     assert opens == [2]
 
 

@@ -40,6 +40,7 @@ static int open_beside(llmc_tokenizer **out, const llmc_file *f) {
 
 int llmc_file_tokenizer(const llmc_file *f, int beside, llmc_tokenizer **out) {
     *out = NULL;
-    TRY(read_inside(out, f)); /* it may have fewer ids than the model, which was made with --vocab_size */
+    TRY(read_inside(out,
+                    f)); /* whether it fits is not checked, because --vocab_size may have given the model more ids */
     return *out || !beside ? LLMC_OK : open_beside(out, f);
 }

@@ -1,4 +1,4 @@
-/* Weights into a model, from any file that modelfile.h opens: all of it is checked before anything changes. */
+/* Loads weights into a model, from a file of any format. The whole file is checked before the model changes. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/crc32.h"
@@ -7,7 +7,7 @@
 #include "files/modelfile.h"
 #include "base/pulse.h"
 
-/* ---- checking the content, piece by piece ---- */
+/* ---- checking the content ---- */
 
 static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -25,7 +25,7 @@ typedef struct Reader {
     uint16_t narrow[AT_A_TIME];
 } Reader;
 
-/* n <= AT_A_TIME elements from a byte of the file, as float; the checksum goes over the bytes */
+/* Reads n <= AT_A_TIME elements from byte `at` into r->x as float, and adds their bytes to the checksum. */
 static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
     void *raw = width == 2 ? (void *)r->narrow : (void *)r->x;
     TRY(binfile_read(&r->f->file, raw, n * width, at));
@@ -35,17 +35,16 @@ static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
 }
 
 static int check_bytes(Reader *r, int64_t from, int64_t to) {
-    for (int64_t at = from; at < to; at += AT_A_TIME)
-        TRY(read_elements(r, at, to - at < AT_A_TIME ? to - at : AT_A_TIME, 1));
+    for (int64_t at = from; at < to; at += AT_A_TIME) TRY(read_elements(r, at, next_turn(to - at), 1));
     return LLMC_OK;
 }
 
-/* n finite numbers of tensor i */
+/* Checks that n numbers of tensor i are finite. */
 static int check_numbers(Reader *r, const char *what, int i, int64_t at, int64_t n, int width) {
-    for (int64_t k = 0, m; k < n; k += m) {
-        m = n - k < AT_A_TIME ? n - k : AT_A_TIME;
-        TRY(read_elements(r, at + k * width, m, width));
-        const int64_t bad = gpt2_find_nonfinite(r->x, m);
+    for (int64_t done = 0; done < n; done += AT_A_TIME) {
+        const int64_t turn = next_turn(n - done);
+        TRY(read_elements(r, at + done * width, turn, width));
+        const int64_t bad = gpt2_find_nonfinite(r->x, turn);
         CHECK(bad < 0, LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->path, what,
               r->f->layout.table[i].name, r->x[bad]);
     }
@@ -54,12 +53,12 @@ static int check_numbers(Reader *r, const char *what, int i, int64_t at, int64_t
 
 static int check_weights(Reader *r, int i, int l) {
     const llmc_file *f = r->f;
-    const Extent *p = extent_of(f, i, l);
+    const Extent *e = extent_of(f, i, l);
     if (f->has_crcs) r->crc.value = 0;
-    TRY(check_numbers(r, "weights", i, p->at, elements_of(f, i), p->width));
-    CHECK(!f->has_crcs || r->crc.value == p->crc, LLMC_EFORMAT,
+    TRY(check_numbers(r, "weights", i, e->at, elements_of(f, i), e->width));
+    CHECK(!f->has_crcs || r->crc.value == e->crc, LLMC_EFORMAT,
           "%s is damaged in %s of layer %d: expected checksum %08x, found %08x; copy it again", f->path,
-          f->layout.table[i].name, l, p->crc, r->crc.value);
+          f->layout.table[i].name, l, e->crc, r->crc.value);
     return LLMC_OK;
 }
 
@@ -69,7 +68,7 @@ static int check_all_weights(Reader *r) {
     return LLMC_OK;
 }
 
-/* m, then v, each tensor after tensor as the weights are */
+/* Checks m, then v. In both the tensors follow one another as the weights do. */
 static int check_moments(Reader *r, int64_t at) {
     for (int block = 0; block < 2; block++)
         for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
@@ -80,7 +79,7 @@ static int check_moments(Reader *r, int64_t at) {
     return LLMC_OK;
 }
 
-/* header, parameters, texts, moments, checksum: in the order of the file */
+/* Checks header, parameters, texts, moments and checksum, in the order of the file. */
 static int check_content(Reader *r) {
     const llmc_file *f = r->f;
     const Section *moments = &f->sections[MOMENTS], *crc = &f->sections[CRC32];
@@ -120,16 +119,18 @@ static int check_same(const llmc_file *f, const llmc_config *model) {
     return LLMC_OK;
 }
 
+/* Reads n elements and copies them to the model. */
 static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, int width) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
-        const int64_t piece = n - i < AT_A_TIME ? n - i : AT_A_TIME;
-        TRY(read_elements(r, at + i * width, piece, width));
-        m->k->copy_in(&m->ctx, to + i, r->x, piece * 4);
+        const int64_t turn = next_turn(n - i);
+        TRY(read_elements(r, at + i * width, turn, width));
+        m->k->copy_in(&m->ctx, to + i, r->x, turn * 4);
     }
     return LLMC_OK;
 }
 
-/* to (.,C) at column c0, rows o0..: the transpose of x (nc,no), tile by tile, as far apart writes miss the cache */
+/* Writes the transpose of x (nc,no) into a matrix of C columns, from row o0 and column c0 on. It goes tile by tile, because
+ * writes that are far apart miss the cache. */
 static void transpose(float *to, int64_t C, int64_t c0, int64_t o0, const float *x, int64_t nc, int64_t no) {
     enum { TILE = 16 };
     for (int64_t ot = 0; ot < no; ot += TILE)
@@ -138,25 +139,26 @@ static void transpose(float *to, int64_t C, int64_t c0, int64_t o0, const float 
                 for (int64_t c = ct; c < nc && c < ct + TILE; c++) to[(o0 + o) * C + c0 + c] = x[c * no + o];
 }
 
-/* (OC,C) from (C,OC): some rows at a time, or a part of one, until the whole tensor can go in */
-static int copy_transposed(Reader *r, llmc_model *m, float *to, const Extent *p, int64_t OC, int64_t C) {
+/* Reads a matrix (C,OC) and copies it to the model as (OC,C). It reads some rows at a time, or a part of a row, and copies the
+ * matrix when it is complete. */
+static int copy_transposed(Reader *r, llmc_model *m, float *to, const Extent *e, int64_t OC, int64_t C) {
     const int64_t rows = OC < AT_A_TIME ? AT_A_TIME / OC : 1, columns = OC < AT_A_TIME ? OC : AT_A_TIME;
     for (int64_t c = 0; c < C; c += rows)
         for (int64_t o = 0; o < OC; o += columns) {
             const int64_t nc = C - c < rows ? C - c : rows, no = OC - o < columns ? OC - o : columns;
-            TRY(read_elements(r, p->at + (c * OC + o) * p->width, nc * no, p->width));
+            TRY(read_elements(r, e->at + (c * OC + o) * e->width, nc * no, e->width));
             transpose(r->transposed, C, c, o, r->x, nc, no);
         }
     m->k->copy_in(&m->ctx, to, r->transposed, OC * C * 4);
-    return m->k->sync(&m->ctx); /* the next tensor is turned in the same place */
+    return m->k->sync(&m->ctx); /* the next tensor uses r->transposed again */
 }
 
 static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     const llmc_tensor *t = &m->layout.table[i];
-    const Extent *p = extent_of(r->f, i, l);
+    const Extent *e = extent_of(r->f, i, l);
     float *to = m->params + t->offset + l * t->stride;
-    if (p->transposed) return copy_transposed(r, m, to, p, t->shape[0], t->shape[1]);
-    return copy_in(r, m, to, p->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, p->width);
+    if (e->transposed) return copy_transposed(r, m, to, e, t->shape[0], t->shape[1]);
+    return copy_in(r, m, to, e->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, e->width);
 }
 
 static int load_params(Reader *r, llmc_model *m) {
@@ -164,7 +166,7 @@ static int load_params(Reader *r, llmc_model *m) {
     m->ctx.weights = LLMC_FP32;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
-    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */
+    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding is 0, whatever the file holds there */
     return LLMC_OK;
 }
 
@@ -182,7 +184,7 @@ static const char *next_line(const char *line) {
     return line ? line + 1 : NULL;
 }
 
-/* STATE's line "step=" */
+/* Reads the line "step=" of STATE; 0 if there is none. */
 static int read_step(const llmc_file *f, int64_t *step) {
     *step = 0;
     const int64_t size = f->sections[STATE].size + 1;
@@ -197,7 +199,7 @@ static int read_step(const llmc_file *f, int64_t *step) {
     return LLMC_OK;
 }
 
-/* How much there is to read: the file is checked first, and what is taken of it is then read again. */
+/* How much there is to read. Weights and moments count twice, because they are checked first and then read again. */
 static Share share_of(const llmc_file *f, const llmc_model *m) {
     const int64_t weights = f->params * extent_of(f, 0, 0)->width;
     const int64_t moments = m->room.training && f->sections[MOMENTS].at ? 2 * f->params * 4 : 0;
@@ -213,7 +215,7 @@ static int load(Reader *r, llmc_model *m) {
     TRY(check_content(r));
     TRY(read_step(f, &step));
     TRY(allocate_transposed(r));
-    m->state = 0, m->cache_of = NULL; /* what a forward pass left belongs to other weights */
+    m->state = 0, m->cache_of = NULL; /* the results of the last forward pass belong to other weights */
     TRY(load_params(r, m));
     TRY(gpt2_store(m));
     if (m->room.training && !moments) return llmc_model_reset_moments(m);

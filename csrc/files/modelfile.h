@@ -10,12 +10,15 @@ enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
 enum { TAG_BYTES = 8, SECTION_HEADER = TAG_BYTES + 8 };
 extern const char *const section_tags[NUM_SECTIONS];
 
-/* So many elements are read or written at a time: few in a build for fuzzing, so that small inputs need several turns. */
+/* At most so many elements are read or written at a time. A build for fuzzing takes few, so that small inputs need several
+ * turns. */
 #ifdef FUZZING
 enum { AT_A_TIME = 64 };
 #else
 enum { AT_A_TIME = 1 << 18 };
 #endif
+/* The elements of the next turn, if `left` are left. */
+static inline int64_t next_turn(int64_t left) { return left < AT_A_TIME ? left : AT_A_TIME; }
 
 typedef struct Section { /* its payload */
     int64_t at, size;    /* bytes; at = 0: the file has no such section */
@@ -37,8 +40,8 @@ struct llmc_file {
     Extent *extents;     /* NUM_PARAM_TENSORS x L, see extent_of */
     int64_t wte, params; /* elements in the file: those of wte, and all */
     int64_t begin, end;  /* the bytes before `begin` are a header, the parameters end at `end` */
-    int version;         /* of llm.c's format */
-    int has_crcs;        /* each extent has its checksum, so that none covers the whole file */
+    int version;         /* the version of llm.c's format, 1 to 5 */
+    int has_crcs;        /* each extent has its checksum; there is none of the whole file */
     Section sections[NUM_SECTIONS];
 };
 /* Opens the bytes at `path`, which is copied. The format then fills in the rest. */

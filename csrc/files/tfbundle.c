@@ -1,4 +1,4 @@
-/* OpenAI's TensorFlow checkpoint: which files it is, what size of model, and where each tensor lies. */
+/* OpenAI's TensorFlow checkpoint: which files it has, how large the model is, and where each tensor lies. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 #define INDEX ".index"
 enum { OPENAI_T = 1024, HEAD_SIZE = 64, MOST_C = 1 << 20 };
 
-/* the tensors of a layer, and those behind the layers, sorted as bytes: their order in the data */
+/* The tensors of a layer, and those after the layers. Both are sorted as bytes, which is their order in the data. */
 static const struct Name {
     const char *name;
     int tensor;
@@ -30,12 +30,12 @@ static const struct Name {
                 {"mlp/c_fc/w", P_fcw},
                 {"mlp/c_proj/b", P_fcprojb},
                 {"mlp/c_proj/w", P_fcprojw}},
-  behind[] = {{"ln_f/b", P_lnfb}, {"ln_f/g", P_lnfw}, {"wpe", P_wpe}, {"wte", P_wte}};
-enum { IN_LAYER = sizeof in_layer / sizeof *in_layer, BEHIND = sizeof behind / sizeof *behind };
-_Static_assert(IN_LAYER + BEHIND == NUM_PARAM_TENSORS, "every parameter has its name");
+  after_layers[] = {{"ln_f/b", P_lnfb}, {"ln_f/g", P_lnfw}, {"wpe", P_wpe}, {"wte", P_wte}};
+enum { IN_LAYER = sizeof in_layer / sizeof *in_layer, AFTER_LAYERS = sizeof after_layers / sizeof *after_layers };
+_Static_assert(IN_LAYER + AFTER_LAYERS == NUM_PARAM_TENSORS, "every parameter has its name");
 
 typedef struct Files {
-    char data[PATH_MAX], index[PATH_MAX], hparams[PATH_MAX]; /* index: "" if there is none */
+    char data[PATH_MAX], index[PATH_MAX], hparams[PATH_MAX]; /* index is "" if the file is missing */
 } Files;
 
 /* ---- which files ---- */
@@ -45,7 +45,7 @@ static int ends_with(const char *text, const char *end) {
     return n > m && !strcmp(text + n - m, end);
 }
 
-/* PREFIX + DATA or PREFIX + INDEX exists, and is named by `path` */
+/* Fills in the names of the files that `path` means. 1 if PREFIX + DATA or PREFIX + INDEX exists, else 0. */
 static int find_files(const char *path, Files *files) {
     char prefix[PATH_MAX - 32];
     const char *end = ends_with(path, DATA) ? DATA : ends_with(path, INDEX) ? INDEX : "";
@@ -68,7 +68,7 @@ int tfbundle_is(const char *path) {
 
 /* ---- hparams.json: {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12} ---- */
 
-/* the number of a key, 0 if it is not there, an error if it is no whole number */
+/* Reads the number of a key: 0 if the key is missing, an error if its value is no whole number. */
 static int read_hparam(const Files *files, const char *text, const char *key, int *value) {
     char quoted[16];
     int read = 0;
@@ -103,14 +103,15 @@ static int read_hparams(const Files *files, llmc_config *c) {
     return rc;
 }
 
+/* Compares a size that hparams.json may tell with the size that the tensors have. */
 static int agree(const Files *files, const char *key, int says, int has) {
     CHECK(!says || says == has, LLMC_EFORMAT, "%s says %s=%d, but the tensors of %s have %d; take the right files",
           files->hparams, key, says, files->data, has);
     return LLMC_OK;
 }
 
-/* the sizes that the tensors have told; the heads come from hparams.json */
-static int settle_config(llmc_file *f, const Files *files, const llmc_config *h) {
+/* Completes the sizes that the tensors have told: the number of heads comes from hparams.json. */
+static int complete_config(llmc_file *f, const Files *files, const llmc_config *h) {
     llmc_config *c = &f->config;
     TRY(agree(files, "n_vocab", h->V, c->V));
     TRY(agree(files, "n_ctx", h->maxT, c->maxT));
@@ -128,13 +129,13 @@ static int settle_config(llmc_file *f, const Files *files, const llmc_config *h)
     return modelfile_lay_out(f);
 }
 
-/* a matrix of a layer is stored (1,C,OC) */
+/* Whether tensor i is a matrix of a layer, which is stored as (1,C,OC). */
 static int is_transposed(const llmc_file *f, int i) {
     const llmc_tensor *t = &f->layout.table[i];
     return t->layers && t->rank == 2;
 }
 
-/* ---- with an index: by name ---- */
+/* ---- with an index: find tensors by name ---- */
 
 static int layer_count(const TfIndex *index) {
     int most = 0, layer, read;
@@ -180,7 +181,7 @@ static void print_shape(char *text, size_t size, int64_t rank, const int64_t *sh
     if (n < (int)size) snprintf(text + n, size - (size_t)n, rank > TF_RANK ? ",...)" : ")");
 }
 
-/* the shape of a tensor in the file; returns its rank */
+/* Fills in the shape that a tensor must have in the file, and returns its rank. */
 static int expected_shape(const llmc_file *f, int i, int64_t *shape) {
     const llmc_tensor *t = &f->layout.table[i];
     if (is_transposed(f, i)) {
@@ -206,7 +207,7 @@ static int check_entry(const llmc_file *f, const Files *files, const TfTensor *t
     return LLMC_OK;
 }
 
-static int place_entry(llmc_file *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
+static int find_tensor(llmc_file *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
     TfTensor *t = tfindex_find(index, name);
     CHECK(t, LLMC_EFORMAT, "%s lacks %s of a GPT-2 with %d layers; copy it again", files->index, name, f->config.L);
     TRY(check_entry(f, files, t, i));
@@ -215,7 +216,7 @@ static int place_entry(llmc_file *f, const Files *files, TfIndex *index, const c
     return LLMC_OK;
 }
 
-/* every tensor is ours, and they fill the data from its first byte to its last */
+/* Checks that the model uses every tensor, and that the tensors fill the data from its first byte to its last. */
 static int check_all_used(llmc_file *f, const Files *files, const TfIndex *index) {
     int64_t end = 0;
     for (const TfTensor *t = index->tensors; t < index->tensors + index->n; t++) {
@@ -230,16 +231,16 @@ static int check_all_used(llmc_file *f, const Files *files, const TfIndex *index
     return LLMC_OK;
 }
 
-static int place_by_name(llmc_file *f, const Files *files, TfIndex *index) {
+static int find_by_name(llmc_file *f, const Files *files, TfIndex *index) {
     char name[TF_NAME];
     for (int l = 0; l < f->config.L; l++)
         for (int i = 0; i < IN_LAYER; i++) {
             snprintf(name, sizeof name, "model/h%d/%s", l, in_layer[i].name);
-            TRY(place_entry(f, files, index, name, in_layer[i].tensor, l));
+            TRY(find_tensor(f, files, index, name, in_layer[i].tensor, l));
         }
-    for (int i = 0; i < BEHIND; i++) {
-        snprintf(name, sizeof name, "model/%s", behind[i].name);
-        TRY(place_entry(f, files, index, name, behind[i].tensor, 0));
+    for (int i = 0; i < AFTER_LAYERS; i++) {
+        snprintf(name, sizeof name, "model/%s", after_layers[i].name);
+        TRY(find_tensor(f, files, index, name, after_layers[i].tensor, 0));
     }
     f->has_crcs = 1;
     return check_all_used(f, files, index);
@@ -249,15 +250,15 @@ static int open_by_index(llmc_file *f, const Files *files, const llmc_config *hp
     TfIndex index;
     int rc = tfindex_read(&index, files->index);
     if (rc == 0) rc = config_of_index(f, files, &index);
-    if (rc == 0) rc = settle_config(f, files, hparams);
-    if (rc == 0) rc = place_by_name(f, files, &index);
+    if (rc == 0) rc = complete_config(f, files, hparams);
+    if (rc == 0) rc = find_by_name(f, files, &index);
     tfindex_free(&index);
     return rc;
 }
 
-/* ---- without: by size, in the order of names ---- */
+/* ---- without an index: tell the model by the size of the data ---- */
 
-/* floats = C (V + T + 2 + L (13 + 12 C)): the L for this C, or 0 */
+/* Solves floats = C (V + T + 2 + L (13 + 12 C)) for L; 0 if no whole number fits this C. */
 static int64_t layers_for(int64_t floats, int64_t C) {
     const int64_t rest = floats / C - GPT2_V - OPENAI_T - 2, each = 13 + 12 * C;
     return floats % C || rest <= 0 || rest % each ? 0 : rest / each;
@@ -271,21 +272,24 @@ static int is_released(int64_t L, int64_t C) {
     return 0;
 }
 
-static int config_of_size(llmc_file *f, const llmc_config *hparams) {
-    const int64_t floats = f->file.size / 4;
-    llmc_config *c = &f->config;
+/* Looks for an L and a C with which a model of OpenAI's V and T fills the data. Returns how many there are, and the last; but if
+ * a released model is among them, that one alone. */
+static int fit_sizes(int64_t bytes, llmc_config *c) {
+    const int64_t floats = bytes / 4;
     int found = 0;
-    *c = (llmc_config){.maxT = OPENAI_T, .V = GPT2_V};
-    if (hparams->V && hparams->maxT && hparams->C && hparams->L) {
-        *c = *hparams;
-        return LLMC_OK;
-    }
-    for (int64_t C = HEAD_SIZE; f->file.size % 4 == 0 && C <= MOST_C && C <= floats / GPT2_V; C += HEAD_SIZE) {
+    for (int64_t C = HEAD_SIZE; bytes % 4 == 0 && C <= MOST_C && C <= floats / GPT2_V; C += HEAD_SIZE) {
         const int64_t L = layers_for(floats, C);
         if (L < 1 || L > INT_MAX) continue;
         c->L = (int)L, c->C = (int)C, found++;
-        if (is_released(L, C)) return LLMC_OK;
+        if (is_released(L, C)) return 1;
     }
+    return found;
+}
+
+static int config_of_size(llmc_file *f, const llmc_config *hparams) {
+    if (hparams->V && hparams->maxT && hparams->C && hparams->L) return f->config = *hparams, LLMC_OK;
+    f->config = (llmc_config){.maxT = OPENAI_T, .V = GPT2_V};
+    const int found = fit_sizes(f->file.size, &f->config);
     CHECK(
         found, LLMC_EFORMAT,
         "%s has %lld bytes, which no GPT-2 of V=%d and T=%d makes: it is truncated or has other sizes; copy it again, "
@@ -305,13 +309,13 @@ static int by_decimals(const void *a, const void *b) {
     return strcmp(x, y);
 }
 
-static int64_t place_next(llmc_file *f, int i, int l, int64_t at) {
+static int64_t put_next(llmc_file *f, int i, int l, int64_t at) {
     *extent_of(f, i, l) = (Extent){at, 4, is_transposed(f, i), 0};
     return at + 4 * elements_of(f, i);
 }
 
-/* layers in the order of their names: 0 1 10 11 2 ... */
-static int place_in_order(llmc_file *f) {
+/* Puts the tensors one after the other. The layers come in the order of their names: 0 1 10 11 2 ... */
+static int line_up(llmc_file *f) {
     const int L = f->config.L;
     int *layers = malloc((size_t)L * sizeof *layers);
     CHECK(layers, LLMC_ENOMEM, "no memory for the order of the layers in %s", f->path);
@@ -319,8 +323,8 @@ static int place_in_order(llmc_file *f) {
     qsort(layers, (size_t)L, sizeof *layers, by_decimals);
     f->end = 0;
     for (int n = 0; n < L; n++)
-        for (int i = 0; i < IN_LAYER; i++) f->end = place_next(f, in_layer[i].tensor, layers[n], f->end);
-    for (int i = 0; i < BEHIND; i++) f->end = place_next(f, behind[i].tensor, 0, f->end);
+        for (int i = 0; i < IN_LAYER; i++) f->end = put_next(f, in_layer[i].tensor, layers[n], f->end);
+    for (int i = 0; i < AFTER_LAYERS; i++) f->end = put_next(f, after_layers[i].tensor, 0, f->end);
     free(layers);
     return LLMC_OK;
 }
@@ -332,8 +336,8 @@ static int open_by_size(llmc_file *f, const Files *files, const llmc_config *hpa
         least < (double)f->file.size, LLMC_EFORMAT,
         "%s is too small for n_layer=%d and n_embd=%d of %s: expected more than %.0f bytes, found %lld; copy it again",
         f->path, f->config.L, f->config.C, files->hparams, least, (long long)f->file.size);
-    TRY(settle_config(f, files, hparams));
-    return place_in_order(f);
+    TRY(complete_config(f, files, hparams));
+    return line_up(f);
 }
 
 int tfbundle_open(llmc_file *f, const char *path) {

@@ -1,4 +1,4 @@
-/* From --model and --tokenizer to files, and to a model that writes. */
+/* Finds the files that --model and --tokenizer name, and makes of them a model that writes. */
 #include "write/locate.h"
 #include <math.h>
 #include <stdio.h>
@@ -27,39 +27,44 @@ int locate_check_device(const char *device) {
 
 /* ---- what a run folder holds, told to people ---- */
 
-/* Looks for a checkpoint in a run folder: 1 with its path, its step and its validation loss, which is NaN if unknown; or 0. */
-static int look_into(const char *run, const char *name, const char *loss, char *path, size_t size, double *step,
-                     double *val_loss) {
+typedef struct Checkpoint {
+    char path[2 * OPTION_TEXT];
+    double step, val_loss; /* val_loss is NaN if unknown */
+} Checkpoint;
+
+/* Reads about a checkpoint in a run folder: 1, or 0 if the folder has none of this name. `loss` is the name of its loss in STATE. */
+static int look_into(const char *run, const char *name, const char *loss, Checkpoint *c) {
     char state[STATE_TEXT];
     llmc_file *file;
-    snprintf(path, size, "%s/%s", run, name);
-    if (access(path, R_OK) < 0) return 0;
-    TRY(llmc_file_open(&file, path));
+    snprintf(c->path, sizeof c->path, "%s/%s", run, name);
+    if (access(c->path, R_OK) < 0) return 0;
+    TRY(llmc_file_open(&file, c->path));
     const int rc = state_read(file, state);
     llmc_file_free(file);
     TRY(rc);
-    *step = state_number(state, "step", 0);
-    *val_loss = state_number(state, loss, NAN);
+    c->step = state_number(state, "step", 0);
+    c->val_loss = state_number(state, loss, NAN);
     return 1;
 }
 
 int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size) {
-    char best[2 * OPTION_TEXT], last[2 * OPTION_TEXT], quoted[QUOTED];
-    double best_step = 0, best_loss = NAN, step = 0, loss = NAN;
+    Checkpoint best, last;
+    char quoted[QUOTED];
     *text = 0;
     if (!is_folder(model)) return LLMC_OK;
-    const int has_best = look_into(model, "best.ckpt", "best_val_loss", best, sizeof best, &best_step, &best_loss);
+    const int has_best = look_into(model, "best.ckpt", "best_val_loss", &best);
     TRY(has_best);
-    const int has_last = look_into(model, "last.ckpt", "val_loss", last, sizeof last, &step, &loss);
+    const int has_last = look_into(model, "last.ckpt", "val_loss", &last);
     TRY(has_last);
-    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last, step);
+    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last.path, last.step);
     if (!has_best) return LLMC_OK;
     Growing told = {0};
-    growing_add(&told, "%s: step %.0f", best, best_step);
-    if (isfinite(best_loss)) growing_add(&told, ", val loss %.4f, the best", best_loss);
-    if (has_last && loss > best_loss) {
-        quote(last, quoted);
-        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before, quoted, after);
+    growing_add(&told, "%s: step %.0f", best.path, best.step);
+    if (isfinite(best.val_loss)) growing_add(&told, ", val loss %.4f, the best", best.val_loss);
+    if (has_last && last.val_loss > best.val_loss) {
+        quote(last.path, quoted);
+        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", last.step, last.val_loss, before,
+                    quoted, after);
     }
     const int n = growing_copy(&told, text, size);
     return n < 0 ? n : LLMC_OK;

@@ -1,4 +1,4 @@
-/* From --model and --tokenizer to the files that they name, for training and for writing. */
+/* Finds the files that --model and --tokenizer name, for training and for writing. */
 #ifndef LOCATE_H
 #define LOCATE_H
 #include "options/options.h"
@@ -7,7 +7,7 @@ int locate_check_device(const char *device);
 /* The file of weights that --model means: 1 and its path, or 0 if --model is a size. A front end may have converted the file
  * (llmc_options_set_model_file). LLMC_EINVAL: the name is one of the hub, and only Python fetches from there. */
 int locate_weights(const llmc_options *options, char *path, size_t size);
-/* A model to write with, which has memory for one text, and its tokenizer: --tokenizer, else the one that belongs to the
- * weights. The caller frees both, even after an error. */
+/* Makes a model that has memory for one text, and opens its tokenizer: --tokenizer, else the one that belongs to the weights. The
+ * caller sets both to NULL before and frees them, even after an error. */
 int locate_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer);
 #endif
