@@ -198,7 +198,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_MAIN    ?= -fsanitize=fuzzer
 # Compared numbers guide a fuzzer where a format has some to be guessed; elsewhere they only cost time, most of all in what
 # computes, which is watched by one sanitizer (an id beyond a table, a text beyond its room) and not by both.
-FORMATS  := base/binfile model/config data/dataloader files/load files/modelfile train/schedule files/tfbundle files/tfindex text/tokenizer base/utf8 text/vocabbpe data/windows
+FORMATS  := base/binfile model/config data/dataloader files/formats files/llmcfile files/load files/modelfile train/schedule files/tfbundle files/tfindex text/tokenizer base/utf8 text/vocabbpe data/windows
 COMPUTES := cpu/reference model/decode write/generate model/gpt2 model/batch model/layers write/sampler
 $(filter-out $(FORMATS:%=$(BUILD)/%.o),$(OBJECTS)) $(BUILD)/fuzz%.o: CFLAGS += $(UNGUIDED)
 $(COMPUTES:%=$(BUILD)/%.o): CFLAGS += $(COMPUTING)

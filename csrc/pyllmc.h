@@ -235,22 +235,33 @@ const int *llmc_generation_ids(const llmc_generation *generation, int i, int *n)
 int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int max_new, const llmc_sampling *how,
                         int *out, int eot);
 
-/* ---- checkpoints (checkpoint.c, modelfile.c, tfbundle.c, load.c) ---- */
-/* Saves weights, and all that resuming needs, in one file: llm.c's model .bin (version 3), then sections {char tag[8];
- * int64 size; payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before).
- * options, state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's
- * step. The old file stays until the new one is whole and on the disk. Numbers that are not finite are refused. */
+/* ---- checkpoints and other files of weights (csrc/files/) ---- */
+/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
+ * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
+ * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
+ * The old file stays until the new one is whole and on the disk. Refuses what is not finite. */
 int llmc_checkpoint_save(llmc_model *model, const char *path, const char *options, const char *state,
                          const void *tokenizer, int64_t tokenizer_size, int with_moments);
-/* Copies a section's bytes and returns their number; 0 if there is no such section. out NULL: only the number. A 0 byte
- * follows them if `size` allows. */
-int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
-/* Loads llm.c's versions 1 to 5, our own checkpoint, or OpenAI's TensorFlow checkpoint (the folder of model.ckpt.*, the
- * prefix, or either file). The whole file is checked before anything changes. A training model also takes m, v and step from
- * the file, or sets them to 0 if it has none. */
+/* A file of weights, opened once for all questions: llm.c's versions 1 to 5, a checkpoint, or OpenAI's TensorFlow checkpoint (its
+ * folder, its prefix or either file). A run folder stands for its best checkpoint, or for its last where it has no best. */
+typedef struct llmc_file llmc_file;
+int llmc_file_open(llmc_file **file, const char *path);
+void llmc_file_free(llmc_file *file);
+/* What llmc_file_open would open for `path`: 1; or 0 if nothing there can hold weights that the engine reads. */
+int llmc_file_find(const char *path, char *file, size_t size);
+const char *llmc_file_path(const llmc_file *file); /* the file that was opened; of a run folder, its checkpoint */
+const llmc_config *llmc_file_config(const llmc_file *file);
+int llmc_file_describe(const llmc_file *file, char *text, size_t size); /* the kind of file, in a few words */
+/* Reads a section of a checkpoint and returns its size; 0 if it has none. out NULL: only the size. Adds a 0 if it fits. */
+int llmc_file_section(const llmc_file *file, const char *tag, char *out, int64_t size);
+/* Checks the whole file before the model changes. Training models also take m, v and step, which start at 0 where the file has
+ * none. */
+int llmc_model_load_from(llmc_model *model, const llmc_file *file);
+/* The same by path, each opening the file for a single question. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);
-int llmc_model_describe(const char *path, char *text, size_t size); /* says in a few words what kind of file it is */
+int llmc_model_describe(const char *path, char *text, size_t size);
+int llmc_checkpoint_text(const char *path, const char *tag, char *out, int64_t size);
 
 /* ---- tokenizer (tokenizer.c) ---- */
 typedef struct llmc_tokenizer llmc_tokenizer;
@@ -258,6 +269,9 @@ typedef struct llmc_tokenizer llmc_tokenizer;
 int llmc_tokenizer_open(llmc_tokenizer **tokenizer, const char *path);
 /* Reads the bytes of such a file; errors call it `name`. */
 int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t size, const char *name);
+/* The tokenizer inside a checkpoint; or, if asked for, the tokenizer.bin or vocab.bpe beside the weights, which must fit them.
+ * NULL where there is none. */
+int llmc_file_tokenizer(const llmc_file *file, int beside, llmc_tokenizer **tokenizer);
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
 /* LLMC_EINVAL unless the tokenizer fits a model of V ids, which may be padded to a multiple of 128; `name` as above. */
@@ -283,11 +297,11 @@ int llmc_writer_stop_at(llmc_writer *writer, const char *text, int64_t size);
 void llmc_writer_free(llmc_writer *writer);
 /* Appends a prompt to the text. The first prompt begins with EOT; if the tokenizer has none, an empty first prompt begins with
  * id 0. The text so far stays, without bytes that were not handed out and without a stop string. echo: the prompt is the
- * first piece. */
+ * first part. */
 int llmc_writer_prompt(llmc_writer *writer, const char *text, int64_t size, int echo);
-/* The next piece of the text, valid until the next call: 1, or 0 at the end. Pieces are whole UTF-8 characters: bytes that make
+/* The next part of the text, valid until the next call: 1, or 0 at the end. It is whole UTF-8 characters: bytes that make
  * none become U+FFFD, and a character that the end cuts is left out, and removed from the context. */
-int llmc_writer_next(llmc_writer *writer, const char **piece, int64_t *size);
+int llmc_writer_next(llmc_writer *writer, const char **text, int64_t *size);
 int llmc_writer_end(const llmc_writer *writer); /* one of the four above */
 
 /* ---- learning rate (schedule.c) ---- */
@@ -343,7 +357,7 @@ int llmc_chat_new(llmc_chat **chat, const llmc_options *options);
 void llmc_chat_free(llmc_chat *chat);
 /* Takes one turn. The rest of the last answer, if it was not read to its end, is forgotten. */
 int llmc_chat_say(llmc_chat *chat, const char *text, int64_t size);
-int llmc_chat_next(llmc_chat *chat, const char **piece, int64_t *size); /* the answer, as llmc_writer_next */
+int llmc_chat_next(llmc_chat *chat, const char **text, int64_t *size); /* the answer, as llmc_writer_next */
 int llmc_chat_end(const llmc_chat *chat);                               /* as llmc_writer_end */
 const char *llmc_chat_about(const llmc_chat *chat);                     /* a line or two for the user */
 const char *llmc_chat_label(const llmc_chat *chat, int answer); /* the text to show before a turn or an answer */

@@ -32,7 +32,7 @@ PLANTED = {
     "bpe": ("bpe.c", r"if \(child \+ 1 < w->waiting && .*child\+\+;", "", "memcmp(ids, plain"),
     "chat": ("chat.c", r"line \+ 1, n - 1", "line, n", "expect_no_line_of"),
     "config": ("config.c", r"params < 1e14", "1", "layout.c"),
-    "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "find_nonfinite(blocks"),
+    "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "gpt2_find_nonfinite(blocks"),
     "options": ("growing.c", r"2 \* \(g->size \+ more\)", "(g->size + more) / 2 + 1", "growing.c"),
     "paths": ("shards.c", r"strcmp\(\*\(char \*const \*\)a, ", "-strcmp(*(char *const *)a, ", "found.names"),
     "schedule": ("schedule.c", r"fmin\(fmax\(x, 0\), 1\)", "x", "rate >= 0"),

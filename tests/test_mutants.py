@@ -38,7 +38,7 @@ MUTANTS = [  # file, the code that is replaced, its replacement, the tests that 
         "return *(const int *)a - *(const int *)b;",
         "tests/test_tfbundle.py",
     ),
-    ("load.c", r"r->crc\.value == p->crc", "1", "tests/test_tfbundle.py"),
+    ("load.c", r"r->crc\.value == e->crc", "1", "tests/test_tfbundle.py"),
     ("dataloader.c", r"ntok - 1\b", "ntok - 2", "tests/test_dataloader.py"),
 ]
 

@@ -1,4 +1,4 @@
-/* Weights into a model, from any file that modelfile.h opens: all of it is checked before anything changes. */
+/* Loads weights into a model, from a file of any format. The whole file is checked before the model changes. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/crc32.h"
@@ -7,22 +7,7 @@
 #include "files/modelfile.h"
 #include "base/pulse.h"
 
-/* ---- checking the content, piece by piece ---- */
-
-const char *tensor_at(const Layout *layout, int64_t element) {
-    int i = 0;
-    while (i + 1 < NUM_PARAM_TENSORS && layout->table[i + 1].offset <= element) i++;
-    return layout->table[i].name;
-}
-
-int64_t find_nonfinite(const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], 4);
-        if ((bits & 0x7f800000) == 0x7f800000) return i;
-    }
-    return -1;
-}
+/* ---- checking the content ---- */
 
 static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -32,15 +17,15 @@ static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
 }
 
 typedef struct Reader {
-    const ModelFile *f;
+    const llmc_file *f;
     Crc32 crc;
     Share share;
-    float *turned; /* room for the largest tensor that must be turned */
-    float x[PIECE];
-    uint16_t narrow[PIECE];
+    float *transposed; /* memory for the largest tensor that is stored transposed */
+    float x[AT_A_TIME];
+    uint16_t narrow[AT_A_TIME];
 } Reader;
 
-/* n <= PIECE elements from a byte of the file, as float; the checksum goes over the bytes */
+/* Reads n <= AT_A_TIME elements from byte `at` into r->x as float, and adds their bytes to the checksum. */
 static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
     void *raw = width == 2 ? (void *)r->narrow : (void *)r->x;
     TRY(binfile_read(&r->f->file, raw, n * width, at));
@@ -50,30 +35,30 @@ static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
 }
 
 static int check_bytes(Reader *r, int64_t from, int64_t to) {
-    for (int64_t at = from; at < to; at += PIECE) TRY(read_elements(r, at, to - at < PIECE ? to - at : PIECE, 1));
+    for (int64_t at = from; at < to; at += AT_A_TIME) TRY(read_elements(r, at, next_turn(to - at), 1));
     return LLMC_OK;
 }
 
-/* n finite numbers of tensor i */
+/* Checks that n numbers of tensor i are finite. */
 static int check_numbers(Reader *r, const char *what, int i, int64_t at, int64_t n, int width) {
-    for (int64_t k = 0, m; k < n; k += m) {
-        m = n - k < PIECE ? n - k : PIECE;
-        TRY(read_elements(r, at + k * width, m, width));
-        const int64_t bad = find_nonfinite(r->x, m);
-        CHECK(bad < 0, LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->file.path, what,
+    for (int64_t done = 0; done < n; done += AT_A_TIME) {
+        const int64_t turn = next_turn(n - done);
+        TRY(read_elements(r, at + done * width, turn, width));
+        const int64_t bad = gpt2_find_nonfinite(r->x, turn);
+        CHECK(bad < 0, LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->path, what,
               r->f->layout.table[i].name, r->x[bad]);
     }
     return LLMC_OK;
 }
 
 static int check_weights(Reader *r, int i, int l) {
-    const ModelFile *f = r->f;
-    const Place *p = place_of(f, i, l);
-    if (!f->version) r->crc.value = 0;
-    TRY(check_numbers(r, "weights", i, p->at, elements_of(f, i), p->width));
-    CHECK(!f->checksums || r->crc.value == p->crc, LLMC_EFORMAT,
-          "%s is damaged in %s of layer %d: expected checksum %08x, found %08x; copy it again", f->file.path,
-          f->layout.table[i].name, l, p->crc, r->crc.value);
+    const llmc_file *f = r->f;
+    const Extent *e = extent_of(f, i, l);
+    if (f->has_crcs) r->crc.value = 0;
+    TRY(check_numbers(r, "weights", i, e->at, elements_of(f, i), e->width));
+    CHECK(!f->has_crcs || r->crc.value == e->crc, LLMC_EFORMAT,
+          "%s is damaged in %s of layer %d: expected checksum %08x, found %08x; copy it again", f->path,
+          f->layout.table[i].name, l, e->crc, r->crc.value);
     return LLMC_OK;
 }
 
@@ -83,7 +68,7 @@ static int check_all_weights(Reader *r) {
     return LLMC_OK;
 }
 
-/* m, then v, each tensor after tensor as the weights are */
+/* Checks m, then v. In both the tensors follow one another as the weights do. */
 static int check_moments(Reader *r, int64_t at) {
     for (int block = 0; block < 2; block++)
         for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
@@ -94,31 +79,31 @@ static int check_moments(Reader *r, int64_t at) {
     return LLMC_OK;
 }
 
-/* header, parameters, texts, moments, checksum: in the order of the file */
+/* Checks header, parameters, texts, moments and checksum, in the order of the file. */
 static int check_content(Reader *r) {
-    const ModelFile *f = r->f;
+    const llmc_file *f = r->f;
     const Section *moments = &f->sections[MOMENTS], *crc = &f->sections[CRC32];
     uint32_t expected;
-    crc32_start(&r->crc, f->version ? CRC_ZLIB : CRC_CASTAGNOLI);
-    if (f->version) TRY(check_bytes(r, 0, HEADER_BYTES));
+    crc32_start(&r->crc, f->has_crcs ? CRC_CASTAGNOLI : CRC_ZLIB);
+    TRY(check_bytes(r, 0, f->begin));
     TRY(check_all_weights(r));
     if (!crc->at) return LLMC_OK;
     if (moments->at) {
         TRY(check_bytes(r, f->end, moments->at));
         TRY(check_moments(r, moments->at));
     }
-    TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEAD));
+    TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEADER));
     TRY(binfile_read(&f->file, &expected, 4, crc->at));
     CHECK(r->crc.value == expected, LLMC_EFORMAT,
           "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
           "earlier checkpoint",
-          f->file.path, expected, r->crc.value);
+          f->path, expected, r->crc.value);
     return LLMC_OK;
 }
 
 /* ---- loading ---- */
 
-static int check_same(const ModelFile *f, const llmc_config *model) {
+static int check_same(const llmc_file *f, const llmc_config *model) {
     const struct {
         const char *name;
         int file, model;
@@ -130,21 +115,23 @@ static int check_same(const ModelFile *f, const llmc_config *model) {
                  {"window", f->config.window, model->window}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
-              f->file.path, sizes[i].name, sizes[i].file, sizes[i].model);
+              f->path, sizes[i].name, sizes[i].file, sizes[i].model);
     return LLMC_OK;
 }
 
+/* Reads n elements and copies them to the model. */
 static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, int width) {
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t piece = n - i < PIECE ? n - i : PIECE;
-        TRY(read_elements(r, at + i * width, piece, width));
-        m->k->copy_in(&m->ctx, to + i, r->x, piece * 4);
+    for (int64_t i = 0; i < n; i += AT_A_TIME) {
+        const int64_t turn = next_turn(n - i);
+        TRY(read_elements(r, at + i * width, turn, width));
+        m->k->copy_in(&m->ctx, to + i, r->x, turn * 4);
     }
     return LLMC_OK;
 }
 
-/* to (.,C) at column c0, rows o0..: the transpose of x (nc,no), tile by tile, as far apart writes miss the cache */
-static void turn(float *to, int64_t C, int64_t c0, int64_t o0, const float *x, int64_t nc, int64_t no) {
+/* Writes the transpose of x (nc,no) into a matrix of C columns, from row o0 and column c0 on. It goes tile by tile, because
+ * writes that are far apart miss the cache. */
+static void transpose(float *to, int64_t C, int64_t c0, int64_t o0, const float *x, int64_t nc, int64_t no) {
     enum { TILE = 16 };
     for (int64_t ot = 0; ot < no; ot += TILE)
         for (int64_t ct = 0; ct < nc; ct += TILE)
@@ -152,25 +139,26 @@ static void turn(float *to, int64_t C, int64_t c0, int64_t o0, const float *x, i
                 for (int64_t c = ct; c < nc && c < ct + TILE; c++) to[(o0 + o) * C + c0 + c] = x[c * no + o];
 }
 
-/* (OC,C) from (C,OC): some rows at a time, or a part of one, until the whole tensor can go in */
-static int copy_turned(Reader *r, llmc_model *m, float *to, const Place *p, int64_t OC, int64_t C) {
-    const int64_t rows = OC < PIECE ? PIECE / OC : 1, columns = OC < PIECE ? OC : PIECE;
+/* Reads a matrix (C,OC) and copies it to the model as (OC,C). It reads some rows at a time, or a part of a row, and copies the
+ * matrix when it is complete. */
+static int copy_transposed(Reader *r, llmc_model *m, float *to, const Extent *e, int64_t OC, int64_t C) {
+    const int64_t rows = OC < AT_A_TIME ? AT_A_TIME / OC : 1, columns = OC < AT_A_TIME ? OC : AT_A_TIME;
     for (int64_t c = 0; c < C; c += rows)
         for (int64_t o = 0; o < OC; o += columns) {
             const int64_t nc = C - c < rows ? C - c : rows, no = OC - o < columns ? OC - o : columns;
-            TRY(read_elements(r, p->at + (c * OC + o) * p->width, nc * no, p->width));
-            turn(r->turned, C, c, o, r->x, nc, no);
+            TRY(read_elements(r, e->at + (c * OC + o) * e->width, nc * no, e->width));
+            transpose(r->transposed, C, c, o, r->x, nc, no);
         }
-    m->k->copy_in(&m->ctx, to, r->turned, OC * C * 4);
-    return m->k->sync(&m->ctx); /* the next tensor is turned in the same place */
+    m->k->copy_in(&m->ctx, to, r->transposed, OC * C * 4);
+    return m->k->sync(&m->ctx); /* the next tensor uses r->transposed again */
 }
 
 static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     const llmc_tensor *t = &m->layout.table[i];
-    const Place *p = place_of(r->f, i, l);
+    const Extent *e = extent_of(r->f, i, l);
     float *to = m->params + t->offset + l * t->stride;
-    if (p->turned) return copy_turned(r, m, to, p, t->shape[0], t->shape[1]);
-    return copy_in(r, m, to, p->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, p->width);
+    if (e->transposed) return copy_transposed(r, m, to, e, t->shape[0], t->shape[1]);
+    return copy_in(r, m, to, e->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, e->width);
 }
 
 static int load_params(Reader *r, llmc_model *m) {
@@ -178,16 +166,16 @@ static int load_params(Reader *r, llmc_model *m) {
     m->ctx.weight_format = LLMC_FP32;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
-    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding, whatever the file has there */
+    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding is 0, whatever the file holds there */
     return LLMC_OK;
 }
 
-static int allocate_turned(Reader *r) {
+static int allocate_transposed(Reader *r) {
     int64_t most = 0;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
-        if (place_of(r->f, i, 0)->turned && elements_of(r->f, i) > most) most = elements_of(r->f, i);
-    r->turned = most ? malloc((size_t)most * sizeof *r->turned) : NULL;
-    CHECK(r->turned || !most, LLMC_ENOMEM, "no memory to turn the matrices of %s", r->f->file.path);
+        if (extent_of(r->f, i, 0)->transposed && elements_of(r->f, i) > most) most = elements_of(r->f, i);
+    r->transposed = most ? malloc((size_t)most * sizeof *r->transposed) : NULL;
+    CHECK(r->transposed || !most, LLMC_ENOMEM, "no memory to transpose the matrices of %s", r->f->path);
     return LLMC_OK;
 }
 
@@ -196,39 +184,38 @@ static const char *next_line(const char *line) {
     return line ? line + 1 : NULL;
 }
 
-/* STATE's line "step=" */
-static int read_step(const ModelFile *f, int64_t *step) {
+/* Reads the line "step=" of STATE; 0 if there is none. */
+static int read_step(const llmc_file *f, int64_t *step) {
     *step = 0;
     const int64_t size = f->sections[STATE].size + 1;
     char *text = malloc((size_t)size);
-    CHECK(text, LLMC_ENOMEM, "no memory for the state in %s", f->file.path);
+    CHECK(text, LLMC_ENOMEM, "no memory for the state in %s", f->path);
     const int rc = modelfile_section(f, STATE, text, size);
     for (const char *line = rc > 0 ? text : NULL; line; line = next_line(line))
         if (!strncmp(line, "step=", 5)) *step = strtoll(line + 5, NULL, 10);
     free(text);
     TRY(rc);
-    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->file.path,
-          (long long)*step);
+    CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->path, (long long)*step);
     return LLMC_OK;
 }
 
-/* How much there is to read: the file is checked first, and what is taken of it is then read again. */
-static Share share_of(const ModelFile *f, const llmc_model *m) {
-    const int64_t weights = f->params * place_of(f, 0, 0)->width;
+/* How much there is to read. Weights and moments count twice, because they are checked first and then read again. */
+static Share share_of(const llmc_file *f, const llmc_model *m) {
+    const int64_t weights = f->params * extent_of(f, 0, 0)->width;
     const int64_t moments = m->room.training && f->sections[MOMENTS].at ? 2 * f->params * 4 : 0;
     const int64_t checked = f->sections[CRC32].at ? f->file.size : weights;
-    return (Share){.what = "loading", .path = f->file.path, .all = checked + weights + moments, .percent = -1};
+    return (Share){.what = "loading", .path = f->path, .all = checked + weights + moments, .percent = -1};
 }
 
 static int load(Reader *r, llmc_model *m) {
-    const ModelFile *f = r->f;
+    const llmc_file *f = r->f;
     const int64_t moments = f->sections[MOMENTS].at;
     int64_t step = 0;
     TRY(check_same(f, &m->config));
     TRY(check_content(r));
     TRY(read_step(f, &step));
-    TRY(allocate_turned(r));
-    m->state = 0, m->cache_of = NULL; /* what a forward pass left belongs to other weights */
+    TRY(allocate_transposed(r));
+    m->state = 0, m->cache_of = NULL; /* the results of the last forward pass belong to other weights */
     TRY(load_params(r, m));
     TRY(gpt2_store(m));
     if (m->room.training && !moments) return llmc_model_reset_moments(m);
@@ -239,15 +226,21 @@ static int load(Reader *r, llmc_model *m) {
     return m->k->sync(&m->ctx);
 }
 
-int llmc_model_load(llmc_model *m, const char *path) {
-    ModelFile f;
-    TRY(modelfile_open(&f, path));
+int llmc_model_load_from(llmc_model *m, const llmc_file *f) {
     Reader *r = malloc(sizeof *r);
-    if (r) r->f = &f, r->turned = NULL, r->share = share_of(&f, m);
-    const int rc = r ? load(r, m) : llmc_fail(LLMC_ENOMEM, "no memory to read %s", path);
-    if (r) free(r->turned);
+    CHECK(r, LLMC_ENOMEM, "no memory to read %s", f->path);
+    r->f = f, r->transposed = NULL, r->share = share_of(f, m);
+    const int rc = load(r, m);
+    free(r->transposed);
     free(r);
-    modelfile_close(&f);
     pulse("%s", "");
+    return rc;
+}
+
+int llmc_model_load(llmc_model *m, const char *path) {
+    llmc_file *f;
+    TRY(llmc_file_open(&f, path));
+    const int rc = llmc_model_load_from(m, f);
+    llmc_file_free(f);
     return rc;
 }

@@ -1,65 +1,63 @@
-/* A file of weights, opened and measured: llm.c's model .bin, our checkpoints, which begin with one, and OpenAI's TensorFlow
- * checkpoint (tfbundle.h). Whatever it is, it says where each tensor lies; load.c checks and loads them all alike.
- *
- *     256 int32: magic, version, maxT, V, L, NH, C, Vp, window (ours), 0 ...
- *     parameters in the table's order              version 1: float, wte (V,C); 3: float, wte (Vp,C); 5: bf16, wte (Vp,C);
- *                                                  2, 4: as 1, 3 in bf16, but the norms in float
- *     sections, version 3 only: {char tag[8]; int64 size; payload}, closed by CRC32 over all bytes before it */
+/* A file of weights that is open: its sizes, and where each tensor lies in it, whatever its format is. formats.c finds the
+ * format and opens the file, load.c checks and loads the content of all formats alike. */
 #ifndef MODELFILE_H
 #define MODELFILE_H
 #include "base/binfile.h"
 #include "model/layout.h"
 
-enum { TAG_BYTES = 8, SECTION_HEAD = TAG_BYTES + 8 };
-/* Elements are moved so many at a time; in a build for fuzzing so few that small inputs have several pieces. */
-#ifdef FUZZING
-enum { PIECE = 64 };
-#else
-enum { PIECE = 1 << 18 };
-#endif
+/* The sections of a checkpoint (llmcfile.h); files of other formats have none. */
 enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
+enum { TAG_BYTES = 8, SECTION_HEADER = TAG_BYTES + 8 };
 extern const char *const section_tags[NUM_SECTIONS];
 
-typedef struct Section {
-    int64_t at, size; /* of the payload in the file; at 0: there is none */
+/* At most so many elements are read or written at a time. A build for fuzzing takes few, so that small inputs need several
+ * turns. */
+#ifdef FUZZING
+enum { AT_A_TIME = 64 };
+#else
+enum { AT_A_TIME = 1 << 18 };
+#endif
+/* The elements of the next turn, if `left` are left. */
+static inline int64_t next_turn(int64_t left) { return left < AT_A_TIME ? left : AT_A_TIME; }
+
+typedef struct Section { /* its payload */
+    int64_t at, size;    /* bytes; at = 0: the file has no such section */
 } Section;
 
-typedef struct Place { /* of a tensor of one layer */
-    int64_t at;        /* byte in the file */
-    int width;         /* bytes of an element: 4 float, 2 bfloat16 */
-    int turned;        /* a matrix product's weight (OC, C) is stored as (C, OC) */
-    uint32_t crc;      /* of its bytes, where the file has one for each tensor */
-} Place;
+typedef struct Extent { /* where one layer of a tensor lies in the file */
+    int64_t at;         /* the first byte */
+    int width;          /* bytes of an element: 4 for float, 2 for bfloat16 */
+    int transposed;     /* the weight (OC, C) of a matrix product is stored as (C, OC) */
+    uint32_t crc;       /* crc32c of the bytes; only if the file has_crcs */
+} Extent;
 
-typedef struct ModelFile {
+struct llmc_file {
     BinFile file;
-    char *path; /* file.path, where it is not the caller's own */
+    char *path; /* file.path points here */
+    const struct Format *format;
     llmc_config config;
     Layout layout;
-    Place *places;       /* NUM_PARAM_TENSORS x L, see place_of */
-    int64_t wte, params; /* elements in the file: of wte, of all */
-    int version;         /* of a model .bin; 0: TensorFlow's */
-    int checksums;       /* each place has one: TensorFlow's index was there */
-    int64_t end;         /* of the parameters, in bytes */
+    Extent *extents;     /* NUM_PARAM_TENSORS x L, see extent_of */
+    int64_t wte, params; /* elements in the file: those of wte, and all */
+    int64_t begin, end;  /* the bytes before `begin` are a header, the parameters end at `end` */
+    int version;         /* the version of llm.c's format, 1 to 5 */
+    int has_crcs;        /* each extent has its checksum; there is none of the whole file */
     Section sections[NUM_SECTIONS];
-} ModelFile;
-/* Checks the header and that every byte is accounted for; reads no weights. */
-int modelfile_open(ModelFile *f, const char *path);
-void modelfile_close(ModelFile *f);
-/* The layout of f->config, which has been checked, and a place for each tensor. */
-int modelfile_lay_out(ModelFile *f);
-/* A section's bytes and how many; 0 if there is none. out NULL: only the size. Adds a 0 if there is room. */
-int modelfile_section(const ModelFile *f, int section, char *out, int64_t size);
+};
+/* Opens the bytes at `path`, which is copied. The format then fills in the rest. */
+int modelfile_open(llmc_file *f, const char *path);
+/* Works out the layout of f->config, which has been checked, and allocates an extent for each tensor. */
+int modelfile_lay_out(llmc_file *f);
+/* As llmc_file_section, by number. */
+int modelfile_section(const llmc_file *f, int section, char *out, int64_t size);
+/* The number of a section, or -1 if no section has this tag of TAG_BYTES bytes. */
+int modelfile_find_section(const char *tag);
 
-/* of layer l of row i; NULL places: no memory for them */
-static inline Place *place_of(const ModelFile *f, int i, int l) { return f->places + (int64_t)i * f->config.L + l; }
-static inline int layers_of(const ModelFile *f, int i) {
+/* Layer l of row i in the table of tensors. */
+static inline Extent *extent_of(const llmc_file *f, int i, int l) { return f->extents + (int64_t)i * f->config.L + l; }
+static inline int layers_of(const llmc_file *f, int i) {
     return f->layout.table[i].layers ? f->layout.table[i].layers : 1;
 }
-/* elements of one layer in the file */
-static inline int64_t elements_of(const ModelFile *f, int i) { return i == P_wte ? f->wte : f->layout.table[i].size; }
-/* The parameter tensor that holds an element of the block. */
-const char *tensor_at(const Layout *layout, int64_t element);
-/* The first of x[n] that is NaN or infinite, or -1. */
-int64_t find_nonfinite(const float *x, int64_t n);
+/* The elements of one layer in the file, where wte may have fewer rows than in memory. */
+static inline int64_t elements_of(const llmc_file *f, int i) { return i == P_wte ? f->wte : f->layout.table[i].size; }
 #endif

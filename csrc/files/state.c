@@ -1,19 +1,19 @@
-/* A checkpoint's STATE, and a number of it. */
+/* Reads STATE of a checkpoint, and one number in it. */
 #include "files/state.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "pyllmc.h"
 
-int state_read(const char *checkpoint, char state[STATE_TEXT]) {
+int state_read(const llmc_file *checkpoint, char state[STATE_TEXT]) {
     memset(state, 0, STATE_TEXT);
-    return llmc_checkpoint_text(checkpoint, "STATE   ", state, STATE_TEXT - 1);
+    return llmc_file_section(checkpoint, "STATE   ", state, STATE_TEXT - 1);
 }
 
 double state_number(const char *state, const char *name, double otherwise) {
     char key[64];
     snprintf(key, sizeof key, "%s=", name);
     const char *at = strstr(state, key);
-    while (at && at != state && at[-1] != '\n') at = strstr(at + 1, key); /* val_loss= also ends best_val_loss= */
+    while (at && at != state && at[-1] != '\n')
+        at = strstr(at + 1, key); /* this was the end of another name: best_val_loss= contains val_loss= */
     return at ? strtod(at + strlen(key), NULL) : otherwise;
 }

@@ -1,4 +1,4 @@
-/* OpenAI's TensorFlow checkpoint: which files it is, what size of model, and where each tensor lies. */
+/* OpenAI's TensorFlow checkpoint: which files it has, how large the model is, and where each tensor lies. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 #define INDEX ".index"
 enum { OPENAI_T = 1024, HEAD_SIZE = 64, MOST_C = 1 << 20 };
 
-/* the tensors of a layer, and those behind the layers, sorted as bytes: their order in the data */
+/* The tensors of a layer, and those after the layers. Both are sorted as bytes, which is their order in the data. */
 static const struct Name {
     const char *name;
     int tensor;
@@ -30,12 +30,12 @@ static const struct Name {
                 {"mlp/c_fc/w", P_fcw},
                 {"mlp/c_proj/b", P_fcprojb},
                 {"mlp/c_proj/w", P_fcprojw}},
-  behind[] = {{"ln_f/b", P_lnfb}, {"ln_f/g", P_lnfw}, {"wpe", P_wpe}, {"wte", P_wte}};
-enum { IN_LAYER = sizeof in_layer / sizeof *in_layer, BEHIND = sizeof behind / sizeof *behind };
-_Static_assert(IN_LAYER + BEHIND == NUM_PARAM_TENSORS, "every parameter has its name");
+  after_layers[] = {{"ln_f/b", P_lnfb}, {"ln_f/g", P_lnfw}, {"wpe", P_wpe}, {"wte", P_wte}};
+enum { IN_LAYER = sizeof in_layer / sizeof *in_layer, AFTER_LAYERS = sizeof after_layers / sizeof *after_layers };
+_Static_assert(IN_LAYER + AFTER_LAYERS == NUM_PARAM_TENSORS, "every parameter has its name");
 
 typedef struct Files {
-    char data[PATH_MAX], index[PATH_MAX], hparams[PATH_MAX]; /* index: "" if there is none */
+    char data[PATH_MAX], index[PATH_MAX], hparams[PATH_MAX]; /* index is "" if the file is missing */
 } Files;
 
 /* ---- which files ---- */
@@ -45,7 +45,7 @@ static int ends_with(const char *text, const char *end) {
     return n > m && !strcmp(text + n - m, end);
 }
 
-/* PREFIX + DATA or PREFIX + INDEX exists, and is named by `path` */
+/* Fills in the names of the files that `path` means. 1 if PREFIX + DATA or PREFIX + INDEX exists, else 0. */
 static int find_files(const char *path, Files *files) {
     char prefix[PATH_MAX - 32];
     const char *end = ends_with(path, DATA) ? DATA : ends_with(path, INDEX) ? INDEX : "";
@@ -68,7 +68,7 @@ int tfbundle_is(const char *path) {
 
 /* ---- hparams.json: {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12} ---- */
 
-/* the number of a key, 0 if it is not there, an error if it is no whole number */
+/* Reads the number of a key: 0 if the key is missing, an error if its value is no whole number. */
 static int read_hparam(const Files *files, const char *text, const char *key, int *value) {
     char quoted[16];
     int read = 0;
@@ -103,14 +103,15 @@ static int read_hparams(const Files *files, llmc_config *c) {
     return rc;
 }
 
+/* Compares a size that hparams.json may tell with the size that the tensors have. */
 static int agree(const Files *files, const char *key, int says, int has) {
     CHECK(!says || says == has, LLMC_EFORMAT, "%s says %s=%d, but the tensors of %s have %d; take the right files",
           files->hparams, key, says, files->data, has);
     return LLMC_OK;
 }
 
-/* the sizes that the tensors have told; the heads come from hparams.json */
-static int settle_config(ModelFile *f, const Files *files, const llmc_config *h) {
+/* Completes the sizes that the tensors have told: the number of heads comes from hparams.json. */
+static int complete_config(llmc_file *f, const Files *files, const llmc_config *h) {
     llmc_config *c = &f->config;
     TRY(agree(files, "n_vocab", h->V, c->V));
     TRY(agree(files, "n_ctx", h->maxT, c->maxT));
@@ -119,22 +120,22 @@ static int settle_config(ModelFile *f, const Files *files, const llmc_config *h)
     CHECK(h->NH || c->C % HEAD_SIZE == 0, LLMC_EFORMAT,
           "%s has n_embd=%d, which is no multiple of %d, the size of OpenAI's heads: put the hparams.json that tells "
           "n_head beside it",
-          f->file.path, c->C, HEAD_SIZE);
+          f->path, c->C, HEAD_SIZE);
     c->NH = h->NH ? h->NH : c->C / HEAD_SIZE;
     const int rc = llmc_config_check(c);
-    CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->file.path,
+    CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->path,
           llmc_last_error());
     f->wte = (int64_t)c->V * c->C;
     return modelfile_lay_out(f);
 }
 
-/* a matrix of a layer is stored (1,C,OC) */
-static int is_turned(const ModelFile *f, int i) {
+/* Whether tensor i is a matrix of a layer, which is stored as (1,C,OC). */
+static int is_transposed(const llmc_file *f, int i) {
     const llmc_tensor *t = &f->layout.table[i];
     return t->layers && t->rank == 2;
 }
 
-/* ---- with an index: by name ---- */
+/* ---- with an index: find tensors by name ---- */
 
 static int layer_count(const TfIndex *index) {
     int most = 0, layer, read;
@@ -155,7 +156,7 @@ static int shape_of(const TfIndex *index, const Files *files, const char *name, 
     return LLMC_OK;
 }
 
-static int config_of_index(ModelFile *f, const Files *files, const TfIndex *index) {
+static int config_of_index(llmc_file *f, const Files *files, const TfIndex *index) {
     llmc_config *c = &f->config;
     int wpe_C = 0;
     CHECK(index->shards == 1 && index->endian == 0, LLMC_EFORMAT,
@@ -180,10 +181,10 @@ static void print_shape(char *text, size_t size, int64_t rank, const int64_t *sh
     if (n < (int)size) snprintf(text + n, size - (size_t)n, rank > TF_RANK ? ",...)" : ")");
 }
 
-/* the shape of a tensor in the file; returns its rank */
-static int expected_shape(const ModelFile *f, int i, int64_t *shape) {
+/* Fills in the shape that a tensor must have in the file, and returns its rank. */
+static int expected_shape(const llmc_file *f, int i, int64_t *shape) {
     const llmc_tensor *t = &f->layout.table[i];
-    if (is_turned(f, i)) {
+    if (is_transposed(f, i)) {
         shape[0] = 1, shape[1] = t->shape[1], shape[2] = t->shape[0];
         return 3;
     }
@@ -191,7 +192,7 @@ static int expected_shape(const ModelFile *f, int i, int64_t *shape) {
     return t->rank;
 }
 
-static int check_entry(const ModelFile *f, const Files *files, const TfTensor *t, int i) {
+static int check_entry(const llmc_file *f, const Files *files, const TfTensor *t, int i) {
     char expected[96], found[96];
     int64_t shape[TF_RANK] = {0};
     const int rank = expected_shape(f, i, shape);
@@ -206,17 +207,17 @@ static int check_entry(const ModelFile *f, const Files *files, const TfTensor *t
     return LLMC_OK;
 }
 
-static int place_entry(ModelFile *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
+static int find_tensor(llmc_file *f, const Files *files, TfIndex *index, const char *name, int i, int l) {
     TfTensor *t = tfindex_find(index, name);
     CHECK(t, LLMC_EFORMAT, "%s lacks %s of a GPT-2 with %d layers; copy it again", files->index, name, f->config.L);
     TRY(check_entry(f, files, t, i));
-    *place_of(f, i, l) = (Place){t->offset, 4, is_turned(f, i), tf_unmask(t->crc)};
+    *extent_of(f, i, l) = (Extent){t->offset, 4, is_transposed(f, i), tf_unmask(t->crc)};
     t->used = 1;
     return LLMC_OK;
 }
 
-/* every tensor is ours, and they fill the data from its first byte to its last */
-static int check_all_used(ModelFile *f, const Files *files, const TfIndex *index) {
+/* Checks that the model uses every tensor, and that the tensors fill the data from its first byte to its last. */
+static int check_all_used(llmc_file *f, const Files *files, const TfIndex *index) {
     int64_t end = 0;
     for (const TfTensor *t = index->tensors; t < index->tensors + index->n; t++) {
         CHECK(t->used, LLMC_EFORMAT, "%s has %s, which a GPT-2 with %d layers has not: save the model's tensors alone",
@@ -230,34 +231,34 @@ static int check_all_used(ModelFile *f, const Files *files, const TfIndex *index
     return LLMC_OK;
 }
 
-static int place_by_name(ModelFile *f, const Files *files, TfIndex *index) {
+static int find_by_name(llmc_file *f, const Files *files, TfIndex *index) {
     char name[TF_NAME];
     for (int l = 0; l < f->config.L; l++)
         for (int i = 0; i < IN_LAYER; i++) {
             snprintf(name, sizeof name, "model/h%d/%s", l, in_layer[i].name);
-            TRY(place_entry(f, files, index, name, in_layer[i].tensor, l));
+            TRY(find_tensor(f, files, index, name, in_layer[i].tensor, l));
         }
-    for (int i = 0; i < BEHIND; i++) {
-        snprintf(name, sizeof name, "model/%s", behind[i].name);
-        TRY(place_entry(f, files, index, name, behind[i].tensor, 0));
+    for (int i = 0; i < AFTER_LAYERS; i++) {
+        snprintf(name, sizeof name, "model/%s", after_layers[i].name);
+        TRY(find_tensor(f, files, index, name, after_layers[i].tensor, 0));
     }
-    f->checksums = 1;
+    f->has_crcs = 1;
     return check_all_used(f, files, index);
 }
 
-static int open_by_index(ModelFile *f, const Files *files, const llmc_config *hparams) {
+static int open_by_index(llmc_file *f, const Files *files, const llmc_config *hparams) {
     TfIndex index;
     int rc = tfindex_read(&index, files->index);
     if (rc == 0) rc = config_of_index(f, files, &index);
-    if (rc == 0) rc = settle_config(f, files, hparams);
-    if (rc == 0) rc = place_by_name(f, files, &index);
+    if (rc == 0) rc = complete_config(f, files, hparams);
+    if (rc == 0) rc = find_by_name(f, files, &index);
     tfindex_free(&index);
     return rc;
 }
 
-/* ---- without: by size, in the order of names ---- */
+/* ---- without an index: tell the model by the size of the data ---- */
 
-/* floats = C (V + T + 2 + L (13 + 12 C)): the L for this C, or 0 */
+/* Solves floats = C (V + T + 2 + L (13 + 12 C)) for L; 0 if no whole number fits this C. */
 static int64_t layers_for(int64_t floats, int64_t C) {
     const int64_t rest = floats / C - GPT2_V - OPENAI_T - 2, each = 13 + 12 * C;
     return floats % C || rest <= 0 || rest % each ? 0 : rest / each;
@@ -271,30 +272,33 @@ static int is_released(int64_t L, int64_t C) {
     return 0;
 }
 
-static int config_of_size(ModelFile *f, const llmc_config *hparams) {
-    const int64_t floats = f->file.size / 4;
-    llmc_config *c = &f->config;
+/* Looks for an L and a C with which a model of OpenAI's V and T fills the data. Returns how many there are, and the last; but if
+ * a released model is among them, that one alone. */
+static int fit_sizes(int64_t bytes, llmc_config *c) {
+    const int64_t floats = bytes / 4;
     int found = 0;
-    *c = (llmc_config){.maxT = OPENAI_T, .V = GPT2_V};
-    if (hparams->V && hparams->maxT && hparams->C && hparams->L) {
-        *c = *hparams;
-        return LLMC_OK;
-    }
-    for (int64_t C = HEAD_SIZE; f->file.size % 4 == 0 && C <= MOST_C && C <= floats / GPT2_V; C += HEAD_SIZE) {
+    for (int64_t C = HEAD_SIZE; bytes % 4 == 0 && C <= MOST_C && C <= floats / GPT2_V; C += HEAD_SIZE) {
         const int64_t L = layers_for(floats, C);
         if (L < 1 || L > INT_MAX) continue;
         c->L = (int)L, c->C = (int)C, found++;
-        if (is_released(L, C)) return LLMC_OK;
+        if (is_released(L, C)) return 1;
     }
+    return found;
+}
+
+static int config_of_size(llmc_file *f, const llmc_config *hparams) {
+    if (hparams->V && hparams->maxT && hparams->C && hparams->L) return f->config = *hparams, LLMC_OK;
+    f->config = (llmc_config){.maxT = OPENAI_T, .V = GPT2_V};
+    const int found = fit_sizes(f->file.size, &f->config);
     CHECK(
         found, LLMC_EFORMAT,
         "%s has %lld bytes, which no GPT-2 of V=%d and T=%d makes: it is truncated or has other sizes; copy it again, "
         "or put model.ckpt.index or hparams.json beside it",
-        f->file.path, (long long)f->file.size, GPT2_V, OPENAI_T);
+        f->path, (long long)f->file.size, GPT2_V, OPENAI_T);
     CHECK(found == 1, LLMC_EFORMAT,
           "%s has %lld bytes, which fit %d sizes of model: put model.ckpt.index or "
           "hparams.json beside it",
-          f->file.path, (long long)f->file.size, found);
+          f->path, (long long)f->file.size, found);
     return LLMC_OK;
 }
 
@@ -305,49 +309,53 @@ static int by_decimals(const void *a, const void *b) {
     return strcmp(x, y);
 }
 
-static int64_t place_next(ModelFile *f, int i, int l, int64_t at) {
-    *place_of(f, i, l) = (Place){at, 4, is_turned(f, i), 0};
+static int64_t put_next(llmc_file *f, int i, int l, int64_t at) {
+    *extent_of(f, i, l) = (Extent){at, 4, is_transposed(f, i), 0};
     return at + 4 * elements_of(f, i);
 }
 
-/* layers in the order of their names: 0 1 10 11 2 ... */
-static int place_in_order(ModelFile *f) {
+/* Puts the tensors one after the other. The layers come in the order of their names: 0 1 10 11 2 ... */
+static int line_up(llmc_file *f) {
     const int L = f->config.L;
     int *layers = malloc((size_t)L * sizeof *layers);
-    CHECK(layers, LLMC_ENOMEM, "no memory for the order of the layers in %s", f->file.path);
+    CHECK(layers, LLMC_ENOMEM, "no memory for the order of the layers in %s", f->path);
     for (int l = 0; l < L; l++) layers[l] = l;
     qsort(layers, (size_t)L, sizeof *layers, by_decimals);
     f->end = 0;
     for (int n = 0; n < L; n++)
-        for (int i = 0; i < IN_LAYER; i++) f->end = place_next(f, in_layer[i].tensor, layers[n], f->end);
-    for (int i = 0; i < BEHIND; i++) f->end = place_next(f, behind[i].tensor, 0, f->end);
+        for (int i = 0; i < IN_LAYER; i++) f->end = put_next(f, in_layer[i].tensor, layers[n], f->end);
+    for (int i = 0; i < AFTER_LAYERS; i++) f->end = put_next(f, after_layers[i].tensor, 0, f->end);
     free(layers);
     return LLMC_OK;
 }
 
-static int open_by_size(ModelFile *f, const Files *files, const llmc_config *hparams) {
+static int open_by_size(llmc_file *f, const Files *files, const llmc_config *hparams) {
     TRY(config_of_size(f, hparams));
     const double least = 48.0 * f->config.L * f->config.C * f->config.C;
     CHECK(
         least < (double)f->file.size, LLMC_EFORMAT,
         "%s is too small for n_layer=%d and n_embd=%d of %s: expected more than %.0f bytes, found %lld; copy it again",
-        f->file.path, f->config.L, f->config.C, files->hparams, least, (long long)f->file.size);
-    TRY(settle_config(f, files, hparams));
-    return place_in_order(f);
+        f->path, f->config.L, f->config.C, files->hparams, least, (long long)f->file.size);
+    TRY(complete_config(f, files, hparams));
+    return line_up(f);
 }
 
-int tfbundle_open(ModelFile *f, const char *path) {
+int tfbundle_open(llmc_file *f, const char *path) {
     Files *files = calloc(1, sizeof *files);
     llmc_config hparams = {0};
     CHECK(files, LLMC_ENOMEM, "no memory to open %s", path);
     find_files(path, files);
-    f->path = strdup(files->data);
-    int rc = f->path ? binfile_open(&f->file, f->path) : llmc_fail(LLMC_ENOMEM, "no memory to open %s", path);
+    int rc = modelfile_open(f, files->data);
     if (rc == 0) rc = read_hparams(files, &hparams);
     if (rc == 0) rc = *files->index ? open_by_index(f, files, &hparams) : open_by_size(f, files, &hparams);
     if (rc == 0 && f->end != f->file.size)
-        rc = llmc_fail(LLMC_EFORMAT, "%s: expected %lld bytes, found %lld; copy it again", f->file.path,
-                       (long long)f->end, (long long)f->file.size);
+        rc = llmc_fail(LLMC_EFORMAT, "%s: expected %lld bytes, found %lld; copy it again", f->path, (long long)f->end,
+                       (long long)f->file.size);
     free(files);
     return rc;
+}
+
+void tfbundle_describe(const llmc_file *f, char *text, size_t size) {
+    snprintf(text, size, "OpenAI TensorFlow checkpoint %s",
+             f->has_crcs ? "with its index" : "without an index, told by its size");
 }

@@ -1,4 +1,4 @@
-/* The index of a TensorFlow checkpoint, parsed suspiciously: every length is bounded by what contains it. */
+/* Parses the index of a TensorFlow checkpoint. Nothing in it is trusted: no length may reach beyond what contains it. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/binfile.h"
@@ -18,7 +18,8 @@ typedef struct Reader {
     Span file;
     TfIndex *index;
     Crc32 crc;
-    unsigned char key[TF_NAME]; /* the last one; key_size may be more than fits */
+    unsigned char
+        key[TF_NAME]; /* the last key that was read; key_size is its true length, of which TF_NAME bytes are kept */
     int64_t key_size;
 } Reader;
 
@@ -41,7 +42,7 @@ uint32_t tf_unmask(uint32_t crc) {
     return turned >> 17 | turned << 15;
 }
 
-/* 0, or -1 if it does not end or does not fit 63 bits */
+/* Reads a varint: 0, or -1 if it does not end or does not fit 63 bits. */
 static int varint(Span *s, int64_t *value) {
     uint64_t x = 0;
     for (int shift = 0; shift < 63 && s->at < s->end; shift += 7) {
@@ -54,7 +55,7 @@ static int varint(Span *s, int64_t *value) {
     return -1;
 }
 
-/* the next n bytes as a span of their own; -1 if there are fewer */
+/* Takes the next n bytes as a span of their own; -1 if there are fewer. */
 static int take(Span *s, int64_t n, Span *part) {
     if (n < 0 || n > s->end - s->at) return -1;
     *part = (Span){s->at, s->at + n};
@@ -65,11 +66,11 @@ static int take(Span *s, int64_t n, Span *part) {
 /* ---- protocol buffers ---- */
 
 typedef struct Field {
-    int64_t number, value; /* value: of a varint or 32 bits */
-    Span bytes;            /* of what has a length */
+    int64_t number, value; /* value: a varint, or 32 bits */
+    Span bytes;            /* the content of a field that has a length */
 } Field;
 
-/* 1, 0 at the end, -1 if it is none */
+/* Reads a field: 1, 0 at the end, or -1 if the bytes are no field. */
 static int next_field(Span *s, Field *f) {
     int64_t tag, n;
     Span fixed;
@@ -88,7 +89,7 @@ static int next_field(Span *s, Field *f) {
     }
 }
 
-/* TensorShapeProto {2 dim {1 size}}: more dimensions than fit are counted only */
+/* Reads TensorShapeProto {2 dim {1 size}}. Dimensions that do not fit t->shape are only counted. */
 static int read_shape(Span s, TfTensor *t) {
     Field dim, size;
     int more, inner;
@@ -104,7 +105,8 @@ static int read_shape(Span s, TfTensor *t) {
     return more;
 }
 
-/* BundleEntryProto {1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 crc32c}; slices are of tensors we do not know */
+/* Reads BundleEntryProto {1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 crc32c}. Slices are ignored, because no tensor of
+ * GPT-2 has any. */
 static int read_tensor(Span s, TfTensor *t) {
     Field f;
     int more;
@@ -119,7 +121,7 @@ static int read_tensor(Span s, TfTensor *t) {
     return more;
 }
 
-/* BundleHeaderProto {1 shards, 2 endianness} */
+/* Reads BundleHeaderProto {1 shards, 2 endianness}. */
 static int read_header(Span s, TfIndex *index) {
     Field f;
     int more;
@@ -144,7 +146,7 @@ static TfTensor *add(TfIndex *index) {
     return t;
 }
 
-/* an entry of a data block: the header under the empty key, else a tensor */
+/* Takes an entry of a data block. The one with an empty key is the header, every other is a tensor. */
 static int take_entry(Reader *r, Span value) {
     const int64_t kept = r->key_size < TF_NAME ? r->key_size : TF_NAME - 1;
     if (!r->key_size) return read_header(value, r->index) < 0 ? damaged(r, "no header", value.at) : LLMC_OK;
@@ -156,7 +158,7 @@ static int take_entry(Reader *r, Span value) {
     return read_tensor(value, t) < 0 ? damaged(r, "a tensor is not described", value.at) : LLMC_OK;
 }
 
-/* reads one entry; its key, of which it stores what the last one does not share */
+/* Reads one entry. It stores only the end of its key: the `shared` bytes before are those of the last key. */
 static int next_entry(Reader *r, Span *s, Span *value) {
     int64_t shared, rest, size;
     Span tail;
@@ -168,11 +170,12 @@ static int next_entry(Reader *r, Span *s, Span *value) {
     return LLMC_OK;
 }
 
-/* the block that a handle {varint offset, size} names, without its trailer; its checksum is verified */
+/* Finds the block of a handle {varint offset, size}, without its trailer, and verifies its checksum. */
 static int open_block(Reader *r, Span *handle, Span *block) {
     int64_t offset, size;
     const unsigned char *at = handle->at;
-    if (varint(handle, &offset) < 0 || varint(handle, &size) < 0) return damaged(r, "no place of a block", at);
+    if (varint(handle, &offset) < 0 || varint(handle, &size) < 0)
+        return damaged(r, "a block's offset and size are missing", at);
     Span file = r->file, trailer;
     if (take(&file, offset, block) < 0 || take(&file, size, block) < 0 || take(&file, TRAILER, &trailer) < 0)
         return damaged(r, "a block lies outside the file", at);
@@ -208,7 +211,7 @@ static int read_table(Reader *r) {
     TRY(open_block(r, &handles, &blocks));
     while (blocks.at < blocks.end) {
         TRY(next_entry(r, &blocks, &value));
-        const int64_t key_size = r->key_size; /* the block's own keys go through the same buffer */
+        const int64_t key_size = r->key_size; /* the data block uses r->key for its own keys */
         unsigned char key[TF_NAME];
         memcpy(key, r->key, sizeof key);
         TRY(read_data_block(r, value));

@@ -91,4 +91,6 @@ int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t r
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
 /* Brings `stored` up to date after params have changed. */
 int gpt2_store(const llmc_model *model);
+/* The first of x[n], which are on the host, that is NaN or infinite; -1: none. */
+int64_t gpt2_find_nonfinite(const float *x, int64_t n);
 #endif

@@ -122,6 +122,12 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
     return LLMC_OK;
 }
 
+const char *layout_tensor_at(const Layout *layout, int64_t element) {
+    int i = 0;
+    while (i + 1 < NUM_PARAM_TENSORS && layout->table[i + 1].offset <= element) i++;
+    return layout->table[i].name;
+}
+
 int llmc_layout(const llmc_config *config, const llmc_room *room, llmc_tensor *table) {
     Layout layout;
     TRY(layout_make(&layout, config, room));

@@ -41,4 +41,6 @@ typedef struct Layout {
     int64_t num_params, num_acts; /* elements; words of 4 bytes */
 } Layout;
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
+/* The parameter tensor that holds an element of the block. */
+const char *layout_tensor_at(const Layout *layout, int64_t element);
 #endif

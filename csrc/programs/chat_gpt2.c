@@ -1,9 +1,9 @@
-/* ./chat_gpt2: talk with a model. Reads lines and shows pieces; who speaks when is chat.c's. */
+/* ./chat_gpt2: talk with a model. It reads lines and shows text; chat.c decides who speaks when. */
 #include <sys/select.h>
 #include "programs/program.h"
 
 static const char PROGRAM[] = "chat_gpt2";
-static volatile sig_atomic_t interrupts; /* since the last turn */
+static volatile sig_atomic_t interrupts; /* how many since the last turn */
 static int at_terminal;
 
 static void on_interrupt(int number) {
@@ -12,19 +12,19 @@ static void on_interrupt(int number) {
         if (!at_terminal) answer_signal("stopping; again to quit now");
         return;
     }
-    if (at_terminal && write(STDOUT_FILENO, "\n", 1) < 0) _exit(INTERRUPTED); /* the shell's line is its own */
+    if (at_terminal && write(STDOUT_FILENO, "\n", 1) < 0) _exit(INTERRUPTED); /* the shell's prompt gets its own line */
     _exit(INTERRUPTED);
 }
 
 static void catch_interrupts(void) {
     struct sigaction action = {.sa_handler = on_interrupt};
-    if (at_terminal) action.sa_flags = SA_RESTART; /* what is being shown is shown */
+    if (at_terminal) action.sa_flags = SA_RESTART; /* an interrupt must not cut what is being shown */
     sigaction(SIGINT, &action, NULL);
     if (!at_terminal) sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
+    signal(SIGPIPE, SIG_IGN); /* if the reader has gone, a write fails instead */
 }
 
-/* Shows life while the model is loaded or reads a long turn; during an answer its text is enough. */
+/* Shows what is under way while the model is loaded or reads a long turn. During an answer its text is enough. */
 static int on_pulse(void *context, const char *text) {
     (void)context;
     show_live(text);
@@ -38,20 +38,21 @@ static int show_wrapped(llmc_wrap *wrap, const char *text, int64_t size) {
     return rc;
 }
 
-/* Shows an answer behind `label`, on its line: 0, an error, or INTERRUPTED. */
+/* Shows an answer on one line with its label: 0, an error, or INTERRUPTED. */
 static int answer(llmc_chat *chat, const char *text, int64_t size, const char *label) {
-    const char *piece;
     int rc = llmc_chat_say(chat, text, size), shown = 0;
     llmc_wrap *wrap = llmc_wrap_new();
     if (!wrap) return LLMC_ENOMEM;
     if (rc >= 0) shown = show_wrapped(wrap, label, (int64_t)strlen(label));
-    while (rc >= 0 && shown == 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &piece, &size)) > 0)
-        shown = show_wrapped(wrap, piece, size);
+    while (rc >= 0 && shown == 0 && !interrupts && !ferror(stdout) && (rc = llmc_chat_next(chat, &text, &size)) > 0)
+        shown = show_wrapped(wrap, text, size);
     if (shown == 0) shown = show_wrapped(wrap, NULL, 0); /* the word that was held back */
     llmc_wrap_free(wrap);
     if (rc == LLMC_STOPPED) rc = 0;
     if (rc >= 0) show("\n", 1);
-    return rc < 0 ? rc : shown < 0 ? shown : interrupts ? INTERRUPTED : 0;
+    if (rc < 0) return rc;
+    if (shown < 0) return shown;
+    return interrupts ? INTERRUPTED : 0;
 }
 
 /* Shows whose turn it is and waits for a line: 1, or 0 after an interrupt, which may come at any moment. */
@@ -70,14 +71,9 @@ static int line_comes(const char *label) {
     return interrupts == before;
 }
 
-/* A turn that cannot be is no reason to leave whoever sits there, or the turns of a pipe behind it: it is told, and *status
- * is its exit code. */
-static int answer_or_tell(llmc_chat *chat, const char *text, int64_t size, const char *label, int *status) {
-    const int rc = answer(chat, text, size, label);
-    if (rc != LLMC_EINVAL) return rc;
-    *status = fail(PROGRAM, rc);
-    return 0;
-}
+/* Reports a turn that was refused, e.g. because it is too long, and returns its exit code; 0 after any other outcome. The chat
+ * goes on. */
+static int report_refusal(int rc) { return rc == LLMC_EINVAL ? fail(PROGRAM, rc) : 0; }
 
 static void introduce(const char *about) {
     llmc_wrap *wrap = llmc_wrap_new();
@@ -88,22 +84,27 @@ static void introduce(const char *about) {
 
 static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n = 0;
-    int rc, told;
+    int rc;
     introduce(llmc_chat_about(chat));
     for (;;) {
         while (!line_comes(llmc_chat_label(chat, 0))) puts("");
         if ((n = getline(line, room, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
-        if ((rc = answer_or_tell(chat, *line, n, llmc_chat_label(chat, 1), &told)) < 0) return rc;
+        rc = answer(chat, *line, n, llmc_chat_label(chat, 1));
+        if (rc < 0 && !report_refusal(rc)) return rc;
     }
 }
 
+/* Answers every line. The exit code tells if a turn was refused. */
 static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
     ssize_t n;
-    int rc = 0, status = 0;
-    while (rc == 0 && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0)
-        rc = answer_or_tell(chat, *line, n, "", &status);
-    return interrupts ? INTERRUPTED : rc < 0 ? rc : status;
+    int code = 0;
+    while (!interrupts && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0) {
+        const int rc = answer(chat, *line, n, ""), refused = report_refusal(rc);
+        if (rc && !refused) return rc;
+        if (refused) code = refused;
+    }
+    return interrupts ? INTERRUPTED : code;
 }
 
 static int talk(const llmc_options *options) {
@@ -128,8 +129,8 @@ int main(int argc, char **argv) {
     hold_streams();
     llmc_options *options = llmc_options_new_chat();
     int rc = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
-    if (rc > 0) return settle_output(PROGRAM, tell_about(rc, "./chat_gpt2", options));
+    if (rc > 0) return finish_output(PROGRAM, show_about(rc, "./chat_gpt2", options));
     if (rc == 0) rc = talk(options);
     llmc_options_free(options);
-    return settle_output(PROGRAM, rc < 0 ? fail(PROGRAM, rc) : rc);
+    return finish_output(PROGRAM, rc < 0 ? fail(PROGRAM, rc) : rc);
 }

@@ -1,4 +1,4 @@
-/* What the programs share. */
+/* The parts that both programs share: streams, errors and --help. */
 #ifndef PROGRAM_H
 #define PROGRAM_H
 #include <errno.h>
@@ -13,20 +13,22 @@
 
 enum { INTERRUPTED = 130 };
 
-/* A stream that was closed stays so: no file may take its number, or what is told would land in it. */
+/* Keeps the numbers of closed streams from being given to files, because output would then be written into such a file. */
 static inline void hold_streams(void) {
-    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* opened the other way round: its use fails, as before */
+    /* a stream is opened in the wrong direction, so that using it fails as before */
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
 }
 
+/* Reports the last error on one line, and returns the exit code. */
 static inline int fail(const char *program, int status) {
     clear_live();
-    if (status == LLMC_STOPPED) return INTERRUPTED; /* the signal was answered when it came */
+    if (status == LLMC_STOPPED) return INTERRUPTED; /* the signal handler has answered already */
     fprintf(stderr, "%s: %s\n", program, llmc_last_error());
     return 1 - status; /* EINVAL 2, ENOMEM 3, EFORMAT 4, EIO 5, EDEVICE 6, ENUMERIC 7 */
 }
 
-static int lost; /* errno of the first write to stdout that failed */
+static int lost; /* the errno of the first write to stdout that failed */
 
 static inline void show(const char *text, int64_t size) {
     clear_live();
@@ -36,8 +38,8 @@ static inline void show(const char *text, int64_t size) {
     if (ferror(stdout) && !lost) lost = errno ? errno : EIO;
 }
 
-/* The exit code: what nobody could read is not done. A reader that left has what it wanted. */
-static inline int settle_output(const char *program, int code) {
+/* Returns the exit code of the program. It is an error if output was lost, but not if its reader left, who has read enough. */
+static inline int finish_output(const char *program, int code) {
     show("", 0);
     if (code || !lost || lost == EPIPE) return code;
     fprintf(stderr, "%s: standard output could not be written: %s; free some room or name another file\n", program,
@@ -45,8 +47,8 @@ static inline int settle_output(const char *program, int code) {
     return 1 - LLMC_EIO;
 }
 
-/* --help or --version, as the parser says */
-static inline int tell_about(int parsed, const char *command, const llmc_options *options) {
+/* Shows --help, or --version if the parser returned 2. */
+static inline int show_about(int parsed, const char *command, const llmc_options *options) {
     if (parsed == 2) {
         printf("pyllmc %s\n", llmc_version());
         return 0;

@@ -1,4 +1,4 @@
-/* The terminal: a line that is rewritten while work goes on, and widths. Of the programs, not of the library. */
+/* The terminal of the programs: its width, and a line that is rewritten while work goes on. */
 #include "programs/terminal.h"
 #include <errno.h>
 #include <signal.h>
@@ -8,9 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MOST = 256 }; /* bytes of the line */
+enum { MOST = 256 }; /* bytes that the line has at most */
 
-static volatile sig_atomic_t live_width; /* bytes of it that are shown */
+static volatile sig_atomic_t live_width; /* the bytes of the line that are shown */
 
 int terminal_columns(int descriptor) {
     struct winsize size;
@@ -23,7 +23,7 @@ int help_columns(void) {
     return columns ? columns : 100;
 }
 
-/* Nothing is shown if stdout is a pipe, whose lines may come out on the same terminal (| tee). */
+/* Whether the line may be shown. Not if stdout is a pipe, because its lines may come out on the same terminal (| tee). */
 static int has_live_line(void) {
     struct stat out;
     return isatty(STDERR_FILENO) && (fstat(STDOUT_FILENO, &out) < 0 || !S_ISFIFO(out.st_mode));
@@ -46,17 +46,17 @@ void clear_live(void) {
 
 static int is_inside_character(char c) { return ((unsigned char)c & 0xc0) == 0x80; }
 
-/* Fits text into `most` bytes: the path in its middle gives way to how far it is, at its end. */
+/* Fits text into `most` bytes. The middle is left out, where a path is, because the end tells how far the work is. */
 static int fit(char *line, const char *text, int most) {
     const int n = (int)strlen(text);
     if (n <= most) return memcpy(line, text, (size_t)n), n;
-    int head = most / 4, from = n - (most - head - 2);
+    int front = most / 4, from = n - (most - front - 2);
     while (is_inside_character(text[from])) from++;
-    while (head && is_inside_character(text[head])) head--;
-    memcpy(line, text, (size_t)head);
-    memcpy(line + head, "..", 2);
-    memcpy(line + head + 2, text + from, (size_t)(n - from));
-    return head + 2 + n - from;
+    while (front && is_inside_character(text[front])) front--;
+    memcpy(line, text, (size_t)front);
+    memcpy(line + front, "..", 2);
+    memcpy(line + front + 2, text + from, (size_t)(n - from));
+    return front + 2 + n - from;
 }
 
 void show_live(const char *text) {
@@ -76,7 +76,7 @@ void show_live(const char *text) {
 
 void answer_signal(const char *text) {
     if (live_width) clear_live();
-    else if (isatty(STDERR_FILENO)) put_error("\n", 1); /* behind a text, or ^C */
+    else if (isatty(STDERR_FILENO)) put_error("\n", 1); /* the cursor is behind a text or ^C */
     put_error(text, strlen(text));
     put_error("\n", 1);
 }

@@ -1,15 +1,15 @@
-/* What the programs show on a terminal. */
+/* The terminal of the programs: its width, and a line that shows what is under way. */
 #ifndef TERMINAL_H
 #define TERMINAL_H
 
-/* Rewrites one line of the terminal with what a pulse tells (llmc_on_pulse); "" takes it away. */
+/* Shows `text`, which a pulse tells (llmc_on_pulse), on a line that is rewritten each time; "" takes the line away. */
 void show_live(const char *text);
-/* Takes it away, before anything else is shown; also from a signal handler. */
+/* Takes the line away before anything else is shown. A signal handler may call it. */
 void clear_live(void);
-/* The answer to a first Ctrl-C, on a line of its own; also from a signal handler. */
+/* Answers a first Ctrl-C, on a line of its own. A signal handler may call it. */
 void answer_signal(const char *text);
-/* How wide the terminal behind a descriptor is now; 0: it is none. */
+/* The present width of the terminal at a descriptor; 0 if it is no terminal. */
 int terminal_columns(int descriptor);
-/* How wide --help is to be: $COLUMNS, or the terminal, or what reads well. */
+/* The width of --help: $COLUMNS, else that of the terminal, else 100. */
 int help_columns(void);
 #endif

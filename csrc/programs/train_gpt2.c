@@ -1,4 +1,4 @@
-/* ./train_gpt2: the trainer on the command line. Prints what the events say; decides nothing. */
+/* ./train_gpt2: the trainer on the command line. It prints the text of each event and decides nothing. */
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/wait.h>
@@ -8,9 +8,9 @@
 static const char PROGRAM[] = "train_gpt2";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
-static volatile pid_t maker; /* the process that makes the data, while there is one */
+static volatile pid_t maker; /* the process that makes the data, or 0 */
 
-/* The first answers and stops what is under way, the second ends at once. */
+/* The first signal is answered and stops the work that is under way. The second ends the program at once. */
 static void on_signal(int number) {
     const int error = errno;
     if (maker > 0) kill(maker, number);
@@ -31,12 +31,12 @@ static void catch_signals(void) {
     for (int i = 0; i < 2; i++) {
         const int number = i ? SIGTERM : SIGINT;
         if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN)
-            continue; /* nohup wants it ignored */
+            continue; /* it stays ignored, as nohup wants */
         sigaction(number, &action, NULL);
     }
-    sigaction(SIGPIPE, &ignored, NULL); /* whoever read the lines has gone: the run goes on */
+    sigaction(SIGPIPE, &ignored, NULL); /* if the reader of the lines has gone, the run goes on */
 #ifdef SIGXFSZ
-    sigaction(SIGXFSZ, &ignored, NULL); /* a file-size limit is a write that fails */
+    sigaction(SIGXFSZ, &ignored, NULL); /* at a file-size limit a write fails instead */
 #endif
 }
 
@@ -57,7 +57,7 @@ static int on_pulse(void *context, const char *text) {
 
 /* ---- the default data ---- */
 
-/* The child becomes the stories' own command, whose output goes into `out`. */
+/* Runs the command that makes the stories, with its output going into `out`, in place of this (child) process. */
 static void become_maker(int out) {
     dup2(out, STDOUT_FILENO);
     dup2(out, STDERR_FILENO);
@@ -66,7 +66,7 @@ static void become_maker(int out) {
     _exit(127);
 }
 
-/* Keeps the last line of what comes through the pipe, and shows every second that work goes on. */
+/* Reads the output of the child and keeps its last line. Twice a second it shows how long the work has taken. */
 static void listen_to_maker(int pipe, const char *data, char *line, size_t size) {
     char text[512];
     const time_t began = time(NULL);
@@ -80,31 +80,36 @@ static void listen_to_maker(int pipe, const char *data, char *line, size_t size)
             continue;
         }
         if (read(pipe, &c, 1) <= 0) break;
-        if (c == '\n') n = 0; /* an empty line leaves the one before */
+        if (c == '\n') n = 0; /* an empty line does not replace the one before */
         else if (n + 1 < size) line[n++] = c, line[n] = 0;
     }
     show_live("");
 }
 
-/* The stories, which python3's standard library makes. What it says is kept for the one line that tells of a failure. */
+/* Runs the maker until it ends. Returns its status as waitpid does, -1 if it cannot be started; and its last line of output. */
+static int run_maker(const char *data, char *line, size_t size) {
+    int ends[2], status = -1;
+    if (pipe(ends) < 0) return -1;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    if ((maker = fork()) == 0) become_maker(ends[1]);
+    close(ends[1]);
+    if (maker > 0) listen_to_maker(ends[0], data, line, size);
+    close(ends[0]);
+    while (maker > 0 && waitpid(maker, &status, 0) < 0 && errno == EINTR) {
+    }
+    maker = 0;
+    return status;
+}
+
+/* Makes the stories with python3. Its last line of output is the reason if it fails. */
 static int make_stories(const char *data) {
     char reason[512] = "";
-    int ends[2], status = -1;
     fprintf(stderr, "making %s\n", data);
-    if (pipe(ends) == 0) {
-        fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-        if ((maker = fork()) == 0) become_maker(ends[1]);
-        close(ends[1]);
-        if (maker > 0) listen_to_maker(ends[0], data, reason, sizeof reason);
-        close(ends[0]);
-        while (maker > 0 && waitpid(maker, &status, 0) < 0 && errno == EINTR) {
-        }
-        maker = 0;
-    }
+    const int status = run_maker(data, reason, sizeof reason);
     if (interrupted) return INTERRUPTED;
     if (status == 0) return 0;
     if (status > 0 && (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED))
-        return INTERRUPTED; /* Ctrl-C goes to the child too */
+        return INTERRUPTED; /* Ctrl-C reaches the child too */
     fprintf(stderr, "train_gpt2: %s could not be made%s%s%s: run in the checkout with python3 >= 3.9, or give --data\n",
             data, *reason ? " (" : "", reason, *reason ? ")" : "");
     return 5;
@@ -112,6 +117,8 @@ static int make_stories(const char *data) {
 
 static int check_and_make_data(const llmc_options *options) {
     char data[4096];
+    if (llmc_options_is_given(options, "resume"))
+        return 0; /* the run's data is there, or llmc_trainer_new says that it is not */
     const int needed = llmc_trainer_check(options);
     if (needed < 0) return fail(PROGRAM, needed);
     llmc_options_get(options, "data", data, sizeof data);
@@ -128,7 +135,7 @@ static void tell(int kind, const llmc_event *event) {
     show("\n", 1);
 }
 
-/* The Python to name in commands: that of `make setup`, beside the program, else the system's. */
+/* The Python for the commands that are suggested: the one of `make setup` beside the program, else the system's. */
 static void find_python(const char *program, char *python, size_t size) {
     const char *slash = strrchr(program, '/');
     const int n = !slash || !strncmp(program, "./", (size_t)(slash - program) + 1) ? 0 : (int)(slash - program) + 1;
@@ -136,7 +143,7 @@ static void find_python(const char *program, char *python, size_t size) {
     if (access(python, X_OK) < 0) snprintf(python, size, "python3");
 }
 
-/* Goes to stderr: stdout has what the run itself says. */
+/* Tells the result and what to do next, on stderr, because stdout has the lines of the run itself. */
 static void tell_ending(const char *program) {
     char text[1 << 15], python[4096];
     find_python(program, python, sizeof python);
@@ -147,14 +154,15 @@ static int run(const llmc_options *options, const char *program) {
     llmc_event event;
     int kind = llmc_trainer_new(&trainer, options);
     if (kind < 0) return fail(PROGRAM, kind);
-    if (interrupted) llmc_trainer_stop(trainer); /* while the data was opened */
+    if (interrupted) llmc_trainer_stop(trainer); /* a signal came while the data was opened */
     while ((kind = llmc_trainer_next(trainer, &event)) > 0) tell(kind, &event);
     clear_live();
     if (kind == 0) tell_ending(program);
-    return kind < 0 ? fail(PROGRAM, kind) : interrupted ? INTERRUPTED : 0;
+    if (kind < 0) return fail(PROGRAM, kind);
+    return interrupted ? INTERRUPTED : 0;
 }
 
-/* Says on stderr which weights of a run write, and whether there are others. */
+/* Tells on stderr which checkpoint of a run folder writes, and which other one there is. */
 static void tell_weights(const llmc_options *options, const char *program) {
     char model[4096], before[4096 + 16], text[1 << 14];
     llmc_options_get(options, "model", model, sizeof model);
@@ -166,18 +174,19 @@ static void tell_weights(const llmc_options *options, const char *program) {
 static int write_text(const llmc_options *options, const char *program) {
     llmc_writer *writer;
     char prompt[4096];
-    const char *piece;
+    const char *text;
     int64_t size;
     int rc = llmc_writer_open(&writer, options);
     if (rc < 0) return fail(PROGRAM, rc);
     tell_weights(options, program);
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
     rc = llmc_writer_prompt(writer, prompt, (int64_t)strlen(prompt), 1);
-    while (rc >= 0 && !interrupted && !ferror(stdout) && (rc = llmc_writer_next(writer, &piece, &size)) > 0)
-        show(piece, size);
+    while (rc >= 0 && !interrupted && !ferror(stdout) && (rc = llmc_writer_next(writer, &text, &size)) > 0)
+        show(text, size);
     if (rc >= 0) show("\n", 1);
     llmc_writer_free(writer);
-    return rc < 0 ? fail(PROGRAM, rc) : interrupted ? INTERRUPTED : 0;
+    if (rc < 0) return fail(PROGRAM, rc);
+    return interrupted ? INTERRUPTED : 0;
 }
 
 int main(int argc, char **argv) {
@@ -185,7 +194,7 @@ int main(int argc, char **argv) {
     llmc_options *options = llmc_options_new();
     const int parsed = options ? llmc_options_parse(options, argc - 1, (const char *const *)argv + 1) : LLMC_ENOMEM;
     if (parsed < 0) return fail(PROGRAM, parsed);
-    if (parsed > 0) return settle_output(PROGRAM, tell_about(parsed, "./train_gpt2", options));
+    if (parsed > 0) return finish_output(PROGRAM, show_about(parsed, "./train_gpt2", options));
     catch_signals();
     llmc_on_pulse(on_pulse, NULL);
     int code = 0;
@@ -193,5 +202,5 @@ int main(int argc, char **argv) {
     else if ((code = check_and_make_data(options)) == 0) code = run(options, *argv);
     llmc_trainer_free(trainer);
     llmc_options_free(options);
-    return settle_output(PROGRAM, code);
+    return finish_output(PROGRAM, code);
 }

@@ -7,12 +7,12 @@
 
 /* Packs up to 8 bytes so that two texts of equal length differ in the result if they differ at all. */
 static uint64_t few_bytes(const char *text, int64_t n) {
-    uint32_t head, tail;
+    uint32_t front, back;
     const unsigned char *s = (const unsigned char *)text;
     if (n < 4) return n ? s[0] | (uint64_t)s[n / 2] << 8 | (uint64_t)s[n - 1] << 16 : 0;
-    memcpy(&head, text, 4);
-    memcpy(&tail, text + n - 4, 4);
-    return (uint64_t)head << 32 | tail;
+    memcpy(&front, text, 4);
+    memcpy(&back, text + n - 4, 4);
+    return (uint64_t)front << 32 | back;
 }
 
 static uint64_t hash_of(const char *text, int64_t n) {

@@ -119,10 +119,10 @@ static void add_eot(Reader *r) {
 }
 
 static int read_all(Reader *r) {
-    const int32_t head[] = {TOKENIZER_MAGIC, 2, GPT2_V, GPT2_V - 1, GPT2};
+    const int32_t header[] = {TOKENIZER_MAGIC, 2, GPT2_V, GPT2_V - 1, GPT2};
     TRY(read_first_line(r));
     memset(r->made.bytes, 0, HEADER_BYTES);
-    memcpy(r->made.bytes, head, sizeof head);
+    memcpy(r->made.bytes, header, sizeof header);
     r->made.size = HEADER_BYTES;
     add_bytes(r);
     for (int merges = 0; merges < MERGES; merges++) {

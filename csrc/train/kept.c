@@ -38,14 +38,23 @@ int run_link(const Run *run, const char *name, const char *second) {
     return rc;
 }
 
+/* The step of a checkpoint's STATE; -1 if it cannot be read. */
+static int64_t step_of(const char *path) {
+    char state[STATE_TEXT];
+    llmc_file *file;
+    if (access(path, R_OK) || llmc_file_open(&file, path) < 0) return -1;
+    const int rc = state_read(file, state);
+    llmc_file_free(file);
+    return rc < 0 ? -1 : (int64_t)state_number(state, "step", -1);
+}
+
 int64_t run_reached(const char *folder) {
-    char path[2 * OPTION_TEXT], state[STATE_TEXT];
-    int64_t newest = -1, of;
+    char path[2 * OPTION_TEXT];
     snprintf(path, sizeof path, "%s/last.ckpt", folder);
-    if (access(path, R_OK) == 0 && state_read(path, state) >= 0) return (int64_t)state_number(state, "step", -1);
-    DIR *dir = opendir(folder);
+    int64_t newest = step_of(path), step;
+    DIR *dir = newest < 0 ? opendir(folder) : NULL;
     for (struct dirent *entry; dir && (entry = readdir(dir));)
-        if (run_is_numbered(entry->d_name, &of) && of > newest) newest = of;
+        if (run_is_numbered(entry->d_name, &step) && step > newest) newest = step;
     if (dir) closedir(dir);
     return newest;
 }

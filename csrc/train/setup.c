@@ -9,9 +9,10 @@
 #include "model/gpt2.h"
 #include "base/growing.h"
 #include "data/shards.h"
-#include "write/locate.h"
+#include "files/runfolder.h"
 #include "files/state.h"
 #include "train/trainer.h"
+#include "write/locate.h"
 
 /* ---- resume: the options of the checkpoint, unless the call gave others ---- */
 
@@ -29,14 +30,14 @@ static int adopt_option(llmc_trainer *t, char *line, Growing *history) {
     return options_adopt(options, line, value);
 }
 
-static int adopt_options(llmc_trainer *t, const char *checkpoint) {
+static int adopt_options(llmc_trainer *t) {
     char *rest = NULL;
-    const int size = llmc_checkpoint_text(checkpoint, "OPTIONS ", NULL, 0);
+    const int size = llmc_file_section(t->file, "OPTIONS ", NULL, 0);
     TRY(size);
     char *text = calloc(1, (size_t)size + 1);
     Growing history = {0};
     t->before = llmc_options_new();
-    int rc = text && t->before ? llmc_checkpoint_text(checkpoint, "OPTIONS ", text, size)
+    int rc = text && t->before ? llmc_file_section(t->file, "OPTIONS ", text, size)
                                : llmc_fail(LLMC_ENOMEM, "no memory for the checkpoint's options");
     for (char *line = rc < 0 ? NULL : strtok_r(text, "\n", &rest); rc >= 0 && line; line = strtok_r(NULL, "\n", &rest))
         rc = adopt_option(t, line, &history);
@@ -46,7 +47,7 @@ static int adopt_options(llmc_trainer *t, const char *checkpoint) {
 }
 
 static int find_checkpoint(const llmc_options *o, char *path, size_t size) {
-    snprintf(path, size, is_folder(o->resume) ? "%s/last.ckpt" : "%s", o->resume);
+    runfolder_resume(o->resume, path, size);
     CHECK(access(path, R_OK) == 0, LLMC_EIO, "--resume=%s: %s cannot be read: %s%s", o->resume, path, strerror(errno),
           remedy_for(errno));
     return LLMC_OK;
@@ -70,13 +71,14 @@ static int open_resume(llmc_trainer *t) {
     TRY(find_checkpoint(o, t->start_file, sizeof t->start_file));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);
-    return adopt_options(t, t->start_file);
+    TRY(llmc_file_open(&t->file, t->start_file));
+    return adopt_options(t);
 }
 
 /* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
 static int check_later_steps(const llmc_trainer *t) {
     char state[STATE_TEXT];
-    TRY(state_read(t->start_file, state));
+    TRY(state_read(t->file, state));
     const long long step = (long long)state_number(state, "step", 0), reached = (long long)run_reached(t->options.out);
     CHECK(
         reached <= step || t->options.overwrite, LLMC_EINVAL,
@@ -88,7 +90,7 @@ static int check_later_steps(const llmc_trainer *t) {
 
 static int restore_state(llmc_trainer *t) {
     char state[STATE_TEXT];
-    TRY(state_read(t->start_file, state));
+    TRY(state_read(t->file, state));
     t->step = (int64_t)state_number(state, "step", 0);
     t->tokens = (int64_t)state_number(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
@@ -109,8 +111,7 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
     if (*t->options.tokenizer) return llmc_tokenizer_open(&t->tokenizer, t->options.tokenizer);
     snprintf(path, sizeof path, "%s/tokenizer.bin", data);
     if (access(path, F_OK) == 0) return llmc_tokenizer_open(&t->tokenizer, path);
-    return *t->start_file ? source_own_tokenizer(&t->tokenizer, t->start_file)
-                          : LLMC_OK; /* without a tokenizer there are no samples */
+    return t->file ? llmc_file_tokenizer(t->file, 0, &t->tokenizer) : LLMC_OK; /* without one, no samples */
 }
 
 /* 1, 0, or an error if the folder cannot be read. */
@@ -193,12 +194,13 @@ static int choose_sizes(llmc_trainer *t) {
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
     if (!*t->start_file) {
-        const int found = source_find(o, t->start_file, sizeof t->start_file);
+        const int found = locate_weights(o, t->start_file, sizeof t->start_file);
         TRY(found);
         if (!found) *t->start_file = 0;
     }
     if (*t->start_file) {
-        TRY(llmc_model_read_config(t->start_file, c));
+        if (!t->file) TRY(llmc_file_open(&t->file, t->start_file));
+        *c = *llmc_file_config(t->file);
         TRY(refuse_other_sizes(o, setup_weights_name(t), c));
     } else {
         TRY(llmc_config_parse(c, o->model));
@@ -243,7 +245,7 @@ static int is_padded(int ids, int V) {
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
-    TRY(source_own_tokenizer(&own, t->start_file));
+    TRY(llmc_file_tokenizer(t->file, 0, &own));
     const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
     if (!fits) llmc_tokenizer_free(own);
     CHECK(fits, LLMC_EINVAL,
@@ -295,7 +297,7 @@ static int is_tuning(const llmc_trainer *t) { return *t->start_file && !t->resum
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
-    TRY(source_check_device(o->device));
+    TRY(locate_check_device(o->device));
     t->k = llmc_kernels(NULL);
     if (!t->k) return LLMC_EDEVICE;
     TRY(t->precision = gpt2_precision(t->k, o->precision));
@@ -380,10 +382,11 @@ int setup_model(llmc_trainer *t) {
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
     t->model->ctx.precision = t->precision;
-    if (*t->start_file) TRY(llmc_model_load(t->model, t->start_file));
+    if (t->file) TRY(llmc_model_load_from(t->model, t->file));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));
     if (t->resumed) TRY(note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
+    llmc_file_free(t->file), t->file = NULL;
     return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
 }

@@ -52,6 +52,7 @@ void llmc_trainer_free(llmc_trainer *t) {
     llmc_loader_free(t->val);
     llmc_tokenizer_free(t->tokenizer);
     llmc_model_free(t->model);
+    llmc_file_free(t->file);
     free(t->inputs);
     free(t->losses);
     free(t->targets);

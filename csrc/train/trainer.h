@@ -22,6 +22,7 @@ struct llmc_trainer {
     llmc_model *model;
     Run run;
     char start_file[2 * OPTION_TEXT]; /* the weights or checkpoint to start from; "": fresh weights */
+    llmc_file *file;                  /* `start_file`, open until it is loaded; else NULL */
     int resumed, in_place;            /* in_place: a run is resumed in its own folder */
     int gentle;                       /* the learning rate of a fine-tuning run was left to us */
     char *history; /* comments that say which options a resume changed, and at which step; NULL for a fresh run */

@@ -1,4 +1,4 @@
-/* Who speaks when: turns and answers on top of a writer. The policy is all here; front ends read lines and show pieces. */
+/* A chat: turns and answers on top of a writer. It decides who speaks when; front ends only read lines and show text. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,11 +9,11 @@
 struct llmc_chat {
     llmc_options options;
     llmc_writer *writer;
-    llmc_generation *generation; /* the writer's */
+    llmc_generation *generation; /* it belongs to the writer */
     int T, dialogue;
-    int opening;    /* ids before the first turn: they stay */
+    int opening;    /* ids before the first turn, which are never forgotten */
     int *starts;    /* (T) where each turn in the context begins */
-    int turns;      /* how many */
+    int turns;      /* how many there are */
     int has_spoken; /* the answer has begun with something to see */
     char about[4 * OPTION_TEXT], label[2][OPTION_TEXT + 4];
 };
@@ -42,7 +42,7 @@ static int choose_template(const llmc_options *o) {
 static int stop_at_line_of(llmc_chat *c, const char *name) {
     char line[OPTION_TEXT + 4];
     const int n = snprintf(line, sizeof line, "\n\n%s:", name);
-    TRY(llmc_writer_stop_at(c->writer, line, n)); /* an empty line before it is no part of the answer */
+    TRY(llmc_writer_stop_at(c->writer, line, n)); /* an empty line before the name does not belong to the answer */
     return llmc_writer_stop_at(c->writer, line + 1, n - 1);
 }
 
@@ -68,7 +68,7 @@ static int begin_dialogue(llmc_chat *c) {
     introduce(o, text, sizeof text);
     int n = writer_count(c->writer, text, (int64_t)strlen(text));
     TRY(n);
-    if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* nobody asked for it */
+    if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* it may be left out, because nobody asked for it */
     CHECK(n < c->T / 2, LLMC_EINVAL,
           "the text before the first turn has %d token%s, and the context is %d: shorten --system, leave it out with "
           "--system=, or take --template=story",
@@ -96,7 +96,7 @@ static int begin(llmc_chat *c) {
     c->generation = writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;
-    /* as large a vocabulary comes from all kinds of text: such a model knows dialogues */
+    /* auto: a model with a vocabulary as large as GPT-2's has read all kinds of text, and so knows dialogues */
     if (c->dialogue == 2) c->dialogue = llmc_model_config(m)->V >= GPT2_V;
     c->starts = malloc((size_t)c->T * sizeof *c->starts);
     CHECK(c->starts, LLMC_ENOMEM, "no memory for a chat");
@@ -119,7 +119,7 @@ int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) 
 int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
     llmc_writer *writer;
     *out = NULL;
-    TRY(choose_template(options)); /* before the weights are read */
+    TRY(choose_template(options)); /* a wrong template is told before the weights are read */
     TRY(llmc_writer_open(&writer, options));
     return chat_new(out, writer, options);
 }
@@ -137,7 +137,8 @@ int llmc_chat_end(const llmc_chat *c) { return llmc_writer_end(c->writer); }
 
 /* ---- the context ---- */
 
-/* The oldest of the first `droppable` turns go, whole, until at most `most` ids are held. Returns how many are. */
+/* Forgets the oldest turns, whole, until at most `most` ids are held, but only among the first `droppable` turns. Returns how many
+ * ids are held then. */
 static int forget(llmc_chat *c, int droppable, int most) {
     int n = 0, gone = 0;
     while (n < droppable && held(c) - gone > most) n++, gone = (n < c->turns ? c->starts[n] : held(c)) - c->opening;
@@ -147,7 +148,8 @@ static int forget(llmc_chat *c, int droppable, int most) {
     return held(c);
 }
 
-/* room for a turn and its answer; when something must go, as much as halves the context, so that it seldom must */
+/* Makes room for a turn of n ids and its answer. If turns must be forgotten, half of the context is freed, so that this happens
+ * seldom. */
 static int make_room(llmc_chat *c, int n) {
     const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
     if (held(c) + n + answer > c->T) forget(c, c->turns, c->T / 2 - n);
@@ -168,7 +170,7 @@ static int say_line(llmc_chat *c, const char *text, int64_t size) {
     memcpy(turn + n, text, (size_t)size);
     n += size;
     n += snprintf(turn + n, room - (size_t)n, "\n%s:", o->bot);
-    writer_settle(c->writer);
+    writer_drop_unseen(c->writer);
     int rc = writer_count(c->writer, turn, n);
     if (rc >= 0) rc = make_room(c, rc);
     const int start = held(c);
@@ -190,25 +192,25 @@ int llmc_chat_say(llmc_chat *c, const char *text, int64_t size) {
 
 /* ---- an answer ---- */
 
-/* the one space after "Bob:", and whatever blanks a model puts there */
-static int64_t blanks(const char *piece, int64_t size) {
+/* Counts the blanks at the start: the space after "Bob:", and whatever other blanks a model writes there. */
+static int64_t blanks(const char *text, int64_t size) {
     int64_t n = 0;
-    while (n < size && strchr(" \t\r\n", piece[n]) && piece[n]) n++;
+    while (n < size && strchr(" \t\r\n", text[n]) && text[n]) n++;
     return n;
 }
 
-static int next_of_dialogue(llmc_chat *c, const char **piece, int64_t *size) {
+static int next_of_dialogue(llmc_chat *c, const char **text, int64_t *size) {
     int rc = 1;
     for (*size = 0; rc > 0 && !*size;) {
         if (held(c) == c->T && forget(c, c->turns - 1, c->T / 2) == c->T) writer_finish(c->writer, LLMC_AT_LIMIT);
-        TRY(rc = writer_step(c->writer, piece, size));
-        const int64_t skip = c->has_spoken ? 0 : blanks(*piece, *size);
-        *piece += skip, *size -= skip;
+        TRY(rc = writer_step(c->writer, text, size));
+        const int64_t skip = c->has_spoken ? 0 : blanks(*text, *size);
+        *text += skip, *size -= skip;
         c->has_spoken |= *size > 0;
     }
     return rc;
 }
 
-int llmc_chat_next(llmc_chat *c, const char **piece, int64_t *size) {
-    return c->dialogue ? next_of_dialogue(c, piece, size) : llmc_writer_next(c->writer, piece, size);
+int llmc_chat_next(llmc_chat *c, const char **text, int64_t *size) {
+    return c->dialogue ? next_of_dialogue(c, text, size) : llmc_writer_next(c->writer, text, size);
 }

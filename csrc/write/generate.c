@@ -1,4 +1,4 @@
-/* Texts that go on from prompts, one id at a time: a step machine. */
+/* Generates texts that continue prompts, one id at a time. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
@@ -6,17 +6,17 @@
 #include "base/pulse.h"
 #include "write/sampler.h"
 
-/* b texts of the same length, which grow together */
+/* b texts of the same length, which grow together. */
 struct llmc_generation {
     llmc_model *model;
     llmc_sampling how;
-    int b, T, held;        /* tokens that each holds */
-    int cached;            /* of these, whose keys and values the model holds, unless it did something else since */
+    int b, T, held;        /* held: the tokens of each text */
+    int cached;            /* the first so many have keys and values in the model, unless it did something else since */
     Candidate *candidates; /* (V) */
     float *logits;         /* (b,V) */
     float *unpunished;     /* (T) */
     uint64_t *coins;       /* (b) random states */
-    int *ids, *feed;       /* (b,T); (b,T) what the model is to read next */
+    int *ids, *feed;       /* (b,T) each; feed: the ids that the model reads next */
     int *pos, *drawn;      /* (b) */
 };
 
@@ -65,7 +65,8 @@ const int *llmc_generation_ids(const llmc_generation *g, int i, int *n) {
 
 /* ---- what is held ---- */
 
-/* positions are absolute: cached keys cannot move */
+/* Takes ids [from, to) out of every text. The ids after them are read again, because positions are absolute: cached keys
+ * cannot move. */
 static void cut(llmc_generation *g, int from, int to) {
     for (int i = 0; i < g->b; i++) {
         int *ids = g->ids + (int64_t)i * g->T;
@@ -98,8 +99,9 @@ int llmc_generation_feed(llmc_generation *g, const int *ids, int n) {
 
 static int read_on(llmc_generation *g) {
     llmc_model *m = g->model;
-    if (m->cache_of != g || m->state != EMPTY) g->cached = 0; /* another text's keys, or a forward pass in between */
-    if (g->cached == g->held) g->cached--;                    /* its logits are wanted again */
+    if (m->cache_of != g || m->state != EMPTY)
+        g->cached = 0;                     /* the keys are those of another text, or a forward pass overwrote them */
+    if (g->cached == g->held) g->cached--; /* the last id is read again for its logits */
     const int n = g->held - g->cached;
     for (int i = 0; i < g->b; i++) {
         g->pos[i] = g->cached;
@@ -110,8 +112,8 @@ static int read_on(llmc_generation *g) {
     return g->cached = g->held, LLMC_OK;
 }
 
-/* The rule of CTRL (Keskar et al. 2019, section 4.1) as Hugging Face applies it: a negative logit is multiplied, and an id
- * counts once, however often it is there. */
+/* Applies the penalty of CTRL (Keskar et al. 2019, section 4.1) as Hugging Face does: a negative logit is multiplied, and an id
+ * is penalized once, however often it occurs. */
 static void penalize(float *logits, const int *ids, int n, float penalty, float *before) {
     for (int i = 0; i < n; i++) before[i] = logits[ids[i]];
     for (int i = 0; i < n; i++) logits[ids[i]] = before[i] > 0 ? before[i] / penalty : before[i] * penalty;
@@ -122,14 +124,15 @@ static int draw(llmc_generation *g, int i) {
     float *logits = g->logits + (int64_t)i * V;
     const float penalty = g->how.repetition_penalty;
     if (penalty != 0 && penalty != 1) penalize(logits, ids, g->held, penalty, g->unpunished);
-    return sample(logits, V, &g->how, llmc_coin(&g->coins[i]), g->candidates);
+    return sampler_draw(logits, V, &g->how, llmc_coin(&g->coins[i]), g->candidates);
 }
 
 int llmc_generation_next(llmc_generation *g, int *ids) {
     CHECK(g->held >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
     TRY(read_on(g));
     for (int i = 0; i < g->b; i++) TRY(g->drawn[i] = draw(g, i));
-    if (g->held == g->T) cut(g, 0, g->T - g->T / 2); /* full: the second halves start new texts, computed afresh */
+    if (g->held == g->T)
+        cut(g, 0, g->T - g->T / 2); /* the context is full: its second half starts a new one, computed afresh */
     for (int i = 0; i < g->b; i++) ids[i] = g->ids[(int64_t)i * g->T + g->held] = g->drawn[i];
     g->held++;
     return LLMC_OK;
@@ -137,7 +140,7 @@ int llmc_generation_next(llmc_generation *g, int *ids) {
 
 /* ---- all at once ---- */
 
-/* column `made` of out; a text that has ended repeats its end. Returns how many go on. */
+/* Writes column `made` of out; a text that has ended repeats its end. Returns how many texts go on. */
 static int put(const llmc_generation *g, const int *ids, int *out, int made, int max_new, int eot) {
     int going = 0;
     for (int i = 0; i < g->b; i++) {

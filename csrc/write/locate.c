@@ -1,4 +1,5 @@
-/* From --model and --tokenizer to files, and to a model that writes. */
+/* Finds the files that --model and --tokenizer name, and makes of them a model that writes. */
+#include "write/locate.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,11 +9,10 @@
 #include "base/error.h"
 #include "base/growing.h"
 #include "base/quote.h"
-#include "write/locate.h"
+#include "files/filetokenizer.h"
 #include "files/state.h"
-#include "files/tfbundle.h"
 
-int source_check_device(const char *device) {
+int locate_check_device(const char *device) {
     const char *built = llmc_backend();
     const int is_cuda = !strcmp(device, "cuda"), is_cpu = !strcmp(device, "cpu");
     CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EDEVICE,
@@ -22,133 +22,114 @@ int source_check_device(const char *device) {
           is_cuda  ? ", or ./train_gpt2_cuda, which `make cuda` builds"
           : is_cpu ? ", or ./train_gpt2"
                    : "");
-    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* before the data is read */
+    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* a device that is missing is told before the data is read */
 }
 
-int source_is_file(const char *model, char *path, size_t size) {
-    const char *formats[] = {"%s/best.ckpt", "%s/last.ckpt", "%s"}; /* the last: what llmc_model_load takes */
-    llmc_config config;
-    if (llmc_config_parse(&config, model) == 0) return 0; /* a size comes first: a file called d12 does not hide it */
-    for (int i = 0; i < 3; i++) {
-        snprintf(path, size, formats[i], model);
-        if (access(path, F_OK) == 0) return 1;
-    }
-    return tfbundle_is(model);
-}
+/* ---- what a run folder holds, told to people ---- */
 
-/* 1 if a run folder has a checkpoint of that name, and then its path, its step and its validation loss, NaN if unknown. */
-static int look_into(const char *run, const char *name, const char *loss, char *path, size_t size, double *step,
-                     double *val_loss) {
+typedef struct Checkpoint {
+    char path[2 * OPTION_TEXT];
+    double step, val_loss; /* val_loss is NaN if unknown */
+} Checkpoint;
+
+/* Reads about a checkpoint in a run folder: 1, or 0 if the folder has none of this name. `loss` is the name of its loss in STATE. */
+static int look_into(const char *run, const char *name, const char *loss, Checkpoint *c) {
     char state[STATE_TEXT];
-    snprintf(path, size, "%s/%s", run, name);
-    if (access(path, R_OK) < 0) return 0;
-    TRY(state_read(path, state));
-    *step = state_number(state, "step", 0);
-    *val_loss = state_number(state, loss, NAN);
+    llmc_file *file;
+    snprintf(c->path, sizeof c->path, "%s/%s", run, name);
+    if (access(c->path, R_OK) < 0) return 0;
+    TRY(llmc_file_open(&file, c->path));
+    const int rc = state_read(file, state);
+    llmc_file_free(file);
+    TRY(rc);
+    c->step = state_number(state, "step", 0);
+    c->val_loss = state_number(state, loss, NAN);
     return 1;
 }
 
 int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size) {
-    char best[2 * OPTION_TEXT], last[2 * OPTION_TEXT], quoted[QUOTED];
-    double best_step = 0, best_loss = NAN, step = 0, loss = NAN;
+    Checkpoint best, last;
+    char quoted[QUOTED];
     *text = 0;
     if (!is_folder(model)) return LLMC_OK;
-    const int has_best = look_into(model, "best.ckpt", "best_val_loss", best, sizeof best, &best_step, &best_loss);
+    const int has_best = look_into(model, "best.ckpt", "best_val_loss", &best);
     TRY(has_best);
-    const int has_last = look_into(model, "last.ckpt", "val_loss", last, sizeof last, &step, &loss);
+    const int has_last = look_into(model, "last.ckpt", "val_loss", &last);
     TRY(has_last);
-    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last, step);
+    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last.path, last.step);
     if (!has_best) return LLMC_OK;
     Growing told = {0};
-    growing_add(&told, "%s: step %.0f", best, best_step);
-    if (isfinite(best_loss)) growing_add(&told, ", val loss %.4f, the best", best_loss);
-    if (has_last && loss > best_loss) {
-        quote(last, quoted);
-        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", step, loss, before, quoted, after);
+    growing_add(&told, "%s: step %.0f", best.path, best.step);
+    if (isfinite(best.val_loss)) growing_add(&told, ", val loss %.4f, the best", best.val_loss);
+    if (has_last && last.val_loss > best.val_loss) {
+        quote(last.path, quoted);
+        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", last.step, last.val_loss, before,
+                    quoted, after);
     }
     const int n = growing_copy(&told, text, size);
     return n < 0 ? n : LLMC_OK;
 }
 
-int source_find(const llmc_options *o, char *path, size_t size) {
+/* ---- the files ---- */
+
+int locate_weights(const llmc_options *o, char *path, size_t size) {
+    llmc_config known;
     CHECK(*o->model_file || strncmp(o->model, "hub:", 4), LLMC_EINVAL,
           "--model=%s is of the hub, and Python fetches it: python -m pyllmc.%s --model=%s, or python -m "
           "pyllmc.convert %s model.bin and then --model=model.bin",
           o->model, o->program == FOR_CHAT ? "chat" : "train", o->model, o->model);
-    if (!*o->model_file) return source_is_file(o->model, path, size);
-    snprintf(path, size, "%s", o->model_file);
-    return 1;
+    if (*o->model_file) return snprintf(path, size, "%s", o->model_file), 1;
+    if (llmc_config_parse(&known, o->model) == 0) return 0; /* d12 is a size, even if there is a file of this name */
+    return llmc_file_find(o->model, path, size) || is_folder(o->model); /* opening a folder tells what it lacks */
 }
 
-int source_own_tokenizer(llmc_tokenizer **k, const char *weights) {
-    const int size = llmc_checkpoint_text(weights, "TOKENIZR", NULL, 0);
-    if (size <= 0) return size;
-    char *bytes = malloc((size_t)size);
-    CHECK(bytes, LLMC_ENOMEM, "no memory for the tokenizer of %s", weights);
-    int rc = llmc_checkpoint_text(weights, "TOKENIZR", bytes, size);
-    if (rc > 0) rc = llmc_tokenizer_read(k, bytes, size, weights);
-    free(bytes);
-    return rc < 0 ? rc : LLMC_OK;
+/* Opens the weights. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
+ * so. */
+static int open_file(const llmc_options *o, const char *weights, llmc_file **file) {
+    char reason[1024];
+    llmc_file *other;
+    const int rc = llmc_file_open(file, weights);
+    if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
+    snprintf(reason, sizeof reason, "%s", llmc_last_error());
+    CHECK(llmc_file_open(&other, o->tokenizer) == 0, rc, "%s", reason);
+    llmc_file_free(other);
+    FAIL(rc, "%s is not a model, and %s is one: the model comes first, then the tokenizer", o->model, o->tokenizer);
 }
 
-/* a file, which may be another model's */
-static int foreign_tokenizer(llmc_tokenizer **k, const char *path, int V) {
-    TRY(llmc_tokenizer_open(k, path));
-    return llmc_tokenizer_fits(*k, V, path);
+static int open_tokenizer(const llmc_options *o, const llmc_file *file, llmc_tokenizer **t) {
+    if (*o->tokenizer) return filetokenizer_open(t, o->tokenizer, llmc_file_config(file)->V);
+    TRY(llmc_file_tokenizer(file, 1, t));
+    CHECK(*t, LLMC_EINVAL,
+          "%s carries no tokenizer, and beside it lies none: name a tokenizer.bin or vocab.bpe with --tokenizer",
+          llmc_file_path(file));
+    return LLMC_OK;
 }
 
-/* in the folder of the weights */
-static int tokenizer_beside(llmc_tokenizer **k, const char *weights, int V) {
-    const char *names[] = {"tokenizer.bin", "vocab.bpe"}, *slash = strrchr(weights, '/');
-    const int folder = is_folder(weights) ? (int)strlen(weights) : slash ? (int)(slash - weights) : 0;
-    char path[2 * OPTION_TEXT];
-    for (int i = 0; i < 2; i++) {
-        snprintf(path, sizeof path, "%.*s%s%s", folder, weights, folder ? "/" : "", names[i]);
-        if (access(path, F_OK) == 0) return foreign_tokenizer(k, path, V);
-    }
-    FAIL(LLMC_EINVAL,
-         "%s carries no tokenizer, and beside it lies none: name a tokenizer.bin or vocab.bpe with --tokenizer",
-         weights);
-}
-
-static int open_tokenizer(llmc_tokenizer **k, const char *asked, const char *weights, int V) {
-    *k = NULL;
-    if (*asked) return foreign_tokenizer(k, asked, V);
-    TRY(source_own_tokenizer(k, weights)); /* of a model with room for more ids, too: --vocab_size */
-    return *k ? LLMC_OK : tokenizer_beside(k, weights, V);
-}
-
-static int open_model(const llmc_options *o, llmc_model **m, const char *weights, const llmc_config *config) {
+static int open_model(const llmc_options *o, const llmc_file *file, llmc_model **m) {
+    const llmc_config *config = llmc_file_config(file);
     const llmc_room room = {.B = 1, .T = config->maxT};
     TRY(llmc_model_create(m, config, &room, (int)o->threads));
     TRY(llmc_model_set_precision(*m, o->precision));
-    TRY(llmc_model_load(*m, weights));
+    TRY(llmc_model_load_from(*m, file));
     return llmc_model_compress(*m, o->weights);
 }
 
-/* that it is none, or that the tokenizer is: they are easily confused */
-static int read_config(const llmc_options *o, const char *weights, llmc_config *config) {
-    llmc_config other;
-    const int rc = llmc_model_read_config(weights, config);
-    if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
-    if (llmc_model_read_config(o->tokenizer, &other) == 0)
-        FAIL(rc, "%s is not a model, and %s is one: the model comes first, then the tokenizer", o->model, o->tokenizer);
-    return llmc_model_read_config(weights, config); /* to say again why not */
-}
-
-int source_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **k) {
+int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
     char weights[2 * OPTION_TEXT];
-    TRY(source_check_device(o->device));
+    llmc_file *file;
+    llmc_config size;
+    TRY(locate_check_device(o->device));
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
-    llmc_config config;
-    CHECK(llmc_config_parse(&config, o->model) < 0, LLMC_EINVAL,
+    CHECK(llmc_config_parse(&size, o->model) < 0, LLMC_EINVAL,
           "%s is a size of model, whose weights are fresh, and only trained ones write: give a run folder or a weight "
           "file",
           o->model);
-    const int found = source_find(o, weights, sizeof weights);
+    const int found = locate_weights(o, weights, sizeof weights);
     TRY(found);
     CHECK(found, LLMC_EIO, "there is no run folder or weight file %s: check the path", o->model);
-    TRY(read_config(o, weights, &config));
-    TRY(open_tokenizer(k, o->tokenizer, weights, config.V));
-    return open_model(o, m, weights, &config);
+    TRY(open_file(o, weights, &file));
+    int rc = open_tokenizer(o, file, t);
+    if (rc == 0) rc = open_model(o, file, m);
+    llmc_file_free(file);
+    return rc;
 }

@@ -1,15 +1,13 @@
-/* What --model and --tokenizer name, for training and for writing. */
-#ifndef SOURCE_H
-#define SOURCE_H
+/* Finds the files that --model and --tokenizer name, for training and for writing. */
+#ifndef LOCATE_H
+#define LOCATE_H
 #include "options/options.h"
-/* LLMC_EDEVICE unless this library was built for it */
-int source_check_device(const char *device);
-/* Whether `model` names weights rather than a size: their file in path, of a run folder's its best, else last, checkpoint. */
-int source_is_file(const char *model, char *path, size_t size);
-/* The same of --model, for which a front end may have made a file. LLMC_EINVAL: a name of the hub, which Python fetches. */
-int source_find(const llmc_options *options, char *path, size_t size);
-/* The tokenizer that travels in a checkpoint; NULL where none does. */
-int source_own_tokenizer(llmc_tokenizer **tokenizer, const char *weights);
-/* A model to write with, room for one text, and its tokenizer: --tokenizer, else its own, else the one beside it. */
-int source_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer);
+/* LLMC_EDEVICE if this library was built for another device than --device. */
+int locate_check_device(const char *device);
+/* The file of weights that --model means: 1 and its path, or 0 if --model is a size. A front end may have converted the file
+ * (llmc_options_set_model_file). LLMC_EINVAL: the name is one of the hub, and only Python fetches from there. */
+int locate_weights(const llmc_options *options, char *path, size_t size);
+/* Makes a model that has memory for one text, and opens its tokenizer: --tokenizer, else the one that belongs to the weights. The
+ * caller sets both to NULL before and frees them, even after an error. */
+int locate_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer);
 #endif

@@ -1,5 +1,5 @@
-/* One id from logits. The candidates have one order, likelier first and the lower id first among equals; temperature 0,
- * top_k and top_p all keep a head of it. Finding where that head ends takes O(V), not a sort. */
+/* Samples one id from logits. The candidates have one order: the likelier first, and among equals the lower id. Temperature 0,
+ * top_k and top_p all keep the first candidates of this order. The last one to keep is found in O(V), without sorting. */
 #include <math.h>
 #include <stdlib.h>
 #include "base/error.h"
@@ -39,14 +39,14 @@ static int likeliest(const float *logits, int V, int *best) {
     return LLMC_OK;
 }
 
-/* ---- where the head ends: a quickselect that looks for a sum ---- */
+/* ---- the last candidate to keep: a quickselect that looks for a sum ---- */
 
 static void swap(Candidate *a, Candidate *b) {
     const Candidate t = *a;
     *a = *b, *b = t;
 }
 
-/* c[lo..hi) around its middle one; returns where that comes to lie */
+/* Partitions c[lo..hi) around its middle candidate, and returns where that candidate is then. */
 static int64_t partition(Candidate *c, int64_t lo, int64_t hi) {
     swap(&c[lo + (hi - lo) / 2], &c[hi - 1]);
     int64_t at = lo;
@@ -56,7 +56,7 @@ static int64_t partition(Candidate *c, int64_t lo, int64_t hi) {
     return at;
 }
 
-/* Their number, or the sum of their weights. */
+/* The number of candidates, or the sum of their weights. */
 static double measure(const Candidate *c, int64_t n, int count) {
     if (count) return (double)n;
     double sum = 0;
@@ -64,8 +64,9 @@ static double measure(const Candidate *c, int64_t n, int count) {
     return sum;
 }
 
-/* how many of c[0..n), likeliest first, it takes to reach `want` > 0; they are then the first of c, in any order */
-static int64_t select_head(Candidate *c, int64_t n, double want, int count) {
+/* Counts the likeliest candidates of c[0..n) that are needed to reach `want` > 0, and moves them to the front of c, in any
+ * order. */
+static int64_t select_first(Candidate *c, int64_t n, double want, int count) {
     int64_t lo = 0, hi = n;
     while (lo < hi && want > 0) {
         const int64_t at = partition(c, lo, hi);
@@ -82,7 +83,7 @@ static int64_t select_head(Candidate *c, int64_t n, double want, int count) {
 
 /* ---- the draw ---- */
 
-/* the candidates up to `last` (NULL: all), in the order of ids */
+/* Collects the candidates up to `last` (NULL: all), in the order of ids. */
 static int64_t fill(Candidate *c, const float *logits, int V, float largest, float temperature, const Candidate *last) {
     int64_t n = 0;
     for (int id = 0; id < V; id++) {
@@ -94,17 +95,17 @@ static int64_t fill(Candidate *c, const float *logits, int V, float largest, flo
     return n;
 }
 
-/* the last of those that top_k and top_p keep */
+/* Finds the last candidate that top_k and top_p keep. */
 static Candidate last_kept(Candidate *c, int64_t n, const llmc_sampling *how) {
-    if (how->top_k) n = select_head(c, n, how->top_k, 1);
-    if (how->top_p > 0 && how->top_p < 1) n = select_head(c, n, how->top_p * measure(c, n, 0), 0);
+    if (how->top_k) n = select_first(c, n, how->top_k, 1);
+    if (how->top_p > 0 && how->top_p < 1) n = select_first(c, n, how->top_p * measure(c, n, 0), 0);
     Candidate last = c[0];
     for (int64_t i = 1; i < n; i++)
         if (before(&last, &c[i])) last = c[i];
     return last;
 }
 
-int sample(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *c) {
+int sampler_draw(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *c) {
     int best;
     if (how->vocab && how->vocab < V) V = how->vocab;
     TRY(likeliest(logits, V, &best));
@@ -118,7 +119,7 @@ int sample(const float *logits, int V, const llmc_sampling *how, double coin, Ca
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
         if ((sum += c[i].weight) > goal) return c[i].id;
-    return c[n - 1].id; /* the product was rounded up to the sum */
+    return c[n - 1].id; /* `goal` was rounded up to the whole sum */
 }
 
 int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coin) {
@@ -127,7 +128,7 @@ int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coi
     CHECK(coin >= 0 && coin < 1, LLMC_EINVAL, "coin=%g is not in [0, 1)", coin);
     Candidate *scratch = malloc((size_t)V * sizeof *scratch);
     CHECK(scratch, LLMC_ENOMEM, "no memory to sample from %d tokens", V);
-    const int id = sample(logits, V, how, coin, scratch);
+    const int id = sampler_draw(logits, V, how, coin, scratch);
     free(scratch);
     return id;
 }

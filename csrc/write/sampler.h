@@ -1,4 +1,4 @@
-/* Sampling with the caller's scratch, for whoever samples many ids. */
+/* Samples with scratch memory of the caller, who samples many ids. */
 #ifndef SAMPLER_H
 #define SAMPLER_H
 #include "pyllmc.h"
@@ -8,6 +8,6 @@ typedef struct Candidate {
     int id;
 } Candidate;
 int sampling_check(const llmc_sampling *how);
-/* scratch[V]; how is checked */
-int sample(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *scratch);
+/* As llmc_sample, with scratch[V]. `how` has been checked by sampling_check. */
+int sampler_draw(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *scratch);
 #endif

@@ -1,4 +1,4 @@
-/* Text in, text out: a tokenizer around a generation. What comes out is whole characters, up to a stop string. */
+/* Text in, text out: a tokenizer around a generation. The text that comes out is whole characters, up to a stop string. */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,19 +13,19 @@ typedef struct Stop {
     int64_t size;
 } Stop;
 
-/*  bytes of tokens, in text:  | handed out | settled, next to go | may begin a stop string, or a character | */
+/*  The bytes in text:  | handed out | certain, to be handed out next | may begin a stop string or a character | */
 struct llmc_writer {
     llmc_generation *generation;
     const llmc_model *model;
     const llmc_tokenizer *tokenizer;
-    llmc_model *own_model; /* these two only by llmc_writer_open */
+    llmc_model *own_model; /* this and the next are NULL unless llmc_writer_open made the writer */
     llmc_tokenizer *own_tokenizer;
-    int64_t most, made; /* tokens from prompt to end */
-    int end;            /* how it ended, or LLMC_GOING_ON */
+    int64_t most, made; /* tokens after the last prompt: how many there may be, how many there are */
+    int end;            /* how the text ended, or LLMC_GOING_ON */
     char *text;         /* (room) */
-    char *valid;        /* (3 room) what is handed out, where text is no UTF-8 */
+    char *valid;        /* (3 room) is handed out instead of text where that is no UTF-8 */
     int64_t size, given, room;
-    char carry[MAX_PIECE]; /* of a token that a stop string cut: what goes before the next prompt */
+    char carry[MAX_PIECE]; /* the first bytes of a token that was cut: they go before the next prompt */
     int carried;
     Stop *stops;
     int num_stops;
@@ -41,8 +41,8 @@ llmc_sampling writer_sampling(const llmc_options *o) {
                            .repetition_penalty = (float)o->repetition_penalty};
 }
 
-int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, const llmc_sampling *how, int64_t most) {
-    const int size = llmc_tokenizer_size(k), V = llmc_model_config(m)->V;
+int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *t, const llmc_sampling *how, int64_t most) {
+    const int size = llmc_tokenizer_size(t), V = llmc_model_config(m)->V;
     llmc_sampling known = *how;
     *out = NULL;
     CHECK(size <= V, LLMC_EINVAL, "the tokenizer has %d id%s, the model %d: use the one it was trained with", size,
@@ -51,7 +51,7 @@ int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, c
     if (!known.vocab || known.vocab > size) known.vocab = size;
     llmc_writer *w = calloc(1, sizeof *w);
     CHECK(w, LLMC_ENOMEM, "no memory for a writer");
-    w->model = m, w->tokenizer = k, w->most = most;
+    w->model = m, w->tokenizer = t, w->most = most;
     const int rc = llmc_generation_new(&w->generation, m, 1, &known);
     if (rc < 0) llmc_writer_free(w);
     else *out = w;
@@ -60,14 +60,14 @@ int llmc_writer_new(llmc_writer **out, llmc_model *m, const llmc_tokenizer *k, c
 
 int llmc_writer_open(llmc_writer **out, const llmc_options *o) {
     llmc_model *m = NULL;
-    llmc_tokenizer *k = NULL;
+    llmc_tokenizer *t = NULL;
     const llmc_sampling how = writer_sampling(o);
     *out = NULL;
-    int rc = source_open(o, &m, &k);
-    if (rc == 0) rc = llmc_writer_new(out, m, k, &how, o->sample_tokens);
-    if (rc == 0) return (*out)->own_model = m, (*out)->own_tokenizer = k, LLMC_OK;
+    int rc = locate_open(o, &m, &t);
+    if (rc == 0) rc = llmc_writer_new(out, m, t, &how, o->sample_tokens);
+    if (rc == 0) return (*out)->own_model = m, (*out)->own_tokenizer = t, LLMC_OK;
     llmc_model_free(m);
-    llmc_tokenizer_free(k);
+    llmc_tokenizer_free(t);
     return rc;
 }
 
@@ -112,8 +112,8 @@ static int make_room(llmc_writer *w, int64_t more) {
 
 /* ---- stop strings ---- */
 
-/* Of those that end first, where the longest begins; -1: none ends behind `from`. Bytes, not tokens, decide, so that the
- * same text ends at the same place however it was cut into tokens. */
+/* Returns where the text stops: the start of the stop string that is complete first after byte `from`, the longest of several;
+ * or -1. Bytes decide, not tokens, so that the same text stops at the same byte however it was cut into tokens. */
 static int64_t find_stop(const llmc_writer *w, int64_t from) {
     for (int64_t end = from + 1; end <= w->size; end++) {
         int64_t longest = 0;
@@ -127,7 +127,7 @@ static int64_t find_stop(const llmc_writer *w, int64_t from) {
     return -1;
 }
 
-/* the bytes at the end that may be the beginning of a stop string */
+/* Counts the bytes at the end of the text that may be the beginning of a stop string. */
 static int64_t begun_stop(const llmc_writer *w) {
     int64_t most = 0;
     for (int i = 0; i < w->num_stops; i++)
@@ -136,17 +136,18 @@ static int64_t begun_stop(const llmc_writer *w) {
     return most;
 }
 
-/* The last bytes of text are not of it: their tokens go, and what is left of the first of these waits for the next prompt. */
+/* Drops the last bytes of the text, with their tokens. If the cut falls inside a token, its first bytes are carried to the next
+ * prompt. */
 static void take_back(llmc_writer *w, int64_t bytes) {
     int held;
     const int *ids = llmc_generation_ids(w->generation, 0, &held);
     int n = held;
     w->size -= bytes;
-    /* where a stop string cut the text, its end is in carry */
-    const int64_t of_carry = bytes < w->carried ? bytes : w->carried;
-    w->carried -= (int)of_carry, bytes -= of_carry;
+    /* after an earlier cut, the end of the text has no tokens any more but is in carry */
+    const int64_t carried = bytes < w->carried ? bytes : w->carried;
+    w->carried -= (int)carried, bytes -= carried;
     if (w->carried) return;
-    /* from the token, not the text: that may be handed out already, up to its middle */
+    /* carry takes the bytes from the token, because the text may have been handed out up to the middle of the token */
     while (bytes > 0 && n > 0) bytes -= llmc_tokenizer_decode(w->tokenizer, &ids[--n], 1, w->carry, MAX_PIECE);
     w->carried = bytes < 0 ? (int)-bytes : 0;
     llmc_generation_cut(w->generation, n, held);
@@ -154,7 +155,7 @@ static void take_back(llmc_writer *w, int64_t bytes) {
 
 /* ---- a prompt ---- */
 
-/* what goes before the prompt and the prompt, as ids, which the caller frees */
+/* Encodes the carried bytes and the prompt together. Returns how many ids there are; the caller frees them. */
 static int encode(const llmc_writer *w, const char *text, int64_t size, int **ids) {
     const int64_t bytes = w->carried + size;
     CHECK(size >= 0 && bytes < INT_MAX, LLMC_EINVAL, "%lld bytes of text are too many for a prompt", (long long)size);
@@ -171,7 +172,7 @@ static int encode(const llmc_writer *w, const char *text, int64_t size, int **id
     return n;
 }
 
-void writer_settle(llmc_writer *w) {
+void writer_drop_unseen(llmc_writer *w) {
     if (w->made && w->size > w->given) take_back(w, w->size - w->given);
 }
 
@@ -182,7 +183,7 @@ int writer_count(const llmc_writer *w, const char *text, int64_t size) {
     return n;
 }
 
-/* a text begins where documents do; without an id for that, an empty one begins with the first of the vocabulary */
+/* Begins a text as documents begin, with EOT. If the tokenizer has no EOT, an empty prompt of n = 0 ids begins with id 0. */
 static int begin_text(llmc_writer *w, int n) {
     int held;
     const int eot = llmc_tokenizer_eot(w->tokenizer), first = eot >= 0 ? eot : 0;
@@ -192,14 +193,14 @@ static int begin_text(llmc_writer *w, int n) {
 
 int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo) {
     int *ids = NULL;
-    writer_settle(w);
+    writer_drop_unseen(w);
     const int n = encode(w, text, size, &ids);
     TRY(n);
     int rc = begin_text(w, n);
     if (rc == 0) rc = llmc_generation_feed(w->generation, ids, n);
     free(ids);
     TRY(rc);
-    if (w->made) w->size = w->given = 0; /* else the prompt before still waits to be echoed */
+    if (w->made) w->size = w->given = 0; /* otherwise an earlier prompt still waits to be echoed */
     w->made = w->carried = 0;
     w->end = LLMC_GOING_ON;
     if (!echo || !size) return LLMC_OK;
@@ -236,40 +237,40 @@ static int write_token(llmc_writer *w) {
     w->made++;
     if (id != llmc_tokenizer_eot(w->tokenizer)) return add_token(w, id);
     llmc_generation_ids(w->generation, 0, &held);
-    TRY(llmc_generation_cut(w->generation, held - 1, held)); /* the text may go on */
+    TRY(llmc_generation_cut(w->generation, held - 1, held)); /* EOT is taken back, because the text may go on */
     return w->end = LLMC_AT_EOT, LLMC_OK;
 }
 
 void writer_finish(llmc_writer *w, int end) { w->end = end; }
 
-/* Takes back a character that the end has cut: it is neither text nor context. */
+/* Drops a character that the end of the text has cut, from the text and from the context. */
 static void drop_cut_character(llmc_writer *w) {
     const int64_t cut = w->size - utf8_whole(w->text, w->size);
     if (cut && w->made) take_back(w, cut);
 }
 
-/* text[given] as characters */
-static void hand_out(const llmc_writer *w, const char **piece, int64_t *size) {
-    *piece = w->text, *size = w->given;
+/* Hands out the first `given` bytes of text, as valid UTF-8. */
+static void hand_out(const llmc_writer *w, const char **text, int64_t *size) {
+    *text = w->text, *size = w->given;
     if (utf8_check(w->text, w->given) == w->given) return;
-    *piece = w->valid, *size = utf8_replace(w->text, w->given, w->valid);
+    *text = w->valid, *size = utf8_replace(w->text, w->given, w->valid);
 }
 
-int writer_step(llmc_writer *w, const char **piece, int64_t *size) {
+int writer_step(llmc_writer *w, const char **text, int64_t *size) {
     if (w->given) memmove(w->text, w->text + w->given, (size_t)(w->size - w->given));
     w->size -= w->given;
-    const int echo = w->size && !w->made && !w->end; /* the prompt, whole */
+    const int echo = w->size && !w->made && !w->end; /* the prompt is handed out whole */
     w->given = 0;
     if (!w->end && !echo) TRY(write_token(w));
     if (w->end) drop_cut_character(w);
     w->given = w->end || echo ? w->size : utf8_whole(w->text, w->size - begun_stop(w));
-    hand_out(w, piece, size);
+    hand_out(w, text, size);
     return w->given || !w->end;
 }
 
-int llmc_writer_next(llmc_writer *w, const char **piece, int64_t *size) {
+int llmc_writer_next(llmc_writer *w, const char **text, int64_t *size) {
     int rc;
-    do rc = writer_step(w, piece, size);
+    do rc = writer_step(w, text, size);
     while (rc > 0 && !*size);
     return rc;
 }

@@ -19,7 +19,7 @@ from pyllmc.text.tokenizer import BYTES, Tokenizer, check_characters, utf8
 
 DEFAULT_MAX_VOCAB = 4096
 FIXED = ("byte", "gpt2")  # these learn nothing
-FILES = ("tokenizer.bin", "vocab.bpe")  # what a folder calls its tokenizer, as in csrc/write/locate.c
+FILES = ("tokenizer.bin", "vocab.bpe")  # what a folder calls its tokenizer, as in csrc/files/filetokenizer.c
 
 # Pieces of a `word` vocabulary: a word or a sign with its leading space, a contraction, a digit, line breaks.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)\b| ?[^\W\d_]+|\d| ?[^\w\s]|\n+|[\s_]")

@@ -9,7 +9,6 @@
 #include "base/crc32.h"
 #include "fuzz.h"
 #include "model/gpt2.h"
-#include "files/modelfile.h"
 #include "options/options.h"
 
 /* Limits the memory that the library may ask for at once, and may hold. Freed memory stays unused for some megabytes,
@@ -185,7 +184,7 @@ static int is_as_made(const Kept *kept) {
 
 static void expect_finite(const llmc_model *m) {
     const float *blocks[] = {m->params, m->m, m->v};
-    for (int i = 0; i < 3; i++) fuzz_expect(find_nonfinite(blocks[i], m->layout.num_params) < 0);
+    for (int i = 0; i < 3; i++) fuzz_expect(gpt2_find_nonfinite(blocks[i], m->layout.num_params) < 0);
     fuzz_expect(m->step >= 0);
 }
 

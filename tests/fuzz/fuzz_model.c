@@ -4,7 +4,7 @@
 
 enum { OTHER = 4 };
 
-static void read_section(const ModelFile *f, int section) {
+static void read_section(const llmc_file *f, int section) {
     const int size = fuzz_status(modelfile_section(f, section, NULL, 0));
     if (size < 0) return;
     char *text = malloc((size_t)size + 1);
@@ -15,11 +15,11 @@ static void read_section(const ModelFile *f, int section) {
 
 /* Reads every section; and one of them again by its path. */
 static void read_sections(const char *path, int one) {
-    ModelFile f;
-    if (fuzz_status(modelfile_open(&f, path)) < 0) return;
-    for (int i = 0; i < NUM_SECTIONS; i++) read_section(&f, i);
-    const int size = (int)f.sections[one].size;
-    modelfile_close(&f);
+    llmc_file *f;
+    if (fuzz_status(llmc_file_open(&f, path)) < 0) return;
+    for (int i = 0; i < NUM_SECTIONS; i++) read_section(f, i);
+    const int size = (int)f->sections[one].size;
+    llmc_file_free(f);
     fuzz_expect(fuzz_status(llmc_checkpoint_text(path, section_tags[one], NULL, 0)) == size);
 }
 

@@ -1,0 +1,15 @@
+/* llm.c's model .bin, and pyllmc's checkpoints, which begin with one.
+ *
+ *     256 int32: magic, version, maxT, V, L, NH, C, Vp, window (pyllmc only), 0 ...
+ *     parameters in the order of tensors.def       version 1: float, wte (V,C); 3: float, wte (Vp,C); 5: bf16, wte (Vp,C);
+ *                                                  2 and 4: as 1 and 3, but in bf16, only the norms in float
+ *     sections, version 3 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it */
+#ifndef LLMCFILE_H
+#define LLMCFILE_H
+#include "files/modelfile.h"
+/* Whether something lies at `path` that is no folder; llmcfile_open tells whether it is a model. */
+int llmcfile_is(const char *path);
+/* Checks the header and that every byte is accounted for; reads no weights. */
+int llmcfile_open(llmc_file *f, const char *path);
+void llmcfile_describe(const llmc_file *f, char *text, size_t size);
+#endif
