@@ -11,7 +11,7 @@ import numpy as np
 
 from pyllmc.base.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
-from pyllmc.convert.source import Source, make_config
+from pyllmc.convert.source import Origin, Source, make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import Arena, Views, make_handle
 from pyllmc.engine.arguments import (
@@ -19,10 +19,10 @@ from pyllmc.engine.arguments import (
     as_betas,
     as_ids,
     as_prompts,
+    make_room,
     make_sampling,
 )
 from pyllmc.engine.checkpoint import TOKENIZER, read_section
-from pyllmc.tables.layout import NO_VOCABULARY
 
 
 def _up_to(ids: list[int], eot: int) -> list[int]:
@@ -78,38 +78,25 @@ class Model(NotCopied):
         how, kept = as_word("precision", precision), as_word("weights", weights)
         init_std = as_float("init_std", init_std)
         lib = _ffi.load(as_word("device", device).decode(), precision)
-        config, file, read, where = make_config(source, lib)
-        vocab_size = as_int("vocab_size", vocab_size)
-        if vocab_size and (file or read) and vocab_size != config.V:
-            raise InvalidArgument(f"vocab_size={vocab_size}, but {where} has {config.V}")
-        config.V = vocab_size or config.V
-        if not config.V:
-            raise InvalidArgument(NO_VOCABULARY.format(source))
-        T = config.maxT if T is None else T
-        seed, recompute = as_int("seed", seed, 64), as_int("recompute", recompute)
-        sizes = (
-            as_int("B", B),
-            as_int("T", T),
-            as_flag("training", training),
-            recompute,
-            as_flag("keep_logits", keep_logits),
-        )
-        room = _ffi.ffi().new("llmc_room *", sizes)
+        origin = make_config(source, lib)
+        config = origin.with_vocabulary(as_int("vocab_size", vocab_size), source)
+        room = make_room(B, config.maxT if T is None else T, training, recompute, keep_logits)
+        seed = as_int("seed", seed, 64)
         self._adopt(lib, make_handle(lib, config, room, as_int("threads", threads)))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
         self._check(lib.llmc_model_set_precision(self._handle, how))
-        self._take_weights(file, read, seed, init_std)
-        self._source = where
-        self._origin = f"from {where}" if where else "fresh weights"
+        self._take_weights(origin, seed, init_std)
+        self._source = origin.where
+        self._origin = f"from {origin.where}" if origin.where else "fresh weights"
         self._check(lib.llmc_model_compress(self._handle, kept))
 
-    def _take_weights(self, file: bytes, read: Any, seed: int, init_std: float) -> None:
+    def _take_weights(self, origin: Origin, seed: int, init_std: float) -> None:
         """From a file that the engine reads, from what Python has read, or drawn."""
-        if file:
-            self._check(self._lib.llmc_model_load(self._handle, file))
-            self._tokenizer = read_section(self._lib, file, TOKENIZER)
-        elif read:
-            for name, x in read.tensors:  # one at a time: none is held twice
+        if origin.file:
+            self._check(self._lib.llmc_model_load(self._handle, origin.file))
+            self._tokenizer = read_section(self._lib, origin.file, TOKENIZER)
+        elif origin.weights:
+            for name, x in origin.weights.tensors:  # one at a time: none is held twice
                 self.params[name] = x
         else:
             self._check(self._lib.llmc_model_init(self._handle, seed, init_std))

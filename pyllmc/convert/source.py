@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from pyllmc.base.checks import as_path
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert import hub, native
 from pyllmc.convert.kinds import Found, find
 from pyllmc.engine import _ffi
-from pyllmc.tables.layout import GPTConfig
+from pyllmc.tables.layout import NO_VOCABULARY, GPTConfig
 
 Source = Union[str, "os.PathLike[str]", GPTConfig, Found]
 
@@ -22,6 +23,15 @@ class Origin(NamedTuple):
     file: bytes = b""  # the path of what the engine reads itself
     weights: Any = None  # what Python reads: a pyllmc.convert.recipes.Weights
     where: str = ""  # the path of the weights, beside which a tokenizer may lie
+
+    def with_vocabulary(self, V: int, source: Source) -> Any:
+        """The sizes, with V instead of their own where it is not 0. Raises InvalidArgument where weights say another."""
+        if V and self.where and V != self.config.V:
+            raise InvalidArgument(f"vocab_size={V}, but {self.where} has {self.config.V}")
+        self.config.V = V or self.config.V
+        if not self.config.V:
+            raise InvalidArgument(NO_VOCABULARY.format(source))
+        return self.config
 
 
 def _c_config(source: GPTConfig) -> Any:

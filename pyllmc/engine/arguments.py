@@ -6,9 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.checks import as_float, as_int, refuse
+from pyllmc.base.checks import as_flag, as_float, as_int, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
+
+
+def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool) -> Any:
+    """The C llmc_room: what a model's memory is for."""
+    return _ffi.ffi().new(
+        "llmc_room *",
+        (
+            as_int("B", B),
+            as_int("T", T),
+            as_flag("training", training),
+            as_int("recompute", recompute),
+            as_flag("keep_logits", keep_logits),
+        ),
+    )
 
 
 def make_sampling(
