@@ -37,26 +37,22 @@ LDFLAGS += $(if $(findstring /,$(BLAS)),$(BLAS) -Wl$(comma)-rpath$(comma)$(dir $
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 
-# one source, several instruction sets; best first
-ifneq ($(filter x86_64%,$(MACHINE)),)
-ISAS := avx512_bf16 avx512 avx2 generic
-else ifneq ($(filter aarch64% arm64%,$(MACHINE)),)
-ISAS := neon
-else
-ISAS := generic
-endif
-# x86-64-v4, by its parts: compilers spell that name differently
-ISA_avx2        := -mavx2 -mfma
-ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
-                   -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
-ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
+# One source is compiled for several instruction sets. csrc/cpu/isas.def lists them; ISAS are those of this machine, best
+# first, and ISA_avx2 holds the flags of one.
+isa_column = $(shell sed -n 's/^SET.$(1).*/\$(2)/p' csrc/cpu/isas.def)
+ISAS := $(call isa_column,\([a-z0-9_]*\)$(comma) "\([^"]* \)\{0$(comma)1\}$(firstword $(subst -, ,$(MACHINE)) none)[ "],1)
+ISAS := $(or $(ISAS),generic)
+# the name of another set stands for its flags
+isa_flags = $(foreach flag,$(call isa_column,$(1)$(comma) "[^"]*"$(comma) "\([^"]*\)",1),$(if \
+	$(filter -%,$(flag)),$(flag),$(call isa_flags,$(flag))))
+$(foreach isa,$(ISAS),$(eval ISA_$(isa) := $(call isa_flags,$(isa))))
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 # the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/test_house.py
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
-TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def
+TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
            $(foreach isa,$(ISAS),$(KERNELS:%=$(BUILD)/$(isa)/%.o))
 # EACH_ISA(X): X(avx512) X(avx2) X(generic) X(reference)

@@ -25,7 +25,7 @@ from pyllmc.errors import (  # noqa: F401, the others are here by the name of wh
 from pyllmc.layout import definition, tables_cksum
 
 HERE = Path(__file__).resolve().parent
-DEVICES = ("cpu", "cuda", "emu")
+DEVICES = tuple(re.findall(r"^DEVICE\((\w+)", definition("devices.def").read_text(encoding="utf-8"), re.M))
 
 
 def declarations(path: Path) -> str:

@@ -2,7 +2,7 @@
  * has cblas_sgemm. It decides in which order a sum is added up, so results may depend on its threads. */
 #ifdef BLAS_SGEMM
 #include <limits.h>
-#include "gemm_tile.h"
+#include "gemm_block.h"
 #include "threads.h"
 
 enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* of the C interface to the BLAS */

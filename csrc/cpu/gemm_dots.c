@@ -1,7 +1,6 @@
 /* The matrix product of few rows: every row of B^T is read once, where it lies. */
-#include "gemm_tile.h"
+#include "gemm_block.h"
 #include "threads.h"
-#include "weights.h"
 
 enum {
     /* rows of A for which this is faster than to copy B; but in the end the lanes of each sum must be added, so K has
@@ -18,7 +17,7 @@ enum {
 static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
 
 /* A rounded lies where thread 0 has its scratch; the end of each thread's is for rows of B */
-static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= OWN_FLOATS; }
+static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= own_floats(); }
 
 int K(gemm_is_few)(const Gemm *g) {
     return g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
@@ -189,7 +188,7 @@ static void round_rows(const void *dots, Part rows) {
 static void strips(const void *dots, Part p) {
     const Dots d = *(const Dots *)dots;
     for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
-        d.strip(d.g, n, d.scratch + (p.thread + 1) * (int64_t)OWN_FLOATS - COLS * d.pairs);
+        d.strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * d.pairs);
 }
 
 void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {

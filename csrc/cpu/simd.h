@@ -2,39 +2,30 @@
  * AVX-512 or NEON. a*b + c becomes one fused multiply-add where the CPU has it. */
 #ifndef SIMD_H
 #define SIMD_H
+#include <stdint.h>
 #include <string.h>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define VL 16
 #define VREGS 32
-#define AVX512_SUPPORTED                                                                                              \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && \
-     __builtin_cpu_supports("avx512dq"))
 #if defined(__AVX512BF16__)
 #define HAS_BF16 1
-#define SIMD_SUPPORTED (AVX512_SUPPORTED && __builtin_cpu_supports("avx512bf16"))
-#else
-#define SIMD_SUPPORTED AVX512_SUPPORTED
 #endif
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VL 8
 #define VREGS 16
-#define SIMD_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #elif defined(__SSE2__)
 #include <emmintrin.h>
 #define VL 4
 #define VREGS 16
-#define SIMD_SUPPORTED 1
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #define VL 4
 #define VREGS 32
-#define SIMD_SUPPORTED 1
 #else
 #define VL 4
 #define VREGS 16
-#define SIMD_SUPPORTED 1
 #endif
 
 #ifndef HAS_BF16
