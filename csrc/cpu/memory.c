@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#ifdef __linux__
+#include <sys/mman.h> /* MADV_HUGEPAGE, which is Linux's alone */
+#endif
 #include <unistd.h>
 #include "memory.h"
 #include "threads.h"

@@ -14,10 +14,8 @@ static void on_interrupt(int number) {
 }
 
 static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_interrupt};
-    if (at_terminal) action.sa_flags = SA_RESTART; /* what is being shown is shown */
-    sigaction(SIGINT, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); /* whoever read has gone: a write fails */
+    on_signal(SIGINT, on_interrupt, at_terminal); /* at a terminal, what is being shown is shown */
+    on_signal(SIGPIPE, SIG_IGN, 0);               /* whoever read has gone: a write fails */
 }
 
 /* Shows life while the model is loaded or reads a long turn; during an answer its text is enough. */
@@ -52,6 +50,10 @@ static int answer(llmc_chat *chat, const char *text, int64_t size, const char *l
 
 /* Shows whose turn it is and waits for a line: 1, or 0 after an interrupt, which may come at any moment. */
 static int line_comes(const char *label) {
+#ifdef __wasi__
+    show(label, (int64_t)strlen(label));
+    return 1;
+#else
     const sig_atomic_t before = interrupts;
     sigset_t interrupt, usual;
     fd_set in;
@@ -64,6 +66,7 @@ static int line_comes(const char *label) {
     if (interrupts == before) pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &usual);
     sigprocmask(SIG_SETMASK, &usual, NULL);
     return interrupts == before;
+#endif
 }
 
 /* A turn that cannot be is no reason to leave whoever sits there, or the turns of a pipe behind it: it is told, and *status

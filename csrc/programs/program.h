@@ -3,12 +3,12 @@
 #define PROGRAM_H
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "pyllmc.h"
+#include "base/signals.h"
 #include "programs/terminal.h"
 
 enum { INTERRUPTED = 130 };
@@ -17,6 +17,15 @@ enum { INTERRUPTED = 130 };
 static inline void hold_streams(void) {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* opened the other way round: its use fails, as before */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
+/* Lets a function answer a signal (SIG_IGN: nothing does); restart: what was being read or written then goes on. */
+static inline void on_signal(int number, void (*answer)(int), int restart) {
+#ifdef __wasi__ /* which has no signals: no program is interrupted there */
+    (void)number, (void)answer, (void)restart;
+#else
+    sigaction(number, &(struct sigaction){.sa_handler = answer, .sa_flags = restart ? SA_RESTART : 0}, NULL);
+#endif
 }
 
 static inline int fail(const char *program, int status) {

@@ -1,7 +1,7 @@
 /* The trainer's inside: setup.c opens everything, trainer.c runs the loop. */
 #ifndef TRAINER_H
 #define TRAINER_H
-#include <signal.h>
+#include "base/signals.h"
 #include "options/options.h"
 #include "train/run.h"
 
