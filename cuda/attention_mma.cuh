@@ -165,8 +165,7 @@ __device__ __forceinline__ void softmax(float (&s)[MT][NT][4], float (&out)[MT][
     const float shrink = raise(row, top, to_log2), offset = offset_of(row.top) * to_log2;
     for (int n = 0; n < NT; n++)
         for (int e = 2 * h; e < 2 * h + 2; e++) {
-            s[m][n][e] = exp2_approx(
-                fmaf(s[m][n][e], to_log2, -offset)); /* an error of 2 ulp is small: the result is rounded to 8 bits */
+            s[m][n][e] = exp2_approx(fmaf(s[m][n][e], to_log2, -offset)); /* 2 ulp, before a rounding to 8 bits */
             row.sum += s[m][n][e];
         }
     for (int n = 0; n < HP / 8; n++)

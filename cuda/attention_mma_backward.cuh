@@ -48,7 +48,7 @@ __device__ __forceinline__ void fetch_others(bf16 *place, const AttentionGradien
 
 /* A score p becomes a weight, and dp becomes ds. log2 = lse log2(e). */
 __device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, float to_log2) {
-    p = exp2_approx(fmaf(p, to_log2, -log2)); /* an error of 2 ulp is small: the result is rounded to 8 bits */
+    p = exp2_approx(fmaf(p, to_log2, -log2)); /* 2 ulp, before a rounding to 8 bits */
     dp = p * (dp - D);
 }
 

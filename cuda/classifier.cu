@@ -105,8 +105,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     __shared__ double part[WARP];
     double sum = 0, weight = 0;
     for (int64_t i = threadIdx.x; i < N; i += MEAN_THREADS) {
-        const float w = weights[i],
-                    l = losses[i]; /* read in any case, so that the next reads need not wait for the target */
+        const float w = weights[i], l = losses[i]; /* read in any case, so that no read waits for the target */
         const bool counts = targets[i] >= 0;
         sum += (double)(counts ? w : 0) * (counts ? l : 0);
         weight += counts ? w : 0;

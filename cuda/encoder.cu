@@ -38,9 +38,8 @@ void gpu_encoder_forward(Context *ctx, floatX *out, const int *tokens, const flo
 
 constexpr int PIECE = WARP; /* the positions that are summed at once; a token with more of them is summed in pieces */
 
-struct TokenGroup { /* the positions of one token */
-    int size, at,
-        partial; /* the number of positions; the place of the first in `sorted`; the first row of its partial sums */
+struct TokenGroup {        /* the positions of one token */
+    int size, at, partial; /* their number; the place of the first in `sorted`; the first row of partial sums */
 };
 struct Grouping {
     int *rank, *arrived, *sorted; /* (B T): a position's rank; the positions by token, as they came and sorted */

@@ -23,8 +23,7 @@ struct Gemm {
     const floatX *bias = nullptr;  /* (N), added to every row of C, or NULL */
     floatX *gelu = nullptr;        /* (M,N) = gelu(C), or NULL */
     const floatX *slope = nullptr; /* (M,N): C is multiplied by gelu'(slope), or NULL */
-    float *row_sums =
-        nullptr; /* (M) = sums of A's rows, or NULL; gemm_cublas sets it to NULL when it has computed them */
+    float *row_sums = nullptr;     /* (M) = sums of A's rows, or NULL; gemm_cublas sets NULL if it left them out */
 };
 
 void gemm_cublas_open(Context *ctx);

@@ -27,8 +27,7 @@ int64_t cpu_memory_available(void) {
     const int64_t kib = number_after("/proc/meminfo", "MemAvailable: %lld kB");
     const int64_t limit = number_after("/sys/fs/cgroup/memory.max", "%lld");
     const int64_t used = number_after("/sys/fs/cgroup/memory.current", "%lld");
-    const int64_t cache = number_after("/sys/fs/cgroup/memory.stat",
-                                       "inactive_file %lld"); /* the system takes it back when memory is short */
+    const int64_t cache = number_after("/sys/fs/cgroup/memory.stat", "inactive_file %lld"); /* the system gives it up */
     const int64_t left = limit - used + (cache > 0 ? cache : 0);
     int64_t room = kib < 0 ? -1 : kib * 1024;
     if (limit >= 0 && used >= 0 && (room < 0 || left < room)) room = left;
