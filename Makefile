@@ -5,13 +5,13 @@
 #   make         the engine alone: libpyllmc.so, ./train_gpt2 and ./chat_gpt2 (gcc and make suffice)
 
 .DEFAULT_GOAL := all
-# every core, unless -j says otherwise
+# make uses every core, unless -j says otherwise
 CORES := $(shell nproc 2>/dev/null || echo 2)
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(CORES)
 endif
 BUILD  ?= build
-# make Q= shows the commands
+# `make Q=` shows the commands
 Q      ?= @
 comma  := ,
 PYTHON ?= python3
@@ -23,47 +23,45 @@ PROGRAMS := $(PROGRAMS:%=$(BUILD)/%)
 endif
 
 # -ffp-contract=fast fuses a*b+c; it neither reorders nor drops anything, unlike -ffast-math, which we never use
-# (it made llm.c's GELU NaN and puts the whole process into flush-to-zero). -march=native never: the library picks.
+# (it made llm.c's GELU NaN and puts the whole process into flush-to-zero). -march=native is never used, because the library
+# itself chooses an instruction set when it runs.
 OPT    ?= -O3
 CFLAGS += $(OPT) -g -std=gnu11 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math
 CFLAGS += -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Werror
 CFLAGS += -Icsrc $(EXTRA)
 # for a system without threads: make EXTRA=-DNO_THREADS THREADS=
 THREADS ?= -pthread
-# a BLAS library for the fp32 products: its name, as in make BLAS=openblas, or a path; BLAS_PREFIX: of its functions
+# BLAS is a library for the fp32 products: its name, as in make BLAS=openblas, or a path. BLAS_PREFIX begins the names of its
+# functions.
 ifneq ($(BLAS),)
 CFLAGS  += -DBLAS_SGEMM=$(BLAS_PREFIX)cblas_sgemm -DBLAS_NAME=$(notdir $(BLAS))
 LDFLAGS += $(if $(findstring /,$(BLAS)),$(BLAS) -Wl$(comma)-rpath$(comma)$(dir $(BLAS)),-l$(BLAS))
 endif
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 
-# one source, several instruction sets; best first
-ifneq ($(filter x86_64%,$(MACHINE)),)
-ISAS := avx512_bf16 avx512 avx2 generic
-else ifneq ($(filter aarch64% arm64%,$(MACHINE)),)
-ISAS := neon
-else
-ISAS := generic
-endif
-# x86-64-v4, by its parts: compilers spell that name differently
-ISA_avx2        := -mavx2 -mfma
-ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
-                   -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
-ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
+# One source is compiled for several instruction sets, which csrc/cpu/isas.def lists. ISAS are those of this machine, best
+# first; ISA_avx2 holds the flags of avx2, and so on.
+isa_column = $(shell sed -n 's/^SET.$(1).*/\$(2)/p' csrc/cpu/isas.def)
+ISAS := $(call isa_column,\([a-z0-9_]*\)$(comma) "\([^"]* \)\{0$(comma)1\}$(firstword $(subst -, ,$(MACHINE)) none)[ "],1)
+ISAS := $(or $(ISAS),generic)
+# The name of another set stands for the flags of that set.
+isa_flags = $(foreach flag,$(call isa_column,$(1)$(comma) "[^"]*"$(comma) "\([^"]*\)",1),$(if \
+	$(filter -%,$(flag)),$(flag),$(call isa_flags,$(flag))))
+$(foreach isa,$(ISAS),$(eval ISA_$(isa) := $(call isa_flags,$(isa))))
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-# the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/test_house.py
+# The library consists of all rooms of csrc/ except cpu and programs; tests/test_house.py has the order of the rooms.
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
-# what Python reads as text; the library carries its checksum, so that a stale build is noticed
-TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def
+# Python reads these files as text. The library carries their checksum, so that a stale build is noticed.
+TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
            $(foreach isa,$(ISAS),$(KERNELS:%=$(BUILD)/$(isa)/%.o))
-# EACH_ISA(X): X(avx512) X(avx2) X(generic) X(reference)
+# EACH_ISA(X) becomes X(avx512) X(avx2) X(generic) X(reference).
 each_isa  = X($(1))
 EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa)))'
 
-# how everything was compiled: other flags, another build
+# $(BUILD)/flags holds all flags, so that other flags make a new build.
 FLAGS := $(CC) $(CFLAGS) $(THREADS) $(EACH_ISA) $(LDFLAGS)
 NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
 NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: $(if $(findstring /,$(BLAS)),give another path,apt-get \
@@ -84,7 +82,7 @@ $(PROGRAMS): $(BUILD)/programs/terminal.o $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(THREADS) -o $@ $^ -lm $(LDFLAGS)
 
-# nodelete: who unloads libraries as it goes does not take the code from under threads that still sleep in this one
+# nodelete: a program that unloads the library must not remove the code of threads that still sleep in it
 $(LIB): $(OBJECTS)
 	@mkdir -p $(@D)
 	@echo "  ld $@"
@@ -126,7 +124,7 @@ $(VENV)/python:
 	PYLLMC_DEVICES= $(VENV)/pip install --quiet --editable '.[plot]'
 	@touch $@
 
-# torch first and pinned: what the figures were made with (it needs Python >= 3.10)
+# torch is installed first and pinned, because the figures were made with this version (it needs Python >= 3.10)
 .venv/setup.done: pyproject.toml | $(VENV)/python
 	@$(VENV)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "the tests' PyTorch needs Python >= 3.10: rm -r .venv, then make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
@@ -143,7 +141,7 @@ demo: .venv/demo.done all ## train the default model on stories, draw the curve,
 
 test: setup emu lint ## the whole suite, on every instruction set this machine has
 	$(PYTEST_RUN) -n $(CORES) --dist loadfile $(PYTEST)
-# tests run make themselves, and must not inherit ours
+# Tests run make themselves and must not inherit the variables of this one.
 PYTEST_RUN := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL OMP_WAIT_POLICY=passive $(VENV)/python -m pytest
 
 paths: setup emu ## the parity tests with PyTorch on other CPUs' code paths, and with the most exact one there could be
@@ -164,15 +162,15 @@ C_FILES = $(wildcard csrc/*.[ch] csrc/*/*.[ch] cuda/*.cu cuda/*.cuh cuda/emu/*.h
 bench: setup ## measure this engine, its peers and the machine's limits in one run, e.g. make bench BENCH="--rows steps"
 	$(VENV)/python dev/bench.py $(BENCH)
 
-# leaks are not looked for: Python itself holds memory at exit
+# Leaks are not looked for, because Python itself holds memory at exit.
 asan: .venv/setup.done ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) BUILD=build/asan OPT=-O1 EXTRA='-fsanitize=address,undefined -fno-sanitize-recover=undefined' \
 		LDFLAGS='-fsanitize=address,undefined'
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		PYLLMC_LIB=$(CURDIR)/build/asan/libpyllmc.so $(PYTEST_RUN) $(PYTEST)
 
-# threads.c sees the races of the pool, and Python with the library those of the whole engine; -R: some kernels place
-# memory where gcc's ThreadSanitizer does not expect it
+# threads.c finds races in the pool, and Python with the library finds them in the whole engine. -R is there because some
+# kernels place memory at addresses that gcc's ThreadSanitizer does not expect.
 TSAN_TESTS ?= tests/test_model.py tests/test_trainer.py tests/test_generate.py tests/test_attention.py tests/test_matmul.py
 TSAN_RUN   := setarch -R env TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 $(TSAN_OPTIONS)"
 tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, models side by side, then tests of the engine
@@ -181,12 +179,12 @@ tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, mod
 	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" PYLLMC_LIB=$(CURDIR)/build/tsan/libpyllmc.so \
 		$(TSAN_RUN) $(PYTEST_RUN) $(TSAN_TESTS) $(PYTEST)
 
-# a program of the tests: the engine's threads without Python
+# This program of the tests runs the engine's threads without Python.
 $(BUILD)/threads: tests/threads.c $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(CFLAGS) $(THREADS) -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
-# the same with a race detector in the threads alone, which is quick to build
+# The same with a race detector in the threads alone, because that is quick to build.
 TSAN_ALONE := tests/threads.c csrc/base/pool.c csrc/base/cores.c
 $(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/base/pool.o $(BUILD)/base/cores.o,$(OBJECTS))
 	@echo "  ld $@"
@@ -196,8 +194,8 @@ $(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/base/pool.o $(BUILD)/
 
 FUZZ_SECONDS ?= 60
 FUZZ_MAIN    ?= -fsanitize=fuzzer
-# Compared numbers guide a fuzzer where a format has some to be guessed; elsewhere they only cost time, most of all in what
-# computes, which is watched by one sanitizer (an id beyond a table, a text beyond its room) and not by both.
+# Compared numbers guide a fuzzer if a format has numbers to guess; elsewhere they only cost time. Files that compute cost
+# most, so one sanitizer watches them (an id beyond a table, a text beyond its room) instead of both.
 FORMATS  := base/binfile model/config data/dataloader files/formats files/llmcfile files/load files/modelfile train/schedule files/tfbundle files/tfindex text/tokenizer base/utf8 text/vocabbpe data/windows
 COMPUTES := cpu/reference model/decode write/generate model/gpt2 model/batch model/layers write/sampler
 $(filter-out $(FORMATS:%=$(BUILD)/%.o),$(OBJECTS)) $(BUILD)/fuzz%.o: CFLAGS += $(UNGUIDED)

@@ -5,6 +5,7 @@ needs nvcc. PYLLMC_DEVICES= builds none: a checkout in which make itself has bui
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,10 +16,10 @@ from setuptools.command.build import build
 from setuptools.errors import ExecError
 
 HERE = Path(__file__).resolve().parent
-LIBRARIES = {
-    "cpu": ["libpyllmc.so"],
-    "cuda": ["libpyllmc_cuda.so", "libpyllmc_cuda_fp32.so"],
-    "emu": ["libpyllmc_emu.so", "libpyllmc_emu_fp32.so"],
+DEVICES = re.findall(r"^DEVICE\((\w+)", (HERE / "csrc/devices.def").read_text(encoding="utf-8"), re.M)
+# a GPU's stored element is part of its build
+LIBRARIES = {name: [f"libpyllmc_{name}.so", f"libpyllmc_{name}_fp32.so"] for name in DEVICES} | {
+    "cpu": ["libpyllmc.so"]
 }
 MISSING = "pyllmc's engine is compiled here, and there is no {}: apt-get install make gcc, or name a compiler: CC=clang pip install ..."
 FAILED = "pyllmc's engine was not built: what make says stands above"

@@ -1,13 +1,13 @@
-/* What happens to gradients after the backward pass: their norm, scaling, AdamW. Each is bound by memory: one pass, 16
- * bytes at a time; the last few elements, or all of an unaligned array, one at a time. */
+/* The gradients' norm, their scaling, and AdamW. Memory bounds each of them, so each makes one pass over it, 16 bytes at a
+ * time. The last few elements, or all of an unaligned array, are taken one at a time. */
 #include "rows.cuh"
 #include <math.h>
 
 constexpr int THREADS = 256, FLOATS = Vec<float>::n;
 
-/* ---- norm: every block sums squares in double (a float's overflows beyond 1.8e19), then one block sums theirs ---- */
+/* ---- norm: every block sums squares, then one block adds up their sums; in double, as a float's square may overflow ---- */
 
-constexpr int NORM_BLOCKS = 1024; /* the same on every GPU, and so are the bits */
+constexpr int NORM_BLOCKS = 1024; /* the same on every GPU, so that the bits are, too */
 
 int64_t gpu_adamw_workspace(void) { return NORM_BLOCKS * (int64_t)sizeof(double); }
 
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(THREADS) norm_parts_kernel(double *parts, cons
     double sum = 0;
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     for (; i + W <= N; i += (int64_t)gridDim.x * THREADS * W) sum += sum_of_squares<W>(grads + i);
-    for (; i < N; i++) sum += sum_of_squares<1>(grads + i); /* fewer than W, and one thread's */
+    for (; i < N; i++) sum += sum_of_squares<1>(grads + i); /* the last ones, fewer than W, are one thread's */
     sum = block_sum(sum, part);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
@@ -77,7 +77,7 @@ void gpu_scale(Context *ctx, float *x, const float *factor, int64_t N) {
 /* ---- AdamW ---- */
 
 template <int W> static __device__ __forceinline__ void store_rounded(floatX *stored, const float (&param)[W]) {
-    if constexpr (!std::is_same_v<floatX, float>) store_floats(stored, param); /* else it is the same memory */
+    if constexpr (!std::is_same_v<floatX, float>) store_floats(stored, param); /* a float param is stored already */
 }
 
 template <int W>

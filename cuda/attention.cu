@@ -1,4 +1,4 @@
-/* attention_forward, attention_backward and attention_cached: which of the implementations runs. */
+/* attention_forward, attention_backward and attention_cached: they choose the implementation that runs. */
 #include "attention_cached.cuh"
 #include "attention_plain.cuh"
 #ifdef FLOATX_BF16
@@ -28,7 +28,8 @@ static bool on_tensor_cores(const Attention &a, const floatX *out) {
     return a.hs <= 128 && in_vectors(a.q, a.hs) && in_vectors(a.k, a.hs) && in_vectors(out, a.hs);
 }
 
-/* more than the 48 KB of shared memory that every kernel may have; if it is refused, the launch fails, which sync tells */
+/* Allows more than the 48 KB of shared memory that every kernel may have. If that is refused, the launch fails, and sync
+ * reports it. */
 template <class F> static void allow(F *kernel, int bytes) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
@@ -59,7 +60,7 @@ struct BackwardCall {
     }
     template <int HP> void run() const { run_one<HP, true>(), run_one<HP, false>(); }
 };
-/* with the head size that its tiles have */
+/* Calls it with the head size of its tiles as a constant. */
 template <class Call> static void run_padded(const Call &call, int hs) {
     if (hs <= 16) call.template run<16>();
     else if (hs <= 32) call.template run<32>();

@@ -1,25 +1,25 @@
-/* Causal attention: what its implementations share. Formulas in csrc/kernels.h.
+/* Causal attention: the common part of its implementations. The formulas are in csrc/kernels.h.
  *
- * No T x T matrix: a block takes a tile of queries through tiles of keys, with the softmax kept up to date (online softmax,
- * Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022). A score is q.k, a weight e^(scale score - lse) with
+ * There is no T x T matrix: a block takes a tile of queries through tiles of keys and keeps the softmax up to date (online
+ * softmax, Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022). A score is q.k, a weight e^(scale score - lse) with
  * scale = 1/sqrt(hs), computed as a power of 2 with to_log2 = scale log2(e).
- * Grids have one dimension: the blocks of a head lie side by side, so that they find its keys in the cache, the one with
- * most work first. */
+ * Grids have one dimension. The blocks of a head are neighbours, so that they find its keys in the cache; the block with
+ * most work comes first. */
 #pragma once
 #include <math.h>
 #include "common.cuh"
 
 struct Attention {
-    const floatX *q, *k, *v; /* rows 3C apart; n of q and T of k and v in a sequence */
-    float *lse;              /* (B,NH,n); NULL: not asked for */
-    const int *pos;          /* (B): of the first query; NULL: 0 */
+    const floatX *q, *k, *v; /* rows 3C apart; a sequence has n rows of q, and T of k and v */
+    float *lse;              /* (B,NH,n), or NULL */
+    const int *pos;          /* (B): the position of the first query; NULL: 0 */
     int n, T, C, NH, hs;
-    int seen; /* keys that a query sees at most, 1..T */
+    int seen; /* the most keys that a query sees, 1..T */
     float scale, to_log2;
 };
 constexpr float LOG2_E = 1.44269504088896341f;
 
-/* gradients: of qkv, with n = T and pos = NULL; D (B,NH,T) = sum over hs of dout * out */
+/* The gradient of qkv, for n = T and pos = NULL. D (B,NH,T) = sum over hs of dout * out. */
 struct AttentionGradient {
     Attention a;
     const floatX *dout; /* (B,T,C) */
@@ -29,11 +29,11 @@ struct AttentionGradient {
 
 /* ---- who computes what ---- */
 
-/* one head of one sequence */
+/* One head of one sequence. */
 struct Head {
     const floatX *q, *k, *v;
-    int64_t index, out, stride; /* out: of its first element in (B,n,C) */
-    int pos, keys;              /* of the first query; that exist */
+    int64_t index, out, stride; /* out: the index of its first element in (B,n,C) */
+    int pos, keys;              /* the position of the first query; the number of keys */
 };
 __device__ inline Head head_at(const Attention &a, int64_t index) {
     const int64_t b = index / a.NH, first = index % a.NH * a.hs, stride = 3 * (int64_t)a.C;
@@ -47,7 +47,7 @@ struct Span { /* first..last, both included */
 };
 __device__ __forceinline__ Span span_of(int first, int count, int end) { return {first, min(first + count, end) - 1}; }
 
-/* positions of queries and of keys: does no query, if there is one, see any of the keys? does every query see all? */
+/* Whether no query sees any of the keys; and whether every query sees all of them. Both spans are positions. */
 __device__ __forceinline__ bool all_hidden(Span queries, Span keys, int seen) {
     return queries.first > queries.last || keys.first > queries.last || keys.last <= queries.first - seen;
 }
@@ -55,10 +55,10 @@ __device__ __forceinline__ bool all_visible(Span queries, Span keys, int seen) {
     return keys.last <= queries.first && keys.first > queries.last - seen;
 }
 __device__ __forceinline__ bool visible(int query, int key, int seen) { return key <= query && key > query - seen; }
-/* does the query see one key only? Then its weight is 1 whatever the score, and the score has no gradient */
+/* Whether the query sees one key only. Then its weight is 1, whatever the score, and the score has no gradient. */
 __device__ __forceinline__ bool alone(int query, int seen) { return query == 0 || seen == 1; }
 
-/* what some of the queries see, and who sees some of the keys; it begins at a multiple of tile */
+/* The keys that some of the queries see, and the queries that see some of the keys; each begins at a multiple of tile. */
 __device__ __forceinline__ Span keys_seen(Span queries, int seen, int tile) {
     return {max(queries.first - seen + 1, 0) / tile * tile, queries.last};
 }
@@ -68,14 +68,14 @@ __device__ __forceinline__ Span queries_seeing(Span keys, int seen, int tile, in
 
 /* ---- online softmax ---- */
 
-/* of one query: weights so far are e^(scale (score - top)), sum is theirs; top = the largest score */
+/* One query's softmax so far. top is its largest score; sum adds up the weights e^(scale (score - top)). */
 struct Softmax {
     float top, sum;
 };
 __device__ __forceinline__ Softmax no_keys() { return {-INFINITY, 0.0f}; }
-/* what to take off scores: where nothing is seen all weights shall be e^-infinity = 0 */
+/* The number to subtract from scores. A query that sees nothing must get only weights of e^-infinity = 0. */
 __device__ __forceinline__ float offset_of(float top) { return top == -INFINITY ? 0.0f : top; }
-/* The largest score of some more keys; what has been added up must be multiplied by the result. */
+/* Takes the largest score of some more keys. All that was added up so far must be multiplied by the result. */
 __device__ __forceinline__ float raise(Softmax &x, float top, float to_log2) {
     const float before = x.top;
     x.top = fmaxf(before, top);
@@ -87,12 +87,12 @@ __device__ __forceinline__ float lse_of(Softmax x, float scale) { return fmaf(x.
 
 /* ---- D ---- */
 
-/* One thread for each row of each head, in the order of d: where one key has all the weight, out is its v, and D must be the
- * very number that dout.v is, for only their difference counts. N: 1, or elements that may be read at once. */
+/* One thread adds up a row of a head, in the order of d. If one key has all the weight, out is its v, and D must be exactly
+ * the number that dout.v is, because only their difference counts. N: the elements that may be read at once, or 1. */
 template <int N>
 static __global__ void attention_dot(float *D, const floatX *dout, const floatX *out, int64_t rows, int T, int NH,
                                      int hs) {
-    const int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; /* of (B,T,NH) */
+    const int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; /* in (B,T,NH) */
     if (row >= rows) return;
     float sum = 0;
     for (int d = 0; d < hs; d += N) {

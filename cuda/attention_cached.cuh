@@ -1,10 +1,10 @@
-/* Generation. One new query of each sequence (n = 1) reads every key once: nothing to multiply in tiles, only bytes to
- * fetch. So the keys are shared out, to lanes that hold 16 bytes of a row each, to warps, and to blocks of at least 256
- * keys; all that they found is put together in the order of the keys' owners, never in that of arrival. */
+/* Attention in generation. One new query of each sequence (n = 1) reads every key once. There is nothing to multiply in
+ * tiles, only bytes to fetch. So the keys are shared out: to lanes that hold 16 bytes of a row each, to warps, and to blocks
+ * of at least 256 keys. Their results are joined in the order of the keys' owners, never in the order of arrival. */
 #pragma once
 #include "attention.cuh"
 
-/* (B,n,3C) to rows pos[b].. of (B,T,3C); count: units of a row */
+/* Copies (B,n,3C) to rows pos[b].. of (B,T,3C). count: the units of a row. */
 template <class Unit>
 __global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, int n, int T, int count,
                                  int64_t total) {
@@ -17,7 +17,7 @@ __global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, 
 namespace decode {
 constexpr int THREADS = 256, WARPS = THREADS / WARP, WIDTH = Vec<floatX>::n, AHEAD = 4, KEYS = 256;
 
-/* Of the keys of one head, what a group of LANES lanes found: 16 bytes of the sum of weighted values in each lane. */
+/* The result of a group of LANES lanes for some keys of one head: each lane holds 16 bytes of the sum of weighted values. */
 struct Found {
     Softmax softmax;
     float out[WIDTH];
@@ -33,7 +33,7 @@ template <int LANES> __device__ __forceinline__ float over_lanes(float x) {
     return x;
 }
 
-/* keys at, at + step, ... and their values: AHEAD rows are on their way at a time */
+/* Takes the keys at, at + step, ... and their values. AHEAD rows are fetched at a time. */
 template <int LANES>
 __device__ __forceinline__ void add_keys(Found &f, const Head &h, const Vec<floatX> &q, int at, int step, int last,
                                          int column, int hs, float to_log2) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void add_keys(Found &f, const Head &h, const Vec<floa
     }
 }
 
-/* the groups of a warp: every one gets what all have found */
+/* Joins the groups of a warp: each of them gets the result of all. */
 template <int LANES> __device__ __forceinline__ void join_groups(Found &f, float to_log2) {
     for (int step = WARP / 2; step >= LANES; step /= 2) {
         const float shrink = raise(f.softmax, __shfl_xor_sync(0xffffffffu, f.softmax.top, step), to_log2);
@@ -70,7 +70,7 @@ template <int LANES> __device__ __forceinline__ void join_groups(Found &f, float
     }
 }
 
-/* what several found, each with its own top; from one's out to the next one's: stride */
+/* Several results, each with its own top. Their `out` lie stride apart. */
 struct Parts {
     const Softmax *softmax;
     const float *out;
@@ -91,14 +91,14 @@ __device__ inline Joined join(const Parts &parts, int d, float to_log2) {
     return all;
 }
 
-/* what blocks found: softmax (B NH, splits), out (B NH, splits, hs); the keys of a split */
+/* The results of blocks: softmax (B NH, splits), out (B NH, splits, hs); and the number of keys of a split. */
 struct Splits {
     Softmax *softmax;
     float *out;
     int count, keys;
 };
 
-/* the new row of one head: q, k and v */
+/* Stores the new row of one head: q, k and v. */
 __device__ inline void append(const Attention &a, const Head &h, floatX *cache_q) {
     const int units = a.hs / WIDTH;
     for (int i = threadIdx.x; i < 3 * units; i += THREADS) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend(Attention a, floatX *out, f
     }
 }
 
-/* a block for each head */
+/* A block joins the splits of one head. */
 __global__ void __launch_bounds__(WARP * 2) join_splits(Attention a, floatX *out, Splits s) {
     const Head h = head_at(a, blockIdx.x);
     const int first = max(h.pos - a.seen + 1, 0) / s.keys, last = h.pos / s.keys;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(WARP * 2) join_splits(Attention a, floatX *out
     }
 }
 
-/* longer splits where there are heads enough: the results depend on the GPU's size, but are the same on every run */
+/* Splits are longer if there are heads enough. So results depend on the size of the GPU, but are the same on every run. */
 static int keys_of_split(int64_t heads, int T, int multiprocessors) {
     int keys = KEYS;
     while (heads * divide_up(T, keys) > 4 * (int64_t)multiprocessors && keys < T) keys *= 2;

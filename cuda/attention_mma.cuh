@@ -1,12 +1,13 @@
-/* Attention of bfloat16 on the tensor cores, in the manner of FlashAttention-2 (Dao 2023): what both directions share,
- * and forward. Head sizes up to 128, multiples of 8; zeros fill them up to HP, the next of 16, 32, 64, 96, 128.
+/* Attention of bfloat16 on the tensor cores, in the manner of FlashAttention-2 (Dao 2023): the common part of both
+ * directions, and forward. Head sizes are multiples of 8 up to 128; zeros fill them up to HP, the next of 16, 32, 64, 96,
+ * 128.
  *
- * A block is four warps, each with 16 MT rows of its own that it takes through tiles of other rows: forward, queries through
- * keys. While one tile is worked on the next is fetched (cp.async, two places). All of a warp's products are
- *   dots        its rows with the tile's            (16 MT, 8 NT) = left right'
- *   products    what came of that with the tile     (16 MT, HP) += weights right
- * and what mma gives in dots is, element for element, where mma takes it as its left operand in products: weights are rounded
- * to bfloat16 and never leave the registers. */
+ * A block is four warps. Each takes 16 MT rows of its own through tiles of other rows; forward, queries through keys. While
+ * one tile is used the next is fetched (cp.async, two places). All of a warp's products are
+ *   dots        its rows with the tile's rows       (16 MT, 8 NT) = left right'
+ *   products    weights with the tile               (16 MT, HP) += weights right
+ * The elements that mma returns in dots lie exactly where mma expects its left operand in products. So weights are rounded to
+ * bfloat16 and never leave the registers. */
 #pragma once
 #include "attention.cuh"
 
@@ -14,11 +15,11 @@ namespace mma {
 typedef __nv_bfloat16 bf16;
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
-/* ---- tiles in shared memory; rows are 16 bytes longer than they need be: the 8 that ldmatrix reads lie in different banks ---- */
+/* ---- tiles in shared memory; rows are 16 bytes too long, so that the 8 that ldmatrix reads lie in different banks ---- */
 
 template <int HP> constexpr int STRIDE = HP + 8;
 
-/* ROWS rows from first on of which end exist; 0 where there is nothing */
+/* Loads ROWS rows from `first` on. Rows from `end` on do not exist and become 0. */
 template <int HP, int ROWS>
 __device__ __forceinline__ void fetch(bf16 *tile, const bf16 *p, int64_t stride, int first, int end, int hs) {
     constexpr int COPIES = HP / 8;
@@ -29,12 +30,12 @@ __device__ __forceinline__ void fetch(bf16 *tile, const bf16 *p, int64_t stride,
     }
 }
 
-/* this lane's row of 16 x 16 elements for ldmatrix: as a left operand or, transposed, as two right ones of 8 columns */
+/* This lane's row of 16 x 16 elements for ldmatrix: a left operand or, transposed, two right operands of 8 columns. */
 template <int HP> __device__ __forceinline__ const bf16 *by_rows(const bf16 *tile, int row, int column) {
     const int lane = threadIdx.x % WARP;
     return tile + (row + lane % 16) * STRIDE<HP> + column + lane / 16 * 8;
 }
-/* as two right operands whose columns are the tile's rows */
+/* The same for two right operands whose columns are the tile's rows. */
 template <int HP> __device__ __forceinline__ const bf16 *by_columns(const bf16 *tile, int row, int column) {
     const int lane = threadIdx.x % WARP;
     return tile + (row + lane / 16 * 8 + lane % 8) * STRIDE<HP> + column + lane / 8 % 2 * 8;
@@ -42,7 +43,7 @@ template <int HP> __device__ __forceinline__ const bf16 *by_columns(const bf16 *
 
 /* ---- products ---- */
 
-/* The rows of a warp as left operands: read from the tile once (KEEP) or, to spare registers, whenever they are needed. */
+/* The rows of a warp as left operands. They are read from the tile once (KEEP), or at each use, to save registers. */
 template <int HP, int MT, bool KEEP> struct Left {
     const bf16 *tile;
     uint32_t kept[KEEP ? HP / 16 : 1][MT][4];
@@ -60,7 +61,7 @@ template <int HP, int MT, bool KEEP> struct Left {
     }
 };
 
-/* sum = left right' */
+/* sum = left right'. */
 template <int HP, int MT, int NT, bool KEEP>
 __device__ __forceinline__ void dots(float (&sum)[MT][NT][4], Left<HP, MT, KEEP> &left, const bf16 *right) {
     for (int m = 0; m < MT; m++)
@@ -84,7 +85,7 @@ __device__ __forceinline__ uint32_t pair(float x, float y) {
     return bits;
 }
 
-/* sum += weights right */
+/* sum += weights right. */
 template <int HP, int MT, int NT>
 __device__ __forceinline__ void add_products(float (&sum)[MT][HP / 8][4], const float (&weights)[MT][NT][4],
                                              const bf16 *right) {
@@ -102,17 +103,18 @@ __device__ __forceinline__ void add_products(float (&sum)[MT][HP / 8][4], const 
     }
 }
 
-/* where a warp's part of a product begins for this lane: elements are rows row + 16 m + 8 (e / 2), columns
- * column + 8 n + e % 2 */
+/* The first row and column of this lane in a warp's part of a product. Its elements are in rows row + 16 m + 8 (e / 2),
+ * columns column + 8 n + e % 2. */
 __device__ __forceinline__ int lane_row() { return threadIdx.x % WARP / 4; }
 __device__ __forceinline__ int lane_column() { return threadIdx.x % 4 * 2; }
 
-/* factor * sum to `rows` rows of p, through the warp's own rows of a tile, which are lost, so as to write 16 bytes at a time */
+/* Stores factor * sum to `rows` rows of p. It goes through the warp's own rows of a tile, which are overwritten, so that 16
+ * bytes are written at a time. */
 template <int HP, int MT>
 __device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const float (&sum)[MT][HP / 8][4],
                                       const float (&factor)[MT][2], int rows, int hs) {
     const int lane = threadIdx.x % WARP;
-    __syncwarp(); /* the tile has been read */
+    __syncwarp(); /* all lanes have read the tile */
     for (int m = 0; m < MT; m++)
         for (int n = 0; n < HP / 8; n++)
             for (int i = 0; i < 2; i++) {
@@ -123,7 +125,7 @@ __device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const
     __syncwarp();
     for (int i = lane; i < 16 * MT * HP / 8; i += WARP) {
         const int row = i / (HP / 8), column = i % (HP / 8) * 8;
-        if (row < rows && column < hs) /* through store16, nvcc 13.0 made four stores of it in backward<HP, false> */
+        if (row < rows && column < hs) /* not store16, of which nvcc 13.0 made four stores in backward<HP, false> */
             *reinterpret_cast<uint4 *>(p + row * stride + column) =
                 *reinterpret_cast<const uint4 *>(tile + row * STRIDE<HP> + column);
     }
@@ -131,7 +133,7 @@ __device__ __forceinline__ void store(bf16 *p, int64_t stride, bf16 *tile, const
 
 /* ---- forward ---- */
 
-/* MT as large as registers allow: the more rows share what ldmatrix reads, the less it is the limit */
+/* MT is as large as registers allow: ldmatrix is less of a limit if more rows share what it reads. */
 template <int HP> struct Forward {
     static constexpr int MT = HP <= 64 ? 2 : 1, ROWS = 16 * MT * WARPS, KEYS = HP <= 96 ? 64 : 32;
     static constexpr int tile = KEYS * STRIDE<HP>, elements = ROWS * STRIDE<HP> + 4 * tile;
@@ -144,7 +146,7 @@ template <int HP> struct Forward {
     }
 };
 
-/* query and key of the lane's first element */
+/* Hides scores. query and key are those of the lane's first element. */
 template <int MT, int NT> __device__ __forceinline__ void hide(float (&s)[MT][NT][4], int query, int key, int seen) {
     for (int m = 0; m < MT; m++)
         for (int n = 0; n < NT; n++)
@@ -152,7 +154,7 @@ template <int MT, int NT> __device__ __forceinline__ void hide(float (&s)[MT][NT
                 if (!visible(query + 16 * m + e / 2 * 8, key + 8 * n + e % 2, seen)) s[m][n][e] = -INFINITY;
 }
 
-/* of one row, half h of tile m: scores become weights; the four lanes of a row keep a sum each */
+/* The scores of one row, half h of tile m, become weights. Each of a row's four lanes keeps a sum of its own. */
 template <int HP, int MT, int NT>
 __device__ __forceinline__ void softmax(float (&s)[MT][NT][4], float (&out)[MT][HP / 8][4], Softmax &row, int m, int h,
                                         float to_log2) {
@@ -163,14 +165,14 @@ __device__ __forceinline__ void softmax(float (&s)[MT][NT][4], float (&out)[MT][
     const float shrink = raise(row, top, to_log2), offset = offset_of(row.top) * to_log2;
     for (int n = 0; n < NT; n++)
         for (int e = 2 * h; e < 2 * h + 2; e++) {
-            s[m][n][e] = exp2_approx(fmaf(s[m][n][e], to_log2, -offset)); /* 2 ulp: soon rounded to 8 bits */
+            s[m][n][e] = exp2_approx(fmaf(s[m][n][e], to_log2, -offset)); /* 2 ulp, before a rounding to 8 bits */
             row.sum += s[m][n][e];
         }
     for (int n = 0; n < HP / 8; n++)
         for (int e = 2 * h; e < 2 * h + 2; e++) out[m][n][e] *= shrink;
 }
 
-/* what a warp knows of its queries; at: of the first */
+/* A warp's queries. at: the position of the first. */
 template <int HP> struct Queries {
     using F = Forward<HP>;
     static constexpr int MT = F::MT, NT = F::KEYS / 8;
@@ -193,7 +195,7 @@ template <int HP> struct Queries {
             for (int h = 0; h < 2; h++) softmax<HP>(s, out, rows[m][h], m, h, a.to_log2);
         add_products<HP>(out, s, place + F::tile);
     }
-    /* to rows of p and of lse, unless that is NULL; through the warp's own rows of a tile */
+    /* Stores rows of p, and of lse unless it is NULL, through the warp's own rows of a tile. */
     __device__ __forceinline__ void finish(bf16 *p, float *lse, bf16 *tile, int count, const Attention &a) {
         float factor[MT][2];
         for (int m = 0; m < MT; m++)
@@ -225,7 +227,7 @@ template <int HP> __global__ void __launch_bounds__(THREADS) forward(Attention a
     F::fetch_keys(places, h, keys.first, a.hs);
     for (int key = keys.first, place = 0; key <= keys.last; key += F::KEYS, place ^= 1) {
         cp_async_wait<0>();
-        __syncthreads(); /* this tile has arrived for all, and all have done with the place of the next */
+        __syncthreads(); /* this tile is complete, and no thread uses the place of the next any more */
         if (key + F::KEYS <= keys.last) F::fetch_keys(places + (place ^ 1) * 2 * F::tile, h, key + F::KEYS, a.hs);
         if (key == keys.first) q.keep();
         const Span tile = {key, key + F::KEYS - 1};

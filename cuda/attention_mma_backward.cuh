@@ -2,11 +2,11 @@
  *
  *     dv = p' dout     dk = scale ds' q     dq = scale ds k
  *
- * Sums for dk and dv run over queries, sums for dq over keys, so there are two kernels, and both compute p and ds: 7
- * products where FlashAttention-2 has 5. That one adds parts of dq up in memory, with atomics in whatever order blocks come;
- * here no bit depends on that, no float copy of dq is kept or converted, and no block waits for another.
+ * Sums for dk and dv run over queries, sums for dq over keys. So there are two kernels, and both compute p and ds: 7
+ * products instead of FlashAttention-2's 5. FlashAttention-2 adds up parts of dq in memory by atomics, in the order in which
+ * blocks come. Here no bit depends on an order, no float copy of dq is kept or converted, and no block waits for another.
  *
- * Both kernels are one, since what lies in rows in the one lies in columns in the other:
+ * One template makes both kernels, because the rows of the one are the columns of the other:
  *     KEYS    a warp's rows are keys, k and v, and go through queries, q and dout: p' and ds' give dk and dv
  *     else    its rows are queries, q and dout, and go through keys, k and v: ds gives dq */
 #pragma once
@@ -14,18 +14,18 @@
 
 namespace mma {
 
-/* MT: 16 rows to a warp or 32; OWN: rows of a block; ROWS: of a tile, as many as registers allow */
+/* MT: a warp has 16 MT rows. OWN: the rows of a block. ROWS: the rows of a tile, as many as registers allow. */
 template <int HP, bool KEYS> struct Backward {
     static constexpr int MT = HP <= 64 ? 2 : 1, OWN = 16 * MT * WARPS, ROWS = 32, NT = ROWS / 8;
     static constexpr int own = OWN * STRIDE<HP>, tile = ROWS * STRIDE<HP>;
-    /* a place: two tiles and, if they are queries, lse and D of each; two floats are four elements */
+    /* A place holds two tiles and, if they are queries, lse and D of each. Two floats are four elements. */
     static constexpr int place = 2 * tile + (KEYS ? 4 * ROWS : 0);
     static constexpr int bytes = (2 * own + 2 * place) * (int)sizeof(bf16);
-    /* of the tile that begins there: told from it, for a variable more would not fit the registers */
+    /* The place, 0 or 1, of the tile that begins at `first`. It is computed, because one more variable would spill. */
     static __device__ __forceinline__ int place_of(int first) { return first / ROWS % 2 * place; }
 };
 
-/* lse and D of queries */
+/* Loads lse and D of queries. */
 template <int HP, bool KEYS>
 __device__ __forceinline__ void fetch_queries(float *lse, const AttentionGradient &g, const Head &h, int query) {
     constexpr int ROWS = Backward<HP, KEYS>::ROWS;
@@ -46,19 +46,19 @@ __device__ __forceinline__ void fetch_others(bf16 *place, const AttentionGradien
     cp_async_commit();
 }
 
-/* a score becomes a weight, and dp becomes ds; log2: of e^lse */
+/* A score p becomes a weight, and dp becomes ds. log2 = lse log2(e). */
 __device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, float to_log2) {
-    p = exp2_approx(fmaf(p, to_log2, -log2)); /* 2 ulp: soon rounded to 8 bits */
+    p = exp2_approx(fmaf(p, to_log2, -log2)); /* 2 ulp, before a rounding to 8 bits */
     dp = p * (dp - D);
 }
 
-/* A warp's rows. sums[0]: dk or dq; sums[1], for KEYS: dv */
+/* A warp's rows. sums[0] is dk or dq; for KEYS, sums[1] is dv. */
 template <int HP, bool KEYS> struct Rows {
     using S = Backward<HP, KEYS>;
     static constexpr int MT = S::MT, NT = S::NT;
     Left<HP, MT, false> left, left_v; /* k and v, or q and dout */
     float sums[KEYS ? 2 : 1][MT][HP / 8][4];
-    float log2[KEYS ? 1 : MT][2], D[KEYS ? 1 : MT][2]; /* of queries that are rows */
+    float log2[KEYS ? 1 : MT][2], D[KEYS ? 1 : MT][2]; /* of the rows, if they are queries */
 
     __device__ __forceinline__ void start(const AttentionGradient &g, const Head &h, int row) {
         for (int i = 0; i < (KEYS ? 2 : 1); i++)
@@ -74,7 +74,7 @@ template <int HP, bool KEYS> struct Rows {
             }
     }
 
-    /* queries: lse and D of the tile's rows, if these are queries */
+    /* Scores become weights, and dp becomes ds. queries: lse and D of the tile's rows, if they are queries. */
     __device__ __forceinline__ void weights(float (&p)[MT][NT][4], float (&ds)[MT][NT][4], const float *queries,
                                             float to_log2) {
         for (int n = 0; n < NT; n++)
@@ -89,7 +89,7 @@ template <int HP, bool KEYS> struct Rows {
             }
     }
 
-    /* row and column of the lane's first element */
+    /* row and column are those of the lane's first element. */
     template <class F>
     static __device__ __forceinline__ void where(float (&x)[MT][NT][4], int row, int column, float value, F hidden) {
         for (int m = 0; m < MT; m++)
@@ -100,7 +100,7 @@ template <int HP, bool KEYS> struct Rows {
                 }
     }
 
-    /* the tile at position `at`; row: of the warp's first */
+    /* Takes the tile at position `at`. row: the position of the warp's first row. */
     __device__ __forceinline__ void see(const bf16 *place, int row, int at, bool all, const Attention &a) {
         const int seen = a.seen;
         float p[MT][NT][4], ds[MT][NT][4];
@@ -121,7 +121,7 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     bf16 *places = shared + 2 * S::own;
     const Attention &a = g.a;
     const int tiles = divide_up(a.T, S::OWN), block = (int)(blockIdx.x % tiles);
-    /* the first keys and the last queries have most to do */
+    /* The first keys and the last queries have most work. */
     const int first = (KEYS ? block : tiles - 1 - block) * S::OWN;
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * S::MT, row = first + own;
@@ -136,7 +136,7 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
     fetch_others<HP, KEYS>(places + S::place_of(others.first), g, h, others.first);
     for (int at = others.first; at <= others.last; at += S::ROWS) {
         cp_async_wait<0>();
-        __syncthreads(); /* this tile has arrived for all, and all have done with the place of the next */
+        __syncthreads(); /* this tile is complete, and no thread uses the place of the next any more */
         const int next = at + S::ROWS;
         if (next <= others.last) fetch_others<HP, KEYS>(places + S::place_of(next), g, h, next);
         const Span tile = {at, at + S::ROWS - 1}, &queries = KEYS ? tile : mine, &keys = KEYS ? mine : tile;

@@ -1,19 +1,19 @@
-/* Attention for any head size, alignment and element, with sums and products in float: the fp32 library's, and what
- * attention_mma.cuh leaves over.
+/* Attention for any head size, alignment and element, with sums and products in float. The fp32 library uses it, and the
+ * other for the head sizes that attention_mma.cuh cannot take.
  *
- * Every product is of 64 x 64: thread (x, y) of 16 x 16 has 4 rows 4y.. and 4 columns of it.
+ * Every product is 64 x 64; thread (x, y) of 16 x 16 has its 4 rows from 4y on, and 4 columns of them.
  *   dots      rows of two matrices with each other, 32 columns at a time: columns x, x+16, ...
  *   products  weights, which lie in shared memory, times rows of a matrix: columns 4x..
- * A head wider than 64 is a block for every 64 columns of the result, each computing the weights anew. */
+ * A head wider than 64 gets a block for every 64 columns of the result; each of them computes the weights anew. */
 #pragma once
 #include "attention.cuh"
 
 namespace plain {
 constexpr int TILE = 64, SIDE = 16, EACH = TILE / SIDE, THREADS = SIDE * SIDE, DEPTH = 32;
-constexpr int DOT_STRIDE = DEPTH + 4, STRIDE = TILE + 4; /* no two of 8 rows begin in the same banks */
+constexpr int DOT_STRIDE = DEPTH + 4, STRIDE = TILE + 4; /* so that no two of 8 rows begin in the same banks */
 
 struct Shared {
-    float operands[2 * TILE * DOT_STRIDE]; /* two of 64 x 32, or one of 64 x 64 */
+    float operands[2 * TILE * DOT_STRIDE]; /* two operands of 64 x 32, or one of 64 x 64 */
     float weights[TILE * STRIDE];
 };
 typedef float Part[EACH][EACH]; /* a thread's part of a product */
@@ -25,9 +25,9 @@ struct Rows { /* first..end of a matrix */
 };
 __device__ inline Rows rows_at(const floatX *p, int64_t stride, int first, int end) { return {p, stride, first, end}; }
 
-/* columns at.. of the rows, of which end exist; 0 where there is nothing */
+/* Loads the columns from `at` on. What lies past the last row or column becomes 0. */
 template <int COLUMNS, int WIDTH> __device__ void load(float *tile, const Rows &m, int at, int end) {
-#pragma unroll 2 /* as many as leave room for a second block */
+#pragma unroll 2 /* more would leave no room for a second block */
     for (int i = threadIdx.x; i < TILE * COLUMNS; i += THREADS) {
         const int row = i / COLUMNS, column = i % COLUMNS;
         const bool there = m.first + row < m.end && at + column < end;
@@ -53,12 +53,12 @@ __device__ __forceinline__ void add_dots(Part sum, const float *a, const float *
     }
 }
 
-/* sum = a b', over all hs columns */
+/* sum = a b', over all hs columns. */
 __device__ void dots(Part sum, const Rows &a, const Rows &b, int hs, Shared &s) {
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) sum[i][j] = 0;
     for (int at = 0; at < hs; at += DEPTH) {
-        __syncthreads(); /* the operands before have been used */
+        __syncthreads(); /* the earlier operands are not needed any more */
         load<DEPTH, DOT_STRIDE>(s.operands, a, at, hs);
         load<DEPTH, DOT_STRIDE>(s.operands + TILE * DOT_STRIDE, b, at, hs);
         __syncthreads();
@@ -66,19 +66,19 @@ __device__ void dots(Part sum, const Rows &a, const Rows &b, int hs, Shared &s) 
     }
 }
 
-/* after dots, whose barrier says that the weights before have been used */
+/* Must follow dots, after whose barrier the earlier weights are not needed any more. */
 __device__ __forceinline__ void keep_weights(Shared &s, const Part p) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) s.weights[(EACH * y + i) * STRIDE + x + SIDE * j] = p[i][j];
 }
 
-/* sum += weights m, columns at.. of m */
+/* sum += weights m, for the columns of m from `at` on. */
 __device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    __syncthreads(); /* the operands have been used */
+    __syncthreads(); /* the operands are not needed any more */
     load<TILE, STRIDE>(s.operands, m, at, hs);
-    __syncthreads(); /* and the weights are there */
+    __syncthreads(); /* and the weights are complete */
 #pragma unroll 1
     for (int k = 0; k < TILE; k += 4) {
         float4 w[EACH];
@@ -91,7 +91,7 @@ __device__ void add_products(Part sum, const Rows &m, int at, int hs, Shared &s)
     }
 }
 
-/* rows first.. of a (., stride) matrix, columns at.. */
+/* Stores to the rows from `first` on of a (., stride) matrix, columns from `at` on. */
 __device__ void store(floatX *p, int64_t stride, const Part x, const float factor[EACH], int first, int end, int at,
                       int hs) {
     const int row = first + EACH * (int)(threadIdx.x / SIDE), column = at + EACH * (int)(threadIdx.x % SIDE);
@@ -100,12 +100,12 @@ __device__ void store(floatX *p, int64_t stride, const Part x, const float facto
             p[(row + i) * stride + column + j] = from_float<floatX>(x[i][j] * factor[i]);
 }
 
-/* what a block computes: of a head, rows first.. and columns at.. */
+/* The part of a head that a block computes: rows from `first` on, columns from `at` on. */
 struct Work {
     int64_t head;
     int first, at;
 };
-/* early: is it the first rows that have most to do? */
+/* early: whether the first rows have most work. */
 __device__ inline Work work_of_block(int rows, int hs, bool early) {
     const int tiles = divide_up(rows, TILE), parts = divide_up(hs, TILE);
     const int tile = (int)(blockIdx.x / parts) % tiles, part = (int)(blockIdx.x % parts);
@@ -117,7 +117,7 @@ static int64_t blocks_of(const Attention &a, int64_t heads, int rows) {
 
 /* ---- forward ---- */
 
-/* over the 16 threads that share 4 rows */
+/* Combines the 16 threads that share 4 rows. */
 template <class F> __device__ __forceinline__ float over_row(float x, F combine) {
     for (int step = SIDE / 2; step > 0; step /= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, step));
     return x;
@@ -125,7 +125,7 @@ template <class F> __device__ __forceinline__ float over_row(float x, F combine)
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ float plus(float a, float b) { return a + b; }
 
-/* scores become weights; out is scaled to match */
+/* Scores become weights, and out is scaled to match. */
 __device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, int query, int key) {
     for (int i = 0; i < EACH; i++) {
         float top = -INFINITY;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
 
 /* ---- backward: two kernels, see attention_mma_backward.cuh; p = weights, ds = p (dp - D), dp = dout.v ---- */
 
-/* p: scores become weights; dp becomes ds. KEYS: rows are keys and columns queries, else the other way round */
+/* The scores p become weights, and dp becomes ds. KEYS: rows are keys and columns are queries, else the other way round. */
 template <bool KEYS>
 __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row,
                         int column) {
@@ -183,7 +183,7 @@ __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float
         }
 }
 
-/* KEYS: dk and dv of 64 keys, else dq of 64 queries */
+/* Computes dk and dv of 64 keys (KEYS), or dq of 64 queries. */
 template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
     __shared__ __align__(16) Shared s;
     const Attention &a = g.a;
@@ -204,7 +204,7 @@ template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(Atte
         if (KEYS) {
             keep_weights(s, p);
             add_products(dv, dout, work.at, a.hs, s);
-            __syncthreads(); /* the weights have been used */
+            __syncthreads(); /* the weights are not needed any more */
         }
         keep_weights(s, ds);
         add_products(sum, KEYS ? q : k, work.at, a.hs, s);

@@ -1,21 +1,22 @@
-/* Softmax and cross-entropy over the V real logits of each row: a block per row. What is past V is never looked at. */
+/* Softmax and cross-entropy over the V real logits of each row, by one block a row. Logits past V never count. */
 #include "rows.cuh"
 #include <float.h>
 
 constexpr int MAX_THREADS = 512;
 
-/* e^x where x <= 0; in bfloat16 the logits are rounded far more coarsely than the fast way, which is 0 below -87 */
+/* e^x for x <= 0. In bfloat16 the fast function serves: its error is far smaller than the rounding of the logits. It returns
+ * 0 below -87. */
 static __device__ __forceinline__ float exp_of(float x) {
     return std::is_same_v<floatX, float> ? expf(x) : exp2_approx(x * 1.44269504f);
 }
 
-/* x, which are logits c.. of a row, becomes `value` from V on */
+/* x holds the logits of a row from c on; those past V become `value`. */
 template <int W> static __device__ __forceinline__ void pad(float (&x)[W], int c, int V, float value) {
     if (c + W > V)
         for (int j = 0; j < W; j++) x[j] = c + j < V ? x[j] : value;
 }
 
-/* f(x) for this thread's share of the row's V logits; what is past them is -inf */
+/* Calls f(x) for this thread's share of the row's V logits. Logits past V are -inf. */
 template <int W, class F> static __device__ __forceinline__ void each_logit(const floatX *row, int V, F f) {
     for (int c = (int)threadIdx.x * W; c < V; c += (int)blockDim.x * W) {
         float x[W];
@@ -25,8 +26,8 @@ template <int W, class F> static __device__ __forceinline__ void each_logit(cons
     }
 }
 
-/* ---- forward: log sum exp in one pass: the sum is relative to the largest logit so far, and shrinks when a larger one
- *      comes (Milakov & Gimelshein 2018) ---- */
+/* ---- forward: log sum exp in one pass (Milakov & Gimelshein 2018); the sum is relative to the largest logit so far, and is
+ *      scaled down when a larger one comes ---- */
 
 struct LogSum { /* log sum exp = max + log(sum) */
     float max, sum;
@@ -45,7 +46,7 @@ static __device__ __forceinline__ LogSum warp_merge(LogSum x) {
     return x;
 }
 
-/* the first thread gets it */
+/* The first thread gets the result. */
 static __device__ __forceinline__ LogSum block_merge(LogSum x, LogSum *part) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_merge(x);
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     losses[bt] = targets[bt] < 0 ? 0 : log_of_sum + (log_sum.max - to_float(row[targets[bt]])); /* nothing cancels */
 }
 
-/* may rows be read W at a time? then W divides Vp, too, and reading past V stays in the row */
+/* Whether rows may be read W at a time. Then W also divides Vp, so that a read past V stays in the row. */
 static bool wide_rows(const floatX *logits, int Vp) { return in_vectors(logits, Vp); }
 
 static unsigned row_threads(int V, int W) {
@@ -95,7 +96,7 @@ void gpu_classifier_forward(Context *ctx, float *losses, float *lse, const float
     });
 }
 
-/* ---- mean loss: few numbers, one block ---- */
+/* ---- mean loss, by one block, as the numbers are few ---- */
 
 constexpr int MEAN_THREADS = 1024;
 
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     __shared__ double part[WARP];
     double sum = 0, weight = 0;
     for (int64_t i = threadIdx.x; i < N; i += MEAN_THREADS) {
-        const float w = weights[i], l = losses[i]; /* read in any case: the next ones need not wait for the target */
+        const float w = weights[i], l = losses[i]; /* read in any case, so that no read waits for the target */
         const bool counts = targets[i] >= 0;
         sum += (double)(counts ? w : 0) * (counts ? l : 0);
         weight += counts ? w : 0;
@@ -123,8 +124,8 @@ void gpu_loss_mean(Context *ctx, float *loss, const float *losses, const int *ta
 
 /* ---- backward ---- */
 
-/* exp(x - lse) sums to 1 up to lse's rounding. Where floats are stored that rounding shows, and the sum is divided by;
- * in bfloat16 the logits themselves are rounded 2^16 times as coarsely. */
+/* exp(x - lse) sums to 1 up to the rounding of lse. If floats are stored that rounding shows, so the result is divided by
+ * the sum. In bfloat16 the rounding of the logits themselves is 2^16 times as large. */
 template <int W> static __device__ __forceinline__ float row_sum(const floatX *row, float lse, int V, float *part) {
     if constexpr (!std::is_same_v<floatX, float>) return 1;
     float sum = 0;
@@ -134,7 +135,7 @@ template <int W> static __device__ __forceinline__ float row_sum(const floatX *r
     return block_sum(sum, part);
 }
 
-/* x, which are exp(logit - lse) from c on, becomes (x / sum - onehot(target)) * factor */
+/* x holds exp(logit - lse) from c on and becomes (x / sum - onehot(target)) * factor. */
 template <int W>
 static __device__ __forceinline__ void set_gradient(float (&x)[W], int c, int target, float sum, double factor) {
     const float gain = (float)(factor / sum);
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     const int64_t bt = blockIdx.x;
     const int target = targets[bt];
     const double factor = target < 0 ? 0 : (double)weights[bt] * scale * loss[1];
-    const int real = factor == 0 ? 0 : V; /* what is not zero: nothing where the target does not count */
+    const int real = factor == 0 ? 0 : V; /* the columns with a gradient: none if the target is ignored */
     floatX *row = logits + bt * Vp;
     const float shift = lse[bt], sum = row_sum<W>(row, shift, real, part);
     for (int c = (int)threadIdx.x * W; c < Vp; c += (int)blockDim.x * W) {

@@ -1,6 +1,6 @@
-/* What every layer's .cu shares: the entries it fills in, the device, 16-byte accesses, sums over warps and blocks.
+/* The common part of all layers: the entries of struct Kernels, the device, 16-byte accesses, sums over warps and blocks.
  *
- * Element   floatX is what is stored (kernels.h): float or bfloat16. All arithmetic is in float.
+ * Element   floatX is the stored element (kernels.h): float or bfloat16. All arithmetic is in float.
  * Order     Everything runs on one stream, in the order of the calls. No entry waits for the device or allocates.
  * Results   are the same bits on every run: no sum depends on which block or warp comes first. */
 #pragma once
@@ -14,7 +14,7 @@
 #define GPU_DECLARE(entry) extern std::remove_pointer_t<decltype(Kernels::entry)> gpu_##entry;
 EACH_KERNEL(GPU_DECLARE)
 
-/* bytes of ctx->workspace that each layer may use; they use it one after the other */
+/* The bytes of ctx->workspace that each layer may use. The layers use it one after the other. */
 int64_t gpu_encoder_workspace(int B, int T, int C, int Vp);
 int64_t gpu_layernorm_workspace(int B, int T, int C);
 int64_t gpu_matmul_workspace(int B, int T, int C, int Vp);
@@ -28,9 +28,9 @@ struct Device {
     cudaStream_t stream;
     struct Staging *staging; /* device.cu */
     struct Graphs *graphs;   /* graph.cu */
-    cudaError_t failed;      /* the first error that sync is to tell */
+    cudaError_t failed;      /* the first error that sync must report */
     int multiprocessors;
-    void *gemm; /* gemm_cublas.cu's handle; NULL where there is no cuBLASLt */
+    void *gemm; /* gemm_cublas.cu's handle; NULL without cuBLASLt */
 };
 static inline Device *device_of(const Context *ctx) { return (Device *)ctx->device; }
 static inline cudaStream_t stream_of(const Context *ctx) { return device_of(ctx)->stream; }
@@ -53,7 +53,7 @@ template <class T> struct alignas(16) Vec {
     T v[n];
 };
 
-/* p is 16-byte aligned */
+/* p must be 16-byte aligned. */
 template <class T> __device__ __forceinline__ Vec<T> load16(const T *p) {
     const uint4 bits = *reinterpret_cast<const uint4 *>(p);
     Vec<T> x;
@@ -66,26 +66,26 @@ template <class T> __device__ __forceinline__ void store16(T *p, const Vec<T> &x
     *reinterpret_cast<uint4 *>(p) = bits;
 }
 
-/* may rows of C elements at p be read 16 bytes at a time? */
+/* Whether rows of C elements at p may be read 16 bytes at a time. */
 template <class T> static inline bool in_vectors(const T *p, int64_t C) {
     return (uintptr_t)p % 16 == 0 && C % Vec<T>::n == 0;
 }
 
 /* ---- sums ---- */
 
-template <class T> __device__ __forceinline__ T warp_sum(T x) { /* of float or double */
+template <class T> __device__ __forceinline__ T warp_sum(T x) { /* T: float or double */
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
 }
 
-/* over the block, whose size is a multiple of 32; every thread gets it. part: 32 of them in shared memory, which the
- * caller may not touch until the next barrier */
+/* The sum over a block, whose size is a multiple of 32; every thread gets it. part: 32 elements of shared memory, which the
+ * caller must not touch until the next barrier. */
 template <class T> __device__ __forceinline__ T block_sum(T x, T *part) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_sum(x);
     if (lane == 0) part[warp] = x;
     __syncthreads();
     x = warp_sum(lane < warps ? part[lane] : T(0));
-    __syncthreads(); /* the next sum may use part again */
+    __syncthreads(); /* the next sum may use `part` again */
     return x;
 }

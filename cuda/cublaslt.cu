@@ -1,8 +1,8 @@
-/* Finds cuBLASLt. */
+/* Finds and loads cuBLASLt. */
 #include <dlfcn.h>
 #include "cublaslt.cuh"
 
-/* $PYLLMC_CUBLASLT is a path, as Python finds it in NVIDIA's packages; empty: do without */
+/* $PYLLMC_CUBLASLT is the library's path, which Python finds in NVIDIA's packages; if it is empty, none is loaded. */
 static void *open_file(void) {
     const char *path = getenv("PYLLMC_CUBLASLT"),
                *names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
@@ -24,7 +24,7 @@ static Library open_library(void) {
     return lib;
 }
 
-/* once per process */
+/* The library is loaded once per process. */
 const Library *cublaslt(void) {
     static const Library lib = open_library();
     return lib.file ? &lib : NULL;

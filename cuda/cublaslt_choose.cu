@@ -1,10 +1,10 @@
-/* Which of cuBLASLt's algorithms: those that its heuristic names are timed once, when a shape is first met, and the
- * fastest is written down. What is written counts, for this process as for those after it, so that a machine gives the
- * same bits on every run; where nothing can be kept, the heuristic's first is taken.
+/* The choice of cuBLASLt's algorithms. When a shape is first met, the algorithms that the heuristic names are timed once, and
+ * the fastest is written to a file. The file decides, for this process and for later ones, so that a machine gives the same
+ * bits on every run. If no file can be kept, the heuristic's first algorithm is taken.
  *
- * The file has a line for each: GPU, library, element and shape; the algorithm's eight words; a checksum. Lines are only
- * added, each in one write, and the first of a shape counts, so processes that time at once agree. What is not such a
- * line is passed over. */
+ * A line of the file has GPU, library, element and shape; the algorithm's eight words; a checksum. Lines are only added, each
+ * in one write, and the first line of a shape counts, so that processes that time at once agree. Lines of another form are
+ * skipped. */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,18 +14,19 @@ extern "C" {
 }
 
 constexpr int ASKED = 8, REPEATS = 5;
-constexpr float GAIN = 0.98f; /* less is not worth another than the first */
+constexpr float GAIN = 0.98f; /* a smaller gain is no reason to leave the heuristic's first */
 constexpr size_t LINE = 512;
 
 /* ---- the file ---- */
 
-/* a device or a pipe would never end */
+/* A device or a pipe is refused, because to read it might never end. */
 static bool may_be_file(const char *path) {
     struct stat is;
     return stat(path, &is) != 0 || S_ISREG(is.st_mode);
 }
 
-/* $PYLLMC_CUBLASLT_CACHE, or in the user's cache; empty: none, and nothing is timed */
+/* The file is $PYLLMC_CUBLASLT_CACHE, or lies in the user's cache. If the variable is empty there is none, and nothing is
+ * timed. */
 static bool find_file(char *path, size_t size) {
     const char *named = getenv("PYLLMC_CUBLASLT_CACHE"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     int n = 0;
@@ -35,7 +36,7 @@ static bool find_file(char *path, size_t size) {
     return n > 0 && (size_t)n < size && may_be_file(path);
 }
 
-/* those above the file, the lowest two at most: the user's cache and ours */
+/* Makes the lowest two folders above the file, at most: the user's cache and ours. */
 static void make_folders(const char *path) {
     char folder[4096];
     const char *end = strrchr(path, '/'), *above = end;
@@ -45,7 +46,7 @@ static void make_folders(const char *path) {
         if (at <= path) continue;
         memcpy(folder, path, (size_t)(at - path));
         folder[at - path] = 0;
-        mkdir(folder, 0755); /* if it cannot be, the file cannot be opened */
+        mkdir(folder, 0755); /* if this fails, so does the opening of the file */
     }
 }
 
@@ -56,7 +57,7 @@ static void write_name(char *name, size_t size, const Handle *h, const Key &k) {
              k.epilogue, k.align);
 }
 
-/* a whole line, its checksum of all before it included */
+/* Writes a whole line. Its checksum covers all that stands before it. */
 static void write_line(char *line, const char *name, const uint64_t a[8]) {
     Crc32 crc;
     size_t n = (size_t)snprintf(line, LINE, "%s", name);
@@ -66,7 +67,7 @@ static void write_line(char *line, const char *name, const uint64_t a[8]) {
     snprintf(line + n, LINE - n, " %08x\n", crc.value);
 }
 
-/* the line as it would be written if these were its words must be the line */
+/* Reads a line's words; it is valid if write_line would make the same line from them. */
 static bool read_line(const char *line, const char *name, uint64_t a[8]) {
     char again[LINE];
     const size_t n = strlen(name);
@@ -96,10 +97,10 @@ static int open_to_add(const char *path) {
 }
 
 static void add(int file, const char *name, const uint64_t a[8]) {
-    char line[LINE + 1] = "\n"; /* should the last one have been cut off */
+    char line[LINE + 1] = "\n"; /* an empty line first, in case the last line was cut off */
     write_line(line + 1, name, a);
     const ssize_t written = write(file, line, strlen(line));
-    (void)written; /* whether it is there, look_up tells */
+    (void)written; /* look_up finds out whether it is there */
 }
 
 /* ---- the heuristic ---- */
@@ -116,7 +117,7 @@ static bool prefer(const Library *lib, Opaque preference, const Plan *p) {
     return good;
 }
 
-/* how many there are, the one expected to be fastest first */
+/* Asks the heuristic for algorithms, fastest first by its estimate, and returns how many there are. */
 static int ask(const Library *lib, const Handle *h, const Plan *p, Heuristic each[ASKED]) {
     Opaque preference = NULL;
     int found = 0, kept = 0;
@@ -138,12 +139,12 @@ static bool runs(const Library *lib, const Handle *h, const Plan *p, const uint6
 
 /* ---- time ---- */
 
-/* ms of REPEATS products; < 0 if it does not run */
+/* The ms of REPEATS products; < 0 if the algorithm does not run. */
 static float time_of(const Handle *h, const Plan *p, const Gemm *g, void *c, const uint64_t *algorithm,
                      cudaStream_t stream, const cudaEvent_t marks[2]) {
     float ms = -1;
     for (int i = 0; i <= REPEATS; i++) {
-        if (i == 1) cudaEventRecord(marks[0], stream); /* the first also loads it */
+        if (i == 1) cudaEventRecord(marks[0], stream); /* not counted: the first run also loads the kernel */
         if (cublaslt_multiply(h, p, g, c, algorithm, stream) != STATUS_SUCCESS) return -1;
     }
     cudaEventRecord(marks[1], stream);
@@ -166,13 +167,14 @@ static int fastest(const Handle *h, const Plan *p, const Gemm *g, void *c, const
     return best;
 }
 
-/* On g itself, whose results are only written, and are written again afterwards; a sum that grows is a scratch one. */
+/* Times on g itself, because its results are only written, and are written again afterwards. A sum that accumulates is
+ * replaced by scratch memory. */
 static int time_each(const Handle *h, const Plan *p, const Gemm *g, const Heuristic *each, int count,
                      cudaStream_t stream) {
     const size_t bytes = (size_t)g->M * (size_t)g->N * sizeof(float);
     void *scratch = NULL, *c = result_of(g, p->key.epilogue);
     if (g->accumulate && cudaMalloc(&scratch, bytes) != cudaSuccess) {
-        cudaGetLastError(); /* no room: not timed */
+        cudaGetLastError(); /* without room nothing is timed */
         return -1;
     }
     if (scratch) cudaMemsetAsync(c = scratch, 0, bytes, stream);
@@ -186,7 +188,7 @@ static bool may_wait(cudaStream_t stream) {
     return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusNone;
 }
 
-/* times them and writes down the best, if both can be */
+/* Times the algorithms and writes the best to the file, if both can be done. */
 static void settle(const char *path, const char *name, const Handle *h, const Plan *p, const Gemm *g,
                    const Heuristic *each, int count, cudaStream_t stream) {
     const int file = may_wait(stream) ? open_to_add(path) : -1;

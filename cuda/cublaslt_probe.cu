@@ -1,10 +1,11 @@
-/* Is an epilogue what its documentation says? When the device is opened one small product of each is compared with ours.
- * One that differs by more than rounding, or that the library has not, stays off: kernels of ours do the same. */
+/* Tests whether epilogues do what their documentation says. When the device is opened, one small product with each is
+ * compared with ours. An epilogue that differs by more than rounding, or that the library lacks, stays off, and our own
+ * kernels do its work. */
 #include "cublaslt.cuh"
 
 constexpr int SIDE = 64, COUNT = SIDE * SIDE, LANES = 32;
 
-/* between -1 and 1, from a multiplicative hash */
+/* Fills x with numbers between -1 and 1 from a multiplicative hash. */
 static __global__ void numbers_kernel(floatX *x, int seed) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < COUNT) x[i] = from_float<floatX>((float)(int)((unsigned)(i + seed * COUNT) * 2654435761u) / 2147483648.0f);
@@ -14,7 +15,7 @@ static __global__ void ones_kernel(floatX *x) {
     if (i < COUNT) x[i] = from_float<floatX>(1.0f);
 }
 
-/* by one warp; NaN differs */
+/* One warp compares; NaN counts as different. */
 template <class T> static __global__ void differ_kernel(int *differ, const T *x, const T *y, int n, float allowed) {
     bool far = false;
     for (int i = threadIdx.x; i < n; i += LANES) {
@@ -25,7 +26,7 @@ template <class T> static __global__ void differ_kernel(int *differ, const T *x,
     if (threadIdx.x == 0 && far) *differ = 1;
 }
 
-struct Room { /* each of COUNT elements; pairs: the library's, ours */
+struct Room { /* arrays of COUNT elements; in a pair the library's result comes first, then ours */
     floatX *a, *b, *bias, *slope, *c[2], *gelu[2];
     float *sum[2], *row_sums[2];
     int *differ;
@@ -60,7 +61,7 @@ static Gemm product(const Room &r, bool a_transposed) {
     return {SIDE, SIDE, SIDE, {r.a, SIDE, a_transposed}, {r.b, SIDE, !a_transposed}};
 }
 
-constexpr float STORED = sizeof(floatX) == 4 ? 1e-4f : 0x1p-6f, SUMMED = 1e-4f; /* two roundings to bfloat16 */
+constexpr float STORED = sizeof(floatX) == 4 ? 1e-4f : 0x1p-6f, SUMMED = 1e-4f; /* 0x1p-6: two roundings to bfloat16 */
 
 static bool gelu_is_right(Context *ctx, Handle *h, Room r) {
     Gemm g[2];
@@ -81,7 +82,7 @@ static bool dgelu_is_right(Context *ctx, Handle *h, Room r) {
     return all_near(r, stream_of(ctx));
 }
 
-/* beside a product that accumulates; the sums of a's rows are its product with ones */
+/* Compares the sums of a's rows, beside a product that accumulates, with the product of a and ones. */
 static bool row_sums_are_right(Context *ctx, Handle *h, Room r) {
     Gemm g[2];
     for (int i = 0; i < 2; i++) g[i] = product(r, true), g[i].sum = r.sum[i], g[i].accumulate = true;
@@ -97,7 +98,7 @@ static bool row_sums_are_right(Context *ctx, Handle *h, Room r) {
     return all_near(r, stream_of(ctx));
 }
 
-/* what is only written begins as NaN */
+/* Memory that is only written begins as NaN. */
 static void prepare(const Room &r, char *memory, cudaStream_t stream) {
     cudaMemsetAsync(memory, 0xff, PARTS * COUNT * sizeof(float), stream);
     cudaMemsetAsync(r.differ, 0, sizeof *r.differ, stream);
@@ -114,7 +115,7 @@ static bool wanted(void) {
 void cublaslt_probe(Context *ctx, Handle *h) {
     void *memory = NULL;
     if (!wanted() || cudaMalloc(&memory, PARTS * COUNT * sizeof(float)) != cudaSuccess) {
-        cudaGetLastError(); /* no room, no epilogues */
+        cudaGetLastError(); /* without room all epilogues stay off */
         return;
     }
     const Room r = parts_of((char *)memory);

@@ -6,10 +6,10 @@ include cuda/emu/emu.mk
 NVCC       ?= nvcc
 CUDA_ARCHS ?= 80 89 90 100 120
 NVCC_FLAGS += -O3 -std=c++17 -lineinfo -Icuda -Icsrc -Xcompiler -fPIC,-fvisibility=hidden -Werror all-warnings
-# C++ becomes PTX once, for the oldest: two thirds of the time saved. The driver compiles it for GPUs not listed.
+# C++ becomes PTX once, for the oldest GPU, which saves two thirds of the time. The driver compiles it for GPUs not listed.
 CUDA_PTX   := compute_$(firstword $(CUDA_ARCHS))
 NVCC_FLAGS += $(foreach code,$(CUDA_PTX) $(CUDA_ARCHS:%=sm_%),-gencode arch=$(CUDA_PTX),code=$(code))
-# registers, spills and shared memory of every kernel: dev/cuda_budgets.py reads them beside each object
+# ptxas tells the registers, spills and shared memory of every kernel; dev/cuda_budgets.py reads them beside each object
 NVCC_FLAGS += -Xptxas -v
 
 CUDA_SOURCES := $(wildcard cuda/*.cu)
@@ -48,7 +48,7 @@ CUDA_bf16  := $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/cuda_bf16/%.o)
 # $(1) emu or check, $(2) element, $(3) the emulator's own files, which are the same for either
 emu_objects = $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/$(1)_$(2)/%.o) $(3:cuda/emu/%.cpp=$(BUILD)/$(1)_fp32/%.o)
 
-# ---- what comes of them ----
+# ---- libraries and programs ----
 
 $(LIBS)libpyllmc_cuda.so: $(ENGINE_bf16) $(CUDA_bf16)
 $(LIBS)libpyllmc_cuda_fp32.so: $(ENGINE_fp32) $(CUDA_fp32)
@@ -73,7 +73,7 @@ $(EMULATED):
 	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 	$(Q)cp $(TABLES) $(LIBS)
 
-# The second gate: the kernels of products, attention with heads of 64, GELU and AdamW as nvcc's PTX of them
+# The second gate runs some kernels as nvcc's PTX of them: products, attention with heads of 64, GELU and AdamW.
 PTX_adamw     := [0-9](adamw|scale|store)_kernel
 PTX_attention := mma(7forward|8backward)ILi64
 PTX_gelu      := gelu_kernel
@@ -101,7 +101,7 @@ emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without 
 
 # ---- on a real GPU ----
 
-# the tensor core's bits and its emulation's (dev/gpu_mma.py)
+# dev/gpu_mma.py compares the bits of the tensor core with those of its emulation
 $(BUILD)/libmma_cuda.so: dev/gpu_mma.cu cuda/ptx.cuh
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -shared -cudart static -o $@ $<
@@ -112,7 +112,7 @@ $(BUILD)/mma_emu.o: dev/gpu_mma.cu cuda/emu/emu.mk
 $(BUILD)/libmma_emu.so: $(BUILD)/mma_emu.o $(EMU_RUNTIME:cuda/emu/%.cpp=$(BUILD)/emu_fp32/%.o)
 	$(Q)$(CXX) -shared -o $@ $^ $(EMU_LIBS)
 
-# the Python that has torch; e.g. make gpu-check GPU_CHECK="--commit abc --out results"
+# PYTHON must be one that has torch; e.g. make gpu-check GPU_CHECK="--commit abc --out results"
 gpu-check: ## on a machine with a GPU: build, parity, sanitizers, speed beside PyTorch, in 8 minutes; a report of all of it
 	$(PYTHON) dev/gpu_check.py $(GPU_CHECK)
 .PHONY: gpu-check

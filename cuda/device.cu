@@ -1,5 +1,5 @@
-/* The device: opening it, its memory, what goes in and out. Nothing here waits for it but sync, and copy_in when the host
- * runs far ahead. */
+/* The device: how it is opened, its memory, and the copies to and from it. Only sync waits for the device, and copy_in if
+ * the host is far ahead. */
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
@@ -16,24 +16,24 @@ int gpu_present(void) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess && count > 0) return 1;
-    cudaGetLastError(); /* it is told here: nothing later should meet it */
+    cudaGetLastError(); /* reported here, so that no later call meets it */
     llmc_fail(LLMC_EDEVICE, "no CUDA device: %s. Without a GPU take --device=cpu, or ./train_gpt2",
               error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
     return 0;
 }
 
-/* ---- what goes in: through pinned memory, half of it being filled while the other is on its way ---- */
+/* ---- copies to the device: through pinned memory; one half is filled while the other is on its way ---- */
 
 constexpr int64_t HALF = 1 << 20;
 
-/* ---- what comes out: a few numbers go to pinned memory, and to where they were asked for when the device is waited
- * for; so asking does not wait ---- */
+/* ---- copies from the device: a few numbers go to pinned memory first, and reach their place in sync; so the request does
+ * not wait ---- */
 
-constexpr int FEW = 64, ASKED = 1024; /* bytes; of them at once */
+constexpr int FEW = 64, ASKED = 1024; /* the bytes of such a request; the most requests before a sync */
 
 struct Staging {
     char *half[2];
-    cudaEvent_t gone[2]; /* when what was copied from it has arrived */
+    cudaEvent_t gone[2]; /* when the copy from each half has arrived */
     int now;
     int64_t used;
     char (*few)[FEW];
@@ -62,7 +62,7 @@ static void close_staging(Staging *s) {
     if (s->half[0]) cudaFreeHost(s->half[0]);
 }
 
-/* room for n <= HALF bytes, free to be written */
+/* Returns room for n <= HALF bytes that may be written at once. */
 static char *stage(Staging *s, int64_t n, cudaStream_t stream) {
     if (s->used + n > HALF) {
         cudaEventRecord(s->gone[s->now], stream);
@@ -101,7 +101,7 @@ int gpu_sync(Context *ctx) {
     Device *d = device_of(ctx);
     const cudaError_t launched = cudaGetLastError(), ran = cudaStreamSynchronize(d->stream), noted = d->failed;
     const int asked = d->staging->count;
-    d->failed = cudaSuccess, d->staging->count = 0; /* after an error nobody may be waiting any more */
+    d->failed = cudaSuccess, d->staging->count = 0; /* after an error the places asked for may be gone */
     if (noted != cudaSuccess) return fail(noted, "a graph");
     if (launched != cudaSuccess) return fail(launched, "a kernel's launch");
     if (ran != cudaSuccess) return fail(ran, "a kernel");
@@ -152,7 +152,7 @@ int64_t gpu_memory_available(void) {
 void *gpu_alloc(int64_t bytes) {
     void *memory = NULL;
     if (cudaMalloc(&memory, (size_t)bytes) == cudaSuccess) return memory;
-    cudaGetLastError(); /* told by NULL */
+    cudaGetLastError(); /* NULL reports it */
     return NULL;
 }
 

@@ -1,7 +1,7 @@
 /* The entries of struct Kernels that are not layers: the device and its memory. */
 #pragma once
 #include "common.cuh"
-int gpu_present(void); /* 1, or 0 with an error that says what is missing */
+int gpu_present(void); /* 1, or 0 and an error that says what is missing */
 int64_t gpu_memory_available(void);
 int gpu_open(Context *ctx);
 void gpu_close(Context *ctx);

@@ -32,23 +32,23 @@ void gpu_encoder_forward(Context *ctx, floatX *out, const int *tokens, const flo
     });
 }
 
-/* ---- backward: which positions hold which token ----
- * The positions i = b T + t of a token stand together in `sorted`, in ascending order, with their ranks 0, 1, ... Where in
- * `sorted`, and which of the partial sums are its own, is up to the order of the atomics; no result depends on it. */
+/* ---- backward: the positions of each token ----
+ * The positions i = b T + t of a token stand together in `sorted`, in ascending order, with their ranks 0, 1, ... The order
+ * of the atomics decides where in `sorted` they stand, and which partial sums are the token's; no result depends on it. */
 
-constexpr int PIECE = WARP; /* positions that are summed at once; a token with more of them sums pieces */
+constexpr int PIECE = WARP; /* the positions that are summed at once; a token with more of them is summed in pieces */
 
-struct TokenGroup {        /* of a token */
-    int size, at, partial; /* positions; the first's place in `sorted`; the first row of its partial sums */
+struct TokenGroup {        /* the positions of one token */
+    int size, at, partial; /* their number; the place of the first in `sorted`; the first row of partial sums */
 };
 struct Grouping {
-    int *rank, *arrived, *sorted; /* (B T): of a position; positions by token, as they came and in order */
-    int *taken;                   /* (2): of `sorted`, of the partial sums */
+    int *rank, *arrived, *sorted; /* (B T): a position's rank; the positions by token, as they came and sorted */
+    int *taken;                   /* (2): how much of `sorted` and of the partial sums is taken */
     float *partials;              /* (rows, C) */
-    TokenGroup *groups;           /* (Vp): last, as its size is not known here */
+    TokenGroup *groups;           /* (Vp); last, because Vp is not known here */
 };
 
-/* a group with more than PIECE positions has at most 2 size / PIECE pieces */
+/* A group with more than PIECE positions has at most 2 size / PIECE pieces. */
 static Grouping lay_out(void *workspace, int64_t N, int C) {
     char *next = (char *)workspace;
     auto take = [&](int64_t bytes) { return std::exchange(next, next + divide_up(bytes, 64) * 64); };
@@ -69,7 +69,7 @@ int64_t gpu_encoder_workspace(int B, int T, int C, int Vp) {
 
 static __device__ __forceinline__ int thread_index() { return (int)(blockIdx.x * blockDim.x + threadIdx.x); }
 
-/* only the tokens that are there: V is not known */
+/* Clears only the groups of tokens that occur, because V is not known. */
 __global__ void clear_groups_kernel(Grouping w, const int *tokens, int N) {
     const int i = thread_index();
     if (i < 2) w.taken[i] = 0;
@@ -81,7 +81,7 @@ __global__ void count_kernel(Grouping w, const int *tokens, int N) {
     if (i < N) w.rank[i] = atomicAdd(&w.groups[tokens[i]].size, 1);
 }
 
-/* whoever came first takes room for the group */
+/* The position that came first takes room for its group. */
 __global__ void place_groups_kernel(Grouping w, const int *tokens, int N) {
     const int i = thread_index();
     if (i >= N || w.rank[i] > 0) return;
@@ -107,10 +107,10 @@ __global__ void sort_kernel(Grouping w, const int *tokens, int N) {
 
 /* ---- backward: sums ---- */
 
-constexpr int AT_ONCE = 4; /* rows that are on their way together */
+constexpr int AT_ONCE = 4; /* the rows that are fetched together */
 
-/* A warp per position, of which every PIECE-th of a token works: it sums 32 W channels of the PIECE from there on. Four
- * blocks leave the registers that its rows need; left alone ptxas counts on eight, and spills. */
+/* There is a warp per position. Every PIECE-th of a token works: it sums 32 W channels of the PIECE positions from there on.
+ * Four blocks leave registers for its rows; by itself ptxas counts on eight blocks, and spills. */
 template <int W>
 __global__ void __launch_bounds__(THREADS, 4)
     sum_pieces_kernel(float *dwte, Grouping w, const floatX *dout, const int *tokens, int N, int C) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(THREADS, 4)
     else store_floats(w.partials + (int64_t)(group.partial + rank / PIECE) * C + c, sum);
 }
 
-/* the pieces of a token that has several; a warp per position, of which a token's first works */
+/* Sums the pieces of a token that has several. There is a warp per position, and a token's first works. */
 template <int W>
 __global__ void __launch_bounds__(THREADS) add_pieces_kernel(float *dwte, Grouping w, const int *tokens, int N, int C) {
     const int i = (int)blockIdx.x * WARPS + (int)threadIdx.x / WARP;
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(THREADS) add_pieces_kernel(float *dwte, Groupi
     add_floats(dwte + (int64_t)tokens[i] * C + c, sum);
 }
 
-/* W of the T C channels of all positions, summed over b: sixteen join before they join the others, so that the rounding
- * errors of a large B do not pile up */
+/* Sums W of the T C channels of all positions over b. Sixteen are summed before they join the others, so that the rounding
+ * errors of a large B do not pile up. */
 template <int W>
 __global__ void __launch_bounds__(THREADS) sum_positions_kernel(float *dwpe, const floatX *dout, int B, int64_t TC) {
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;

@@ -1,10 +1,10 @@
 /* GELU with the tanh of GPT-2 (Hendrycks & Gimpel 2016): gelu(x) = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
- * gelu.cu and the epilogues of matmul both call these, so that they give the same bits. */
+ * gelu.cu and the epilogues of matmul call the same functions, so that they give the same bits. */
 #pragma once
 #include "ptx.cuh"
 
-/* With s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) nothing cancels: gelu(x) = x s, also far below 0. Where x^3
- * overflows, e^-2u is 0 or inf, as it should be. */
+/* gelu(x) = x s with s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u): nothing cancels, also far below 0. If x^3 overflows, e^-2u is
+ * 0 or inf, as it should be. */
 __device__ __forceinline__ float gelu_exp(float x) { return expf(-1.5957691f * x * (1 + 0.044715f * (x * x))); }
 
 __device__ __forceinline__ float gelu(float x) {

@@ -4,7 +4,7 @@
  *   gemm_mma.cu      tensor cores, by hand: bfloat16 whose rows can be read 16 bytes at a time
  *   gemm_plain.cu    any shape and type, in fp32 arithmetic
  *
- * Each answers whether it takes a product; the first that does computes it. */
+ * They are tried in this order; the first that accepts a product computes it. */
 #pragma once
 #include "common.cuh"
 
@@ -23,7 +23,7 @@ struct Gemm {
     const floatX *bias = nullptr;  /* (N), added to every row of C, or NULL */
     floatX *gelu = nullptr;        /* (M,N) = gelu(C), or NULL */
     const floatX *slope = nullptr; /* (M,N): C is multiplied by gelu'(slope), or NULL */
-    float *row_sums = nullptr;     /* (M) = sums of A's rows, or NULL: what gemm_cublas makes it if it leaves them */
+    float *row_sums = nullptr;     /* (M) = sums of A's rows, or NULL; gemm_cublas sets NULL if it left them out */
 };
 
 void gemm_cublas_open(Context *ctx);
@@ -34,8 +34,7 @@ bool gemm_plain(Context *ctx, const Gemm *g);
 
 #include "gelu.cuh"
 
-/* what becomes of one element of the product; gelu takes C as it is stored, so that a later gelu_forward makes the
- * same bits */
+/* Finishes one element of the product. gelu takes C as it is stored, so that a later gelu_forward gives the same bits. */
 __device__ __forceinline__ void finish(const Gemm &g, int64_t m, int64_t n, float x) {
     const int64_t at = m * g.N + n;
     if (g.sum) {

@@ -1,9 +1,9 @@
-/* Matrix products by cuBLASLt: the fastest where the machine has it. */
+/* Matrix products by cuBLASLt, which are the fastest if the machine has it. */
 #include "cublaslt.cuh"
 
 /* ---- describing a product ---- */
 
-/* the largest power of two up to 16, which is as much as any algorithm asks for, that divides every address of g */
+/* The largest power of two, up to 16, that divides every address of g. No algorithm asks for more than 16. */
 static int alignment_of(const Gemm *g) {
     uintptr_t bits = 16;
     for (const void *p : {(const void *)g->a.at, (const void *)g->b.at, (const void *)g->c, (const void *)g->sum,
@@ -21,7 +21,7 @@ static Key key_of(const Gemm *g, int epilogue) {
     return key;
 }
 
-/* the bias pointer is the bias, or where sums go; both pointers are left alone where the epilogue has none */
+/* Sets the pointers that the epilogue has, and leaves the others alone. The bias pointer is the bias, or takes sums. */
 static bool point(const Plan *p, const void *vector, const void *aux) {
     const Library *lib = cublaslt();
     bool good = true;
@@ -37,13 +37,13 @@ static bool make_matrix(Opaque *layout, int type, int64_t rows, int64_t cols, in
     return cublaslt()->MatrixLayoutCreate(layout, type, (uint64_t)rows, (uint64_t)cols, ld) == STATUS_SUCCESS;
 }
 
-/* our stored rows are its columns: B (K,N) is its first operand, N x K, as it lies if B is not transposed */
+/* Our rows are its columns. B (K,N) is its first operand, N x K, and needs no transposition if ours is not transposed. */
 static bool describe(Plan *p) {
     const Library *lib = cublaslt();
     const Key &k = p->key;
     const int stored = std::is_same<floatX, float>::value ? R_32F : R_16BF, out = k.sum ? R_32F : stored;
     const int first = k.tb ? OP_T : OP_N, second = k.ta ? OP_T : OP_N;
-    const void *somewhere = (const void *)(uintptr_t)k.align; /* the heuristic looks at a pointer's alignment alone */
+    const void *somewhere = (const void *)(uintptr_t)k.align; /* the heuristic only looks at a pointer's alignment */
     const auto set = [&](int attribute, const void *value, size_t size) {
         return lib->MatmulDescSetAttribute(p->desc, attribute, value, size) == STATUS_SUCCESS;
     };
@@ -86,10 +86,11 @@ bool cublaslt_run(Context *ctx, Handle *h, const Gemm *g, int epilogue) {
            cublaslt_multiply(h, p, g, result_of(g, epilogue), p->algorithm, stream_of(ctx)) == STATUS_SUCCESS;
 }
 
-/* may it lie beside a product with N columns? */
+/* Whether p may be the auxiliary matrix of a product with N columns. */
 static bool is_aux(const floatX *p, int64_t N) { return (uintptr_t)p % 16 == 0 && N % 8 == 0; }
 
-/* all of g at once where the library can; its GELU is of numbers that have not been rounded yet, ours of what is stored */
+/* The epilogue that does all of g at once, if the library can. Its GELU takes numbers before they are rounded, ours takes
+ * them as they are stored. */
 static int epilogue_of(const Context *ctx, const Handle *h, const Gemm *g) {
     if (g->gelu && g->bias && h->gelu && !ctx->gelu_again && is_aux(g->c, g->N)) return EPILOGUE_GELU_AUX_BIAS;
     if (g->slope && h->dgelu && is_aux(g->slope, g->N)) return EPILOGUE_DGELU;
@@ -152,7 +153,7 @@ void gemm_cublas_open(Context *ctx) {
     d->gemm = h;
     if (!h) return;
     if (lib->Create(&h->cublas) != STATUS_SUCCESS || cudaMalloc(&h->workspace, WORKSPACE) != cudaSuccess) {
-        cudaGetLastError(); /* no room for it: the products by hand need none */
+        cudaGetLastError(); /* without room for its workspace, our own products serve */
         gemm_cublas_close(d);
         return;
     }

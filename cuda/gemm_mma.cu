@@ -1,24 +1,24 @@
-/* Matrix products of bfloat16 on the tensor cores, by hand: what the GPU build computes with where there is no cuBLASLt.
+/* Matrix products of bfloat16 on the tensor cores, by hand. The GPU build computes with them if there is no cuBLASLt.
  *
- *   block   128 x 128 of C, eight warps, each 64 x 32; K goes by in steps of 32, of which three are always on their way
- *           from global to shared memory (cp.async)
- *   tile    in shared memory as it lies in global memory, so that 16 bytes move at once; ldmatrix turns it where the
- *           tensor core wants it the other way. Rows are 16 bytes longer than they need be: the eight that ldmatrix
- *           reads then lie in different banks.
+ *   block   128 x 128 of C, eight warps, each 64 x 32. K is taken in steps of 32; three of them are always on their way
+ *           from global to shared memory (cp.async).
+ *   tile    Lies in shared memory as in global memory, so that 16 bytes move at once; ldmatrix transposes it if the
+ *           tensor core needs that. Rows are 16 bytes longer than needed, so that the eight rows that ldmatrix reads lie
+ *           in different banks.
  *
- * An element is summed over K in one order whatever the grid: results do not depend on the GPU. */
+ * An element is summed over K in one order, whatever the grid, so results do not depend on the GPU. */
 #include "gemm.cuh"
 
 #ifndef FLOATX_BF16
 bool gemm_mma(Context *, const Gemm *) { return false; }
 #else
 constexpr int BM = 128, BN = 128, BK = 32, STAGES = 4, WARPS = 8, PAD = 8;
-constexpr int WM = 64, WN = 32;               /* of a warp */
-constexpr int MT = WM / 16, NT = WN / 8;      /* its pieces for one mma */
+constexpr int WM = 64, WN = 32;               /* a warp's part of C */
+constexpr int MT = WM / 16, NT = WN / 8;      /* the number of mma tiles in it */
 constexpr int PER_COPY = 16 / sizeof(floatX); /* elements */
-constexpr int GROUP = 8; /* block rows that run side by side, to share what is in the second cache */
+constexpr int GROUP = 8;                      /* the block rows that run side by side, to share the second cache */
 
-/* A tile as it is stored: R rows of W elements along memory */
+/* A tile as it is stored: R rows of W elements. */
 template <int R, int W> struct Tile {
     static constexpr int stride = W + PAD, elements = R * stride;
     static __device__ void load(floatX *tile, const Operand &o, int64_t row, int64_t rows, int64_t col, int64_t cols) {
@@ -30,7 +30,7 @@ template <int R, int W> struct Tile {
     }
 };
 
-/* A's 16 x 16 at (m, k), or B's 16 (k) x 16 (n), as mma takes it (ptx.cuh); FLIPPED: the tile lies the other way */
+/* A's 16 x 16 at (m, k), or B's 16 (k) x 16 (n), in the form that mma takes (ptx.cuh). FLIPPED: the tile is transposed. */
 template <bool FLIPPED> struct FragmentA {
     using T = std::conditional_t<FLIPPED, Tile<BK, BM>, Tile<BM, BK>>;
     static __device__ void load(uint32_t a[4], const floatX *tile, int m, int k) {
@@ -62,7 +62,7 @@ template <bool TA, bool TB> struct Product {
             if (TB) B::T::load(b, g.b, n, g.N, k, g.K);
             else B::T::load(b, g.b, k, g.K, n, g.N);
         }
-        cp_async_commit(); /* an empty group at the end, so that the count of those under way stays */
+        cp_async_commit(); /* at the end the group is empty, so that the number of groups stays the same */
     }
 
     static __device__ void multiply(float acc[MT][NT][4], const floatX *shared, int m, int n) {
@@ -81,7 +81,7 @@ template <bool TA, bool TB> struct Product {
     }
 };
 
-/* two neighbours in a row; N is even */
+/* Finishes two neighbours in a row; N is even. */
 static __device__ void finish_pair(const Gemm &g, int64_t m, int64_t n, float x, float y) {
     if (m >= g.M || n >= g.N) return;
     const int64_t at = m * g.N + n;
@@ -102,7 +102,7 @@ static __device__ void finish_pair(const Gemm &g, int64_t m, int64_t n, float x,
     *(__nv_bfloat162 *)(g.gelu + at) = __floats2bfloat162_rn(gelu(pre.x), gelu(pre.y));
 }
 
-/* block number i's place: GROUP block rows go along N together */
+/* The place of a block: GROUP block rows go along N together. */
 static __device__ void place_of_block(const Gemm &g, int64_t *m, int64_t *n) {
     const int64_t down = divide_up(g.M, (int64_t)BM), across = divide_up(g.N, (int64_t)BN), i = blockIdx.x;
     const int64_t group = i / (GROUP * across), first = group * GROUP;
@@ -123,7 +123,7 @@ template <bool TA, bool TB> __global__ void __launch_bounds__(WARPS *WARP) gemm_
     const int steps = (int)divide_up(g.K, (int64_t)BK);
     for (int s = 0; s < steps; s++) {
         cp_async_wait<STAGES - 2>();
-        __syncthreads(); /* step s has arrived for all, and all have done with the place that is filled next */
+        __syncthreads(); /* step s is complete, and no thread uses the place that is filled next */
         P::load(shared + (s + STAGES - 1) % STAGES * P::stage, g, m, n, (int64_t)(s + STAGES - 1) * BK);
         P::multiply(acc, shared + s % STAGES * P::stage, wm, wn);
     }
@@ -138,7 +138,7 @@ template <bool TA, bool TB> __global__ void __launch_bounds__(WARPS *WARP) gemm_
                             acc[i][j][2 * h + 1]);
 }
 
-/* can its rows be read 16 bytes at a time? */
+/* Whether its rows can be read 16 bytes at a time. */
 static bool readable(const Operand &o, int64_t length) {
     return (uintptr_t)o.at % 16 == 0 && o.ld % PER_COPY == 0 && length % PER_COPY == 0;
 }
@@ -147,7 +147,7 @@ static bool pairs(const void *p) { return (uintptr_t)p % 8 == 0; }
 template <bool TA, bool TB> static void launch(Context *ctx, const Gemm *g) {
     static const cudaError_t allowed = cudaFuncSetAttribute(
         gemm_mma_kernel<TA, TB>, cudaFuncAttributeMaxDynamicSharedMemorySize, Product<TA, TB>::bytes);
-    (void)allowed; /* if not, the launch fails, which sync tells */
+    (void)allowed; /* if not, the launch fails, and sync reports it */
     const int64_t blocks = divide_up(g->M, (int64_t)BM) * divide_up(g->N, (int64_t)BN);
     LAUNCH((gemm_mma_kernel<TA, TB>), (unsigned)blocks, WARPS * WARP, (Product<TA, TB>::bytes), stream_of(ctx))(*g);
 }

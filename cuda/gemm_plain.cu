@@ -1,13 +1,13 @@
-/* Matrix products of any shape in fp32 arithmetic: tiles of 64 x 64, each thread 4 x 4 of them. What the fp32 library
- * computes with, and what is left over for bfloat16. */
+/* Matrix products of any shape in fp32 arithmetic: tiles of 64 x 64, of which each thread computes 4 x 4. The fp32 library
+ * uses them, and the bfloat16 library for the products that gemm_mma.cu cannot take. */
 #include "gemm.cuh"
 
 constexpr int TILE = 64, DEPTH = 16, SIDE = 16, EACH = TILE / SIDE; /* SIDE x SIDE threads */
 
-/* TILE rows (of A, or columns of B) by DEPTH numbers along K, from shared memory's view [k][row]; 0 outside */
+/* Loads TILE rows of A, or columns of B, by DEPTH numbers along K, into tile[k][row]; 0 outside the matrix. */
 static __device__ void load_tile(float tile[DEPTH][TILE + 1], const floatX *at, int64_t row_step, int64_t k_step,
                                  int64_t row, int64_t rows, int64_t k, int64_t K) {
-    /* neighbouring threads read neighbouring numbers, whichever way they lie */
+    /* Neighbouring threads read neighbouring numbers, whichever way the matrix lies. */
     const bool along_k = k_step == 1;
     for (int i = threadIdx.x; i < TILE * DEPTH; i += SIDE * SIDE) {
         const int r = along_k ? i / DEPTH : i % TILE, d = along_k ? i % DEPTH : i / TILE;
@@ -25,7 +25,7 @@ static __global__ void gemm_plain_kernel(Gemm g) {
         load_tile(a, g.a.at, g.a.transposed ? 1 : g.a.ld, g.a.transposed ? g.a.ld : 1, m0, g.M, k, g.K);
         load_tile(b, g.b.at, g.b.transposed ? g.b.ld : 1, g.b.transposed ? 1 : g.b.ld, n0, g.N, k, g.K);
         __syncthreads();
-        float sum[EACH][EACH] = {}; /* of this depth: sums of sums lose less than one long sum */
+        float sum[EACH][EACH] = {}; /* the sum of this depth alone: sums of sums lose less than one long sum */
         for (int d = 0; d < DEPTH; d++)
             for (int i = 0; i < EACH; i++)
                 for (int j = 0; j < EACH; j++) sum[i][j] += a[d][tm + i * SIDE] * b[d][tn + j * SIDE];

@@ -1,17 +1,17 @@
-/* Calls that come again with the same arguments are recorded as a CUDA graph, which starts hundreds of kernels at once.
- * The first time they are made as they are, which also loads what they need; the second time they are recorded. */
+/* CUDA graphs: calls that come again with the same arguments are recorded, and hundreds of kernels start at once. The first
+ * time the calls are made as they are, which also loads their kernels; the second time they are recorded. */
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
 
-enum { MOST = 32 }; /* graphs; what comes after them runs as it is */
+enum { MOST = 32 }; /* the most graphs; further calls run without one */
 
 struct Graphs {
     struct {
         int64_t key[4];
-        cudaGraphExec_t graph; /* NULL: seen once */
+        cudaGraphExec_t graph; /* NULL: the calls were seen once */
     } seen[MOST];
-    int count, recording; /* the latter: number of the one under way, or -1 */
+    int count, recording; /* recording: the number of the graph that is being recorded, or -1 */
 };
 
 static bool wanted(void) {

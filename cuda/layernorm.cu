@@ -1,19 +1,18 @@
 /* LayerNorm (Ba et al. 2016), alone and fused with the residual addition before it.
  *
- * A row is shared out among R threads, a warp or a block, W elements at a time; each keeps its HELD vectors in registers,
- * so that memory is read once. Longer rows (HELD = 0) are read again for every sweep, and so are those that cannot be
- * read 16 bytes at a time. */
+ * R threads, a warp or a block, share a row, W elements at a time. Each keeps its HELD vectors in registers, so that memory
+ * is read once. Longer rows (HELD = 0), and rows that cannot be read 16 bytes at a time, are read again for every sweep. */
 #include "rows.cuh"
 
-/* KEPT: elements that a thread keeps */
+/* KEPT: the elements that a thread keeps. */
 template <int R_, int W_, int KEPT> struct Split {
     static constexpr int R = R_, W = W_, HELD = KEPT / W_, SLOTS = KEPT ? HELD : 1;
-    static constexpr int THREADS = R_ == WARP ? 4 * WARP : R_, ROWS = THREADS / R_; /* of a block */
-    /* what a multiprocessor is to hold of them in the backward pass, whose sums fill the registers */
+    static constexpr int THREADS = R_ == WARP ? 4 * WARP : R_, ROWS = THREADS / R_; /* in a block */
+    /* The blocks that a multiprocessor holds in the backward pass, whose sums fill the registers. */
     static constexpr int BLOCKS = (KEPT == 0 ? 1024 : W_ < 8 ? 256 : KEPT <= 24 ? 512 : 384) / THREADS;
 };
 
-/* launch(Split) with the one for rows of C elements */
+/* Calls launch(Split) with the Split for rows of C elements. */
 template <class F> static void by_split(bool wide, int C, F launch) {
     if (!wide) launch(Split<WARP, 1, 0>());
     else if (C <= WARP * 24) launch(Split<WARP, WIDE, 24>());
@@ -24,8 +23,8 @@ template <class F> static void by_split(bool wide, int C, F launch) {
     else launch(Split<256, WIDE, 0>());
 }
 
-/* f(slot, c, live) for each of this thread's vectors, which is at c of the row and is kept in that slot; where it is not
- * live it is past the row's end. No branch: loads of one slot need not wait for those of another. */
+/* Calls f(slot, c, live) for each of this thread's vectors. It is at c of the row and is kept in that slot; if it is not
+ * live it lies past the row's end. There is no branch, so that loads of one slot need not wait for those of another. */
 template <class S, class F> static __device__ __forceinline__ void each_vector(int C, F f) {
     const int first = (int)threadIdx.x % S::R * S::W;
     if constexpr (S::HELD > 0) {
@@ -37,7 +36,7 @@ template <class S, class F> static __device__ __forceinline__ void each_vector(i
         for (int c = first; c < C; c += S::R * S::W) f(0, c, true);
 }
 
-/* over the threads of a row; all of them get it */
+/* The sum over the threads of a row; all of them get it. */
 template <class S> static __device__ __forceinline__ float sum_over_row(float x) {
     if constexpr (S::R == WARP) return warp_sum(x);
     else {
@@ -48,15 +47,15 @@ template <class S> static __device__ __forceinline__ float sum_over_row(float x)
 
 /* ---- forward ---- */
 
-/* x += addend, rounded as it is stored */
+/* x += addend, rounded to the stored element. */
 template <int W> static __device__ __forceinline__ void add_rounded(float (&x)[W], const Packed<W> &addend) {
     float y[W];
     unpack(y, addend);
     for (int j = 0; j < W; j++) x[j] = to_float(from_float<floatX>(x[j] + y[j]));
 }
 
-/* x(C) = inp1, or residual = inp1 + inp2; its sum over this thread's elements. All is asked for before any of it is
- * stored: a load may not overtake a store. */
+/* x(C) = inp1, or residual = inp1 + inp2. Returns the sum of this thread's elements. All loads come before all stores,
+ * because a load may not overtake a store. */
 template <class S>
 static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], floatX *residual, const floatX *inp1,
                                                  const floatX *inp2, int C) {
@@ -80,7 +79,7 @@ static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], flo
     return sum;
 }
 
-/* inp2 == NULL: the row is inp1, and there is no residual */
+/* If inp2 is NULL the row is inp1, and there is no residual. */
 template <class S>
 __global__ void __launch_bounds__(S::THREADS)
     layernorm_forward_kernel(floatX *residual, floatX *out, float *mean, float *rstd, const floatX *inp1,
@@ -144,7 +143,7 @@ void gpu_layernorm_forward(Context *ctx, floatX *out, float *mean, float *rstd, 
 
 constexpr int MAX_PARTS = 2048;
 
-/* as many blocks as run at once, but no more than there are rows for */
+/* The number of blocks: as many as run at once, but no more than the rows need. */
 template <class S> static int parts_of(const Context *ctx, int64_t rows) {
     const int64_t fair = divide_up(rows, (int64_t)S::ROWS), room = (int64_t)device_of(ctx)->multiprocessors * S::BLOCKS;
     const int64_t most = room < MAX_PARTS ? room : MAX_PARTS;
@@ -156,14 +155,14 @@ int64_t gpu_layernorm_workspace(int B, int T, int C) {
     return (rows < MAX_PARTS ? rows : MAX_PARTS) * 2 * C * (int64_t)sizeof(float);
 }
 
-template <class S> struct Row { /* what a thread keeps of one */
+template <class S> struct Row { /* a thread's part of a row */
     Packed<S::W> inp[S::SLOTS], dout[S::SLOTS], dresidual[S::SLOTS];
 };
-template <class S> struct Sums { /* of a thread, over its rows */
+template <class S> struct Sums { /* a thread's sums over its rows */
     float dweight[S::SLOTS][S::W], dbias[S::SLOTS][S::W];
 };
 
-/* norm, dout and dnorm = dout weight */
+/* Computes norm, dout and dnorm = dout weight. */
 template <int W>
 static __device__ __forceinline__ void unpack_norm(float (&norm)[W], float (&d)[W], float (&dnorm)[W],
                                                    const Packed<W> &inp, const Packed<W> &dout, const Packed<W> &weight,
@@ -177,8 +176,8 @@ static __device__ __forceinline__ void unpack_norm(float (&norm)[W], float (&d)[
     }
 }
 
-/* dresidual(C) of one row; adds to the sums where rows are kept. What is not live is 0, but for norm, which only what is
- * 0 is multiplied with. */
+/* Adds to dresidual(C) of one row, and to the sums if rows are kept. Elements that are not live are 0, except norm, which is
+ * only multiplied by zeros. */
 template <class S>
 static __device__ __forceinline__ void row_backward(floatX *dresidual, Sums<S> &sums, const floatX *dout,
                                                     const floatX *inp, const floatX *__restrict__ weight, float mean,
@@ -215,7 +214,7 @@ static __device__ __forceinline__ void row_backward(floatX *dresidual, Sums<S> &
     });
 }
 
-/* the block's sums to partial(2, C); where each warp has its own they are added up one after the other */
+/* Stores the block's sums to partial(2, C). If each warp has its own, they are added up one after the other. */
 template <class S> static __device__ __forceinline__ void store_partial(float *partial, const Sums<S> &sums, int C) {
     if constexpr (S::ROWS == 1)
         each_vector<S>(C, [&](int slot, int c, bool live) {
@@ -256,7 +255,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 
 constexpr int COLUMN_THREADS = 128;
 
-/* the partial sums where the kernel above keeps no rows: a thread per column */
+/* The partial sums for rows that the kernel above does not keep, by a thread per column. */
 __global__ void __launch_bounds__(COLUMN_THREADS)
     layernorm_columns_kernel(float *partials, const floatX *dout, const floatX *inp, const float *mean,
                              const float *rstd, int64_t rows, int C) {
@@ -274,7 +273,7 @@ __global__ void __launch_bounds__(COLUMN_THREADS)
 
 constexpr int SUM_WARPS = 16;
 
-/* dweight and dbias += the sum of their partial sums: each warp adds up its share of 32 columns, the first the warps' */
+/* Adds the partial sums to dweight and dbias. Each warp adds up its share for 32 columns, the first adds up the shares. */
 __global__ void __launch_bounds__(SUM_WARPS *WARP)
     layernorm_sum_kernel(float *dweight, float *dbias, const float *partials, int parts, int C) {
     __shared__ float shares[SUM_WARPS][WARP];

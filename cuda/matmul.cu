@@ -39,11 +39,11 @@ void gpu_matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX *do
     gemm(ctx, g);
 }
 
-/* ---- the bias gradient: sums over rows, first of pieces of them, then of the pieces, always in the same order ---- */
+/* ---- the bias gradient: pieces of rows are summed, then the sums of the pieces, always in the same order ---- */
 
 constexpr int COLUMNS = 32, ROWS = 8, PIECES = 64; /* a block sums COLUMNS columns; at most PIECES pieces of rows */
 
-/* the sum of what the block's ROWS rows of threads hold for each column, in row 0 */
+/* Sums each column over the block's ROWS rows of threads; row 0 gets the sums. */
 static __device__ float sum_of_rows(float x, float part[ROWS][COLUMNS]) {
     const int c = threadIdx.x % COLUMNS, r = threadIdx.x / COLUMNS;
     part[r][c] = x;
@@ -53,7 +53,7 @@ static __device__ float sum_of_rows(float x, float part[ROWS][COLUMNS]) {
     return sum;
 }
 
-/* piece p, column o: the sum of its rows; those of one thread in sums of 16, so that errors stay small */
+/* Sums the rows of piece p, column o. A thread adds up sums of 16 rows, so that rounding errors stay small. */
 static __global__ void bias_pieces_kernel(float *pieces, const floatX *dout, int64_t rows, int64_t each, int OC) {
     __shared__ float part[ROWS][COLUMNS];
     const int o = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS;

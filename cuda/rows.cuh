@@ -1,11 +1,11 @@
-/* Rows as floats, W elements at a time: WIDE, which are 16 bytes of what is stored, where the addresses allow it, else
- * one. */
+/* Rows as floats, W elements at a time. W is WIDE, the number of stored elements in 16 bytes, if the addresses allow it, else
+ * 1. */
 #pragma once
 #include "common.cuh"
 
 constexpr int WIDE = Vec<floatX>::n;
 
-/* 16 bytes of floats or of bfloat16s */
+/* Unpacks 16 bytes of floats or of bfloat16s. */
 __device__ __forceinline__ void unpack(float (&x)[4], const uint4 &packed) {
     x[0] = __uint_as_float(packed.x), x[1] = __uint_as_float(packed.y);
     x[2] = __uint_as_float(packed.z), x[3] = __uint_as_float(packed.w);
@@ -26,12 +26,12 @@ template <int W, class T> __device__ __forceinline__ void load_floats(float (&x)
             unpack(reinterpret_cast<float (&)[Vec<T>::n]>(x[k]), *reinterpret_cast<const uint4 *>(p + k));
 }
 
-/* what a thread keeps of W elements between two uses: as few registers as they are stored in */
+/* The form in which a thread keeps W elements between two uses. It takes as few registers as their stored form. */
 template <int W> using Packed = std::conditional_t<W == 1, floatX, uint4>;
 template <int W> __device__ __forceinline__ Packed<W> load_packed(const floatX *p) {
     return *reinterpret_cast<const Packed<W> *>(p);
 }
-/* 0 where p is not to be read */
+/* 0 if p must not be read. */
 template <int W> __device__ __forceinline__ Packed<W> load_live(const floatX *p, bool live) {
     return live ? load_packed<W>(p) : Packed<W>{};
 }
@@ -51,7 +51,7 @@ template <int W, class T> __device__ __forceinline__ void store_floats(T *p, con
         }
 }
 
-/* p[0..W) += x */
+/* p[0..W) += x. */
 template <int W, class T> __device__ __forceinline__ void add_floats(T *p, const float (&x)[W]) {
     float sum[W];
     load_floats(sum, p);
@@ -59,11 +59,11 @@ template <int W, class T> __device__ __forceinline__ void add_floats(T *p, const
     store_floats(p, sum);
 }
 
-/* launch(W), where W is N or 1 as a type whose value the compiler knows */
+/* Calls launch(W). W is N or 1, as a type whose value the compiler knows. */
 template <int N = WIDE, class F> static inline void by_width(bool wide, F launch) {
     if (wide) launch(std::integral_constant<int, N>());
     else launch(std::integral_constant<int, 1>());
 }
 
-/* blocks of which each takes `each` of n; one where there is nothing to do, as CUDA refuses an empty grid */
+/* The number of blocks if each takes `each` of n. It is at least one, because CUDA refuses an empty grid. */
 static inline unsigned blocks_for(int64_t n, int64_t each) { return n > 0 ? (unsigned)divide_up(n, each) : 1; }

@@ -1,4 +1,4 @@
-/* Fills struct Kernels for the GPU, and answers for this library which device it has. */
+/* Fills struct Kernels for the GPU, and tells which device this library is for. */
 #include <cstring>
 #include "device.cuh"
 extern "C" {
@@ -30,8 +30,8 @@ static Kernels make_table(void) {
 }
 
 extern "C" const char *llmc_backend(void) { return BACKEND; }
-extern "C" const char *llmc_blas(void) { return ""; }   // cuBLASLt is told apart at run time
-extern "C" int llmc_default_threads(void) { return 1; } /* of the host: it only asks the device to work */
+extern "C" const char *llmc_blas(void) { return ""; }   // cuBLASLt is found at run time
+extern "C" int llmc_default_threads(void) { return 1; } /* host threads: one is enough to give the device its work */
 extern "C" int llmc_start_threads(int threads) { return threads; }
 
 extern "C" const Kernels *llmc_kernels(const char *isa) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import os
+import re
 import signal
 import sys
 
@@ -38,6 +39,7 @@ elif os.environ.get("PYLLMC_TORCH") == "no_onednn":
 
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+ROOT = Path(__file__).resolve().parent.parent
 ffi, lib = _ffi.ffi(), _ffi.load()
 # only the builds for emulation have these
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")
@@ -61,7 +63,7 @@ def _runs_here(isa: str) -> bool:
 def _device_libraries() -> dict[str, object]:
     """The builds for GPUs that can run here. Their kernels have to pass the same tests."""
     found = {}
-    for device in ("emu", "cuda"):
+    for device in (name for name in _ffi.DEVICES if name != "cpu"):
         for name, precision in ((f"{device}_fp32", "fp32"), (device, "bf16")):
             if not (_ffi.PACKAGE / "lib" / _ffi.library(device, precision)).exists():
                 continue  # not built; one that is built but cannot be loaded is an error
@@ -78,7 +80,13 @@ def _device_libraries() -> dict[str, object]:
 
 
 DEVICES = _device_libraries()
-ISAS = [isa for isa in ("reference", "generic", "avx2", "avx512", "avx512_bf16", "neon") if _runs_here(isa)]
+KNOWN_ISAS = {  # VL, MR, NR of each, best first
+    name: tuple(map(int, sizes.split(",")))
+    for name, sizes in re.findall(
+        r'^SET\((\w+), "[^"]*", "[^"]*", ([\d, ]+),', (ROOT / "csrc/cpu/isas.def").read_text(), re.M
+    )
+}
+ISAS = [isa for isa in ("reference", *reversed(list(KNOWN_ISAS))) if _runs_here(isa)]
 PRECISIONS = {"fp32": lib.LLMC_FP32, "bf16": lib.LLMC_BF16}
 GUARD = 32  # elements around every buffer that no kernel may touch
 CANARY = np.float32(-(2.0**112))  # the same in bfloat16

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tfwriter
+from conftest import KNOWN_ISAS
 from test_tokenizer_c import made_up_vocab_bpe
 
 from pyllmc.tables.layout import GPTConfig
@@ -36,7 +37,7 @@ def program(tmp_path_factory) -> Path:
         if path.parts[0] not in ("cpu", "programs") and path.stem not in apart
     ]
     # includes instruction sets that this machine cannot run
-    for folder in ("cpu", "generic", "avx2", "avx512", "avx512_bf16", "neon"):
+    for folder in ("cpu", *KNOWN_ISAS):
         objects += (build / folder).glob("*.o")
     wrap = ",".join(f"--wrap={name}" for name in WRAPPED)
     command = [

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ISAS, ffi, lib
+from conftest import ISAS, KNOWN_ISAS, ffi, lib
 
 from pyllmc import options
 from pyllmc.__main__ import commands
+from pyllmc.engine import _ffi
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
@@ -28,7 +29,7 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 # The rooms of csrc/ in their order of reading: each builds on those before it. All of them share the tables and headers
 # beside them.
 ROOMS_OF_C = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
-SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def"]
+SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def", "devices.def"]
 
 
 def room_of(name: str) -> int:
@@ -125,6 +126,18 @@ ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.ki
 def test_every_entry_is_filled_for_every_instruction_set(isa):
     table = lib.llmc_kernels(isa.encode())
     assert [name for name in ENTRIES if getattr(table, name) == ffi.NULL] == []
+
+
+def test_the_documents_name_every_instruction_set():
+    """In the order of csrc/cpu/isas.def."""
+    row = re.search(r"^\| `PYLLMC_ISA` .*$", (ROOT / "docs/install.md").read_text(), re.M)
+    assert row and re.findall(r"`(\w+)`", row[0])[1:] == [*KNOWN_ISAS, "reference"]
+
+
+def test_the_help_names_every_device():
+    """Those of csrc/devices.def."""
+    option = re.search(r"^\w+\(STRING, device, .*$", (ROOT / "csrc/options.def").read_text(), re.M)
+    assert option and [name for name in _ffi.DEVICES if not re.search(rf"\b{name}\b", option[0])] == []
 
 
 HOUSEKEEPING = {

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES, ISAS, Kernel, assert_parity, lib
+from conftest import DEVICES, ISAS, KNOWN_ISAS, Kernel, assert_parity, lib
 
 from pyllmc.parity import yardstick
 
 BLOCKED = [isa for isa in ISAS if isa != "reference"]
-TILE = {
-    "avx512_bf16": (8, 48, 16),
-    "avx512": (8, 48, 16),
-    "avx2": (6, 16, 8),
-    "generic": (6, 8, 4),
-    "neon": (8, 12, 4),
-}  # MR, NR, VL
 
 # (B, T, C, OC): ones, primes, the demo's sizes, GPT-2's sizes cut short
 SHAPES = [
@@ -36,7 +29,7 @@ WIDE = [383, 385, 769]  # around the blocks of columns
 
 def edge_shapes(isa: str) -> list[tuple[int, int, int, int]]:
     """Shapes of one less, as many, and one more than a tile, a vector and a block, in each dimension."""
-    rows, columns, lanes = TILE[isa]
+    lanes, rows, columns = KNOWN_ISAS[isa]
     near = [x + d for x in (rows, 2 * rows, columns, lanes) for d in (-1, 0, 1)]
     pairs = list(zip(near, near[::-1]))
     tiles = [(1, m, 9, n) for m, n in pairs] + [(1, 33, m, n) for m, n in pairs]

@@ -1,5 +1,4 @@
-/* Random numbers: PyTorch's CPU generator, so that a seed gives the same weights in both; and the coins of SplitMix64. */
-#define _GNU_SOURCE /* sincosf */
+/* Random numbers: PyTorch's CPU generator, so that one seed gives one set of weights in both, and SplitMix64's coins. */
 #include <math.h>
 #include "base/pool.h"
 #include "base/rng.h"
@@ -71,8 +70,7 @@ static double normal(llmc_rng *rng) {
 static void box_muller(float *x, float mean, float std) {
     for (int j = 0; j < CHUNK / 2; j++) {
         const float radius = sqrtf(-2 * logf(1 - x[j])), theta = (float)TWO_PI * x[j + CHUNK / 2];
-        float sine, cosine;
-        sincosf(theta, &sine, &cosine);
+        const float sine = sinf(theta), cosine = cosf(theta);
         x[j] = radius * cosine * std + mean;
         x[j + CHUNK / 2] = radius * sine * std + mean;
     }

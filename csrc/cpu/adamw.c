@@ -1,10 +1,10 @@
-/* What happens to gradients after the backward pass: their norm, scaling, AdamW. Each is bound by memory: one pass. */
+/* The gradients' norm, their scaling, and AdamW. Memory bounds each of them, so each makes one pass over it. */
 #include <math.h>
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
 
-enum { PIECE = 1 << 13 }; /* elements a thread takes at once; a multiple of every VL */
+enum { PIECE = 1 << 13 }; /* the elements that a thread takes at once: a multiple of every VL */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -19,7 +19,7 @@ static inline vd load_wide(const float *p) {
     return __builtin_convertvector(v, vd);
 }
 
-/* in double: a float's square overflows beyond 1.8e19 */
+/* The sum is double, because the square of a float above 1.8e19 overflows. */
 static double sum_of_squares(const float *x, int64_t n) {
     enum { HALF = VL / 2 };
     vd s[4] = {{0}};
@@ -48,7 +48,7 @@ static void sums_of_chunks(const void *given, Part chunks) {
         a.partial[k] = sum_of_squares(a.grads + at, smaller(a.each, a.N - at));
 }
 
-/* always in the same chunks, however many threads there are, and these are added in order */
+/* The chunks do not depend on the number of threads, and their sums are added in order. */
 void K(global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N) {
     double partial[CHUNKS], sum = 0;
     const int64_t fair = pieces(N, CHUNKS), each = fair > PIECE ? fair : PIECE, chunks = pieces(N, each);
@@ -77,7 +77,7 @@ void K(scale)(Context *ctx, float *x, const float *factor, int64_t N) {
 
 /* ---- AdamW ---- */
 
-typedef struct Step { /* in every lane */
+typedef struct Step { /* struct AdamW's numbers, each in every lane */
     vf grad_scale, beta1, gain1, beta2, gain2, rate, unbias, eps, decay;
 } Step;
 
@@ -120,7 +120,7 @@ static void adamw_pieces(const void *given, Part p) {
 
 void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
               const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
-    (void)stored; /* is param */
+    (void)stored; /* the same memory as param */
     const Step step = make_step(numbers, grad_scale, decayed);
     parallel_static(threads_for(ctx, N), pieces(N, PIECE), adamw_pieces, &(Moved){param, m, v, grad, &step, N});
 }

@@ -1,14 +1,14 @@
-/* Rows that are read soon, asked for while something else is computed: a few lines at a time, into the second cache.
- * (More lines at once than a core can wait for would stall it; and the first cache lacks the room.) */
+/* Prefetching: rows that are read soon come into the second cache while something else is computed, a few lines at a time.
+ * More lines than a core can wait for at once would stall it, and the first cache lacks the room. */
 #ifndef AHEAD_H
 #define AHEAD_H
 #include <stdint.h>
 
 typedef struct Ahead {
     const char *row;
-    int64_t bytes, stride; /* of a row; from one to the next */
-    int64_t at, left;      /* bytes into this row; rows */
-    int64_t share;         /* lines at a time */
+    int64_t bytes, stride; /* the bytes of a row, and from one row to the next */
+    int64_t at, left;      /* the bytes asked for in this row; the rows that are left */
+    int64_t share;         /* the lines of one call of ask() */
 } Ahead;
 
 static inline void ask(Ahead *a) {

@@ -1,28 +1,28 @@
-/* Causal attention without a T x T matrix (FlashAttention, Dao et al. 2022): softmax over blocks of keys, the result so far
- * scaled down whenever a larger score turns up. Scores are kept transposed, p[key][query]: each lane is a query, so that
- * the softmax needs no sum across lanes. Only the queries are transposed, once.
+/* Causal attention without a T x T matrix (FlashAttention, Dao et al. 2022). The softmax goes over blocks of keys; the
+ * result so far is scaled down whenever a larger score turns up. Scores are kept transposed, p[key][query]: each lane is a
+ * query, so that the softmax needs no sum across lanes. Only the queries are transposed, once.
  *
  *   p   = K q_t       p[j][i]   = sum over d of k[j][d] q_t[d][i]
  *   out = p' V        out[i][d] = sum over j of p[j][i] v[j][d]
  *
- * Blocks of keys lie at multiples of KB wherever a task begins, so that no bit depends on how queries are shared out. */
+ * Blocks of keys begin at multiples of KB, wherever a task begins. So no bit depends on how queries are shared out. */
 #include <float.h>
 #include "attention_pack.h"
 
-enum { SUBS = 4 }; /* blocks of queries that share each block of keys while it is packed */
+enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys together */
 
-/* a block of queries: what it has found so far is scaled by exp(-largest score) */
+/* A block of queries. Its out and sum so far are scaled by exp(-largest score). */
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp) */
     float *largest, *sum; /* (QB) */
 } Queries;
-/* of one thread */
+/* One thread's part of the workspace. */
 typedef struct {
     Queries queries[SUBS];
     float *k, *v, *p; /* (KB, hp), (KB, hp), (KB, QB) */
 } Scratch;
 
-/* returns its size in floats; base may be NULL */
+/* Places a thread's scratch at base and returns its size in floats; base may be NULL. */
 static int64_t scratch_at(Scratch *s, float *base, int hs) {
     const int64_t hp = padded(hs);
     int64_t used = 0;
@@ -48,7 +48,7 @@ int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads) {
     return forward > backward ? forward : backward;
 }
 
-/* one head of one sequence: rows of keys and values `stride` apart */
+/* One head of one sequence. Its rows of keys and values are `stride` apart. */
 typedef struct {
     const floatX *k, *v;
     int64_t stride;
@@ -60,13 +60,13 @@ static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int wind
     return (Head){q + C, q + 2 * C, 3 * C, hs, window, USES_BF16(ctx), log2_of_score(hs)};
 }
 
-/* exp(score - largest) of VL queries with key j */
+/* exp(score - largest) of VL queries, from i on, with key j. */
 INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked, const int bf16) {
     const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, bf16);
     return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
 }
 
-/* VL queries: p becomes exp(score - largest), in bf16 two keys to a word; the invisible are 0 */
+/* For VL queries p becomes exp(score - largest), in bf16 two keys to a word; 0 for invisible keys. */
 INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked,
                           const int bf16) {
     const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all, bf16);
@@ -114,7 +114,7 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
             for (int d = 0; d < hp; d += VL) vf_store(q->out + i * hp + d, vf_load(q->out + i * hp + d) * shrink[i]);
 }
 
-/* p[j][i] = k[j] . q_t[.][i]; what no query of a strip sees is left out, here and below */
+/* p[j][i] = k[j] . q_t[.][i]. Here and below, a strip leaves out the keys that none of its queries sees. */
 static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h, Ahead *next) {
     const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
     for (int j = 0; j < b.keys; j += MR) {
@@ -125,7 +125,7 @@ static void scores(Block b, float *p, const float *k, const float *q_t, const He
               depth, 0, h->bf16);
     }
 }
-/* out[i] += sum over j of p[j][i] v[j] */
+/* out[i] += sum over j of p[j][i] v[j]. */
 static void add_values(Block b, float *out, const float *p, const float *v, const Head *h, Ahead *next) {
     const int hp = padded(h->hs);
     for (int i = 0; i < b.queries; i += MR) {
@@ -150,12 +150,12 @@ static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, floa
     for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
 }
 
-/* the block of keys, or values, from `key` on: what there is before `end` */
+/* The block of keys, or of values, from `key` on; it stops at `end`. */
 static Rows keys_at(const Head *h, const floatX *x, int key, int end) {
     return (Rows){x + key * h->stride, h->stride, max(0, min(KB, end - key)), h->hs};
 }
 
-/* out and lse (unless NULL) of n <= SUBS QB queries from position `at` on; rows of out C apart */
+/* Computes out and lse (unless NULL) of n <= SUBS QB queries from position `at` on. Rows of out are C apart. */
 APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
     const int end = at + n;
     for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
@@ -178,7 +178,8 @@ APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h,
         finish(&s->queries[i / QB], h, out + i * C, C, lse ? lse + i : NULL, min(QB, n - i));
 }
 
-/* queries to a task: many, to pack each block of keys seldom, but tasks for every thread */
+/* The number of queries in a task: many, so that a block of keys is packed seldom, but few enough for every thread to get
+ * tasks. */
 static int task_queries(const Context *ctx, int64_t heads, int n) {
     const int64_t blocks = heads * ((n + QB - 1) / QB) / (4 * ctx->threads);
     return QB * (int)(blocks < 1 ? 1 : blocks > SUBS ? SUBS : blocks);
@@ -212,7 +213,7 @@ void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *q
                      &(Forward){ctx, out, lse, qkv, T, C, NH, seen, each, parts});
 }
 
-/* q . k of VL keys of which n exist; q is zero-padded */
+/* q . k of VL keys, of which n exist. q is padded with zeros. */
 static vf scores_of_one(const float *q, const floatX *k, int64_t stride, int n, int hs) {
     vf sum[VL];
     for (int j = 0; j < VL; j++) {
@@ -225,7 +226,7 @@ static vf scores_of_one(const float *q, const floatX *k, int64_t stride, int n, 
     return sum[0];
 }
 
-/* p = the scores of q with `keys` keys, -FLT_MAX up to a multiple of VL; returns the largest */
+/* p becomes the scores of q with `keys` keys, then -FLT_MAX up to a multiple of VL. Returns the largest score. */
 static float scores_of_block(float *p, const float *q, const Head *h, int key, int keys) {
     vf largest = vf_set(-FLT_MAX);
     for (int j = 0; j < keys; j += VL) {
@@ -236,7 +237,7 @@ static float scores_of_block(float *p, const float *q, const Head *h, int key, i
     return vf_max_of(largest);
 }
 
-/* p = exp(p - largest); returns their sum */
+/* p becomes exp(p - largest). Returns the sum of p. */
 static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     vf sum = vf_set(0);
     for (int j = 0; j < keys; j += VL) {
@@ -247,7 +248,7 @@ static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     return vf_sum(sum);
 }
 
-/* out += sum over j of p[j] v[j] */
+/* out += sum over j of p[j] v[j]. */
 static void values_of_block(Scratch *s, const Head *h, int key, int keys) {
     const int hp = padded(h->hs);
     const float *v = h->v + key * h->stride;
@@ -259,7 +260,7 @@ static void values_of_block(Scratch *s, const Head *h, int key, int keys) {
     strip_fp32(s->queries->out, 0, &(Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
 }
 
-/* One query reads each key and value once: nothing to reuse, so they are read where they lie, and never rounded. */
+/* One query reads each key and value once. Nothing is used twice, so they are read where they lie and are never rounded. */
 static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, int at) {
     const int hp = padded(h->hs);
     float largest = -FLT_MAX, sum = 0, *row = s->queries->q_t, *acc = s->queries->out;
@@ -282,7 +283,7 @@ typedef struct Cached {
     floatX *out, *cache;
     const floatX *qkv;
     const int *pos;
-    int n, T, C, NH, window, rows, blocks; /* rows: queries of a task; blocks: tasks of a head */
+    int n, T, C, NH, window, rows, blocks; /* rows: the queries of a task; blocks: the tasks of a head */
 } Cached;
 static void store_rows_of_cache(const void *given, Part rows) {
     const Cached a = *(const Cached *)given;
@@ -315,7 +316,7 @@ static int furthest(const int *pos, int B) {
 
 void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
                          int T, int C, int NH, int window) {
-    enum { FEW = 3 }; /* so few queries are faster one by one than as lanes of a block */
+    enum { FEW = 3 }; /* up to so many queries are faster one by one than as lanes of a block */
     const int rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
     const int keys = min(seen, furthest(pos, B) + n);
     const int64_t queries = (int64_t)B * n;

@@ -1,9 +1,9 @@
-/* What attention's forward and backward share: who sees whom, and the product that both are made of.
+/* The common part of attention's forward and backward: which query sees which key, and the product that both consist of.
  *
- * Everything goes in blocks of up to QB queries and KB keys. Each of the seven products is a sum of (one number) x
- * (vectors): strip() keeps up to MR x NR vectors of the result in registers. In bf16 the numbers and the lanes are words
- * of two rounded numbers that follow each other along the sum (simd.h), so that a sum has half as many steps and the
- * same strip serves: attention_pack.h brings the operands into either form. */
+ * All is done in blocks of up to QB queries and KB keys. Each of the seven products is a sum of (one number) x (vectors),
+ * and strip() keeps up to MR x NR vectors of the result in registers. In bf16 each number and each lane is a word of two
+ * rounded numbers that follow each other along the sum (simd.h). A sum then has half as many steps, and the same strip
+ * serves. attention_pack.h brings the operands into either form. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
 #include <math.h>
@@ -17,11 +17,11 @@ static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
 static inline int padded(int hs) { return (hs + VL - 1) / VL * VL; }
 
-/* every query sees the keys j <= i, j > i - window */
+/* Query i sees the keys j <= i, j > i - window. */
 static inline int effective(int window, int T) { return window > 0 && window < T ? window : T; }
 static inline int first_key(int i, int window) { return max(0, i - window + 1); }
 
-/* Queries against keys; shift = position of the first query - position of the first key. Query i sees key j where
+/* A block of queries and keys. shift = position of the first query - position of the first key. Query i sees key j if
  * 0 <= shift + i - j < window. */
 typedef struct {
     int shift, queries, keys, window;
@@ -30,7 +30,7 @@ typedef struct {
     int from, to;
 } Range;
 
-/* an odd last key has no partner in its word: it counts as an invisible one */
+/* An odd last key has no partner in its word, so the block counts as one with an invisible key. */
 static inline int all_visible(Block b) {
     return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window && b.keys % 2 == 0;
 }
@@ -41,7 +41,7 @@ static inline Range keys_of(Block b, int i, int end) {
 static inline Range queries_of(Block b, int j, int end) {
     return (Range){max(0, j - b.shift), min(b.queries, end - 1 + b.window - b.shift)};
 }
-/* which of the VL queries from i on see key j; which of the VL keys from j on query i sees */
+/* A mask of VL queries from i on: those that see key j. And a mask of VL keys from j on: those that query i sees. */
 static inline vi visible_to_queries(Block b, int i, int j) {
     const vi ago = vi_lanes(0) + (b.shift + i - j); /* lanes of 0 are a constant */
     return (ago >= 0) & (ago < b.window);
@@ -51,12 +51,12 @@ static inline vi visible_keys(Block b, int i, int j) {
     return (ago >= 0) & (ago < b.window);
 }
 
-/* steps of a sum over n numbers; the range of steps that covers a range of numbers; and whole vectors in lanes */
+/* The steps of a sum over n numbers, the range of steps that covers a range of numbers, and its range in whole vectors. */
 static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
 static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
 static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, padded(max(r.to, 0))}; }
 
-/* what an attention is worth in threads_for's elements: to pack and store a query costs as much as 64 more keys */
+/* The work of an attention in elements of threads_for. To pack and store a query costs as much as 64 more keys. */
 static inline int64_t elements(int64_t queries, int keys, int C) { return queries * (keys + 64) * C / 16; }
 
 int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads); /* bytes */
@@ -67,25 +67,27 @@ static inline float *take(float *base, int64_t *used, int64_t floats) {
     return at;
 }
 
-/* Scores become exponents of 2. Their factor is the sum of two floats, for the rounding of exponents costs most. */
+/* The factor that turns scores into exponents of 2. It is the sum of two floats, because an exponent's rounding error is
+ * the largest of all. */
 typedef struct {
     float high, low;
 } Log2;
 static inline Log2 log2_of(double x) { return (Log2){(float)x, (float)(x - (double)(float)x)}; }
 /* log2(e) / sqrt(hs) */
 static inline Log2 log2_of_score(int hs) { return log2_of(1.4426950408889634 / sqrt(hs)); }
-/* exp(x / sqrt(hs)) of a difference of scores; roughly: precise enough for bf16 */
+/* exp(x / sqrt(hs)) of a difference x of scores; if rough, only as precise as bf16 needs. */
 INLINE vf weight_of(vf x, Log2 to_log2, const int rough) {
     return vf_exp2(rough ? x * to_log2.high : x * to_log2.high + x * to_log2.low, rough);
 }
 
-/* number (i, k), or word, is at[i*row + k*step]; by pointer: 24 bytes by value are copied through the stack, which stalls */
+/* Number (or word) (i, k) is at[i*row + k*step]. A Factor is passed by pointer, because 24 bytes by value would go through
+ * the stack, which stalls. */
 typedef struct {
     const float *at;
     int64_t row, step;
 } Factor;
 
-/* c(m, n VL) = or += a(m, depth) b(depth, n VL); everything fits the registers */
+/* c(m, n VL) = or += a(m, depth) b(depth, n VL). The m x n vectors of c stay in registers. */
 INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
                  int depth, int add, const int bf16) {
     vf sum[MR][NR];
@@ -125,7 +127,7 @@ INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor 
     }
 }
 
-/* the same for m <= MR and any n (in vectors) and depth, also none */
+/* The same for m <= MR and for any n (in vectors) and depth, even 0. */
 INLINE void strip_of(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n, int depth,
                      int add, const int bf16) {
     for (; n > 0; n -= NR, c += NR * VL, b += NR * VL) switch (min(n, NR)) {

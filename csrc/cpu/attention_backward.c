@@ -1,4 +1,4 @@
-/* The gradients of attention, P recomputed from lse. With P = exp(s - lse) and dP = dout V':
+/* The gradients of attention. P is computed again from lse. With P = exp(s - lse) and dP = dout V':
  *     dv = P' dout,  ds = P (dP - D) / sqrt(hs),  D = dout . out per query,  dq = ds K,  dk = ds' q
  * Here each lane is a key: keys and values are transposed once for all queries that see them.
  *
@@ -6,22 +6,22 @@
  *     dv[j][d] = sum over i of p[i][j] dout[i][d]             dk[j][d] = sum over i of ds[i][j] q[i][d]
  *     dq[i][d] = sum over j of ds[i][j] k[j][d]
  *
- * Keys go in segments of SEGMENT, which fit the second cache. Its dk and dv are complete when all queries have seen
- * it; dq is the sum of the segments' parts, in their order. Few heads are split: their segments are computed at once and
- * the parts of dq wait in the workspace for that sum, so the bits are the same. */
+ * Keys are taken in segments of SEGMENT, which fit the second cache. A segment's dk and dv are complete when all queries
+ * have seen it; dq is the sum of the segments' parts, in their order. Few heads are split: several segments are computed at
+ * once, and their parts of dq wait in the workspace for that sum, so the bits are the same. */
 #include "attention_pack.h"
 
 enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
 
-/* of one thread */
+/* One thread's part of the workspace. */
 typedef struct {
-    float *k, *k_t, *v_t, *dk, *dv;         /* (SEGMENT, hp); of the transposed ones (hp, KB) per block of keys */
+    float *k, *k_t, *v_t, *dk, *dv;         /* (SEGMENT, hp); k_t and v_t are (hp, KB) per block of keys */
     float *dq, *p, *ds, *ds_rows;           /* (QB, hp); (QB, KB) */
-    float *q, *dout, *q_pairs, *dout_pairs; /* of all queries, see attention_pack.h */
+    float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed by attention_pack.h */
     float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
 
-/* returns its size in floats; base may be NULL */
+/* Places a thread's scratch at base and returns its size in floats; base may be NULL. */
 static int64_t scratch_at(Scratch *s, float *base, int T, int hs, int bf16) {
     const int64_t hp = padded(hs), rows = (T + QB - 1) / QB * QB;
     int64_t used = 0;
@@ -42,7 +42,7 @@ static int split(int64_t heads, int T, int threads) {
     return threads > 1 && T > SEGMENT && heads < FEW_HEADS * (int64_t)threads;
 }
 
-/* enough for fewer heads as well, which may be split where these are not */
+/* Enough for `heads` or fewer. Fewer than FEW_HEADS a thread are split and then also need room for parts of dq. */
 int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads) {
     Scratch s;
     const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
@@ -51,7 +51,7 @@ int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int thread
     return (own + parts) * (int64_t)sizeof(float);
 }
 
-/* one head of one sequence; rows of qkv and dqkv 3C apart, of out and dout C */
+/* One head of one sequence. Rows of qkv and dqkv are 3C apart, those of out and dout C. */
 typedef struct {
     floatX *dqkv;
     const floatX *qkv, *out, *dout;
@@ -59,7 +59,7 @@ typedef struct {
     int T, C, hs, window, bf16;
 } Head;
 
-/* one head of all */
+/* Picks one head from all of them. */
 static Head head_of(Head all, int64_t head) {
     const int NH = all.C / all.hs;
     const int64_t row = head / NH * all.T, column = head % NH * all.hs;
@@ -69,14 +69,14 @@ static Head head_of(Head all, int64_t head) {
     return all;
 }
 
-/* rows of x, of which 3C or C numbers are one position's */
+/* The n rows of x from position `at` on. A position has `stride` numbers, 3C or C. */
 static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int n) {
     return (Rows){x + at * stride, stride, n, h->hs};
 }
 
 /* ---- one block ---- */
 
-/* p becomes P of the VL keys from j on, ds (which holds dP) P (dP - D) */
+/* For the VL keys from j on, p becomes P, and ds, which holds dP, becomes P (dP - D). */
 INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked,
                               const int bf16) {
     const vf x = vf_load(s->p + i * KB + j) - s->lse[i];
@@ -97,7 +97,8 @@ INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, c
     }
 }
 
-/* two queries, or a last one, and two vectors of keys at a time: words of p and ds are of two queries, of ds_rows two keys */
+/* Takes two queries, or a last one, and two vectors of keys at a time. A word of p and ds is of two queries, a word of
+ * ds_rows of two keys. */
 INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
     for (int j = 0; j < b.keys; j += 2 * VL) {
@@ -128,9 +129,9 @@ INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int
     for (int i = 0; !bf16 && i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
 }
 
-/* The products; each leaves out what no query of the strip sees. */
+/* The products. A strip leaves out the keys that none of its queries sees. */
 
-/* p[i][j] = x[i] . y_t[.][j] */
+/* p[i][j] = x[i] . y_t[.][j]. */
 static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16, Ahead *next) {
     const int length = row_length(hs, bf16);
     for (int i = 0; i < b.queries; i += MR) {
@@ -141,7 +142,7 @@ static void products(Block b, float *p, const float *x, const float *y_t, int hs
               steps(hs, bf16), 0, bf16);
     }
 }
-/* sums[j] += sum over i of p[i][j] x[i] */
+/* sums[j] += sum over i of p[i][j] x[i]. */
 static void sums_over_queries(Block b, float *sums, const float *p, const float *x, int hs, int bf16) {
     const int hp = padded(hs);
     for (int j = 0; j < b.keys; j += MR) {
@@ -151,7 +152,7 @@ static void sums_over_queries(Block b, float *sums, const float *p, const float 
               1, bf16);
     }
 }
-/* dq[i] += sum over j of ds[i][j] k[j] */
+/* dq[i] += sum over j of ds[i][j] k[j]. */
 static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16, Ahead *next) {
     const int hp = padded(hs), length = steps(KB, bf16);
     for (int i = 0; i < b.queries; i += MR) {
@@ -163,7 +164,7 @@ static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, 
     }
 }
 
-/* keys from `key` of the segment on */
+/* The gradients of one block, whose first key is number `key` of the segment. */
 static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16, Ahead next[3]) {
     const int hp = padded(hs);
     const Log2 scale = log2_of_score(hs);
@@ -178,7 +179,7 @@ static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16,
 
 /* ---- one segment ---- */
 
-/* D of VL queries, summed in the order in which dP is: dP - D is exactly 0 where a query sees one key */
+/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. */
 static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
     vf D = vf_set(0);
     for (int d = 0; d < out->hs; d += VL) {
@@ -191,7 +192,7 @@ static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
     return D;
 }
 
-/* all that is kept of the queries from `at` on, which is a multiple of QB */
+/* Fills in all that the scratch holds of the n queries from `at` on. `at` is a multiple of QB. */
 static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     const Rows q = rows_at(h, h->qkv, 3 * h->C, at, n);
     const Rows dout = rows_at(h, h->dout, h->C, at, n), out = rows_at(h, h->out, h->C, at, n);
@@ -209,7 +210,7 @@ static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     }
 }
 
-/* what a block of queries needs of it, the block's first as number 0 */
+/* The scratch as seen by the block of queries at `at`: its first query is number 0. */
 static Scratch queries_from(Scratch s, const Head *h, int at) {
     const int64_t hp = padded(h->hs), length = row_length(h->hs, h->bf16);
     s.q += at * length, s.dout += at * length;
@@ -230,13 +231,13 @@ static void load_keys(const Scratch *s, const Head *h, int from, int n) {
     memset(s->dv, 0, (size_t)n * hp * sizeof *s->dv);
 }
 
-/* the queries at `at` see keys of the segment that begins at `from`; they see none before it */
+/* Whether the queries at `at` see keys of the segment that begins at `from`; and whether they see no key before it. */
 static int sees(const Head *h, int at, int from) {
     return at >= from && at < h->T && first_key(at, h->window) < from + SEGMENT;
 }
 static int sees_first(const Head *h, int at, int from) { return first_key(at, h->window) >= from; }
 
-/* dq of the queries at `at` = a segment's part, or += where they have seen one before */
+/* dq of the queries at `at` becomes a segment's part, or gets it added if they have seen a segment before. */
 static void add_part(const Head *h, const float *part, int at, int from) {
     const int hp = padded(h->hs), n = min(QB, h->T - at), add = !sees_first(h, at, from);
     const float scale = 1 / sqrtf((float)h->hs);
@@ -249,7 +250,7 @@ static void add_part(const Head *h, const float *part, int at, int from) {
         }
 }
 
-/* what is read of the queries at `at` when their turn comes: all of them, or the dq that they have already */
+/* Prefetches for the queries at `at`: all of their numbers, or only dq if they were loaded before. */
 static void next_queries(Ahead next[3], const Head *h, int at, int from, int parts) {
     const int n = sees(h, at, from) ? min(QB, h->T - at) : 0, first = parts || sees_first(h, at, from);
     next[0] = rows_ahead(rows_at(h, h->qkv, 3 * h->C, at, first ? n : 0));
@@ -257,7 +258,7 @@ static void next_queries(Ahead next[3], const Head *h, int at, int from, int par
     next[2] = first ? rows_ahead(rows_at(h, h->out, h->C, at, n)) : rows_ahead(rows_at(h, h->dqkv, 3 * h->C, at, n));
 }
 
-/* dk and dv of the segment's keys, and its parts of dq: added at once, or left in parts(T, hp) */
+/* Computes dk and dv of the segment's keys and its parts of dq, which are added at once or left in parts(T, hp). */
 static void segment_backward(const Scratch *own, const Head *h, int from, float *parts) {
     const int hp = padded(h->hs), keys = min(SEGMENT, h->T - from);
     load_keys(own, h, from, keys);
@@ -293,11 +294,11 @@ typedef struct Heads {
     const Context *ctx;
     const Head *all;
     int64_t heads;
-    int from;     /* the first key of a split */
-    float *parts; /* its parts of dq */
+    int from;     /* the first key of the segments computed at once */
+    float *parts; /* their parts of dq */
 } Heads;
 
-static void segment_tasks(const void *given, Part tasks) { /* the early ones, which most queries see, first */
+static void segment_tasks(const void *given, Part tasks) { /* the early segments first: most queries see them */
     const Heads a = *(const Heads *)given;
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const Head h = head_of(*a.all, task % a.heads);
@@ -328,7 +329,7 @@ static void head_tasks(const void *given, Part tasks) {
     }
 }
 
-/* AT_ONCE segments of all heads from `from` on; then their parts of dq are added, in order */
+/* Computes AT_ONCE segments of all heads from `from` on, then adds their parts of dq in order. */
 static void split_backward(Context *ctx, const Head *all, int64_t heads, int from) {
     Scratch s;
     const int blocks = (all->T + QB - 1) / QB;

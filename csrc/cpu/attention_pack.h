@@ -1,5 +1,5 @@
-/* Rows of qkv, n of hs numbers `stride` apart, as the operands of attention's products: copied without gaps and padded
- * with zeros to whole vectors, in fp32 or as words of two bf16.
+/* The operands of attention's products: n rows of qkv, each hs numbers, `stride` apart. They are copied without gaps and
+ * padded with zeros to whole vectors, in fp32 or as words of two bf16.
  *
  *             fp32                         bf16
  *   rows      (n, hp)                      (n, words), a word = two neighbours of a row
@@ -16,20 +16,20 @@ typedef struct {
     int n, hs;
 } Rows;
 
-enum { SHARE = 4 }; /* lines asked for with each strip */
-/* the rows, to be asked for before they are packed */
+enum { SHARE = 4 }; /* the lines asked for with each strip */
+/* Prepares to ask for rows before they are packed. */
 static inline Ahead rows_ahead(Rows r) {
     const int64_t each = sizeof(floatX);
     return (Ahead){
         .row = (const char *)r.at, .bytes = r.hs * each, .stride = r.stride * each, .left = r.n, .share = SHARE};
 }
 
-/* VL numbers of row i from d on; 0 past the end of either */
+/* The VL numbers of row i from d on; 0 past the last row and past the end of a row. */
 static inline vf vector_of(const Rows *r, int i, int d) {
     if (i >= r->n || d >= r->hs) return vf_set(0);
     return vf_load_n(r->at + i * r->stride + d, LANES(d, r->hs));
 }
-/* length of a row of `rows`: hp, or words */
+/* The length of a row of `rows`: hp, or its words. */
 static inline int row_length(int hs, int bf16) { return padded(steps(hs, bf16)); }
 
 static inline void fp32_rows(float *dst, const Rows *r) {
@@ -70,7 +70,7 @@ static inline void bf16_columns(float *dst, int64_t ld, const Rows *r) {
             for (int l = 0; l < VL; l++) vf_store(dst + (w + l) * ld + i, square[l]);
         }
 }
-/* x as bf16 rounds it */
+/* x rounded to bf16. */
 static inline vf bf16_rounded(vf x) { return (vf)(bf16_interleave(x, x) << 16); }
 
 static inline void pack_rows(float *dst, Rows r, int bf16) { (bf16 ? bf16_rows : fp32_rows)(dst, &r); }
@@ -79,7 +79,7 @@ static inline void pack_columns(float *dst, int64_t ld, Rows r, int bf16) {
     (bf16 ? bf16_columns : fp32_columns)(dst, ld, &r);
 }
 
-/* dst = src * scale; rows of src are padded */
+/* dst = src * scale. Rows of src are padded. */
 static inline void store_rows(floatX *dst, int64_t stride, const float *src, int rows, int hs, float scale) {
     const int hp = padded(hs);
     for (int i = 0; i < rows; i++, src += hp, dst += stride)

@@ -1,5 +1,4 @@
-/* Softmax and cross-entropy over the V real logits of each row; the row goes through in blocks that stay in the
- * first-level cache. */
+/* Softmax and cross-entropy over the V real logits of each row. A row is taken in blocks that stay in the first cache. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -17,7 +16,7 @@ static float block_max(const float *x, int n) {
     return vf_max_of(max);
 }
 
-/* sum of exp(x - shift); each is stored to out unless that is NULL */
+/* Returns the sum of exp(x - shift) and stores each term to out, unless out is NULL. */
 static inline float block_exp(float *out, const float *x, float shift, int n) {
     vf sum = {0};
     for (int i = 0; i < n; i += VL) {
@@ -31,8 +30,8 @@ static inline float block_exp(float *out, const float *x, float shift, int n) {
 
 static int block_size(int at, int V) { return V - at < BLOCK ? V - at : BLOCK; }
 
-/* log sum exp in one pass: the sum is relative to the largest logit so far, and shrinks when a larger one comes
- * (Milakov & Gimelshein 2018) */
+/* log sum exp in one pass (Milakov & Gimelshein 2018). The sum is relative to the largest logit so far; it is scaled down
+ * when a larger one comes. */
 APART double row_lse(const float *x, int V) {
     double sum = 0;
     float max = -FLT_MAX;
@@ -71,7 +70,7 @@ void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX
                     &(Forward){losses, lse, logits, targets, V, Vp});
 }
 
-/* few numbers: one thread, in order */
+/* The numbers are few, so one thread adds them in order. */
 void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights, int64_t N) {
     double sum = 0, weight = 0;
     (void)ctx;
@@ -84,7 +83,7 @@ void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *tar
     loss[1] = weight > 0 ? (float)(1 / weight) : 0;
 }
 
-/* exp(x - lse) sums to 1 up to lse's rounding, which is large where the logits are; dividing by the sum removes it */
+/* exp(x - lse) sums to 1 up to the rounding of lse, which is large if the logits are. Division by the sum removes it. */
 APART void row_backward(float *x, float lse, int target, double factor, int V) {
     double sum = 0;
     for (int at = 0; at < V; at += BLOCK) sum += block_exp(x + at, x + at, lse, block_size(at, V));
@@ -108,7 +107,7 @@ static void backward_rows(const void *given, Part rows) {
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
         float *x = a.logits + bt * a.Vp;
         const double factor = a.targets[bt] < 0 ? 0 : (double)a.weights[bt] * a.scale * a.loss_scale;
-        const int real = factor == 0 ? 0 : a.V; /* columns with a gradient: none where the target is ignored */
+        const int real = factor == 0 ? 0 : a.V; /* the columns with a gradient: none if the target is ignored */
         if (real) row_backward(x, a.lse[bt], a.targets[bt], factor, a.V);
         memset(x + real, 0, (size_t)(a.Vp - real) * sizeof *x);
     }

@@ -1,15 +1,15 @@
-/* Weights in fewer bytes: generation reads every one of them for every token, and little else. */
+/* Weights in fewer bytes, because generation reads every weight for every token, and little else. */
 #include <math.h>
 #include "weights.h"
 
-static uint16_t to_bf16(float x) { /* to nearest, ties to even; NaN stays NaN */
+static uint16_t to_bf16(float x) { /* rounds to nearest, ties to even; NaN stays NaN */
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     if (x != x) return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* x is read before dst, which may lie upon it, is written */
+/* dst may overlap x: each number is read before its place is written. */
 static void row_to_bf16(char *dst, const float *x, int C) {
     for (int c = 0; c < C; c++) {
         const uint16_t v = to_bf16(x[c]);

@@ -1,9 +1,29 @@
-/* Picks the kernels for this machine: the best instruction set it has, or the one $PYLLMC_ISA names. */
+/* Picks the kernels for this machine: those of the best instruction set it has, or of the one that $PYLLMC_ISA names. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/cores.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "isa.h"
+
+/* ---- the rows of isas.def: what each requires, and their names ---- */
+
+#if defined(__x86_64__) || defined(__i386__)
+#define HAS(feature) __builtin_cpu_supports(feature)
+#else
+#define HAS(feature) 0
+#endif
+#define MAY_RUN(name) may_run_##name()
+#define SET(name, machines, flags, vl, mr, nr, condition) \
+    int may_run_##name(void) { return condition; }
+#include "isas.def"
+
+#define SET(name, machines, flags, vl, mr, nr, condition) #name ", "
+static const char NAMES[] =
+#include "isas.def"
+    "reference";
+
+/* ---- the choice ---- */
 
 #define DECLARE(isa) extern const Kernels kernels_##isa;
 #define ADDRESS(isa) &kernels_##isa,
@@ -19,10 +39,7 @@ const Kernels *llmc_kernels(const char *isa) {
         if (k->supported()) return k;
         if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     }
-    llmc_fail(LLMC_EDEVICE,
-              "no kernels called '%s': PYLLMC_ISA knows avx512_bf16, avx512, avx2, generic, neon, reference",
-              any ? "" : isa);
-    return NULL;
+    return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", any ? "" : isa, NAMES), NULL;
 }
 
 const char *llmc_backend(void) { return "cpu"; }

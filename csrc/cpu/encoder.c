@@ -2,7 +2,7 @@
 #include "threads.h"
 #include "weights.h"
 
-/* sum = a, a row of weights, + b */
+/* sum = a + b, where a is a row of weights. */
 INLINE void add_embeddings(float *sum, const void *a, const float *b, int C, const int format) {
     const float scale = weight_scale(a, format);
     for (int c = 0; c < C; c += VL) {
@@ -33,8 +33,8 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
                     &(Forward){out, tokens, pos, wte, wpe, T, C, ctx->weight_format});
 }
 
-/* n channels at position t: every sequence's gradient goes to its token's row, their sum to dwpe's. Sixteen are
- * summed before they join the others, so that the rounding errors of a large B do not pile up. */
+/* n channels at one position. Every sequence's gradient goes to its token's row of dwte, and their sum to dwpe. Sixteen
+ * gradients are summed before they join the others, so that the rounding errors of a large B do not pile up. */
 static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C, int n) {
     vf total = {0};
     for (int first = 0; first < B; first += 16) {
@@ -65,7 +65,7 @@ static void backward_lines(const void *given, Part lines) {
             scatter(a.dwte + c, a.dwpe + t * a.C + c, a.dout + t * a.C + c, a.tokens + t, a.B, a.T, a.C, LANES(c, a.C));
 }
 
-/* A token may come more than once, so the threads share out the columns, not the rows: by cache lines. */
+/* A token may come more than once, so threads share out the columns instead of the rows. A thread gets whole cache lines. */
 void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
                          int C) {
     const int64_t lines = pieces(C, LINE);

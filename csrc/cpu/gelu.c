@@ -1,4 +1,4 @@
-/* GELU alone, where the backward pass computes it again rather than keep it. */
+/* GELU alone, for a backward pass that computes it again instead of keeping it. */
 #include "gelu.h"
 #include "isa.h"
 #include "threads.h"

@@ -1,11 +1,11 @@
 /* GELU with the tanh of GPT-2 (Hendrycks & Gimpel 2016): gelu(x) = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3).
- * matmul's epilogues apply it while a tile is still in registers. */
+ * The matrix product applies it to a tile that is still in the first cache. */
 #ifndef GELU_H
 #define GELU_H
 #include "simd.h"
 
-/* With s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) nothing cancels: gelu(x) = x s, also far below 0. e^-2u is taken as
- * 2^(-2u log2(e)); it is 0 where x^3 overflows, and anything below -10, where nobody asks. */
+/* gelu(x) = x s with s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u): nothing cancels, also far below 0. e^-2u is computed as
+ * 2^(-2u log2(e)). It is 0 if x^3 overflows; below x = -10, where nobody uses it, it may be anything. */
 static inline vf gelu_exp(vf x) { return vf_exp2(x * (-2.3022082f - 0.10294324f * (x * x)), 0); }
 
 static inline vf gelu(vf x) {

@@ -1,25 +1,26 @@
-/* Matrix product, blocked as in BLIS (Van Zee & van de Geijn 2015), over the vectors of simd.h.
+/* Matrix product, blocked as in BLIS (Van Zee & van de Geijn 2015).
  *
- *   tile    MR rows x up to NV vectors of C: its sums stay in registers over a block of K
- *   panel   up to NR columns of a block: its part of B is copied, so that every tile reads it in a straight line;
- *           meanwhile the second cache is asked for the next panel's part
- *   block   a piece of C that one thread computes, panel by panel, for one block of K after another. What it needs of
- *           A stays in the second cache: a copy in panels of MR rows, or in place (fp32, not transposed)
- *   dots    few rows: every row of B^T is read once, where it lies
+ *   tile    mr rows x up to nr columns of C. Its sums stay in registers over a part of K.
+ *   panel   Up to nr columns of a block. Its part of B is copied, so that every tile reads it in a straight line.
+ *           Meanwhile the second cache is asked for the next panel's part.
+ *   block   A part of C that one thread computes, panel by panel, for one part of K after another. The block's part of
+ *           A stays in the second cache: as a copy in panels of mr rows, or where it lies (fp32, not transposed).
+ *   dots    The way for few rows: every row of B^T is read once, where it lies.
  *
- * The shape alone decides in which order an element is summed over K, so threads may share out C freely. */
+ * The sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is
+ * summed over K, so threads may share out C freely. */
 #include "gelu.h"
-#include "gemm_tile.h"
+#include "gemm_block.h"
 #include "threads.h"
 
 enum {
-    WIDEST = 3072,        /* columns of a block */
-    LOW = 16,             /* tiles of a panel: B pays its copy in higher blocks */
+    WIDEST = 3072,        /* the most columns of a block */
+    LOW = 16,             /* the most tiles of a panel for which a copy of B does not pay */
     OPS_PER_ELEMENT = 40, /* multiply-adds that take as long as one element of threads.h */
-    LARGE = 1 << 19,      /* elements of C: more than the second cache holds */
+    LARGE = 1 << 19,      /* elements of C that the second cache cannot hold */
 };
 
-int64_t K(matmul_workspace)(int threads) { return (int64_t)threads * OWN_FLOATS * (int64_t)sizeof(float); }
+int64_t K(matmul_workspace)(int threads) { return threads * own_floats() * (int64_t)sizeof(float); }
 
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
@@ -34,32 +35,27 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 
 /* ---- the block ---- */
 
-typedef struct Tiles {
-    int64_t most; /* of K in a block */
-    void (*copy)(const Gemm *g, const Block *s);
-    void (*panel)(const Gemm *g, const Block *s, int64_t n);
-} Tiles;
-static const Tiles fp32 = {KC, K(gemm_copy_fp32), K(gemm_panel_fp32)};
-#if HAS_BF16
-static const Tiles bf16 = {2 * KC, K(gemm_copy_bf16), K(gemm_panel_bf16)};
-#endif
-
 static const Tiles *tiles_of(const Gemm *g) {
 #if HAS_BF16
-    if (g->bf16) return &bf16;
+    if (g->bf16) return &K(gemm_tiles_bf16);
 #endif
     (void)g;
-    return &fp32;
+    return &K(gemm_tiles_fp32);
 }
 
-static void block(const Gemm *g, Block *s) {
-    const Tiles *tiles = tiles_of(g);
-    const int64_t parts = (g->K + tiles->most - 1) / tiles->most;
-    const int64_t kc = up((g->K + parts - 1) / parts, tiles->most / KC); /* equal parts of whole pairs */
+static void end_streams(void) { /* makes what was stored past the caches visible to other threads */
+#if VL >= 8
+    _mm_sfence();
+#endif
+}
+
+static void block(const Gemm *g, const Tiles *t, Block *s) {
+    const int64_t parts = (g->K + t->kc - 1) / t->kc;
+    const int64_t kc = up((g->K + parts - 1) / parts, t->k_unit); /* the parts are equal */
     for (s->k = 0; s->k < g->K; s->k += kc) {
         s->kc = smaller(kc, g->K - s->k);
-        tiles->copy(g, s);
-        for (int64_t n = s->n; n < s->n_end; n += NR) tiles->panel(g, s, n);
+        t->copy_a(g, s);
+        for (int64_t n = s->n; n < s->n_end; n += t->nr) t->panel(g, s, n);
     }
     if (g->stream) end_streams();
 }
@@ -67,14 +63,15 @@ static void block(const Gemm *g, Block *s) {
 /* ---- sharing C out ---- */
 
 typedef struct Plan {
-    int64_t mt, nt, across, count; /* blocks of mt x nt, `across` of them side by side */
+    int64_t mt, nt, across, count; /* `count` blocks of mt x nt, `across` of them side by side */
 } Plan;
 
-/* time of the busiest thread, in multiply-adds: to copy a row costs as much as 40 more columns, a column as 40 more
- * rows. The last of several threads is a quarter of a block late: no two cores are equally fast, or free. */
-static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, int threads) {
-    p->mt = up((g->M + down - 1) / down, MR);
-    p->nt = up((g->N + across - 1) / across, NR);
+/* Fills in the plan of `down` x `across` blocks and returns the time of its busiest thread, in multiply-adds. The copy of a
+ * row costs as much as 40 more columns, that of a column as 40 more rows. The last of several threads is a quarter of a
+ * block late, because no two cores are equally fast, or free. */
+static double plan_time(const Gemm *g, const Tiles *t, Plan *p, int64_t down, int64_t across, int threads) {
+    p->mt = up((g->M + down - 1) / down, t->mr);
+    p->nt = up((g->N + across - 1) / across, t->nr);
     p->across = (g->N + p->nt - 1) / p->nt;
     p->count = p->across * ((g->M + p->mt - 1) / p->mt);
     const int64_t rounds = (p->count + threads - 1) / threads;
@@ -82,20 +79,20 @@ static double plan_time(const Gemm *g, Plan *p, int64_t down, int64_t across, in
     return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
-static Plan best_plan(const Gemm *g, int threads) {
-    const int64_t least_down = (g->M + MC - 1) / MC, least_across = 1 + (g->N - 1) / WIDEST;
+static Plan best_plan(const Gemm *g, const Tiles *t, int threads) {
+    const int64_t least_down = (g->M + t->mc - 1) / t->mc, least_across = 1 + (g->N - 1) / WIDEST;
     Plan best, p;
-    double least = plan_time(g, &best, least_down, least_across, threads);
+    double least = plan_time(g, t, &best, least_down, least_across, threads);
     for (int64_t down = least_down; down <= 4 * (least_down + threads); down += 1 + down / 4)
         for (int64_t across = least_across; across <= 4 * (least_across + threads); across += 1 + across / 4) {
-            const double t = plan_time(g, &p, down, across, threads);
-            if (t < least) least = t, best = p;
+            const double time = plan_time(g, t, &p, down, across, threads);
+            if (time < least) least = time, best = p;
         }
     return best;
 }
 
-/* the larger operand is read once: the blocks that share a piece of it follow one another */
-static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) {
+/* Blocks that share a part of the larger operand follow one another, so that it is read from memory once. */
+static Block nth_block(const Gemm *g, const Tiles *t, const Plan *p, int64_t i, float *scratch) {
     const int64_t down = p->count / p->across;
     const int64_t m = (g->M > g->N ? i / p->across : i % down) * p->mt;
     const int64_t n = (g->M > g->N ? i % p->across : i / down) * p->nt;
@@ -105,36 +102,39 @@ static Block nth_block(const Gemm *g, const Plan *p, int64_t i, float *scratch) 
                    .n = n,
                    .n_end = smaller(g->N, n + p->nt),
                    .a = scratch,
-                   .b = scratch + A_FLOATS,
-                   .in_place = !g->b.transposed && !g->bf16 && m_end - m <= LOW * MR};
+                   .b = scratch + t->a_floats,
+                   .in_place = t->in_place && !g->b.transposed && m_end - m <= LOW * t->mr};
 }
 
 typedef struct Shared {
     const Gemm *g;
+    const Tiles *tiles;
     const Plan *plan;
     float *workspace;
 } Shared;
 static void blocks_of(const void *given, Part p) {
     const Shared a = *(const Shared *)given;
     for (int64_t i = p.from; i < p.to; i++) {
-        Block s = nth_block(a.g, a.plan, i, a.workspace + p.thread * (int64_t)OWN_FLOATS);
-        block(a.g, &s);
+        Block s = nth_block(a.g, a.tiles, a.plan, i, a.workspace + p.thread * own_floats());
+        block(a.g, a.tiles, &s);
     }
 }
 
 static void blocks(Context *ctx, const Gemm *g, int threads) {
-    const Plan p = best_plan(g, threads);
-    parallel_dynamic(threads, p.count, blocks_of, &(Shared){g, &p, ctx->workspace});
+    const Tiles *t = tiles_of(g);
+    const Plan p = best_plan(g, t, threads);
+    parallel_dynamic(threads, p.count, blocks_of, &(Shared){g, t, &p, ctx->workspace});
 }
 
-/* a gradient of weights, which is read next when all others are there: not if it may still be in a cache then, or if a
- * part of the sum is read before */
+/* Whether C bypasses the caches. A gradient of weights does if the second cache cannot hold it, because nobody reads it
+ * before the update. C does not if sums are added to it: to earlier ones, or part of K by part of K. */
 static int is_streamed(const Gemm *g) {
     const int aligned = (uintptr_t)g->c % (VL * sizeof(float)) == 0 && g->N % VL == 0;
-    return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->most && g->M * g->N >= LARGE && aligned;
+    return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->kc && g->M * g->N >= LARGE && aligned;
 }
 
-/* one token reads each weight once, as fast as memory brings it: to round it would only take time */
+/* Whether the operands are rounded to bf16. For a single token they are not: it reads each weight once, as fast as memory
+ * brings it, so rounding would only take time. */
 static int rounds(const Context *ctx, const Gemm *g) { return USES_BF16(ctx) && !(g->M == 1 && g->b.transposed); }
 
 void K(gemm)(Context *ctx, const Gemm *given) {

@@ -1,13 +1,13 @@
-/* The matrix product's tiles in bf16: operands are rounded to bf16 (to nearest, ties to even) while they are copied, two
- * that follow each other along K in one word; products are added up in float. */
+/* The matrix product's tiles in bf16. Operands are rounded to bf16 (to nearest, ties to even) while they are copied; a word
+ * holds two that follow each other along K. Products are added up in float. */
 #include "gemm_tile.h"
 #if HAS_BF16
-typedef int32_t Pair; /* the even k in the low half; an odd K ends with a pair whose high half is 0 */
+typedef int32_t Pair; /* the even k is in the low half; an odd K ends with a pair whose high half is 0 */
 
 enum { A_PAIRS = KC }; /* words from one copied row of A to the next */
 
-/* nv and columns are constants where this is inlined. A's copy: (pairs, MR) if columns, else (MR, A_PAIRS);
- * b: (pairs, nv*VL) */
+/* Computes the piece p of C over `pairs` pairs of products. The copy of A is (pairs, MR) if columns, else (MR, A_PAIRS);
+ * b is (pairs, nv*VL). nv and columns are constants where this is inlined. */
 INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns, const Pair *b, const int nv) {
     vf acc[MR][NV];
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
@@ -47,14 +47,15 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_
 
 /* ---- copies of A: panels of MR rows ---- */
 
-/* two rows of src, k and k + 1, become one of pairs; beyond the last row is 0 */
+/* The rows k and k + 1 at src as one row of pairs. An odd last row is paired with zeros. */
 INLINE vi pairs_at(const float *src, int64_t ld, int has_odd, int lanes) {
     return bf16_interleave(vf_load_n(src, lanes), has_odd ? vf_load_n(src + ld, lanes) : (vf){0});
 }
 
-enum { GROUP = 4 * VL }; /* rows copied side by side: whole lines are read, they may lie far apart */
+/* The rows copied side by side, so that whole lines are read: the numbers of a row may lie far apart. */
+enum { GROUP = 4 * VL };
 
-static void copy_columns(const Gemm *g, const Block *s) {
+static void copy_a_columns(const Gemm *g, const Block *s) {
     const int64_t pairs = (s->kc + 1) / 2;
     for (int64_t m = s->m; m < s->m_end; m += GROUP)
         for (int64_t k = 0; k < s->kc; k += 2) {
@@ -71,29 +72,31 @@ static void copy_columns(const Gemm *g, const Block *s) {
         }
 }
 
-static void copy_rows(const Gemm *g, const Block *s) {
+static void copy_a_rows(const Gemm *g, const Block *s) {
     Pair *dst = (Pair *)s->a;
     for (int64_t m = s->m; m < s->m + up(s->m_end - s->m, MR); m++, dst += A_PAIRS) {
-        const float *row = element(&g->a, smaller(m, s->m_end - 1), s->k); /* the last again rather than past the end */
+        const float *row =
+            element(&g->a, smaller(m, s->m_end - 1), s->k); /* the last row again, not one past the end */
         round_row(dst, row, s->kc);
     }
 }
 
-void K(gemm_copy_bf16)(const Gemm *g, const Block *s) {
-    if (g->a.transposed) copy_columns(g, s);
-    else copy_rows(g, s);
+static void copy_a(const Gemm *g, const Block *s) {
+    if (g->a.transposed) copy_a_columns(g, s);
+    else copy_a_rows(g, s);
 }
 
 /* ---- copies of B: a panel ---- */
 
-static void pack_rows(Pair *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
+/* Copies a panel of a B that is not transposed. */
+static void pack_b_rows(Pair *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
     for (int64_t k = 0; k < kc; k += 2, dst += up(cols, VL), src += 2 * ld)
         for (int64_t j = 0; j < cols; j += VL) vi_store(dst + j, pairs_at(src + j, ld, k + 1 < kc, LANES(j, cols)));
 }
 
-/* numbers k..k+kc of VL rows become VL columns of pairs */
-INLINE void pack_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
-                            const int format) {
+/* Copies numbers k..k+kc of VL rows of weights to VL columns of pairs. */
+INLINE void pack_b_vector(Pair *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
+                          const int format) {
     const int64_t pairs = (kc + 1) / 2;
     for (int64_t k = 0; k < kc; k += 2 * VL) {
         vf r[VL];
@@ -106,13 +109,14 @@ INLINE void pack_transposed(Pair *dst, int64_t width, const Gemm *g, int64_t n, 
     }
 }
 
-static void pack_weights(const Gemm *g, const Block *s, int64_t n, int64_t cols) {
+/* Copies a panel of a transposed B, whose columns are rows of weights. */
+static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t cols) {
     for (int64_t j = 0; j < cols; j += VL)
         FOR_FORMAT(g->b.format,
-                   pack_transposed((Pair *)s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
+                   pack_b_vector((Pair *)s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
-/* int8 is multiplied without its scales, which the sums get; NULL if there are none */
+/* The scales of int8 columns, or NULL for other formats. The sums are multiplied by them, not the numbers. */
 static const float *scales_of(const Gemm *g, int64_t n, int cols, float room[NR]) {
     for (int j = 0; j < cols && g->b.format == LLMC_INT8; j += VL)
         vf_store(room + j, weight_scales(g->b.at, LLMC_INT8, g->b.ld, n + j, LANES(j, cols)));
@@ -121,19 +125,29 @@ static const float *scales_of(const Gemm *g, int64_t n, int cols, float room[NR]
 
 /* ---- a panel of C ---- */
 
-void K(gemm_panel_bf16)(const Gemm *g, const Block *s, int64_t n) {
+static void panel(const Gemm *g, const Block *s, int64_t n) {
     const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL, columns = g->a.transposed;
     const int64_t pairs = (s->kc + 1) / 2;
-    if (g->b.transposed) pack_weights(g, s, n, cols);
-    else pack_rows((Pair *)s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
+    if (g->b.transposed) pack_b_columns(g, s, n, cols);
+    else pack_b_rows((Pair *)s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
     float room[NR];
     const float *scales = scales_of(g, n, cols, room);
-    look_ahead(next, g, s, n, pairs);
+    look_ahead(next, &K(gemm_tiles_bf16), g, s, n, pairs);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        Piece p = piece(g, s, m, n, cols, next);
+        Piece p = piece(&K(gemm_tiles_bf16), g, s, m, n, cols, next);
         p.scales = scales;
         tiles[columns][nv - 1](&p, pairs, (Pair *)s->a + (m - s->m) * (columns ? pairs : A_PAIRS), (Pair *)s->b);
     }
 }
+
+const Tiles K(gemm_tiles_bf16) = {.mr = MR,
+                                  .nr = NR,
+                                  .mc = MC,
+                                  .kc = 2 * KC,
+                                  .k_unit = 2,
+                                  .a_floats = A_FLOATS,
+                                  .b_floats = B_FLOATS,
+                                  .copy_a = copy_a,
+                                  .panel = panel};
 #endif

@@ -1,11 +1,11 @@
-/* The matrix product by a BLAS library, for CPUs whose vectors simd.h does not know: make BLAS=openblas, or any other that
- * has cblas_sgemm. It decides in which order a sum is added up, so results may depend on its threads. */
+/* The matrix product by a BLAS library, for CPUs whose vectors simd.h does not know: make BLAS=openblas, or any other
+ * library with cblas_sgemm. The library decides in which order a sum is added up, so results may depend on its threads. */
 #ifdef BLAS_SGEMM
 #include <limits.h>
-#include "gemm_tile.h"
+#include "gemm_block.h"
 #include "threads.h"
 
-enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* of the C interface to the BLAS */
+enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* the constants of cblas.h */
 void BLAS_SGEMM(int order, int trans_a, int trans_b, int M, int N, int K, float alpha, const float *a, int lda,
                 const float *b, int ldb, float beta, float *c, int ldc);
 void openblas_set_num_threads(int threads) __attribute__((weak));

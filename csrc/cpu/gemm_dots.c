@@ -1,24 +1,24 @@
-/* The matrix product of few rows: every row of B^T is read once, where it lies. */
-#include "gemm_tile.h"
+/* The matrix product for few rows of A: every row of B^T is read once, where it lies. */
+#include "gemm_block.h"
 #include "threads.h"
-#include "weights.h"
 
 enum {
-    /* rows of A for which this is faster than to copy B; but in the end the lanes of each sum must be added, so K has
-     * to be FEW_K times as large */
+    /* The most rows of A for which this is faster than a copy of B. K must be FEW_K times as large, because the lanes of
+     * each sum must be added in the end. */
     FEW = VREGS == 32 ? 64 : 16,
     FEW_K = 8,
-    /* a tile's sums, a vector each, fill the registers: of several rows of A, or of one */
+    /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
     COLS = 4,
     COLS_OF_ONE = VL < 8 ? VL : 8,
-    ROUNDED = 4, /* joins the format of B's rows where products are those of bf16 operands */
+    ROUNDED = 4, /* is added to the format of B's rows if the operands are rounded to bf16 */
 };
 
 static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
 
-/* A rounded lies where thread 0 has its scratch; the end of each thread's is for rows of B */
-static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= OWN_FLOATS; }
+/* Whether the workspace has room. The rounded A lies at the beginning of thread 0's part; rows of B lie at the end of each
+ * thread's part. */
+static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= own_floats(); }
 
 int K(gemm_is_few)(const Gemm *g) {
     return g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
@@ -26,13 +26,13 @@ int K(gemm_is_few)(const Gemm *g) {
 
 /* ---- a tile ---- */
 
-/* VL numbers of a row, or 2 VL in pairs */
+/* The next VL numbers of a row, or 2 VL of them in pairs. */
 INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
     if (how & ROUNDED) return (vf)weight_pairs(row, k, K, how & ~ROUNDED);
     return weights_at(row, k, LANES(k, K), how);
 }
 
-/* the second cache is asked for the rows that lie `ahead`: memory's speed is what counts */
+/* Asks the second cache for the rows that lie `ahead` bytes further, because the speed of memory decides here. */
 INLINE void ask_for(const void *row, int64_t k, int64_t ahead, const int how) {
     const int each = number_bytes(how & ~ROUNDED), bytes = each * (how & ROUNDED ? 2 * VL : VL);
     if (ahead)
@@ -53,8 +53,8 @@ INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *c
     }
 }
 
-/* sums[i * cols + j] = the products of a[i] and b[j], rows of A and of B^T, lane by lane; copy, if any, gets b as it is
- * multiplied */
+/* sums[i * cols + j] = the products of a[i] and b[j], rows of A and of B^T, summed lane by lane. copy, unless NULL, gets b
+ * in the form in which it is multiplied. */
 INLINE void dot(int64_t K, const void *const a[], const void *const b[], const int rows, const int cols, int64_t ahead,
                 const int how, int32_t *const copy[], vf *sums) {
     const int step = how & ROUNDED ? 2 * VL : VL;
@@ -66,7 +66,7 @@ INLINE void dot(int64_t K, const void *const a[], const void *const b[], const i
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i * cols + j] = acc[i][j];
 }
 
-/* lane j = the sum of r[j]: a transposition in which what meets is added at once */
+/* Lane j becomes the sum of r[j]. This is a transposition that adds the two halves as soon as they meet. */
 INLINE vf sums_of(vf r[VL]) {
 #define ADD_HALVES(s)             \
     for (int i = 0; i < (s); i++) \
@@ -84,7 +84,7 @@ INLINE vf sums_of(vf r[VL]) {
 
 /* ---- a strip: C's columns n..n+VL ---- */
 
-/* beyond the last row of B^T it is read again */
+/* Row n + j of B^T; instead of a row beyond the last, the last again. */
 static inline const void *row_of_strip(const Gemm *g, int64_t n, int j, const int format) {
     return weight_row(g->b.at, format, g->b.ld, smaller(n + j, g->N - 1));
 }
@@ -111,7 +111,7 @@ INLINE void strip_of_one(const Gemm *g, int64_t n, const int format, int32_t *un
     put_strip(g, n, sums, format);
 }
 
-/* a tile's sums, to their rows and columns */
+/* Stores a tile's sums to their rows and columns. */
 INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
     for (int i = 0; i < ROWS; i += VL / COLS) {
         float x[VL / COLS][COLS];
@@ -120,8 +120,8 @@ INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
     }
 }
 
-/* COLS rows of B^T stay in the first cache until all rows of A have met them; the first that do round them for the others.
- * The next strip is asked for by the first if they round, else by the last, which need not wait for this one. */
+/* COLS rows of B^T stay in the first cache until all rows of A were multiplied with them. The first rows of A round them
+ * for the others. If they do, they also ask for the next strip; else the last rows do, which need not wait for this one. */
 INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy) {
     const int format = how & ~ROUNDED, copied = how & ROUNDED && format != LLMC_BF16;
     const int64_t next = VL * row_bytes(format, g->b.ld);
@@ -174,7 +174,7 @@ static Strip strip_of(const Gemm *g) {
 }
 
 typedef struct Dots {
-    const Gemm *g, *given; /* given: with A as it was */
+    const Gemm *g, *given; /* given has A as it was before it was rounded */
     Strip strip;
     int32_t *scratch;
     int64_t pairs;
@@ -189,7 +189,7 @@ static void round_rows(const void *dots, Part rows) {
 static void strips(const void *dots, Part p) {
     const Dots d = *(const Dots *)dots;
     for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
-        d.strip(d.g, n, d.scratch + (p.thread + 1) * (int64_t)OWN_FLOATS - COLS * d.pairs);
+        d.strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * d.pairs);
 }
 
 void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {

@@ -1,14 +1,14 @@
 /* The matrix product's tiles in fp32. */
 #include "gemm_tile.h"
 
-/* nv and columns are constants where this is inlined. A's piece lies in `columns`, of which MR elements may be
- * read, or in rows, lda apart; b: (kc, nv*VL), rows ldb apart */
+/* Computes the piece p of C over kc products. `columns` says how A lies: in columns of MR elements, or in rows lda apart.
+ * b is (kc, nv*VL) with rows ldb apart. nv and columns are constants where this is inlined. */
 INLINE void tile(const Piece *p, int64_t kc, const float *a, int64_t lda, const int columns, const float *b,
                  int64_t ldb, const int nv) {
     vf acc[MR][NV];
     const float *row[MR];
     UNROLL for (int i = 0; i < MR; i++) {
-        row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last again rather than past the end */
+        row[i] = a + (i < p->rows ? i : p->rows - 1) * lda; /* the last row again, not one past the end */
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = (vf){0};
     }
     for (int64_t from = 0; from < kc; from += STEP) {
@@ -40,7 +40,7 @@ TILE(rows_1, 0, 1)
 TILE(rows_2, 0, 2)
 TILE(columns_1, 1, 1)
 TILE(columns_2, 1, 2)
-#if NV == 3
+#if VREGS == 32
 TILE(rows_3, 0, 3)
 TILE(columns_3, 1, 3)
 static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_2, columns_3}};
@@ -51,9 +51,11 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 
 /* ---- copies: A's rows in panels of MR columns, (kc, MR) each; B's panel, (kc, nv*VL) ---- */
 
-enum { GROUP = 8 }; /* panels copied side by side: whole lines are read, rows of a transposed A may lie far apart */
+/* The panels copied side by side, so that whole lines are read: rows of a transposed A may lie far apart. */
+enum { GROUP = 8 };
 
-void K(gemm_copy_fp32)(const Gemm *g, const Block *s) {
+/* An A that is not transposed is read where it lies. */
+static void copy_a(const Gemm *g, const Block *s) {
     if (!g->a.transposed) return;
     for (int64_t m = s->m; m < s->m_end; m += GROUP * MR)
         for (int64_t k = 0; k < s->kc; k++) {
@@ -66,14 +68,15 @@ void K(gemm_copy_fp32)(const Gemm *g, const Block *s) {
         }
 }
 
+/* Copies a panel of a B that is not transposed. */
 static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
     for (int64_t k = 0; k < kc; k++, src += ld, dst += up(cols, VL))
         for (int64_t j = 0; j < cols; j += VL) vf_store(dst + j, vf_load_n(src + j, LANES(j, cols)));
 }
 
-/* numbers k..k+kc of VL rows of weights become VL columns of dst, whose rows are `width` apart */
-INLINE void pack_vector(float *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
-                        const int format) {
+/* Copies numbers k..k+kc of VL rows of weights to VL columns of dst, whose rows are `width` apart. */
+INLINE void pack_b_vector(float *dst, int64_t width, const Gemm *g, int64_t n, int rows, int64_t from, int64_t kc,
+                          const int format) {
     const void *row[VL];
     vf r[VL];
     for (int i = 0; i < VL; i++) row[i] = weight_row(g->b.at, format, g->b.ld, n + (i < rows ? i : rows - 1));
@@ -90,24 +93,36 @@ INLINE void pack_vector(float *dst, int64_t width, const Gemm *g, int64_t n, int
     }
 }
 
+/* Copies a panel of a transposed B, whose columns are rows of weights. */
 static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t cols) {
     for (int64_t j = 0; j < cols; j += VL)
-        FOR_FORMAT(g->b.format, pack_vector(s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
+        FOR_FORMAT(g->b.format, pack_b_vector(s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
 /* ---- a panel of C ---- */
 
-void K(gemm_panel_fp32)(const Gemm *g, const Block *s, int64_t n) {
+static void panel(const Gemm *g, const Block *s, int64_t n) {
     const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
     const int in_place = s->in_place && cols % VL == 0, columns = g->a.transposed;
     const float *b = in_place ? element(&g->b, s->k, n) : s->b;
     if (g->b.transposed) pack_b_columns(g, s, n, cols);
     else if (!in_place) pack_b_rows(s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
-    look_ahead(next, g, s, n, s->kc);
+    look_ahead(next, &K(gemm_tiles_fp32), g, s, n, s->kc);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        const Piece p = piece(g, s, m, n, cols, next);
+        const Piece p = piece(&K(gemm_tiles_fp32), g, s, m, n, cols, next);
         tiles[columns][nv - 1](&p, s->kc, columns ? s->a + (m - s->m) * s->kc : element(&g->a, m, s->k),
                                columns ? MR : g->a.ld, b, in_place ? g->b.ld : nv * VL);
     }
 }
+
+const Tiles K(gemm_tiles_fp32) = {.mr = MR,
+                                  .nr = NR,
+                                  .mc = MC,
+                                  .kc = KC,
+                                  .k_unit = 1,
+                                  .a_floats = A_FLOATS,
+                                  .b_floats = B_FLOATS,
+                                  .in_place = 1,
+                                  .copy_a = copy_a,
+                                  .panel = panel};

@@ -1,30 +1,30 @@
-/* LayerNorm (Ba et al. 2016), alone and fused with the residual addition before it. A row fits the first-level
- * cache, so its few sweeps cost one pass over memory. */
+/* LayerNorm (Ba et al. 2016), alone and fused with the residual addition before it. A row fits the first cache, so several
+ * sweeps over it cost one pass over memory. */
 #include <math.h>
 #include <string.h>
 #include "isa.h"
 #include "simd.h"
 #include "threads.h"
 
-enum { UNROLL = 4 }; /* sums side by side: no addition waits for the one before, and errors stay small */
+enum { SUMS = 4 }; /* the sums side by side, so that no addition waits for another and rounding errors stay small */
 
-static inline vf sum_of(const vf s[UNROLL]) { return (s[0] + s[1]) + (s[2] + s[3]); }
+static inline vf sum_of(const vf s[SUMS]) { return (s[0] + s[1]) + (s[2] + s[3]); }
 
 static float row_sum(const float *x, int C) {
-    vf s[UNROLL] = {{0}};
+    vf s[SUMS] = {{0}};
     int c = 0;
-    for (; c + UNROLL * VL <= C; c += UNROLL * VL)
-        for (int j = 0; j < UNROLL; j++) s[j] += vf_load(x + c + j * VL);
+    for (; c + SUMS * VL <= C; c += SUMS * VL)
+        for (int j = 0; j < SUMS; j++) s[j] += vf_load(x + c + j * VL);
     for (; c < C; c += VL) s[0] += vf_load_n(x + c, LANES(c, C));
     return vf_sum(sum_of(s));
 }
 
-/* sum of (x - mean)^2 */
+/* The sum of (x - mean)^2. */
 static float row_squares(const float *x, float mean, int C) {
-    vf s[UNROLL] = {{0}};
+    vf s[SUMS] = {{0}};
     int c = 0;
-    for (; c + UNROLL * VL <= C; c += UNROLL * VL)
-        for (int j = 0; j < UNROLL; j++) {
+    for (; c + SUMS * VL <= C; c += SUMS * VL)
+        for (int j = 0; j < SUMS; j++) {
             const vf d = vf_load(x + c + j * VL) - mean;
             s[j] += d * d;
         }
@@ -49,7 +49,7 @@ APART void row_forward(float *out, float *mean, float *rstd, const float *x, con
 }
 
 typedef struct Forward {
-    float *residual, *out, *mean, *rstd; /* residual: NULL where inp1 is all there is */
+    float *residual, *out, *mean, *rstd; /* residual is NULL if there is only inp1 */
     const float *inp1, *inp2, *weight, *bias;
     int C;
 } Forward;
@@ -110,7 +110,7 @@ static void row_backward(float *dresidual, float *dweight, float *dbias, const f
     }
 }
 
-/* a vector at c of dst(C) += the sum of the chunks' partial sums; `partial` is the first's, the next is 2C on */
+/* Adds the chunks' partial sums to the vector at c of dst(C). `partial` is the first chunk's, the next is 2C further. */
 static void add_partials(float *dst, const float *partial, int chunks, int C, int c) {
     const int n = LANES(c, C);
     vf sum = {0};
@@ -118,8 +118,8 @@ static void add_partials(float *dst, const float *partial, int chunks, int C, in
     vf_store_n(dst + c, vf_load_n(dst + c, n) + sum, n);
 }
 
-/* The rows are cut into chunks, as many however many threads there are: each sums its own dweight and dbias in the
- * workspace, and these are added in order. */
+/* The number of chunks of rows does not depend on the number of threads. Each chunk sums its own dweight and dbias in the
+ * workspace, and these sums are added in order. */
 enum { CHUNKS = 64, CHUNK_ROWS = 8 };
 typedef struct Backward {
     float *dresidual, *dweight, *dbias, *partials;

@@ -5,7 +5,7 @@
 
 static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld}; }
 static Operand transposed(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .transposed = 1}; }
-static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* rows are the columns of B */
+static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* the columns of B are rows of weights */
     return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weight_format};
 }
 
@@ -49,10 +49,10 @@ void K(matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dou
                          .slope = pre});
 }
 
-enum { STRIP = 4, GROUP = 16 }; /* vectors summed side by side; rows summed before the sum moves up a level */
+enum { STRIP = 4, GROUP = 16 }; /* the vectors summed side by side; the rows summed before the sum moves up a level */
 
-/* sum[j] += sums over the rows of x. Sums of 16 rows, of 16 such sums, of those: the rounding error grows far
- * slower than the number of rows. */
+/* sum[j] += sum over the rows i of x[i][j]. Each level sums GROUP sums of the level below, so that the rounding error grows
+ * far slower than the number of rows. */
 static inline __attribute__((always_inline)) void sum_columns(float *sum, const float *x, int64_t rows, int64_t ld,
                                                               const int cols) {
     vf level[3][STRIP] = {{{0}}};

@@ -1,9 +1,11 @@
-/* The arena's memory on the CPU: how much there is, getting it, giving it back. */
+/* The arena's memory on the CPU: how much is available, how it is taken and given back. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#ifdef __linux__
+#include <sys/mman.h> /* MADV_HUGEPAGE, which is Linux's alone */
+#endif
 #include <unistd.h>
 #include "memory.h"
 #include "threads.h"
@@ -20,12 +22,12 @@ static int64_t number_after(const char *path, const char *format) {
     return value;
 }
 
-/* what the kernel would give without swapping, within the control group's limit */
+/* The memory that the operating system would give without swapping, within the control group's limit. */
 int64_t cpu_memory_available(void) {
     const int64_t kib = number_after("/proc/meminfo", "MemAvailable: %lld kB");
     const int64_t limit = number_after("/sys/fs/cgroup/memory.max", "%lld");
     const int64_t used = number_after("/sys/fs/cgroup/memory.current", "%lld");
-    const int64_t cache = number_after("/sys/fs/cgroup/memory.stat", "inactive_file %lld"); /* given up when needed */
+    const int64_t cache = number_after("/sys/fs/cgroup/memory.stat", "inactive_file %lld"); /* the system gives it up */
     const int64_t left = limit - used + (cache > 0 ? cache : 0);
     int64_t room = kib < 0 ? -1 : kib * 1024;
     if (limit >= 0 && used >= 0 && (room < 0 || left < room)) room = left;
@@ -47,7 +49,7 @@ void cpu_free(void *memory, int64_t bytes) {
     free(memory);
 }
 
-/* a model plans its scratch for the threads that there are, which may be fewer than were asked for */
+/* Starts the threads. There may be fewer than were asked for, and a model plans its scratch for those there are. */
 int cpu_open(Context *ctx) {
     ctx->threads = parallel_start(ctx->threads);
     return 0;
@@ -61,13 +63,13 @@ int cpu_sync(Context *ctx) {
 }
 
 int cpu_replay(Context *ctx, const int64_t key[4]) {
-    (void)ctx, (void)key; /* a call costs nothing here: none is recorded */
+    (void)ctx, (void)key; /* calls are not recorded, because on the CPU a call costs nothing */
     return 0;
 }
 
 void cpu_recorded(Context *ctx) { (void)ctx; }
 
-enum { PIECE = 1 << 20 };
+enum { PIECE = 1 << 20 }; /* bytes */
 typedef struct Filled {
     char *dst;
     int byte;
@@ -79,7 +81,7 @@ static void fill(const void *given, Part p) {
     memset(a.dst + from, a.byte, (size_t)(end - from));
 }
 
-/* in pieces, so that each thread touches the pages it will mostly use */
+/* Fills piece by piece, so that each thread is the first to touch the pages that it will mostly use. */
 void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
     parallel_static(bytes > PIECE ? ctx->threads : 1, pieces(bytes, PIECE), fill, &(Filled){dst, byte, bytes});
 }

@@ -1,4 +1,4 @@
-/* Memory on the CPU: the same for every instruction set. */
+/* Memory on the CPU. It is the same for every instruction set. */
 #ifndef MEMORY_H
 #define MEMORY_H
 #include "../kernels.h"
@@ -14,7 +14,7 @@ void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes);
 void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes);
 void cpu_store(Context *ctx, floatX *stored, const float *param, int64_t N);
 
-/* the entries of struct Kernels that are the same for every instruction set */
+/* The entries of struct Kernels that are the same for every instruction set. */
 #define CPU_MEMORY                                                                                                 \
     .host = 1, .memory_available = cpu_memory_available, .open = cpu_open, .close = cpu_close, .alloc = cpu_alloc, \
     .free = cpu_free, .sync = cpu_sync, .replay = cpu_replay, .recorded = cpu_recorded, .fill = cpu_fill,          \

@@ -1,4 +1,4 @@
-/* Every kernel as its formula reads: plain loops, one thread, sums in double. Start reading here. The fast kernels beside
+/* Every kernel written as its formula: plain loops, one thread, sums in double. Start to read here. The fast kernels beside
  * this file compute the same; PYLLMC_ISA=reference trains with these. */
 #include <math.h>
 #include <string.h>
@@ -23,13 +23,13 @@ static uint32_t bits_of(float x) {
     return bits;
 }
 
-/* the nearest number with 8 significant bits, ties to even; infinity and NaN stay */
+/* The nearest number with 8 significant bits, ties to even. Infinity and NaN stay. */
 static float to_bf16(float x) {
     const uint32_t bits = bits_of(x);
     return x - x == 0 ? float_of((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u) : x;
 }
 
-/* number c of a row of weights, stored as compress left it */
+/* Number c of a row of weights, in the format in which compress stored it. */
 static float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {
     if (ctx->weight_format == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
     if (ctx->weight_format == LLMC_INT8) {
@@ -167,7 +167,7 @@ static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX 
     for (int64_t i = 0; i < (int64_t)B * T * C; i++) {
         const double x = pre[i], t = tanh(GELU_SCALE * (x + 0.044715 * x * x * x));
         const double flat = 1 - t * t, slope = flat == 0 ? 0 : flat * GELU_SCALE * (1 + 3 * 0.044715 * x * x) * x;
-        dpre[i] = (floatX)(dpre[i] * 0.5 * (1 + t + slope)); /* far out flat is 0, and so is 0 * inf */
+        dpre[i] = (floatX)(dpre[i] * 0.5 * (1 + t + slope)); /* far from 0 flat is 0, and 0 * inf must be 0, too */
     }
 }
 
@@ -194,7 +194,7 @@ static double dot(const Context *ctx, const floatX *a, const floatX *b, int n) {
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }
 
-/* one query over the keys and values first..last, rows `stride` apart: out = softmax(scores) v; returns lse */
+/* One query with the keys and values first..last, rows `stride` apart: out = softmax(scores) v. Returns lse. */
 static double attend(const Context *ctx, floatX *out, const floatX *q, const floatX *k, const floatX *v, int64_t stride,
                      int first, int last, int hs) {
     double max = -INFINITY, sum = 0, *p = ctx->workspace;
@@ -239,7 +239,7 @@ static void attention_cached(Context *ctx, floatX *out, floatX *cache, const flo
     }
 }
 
-/* one query: with p = softmax, dp = dout.v and D = dout.out:  ds = p (dp - D), and / sqrt(hs) in dk and dq */
+/* One query. With p = softmax, dp = dout.v and D = dout.out:  ds = p (dp - D), divided by sqrt(hs) in dk and dq. */
 static void attend_backward(const Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, float lse,
                             const floatX *qkv, int64_t C, int first, int i, int hs) {
     const floatX *q = qkv + i * 3 * C;
@@ -304,7 +304,7 @@ static void classifier_backward(Context *ctx, floatX *logits, const float *lse, 
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
         floatX *x = logits + bt * Vp;
         const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
-        double sum = 0; /* 1, but for the rounding of lse */
+        double sum = 0; /* becomes 1, except for the rounding of lse */
         for (int i = 0; i < V; i++) sum += exp((double)x[i] - lse[bt]);
         for (int i = 0; i < V; i++) x[i] = (floatX)((exp((double)x[i] - lse[bt]) / sum - (i == targets[bt])) * factor);
         for (int i = V; i < Vp; i++) x[i] = 0;
@@ -326,7 +326,7 @@ static void scale(Context *ctx, float *x, const float *factor, int64_t N) {
 
 static void adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
                   const float *grad_scale, const AdamW *step, int decayed, int64_t N) {
-    (void)ctx, (void)stored; /* which is param */
+    (void)ctx, (void)stored; /* stored is the same memory as param */
     for (int64_t i = 0; i < N; i++) {
         const double g = (double)grad[i] * (grad_scale ? grad_scale[0] : 1);
         m[i] = (float)((double)step->beta1 * m[i] + step->gain1 * g);

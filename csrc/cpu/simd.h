@@ -1,40 +1,31 @@
-/* A vector of VL floats and what the kernels need of it, over GCC's vector extensions: the same source becomes SSE2, AVX2,
- * AVX-512 or NEON. a*b + c becomes one fused multiply-add where the CPU has it. */
+/* A vector of VL floats and its operations, by GCC's vector extensions. The same source becomes SSE2, AVX2, AVX-512 or
+ * NEON code. a*b + c becomes one fused multiply-add if the CPU has it. */
 #ifndef SIMD_H
 #define SIMD_H
+#include <stdint.h>
 #include <string.h>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define VL 16
 #define VREGS 32
-#define AVX512_SUPPORTED                                                                                              \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && \
-     __builtin_cpu_supports("avx512dq"))
 #if defined(__AVX512BF16__)
 #define HAS_BF16 1
-#define SIMD_SUPPORTED (AVX512_SUPPORTED && __builtin_cpu_supports("avx512bf16"))
-#else
-#define SIMD_SUPPORTED AVX512_SUPPORTED
 #endif
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VL 8
 #define VREGS 16
-#define SIMD_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #elif defined(__SSE2__)
 #include <emmintrin.h>
 #define VL 4
 #define VREGS 16
-#define SIMD_SUPPORTED 1
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #define VL 4
 #define VREGS 32
-#define SIMD_SUPPORTED 1
 #else
 #define VL 4
 #define VREGS 16
-#define SIMD_SUPPORTED 1
 #endif
 
 #ifndef HAS_BF16
@@ -42,12 +33,12 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define APART static __attribute__((noinline)) /* keeps its registers to itself */
+#define APART static __attribute__((noinline)) /* for a function that needs all registers for itself */
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int vi __attribute__((vector_size(VL * 4)));
-typedef unsigned vu __attribute__((vector_size(VL * 4))); /* where bits may wrap: a NaN's do */
+typedef unsigned vu __attribute__((vector_size(VL * 4))); /* for bits that may wrap, as those of a NaN do */
 
-static inline vf vf_set(float x) { return x - (vf){0}; } /* minus: x + 0 would lose the sign of -0 */
+static inline vf vf_set(float x) { return x - (vf){0}; } /* not x + 0, which would lose the sign of -0 */
 static inline vf vf_load(const float *p) {
     vf v;
     memcpy(&v, p, sizeof v);
@@ -61,8 +52,8 @@ static inline vi vi_lanes(int first) { /* first, first + 1, ... : fast where `fi
     return v;
 }
 
-/* the first n lanes (0 < n <= VL); the others read as 0 and are not written. n == VL costs nothing extra where the
- * compiler sees it, so one loop body serves whole vectors and the tail. */
+/* Load and store the first n lanes (0 < n <= VL). The others read as 0 and are not written. If the compiler sees that
+ * n == VL, this costs nothing extra; so one loop body serves whole vectors and the tail. */
 static inline vf vf_load_n(const float *p, int n) {
     if (n == VL) return vf_load(p);
 #if defined(__AVX512F__)
@@ -90,10 +81,10 @@ static inline void vf_store_n(float *p, vf v, int n) {
 }
 
 static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-/* the first n lanes of v, 0 in the others */
+/* Keeps the first n lanes of v and sets the others to 0. */
 static inline vf vf_keep_n(vf v, int n) { return n == VL ? v : (vf)((vi_lanes(0) < n) & (vi)v); }
 
-/* a > b ? a : b and a < b ? a : b, as x86 has them: where either is NaN, the second */
+/* a > b ? a : b and a < b ? a : b as on x86: if either is NaN, the result is b. */
 static inline vf vf_max(vf a, vf b) {
 #if defined(__AVX512F__)
     return _mm512_max_ps(a, b);
@@ -117,7 +108,7 @@ static inline vf vf_min(vf a, vf b) {
 #endif
 }
 
-/* always in the same order: halves are added to halves (or compared) */
+/* The lanes are added (or compared) always in the same order: half of them to the other half. */
 static inline float vf_sum(vf v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(v);
@@ -156,8 +147,8 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
-/* e^x to 1 ulp or so: x = n ln2 + f, |f| <= ln2 / 2, and a polynomial for e^f (Cephes). 0 below -87.3 (the numbers there are
- * denormal, and slow), inf above 88.7, NaN stays NaN. */
+/* e^x to about 1 ulp: x = n ln2 + f with |f| <= ln2 / 2, and a polynomial for e^f (Cephes). The result is 0 below -87.3,
+ * where numbers would be denormal and slow, and inf above 88.7. NaN stays NaN. */
 static inline vf vf_exp(vf x) {
     const vf low = vf_set(-87.33654f), high = vf_set(89); /* e^89 overflows below, as it should */
     const vf shift = vf_set(12582912.f); /* 1.5 * 2^23: adding it rounds to a whole number, which the low bits are */
@@ -174,8 +165,8 @@ static inline vf vf_exp(vf x) {
     return vf_pick(x < low, vf_set(0), p);
 }
 
-/* 2^x where x < 127; 0 below 2^-126, NaN stays NaN: a polynomial for the fraction, minimax on [-1/2, 1/2] (2e-9). If
- * rough, a shorter one, still 1 at 0 (3e-6): bf16 rounds by 2e-3. */
+/* 2^x for x < 127; 0 below 2^-126; NaN stays NaN. The fraction has a minimax polynomial on [-1/2, 1/2] (error 2e-9). If
+ * rough, the polynomial is shorter (error 3e-6) and still 1 at 0; that is enough, as bf16 rounds by 2e-3. */
 INLINE vf vf_exp2(vf x, const int rough) {
 #if defined(__AVX512F__)
     const vf n = _mm512_roundscale_ps(x, 8), f = x - n;
@@ -204,7 +195,7 @@ INLINE vf vf_exp2(vf x, const int rough) {
 #endif
 }
 
-/* rows[i][j] <-> rows[j][i] of VL vectors: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
+/* Transposes VL vectors, rows[i][j] <-> rows[j][i]: exchanges the off-diagonal quarters at distance 1, 2, 4, ... */
 #if VL == 16
 #define EACH_LANE(X, s)                                                                                           \
     X(0, s), X(1, s), X(2, s), X(3, s), X(4, s), X(5, s), X(6, s), X(7, s), X(8, s), X(9, s), X(10, s), X(11, s), \
@@ -239,16 +230,16 @@ static inline void vf_transpose(vf rows[VL]) {
 #endif
 }
 
-/* bf16: words of two numbers, the first in the low half; rounded to nearest, ties to even. Where the CPU has none they are
- * never reached, and the compiler leaves out what leads to them. */
+/* bf16: a word holds two numbers, the first in the low half, rounded to nearest, ties to even. A set without bf16 never
+ * reaches these functions, and the compiler leaves out the code that leads to them. */
 static inline vi vi_set(int x) { return x - (vi){0}; }
 static inline vi vi_load(const int32_t *p) { return (vi)vf_load((const float *)p); }
 static inline void vi_store(int32_t *p, vi v) { vf_store((float *)p, (vf)v); }
 static inline void vi_store_n(int32_t *p, vi v, int n) { vf_store_n((float *)p, (vf)v, n); }
 #if HAS_BF16
-/* words (first[0], first[1]), (first[2], first[3]), ... (second[VL-2], second[VL-1]) */
+/* The words (first[0], first[1]), (first[2], first[3]), ... (second[VL-2], second[VL-1]). */
 static inline vi bf16_in_order(vf first, vf second) { return (vi)_mm512_cvtne2ps_pbh(second, first); }
-/* words (even[0], odd[0]), (even[1], odd[1]), ... */
+/* The words (even[0], odd[0]), (even[1], odd[1]), ... */
 static inline vi bf16_interleave(vf even, vf odd) {
     typedef short words __attribute__((vector_size(VL * 4)));
     const words riffle = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -262,9 +253,9 @@ static inline vi bf16_in_order(vf first, vf second) { (void)first, (void)second,
 static inline vi bf16_interleave(vf even, vf odd) { (void)even, (void)odd, __builtin_unreachable(); }
 static inline vf bf16_dot(vf sum, vi a, vi b) { (void)sum, (void)a, (void)b, __builtin_unreachable(); }
 #endif
-/* sum + a b, of numbers or of words */
+/* sum + a b, for numbers or for words of two bf16. */
 INLINE vf multiply_add(vf sum, vf a, vf b, const int bf16) { return bf16 ? bf16_dot(sum, (vi)a, (vi)b) : sum + a * b; }
 
-/* lanes from i on: what is left before end, at most VL */
+/* The number of lanes from i on: those that are left before end, at most VL. */
 #define LANES(i, end) ((end) - (i) < VL ? (int)((end) - (i)) : VL)
 #endif

@@ -4,7 +4,8 @@
 #include "simd.h"
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static int supported(void) { return SIMD_SUPPORTED; }
+_Static_assert(VL == K(isa_vl), "the vectors of simd.h have the length that isas.def says");
+
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
     (void)Vp;
     return larger(K(matmul_workspace)(threads),
@@ -12,7 +13,7 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 }
 #define ENTRY(name) .name = K(name),
 const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
-                            .supported = supported,
+                            .supported = K(may_run),
                             .fp32 = 1,
                             .bf16 = HAS_BF16,
                             .workspace_bytes = workspace_bytes,

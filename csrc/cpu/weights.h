@@ -1,4 +1,4 @@
-/* Rows of weights as they are stored: floats, or what K(compress) made of them. */
+/* Rows of weights in the format in which they are stored: as floats, or as K(compress) left them. */
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 #include "isa.h"
@@ -12,7 +12,7 @@ static inline int64_t row_bytes(int format, int64_t C) {
     return C * number_bytes(format) + (format == LLMC_INT8 ? (int64_t)sizeof(float) : 0);
 }
 
-/* the statement with F as the format, a constant */
+/* Executes the statement with a constant F that is the format. */
 #define FOR_FORMAT(format, statement)       \
     do {                                    \
         if ((format) == LLMC_FP32) {        \
@@ -31,14 +31,14 @@ static inline const void *weight_row(const void *weight, int format, int64_t C, 
     return (const char *)weight + row * row_bytes(format, C);
 }
 
-/* what the numbers of a row are to be multiplied by */
+/* The factor by which the numbers of a row must be multiplied. */
 static inline float weight_scale(const void *row, int format) {
     float scale = 1;
     if (format == LLMC_INT8) memcpy(&scale, row, sizeof scale);
     return scale;
 }
 
-static inline vf vf_from_bf16(vh v) { /* the compiler's own conversions go through halves */
+static inline vf vf_from_bf16(vh v) { /* by instruction, because the compiler's own conversions go through halves */
 #if defined(__AVX512F__)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)v), 16);
 #elif defined(__AVX2__)
@@ -60,7 +60,7 @@ static inline vf vf_from_int8(vb v) {
 #endif
 }
 
-/* numbers k..k+lanes of a row, without the scale; format is a constant where this is inlined */
+/* The numbers k..k+lanes of a row, without the scale. format is a constant where this is inlined. */
 INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
     if (format == LLMC_BF16) {
         vh v = {0};
@@ -78,14 +78,14 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
     return vf_load_n((const float *)row + k, lanes);
 }
 
-/* of rows row..row+lanes; 0 beyond */
+/* The scales of rows row..row+lanes, 0 in the other lanes. */
 INLINE vf weight_scales(const void *weight, const int format, int64_t C, int64_t row, int lanes) {
     vf scale = {0};
     for (int i = 0; i < lanes; i++) scale[i] = weight_scale(weight_row(weight, format, C, row + i), format);
     return scale;
 }
 
-/* numbers k..k+2VL of a row as pairs of bf16, zeros from K on, without the scale: so int8 is exact */
+/* The numbers k..k+2VL of a row as pairs of bf16, zeros from K on. The scale is left out, so that int8 is exact. */
 INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) {
     if (format == LLMC_BF16) {
         vi v = {0};
@@ -98,7 +98,7 @@ INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) 
     return bf16_in_order(low, high);
 }
 
-/* K floats of a row as pairs, in whole vectors */
+/* Stores K floats of a row as pairs, in whole vectors. */
 static inline void round_row(int32_t *dst, const float *row, int64_t K) {
     for (int64_t k = 0; k < K; k += 2 * VL, dst += VL) vi_store(dst, weight_pairs(row, k, K, LLMC_FP32));
 }

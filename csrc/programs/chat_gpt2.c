@@ -17,11 +17,9 @@ static void on_interrupt(int number) {
 }
 
 static void catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_interrupt};
-    if (at_terminal) action.sa_flags = SA_RESTART; /* an interrupt must not cut what is being shown */
-    sigaction(SIGINT, &action, NULL);
-    if (!at_terminal) sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); /* if the reader has gone, a write fails instead */
+    on_signal(SIGINT, on_interrupt, at_terminal); /* at a terminal an interrupt must not cut what is being shown */
+    if (!at_terminal) on_signal(SIGTERM, on_interrupt, 0);
+    on_signal(SIGPIPE, SIG_IGN, 0); /* if the reader has gone, a write fails instead */
 }
 
 /* Shows what is under way while the model is loaded or reads a long turn. During an answer its text is enough. */
@@ -57,6 +55,10 @@ static int answer(llmc_chat *chat, const char *text, int64_t size, const char *l
 
 /* Shows whose turn it is and waits for a line: 1, or 0 after an interrupt, which may come at any moment. */
 static int line_comes(const char *label) {
+#ifdef __wasi__
+    show(label, (int64_t)strlen(label));
+    return 1;
+#else
     const sig_atomic_t before = interrupts;
     sigset_t interrupt, usual;
     fd_set in;
@@ -69,6 +71,7 @@ static int line_comes(const char *label) {
     if (interrupts == before) pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &usual);
     sigprocmask(SIG_SETMASK, &usual, NULL);
     return interrupts == before;
+#endif
 }
 
 /* Reports a turn that was refused, e.g. because it is too long, and returns its exit code; 0 after any other outcome. The chat

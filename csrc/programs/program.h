@@ -3,12 +3,12 @@
 #define PROGRAM_H
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "pyllmc.h"
+#include "base/signals.h"
 #include "programs/terminal.h"
 
 enum { INTERRUPTED = 130 };
@@ -18,6 +18,15 @@ static inline void hold_streams(void) {
     /* a stream is opened in the wrong direction, so that using it fails as before */
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
+/* Lets a function answer a signal (SIG_IGN: nothing does); restart: what was being read or written then goes on. */
+static inline void on_signal(int number, void (*answer)(int), int restart) {
+#ifdef __wasi__ /* which has no signals: no program is interrupted there */
+    (void)number, (void)answer, (void)restart;
+#else
+    sigaction(number, &(struct sigaction){.sa_handler = answer, .sa_flags = restart ? SA_RESTART : 0}, NULL);
+#endif
 }
 
 /* Reports the last error on one line, and returns the exit code. */

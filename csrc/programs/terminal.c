@@ -1,7 +1,7 @@
 /* The terminal of the programs: its width, and a line that is rewritten while work goes on. */
 #include "programs/terminal.h"
+#include "base/signals.h"
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -13,8 +13,12 @@ enum { MOST = 256 }; /* bytes that the line has at most */
 static volatile sig_atomic_t live_width; /* the bytes of the line that are shown */
 
 int terminal_columns(int descriptor) {
+#ifdef TIOCGWINSZ
     struct winsize size;
-    return isatty(descriptor) && ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+    if (isatty(descriptor) && ioctl(descriptor, TIOCGWINSZ, &size) == 0) return size.ws_col;
+#endif
+    (void)descriptor;
+    return 0;
 }
 
 int help_columns(void) {

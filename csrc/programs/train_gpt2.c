@@ -1,19 +1,34 @@
 /* ./train_gpt2: the trainer on the command line. It prints the text of each event and decides nothing. */
 #include <fcntl.h>
 #include <poll.h>
+#ifndef __wasi__
 #include <sys/wait.h>
+#endif
 #include <time.h>
 #include "programs/program.h"
 
 static const char PROGRAM[] = "train_gpt2";
 static llmc_trainer *trainer;
 static volatile sig_atomic_t interrupted;
+
+#ifdef __wasi__ /* a system without other processes and signals */
+static void pass_on(int number) { (void)number; }
+static int is_ignored(int number) { return (void)number, 0; }
+#else
 static volatile pid_t maker; /* the process that makes the data, or 0 */
+static void pass_on(int number) {
+    if (maker > 0) kill(maker, number);
+}
+static int is_ignored(int number) { /* as nohup has it */
+    struct sigaction now;
+    return sigaction(number, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
+}
+#endif
 
 /* The first signal is answered and stops the work that is under way. The second ends the program at once. */
-static void on_signal(int number) {
+static void answer(int number) {
     const int error = errno;
-    if (maker > 0) kill(maker, number);
+    pass_on(number);
     if (interrupted) {
         clear_live();
         _exit(INTERRUPTED);
@@ -25,18 +40,11 @@ static void on_signal(int number) {
 }
 
 static void catch_signals(void) {
-    const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART},
-                           ignored = {.sa_handler = SIG_IGN};
-    struct sigaction before;
-    for (int i = 0; i < 2; i++) {
-        const int number = i ? SIGTERM : SIGINT;
-        if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN)
-            continue; /* it stays ignored, as nohup wants */
-        sigaction(number, &action, NULL);
-    }
-    sigaction(SIGPIPE, &ignored, NULL); /* if the reader of the lines has gone, the run goes on */
+    if (!is_ignored(SIGINT)) on_signal(SIGINT, answer, 1);
+    if (!is_ignored(SIGTERM)) on_signal(SIGTERM, answer, 1);
+    on_signal(SIGPIPE, SIG_IGN, 0); /* if the reader of the lines has gone, the run goes on */
 #ifdef SIGXFSZ
-    sigaction(SIGXFSZ, &ignored, NULL); /* at a file-size limit a write fails instead */
+    on_signal(SIGXFSZ, SIG_IGN, 0); /* at a file-size limit a write fails instead */
 #endif
 }
 
@@ -57,6 +65,13 @@ static int on_pulse(void *context, const char *text) {
 
 /* ---- the default data ---- */
 
+#ifdef __wasi__
+static int make_stories(const char *data) {
+    fprintf(stderr, "train_gpt2: there is no %s, and this system starts no program that would make it: give --data\n",
+            data);
+    return 5;
+}
+#else
 /* Runs the command that makes the stories, with its output going into `out`, in place of this (child) process. */
 static void become_maker(int out) {
     dup2(out, STDOUT_FILENO);
@@ -114,6 +129,7 @@ static int make_stories(const char *data) {
             data, *reason ? " (" : "", reason, *reason ? ")" : "");
     return 5;
 }
+#endif
 
 static int check_and_make_data(const llmc_options *options) {
     char data[4096];

@@ -10,7 +10,7 @@
 #include "base/utf8.h"
 #include "text/vocabbpe.h"
 
-#define VERSION "#version: 0.2"
+#define HEADING "#version: 0.2"
 #define EOT_TEXT "<|endoftext|>"
 #define AGAIN "fetch it again, as binary"
 enum { HIDDEN = 68, FIRST_HIDDEN = 0x100, MERGES = GPT2_V - 256 - 1 };
@@ -23,7 +23,7 @@ typedef struct Reader {
     Vocab made;
 } Reader;
 
-int vocabbpe_is(const char *text, int64_t size) { return size >= 8 && !memcmp(text, VERSION, 8); }
+int vocabbpe_is(const char *text, int64_t size) { return size >= 8 && !memcmp(text, HEADING, 8); }
 
 /* The byte that a character stands for, or -1 */
 static int byte_of(uint32_t code) {
@@ -68,8 +68,8 @@ static int read_first_line(Reader *r) {
     const char *line;
     int64_t n;
     TRY(next_line(r, &line, &n));
-    CHECK(n == (int64_t)strlen(VERSION) && !memcmp(line, VERSION, (size_t)n), LLMC_EFORMAT,
-          "%s:1: expected " VERSION ", found another; " AGAIN, r->name);
+    CHECK(n == (int64_t)strlen(HEADING) && !memcmp(line, HEADING, (size_t)n), LLMC_EFORMAT,
+          "%s:1: expected " HEADING ", found another; " AGAIN, r->name);
     return LLMC_OK;
 }
 

@@ -1,8 +1,8 @@
 /* The struct behind llmc_trainer: setup.c opens everything, trainer.c runs the loop. */
 #ifndef TRAINER_H
 #define TRAINER_H
-#include <signal.h>
 #include "base/growing.h"
+#include "base/signals.h"
 #include "options/options.h"
 #include "train/run.h"
 

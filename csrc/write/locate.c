@@ -12,16 +12,25 @@
 #include "files/filetokenizer.h"
 #include "files/state.h"
 
+#define DEVICE(name, program) ", " #name
+static const char DEVICES[] = "auto"
+#include "devices.def"
+    ;
+
+/* The program that was built for a device, as the end of a remedy; NULL: there is no such device. */
+static const char *program_of(const char *device) {
+#define DEVICE(name, program) \
+    if (!strcmp(device, #name)) return program;
+#include "devices.def"
+    return strcmp(device, "auto") ? NULL : "";
+}
+
 int locate_check_device(const char *device) {
-    const char *built = llmc_backend();
-    const int is_cuda = !strcmp(device, "cuda"), is_cpu = !strcmp(device, "cpu");
-    CHECK(is_cuda || is_cpu || !strcmp(device, "emu") || !strcmp(device, "auto"), LLMC_EDEVICE,
-          "device '%s' is not one of auto, cpu, cuda, emu", device);
+    const char *built = llmc_backend(), *program = program_of(device);
+    CHECK(program, LLMC_EDEVICE, "device '%s' is not one of %s", device, DEVICES);
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
           "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
-          is_cuda  ? ", or ./train_gpt2_cuda, which `make cuda` builds"
-          : is_cpu ? ", or ./train_gpt2"
-                   : "");
+          program);
     return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* a device that is missing is told before the data is read */
 }
 

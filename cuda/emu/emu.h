@@ -1,6 +1,6 @@
-/* CUDA C++ on the CPU: what a kernel sees. Every CUDA thread of a block runs on the CPU, one at a time, until it must
- * wait for the others; blocks of a grid run on several CPU threads. emu_block.cpp has the
- * order. What this cannot show: speed, real streams, and how a tensor core rounds its sums. */
+/* CUDA C++ on the CPU: the names that a kernel uses. The CUDA threads of a block run on one CPU thread; each runs until it
+ * must wait for the others, in the order of emu_block.cpp. The blocks of a grid run on several CPU threads. An emulation
+ * cannot show speed, real streams, or how a tensor core rounds its sums. */
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +32,7 @@ extern __thread dim3 blockDim, gridDim;
 static constexpr int warpSize = 32;
 
 namespace emu {
-/* a line of a kernel; as the default of a last argument it is the caller's */
+/* A line of a kernel's source. As the default of a function's last argument it is the line of the call. */
 struct Place {
     const char *file;
     int line;
@@ -40,22 +40,22 @@ struct Place {
 #define EMU_AT ::emu::Place at = {__builtin_FILE(), __builtin_LINE()}
 
 void *dynamic_shared(EMU_AT);
-/* ends the kernel with cudaErrorLaunchFailure; its text begins with who and where the running thread is */
+/* Ends the kernel with cudaErrorLaunchFailure. Its text begins with the running thread and its place. */
 [[noreturn]] void fault(Place at, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- waiting for others ---- */
 
-struct Votes { /* of the threads that met at a barrier */
+struct Votes { /* the votes of the threads that met at a barrier */
     int count, all;
 };
 Votes barrier(bool vote, const char *name, Place at);
 
-/* What the lanes of a warp brought to a collective operation. */
+/* The values that the lanes of a warp brought to a collective operation. */
 struct Meeting {
     static constexpr unsigned slot_bytes = 64;
     unsigned char (*slots)[slot_bytes];
-    unsigned present; /* lanes that brought something */
-    unsigned lane;    /* who asks */
+    unsigned present; /* the lanes that brought something */
+    unsigned lane;    /* the lane that asks */
 };
 /* Runs once per meeting, by the lane that came last: may replace what is in the slots. */
 typedef void (*Combine)(Meeting &);
@@ -71,7 +71,7 @@ struct Shape {
     size_t shared_bytes;
     cudaStream_t stream;
 };
-/* call(arguments) runs one thread; the arguments are copied */
+/* Launches a kernel. call(arguments) runs one thread of it; the arguments are copied. */
 void launch(const char *name, const void *kernel, const Shape &shape, void (*call)(const void *), const void *arguments,
             size_t bytes);
 
@@ -106,7 +106,7 @@ void note_access(const void *address, unsigned bytes, Access kind, const void *r
 #ifdef EMU_CHECK
 #define EMU_NOTE(address, bytes, kind) \
     ::emu::note_access(address, bytes, ::emu::Access::kind, __builtin_return_address(0))
-/* the function notes its accesses itself, as its caller's */
+/* For a function that reports its accesses itself, as those of its caller. */
 #define EMU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
 #else
 #define EMU_NOTE(address, bytes, kind) ((void)0)
@@ -120,13 +120,13 @@ extern "C" {
 /* The order in which threads and blocks run: "in_order", "reversed" or "random" (by seed). defer: work waits in its
  * stream until a synchronisation, in a random order between streams. 0, or -1 for an unknown schedule. */
 int emu_options(const char *schedule, uint64_t seed, int defer);
-/* CPU threads that share the blocks of a grid; 0: one per core */
+/* The number of CPU threads that share the blocks of a grid; 0: one per core. */
 void emu_workers(int workers);
 /* "file.cu:12": the __syncthreads there does nothing (is every one needed?); NULL or "": all do */
 void emu_skip_barrier(const char *file_line);
-/* What the checked build found since the last call: how many, with one line each in text. -1: not a checked build. */
+/* The number of errors that the checked build found since the last call, with a line each in text. -1: no checked build. */
 int emu_report(char *text, size_t size);
-/* so far: launches, blocks, threads, switches, times the host waited for the device */
+/* The counts so far: launches, blocks, threads, switches, and how often the host waited for the device. */
 void emu_statistics(uint64_t counts[5]);
 }
 #pragma GCC visibility pop

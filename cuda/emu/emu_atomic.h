@@ -1,4 +1,4 @@
-/* Atomics: relaxed, as CUDA's are; each returns what was there before. */
+/* Atomics. They are relaxed, as CUDA's are, and return the old value. */
 #pragma once
 #include "emu.h"
 

@@ -51,7 +51,7 @@ static void thread_returns(Worker &w, Thread *t) {
     }
 }
 
-/* What a fiber does: it starts threads as long as there are new ones, then makes way for one that waited elsewhere. */
+/* A fiber's function. It starts threads as long as there are new ones, then makes way for one that waited elsewhere. */
 static void fiber_main() {
     for (;;) {
         Worker &w = *worker;
@@ -227,7 +227,7 @@ Meeting meet(unsigned mask, const char *name, const void *brought, unsigned byte
     if (g.arrived == (mask & warp.exists & ~warp.returned)) {
         Meeting all{g.slots[turn], g.arrived, me->lane};
         if (combine) combine(all);
-        g.waiting_count--; /* me */
+        g.waiting_count--; /* this thread */
         release(w, g);
         wait_turn(w, name, at);
     } else wait(w, name, at);
@@ -270,7 +270,7 @@ static void prepare_threads(Worker &w, const Launch &launch) {
     }
 }
 
-/* Shared memory begins as NaN: what a kernel forgot to write shows. */
+/* Shared memory begins as NaN, so that a place that a kernel forgot to write shows. */
 static void poison_shared(Worker &w, const Launch &launch) {
     for (const Range &r : shared_variables()) memset(w.static_shared + r.begin, 0xFF, r.end - r.begin);
     memset(w.dynamic, 0xFF, launch.shape.shared_bytes);
@@ -308,7 +308,7 @@ bool run_block(Worker &w, const Launch &launch, uint64_t block) {
     unsigned threads = launch.threads();
     if (!w.faulted && w.returned < threads) deadlock(w, threads);
     w.self = nullptr;
-    if (w.faulted) { /* threads that will never go on: forget them, and what their stacks hold */
+    if (w.faulted) { /* its threads will never go on: forget them and their stacks */
         w.free_fibers = w.fibers;
         for (unsigned i = 0; i < w.fibers.size(); i++) restart_fiber(w.fibers[i], fiber_main, i);
     }

@@ -1,10 +1,10 @@
 /* The rules of the checked build. Kernels are compiled with gcc's hooks for -fsanitize=thread, which call us before each
- * access (emu_check_hooks.cpp); of every two bytes we remember the last write and the last reads, and report
- *   a read of what nobody wrote, or of the target of a cp.async that nobody waited for,
+ * access (emu_check_hooks.cpp). For every two bytes we remember the last write and the last reads, and report
+ *   a read of memory that nobody wrote, or of the target of a cp.async that nobody waited for,
  *   a race: two accesses, not both reads and not both atomic, with nothing between them that orders them,
  *   an access outside every allocation and shared variable (a fault, as the kernel cannot go on).
- * What orders: __syncthreads within a block; __syncwarp within its lanes (shuffles and votes do not, by the CUDA
- * guide); the end of a kernel; and between blocks __threadfence, an atomic, and an atomic that follows it there. */
+ * Accesses are ordered by __syncthreads within a block; by __syncwarp within its lanes (not by shuffles and votes, says
+ * the CUDA guide); by the end of a kernel; and between blocks by __threadfence, an atomic, and a later atomic there. */
 #include <unordered_map>
 #include "emu_shadow.h"
 
@@ -20,8 +20,8 @@ struct Clocks {
     uint32_t block = 1, first_of_launch = 2;
     uint16_t epoch = 0;
     uint16_t ticks[max_threads / warp_size]; /* __syncwarps of a warp */
-    uint16_t since[max_threads];             /* the tick of a lane's latest */
-    uint16_t known[max_threads][warp_size];  /* by a thread: the latest tick that joined it with that lane */
+    uint16_t since[max_threads];             /* the tick of a lane's latest __syncwarp */
+    uint16_t known[max_threads][warp_size];  /* for each thread, the latest tick that joined it with that lane */
     bool fenced[max_threads];                /* since its last write to device memory */
     std::unordered_map<const void *, std::vector<Release>> released; /* in this launch, by the atomic's address */
     std::unordered_map<uint32_t, Release> acquired;                  /* by this block */
@@ -100,7 +100,7 @@ static Mark mark_of(const Thread &me, Kind kind, Where where) {
     m.kind = kind;
     return m;
 }
-/* the new mark, which also stands for an old one that nothing orders before it */
+/* Returns the new mark, which also stands for an old one if nothing orders that before it. */
 static Mark joined(const Mark &old, Mark m) {
     if (old.block != m.block) m.others = Others::blocks;
     else if (old.others != Others::nobody || old.thread != m.thread) {
@@ -157,7 +157,7 @@ static void look_at_content(Visit &v, const Cell &c) {
         tell(v, "cp.async not waited for", c.write.where, "; the copy is at " + describe(c.write.where));
 }
 
-/* A mark that stands for every thread that could be added to it: most reads of what many read end here. */
+/* Whether a mark stands for every thread that could be added to it. Most reads of much-read memory end here. */
 static bool says_all(const Mark &m) {
     if (m.others == Others::blocks) return m.block >= clocks.first_of_launch;
     return m.others == Others::warps && m.block == clocks.block && m.epoch == clocks.epoch;
@@ -226,7 +226,7 @@ static void mark_all(void *p, size_t bytes, Kind kind) {
     if (!r || !bytes) return;
     for (size_t i = r->offset(p) / cell_bytes; i <= (r->offset(p) + bytes - 1) / cell_bytes; i++) {
         if (kind == Kind::pending) {
-            r->cells[i].write.kind = kind; /* whose it is stays */
+            r->cells[i].write.kind = kind; /* its owner stays */
             continue;
         }
         r->cells[i] = Cell();

@@ -1,4 +1,4 @@
-/* What the checked build is told (emu_check.cpp); without EMU_CHECK nothing is there to tell. */
+/* The events that the checked build is told of (emu_check.cpp). Without EMU_CHECK these functions are empty. */
 #pragma once
 #include "emu_worker.h"
 

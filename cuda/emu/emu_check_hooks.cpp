@@ -1,5 +1,5 @@
 /* The functions that gcc calls in kernels compiled with -fsanitize=thread (before each access) and with
- * -fsanitize=alignment,bounds,... (when something is wrong). Ours instead of a sanitizer's library. */
+ * -fsanitize=alignment,bounds,... (when something is wrong). They replace a sanitizer's library. */
 #include "emu_shadow.h"
 
 using emu::Access;
@@ -24,7 +24,7 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
-/* std::atomic and the guards of static variables, in the host's code */
+/* The hooks of std::atomic and of the guards of static variables, in the host's code. */
 #define EMU_ATOMIC_HOOKS(bits)                                                                          \
     uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t *p, int) {                  \
         return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                    \
@@ -46,7 +46,7 @@ EMU_ATOMIC_HOOKS(8)
 EMU_ATOMIC_HOOKS(32)
 EMU_ATOMIC_HOOKS(64)
 
-/* every record of the undefined-behaviour hooks begins with its place */
+/* Every record of the undefined-behaviour hooks begins with its place. */
 struct Source {
     const char *file;
     uint32_t line, column;

@@ -76,7 +76,7 @@ void watch_shared(Worker &w) {
 /* ---- what kernels may touch without being watched ---- */
 
 static bool inside(const void *p, const void *begin, size_t bytes) { return (uintptr_t)p - (uintptr_t)begin < bytes; }
-/* the constants and global variables of our own library */
+/* Whether p is a constant or a global variable of our own library. */
 static bool in_module(const void *p) {
     static const auto segments = [] {
         std::vector<std::pair<uintptr_t, size_t>> found;

@@ -1,5 +1,5 @@
-/* Errors as CUDA has them: a fault in a kernel is sticky, others are told once. The emulator never prints; what it knows
- * beyond CUDA's code is in cudaGetErrorString. */
+/* Errors as in CUDA: a fault in a kernel is sticky, others are reported once. The emulator never prints;
+ * cudaGetErrorString says more than CUDA's. */
 #include <map>
 #include "emu_worker.h"
 
@@ -7,7 +7,7 @@ namespace emu {
 struct Errors {
     std::mutex lock;
     cudaError_t sticky = cudaSuccess, last = cudaSuccess;
-    std::map<cudaError_t, std::string> texts; /* of the latest of each, as cudaGetErrorString shows it */
+    std::map<cudaError_t, std::string> texts; /* the text of the latest error of each kind, for cudaGetErrorString */
 };
 static Errors &errors() {
     static Errors *e = new Errors;
@@ -47,7 +47,7 @@ static const Known &lookup(cudaError_t error) {
     return unknown;
 }
 
-/* The first fault is kept: what follows it is its consequence. */
+/* The first fault is kept, because later ones are its consequences. */
 cudaError_t set_error(cudaError_t error, const std::string &detail) {
     Errors &e = errors();
     std::lock_guard<std::mutex> guard(e.lock);
@@ -81,7 +81,7 @@ cudaError_t cudaGetLastError() {
     return last;
 }
 const char *cudaGetErrorName(cudaError_t error) { return emu::lookup(error).name; }
-/* valid until the next error of its kind */
+/* The text is valid until the next error of its kind. */
 const char *cudaGetErrorString(cudaError_t error) {
     emu::Errors &e = emu::errors();
     std::lock_guard<std::mutex> guard(e.lock);

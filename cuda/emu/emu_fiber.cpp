@@ -1,4 +1,5 @@
-/* Fibers: a stack each and a switch that saves what a called function must keep (x86-64: System V; aarch64: AAPCS64). */
+/* Fibers. Each has a stack; a switch saves the registers that a called function must keep (x86-64: System V; aarch64:
+ * AAPCS64). */
 #include <sys/mman.h>
 #include "emu_worker.h"
 
@@ -27,7 +28,7 @@ emu_switch:
     ret
 .size emu_switch,.-emu_switch
 )");
-/* as if entry had just been called: six saved registers, its address, and no caller */
+/* Fills a stack as if entry had just been called: six saved registers, its address, and no caller. */
 static void *first_frame(char *top, void (*entry)()) {
     void **sp = reinterpret_cast<void **>(top);
     *--sp = nullptr;

@@ -1,4 +1,4 @@
-/* What __nv_bfloat16 and __half share: arithmetic (in float, rounded once), conversions, pairs and atomics. */
+/* The common part of __nv_bfloat16 and __half: arithmetic (in float, rounded once), conversions, pairs and atomics. */
 #pragma once
 
 #define EMU_OPERATOR(T, T2, op)                                            \

@@ -142,7 +142,7 @@ static unsigned helpers_for(uint64_t block_count) {
 
 /* ---- a grid ---- */
 
-/* the i-th block to run is the first + i * step, modulo their number: a permutation, as step and number are coprime */
+/* Block number i in the order is first + i * step, modulo the number of blocks; coprime step and number permute them. */
 struct BlockOrder {
     uint64_t first = 0, step = 1, count;
     explicit BlockOrder(const Launch &launch) : count(launch.blocks()) {
@@ -200,7 +200,7 @@ cudaError_t set_function_attribute(const void *kernel, cudaFuncAttribute attribu
 
 static std::atomic<uint64_t> launch_number; /* since emu_options, so that a seed means the same order again */
 
-/* why a launch cannot be, or "" */
+/* Why a launch is impossible, or "". */
 static std::string refusal(const Launch &l) {
     const dim3 g = l.shape.grid, b = l.shape.block;
     uint64_t n = (uint64_t)b.x * b.y * b.z;

@@ -192,7 +192,7 @@ cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t stream
     Locked lock(runtime_lock());
     return bytes ? fill(p, byte, bytes, stream) : cudaSuccess;
 }
-/* asynchronous to the host, as CUDA's is */
+/* It is asynchronous to the host, as CUDA's is. */
 cudaError_t cudaMemset(void *p, int byte, size_t bytes) { return cudaMemsetAsync(p, byte, bytes, 0); }
 
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {

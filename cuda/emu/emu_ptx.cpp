@@ -19,14 +19,14 @@ static float tf32_value(uint32_t bits) { return bits_as<float>(bits & 0xffffe000
 
 constexpr int M = 16, N = 8;
 
-/* d(16,8) += a(16,K) b(K,8); sums in the order of k, where a tensor core has its own */
+/* d(16,8) += a(16,K) b(K,8). Sums are in the order of k; a tensor core has an order of its own. */
 template <int K> static void multiply(float (&d)[M][N], const float (&a)[M][K], const float (&b)[K][N]) {
     for (int m = 0; m < M; m++)
         for (int k = 0; k < K; k++)
             for (int n = 0; n < N; n++) d[m][n] += a[m][k] * b[k][n];
 }
 
-/* K elements along k, `pair` of them in a register; value(register, which of the pair) */
+/* The same for K elements along k, `pair` of them in a register. value(register, index in the pair) is an element. */
 template <int K, int pair, class Value> static void multiply_fragments(Meeting &all, Value value) {
     float a[M][K], b[K][N], d[M][N];
     for (int lane = 0; lane < 32; lane++) {

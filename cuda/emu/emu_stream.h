@@ -3,7 +3,7 @@
 #include <deque>
 #include "emu_worker.h"
 
-struct CUgraph_st { /* what was captured, in an order that respects every dependency: that of the calls */
+struct CUgraph_st { /* the captured work, in the order of the calls, which respects every dependency */
     std::vector<emu::Work> work;
     cudaStream_t origin = nullptr;
     bool relaxed = false, invalid = false;
@@ -16,12 +16,12 @@ struct CUevent_st {
     uint64_t recorded = 0, done = 0; /* counts of cudaEventRecord */
     double ms = 0;
     cudaStream_t stream = nullptr;
-    CUgraph_st *graph = nullptr; /* recorded while this was captured, */
-    size_t at = 0;               /* when it had so much work */
+    CUgraph_st *graph = nullptr; /* the graph whose capture recorded this event, */
+    size_t at = 0;               /* and the amount of its work then */
 };
 
 namespace emu {
-struct Item { /* of a queue; with an event: wait until it was recorded `until` times */
+struct Item { /* an entry of a queue; with an event: wait until it was recorded `until` times */
     uint64_t number;
     Work run;
     cudaEvent_t event;
@@ -44,6 +44,6 @@ CUstream_st *stream_of(cudaStream_t stream); /* nullptr if there is none such */
 cudaError_t capture(CUstream_st *stream, Work work);
 cudaError_t capture_record(cudaEvent_t event, CUstream_st *stream);
 cudaError_t capture_wait(CUstream_st *stream, cudaEvent_t event);
-/* work for the legacy stream would make it wait for a stream that is being captured */
+/* An error if work for the legacy stream would make it wait for a stream that is being captured. */
 cudaError_t forbidden_beside_capture();
 } // namespace emu

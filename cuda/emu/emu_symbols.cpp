@@ -1,5 +1,5 @@
-/* Where the static __shared__ variables are. They are thread-local variables of functions, and nothing else in C++ is:
- * in the symbol table, thread-local (STT_TLS) with a mangled name that begins with _ZZ, "entity of a function". */
+/* Finds the static __shared__ variables. They are the only thread-local variables of functions: the symbol table has
+ * them as thread-local (STT_TLS) with a mangled name that begins with _ZZ, "entity of a function". */
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
@@ -10,7 +10,7 @@
 
 namespace emu {
 
-/* the file this code was loaded from, and where */
+/* The file that this code was loaded from, and its address. */
 const Module &this_module() {
     static const Module module = [] {
         Module found;
@@ -33,7 +33,7 @@ const Module &this_module() {
     return module;
 }
 
-/* from /proc/self/maps, because the loader's own name may be relative to a directory we have left */
+/* Reads /proc/self/maps, because the loader's own name may be relative to a directory that we have left. */
 std::string mapped_file(uintptr_t address) {
     std::ifstream maps("/proc/self/maps");
     for (std::string line; std::getline(maps, line);) {
@@ -77,7 +77,7 @@ const Symbols &symbols() {
     return all;
 }
 
-/* neighbours joined */
+/* Neighbours are joined to one range. */
 const std::vector<Range> &shared_variables() {
     static const std::vector<Range> ranges = [] {
         std::vector<Range> joined;

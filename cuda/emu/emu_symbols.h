@@ -1,4 +1,4 @@
-/* What the emulator reads from its own library file (emu_symbols.cpp). */
+/* The data that the emulator reads from its own library file (emu_symbols.cpp). */
 #pragma once
 #include "emu_worker.h"
 

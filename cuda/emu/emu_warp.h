@@ -9,7 +9,7 @@ inline int __syncthreads_or(int p, EMU_AT) { return emu::barrier(p, "__syncthrea
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_AT) { emu::meet(mask, "__syncwarp", nullptr, 0, at); }
 
 namespace emu {
-/* what a lane brought; asking for a lane that is not there has no answer on a GPU either */
+/* The value that a lane brought. On a GPU, too, a lane that is not there has no value. */
 template <class T> EMU_UNSEEN inline T brought_by(const Meeting &m, unsigned lane, const char *name, Place at) {
     if (!(m.present >> lane & 1)) absent(name, lane, at);
     T value;
@@ -17,7 +17,7 @@ template <class T> EMU_UNSEEN inline T brought_by(const Meeting &m, unsigned lan
     return value;
 }
 
-/* source(lane): whose value; width: the lanes of a segment, within which it must be, or the lane keeps its own */
+/* A lane gets the value of lane source(lane) if that is in its own segment of `width` lanes, else it keeps its own. */
 template <class T, class Source>
 inline T shuffle(unsigned mask, T value, Source source, int width, const char *name, Place at) {
     static_assert(std::is_arithmetic_v<T> ? sizeof(T) >= 4 : sizeof(T) <= 4, "CUDA has no shuffle of this type");

@@ -1,4 +1,4 @@
-/* Inside the emulator: a CPU thread that runs blocks (a worker), its CUDA threads, and what is shared by all workers. */
+/* Inside the emulator: a CPU thread that runs blocks (a worker), its CUDA threads, and the data that all workers share. */
 #pragma once
 #include <atomic>
 #include <functional>
@@ -14,12 +14,12 @@ namespace emu {
 
 struct Fiber {
     void *stack_pointer = nullptr;
-    char *stack = nullptr; /* of stack_bytes; the host's own fiber has none here */
+    char *stack = nullptr; /* stack_bytes long; the host's own fiber has none here */
 };
 constexpr size_t stack_bytes = 128 << 10;
-/* a new fiber that begins in entry, or nullptr; number: spreads the stacks over the cache */
+/* Makes a fiber that begins in entry, or returns nullptr. number spreads the stacks over the cache. */
 Fiber *new_fiber(void (*entry)(), unsigned number);
-/* begin in entry again, whatever the fiber was doing */
+/* Makes a fiber begin in entry again, whatever it was doing. */
 void restart_fiber(Fiber *fiber, void (*entry)(), unsigned number);
 void switch_fiber(Fiber *from, Fiber *to);
 
@@ -27,7 +27,7 @@ void switch_fiber(Fiber *from, Fiber *to);
 
 constexpr unsigned max_threads = 1024, warp_size = 32, all_lanes = 0xffffffffu;
 
-struct Copy { /* of cp.async, on its way */
+struct Copy { /* a copy of cp.async that is on its way */
     void *to;
     const void *from;
     int size, bytes, group;
@@ -87,7 +87,7 @@ struct Launch {
     uint64_t blocks() const { return (uint64_t)shape.grid.x * shape.grid.y * shape.grid.z; }
 };
 
-struct Ready { /* who can run, in a ring */
+struct Ready { /* the threads that can run, in a ring */
     Thread *threads[2 * max_threads];
     unsigned first = 0, end = 0;
     void push(Thread *t) { threads[end++ % (2 * max_threads)] = t; }
@@ -100,7 +100,7 @@ struct Worker {
     uint64_t block = 0; /* its number in the grid */
     Thread *self = nullptr;
     Fiber host, *current = &host;
-    Thread *handed = nullptr; /* what a fiber shall start with */
+    Thread *handed = nullptr; /* the thread that a fiber starts with */
     std::vector<Fiber *> free_fibers, fibers;
     unsigned returned = 0, newest_first = 0;
     bool faulted = false;
@@ -114,10 +114,10 @@ struct Worker {
     Thread threads[max_threads];
     Warp warps[max_threads / warp_size];
 };
-/* this CPU thread's; null until it runs a block */
+/* This CPU thread's worker; null until it runs a block. */
 extern __thread Worker *worker;
 Worker &this_worker();
-/* false after a fault */
+/* Runs a block; false after a fault. */
 bool run_block(Worker &w, const Launch &launch, uint64_t block);
 
 /* ---- shared by all workers ---- */
@@ -125,7 +125,7 @@ bool run_block(Worker &w, const Launch &launch, uint64_t block);
 struct Options {
     Schedule schedule = Schedule::in_order;
     uint64_t seed = 1;
-    Random streams{1}; /* which stream is next */
+    Random streams{1}; /* chooses the next stream */
     bool defer = false, protect = false;
     int workers = 0;
     std::string skip_file;
@@ -138,17 +138,17 @@ void run_grid(const Launch &launch);
 void count_block(Worker &w, unsigned threads);
 extern std::atomic<uint64_t> synchronisations; /* times the host waited for the device */
 
-/* the largest dynamic shared memory: unless asked for, and if asked for */
+/* The largest dynamic shared memory, without a request for more and with one. */
 constexpr size_t shared_default = 48 << 10, shared_most = 227 << 10;
 
-/* errors: a fault is sticky, the others are told once; detail is added to CUDA's text */
+/* Sets an error. A fault is sticky, others are reported once; detail is added to CUDA's text. */
 cudaError_t set_error(cudaError_t error, const std::string &detail);
 cudaError_t sticky_error();
 void forget_errors();
 std::string location(Place at);
 std::string who_runs(const Worker &w);
 
-/* Where the static __shared__ variables are, relative to the thread-local memory of a CPU thread. */
+/* The place of static __shared__ variables, relative to the thread-local memory of a CPU thread. */
 struct Range {
     size_t begin, end;
 };
@@ -158,20 +158,20 @@ char *thread_local_memory();
 /* Work goes to a stream: run now, or later if streams are deferred, or into a graph that is being captured. */
 typedef std::function<void()> Work;
 cudaError_t submit(cudaStream_t stream, Work work);
-/* one host thread at a time in the runtime */
+/* Holds the runtime for one host thread at a time. */
 std::recursive_mutex &runtime_lock();
 typedef std::lock_guard<std::recursive_mutex> Locked;
 void finish_stream(cudaStream_t stream);
 void finish_all();
 bool is_capturing(cudaStream_t stream);
-/* cudaErrorStreamCaptureUnsupported if anything is being captured: what waits for the device cannot be */
+/* cudaErrorStreamCaptureUnsupported during a capture, because calls that wait for the device cannot be captured. */
 cudaError_t forbidden_in_capture(const char *function);
 
 bool is_shared(const Worker &w, const void *p, size_t bytes);
 bool is_device(const void *p, size_t bytes);
 bool is_pinned(const void *p, size_t bytes);
 
-/* device memory is open to the CPU while one of these lives: see emu_memory.cpp */
+/* Device memory is open to the CPU while one of these lives; see emu_memory.cpp. */
 struct OpenMemory {
     OpenMemory();
     ~OpenMemory();

@@ -11,7 +11,7 @@ struct Kernel {
 extern const Kernel kernels[]; /* the last has no name */
 } // namespace ptx
 
-/* parameters: laid out as the kernel's; 0, or a cudaError_t; -1: no such kernel */
+/* Launches a kernel whose parameters lie as PTX lays them out. Returns 0 or a cudaError_t; -1: there is no such kernel. */
 extern "C" __attribute__((visibility("default"))) inline __attribute__((used)) int ptx_launch(
     const char *name, const unsigned grid[3], const unsigned block[3], unsigned dynamic, const void *parameters,
     size_t bytes) {

@@ -26,7 +26,7 @@ from pyllmc.base.errors import (  # noqa: F401, the others are here by the name 
 from pyllmc.engine import cublas
 from pyllmc.tables.layout import definition, tables_cksum
 
-DEVICES = ("cpu", "cuda", "emu")
+DEVICES = tuple(re.findall(r"^DEVICE\((\w+)", definition("devices.def").read_text(encoding="utf-8"), re.M))
 
 
 def declarations(path: Path) -> str:

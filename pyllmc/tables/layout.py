@@ -28,7 +28,14 @@ def definition(name: str) -> Path:
     raise FileNotFoundError(f"csrc/{name} is missing: run pyllmc from a checkout, or reinstall the package")
 
 
-TABLES = ("kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def")  # as in the Makefile
+TABLES = (
+    "kernels.h",
+    "pyllmc.h",
+    "tensors.def",
+    "options.def",
+    "models.def",
+    "devices.def",
+)  # as in the Makefile
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
