@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import ISAS, KNOWN_ISAS, ffi, lib
 
-from pyllmc import options
 from pyllmc.__main__ import commands
 from pyllmc.engine import _ffi
+from pyllmc.tables import options
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
