@@ -34,7 +34,8 @@ def test_aarch64_compiles_from_the_same_source(tmp_path):
     build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu")
     with open(tmp_path / "libpyllmc.so", "rb") as f:
         assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cpu", "neon"}
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert "neon" in folders and not folders & {"avx2", "avx512", "generic"}
 
 
 @pytest.mark.skipif(
@@ -71,7 +72,8 @@ def test_threads_compile_elsewhere(name, target, tmp_path):
         "-Wall",
         "-Wextra",
     ]
-    command += ["-Wshadow", "-Wmissing-prototypes", "-Werror", "-c", str(ROOT / "csrc" / name)]
+    command += ["-Wshadow", "-Wmissing-prototypes", "-Werror", f"-I{ROOT / 'csrc'}"]
+    command += ["-c", str(ROOT / "csrc/base" / name)]
     done = subprocess.run([*command, "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
