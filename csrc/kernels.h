@@ -33,8 +33,8 @@ enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 typedef struct Context {
     int threads;
     int precision;
-    int weight_format; /* of weight and wte in matmul_forward, matmul_gelu_forward and encoder_forward: see compress */
-    int gelu_again;    /* gelu_forward will repeat what matmul_gelu_forward computed, and must give the same bits */
+    int weight_format; /* the format of weight and wte in matmul_forward, matmul_gelu_forward and encoder_forward: see compress */
+    int gelu_again; /* gelu_forward will repeat what matmul_gelu_forward computed, and must give the same bits */
     void *workspace;
     void *device; /* streams and handles that open made; NULL on the CPU */
 } Context;

@@ -1,4 +1,4 @@
-/* The public C API: the only symbols that the library exports. Python reads this very file (pyllmc/_ffi.py).
+/* The public C API: the only symbols that the library exports. Python reads this very file (pyllmc/engine/_ffi.py).
  *
  * A function that can fail returns an int: 0 or a count, or a negative llmc_status. The reason and the remedy are then in
  * llmc_last_error() of the same thread. The library never exits, aborts or prints.
@@ -94,7 +94,7 @@ typedef struct llmc_tensor {
     int kind, type, layers;        /* layers: how many are stored; 0: the tensor is not per layer */
     int kept;                      /* 0: layers or chunks overwrite each other */
     int init, decay, rank;
-    int64_t shape[4]; /* of one layer */
+    int64_t shape[4]; /* a layer's shape */
     int64_t size;     /* elements of one layer */
     /* From layer to layer, and from the start of its block: elements for parameters, words of 4 bytes for activations. */
     int64_t stride, offset;
@@ -358,9 +358,9 @@ void llmc_chat_free(llmc_chat *chat);
 /* Takes one turn. The rest of the last answer, if it was not read to its end, is forgotten. */
 int llmc_chat_say(llmc_chat *chat, const char *text, int64_t size);
 int llmc_chat_next(llmc_chat *chat, const char **text, int64_t *size); /* the answer, as llmc_writer_next */
-int llmc_chat_end(const llmc_chat *chat);                               /* as llmc_writer_end */
-const char *llmc_chat_about(const llmc_chat *chat);                     /* a line or two for the user */
-const char *llmc_chat_label(const llmc_chat *chat, int answer); /* the text to show before a turn or an answer */
+int llmc_chat_end(const llmc_chat *chat);                              /* as llmc_writer_end */
+const char *llmc_chat_about(const llmc_chat *chat);                    /* a line or two for the user */
+const char *llmc_chat_label(const llmc_chat *chat, int answer);        /* the text to show before a turn or an answer */
 
 /* ---- trainer (trainer.c): the loop as a step machine ---- */
 typedef struct llmc_trainer llmc_trainer;
@@ -368,7 +368,7 @@ enum { LLMC_DONE, LLMC_PLAN, LLMC_STEP, LLMC_GRADIENTS, LLMC_EVAL, LLMC_SAMPLE, 
 typedef struct llmc_event {
     int kind;
     int64_t step, tokens;  /* optimizer steps and tokens so far */
-    double loss, val_loss; /* of this step; of the last validation (NaN before the first) */
+    double loss, val_loss; /* this step's; the last validation's (NaN before the first) */
     double lr, norm, ms, tok_s, eta_s;
     const char *text;  /* the line to print, or a sample, which may hold NULs; valid until the next call */
     int64_t text_size; /* its bytes; 0: there is nothing to print */

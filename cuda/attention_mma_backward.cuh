@@ -58,7 +58,7 @@ template <int HP, bool KEYS> struct Rows {
     static constexpr int MT = S::MT, NT = S::NT;
     Left<HP, MT, false> left, left_v; /* k and v, or q and dout */
     float sums[KEYS ? 2 : 1][MT][HP / 8][4];
-    float log2[KEYS ? 1 : MT][2], D[KEYS ? 1 : MT][2]; /* of the rows, if they are queries */
+    float log2[KEYS ? 1 : MT][2], D[KEYS ? 1 : MT][2]; /* a row's, if the rows are queries */
 
     __device__ __forceinline__ void start(const AttentionGradient &g, const Head &h, int row) {
         for (int i = 0; i < (KEYS ? 2 : 1); i++)

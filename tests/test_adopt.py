@@ -254,7 +254,7 @@ def test_a_size_comes_before_a_file_of_that_name(origin, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["load", "Model", "open_model", "adopt_model"])
 def test_config_json_is_parsed_once_an_opening(origin, how, monkeypatch):
-    """That a folder is Hugging Face's is told by it, and its sizes are: by one reading."""
+    """It tells both the kind of a folder and the sizes of its model; one reading serves both."""
     parsed = []
     monkeypatch.setattr(
         hf_config, "json", types.SimpleNamespace(loads=lambda data: parsed.append(1) or json.loads(data))

@@ -36,7 +36,8 @@ def test_aarch64_compiles_from_the_same_source(tmp_path):
     build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu")
     with open(tmp_path / "libpyllmc.so", "rb") as f:
         assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cpu", "neon"}
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert "neon" in folders and not folders & {"avx2", "avx512", "generic"}
 
 
 @pytest.mark.skipif(

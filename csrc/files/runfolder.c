@@ -1,4 +1,4 @@
-/* Which checkpoint of a run folder is meant. */
+/* Chooses the checkpoint that a run folder stands for. */
 #include "files/runfolder.h"
 #include <stdio.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-/* Which checkpoint of a run folder is meant. */
+/* Chooses the checkpoint that a run folder stands for. */
 #ifndef RUNFOLDER_H
 #define RUNFOLDER_H
 #include <stddef.h>

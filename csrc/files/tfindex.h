@@ -13,7 +13,7 @@ enum { TF_NAME = 96, TF_RANK = 4, TF_FLOAT = 1 };
 typedef struct TfTensor {
     char name[TF_NAME]; /* a longer name is cut */
     int64_t dtype, rank, shape[TF_RANK];
-    int64_t shard, offset, size; /* which data file; where in it, in bytes */
+    int64_t shard, offset, size; /* the data file's number; bytes from its start */
     uint32_t crc;                /* crc32c of the data, masked */
     int used;                    /* for the caller, who marks the tensors that it has found */
 } TfTensor;

@@ -22,7 +22,7 @@ static inline void hold_streams(void) {
 
 /* Lets a function answer a signal (SIG_IGN: nothing does); restart: what was being read or written then goes on. */
 static inline void on_signal(int number, void (*answer)(int), int restart) {
-#ifdef __wasi__ /* which has no signals: no program is interrupted there */
+#ifdef __wasi__ /* it has no signals, so no program is interrupted there */
     (void)number, (void)answer, (void)restart;
 #else
     sigaction(number, &(struct sigaction){.sa_handler = answer, .sa_flags = restart ? SA_RESTART : 0}, NULL);

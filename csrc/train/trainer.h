@@ -36,7 +36,7 @@ struct llmc_trainer {
     int found;                      /* `evaluated`, as the checkpoint that is resumed has it */
     int64_t kept, best_step;        /* the step of last.ckpt, -1: none yet; the step of the best, -1: not known */
     double val_loss, best_val_loss;
-    double loss, norm, lr; /* of the present step */
+    double loss, norm, lr; /* the present step's */
     double started, ms;    /* when it began; the smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* one for each micro-step */

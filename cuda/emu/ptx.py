@@ -37,7 +37,7 @@ from ptx_isa import (
 
 class Parameter(NamedTuple):
     kind: str
-    count: int  # of an array; else 0
+    count: int  # the length of an array; else 0
     align: int
     offset: int
 
