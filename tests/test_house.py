@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import ISAS, KNOWN_ISAS, ffi, lib
 
-from pyllmc import options
 from pyllmc.__main__ import commands
 from pyllmc.engine import _ffi
+from pyllmc.tables import options
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
@@ -235,7 +235,7 @@ def test_every_command_is_among_the_uses():
 
 
 def test_every_option_is_used_by_the_engine():
-    rooms = ROOMS[ROOMS.index("options") :]
+    rooms = ROOMS_OF_C[ROOMS_OF_C.index("options") :]
     code = "\n".join(without_comments(path) for path in CSRC if path.parent.name in rooms)
     unused = [name for name in options.options(*options.OF_ANY) if not re.search(rf"(->|\.){name}\b", code)]
     assert not unused, f"csrc/ reads none of the options {unused}"
