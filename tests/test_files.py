@@ -11,7 +11,8 @@ import tfwriter
 from conftest import ffi, lib
 from test_tokenizer_c import BYTES, EOT, file_bytes
 
-from pyllmc import GPTConfig, Model, _ffi
+from pyllmc import GPTConfig, Model
+from pyllmc.engine import _ffi
 
 TABLE = file_bytes([*BYTES, EOT])
 CONFIG = GPTConfig(vocab_size=257, max_seq_len=6, n_layer=2, n_head=2, n_embd=8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from opens import count_opens
 
-from pyllmc import prepro
+from pyllmc.text import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN, CHAT = ROOT / "train_gpt2", ROOT / "chat_gpt2"
@@ -32,7 +32,7 @@ def run(program: Path, *arguments: object, stdin: str = "") -> None:
 def folder(tmp_path) -> Path:
     """A run of two steps with its data beside it."""
     texts = ["the cat sat on the mat", "a dog ran:\n"] * 30
-    prepro.write_dataset(texts, tmp_path / "data", tokenizer="char", val_fraction=0.1)
+    dataset.write_dataset(texts, tmp_path / "data", tokenizer="char", val_fraction=0.1)
     sizes = ("--model=gpt-nano", "--max_seq_len=16", "--B=2", "--T=7", "--sample_tokens=3")
     run(TRAIN, f"--data={tmp_path / 'data'}", *sizes, "--max_steps=2", f"--out={tmp_path / 'run'}")
     return tmp_path

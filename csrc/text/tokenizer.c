@@ -76,18 +76,18 @@ static int build_trie(llmc_tokenizer *t, const char *name) {
 /* ---- the file ---- */
 
 static int read_header(llmc_tokenizer *t, const char *name) {
-    int32_t head[5];
+    int32_t header[5];
     CHECK(t->vocab.size >= HEADER_BYTES, LLMC_EFORMAT, "%s: expected a header of %d bytes, found %lld; write it again",
           name, HEADER_BYTES, (long long)t->vocab.size);
-    memcpy(head, t->vocab.bytes, sizeof head);
-    const char *kind = magic_name(head[0]);
-    CHECK(head[0] == TOKENIZER_MAGIC, LLMC_EFORMAT,
+    memcpy(header, t->vocab.bytes, sizeof header);
+    const char *kind = magic_name(header[0]);
+    CHECK(header[0] == TOKENIZER_MAGIC, LLMC_EFORMAT,
           "%s is %s%s%s, not a tokenizer file: expected magic %d, found %d; name a tokenizer.bin or vocab.bpe", name,
-          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, head[0]);
-    CHECK(head[1] == 1 || head[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
-          head[1]);
-    t->vocab.n = head[2], t->eot = head[3], t->kind = head[4];
-    if (head[1] == 1) { /* llm.c's first files hold GPT-2's table without saying so */
+          kind ? "a " : "something else", kind ? kind : "", kind ? " file" : "", TOKENIZER_MAGIC, header[0]);
+    CHECK(header[1] == 1 || header[1] == 2, LLMC_EFORMAT, "%s: expected version 1 or 2, found %d; write it again", name,
+          header[1]);
+    t->vocab.n = header[2], t->eot = header[3], t->kind = header[4];
+    if (header[1] == 1) { /* llm.c's first files hold GPT-2's table without saying so */
         CHECK(t->vocab.n == GPT2_V, LLMC_EFORMAT, "%s: version 1 has %d pieces, found %d; write it again", name, GPT2_V,
               t->vocab.n);
         t->eot = GPT2_V - 1, t->kind = UNKNOWN;
@@ -238,7 +238,7 @@ int llmc_tokenizer_decode(const llmc_tokenizer *t, const int *ids, int n, char *
     return (int)total;
 }
 
-/* The longest piece at the head of text[0..n), and its length; -1: no piece begins there */
+/* The longest piece at the start of text[0..n), and its length; -1: no piece begins there */
 static int longest(const llmc_tokenizer *t, const char *text, int64_t n, int *length) {
     int found = -1;
     uint32_t node = 0;

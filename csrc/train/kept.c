@@ -41,11 +41,8 @@ int run_link(const Run *run, const char *name, const char *second) {
 /* The step of a checkpoint's STATE; -1 if it cannot be read. */
 static int64_t step_of(const char *path) {
     char state[STATE_TEXT];
-    llmc_file *file;
-    if (access(path, R_OK) || llmc_file_open(&file, path) < 0) return -1;
-    const int rc = state_read(file, state);
-    llmc_file_free(file);
-    return rc < 0 ? -1 : (int64_t)state_number(state, "step", -1);
+    if (access(path, R_OK) || state_read_by_path(path, state) < 0) return -1;
+    return (int64_t)state_number(state, "step", -1);
 }
 
 int64_t run_reached(const char *folder) {

@@ -78,6 +78,7 @@ static int open_resume(llmc_trainer *t) {
 /* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
 static int check_later_steps(const llmc_trainer *t) {
     char state[STATE_TEXT];
+    if (is_folder(t->options.resume)) return LLMC_OK; /* its last checkpoint is the step that the run has come to */
     TRY(state_read(t->file, state));
     const long long step = (long long)state_number(state, "step", 0), reached = (long long)run_reached(t->options.out);
     CHECK(

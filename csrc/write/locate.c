@@ -44,13 +44,9 @@ typedef struct Checkpoint {
 /* Reads about a checkpoint in a run folder: 1, or 0 if the folder has none of this name. `loss` is the name of its loss in STATE. */
 static int look_into(const char *run, const char *name, const char *loss, Checkpoint *c) {
     char state[STATE_TEXT];
-    llmc_file *file;
     snprintf(c->path, sizeof c->path, "%s/%s", run, name);
     if (access(c->path, R_OK) < 0) return 0;
-    TRY(llmc_file_open(&file, c->path));
-    const int rc = state_read(file, state);
-    llmc_file_free(file);
-    TRY(rc);
+    TRY(state_read_by_path(c->path, state));
     c->step = state_number(state, "step", 0);
     c->val_loss = state_number(state, loss, NAN);
     return 1;
