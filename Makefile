@@ -52,7 +52,7 @@ ISA_avx512      := $(ISA_avx2) -mbmi -mbmi2 -mlzcnt -mmovbe -mf16c -mpopcnt \
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-# the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/test_house.py
+# the rooms of csrc/ that make up the library, by the order in which they build on each other: tests/house/test_house.py
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # what Python reads as text; the library carries its checksum, so that a stale build is noticed
@@ -173,7 +173,7 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 
 # threads.c sees the races of the pool, and Python with the library those of the whole engine; -R: some kernels place
 # memory where gcc's ThreadSanitizer does not expect it
-TSAN_TESTS ?= tests/test_model.py tests/test_trainer.py tests/test_generate.py tests/test_attention.py tests/test_matmul.py
+TSAN_TESTS ?= tests/model/test_model.py tests/train/test_trainer.py tests/model/test_generate.py tests/kernels/test_attention.py tests/kernels/test_matmul.py
 TSAN_RUN   := setarch -R env TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 $(TSAN_OPTIONS)"
 tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, models side by side, then tests of the engine
 	$(MAKE) BUILD=build/tsan OPT=-O1 EXTRA=-fsanitize=thread LDFLAGS=-fsanitize=thread all build/tsan/threads

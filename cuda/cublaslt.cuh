@@ -1,6 +1,6 @@
 /* NVIDIA's cuBLASLt, found at run time: the part of its interface that is used, and what is kept for it. Nothing is linked,
  * and no header of it is needed: names, numbers and meanings are its documentation's (docs.nvidia.com/cuda/cublas), and
- * tests/test_gemm_cublas.py compares the numbers with NVIDIA's header where that is installed.
+ * tests/cuda/test_gemm_cublas.py compares the numbers with NVIDIA's header where that is installed.
  *
  *   cublaslt.cu          finding it
  *   cublaslt_choose.cu   which of its algorithms
