@@ -50,7 +50,7 @@ isa_flags = $(foreach flag,$(call isa_column,$(1)$(comma) "[^"]*"$(comma) "\([^"
 $(foreach isa,$(ISAS),$(eval ISA_$(isa) := $(call isa_flags,$(isa))))
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
-# The library consists of all rooms of csrc/ except cpu and programs; tests/test_house.py has the order of the rooms.
+# The library consists of all rooms of csrc/ except cpu and programs; tests/house/test_house.py has the order of the rooms.
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # Python reads these files as text. The library carries their checksum, so that a stale build is noticed.
@@ -171,7 +171,7 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 
 # threads.c finds races in the pool, and Python with the library finds them in the whole engine. -R is there because some
 # kernels place memory at addresses that gcc's ThreadSanitizer does not expect.
-TSAN_TESTS ?= tests/test_model.py tests/test_trainer.py tests/test_generate.py tests/test_attention.py tests/test_matmul.py
+TSAN_TESTS ?= tests/model/test_model.py tests/train/test_trainer.py tests/model/test_generate.py tests/kernels/test_attention.py tests/kernels/test_matmul.py
 TSAN_RUN   := setarch -R env TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 $(TSAN_OPTIONS)"
 tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, models side by side, then tests of the engine
 	$(MAKE) BUILD=build/tsan OPT=-O1 EXTRA=-fsanitize=thread LDFLAGS=-fsanitize=thread all build/tsan/threads

@@ -1,6 +1,6 @@
 /* NVIDIA's cuBLASLt, found at run time: the part of its interface that is used, and the data that is kept for it. Nothing is
  * linked, and its header is not needed. Names, numbers and meanings come from its documentation
- * (docs.nvidia.com/cuda/cublas); tests/test_gemm_cublas.py compares the numbers with NVIDIA's header if that is installed.
+ * (docs.nvidia.com/cuda/cublas); tests/cuda/test_gemm_cublas.py compares the numbers with NVIDIA's header if that is installed.
  *
  *   cublaslt.cu          finds the library
  *   cublaslt_choose.cu   chooses an algorithm for each shape

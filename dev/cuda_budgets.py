@@ -19,7 +19,7 @@ BUDGETS = ROOT / "cuda/budgets.txt"
 ELEMENTS = ("bf16", "fp32")
 WRITE = "python dev/cuda_budgets.py --write"
 LEGEND = f"""\
-# What ptxas may take for a kernel; tests/test_cuda_build.py holds it to that. Rewritten by: {WRITE}
+# What ptxas may take for a kernel; tests/cuda/test_cuda_build.py holds it to that. Rewritten by: {WRITE}
 # Per GPU: registers of a thread, +bytes of local memory where that is not enough (spills). shared: bytes of a block,
 # without those that its launch adds.
 """

@@ -13,7 +13,7 @@ from typing import Any
 from bench_process import ROOT, Failed, Process, Skip, not_measured
 from gpu_machine import Setting, make, run
 
-FILES = [f"tests/test_{name}.py" for name in ("matmul", "attention", "encoder", "layernorm", "gelu", "classifier", "adamw")]  # fmt: skip
+FILES = [f"tests/kernels/test_{name}.py" for name in ("matmul", "attention", "encoder", "layernorm", "gelu", "classifier", "adamw")]  # fmt: skip
 OWN_PRODUCTS = {"PYLLMC_CUBLASLT": ""}  # turns cuBLASLt off
 OUTCOME = re.compile(r"^(?=.*::).*\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
 TEST = re.compile(r"tests/\S+::.*?(?= (?:PASSED|FAILED|ERROR)|$)")
@@ -56,7 +56,9 @@ def kernels(setting: Setting) -> dict[str, Any]:
     """Tests every kernel against PyTorch on the CPU; matrix products by cuBLASLt, if it is found, and by our own
     kernels."""
     if setting.quick:
-        return pytest(setting, ["tests/test_encoder.py"], f"test_backward and {setting.device}_fp32", {})
+        return pytest(
+            setting, ["tests/kernels/test_encoder.py"], f"test_backward and {setting.device}_fp32", {}
+        )
     found = pytest(setting.within(0.75 * setting.left), FILES, setting.device, {})
     own = pytest(setting, FILES[:1], setting.device, OWN_PRODUCTS)
     return {**found, "own products": own, "ok": found["ok"] and own["ok"]}

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#include "pool.h"
+#include "base/pool.h"
 
 #if defined(__AVX512F__)
 #define VL 16

@@ -1,5 +1,5 @@
 /* Lets every allocation of the engine fail once: ./allocations DATA OUT. It is linked with --wrap, so it sees the calls
- * of the library's objects, but not those inside the C library. tests/test_allocations.py builds and runs it. */
+ * of the library's objects, but not those inside the C library. tests/files/test_allocations.py builds and runs it. */
 #include <dirent.h>
 #include <errno.h>
 #include <glob.h>

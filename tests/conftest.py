@@ -39,7 +39,7 @@ elif os.environ.get("PYLLMC_TORCH") == "no_onednn":
 
 # a shell's background jobs ignore Ctrl-C, and so would the programs that these tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 ffi, lib = _ffi.ffi(), _ffi.load()
 # only the builds for emulation have these
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")
@@ -71,7 +71,7 @@ def _device_libraries() -> dict[str, object]:
                 library = _ffi.load(device, precision)
             except NoDevice:
                 if device == "cuda":
-                    continue  # built from older sources: tests/test_cuda_build.py builds it again
+                    continue  # built from older sources: tests/cuda/test_cuda_build.py builds it again
                 raise
             ours = _ffi.text(library.llmc_backend()) == device  # $PYLLMC_LIB may name another
             if ours and library.llmc_kernels(ffi.NULL) != ffi.NULL:

@@ -29,7 +29,7 @@ NAMES = (
     "matmul model attention layernorm encoder classifier adamw gelu compress precision check memory rng "
     "reference reference_loop convert_in convert_in_files convert_out convert_gguf"
 )
-FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
+FILES = [f"{next(ROOT.glob(f'tests/*/test_{name}.py')).relative_to(ROOT)}" for name in NAMES.split()]
 
 
 def passes(path: str, *words: str) -> tuple[bool, str]:
@@ -45,7 +45,7 @@ def main(chosen: list[str]) -> int:
     for path in chosen or PATHS:
         for file in FILES:
             ok, said = passes(path, file)
-            print(f"{path:<15} {file:<26} {'passed' if ok else 'FAILED'}", flush=True)
+            print(f"{path:<15} {file:<35} {'passed' if ok else 'FAILED'}", flush=True)
             failed += not ok
             if not ok:
                 print(said[-4000:])

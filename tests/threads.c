@@ -1,5 +1,5 @@
 /* The engine's threads without Python: ./threads pool | model | forks | refused N | cores ROOT. Prints each fault and
- * ends with 1; without a fault, with 0. tests/test_threads.py and `make tsan` build and run it. */
+ * ends with 1; without a fault, with 0. tests/base/test_threads.py and `make tsan` build and run it. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>

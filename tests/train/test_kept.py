@@ -1,0 +1,111 @@
+"""--keep: older checkpoints by their steps. They belong to this run, are the newest, whole, and can be resumed; a kill
+loses none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_checkpoint_faults import preloading
+
+import pyllmc
+
+SIZES = {
+    "model": "gpt-nano",
+    "max_seq_len": 16,
+    "n_layer": 1,
+    "B": 2,
+    "T": 8,
+    "val_every": 0,
+    "sample_every": 2,
+}
+
+
+def train(**options) -> list[float]:
+    return [event.loss for event in pyllmc.Trainer(**options) if event.kind == "step"]
+
+
+def numbered(run: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in run.glob("step_*.ckpt"))
+
+
+@pytest.mark.parametrize("keep, kept", [(0, []), (1, [7]), (2, [6, 7]), (99, [2, 4, 6, 7])])
+def test_the_newest_are_kept(keep, kept, data, tmp_path):
+    train(data=data, out=tmp_path, max_steps=7, checkpoint_every=2, keep=keep, **SIZES)
+    assert numbered(tmp_path) == kept
+    assert not list(tmp_path.glob("*.tmp")) and len(list((tmp_path / "samples").iterdir())) == 4
+    if kept:
+        # a link, which takes no space
+        assert (tmp_path / "last.ckpt").samefile(tmp_path / "step_00000007.ckpt")
+
+
+def test_one_of_them_is_resumed_and_the_future_that_was_left_goes_if_that_is_wanted(data, tmp_path):
+    losses = train(data=data, out=tmp_path, max_steps=8, checkpoint_every=2, keep=3, **SIZES)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="is at step 4, and .* has come to step 8: name another --out, or"
+    ):
+        train(resume=tmp_path / "step_00000004.ckpt", max_steps=6)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    again = train(resume=tmp_path / "step_00000004.ckpt", max_steps=8, overwrite=True)
+    assert again == losses[4:] and numbered(tmp_path) == [4, 6, 8]
+    (tmp_path / "last.ckpt").unlink()  # a second name of the newest
+    (tmp_path / "last.ckpt").write_bytes(b"broken")  # then the numbered ones say how far it has come
+    with pytest.raises(pyllmc.InvalidArgument, match="has come to step 8"):
+        train(resume=tmp_path / "step_00000004.ckpt", max_steps=6)
+    assert train(resume=tmp_path / "step_00000008.ckpt", max_steps=9, keep=4) and numbered(tmp_path) == [
+        4,
+        6,
+        8,
+        9,
+    ]
+    train(resume=tmp_path / "step_00000004.ckpt", max_steps=6, overwrite=True)
+    assert numbered(tmp_path) == [4, 6]
+    train(resume=tmp_path, max_steps=7, keep=0)  # removes nothing
+    assert numbered(tmp_path) == [4, 6]
+
+
+def test_a_run_that_is_replaced_takes_them_along(data, tmp_path):
+    train(data=data, out=tmp_path, max_steps=4, checkpoint_every=2, keep=3, **SIZES)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
+    trainer = pyllmc.Trainer(
+        data=data, out=tmp_path, overwrite=True, max_steps=4, keep=3, checkpoint_every=0, **SIZES
+    )
+    for event in trainer:
+        if event.kind == "step":
+            break
+    assert numbered(tmp_path) == [] and (tmp_path / "replaced/step_00000002.ckpt").exists()
+    del trainer, event  # it saved nothing: the old run comes back
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")} == before
+    train(data=data, out=tmp_path, overwrite=True, max_steps=3, keep=3, checkpoint_every=0, **SIZES)
+    assert numbered(tmp_path) == [3] and not (tmp_path / "replaced").exists()
+
+
+def test_a_file_system_with_one_name_for_a_file(data, tmp_path):
+    """FAT gives a file one name only. Here a library that refuses link(2) stands in for it: the checkpoints are
+    copies."""
+    source, library = tmp_path / "nolink.c", tmp_path / "nolink.so"
+    source.write_text(
+        "#include <errno.h>\nint link(const char *a, const char *b) { (void)a, (void)b; errno = EPERM; return -1; }\n"
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    code = "import sys, pyllmc; list(pyllmc.Trainer(**eval(sys.argv[1])))"
+    options = {
+        "data": str(data),
+        "out": str(tmp_path / "run"),
+        "max_steps": 4,
+        "checkpoint_every": 2,
+        "keep": 2,
+        **SIZES,
+    }
+    environment = {**os.environ, **preloading(library)}
+    subprocess.run(
+        [sys.executable, "-c", code, repr(options)], check=True, cwd=ROOT, env=environment, timeout=60
+    )
+    assert numbered(tmp_path / "run") == [2, 4]
+    last, copy = (tmp_path / "run/last.ckpt"), (tmp_path / "run/step_00000004.ckpt")
+    assert not last.samefile(copy) and last.read_bytes() == copy.read_bytes()

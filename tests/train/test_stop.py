@@ -1,0 +1,539 @@
+"""Nobody waits long: a stop is noticed between parts of work and loses nothing; a second signal ends at once; a line
+shows life."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, ffi, lib
+from test_trainer import TINY
+
+import pyllmc
+from pyllmc.text import dataset
+
+BINARY = [str(ROOT / "train_gpt2")]
+MODULE = [sys.executable, "-m", "pyllmc.train"]
+REFERENCE = [sys.executable, str(ROOT / "train_gpt2.py")]
+FRONT_ENDS = pytest.mark.parametrize("program", [BINARY, MODULE], ids=["binary", "python"])
+ANSWER = "; again to quit now"
+if "PYLLMC_LIB" in os.environ:
+    pytest.skip("the binary links the ordinary build", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "letters"
+    texts = ["the cat sat on the mat " * 20, "a dog ran " * 20] * 60
+    dataset.write_dataset(texts, out, tokenizer="char", val_fraction=0.1)
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_encoding_one_endless_word_ends_at_once(tmp_path, number):
+    """Encoding it is one call of a library, and takes many seconds."""
+    from pyllmc.text.vocabularies import train
+
+    pick = random.Random(1).choices
+    train("bpe", ["".join(pick("ACGT", k=50_000))], 1000).save(tmp_path / "tokenizer.bin")
+    (tmp_path / "dna").write_text("".join(pick("ACGT", k=8_000_000)))
+    command = [sys.executable, "-m", "pyllmc.tokenizer", "encode", str(tmp_path)]
+    with open(tmp_path / "dna") as text:
+        process = subprocess.Popen(command, stdin=text, stdout=subprocess.DEVNULL, cwd=ROOT)
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(number)
+    try:
+        assert process.wait(2) == 130
+    finally:
+        process.kill()
+
+
+class NoThread:
+    """A system that starts no more threads."""
+
+    def __init__(self, *_, **__) -> None: ...
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_without_another_thread_a_stop_is_answered_all_the_same(monkeypatch, capfd):
+    """Under ulimit -u Python's handlers do the work of the missing thread."""
+    from pyllmc.base import signals
+
+    monkeypatch.setattr(signals, "Thread", NoThread)
+    stops = []
+    before = [signal.getsignal(number) for number in signals.WAYS_TO_END]
+    try:
+        for number, default in signals.WAYS_TO_END.items():
+            signal.signal(number, default)
+        signals.end_quietly()
+        with signals.interruptible():
+            with signals.stopped_by_signals(lambda: stops.append(1), lambda: "heard") as came:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert came() and stops == [1]
+    finally:
+        for number, handler in zip(signals.WAYS_TO_END, before):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err == "heard\n"
+
+
+def words(**options) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**TINY, **options}.items()]
+
+
+class Terminal:
+    """A program at a terminal of its own, and the text shown there."""
+
+    def __init__(self, command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
+        self.ear, side = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        self.process = subprocess.Popen(
+            command, stdin=side, stdout=side, stderr=side, cwd=cwd, env=environment, start_new_session=True
+        )
+        os.close(side)
+        self.shown = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ear)
+
+    def read(self, seconds: float) -> bool:
+        if not select.select([self.ear], [], [], max(seconds, 0))[0]:
+            return False
+        try:
+            more = os.read(self.ear, 4096)
+        except OSError:  # the program has ended
+            return False
+        self.shown += more.decode("utf-8", "replace")
+        return bool(more)
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+        """Waits until it is shown after the last text that was waited for."""
+        end, start = time.time() + seconds, len(self.shown)
+        while not re.search(pattern, self.shown[start:]):
+            assert self.read(end - time.time()), f"{pattern!r} did not come: {self.shown[-400:]!r}"
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        while self.read(60):
+            pass
+        return self.process.wait(timeout=60)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# stopped, and resumed as if it had not been
+
+
+class Ears:
+    """Receives every sign of life of this thread's calls, and acts once, at the first that matches."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.pattern, self.act = "^$", lambda: None
+
+        def pulse(context, text) -> int:
+            self.heard.append(ffi.string(text).decode())
+            if re.search(self.pattern, self.heard[-1]):
+                self.pattern = "^$"
+                self.act()
+            return 0
+
+        self.callback = ffi.callback("int(void *, const char *)", pulse)
+        lib.llmc_on_pulse(self.callback, ffi.NULL)
+
+
+@pytest.fixture
+def ears():
+    yield Ears()
+    lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
+
+
+def content(run: Path) -> list[str]:
+    return [re.sub(r', "ms".*', "", line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def lines_of(events) -> list[str]:
+    """The printed lines without times and without the text that a stop adds."""
+    texts = [re.sub(r"\| [\d.]+ ms \|.*", "", event.text) for event in events if event.kind != "plan"]
+    return [text for text in texts if text and "last.ckpt" not in text]
+
+
+FULL = {
+    "max_steps": 6,
+    "val_every": 3,
+    "val_batches": 3,
+    "sample_every": 3,
+    "grad_accum": 3,
+    "sample_tokens": 9,
+}
+STOPS = [
+    "step 0: validation, batch 2 of 3",
+    "step 1/6: micro-step 2 of 3",
+    "step 3: validation, batch 1 of 3",
+    "step 3: validation, batch 3 of 3",
+    "step 3: sample, token 1",
+    "step 6: validation, batch 2 of 3",
+    "step 6: sample, token 2",
+    "saving .*/last.ckpt",
+    "saving .*/best.ckpt",
+]
+
+
+@pytest.mark.parametrize("stop_at", STOPS)
+def test_a_stop_is_seen_at_once_and_loses_nothing(stop_at, data, tmp_path, ears):
+    """The lines, the metrics and the files are those of a run that was never stopped."""
+    options = {"data": data, **TINY, **FULL, "temperature": 3, "checkpoint_every": 3}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = lines_of(pyllmc.Trainer(out=whole, **options))
+    trainer = pyllmc.Trainer(out=parts, **options)
+    ears.heard.clear()
+    ears.pattern, ears.act = stop_at, trainer.stop
+    lines = lines_of(trainer)
+    (at,) = [i for i, text in enumerate(ears.heard) if re.search(stop_at, text)][:1]
+    work = [text for text in ears.heard[at + 1 :] if text and "saving" not in text]
+    assert all(re.sub(r"\d+ of.*", "", text) == re.sub(r"\d+ of.*", "", ears.heard[at]) for text in work)
+    assert not work, "it went on with another piece"
+    lines += lines_of(pyllmc.Trainer(resume=parts))
+    assert lines == expected
+    assert content(parts) == content(whole)
+    a, b = (pyllmc.Model(run / "last.ckpt", B=1, T=4) for run in (whole, parts))
+    assert a.step == b.step == 6
+    for name in a.params:
+        assert a.params[name].tobytes() == b.params[name].tobytes(), name
+        assert all(x.tobytes() == y.tobytes() for x, y in zip(a.moments[name], b.moments[name])), name
+    a, b = (pyllmc.Model(run / "best.ckpt", B=1, T=4) for run in (whole, parts))
+    assert a.step == b.step and all(a.params[name].tobytes() == b.params[name].tobytes() for name in a.params)
+    assert {p.name: p.read_bytes() for p in (parts / "samples").iterdir()} == {
+        p.name: p.read_bytes() for p in (whole / "samples").iterdir()
+    }
+
+
+def test_a_stop_before_the_first_step_leaves_a_replaced_run_alone(data, tmp_path, ears):
+    run = tmp_path / "run"
+    options = {"data": data, "out": run, **TINY, "max_steps": 2, "val_every": 1}
+    list(pyllmc.Trainer(**options))
+    before = (run / "last.ckpt").read_bytes()
+    trainer = pyllmc.Trainer(overwrite=True, **options)
+    ears.pattern, ears.act = "step 0: validation", trainer.stop
+    list(trainer)
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("answer", ["stopped", "trained"])
+def test_who_hears_a_pulse_may_stop_a_load(answer, data, tmp_path):
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, **TINY, max_steps=1, val_every=0, sample_every=0))
+    callback = ffi.callback("int(void *, const char *)", lambda context, text: answer == "stopped")
+    lib.llmc_on_pulse(callback, ffi.NULL)
+    try:
+        if answer == "stopped":
+            with pytest.raises(pyllmc.LlmcError, match="stopped"):
+                pyllmc.Model(run / "last.ckpt", B=1, T=4)
+        else:
+            assert pyllmc.Model(run / "last.ckpt", B=1, T=4).step == 1
+    finally:
+        lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# signals
+
+LONG = {**TINY, "max_seq_len": 64, "T": 64, "B": 512, "n_layer": 8, "max_steps": 9, "val_batches": 0}
+
+
+@FRONT_ENDS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program, number, data, tmp_path):
+    out = tmp_path / "run"
+    options = {**TINY, "B": 1, "max_steps": 1, "val_batches": 0, "val_every": 1, "sample_every": 0}
+    with Terminal([*program, f"--data={data}", f"--out={out}", *words(**options)]) as terminal:
+        terminal.wait_for(r"step 0: validation, batch \d+ of")
+        terminal.send(number)
+        assert terminal.end() == 130
+    if "stopping" not in terminal.shown:
+        pytest.skip("it had ended before")
+    assert terminal.shown.count(ANSWER) == 1
+    after = terminal.shown.split(ANSWER)[1]
+    assert "batch" not in after.replace("batch of the validation", ""), "another batch after the answer"
+    assert f"--resume={shlex.quote(str(out))}" in after
+
+
+@pytest.mark.parametrize("program", [BINARY, MODULE, REFERENCE], ids=["binary", "python", "reference"])
+def test_a_second_signal_ends_within_a_piece(program, data):
+    """The library or PyTorch is working, so that Python runs no handler."""
+    options = {**LONG, "B": 256, "val_every": 0}
+    with Terminal([*program, f"--data={data}", "--out=", *words(**options)]) as terminal:
+        terminal.wait_for("micro-step 1 of 1")
+        terminal.send(signal.SIGINT)
+        terminal.wait_for(f"stopping after this step{ANSWER}")
+        terminal.send(signal.SIGINT)
+        assert terminal.end() == 130
+    assert "step 1/9 |" not in terminal.shown and "stopped" not in terminal.shown
+
+
+BUSY = """
+import hashlib, sys
+from pyllmc.base.errors import begin_command, run_command
+begin_command()
+def work():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 1_000_000_000)  # minutes in C, which no handler interrupts
+sys.exit(run_command("prog", work))
+"""
+
+
+@pytest.mark.parametrize(
+    "first, second", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")]
+)
+def test_the_mechanism_of_every_command(first, second):
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(getattr(signal, first))
+    assert process.stderr.readline() == "stopping; again to quit now\n"
+    assert process.poll() is None
+    process.send_signal(getattr(signal, second))
+    assert process.wait(timeout=20) == 130
+    assert process.communicate() == ("", "")
+
+
+ENDING = """
+import os, sys, time
+from pyllmc.base.errors import begin_command, run_command
+begin_command()
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):  # as the libraries' own ends are, after Python's handlers have gone
+        write(1, b"ending\\n")
+        sleep(1)
+slow = Slow()
+sys.exit(run_command("prog", lambda: {code}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_signal_while_python_ends_changes_no_exit_code(code, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING.format(code=code)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"ending\n"
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    process.stdout.close()
+
+
+LIBRARY = """
+import signal
+handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+import pyllmc
+from pyllmc import sample, train
+from pyllmc.base import signals
+for event in pyllmc.Trainer(data="{data}", max_steps=1, model="gpt-nano", max_seq_len=16, T=7, B=2):
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert signal.set_wakeup_fd(-1) == -1
+train.main(["--data={data}", "--out=", "--max_steps=1", "--model=gpt-nano", "--max_seq_len=16", "--T=7", "--B=2"])
+assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+"""
+
+
+def test_a_library_user_keeps_their_handlers(data):
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY.format(data=data)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_maker_of_the_data_is_stopped_too(tmp_path):
+    (tmp_path / "python3").write_text("#!/bin/sh\necho $$ > pid\nexec sleep 60\n")
+    (tmp_path / "python3").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with Terminal(BINARY, cwd=tmp_path, env=path) as terminal:
+        terminal.wait_for(r"making data/stories: \d+ s")
+        start = time.time()
+        terminal.send(signal.SIGTERM)
+        assert terminal.end() == 130
+        assert time.time() - start < 20
+    assert ANSWER in terminal.shown
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    list(pyllmc.Trainer(data=data, out=out, **TINY, max_steps=4, val_every=2))
+    return out
+
+
+# a command that takes long, and its line meanwhile
+COMMANDS = {
+    "sample": (["-m", "pyllmc.sample", "{run}", "--count=1000000"], "a"),
+    "grade": (["-m", "pyllmc.grade", "{run}", "--count=1000000"], r"\rgrading: story \d+ of 1000000"),
+    "stories": (
+        ["-m", "pyllmc.stories", "--out={new}", "--stories=9000000"],
+        r"\rmaking \S+: story \d+ of 9000000",
+    ),
+    "check": (
+        ["-m", "pyllmc.check", "--model=gpt-nano", "--B=9", "--T=99"],
+        r"\rPyTorch in float32 .* batch \d+ of",
+    ),
+    "reference": (
+        ["train_gpt2.py", "--data={data}", *words(max_steps=99999, val_every=1, val_batches=0)],
+        r"\rstep \d+: validation, batch \d+ of",
+    ),
+    "bench": (["dev/bench.py", "--rows=gemm", "--rounds=999"], r"\r  (starting|measuring): "),
+    "prepro": (
+        [
+            "dev/prepro_tinystories.py",
+            "--input",
+            "{text}",
+            "--tokenizer",
+            "word",
+            "--out",
+            "{new}",
+            "--workers",
+            "1",
+        ],
+        "reading|encoding",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_that_it_lives_and_answers_the_first_signal(name, run, data, tmp_path):
+    arguments, shown = COMMANDS[name]
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat " * (2_000_000 if name == "prepro" else 1))
+    places = {"run": run, "data": data, "new": tmp_path / "new", "text": text}
+    command = [sys.executable, *(a.format(**places) for a in arguments)]
+    with Terminal(command) as terminal:
+        terminal.wait_for(shown)
+        terminal.send(signal.SIGINT)
+        assert terminal.end() == 130
+    assert terminal.shown.count(ANSWER) == 1, terminal.shown[-500:]
+    assert "Traceback" not in terminal.shown
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the line that is rewritten, and the end
+
+
+def screen(shown: str) -> list[str]:
+    """The text that stays on a terminal."""
+    lines = []
+    for line in shown.replace("\r\n", "\n").split("\n"):
+        cells: list[str] = []
+        for part in line.split("\r"):
+            cells[: len(part)] = part
+        lines.append("".join(cells).rstrip())
+    return lines
+
+
+@FRONT_ENDS
+def test_the_line_goes_before_a_real_one(program, data):
+    """A terminal shows the line and keeps nothing of it; a pipe has none."""
+    options = words(max_steps=2, val_every=1, val_batches=3, sample_every=2, sample_tokens=5)
+    command = [*program, f"--data={data}", "--out=", *options]
+    with Terminal(command) as terminal:
+        assert terminal.end() == 0
+    for text in (
+        "drawing the weights: ",
+        "step 0: validation, batch 3 of 3, loss ",
+        "step 2: sample, token 1",
+    ):
+        assert f"\r{text}" in terminal.shown
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "\r" not in piped.stdout + piped.stderr
+
+    def steady(lines: list[str]) -> list[str]:
+        return [re.sub(r"\| [\d.]+ ms \|.*|fits in .*", "", line.rstrip()) for line in lines]
+
+    expected = [*piped.stdout.splitlines(), *piped.stderr.splitlines(), ""]
+    assert steady(screen(terminal.shown)) == steady(expected)
+
+
+@FRONT_ENDS
+def test_the_end_says_what_was_best_and_what_comes_next(program, data, tmp_path):
+    """Every command can be pasted. If a fine-tune only gets worse, the weights that it began with are kept and
+    named."""
+    start, out = tmp_path / "start", tmp_path / "a run's"
+    list(pyllmc.Trainer(data=data, out=start, **TINY, max_steps=9, val_every=3))
+    options = {"B": 3, "T": 7, "lr": 1, "max_steps": 4, "val_every": 2, "warmup_steps": 1}
+    tune = [*program, f"--data={data}", f"--model={start}", f"--out={out}"]
+    done = subprocess.run(
+        [*tune, *(f"--{name}={value}" for name, value in options.items())],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 0 | val loss" in done.stdout and done.stdout.count("(best)") == 1
+    assert re.search(rf"best: val loss [\d.]+ at step 0, kept in {out}/best.ckpt\n", done.stderr)
+    best, first = (pyllmc.Model(folder / "best.ckpt", B=1, T=4) for folder in (out, start))
+    assert all(best.params[name].tobytes() == first.params[name].tobytes() for name in first.params)
+    commands = dict(re.findall(r"^  (write|go on|draw|export) +(.*)$", done.stderr, re.M))
+    assert set(commands) == {"write", "go on", "draw", "export"}
+    for name, command in commands.items():
+        again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 0, (name, again.stderr)
+        if name == "write":
+            assert re.search(
+                r"best\.ckpt: step 0, val loss [\d.]+, the best; the last step, 4, ended worse", again.stderr
+            )
+            other = again.stderr.partition("worse with ")[2].partition(": ")[2]
+            assert (
+                subprocess.run(other, shell=True, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+            )
+        if name == "go on":
+            assert "last.ckpt, at step 4 of 8\nmax_steps: 4 -> 8\n" in again.stdout
+
+
+@FRONT_ENDS
+def test_the_end_without_a_folder_says_that_nothing_is_kept(program, data):
+    command = [*program, f"--data={data}", "--out=", *words(max_steps=1, val_every=0, sample_every=0)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "nothing of it is kept" in done.stderr and "--out=runs/NAME" in done.stderr
+
+
+@FRONT_ENDS
+def test_a_run_that_goes_on_says_from_where_and_what_changed(program, data, tmp_path):
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, **TINY, max_steps=2, val_every=0, sample_every=0))
+    command = [
+        *program,
+        f"--resume={run}",
+        "--max_steps=3",
+        "--B=3",
+        "--seed=7",
+        "--prompt=a",
+        "--no_shuffle",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.partition("resume: ")[2].splitlines()
+    assert told[0] == f"{run}/last.ckpt, at step 2 of 3"
+    changed = [line for line in told[1:] if " -> " in line]
+    assert changed == ["shuffle: 1 -> 0", "max_steps: 2 -> 3", "seed: 42 -> 7", "prompt: none -> a"]
