@@ -1,83 +1,97 @@
-"""Work spread over processes: a function of each item, in the items' order, and no process that outlives its parent."""
+"""Work spread over processes: a function of each item, in the items' order, and no process that outlives its parent.
+
+Every worker has a pipe of its own, and one item at a time: whoever ends, the other sees the end of the pipe. (Python's
+ProcessPoolExecutor shares one pipe, whose end nobody sees when a worker dies in the middle of a result.)
+"""
 
 from __future__ import annotations
 
-import os
 import signal
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
-from threading import Thread
 from typing import Any, TypeVar
 
 from pyllmc.base.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_function: Callable[[Any], Any] | None = None  # of this worker process
 
 
-def _end_with_parent(alive: Connection) -> None:
-    """The parent alone holds the other end, and closes it when it is done, interrupted or killed."""
-    try:
-        alive.recv()
-    except (EOFError, OSError):
-        os._exit(1)
-
-
-def _start(function: Callable[[Any], Any], alive: Connection) -> None:
-    global _function
-    _function = function
+def _serve(function: Callable[[Any], Any], parent: Connection) -> None:
+    """The life of a worker: items come and results go, until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            item = parent.recv()
+            try:
+                answer = True, function(item)
+            except Exception as error:
+                answer = False, error
+            parent.send(answer)
 
 
-def _call(item: Any) -> Any:
-    assert _function is not None
-    return _function(item)
+class _Worker:
+    """A process, spawned and not forked, since the caller may have threads. It gets `function` once, which must pickle."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._pipe, theirs = Pipe()
+        self._process = get_context("spawn").Process(target=_serve, args=(function, theirs), daemon=True)
+        try:
+            self._process.start()
+        except OSError as e:
+            raise DataError(
+                "the system starts no more processes (ulimit -u, or its container's limit): use one worker"
+            ) from e
+        finally:
+            theirs.close()
+
+    def give(self, item: Any) -> None:
+        """Hand over an item, whose result has to be taken before the next one is given."""
+        with suppress(OSError):  # take() tells that the process has died
+            self._pipe.send(item)
+
+    def take(self) -> Any:
+        """Wait for the result of the last item, or raise what the function has raised."""
+        try:
+            done, result = self._pipe.recv()
+        except (EOFError, OSError) as e:
+            raise DataError(
+                "a worker process died: out of memory (use fewer workers), or the calling script lacks "
+                'if __name__ == "__main__":'
+            ) from e
+        if not done:
+            raise result
+        return result
+
+    def end(self) -> None:
+        self._process.kill()  # after Ctrl-C, for one, nobody waits for its result
+        self._process.join()
+        self._pipe.close()
 
 
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """function(item) of each, in their order; `function` is sent to each worker once, and must pickle.
-
-    Processes are spawned, not forked: the caller may have threads. Raises DataError when one of them dies.
-    """
+    """Yield function(item) of each item, in their order. Raises DataError when a worker dies or none can be started."""
     if workers == 1:
         yield from map(function, items)
         return
-    end, alive = Pipe()
-    pool = None
-    waiting: deque[Future[Result]] = deque()
-    done = False
+    pool: list[_Worker] = []  # the next result comes from the first, which then gets the next item
     try:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (function, alive))
         for item in items:
-            waiting.append(pool.submit(_call, item))
-            if len(waiting) > 2 * workers:  # bounds the memory
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-        done = True
-    except BrokenProcessPool as e:
-        raise DataError(
-            "a worker process died: out of memory (use fewer workers), or the calling script lacks "
-            'if __name__ == "__main__":'
-        ) from e
-    except (BlockingIOError, RuntimeError) as e:  # of a limit
-        if isinstance(e, RuntimeError) and "new thread" not in str(e):
-            raise
-        raise DataError(
-            "the system starts no more processes or threads (ulimit -u, or its container's limit): use one worker"
-        ) from e
+            if len(pool) < workers:
+                pool.append(_Worker(function))
+                pool[-1].give(item)
+                continue
+            worker = pool.pop(0)
+            pool.append(worker)
+            result = worker.take()
+            worker.give(item)
+            yield result
+        for worker in pool:
+            yield worker.take()
     finally:
-        if not done:  # after Ctrl-C, for one, nobody waits for what they are at
-            end.close()  # ends the workers; futures are not cancelled, or Python 3.11's pool cannot clean up after them
-        if pool:
-            pool.shutdown()
-        end.close()
-        alive.close()
+        for worker in pool:
+            worker.end()

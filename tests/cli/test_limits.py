@@ -3,7 +3,7 @@ line."""
 
 from __future__ import annotations
 
-import concurrent.futures.process
+import multiprocessing.context
 import os
 import subprocess
 
@@ -37,16 +37,10 @@ def test_a_learner_that_dies_of_memory_says_so_with_that_status(monkeypatch, num
     assert errors.exit_code(e.value) == 3
 
 
-@pytest.mark.parametrize("what", [NO_MORE, RuntimeError("can't start new thread")])
-def test_workers_that_cannot_start_name_the_remedy(monkeypatch, what):
-    def fail(*_, **__):
-        raise what
-
-    for place in ("__init__", "submit"):
-        with monkeypatch.context() as patch:
-            patch.setattr(concurrent.futures.process.ProcessPoolExecutor, place, fail)
-            with pytest.raises(DataError, match="ulimit -u, or its container's limit.: use one worker"):
-                list(workers.in_order(str, [1, 2], 2))
+def test_workers_that_cannot_start_name_the_remedy(monkeypatch):
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", refuse)
+    with pytest.raises(DataError, match="ulimit -u, or its container's limit.: use one worker"):
+        list(workers.in_order(str, [1, 2], 2))
 
 
 def test_libraries_start_no_threads_where_the_system_has_none_left(monkeypatch):
