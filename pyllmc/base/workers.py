@@ -1,4 +1,4 @@
-"""Work spread over processes: a function of each item, in the items' order, and no process that outlives its parent."""
+"""Work spread over processes: a function of each item, in the items' order. No process outlives its parent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pyllmc.base.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_function: Callable[[Any], Any] | None = None  # of this worker process
+_function: Callable[[Any], Any] | None = None  # the function of this worker process
 
 
 def _end_with_parent(alive: Connection) -> None:
-    """The parent alone holds the other end, and closes it when it is done, interrupted or killed."""
+    """End this process with its parent, which alone holds the other end and closes it when it ends, even if killed."""
     try:
         alive.recv()
     except (EOFError, OSError):
@@ -43,9 +43,9 @@ def _call(item: Any) -> Any:
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """function(item) of each, in their order; `function` is sent to each worker once, and must pickle.
+    """Yield function(item) of each item, in their order. `function` is sent to each worker once, and must pickle.
 
-    Processes are spawned, not forked: the caller may have threads. Raises DataError when one of them dies.
+    Processes are spawned, not forked, because the caller may have threads. Raises DataError if one of them dies.
     """
     if workers == 1:
         yield from map(function, items)
@@ -68,15 +68,15 @@ def in_order(
             "a worker process died: out of memory (use fewer workers), or the calling script lacks "
             'if __name__ == "__main__":'
         ) from e
-    except (BlockingIOError, RuntimeError) as e:  # of a limit
+    except (BlockingIOError, RuntimeError) as e:  # a limit on processes or threads
         if isinstance(e, RuntimeError) and "new thread" not in str(e):
             raise
         raise DataError(
             "the system starts no more processes or threads (ulimit -u, or its container's limit): use one worker"
         ) from e
     finally:
-        if not done:  # after Ctrl-C, for one, nobody waits for what they are at
-            end.close()  # ends the workers; futures are not cancelled, or Python 3.11's pool cannot clean up after them
+        if not done:  # after Ctrl-C, for instance, nobody waits for the present items
+            end.close()  # ends the workers; futures stay uncancelled, because Python 3.11's pool could not clean up else
         if pool:
             pool.shutdown()
         end.close()
