@@ -27,7 +27,7 @@ def refuse(name: str, value: Any, wanted: str) -> NoReturn:
 
 
 def is_array(value: Any) -> bool:
-    """Whether the value is an array of numpy or PyTorch. Even one of a single number is no number here."""
+    """True if the value is an array of numpy or PyTorch. Even one of a single number is no number here."""
     return getattr(value, "ndim", 0) != 0
 
 

@@ -42,7 +42,7 @@ def reading(path: str) -> AbstractContextManager[None]:
 
 
 def is_named_pipe(path: str) -> bool:
-    """Whether `path` is a named pipe, which may never get a writer. A pipe that is open here, <(command), has one."""
+    """True if `path` is a named pipe, which may never get a writer. A pipe that is open here, <(command), has one."""
     with suppress(OSError):
         return stat.S_ISFIFO(os.stat(path).st_mode) and not path.startswith(OPEN_PIPES)
     return False

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 EVERY = 0.05  # seconds between two versions of a line that Python rewrites
-_running = False  # whether a command runs
-_visible = False  # whether somebody can see it
+_running = False  # True while a command runs
+_visible = False  # True if the line can be seen
 _width = 0  # characters of the line that is shown
 _shown = 0.0  # when that line was written
 
@@ -34,7 +34,7 @@ def end() -> None:
 
 
 def _has_terminal() -> bool:
-    """Whether stderr is a terminal and stdout is no pipe. A pipe's lines may come out on the same terminal (| tee)."""
+    """True if stderr is a terminal and stdout is no pipe. A pipe's lines may come out on the same terminal (| tee)."""
     try:
         return os.isatty(2) and not stat.S_ISFIFO(os.fstat(1).st_mode)
     except OSError:

@@ -44,7 +44,7 @@ def find_checkpoint(path: Source) -> Path:
 
 
 def is_model_file(head: bytes) -> bool:
-    """Whether a file with these first bytes has llm.c's format, as every checkpoint has."""
+    """True if a file with these first bytes has llm.c's format, as every checkpoint has."""
     return int.from_bytes(head[:4], "little") == MODEL_MAGIC
 
 

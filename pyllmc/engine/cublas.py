@@ -29,7 +29,7 @@ def in_packages() -> Path | None:
 
 
 def in_system() -> bool:
-    """Whether the loader finds the library by name. It then stays loaded, because it is needed in a moment."""
+    """True if the loader finds the library by name. It then stays loaded, because it is needed in a moment."""
     for name in NAMES:
         try:
             ctypes.CDLL(name)

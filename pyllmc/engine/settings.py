@@ -37,7 +37,7 @@ class Options(NotCopied):
         return os.fsdecode(_ffi.ffi().string(value))
 
     def is_given(self, name: str) -> bool:
-        """Whether the option was set after the defaults."""
+        """True if the option was set after the defaults."""
         return bool(
             _ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, as_word("option", name)))
         )
@@ -59,7 +59,7 @@ class Options(NotCopied):
         return "" if asked == 0 else self.help() if asked == 1 else self.version()
 
     def only_write(self) -> bool:
-        """Whether only text is wanted, no training: --max_steps=0 with a --prompt and neither --data nor --resume."""
+        """True if only text is wanted, no training: --max_steps=0 with a --prompt and neither --data nor --resume."""
         return bool(self._lib.llmc_options_only_write(self.handle))
 
     def load(self) -> Any:

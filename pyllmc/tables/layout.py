@@ -104,7 +104,7 @@ class GPTConfig:
 
     @property
     def banded(self) -> bool:
-        """Whether some layer sees less than all positions."""
+        """True if some layer sees less than all positions."""
         return 0 < self.window < self.max_seq_len and self.n_layer > 1
 
 
@@ -116,7 +116,7 @@ def _known_sizes() -> dict[str, tuple[int, ...]]:
 
 
 def is_size(descriptor: str) -> bool:
-    """Whether the descriptor names sizes. A model made from sizes has fresh weights."""
+    """True if the descriptor names sizes. A model made from sizes has fresh weights."""
     descriptor = as_text("descriptor", descriptor)
     return not {descriptor, f"gpt2:{descriptor}"}.isdisjoint(_known_sizes())
 

@@ -129,7 +129,7 @@ def distance(a: str, b: str) -> int:
 
 
 def is_part(word: str, name: str) -> bool:
-    """Whether a word is one part of a name, or several parts in a row. _ separates the parts."""
+    """True if a word is one part of a name, or several parts in a row. _ separates the parts."""
     return len(word) >= 3 and f"_{word}_" in f"_{name}_"
 
 
@@ -251,7 +251,7 @@ class Parser(argparse.ArgumentParser):
         kwargs["epilog"] = ending
         super().__init__(*args, **kwargs)
         self.add_argument(
-            "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
+            "--version", action="version", version=f"pyllmc {__version__}", help="print the version and exit"
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -47,7 +47,7 @@ def unpacked(data: bytes) -> list[bytes]:
 
 
 def is_gpt2(pieces: Sequence[bytes], eot: int) -> bool:
-    """Whether a table is GPT-2's own."""
+    """True if a table is GPT-2's own."""
     return (len(pieces), eot) == (GPT2_VOCAB, GPT2_VOCAB - 1) and zlib.crc32(packed(pieces)) == GPT2_CRC
 
 

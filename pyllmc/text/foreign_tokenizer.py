@@ -34,7 +34,7 @@ def file_in(folder: str) -> str | None:
 
 
 def is_foreign(path: str, head: bytes) -> bool:
-    """Whether a file with this path and first bytes is one of those."""
+    """True if a file with this path and first bytes is a tokenizer file of another project."""
     return path.endswith((".json", ".pkl")) or head[:1] == b"\x80" or _has_vocab(path)
 
 
@@ -44,7 +44,7 @@ def _has_vocab(path: str) -> bool:
 
 
 def load(path: str) -> Tokenizer:
-    """Read the tokenizer of one of those files. Raises DataError, BadFile."""
+    """Read the tokenizer in a file of another project. Raises DataError, BadFile."""
     if _has_vocab(path):
         path = os.path.join(os.path.dirname(path), VOCAB)
     data = _read(path)
