@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pyllmc.base.errors import InvalidArgument
 
-MOST_SHOWN = 60  # characters of a value in a message
+MOST_SHOWN = 60  # characters of a value in a message at most
 
 
 class CannotCopy(InvalidArgument, TypeError):

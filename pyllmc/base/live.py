@@ -18,7 +18,7 @@ EVERY = 0.05  # seconds between two versions of a line that Python rewrites
 _running = False  # True while a command runs
 _visible = False  # True if the line can be seen
 _width = 0  # characters of the line that is shown
-_shown = 0.0  # when that line was written
+_shown = 0.0  # the time at which that line was written
 
 
 def begin() -> None:
@@ -118,7 +118,7 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------
 # the engine's signs of life
 
-_callbacks: list[Any] = []  # kept alive: C holds their addresses
+_callbacks: list[Any] = []  # this keeps them alive, because C holds their addresses
 _raised: list[BaseException] = []  # exceptions of signal handlers that ran within a callback
 # True: the engine shall end its present work, without an exception (signals.stopped_by_signals)
 stop_wanted = False

@@ -12,7 +12,7 @@ from pyllmc.base.errors import typed
 NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
 )
-LONGEST = 300  # characters of a number: csrc/base/number.c
+LONGEST = 300  # characters of a number at most, as in csrc/base/number.c
 LARGEST = 2**63 - 1  # the largest whole number that csrc/base/number.c holds
 
 

@@ -76,7 +76,7 @@ def in_order(
         ) from e
     finally:
         if not done:  # after Ctrl-C, for instance, nobody waits for the present items
-            end.close()  # ends the workers; futures stay uncancelled, because Python 3.11's pool could not clean up else
+            end.close()  # ends the workers; futures stay uncancelled, because Python 3.11's pool cannot clean up after a cancel
         if pool:
             pool.shutdown()
         end.close()

