@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, signals, values, worker processes. Standard library only."""
+"""The lowest room, on which all others build: errors, files, signals, values, worker processes. Standard library only."""

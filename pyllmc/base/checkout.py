@@ -1,4 +1,4 @@
-"""Where this package lies: in a checkout, beside the whole source, or installed alone."""
+"""The place of this package: in a checkout, beside the whole source, or installed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checks of what a caller hands over: the value in the type that is needed, or InvalidArgument in one line. Standard library only."""
+"""Checks of a caller's values: each returns the value in the type that is needed, or raises InvalidArgument in one line.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from typing import Any, NoReturn
 
 from pyllmc.base.errors import InvalidArgument
 
-MOST_SHOWN = 60  # characters of a value in a message
+MOST_SHOWN = 60  # characters of a value in a message at most
 
 
 class CannotCopy(InvalidArgument, TypeError):
-    """What lives in the engine's memory can neither be pickled nor copied."""
+    """An object that lives in the engine's memory can neither be pickled nor copied."""
 
 
 def refuse(name: str, value: Any, wanted: str) -> NoReturn:
-    """Raises InvalidArgument: what was given, and what is wanted."""
+    """Raise InvalidArgument: it shows the value that was given, and names what is wanted."""
     text = " ".join(repr(value).split())
     text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
     raise InvalidArgument(f"{name}={text} is not {wanted}")
 
 
 def is_array(value: Any) -> bool:
-    """Of one number or more, as numpy and PyTorch have them: never a number here."""
+    """True if the value is an array of numpy or PyTorch. Even one of a single number is no number here."""
     return getattr(value, "ndim", 0) != 0
 
 
@@ -42,7 +45,7 @@ def as_int(name: str, value: Any, bits: int = 32) -> int:
 
 
 def as_float(name: str, value: Any, finite: bool = True) -> float:
-    """A number; finite=False: infinity, too, but never NaN."""
+    """A finite number. With finite=False infinity passes, too, but NaN never does."""
     try:
         if isinstance(value, (str, bytes, bytearray)) or is_array(value):
             raise TypeError
@@ -55,7 +58,7 @@ def as_float(name: str, value: Any, finite: bool = True) -> float:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """True or False, or numpy's, or 1 or 0."""
+    """A flag as bool: Python's or numpy's True and False, or 1 and 0."""
     if is_array(value) or not hasattr(value, "__index__") and type(value).__name__ not in ("bool_", "bool"):
         refuse(name, value, "True or False")
     if value not in (0, 1):
@@ -64,14 +67,14 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_text(name: str, value: Any) -> str:
-    """A str."""
+    """A text: a str, and nothing else."""
     if not isinstance(value, str):
         refuse(name, value, "a text (str)")
     return str(value)
 
 
 def as_word(name: str, value: Any) -> bytes:
-    """A name as C takes it: no NUL in it, and no lone surrogate."""
+    """The bytes of a name as C takes it: without a NUL, and without a lone surrogate."""
     text = as_text(name, value)
     try:
         if "\0" not in text:
@@ -88,7 +91,7 @@ def as_bytes(name: str, value: Any) -> bytes:
 
 
 def encoded(text: str | bytes | os.PathLike[str]) -> bytes:
-    """A path or an argument as C takes it: the bytes that the system calls it by, else UTF-8."""
+    """The bytes of a path or an argument as C takes it: the system's own encoding if that can write it, else UTF-8."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:  # the locale knows no such character, so no argument brought it
@@ -96,7 +99,7 @@ def encoded(text: str | bytes | os.PathLike[str]) -> bytes:
 
 
 def text_bytes(text: str) -> bytes:
-    """A text that a user typed as UTF-8; bytes that the locale does not know stay what they are."""
+    """The UTF-8 of a text that a user typed. Bytes that the locale does not know stay as they are."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -117,7 +120,7 @@ def as_path(name: str, value: Any) -> str:
 
 
 class NotCopied:
-    """A class whose objects are refused by pickle, copy and deepcopy, with what to do instead."""
+    """A class whose objects refuse pickle, copy and deepcopy. The error says what to do instead: _INSTEAD."""
 
     _INSTEAD = ""
 

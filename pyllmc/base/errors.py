@@ -1,6 +1,6 @@
-"""What can go wrong, and how a command then ends: one line on stderr and an exit code, the same as ./train_gpt2's.
+"""Every error, and how a command ends after it: one line on stderr and an exit code, the same as ./train_gpt2's.
 
-Standard library only: a command calls `begin_command` before it imports anything large.
+Standard library only, because a command calls `begin_command` before it imports anything large.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pyllmc.base import checkout, live, signals
-from pyllmc.base.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import them from here
+from pyllmc.base.signals import INTERRUPTED, stopped_by_signals  # noqa: F401, commands import both from here
 
 
 class LlmcError(Exception):
-    """Any failure of the engine or its tools; the message is one line that says why and what to do."""
+    """Any failure of the engine or its tools. The message is one line that says why, and what to do."""
 
     def __init__(self, *args: Any) -> None:
-        # a path or a word that it names may hold a line break
+        # the message may name a path or a word that holds a line break
         super().__init__(*(arg.replace("\n", "\\n") if isinstance(arg, str) else arg for arg in args))
 
 
 class InvalidArgument(LlmcError, ValueError):
-    """An argument, option or shape that cannot be."""
+    """An argument, an option or a shape is not valid."""
 
 
 class OutOfMemory(LlmcError, MemoryError):
@@ -40,40 +40,40 @@ class OutOfMemory(LlmcError, MemoryError):
 
 
 class DataError(LlmcError, ValueError):
-    """Data, or a file, that cannot be used."""
+    """Data, or a file, cannot be used."""
 
 
 class BadFile(DataError):
-    """A file that is not what it should be."""
+    """A file is malformed, or of another kind than expected."""
 
 
 class SystemFailure(DataError, OSError):
-    """The system would not read or write."""
+    """The system refused to read or write."""
 
 
 class NoDevice(LlmcError, RuntimeError):
-    """No such device or instruction set here, or a library is missing."""
+    """The machine lacks the device or the instruction set, or a library is missing."""
 
 
 class MissingDependency(DataError, NoDevice, ImportError):
-    """An optional package is not installed; the message says how to install it."""
+    """An optional package is not installed. The message says how to install it."""
 
 
 class NotFinite(LlmcError, ArithmeticError):
-    """A loss or gradient that is NaN or infinite."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 for _public in (LlmcError, InvalidArgument, OutOfMemory, BadFile, SystemFailure, NoDevice, NotFinite):
-    _public.__module__ = "pyllmc"  # by that name a user catches it, and a traceback shows it
+    _public.__module__ = "pyllmc"  # users catch it by that name, so a traceback shows that name
 
 
 class Ending(NamedTuple):
-    """How a command ends after an error: with 1 - status."""
+    """A kind of error, and how a command ends after it: with exit code 1 - status."""
 
     status: int  # llmc_status
     error: type[LlmcError]
-    alike: type[Exception] | None  # Python's own that ends so, too
-    words: str  # what --help calls it
+    alike: type[Exception] | None  # an exception of Python's own that ends a command in the same way
+    words: str  # its name in --help
 
     @property
     def code(self) -> int:
@@ -94,18 +94,18 @@ EXIT_CODES = f"exit status: 0 done, {', '.join(f'{end.code} {end.words}' for end
 
 
 def exit_code(error: BaseException) -> int:
-    """What a command ends with; 0 for an error that is none of the user's, but a mistake in the program."""
-    for end in reversed(ENDINGS):  # the first row is last: many errors are a ValueError, too
+    """The exit code of a command after an error; 0 if the error is not the user's, but a mistake in the program."""
+    for end in reversed(ENDINGS):  # the first row comes last, because many errors are a ValueError, too
         if isinstance(error, (end.error, end.alike or end.error)):
             return end.code
     return 0
 
 
 def line_of(error: BaseException) -> str:
-    """The message in one line; the system's as "file: reason"."""
+    """The message of an error in one line; an error of the system becomes "file: reason"."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in FULL:  # of a file it would be explained (files.writing)
+    if isinstance(error, OSError) and error.errno in FULL:  # not a file's: files.writing explains those
         return f"standard output: {error.strerror}: free some space or write elsewhere"
     if isinstance(error, OSError) and error.errno == errno.EBADF:
         return "standard input or output is closed: leave it open, or make it /dev/null"
@@ -113,19 +113,19 @@ def line_of(error: BaseException) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """1 layer, 2 layers."""
+    """A number with its noun: 1 layer, 2 layers."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def how_to_install(package: str) -> str:
-    """The remedy for a missing package; a checkout brings its own environment."""
+    """The remedy for a missing package. In a checkout it names make setup, too."""
     return f"pip install {package}" + (
         ", or make setup and use .venv/bin/python" if checkout.is_checkout() else ""
     )
 
 
 def need(module: str, why: str, package: str = "") -> Any:
-    """Import an optional `module`, or say in one line what lacks and how to install it."""
+    """Import an optional `module`. If it is missing, raise MissingDependency, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as e:
@@ -133,7 +133,7 @@ def need(module: str, why: str, package: str = "") -> Any:
 
 
 def python_command() -> str:
-    """How this Python is called, in a command that can be pasted: by its name where that finds it, else by its path."""
+    """This Python's name in a command that can be pasted; its path if no name finds it."""
     for name in ("python", "python3"):
         if os.path.abspath(shutil.which(name) or "") == sys.executable:
             return name
@@ -142,7 +142,10 @@ def python_command() -> str:
 
 
 def typed(argument: str) -> str:
-    """The text of an argument, whatever the locale made of it; bytes that are no UTF-8 stay surrogates, which are refused later."""
+    """The text of an argument, read as UTF-8 whatever the locale is.
+
+    Bytes that are no UTF-8 stay surrogates, which are refused later.
+    """
     try:
         return argument.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
@@ -150,11 +153,14 @@ def typed(argument: str) -> str:
 
 
 def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What an output cannot encode, as \\u2014; but bytes of a path or an argument, which Python hides in surrogates, as they were."""
+    """Replace characters that an output cannot encode by escapes like \\u2014.
+
+    The bytes of a path or an argument, which Python hides in surrogates, come out as they were.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    if error.encoding.replace("-", "_").startswith(("utf_16", "utf_32")):  # where no byte stands alone
+    if error.encoding.replace("-", "_").startswith(("utf_16", "utf_32")):  # these cannot write a single byte
         return "".join(
             f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in text
         ), error.end
@@ -165,7 +171,7 @@ def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def print_anything() -> None:
-    """No command dies of a character that its terminal, pipe or file cannot hold: cp1252, ASCII, a locale of C."""
+    """Make stdout and stderr escape characters that they cannot hold (cp1252, ASCII, locale C), so that no command dies."""
     codecs.register_error("pyllmc.printable", _printable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -173,7 +179,7 @@ def print_anything() -> None:
 
 
 class _Told(io.FileIO):
-    """Standard error: what cannot be told there ends no work."""
+    """Standard error. A full disk or a closed stream there drops the message, and the work goes on."""
 
     def write(self, data: Any) -> int:
         try:
@@ -190,7 +196,7 @@ def _stream(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
 
 
 def hold_streams() -> None:
-    """A stream that was closed stays so, and no file takes its number: csrc/programs/program.h."""
+    """Hold the numbers 0 to 2, so that no file takes the number of a closed stream: csrc/programs/program.h."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -202,7 +208,7 @@ def hold_streams() -> None:
 
 
 def begin_command(*packages: str) -> None:
-    """The first thing a program does: Ctrl-C or SIGTERM while it loads end it quietly, a missing package is one line."""
+    """Prepare a program before it loads anything: Ctrl-C and SIGTERM end it quietly, a missing package is one line."""
     hold_streams()
     print_anything()
     spec = sys.modules["__main__"].__spec__
@@ -216,7 +222,10 @@ def begin_command(*packages: str) -> None:
 
 
 def spare_threads() -> None:
-    """Where a limit (ulimit -u, a container's) lets no thread start for each core, libraries must not try: they end the process."""
+    """Make libraries use one thread if a limit (ulimit -u, a container's) forbids one a core.
+
+    Otherwise they would try to start all of them, and end the process.
+    """
     done, threads = threading.Event(), []
     try:
         for _ in range(os.cpu_count() or 1):
@@ -236,12 +245,12 @@ def _tell(line: str) -> None:
 
 
 def _discard_output() -> None:
-    """What is still held for it would fail again as the program ends."""
+    """Send the buffered output to /dev/null, because writing it would fail again as the program ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
-    """The exit code of a command, which does `work` after its arguments were read; an error is one line."""
+    """Do a command's `work` after its arguments were read, and return its exit code. An error becomes one line."""
     print_anything()
     with signals.interruptible(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _tell(f"{prog}: warning: {message}")

@@ -1,4 +1,4 @@
-"""Files of the Python side: whole or absent, synced to disk, and one clear line when they fail."""
+"""Files that Python writes: whole or absent, synced to disk, and one clear line when they fail."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import BinaryIO
 
 from pyllmc.base.errors import FULL, DataError, SystemFailure
 
-# a shell puts one of these for <(command): pipes that this process has open
+# Pipes that this process has open. A shell passes one of these names for <(command).
 OPEN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
 @contextmanager
 def explain_os_errors(action: str, path: str, remedy: str, full: Container[int] = ()) -> Iterator[None]:
-    """An OSError inside becomes one SystemFailure line: "cannot ACTION PATH: reason; REMEDY".
+    """Turn an OSError inside into a SystemFailure of one line: "cannot ACTION PATH: reason; REMEDY".
 
-    full: the errnos that mean that the place is full.
+    full: the errnos that mean that the disk is full.
     """
     try:
         yield
     except DataError:
-        raise  # is explained
+        raise  # its message explains it already
     except OSError as e:
         remedy = f"free some space or {remedy}" if e.errno in full else remedy
         raise SystemFailure(f"cannot {action} {path}: {e.strerror or e}; {remedy}") from e
@@ -42,20 +42,20 @@ def reading(path: str) -> AbstractContextManager[None]:
 
 
 def is_named_pipe(path: str) -> bool:
-    """One that may never get a writer; a pipe that this process has open, as a shell's <(command) is, has its own."""
+    """True if `path` is a named pipe, which may never get a writer. A pipe that is open here, <(command), has one."""
     with suppress(OSError):
         return stat.S_ISFIFO(os.stat(path).st_mode) and not path.startswith(OPEN_PIPES)
     return False
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises SystemFailure for a pipe or a device, from which no file can be read whole or twice; a missing one is passed."""
+    """Raise SystemFailure for a pipe or a device, which cannot be read twice. A missing file passes."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise SystemFailure(f"{os.fspath(path)} is no regular file: copy what it gives into one")
 
 
 def sync_directory(path: str) -> None:
-    """Make renames in a directory durable. Systems that cannot open a directory need not."""
+    """Make renames in a directory durable. Systems that cannot open a directory do not need it."""
     with suppress(OSError):
         fd = os.open(path or ".", os.O_RDONLY)
         try:
@@ -70,14 +70,14 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # another user's
+        return True  # the process is another user's
     return True
 
 
 def _temporary(path: str, suffix: str = "") -> str:
-    """A name of this process that begins with `path`; what killed processes have left under theirs goes.
+    """A temporary name that begins with `path` and ends with this process's id. Files that killed processes left go.
 
-    suffix: a pattern of what may follow the names of theirs.
+    suffix: a pattern that may follow the names of those files.
     """
     parent, name = os.path.split(path)
     with suppress(OSError):
@@ -97,7 +97,7 @@ def _remove(path: str) -> None:
 
 @contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """A temporary name beside `path`: what was written there replaces `path` when the block ends well."""
+    """A temporary name beside `path`. The file written there replaces `path` when the block ends well."""
     tmp = _temporary(path)
     try:
         yield tmp
@@ -111,7 +111,7 @@ def atomic_path(path: str) -> Iterator[str]:
 
 
 def check_writable(path: str) -> None:
-    """Fails now, with a SystemFailure, rather than after hours of work: whether atomic_path can write there."""
+    """Raise SystemFailure if atomic_path cannot write there: now, rather than after hours of work."""
     with writing(path):
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -127,14 +127,14 @@ def flush_to_disk(f: BinaryIO) -> None:
 
 @contextmanager
 def atomic_directory(out: str, check: Callable[[], None]) -> Iterator[str]:
-    """A hidden directory beside `out`: becomes `out` when the block ends well, else vanishes.
+    """A hidden directory beside `out`. It becomes `out` when the block ends well; otherwise it is removed.
 
-    `check` runs last before that: it raises when `out` must not be replaced any more.
+    `check` runs just before that. It raises if `out` must not be replaced any more.
     """
     parent, name = os.path.split(out)
     replaced = (
         r"(?:\.old)?" if os.path.exists(out) else ""
-    )  # else it is the last copy of what was to be replaced
+    )  # without `out`, a .old is the last copy of what was being replaced
     tmp = _temporary(os.path.join(parent, f".{name}"), replaced)
     try:
         with writing(out):
@@ -164,7 +164,7 @@ def _replace_directory(new: str, out: str) -> None:
 
 
 def sha256_of(path: str) -> str:
-    """Hex digest of a file."""
+    """The SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with reading(path), open(path, "rb") as f:
         while block := f.read(1 << 20):

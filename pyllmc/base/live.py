@@ -1,4 +1,4 @@
-"""What a command shows while it works: a line on the terminal that is rewritten, and goes before anything else is shown.
+"""The line that a command shows on the terminal while it works. It is rewritten, and vanishes before other output.
 
 Nothing is shown unless a command runs (errors.run_command) and its standard error is a terminal. Standard library only.
 """
@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-EVERY = 0.05  # seconds between two looks of a line that Python rewrites
-_running = False  # whether a command runs
-_visible = False  # whether somebody can see it
+EVERY = 0.05  # seconds between two versions of a line that Python rewrites
+_running = False  # True while a command runs
+_visible = False  # True if the line can be seen
 _width = 0  # characters of the line that is shown
-_shown = 0.0  # when that line was written
+_shown = 0.0  # the time at which that line was written
 
 
 def begin() -> None:
-    """A command runs from now on."""
+    """Note that a command runs from now on."""
     global _running, _visible
     _running, _visible = True, _has_terminal()
 
@@ -34,7 +34,7 @@ def end() -> None:
 
 
 def _has_terminal() -> bool:
-    """Not before the lines of a pipe, which may come out on the same terminal (| tee)."""
+    """True if stderr is a terminal and stdout is no pipe. A pipe's lines may come out on the same terminal (| tee)."""
     try:
         return os.isatty(2) and not stat.S_ISFIFO(os.fstat(1).st_mode)
     except OSError:
@@ -42,7 +42,7 @@ def _has_terminal() -> bool:
 
 
 def show(text: str, at_once: bool = True) -> None:
-    """Rewrites the line; "" takes it away. at_once: even if the one before has just been shown."""
+    """Rewrite the line; "" removes it. at_once: do so even if the last line has just been shown."""
     global _width, _shown
     if not _visible or (not text and not _width):
         return
@@ -56,7 +56,7 @@ def show(text: str, at_once: bool = True) -> None:
 
 
 def _fits() -> int:
-    """How many characters, as csrc/terminal.c has it: of the terminal itself, whatever $COLUMNS says."""
+    """The characters that fit a line of the terminal itself, whatever $COLUMNS says, as in csrc/programs/terminal.c."""
     try:
         columns = os.get_terminal_size(2).columns
     except OSError:
@@ -65,7 +65,7 @@ def _fits() -> int:
 
 
 def _fitted(text: str, most: int) -> str:
-    """The path in its middle gives way to how far it is, at its end."""
+    """The text cut to `most` characters in its middle, where a path is; the progress at its end stays."""
     head = most // 4
     return text if len(text) <= most else f"{text[:head]}..{text[len(text) - (most - head - 2) :]}"
 
@@ -75,24 +75,24 @@ def clear() -> None:
 
 
 def answer(line: str) -> None:
-    """The answer to a signal, on a line of its own."""
+    """Show the answer to a signal, on a line of its own."""
     if _width:
         clear()
     elif os.isatty(2):
-        line = f"\n{line}"  # behind a text, or ^C
+        line = f"\n{line}"  # the cursor may stand behind a text, or behind ^C
     _write(f"{line}\n")
 
 
 def _write(text: str) -> None:
-    """Past sys.stderr, which another thread may hold."""
+    """Write to stderr directly, because another thread may hold sys.stderr."""
     try:
         os.write(2, text.encode(sys.stderr.encoding or "utf-8", "replace"))
     except (OSError, AttributeError):
-        pass  # the terminal has gone, and with it whoever would see it
+        pass  # the terminal is closed, so nobody would see the line
 
 
 def each(items: Iterable[Item], what: str, of: int | None = None) -> Iterator[Item]:
-    """The items, while the line says "WHAT 3 of 50, ETA 0:12". of: how many, where it cannot be asked."""
+    """Yield the items, while the line says "WHAT 3 of 50, ETA 0:12". of: their number, if `items` has no len()."""
     if of is None and isinstance(items, Sized):
         of = len(items)
     start = time.monotonic()
@@ -118,21 +118,21 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------
 # the engine's signs of life
 
-_callbacks: list[Any] = []  # kept alive: C holds their addresses
-_raised: list[BaseException] = []  # by a signal's handler, within one
-# the engine is to end what is under way, without an exception (signals.stopped_by_signals)
+_callbacks: list[Any] = []  # this keeps them alive, because C holds their addresses
+_raised: list[BaseException] = []  # exceptions of signal handlers that ran within a callback
+# True: the engine shall end its present work, without an exception (signals.stopped_by_signals)
 stop_wanted = False
-turn = threading.RLock()  # who holds it decides between a line and a stop
+turn = threading.RLock()  # held while a line is shown or a stop is set, so that no line follows the stop
 
 
 def listen(ffi: Any, lib: Any) -> None:
-    """Shows what a library says of this thread's calls, and lets Python's signal handlers run between their pieces."""
+    """Show the progress that a library reports of this thread's calls. Python's signal handlers run at each report."""
     if not _running:
         return
 
     def pulse(context: Any, text: Any) -> int:
         with turn:
-            if not stop_wanted:  # the last line is the answer to the signal
+            if not stop_wanted:  # after a signal its answer stays the last line
                 show(ffi.string(text).decode("utf-8", "replace"))
         return int(stop_wanted)
 
@@ -145,6 +145,6 @@ def listen(ffi: Any, lib: Any) -> None:
 
 
 def raise_what_came() -> None:
-    """What a signal's handler has raised during the call that has just ended."""
+    """Raise the exception that a signal's handler raised during the call that has just ended, if any."""
     if _raised:
         raise _raised.pop()

@@ -1,7 +1,7 @@
-"""How Ctrl-C and SIGTERM end a command: the first is answered in a line and stops the work, the second ends the process at once.
+"""Ctrl-C and SIGTERM: the first is answered in a line and stops a command's work, the second ends the process at once.
 
-Python runs a handler in the main thread, between two of its own instructions: not while a library works there. So what
-comes is told to a thread of ours, too (signal.set_wakeup_fd), which answers, and ends the process if it has to.
+Python runs a handler in the main thread, between two of its own instructions, and so not while a library works there.
+Therefore a thread of ours hears of each signal, too (signal.set_wakeup_fd). It answers, and ends the process if needed.
 Only commands install anything (errors.begin_command, errors.run_command). Standard library only.
 """
 
@@ -18,12 +18,12 @@ from typing import Any
 from pyllmc.base import live
 
 INTERRUPTED = 130
-# the signals that end a command, and how Python handles them by default
+# the signals that end a command -> Python's default handler
 WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Watch:
-    """The thread that hears of every signal as it comes."""
+    """The thread that hears of every signal at once."""
 
     def __init__(self) -> None:
         self.came = 0
@@ -31,7 +31,7 @@ class Watch:
         self.answer: Callable[[], str] = lambda: "stopping; again to quit now"
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._mouth, False)
-        self.is_deaf = False  # where the system starts no more threads: Python's own handlers call hear()
+        self.is_deaf = False  # True if the system starts no more threads: then Python's handlers call hear()
         self._thread = Thread(target=self._listen, daemon=True)
         try:
             self._thread.start()
@@ -43,7 +43,7 @@ class Watch:
     def close(self) -> None:
         if not self.is_deaf:
             signal.set_wakeup_fd(self._before)
-        os.close(self._mouth)  # which ends the thread, once it has answered all that came
+        os.close(self._mouth)  # this ends the thread, once it has answered every signal
         if not self.is_deaf:
             self._thread.join(1)
 
@@ -64,7 +64,7 @@ class Watch:
             live.answer(line)
 
 
-_watch: Watch | None = None  # there is one while a command runs
+_watch: Watch | None = None  # set while a command runs
 
 
 def _end(number: int, frame: Any) -> None:
@@ -72,19 +72,19 @@ def _end(number: int, frame: Any) -> None:
 
 
 def _leave(number: int, frame: Any) -> None:
-    """SIGTERM: as Ctrl-C, but nobody takes it for the end of one answer only."""
+    """End the program on SIGTERM: like Ctrl-C, but SystemExit never means the end of one answer only."""
     raise SystemExit(INTERRUPTED)
 
 
 def _ignore() -> None:
-    """While Python ends, when it would put the system's own handlers back: the exit code is settled."""
+    """Ignore signals while Python ends, because it would restore the system's handlers, and they change the exit code."""
     for number in WAYS_TO_END:
         if signal.getsignal(number) is _end:
             signal.signal(number, signal.SIG_IGN)
 
 
 def end_quietly() -> None:
-    """While a command loads its libraries, either ends it; not if the shell had it ignored."""
+    """Let either signal end a command while it loads its libraries, unless the shell had the signal ignored."""
     atexit.register(_ignore)
     for number, default in WAYS_TO_END.items():
         if signal.getsignal(number) is default:
@@ -93,7 +93,7 @@ def end_quietly() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around a command's work, where end_quietly was called: Ctrl-C raises KeyboardInterrupt, SIGTERM SystemExit."""
+    """Wrap a command's work, after end_quietly: Ctrl-C raises KeyboardInterrupt, SIGTERM raises SystemExit."""
     global _watch
     loading = [number for number in WAYS_TO_END if signal.getsignal(number) is _end]
     if not loading:
@@ -117,9 +117,9 @@ def interruptible() -> Iterator[None]:
 def stopped_by_signals(
     stop: Callable[[], None], answer: Callable[[], str] | None = None
 ) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM call stop() inside, from another thread, rather than raise; tells whether one came.
+    """Inside, Ctrl-C and SIGTERM call stop() from another thread, rather than raise. Yield a function: has one come?
 
-    answer: the line that is shown then. Whoever is no command keeps the handlers that there are.
+    answer: makes the line that is shown then. Outside a command the handlers stay as they are.
     """
     watch = _watch
     if not watch:
@@ -153,8 +153,8 @@ def stopped_by_signals(
 
 @contextmanager
 def answered_by_turns() -> Iterator[Callable[[], None]]:
-    """Inside, Ctrl-C ends an answer without a line. What is yielded is called at every turn: only a second Ctrl-C since
-    then ends the program, at once."""
+    """Inside, Ctrl-C ends an answer without a line. The caller calls the yielded function at every turn: only a second
+    Ctrl-C after that ends the program, at once."""
     watch = _watch
     if not watch:
         yield lambda: None

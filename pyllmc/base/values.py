@@ -12,8 +12,8 @@ from pyllmc.base.errors import typed
 NUMBER = re.compile(
     r"[+-]?(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d(?:_?\d)*)?", re.ASCII
 )
-LONGEST = 300  # characters of a number: csrc/base/number.c
-LARGEST = 2**63 - 1  # a whole number, as csrc/base/number.c holds it
+LONGEST = 300  # characters of a number at most, as in csrc/base/number.c
+LARGEST = 2**63 - 1  # the largest whole number that csrc/base/number.c holds
 
 
 def number(text: str) -> float:
@@ -27,18 +27,18 @@ def number(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """A whole number, which may be written 1e4, 1.5e3 or 10_000, but not 1e-1. Raises argparse.ArgumentTypeError."""
+    """A whole number; 1e4, 1.5e3 and 10_000 are some, 1e-1 is none. Raises argparse.ArgumentTypeError."""
     known = len(text) <= LONGEST and NUMBER.fullmatch(text)
     value = decimal.Decimal(text) if known else decimal.Decimal("nan")
     if not value.is_finite() or value != value.to_integral_value():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     if not value or value.adjusted() < 30:
         return int(value)
-    return 10**30 if value > 0 else -(10**30)  # out of any bounds, and cheaper than all its digits
+    return 10**30 if value > 0 else -(10**30)  # beyond every bound, and cheaper than all its digits
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from `low` on."""
+    """The type of an argument that is a whole number of at least `low`."""
 
     def read(text: str) -> int:
         try:
@@ -59,7 +59,7 @@ ESCAPE = re.compile(r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|)")
 
 
 def unescaped(text: str) -> str:
-    r"""The one rule for text in options: \n \t \r \\ \xHH \uHHHH mean a character, no other backslash may stand there.
+    r"""Replace the escapes in an option's text: \n \t \r \\ \xHH \uHHHH. Any other backslash is an error.
 
     Two \uHHHH may be the two halves of one character, as in JSON. Raises argparse.ArgumentTypeError.
     """
@@ -79,7 +79,7 @@ def unescaped(text: str) -> str:
     decoded = ESCAPE.sub(character, text)
     if "\\u" not in text:
         return decoded
-    try:  # halves of a character become one
+    try:  # the two halves of a character become one
         return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError(

@@ -1,1 +1,1 @@
-"""The C library: bound, what it is handed checked, its memory as arrays, its options, its checkpoints."""
+"""The C library for Python: its functions, checks of arguments, its memory as arrays, its options and checkpoints."""

@@ -1,4 +1,4 @@
-"""The C library, bound by reading its own header: csrc/pyllmc.h is the only list of functions and types there is."""
+"""The C library, bound by reading its own header: csrc/pyllmc.h is the only list of functions and types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cffi import FFI
 from pyllmc.base import live
 from pyllmc.base.checkout import PACKAGE, is_checkout
 from pyllmc.base.checks import encoded as encoded
-from pyllmc.base.errors import (  # noqa: F401, the others are here by the name of what raises them
+from pyllmc.base.errors import (  # noqa: F401, callers import the errors from the module that raises them
     ERRORS,
     BadFile,
     InvalidArgument,
@@ -30,7 +30,7 @@ DEVICES = tuple(re.findall(r"^DEVICE\((\w+)", definition("devices.def").read_tex
 
 
 def declarations(path: Path) -> str:
-    """What lies between a header's two marks: plain C, which cffi parses without a preprocessor."""
+    """The lines between a header's two marks: plain C, which cffi parses without a preprocessor."""
     return "".join(
         re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", path.read_text(encoding="utf-8"), re.S)
     )
@@ -39,20 +39,20 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
-    parser.cdef("typedef struct floatX floatX;")  # only pointed to: float or bfloat16, by library
+    parser.cdef("typedef struct floatX floatX;")  # behind pointers only: float or bfloat16, by library
     for name in ("kernels.h", "pyllmc.h"):
         parser.cdef(declarations(definition(name)))
     return parser
 
 
 def library(device: str, precision: str = "auto") -> str:
-    """Its file name. A GPU's stored element is part of its build; a CPU's is float."""
+    """The file name of a device's library. A GPU's library is built for one stored element; a CPU's stores float."""
     stored = "_fp32" if precision == "fp32" else ""
     return "libpyllmc.so" if device == "cpu" else f"libpyllmc_{device}{stored}.so"
 
 
 def load(device: str = "cpu", precision: str = "auto") -> Any:
-    """The library of a device, auto: cpu, loaded once; refused if it was built from other headers than those read here."""
+    """The library of a device (auto: cpu), loaded once. Raises NoDevice if it was built from other headers than these."""
     device = "cpu" if device == "auto" else device
     if device not in DEVICES:
         raise NoDevice(f"device '{device:.60}' is not one of auto, {', '.join(DEVICES)}")
@@ -60,7 +60,7 @@ def load(device: str = "cpu", precision: str = "auto") -> Any:
 
 
 def how_to_build(device: str) -> str:
-    """The remedy for a library that is not there: make's target, or what pip is to be told where there is no checkout."""
+    """The remedy for a missing library: make's target, or pip's command if this is no checkout."""
     if is_checkout():
         return "run `make`" if device == "cpu" else f"run `make {device}`"
     devices = "" if device == "cpu" else f"PYLLMC_DEVICES='cpu {device}' "
@@ -78,7 +78,7 @@ def _load(device: str, name: str) -> Any:
     try:
         lib = ffi().dlopen(str(path))
     except OSError as error:
-        reason = str(error).partition(".  Additionally")[0]  # cffi has looked elsewhere, too
+        reason = str(error).partition(".  Additionally")[0]  # cffi names further places, too
         raise NoDevice(f"{path.name} cannot be loaded ({reason}): {remedy}") from None
     if not hasattr(lib, "llmc_headers") or text(lib.llmc_headers()) != tables_cksum():
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: {remedy}")
@@ -91,12 +91,12 @@ def message(lib: Any) -> str:
 
 
 def text(pointer: Any) -> str:
-    """A C string as str."""
+    """The str of a C string."""
     return ffi().string(pointer).decode(errors="replace")
 
 
 def check(lib: Any, status: int) -> int:
-    """A function's answer, or its error as an exception; and what a signal's handler has raised meanwhile."""
+    """Return a function's answer, or raise its error. An exception of a signal's handler, raised meanwhile, comes first."""
     live.raise_what_came()
     if status < 0:
         raise failure(lib, status)
@@ -104,5 +104,5 @@ def check(lib: Any, status: int) -> int:
 
 
 def failure(lib: Any, status: int) -> LlmcError:
-    """The exception that the last error is."""
+    """The exception for the last error of the library."""
     return ERRORS.get(status, LlmcError)(message(lib))

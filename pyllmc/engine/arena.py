@@ -1,4 +1,4 @@
-"""A model's tensors by name: numpy views of the arena; of a GPU's, copies."""
+"""A model's tensors by name: numpy views of the arena on the CPU, copies on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
 
 
 class _Block:
-    """One block of the arena as an array; whoever holds a view of it holds the arena."""
+    """One block of the arena as an array. A view of it keeps the arena alive."""
 
     def __init__(self, handle: Any, pointer: Any, elements: int) -> None:
         self.handle = handle
@@ -34,16 +34,16 @@ class _Block:
 
 
 class NoTensor(InvalidArgument, KeyError):
-    """A name that no tensor has: a KeyError, too, as mappings have it."""
+    """No tensor has the name. This is a KeyError, too, because mappings raise that."""
 
-    __str__ = Exception.__str__  # a KeyError shows its text in quotes
+    __str__ = Exception.__str__  # KeyError's own would show the text in quotes
 
 
 class Views(NotCopied, Mapping[str, Any]):
     """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
 
-    On the CPU they are views, which may be written to; on a GPU read-only copies. `params[name] = array` sets a tensor on
-    either.
+    On the CPU they are views, which may be written to; on a GPU they are read-only copies. `params[name] = array` sets
+    a tensor on both.
     """
 
     _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"
@@ -68,7 +68,7 @@ class Views(NotCopied, Mapping[str, Any]):
 
 
 class Arena:
-    """A model's memory, by the table's rows. `owner` is what keeps it alive."""
+    """A model's memory, by the table's rows. `owner` keeps it alive."""
 
     def __init__(self, lib: Any, handle: Any, owner: Any) -> None:
         self.lib, self.handle, self.owner = lib, handle, owner
@@ -87,7 +87,7 @@ class Arena:
 
     @property
     def room(self) -> Any:
-        """What it was made for, an llmc_room."""
+        """The llmc_room that the model was made with: B, T, training, recompute."""
         return self.lib.llmc_model_room(self.handle)[0]
 
     @property
@@ -102,7 +102,7 @@ class Arena:
         return b[0], t[0]
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(PyTorch's name, values) of each, in the order of files."""
+        """Yield (PyTorch's name, values) of each parameter, in the order of files."""
         yield from ((name, self.view("params", name)) for name in self.by_torch_name)
 
     def names(self, acts: bool) -> list[str]:
@@ -111,7 +111,7 @@ class Arena:
         return list(self.by_torch_name)
 
     def find(self, block: str, name: str) -> tuple[str, Any, int | None]:
-        """The name in the table, its row and the layer asked for; None: all of them."""
+        """The tensor's name in the table, its row, and the layer that `name` means; None: all layers."""
         layer, name = None, as_text("name", name)
         if name in self.by_torch_name and block != "acts":
             name, layer = self.by_torch_name[name]
@@ -127,7 +127,7 @@ class Arena:
 
     def _no_tensor(self, block: str, name: str) -> str:
         names = self.names(block == "acts")
-        if block != "acts":  # the table's own, too
+        if block != "acts":  # parameters have the table's names, too
             names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM]
         near = difflib.get_close_matches(str(name), names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
@@ -146,7 +146,7 @@ class Arena:
         return view if layer is None else view[layer] if row.layers else view
 
     def copy(self, block: str, name: str, row: Any, layer: int | None) -> np.ndarray:
-        """What the device holds, of one layer or of all."""
+        """A copy of a tensor on the device, of one layer or of all."""
         layers = range(max(row.layers, 1)) if layer is None else [layer]
         shape = self.shape_of(row, name)
         kind = np.int32 if row.type == self.lib.LLMC_I else np.float32
@@ -159,7 +159,7 @@ class Arena:
         return out.reshape((row.layers, *shape) if row.layers and layer is None else shape)
 
     def set(self, block: str, name: str, values: Any) -> None:
-        """A parameter, its gradient or moment: all its layers, or the one that is named."""
+        """Set a parameter, its gradient or a moment: all layers, or the one that is named."""
         name, row, layer = self.find(block, name)
         layers = range(max(row.layers, 1)) if layer is None else [layer]
         shape = self.shape_of(row, name)
@@ -169,7 +169,7 @@ class Arena:
             data = np.broadcast_to(array, whole)
         except ValueError:
             raise InvalidArgument(f"{block} {name}: {array.shape} does not fit {whole}") from None
-        if name == "wte":  # the padding of the vocabulary is 0
+        if name == "wte":  # the rows that pad the vocabulary are 0
             data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
         data = np.ascontiguousarray(data).reshape(len(layers), -1)
         for l, part in zip(layers, data):
@@ -179,7 +179,7 @@ class Arena:
             )
 
     def shape_of(self, row: Any, name: str) -> tuple[int, ...]:
-        """Of one layer, in the sizes of the last forward pass."""
+        """The shape of one layer, in the sizes of the last forward pass."""
         if row.kind == self.lib.LLMC_PARAM:
             rows = self.config.vocab_size if name == "wte" else row.shape[0]
             return (rows, *row.shape[1 : row.rank])
@@ -206,14 +206,14 @@ class Arena:
 
 
 def make_handle(lib: Any, config: Any, room: Any, threads: int = 0) -> Any:
-    """A C model with memory for an llmc_room, freed with the last reference. Raises OutOfMemory."""
+    """A C model with memory for an llmc_room. It is freed with its last reference. Raises OutOfMemory."""
     out = _ffi.ffi().new("llmc_model **")
     _ffi.check(lib, lib.llmc_model_create(out, config, room, threads))
     return _ffi.ffi().gc(out[0], lib.llmc_model_free)
 
 
 def load_arena(path: str | os.PathLike[str]) -> Arena:
-    """The weights of a file that the engine reads, to be looked at: nothing is computed with them."""
+    """The weights of a file that the engine reads, as an arena to look at: nothing is computed with it."""
     lib, name = _ffi.load(), _ffi.encoded(path)
     config = _ffi.ffi().new("llmc_config *")
     _ffi.check(lib, lib.llmc_model_read_config(name, config))

@@ -1,4 +1,4 @@
-"""What Python hands to C, checked: numbers that fit, token ids."""
+"""Checks of the values that Python passes to C: numbers that fit, arrays, token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyllmc.engine import _ffi
 
 
 def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool) -> Any:
-    """The C llmc_room: what a model's memory is for."""
+    """The C llmc_room, from which a model's memory is planned."""
     return _ffi.ffi().new(
         "llmc_room *",
         (
@@ -28,7 +28,7 @@ def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool)
 def make_sampling(
     temperature: float, top_k: int | None, top_p: float | None, seed: int, repetition_penalty: float
 ) -> Any:
-    """The C llmc_sampling; None is off."""
+    """The C llmc_sampling. None switches top_k or top_p off."""
     how = _ffi.ffi().new("llmc_sampling *")
     how.temperature = as_float("temperature", temperature)
     how.top_p = 0 if top_p is None else as_float("top_p", top_p)
@@ -39,7 +39,7 @@ def make_sampling(
 
 
 def as_array(name: str, values: Any, dtype: Any = None) -> np.ndarray:
-    """numpy's array of whatever can become one; complex numbers and texts cannot."""
+    """A numpy array of any value that can become one. With a dtype, complex numbers and texts are refused."""
     try:
         array = np.asarray(values)
         if dtype is not None and array.dtype.kind not in "biuf":
@@ -47,12 +47,12 @@ def as_array(name: str, values: Any, dtype: Any = None) -> np.ndarray:
         return array if dtype is None else array.astype(dtype, copy=False)
     except InvalidArgument:
         raise
-    except Exception:  # numpy asks the object itself, which may raise anything
+    except Exception:  # numpy calls the object's own methods, which may raise anything
         refuse(name, values, "an array")
 
 
 def as_ids(name: str, array: Any) -> np.ndarray:
-    """Token ids as contiguous int32 (b, t); raises InvalidArgument on floats or other ranks."""
+    """Token ids as contiguous int32 (b, t). Raises InvalidArgument on floats or other ranks."""
     ids = as_array(name, array)
     if ids.dtype.kind not in "iu" or ids.ndim != 2:
         raise InvalidArgument(f"{name}: an integer array (b, t) is needed, not {ids.dtype} {ids.shape}")
@@ -62,7 +62,7 @@ def as_ids(name: str, array: Any) -> np.ndarray:
 
 
 def as_prompts(ids: Any) -> tuple[np.ndarray, bool]:
-    """Ids to go on from as (b, n), and whether it is one text: (n); an empty one has no type of its own."""
+    """The ids of prompts as (b, n), and whether `ids` was one text (n). Empty floats pass: numpy makes them of []."""
     array = as_array("ids", ids)
     array = array.astype(np.int32) if array.size == 0 and array.dtype.kind == "f" else array
     return as_ids("ids", array.reshape(1, -1) if array.ndim == 1 else array), array.ndim == 1

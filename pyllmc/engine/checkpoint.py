@@ -1,7 +1,7 @@
-"""A run's folder and its checkpoints: which file is meant, its sizes, the texts it carries, how it was trained.
+"""A run's folder and its checkpoints: the file that is meant, its sizes, the texts it carries, its training.
 
-A checkpoint begins as llm.c's model file does and goes on with sections by tag (csrc: checkpoint.c). The engine is loaded
-only where a section is read.
+A checkpoint begins like llm.c's model file and continues with sections by tag (csrc/files/checkpoint.c). Only reading
+a section loads the engine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.tokenizer import Tokenizer
 
 Source = Union[str, "os.PathLike[str]"]
-RUN = ("best.ckpt", "last.ckpt")  # what of a run folder is opened: the first that is there
-TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags
-HEAD = 9  # int32 of the header that are read here
+RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
+TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
+HEAD = 9  # the number of int32 of the header that are read here
 
 
 # ---------------------------------------------------------------------------------------------------------
-# which file
+# the file that is meant
 
 
 def is_run(path: Path) -> bool:
@@ -31,7 +31,7 @@ def is_run(path: Path) -> bool:
 
 
 def find_checkpoint(path: Source) -> Path:
-    """A checkpoint, or the best, else the last, of a run folder."""
+    """The path of a checkpoint: `path` itself, or best.ckpt, else last.ckpt, of a run folder."""
     path = Path(path)
     for name in RUN:
         if (path / name).exists():
@@ -44,12 +44,12 @@ def find_checkpoint(path: Source) -> Path:
 
 
 def is_model_file(head: bytes) -> bool:
-    """Whether a file that begins so is of llm.c's format, as every checkpoint is."""
+    """True if a file with these first bytes has llm.c's format, as every checkpoint has."""
     return int.from_bytes(head[:4], "little") == MODEL_MAGIC
 
 
 def checkpoint_of(source: Source) -> Path | None:
-    """The file of weights in llm.c's format that `source` names, if it does."""
+    """The weight file in llm.c's format that `source` names; None if it names none."""
     try:
         path = find_checkpoint(source)
         with open(path, "rb") as file:
@@ -59,7 +59,7 @@ def checkpoint_of(source: Source) -> Path | None:
 
 
 def read_head(path: Source) -> tuple[int, GPTConfig] | None:
-    """The version and the sizes that a model file tells; None where it is none. Raises OSError, ValueError."""
+    """The version and the sizes in a model file; None if the file is of another format. Raises OSError, ValueError."""
     with open(path, "rb") as file:
         head = file.read(4 * HEAD)
     if len(head) < 4 * HEAD or not is_model_file(head):
@@ -70,11 +70,11 @@ def read_head(path: Source) -> tuple[int, GPTConfig] | None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# its sections
+# the sections of a checkpoint
 
 
 def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
-    """A section of a checkpoint; empty if it has none."""
+    """The bytes of a section of a checkpoint; empty if it has no such section."""
     from pyllmc.engine import _ffi
 
     size = _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, _ffi.ffi().NULL, 0))
@@ -85,7 +85,7 @@ def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
 
 
 def section(source: Source, tag: bytes) -> bytes:
-    """The text that a run or a checkpoint carries under a tag; empty of another kind of source, too."""
+    """The text that a run or a checkpoint carries under a tag; empty for other kinds of source, too."""
     from pyllmc.engine import _ffi
 
     path = checkpoint_of(source)
@@ -93,7 +93,7 @@ def section(source: Source, tag: bytes) -> bytes:
 
 
 def read_tokenizer(path: Source) -> Tokenizer:
-    """The tokenizer inside a checkpoint. Raises DataError where there is none."""
+    """The tokenizer inside a checkpoint. Raises DataError if there is none."""
     from pyllmc.engine import _ffi
 
     data = read_section(_ffi.load(), _ffi.encoded(path), TOKENIZER)
@@ -103,16 +103,16 @@ def read_tokenizer(path: Source) -> Tokenizer:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# how it was trained
+# the training of a checkpoint
 
 
 def lines_of(text: str) -> dict[str, str]:
-    """name=value lines as a dict: a checkpoint's state and options, a run's config.txt."""
+    """The name=value lines of a text as a dict: a checkpoint's state and options, a run's config.txt."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
 
 
 def training(source: Source) -> dict[str, Any]:
-    """State and options of a run or a checkpoint, its data's meta.json and its loss; {} of anything else."""
+    """The state and options of a run or a checkpoint, its data's meta.json and its loss; {} for anything else."""
     given = lines_of(section(source, OPTIONS).decode("utf-8", "replace"))
     if not given:
         return {}

@@ -1,6 +1,6 @@
-"""NVIDIA's cuBLASLt, where pip put it: the CUDA library looks for it by name, and then only in the system's folders.
+"""The place where pip put NVIDIA's cuBLASLt, because the CUDA library itself looks only in the system's folders.
 
-$PYLLMC_CUBLASLT (cuda/cublaslt.cu) tells it a path; set and empty, it does without.
+$PYLLMC_CUBLASLT (cuda/cublaslt.cu) gives the CUDA library a path. Set but empty, it switches cuBLASLt off.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 VARIABLE = "PYLLMC_CUBLASLT"
-NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # newest first, as cuda/cublaslt.cu tries them
+NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # the newest first, in the order of cuda/cublaslt.cu
 FOLDERS = (
     "nvidia/cu13/lib",
     "nvidia/cublas/lib",
     "torch/lib",
-)  # CUDA 13's packages, CUDA 12's, PyTorch's own copy
+)  # the packages of CUDA 13, those of CUDA 12, PyTorch's own copy
 
 
 def in_packages() -> Path | None:
-    """Of the first place on sys.path that has it."""
+    """The path of the library in the first folder on sys.path that has it; None if none has."""
     for place in dict.fromkeys(sys.path):
         for path in (Path(place or ".", folder, name) for name in NAMES for folder in FOLDERS):
             if path.is_file():
@@ -29,7 +29,7 @@ def in_packages() -> Path | None:
 
 
 def in_system() -> bool:
-    """Whether the loader finds it by name; it then stays loaded, as it would be in a moment."""
+    """True if the loader finds the library by name. It then stays loaded, because it is needed in a moment."""
     for name in NAMES:
         try:
             ctypes.CDLL(name)
@@ -40,7 +40,7 @@ def in_system() -> bool:
 
 
 def settle() -> str:
-    """Sets the variable where it is needed, before the CUDA library is loaded. Returns what it is now."""
+    """Set the variable if it is needed, before the CUDA library is loaded. Return its value."""
     if VARIABLE not in os.environ:
         found = None if in_system() else in_packages()
         if found:

@@ -1,4 +1,4 @@
-"""A tokenizer by what names it: a file, a checkpoint, the folder of a run or of data, or one that every machine has."""
+"""A tokenizer opened by its name: a file, a checkpoint, the folder of a run or of data, or a fixed one (byte, gpt2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyllmc.text.vocabularies import FILES, FIXED, train
 
 
 def open_tokenizer(source: str) -> Tokenizer:
-    """Of a file, a checkpoint, a run's or data set's folder, or by name. Raises DataError or LlmcError."""
+    """Open the tokenizer of a file, a checkpoint, a run's or data set's folder, or a name. Raises DataError or LlmcError."""
     if source in FIXED and not os.path.exists(source):
         return train(source)
     if os.path.isdir(source):
@@ -29,7 +29,7 @@ def open_tokenizer(source: str) -> Tokenizer:
 
 
 def file_in(folder: str) -> str:
-    """What of a folder says the tokenizer."""
+    """The file in a folder that holds its tokenizer. Raises DataError if there is none."""
     inside = [path for name in FILES if os.path.exists(path := os.path.join(folder, name))]
     if inside or any(os.path.exists(os.path.join(folder, name)) for name in RUN):
         return inside[0] if inside else os.fspath(find_checkpoint(folder))

@@ -1,4 +1,4 @@
-"""The options of a training or a chat, as C holds them: csrc/options.def bound."""
+"""The options of a training or a chat, in the C struct that csrc/options.def makes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyllmc.engine import _ffi
 
 
 class Options(NotCopied):
-    """The options of csrc/options.def, by name: a trainer's, or a chat's."""
+    """The options of csrc/options.def, by name: those of a trainer, or of a chat."""
 
     _INSTEAD = "make another with the same options"
 
@@ -27,7 +27,7 @@ class Options(NotCopied):
         self.handle = _ffi.ffi().gc(handle, lib.llmc_options_free)
 
     def set(self, name: str, value: Any) -> None:
-        """Raises InvalidArgument for a name that is none, and a value that cannot be."""
+        """Set an option. Raises InvalidArgument for an unknown name or an impossible value."""
         text = _ffi.encoded(option_text(as_word("option", name).decode(), value))
         _ffi.check(self._lib, self._lib.llmc_options_set(self.handle, name.encode(), text))
 
@@ -37,19 +37,19 @@ class Options(NotCopied):
         return os.fsdecode(_ffi.ffi().string(value))
 
     def is_given(self, name: str) -> bool:
-        """Whether it was set since the defaults."""
+        """True if the option was set after the defaults."""
         return bool(
             _ffi.check(self._lib, self._lib.llmc_options_is_given(self.handle, as_word("option", name)))
         )
 
     def set_model_file(self, path: str) -> None:
-        """What is read for --model; see pyllmc.adopt."""
+        """Set the file that is read for --model; see pyllmc.adopt."""
         _ffi.check(
             self._lib, self._lib.llmc_options_set_model_file(self.handle, _ffi.encoded(as_path("path", path)))
         )
 
     def parse(self, arguments: Sequence[str]) -> str:
-        """Reads a command line; the text that it asks for by --help or --version, else empty."""
+        """Read a command line. Return the text that it asks for by --help or --version, else an empty one."""
         if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence):
             refuse("arguments", arguments, "a list of texts")
         encoded = [_ffi.encoded(as_path("argument", argument)) for argument in arguments]
@@ -59,18 +59,18 @@ class Options(NotCopied):
         return "" if asked == 0 else self.help() if asked == 1 else self.version()
 
     def only_write(self) -> bool:
-        """Whether no training is wanted but text: --max_steps=0 with a --prompt and neither --data nor --resume."""
+        """True if only text is wanted, no training: --max_steps=0 with a --prompt and neither --data nor --resume."""
         return bool(self._lib.llmc_options_only_write(self.handle))
 
     def load(self) -> Any:
-        """The library of the device that they name."""
+        """Load the library of the device that the options name."""
         return _ffi.load(self.get("device"), self.get("precision"))
 
     def version(self) -> str:
         return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"
 
     def help(self, command: str = "", width: int = 0) -> str:
-        """What `command --help` tells, in lines of `width` columns: by default those of the terminal."""
+        """The text of `command --help`, in lines of `width` columns; 0: the terminal's width."""
         name = as_word("command", command) or self._command.encode()
         columns = as_int("width", width) or shutil.get_terminal_size((100, 24)).columns
         told = self._lib.llmc_options_help
@@ -81,7 +81,7 @@ class Options(NotCopied):
 
 
 def option_text(name: str, value: Any) -> str:
-    """A value as the command line has it: numbers, flags and texts; whether it can be is csrc/options/options.c's to say."""
+    """The text of a value on the command line: a number, a flag or a text. csrc/options/options.c then checks its bounds."""
     if isinstance(value, (str, os.PathLike)):
         return as_path(f"--{name}", value)
     if is_array(value) or not isinstance(value, (numbers.Real, np.bool_)):

@@ -1,1 +1,4 @@
-"""The embedded default corpus: its grammar, told and read, and the exam of texts by it. Standard library only."""
+"""The embedded default corpus: a grammar that tells stories and reads them, and an exam of texts by it.
+
+Standard library only.
+"""

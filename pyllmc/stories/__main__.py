@@ -1,8 +1,8 @@
-"""The stories of the default corpus: made, shown, examined.
+"""The command that makes, shows or examines the stories of the default corpus.
 
-python3 -m pyllmc.stories                     make the training data
-python3 -m pyllmc.stories --print 3           just show three stories
-python3 -m pyllmc.stories --exam samples.txt  how much of these does the grammar accept?
+python3 -m pyllmc.stories                     makes the training data
+python3 -m pyllmc.stories --print 3           only shows three stories
+python3 -m pyllmc.stories --exam samples.txt  tells which share of these the grammar accepts
 """
 
 from __future__ import annotations

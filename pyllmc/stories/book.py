@@ -1,8 +1,8 @@
 """The grammar of the embedded corpus, as data: the words, and the sections that several plots share.
 
-`pyllmc.stories` reads this file and `storyplots.py` in two directions, to tell stories and to check them.
+`telling.py` uses this file and `plots.py` in two directions: to tell stories and to check them.
 
-A section is a sequence of steps, one line for each way to tell a step:
+A section is a sequence of steps, with one line for each way to tell a step:
 
     - ...      begins a step that is always told
     ? ...      begins a step that may be left out
@@ -34,7 +34,7 @@ PRONOUNS = {
     "His": ("Her", "His"),
 }
 
-# Whatever may come after "a" begins with a consonant.
+# Each word that may follow "a" begins with a consonant.
 KINDS = _list(
     "bear beaver cat dog dragon duck fox frog hedgehog lamb mouse panda pig rabbit robot squirrel turtle"
 )
@@ -66,7 +66,7 @@ HOMES = _list(
     ",",
 )
 
-# Weather -> what one sees or hears of it.
+# Weather -> a sight or a sound of it.
 WEATHER = {
     "sunny": "The sun was warm and bright",
     "windy": "The wind danced in the trees",

@@ -1,4 +1,4 @@
-"""The exam of the stories: which share of a text the grammar accepts, and whether the right character comes back.
+"""The exam of the stories: the share of a text that the grammar accepts, and the share of right names in it.
 
 `python3 -m pyllmc.stories --exam FILE` marks a file, `python -m pyllmc.grade RUN` a trained model. Standard library only.
 """
@@ -17,14 +17,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Exam(NamedTuple):
-    """Marks for sampled stories; but for the two counts, shares in 0..1 (0 if there was nothing to count)."""
+    """Marks for sampled stories. All but the first two are shares in 0..1 (0 if there was nothing to count)."""
 
     stories: int
     sentences: int
-    sentences_ok: float  # sentences which the grammar can tell, their own references agreeing
-    stories_ok: float  # stories which follow a plot from beginning to end, all references agreeing
-    right_character: float  # later namings of the main character, in accepted sentences, by the right name
-    copied: float  # stories which are, word for word, in the training text; NaN if that was not given
+    sentences_ok: float  # sentences that the grammar can tell and whose own references agree
+    stories_ok: float  # stories that follow a plot from beginning to end and whose references all agree
+    right_character: float  # later mentions of the main character, in accepted sentences, by the right name
+    copied: float  # stories that are, word for word, in the training text; NaN if that was not given
 
     def report(self) -> str:
         copied = f"{'unknown':>10}" if math.isnan(self.copied) else f"{self.copied:>10.1%}"
@@ -41,9 +41,9 @@ class Exam(NamedTuple):
 
 
 def _naming(sentences: Sequence[str]) -> tuple[int, int]:
-    """(right, all) later namings of the main character, whom the first sentence introduces.
+    """(right, all) later mentions of the main character, whom the first sentence introduces.
 
-    A sentence names the main character if all its readings do; it is right if one of them agrees.
+    A sentence names the main character if all its readings do. It is right if one of them agrees.
     """
     heroes = [[b.get("hero", frozenset()) for b in readings(s).values()] for s in sentences]
     first = heroes[0] if heroes else []
@@ -52,7 +52,7 @@ def _naming(sentences: Sequence[str]) -> tuple[int, int]:
 
 
 def _is_copy(text: str, cut: bool, training: list[str]) -> bool:
-    """Is the text in the sorted training texts? If cut: does one begin with it?"""
+    """True if the text is in the sorted training texts; if cut: if one of them begins with it."""
     at = bisect.bisect_left(training, text)
     found = training[at : at + 1] if text else []
     return any(story.startswith(text) if cut else story == text for story in found)
@@ -62,8 +62,8 @@ def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complet
     """Read stories, for instance sampled ones, and mark them.
 
     complete=True: every text is a whole story, and an end without an end mark is one more, wrong, sentence.
-    complete=False: a text without an end mark was cut off, by a limit on tokens; what is left of its last
-    sentence is ignored, and the sentences before it need only begin a story. Other texts are judged as whole.
+    complete=False: a limit on tokens cut off every text without an end mark. Its unfinished last sentence is
+    ignored, and the sentences before it need only begin a story. Other texts are judged as whole.
     """
     known = None if training is None else sorted(" ".join(text.split()) for text in training)
     stories = sentences = sentences_ok = stories_ok = right = named = copied = 0
@@ -92,7 +92,7 @@ def exam(texts: Iterable[str], training: Iterable[str] | None = None, *, complet
 
 
 def split_texts(text: str) -> list[str]:
-    """The stories of a file: separated by <|endoftext|>, or else by blank lines, or else one on each line."""
+    """The stories in a text: separated by <|endoftext|>, or else by blank lines, or else one on each line."""
     if END_OF_TEXT in text:
         parts = text.split(END_OF_TEXT)
     else:

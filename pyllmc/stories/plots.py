@@ -1,4 +1,4 @@
-"""The plots of the embedded corpus, as data: what happens. `book.py` explains the notation."""
+"""The plots of the embedded corpus, as data: the events of each story. `book.py` explains the notation."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The embedded default corpus: little stories from a seeded grammar, which can also read (exam.py).
 
 The grammar is the text of `book.py` and `plots.py`. Each of its sentences is compiled twice: into
-all its variants, which `generate` chooses from, and into a regular expression, with which `readings` reads. A
-slot read as some text leaves the values of its variable that it tells so ("she" leaves the girls); sentences
-agree while every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
+all its variants, from which `generate` chooses, and into a regular expression, with which `readings` reads. The
+text read for a slot leaves those values of its variable that are told by it ("she" leaves the girls). Sentences
+agree as long as every variable has a value left. Standard library only; the same bytes on every Python >= 3.9.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pyllmc.tables.options import options
 from pyllmc.text import dataset
 
 DEFAULT = 16_000  # stories: about 8 MB
-OPTIONAL_ODDS = 5  # an optional step is told once in so many times
-VAL_FRACTION = 0.01  # of the stories, every hundredth
+OPTIONAL_ODDS = 5  # an optional step is told in one of this many cases
+VAL_FRACTION = 0.01  # every hundredth story validates
 
 Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have
 
@@ -30,7 +30,7 @@ Bindings = dict[str, frozenset[str]]  # variable -> the values it may still have
 
 
 class Slot(NamedTuple):
-    """A word in braces: the variable it tells of, and how it tells each value."""
+    """A word in braces: its variable, and the text for each value of that."""
 
     variable: str
     texts: dict[str, str]  # value -> text
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 
 def _character_slots(variable: str, digit: str) -> dict[str, Slot]:
-    """The name and its pronouns; the friend's pronouns carry the digit 2."""
+    """The slots of a character: the name and its pronouns. The friend's pronouns carry the digit 2."""
     slots = {variable: Slot(variable, {name: name for name in book.GIRLS + book.BOYS})}
     for pronoun, (girl, boy) in book.PRONOUNS.items():
         texts = {**dict.fromkeys(book.GIRLS, girl), **dict.fromkeys(book.BOYS, boy)}
@@ -81,7 +81,7 @@ UNLIKE = (("hero", "friend"), ("kind", "kind2"))  # pairs of variables that neve
 
 
 def _parse(section: str) -> Iterator[Step]:
-    """The steps of a section of the storybook, included sections too."""
+    """Yield the steps of a section of the storybook, those of included sections, too."""
     text = re.sub(r"<([a-z]+)>", lambda match: f"[{book.PHRASES[match[1]]}]", section.strip())
     for block in re.split(r"\n(?=[-?@])", text):
         mark, lines = block[0], block[1:].split("\n| ")
@@ -100,7 +100,7 @@ TEMPLATES = tuple(
 
 
 def _expand(template: str) -> tuple[str, ...]:
-    """All variants of a template: "a [b|c]" -> "a b", "a c"."""
+    """The variants of a template: "a [b|c]" -> "a b", "a c"."""
     choice = re.search(r"\[([^\[\]]*)\]", template)
     if not choice:
         return (template,)
@@ -115,7 +115,7 @@ VARIANTS = {template: _expand(template) for template in TEMPLATES}
 
 
 class _Dice:
-    """SplitMix64 (Steele, Lea, Flood 2014): Python's own streams may change with its version."""
+    """Random numbers by SplitMix64 (Steele, Lea, Flood 2014), because Python's own may change with its version."""
 
     def __init__(self, seed: int) -> None:
         self.state = seed
@@ -131,7 +131,7 @@ class _Dice:
 
 
 def _cast(dice: _Dice) -> dict[str, str]:
-    """A value for every variable, and with it the text of every slot."""
+    """The text of every slot, for a random value of every variable."""
     while True:
         cast = {variable: values[dice.roll(len(values))] for variable, values in VALUES.items()}
         if all(cast[a] != cast[b] for a, b in UNLIKE):
@@ -150,7 +150,7 @@ def _tell(dice: _Dice) -> str:
 
 
 def generate(count: int, seed: int = 1) -> Iterator[str]:
-    """`count` stories, one paragraph each. Story i depends on `seed` and i only, not on `count`."""
+    """Yield `count` stories, one paragraph each. Story i depends on `seed` and i only, not on `count`."""
     if count < 0:
         raise ValueError(f"cannot tell {count} stories; give a count of at least 0")
     seeds = _Dice(seed)
@@ -162,9 +162,9 @@ def generate(count: int, seed: int = 1) -> Iterator[str]:
 
 
 def split_sentences(text: str) -> tuple[list[str], str]:
-    """The sentences of a text, and what is left at its end without an end mark ("" if nothing).
+    """The sentences of a text, and the rest at its end without an end mark ("" if there is none).
 
-    A sentence ends at . ! or ?, and a closing quote, if a capital or a quote follows.
+    A sentence ends at . ! or ? or a closing quote after it, if a capital or a quote follows.
     """
     text = " ".join(text.split())
     parts = re.split(r'(?:(?<=[.!?])|(?<=[.!?]")) (?=[A-Z"])', text) if text else []
@@ -174,21 +174,21 @@ def split_sentences(text: str) -> tuple[list[str], str]:
 
 @functools.cache
 def _told_by(slot: str) -> dict[str, frozenset[str]]:
-    """Text -> the values which the slot tells by it."""
+    """Text -> the values that the slot tells by this text."""
     texts = SLOTS[slot].texts
     return {text: frozenset(v for v in texts if texts[v] == text) for text in texts.values()}
 
 
 @functools.cache
 def _pattern(template: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
-    """The template as a regular expression, with the slot that each of its groups holds."""
+    """The template as a regular expression, and the slot of each of its groups."""
     regex = re.sub(r"[.?]", r"\\\g<0>", template).replace("[", "(?:").replace("]", ")")
     slots = tuple(re.findall(r"\{(\w+)\}", template))
     return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"({'|'.join(_told_by(m[1]))})", regex)), slots
 
 
 def _join(known: Bindings, new: Iterable[tuple[str, frozenset[str]]]) -> Bindings | None:
-    """What is known after something new was read; None if they contradict each other."""
+    """The bindings after new values were read; None if they contradict the known ones."""
     known = dict(known)
     for variable, values in new:
         known[variable] = known.get(variable, values) & values
@@ -202,7 +202,7 @@ def _join(known: Bindings, new: Iterable[tuple[str, frozenset[str]]]) -> Binding
 
 @functools.lru_cache(maxsize=1 << 16)
 def readings(sentence: str) -> dict[str, Bindings]:
-    """Each template that can tell this sentence -> what it then says. Empty: the grammar rejects it."""
+    """Each template that can tell this sentence -> the bindings that it then has. Empty: the grammar rejects it."""
     found = {}
     for template in TEMPLATES:
         pattern, slots = _pattern(template)
@@ -216,7 +216,8 @@ def readings(sentence: str) -> dict[str, Bindings]:
 
 
 def _join_way(sentences: Sequence[str], way: Sequence[str], known: Bindings | None) -> Bindings | None:
-    """What is known after the sentences were read as this way of telling a step (or as its beginning)."""
+    """The bindings after the sentences were read as this way of telling a step, or as its beginning; None if they
+    cannot be."""
     for sentence, template in zip(sentences, way):
         reading = readings(sentence).get(template)
         if known is None or reading is None:
@@ -226,7 +227,7 @@ def _join_way(sentences: Sequence[str], way: Sequence[str], known: Bindings | No
 
 
 def _follows(sentences: Sequence[str], steps: Sequence[Step], known: Bindings, cut: bool) -> bool:
-    """Do the sentences tell these steps, in order, agreeing with what is known? If cut: their beginning."""
+    """True if the sentences tell these steps (if cut: their beginning) in order, and agree with the known bindings."""
     if not sentences and cut:
         return True
     if not steps:
@@ -242,7 +243,7 @@ def _follows(sentences: Sequence[str], steps: Sequence[Step], known: Bindings, c
 
 
 def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
-    """Is this a whole story (if cut: the beginning of one) of some plot, with every reference coming back?"""
+    """True if the sentences are a story of some plot (if cut: the beginning of one) and all its references agree."""
     return bool(sentences) and any(_follows(sentences, steps, {}, cut) for steps in PLOTS.values())
 
 
@@ -250,7 +251,7 @@ def accepts(sentences: Sequence[str], cut: bool = False) -> bool:
 
 
 def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwrite: bool = False) -> None:
-    """Write the corpus as token shards with their tokenizer into the folder `out`; every hundredth validates.
+    """Write the corpus as token shards with their tokenizer into the folder `out`. Every hundredth story validates.
 
     overwrite: replace the data set that lies there.
     """
@@ -271,5 +272,5 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
 
 
 def default_folder() -> str:
-    """Where both trainers look for data: the default of --data."""
+    """The folder where both trainers look for data: the default of --data."""
     return str(options()["data"].default)

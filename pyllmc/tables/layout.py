@@ -1,4 +1,4 @@
-"""The table of tensors, csrc/tensors.def, read as text: no compiled code, no package."""
+"""The table of tensors, csrc/tensors.def, read as text: this needs no compiled code and no package."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyllmc.base.checkout import PACKAGE
 from pyllmc.base.checks import as_int, as_text
 from pyllmc.base.errors import InvalidArgument
 
-VOCAB_MULTIPLE = 128  # V is padded to a multiple of it, so that every row of the logits is aligned
+VOCAB_MULTIPLE = 128  # V is padded to a multiple of this, so that every row of the logits is aligned
 NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
-MAX_SIZE = 1 << 24  # no dimension needs more; products of sizes then fit 64 bits
+MAX_SIZE = 1 << 24  # no dimension needs more, and products of sizes then fit 64 bits
 
 
 def definition(name: str) -> Path:
-    """Where tensors.def (or another table) is: in csrc/ of a checkout, or beside an installed library."""
+    """The path of tensors.def or another table: in csrc/ of a checkout, or beside an installed library."""
     for folder in (PACKAGE.parent / "csrc", PACKAGE / "lib"):
         if (folder / name).exists():
             return folder / name
@@ -35,15 +35,15 @@ TABLES = (
     "options.def",
     "models.def",
     "devices.def",
-)  # as in the Makefile
+)  # the same order as in the Makefile
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def tables_cksum() -> str:
-    """POSIX `cat TABLES | cksum`: what a library built from these carries as llmc_headers()."""
+    """The checksum of POSIX `cat TABLES | cksum`. A library built from these carries it as llmc_headers()."""
     data = b"".join(definition(name).read_bytes() for name in TABLES)
     size = len(data).to_bytes(8, "little").rstrip(b"\0")
-    # zlib's CRC-32 with every bit order reversed and the register 0 at the start
+    # cksum's CRC is zlib's CRC-32 with every bit order reversed, and with a register that starts at 0
     crc = zlib.crc32((data + size).translate(REVERSED_BITS), 0xFFFFFFFF)
     return str(int(f"{crc:032b}"[::-1], 2))
 
@@ -58,10 +58,10 @@ def table_lines(name: str) -> list[str]:
 class GPTConfig:
     """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
 
-    Raises InvalidArgument, a ValueError, for sizes that cannot be.
+    Raises InvalidArgument, a ValueError, for impossible sizes.
     """
 
-    __module__ = "pyllmc"  # by that name it is pickled
+    __module__ = "pyllmc"  # pickle writes this name
     vocab_size: int  # V
     max_seq_len: int  # maxT
     n_layer: int  # L
@@ -95,28 +95,28 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Vp."""
+        """Vp: V rounded up to a multiple of VOCAB_MULTIPLE."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def window_of(self, layer: int) -> int:
-        """The positions a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
+        """The number of positions that a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
         return self.window if as_int("layer", layer, 64) % 2 else 0
 
     @property
     def banded(self) -> bool:
-        """Whether a layer sees less than all positions."""
+        """True if some layer sees less than all positions."""
         return 0 < self.window < self.max_seq_len and self.n_layer > 1
 
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:
-    """Descriptor -> (L, NH, C, maxT, V), V = 0: of the data. Read from csrc/models.def."""
+    """Descriptor -> (L, NH, C, maxT, V), read from csrc/models.def. V = 0: the data decide."""
     text = definition("models.def").read_text(encoding="utf-8")
     rows = re.findall(r'^MODEL\("([\w:-]+)",([\d, ]+)\)$', text, re.M)
     return {name: tuple(map(int, sizes.split(","))) for name, sizes in rows}
 
 
 def is_size(descriptor: str) -> bool:
-    """Whether it names sizes, whose weights are fresh."""
+    """True if the descriptor names sizes. A model made from sizes has fresh weights."""
     descriptor = as_text("descriptor", descriptor)
     return not {descriptor, f"gpt2:{descriptor}"}.isdisjoint(_known_sizes())
 
@@ -124,7 +124,7 @@ def is_size(descriptor: str) -> bool:
 def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTConfig:
     """The sizes of "d12", "gpt2:d48", "gpt3:c768", "gpt-nano" ...
 
-    vocab_size: instead of the descriptor's own; fallback: where it has none. Raises ValueError.
+    vocab_size: replaces the descriptor's own; fallback: used if it has none. Raises ValueError.
     """
     known, vocab_size = _known_sizes(), as_int("vocab_size", vocab_size, 64)
     name = as_text("descriptor", descriptor)
@@ -141,7 +141,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 
 
 class Row(NamedTuple):
-    """One tensor. shape: of one layer; torch_name: with %d for the layer if it is per_layer."""
+    """One tensor. shape: the shape of one layer; torch_name: holds %d for the layer if the tensor is per_layer."""
 
     kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
     name: str
@@ -151,8 +151,8 @@ class Row(NamedTuple):
     decay: bool
     per_layer: bool
     type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
-    level: int  # of recompute, from which it is not kept; 0: that does not depend on recompute
-    other: str  # whose buffer it lies over where neither is kept; "" for none
+    level: int  # the tensor is not kept from this --recompute on; 0: recompute does not matter
+    other: str  # the tensor whose buffer this one shares if neither is kept; "" for none
 
     @property
     def is_param(self) -> bool:
@@ -160,7 +160,7 @@ class Row(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements of one layer."""
+        """The number of elements of one layer."""
         return math.prod(self.shape)
 
     def torch_name_of(self, layer: int) -> str:
@@ -176,7 +176,7 @@ ACT = re.compile(
 
 @functools.cache
 def _parsed() -> tuple[dict[str, str], ...]:
-    """The table's lines as text fields."""
+    """The rows of the table as text fields."""
     rows = []
     for line in table_lines("tensors.def"):
         found = PARAM.fullmatch(line) or ACT.fullmatch(line)
@@ -187,7 +187,7 @@ def _parsed() -> tuple[dict[str, str], ...]:
 
 
 def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """ "B, T, 3*C" -> (4, 64, 2304)"""
+    """The numbers of a shape's text: "B, T, 3*C" -> (4, 64, 2304)."""
     return tuple(
         math.prod(int(f) if f.isdigit() else sizes[f] for f in (g.strip() for g in dim.split("*")))
         for dim in text.split(",")
@@ -195,7 +195,7 @@ def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
-    """Every tensor of a model with room for B sequences of T tokens; parameters in the order of memory and of files."""
+    """The tensors of a model with room for B sequences of T tokens. Parameters are in the order of memory and files."""
     sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
     levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
@@ -217,14 +217,14 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
 
 
 def parameters(config: GPTConfig) -> Iterator[tuple[Row, int]]:
-    """(row, layer) of every parameter in the order of files: layer after layer inside each tensor."""
+    """Yield (row, layer) of every parameter in the order of files: layer after layer inside each tensor."""
     for row in table(config):
         if row.is_param:
             yield from ((row, layer) for layer in range(config.n_layer if row.per_layer else 1))
 
 
 def in_order(rows: Iterable[Row], n_layer: int) -> Iterator[tuple[Row, int]]:
-    """(row, layer) in the order of computation: neighbouring rows that are per layer go layer by layer."""
+    """Yield (row, layer) in the order of computation: neighbouring rows that are per layer go layer by layer."""
     pending: list[Row] = []
     for row in [*rows, None]:
         if row is not None and row.per_layer:

@@ -1,4 +1,4 @@
-"""The options, csrc/options.def, read as text: what ./train_gpt2 parses with, as an argparse parser."""
+"""The options, csrc/options.def, read as text: an argparse parser for the same table that ./train_gpt2 uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
 Value = Union[int, float, str, bool]
 WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
 WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
-WIDEST = 100  # columns of --help
+WIDEST = 100  # columns of --help at most
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
 
 
@@ -35,13 +35,13 @@ class Option(NamedTuple):
     type: str  # INT, FLOAT, STRING or FLAG
     name: str
     default: Value
-    least: float  # bounds of a number
+    least: float  # bounds of a number: least <= value <= most
     most: float
     help: str
-    group: str = ""  # the heading of --help that it stands under
+    group: str = ""  # the option's heading in --help
 
     def read(self, text: str) -> Value:
-        """The value of a text; raises argparse.ArgumentTypeError with the reason."""
+        """The value that a text gives the option. Raises argparse.ArgumentTypeError with the reason."""
         if self.type == "STRING":
             return text
         if self.type == "FLAG":
@@ -71,7 +71,7 @@ ROW = re.compile(
 
 @functools.cache
 def options(*kinds: str) -> dict[str, Option]:
-    """Options by name, in the table's order: training's, or those of the given kinds of row."""
+    """Options by name, in the table's order: those of training, or those of the given kinds of row."""
     found: dict[str, Option] = {}
     group = ""
     for line in table_lines("options.def"):
@@ -98,18 +98,18 @@ def _pairs(row: str) -> dict[str, str]:
 
 @functools.cache
 def aliases() -> dict[str, str]:
-    """What other trainers call an option -> what it is called here."""
+    """An option's name in other trainers -> its name here."""
     return _pairs("ALIAS")
 
 
 @functools.cache
 def synonyms() -> dict[str, str]:
-    """What an option is called elsewhere here -> its name in the table; both are taken everywhere."""
+    """A second name of an option in this project -> its name in the table. Every program takes both."""
     return _pairs("SYNONYM")
 
 
 def own_name(name: str, names: Container[str]) -> str:
-    """The one of `names` that is `name` or means the same; else `name`."""
+    """The member of `names` that is `name` or means the same; else `name` itself."""
     if name in names:
         return name
     same = [
@@ -119,7 +119,7 @@ def own_name(name: str, names: Container[str]) -> str:
 
 
 def distance(a: str, b: str) -> int:
-    """Levenshtein's."""
+    """Levenshtein's distance: the fewest letters to insert, delete or replace to make b of a."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a):
         diagonal, row[0] = row[0], i + 1
@@ -129,34 +129,37 @@ def distance(a: str, b: str) -> int:
 
 
 def is_part(word: str, name: str) -> bool:
-    """Whether a word is one of the parts that _ makes of a name, or several that follow each other."""
+    """True if a word is one part of a name, or several parts in a row. _ separates the parts."""
     return len(word) >= 3 and f"_{word}_" in f"_{name}_"
 
 
 def meant(name: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that a misspelt, foreign or shortened one may stand for: as csrc/options/options.c finds them."""
+    """The members of `names` that a misspelt, foreign or shortened name may mean; csrc/options/options.c finds the same."""
     if name in aliases() and own_name(aliases()[name], names) in names:
         return [own_name(aliases()[name], names)]
     near = min(names, key=lambda other: distance(name, other), default="")
-    near_enough = (len(name) + 1) // 3 if len(name) > 3 else 1  # two swapped letters count as two
+    near_enough = (len(name) + 1) // 3 if len(name) > 3 else 1  # two swapped letters are a distance of 2
     if near and distance(name, near) <= near_enough and name not in aliases():
         return [near]
     return [other for other in names if is_part(name, other)][:MOST_MEANT]
 
 
 def one_of(names: Sequence[str]) -> str:
-    """a, b or c."""
+    """The names as a choice: a, b or c."""
     return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else "".join(names)
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """The end of the line that refuses an option."""
+    """The end of the line that refuses an unknown option."""
     found = [f"--{other}" for other in meant(name, names)]
     return f"did you mean {one_of(found)}?" if found else "--help lists them"
 
 
 def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
-    """The options of a file, by name, as csrc/options/optionfile.c reads it. Raises ValueError with file and line, OSError."""
+    """The options in a file, by name; csrc/options/optionfile.c reads the same.
+
+    Raises ValueError with file and line, OSError.
+    """
     inside = os.path.join(path, "config.txt")  # `path` may be a run's folder
     path = inside if os.path.exists(inside) else path
     if is_named_pipe(path):
@@ -178,7 +181,7 @@ def read_config(path: str, known: Mapping[str, Option]) -> dict[str, str]:
     return found
 
 
-LARGEST = 1 << 20  # bytes of a file: csrc/options/optionfile.c
+LARGEST = 1 << 20  # bytes of a file at most, as in csrc/options/optionfile.c
 BLANKS = " \t\r\n"
 COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*", re.S)
 QUOTED = re.compile(r'"((?:\\["\\]|[^"])*)"(.*)', re.S)
@@ -214,7 +217,7 @@ def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | No
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """--help as wide as the terminal, but no wider than text is read well; indented lines, such as examples, stay as they are."""
+    """The layout of --help: as wide as the terminal, at most WIDEST. Indented lines, such as examples, stay as they are."""
 
     def __init__(self, prog: str) -> None:
         width = min(shutil.get_terminal_size().columns, WIDEST)
@@ -230,8 +233,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
 
-    --max-steps is --max_steps, of an option given twice the last counts, a misspelt one gets the right one
-    named; errors are one line and exit code 2. given: the names on the last command line, or in its --config.
+    --max-steps means --max_steps. If an option is given twice, the last one counts. The error for a misspelt option
+    names the right one. Errors are one line and exit code 2. given: the names on the last command line, or in its
+    --config.
     """
 
     given: frozenset[str] = frozenset()
@@ -247,7 +251,7 @@ class Parser(argparse.ArgumentParser):
         kwargs["epilog"] = ending
         super().__init__(*args, **kwargs)
         self.add_argument(
-            "--version", action="version", version=f"pyllmc {__version__}", help="tell the version and end"
+            "--version", action="version", version=f"pyllmc {__version__}", help="print the version and exit"
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -272,7 +276,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _of_config(self, args: list[str]) -> list[str]:
-        """The lines of the last --config as arguments, which those of the call follow and overrule."""
+        """The lines of the last --config as arguments. Those of the command line follow them, and so overrule them."""
         if "config" not in self._names():
             return []
         path = ""
@@ -289,7 +293,7 @@ class Parser(argparse.ArgumentParser):
         return [self._spelt(f"--{name}={value}") for name, value in found.items()]
 
     def _spelt(self, arg: str) -> str:
-        """--max-steps=5 -> --max_steps=5, --shuffle=no -> --no_shuffle."""
+        """An argument as the parser spells it: --max-steps=5 -> --max_steps=5, --shuffle=no -> --no_shuffle."""
         if not arg.startswith("--"):
             return arg
         name, equals, value = arg[2:].partition("=")
@@ -310,7 +314,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool = False) -> None:
-    """--name=value; --name and --no_name for a flag. hidden: not told by --help."""
+    """Add --name=value; for a flag add --name and --no_name. hidden: --help does not show it."""
     flag, text = f"--{option.name}", option.help.replace("%", "%%")
     shown = text if option.default == "" else f"{text} [{option.default}]"
     if option.type == "FLAG":
@@ -331,7 +335,7 @@ def add_options(
     words: Mapping[str, str] | None = None,
     **defaults: Value,
 ) -> None:
-    """Those of `names`, of whatever program, with these defaults instead of the table's; words: what --help says of some."""
+    """Add the options in `names`, of any program. defaults: replace the table's; words: replace texts of --help."""
     for option in options(*OF_ANY).values():
         if option.name in names:
             text = (words or {}).get(option.name, option.help)
@@ -347,12 +351,12 @@ def make_parser(
     words: Mapping[str, str] | None = None,
     **defaults: Value,
 ) -> Parser:
-    """A parser of those options in `names`, or of all of training's under their headings.
+    """A parser of the options in `names`, or of all options of training under their headings.
 
-    hidden: those that --help does not tell, as the program only refuses them; defaults: instead of the table's.
+    hidden: options that --help does not show, because the program only refuses them; defaults: replace the table's.
     """
     usage = "%(prog)s [--name=value ...]"
-    twice = "Of an option given twice the last counts."
+    twice = "If an option is given twice, the last one counts."
     parser = Parser(
         prog=prog, usage=usage, description=about, epilog=twice, allow_abbrev=False, examples=examples
     )
@@ -370,5 +374,5 @@ def make_parser(
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """All options by name; exits with code 2 and one line for a bad one."""
+    """All options by name. A bad option ends the program with one line and exit code 2."""
     return make_parser("train_gpt2", "").parse_args(args)

@@ -1,1 +1,1 @@
-"""From text to token files and back: byte pairs, tokenizers, readers of text, data sets. It runs on a bare Python."""
+"""Text to token files and back: byte pairs, tokenizers, readers of text, data sets. A bare Python runs this room."""

@@ -1,7 +1,7 @@
 """Token files: their formats, the writer, the strict reader, and the windows a trainer sees.
 
-This is the one home of the formats in Python; csrc/data/dataloader.c is the one in C, and a test holds the two
-together. Writing needs the standard library only, reading needs numpy (imported when first used).
+In Python the formats stand only here, in C only in csrc/data/dataloader.c; a test compares the two. Writing needs
+the standard library only, reading needs numpy (imported when first used).
 
 A token file ("shard") is little-endian: a header of 256 int32, then the ids:
 
@@ -11,7 +11,7 @@ A token file ("shard") is little-endian: a header of 256 int32, then the ids:
     none      -        int32    llm.c's first version: ids from byte 0, no header; read only
 
 header[2] is the number of tokens, and the size of the file must agree with it exactly. It is an int32, so
-one shard holds at most 2^31 - 1 tokens: longer streams are spread over shards, as dataset.write_dataset does.
+one shard holds at most 2^31 - 1 tokens. dataset.write_dataset spreads longer streams over several shards.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TokenFormat(NamedTuple):
     name: str
     magic: int
     version: int
-    typecode: str  # of array.array
-    dtype: str  # of numpy
+    typecode: str  # the type in array.array
+    dtype: str  # the type in numpy
 
 
 UINT16 = TokenFormat("uint16", 20240520, 1, "H", "<u2")
@@ -75,7 +75,7 @@ def format_for(vocab_size: int) -> TokenFormat:
 
 
 def pack_header(*values: int) -> bytes:
-    """256 int32, little-endian: `values`, then zeros."""
+    """The bytes of a header: 256 int32, little-endian: `values`, then zeros."""
     return struct.pack(f"<{HEADER_INTS}i", *values, *[0] * (HEADER_INTS - len(values)))
 
 
@@ -88,7 +88,7 @@ def unpack_header(data: bytes) -> tuple[int, ...]:
 
 
 class ShardWriter:
-    """Appends ids to the token file `path`; errors call it `shown`. Only close() writes the header."""
+    """A writer that appends ids to the token file `path`; errors call it `shown`. Only close() writes the header."""
 
     def __init__(self, path: str, vocab_size: int, shown: str):
         self.path = shown
@@ -100,7 +100,7 @@ class ShardWriter:
             self._file.write(bytes(HEADER_BYTES))
 
     def append(self, ids: Iterable[int]) -> None:
-        """Write ids, a bounded number at a time; each must be an int in [0, V)."""
+        """Write ids, a bounded number at a time. Each must be an int in [0, V)."""
         it = iter(ids)
         while chunk := list(islice(it, WRITE_CHUNK)):
             packed = self._pack(chunk)
@@ -140,13 +140,13 @@ class ShardWriter:
             self._file.close()
 
     def abandon(self) -> None:
-        """Close without a header; for use after an error."""
+        """Close the file without a header, after an error."""
         with suppress(OSError):
             self._file.close()
 
 
 def write_shard(path: str | os.PathLike[str], ids: Iterable[int], vocab_size: int) -> int:
-    """Write a token file whole or not at all, in bounded memory; returns the number of tokens.
+    """Write a token file whole or not at all, in bounded memory. Return the number of tokens.
 
     `ids` is any iterable of ints in [0, vocab_size). Raises DataError for an id outside it, more than
     MAX_SHARD_TOKENS ids, or a place that cannot be written.
@@ -172,7 +172,7 @@ class ShardInfo(NamedTuple):
 
 
 def inspect_shard(path: str | os.PathLike[str]) -> ShardInfo:
-    """Format and length of a token file, checked strictly; needs no numpy. Raises DataError."""
+    """The format and length of a token file, checked strictly, without numpy. Raises DataError."""
     path = os.fspath(path)
     with reading(path), open(path, "rb") as f:
         head = f.read(HEADER_BYTES)
@@ -217,7 +217,7 @@ def read_shard(path: str | os.PathLike[str]) -> np.ndarray[Any, Any]:
 
 
 def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: int) -> np.ndarray[Any, Any]:
-    """Some of its ids. They are read, not mapped: a mapping of a file that shrinks would kill the process (SIGBUS)."""
+    """`count` ids of a token file: read, not mapped, because a mapped file that shrinks kills the process (SIGBUS)."""
     numpy = need("numpy", "reading a token file")
     offset = info.offset + first * numpy.dtype(info.format.dtype).itemsize
     with reading(os.fspath(path)):
@@ -228,7 +228,7 @@ def read_ids(path: str | os.PathLike[str], info: ShardInfo, first: int, count: i
 
 
 def shard_order(paths: Iterable[str]) -> list[str]:
-    """Sorted as bytes, as strcmp in C does, whatever the locale."""
+    """The paths sorted as bytes, in the order of C's strcmp, whatever the locale."""
     return sorted(paths, key=os.fsencode)
 
 
@@ -236,7 +236,7 @@ NO_DATA = ": make the data with python -m pyllmc.prepro, or check the path"
 
 
 def find_shards(data: str | os.PathLike[str], split: str = "train") -> list[str]:
-    """Paths of the shards that `data` names, sorted: a directory (its SPLIT*.bin), a file, or a glob."""
+    """The sorted paths of the shards that `data` names: a directory (its SPLIT*.bin), a file, or a glob."""
     data = os.fspath(data)
     if os.path.isdir(data):
         found = glob.glob(os.path.join(glob.escape(data), f"{split}*.bin"))
@@ -275,7 +275,7 @@ def mix64(z: int) -> int:
 
 
 def permute(i: int, N: int, seed: int, epoch: int) -> int:
-    """Where index i in [0, N) goes in the permutation of `epoch`; O(1) in memory and in expected time.
+    """The place of index i in [0, N) in the permutation of `epoch`, in O(1) memory and expected time.
 
     A Feistel network over 2h bits, h >= 1 the smallest with 2^(2h) >= N, keyed by (seed, epoch): rounds
     r = 0..3 do (L, R) <- (R, L ^ (mix64(R + key + r*GOLDEN) mod 2^h)) with i = L*2^h + R and
@@ -297,10 +297,10 @@ def permute(i: int, N: int, seed: int, epoch: int) -> int:
 
 
 def window_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> Sequence[int]:
-    """Where the windows of T+1 ids of a shard begin, so that documents are read from their first id.
+    """The starts of a shard's windows of T+1 ids, chosen so that documents are read from their first id.
 
-    The first begins at 0; next after s is the first p with ids[p] == eot and s + T/2 < p <= s + T, or s + T
-    if there is none; the last is the last with s + T + 1 <= n. Nothing is looked for if eot is -1.
+    The first start is 0. The next after s is the first p with ids[p] == eot and s + T/2 < p <= s + T, or s + T
+    if there is none. The last is the last with s + T + 1 <= n. If eot is -1, no EOT is looked for.
     csrc/data/windows.c is the same in C.
     """
     end = max(0, len(ids) - T)  # no window begins here or later
@@ -318,10 +318,10 @@ def window_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> Sequence[
 class Loader:
     """Batches of windows; the reference for the loader in C.
 
-    A shard's windows are those of window_starts; shards follow each other in sorted order, which gives N
-    windows an epoch. `position` (windows consumed by all ranks) is the whole
-    state: window number p of the stream is i = p % N of epoch p // N, or permute(i, N, seed, epoch) when
-    shuffled. A batch of rank r takes windows position + r*B .. + B-1, then position advances by world*B.
+    window_starts cuts a shard into windows. The shards follow each other in sorted order, which gives N windows
+    an epoch. `position` (the number of windows consumed by all ranks) is the whole state: window number p of the
+    stream is i = p % N of epoch p // N, or permute(i, N, seed, epoch) when shuffled. A batch of rank r takes
+    windows position + r*B .. + B-1, then position advances by world*B.
     """
 
     def __init__(
@@ -345,11 +345,11 @@ class Loader:
 
     @property
     def windows(self) -> int:
-        """N: windows in one epoch."""
+        """N: the number of windows in one epoch."""
         return self._ends[-1] if self._ends else 0
 
     def next(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """(inputs, targets), both int32 (B, T); targets are the inputs one token later."""
+        """The next batch: (inputs, targets), both int32 (B, T). Targets are the inputs one token later."""
         numpy = need("numpy", "loading batches")
         first = self.position + self.rank * self.B
         batch = numpy.stack([self._window(p) for p in range(first, first + self.B)])

@@ -1,7 +1,7 @@
-"""Byte-pair encoding as GPT-2 has it: the split of text, vocab.bpe, the merges one by one.
+"""The byte-pair encoding of GPT-2: the split of text, vocab.bpe, the merges one by one.
 
-Text is cut into words by GPT2_SPLIT. A word begins as its bytes; of all neighbours that make a piece together those with
-the lowest id merge first, the leftmost among equals. So the table of pieces says everything, and ids are ranks.
+GPT2_SPLIT cuts text into words. A word begins as its bytes. Two neighbours that together are a piece may merge. The pair
+whose piece has the lowest id merges first, the leftmost among equals. So the table of pieces suffices: ids are ranks.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pyllmc.base.errors import BadFile, DataError, need
 
-# OpenAI's pattern with possessive quantifiers (++), which match the same and cannot backtrack
+# OpenAI's pattern with possessive quantifiers (++): they match the same, and cannot backtrack
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_VOCAB = 50257
-NANOGPT_VOCAB = 50304  # what nanoGPT rounds it up to
-GPT2_CRC = 0x4565975D  # of its pieces as a tokenizer.bin has them
+NANOGPT_VOCAB = 50304  # GPT2_VOCAB as nanoGPT rounds it up
+GPT2_CRC = 0x4565975D  # the CRC-32 of GPT-2's pieces in the form of a tokenizer.bin
 EOT_PIECE = b"<|endoftext|>"
-MAX_PIECE = 255  # its length is a u8
+MAX_PIECE = 255  # bytes, because a piece's length is a u8
 
-# The bytes as vocab.bpe writes them: what Latin-1 prints as itself, the others as U+0100 and on; the order of their ids.
+# The bytes as vocab.bpe writes them, in the order of their ids: first those that Latin-1 prints, as themselves; then the
+# others, as U+0100 and on.
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _HIDDEN = [b for b in range(256) if b not in _PRINTED]
 PRINTABLE = {**{b: chr(b) for b in _PRINTED}, **{b: chr(256 + i) for i, b in enumerate(_HIDDEN)}}
@@ -32,12 +33,12 @@ def printed_bytes(symbol: str) -> bytes:
 
 
 def packed(pieces: Iterable[bytes]) -> bytes:
-    """As they stand in a tokenizer.bin: n times {u8 length, bytes}."""
+    """The pieces in the form of a tokenizer.bin: n times {u8 length, bytes}."""
     return b"".join(bytes([len(p)]) + p for p in pieces)
 
 
 def unpacked(data: bytes) -> list[bytes]:
-    """The way back."""
+    """The pieces that packed() has packed."""
     pieces, at = [], 0
     while at < len(data):
         pieces.append(data[at + 1 : at + 1 + data[at]])
@@ -46,7 +47,7 @@ def unpacked(data: bytes) -> list[bytes]:
 
 
 def is_gpt2(pieces: Sequence[bytes], eot: int) -> bool:
-    """Whether a table is GPT-2's own."""
+    """True if a table is GPT-2's own."""
     return (len(pieces), eot) == (GPT2_VOCAB, GPT2_VOCAB - 1) and zlib.crc32(packed(pieces)) == GPT2_CRC
 
 
@@ -62,7 +63,7 @@ def is_vocab_bpe(data: bytes) -> bool:
 
 
 def read_vocab_bpe(data: bytes, name: str) -> list[bytes]:
-    """All of GPT-2's pieces, in the order of their ids; csrc/text/vocabbpe.c reads the same. Raises BadFile."""
+    """GPT-2's pieces in the order of their ids; csrc/text/vocabbpe.c reads the same. Raises BadFile."""
     pieces = [bytes([b]) for b in PRINTABLE]
     ids = {p: i for i, p in enumerate(pieces)}
     line = at = 0
@@ -103,7 +104,7 @@ def _merged(data: bytes, at: int, end: int, ids: Mapping[bytes, int]) -> bytes:
 
 
 def _symbol(symbol: bytes, at: int, ids: Mapping[bytes, int]) -> bytes:
-    """Its bytes; `at` is where it stands in the file."""
+    """The bytes of a symbol. `at`: its place in the file."""
     bad = None
     try:
         text = symbol.decode("utf-8")
@@ -122,16 +123,16 @@ def _symbol(symbol: bytes, at: int, ids: Mapping[bytes, int]) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the merges one by one, to look at
+# the merges one by one, to be shown
 
 
 def split_words(text: str) -> list[str]:
-    """The words that are encoded each by itself. Needs the package regex, which comes with tiktoken."""
+    """The words of a text; each is encoded by itself. Needs the package regex, which comes with tiktoken."""
     return need("regex", "showing how text is split").findall(GPT2_SPLIT, text)  # type: ignore[no-any-return]
 
 
 def merge_steps(word: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[list[bytes], bytes]]:
-    """The parts of a word, first its bytes, and what the last merge made, first b""."""
+    """Yield the parts of a word and the piece that the last merge made; at first its bytes, and b""."""
     parts = [word[i : i + 1] for i in range(len(word))]
     yield parts, b""
     while pairs := [a + b for a, b in zip(parts, parts[1:]) if a + b in ranks]:
@@ -139,5 +140,5 @@ def merge_steps(word: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[list[
         at = next(i for i in range(len(parts)) if parts[i] + parts[i + 1] == made)
         parts = [*parts[:at], made, *parts[at + 2 :]]
         yield parts, made
-    if word in ranks and len(parts) > 1:  # a whole word that is a piece is one, however it came to be
+    if word in ranks and len(parts) > 1:  # a word that is a piece becomes one, even if no merge makes it
         yield [word], word

@@ -1,7 +1,7 @@
-"""Learning byte pairs from texts with the package tokenizers, in a process of its own where that takes long.
+"""The learning of byte pairs from texts with the package tokenizers, in a child process if it takes long.
 
 The package neither returns to Python nor looks at signals while it learns. So a child process does it, and the caller
-waits for it in short steps: Ctrl-C and SIGTERM end both at once, and a progress line can show that there is life.
+waits for it in short steps: Ctrl-C and SIGTERM end both at once, and a progress line can show that work goes on.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any, BinaryIO
 from pyllmc.base.errors import DataError, OutOfMemory, need, spare_threads
 from pyllmc.text.bpe import BYTE_OF, MAX_PIECE, packed, printed_bytes, unpacked
 
-# The package's time grows with the square of a word, so runs without a space are cut here before words are looked for.
+# Runs without a space are cut to this length, because the package's time grows with the square of a word's length.
 LONGEST_RUN = 256
-FEW = 1 << 18  # characters that are learnt from within a moment, without a child
+FEW = 1 << 18  # characters at most that are learnt from without a child, because that takes a moment only
 STEP = 0.3  # seconds between two signs of life
 CHILD = (
     "import sys; sys.path[:] = sys.argv[2:]; from pyllmc.text.bpe_learn import child; child(int(sys.argv[1]))"
 )
-END = (1 << 64) - 1  # instead of the length of a text
+END = (1 << 64) - 1  # stands in place of a text's length when there are no more texts
 
 
 def learn(texts: Iterable[str], max_vocab: int, alive: Callable[[], None] | None = None) -> list[bytes]:
-    """The 256 bytes, then the merges that make the commonest pairs of the texts one, most first; without EOT.
+    """The pieces learnt from texts: the 256 bytes, then merges of the commonest pairs, the most frequent first; no EOT.
 
-    At most max_vocab - 1 pieces; fewer where no pair occurs twice. alive: called now and then while that takes long.
+    There are at most max_vocab - 1 pieces; fewer if no pair occurs twice. alive: called now and then during long work.
     Needs the package tokenizers. Raises DataError.
     """
     hf = need("tokenizers", "learning a bpe vocabulary")
@@ -74,13 +74,13 @@ def _learn_in_child(texts: Iterable[str], max_vocab: int, alive: Callable[[], No
         command = [sys.executable, "-c", CHILD, str(max_vocab), *sys.path]
         try:
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=found, stderr=said)
-        except BlockingIOError:  # a limit lets no process start
+        except BlockingIOError:  # a limit (ulimit -u) forbids another process
             return learn_here(need("tokenizers", "learning a bpe vocabulary"), texts, max_vocab)
         try:
             _send(child.stdin, texts)  # type: ignore[arg-type]
             while not _ended(child):
                 alive()
-        finally:  # also when a signal ends this process
+        finally:  # this runs also when a signal ends this process
             child.kill()
             child.wait()
         if child.returncode:
@@ -121,8 +121,8 @@ def _why(status: int, said: BinaryIO) -> str:
 
 
 def child(max_vocab: int) -> None:
-    """Texts come in on stdin, pieces go out on stdout; ends with its parent, however that ends."""
-    with suppress(RuntimeError):  # a limit lets no thread start
+    """Learn in the child: read texts from stdin, write pieces to stdout, and end when the parent ends in any way."""
+    with suppress(RuntimeError):  # a limit (ulimit -u) forbids another thread
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     spare_threads()
     pieces = learn_here(need("tokenizers", "learning"), _received(sys.stdin.buffer), max_vocab)
@@ -140,5 +140,5 @@ def _received(source: BinaryIO) -> Iterator[str]:
     while (size := int.from_bytes(source.read(8), "little")) != END:
         data = source.read(size)
         if len(data) < size or not size:
-            os._exit(1)  # the parent has ended; an empty text is never sent
+            os._exit(1)  # the parent has ended, because it never sends an empty text
         yield data.decode()

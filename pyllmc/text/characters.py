@@ -1,4 +1,4 @@
-"""From a file to its characters: unpacked, whatever its name is, and decoded; one that is damaged is an error, and no shorter text."""
+"""The characters of a file: unpacked, whatever its name is, and decoded. A damaged file is an error, not a shorter text."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pyllmc.base.files import reading
 from pyllmc.text.bpe import EOT_PIECE
 
 BLOCK = 1 << 20
-AT_ONCE = 1 << 12  # bytes of .zst: each may stand for thousands
+AT_ONCE = 1 << 12  # bytes of .zst at a time, because each may stand for thousands
 ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
 
 
 class Source(NamedTuple):
     """A file of texts."""
 
-    path: str  # what is opened
-    name: str  # what messages call it
+    path: str  # the path to open
+    name: str  # the name in messages
     kind: str  # a key of READERS
 
 
 @dataclass
 class How:
-    """The options of reading, and how many records were left out."""
+    """The options of reading, and the number of records left out (skipped)."""
 
     delimiter: str = EOT_PIECE.decode()
     field: str = "text"
@@ -46,11 +46,11 @@ class How:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is compressed
+# compressed files
 
 
 class Zstd(io.RawIOBase):
-    """The frames of a .zst. (stream_reader of the package zstandard takes a file that was cut off for its end.)"""
+    """The frames of a .zst. The package's stream_reader is not used, because it takes a cut-off file for a whole one."""
 
     def __init__(self, f: BinaryIO):
         self._decompressor = need("zstandard", "reading .zst").ZstdDecompressor()
@@ -90,24 +90,24 @@ COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda f: gzip.GzipFile(fileobj=f),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
-    b"]\x00\x00": lzma.LZMAFile,  # .lzma, its older form
+    b"]\x00\x00": lzma.LZMAFile,  # .lzma, the older form of .xz
     b"\x28\xb5\x2f\xfd": _open_zstd,
 }
 
 
 def unpacking(f: BinaryIO, head: bytes) -> Any:
-    """A file of what is inside, whatever the name says; `f` itself if its head is no compressed file's."""
+    """A file that unpacks `f`, whatever its name says; `f` itself if `head` does not begin a compressed file."""
     opener = next((o for magic, o in COMPRESSED.items() if head.startswith(magic)), None)
     return opener(f) if opener else f
 
 
 @contextmanager
 def explain_damage(name: str) -> Iterator[None]:
-    """Raises BadFile, in one line."""
+    """Turn an error of unpacking inside into a BadFile of one line."""
     try:
         yield
     except Exception as e:
-        if isinstance(e, ERRORS) or type(e).__name__ == "ZstdError":  # of either package
+        if isinstance(e, ERRORS) or type(e).__name__ == "ZstdError":  # both packages for .zst call it so
             raise BadFile(f"{name}: the compressed file is damaged ({e}): fetch it again") from e
         raise
 
@@ -128,7 +128,7 @@ SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 @contextmanager
 def opened(source: Source) -> Iterator[Any]:
-    """The file, and what is inside if it is compressed, whatever its name. Raises SystemFailure, BadFile."""
+    """Open a file, and unpack it if it is compressed, whatever its name. Raises SystemFailure, BadFile."""
     with reading(source.name), open(source.path, "rb") as f:
         head = f.read(8)
         f.seek(0)
@@ -143,7 +143,7 @@ def codec_of(head: bytes, encoding: str) -> str:
 
 
 def read_blocks(source: Source, how: How) -> Iterator[str]:
-    """The characters, a block at a time, without a byte order mark. Raises BadFile."""
+    """Yield the characters of a file in blocks, without a byte order mark. Raises BadFile."""
     with opened(source) as f:
         data, size, lines = f.read(BLOCK), 0, 1
         codec = codec_of(data, how.encoding)
@@ -156,7 +156,7 @@ def read_blocks(source: Source, how: How) -> Iterator[str]:
             except UnicodeDecodeError as e:
                 chosen = codec == (how.encoding or "utf-8")
                 raise BadFile(_undecodable(source.name, size, lines, codec, chosen, e)) from e
-            except UnicodeError as e:  # of utf-16 and utf-32, which want a mark; of encodings that are none
+            except UnicodeError as e:  # utf-16 or utf-32 without a mark, or an unknown encoding
                 remedy = "name the one that the file has, as in --encoding utf-16-le or cp1252"
                 raise BadFile(f"{source.name}: {codec} does not read it ({e}): {remedy}") from e
             if block:

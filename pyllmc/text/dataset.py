@@ -1,12 +1,12 @@
-"""Documents -> a data set: token shards, tokenizer.bin and meta.json in one directory.
+"""A data set made of documents: token shards, tokenizer.bin and meta.json in one directory.
 
     train_000000.bin ...  val_000000.bin ...     token files (bins.py)
-    tokenizer.bin                                 what decodes them and encodes prompts (tokenizer.py)
+    tokenizer.bin                                 decodes them and encodes prompts (tokenizer.py)
     meta.json                                     vocabulary, counts, source, sha256 of each file
 
-As llm.c does, EOT is put BEFORE each document, so a stream starts with EOT. Documents are read as a stream
-and encoded in chunks by any number of processes, in order: the bytes written do not depend on that number,
-nor on the time or the place. The directory appears whole or not at all; a killed process leaves at most a
+EOT stands BEFORE each document, as in llm.c, so a stream starts with EOT. Documents are read as a stream
+and encoded in chunks by any number of processes, in order. The bytes written depend neither on that number
+nor on the time or the place. The directory appears whole or not at all. A killed process leaves at most a
 hidden .NAME.tmp-PID beside it, which the next one removes. Standard library only (gpt2 and bpe need tiktoken;
 to learn, bpe needs tokenizers).
 """
@@ -35,9 +35,9 @@ from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
 SPLITS = ("train", "val")
-UNDECIDED = ""  # split of a document while val_tokens decides token by token
-CHUNK_CHARACTERS = 1 << 20  # text handed to a process at a time
-MAX_SHARDS = 10**6  # six digits in a shard's name keep the sorted order
+UNDECIDED = ""  # the split of a document while val_tokens decides token by token
+CHUNK_CHARACTERS = 1 << 20  # characters that a process gets at a time
+MAX_SHARDS = 10**6  # a shard's name has six digits, so that names sort in order
 DEFAULT_VAL_FRACTION = 0.01
 DEFAULT_SHARD_TOKENS = 100_000_000
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """What a progress callback is told; counts so far.
+    """The argument of a progress callback: the stage, and counts so far.
 
     stage: "learn" (texts for a vocabulary are read), "merge" (byte pairs are learnt from them) or "encode".
     """
@@ -76,15 +76,15 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write a data set to `out` and return its metadata.
 
-    documents: texts; a list, an iterator, or a function that returns one (a vocabulary that is learnt reads
-    them twice, so an iterator is then kept in a temporary file). An item (split, text) decides its own split.
+    documents: texts as a list, an iterator, or a function that returns one. Learning a vocabulary reads them
+    twice, so an iterator is then kept in a temporary file. An item (split, text) decides its own split.
     Empty texts are skipped. Memory holds the largest document and a few chunks per worker.
     tokenizer: word, bpe, char, byte, gpt2, or a Tokenizer. max_vocab: bound on V for word and bpe.
-    One of: val_fraction (default 0.01; every 1/fraction-th document from the first on; of a single document,
-    its end), val_documents (the first n), val_tokens (the stream's first n tokens). 0 means no validation.
+    Give one of val_fraction (default 0.01: every 1/fraction-th document from the first on; the end of a single
+    document), val_documents (the first n), val_tokens (the stream's first n tokens). 0 means no validation.
     workers: processes; with more than one, call it below `if __name__ == "__main__":`.
     eot: whether EOT precedes each document.
-    overwrite: replace the data set at `out`; nothing else is ever replaced, and no file beside it in its folder.
+    overwrite: replace the data set at `out`. A folder that holds any other file is never replaced.
     Raises DataError: no documents, a bad argument, an unknown character, a full disk, `out` exists.
     """
     out = os.path.realpath(os.fspath(out))
@@ -114,7 +114,7 @@ def write_dataset(
 def write_encoded(
     chunks: Iterable[Chunk], out: str, tokenizer: Tokenizer, shard_tokens: int, source: str, overwrite: bool, val_tokens: int
 ) -> dict[str, Any]:  # fmt: skip
-    """The same of ids that exist already."""
+    """Write a data set of ids that exist already. The rest is as in write_dataset."""
     out = os.path.realpath(out)
     _check_out(out, overwrite)
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def _check_counts(**counts: int) -> None:
 
 
 def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
-    """(split or UNDECIDED, text) of every document that is not empty."""
+    """Yield (split or UNDECIDED, text) of every document that is not empty."""
     for number, document in enumerate(documents):
         split, text = document if isinstance(document, tuple) else (UNDECIDED, document)
         if not isinstance(text, str):
@@ -152,7 +152,7 @@ def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
 
 
 class _Learning:
-    """Hands out texts to learn a vocabulary from; reports about once a chunk, and then while pairs are merged."""
+    """The texts that a vocabulary is learnt from. It reports about once a chunk, and while pairs are merged."""
 
     def __init__(self, report: Callable[[Progress], None]):
         self._report = report
@@ -174,7 +174,7 @@ class _Learning:
 def _repeatable(
     documents: Iterable[Document], once: bool, stack: ExitStack
 ) -> Callable[[], Iterable[Document]]:
-    """A function that gives the documents at each call; unless once is enough, an iterator goes to disk."""
+    """A function that gives the documents at each call. Unless `once` is enough, an iterator goes to disk."""
     if once or iter(documents) is not documents:
         return lambda: documents
     spool = stack.enter_context(tempfile.TemporaryFile())
@@ -226,7 +226,7 @@ def _split_by_fraction(texts: Texts, share: float) -> Iterator[tuple[str, str]]:
 
 
 def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive documents, about CHUNK_CHARACTERS at a time."""
+    """Yield lists of consecutive documents, about CHUNK_CHARACTERS each."""
     chunk: list[tuple[str, str]] = []
     size = 0
     for item in texts:
@@ -245,7 +245,7 @@ def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
 
 @dataclass
 class Chunk:
-    """Encoded documents: ids by split, in order."""
+    """Encoded documents: their ids by split, in order."""
 
     documents: int = 0
     characters: int = 0
@@ -268,7 +268,7 @@ def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]])
 
 
 def _files_of(path: str) -> set[str]:
-    """The names that the data set in the folder `path` consists of; none if it is no data set."""
+    """The names of the files of the data set in the folder `path`; none if it holds no data set."""
     try:
         with open(os.path.join(path, META), "rb") as f:
             meta = json.load(f)
@@ -298,7 +298,7 @@ def _check_out(out: str, overwrite: bool) -> None:
 
 
 class _DatasetWriter:
-    """Cuts the stream of each split into shards of shard_tokens, and writes the files beside them."""
+    """A writer that cuts the stream of each split into shards of shard_tokens, and writes the files beside them."""
 
     def __init__(self, directory: str, out: str, tokenizer: Tokenizer, shard_tokens: int, val_tokens: int):
         self.directory, self.out, self.tokenizer = directory, out, tokenizer
@@ -354,7 +354,7 @@ class _DatasetWriter:
             writer.abandon()
 
     def finish(self, source: str, eot: bool) -> dict[str, Any]:
-        """Close the shards, write tokenizer.bin and meta.json; returns what meta.json holds."""
+        """Close the shards, write tokenizer.bin and meta.json. Return the content of meta.json."""
         if not self.documents:
             raise DataError("no documents: the input is empty")
         if not self.tokens["train"]:

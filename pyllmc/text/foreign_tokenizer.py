@@ -1,6 +1,7 @@
-"""Tokenizers as other projects keep them: Hugging Face's tokenizer.json, or vocab.json and merges.txt; nanoGPT's meta.pkl.
+"""Tokenizers of other projects: Hugging Face's tokenizer.json, or vocab.json and merges.txt; nanoGPT's meta.pkl.
 
-Byte-level byte pairs of GPT-2's kind are taken, what this project exports, and characters; others are refused with the reason.
+It takes byte-level byte pairs of GPT-2's kind, tables of characters, and the files that this project exports. Others are
+refused with the reason.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pyllmc.text.tokenizer_formats import merges_of, printable, trie_pattern
 
 JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"
 NAMES = (JSON, f"{VOCAB} with {MERGES}", META)
-# pieces that may end a document: the first of them that a vocabulary has does
+# pieces that may end a document; the first that a vocabulary has becomes its EOT
 ENDS = (EOT_PIECE.decode(), "</s>", "<|end_of_text|>", "<eos>")
 MOST_BYTES = 1 << 28  # a larger file is no tokenizer
 
 
 def file_in(folder: str) -> str | None:
-    """The one that a folder has, if any."""
+    """The tokenizer file of another project in a folder; None if there is none."""
     there = [name for name in (VOCAB, JSON, META) if os.path.isfile(os.path.join(folder, name))]
     if VOCAB in there and not os.path.isfile(os.path.join(folder, MERGES)):
         there.remove(VOCAB)
@@ -33,7 +34,7 @@ def file_in(folder: str) -> str | None:
 
 
 def is_foreign(path: str, head: bytes) -> bool:
-    """Whether a file that begins so is to be read here."""
+    """True if a file with this path and first bytes is a tokenizer file of another project."""
     return path.endswith((".json", ".pkl")) or head[:1] == b"\x80" or _has_vocab(path)
 
 
@@ -43,7 +44,7 @@ def _has_vocab(path: str) -> bool:
 
 
 def load(path: str) -> Tokenizer:
-    """Of one of those files. Raises DataError, BadFile."""
+    """Read the tokenizer in a file of another project. Raises DataError, BadFile."""
     if _has_vocab(path):
         path = os.path.join(os.path.dirname(path), VOCAB)
     data = _read(path)
@@ -83,7 +84,7 @@ def _read(path: str) -> bytes:
 
 
 class _Plain(pickle.Unpickler):
-    """Dictionaries, lists, texts and numbers need no class; whatever names one is refused and never run."""
+    """An unpickler that refuses every class, and so runs no code. Dictionaries, lists, texts and numbers need none."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise DataError(f"it names {module}.{name}: only dictionaries of texts and numbers are read")
@@ -130,7 +131,7 @@ def _of_json(said: dict[str, Any]) -> Tokenizer:
 
 
 def _check_cut(said: dict[str, Any]) -> None:
-    """Text must be cut into words as GPT-2 cuts it, and nothing else done to it."""
+    """Raise DataError unless text is cut into words as GPT-2 cuts it, and not changed otherwise."""
     cut = said.get("pre_tokenizer") or {}
     steps = cut.get("pretokenizers", [cut])
     if said.get("normalizer") is not None:
@@ -149,7 +150,7 @@ def _check_cut(said: dict[str, Any]) -> None:
 def of_vocab(
     ids: dict[str, int], lines: list[str], added: set[str] | None = None, whole_words: bool = False
 ) -> Tokenizer:
-    """Byte pairs by name, and the merges in order, "a b" each. Raises DataError."""
+    """The tokenizer of a vocabulary of byte pairs. lines: the merges in order, "a b" each. Raises DataError."""
     ordered = sorted(ids, key=ids.__getitem__)
     if [ids[name] for name in ordered] != list(range(len(ids))):
         raise DataError("its ids are not 0, 1, 2, ... each once: name another tokenizer")
@@ -169,7 +170,7 @@ def of_vocab(
 
 
 def _own_longest(said: dict[str, Any], ids: dict[str, int]) -> Tokenizer | None:
-    """What pyllmc.convert writes of a vocabulary of characters, words or bytes, if it is that."""
+    """The tokenizer of a file that pyllmc.convert wrote for characters, words or bytes; None for any other file."""
     ordered = sorted(ids, key=ids.__getitem__)
     eot = next((ids[token["content"]] for token in said.get("added_tokens") or ()), -1)
     cut = (said.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]

@@ -1,4 +1,4 @@
-"""From the arguments of --input to files of texts: what kind each one is, what of a folder is text, what is neither."""
+"""The files of texts that --input names: the kind of each file, the texts in a folder, and the refusal of other data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pyllmc.text.readers import READERS
 STDIN = "-"
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 FORMATS = tuple(kind[1:] for kind in READERS)
-HEAD = 1 << 16  # bytes by which text is told from other data
-SHOWN = 3  # names in a message
+HEAD = 1 << 16  # the first bytes, which tell text from other data
+SHOWN = 3  # names in a message at most
 MAGICS = {
     b"%PDF": "a PDF",
     b"\x89PNG": "a picture",
@@ -38,13 +38,13 @@ MAGICS = {
     **dict.fromkeys(COMPRESSED, "compressed twice"),
 }
 TAR, TAR_AT = b"ustar", 257
-BARE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # what may be without a byte order mark
+BARE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # encodings that may lack a byte order mark
 
 
 def find(inputs: Iterable[str], kind: str, encoding: str, warn: Callable[[str], None]) -> list[Source]:
-    """The files named, and those below the folders named, by name. kind: of all of them; "": as each one's name says.
+    """The files named, and the files below the folders named, by name. kind: for all of them; "": each name decides.
 
-    Raises DataError for what can be no text, now rather than after an hour.
+    Raises DataError for a file that cannot be text, now rather than after an hour.
     """
     found: list[Source] = []
     for name in inputs:
@@ -60,7 +60,7 @@ def find(inputs: Iterable[str], kind: str, encoding: str, warn: Callable[[str], 
 
 
 def suffix_of(path: str) -> str:
-    """The ending that says what a file is, in front of one that says how it is compressed."""
+    """The ending that names a file's kind; an ending that names a compression is taken off first."""
     path = without_compression(path)
     return os.path.splitext(path)[1].lower()
 
@@ -95,7 +95,7 @@ _copies: list[Any] = []  # copies of inputs that can be read only once; they van
 
 
 def _kept(f: BinaryIO, name: str) -> str:
-    """The path of a copy."""
+    """Copy an input that can be read only once. Return the path of the copy."""
     copy = tempfile.NamedTemporaryFile(prefix="pyllmc-")
     _copies.append(copy)
     if f.isatty():
@@ -155,9 +155,9 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def why_no_text(source: Source, encoding: str, whole: bool = False) -> str:
-    """Why a file that is to be read as text cannot be; "" if it can, as far as its beginning shows.
+    """The reason why a file cannot be read as text; "" if it can, judged by its beginning.
 
-    whole: characters that are no UTF-8 are a reason, too, and not a fault to be reported.
+    whole: characters that are no UTF-8 are such a reason, too, and not a fault to be reported.
     """
     with opened(source) as f:
         if source.kind == ".parquet":
@@ -184,7 +184,7 @@ def why_no_text(source: Source, encoding: str, whole: bool = False) -> str:
 
 
 def _bare(head: bytes) -> str:
-    """The encoding in which bytes make sense that are full of control characters as they are; "" if none."""
+    """The UTF-16 or UTF-32 in which bytes full of control characters make sense as text; "" if there is none."""
     if _controls(head.decode("latin-1")) * 20 <= len(head):
         return ""
     texts = {codec: codecs.getincrementaldecoder(codec)("replace").decode(head) for codec in BARE}

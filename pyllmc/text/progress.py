@@ -1,4 +1,4 @@
-"""How far the preparation of data is, in the line that a command shows while it works (live.py)."""
+"""The progress of preparing data, in the line that a command shows while it works (live.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = {"learn": "reading", "merge": "learning byte pairs", "encode": "encodin
 
 @contextmanager
 def progress_line(total: int | None) -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows how far of about `total` characters a stage is."""
+    """A callback that shows a stage's progress, in percent of about `total` characters."""
     start = time.monotonic()
 
     def show(state: Progress) -> None:

@@ -1,4 +1,7 @@
-"""What a file without a token file's header holds, by its first bytes; csrc/data/rawids.c decides alike, and a test holds them together."""
+"""The content of a file without a token file's header, told from its first bytes.
+
+csrc/data/rawids.c decides alike, and a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import os
 import sys
 from array import array
 
-SAMPLE = 1024  # bytes looked at
+SAMPLE = 1024  # bytes that are examined
 MOST_HIGH = 15  # the upper half of an int32 id of any vocabulary below 2^20
-FEW_IDS = 1024  # ids below this in both halves are pairs of uint16
+FEW_IDS = 1024  # two halves that are both below this are a pair of uint16 ids
 CONVERT = "python -m pyllmc.prepro --input {} makes a data set"
 FOREIGN = {
     b"\x93NUMPY": "it is a NumPy array",
@@ -18,10 +21,10 @@ FOREIGN = {
 
 
 def what_holds(head: bytes, size: int) -> str:
-    """ "uint16", "int32", in words what else it is, or "".
+    """The type of the ids, "uint16" or "int32"; another content in words; or "" if it is unknown.
 
-    The upper halves of int32 ids are small, and zero for most vocabularies. Of two uint16 ids in the place of an int32 the
-    upper is as large as the lower.
+    The upper halves of int32 ids are small, and zero for most vocabularies. If two uint16 ids stand in the place of an
+    int32, the upper is as large as the lower.
     """
     head = head[:SAMPLE]
     for start, what in FOREIGN.items():
@@ -40,7 +43,7 @@ def what_holds(head: bytes, size: int) -> str:
 
 
 def why_no_int32(path: str, head: bytes, size: int, expected: str) -> str:
-    """Why a file without a header is no stream of int32 ids, and what to do; "" if it is one."""
+    """The reason why a file without a header is no stream of int32 ids, and the remedy; "" if it is one."""
     kind = what_holds(head, size)
     if kind == "uint16":
         made = CONVERT.format(os.path.dirname(path) or os.curdir)

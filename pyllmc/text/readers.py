@@ -1,6 +1,6 @@
-"""From a file to its texts: text between delimiters, .jsonl, .json, .csv, .tsv, .parquet, all of them also compressed.
+"""The texts of a file: text between delimiters, .jsonl, .json, .csv, .tsv, .parquet, all of them also compressed.
 
-Text is UTF-8, or what its byte order mark or --encoding says. Ends of lines become "\n" unless they are to be kept.
+Text is UTF-8, unless its byte order mark or --encoding says otherwise. Line ends become "\n" unless they are to be kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pyllmc.base.files import reading
 from pyllmc.text.characters import How, Source, read_blocks
 from pyllmc.text.tokenizer import check_characters
 
-NAMES_SHOWN = 12  # fields in a message
+NAMES_SHOWN = 12  # fields in a message at most
 
 
 class NoField(DataError):
-    """A record without the field."""
+    """A record lacks the field."""
 
 
 def _line_ends(text: str, how: How) -> str:
@@ -33,7 +33,7 @@ def _line_ends(text: str, how: How) -> str:
 
 
 def read_txt(source: Source, how: How) -> Iterator[str]:
-    """Documents between delimiters, stripped; the whole file as it is when the delimiter is empty."""
+    """The documents between delimiters, stripped. An empty delimiter gives the whole file as it is."""
     for number, text in enumerate(_documents(source, how), 1):
         check_characters(text, where=f"{source.name}: document {number}: ")
         yield text
@@ -44,7 +44,7 @@ def _documents(source: Source, how: How) -> Iterator[str]:
     if not delimiter:
         yield "".join(read_blocks(source, how))
         return
-    pending: list[str] = []  # parts of the document that goes on; the last may end within a delimiter
+    pending: list[str] = []  # parts of the unfinished document; the last may end within a delimiter
     for block in read_blocks(source, how):
         tail = pending.pop() if pending else ""
         *documents, rest = (tail + block).split(delimiter)
@@ -76,7 +76,7 @@ ABSENT = object()
 
 
 def _value(record: Any, field: str) -> Any:
-    """What a record has under a name, or under names with dots between; ABSENT if nothing."""
+    """The value of a field, named by one name or by several with dots between; ABSENT if there is none."""
     if isinstance(record, dict) and field in record:
         return record[field]
     for part in field.split("."):
@@ -100,7 +100,7 @@ def _names(record: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def _text(where: str, record: Any, how: How) -> str | None:
-    """The text of a record; None is null. Raises NoField, DataError."""
+    """The text of a record; None if it is null. Raises NoField, DataError."""
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
@@ -119,13 +119,13 @@ def _text(where: str, record: Any, how: How) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls it."""
+    """JSON's word for the type of a value."""
     kinds = {bool: "true or false", dict: "an object", list: "a list", str: "text", type(None): "null"}
     return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
 def _texts(records: Iterable[tuple[str, Any]], how: How) -> Iterator[str]:
-    """Of (where, record). With --skip_null one without the field is left out, too, if others have it."""
+    """The texts of pairs (where, record). --skip_null also leaves out records without the field, if others have it."""
     absent, found = None, False
     for where, record in records:
         try:
@@ -145,7 +145,7 @@ def _texts(records: Iterable[tuple[str, Any]], how: How) -> Iterator[str]:
 
 
 def read_jsonl(source: Source, how: How) -> Iterator[str]:
-    """The text in --field of each line."""
+    """The text in the field --field of each line."""
     return _texts(_json_lines(source, how), how)
 
 
@@ -168,7 +168,7 @@ def _json_lines(source: Source, how: How) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(text: str) -> Any:
-    """Numbers of any length: Python refuses whole ones of more than 4,300 digits, and no text needs them."""
+    """Parse JSON with numbers of any length. Python refuses whole ones of over 4,300 digits, so these become floats."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -178,14 +178,14 @@ def _parsed(text: str) -> Any:
 
 
 def read_json(source: Source, how: How) -> Iterator[str]:
-    """Of an array of records or texts; one record; an object whose only list is one of records; or JSON lines."""
+    """The texts of an array of records or texts, of a record, of an object with one list of records, or of JSON lines."""
     text = "".join(read_blocks(source, how))
     if not text.strip():
         return
     try:
         whole = _parsed(text)
     except json.JSONDecodeError as e:
-        if e.msg == "Extra data":  # values that follow each other
+        if e.msg == "Extra data":  # several values in a row: JSON lines
             yield from read_jsonl(source, how)
             return
         raise BadFile(f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno}): mend it there") from e
@@ -206,13 +206,13 @@ def read_csv(source: Source, how: How) -> Iterator[str]:
 def _rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = (line + "\n" for line in read_lines(source, how))
-    blank = 0  # lines in front
+    blank = 0  # the number of blank lines before the first row
     while not (head := next(lines, "x")).strip():
         blank += 1
     said = EXCELS_SEPARATOR.fullmatch(head)
     comma = said[1] if said else _separator(source, head)
     rows = csv.reader(lines if said else _chain(head, lines), delimiter=comma, strict=True)
-    above = blank + (said is not None)  # lines that rows does not count
+    above = blank + (said is not None)  # the number of lines that rows.line_num does not count
     names: list[str] = []
     begun = 0
     try:
@@ -225,7 +225,7 @@ def _rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
             begun = rows.line_num
     except csv.Error as e:
         raise BadFile(f"{source.name}:{above + begun + 1}: {_why_no_row(source, e)}") from e
-    if names and how.field not in names:  # and no row said so
+    if names and how.field not in names:  # there was no row that could raise NoField
         shown = ", ".join(names[:NAMES_SHOWN])
         raise NoField(f"{source.name}: no column {how.field!r} (it has {shown}): name it with --field")
 
@@ -234,13 +234,13 @@ EXCELS_SEPARATOR = re.compile(r'"?sep=([^"\n])"?\n', re.I)
 
 
 def _separator(source: Source, head: str) -> str:
-    """What the first line has most of outside its quotes."""
+    """The separator that the first line has most often outside quotes; for .tsv always a tab."""
     bare = re.sub(r'"[^"]*"', "", head)
     return "\t" if source.kind == ".tsv" else max(",;\t|", key=bare.count)
 
 
 def _columns(row: list[str], how: How) -> list[str]:
-    """The first row; but the columns' numbers where --field is one and no name: then no row names them."""
+    """The names of the columns: the first row; or numbers, if --field is a number that the first row does not hold."""
     has_no_names = how.field.isdecimal() and how.field not in row
     return list(map(str, range(len(row)))) if has_no_names else row
 
@@ -286,12 +286,12 @@ def _parquet_rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
 
 
 def _of_bytes(value: Any) -> Any:
-    """A column of bytes is text that nobody declared."""
+    """Decode bytes, because a column of bytes is text whose type was not declared."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def read_ipynb(source: Source, how: How) -> Iterator[str]:
-    """A notebook's cells of text and code, a blank line between, as one document; what they put out is left away."""
+    """A notebook as one document: its cells of text and code, with a blank line between. Their output is left out."""
     text = "".join(read_blocks(source, how))
     try:
         cells = _parsed(text)["cells"] if text.strip() else []

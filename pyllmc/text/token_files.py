@@ -1,6 +1,6 @@
-"""Token files of other projects: ids without a header (nanoGPT's train.bin and val.bin), NumPy's .npy, llm.c's; made a data set.
+"""Token files of other projects, made into a data set: ids without a header (nanoGPT's), NumPy's .npy, llm.c's.
 
-`python -m pyllmc.prepro --input FOLDER` comes here when the folder holds such files and the tokenizer beside them.
+`python -m pyllmc.prepro --input FOLDER` comes here if the folder holds such files with their tokenizer beside them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pyllmc.text.foreign_tokenizer import META
 from pyllmc.text.raw_tokens import what_holds
 from pyllmc.text.tokenizer import Tokenizer
 
-AT_ONCE = 1 << 20  # ids
+AT_ONCE = 1 << 20  # ids read at a time
 ENDINGS = (".bin", ".npy")
 
 
 def files_of(names: list[str]) -> list[str]:
-    """The token files that the arguments of --input are, or that a folder of nothing but these holds; [] for text."""
+    """The token files that --input names, directly or by their folder; [] for text."""
     if len(names) == 1 and os.path.isdir(names[0]):
         inside = sorted(os.listdir(names[0]))
         return [
@@ -35,13 +35,13 @@ def files_of(names: list[str]) -> list[str]:
 
 
 def tokenizer_beside(files: list[str]) -> str:
-    """What lies beside them: nanoGPT's table of characters, or a tokenizer.bin; else GPT-2's by name."""
+    """The tokenizer beside the files: nanoGPT's table of characters, or a tokenizer.bin; else "gpt2"."""
     folder = os.path.dirname(files[0])
     return next((path for n in (META, TOKENIZER) if os.path.isfile(path := os.path.join(folder, n))), "gpt2")
 
 
 def inspect(path: str) -> ShardInfo:
-    """Where the ids of a file lie, whoever wrote it."""
+    """The format, number and offset of the ids in a file of any of these projects."""
     with reading(path), open(path, "rb") as f:
         head = f.read(1 << 16)
         size = os.fstat(f.fileno()).st_size
@@ -68,7 +68,7 @@ def _inspect_npy(path: str, f: BinaryIO) -> ShardInfo:
 
 
 def _blocks(path: str, info: ShardInfo, first: int, end: int) -> Iterator[Any]:
-    """Ids first to end, so many at a time that no memory is too small."""
+    """Yield the ids from `first` to before `end`, AT_ONCE at a time, because a file may exceed the memory."""
     for at in range(first, end, AT_ONCE):
         yield read_ids(path, info, at, min(AT_ONCE, end - at))
 
@@ -83,7 +83,7 @@ def _check_ids(path: str, info: ShardInfo, tokenizer: Tokenizer) -> None:
 
 
 def convert(files: list[str], tokenizer: Tokenizer, args: Any) -> dict[str, Any]:
-    """Write them as the data set args.out and return its metadata."""
+    """Write the files as the data set args.out and return its metadata."""
     found = {path: inspect(path) for path in files}
     for path, info in found.items():
         _check_ids(path, info, tokenizer)
@@ -97,7 +97,8 @@ def convert(files: list[str], tokenizer: Tokenizer, args: Any) -> dict[str, Any]
 def _chunks(
     files: dict[str, ShardInfo], share: float | None, val_tokens: int | None, tokenizer: Tokenizer
 ) -> Iterator[Chunk]:
-    """In pieces: files called val validate, else the end of the others or their first ids."""
+    """Yield the files in chunks. Files called val are the validation split. Without any, it is the end of each file, or
+    the first val_tokens ids."""
     has_val = any(os.path.basename(path).startswith("val") for path in files)
     share = 0 if has_val and share is None else DEFAULT_VAL_FRACTION if share is None else share
     for path, info in files.items():
@@ -111,7 +112,7 @@ def _chunks(
 
 
 def _chunk(split: str, ids: Any, tokenizer: Tokenizer, begins: bool) -> Chunk:
-    """Documents are counted by their EOT, or are one; characters by their first bytes."""
+    """A chunk of ids with its counts: a document for each EOT, or one; a character for each first byte."""
     numpy = need("numpy", "reading a token file")
     lengths = numpy.array([sum(b & 0xC0 != 0x80 for b in piece) for piece in tokenizer.pieces])
     if tokenizer.eot >= 0:

@@ -1,15 +1,15 @@
-"""One tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
+"""The one tokenizer class for every vocabulary: a table id -> bytes, a way to encode, an end-of-text id.
 
 The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id or -1, kind), then n times
 {u8 length, bytes}. header[4], 0 in llm.c's own files, says how text becomes ids:
 
-    0 unknown   decode only; but where the table is GPT-2's, as in llm.c's files, it encodes as gpt2
+    0 unknown   decode only; but if the table is GPT-2's, as in llm.c's files, it encodes as gpt2
     1 longest   at each byte, the longest piece of the table that matches; the EOT piece never does
     2 gpt2      byte-pair encoding with GPT-2's split of text, run by tiktoken on this very table
 
-`byte`, `char` and `word` vocabularies are all tables for `longest`; `gpt2` and `bpe` ones are for gpt2. OpenAI's
-vocab.bpe is read as well. EOT is never produced from text: the characters "<|endoftext|>" in a document are ordinary
-ones for every kind (for gpt2: tiktoken's encode_ordinary). Needs the standard library only; gpt2 needs tiktoken to encode.
+`byte`, `char` and `word` vocabularies are tables for `longest`; `gpt2` and `bpe` vocabularies are tables for `gpt2`.
+OpenAI's vocab.bpe is read as well. Text never becomes EOT: the characters "<|endoftext|>" in a document are ordinary
+ones for every kind (for gpt2: tiktoken's encode_ordinary). Only gpt2 needs a package: tiktoken, to encode.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from pyllmc.text.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_
 from pyllmc.text.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
 
 VERSION = 2
-KINDS = ("unknown", "longest", "gpt2")  # header[4] is the index
+KINDS = ("unknown", "longest", "gpt2")  # header[4] is an index of this
 BYTES = [bytes([b]) for b in range(256)]
-ALPHABET_SHOWN = 396  # bytes of it in a message
+ALPHABET_SHOWN = 396  # bytes of the alphabet in a message at most
 
 
 class Tokenizer:
     """A table of byte strings with an encoder. Immutable; build with load() or vocabularies.train().
 
-    pieces: bytes of each id. kind: one of KINDS. eot: id that separates documents, or -1.
+    pieces: the bytes of each id. kind: one of KINDS. eot: the id that separates documents, or -1.
     """
 
-    __module__ = "pyllmc"  # by that name it is pickled
+    __module__ = "pyllmc"  # pickle writes this name
 
     def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
         if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
@@ -58,12 +58,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """V; counts EOT."""
+        """V: the number of ids, EOT included."""
         return len(self.pieces)
 
     @property
     def name(self) -> str:
-        """byte, char, word, gpt2, bpe or unknown, as the table shows."""
+        """The vocabulary's name, told from the table: byte, char, word, gpt2, bpe or unknown."""
         if self.kind == "gpt2":
             return "gpt2" if is_gpt2(self.pieces, self.eot) else "bpe"
         if self.kind != "longest":
@@ -74,7 +74,7 @@ class Tokenizer:
         return "char" if all(len(p.decode("utf-8", "ignore")) == 1 for p in text_pieces) else "word"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; never EOT. Raises DataError where the vocabulary lacks a character."""
+        """The ids of a text, never EOT. Raises DataError if the vocabulary lacks a character."""
         return self.encode_bytes(utf8(as_text("text", text)))
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -84,7 +84,7 @@ class Tokenizer:
         return self._encoder(data)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids. Bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -96,7 +96,7 @@ class Tokenizer:
         return b"".join([self.pieces[i] for i in ids])
 
     def alphabet(self) -> str:
-        """The characters that are pieces of their own, as one line shows them; the first ones of many, then '...'."""
+        """The characters that are pieces, as shown() writes them. If there are many: the first ones, then '...'."""
         found = ""
         for i, piece in enumerate(self.pieces):
             if i != self.eot and _is_character(piece):
@@ -113,7 +113,7 @@ class Tokenizer:
             flush_to_disk(f)
 
     def to_bytes(self) -> bytes:
-        """Of tokenizer.bin; from_bytes is the way back."""
+        """The bytes of a tokenizer.bin. from_bytes() reads them."""
         head = (TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind))
         return pack_header(*head) + packed(self.pieces)
 
@@ -126,7 +126,7 @@ class Tokenizer:
 
     @staticmethod
     def from_bytes(data: bytes, name: str) -> Tokenizer:
-        """The bytes of such a file, as a checkpoint carries them; `name` is what errors call it."""
+        """The tokenizer of the bytes of such a file; a checkpoint carries them, too. `name`: its name in errors."""
         data, name = as_bytes("data", data), as_text("name", name)
         if is_vocab_bpe(data):
             return Tokenizer(read_vocab_bpe(data, name), "gpt2", GPT2_VOCAB - 1)
@@ -137,12 +137,12 @@ class Tokenizer:
 
 
 def as_ids(ids: Iterable[int]) -> list[int]:
-    """Whole numbers of anything that can be iterated, such as numpy's and PyTorch's arrays."""
+    """The whole numbers in anything that can be iterated, such as an array of numpy or PyTorch."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         refuse("ids", ids, "a list of ids")
     try:
-        return [as_int("id", i, 1024) for i in ids]  # the vocabulary is the bound
-    except TypeError:  # an array without a dimension
+        return [as_int("id", i, 1024) for i in ids]  # 1024 bits: the vocabulary, checked later, is the bound
+    except TypeError:  # an array of dimension 0
         refuse("ids", ids, "a list of ids")
 
 
@@ -156,7 +156,7 @@ def _parse(data: bytes) -> Tokenizer:
     magic, version, n, eot, kind = unpack_header(data[:HEADER_BYTES])[:5]
     if magic != TOKENIZER_MAGIC:
         raise DataError(f"expected magic {TOKENIZER_MAGIC} of a tokenizer file, found {magic}")
-    if version == 1:  # llm.c's first files have no EOT id: they are GPT-2's
+    if version == 1:  # llm.c's first files hold GPT-2's table without an EOT id
         eot, kind = GPT2_VOCAB - 1, 0
         if n != GPT2_VOCAB:
             raise DataError(f"version 1 has {GPT2_VOCAB} pieces, found {n}")
@@ -185,7 +185,7 @@ def _parse_pieces(data: bytes, n: int) -> list[bytes]:
 
 
 def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
-    """What is wrong with a table, or ''."""
+    """The fault of a table in words, or ''."""
     if kind not in KINDS:
         return f"kind {kind!r} is not one of {', '.join(KINDS)}"
     if not pieces:
@@ -209,13 +209,13 @@ def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
 
 
 def utf8(text: str) -> bytes:
-    """Its bytes; a lone surrogate is a DataError."""
+    """The UTF-8 of a text. Raises DataError for a lone surrogate."""
     check_characters(text)
     return text.encode("utf-8")
 
 
 def check_characters(text: str, what: str = "the text", where: str = "") -> None:
-    """A text that UTF-8 can write is well; a lone surrogate is a DataError that names it and `where` it stands."""
+    """Raise DataError for a lone surrogate, which UTF-8 cannot write. The message names it and its place, `where`."""
     if text.isascii():
         return
     try:
@@ -228,7 +228,7 @@ def check_characters(text: str, what: str = "the text", where: str = "") -> None
 
 
 def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    """Greedy longest match. Two bytes tell the lengths worth trying, so a token takes a few look-ups."""
+    """An encoder that takes the longest match. Two bytes tell the lengths worth trying, so a token takes few look-ups."""
     table = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
     lengths = _candidate_lengths(table)
 
@@ -238,7 +238,7 @@ def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
         at, n = 0, len(data)
         while at < n:
             for length in candidates(data[at : at + 2], single):
-                piece = get(data[at : at + length])  # shorter at the end of data: still the longest that fits
+                piece = get(data[at : at + length])  # at the end of data: the longest that fits
                 if piece is not None:
                     break
             else:
@@ -251,7 +251,7 @@ def _longest_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
 
 
 def _candidate_lengths(table: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """First two bytes -> the lengths of the pieces that start so, longest first, and 1 in the end."""
+    """First two bytes -> the lengths of the pieces that start with them, longest first, and 1 in the end."""
     found: dict[bytes, set[int]] = {}
     for piece in table:
         if len(piece) > 1:
@@ -267,7 +267,7 @@ def _is_character(data: bytes) -> bool:
 
 
 def shown(data: bytes) -> str:
-    r"""Text as one line shows it: control characters and what is no UTF-8 as \n, \t or \xNN, as csrc/text/tokenizer.c does."""
+    r"""A text in one line: control characters and bytes that are no UTF-8 become \n, \t or \xNN, as in csrc/text."""
     return "".join(map(_shown_character, data.decode("utf-8", "surrogateescape")))
 
 
@@ -275,7 +275,7 @@ def _shown_character(character: str) -> str:
     code = ord(character)
     if character in "\n\t":
         return "\\n" if character == "\n" else "\\t"
-    if 0xDC80 <= code <= 0xDCFF:  # an escaped byte
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as a surrogate
         code -= 0xDC00
     elif code >= 32 and code != 127:
         return character
@@ -291,16 +291,17 @@ def _unknown_character(tokenizer: Tokenizer, data: bytes, at: int) -> str:
     )
 
 
-# The whole of what Unicode calls white space, which tiktoken's regular expressions mean by \s.
+# All of Unicode's white space, which tiktoken's regular expressions mean by \s.
 WHITE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LONG_RUN = re.compile(rf"(?<![{WHITE}])[{WHITE}]{{10000,}}")  # tiktoken gives up at a million
 GAP = re.compile(rf"[^{WHITE}][{WHITE}]")
-PART = 1 << 18  # characters encoded in one call, between which Python sees signals
+PART = 1 << 18  # characters encoded in one call; Python sees signals between the calls
 
 
 def parts(text: str) -> Iterator[str]:
-    """A text in parts that GPT-2's split cuts as it cuts the whole: it never joins a character with a space behind it,
-    and of much white space in front of anything else it leaves only the last character to that."""
+    """Yield a text in parts that GPT-2's split cuts as it cuts the whole. A part may end in front of white space, because
+    no word has a space behind another character; and in front of the last of many white characters, because only that
+    one can join the next word."""
     at = 0
     for run in LONG_RUN.finditer(text):
         yield from _short_parts(text, at, run.start())
@@ -318,7 +319,7 @@ def _short_parts(text: str, at: int, end: int) -> Iterator[str]:
 
 
 def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
-    """The ids are the ranks of the merges, so the table is all that tiktoken needs: no download."""
+    """tiktoken's encoder. Ids are the ranks of the merges, so it needs only the table, and no download."""
     tiktoken = need("tiktoken", f"encoding with the {tokenizer.name} tokenizer")
     ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
     encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})

@@ -1,8 +1,8 @@
-"""Our tokenizers as other programs express them: GPT-2's merges, Hugging Face's tokenizer.json, llama.cpp's lists.
+"""Our tokenizers in other programs' formats: GPT-2's merges, Hugging Face's tokenizer.json, llama.cpp's lists.
 
-Each is exact or is left out: Unexpressible says why.
+A format is either exact or refused: Unexpressible says why.
 
-byte-pair encodings  the ids are the ranks of the merges, so the merges follow from the table: what a piece is last made of
+byte-pair encodings  the ids are the ranks of the merges, so the table gives the merges: the last one that makes a piece
 longest match        tokenizer.json: a regular expression that is the table as a trie cuts the text, and each part is
                      looked up. llama.cpp: its "rwkv" vocabulary is the longest match over bytes, but needs every
                      single byte; its "llama" vocabulary without merges looks up characters.
@@ -20,20 +20,20 @@ from pyllmc.text.bpe import PRINTABLE, merge_steps
 from pyllmc.text.tokenizer import BYTES, Tokenizer
 
 WHY = "a tokenizer.json"
-SPACE = "\u2581"  # how llama.cpp writes a space
+SPACE = "\u2581"  # llama.cpp's sign for a space
 
 
 class Unexpressible(Exception):
-    """This tokenizer cannot be said exactly in that format; the message says why."""
+    """The format cannot express the tokenizer exactly. The message says why."""
 
 
 def printable(piece: bytes) -> str:
-    """In the alphabet of vocab.bpe; bpe.printed_bytes() is the way back."""
+    """A piece in the alphabet of vocab.bpe. bpe.printed_bytes() is the way back."""
     return "".join(PRINTABLE[b] for b in piece)
 
 
 def names(tokenizer: Tokenizer) -> list[str]:
-    """Each piece in printable characters; EOT as it is. Raises Unexpressible where two would be the same."""
+    """Each piece in printable characters, EOT as it is. Raises Unexpressible if two are the same."""
     found = [printable(p) for p in tokenizer.pieces]
     if tokenizer.eot >= 0:
         found[tokenizer.eot] = eot_text(tokenizer)
@@ -54,7 +54,7 @@ def eot_text(tokenizer: Tokenizer) -> str:
 
 
 def last_parts(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """What the last merge of a piece puts together: two parts, or more where none makes it."""
+    """The two parts that the last merge of a piece joins; another number of parts if no merge makes the piece."""
     before: list[bytes] = []
     for parts, made in merge_steps(piece, ranks):
         if made == piece:
@@ -65,7 +65,7 @@ def last_parts(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 
 @functools.lru_cache(maxsize=1)
 def merges_of(tokenizer: Tokenizer) -> tuple[list[tuple[bytes, bytes]], list[int]]:
-    """The merges of a gpt2 tokenizer in order, and the ids that no merge makes (only a whole word can be these)."""
+    """The merges of a gpt2 tokenizer in order, and the ids that no merge makes, but only a whole word becomes."""
     ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
     merges, whole = [], []
     for piece, rank in ranks.items():
@@ -84,7 +84,7 @@ def merges_of(tokenizer: Tokenizer) -> tuple[list[tuple[bytes, bytes]], list[int
 
 
 def trie_pattern(words: Iterable[str]) -> str:
-    """A regular expression that matches the longest of the words that stands there."""
+    """A regular expression that matches the longest word that begins at a place."""
     root: dict[str, Any] = {}
     for word in words:
         node = root
@@ -126,7 +126,7 @@ def _byte_pairs(hf: Any, tokenizer: Tokenizer, vocabulary: dict[str, int]) -> An
 
 
 def _longest(hf: Any, tokenizer: Tokenizer, vocabulary: dict[str, int]) -> Any:
-    """An unknown character is an error here, too: the name of the unknown token is in no vocabulary."""
+    """A tokenizer for longest match. An unknown character is an error here, too: its token is in no vocabulary."""
     made = hf.Tokenizer(hf.models.WordLevel(vocabulary, unk_token=" "))
     trie = trie_pattern(name for name, i in vocabulary.items() if i != tokenizer.eot)
     made.pre_tokenizer = hf.pre_tokenizers.Sequence(
@@ -143,16 +143,16 @@ def _longest(hf: Any, tokenizer: Tokenizer, vocabulary: dict[str, int]) -> Any:
 
 
 class Lists(NamedTuple):
-    """What a GGUF file says of a tokenizer."""
+    """The entries of a GGUF file for a tokenizer."""
 
     model: str  # tokenizer.ggml.model
-    pre: str  # tokenizer.ggml.pre: how text is cut before merging
+    pre: str  # tokenizer.ggml.pre: the cut of text into words before merging
     pieces: Sequence[str]
     merges: Sequence[str]  # "a b", in order
 
 
 def gguf_lists(tokenizer: Tokenizer) -> Lists:
-    """Raises Unexpressible."""
+    """The GGUF entries of a tokenizer. Raises Unexpressible."""
     if tokenizer.kind == "gpt2":
         merges, whole = merges_of(tokenizer)
         if whole:
@@ -169,7 +169,7 @@ def gguf_lists(tokenizer: Tokenizer) -> Lists:
 
 
 def _rwkv(tokenizer: Tokenizer, text: list[bytes]) -> Lists:
-    """Pieces are written with Python's escapes, hexadecimal digits in lower case."""
+    """The entries for "rwkv": pieces with Python's escapes, hexadecimal digits in lower case."""
     if any(0 in p for p in text if len(p) > 1):
         raise Unexpressible("a piece holds a zero byte, which llama.cpp also sees behind the end of the text")
     escaped = [
@@ -179,7 +179,8 @@ def _rwkv(tokenizer: Tokenizer, text: list[bytes]) -> Lists:
 
 
 def _characters(tokenizer: Tokenizer, text: list[bytes]) -> Lists:
-    """Not as rwkv: there, llama.cpp 2026 does not return from a character of which it knows the first byte only."""
+    """The entries for a table of characters. It cannot use "rwkv", because llama.cpp 2026 does not return there from a
+    character of which it knows only the first byte."""
     characters = [p.decode("utf-8", "replace") for p in text]
     if any(len(c) != 1 or c.encode() != p for c, p in zip(characters, text)):
         raise Unexpressible(

