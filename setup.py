@@ -49,7 +49,7 @@ def make(folder: Path, devices: list) -> None:
     targets = [str(folder / name) for device in devices for name in LIBRARIES[device]]
     if not targets:
         return
-    # without them, a make that has started pip does not pass on its options and job slots
+    # make's own variables are left out, because a make that has started pip must not pass on its options and job slots
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     try:
         subprocess.run(

@@ -11,7 +11,7 @@ from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
 from pyllmc.engine.checkpoint import read_head
 
-FORMATS = {  # by the word of --to: the format's name, and its dtypes
+FORMATS = {  # word of --to -> the format's name, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
     "gguf": ("GGUF file", ("fp32", "bf16", "fp16")),
     "bin": ("llm.c's model file", ("fp32", "bf16")),

@@ -238,7 +238,7 @@ MANTISSAS = (
     (1, 1.5, 2, 3, 4, 5, 6, 8),
     tuple(np.arange(10, 100) / 10),
 )
-MOST_TICKS = 8  # on a logarithmic axis
+MOST_TICKS = 8  # ticks on a logarithmic axis
 # intervals on a linear axis, at most; at least 3, because a step is at most twice as long as the next shorter one
 INTERVALS = 7
 

@@ -13,7 +13,7 @@ from pyllmc.draw.curves import Curve, Run, read_run
 from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
 
 FORMATS = (".png", ".svg", ".pdf")
-MOST_LETTERS = 36  # in a run's name
+MOST_LETTERS = 36  # letters in a run's name
 
 
 def draw_run(
