@@ -1,7 +1,7 @@
-"""What pyproject.toml cannot say: a wheel holds the C engine, which make builds.
+"""Builds the C engine with make and puts it into the wheel, which pyproject.toml cannot say.
 
-Environment: CC, CFLAGS, OPT, BLAS, BUILD: as of make. PYLLMC_DEVICES: the engines to build, "cpu" by default; "cpu cuda"
-needs nvcc. PYLLMC_DEVICES= builds none: a checkout in which make itself has built, or will.
+Environment: CC, CFLAGS, OPT, BLAS, BUILD: make's own. PYLLMC_DEVICES: the engines to build, "cpu" by default; "cpu cuda"
+needs nvcc. PYLLMC_DEVICES= builds none, for a checkout in which make itself has built, or will.
 """
 
 import os
@@ -17,7 +17,7 @@ from setuptools.errors import ExecError
 
 HERE = Path(__file__).resolve().parent
 DEVICES = re.findall(r"^DEVICE\((\w+)", (HERE / "csrc/devices.def").read_text(encoding="utf-8"), re.M)
-# a GPU's stored element is part of its build
+# a GPU has a library for each type of stored numbers, because the type is part of its build
 LIBRARIES = {name: [f"libpyllmc_{name}.so", f"libpyllmc_{name}_fp32.so"] for name in DEVICES} | {
     "cpu": ["libpyllmc.so"]
 }
@@ -26,7 +26,7 @@ FAILED = "pyllmc's engine was not built: what make says stands above"
 
 
 def asked_devices() -> list:
-    """PYLLMC_DEVICES, checked."""
+    """The devices in PYLLMC_DEVICES. Raises ExecError for an unknown one."""
     asked = os.environ.get("PYLLMC_DEVICES", "cpu").replace(",", " ").split()
     for device in asked:
         if device not in LIBRARIES:
@@ -35,21 +35,21 @@ def asked_devices() -> list:
 
 
 def check_tools() -> None:
-    """Says what is missing before anything else is done or printed."""
+    """Raises ExecError for a missing tool, before anything else is done or printed."""
     for tool in ("make", os.environ.get("CC", "cc").split()[0]) if asked_devices() else ():
         if not shutil.which(tool):
             raise ExecError(MISSING.format(tool))
 
 
 def make(folder: Path, devices: list) -> None:
-    """The libraries of these devices, and the tables that Python reads with them, in `folder`."""
+    """Builds the libraries of these devices, and the tables that Python reads with them, into `folder`."""
     folder = Path(
         os.path.relpath(folder, HERE)
-    )  # make takes no names with blanks, which the path to here may have
+    )  # relative, because make takes no blanks, and the path to here may have some
     targets = [str(folder / name) for device in devices for name in LIBRARIES[device]]
     if not targets:
         return
-    # a make that has started pip must not pass its options and job slots on
+    # make's own variables are left out, because a make that has started pip must not pass on its options and job slots
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     try:
         subprocess.run(
@@ -60,7 +60,7 @@ def make(folder: Path, devices: list) -> None:
 
 
 class BuildEngine(Command):
-    """A step of `build`, by setuptools' protocol of sub-commands: an editable install has its engine in the checkout."""
+    """A step of `build`, as setuptools wants sub-commands. An editable install has its engine in the checkout."""
 
     description = "build the C engine with make"
     user_options: list = []
@@ -79,7 +79,7 @@ class BuildEngine(Command):
         folder = Path(self.build_lib).resolve() / "pyllmc" / "lib"
         folder.mkdir(parents=True, exist_ok=True)
         make(folder, asked_devices())
-        shutil.copy2(HERE / "train_gpt2.py", folder)  # what pyllmc.check compares with
+        shutil.copy2(HERE / "train_gpt2.py", folder)  # pyllmc.check compares with it
 
     def get_source_files(self) -> list:
         return []  # MANIFEST.in lists them
@@ -92,7 +92,7 @@ class BuildEngine(Command):
 
 
 class Build(build):
-    """`build` with the engine; into an empty folder, so that a wheel holds nothing of an earlier version."""
+    """`build` with the engine. It builds into an empty folder, so that a wheel holds nothing of an earlier version."""
 
     sub_commands = [*build.sub_commands, ("build_engine", None)]
 
@@ -114,7 +114,7 @@ class Platform(Distribution):
 
 
 class Wheel(bdist_wheel):
-    """One wheel for every Python of a platform: the library is no extension module and includes no Python.h."""
+    """One wheel for every Python of a platform, because the library is no extension module and includes no Python.h."""
 
     def get_tag(self) -> tuple:
         return "py3", "none", super().get_tag()[2]

@@ -3,11 +3,11 @@
 >>> import pyllmc
 >>> m = pyllmc.Model("d12", B=4, T=64, seed=42)
 
-Names are loaded when they are first used: importing the package costs next to nothing, and the data tools run on a
+Each name is loaded when it is first used. So importing the package costs next to nothing, and the data tools run on a
 bare Python.
 """
 
-# no annotations from the __future__: an old Python must get as far as this line
+# annotations are not imported from __future__, because an old Python must get as far as the message below
 import sys
 
 if sys.version_info < (3, 9):  # noqa: UP036

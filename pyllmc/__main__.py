@@ -1,4 +1,4 @@
-"""python -m pyllmc: the commands, a line each."""
+"""python -m pyllmc: lists the commands, one a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyllmc.base.errors import begin_command, run_command
 from pyllmc.tables.options import meant, one_of
 
 PROG = "pyllmc"
-# Names that other trainers use, and the command that does it here.
+# Each name that other trainers use, and our command that does the same.
 SYNONYMS = {
     "generate": "sample",
     "inference": "sample",
@@ -30,11 +30,12 @@ SYNONYMS = {
     "encode": "tokenizer",
     "draw": "plot",
 }
-USE = re.compile(r"python3? -m (pyllmc\.\w+)([^:\n]*?)(?:: |  +)(.+)")  # in a docstring, and what it does
+# matches how a docstring says a command is called, and what it does
+USE = re.compile(r"python3? -m (pyllmc\.\w+)([^:\n]*?)(?:: |  +)(.+)")
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """(how it is called, what it does) of every module that is a command, from its docstring."""
+    """Yields (how it is called, what it does) for every module that is a command, from its docstring."""
     for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__main__.py")]):
         source = path.read_text(encoding="utf-8")
         if path == PACKAGE / "__main__.py" or "begin_command(" not in source.partition("__main__")[2]:
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def hint(word: str) -> str:
-    """What somebody who wrote python -m pyllmc WORD may have meant."""
+    """Says which command python -m pyllmc WORD may have meant."""
     names = [call.split()[2] for call, _ in commands()]
     asked = word.removeprefix("pyllmc.").lower().replace("-", "_")
     near = meant(SYNONYMS.get(asked, asked), [name.removeprefix("pyllmc.") for name in names])

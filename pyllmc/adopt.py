@@ -1,4 +1,4 @@
-"""--model in a format that Python alone reads: a file of the engine's is made of it, for as long as it takes to load it."""
+"""Weights in a format that only Python reads, given as --model: they become a temporary file, which the engine loads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ MODEL = "model.bin"
 
 
 def adopt_model(options: Any) -> None:
-    """Lets a trainer or a chat with these pyllmc.trainer.Options begin with weights of whatever kind pyllmc.convert reads.
+    """Lets a trainer or a chat with these pyllmc.trainer.Options begin with weights of any kind that pyllmc.convert reads.
 
-    The tokenizer that lies beside the weights comes along, as in a checkpoint. What is made needs no name: it vanishes
-    with the options, or with the process, however that ends. A run does not need it to be resumed.
+    The temporary file also holds the tokenizer that lies beside the weights, as a checkpoint does. Where the system has
+    /proc, the file keeps no name, so it vanishes with the options, or with the process, however that ends. A run does not
+    need it to be resumed.
     """
     name = options.get("model")
     if not options.is_given("model") or (not options.is_chat and options.get("resume")):
@@ -32,7 +33,7 @@ def adopt_model(options: Any) -> None:
 
 
 def _foreign(name: str, lib: Any) -> Found | None:
-    """The weights, if Python must read them; None for sizes, for the engine's own files, and for nothing."""
+    """Finds the weights if Python must read them; None for a size, a file that the engine reads, or nothing."""
     if not name or lib.llmc_config_parse(_ffi.ffi().new("llmc_config *"), _ffi.encoded(name)) >= 0:
         return None
     path = locate(name)
@@ -41,14 +42,14 @@ def _foreign(name: str, lib: Any) -> Found | None:
 
 
 def _place(options: Any) -> str:
-    """Beside the run, where there is room for its checkpoints; else where temporary files go."""
+    """The folder of the temporary file: beside the run, where there is room for its checkpoints, else the system's own."""
     out = "" if options.is_chat else options.get("out")
     folder = os.path.dirname(os.path.abspath(out)) if out else ""
     return folder if os.access(folder, os.W_OK) else tempfile.gettempdir()
 
 
 def _file_of(model: Model, place: str, owner: Any) -> str:
-    """The path of a checkpoint of `model` in that folder, which lives as long as `owner`."""
+    """Saves `model` as a checkpoint in `place`; returns its path, which is good as long as `owner` lives."""
     folder = tempfile.TemporaryDirectory(prefix=".pyllmc-", dir=place)
     path = os.path.join(folder.name, MODEL)
     model.save(path)
@@ -57,5 +58,5 @@ def _file_of(model: Model, place: str, owner: Any) -> str:
         return path
     number = os.open(path, os.O_RDONLY)
     weakref.finalize(owner, os.close, number)
-    folder.cleanup()  # the open file is all that is left
+    folder.cleanup()  # removes the name; the open file stays
     return f"/proc/self/fd/{number}"

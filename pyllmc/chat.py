@@ -33,7 +33,7 @@ def show(text: str) -> None:
 
 
 def columns() -> int:
-    """Of the terminal that is written to, as wide as it is now; 0: it is none."""
+    """The width, at this moment, of the terminal that is written to; 0 if output goes to no terminal."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ class Wrapped:
         self._next(text.encode("utf-8", "replace"))
 
     def end(self) -> None:
-        """Shows the word that was held back, too."""
+        """Shows the last word, which was held back."""
         self._next(None)
 
     def _next(self, text: bytes | None) -> None:
@@ -71,13 +71,13 @@ def answer(chat: Chat, text: str | bytes, label: str = "") -> None:
         wrapped.show(label)
         for piece in pieces:
             wrapped.show(piece)
-    finally:  # after Ctrl-C, too: what was written stays in the context
+    finally:  # the last word is shown after Ctrl-C, too, because the answer so far stays in the context
         wrapped.end()
     show("\n")
 
 
 def answer_or_tell(chat: Chat, text: str | bytes, label: str = "") -> int:
-    """A turn that cannot be is no reason to leave whoever sits there, or the turns behind it. The exit code."""
+    """Answers a turn, or reports why it was refused, e.g. because it is too long; returns the exit code."""
     try:
         answer(chat, text, label)
     except InvalidArgument as error:
@@ -87,10 +87,10 @@ def answer_or_tell(chat: Chat, text: str | bytes, label: str = "") -> int:
 
 
 def line_reader() -> Callable[[str], bytes]:
-    """What shows a label and reads a line; b"" at the end.
+    """A function that shows a label and reads a line; it returns b"" at the end.
 
-    With readline, which gives arrow keys and a history of this talk; where there is none, or the terminal moves no
-    cursor, the system's own: input() without readline loses a byte of a line that Ctrl-D ends.
+    It uses readline, which gives arrow keys and a history of this talk. Without readline, or if the terminal cannot move
+    its cursor, it reads from the system, because input() without readline loses a byte of a line that Ctrl-D ends.
     """
     if os.environ.get("TERM", "dumb") == "dumb" or not sys.stdout.isatty() or not _has_readline():
         return _plain_line
@@ -119,7 +119,7 @@ def _edited_line(label: str) -> bytes:
 
 
 def talk_at_terminal(chat: Chat) -> int:
-    """Ctrl-C ends an answer, and without a turn since the last Ctrl-C the program."""
+    """Talks until the input ends. Ctrl-C ends an answer; a second one, with no turn since the first, ends the program."""
     about = Wrapped()
     about.show(chat.about)
     about.end()

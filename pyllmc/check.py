@@ -1,4 +1,4 @@
-"""python -m pyllmc.check: every activation and gradient of the engine against PyTorch.
+"""python -m pyllmc.check: compare every activation and gradient of the engine with PyTorch's.
 
 The same weights and tokens go through the engine and through train_gpt2.py, in float32 and in float64. The
 engine may be twice as far from the float64 answer as float32 is (FlashAttention's rule; yardstick.py). The table
@@ -45,7 +45,7 @@ OPTIONS = (
     "seed",
     "threads",
 )
-ABOUT = "Compares every activation and gradient of the engine with PyTorch's, on random tokens. Ends with 1 where one diverges."
+ABOUT = "Compares every activation and gradient of the engine with PyTorch's, on random tokens. The exit code is 1 if one diverges."
 EXAMPLES = (
     "python -m pyllmc.check                           the default size",
     "python -m pyllmc.check --model=d12 --B=1 --T=64  another size",
@@ -55,9 +55,11 @@ WORDS = {
     "seed": "fresh weights and the tokens follow from it",
     "model": "a size (demo, d12, gpt2-xl, ...) or weights of any kind",
 }
-OWN_VOCAB = 257  # of sizes that take theirs from the data: not a multiple of anything
-BATCHES, MOST, TOKENS = 6, 64, 512  # over which float32's own error is taken: of few numbers it may be lucky
-FLOOR = 4 * 2.0**-24  # times the largest value: four roundings, where PyTorch happens to be exact
+OWN_VOCAB = 257  # V for sizes that take theirs from the data: a prime, so no multiple of any tile
+# least and most batches, and tokens, over which float32's error is taken, because on few it may be small by luck
+BATCHES, MOST, TOKENS = 6, 64, 512
+# error, as a share of the largest value, that is allowed even if PyTorch happens to be exact: four roundings
+FLOOR = 4 * 2.0**-24
 
 # positions serve generation; the others are first written by the backward pass and the clipping
 NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw"}
@@ -68,7 +70,7 @@ NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw"}
 
 
 def run_engine(m: Model, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0) -> Result:
-    """The same of the engine; adds to the gradients that are there."""
+    """Runs the engine as run_reference runs PyTorch; adds to the gradients that are there."""
     rows = layout.table(m.config)
     params = [row for row in rows if row.is_param]
     loss = m.forward(inputs, targets, weights)
@@ -84,7 +86,7 @@ def run_engine(m: Model, inputs: Any, targets: Any, weights: Any = None, scale: 
 
 
 def layers_of(views: Mapping[str, Any], rows: Sequence[layout.Row], config: GPTConfig) -> Arrays:
-    """Copies, layer by layer in the order of computation."""
+    """Copies the tensors, layer by layer in the order of computation."""
     return {
         (row.name, layer): (views[row.name][layer] if row.per_layer else views[row.name]).copy()
         for row, layer in layout.in_order(rows, config.n_layer)
@@ -96,7 +98,7 @@ def layers_of(views: Mapping[str, Any], rows: Sequence[layout.Row], config: GPTC
 
 
 class Line(NamedTuple):
-    """One tensor: its largest error against float64, and what it may be."""
+    """One tensor: its largest error against float64, and the largest allowed."""
 
     name: str
     error: float
@@ -108,13 +110,13 @@ class Line(NamedTuple):
 
 
 def relative(error: np.ndarray, exact: np.ndarray) -> float:
-    """The largest error by the largest value."""
+    """The largest error divided by the largest value."""
     scale = np.abs(exact).max(initial=0)
     return float(np.abs(error).max(initial=0) / scale) if scale else 0.0
 
 
 def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float) -> Line:
-    """Diverges if off by more than twice PyTorch's relative error and FLOOR, or not finite."""
+    """The error of one tensor. Twice PyTorch's relative error plus FLOOR is allowed; an error that is not finite is not."""
     if ours.shape != torch64.shape:
         return Line(f"{name} {ours.shape} instead of {torch64.shape}", math.inf, 0.0)
     error = float(np.abs(ours - torch64.astype(np.float64)).max(initial=0))
@@ -123,7 +125,7 @@ def measure(name: str, ours: np.ndarray, torch64: np.ndarray, torch_error: float
 
 
 class Errors:
-    """float32's relative error of each tensor: the largest of all layers and batches; one alone may be lucky."""
+    """float32's relative error of each tensor: the largest of all layers and batches, because one alone may be lucky."""
 
     def __init__(self, gpt: Any, batches: Sequence[Batch]) -> None:
         self.gpt, self.batches = gpt, batches
@@ -131,14 +133,14 @@ class Errors:
 
     @functools.cached_property
     def plain(self) -> dict[str, float]:
-        """Of the plain evaluation, which is slow: only for what is further off than PyTorch here."""
-        from pyllmc.parity import yardstick  # which needs PyTorch
+        """The errors of the plain evaluation. It is slow, so only tensors that are further off than PyTorch here need it."""
+        from pyllmc.parity import yardstick  # here, because it needs PyTorch
 
         return self.largest("a plain evaluation in float32: batch", yardstick.plainly)
 
     def largest(self, title: str, way: Callable[[], Any] = contextlib.nullcontext) -> dict[str, float]:
         found: dict[str, float] = {}
-        for batch in live.each(self.batches, title):  # one at a time: the results are large
+        for batch in live.each(self.batches, title):  # one at a time, because the results are large
             run64 = run_reference(self.gpt, *batch, dtype="float64")
             if batch is self.batches[0]:
                 self.exact = run64
@@ -153,7 +155,7 @@ class Errors:
 
 
 def held(name: str, ours: np.ndarray, torch64: np.ndarray, errors: Errors, key: str) -> Line:
-    """The measure by PyTorch's own error; by that of a plain evaluation where it is not enough."""
+    """Measures a tensor by PyTorch's own error; if that allows too little, by the error of a plain evaluation."""
     line = measure(name, ours, torch64, errors.here[key])
     if line.ok or hopeless(line):
         return line
@@ -167,7 +169,7 @@ def hopeless(line: Line) -> bool:
 
 
 def compare(config: GPTConfig, ours: Result, torch64: Result, errors: Errors) -> Iterator[Line]:
-    """Every tensor in the order of computation: activations forward, gradients from the last layer."""
+    """Compares every tensor in the order of computation: activations forward, gradients from the last layer."""
 
     def lines(what: str, kind: str, keys: Iterable[Key]) -> Iterator[Line]:
         for key in keys:
@@ -188,7 +190,7 @@ def label(name: str, layer: int, config: GPTConfig) -> str:
 
 
 def compare_weights(m: Model, gpt: Any) -> Iterator[Line]:
-    """What the engine drew or loaded against what PyTorch did, tensor by tensor."""
+    """Compares the weights that the engine drew or loaded with PyTorch's, tensor by tensor."""
     for (row, p), (_, layer) in zip(gpt.rows(), layout.parameters(m.config)):
         theirs = p.detach().numpy()
         yield measure(
@@ -197,7 +199,7 @@ def compare_weights(m: Model, gpt: Any) -> Iterator[Line]:
 
 
 def disturb(m: Model, seed: int) -> None:
-    """Fresh weights have biases of 0 and norms of 1, which hide mistakes: makes them random."""
+    """Makes biases and norms random, because fresh ones, of 0 and 1, hide mistakes."""
     rng = np.random.default_rng(seed)
     for row, layer in layout.parameters(m.config):
         if row.init in ("ONE", "ZERO"):
@@ -206,7 +208,7 @@ def disturb(m: Model, seed: int) -> None:
 
 
 def copy_weights(m: Model, gpt: Any) -> None:
-    """The engine's weights into the reference."""
+    """Copies the engine's weights into the reference."""
     torch = sys.modules["torch"]
     for name, p in gpt.named_parameters():
         p.data = torch.from_numpy(m.params[name].copy())
@@ -219,7 +221,7 @@ class Batch(NamedTuple):
 
 
 def random_batch(V: int, b: int, t: int, seed: int) -> Batch:
-    """(b, t): some targets are ignored, every token has a weight of its own."""
+    """A random batch (b, t): some targets are ignored, and every token has a weight of its own."""
     rng = np.random.default_rng(seed)
     inputs, targets = rng.integers(0, V, (2, b, t))
     targets[rng.random((b, t)) < 0.2] = -1
@@ -245,7 +247,7 @@ def check(m: Model, gpt: Any, b: int, t: int, seed: int = 0) -> Iterator[Line]:
 
 
 def report(lines: Iterable[Line]) -> list[Line]:
-    """Prints the table as it grows; the lines that diverge."""
+    """Prints the table as it grows; returns the lines that diverge."""
     print(f"{'tensor':<40} {'error':>10} {'allowed':>10}")
     wrong = []
     for line in lines:
@@ -278,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare_models(o: Any) -> int:
-    """Prints the tables; 1 if something diverges."""
+    """Prints the tables; returns 1 if something diverges, else 0."""
     m, gpt = open_models(o, load_reference())
     wrong = report(compare_weights(m, gpt))
     if not load_reference().names_weights(o.model):

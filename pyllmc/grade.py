@@ -23,11 +23,11 @@ EXAMPLES = (
 )
 
 
-PROBE = 3  # stories after which a model that writes none is refused
+PROBE = 3  # texts after which a model that writes no story is refused
 
 
 def refuse_other_text(texts: list[str], run: str) -> None:
-    """The grammar reads the stories of pyllmc.stories and nothing else: other text would get 0 % of everything."""
+    """Raises InvalidArgument if no text is a story, because the grammar reads no other text and would give it 0 %."""
     if not any(readings(part) for text in texts for part in split_sentences(text)[0]):
         raise InvalidArgument(
             f"{run} writes no stories: of the first {len(texts)} texts the grammar accepts not one sentence, and it knows "
@@ -36,7 +36,7 @@ def refuse_other_text(texts: list[str], run: str) -> None:
 
 
 def grade(run: str, count: int, show: int, temperature: float, seed: int) -> None:
-    """Prints the first `show` of `count` stories, and what the exam says of all."""
+    """Prints the first `show` of `count` stories, and the exam's report on all of them."""
     writer, texts = open_writer(run), []
     for i in live.each(range(count), "grading: story"):
         texts.append(writer.write(max_new_tokens=240, temperature=temperature, seed=seed + i).strip())
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run folder (its best.ckpt, else last.ckpt) or a checkpoint")
     parser.add_argument("--count", type=at_least(1), default=50, help="stories to grade [50]")
     parser.add_argument("--show", type=at_least(0), default=2, help="stories to print [2]")
-    parser.add_argument("--temperature", type=number, default=0.8, help="of the sampling [0.8]")
-    parser.add_argument("--seed", type=at_least(0), default=1, help="of the first story [1]")
+    parser.add_argument("--temperature", type=number, default=0.8, help="randomness of the stories [0.8]")
+    parser.add_argument("--seed", type=at_least(0), default=1, help="seed of the first story [1]")
     o = parser.parse_args(arguments)
     return run_command(PROG, lambda: grade(**vars(o)))
 

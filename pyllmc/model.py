@@ -33,24 +33,24 @@ class Model(NotCopied):
     """GPT-2 in the C engine.
 
     source: a size ("d12", "gpt2", "gpt2:d48", "gpt3:c768", "gpt-nano", ...) or a GPTConfig, whose weights are fresh; or the
-        path of a weight file or of a run folder, whose best checkpoint is taken, or the last where nothing was validated;
-        or of whatever else pyllmc.convert reads: a folder of Hugging Face's, OpenAI's TensorFlow checkpoint, nanoGPT's
-        ckpt.pt, ...; or a model of the hub, "hub:gpt2" for OpenAI's own weights, "owner/name".
+        path of a weight file, or of a run folder, whose best checkpoint is loaded (the last if nothing was validated);
+        or the path of anything else that pyllmc.convert reads: a folder of Hugging Face's, OpenAI's TensorFlow checkpoint,
+        nanoGPT's ckpt.pt, ...; or a model of the hub: "owner/name", or "hub:gpt2" for OpenAI's own weights.
     B, T: the largest batch and sequence the arena has room for; T=None takes the model's context.
-    seed, init_std: of the initial weights, the same as the PyTorch reference's; init_std 0 is 0.02 sqrt(max(1, 768/C)).
-        Not used for a file.
+    seed, init_std: fresh weights are drawn with these and equal the PyTorch reference's; init_std 0 is
+        0.02 sqrt(max(1, 768/C)). A file does not use them.
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     device: "cpu"; "cuda"; or "emu", which runs the CUDA kernels on the CPU, to test them.
-    precision: "fp32", or "bf16": matrix products of operands rounded to bf16, added up in float (on a CPU with
-        AVX512_BF16; on a GPU weights and activations are bf16 too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token that is
-        appended alone is not rounded, so that bf16 may write another text alone than in a batch.
+    precision: "fp32", or "bf16": matrix products round their operands to bf16 and add up in float (on a CPU with
+        AVX512_BF16; on a GPU weights and activations are bf16, too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token
+        that is appended alone is not rounded, so bf16 may write another text alone than in a batch.
     threads: 0 takes every core that the process and its container may use; results do not depend on it.
     training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
-        bytes to read make more tokens a second; the parameters can then not be looked at or saved.
-    recompute: what the backward pass computes again rather than keep, for the same bits: 1 GELU, 2 the norms too,
-        3 all but what enters each layer (and generation then takes one sequence at a time).
-    keep_logits=False: logits exist for a few tokens at a time only; train with micro_step then.
+        bytes to read make more tokens a second; the parameters can then be neither read nor saved.
+    recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU,
+        2 the norms, too, 3 all but the input of each layer (generation then takes one sequence at a time).
+    keep_logits=False: logits exist for a few tokens at a time only; then train with micro_step.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
@@ -91,28 +91,28 @@ class Model(NotCopied):
         self._check(lib.llmc_model_compress(self._handle, kept))
 
     def _take_weights(self, origin: Origin, seed: int, init_std: float) -> None:
-        """From a file that the engine reads, from what Python has read, or drawn."""
+        """Loads a file that the engine reads, takes the weights that Python has read, or draws fresh ones."""
         if origin.file:
             self._check(self._lib.llmc_model_load(self._handle, origin.file))
             self._tokenizer = read_section(self._lib, origin.file, TOKENIZER)
         elif origin.weights:
-            for name, x in origin.weights.tensors:  # one at a time: none is held twice
+            for name, x in origin.weights.tensors:  # one at a time, so that none is held twice
                 self.params[name] = x
         else:
             self._check(self._lib.llmc_model_init(self._handle, seed, init_std))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
-        """A trainer's model; `owner` keeps it alive."""
+        """Wraps a trainer's model; `owner` keeps it alive."""
         model = cls.__new__(cls)
         model._adopt(lib, pointer, owner)
         return model
 
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
         self._lib, self._handle = lib, handle
-        self._untargeted = False  # whether the last forward pass had no targets
+        self._untargeted = False  # True if the last forward pass had no targets
         self._origin = "in training"
-        self._tokenizer, self._source = b"", ""  # what travels with the weights; beside what it may lie, too
+        self._tokenizer, self._source = b"", ""  # the tokenizer's bytes; a path beside which it may lie
         self._arena = arena = Arena(lib, handle, owner or handle)
         self.config = arena.config
         self.params, self.grads = Views(arena, "params"), Views(arena, "grads")
@@ -120,7 +120,7 @@ class Model(NotCopied):
 
     @property
     def threads(self) -> int:
-        """How many it computes with."""
+        """The number of CPU threads that compute."""
         return int(self._lib.llmc_model_threads(self._handle))
 
     def _warn_of_few_threads(self, wanted: int) -> None:
@@ -138,7 +138,7 @@ class Model(NotCopied):
 
     @property
     def tokenizer_bytes(self) -> bytes:
-        """The tokenizer.bin that came with the weights or lies in their folder, which is looked for when asked; or b""."""
+        """The tokenizer.bin that came with the weights, else the one in their folder, sought at first use; or b""."""
         if self._source and not self._tokenizer:
             from pyllmc.convert.companions import tokenizer_beside
 
@@ -181,7 +181,7 @@ class Model(NotCopied):
     def logits(self) -> np.ndarray:
         """(b, t, V) of the last forward pass. The backward pass turns them into their gradient, in place.
 
-        InvalidArgument where there are none yet, or they are not kept (keep_logits=False, and the trainer's model).
+        Raises InvalidArgument before the first forward pass, or if they are not kept (keep_logits=False, a trainer's model).
         """
         self._need_forward("logits")
         return self.acts["logits"][:, :, : self.config.vocab_size]
@@ -216,9 +216,9 @@ class Model(NotCopied):
     def micro_step(
         self, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0, accumulate: bool = True
     ) -> float:
-        """forward, then backward(scale): the loss. The faster way, above all where logits are not kept.
+        """Runs forward, then backward(scale); returns the loss. Faster than two calls, above all if logits are not kept.
 
-        accumulate=False: gradients are written instead, as after zero_grad, which then costs no time.
+        accumulate=False: gradients are replaced, not added to. That is zero_grad at no cost.
         """
         if targets is None:
             raise InvalidArgument("micro_step needs targets; forward(inputs) goes without")
@@ -235,7 +235,7 @@ class Model(NotCopied):
 
     @staticmethod
     def _batch(inputs: Any, targets: Any, weights: Any) -> tuple[list[Any], list[Any]]:
-        """The three as arrays, which must be held, and as pointers; None is NULL."""
+        """The three as arrays, which the caller must hold, and as pointers; None becomes NULL."""
         ids, ffi = as_ids("inputs", inputs), _ffi.ffi()
         if weights is not None and targets is None:
             raise InvalidArgument("weights need targets")
@@ -272,7 +272,7 @@ class Model(NotCopied):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        """One AdamW step; the decay is for 2-D tensors only."""
+        """Takes one AdamW step; only 2-D tensors decay."""
         numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         fields = {name: as_float(name, value) for name, value in numbers.items()}
         fields["beta1"], fields["beta2"] = as_betas(betas)
@@ -292,12 +292,12 @@ class Model(NotCopied):
         eot: int = -1,
         repetition_penalty: float = 1.0,
     ) -> Any:
-        """New token ids that follow `ids`, at most max_new_tokens, up to and with the first `eot`.
+        """Writes token ids that follow `ids`: at most max_new_tokens, up to and with the first `eot`.
 
         ids: integers (n), n >= 1 -> a list of ids; or prompts of one length, (b, n) with b <= B -> a list of b lists,
-        prompt i drawn with seed + i, read together (each weight once). temperature 0 takes the likeliest. Above a
-        repetition_penalty of 1 (CTRL's, applied first) ids in the context become less likely. Of a text longer than T
-        the last tokens count: whenever T are held, the last T/2 go on as a new context.
+        prompt i drawn with seed + i, read together (each weight once). temperature 0 takes the likeliest. A
+        repetition_penalty above 1 (CTRL's, applied first) makes ids in the context less likely. A text longer than T is
+        seen in part: whenever the context holds T tokens, its last T/2 become a new context.
         """
         prompts, alone = as_prompts(ids)
         ffi = _ffi.ffi()
@@ -324,7 +324,7 @@ class Model(NotCopied):
     # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Weights, moments, step and tokenizer in one file that begins as llm.c's model .bin version 3; atomic."""
+        """Writes weights, moments, step and tokenizer into one file, atomically; it begins as llm.c's .bin version 3."""
         name = _ffi.encoded(Path(as_path("path", path)))
         tokenizer = self.tokenizer_bytes
         state = f"step={self.step}\n".encode()

@@ -1,4 +1,4 @@
-"""python -m pyllmc.plot RUN [RUN ...]: the loss curve of a run folder, from its metrics.jsonl, as its loss.png; or several
+"""python -m pyllmc.plot RUN [RUN ...]: draw the loss curve of a run folder, from its metrics.jsonl, as its loss.png; or several
 runs in one picture, by their validation losses."""
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the picture, a .png, .svg or .pdf [loss.png in the folder of one run, losses.png of several]",
     )
     parser.add_argument("--dark", action="store_true", help="light curves on dark paper")
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="the horizontal axis [step]")
     parser.add_argument(
-        "--x", choices=("step", "tokens"), default="step", help="what a run is drawn against [step]"
+        "--panels", default="", help="curves below the losses of one run: lr, norm, tok_s, or all"
     )
-    parser.add_argument("--panels", default="", help="below the losses of one run: lr, norm, tok_s, or all")
     o = parser.parse_args(arguments)
 
     def work() -> None:

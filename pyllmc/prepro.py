@@ -1,6 +1,6 @@
-"""python -m pyllmc.prepro --input my.txt: text to tokens: your files, or TinyStories.
+"""python -m pyllmc.prepro --input my.txt: turn text into tokens: your files, or TinyStories.
 
-What it makes, a data set, is described by pyllmc.text.dataset.
+The tokens become a data set, which pyllmc.text.dataset describes.
 """
 
 from __future__ import annotations
@@ -33,52 +33,52 @@ PROG = "pyllmc.prepro"
 ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
 
 Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold records; all may be
-compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Of a folder, files that are no text and hidden
-ones are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m pydoc
-pyllmc.text.dataset describes it."""
+compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Hidden files in a folder, and those that are
+no text, are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m
+pydoc pyllmc.text.dataset describes it."""
 EXAMPLES = (
     "python -m pyllmc.prepro --input my.txt --tokenizer char      your own text",
     "python -m pyllmc.prepro --input my.txt --tokenizer bpe       its byte pairs",
     "python -m pyllmc.prepro --input more.txt --tokenizer runs/x  a model's ids",
     "python -m pyllmc.prepro --input books/ --workers 4           a whole folder",
     "python -m pyllmc.prepro --input a.jsonl --field data.text    a nested field",
-    "python -m pyllmc.prepro --input - < notes.txt                what comes in",
+    "python -m pyllmc.prepro --input - < notes.txt                standard input",
     "python -m pyllmc.prepro --input data/shakespeare_char        nanoGPT's ids",
     "python -m pyllmc.prepro                                      TinyStories",
 )
 HUB_NAME = "roneneldan/TinyStories"
 DEFAULT_OUT = "data/tinystories"
 DEFAULT_TOKENIZER = "gpt2"
-MIN_VAL_TOKENS = 256  # fewer say little
+MIN_VAL_TOKENS = 256  # a loss over fewer says little
 HUB_SPLITS = {"train": "train", "validation": "val"}
 LLMC_VAL_TOKENS = 32_768
 NANOGPT_TRAIN_SHARE = 0.9
 
 
 def hub_stories() -> Iterator[tuple[str, str]]:
-    """(split, story) of TinyStories, streamed from the hub."""
+    """Yields (split, story) of TinyStories, streamed from the hub."""
     remedy = f"is there a network? Else fetch {HUB_NAME} elsewhere and pass its files with --input"
     datasets = need("datasets", "streaming TinyStories")
     for hub_split, split in HUB_SPLITS.items():
         try:
             for record in datasets.load_dataset(HUB_NAME, split=hub_split, streaming=True):
                 yield split, record["text"].strip()
-        except Exception as e:  # whatever the network layers raise
+        except Exception as e:  # the network layers raise errors of any kind
             raise SystemFailure(f"cannot stream {HUB_NAME} ({type(e).__name__}); {remedy}") from e
 
 
 # ---------------------------------------------------------------------------------------------------------
-# splits of other projects, of one text
+# how other projects split one text
 
 
 def nanogpt_split(text: str) -> dict[str, Any]:
-    """nanoGPT's: the first 90 % of the characters train, the rest validates, no EOT."""
+    """nanoGPT's split: the first 90 % of the characters train, the rest validates, no EOT."""
     cut = int(len(text) * NANOGPT_TRAIN_SHARE)
     return {"documents": [("train", text[:cut]), ("val", text[cut:])], "eot": False}
 
 
 def llmc_split(text: str) -> dict[str, Any]:
-    """llm.c's: EOT before each section, which keeps its blank line; the first 32,768 tokens validate."""
+    """llm.c's split: EOT stands before each section, which keeps its blank line; the first 32,768 tokens validate."""
     *sections, last = text.split("\n\n")
     return {"documents": [s + "\n\n" for s in sections] + [last], "val_tokens": LLMC_VAL_TOKENS}
 
@@ -109,7 +109,7 @@ def _encoding(text: str) -> str:
 
 
 def _tokenizer(text: str) -> str | Tokenizer:
-    """A kind of vocabulary, or the one that a file or folder has."""
+    """Reads --tokenizer: a kind of vocabulary, or the path of a file or folder that has one."""
     if text in TRAINERS:
         return text
     if not os.path.lexists(text) and os.sep not in text:
@@ -124,7 +124,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     _add_input(parser)
     add = parser.add_argument
     add("--out", help=f"directory to make [data/NAME of the first input; {DEFAULT_OUT}]")
-    add("--tokenizer", type=_tokenizer, metavar="NAME|PATH", help=f"{', '.join(TRAINERS)}; or an existing one: of a "
+    add("--tokenizer", type=_tokenizer, metavar="NAME|PATH", help=f"{', '.join(TRAINERS)}; or an existing one: a "
         "run, a checkpoint, a data set, a tokenizer.bin, vocab.bpe, tokenizer.json, meta.pkl or a folder of Hugging "
         f"Face's [{DEFAULT_TOKENIZER}]")  # fmt: skip
     add("--max_vocab", type=at_least(257), default=DEFAULT_MAX_VOCAB, metavar="V",
@@ -133,7 +133,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     choose = validation.add_argument
     choose("--val_fraction", type=_fraction, metavar="X",
            help=f"share of the documents to validate with [{DEFAULT_VAL_FRACTION}]")  # fmt: skip
-    choose("--val_tokens", type=at_least(0), metavar="N", help="how many first tokens validate instead")
+    choose(
+        "--val_tokens", type=at_least(0), metavar="N", help="number of first tokens to validate with instead"
+    )
     choose(
         "--split",
         choices=list(SPLITS),
@@ -151,15 +153,15 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def _add_input(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--input", nargs="+", metavar="PATH", help="files or folders; - is standard input; else TinyStories")
-    add("--format", choices=inputs.FORMATS, help="what every input is, where its name does not tell")
+    add("--format", choices=inputs.FORMATS, help="format of every input, if its name does not tell")
     add("--encoding", type=_encoding, metavar="NAME",
-        help="of text without a byte order mark, such as cp1252 [utf-8]")  # fmt: skip
+        help="encoding of text without a byte order mark, such as cp1252 [utf-8]")  # fmt: skip
     add("--keep_line_ends", action="store_true", help="leave CR LF and CR as they are")
     add("--delimiter", type=unescaped, default=EOT_PIECE.decode(),
-        help=r"what separates documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
+        help=r"separator of documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
     add("--field", type=typed, default="text",
         help="field or column that holds the text, a.b for one within another [%(default)s]")  # fmt: skip
-    add("--skip_null", action="store_true", help="leave out records whose field is null or lacks")
+    add("--skip_null", action="store_true", help="leave out records whose field is null or missing")
 
 
 def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namespace:
@@ -175,7 +177,7 @@ def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namesp
 
 
 def default_out(names: list[str] | None) -> str:
-    """data/my for my.txt or the folder my."""
+    """The default of --out: data/my for my.txt or the folder my."""
     if not names:
         return DEFAULT_OUT
     path = os.path.abspath(names[0])
@@ -190,7 +192,7 @@ def default_out(names: list[str] | None) -> str:
 
 
 def choose_documents(args: argparse.Namespace, how: How) -> tuple[dict[str, Any], int | None]:
-    """What write_dataset is told about the documents, and about how many characters they have."""
+    """The arguments of write_dataset that name the documents, and about how many characters these have."""
     if not args.input:
         return {"documents": hub_stories(), "source": HUB_NAME}, None
     kind = f".{args.format}" if args.format else ""
@@ -209,14 +211,14 @@ def choose_documents(args: argparse.Namespace, how: How) -> tuple[dict[str, Any]
 
 
 def _total(sources: list[Source]) -> int | None:
-    """About how many characters the files hold; None where a compressed one hides it."""
+    """The approximate number of characters in the files; None if a compressed one hides it."""
     if any(s.kind == ".parquet" or inputs.without_compression(s.name) != s.name for s in sources):
         return None
     return sum(os.path.getsize(source.path) for source in sources)
 
 
 def check_apart(sources: list[Source], out: str) -> None:
-    """No input may lie in the folder that is to be replaced."""
+    """Raises DataError if an input lies in the output folder, because that folder is to be replaced."""
     place = os.path.join(os.path.realpath(out), "")
     for source in sources:
         if os.path.realpath(source.path).startswith(place):
@@ -224,7 +226,10 @@ def check_apart(sources: list[Source], out: str) -> None:
 
 
 def check_delimiter(sources: list[Source], how: How) -> None:
-    """One that was asked for and separates nothing is misspelt. Text without the default one is a document."""
+    """Raises DataError if a delimiter that was asked for separates nothing, because it is misspelt then.
+
+    Text without the default delimiter is one document.
+    """
     if not sources or how.delimiter in ("", EOT_PIECE.decode()):
         return
     if not any(len(list(islice(read_txt(source, how), 2))) > 1 for source in sources):
@@ -235,7 +240,7 @@ def check_delimiter(sources: list[Source], how: How) -> None:
 
 
 def read_all(sources: list[Source], how: How) -> Iterator[str]:
-    """Every text. Raises DataError where there is none."""
+    """Yields every text. Raises DataError if there is none."""
     how.skipped, found = 0, False
     for source in sources:
         for text in READERS[source.kind](source, how):
@@ -257,7 +262,7 @@ def read_all(sources: list[Source], how: How) -> Iterator[str]:
 
 
 def validation_warning(train: int, val: int) -> str:
-    """What is odd about the sizes of the splits, and the remedy; "" if nothing is."""
+    """A warning if the sizes of the splits are odd, with the remedy; "" if they are not."""
     share = f"{val:,} of {train + val:,} tokens validate"
     if val > train:
         return (
@@ -279,7 +284,7 @@ def choose_tokenizer(asked: str | None) -> str | Tokenizer:
 
 
 def convert(args: argparse.Namespace, files: list[str]) -> None:
-    """Of ids instead of text."""
+    """Makes the data set from ids instead of text."""
     name = args.tokenizer or token_files.tokenizer_beside(files)
     if name in TRAINERS and name not in FIXED:
         raise DataError(

@@ -1,4 +1,4 @@
-"""python -m pyllmc.sample RUN: text from a trained model, shown as it is written."""
+"""python -m pyllmc.sample RUN: write text with a trained model, shown as it is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyllmc.tables.options import Parser, add_options, at_least, unescaped
 from pyllmc.writer import open_writer, tell_weights
 
 PROG = "pyllmc.sample"
-# rows of the table of options, with the defaults they have here
+# rows of csrc/options.def that are options here; WORDS and DEFAULTS replace their help and their defaults
 OPTIONS = (
     "prompt",
     "temperature",
@@ -32,11 +32,11 @@ OPTIONS = (
     "device",
 )
 WORDS = {
-    "prompt": "how each text begins, taken literally; default: at the start of a document",
-    "seed": "of the first text; each further one has the next",
+    "prompt": "the beginning of each text, taken literally; default: the start of a document",
+    "seed": "seed of the first text; each further one has the next",
     "temperature": "0: always the likeliest token; below 1 texts are safer, above wilder",
-    "precision": "of matrix products where the prompt is read: fp32, or bf16 where the CPU multiplies it (AVX512_BF16)",
-    "weights": "kept as fp32, bf16 or int8: fewer bytes are read faster",
+    "precision": "number format of matrix products when the prompt is read: fp32, or bf16 if the CPU multiplies it (AVX512_BF16)",
+    "weights": "number format of the weights: fp32, bf16 or int8; fewer bytes are read faster",
     "device": "cpu, cuda, or emu, which runs the CUDA kernels on the CPU to test them; auto: cpu",
 }
 EXAMPLES = (
@@ -44,7 +44,8 @@ EXAMPLES = (
     'python -m pyllmc.sample runs/demo --count=3 --top_p=0.9 --stop="The end"',
     "python -m pyllmc.sample hub:gpt2 --prompt Hello --temperature=0",
 )
-OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")  # the others are the text's
+# options that belong to the model; the others belong to the text
+OF_MODEL = ("tokenizer", "threads", "weights", "precision", "device")
 DEFAULTS: dict[str, Any] = {"seed": 0}
 
 
@@ -53,17 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "run",
         help="a run folder (its best.ckpt, else last.ckpt), a checkpoint, weights of Hugging Face's or nanoGPT's, "
-        "or hub:gpt2, owner/name of the hub",
+        "or a name of the hub: hub:gpt2, owner/name",
     )
     parser.add_argument(
         "--tokenizer",
         default="",
-        help="a tokenizer.bin, vocab.bpe, run or export; default: what belongs to the weights",
+        help="a tokenizer.bin, vocab.bpe, run or export; default: the one that belongs to the weights",
     )
     parser.add_argument(
         "--count", type=at_least(1), default=1, help="texts to write; each has the next seed [1]"
     )
-    parser.add_argument("--max_new_tokens", type=at_least(0), default=200, help="tokens of each [200]")
+    parser.add_argument(
+        "--max_new_tokens", type=at_least(0), default=200, help="the most tokens in a text [200]"
+    )
     parser.add_argument(
         "--stop",
         action="append",
@@ -76,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, count, prompt = o.pop("run"), o.pop("count"), o.pop("prompt")
-        given, prompt = os.fsencode(prompt), typed(prompt)  # bytes: the tokenizer judges what is no text
+        given, prompt = (
+            os.fsencode(prompt),
+            typed(prompt),
+        )  # bytes, because the tokenizer judges whether they are text
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         for i in range(count):

@@ -1,10 +1,10 @@
-"""Text to ids and back, by the tokenizer of a file or a model.
+"""Text becomes ids, and ids become text, by the tokenizer of a file or a model.
 
-    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    text to ids and back
+    python -m pyllmc.tokenizer encode|decode|info TOKENIZER ...    turn text into ids and back
 
-    encode TOKENIZER [TEXT]      ids; without TEXT, of what comes in
-    decode TOKENIZER [ID ...]    text; without ids, of those that come in
-    info TOKENIZER               what it is
+    encode TOKENIZER [TEXT]      ids of TEXT, else of standard input
+    decode TOKENIZER [ID ...]    text of the ids, else of those on standard input
+    info TOKENIZER               the tokenizer's name, kind and sizes
 
 TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, Hugging Face's tokenizer.json or vocab.json with merges.txt, nanoGPT's
 meta.pkl, a folder with one of these, a run, a checkpoint, or gpt2 or byte.
@@ -30,7 +30,7 @@ from pyllmc.text.bpe import merge_steps, split_words
 from pyllmc.text.tokenizer import Tokenizer, shown
 
 PROG = "pyllmc.tokenizer"
-ABOUT = """Text to ids and back, by the tokenizer of a file or a model.
+ABOUT = """Turn text into ids and back, by the tokenizer of a file or a model.
 
 TOKENIZER: a tokenizer.bin, OpenAI's vocab.bpe, a folder with one of these, a run, a checkpoint, or gpt2 or byte."""
 EXAMPLES = (
@@ -43,7 +43,7 @@ MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the commands: TOKENIZER and its arguments -> lines of output
+# the commands, which print their results
 
 
 def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
 
 
 def decode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Writes the very bytes, and ends the line only where somebody looks at it."""
+    """Writes the very bytes of the text; ends the line only on a terminal."""
     words = re.split(r"[\s,]+", " ".join(args.ids) if args.ids else sys.stdin.read())
     wrong = next((word for word in words if word and not word.isdecimal()), None)
     if wrong is not None:
@@ -82,9 +82,9 @@ WAYS = {
     "gpt2": "as byte pairs within the words of GPT-2's split",
 }
 ABOUT_EACH = {
-    "encode": "ids of a text; without TEXT, of what comes in",
-    "decode": "text of ids; without ids, of those that come in",
-    "info": "what it is",
+    "encode": "ids of TEXT, else of standard input",
+    "decode": "text of the ids, else of those on standard input",
+    "info": "the tokenizer's name, kind and sizes",
 }
 COMMANDS = {"encode": encode, "decode": decode, "info": info}
 
@@ -94,7 +94,7 @@ def quoted(data: bytes) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# encode --show_work: how a text becomes ids, in the manner of minGPT's encode_and_show_work
+# encode --show_work: the steps from text to ids, in the manner of minGPT's encode_and_show_work
 
 
 def work_of(tokenizer: Tokenizer, data: bytes, ids: Sequence[int]) -> Iterator[str]:
@@ -136,16 +136,16 @@ def make_parser() -> argparse.ArgumentParser:
             "tokenizer", metavar="TOKENIZER"
         )
     choices = commands.choices
-    choices["encode"].add_argument("text", metavar="TEXT", nargs="?", help="default: what comes in")
+    choices["encode"].add_argument("text", metavar="TEXT", nargs="?", help="default: standard input")
     choices["encode"].add_argument(
         "--show_work", action="store_true", help="words, bytes and merges step by step"
     )
-    choices["decode"].add_argument("ids", metavar="ID", nargs="*", help="default: those that come in")
+    choices["decode"].add_argument("ids", metavar="ID", nargs="*", help="default: those on standard input")
     return parser
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Behind the command: between TOKENIZER and TEXT argparse would take a flag for the end of both."""
+    """Moves flags right behind the command, because argparse takes one between TOKENIZER and TEXT for the end of both."""
     given = list(arguments)
     end = given.index("--") if "--" in given else len(given)
     return [*given[:1], *sorted(given[1:end], key=lambda a: not a.startswith("--")), *given[max(end, 1) :]]
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         with stopped_by_signals(
             lambda: os._exit(INTERRUPTED)
-        ):  # a long call of a library ends, too: nothing is lost
+        ):  # even a long call of a library ends; nothing is lost by that
             COMMANDS[args.command](open_tokenizer(args.tokenizer), args)
 
     return run_command(PROG, work)

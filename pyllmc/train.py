@@ -1,4 +1,4 @@
-"""python -m pyllmc.train: train a GPT-2. The same trainer and options as ./train_gpt2, and a picture of the loss at the end."""
+"""python -m pyllmc.train: train a GPT-2. Trainer and options are those of ./train_gpt2; the loss is drawn at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRITING = " --max_steps=0 --prompt="
 
 
 def draw(trainer: Trainer) -> None:
-    """The loss curve, where matplotlib is installed."""
+    """Draws the loss curve if matplotlib is installed."""
     if not trainer.out:
         return
     try:
@@ -48,7 +48,7 @@ def show(line: str) -> None:
     live.clear()
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # whoever read the lines has gone: the run goes on
+    except BrokenPipeError:  # the reader of the lines has gone; the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

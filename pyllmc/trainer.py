@@ -21,10 +21,10 @@ KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What just happened.
+    """One event of a run.
 
-    kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" where asked.
-    step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: of this step; val_loss: the last.
+    kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" if asked for.
+    step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: this step's; val_loss: the last one.
     text: the line that the command line prints, or the sample; may be empty.
     """
 
@@ -42,7 +42,7 @@ class Event:
 
 
 def check_and_make_data(options: Options, lib: Any) -> None:
-    """What can be refused is refused first; then, without --data and --resume, the stories are made, once."""
+    """Refuses what can be refused first; then makes the stories, once, if neither --data nor --resume is given."""
     if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
         return
     data = options.get("data")
@@ -58,7 +58,7 @@ class Trainer(NotCopied):
 
     Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event
     when a step's gradients are complete, before they are clipped and applied: change `trainer.model.grads` then.
-    Raises InvalidArgument for an option or shape that cannot be, BadFile, OutOfMemory, SystemFailure, NotFinite.
+    Raises InvalidArgument for an impossible option or shape, BadFile, OutOfMemory, SystemFailure, NotFinite.
     """
 
     _INSTEAD = "give it a folder, out=..., and go on from there: pyllmc.Trainer(resume=...)"
@@ -78,7 +78,7 @@ class Trainer(NotCopied):
             )
         self.options = options or Options(_ffi.load())
         if options is None and not {"out", "resume"} & set(named):
-            self.options.set("out", "")  # a library call writes nothing unless told where
+            self.options.set("out", "")  # a library call writes nothing unless it is told where
         for name, value in named.items():
             self.options.set(name, value)
         self._lib = self.options.load()
@@ -108,20 +108,20 @@ class Trainer(NotCopied):
         return Event(kind=KINDS[event.kind], text=text, **fields)
 
     def stop(self) -> None:
-        """End soon, with a checkpoint from which a resumed run goes on as if it had never been stopped.
+        """Ends the run soon, with a checkpoint from which a resumed run goes on as if it had never been stopped.
 
-        That is at most one micro-step, batch of a validation or token of a sample later. Safe in a signal handler and in
-        another thread.
+        At most one micro-step, one batch of a validation or one token of a sample is still computed. The call is safe in a
+        signal handler and in another thread.
         """
         self._lib.llmc_trainer_stop(self._handle)
 
     @property
     def stopping(self) -> str:
-        """The line that answers a first Ctrl-C, by what is under way."""
+        """The line that answers a first Ctrl-C; it says what is under way."""
         return _ffi.text(self._lib.llmc_trainer_stopping(self._handle))
 
     def ending(self, program: str, python: str) -> str:
-        """What was best, where it is, and what to do next, as commands that call `program` to train and `python`."""
+        """The end of a run in words: its best result, the file of it, and next commands, by `program` and `python`."""
         text = _ffi.ffi().new("char[]", 1 << 15)
         names = _ffi.encoded(as_path("program", program)), _ffi.encoded(as_path("python", python))
         _ffi.check(self._lib, self._lib.llmc_trainer_ending(self._handle, *names, text, 1 << 15))

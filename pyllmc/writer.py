@@ -1,4 +1,4 @@
-"""Text from a model, piece by piece, and talking with it: the C engine's writer and chat, seen from Python."""
+"""The C engine's writer and chat, seen from Python: text from a model, piece by piece, and talks with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyllmc.text.tokenizer import Tokenizer, utf8
 
 Path = Union[str, "os.PathLike[str]"]
 TokenizerSource = Union[Tokenizer, bytes, Path]
-ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and what follows it
+ENDS = ("", "eot", "stop", "limit")  # LLMC_GOING_ON and the values behind it
 
 
 def _utf8(text: str | bytes, name: str = "text") -> bytes:
@@ -35,7 +35,7 @@ def _utf8(text: str | bytes, name: str = "text") -> bytes:
 
 
 def _texts(name: str, texts: Any) -> list[bytes]:
-    """One text or several."""
+    """The bytes of one text or of several."""
     if isinstance(texts, (str, bytes)):
         return [_utf8(texts, name)]
     if not isinstance(texts, Sequence):
@@ -44,14 +44,14 @@ def _texts(name: str, texts: Any) -> list[bytes]:
 
 
 def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
-    """What `following` hands out; bytes that are no UTF-8 become U+FFFD."""
+    """Yields the pieces that `following` hands out; bytes that are no UTF-8 become U+FFFD."""
     piece, size = _ffi.ffi().new("char **"), _ffi.ffi().new("int64_t *")
     while _ffi.check(lib, following(handle, piece, size)) > 0:
         yield bytes(_ffi.ffi().buffer(piece[0], size[0])).decode("utf-8", "replace")
 
 
 def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
-    """The C tokenizer of Python's, of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
+    """Makes a C tokenizer of Python's, of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
     out = _ffi.ffi().new("llmc_tokenizer **")
     source = source.to_bytes() if isinstance(source, Tokenizer) else source
     if isinstance(source, bytes):
@@ -71,7 +71,7 @@ class Writer(NotCopied):
     >>> for piece in pyllmc.Writer(model).stream("Once upon a time"):
     ...     print(piece, end="", flush=True)
 
-    model: with room for one text at least, or the path of whatever Model loads. tokenizer: a Tokenizer, a tokenizer.bin's
+    model: a Model with room for one text at least, or the path of anything that Model loads. tokenizer: a Tokenizer, a tokenizer.bin's
     bytes, or the path of one or of OpenAI's vocab.bpe; default: the one that came with the weights or lies beside them.
     Raises DataError, BadFile, SystemFailure.
     """
@@ -81,12 +81,12 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
-        source = model._source  # which is forgotten once it was looked beside
+        source = model._source  # read first, because asking for tokenizer_bytes clears it
         if tokenizer is None and not model.tokenizer_bytes and source:
             if why := why_none_beside(source, model.config.vocab_size):
                 raise BadFile(f"the model carries no tokenizer, and {why}")
         self._tokenizer = open_tokenizer(self._lib, model.tokenizer_bytes if tokenizer is None else tokenizer)
-        if tokenizer is not None:  # it may be another model's
+        if tokenizer is not None:  # a tokenizer that was given may be another model's
             is_path = not isinstance(tokenizer, (bytes, Tokenizer))
             name = _ffi.encoded(tokenizer) if is_path else b"the tokenizer"  # type: ignore[arg-type]
             V = model.config.vocab_size
@@ -104,11 +104,11 @@ class Writer(NotCopied):
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """What follows `prompt`, in pieces of whole characters as soon as they are certain.
+        """Yields the text that follows `prompt`, in pieces of whole characters, as soon as they are certain.
 
         The text begins where documents do. It ends with the document, before the first of the `stop` strings, or
-        after max_new_tokens: see `end`. Ids that the tokenizer does not know are never drawn. As in Model.generate
-        otherwise.
+        after max_new_tokens: see `end`. Ids that the tokenizer does not know are never drawn. The other
+        arguments are those of Model.generate.
         """
         lib, ffi = self._lib, _ffi.ffi()
         out = ffi.new("llmc_writer **")
@@ -128,12 +128,12 @@ class Writer(NotCopied):
         self.end = ENDS[self._lib.llmc_writer_end(handle)]
 
     def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
-        """`prompt` and what follows it; arguments as of stream."""
+        """`prompt` and the text that follows it; the arguments are those of stream."""
         return as_text("prompt", prompt) + "".join(self.stream(prompt, *args, **named))
 
 
 def open_model(path: Path, **how: Any) -> Model:
-    """Weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
+    """Opens weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
     name = as_path("path", path)
     place = locate(name)
     if place is None and name in hub.OPENAI:
@@ -144,7 +144,7 @@ def open_model(path: Path, **how: Any) -> Model:
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
-    """open_model's, ready to write; tokenizer: what `python -m pyllmc.tokenizer` takes, or a folder of an export."""
+    """A Writer of the weights at `path`; tokenizer: any that `python -m pyllmc.tokenizer` takes, or an export's folder."""
     if not as_text("tokenizer", tokenizer):
         return Writer(open_model(path, **how))
     found, where = named(tokenizer)
@@ -156,7 +156,10 @@ def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:
 
 
 def weights_told(path: Path, before: str, after: str = "") -> str:
-    """Which weights a run folder stands for, and where its last step ended worse, a command for that; "" of other files."""
+    """One line about the weights that a run folder stands for; "" if `path` is no run folder.
+
+    If the last step ended worse, the line also has a command for that one: `before`, its path, `after`.
+    """
     lib, text = _ffi.load(), _ffi.ffi().new("char[]", 1 << 14)
     named = {"path": path, "before": before, "after": after}
     words = [_ffi.encoded(as_path(name, value)) for name, value in named.items()]
@@ -165,13 +168,13 @@ def weights_told(path: Path, before: str, after: str = "") -> str:
 
 
 def tell_weights(prog: str, path: Path, before: str, after: str = "") -> None:
-    """The same on standard error, for commands."""
+    """Prints weights_told on standard error, for commands."""
     if told := weights_told(path, before, after):
         print(f"{prog}: {told}", file=sys.stderr)
 
 
 def write_text(options: Options) -> Iterator[str]:
-    """--prompt, and what --model writes after it."""
+    """Yields --prompt, then the text that --model writes after it."""
     adopt_model(options)
     lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), _ffi.encoded(options.get("prompt"))
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
@@ -181,7 +184,7 @@ def write_text(options: Options) -> Iterator[str]:
 
 
 class Chat(NotCopied):
-    """Turns and answers, as ./chat_gpt2 has them.
+    """A talk in turns and answers, as in ./chat_gpt2.
 
     >>> chat = pyllmc.Chat("models/124M", seed=1)
     >>> for piece in chat.say("What is a fox?"):
@@ -214,7 +217,7 @@ class Chat(NotCopied):
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_chat_free)
 
     def say(self, text: str | bytes) -> Iterator[str]:
-        """One turn, bytes being UTF-8; the pieces of its answer. What is not read of them is forgotten."""
+        """Takes a turn (bytes are UTF-8); returns the pieces of its answer. Pieces that are not read are forgotten."""
         data = _utf8(text)
         _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
         return _pieces(self._lib, self._lib.llmc_chat_next, self._handle)
@@ -226,9 +229,9 @@ class Chat(NotCopied):
 
     @property
     def about(self) -> str:
-        """What model it is and how to talk with it, for whoever sits at a terminal."""
+        """A text for a person at a terminal: the model's name and how to talk with it."""
         return _ffi.text(self._lib.llmc_chat_about(self._handle))
 
     def label(self, answer: bool) -> str:
-        """What a terminal shows before a turn, or before an answer."""
+        """The label that a terminal shows before a turn, or before an answer."""
         return _ffi.text(self._lib.llmc_chat_label(self._handle, as_flag("answer", answer)))

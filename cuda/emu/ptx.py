@@ -1,8 +1,8 @@
-"""nvcc's PTX to C++ for the emulator: python cuda/emu/ptx.py in.ptx out.cpp
+"""Translates nvcc's PTX to C++ for the emulator: python cuda/emu/ptx.py in.ptx out.cpp
 
-The second gate: what nvcc made of a kernel, the strings of its inline assembly included, runs on the CPU. Each PTX
-instruction becomes one C++ statement on registers that hold bits; cuda/emu/ptx_run.h has what the statements call.
-A kernel with an instruction that is not known is left out, and named on the last line. Types and semantics: PTX ISA.
+This is the second gate: nvcc's code of a kernel, the strings of its inline assembly included, runs on the CPU. Each PTX
+instruction becomes one C++ statement on registers that hold bits; cuda/emu/ptx_run.h has the functions that they call. A
+kernel with an unknown instruction is left out, and named in the last lines. Types and semantics are those of the PTX ISA.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ptx_isa import (
 
 class Parameter(NamedTuple):
     kind: str
-    count: int  # the length of an array; else 0
+    count: int  # the length of an array; 0 if it is none
     align: int
     offset: int
 
@@ -54,7 +54,7 @@ class Kernel:
 
     @staticmethod
     def layout(text: str) -> dict[str, Parameter]:
-        """The parameters, as members of a struct."""
+        """The parameters, laid out as members of a struct."""
         members, at = {}, 0
         pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?"
         for align, kind, name, count in re.findall(pattern, text):
@@ -113,7 +113,7 @@ class Kernel:
     # ---- statements ----
 
     def translate_line(self, line: str) -> list[str]:
-        """Its instructions, without the braces of a scope (its names are taken to be unlike any others)."""
+        """The statements of a line, without the braces of a scope, whose names are taken to be unlike any others."""
         self.line += 1
         text = re.sub(r"^\{(?!.*\}\s*,)|(?<=[;\s])\}$|^\}$", "", line.split("//")[0].strip())
         return [self.translate(part.strip()) for part in text.split(";")]
@@ -170,14 +170,14 @@ class Kernel:
         return f"goto {self.label(args[0])};"
 
     def do_mov(self, op: list[str], args: list[str]) -> str:
-        if args[0].startswith("{"):  # a register into its halves
+        if args[0].startswith("{"):  # splits a register into halves
             kind, bits = cpp(op[1]), BITS[op[1]] // 2
             parts = [f"(uint{bits}_t)(v >> {bits * i})" for i in range(2)]
             writes = " ".join(self.write(r, part) for r, part in zip(group(args[0]), parts))
             return f"{kind} v = {self.read(args[1], op[1])}; {writes}"
         if not args[1].startswith("{"):
             return ""
-        low, high = group(args[1])  # two halves into one register
+        low, high = group(args[1])  # joins two halves in a register
         half = f"b{BITS[op[1]] // 2}"
         wide = cpp(op[1])
         value = f"({wide}){self.read(low, half)} | ({wide}){self.read(high, half)} << {BITS[half]}"
@@ -353,7 +353,7 @@ class Kernel:
         return f'    {{"{self.name}", body_{self.name}, {self.static_bytes()}}},'
 
     def static_bytes(self) -> int:
-        """Where the dynamic shared memory begins."""
+        """The bytes of static shared memory, behind which the dynamic one begins."""
         return -(-self.shared_bytes // 128) * 128
 
     def uses_shared(self) -> bool:
@@ -361,9 +361,9 @@ class Kernel:
 
 
 def kernels(text: str) -> tuple[list[Kernel], list[str]]:
-    """Every .entry, and one line for each that could not be translated."""
+    """Translates every .entry; returns one line for each that could not be translated, too."""
     done, left_out = [], []
-    shared, size = {}, 0  # by name: an offset, or the name of one in C++
+    shared, size = {}, 0  # name -> its offset, or the C++ variable of the offset
     for align, name, count in re.findall(
         r"^\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text, re.M
     ):

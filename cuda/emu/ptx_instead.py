@@ -1,8 +1,9 @@
-"""Kernels as nvcc's PTX in the place of what g++ made of them: python cuda/emu/ptx_instead.py in.ptx out.cpp PATTERN
+"""Puts nvcc's PTX of kernels in the place of g++'s code: python cuda/emu/ptx_instead.py in.ptx out.cpp PATTERN
 
-Each kernel whose mangled name matches becomes a function of that name, with its arguments as they are passed to it. Linked
-before objects in which the same kernel is a template's, and so may be replaced, it is what a launch runs: the tests of a
-layer then run it. Not for kernels with __shared__ arrays of their own, whose place the launch would have to give.
+Each kernel whose mangled name matches PATTERN becomes a function of that name with the same arguments. It is linked before
+the objects that hold the same kernel, which it may replace because that one comes from a template. So a launch runs the PTX,
+and so do the tests of a layer. Kernels with __shared__ arrays of their own are refused, because the launch would have to
+place these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def type_of(p: Parameter) -> str:
 
 
 def instead(kernel: Kernel) -> str:
-    """Puts its arguments where PTX expects them."""
+    """The function that stands in for a kernel: it puts the arguments where PTX expects them."""
     given = list(kernel.parameters.values())
     arguments = ", ".join(f"{type_of(p)} p{i}" for i, p in enumerate(given))
     copies = "".join(f" memcpy(memory + {p.offset}, &p{i}, sizeof p{i});" for i, p in enumerate(given))

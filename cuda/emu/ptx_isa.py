@@ -1,4 +1,4 @@
-"""What ptx.py knows of PTX without context: types, formulas of simple instructions, and the names of the others here."""
+"""The parts of PTX that need no context: types, formulas of simple instructions, and the emulator's names of the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BITS = {
 }
 BITS |= {f"{kind}{n}": n for kind in "busf" for n in (32, 64)}
 
-# formulas of a, b, c, which have the type of the instruction; integers wrap, so they are unsigned where it is the same
+# formulas of a, b, c, which have the instruction's type; integers wrap, so these are unsigned if the bits are the same
 UNSIGNED = {"add": "a + b", "sub": "a - b", "mul.lo": "a * b", "mad.lo": "a * b + c", "neg": "0 - a"}
 UNSIGNED |= {"and": "a & b", "or": "a | b", "xor": "a ^ b", "not": "~a"}
 FLOAT = {
@@ -49,7 +49,7 @@ TYPED = {
     "cvta": "a",
     "cvta.to": "a",
 }
-# the parts of a name that change nothing here; any other must be known, as in fma.rm
+# parts of a name that change nothing here; any other must be in a table, as in fma.rm
 PLAIN = {"rn", "approx", "ftz", "full", "global", "shared"}
 ROUND = {"rn": "", "rni": "rintf", "rzi": "truncf", "rmi": "floorf", "rpi": "ceilf"}
 COMPARE = {
@@ -104,10 +104,10 @@ def cpp(kind: str) -> str:
 
 
 def operands(text: str) -> list[str]:
-    """Split at commas outside braces and brackets."""
+    """Splits the operands at commas outside braces and brackets."""
     return [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", text)] if text.strip() else []
 
 
 def group(text: str) -> list[str]:
-    """{%r1,%r2} -> ["%r1", "%r2"]"""
+    """The registers of a group: {%r1,%r2} -> ["%r1", "%r2"]"""
     return [part.strip() for part in text.strip("{} ").split(",")]

@@ -1,8 +1,8 @@
-"""Weights of GPT-2's kind in whatever file they come: one loader that knows each of them by its content.
+"""Weights of GPT-2's kind from any file: one loader, which tells the kind of file by its content.
 
 >>> config, tensors = load("models/gpt2")  # a folder, a file, a run, or a name of the hub
 
-Importing this loads nothing heavy; each reader imports what it needs when it is used.
+Importing this package loads nothing heavy; each reader imports the rest when it is used.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Path = Union[str, "os.PathLike[str]"]
 
 
 def detect(path: Path) -> str:
-    """What is there, in a few words for people: "Hugging Face folder", "OpenAI TensorFlow checkpoint", ...
+    """Names the kind of weights at `path` for people: "Hugging Face folder", "OpenAI TensorFlow checkpoint", ...
 
-    Raises BadFile or SystemFailure where it is nothing that `load` takes.
+    Raises BadFile or SystemFailure if `load` does not take them.
     """
     from pyllmc.convert import native
     from pyllmc.convert.kinds import find
@@ -32,7 +32,7 @@ def detect(path: Path) -> str:
 
 
 def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) -> Weights:
-    """What `load` loads, checked but for the numbers, its tensors one at a time: for whoever has a place for each."""
+    """Opens weights as `load` does, but yields the tensors one at a time; only their numbers are not checked yet."""
     from pyllmc.base.checks import as_int
     from pyllmc.convert.kinds import find
 
@@ -43,16 +43,16 @@ def open_weights(path: Path, *, revision: str | None = None, n_head: int = 0) ->
 def load(
     path: Path, *, revision: str | None = None, n_head: int = 0, tell: Callable[[str], Any] | None = None
 ) -> tuple[GPTConfig, dict[str, np.ndarray]]:
-    """The sizes and {name: float32 array} of what is at `path`, names and orientation as Model.params.
+    """Loads the weights at `path`: their sizes, and {name: float32 array} with names and orientation as Model.params.
 
-    path: a folder of Hugging Face's or a name of its hub ("hub:gpt2", "owner/name"; revision: which), OpenAI's TensorFlow
+    path: a folder of Hugging Face's or a name of its hub ("hub:gpt2", "owner/name", at `revision`), OpenAI's TensorFlow
         checkpoint, llm.c's model file, nanoGPT's or minGPT's file, a run or checkpoint of pyllmc's.
     wte is (V, C), without padding; matrices are as nn.Linear has them, (out, in).
-    n_head: of minGPT's files, which do not tell it where no config.json lies beside them.
-    tell: called with what was read, in a sentence; nothing is printed. Where the file's maker computes something
-        otherwise, or it is a pickle, there is a warning too.
+    n_head: for minGPT's files, because they do not tell it unless a config.json lies beside them.
+    tell: is called with a sentence about what was read; nothing is printed. A pickle gives a warning, too, and so does a
+        file whose maker computes something otherwise.
 
-    Raises BadFile (a ValueError), NotFinite, SystemFailure (an OSError) or MissingDependency (an ImportError), in
+    Raises BadFile (a ValueError), NotFinite, SystemFailure (an OSError) or MissingDependency (an ImportError), with
     one line: what, expected, found, remedy.
     """
     if tell is not None and not callable(tell):

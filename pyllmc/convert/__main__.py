@@ -1,4 +1,4 @@
-"""python -m pyllmc.convert SRC DST: weights from any file that is known into a Hugging Face folder, a GGUF or llm.c's file."""
+"""python -m pyllmc.convert SRC DST: turn weights of any known kind into a Hugging Face folder, a GGUF or llm.c's file."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def make_parser() -> Parser:
     parser.add_argument(
         "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"
     )
-    parser.add_argument("--to", default="", help=f"{', '.join(FORMATS)}; default: as DST is called")
+    parser.add_argument("--to", default="", help=f"{', '.join(FORMATS)}; default: by the name of DST")
     parser.add_argument(
-        "--dtype", default="fp32", help="of the numbers: fp32, bf16, and but for bin fp16 [fp32]"
+        "--dtype", default="fp32", help="number format: fp32, bf16, or fp16 (not in bin) [fp32]"
     )
-    parser.add_argument("--name", type=typed, default="", help="of the model; default: as DST is called")
+    parser.add_argument("--name", type=typed, default="", help="the model's name; default: the name of DST")
     parser.add_argument(
         "--tokenizer",
         default="",
-        help="a tokenizer.bin, vocab.bpe, run or export, gpt2, or none; default: what belongs to SRC",
+        help="a tokenizer.bin, vocab.bpe, run or export, gpt2, or none; default: the one that belongs to SRC",
     )
     parser.add_argument(
         "--untied",
         action="store_true",
-        help="write output.weight into a GGUF, too, though it is the embedding again: llama.cpp before March 2025 wants it",
+        help="write the embedding again as output.weight into a GGUF, because llama.cpp before March 2025 wants it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    parser.add_argument("--revision", default=None, help="of a name of the hub: a branch, tag or commit")
+    parser.add_argument("--revision", default=None, help="branch, tag or commit of a name of the hub")
     parser.add_argument(
         "--n_head", type=at_least(1), default=0, help="heads of a minGPT state dict, which does not tell them"
     )
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
 
 
 def read(o: Any) -> tuple[Weights, dict[str, Any]]:
-    """What SRC holds; warnings, such as of a pickle, are one line each."""
+    """Reads SRC; warnings, such as about a pickle, become one line each."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         weights = open_weights(o.source, revision=o.revision, n_head=o.n_head)
@@ -75,7 +75,7 @@ def read(o: Any) -> tuple[Weights, dict[str, Any]]:
 
 
 def convert(o: Any) -> None:
-    """What can be refused is refused before anything large is read."""
+    """Converts SRC into DST; refuses what can be refused before it reads anything large."""
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
     check_untied(to, o.untied)

@@ -1,4 +1,4 @@
-"""The model card, README.md of a Hugging Face folder: what is known, and nothing else."""
+"""The model card, README.md of a Hugging Face folder: it says what is known, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HIDDEN = (
     "threads",
     "log_every",
     "keep",
-)  # of here only
+)  # options that mean something on this machine only
 HEAD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -76,8 +76,8 @@ def model_card(
     read: str,
     has_tokenizer: bool,
 ) -> str:
-    """run: what checkpoint.training() found; notes: what the folder lacks; read: what the weights came from; has_tokenizer:
-    whether transformers finds one in the folder."""
+    """Writes the card. run: what checkpoint.training() found; notes: what the folder lacks; read: the source of the weights;
+    has_tokenizer: True if transformers finds one in the folder."""
     architecture = "gpt_neo" if config.banded else "gpt2"
     sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
     about = (
@@ -95,7 +95,7 @@ def model_card(
 
 
 def beginning(name: str, tokenizer: Tokenizer | None, has_tokenizer: bool) -> str:
-    """How a text must begin, which transformers knows where the folder has a tokenizer for it."""
+    """Says how to use the model and how a text must begin; transformers knows that from the folder's tokenizer."""
     eot = tokenizer.eot if tokenizer else -1
     if not has_tokenizer:
         return "\n## How to use it\n\n" + BEGINS_BY_ID.format(id=eot) if eot >= 0 else ""
@@ -107,11 +107,11 @@ def beginning(name: str, tokenizer: Tokenizer | None, has_tokenizer: bool) -> st
 
 
 def example(tokenizer: Tokenizer) -> str:
-    """A prompt that this tokenizer can encode, as it stands between quotes."""
+    """A prompt that this tokenizer can encode, written as it stands between quotes."""
     try:
         tokenizer.encode("Once upon a time")
         return "Once upon a time"
-    except MissingDependency:  # tiktoken, which would encode any text
+    except MissingDependency:  # tiktoken is missing, which would encode any text
         return "Once upon a time"
     except DataError:
         return "" if tokenizer.eot >= 0 else repr(tokenizer.pieces[0].decode("utf-8", "replace"))[1:-1]
@@ -160,7 +160,7 @@ def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def changed(given: dict[str, str]) -> dict[str, str]:
-    """The options that are not as by default, but for those that say nothing to others (paths of this machine)."""
+    """The options that differ from their defaults, without those that say nothing to others (paths of this machine)."""
     kept = {}
     for name, option in options().items():
         value = given.get(name, "")

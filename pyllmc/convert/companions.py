@@ -16,14 +16,14 @@ from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import FILES, gpt2
 
-ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of
+ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of one of these
 
 
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:
-    """The tokenizer of a model with V ids, and where it comes from, in a few words.
+    """Finds the tokenizer of a model with V ids; says where it comes from, in a few words.
 
-    choice: "" looks for it; "none"; or whatever `named` takes. Raises DataError where it is of another number of ids,
-    but for the padding of a vocabulary, and for a checkpoint's own, with which it was trained.
+    choice: "" looks for it; "none"; or any choice that `named` takes. Raises DataError if its number of ids is not V, not
+    even with a vocabulary's padding. A checkpoint's own may have fewer, because the model was trained with it.
     """
     if not choice and (carried := checkpoint.section(source, checkpoint.TOKENIZER)):
         found: Tokenizer | None = Tokenizer.from_bytes(carried, os.fspath(source))
@@ -40,12 +40,12 @@ def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> 
 
 
 def is_for(tokenizer: Tokenizer, V: int) -> bool:
-    """Whether V ids are its own, or these rounded up, as vocabularies are padded."""
+    """True if V is the tokenizer's number of ids, or that number rounded up, as vocabularies are padded."""
     return V in {-(-tokenizer.vocab_size // multiple) * multiple for multiple in ROUNDED}
 
 
 def named(choice: str) -> tuple[Tokenizer | None, str]:
-    """By name, or of a file, a checkpoint, or the folder of a run, of data or of an export."""
+    """Opens a tokenizer by its name, or from a file, a checkpoint, or the folder of a run, of data or of an export."""
     choice = as_path("tokenizer", choice)
     if choice in ("none", "gpt2") and not os.path.exists(choice):
         return (None, "none was wanted") if choice == "none" else (gpt2(), "GPT-2's")
@@ -57,7 +57,7 @@ def named(choice: str) -> tuple[Tokenizer | None, str]:
 
 
 def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
-    """The tokenizer.bin of what lies in the folder of some weights, if it can be read and fits a model of V ids."""
+    """The tokenizer.bin of the tokenizer beside some weights, if it can be read and fits a model of V ids; else b""."""
     with suppress(DataError):
         found, _ = _beside(Path(source), V)
         if found and is_for(found, V):
@@ -66,7 +66,7 @@ def tokenizer_beside(source: str | os.PathLike[str], V: int) -> bytes:
 
 
 def why_none_beside(source: str | os.PathLike[str], V: int) -> str:
-    """Why tokenizer_beside finds none, where one is there that cannot be read; else ""."""
+    """Says why tokenizer_beside finds none if one is there but cannot be read; else ""."""
     try:
         found, where = _beside(Path(source), V)
     except DataError as error:
@@ -78,7 +78,7 @@ def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
-        if found and (source.is_dir() or found.vocab_size == V):  # beside a file may lie another's
+        if found and (source.is_dir() or found.vocab_size == V):  # another model's may lie beside a file
             return found, f"of {folder / name}"
     return of_hugging_face(source) if source.is_dir() else (None, "")
 
@@ -96,7 +96,7 @@ def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:
 
 
 def of_hugging_face(folder: Path) -> tuple[Tokenizer | None, str]:
-    """Of a folder's vocab.json and merges.txt, or tokenizer.json; of nanoGPT's meta.pkl. ("" : there is none of these.)"""
+    """Opens a folder's vocab.json with merges.txt, tokenizer.json or nanoGPT's meta.pkl; (None, "") if it has none."""
     path = foreign_tokenizer.file_in(os.fspath(folder))
     if path is None:
         return None, ""

@@ -1,4 +1,4 @@
-"""Where an export may be written: what is there already, and whether it is one of ours."""
+"""The destination of an export: it may be new, or an earlier export of ours, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
 from pyllmc.engine.checkpoint import read_head
 
-FORMATS = {  # what --to says: what it is called, and its dtypes
+FORMATS = {  # word of --to -> the format's name, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
     "gguf": ("GGUF file", ("fp32", "bf16", "fp16")),
     "bin": ("llm.c's model file", ("fp32", "bf16")),
@@ -26,11 +26,11 @@ OTHERS = (
     ".onnx",
     ".npz",
     ".json",
-)  # a folder is not called so
+)  # names that end so mean files, not folders
 
 
 def format_of(path: str | os.PathLike[str], to: str = "") -> str:
-    """hf, gguf or bin, as asked for or as the name says. Raises InvalidArgument."""
+    """The format: hf, gguf or bin, as asked for or by the name. Raises InvalidArgument for others."""
     if to and to not in FORMATS:
         raise InvalidArgument(f"--to={to} is not one of {', '.join(FORMATS)}")
     suffix = Path(path).suffix.lower()
@@ -43,14 +43,14 @@ def format_of(path: str | os.PathLike[str], to: str = "") -> str:
 
 
 def check_dtype(to: str, dtype: str) -> None:
-    """Raises InvalidArgument where the format has no such numbers."""
+    """Raises InvalidArgument if the format has no such numbers."""
     dtypes = FORMATS[to][1]
     if dtype not in dtypes:
         raise InvalidArgument(f"--dtype={dtype}: --to={to} holds {', '.join(dtypes)}")
 
 
 def check_untied(to: str, untied: bool) -> None:
-    """Raises InvalidArgument where there is nothing to untie: the other formats say that the head is the embedding."""
+    """Raises InvalidArgument for other formats than GGUF, because they say that the head is the embedding."""
     if untied and to != "gguf":
         raise InvalidArgument(f"--untied is of a GGUF file: leave it out for --to={to}, or name a .gguf")
 
@@ -58,7 +58,7 @@ def check_untied(to: str, untied: bool) -> None:
 def check_place(
     path: str | os.PathLike[str], to: str, overwrite: bool, source: str | os.PathLike[str] = ""
 ) -> str:
-    """The real path of the destination. Raises DataError where something stands there that may not be replaced."""
+    """The real path of the destination. Raises InvalidArgument if something stands there that may not be replaced."""
     if not os.fspath(path):
         raise InvalidArgument("the destination has no name: give a folder, a .gguf or a .bin")
     place = os.path.realpath(path)
@@ -89,7 +89,7 @@ def check_place(
 
 
 def _foreign_in_folder(folder: str) -> str:
-    """What in a folder is not from us; "" if all is."""
+    """Names something in a folder that is not ours; "" if all of it is."""
     strange = sorted(set(os.listdir(folder)) - set(to_hf.FILES))
     if strange:
         return f"it holds {strange[0]}"
@@ -105,7 +105,7 @@ def _foreign_gguf(path: str) -> str:
 
 
 def _foreign_bin(path: str) -> str:
-    """A checkpoint begins as llm.c's file does, and holds more."""
+    """Says why a file is no export of ours; "" if it is one. A checkpoint begins as llm.c's file does, but holds more."""
     try:
         head = read_head(path)
         if head is None:
@@ -113,7 +113,7 @@ def _foreign_bin(path: str) -> str:
         size = to_bin.size_of(head[1], head[0])
     except (ValueError, KeyError):
         return "its header is not one of ours"
-    with open(path, "rb") as file:  # after the weights only a tokenizer and the checksum
+    with open(path, "rb") as file:  # only a tokenizer and the checksum may follow the weights
         file.seek(size)
         tag, length = file.read(8), int.from_bytes(file.read(8), "little")
     size += 36 + length if tag == b"TOKENIZR" else 0

@@ -1,4 +1,4 @@
-"""The numbers of weight files: fp32, bf16 and fp16, rounded to nearest even, never to infinity."""
+"""The number formats of weight files: fp32, bf16 and fp16, rounded to nearest even, never to infinity."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ DTYPES = {"fp32": "<f4", "bf16": "<u2", "fp16": "<f2"}  # bf16: the upper half o
 
 
 def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> what files of that dtype hold, little-endian; bf16 as its 16 bits. NaN stays NaN. fp32 is no copy."""
+    """Rounds float32 to the numbers of that dtype, little-endian; bf16 as its 16 bits. NaN stays NaN; fp32 is not copied."""
     x = np.ascontiguousarray(x, np.float32)
     if dtype != "bf16":
-        with np.errstate(over="ignore"):  # an infinity is found by check_finite
+        with np.errstate(over="ignore"):  # check_finite finds infinities
             return x.astype(DTYPES[dtype], copy=False)
     bits = x.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # half of the last place up, ties to even
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # adds half of the last place, ties go to even
     return np.where(np.isnan(x), 0x7FC0, rounded).astype("<u2")
 
 
 def widen(x: np.ndarray, dtype: str) -> np.ndarray:
-    """The float32 values of what narrow() made."""
+    """The float32 values of the numbers that narrow() made."""
     return (
         (x.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else x.astype(np.float32, copy=False)
     )
 
 
 def check_finite(name: str, x: np.ndarray, dtype: str) -> None:
-    """Raises DataError where a number is not finite, or would not be any more."""
+    """Raises DataError if a number is not finite, or would not be finite in that dtype."""
     if not np.isfinite(x).all():
         raise DataError(
             f"{name} holds {x[~np.isfinite(x)][0]}: such weights are of no use; take an earlier checkpoint"

@@ -1,4 +1,4 @@
-"""Weights out: written beside the destination, read back by a reader of its own, compared, and only then put in place."""
+"""Exports weights: writes them beside the destination, reads them back, compares, and only then puts them in place."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pyllmc.text.tokenizer import Tokenizer
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """The result of an export."""
 
     path: str
-    what: str  # in a sentence
-    notes: list[str]  # what the format could not say
+    what: str  # a sentence on what was written
+    notes: list[str]  # sentences on what the format could not say
 
 
 class Job(NamedTuple):
-    """All that an export needs to know."""
+    """The settings of an export."""
 
     path: str
     to: str
@@ -59,13 +59,13 @@ def save(
     overwrite: bool = False,
     untied: bool = False,
 ) -> Exported:
-    """Write a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
+    """Writes a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
     tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
-    nearest even). name: of the model, by default the path's. run, read: for the model card, what checkpoint.training() found
-    and what the weights came from. overwrite: replace an earlier export, never anything else. untied: of a GGUF, write the
+    nearest even). name: the model's, by default the path's. run, read: for the model card, what checkpoint.training() found
+    and the source of the weights. overwrite: replaces an earlier export, never anything else. untied: a GGUF gets the
     embedding a second time as output.weight, for llama.cpp before March 2025.
-    Raises DataError or OSError in one line; then nothing has changed.
+    Raises DataError or OSError with one line; then nothing has changed.
     """
     to = format_of(path, to)
     check_dtype(to, dtype)
@@ -75,18 +75,18 @@ def save(
     name = typed(name or Path(place).name.removesuffix(".gguf").removesuffix(".bin"))
     name = name.encode(
         "utf-8", "replace"
-    ).decode()  # bytes of a path may be no text, which all that is written here is
+    ).decode()  # a path may hold bytes that are no text; files hold text only
     job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read, untied)
     notes = {"hf": _save_hf, "gguf": _save_gguf, "bin": _save_bin}[to](job, overwrite)
     return Exported(place, describe(job), notes)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# before anything is written
+# checks before anything is written
 
 
 def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """The tensors without padding. Raises DataError for one that lacks, is of another shape, or not finite."""
+    """The tensors without padding. Raises DataError for one that is missing, has another shape, or is not finite."""
     expected = dict(targets(config))
     found = {}
     for name, shape in live.each(expected.items(), "checking: tensor"):
@@ -108,7 +108,7 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
 
 
 # ---------------------------------------------------------------------------------------------------------
-# each format: write, read back, put in place
+# the formats: each is written, read back and put in place
 
 
 def _save_bin(job: Job, overwrite: bool) -> list[str]:
@@ -204,7 +204,10 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _same_query(job: Job, name: str, x: np.ndarray, expected: np.ndarray) -> bool:
-    """GPT-Neo's q is scaled there and back: to the bit only where sqrt(hs) is a power of 2, else one rounding more."""
+    """True if GPT-Neo's q is the same but for one rounding more.
+
+    q is scaled there and back, which is exact only if sqrt(hs) is a power of 2.
+    """
     if not (job.to == "hf" and job.config.banded and name.endswith("attn.c_attn.weight")):
         return False
     C = job.config.n_embd
@@ -214,7 +217,7 @@ def _same_query(job: Job, name: str, x: np.ndarray, expected: np.ndarray) -> boo
 
 
 def describe(job: Job) -> str:
-    """What was written, in a sentence."""
+    """A sentence on what was written."""
     what = FORMATS[job.to][0] + (f" version {to_bin.VERSIONS[job.dtype]}" if job.to == "bin" else "")
     if job.to == "hf":
         what += " of a GPTNeoForCausalLM" if job.config.banded else " of a GPT2LMHeadModel"

@@ -1,7 +1,8 @@
-"""GPT-Neo as a GPT-2 whose odd layers are banded: q, k and v in one, without biases, and scores that are not scaled.
+"""GPT-Neo read as a GPT-2 whose odd layers are banded.
 
-EleutherAI's GPT-Neo takes the softmax of q k^T itself; q times sqrt(head size) makes this engine's 1/sqrt(head size) undo
-that. Its local layers see the keys i - window < j <= i.
+EleutherAI's GPT-Neo has q, k and v apart and without biases; here they are joined, and their biases are 0. It takes the
+softmax of q k^T without a scale, so q is multiplied by sqrt(head size), which this engine's 1/sqrt(head size) undoes. Its
+local layers see the keys i - window < j <= i.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pyllmc.tables.layout import GPTConfig
 
 
 def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
-    """ "global" or "local" for every layer."""
+    """The kind of every layer, "global" or "local"."""
     kinds: list[str] = []
     try:
         for pattern, times in said["attention_types"]:
@@ -34,7 +35,7 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
 
 
 def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
-    """The sizes of a GPTNeoConfig; refuses what a banded GPT-2 does not compute."""
+    """The sizes of a GPTNeoConfig. Refuses one that a banded GPT-2 does not compute."""
     names = dict(
         max_seq_len="max_position_embeddings", n_layer="num_layers", n_head="num_heads", n_embd="hidden_size"
     )
@@ -56,7 +57,7 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
 
 
 def joined(name: str, C: int, head_size: int) -> Recipe:
-    """The rows of q, scaled, then k, then v: (3C, C)."""
+    """The recipe of qkv's weight: the rows of q, scaled, then k, then v: (3C, C)."""
     import numpy as np
 
     stem = name.replace("c_attn.weight", "attention.")

@@ -1,4 +1,4 @@
-"""config.json as transformers writes it: read, and what GPT-2 computes held against what it says."""
+"""config.json as transformers writes it: it is read, and refused if GPT-2 computes something else than it says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyllmc.convert.recipes import TIE, config_said
 from pyllmc.tables.layout import GPTConfig
 
 TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
-# what GPT-2 computes, by keys whose absence means the same
+# the values of a key that mean what GPT-2 computes; a missing key means the first
 FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": TANH,
     "layer_norm_epsilon": (1e-5,),
@@ -26,7 +26,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object; BadFile if it is none."""
+    """The JSON object in a file; raises BadFile if it is none."""
     try:
         with reading(str(path)):
             found = json.loads(path.read_bytes())
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
-    """What this engine would compute otherwise."""
+    """Raises BadFile if this engine would compute something else than the model's maker."""
     for key, allowed in FIXED.items():
         found = config.get(key, allowed[0])
         if found not in allowed:

@@ -1,7 +1,7 @@
-"""Names of models on the Hugging Face hub, and fetching them.
+"""Models on the Hugging Face hub: their names, and how they are fetched.
 
-hub:NAME is always a model of the hub; owner/name is one, too, where no path begins so. A bare gpt2 is a size, as d12 is, whose
-weights are fresh: OpenAI's are hub:gpt2.
+hub:NAME is always a model of the hub; owner/name is one, too, unless a path begins so. A bare gpt2 is a size, as d12 is, and
+gives fresh weights: OpenAI's are hub:gpt2.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pyllmc.base.checks import as_path, as_text
 from pyllmc.base.errors import InvalidArgument, SystemFailure, need
 
 PREFIX = "hub:"
-OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # on the hub they belong to openai-community
+OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the hub that belong to openai-community
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-# the documentation's own folders: a path that begins so and is not there is mistyped, and no name of the hub
+# the documentation's own folders: a missing path that begins so is a mistyped path, not a name of the hub
 FOLDERS = ("runs", "data", "models", ".", "..")
 WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
 
 
 def repository(name: str) -> str:
-    """The repository of the hub that a name stands for, "" for none. Raises InvalidArgument for hub: and no name."""
+    """The repository of the hub that a name stands for, "" for none. Raises InvalidArgument if no name follows hub:."""
     name = as_path("name", name)
     if name.startswith(PREFIX):
         rest = name[len(PREFIX) :]
@@ -35,7 +35,7 @@ def repository(name: str) -> str:
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """The folder of a model of the hub with its tokenizer, downloaded once; pickles only where there is nothing better."""
+    """Downloads a model of the hub and its tokenizer, once; returns the folder. Pickles are taken only if need be."""
     name = as_path("name", name)
     revision = None if revision is None else as_text("revision", revision)
     hub = need("huggingface_hub", f"fetching {name} from the hub, as no such path is here,")

@@ -1,6 +1,7 @@
 """Hugging Face's folders, old and new: config.json with *.safetensors or pytorch_model*.bin; GPT-2 and GPT-Neo.
 
-Formats: docs of transformers (GPT2Config, GPTNeoConfig), of safetensors, and the index.json of sharded checkpoints.
+The docs of transformers (GPT2Config, GPTNeoConfig) and of safetensors describe the formats, and the index.json of sharded
+checkpoints.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def kind_of(config: Mapping[str, Any], origin: str) -> Kind:
 
 
 def read_tensor(path: Path, name: str, dtype: str) -> Any:
-    """One tensor from where the header, which safetensors has checked, says it lies. It is read, not taken from
-    safetensors' mapping: a mapped file that shrinks would kill the process (SIGBUS)."""
+    """Reads one tensor at the place that the header gives, which safetensors has checked.
+
+    It does not use safetensors' mapping, because a mapped file that shrinks would kill the process (SIGBUS).
+    """
     import numpy as np
 
     with open(path, "rb") as file:
@@ -68,13 +71,13 @@ def read_tensor(path: Path, name: str, dtype: str) -> Any:
         raw = file.read(end - begin)
     if len(raw) < end - begin:
         raise BadFile(f"{path} ends within {name}: it was changed while it was read; copy it again")
-    if dtype == "BF16":  # numpy has no type for it
+    if dtype == "BF16":  # numpy has no bfloat16
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(raw, np.dtype(DTYPES[dtype]).newbyteorder("<")).astype(np.float32)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, each read when it is asked for."""
+    """The tensors of one file; each is read when it is asked for."""
     import numpy as np
 
     library = need("safetensors", f"reading {path.name}")
@@ -116,7 +119,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The weights of a folder: safetensors first, which cannot hold code."""
+    """Finds the weights of a folder: safetensors first, because they cannot hold code."""
     for whole, several in (
         ("model.safetensors", "*.safetensors"),
         ("pytorch_model.bin", "pytorch_model*.bin"),
@@ -131,14 +134,14 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def rename(name: str) -> str:
-    """With "transformer.", as in the model with a head; "" for a mask."""
+    """Puts "transformer." before a name that lacks it, as in the model with a head; returns "" for a mask."""
     if name.endswith(BUFFERS):
         return ""
     return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
 
 
 def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] | None) -> Weights:
-    """said: by the config.json, where it was read already."""
+    """Opens weights in these files. said: the content of config.json if it was read already."""
     origin = str(folder / "config.json")
     said = read_json(folder / "config.json") if said is None else said
     config_of, recipes_of, kind = kind_of(said, origin)
@@ -163,7 +166,7 @@ def open_folder(folder: Path, said: dict[str, Any] | None = None) -> Weights:
 
 
 def open_file(path: Path, said: dict[str, Any] | None = None) -> Weights:
-    """One file, its config.json beside it."""
+    """Opens one file with its config.json beside it."""
     if not (path.parent / "config.json").exists():
         raise BadFile(f"{path}: config.json, which tells the sizes, is missing beside it: copy it too")
     return open_files(path.parent, [path], f"{path.suffix[1:]} file", said)

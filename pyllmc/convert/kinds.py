@@ -1,4 +1,4 @@
-"""Who reads some weights: known by their content, whatever they are called. Nothing heavy is loaded before they are opened."""
+"""Chooses the reader of weights by their content, not by their name. Nothing heavy is loaded before they are opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A reader: the module that reads it, and its name for people ("": the engine tells)."""
+    """A kind of weights: the module and function that read it, and its name for people ("": the engine tells)."""
 
     module: str
     opener: str
@@ -34,20 +34,20 @@ PYTORCH = Kind("pytorch", "open_file", "PyTorch file")
 
 
 class Found(NamedTuple):
-    """Weights that are there."""
+    """Weights that were found."""
 
-    kind: Kind  # who reads them
-    path: Path  # as it was named, or of what was fetched
-    where: Path  # what is opened, which may be a file in that folder
-    said: dict[str, Any] | None = None  # by config.json, where that had to be read to know the kind
+    kind: Kind  # their reader
+    path: Path  # as the caller named it, or the folder that was fetched
+    where: Path  # the path to open, which may be a file in that folder
+    said: dict[str, Any] | None = None  # the content of config.json, if the kind was told by it
 
     @property
     def is_engines(self) -> bool:
-        """Whether the C engine reads them itself."""
+        """True if the C engine reads them itself."""
         return self.kind == ENGINE
 
     def open(self, n_head: int = 0) -> Weights:
-        """Checked, but for the numbers. n_head: of a minGPT file, which does not tell it."""
+        """Opens the weights; only their numbers are not checked yet. n_head: for a minGPT file, which does not tell it."""
         opener = getattr(import_module(f"pyllmc.convert.{self.kind.module}"), self.kind.opener)
         if self.is_engines:
             weights: Weights = opener(self.where)
@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
 
 OTHERS = {b"GGUF": "GGUF, which is written here, not read", b"\x89HDF": "HDF5; save it as safetensors"}
-IN_FOLDER = ("ckpt.pt", "model.pt")  # what nanoGPT and minGPT call theirs
+IN_FOLDER = ("ckpt.pt", "model.pt")  # the names that nanoGPT and minGPT give theirs
 WANTED = "config.json with *.safetensors or pytorch_model*.bin, ckpt.pt, model.pt, model.ckpt.*, best.ckpt, last.ckpt"
 
 
@@ -93,11 +93,11 @@ def _kind_of_file(path: Path) -> Found:
     if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         beside = path.name.startswith("pytorch_model") and (path.parent / "config.json").exists()
         return Found(ONE_FILE if beside else PYTORCH, path, path)
-    return Found(ENGINE, path, path)  # which says what else it may be
+    return Found(ENGINE, path, path)  # its error says what else the file may be
 
 
 def find(path: str | os.PathLike[str], revision: str | None = None) -> Found:
-    """What is at a path, or under a name of the hub, by its content. Raises BadFile or SystemFailure for nothing."""
+    """Finds the weights at a path or under a name of the hub. Raises BadFile or SystemFailure if there are none."""
     name = as_path("path", path)
     revision = None if revision is None else as_text("revision", revision)
     local = Path(name)

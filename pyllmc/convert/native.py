@@ -1,4 +1,4 @@
-"""What the C engine reads itself: llm.c's model files, pyllmc's checkpoints and run folders, OpenAI's TensorFlow checkpoint."""
+"""Files that the C engine reads: llm.c's models, pyllmc's checkpoints and run folders, OpenAI's TensorFlow checkpoint."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import find_checkpoint
 
-BUNDLE = (".index", ".data-00000-of-00001")  # what a TensorFlow checkpoint's prefix goes on with
+BUNDLE = (".index", ".data-00000-of-00001")  # the ends of the names of a TensorFlow checkpoint's files
 
 
 def is_bundle(path: Path) -> bool:
-    """As tfbundle_is() in csrc/files/tfbundle.c."""
+    """True for a TensorFlow checkpoint, by the rule of tfbundle_is() in csrc/files/tfbundle.c."""
     prefix = path / "model.ckpt" if path.is_dir() else path
     return path.name.endswith(BUNDLE) or any(Path(f"{prefix}{end}").exists() for end in BUNDLE)
 
 
 def file_of(path: Path) -> Path:
-    """What the engine is to open: a run folder's checkpoint."""
+    """The path that the engine is to open: for a run folder, its checkpoint."""
     return path if is_bundle(path) else find_checkpoint(path)
 
 
@@ -31,7 +31,7 @@ def describe(path: Path) -> str:
 
 
 def open_file(path: Path) -> Weights:
-    """Its tensors are views of memory that lives as long as they do."""
+    """Loads a file; its tensors are views of memory that lives as long as they do."""
     from pyllmc.engine.arena import load_arena
 
     arena = load_arena(file_of(path))

@@ -1,4 +1,4 @@
-"""What torch.save wrote: nanoGPT's checkpoints, minGPT's state dicts, new and old. Pickles are never executed."""
+"""Files of torch.save: nanoGPT's checkpoints, minGPT's state dicts, new and old. Pickles are never executed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ EXACT_GELU = "its maker computes GELU exactly, this engine by GPT-2's tanh formu
 
 
 class WeightsWarning(UserWarning):
-    """What should be known of weights that are read all the same."""
+    """A warning about weights that are read all the same."""
 
 
 def read(path: Path) -> Any:
-    """What is in the file, where that is tensors, numbers, texts and containers of them; anything else is refused."""
+    """Reads a file of tensors, numbers, texts and containers of them; refuses anything else."""
     torch = need("torch", f"reading {path.name}, a pickle,")
     check_zip(path)
     warnings.warn(
@@ -55,16 +55,16 @@ def read(path: Path) -> Any:
         stacklevel=2,
     )
     try:
-        with warnings.catch_warnings():  # torch's own about old pickles are for its developers
+        with warnings.catch_warnings():  # torch's warnings about old pickles are for its developers
             warnings.simplefilter("ignore")
-            # read, not mapped: a mapped file that shrinks would kill the process (SIGBUS)
+            # read, not mapped, because a mapped file that shrinks would kill the process (SIGBUS)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # of many kinds, whatever is wrong
+    except Exception as error:  # torch raises errors of many kinds
         raise explained(path, error) from None
 
 
 def check_zip(path: Path) -> None:
-    """What torch does not look at: each part's checksum, and that nothing follows. Old pickles, no archives, have neither."""
+    """Checks what torch does not: each part's checksum, and that nothing follows. Old pickles, no archives, have neither."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -81,7 +81,7 @@ def check_zip(path: Path) -> None:
 
 
 def explained(path: Path, error: Exception) -> BadFile:
-    """torch's many words in one line."""
+    """Puts torch's many words into one line."""
     words = " ".join(str(error).split())
     if code := re.search(r"GLOBAL (\S+)", words):
         return BadFile(
@@ -93,12 +93,12 @@ def explained(path: Path, error: Exception) -> BadFile:
 
 
 def as_array(x: Any) -> Any:
-    """A copy in float32: the file, which may be mapped, is let go."""
+    """A copy in float32, so that nothing refers to the file's own memory."""
     return x.detach().float().numpy().copy()
 
 
 def tensors(path: Path, state: Any) -> dict[str, Tensor]:
-    """A state dict as tensors to be read."""
+    """The tensors of a state dict, to be read later."""
     import torch
 
     if not isinstance(state, Mapping) or not state:
@@ -117,7 +117,7 @@ def tensors(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def stripped(name: str) -> str:
-    """Without what torch.compile and DistributedDataParallel put before a name; "" for a causal mask."""
+    """A name without the prefixes of torch.compile and DistributedDataParallel; "" for a causal mask."""
     name = re.sub(r"^(_orig_mod\.|module\.)+", "", name)
     return "" if re.search(r"\.attn\.(bias|masked_bias|mask)$", name) else name
 
@@ -140,7 +140,10 @@ def nanogpt_recipe(name: str, shape: tuple[int, ...], V: int, bias: bool) -> Rec
 
 
 def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) -> Weights:
-    """Without biases they are 0. Of a vocabulary of 50304 the ids past GPT-2's 50257 mean nothing and are left out."""
+    """Opens nanoGPT's checkpoint. Missing biases become 0.
+
+    A vocabulary of 50304 is cut to GPT-2's 50257, because the ids past it mean nothing.
+    """
     refuse_llama(str(path), state)
     config = config_said(f"{path}: model_args", said, "nanoGPT's", max_seq_len="block_size")
     notes, V = [EXACT_GELU], config.vocab_size
@@ -160,9 +163,9 @@ def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) 
 
 
 def heads_said(path: Path, said: dict[str, Any] | None) -> Any:
-    """n_head of the config.json that minGPT writes beside its model, or of the model_type named there; 0 if unknown.
+    """n_head from the config.json that minGPT writes beside its model, or from the model_type named there; 0 if unknown.
 
-    said: by that file, where it was read already.
+    said: the content of that file if it was read already.
     """
     beside = path.parent / "config.json"
     if said is None and not beside.exists():
@@ -178,7 +181,7 @@ def heads_said(path: Path, said: dict[str, Any] | None) -> Any:
 
 
 def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
-    """As the caller or the file's folder says. It is never guessed: another number of heads is another model."""
+    """The number of heads, as the caller or the file's folder says. It is never guessed, because it changes the model."""
     if n_head:
         return n_head
     raise BadFile(
@@ -188,7 +191,7 @@ def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
 
 
 def layer_count(names: Iterable[str], pattern: str) -> int:
-    """Layers that are named without a gap."""
+    """The number of layers that are named without a gap."""
     layers = {int(found[1]) for name in names if (found := re.match(pattern, name))}
     return next(n for n in range(len(layers) + 1) if n not in layers)
 
@@ -196,7 +199,7 @@ def layer_count(names: Iterable[str], pattern: str) -> int:
 def sizes_of(
     path: Path, n_head: int, state: Mapping[str, Tensor], wte: str, wpe: str, layers: str
 ) -> GPTConfig:
-    """The sizes that the shapes of the two embeddings and the names of the layers tell."""
+    """Tells the sizes from the shapes of the two embeddings and the names of the layers."""
     refuse_llama(str(path), state)
     for name in (wte, wpe):
         if name not in state:
@@ -210,7 +213,7 @@ def sizes_of(
 
 
 def open_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weights:
-    """Of nn.Linear, as minGPT saves them, or of Conv1D, as GPT-2's first port did."""
+    """Opens a state dict of nn.Linear, as minGPT saves it, or of Conv1D, as GPT-2's first port did."""
     state = renamed(
         str(path), state, lambda n: n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}"
     )
@@ -228,7 +231,7 @@ def open_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weights:
     )
 
 
-OLD_NAMES = {  # of minGPT in 2020
+OLD_NAMES = {  # our name: minGPT's in 2020
     "ln_1": "ln1",
     "ln_2": "ln2",
     "attn.c_proj": "attn.proj",
@@ -262,7 +265,7 @@ def open_old_mingpt(path: Path, state: dict[str, Tensor], n_head: int) -> Weight
 
 
 def open_file(path: Path, n_head: int = 0, said: dict[str, Any] | None = None) -> Weights:
-    """n_head: of a state dict alone, where no config.json beside it says; said: by that file, where it was read already."""
+    """Opens a file. n_head: for a state dict without a config.json; said: the content of config.json if it was read."""
     found = read(path)
     args = found.get("model_args") if isinstance(found, Mapping) else None
     state = found["model"] if isinstance(args, Mapping) and "model" in found else found

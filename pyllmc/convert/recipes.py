@@ -1,4 +1,4 @@
-"""From the tensors of a file to those of the model: checked by name, shape and type before any is read, then one by one."""
+"""Makes a model's tensors of a file's: checks name, shape and type of all before it reads any, then reads one by one."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 TIE = "train and save with tied weights (lm_head.weight = wte.weight; Hugging Face's tie_word_embeddings)"
 WTE = "transformer.wte.weight"
-MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # what Conv1D stores as (in, out)
+MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # weights that Conv1D stores as (in, out)
 LLAMA = ("gate_proj", "feed_forward.w1", "input_layernorm", "attention_norm", "rotary_emb")
 Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
-    """One of a file, not yet read."""
+    """A tensor in a file, not yet read."""
 
     shape: Shape
-    dtype: str  # one of FLOATS, or whatever else the file calls it
-    read: Callable[[], Any]  # as a float32 array
+    dtype: str  # one of FLOATS, or another name that the file gives
+    read: Callable[[], Any]  # returns a float32 array
 
 
 class Recipe(NamedTuple):
-    """How a parameter is made of the file's tensors: their names and shapes there, and what to do with the arrays."""
+    """Tells how a parameter is made of the file's tensors: their names and shapes there, and a function of the arrays."""
 
     sources: tuple[tuple[str, Shape], ...]
     build: Callable[..., Any]
 
 
 class Weights(NamedTuple):
-    """What a reader found: checked, but for the numbers, which are checked as `tensors` yields them."""
+    """Weights that a reader found. All is checked but the numbers, which are checked as `tensors` yields them."""
 
     what: str
     config: GPTConfig
     tensors: Iterator[tuple[str, np.ndarray]]  # (name, float32 array), names and shapes as Model.params
-    notes: tuple[str, ...] = ()  # what differs from the file or from how its maker computes
+    notes: tuple[str, ...] = ()  # sentences on what differs from the file or from how its maker computes
 
     def told(self) -> str:
-        """What was read, in a sentence."""
+        """A sentence on what was read."""
         c = self.config
         sizes = f"{counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, V={c.vocab_size}, T={c.max_seq_len}"
         return "; ".join([f"{self.what}, {sizes}, {parameter_count(c):,} parameters", *self.notes])
@@ -57,7 +57,7 @@ def plain(name: str, shape: Shape) -> Recipe:
 
 
 def turned(name: str, shape: Shape) -> Recipe:
-    """Of a Conv1D: stored (in, out)."""
+    """The recipe of a Conv1D's weight, which is stored (in, out)."""
     return Recipe(((name, shape[::-1]),), lambda x: x.T)
 
 
@@ -68,12 +68,12 @@ def zeros(shape: Shape) -> Recipe:
 
 
 def first_rows(name: str, shape: Shape, stored: int) -> Recipe:
-    """The first shape[0] rows of `stored`."""
+    """The recipe that takes the first shape[0] rows of `stored`."""
     return Recipe(((name, (stored, *shape[1:])),), lambda x: x[: shape[0]])
 
 
 def targets(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
-    """(name, shape) of every parameter, in the table's order; wte without its padding."""
+    """Yields (name, shape) of every parameter, in the table's order; wte without its padding."""
     for row, layer in layout.parameters(config):
         rows = config.vocab_size if row.name == "wte" else row.shape[0]
         yield row.torch_name_of(layer), (rows, *row.shape[1:])
@@ -84,7 +84,7 @@ def parameter_count(config: GPTConfig) -> int:
 
 
 def make_config(origin: str, sizes: Mapping[str, Any]) -> GPTConfig:
-    """A GPTConfig of what a file says; BadFile if that cannot be."""
+    """A GPTConfig of the sizes in a file; raises BadFile if they are impossible."""
     try:
         return GPTConfig(**sizes)
     except ValueError as error:
@@ -92,7 +92,10 @@ def make_config(origin: str, sizes: Mapping[str, Any]) -> GPTConfig:
 
 
 def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "", **names: str) -> GPTConfig:
-    """Of a file that says all sizes, under other names than ours where `names` tells; `inner`: the MLP's, if it differs."""
+    """GPTConfig of a file that states every size.
+
+    names: our key -> the file's, where they differ; inner: the file's key for the width of the MLP, which must be 4C.
+    """
     theirs = {
         ours: names.get(ours, ours) for ours in ("vocab_size", "max_seq_len", "n_layer", "n_head", "n_embd")
     }
@@ -106,7 +109,7 @@ def config_said(origin: str, said: Mapping[str, Any], whose: str, inner: str = "
 
 
 def renamed(origin: str, state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Under other names; "" drops a tensor."""
+    """The tensors under other names; the name "" drops a tensor."""
     found: dict[str, Tensor] = {}
     for name, x in state.items():
         new = rename(name)
@@ -126,7 +129,7 @@ def refuse_llama(origin: str, names: Iterable[str]) -> None:
 def check(
     origin: str, recipes: Mapping[str, Recipe], state: Mapping[str, Tensor], head: str = "lm_head.weight"
 ) -> None:
-    """Every tensor that is wanted is there, of the right shape, in floats; and no other. `head` may be there."""
+    """Raises BadFile unless every wanted tensor is there, with its shape, in floats, and no other but perhaps `head`."""
     refuse_llama(origin, state)
     wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
     if head in state:
@@ -154,7 +157,7 @@ def check(
 def build(
     origin: str, recipes: Mapping[str, Recipe], state: dict[str, Tensor], head: str = "lm_head.weight"
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters one by one, of a state that was checked and is used up."""
+    """Yields the parameters one by one from a checked state, and empties it."""
     import numpy as np
 
     for name, recipe in live.each(recipes.items(), "loading: tensor"):

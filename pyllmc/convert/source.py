@@ -1,4 +1,4 @@
-"""What a model is made of: sizes by name, whose weights are fresh, or weights in whatever file is read here."""
+"""The source of a model: sizes by name, which get fresh weights, or weights in any file that can be read."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Source = Union[str, "os.PathLike[str]", GPTConfig, Found]
 
 
 class Origin(NamedTuple):
-    """Where a model's weights come from."""
+    """The place that a model's weights come from."""
 
     config: Any  # llmc_config *
-    file: bytes = b""  # the path of what the engine reads itself
-    weights: Any = None  # what Python reads: a pyllmc.convert.recipes.Weights
+    file: bytes = b""  # the path of a file that the engine reads itself
+    weights: Any = None  # a pyllmc.convert.recipes.Weights, if Python reads them
     where: str = ""  # the path of the weights, beside which a tokenizer may lie
 
     def with_vocabulary(self, V: int, source: Source) -> Any:
-        """The sizes, with V instead of their own where it is not 0. Raises InvalidArgument where weights say another."""
+        """The sizes, with V instead of their own unless V is 0. Raises InvalidArgument if the weights have another V."""
         if V and self.where and V != self.config.V:
             raise InvalidArgument(f"vocab_size={V}, but {self.where} has {self.config.V}")
         self.config.V = V or self.config.V
@@ -42,7 +42,7 @@ def _c_config(source: GPTConfig) -> Any:
 
 
 def make_config(source: Source, lib: Any) -> Origin:
-    """The C llmc_config of a GPTConfig, a descriptor such as "d12", or of weights in whatever file convert knows."""
+    """The C llmc_config of a GPTConfig, of a descriptor such as "d12", or of weights in any file that convert knows."""
     if isinstance(source, GPTConfig):
         return Origin(_c_config(source))
     config = _ffi.ffi().new("llmc_config *")
@@ -65,7 +65,7 @@ def make_config(source: Source, lib: Any) -> Origin:
 
 
 def locate(name: str) -> Path | None:
-    """Where weights are that no size names: a path, or a model of the hub, which is fetched; None if there are none."""
+    """Finds weights that are named by a path or by a model of the hub, which is fetched; None if there are none."""
     path = Path(name)
     if path.exists() or native.is_bundle(path):
         return path

@@ -1,8 +1,8 @@
-"""llm.c's model file, written: version 3 (fp32) or 5 (bf16), the vocabulary padded with rows of zeros.
+"""Writes llm.c's model file: version 3 (fp32) or 5 (bf16), the vocabulary padded with rows of zeros.
 
 Header of 256 int32: magic, version, maxT, V, L, NH, C, Vp, and in [8] the window, which is ours and 0 in llm.c's own.
-Then every parameter in the order of csrc/tensors.def. After those of version 3, where llm.c no longer reads, a tokenizer.bin
-may follow as in pyllmc's checkpoints: {char tag[8]; int64 size; payload} TOKENIZR, then CRC32 of all bytes before it.
+Then follows every parameter in the order of csrc/tensors.def. In version 3 a tokenizer.bin may come behind them, where llm.c
+no longer reads, as in pyllmc's checkpoints: {char tag[8]; int64 size; payload} TOKENIZR, then CRC32 of all bytes before it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pyllmc.tables.layout import GPTConfig, parameters
 from pyllmc.text.bins import HEADER_BYTES, pack_header
 from pyllmc.text.bins import MODEL_MAGIC as MAGIC
 
-VERSIONS = {"fp32": 3, "bf16": 5}  # that are written
+VERSIONS = {"fp32": 3, "bf16": 5}  # versions that this module writes
 
 
 def padded_bytes(x: np.ndarray, rows: int = 0, dtype: str = "fp32") -> bytes:
-    """A tensor's elements, little-endian; rows of zeros are added up to `rows`."""
+    """A tensor's elements, little-endian, with rows of zeros added up to `rows`."""
     data = narrow(x, dtype)
     missing = max(rows - len(data), 0) if rows else 0
     return data.tobytes() + bytes(missing * data[:1].nbytes)
@@ -37,7 +37,7 @@ def section(tag: bytes, data: bytes) -> bytes:
 
 
 class Summed:
-    """A file written from its beginning, and zlib's CRC32 of that."""
+    """A file that is written from its beginning, with zlib's CRC32 of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.crc = file, 0
@@ -54,7 +54,7 @@ def write_bin(
     dtype: str = "fp32",
     tokenizer: bytes = b"",
 ) -> None:
-    """Writes `path` in place: to do it atomically and to explain an OSError is the caller's.
+    """Writes `path` in place. The caller makes that atomic, and explains an OSError.
 
     tokenizer: a tokenizer.bin, for fp32 only.
     """
@@ -72,6 +72,6 @@ def write_bin(
 
 
 def size_of(config: GPTConfig, version: int) -> int:
-    """Bytes of a file of that version, one of VERSIONS; raises KeyError for others."""
+    """The size in bytes of a file of that version, one of VERSIONS; raises KeyError for others."""
     width = {3: 4, 5: 2}[version]
     return HEADER_BYTES + width * sum(row.size for row, _ in parameters(config))

@@ -1,6 +1,6 @@
-"""GGUF, which llama.cpp runs: architecture gpt2, in fp32, fp16 or bf16 (positions and vectors stay fp32).
+"""Writes GGUF, which llama.cpp runs: architecture gpt2, in fp32, fp16 or bf16 (positions and vectors stay fp32).
 
-There is no output.weight: llama.cpp then takes the embedding, as GPT-2 does. Builds before March 2025 do not, and refuse
+The file has no output.weight, because llama.cpp then takes the embedding, as GPT-2 does. Builds before March 2025 refuse
 such a file: for them the embedding is written a second time under that name (untied).
 """
 
@@ -24,14 +24,14 @@ from pyllmc.text.tokenizer_formats import Lists, Unexpressible, eot_text, gguf_l
 
 ARCH = "gpt2"
 HEAD = "output.weight"
-MARK = "pyllmc.version"  # a key that says who wrote the file: only then may --overwrite replace it
+MARK = "pyllmc.version"  # the key of a file of ours: --overwrite replaces no other
 FILE_TYPES = {"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
 TENSOR_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 NO_BEGINNING = (
     "llama.cpp puts no token before a text of such a vocabulary: begin each prompt with {}, as pyllmc does"
 )
 EMBEDDING = "transformer.wte.weight"
-NAMES = {  # ours, without "transformer." and the layer, in llama.cpp's words
+NAMES = {  # our name, without "transformer." and the layer -> llama.cpp's
     "wte": "token_embd",
     "wpe": "position_embd",
     "ln_f": "output_norm",
@@ -49,7 +49,7 @@ def package() -> Any:
 
 
 def name_of(ours: str) -> str:
-    """transformer.h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight"""
+    """llama.cpp's name of a tensor: transformer.h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight"""
     stem, _, kind = ours.removeprefix("transformer.").rpartition(".")
     if not stem.startswith("h."):
         return f"{NAMES[stem]}.{kind}"
@@ -58,7 +58,7 @@ def name_of(ours: str) -> str:
 
 
 def names_of(config: GPTConfig, untied: bool) -> Iterator[tuple[str, str]]:
-    """(our name, llama.cpp's) of each tensor in the order of the file."""
+    """Yields (our name, llama.cpp's) of each tensor in the order of the file."""
     for ours, _ in targets(config):
         yield ours, name_of(ours)
     if untied:
@@ -70,7 +70,7 @@ def dtype_of(name: str, x: np.ndarray, dtype: str) -> str:
 
 
 def check_gguf(config: GPTConfig) -> None:
-    """Raises DataError where llama.cpp's gpt2 would compute something else."""
+    """Raises DataError if llama.cpp's gpt2 would compute something else."""
     if config.banded:
         raise DataError(
             f"odd layers of this model see the last {config.window} positions only, which llama.cpp's gpt2 cannot "
@@ -87,7 +87,7 @@ def write_gguf(
     name: str,
     untied: bool = False,
 ) -> list[str]:
-    """Writes `path` in place; what could not be said of the tokenizer, in a sentence each."""
+    """Writes `path` in place; returns sentences on what the file could not say of the tokenizer."""
     check_gguf(config)
     gguf = package()
     notes: list[str] = []
@@ -103,7 +103,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        # one tensor at a time: no second copy of the model
+        # one tensor at a time, so that there is no second copy of the model
         for ours, _ in live.each(list(names_of(config, untied)), "writing: tensor"):
             writer.write_tensor_data(narrow(tensors[ours], dtype_of(ours, tensors[ours], dtype)))
         flush_to_disk(writer.fout[0])
@@ -135,7 +135,7 @@ def add_sizes(gguf: Any, writer: Any, c: GPTConfig, dtype: str, name: str) -> No
 def add_tokenizer(
     gguf: Any, writer: Any, config: GPTConfig, tokenizer: Tokenizer | None, notes: list[str]
 ) -> None:
-    """The tokenizer where llama.cpp can run it exactly, else none and a note."""
+    """Adds the tokenizer if llama.cpp can run it exactly, else none and a note."""
     missing = "no tokenizer is known"
     try:
         if tokenizer:
@@ -167,12 +167,12 @@ def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int
         writer.add_token_scores([0.0] * V)
     if lists.merges:
         writer.add_token_merges(lists.merges)
-    writer.add_add_bos_token(tokenizer.eot >= 0)  # as our writer begins a text
+    writer.add_add_bos_token(tokenizer.eot >= 0)  # because our writer begins a text so
     writer.add_add_space_prefix(False)
 
 
 def read_back(path: str, config: GPTConfig, untied: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """(our name, float32 values) of what gguf's own reader finds. Raises BadFile."""
+    """Yields (our name, float32 values) of the tensors that gguf's own reader finds. Raises BadFile."""
     try:
         reader = package().GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
@@ -193,7 +193,7 @@ def read_back(path: str, config: GPTConfig, untied: bool = False) -> Iterator[tu
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
-    """Whether pyllmc wrote this file: the key is among its first bytes."""
+    """True if pyllmc wrote this file: then its key is among the first bytes."""
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     return head.startswith(b"GGUF") and MARK.encode() in head

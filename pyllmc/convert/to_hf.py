@@ -1,7 +1,7 @@
-"""A Hugging Face folder: config.json, model.safetensors, the tokenizer, generation_config.json and a model card.
+"""Writes a Hugging Face folder: config.json, model.safetensors, the tokenizer, generation_config.json and a model card.
 
-Dense models are GPT2LMHeadModel. Where odd layers see a window, GPT-2 has no words for it and GPT-Neo has:
-GPTNeoForCausalLM, whose scores are not scaled by 1 / sqrt(hs), so that q is; it has no bias in q, k and v.
+Dense models become a GPT2LMHeadModel. If odd layers see a window, it becomes a GPTNeoForCausalLM, because GPT-2 cannot say
+that. GPT-Neo does not scale scores by 1 / sqrt(hs), so q is scaled; it has no bias in q, k and v.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pyllmc.text.tokenizer_formats import (
 
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SAFETENSORS_NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
-MARK = "pyllmc_version"  # a key of config.json: only a folder that has it may be replaced
-FILES = (  # all that such a folder holds
+MARK = "pyllmc_version"  # the key of config.json in a folder of ours: no other is replaced
+FILES = (  # all files that such a folder may hold
     *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
@@ -62,7 +62,7 @@ def gpt2_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
 
 
 def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
-    """q, k and v apart, q over sqrt(hs); all of nn.Linear's orientation, which is ours."""
+    """Yields GPT-Neo's tensors: q, k and v apart, q over sqrt(hs); all in nn.Linear's orientation, which is ours."""
     for name, _ in targets(config):
         stem, _, kind = name.rpartition(".")
         x = tensors[name]
@@ -78,7 +78,7 @@ def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
 
 
 def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises DataError where neither architecture can say this model."""
+    """Raises DataError if neither architecture can say this model."""
     for name, _ in targets(config) if config.banded else ():
         if name.endswith("attn.c_attn.bias") and tensors[name].any():
             raise DataError(
@@ -88,8 +88,11 @@ def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> None:
-    """The format of safetensors: u64 length of a JSON header, the header, the tensors. Written here, one tensor at a
-    time, so that memory holds no second copy of the model and a full disk stays an OSError."""
+    """Writes the format of safetensors: u64 length of a JSON header, the header, the tensors.
+
+    It is written here, one tensor at a time, so that memory holds no second copy of the model and a full disk stays an
+    OSError.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, x in shapes:
@@ -124,7 +127,7 @@ def config_json(config: GPTConfig, dtype: str, eot: int) -> dict[str, Any]:
 
 
 def gpt2_sizes(c: GPTConfig) -> dict[str, Any]:
-    """n_ctx, which transformers no longer writes, is what llama.cpp's converter reads."""
+    """The sizes as GPT2Config names them. n_ctx is there because llama.cpp's converter reads it."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -167,7 +170,7 @@ def write_model(
     dtype: str,
     tokenizer: Tokenizer | None,
 ) -> None:
-    """config.json, model.safetensors and generation_config.json."""
+    """Writes config.json, model.safetensors and generation_config.json."""
     eot = tokenizer.eot if tokenizer else -1
     check_hf(config, tensors)
     state = neo_state if config.banded else gpt2_state
@@ -178,9 +181,9 @@ def write_model(
 
 
 def generation_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What makes transformers write as our writer does: where texts end, and that ids without a piece are never drawn."""
+    """Settings that make transformers write as our writer does: texts end at EOT, and no id without a piece is drawn."""
     said: dict[str, Any] = {}
-    if config.max_seq_len <= 2 * PIPELINE_TOKENS:  # else a pipeline would run over the context into an error
+    if config.max_seq_len <= 2 * PIPELINE_TOKENS:  # else a pipeline would overrun the context and fail
         said["max_length"] = config.max_seq_len
     if tokenizer and tokenizer.eot >= 0:
         said.update(dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot))
@@ -194,7 +197,7 @@ def generation_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[st
 
 
 def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list[str]:
-    """Ours, and Hugging Face's where it says the same; what could not be said, in a sentence each."""
+    """Writes our tokenizer, and Hugging Face's if it says the same; returns sentences on what it could not say."""
     tokenizer.save(os.path.join(folder, "tokenizer.bin"))
     try:
         made = hf_tokenizer(tokenizer)
@@ -220,7 +223,7 @@ def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list
 def begin_with_eot(made: Any, tokenizer: Tokenizer) -> None:
     """Makes every text begin with EOT, as the documents of the training data and the prompts of our writer do.
 
-    So a pipeline of transformers goes on with a text as pyllmc.sample does, and an empty text has something to go on from.
+    So a pipeline of transformers continues a text as pyllmc.sample does, and even an empty one has a token to start from.
     """
     if tokenizer.eot < 0:
         return
@@ -231,7 +234,7 @@ def begin_with_eot(made: Any, tokenizer: Tokenizer) -> None:
 
 
 def write_bpe(folder: str, tokenizer: Tokenizer) -> None:
-    """vocab.json and merges.txt, as older programs read them."""
+    """Writes vocab.json and merges.txt, which older programs read."""
     merges, whole = merges_of(tokenizer)
     if whole:
         return  # only tokenizer.json can say that some pieces are never merged
@@ -248,7 +251,7 @@ def check_same(made: Any, tokenizer: Tokenizer) -> None:
     try:
         ours = tokenizer.encode(text)
     except MissingDependency:
-        return  # tiktoken, without which we cannot encode ourselves
+        return  # without tiktoken we cannot encode ourselves
     theirs = made.encode(text).ids
     if ours != theirs or made.decode(theirs, skip_special_tokens=False) != text:
         raise Unexpressible("it would encode or decode other than ours")

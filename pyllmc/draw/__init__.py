@@ -1,1 +1,1 @@
-"""Pictures of runs: their curves, smoothed, and how they are drawn. matplotlib is needed only where one is drawn."""
+"""Pictures of runs: the curves, smoothed, and how they are drawn. matplotlib is imported only to draw."""

@@ -1,4 +1,4 @@
-"""What a run's metrics.jsonl holds, as curves, and what a picture of them needs: smoothing, ticks, names. No drawing."""
+"""Curves from a run's metrics.jsonl, with the smoothing, ticks and names that a picture needs. Nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pyllmc.tables.layout import GPTConfig, parameters
 KINDS = {
     "loss": ("step", "loss", "lr"),
     "val_loss": ("step", "val_loss"),
-}  # what marks a line, and what it needs
+}  # the key that marks a line, and the numbers that such a line must hold
 MAY_BE_NAN = ("loss", "val_loss")
-LARGEST = 1e30  # that is drawn
-MOST_POINTS = 4000  # of a curve: more cannot be seen
+LARGEST = 1e30  # a larger number is refused
+MOST_POINTS = 4000  # points drawn of a curve, because more cannot be seen
 
 
 @dataclass
 class Curve:
-    """Points in the order of x. y may be NaN, where a loss was not finite."""
+    """Points in the order of x. y is NaN where a loss was not finite."""
 
     x: np.ndarray
     y: np.ndarray
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """How many the run has seen, as far as its lines tell; 0: they do not."""
+        """The number of tokens that the run has seen; 0 if its lines do not tell."""
         found = self.curves.get("tokens")
         return int(found.y[-1]) if found and len(found.y) else 0
 
@@ -60,7 +60,7 @@ class Run:
         return name in self.curves and len(self.curves[name].finite().x) > 0
 
     def against_tokens(self) -> Run:
-        """The same curves against the tokens seen. Raises DataError where the lines do not tell them."""
+        """The same curves against the tokens seen. Raises DataError if the lines do not tell these."""
         tokens = self.curves.get("tokens")
         if tokens is None or not self.tokens:
             raise DataError(f"{self.folder} does not tell its tokens (ms and tok_s of a step): use --x=step")
@@ -76,7 +76,7 @@ class Run:
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
 
-    Raises SystemFailure where there is none, BadFile for a line that holds something else.
+    Raises SystemFailure if there is no such file, BadFile for a line that holds something else.
     """
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
@@ -93,7 +93,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
-    """The line, if there is something in it to draw."""
+    """Yields the line if it holds something to draw."""
     if not isinstance(line, dict):
         raise BadFile(f"{where}: an object was expected, found {line!r:.40}: is it a run's file?")
     for kind, names in KINDS.items():
@@ -114,7 +114,7 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def read_run(folder: str | Path) -> Run:
-    """All that can be drawn of a run. Raises what read_metrics does."""
+    """Reads all that can be drawn of a run. Raises the errors of read_metrics."""
     lines = read_metrics(folder)
     run = Run(Path(folder), max_steps=_max_steps(folder), parameters=_parameters(folder))
     for kind in ("loss", "val_loss"):
@@ -134,7 +134,7 @@ def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
 
 
 def _tokens(lines: Sequence[dict[str, Any]]) -> Curve:
-    """The tokens seen after each step: a step's are its rate times its time."""
+    """The tokens seen after each step: a step sees its rate times its time."""
     rate, ms = _curve(lines, "tok_s"), _curve(lines, "ms")
     each = np.nan_to_num(np.rint(rate.y * ms.y / 1e3))
     return Curve(rate.x, np.cumsum(each * np.diff(rate.x, prepend=0)))
@@ -149,7 +149,7 @@ def _max_steps(folder: str | Path) -> int:
 
 
 def _parameters(folder: str | Path) -> int:
-    """The number of parameters, from the head of a checkpoint of the run; 0 where there is none."""
+    """The number of parameters, from the head of a checkpoint of the run; 0 if there is none."""
     for name in RUN:
         try:
             if found := read_head(Path(folder) / name):
@@ -160,7 +160,7 @@ def _parameters(folder: str | Path) -> int:
 
 
 def _size(config: GPTConfig, shape: tuple[int, ...]) -> int:
-    """A vocabulary is stored padded; the padding is no parameter."""
+    """The number of parameters in a tensor, without the padding of the vocabulary."""
     return math.prod(config.vocab_size if n == config.padded_vocab_size else n for n in shape)
 
 
@@ -169,7 +169,7 @@ def _size(config: GPTConfig, shape: tuple[int, ...]) -> int:
 
 
 def thinned(curve: Curve) -> Curve:
-    """The curve, or of a longer one the means of as many neighbours as leave MOST_POINTS."""
+    """The curve; if it has more than MOST_POINTS, the means of groups of neighbours, at most MOST_POINTS of them."""
     curve = curve.finite()
     k = -(-len(curve.x) // MOST_POINTS)
     if k <= 1:
@@ -182,7 +182,7 @@ def thinned(curve: Curve) -> Curve:
 
 
 def envelope(curve: Curve) -> Curve:
-    """The curve, or of a longer one the least and the largest of each group of neighbours, so that it looks the same."""
+    """The curve; if it is long, the least and the largest value of each group of neighbours, which look the same."""
     k = -(-len(curve.x) // MOST_POINTS)
     if k <= 1:
         return curve
@@ -193,12 +193,12 @@ def envelope(curve: Curve) -> Curve:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Each value by the straight line that fits its neighbours best, as many before it as behind.
+    """Replaces each value by the straight line that fits its neighbours best, as many before it as behind.
 
-    So it neither lags behind a falling loss nor cuts the ends; at the last step, behind which there is none, it fits twice
-    as many before it. The neighbourhood grows with the step up to a fortieth of
-    the run: the first steps fall steeply and say most. Losses of many sizes are smoothed by their logarithms, as they
-    are drawn, or one that is far too large would show for as long as its neighbourhood is.
+    So the curve neither lags behind a falling loss nor loses its ends. The last step has no neighbours behind it, and takes
+    twice as many before it. The neighbourhood grows with the step up to a fortieth of the run, because the first steps fall
+    steeply and say most. Losses of many sizes are smoothed by their logarithms, as they are drawn, because one that is far
+    too large would else show for as long as its neighbourhood is.
     """
     n = len(curve.x)
     if n < 3:
@@ -206,7 +206,7 @@ def smooth(curve: Curve) -> Curve:
     y = np.log(curve.y) if (many := _has_many_sizes(curve.y)) else curve.y
     step = np.maximum(curve.x, 0) / max(float(np.median(np.diff(curve.x))), 1e-9)
     half = np.minimum(4 + 0.12 * step, 1 + max(n / 40, min(n / 12, 5))).astype(int)
-    for _ in range(2):  # twice, and single values no longer show when they enter or leave the neighbourhood
+    for _ in range(2):  # twice, so that single values do not show when they enter or leave the neighbourhood
         y = _lines_through(y, half)
     return Curve(curve.x, np.exp(y) if many else y)
 
@@ -238,12 +238,13 @@ MANTISSAS = (
     (1, 1.5, 2, 3, 4, 5, 6, 8),
     tuple(np.arange(10, 100) / 10),
 )
-MOST_TICKS = 8  # of a logarithmic axis
-INTERVALS = 7  # of a linear axis, at the most; its steps are at most twice as long as the next shorter ones: 3 at least
+MOST_TICKS = 8  # ticks on a logarithmic axis
+# intervals on a linear axis, at most; at least 3, because a step is at most twice as long as the next shorter one
+INTERVALS = 7
 
 
 def fits_log(low: float, high: float) -> bool:
-    """Whether values are so far apart that a linear axis would press most of a run into its last tenth."""
+    """True if values are so far apart that a linear axis would press most of a run into a tenth of its height."""
     return low > 0 and high / low > 2.5
 
 
@@ -259,7 +260,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def linear_ticks(low: float, high: float, least: float = 0) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten: as many as are not crowded."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten: as many as stand without crowding."""
     size = 10.0 ** math.floor(math.log10((high - low) / INTERVALS))
     step = next(s for m in (1, 2, 2.5, 5, 10) if (s := max(m * size, least)) * INTERVALS >= high - low)
     return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -281,7 +282,7 @@ def _plain(value: float) -> str:
 
 
 def short(count: float) -> str:
-    """530,176 as 0.53M"""
+    """A count in few letters: 530,176 is 0.53M."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e5, "M")):
         if count >= size:
             size = max(size, 1e6)
@@ -294,7 +295,7 @@ def short(count: float) -> str:
 
 
 def names_of(folders: Sequence[str | Path]) -> list[str]:
-    """For each folder the shortest end of its path that no other has."""
+    """Names each folder by the shortest end of its path that no other has."""
     parts = [Path(folder).resolve().parts for folder in folders]
     return [_ending(own, [other for other in parts if other != own]) for own in parts]
 
@@ -307,6 +308,6 @@ def _ending(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """The name with its middle left out, where it is longer than `most` characters."""
+    """The name; if it is longer than `most` characters, without its middle."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[: most - 1 - half]}…{name[len(name) - half :]}"

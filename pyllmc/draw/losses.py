@@ -13,7 +13,7 @@ from pyllmc.draw.curves import Curve, Run, read_run
 from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
 
 FORMATS = (".png", ".svg", ".pdf")
-MOST_LETTERS = 36  # of a run's name
+MOST_LETTERS = 36  # letters in a run's name
 
 
 def draw_run(
@@ -24,7 +24,7 @@ def draw_run(
     panels: Sequence[str] = (),
     x: str = "step",
 ) -> Path:
-    """Draws `path`, or else RUN/loss.png: the training loss, each step faint and smoothed, and the validation loss."""
+    """Draws the training loss, each step faint and smoothed, and the validation loss, into `path` or RUN/loss.png."""
     path = checked_path(path or Path(run) / "loss.png")
     picture = picture_of(read_run(run), style, panels, x)
     return picture.save(path)
@@ -56,7 +56,7 @@ def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture
 
 
 def value(loss: float) -> str:
-    """With four digits, zeros too, so that values below each other compare."""
+    """A loss with four digits, zeros too, so that values below each other compare."""
     return f"{loss:#.4g}".rstrip(".") if loss < 1e5 else f"{loss:.3g}"
 
 
@@ -75,7 +75,7 @@ def _title(run: Run) -> str:
 
 
 def _about(run: Run) -> str:
-    """The model's size, how far it is, how much it has seen: as far as it is known."""
+    """The model's size, its steps and the tokens it has seen, as far as they are known."""
     going_on = run.steps < run.max_steps
     parts = [f"{curves.short(run.parameters)} parameters"] if run.parameters else []
     parts.append(f"{run.steps:,} of {run.max_steps:,} steps" if going_on else _count(run.steps, "step"))
@@ -94,7 +94,7 @@ def _panel(run: Run, name: str) -> Curve:
 
 
 def _range(shown: Sequence[Curve]) -> np.ndarray:
-    """The values that must be seen. Of single steps' losses, the first curve, the wildest half percent need not."""
+    """The values that must be seen: all but the wildest half percent of single steps' losses, the first curve."""
     faint, others = shown[0].finite().y, [curve.finite().y for curve in shown[1:]]
     return np.concatenate((np.quantile(faint, (0.0025, 0.9975)), *others))
 
@@ -102,8 +102,10 @@ def _range(shown: Sequence[Curve]) -> np.ndarray:
 def draw_comparison(
     runs: Sequence[str | Path], path: str | Path, *, style: Style = LIGHT, x: str = "step"
 ) -> Path:
-    """Draws the validation losses of several runs, named by their folders, in one picture; or their training losses,
-    smoothed, where not every run was validated at least twice."""
+    """Draws the validation losses of several runs, named by their folders, in one picture.
+
+    If not every run was validated at least twice, their smoothed training losses are drawn instead.
+    """
     path = checked_path(path)
     folders = list({Path(run).resolve(): run for run in runs}.values())
     return comparison_of([read_run(run) for run in folders], style, x).save(path)
@@ -126,7 +128,7 @@ def comparison_of(runs: Sequence[Run], style: Style, x: str) -> Picture:
     picture.draw()
     picture.scale(np.concatenate([line.curve.y for line in lines]), _axis_name(x))
     for line in lines:
-        if line.curve.y[-1] > line.curve.y.min():  # else the best is where the label is
+        if line.curve.y[-1] > line.curve.y.min():  # else the label stands at the best value already
             picture.mark_best(line.curve, line.colour, "")
     picture.label_ends()
     return picture
@@ -139,7 +141,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 
 def _comparable(runs: Sequence[Run]) -> str:
-    """Which loss the runs are compared by: val_loss, where all have one curve of it at least."""
+    """The loss by which runs are compared: val_loss if each has two values of it at least."""
     if all(len(run.curves["val_loss"].finite().x) > 1 for run in runs):
         return "val_loss"
     for kind in ("loss", "val_loss"):
@@ -160,7 +162,7 @@ def _about_all(runs: Sequence[Run]) -> str:
 
 
 def checked_path(path: str | Path) -> Path:
-    """Raises InvalidArgument for a picture of a kind that is not drawn."""
+    """The path. Raises InvalidArgument if pictures of its kind are not drawn."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")

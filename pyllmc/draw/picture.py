@@ -1,4 +1,4 @@
-"""How a loss curve looks: colours, the place of everything, labels that cover nothing. What is drawn is plot.py's."""
+"""The looks of a loss curve: colours, places, labels that cover nothing. losses.py says what is drawn."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WHY = "the loss curve"
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_s": "tokens/s"}
 NOTE_SIDES = (0, -30, 30, -70, 70, -110, 110, -160, 160, -220, 220)  # points to the right of the best value
 NOTE_HEIGHTS = (30, 45, 70, 100, 140, 180, -30, -45, -70, -100)  # points above the best value
-LEFT = 0.8  # of the axes, in inches
-GOLD = 0.62  # a picture's height in widths, about
+LEFT = 0.8  # inches to the left of the axes
+GOLD = 0.62  # a picture's height, as a share of its width
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colours. Those of curves differ for every kind of colour blindness, and stand out from the paper."""
+    """Colours. Curves' colours differ for every kind of colour blindness, and stand out from the paper."""
 
     paper: str
     ink: str
@@ -51,7 +51,7 @@ DARK = Style(
     "#0d1117", "#e6edf3", "#9198a1", "#252c35",
     ("#56b4e9", "#ff8c42", "#2fc59a", "#e08fc4", "#f0e442", "#b79cff", "#cfcfcf"),
 )  # fmt: skip
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # when the colours are used up
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # styles of lines, for when the colours are used up
 
 
 @dataclass
@@ -62,11 +62,11 @@ class Line:
     label: str
     colour: str
     style: Any = "-"
-    points: bool = False  # each is marked
+    points: bool = False  # True: each point is marked
 
 
 class Picture:
-    """A figure with a title, an axis for losses, panels below, and labels in the right margin; sizes in inches."""
+    """A figure with a title, an axis for losses, panels below, and labels in the right margin; sizes are in inches."""
 
     def __init__(self, style: Style, title: str, subtitle: str, lines: list[Line], panels: int = 0) -> None:
         need("matplotlib", WHY)
@@ -141,7 +141,7 @@ class Picture:
             )
 
     def scale(self, values: np.ndarray, x_name: str) -> None:
-        """Limits and ticks: logarithmic where most of a run would else lie on one another."""
+        """Sets limits and ticks; they are logarithmic if most of a run would else be pressed flat."""
         low, high = float(values.min()), float(values.max())
         if curves.fits_log(low, high):
             self.axis.set_yscale("log")
@@ -168,7 +168,7 @@ class Picture:
         axis.yaxis.set_label_coords(-0.55 / (axis.get_position().width * 8), 0.5)
 
     def _steps(self, x_name: str) -> None:
-        """From 0, unless the run began far behind it, to the last step."""
+        """Scales the steps: from 0, unless the run began far behind it, to the last step."""
         found = [line.curve.x for line in self.lines if len(line.curve.x)]
         first, last = float(min(x[0] for x in found)), float(max(x[-1] for x in found))
         first = 0 if first < 0.4 * last or first <= 2 else first
@@ -201,7 +201,7 @@ class Picture:
     # ---- what is written beside the curves ----
 
     def label_ends(self) -> None:
-        """Each curve's label at its end, in the margin, in the order in which they end and apart from each other."""
+        """Writes each curve's label at its end, in the margin, in the order of the ends and apart from each other."""
         axis, box = self.axis, self.axis.get_window_extent(self.renderer())
         ends = [axis.transData.transform((line.curve.x[-1], line.curve.y[-1])) for line in self.lines]
         heights = spread([float(y) for _, y in ends], 0.19 * self.figure.dpi, box.y0, box.y1)
@@ -217,7 +217,7 @@ class Picture:
                        [(x + 0.05 * self.figure.dpi, y), (box.x1, y), (start, at)], line)  # fmt: skip
 
     def _lead(self, back: Any, points: list[tuple[float, float]], line: Line) -> None:
-        """A thin line from a curve's end to its label."""
+        """Draws a thin line from a curve's end to its label."""
         xs, ys = zip(*(back.transform(point) for point in points))
         made = _matplotlib("lines").Line2D(
             xs, ys, color=line.colour, linewidth=0.8, alpha=0.55, transform=self.figure.transFigure,
@@ -226,7 +226,7 @@ class Picture:
         self.figure.add_artist(made)
 
     def mark_best(self, curve: Curve, colour: str, text: str) -> None:
-        """A ring about the lowest point, and the text, if any, beside it where no curve is."""
+        """Draws a ring about the lowest point, and writes the text, if any, near it where no curve is."""
         at = int(np.argmin(curve.y))
         x, y = float(curve.x[at]), float(curve.y[at])
         (self.best,) = self.axis.plot(
@@ -237,7 +237,7 @@ class Picture:
             self._note(text, (x, y))
 
     def _note(self, text: str, point: tuple[float, float]) -> None:
-        """Text near a point, where it covers least of the curves, and a thin line from it to the point."""
+        """Writes text near a point, where it covers least of the curves, and draws a thin line between the two."""
         x, y = self.axis.transData.transform(point)
         pixel = self.figure.dpi / 72
         self.note = self.text(self.axis, 0, 0, text, fontsize=10, va="center", zorder=6, transform=None)
@@ -255,7 +255,7 @@ class Picture:
         )
 
     def _cost(self, drawn: np.ndarray, at: tuple[float, float], move: tuple[float, float]) -> float:
-        """How bad it would be if the note stood there, to which it is moved."""
+        """Moves the note there; returns how bad that place is."""
         self.note.set_ha(
             "center" if abs(move[0]) < self.figure.dpi / 4 else "right" if move[0] < 0 else "left"
         )
@@ -268,7 +268,7 @@ class Picture:
         return float(covered @ weight) + 10 * outside + 0.02 * math.hypot(*move)
 
     def _drawn(self) -> np.ndarray:
-        """(n, 3): pixels that the curves cross, and how bad it is to cover them."""
+        """(n, 3): x, y of pixels that the curves cross, and how bad it is to cover them."""
         box = self.axis.get_window_extent(self.renderer())
         columns = np.arange(box.x0, box.x1, 2.0)
         found = []
@@ -285,7 +285,7 @@ class Picture:
         return np.concatenate(found)
 
     def mark_gaps(self, curve: Curve) -> None:
-        """Where a loss was not finite."""
+        """Marks the first step whose loss was not finite."""
         bad = np.flatnonzero(~np.isfinite(curve.y))
         if len(bad) == 0:
             return
@@ -298,13 +298,13 @@ class Picture:
         )  # fmt: skip
 
     def save(self, path: Path) -> Path:
-        """Whole or not at all, and the same bytes each time."""
+        """Writes the picture whole or not at all, with the same bytes each time."""
         rc = {"svg.hashsalt": "pyllmc", "svg.fonttype": "path"}
         kind = path.suffix[1:].lower()
         date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
         with need("matplotlib", WHY).rc_context(rc), atomic_path(str(path)) as temporary, writing(str(path)):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # letters that no font of this machine has are boxes
+                warnings.simplefilter("ignore")  # letters that no font here has become boxes
                 self.figure.savefig(temporary, format=kind, metadata=date, facecolor=self.style.paper)
         return path
 
@@ -314,16 +314,16 @@ def _matplotlib(module: str) -> Any:
 
 
 def fonts() -> list[str]:
-    """matplotlib's own, and for other scripts whatever this machine has."""
+    """The fonts to write with: matplotlib's own, and for other scripts two of this machine's."""
     known = {font.name for font in _matplotlib("font_manager").fontManager.ttflist}
     others = [name for name in sorted(known) if name.startswith(("Noto Sans CJK", "WenQuanYi", "Unifont"))]
     return ["DejaVu Sans", *others[:2]]
 
 
 def spread(wanted: Sequence[float], apart: float, low: float, high: float) -> list[float]:
-    """Places as near to the wanted ones as can be, in their order, at least `apart`, between low and high if they fit."""
+    """Places as near to the wanted ones as possible: in their order, `apart` at least, between low and high if they fit."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    groups: list[list[float]] = []  # (sum of where the group's first would like to be, its size)
+    groups: list[list[float]] = []  # (sum of the places that its members want for its first, its size)
     for i in order:
         groups.append([wanted[i], 1])
         while (

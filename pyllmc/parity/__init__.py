@@ -1,1 +1,1 @@
-"""The engine held against PyTorch: the reference, and how far two answers may differ."""
+"""The engine compared with PyTorch: the reference, and the difference that is allowed."""

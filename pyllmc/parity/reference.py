@@ -1,4 +1,4 @@
-"""train_gpt2.py, looked into: every activation and gradient of PyTorch's, by the names of the engine's table."""
+"""Runs train_gpt2.py and keeps every activation and gradient of PyTorch's, by the names of the engine's table."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pyllmc.base.errors import DataError, need
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
-Key = tuple[str, int]  # a tensor of the table and its layer, 0 where it has none
+Key = tuple[str, int]  # a tensor of the table and its layer, 0 if it has none
 Arrays = dict[Key, np.ndarray]
-MAX_NORM = 1.0  # what the gradients are clipped to
+MAX_NORM = 1.0  # the norm that gradients are clipped to
 
-# what enters and what leaves the modules of a block, by the table's names
+# the table's names of the input and the output of a block's modules; "": not kept
 TAPS = {
     "ln_1": ("residual1", "ln1"),
     "attn.c_attn": ("", "qkv"),
@@ -30,12 +30,12 @@ TAPS = {
     "mlp.c_proj": ("fch_gelu", "branch"),
 }
 LAST = {"ln_f": ("residual3", "lnf")}
-# what the engine's buffers hold after the backward pass: whose gradient, always that of layer 0
+# engine's buffer -> the activation of layer 0 whose gradient it holds after the backward pass
 GRADIENT_OF = {"logits": "logits", "dfch": "fch", "dqkv": "qkv", "branch": "ln1", "dresidual": "residual1"}
 
 
 def load_reference() -> ModuleType:
-    """train_gpt2.py of this checkout, or of an installed package. Raises DataError where there is none, or no PyTorch."""
+    """Imports train_gpt2.py of this checkout or of the installed package. Raises DataError without it or without PyTorch."""
     need("torch", "comparing with PyTorch")
     places = [folder / "train_gpt2.py" for folder in (PACKAGE.parent, PACKAGE / "lib")]
     path = next((place for place in places if place.exists()), None)
@@ -51,7 +51,7 @@ def load_reference() -> ModuleType:
 
 
 class Result(NamedTuple):
-    """acts: after the forward pass; buffers: activations that backward rewrote; grads: of parameters."""
+    """A step's tensors. acts: after the forward pass; buffers: activations that backward rewrote; grads: parameters'."""
 
     acts: Arrays
     buffers: Arrays
@@ -62,7 +62,7 @@ class Result(NamedTuple):
 def run_reference(
     gpt: Any, inputs: Any, targets: Any, weights: Any = None, scale: float = 1.0, dtype: str = "float32"
 ) -> Result:
-    """Forward and backward in PyTorch, every tensor of the table kept; inputs, targets, weights (b, t)."""
+    """Runs forward and backward in PyTorch and keeps every tensor of the table; inputs, targets, weights (b, t)."""
     reference, torch = load_reference(), sys.modules["torch"]
     gpt = gpt.to(getattr(torch, dtype))
     x, y = (torch.as_tensor(np.asarray(ids), dtype=torch.long) for ids in (inputs, targets))
@@ -98,7 +98,7 @@ def numpy_of(tensors: Mapping[Key, Any]) -> Arrays:
 
 
 def tap(gpt: Any) -> tuple[dict[Key, Any], list[Any]]:
-    """Forward hooks that keep what enters and leaves each module; the dict fills in the forward pass."""
+    """Adds hooks that keep each module's input and output; returns the dict, which forward fills, and the hooks' handles."""
     kept: dict[Key, Any] = {}
 
     def keep(module: Any, names: tuple[str, str], layer: int) -> Any:
@@ -134,7 +134,7 @@ def attention_lse(qkv: Any, NH: int, window: int, reference: ModuleType) -> Any:
 
 
 def loss_pair(losses: Any, targets: Any, weights: Any, reference: ModuleType) -> Any:
-    """The mean loss, 1 / sum of the weights (0 if that is 0)."""
+    """(the mean loss, 1 / sum of the weights, or 0 if that sum is 0)."""
     total = (weights * (targets != -1)).sum()
     inverse = 1 / total if total > 0 else total
     mean = reference.mean_loss(losses, targets, weights)
@@ -142,6 +142,6 @@ def loss_pair(losses: Any, targets: Any, weights: Any, reference: ModuleType) ->
 
 
 def norm_pair(grads: Sequence[Any]) -> Any:
-    """The global norm of the gradients, the factor that clips it to MAX_NORM: as clip_grad_norm_."""
+    """(the global norm of the gradients, the factor that clips it to MAX_NORM), as in clip_grad_norm_."""
     norm = sum(g.pow(2).sum() for g in grads).sqrt()
     return norm.new_tensor([norm.item(), min(1.0, MAX_NORM / (norm.item() + 1e-6))])

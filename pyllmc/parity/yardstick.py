@@ -1,20 +1,20 @@
-"""How far from the float64 answer float32 may be: the one place where every comparison with PyTorch gets its measure.
+"""The distance from the float64 answer that float32 may have: every comparison with PyTorch takes its measure here.
 
-PyTorch's own error is the luck of the library that multiplies matrices on this CPU: it adds up in another order on
-another one, and errs three to five times less there (MKL with AVX-512, measured). So the formula is evaluated twice in
-float32, as PyTorch does it here and plainly, and the one that is further from the float64 answer counts. The plain
-evaluation is slow and is made only where PyTorch's own is not far enough from it. Plainly means:
+PyTorch's own error depends on the library that multiplies matrices on this CPU. On another CPU it adds up in another
+order, and errs three to five times less (MKL with AVX-512, measured). So the formula is evaluated twice in float32, as
+PyTorch does it here and plainly, and the result that is further from the float64 answer counts. The plain evaluation is
+slow, so it is made only if PyTorch's own error allows too little. Plainly means:
 
     a product adds up its terms one after the other, each product and each sum rounded, as a loop in C does;
     a sum of many numbers adds up runs of RUN of them, and then the runs (numbers of one sign add their errors up);
-    softmax is exp(x - lse) of an lse that is stored, as kernels do it that keep lse and no weights;
+    softmax is exp(x - lse) with an lse that is stored, as in kernels that keep lse and no weights;
     softmax, GELU and AdamW round every operation of their formulas.
 
-Of few numbers the largest error is luck, too: where the plain evaluation is not far enough off either, it is made again
-with the terms of every sum in other orders, which are drawn once and for all (ORDERS).
+The largest error of few numbers is luck, too. So if the plain evaluation allows too little, it is made again with the
+terms of every sum in other orders, which are drawn once and for all (ORDERS).
 
 numpy's multiplications and additions round as IEEE 754 says, so this is the same number on every CPU. A kernel that
-works in float32 adds up in some such order or in a better one: of n terms, the error is at most about sqrt(n) roundings of
+works in float32 adds up in some such order or in a better one: for n terms, the error is at most about sqrt(n) roundings of
 the partial sums (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
 2019). Their bound itself, from the sum of the terms' sizes, is about sqrt(n) times too wide where signs differ.
 """
@@ -31,15 +31,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-RUN = 128  # numbers
-ORDERS = 3  # that terms are added up in besides their own
-TILE = 1 << 14  # results that stay in a core's cache while their terms are added
+RUN = 128  # numbers in a run
+ORDERS = 3  # orders in which terms are added up, besides their own
+TILE = 1 << 14  # results at a time, so that they stay in a core's cache while their terms are added
 aten = torch.ops.aten
 NARROW = (torch.float32, torch.bfloat16)
-LUCK = 1000  # times: an error so much larger than allowed is no matter of rounding, and needs no second evaluation
+LUCK = 1000  # an error so many times larger than allowed is no rounding, so it needs no second evaluation
 
 
-_order = 0  # 0: as they come; else a seed
+_order = 0  # 0: terms are added as they come; else the seed of their order
 
 
 def arranged(n: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def arranged(n: int) -> np.ndarray:
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(M, K) @ (K, N), term after term."""
+    """The product (M, K) @ (K, N), added up term after term."""
     (M, K), N = a.shape, b.shape[1]
     out, b = np.zeros((M, N), np.float32), np.ascontiguousarray(b)
     rows = max(1, TILE // max(N, 1))
@@ -71,7 +71,7 @@ def total(x: np.ndarray) -> np.ndarray:
         x = runs[:, 0].copy()
         for k in range(1, runs.shape[1]):
             x += runs[:, k]
-    return x.sum(0, dtype=np.float32)  # of one, or of none
+    return x.sum(0, dtype=np.float32)  # one term is left, or none
 
 
 def numbers(x: Any) -> np.ndarray:
@@ -108,7 +108,7 @@ def sum_all(x: Any, *, dtype: Any = None) -> Any:
 
 
 def embedding_dense_backward(grad: Any, ids: Any, rows: int, padding: int, scaled: bool) -> Any:
-    """Row i: the sum of the gradients of all tokens i, one after the other, as PyTorch adds them up."""
+    """Row i is the sum of the gradients of all tokens i, added one after the other, as PyTorch does."""
     flat, at = numbers(grad).reshape(-1, grad.shape[-1]), ids.numpy().ravel()
     out = np.zeros((rows, flat.shape[1]), np.float32)
     for i, row in zip(at, flat):
@@ -123,14 +123,14 @@ def native_layer_norm(x: Any, shape: Any, weight: Any, bias: Any, eps: float) ->
     away = v - mean
     rstd = 1 / np.sqrt(total(np.moveaxis(away * away, -1, 0).copy())[..., None] / C + np.float32(eps))
     out = away * rstd * numbers(weight) + numbers(bias)
-    kinds = aten.native_layer_norm(x, shape, weight, bias, eps)[1:]  # their types
+    kinds = aten.native_layer_norm(x, shape, weight, bias, eps)[1:]  # only their types are used
     return like(out, x), *(like(y, k) for y, k in zip((mean, rstd), kinds))
 
 
 def native_layer_norm_backward(
     dout: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Any
 ) -> Any:
-    """dinp is PyTorch's; dweight and dbias are sums over all the rows, one after the other, as PyTorch's."""
+    """dinp is PyTorch's; dweight and dbias add up all the rows, one after the other, as PyTorch does."""
     dinp, _, _ = aten.native_layer_norm_backward(dout, x, shape, mean, rstd, weight, bias, mask)
     d, norm = numbers(dout), (numbers(x) - numbers(mean)) * numbers(rstd)
     C = d.shape[-1]
@@ -228,7 +228,7 @@ PLAINLY: dict[Any, Callable[..., Any]] = {
 
 
 class Plain(TorchDispatchMode):
-    """PyTorch whose sums are the ones above."""
+    """A mode in which PyTorch computes by the functions above."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         plain = PLAINLY.get(func)
@@ -246,7 +246,7 @@ class Plain(TorchDispatchMode):
 
 @contextlib.contextmanager
 def plainly(order: int = 0) -> Iterator[None]:
-    """Inside, PyTorch adds up in float32 in an order that is the same on every CPU."""
+    """Inside, PyTorch adds up float32 in an order that is the same on every CPU."""
     global _order
     _order = order
     try:
@@ -257,9 +257,9 @@ def plainly(order: int = 0) -> Iterator[None]:
 
 
 class Single:
-    """An array of the formula in float32: as PyTorch has it here, and plainly where that is asked for; then any more ways."""
+    """An array of a formula in float32: as PyTorch computes it here, then plainly if asked for, then in more ways."""
 
-    __array_ufunc__ = None  # an array + this is this class's sum
+    __array_ufunc__ = None  # so that an array + this calls __radd__
 
     def __init__(self, here: Any, plain: Callable[[], Any], more: Sequence[Callable[[], Any]] = ()) -> None:
         self.here, self.plain, self.more = np.asarray(here), plain, more
@@ -290,7 +290,7 @@ class Single:
 
 
 def once_plainly(formula: Callable[[], Any], order: int = 0) -> Callable[[], Any]:
-    """Evaluates it when it is first called."""
+    """A function that evaluates the formula plainly at its first call, and keeps the result."""
 
     @functools.cache
     def evaluate() -> Any:
@@ -303,7 +303,7 @@ def once_plainly(formula: Callable[[], Any], order: int = 0) -> Callable[[], Any
 def both(
     formula: Callable[[Any], Sequence[Any]], kind: Any = torch.float32
 ) -> tuple[list[Single], list[Any]]:
-    """The arrays of formula(kind), as far off as a good kernel's may be half, and those of formula(torch.float64)."""
+    """The arrays of formula(kind) and of formula(torch.float64). A good kernel may be twice as far off as the first."""
     exact = [np.asarray(x) for x in formula(torch.float64)]
     ways = [once_plainly(lambda: formula(kind), order) for order in range(ORDERS + 1)]
 
