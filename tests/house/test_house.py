@@ -359,8 +359,6 @@ SPEAKING = [
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".c", ".h", ".cu", ".cuh", ".cpp", ".def", ".py"} and path.parts[-2] != "lib"
 ]
-UNMENDED = ["pyllmc"]  # rooms whose comments do not follow the rule yet
-UNMENDED_FILES: list[str] = []
 
 
 def comments_of_python(text: str) -> Iterator[tuple[int, str]]:
@@ -391,8 +389,6 @@ def test_a_comment_begins_with_its_subject():
     found = []
     for path in SPEAKING:
         name = str(path.relative_to(ROOT))
-        if name in UNMENDED_FILES or any(name.startswith(f"{room}/") for room in UNMENDED):
-            continue
         comments = comments_of_python if path.suffix == ".py" else comments_of_c
         found += [
             f"{name}:{line}: {text[:60]}" for line, text in comments(path.read_text()) if begins_badly(text)
