@@ -22,7 +22,7 @@ from pyllmc.engine.arguments import (
     make_room,
     make_sampling,
 )
-from pyllmc.engine.checkpoint import TOKENIZER, read_section
+from pyllmc.engine.checkpoint import TOKENIZER
 
 
 def _up_to(ids: list[int], eot: int) -> list[int]:
@@ -93,8 +93,8 @@ class Model(NotCopied):
     def _take_weights(self, origin: Origin, seed: int, init_std: float) -> None:
         """Loads a file that the engine reads, takes the weights that Python has read, or draws fresh ones."""
         if origin.file:
-            self._check(self._lib.llmc_model_load(self._handle, origin.file))
-            self._tokenizer = read_section(self._lib, origin.file, TOKENIZER)
+            origin.file.load_into(self._handle)
+            self._tokenizer = origin.file.section(TOKENIZER)
         elif origin.weights:
             for name, x in origin.weights.tensors:  # one at a time, so that none is held twice
                 self.params[name] = x

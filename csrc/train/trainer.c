@@ -263,6 +263,12 @@ static int keep_numbered(llmc_trainer *t) {
     return run_drop_numbered(&t->run, t->step, t->options.keep);
 }
 
+/* True if the run goes on in its own folder, from last.ckpt. */
+static int started_from_last(const llmc_trainer *t) {
+    const char *name = strrchr(t->start_file, '/');
+    return t->in_place && !strcmp(name ? name + 1 : t->start_file, "last.ckpt");
+}
+
 static int save_last(llmc_trainer *t) {
     if (t->kept != t->step) {
         TRY(save(t, "last.ckpt", 1));
@@ -312,6 +318,8 @@ static int at_save(llmc_trainer *t) {
     const int ending = t->stop || t->step >= last;
     const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
     const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* as the checkpoint has it */
+    if (fresh && started_from_last(t))
+        TRY(keep_numbered(t)); /* a kill may have come before last.ckpt got its second name */
     if (fresh && ending && !t->stop) {
         t->phase = FINISHED;
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",

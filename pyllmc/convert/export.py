@@ -17,7 +17,9 @@ from pyllmc.convert import card, load, to_bin, to_gguf, to_hf
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.dtypes import check_finite, narrow, widen
 from pyllmc.convert.recipes import targets
+from pyllmc.engine import _ffi
 from pyllmc.engine.arena import load_arena
+from pyllmc.engine.weightfile import WeightFile
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
 
@@ -117,7 +119,7 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
     with atomic_path(job.path) as temporary:
         with writing(job.path):
             to_bin.write_bin(temporary, job.config, job.tensors, job.dtype, tokenizer)
-        arena = load_arena(temporary)
+        arena = load_arena(WeightFile(_ffi.load(), temporary))
         if arena.config != job.config:
             raise BadFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
         compare(job, arena.parameters(), dict.fromkeys(job.tensors, job.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import find_checkpoint
@@ -21,18 +22,22 @@ def file_of(path: Path) -> Path:
     return path if is_bundle(path) else find_checkpoint(path)
 
 
-def describe(path: Path) -> str:
+def open_native(path: Path) -> Any:
+    """The WeightFile at a path. Only here the engine is loaded."""
     from pyllmc.engine import _ffi
+    from pyllmc.engine.weightfile import WeightFile
 
-    lib, text = _ffi.load(), _ffi.ffi().new("char[]", 128)
-    name = _ffi.encoded(file_of(path))
-    _ffi.check(lib, lib.llmc_model_describe(name, text, 128))
-    return _ffi.text(text)
+    return WeightFile(_ffi.load(), file_of(path))
+
+
+def describe(path: Path) -> str:
+    return str(open_native(path).describe())
 
 
 def open_file(path: Path) -> Weights:
-    """Loads a file; its tensors are views of memory that lives as long as they do."""
+    """Reads the file. Its tensors are views of memory that lives as long as they do."""
     from pyllmc.engine.arena import load_arena
 
-    arena = load_arena(file_of(path))
-    return Weights(describe(path), arena.config, arena.parameters())
+    file = open_native(path)
+    arena = load_arena(file)
+    return Weights(file.describe(), arena.config, arena.parameters())

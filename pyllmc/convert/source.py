@@ -11,6 +11,7 @@ from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert import hub, native
 from pyllmc.convert.kinds import Found, find
 from pyllmc.engine import _ffi
+from pyllmc.engine.weightfile import WeightFile
 from pyllmc.tables.layout import NO_VOCABULARY, GPTConfig
 
 Source = Union[str, "os.PathLike[str]", GPTConfig, Found]
@@ -20,7 +21,7 @@ class Origin(NamedTuple):
     """The place that a model's weights come from."""
 
     config: Any  # llmc_config *
-    file: bytes = b""  # the path of a file that the engine reads itself
+    file: WeightFile | None = None  # open, if the engine reads it itself
     weights: Any = None  # a pyllmc.convert.recipes.Weights, if Python reads them
     where: str = ""  # the path of the weights, beside which a tokenizer may lie
 
@@ -59,9 +60,8 @@ def make_config(source: Source, lib: Any) -> Origin:
     if not source.is_engines:
         weights = source.open()
         return Origin(_c_config(weights.config), weights=weights, where=where)
-    file = _ffi.encoded(native.file_of(source.where))
-    _ffi.check(lib, lib.llmc_model_read_config(file, config))
-    return Origin(config, file, where=where)
+    file = WeightFile(lib, native.file_of(source.where))
+    return Origin(file.config, file, where=where)
 
 
 def locate(name: str) -> Path | None:

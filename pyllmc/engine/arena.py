@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pyllmc.base.checks import NotCopied, as_text
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
 from pyllmc.engine.arguments import as_array
+from pyllmc.engine.weightfile import WeightFile
 from pyllmc.tables.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
@@ -212,13 +212,11 @@ def make_handle(lib: Any, config: Any, room: Any, threads: int = 0) -> Any:
     return _ffi.ffi().gc(out[0], lib.llmc_model_free)
 
 
-def load_arena(path: str | os.PathLike[str]) -> Arena:
+def load_arena(file: WeightFile) -> Arena:
     """The weights of a file that the engine reads, as an arena to look at: nothing is computed with it."""
-    lib, name = _ffi.load(), _ffi.encoded(path)
-    config = _ffi.ffi().new("llmc_config *")
-    _ffi.check(lib, lib.llmc_model_read_config(name, config))
-    handle = make_handle(lib, config, _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1}))
-    _ffi.check(lib, lib.llmc_model_load(handle, name))
+    lib = _ffi.load()
+    handle = make_handle(lib, file.config, _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1}))
+    file.load_into(handle)
     return Arena(lib, handle, handle)
 
 

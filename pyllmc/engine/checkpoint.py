@@ -73,15 +73,11 @@ def read_head(path: Source) -> tuple[int, GPTConfig] | None:
 # the sections of a checkpoint
 
 
-def read_section(lib: Any, path: bytes, tag: bytes) -> bytes:
+def read_section(lib: Any, path: Source, tag: bytes) -> bytes:
     """The bytes of a section of a checkpoint; empty if it has no such section."""
-    from pyllmc.engine import _ffi
+    from pyllmc.engine.weightfile import WeightFile
 
-    size = _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, _ffi.ffi().NULL, 0))
-    data = _ffi.ffi().new("char[]", max(size, 1))
-    if size:
-        _ffi.check(lib, lib.llmc_checkpoint_text(path, tag, data, size))
-    return bytes(_ffi.ffi().buffer(data, size))
+    return WeightFile(lib, path).section(tag)
 
 
 def section(source: Source, tag: bytes) -> bytes:
@@ -89,14 +85,14 @@ def section(source: Source, tag: bytes) -> bytes:
     from pyllmc.engine import _ffi
 
     path = checkpoint_of(source)
-    return read_section(_ffi.load(), _ffi.encoded(path), tag) if path else b""
+    return read_section(_ffi.load(), path, tag) if path else b""
 
 
 def read_tokenizer(path: Source) -> Tokenizer:
     """The tokenizer inside a checkpoint. Raises DataError if there is none."""
     from pyllmc.engine import _ffi
 
-    data = read_section(_ffi.load(), _ffi.encoded(path), TOKENIZER)
+    data = read_section(_ffi.load(), path, TOKENIZER)
     if not data:
         raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
     return Tokenizer.from_bytes(data, os.fspath(path))
@@ -113,10 +109,16 @@ def lines_of(text: str) -> dict[str, str]:
 
 def training(source: Source) -> dict[str, Any]:
     """The state and options of a run or a checkpoint, its data's meta.json and its loss; {} for anything else."""
-    given = lines_of(section(source, OPTIONS).decode("utf-8", "replace"))
+    from pyllmc.engine import _ffi
+    from pyllmc.engine.weightfile import WeightFile
+
+    path = checkpoint_of(source)
+    if not path:
+        return {}
+    file = WeightFile(_ffi.load(), path)
+    given, state = (lines_of(file.section(tag).decode("utf-8", "replace")) for tag in (OPTIONS, STATE))
     if not given:
         return {}
-    state = lines_of(section(source, STATE).decode("utf-8", "replace"))
     return {
         "state": state,
         "options": given,

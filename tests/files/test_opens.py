@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from opens import count_opens
 
+import pyllmc
+from pyllmc.convert.__main__ import main as convert
 from pyllmc.text import dataset
 
 TRAIN, CHAT = ROOT / "train_gpt2", ROOT / "chat_gpt2"
@@ -71,3 +73,16 @@ def test_a_chat_opens_its_model_once(folder):
     with count_opens(folder / "run/best.ckpt") as opens:
         run(CHAT, folder / "run", "--sample_tokens=3", stdin="the cat\n")
     assert opens == [1]
+
+
+def test_python_opens_a_model_once(folder):
+    with count_opens(folder / "run/best.ckpt") as opens:
+        assert pyllmc.Model(folder / "run").tokenizer_bytes
+    assert opens == [1]
+
+
+def test_an_export_opens_its_source_for_each_of_its_questions_once(folder):
+    """Weights, tokenizer and training are told apart; before the last two its first bytes tell that it is a checkpoint."""
+    with count_opens(folder / "run/best.ckpt") as opens:
+        assert convert([str(folder / "run"), str(folder / "out.bin")]) == 0
+    assert opens == [5]

@@ -109,3 +109,12 @@ def test_a_file_system_with_one_name_for_a_file(data, tmp_path):
     assert numbered(tmp_path / "run") == [2, 4]
     last, copy = (tmp_path / "run/last.ckpt"), (tmp_path / "run/step_00000004.ckpt")
     assert not last.samefile(copy) and last.read_bytes() == copy.read_bytes()
+
+
+@pytest.mark.parametrize("max_steps", [4, 5])
+def test_a_name_that_a_kill_prevented_is_given_when_the_run_goes_on(max_steps, data, tmp_path):
+    """Or when there is nothing left to do."""
+    train(data=data, out=tmp_path, max_steps=4, checkpoint_every=2, keep=3, **SIZES)
+    (tmp_path / "step_00000004.ckpt").unlink()
+    train(resume=tmp_path, max_steps=max_steps)
+    assert numbered(tmp_path) == [2, 4, 5][: max_steps - 2]
