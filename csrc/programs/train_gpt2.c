@@ -48,6 +48,13 @@ static void catch_signals(void) {
 #endif
 }
 
+#ifdef __wasi__ /* it has no signals to answer */
+static int on_pulse(void *context, const char *text) {
+    (void)context;
+    show_live(text);
+    return interrupted;
+}
+#else
 /* The first line after the answer to a signal may have been meant to come before it: it is left out. */
 static int on_pulse(void *context, const char *text) {
     static int is_answered;
@@ -62,6 +69,7 @@ static int on_pulse(void *context, const char *text) {
     sigprocmask(SIG_SETMASK, &usual, NULL);
     return interrupted;
 }
+#endif
 
 /* ---- the default data ---- */
 

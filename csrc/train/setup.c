@@ -301,8 +301,8 @@ int setup_check(llmc_trainer *t) {
     TRY(locate_check_device(o->device));
     t->k = llmc_kernels(NULL);
     if (!t->k) return LLMC_EDEVICE;
-    TRY(t->precision = gpt2_precision(t->k, o->precision));
     TRY(open_resume(t));
+    TRY(t->precision = gpt2_precision(t->k, o->precision)); /* the resumed run's, unless the call gave another */
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
     TRY(choose_sizes(t));
