@@ -15,7 +15,8 @@ typedef struct Format {
 
 static const Format formats[] = {
     {tfbundle_is, tfbundle_open, tfbundle_describe},
-    {llmcfile_is, llmcfile_open, llmcfile_describe}, /* the last, because it takes any file and says what it is not */
+    {llmcfile_is, llmcfile_open,
+     llmcfile_describe}, /* last: it accepts any file, and its open() tells what else the file is */
 };
 enum { NUM_FORMATS = sizeof formats / sizeof *formats };
 

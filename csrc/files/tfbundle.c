@@ -272,8 +272,8 @@ static int is_released(int64_t L, int64_t C) {
     return 0;
 }
 
-/* Looks for an L and a C with which a model of OpenAI's V and T fills the data. Returns how many there are, and the last; but if
- * a released model is among them, that one alone. */
+/* Looks for an L and a C with which a model of OpenAI's V and T fills the data. Returns how many there are and
+ * stores the last. A released model wins at once: 1. */
 static int fit_sizes(int64_t bytes, llmc_config *c) {
     const int64_t floats = bytes / 4;
     int found = 0;

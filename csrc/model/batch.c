@@ -54,7 +54,7 @@ static int check_loss_weights(const float *weights, int64_t n) {
     return LLMC_OK;
 }
 
-/* NULL: all are 1. Those that are 1 on the device already are not copied again. */
+/* weights NULL: all are 1. The first m->ones weights on the device are 1 already and are not copied again. */
 static void copy_loss_weights(llmc_model *m, const float *weights, int64_t n) {
     float *to = acts_at(m, 0).loss_weights;
     if (weights) {

@@ -50,7 +50,7 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     if (!k) return LLMC_EDEVICE;
     llmc_model *model = calloc(1, sizeof *model);
     CHECK(model, LLMC_ENOMEM, "no memory for a model's description");
-    *model = (llmc_model){.config = *config, .room = *room, .k = k, .ctx.threads = threads_for(threads)};
+    *model = (llmc_model){.config = *config, .room = *room, .k = k, .ctx.threads = threads_asked(threads)};
     int rc = layout_make(&model->layout, config, room);
     if (rc == 0) rc = llmc_config_check(&model->config);
     if (rc == 0) rc = allocate(model);

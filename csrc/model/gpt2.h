@@ -12,7 +12,7 @@ struct llmc_model {
     int state;            /* one of the above; it decides which call may follow */
     int64_t step;         /* AdamW steps taken */
     const void *cache_of; /* the generation whose keys and values are cached, while state is EMPTY; NULL: none */
-    int64_t ones;         /* so many loss weights on the device are 1 */
+    int64_t ones;         /* the first `ones` loss weights on the device are 1 */
     const Kernels *k;     /* chosen once, when the model is made, as is the number of threads in ctx */
     Context ctx;
     Layout layout;

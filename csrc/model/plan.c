@@ -35,7 +35,7 @@ static int fits(const Sizes *s, int64_t available) {
     return plan_make(&plan, s->k, s->config, &s->room, s->threads) == 0 && plan.total <= available;
 }
 
-/* The largest B that fits if all else stays; room.B does. */
+/* The largest B that fits with T and recompute unchanged. room.B itself must fit. */
 static int largest_batch(Sizes s, int64_t available) {
     int least = s.room.B, most = s.room.B;
     for (; most < 1 << 24; least = most) {
@@ -120,11 +120,11 @@ int plan_text(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
 
 int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan) {
     const Kernels *k = llmc_kernels(NULL);
-    return k ? plan_make(plan, k, config, room, threads_for(threads)) : LLMC_EDEVICE;
+    return k ? plan_make(plan, k, config, room, threads_asked(threads)) : LLMC_EDEVICE;
 }
 
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
     const Kernels *k = llmc_kernels(NULL);
     llmc_plan plan;
-    return k ? plan_text(&plan, k, config, room, threads_for(threads), text, size) : LLMC_EDEVICE;
+    return k ? plan_text(&plan, k, config, room, threads_asked(threads), text, size) : LLMC_EDEVICE;
 }

@@ -4,10 +4,10 @@
 #include "model/layout.h"
 
 /* The threads that a number asks for: 0 asks for as many as the process may use cores. */
-static inline int threads_for(int asked) { return asked > 0 ? asked : llmc_default_threads(); }
+static inline int threads_asked(int asked) { return asked > 0 ? asked : llmc_default_threads(); }
 
 int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, const llmc_room *room, int threads);
-/* The same, and LLMC_ENOMEM if the device has less memory than that: the message says which sizes would fit. */
+/* plan_make, then LLMC_ENOMEM if the device has less memory than the plan; the message says which sizes would fit. */
 int plan_check(llmc_plan *plan, const Kernels *k, const llmc_config *config, const llmc_room *room, int threads);
 /* The same, and the plan in one line, with the largest B that would fit. */
 int plan_text(llmc_plan *plan, const Kernels *k, const llmc_config *config, const llmc_room *room, int threads,

@@ -19,7 +19,7 @@ static volatile pid_t maker; /* the process that makes the data, or 0 */
 static void pass_on(int number) {
     if (maker > 0) kill(maker, number);
 }
-static int is_ignored(int number) { /* as nohup has it */
+static int is_ignored(int number) { /* true if the signal was ignored at the start, as under nohup */
     struct sigaction now;
     return sigaction(number, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
 }
@@ -55,7 +55,7 @@ static int on_pulse(void *context, const char *text) {
     return interrupted;
 }
 #else
-/* The first line after the answer to a signal may have been meant to come before it: it is left out. */
+/* Drops the first line after the answer to a signal, because it may describe work from before the signal. */
 static int on_pulse(void *context, const char *text) {
     static int is_answered;
     sigset_t ending, usual;

@@ -12,7 +12,7 @@
 typedef struct Word {
     const char *text;
     uint32_t n, room;
-    uint64_t *heap; /* (2n) rank << 32 | the part that it is for; out of date if rank[] of that part differs */
+    uint64_t *heap; /* (2n) heap of rank << 32 | part; an entry is out of date if it differs from rank[part] */
     int64_t waiting;
     uint32_t *next, *prev; /* (n) for the part that begins at a byte: where its neighbours begin; n: there is none */
     /* (n) the piece that the part and the next one make; NONE: they make none, or no part begins here */

@@ -21,7 +21,7 @@ static void add_device(Growing *text, const llmc_trainer *t) {
 
 /* Starts the threads, and tells how many there are; if that is not one for each core, also why. */
 static void start_threads(Growing *text, llmc_trainer *t) {
-    const int cores = cores_here(), asked = (int)t->options.threads, wanted = threads_for(asked);
+    const int cores = cores_here(), asked = (int)t->options.threads, wanted = threads_asked(asked);
     const int threads = t->threads = llmc_start_threads(wanted);
     growing_add(text, ", %d thread%s", threads, s_of(threads));
     if (threads < wanted)

@@ -56,6 +56,14 @@ int64_t run_reached(const char *folder) {
     return newest;
 }
 
+int run_drop_later(const Run *run, int64_t step) {
+    char path[2 * OPTION_TEXT];
+    TRY(run_drop_numbered(run, step, INT64_MAX));
+    run_path(run, "best.ckpt", path, sizeof path);
+    if (step_of(path) <= step) return 0;
+    return unlink(path) < 0 && errno != ENOENT ? failed(path, "removed") : 1;
+}
+
 /* Finds a checkpoint that must go: 1 and its name, or 0. */
 static int find_surplus(DIR *dir, int64_t last, int64_t keep, char *name, size_t size) {
     int64_t oldest = INT64_MAX, of, n = 0;

@@ -32,6 +32,8 @@ int run_drop_numbered(const Run *run, int64_t step, int64_t keep);
 /* Looks how far the run in a folder has come: the step of its last.ckpt, or, where that cannot be read, of the newest
  * step_N.ckpt; -1: neither. */
 int64_t run_reached(const char *folder);
+/* Removes all checkpoints step_N.ckpt with N > step, and best.ckpt if it is of a later step: 1 if so, else 0. */
+int run_drop_later(const Run *run, int64_t step);
 /* True if `name` is step_N.ckpt; tells N unless step is NULL. */
 int run_is_numbered(const char *name, int64_t *step);
 void run_path(const Run *run, const char *name, char *path, size_t size);

@@ -389,5 +389,9 @@ int setup_model(llmc_trainer *t) {
     if (t->resumed) TRY(note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
     llmc_file_free(t->file), t->file = NULL;
-    return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
+    TRY(run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated));
+    if (!t->in_place || !t->options.overwrite) return LLMC_OK;
+    const int dropped = run_drop_later(&t->run, t->step);
+    if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1;
+    return dropped < 0 ? dropped : LLMC_OK;
 }

@@ -7,7 +7,7 @@
 #include "train/run.h"
 
 enum { TEXT_SIZE = 1 << 16 }; /* bytes */
-/* How much is done of the work that is due between two steps. EVALUATED: all; VALIDATED: all but the sample. */
+/* The progress of the work between two steps: none, all of it, or the validation without the sample. */
 enum { NOT_EVALUATED, EVALUATED, VALIDATED };
 enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING };
 
@@ -33,7 +33,7 @@ struct llmc_trainer {
     int yield_gradients, saved; /* saved: there is a checkpoint to go back to */
     volatile sig_atomic_t stop, doing;
     int64_t step, tokens, position; /* position: that of the data when the present step began */
-    int found;                      /* `evaluated`, as the checkpoint that is resumed has it */
+    int found;                      /* `evaluated`, as read from the resumed checkpoint */
     int64_t kept, best_step;        /* the step of last.ckpt, -1: none yet; the step of the best, -1: not known */
     double val_loss, best_val_loss;
     double loss, norm, lr; /* the present step's */

@@ -10,8 +10,8 @@
 struct llmc_generation {
     llmc_model *model;
     llmc_sampling how;
-    int b, T, held;        /* held: the tokens of each text */
-    int cached;            /* the first so many have keys and values in the model, unless it did something else since */
+    int b, T, held; /* held: the tokens of each text */
+    int cached;     /* how many leading tokens have cached keys and values, unless the model did something else since */
     Candidate *candidates; /* (V) */
     float *logits;         /* (b,V) */
     float *unpunished;     /* (T) */

@@ -32,6 +32,12 @@ def _serve(function: Callable[[Any], Any], parent: Connection) -> None:
             parent.send(answer)
 
 
+DIED = (
+    "a worker process died: out of memory (use fewer workers), or the calling script lacks "
+    'if __name__ == "__main__":'
+)
+
+
 class _Worker:
     """A process, spawned and not forked, since the caller may have threads. It gets `function` once, which must pickle."""
 
@@ -40,6 +46,8 @@ class _Worker:
         self._process = get_context("spawn").Process(target=_serve, args=(function, theirs), daemon=True)
         try:
             self._process.start()
+        except BrokenPipeError as e:  # before it had read what it was given
+            raise DataError(DIED) from e
         except OSError as e:
             raise DataError(
                 "the system starts no more processes (ulimit -u, or its container's limit): use one worker"
@@ -57,10 +65,7 @@ class _Worker:
         try:
             done, result = self._pipe.recv()
         except (EOFError, OSError) as e:
-            raise DataError(
-                "a worker process died: out of memory (use fewer workers), or the calling script lacks "
-                'if __name__ == "__main__":'
-            ) from e
+            raise DataError(DIED) from e
         if not done:
             raise result
         return result

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Union
 
-from pyllmc.base.errors import DataError, SystemFailure
+from pyllmc.base.errors import BadFile, DataError, SystemFailure
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from pyllmc.text.tokenizer import Tokenizer
 Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
+CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEAD = 9  # the number of int32 of the header that are read here
 
 
@@ -88,6 +90,20 @@ def section(source: Source, tag: bytes) -> bytes:
     return read_section(_ffi.load(), path, tag) if path else b""
 
 
+def verify(path: Source) -> None:
+    """Raise BadFile unless the checksum that ends a checkpoint is that of all bytes before it. Loading weights does this, too."""
+    left, crc = os.path.getsize(path) - CHECKSUM, 0
+    with open(path, "rb") as file:
+        while block := file.read(max(0, min(left, 1 << 20))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+        expected = int.from_bytes(file.read()[-4:], "little")
+    if crc != expected:
+        raise BadFile(
+            f"{os.fspath(path)} is damaged: expected checksum {expected:08x}, found {crc:08x}; use another copy or an "
+            "earlier checkpoint"
+        )
+
+
 def read_tokenizer(path: Source) -> Tokenizer:
     """The tokenizer inside a checkpoint. Raises DataError if there is none."""
     from pyllmc.engine import _ffi
@@ -95,6 +111,7 @@ def read_tokenizer(path: Source) -> Tokenizer:
     data = read_section(_ffi.load(), path, TOKENIZER)
     if not data:
         raise DataError(f"{path} carries no tokenizer: it was trained on data without one")
+    verify(path)
     return Tokenizer.from_bytes(data, os.fspath(path))
 
 

@@ -68,6 +68,15 @@ def test_a_run_carries_its_byte_pairs(data, tmp_path, capsys):
         assert ids == own.encode("the cät's 12")
     assert "name     bpe\n" in command(capsys, "info", run)
 
+    damaged = bytearray((run / "last.ckpt").read_bytes())
+    damaged[damaged.index(b"TOKENIZR") + 2000] ^= (
+        1  # within the table: ids of another vocabulary, were it taken
+    )
+    (run / "damaged.ckpt").write_bytes(damaged)
+    assert "damaged.ckpt is damaged: expected checksum" in command(
+        capsys, "encode", run / "damaged.ckpt", "the", code=4
+    )
+
 
 def test_ids_and_text_come_and_go_as_they_are():
     text = "Zwölf Bären 🐻\n\n  \0".encode() + b"\xff"

@@ -13,6 +13,7 @@ from conftest import ROOT
 from test_checkpoint_faults import preloading
 
 import pyllmc
+from pyllmc.engine.checkpoint import training
 
 SIZES = {
     "model": "gpt-nano",
@@ -31,6 +32,10 @@ def train(**options) -> list[float]:
 
 def numbered(run: Path) -> list[int]:
     return sorted(int(path.stem[5:]) for path in run.glob("step_*.ckpt"))
+
+
+def best_step(run: Path) -> int:
+    return int(training(run / "best.ckpt")["state"]["step"])
 
 
 @pytest.mark.parametrize("keep, kept", [(0, []), (1, [7]), (2, [6, 7]), (99, [2, 4, 6, 7])])
@@ -118,3 +123,15 @@ def test_a_name_that_a_kill_prevented_is_given_when_the_run_goes_on(max_steps, d
     (tmp_path / "step_00000004.ckpt").unlink()
     train(resume=tmp_path, max_steps=max_steps)
     assert numbered(tmp_path) == [2, 4, 5][: max_steps - 2]
+
+
+def test_a_later_best_goes_with_the_steps_that_are_given_up(data, tmp_path):
+    """best.ckpt must not stand for a run that has gone back before it."""
+    train(
+        data=data, out=tmp_path, max_steps=8, checkpoint_every=2, keep=9, lr=1e-2, **{**SIZES, "val_every": 2}
+    )
+    assert best_step(tmp_path) == 8  # the loss still falls
+    train(resume=tmp_path / "step_00000004.ckpt", max_steps=5, overwrite=True, val_every=0)
+    assert not (tmp_path / "best.ckpt").exists() and numbered(tmp_path) == [2, 4, 5]
+    train(resume=tmp_path, max_steps=6, val_every=2)
+    assert best_step(tmp_path) == 6
