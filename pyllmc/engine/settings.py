@@ -6,12 +6,14 @@ import numbers
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyllmc.base.checks import NotCopied, as_int, as_path, as_word, is_array, refuse
 from pyllmc.engine import _ffi
+from pyllmc.engine.checkpoint import training
 
 
 class Options(NotCopied):
@@ -64,7 +66,15 @@ class Options(NotCopied):
 
     def load(self) -> Any:
         """Load the library of the device that the options name."""
-        return _ffi.load(self.get("device"), self.get("precision"))
+        return _ffi.load(self.get("device"), self._precision())
+
+    def _precision(self) -> str:
+        """The precision to come: a GPU's library has one, so that of a resumed run must be known before C reads its options."""
+        device, resume, precision = (str(self.get(name)) for name in ("device", "resume", "precision"))
+        if device in ("auto", "cpu") or not resume or self.is_given("precision"):
+            return precision
+        path = Path(resume, "last.ckpt") if os.path.isdir(resume) else Path(resume)
+        return str(training(path).get("options", {}).get("precision", precision))
 
     def version(self) -> str:
         return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"

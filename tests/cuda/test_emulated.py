@@ -182,8 +182,12 @@ def test_a_checkpoint_moves_between_devices(name: str, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_trainer_on_it(letters, tmp_path):
+@pytest.mark.parametrize(
+    "precision", ["auto", "fp32"]
+)  # each is a library of its own, which a resume must find
+def test_the_trainer_on_it(letters, precision, tmp_path):
     """Runs the command's loop; a run resumed from a checkpoint has the same bits as one never stopped."""
+    letters = {**letters, "precision": precision}
     whole = pyllmc.Trainer(out=tmp_path / "whole", max_steps=4, **letters)
     losses = [e.loss for e in whole if e.kind == "step"]
     first = pyllmc.Trainer(out=tmp_path / "part", max_steps=4, **letters)
