@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     Raises SystemFailure if there is no such file, BadFile for a line that holds something else.
     """
     path = Path(run) / "metrics.jsonl"
+    if os.path.exists(run) and not os.path.isdir(run):
+        raise SystemFailure(f"{run} is no folder: give the folder of a run that has trained")
     if not path.exists():
         raise SystemFailure(f"{path} does not exist: give the folder of a run that has trained")
     check_regular(path)  # a pipe or a device may never end

@@ -70,7 +70,8 @@ class Options(NotCopied):
 
     def _precision(self) -> str:
         """The precision to come: a GPU's library has one, so that of a resumed run must be known before C reads its options."""
-        device, resume, precision = (str(self.get(name)) for name in ("device", "resume", "precision"))
+        device, precision = str(self.get("device")), str(self.get("precision"))
+        resume = "" if self.is_chat else str(self.get("resume"))
         if device in ("auto", "cpu") or not resume or self.is_given("precision"):
             return precision
         path = Path(resume, "last.ckpt") if os.path.isdir(resume) else Path(resume)
