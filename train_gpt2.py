@@ -251,7 +251,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     of a size."""
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
-    if found := checkpoint_of(o.model):  # which is read here without compiled code
+    if found := checkpoint_of(o.model):  # llm.c's format is read here, without compiled code
         return read_model(os.fspath(found))
     return from_weights(convert.open_weights(o.model))
 

@@ -17,11 +17,6 @@ int run_is_numbered(const char *name, int64_t *step) {
     return 1;
 }
 
-static int failed(const char *path, const char *what) {
-    const int error = errno;
-    return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s", path, what, strerror(error), remedy_for(error));
-}
-
 int run_link(const Run *run, const char *name, const char *second) {
     char from[2 * OPTION_TEXT], to[2 * OPTION_TEXT], beside[2 * OPTION_TEXT];
     run_path(run, name, from, sizeof from);
@@ -30,10 +25,10 @@ int run_link(const Run *run, const char *name, const char *second) {
     unlink(beside); /* a process that was killed may have left one */
     if (link(from, beside) < 0) {
         const int one_name_only = errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS;
-        return one_name_only ? 0 : failed(to, "written");
+        return one_name_only ? 0 : run_system_error(to, "written");
     }
     const int moved = rename(beside, to);
-    const int rc = moved < 0 ? failed(to, "put in place") : 1;
+    const int rc = moved < 0 ? run_system_error(to, "put in place") : 1;
     unlink(beside); /* rename leaves it if both names already are the same file */
     return rc;
 }
@@ -61,7 +56,7 @@ int run_drop_later(const Run *run, int64_t step) {
     TRY(run_drop_numbered(run, step, INT64_MAX));
     run_path(run, "best.ckpt", path, sizeof path);
     if (step_of(path) <= step) return 0;
-    return unlink(path) < 0 && errno != ENOENT ? failed(path, "removed") : 1;
+    return unlink(path) < 0 && errno != ENOENT ? run_system_error(path, "removed") : 1;
 }
 
 /* Finds a checkpoint that must go: 1 and its name, or 0. */
@@ -81,10 +76,10 @@ int run_drop_numbered(const Run *run, int64_t step, int64_t keep) {
     char name[NAME_MAX + 1], path[2 * OPTION_TEXT];
     int rc = LLMC_OK;
     DIR *dir = opendir(run->folder);
-    if (!dir) return failed(run->folder, "read");
+    if (!dir) return run_system_error(run->folder, "read");
     while (rc == 0 && find_surplus(dir, step, keep, name, sizeof name)) {
         run_path(run, name, path, sizeof path);
-        if (unlink(path) < 0 && errno != ENOENT) rc = failed(path, "removed");
+        if (unlink(path) < 0 && errno != ENOENT) rc = run_system_error(path, "removed");
     }
     closedir(dir);
     return rc;

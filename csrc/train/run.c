@@ -21,7 +21,7 @@ static int exists(const Run *run, const char *name) {
     return access(path, F_OK) == 0;
 }
 
-static int system_error(const char *path, const char *what) {
+int run_system_error(const char *path, const char *what) {
     const int error = errno;
     return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s", path, what, strerror(error), remedy_for(error));
 }
@@ -31,7 +31,7 @@ static int make_folder(const char *path) {
     const int error = errno;
     if (is_folder(path)) return LLMC_OK; /* some file systems refuse before they see that it is there */
     errno = error;
-    return system_error(path, "made");
+    return run_system_error(path, "made");
 }
 
 static int make_folders(const char *path) { /* mkdir -p */
@@ -50,16 +50,16 @@ static int next_free_folder(Run *run) {
     for (int i = 0; i < 1000000; i++) {
         snprintf(run->folder, sizeof run->folder, "runs/%03d", i);
         if (mkdir(run->folder, 0777) == 0) return LLMC_OK;
-        if (errno != EEXIST) return system_error(run->folder, "made");
+        if (errno != EEXIST) return run_system_error(run->folder, "made");
     }
     FAIL(LLMC_EINVAL, "runs/ is full: name a folder with --out");
 }
 
 static int write_file(const char *path, const char *text, size_t size) {
     FILE *f = fopen(path, "we");
-    if (!f) return system_error(path, "written");
+    if (!f) return run_system_error(path, "written");
     const int failed = fwrite(text, 1, size, f) < size;
-    return fclose(f) == 0 && !failed ? LLMC_OK : system_error(path, "written");
+    return fclose(f) == 0 && !failed ? LLMC_OK : run_system_error(path, "written");
 }
 
 /* ---- metrics.jsonl ---- */
@@ -83,12 +83,12 @@ static int drop_later_metrics(const Run *run, int64_t step, int evaluated) {
     run_path(run, "metrics.jsonl", path, sizeof path);
     run_path(run, "metrics.jsonl.tmp", fresh, sizeof fresh);
     FILE *from = fopen(path, "re"), *to = from ? fopen(fresh, "we") : NULL;
-    if (!from) return errno == ENOENT ? LLMC_OK : system_error(path, "read");
+    if (!from) return errno == ENOENT ? LLMC_OK : run_system_error(path, "read");
     int failed = !to || copy_metrics(from, to, step, evaluated) < 0;
     if (to && fclose(to) != 0) failed = 1;
     fclose(from);
     if (!failed && rename(fresh, path) == 0) return LLMC_OK;
-    const int rc = system_error(path, "rewritten");
+    const int rc = run_system_error(path, "rewritten");
     unlink(fresh);
     return rc;
 }
@@ -98,7 +98,7 @@ int run_metric(Run *run, const char *line) {
     char path[2 * OPTION_TEXT];
     if (fputs(line, run->metrics) >= 0 && fflush(run->metrics) == 0) return LLMC_OK;
     run_path(run, "metrics.jsonl", path, sizeof path);
-    return system_error(path, "written");
+    return run_system_error(path, "written");
 }
 
 /* ---- a run that is replaced is kept until the new one has saved last.ckpt ----
@@ -122,7 +122,7 @@ static int transfer_file(const Run *run, const char *from, const char *to, const
     place(run, from, name, old, sizeof old);
     if (to) place(run, to, name, new, sizeof new);
     if ((to ? rename(old, new) : unlink(old)) == 0 || errno == ENOENT) return LLMC_OK;
-    return system_error(old, to ? "moved" : "removed");
+    return run_system_error(old, to ? "moved" : "removed");
 }
 
 /* Transfers the files of a folder that are named by their step; if `numbered`, only checkpoints. */
@@ -149,14 +149,14 @@ static int rename_within(const Run *run, const char *from, const char *to) {
     char old[2 * OPTION_TEXT], new[2 * OPTION_TEXT];
     run_path(run, from, old, sizeof old);
     run_path(run, to, new, sizeof new);
-    return rename(old, new) == 0 ? LLMC_OK : system_error(old, "moved");
+    return rename(old, new) == 0 ? LLMC_OK : run_system_error(old, "moved");
 }
 
 static int empty_into(const Run *run, const char *from, const char *to) {
     char path[2 * OPTION_TEXT];
     TRY(transfer(run, from, to));
     run_path(run, from, path, sizeof path);
-    return rmdir(path) == 0 ? LLMC_OK : system_error(path, "removed");
+    return rmdir(path) == 0 ? LLMC_OK : run_system_error(path, "removed");
 }
 
 static int set_aside(Run *run) {
@@ -193,7 +193,7 @@ static int check_free(const Run *run, int overwrite) {
 
 static int lock_folder(Run *run) {
     run->lock = open(run->folder, O_RDONLY | O_CLOEXEC);
-    if (run->lock < 0) return run->lock = 0, system_error(run->folder, "opened");
+    if (run->lock < 0) return run->lock = 0, run_system_error(run->folder, "opened");
     CHECK(flock(run->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK, LLMC_EINVAL,
           "%s is in use by another run: wait for it, or name another --out", run->folder);
     return LLMC_OK;
@@ -242,7 +242,7 @@ int run_open(Run *run, const llmc_options *options, const char *history, int in_
     TRY(write_config(run, options, history));
     run_path(run, "metrics.jsonl", path, sizeof path);
     run->metrics = fopen(path, "ae");
-    return run->metrics ? LLMC_OK : system_error(path, "written");
+    return run->metrics ? LLMC_OK : run_system_error(path, "written");
 }
 
 void run_saved(Run *run) {

@@ -36,5 +36,7 @@ int64_t run_reached(const char *folder);
 int run_drop_later(const Run *run, int64_t step);
 /* True if `name` is step_N.ckpt; tells N unless step is NULL. */
 int run_is_numbered(const char *name, int64_t *step);
+/* The error of errno: that `path` cannot be `what`, for example written, and the remedy. */
+int run_system_error(const char *path, const char *what);
 void run_path(const Run *run, const char *name, char *path, size_t size);
 #endif

@@ -40,7 +40,7 @@ struct llmc_trainer {
     double started, ms;    /* when it began; the smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* one for each micro-step */
-    char *text;            /* what the last event says, in memory for text_capacity bytes, at least TEXT_SIZE */
+    char *text;            /* the text of the last event, in memory for text_capacity bytes, at least TEXT_SIZE */
     int64_t text_capacity;
     int64_t sample_size; /* the bytes of text, which may hold NULs, if it is a sample; else 0 */
 };

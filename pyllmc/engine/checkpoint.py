@@ -28,16 +28,20 @@ HEAD = 9  # the number of int32 of the header that are read here
 # the file that is meant
 
 
+def _in_run(path: Path) -> Path | None:
+    """The checkpoint that a run folder stands for; None if `path` is no run folder."""
+    return next((path / name for name in RUN if (path / name).exists()), None)
+
+
 def is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in RUN)
+    return _in_run(path) is not None
 
 
 def find_checkpoint(path: Source) -> Path:
     """The path of a checkpoint: `path` itself, or best.ckpt, else last.ckpt, of a run folder."""
     path = Path(path)
-    for name in RUN:
-        if (path / name).exists():
-            return path / name
+    if found := _in_run(path):
+        return found
     if path.is_dir():
         raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
     if not path.exists():

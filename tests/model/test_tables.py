@@ -74,7 +74,7 @@ def test_the_highest_recompute_is_the_same_in_every_table():
     levels = {
         row.level for row in layout.table(GPTConfig(5, 5, 2, 1, 4)) if row.kind in ("LAYER_ACT", "CACHE")
     }
-    assert max(levels) == most + 1  # what is kept at any level
+    assert max(levels) == most + 1  # tensors kept at every level have the next number
     c = ffi.new("llmc_config *", {"maxT": 5, "V": 5, "L": 2, "NH": 1, "C": 4})
     rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
     assert lib.llmc_layout(c, ffi.new("llmc_room *", (1, 5, 1, most, 0)), rows) == 0
