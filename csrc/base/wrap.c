@@ -3,15 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "base/ranges.h"
 #include "base/utf8.h"
 
 enum { WORD = 4096 }; /* the most bytes of a word that are held back */
 
-static const struct Range {
-    int columns;
-    uint32_t first, last;
-} ranges[] = {
-#define COLUMNS(columns, first, last) {columns, first, last},
+static const Range ranges[] = {
+#define COLUMNS(columns, first, last) {first, last, columns},
 #include "base/width.def"
 #undef COLUMNS
 };
@@ -25,14 +23,7 @@ struct llmc_wrap {
 };
 
 static int columns_of(uint32_t code) {
-    /* the last range that begins at `code` or before it lies in [lo, hi) */
-    size_t lo = 0, hi = sizeof ranges / sizeof *ranges;
-    while (hi - lo > 1) {
-        const size_t middle = (lo + hi) / 2;
-        if (ranges[middle].first <= code) lo = middle;
-        else hi = middle;
-    }
-    return code >= ranges[lo].first && code <= ranges[lo].last ? ranges[lo].columns : code >= 32 && code != 127;
+    return value_in(ranges, sizeof ranges / sizeof *ranges, code, code >= 32 && code != 127);
 }
 
 llmc_wrap *llmc_wrap_new(void) { return calloc(1, sizeof(llmc_wrap)); }

@@ -3,13 +3,12 @@
 #include <stddef.h>
 #include <string.h>
 #include "text/pretokenize.h"
+#include "base/ranges.h"
 #include "base/utf8.h"
 
 enum { OTHER, LETTER, NUMBER, SPACE, END };
 
-static const struct Range {
-    uint32_t first, last, kind;
-} ranges[] = {
+static const Range ranges[] = {
 #define L(first, last) {first, last, LETTER},
 #define N(first, last) {first, last, NUMBER},
 #define S(first, last) {first, last, SPACE},
@@ -19,16 +18,7 @@ static const struct Range {
 #undef S
 };
 
-static int kind_of(uint32_t code) {
-    /* the last range that begins at `code` or before it lies in [lo, hi) */
-    size_t lo = 0, hi = sizeof ranges / sizeof *ranges;
-    while (hi - lo > 1) {
-        const size_t middle = (lo + hi) / 2;
-        if (ranges[middle].first <= code) lo = middle;
-        else hi = middle;
-    }
-    return code >= ranges[lo].first && code <= ranges[lo].last ? (int)ranges[lo].kind : OTHER;
-}
+static int kind_of(uint32_t code) { return value_in(ranges, sizeof ranges / sizeof *ranges, code, OTHER); }
 
 static int kind_of_ascii(int c) {
     if ((c | 32) >= 'a' && (c | 32) <= 'z') return LETTER;
