@@ -59,10 +59,11 @@ typedef int llmc_pulse(void *context, const char *text);
 void llmc_on_pulse(llmc_pulse *pulse, void *context);
 
 const char *llmc_backend(void); /* "cpu", "cuda" or "emu": the device of this library */
+const char *llmc_refused(void); /* why kernels that this CPU could run are left out; "": none are */
 const char *llmc_blas(void);    /* the BLAS of this build's fp32 products (make BLAS=...); "": none */
 const char *llmc_version(void); /* as in pyproject.toml */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) at its build, which tells if it is stale */
-/* The kernels for an instruction set (avx512_bf16, avx512, avx2, generic, neon, reference). "" or NULL: the one that
+/* The kernels for an instruction set (amx, avx512_bf16, avx512, avx2, generic, amx_emulated, neon, reference). "" or NULL: the one that
  * $PYLLMC_ISA names, else the best that this machine can run. Returns NULL, with an error, if there are none. */
 const Kernels *llmc_kernels(const char *isa);
 /* The number of cores that this process may use, within its container's quota and $OMP_NUM_THREADS. */

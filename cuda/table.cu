@@ -30,6 +30,7 @@ static Kernels make_table(void) {
 }
 
 extern "C" const char *llmc_backend(void) { return BACKEND; }
+extern "C" const char *llmc_refused(void) { return ""; }
 extern "C" const char *llmc_blas(void) { return ""; }   // cuBLASLt is found at run time
 extern "C" int llmc_default_threads(void) { return 1; } /* host threads: one is enough to give the device its work */
 extern "C" int llmc_start_threads(int threads) { return threads; }

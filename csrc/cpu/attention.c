@@ -7,13 +7,13 @@
  *
  * Blocks of keys begin at multiples of KB, wherever a task begins. So no bit depends on how queries are shared out. */
 #include <float.h>
-#include "attention_pack.h"
+#include "attention_amx.h"
 
 enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys together */
 
 /* A block of queries. Its out and sum so far are scaled by exp(-largest score). */
 typedef struct {
-    float *q_t, *out;     /* (hp, QB), (QB, hp) */
+    float *q_t, *out;     /* (hp, QB), (QB, hp); on tiles out is (hp, QB) */
     float *largest, *sum; /* (QB) */
 } Queries;
 /* One thread's part of the workspace. */
@@ -55,6 +55,7 @@ typedef struct {
     int hs, window, bf16;
     Log2 to_log2;
 } Head;
+static inline int on_amx(const Head *h) { return HAS_AMX && h->bf16; }
 
 static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
     return (Head){q + C, q + 2 * C, 3 * C, hs, window, USES_BF16(ctx), log2_of_score(hs)};
@@ -109,7 +110,8 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
     float shrink[QB];
     if (h->bf16) softmax_of(b, q, p, h, shrink, 1);
     else softmax_of(b, q, p, h, shrink, 0);
-    for (int i = 0; i < b.queries; i++)
+    if (on_amx(h)) scale_columns(q->out, hp, shrink, b.queries), clear_words(p, b.keys);
+    for (int i = 0; !on_amx(h) && i < b.queries; i++)
         if (shrink[i] != 1)
             for (int d = 0; d < hp; d += VL) vf_store(q->out + i * hp + d, vf_load(q->out + i * hp + d) * shrink[i]);
 }
@@ -117,6 +119,10 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
 /* p[j][i] = k[j] . q_t[.][i]. Here and below, a strip leaves out the keys that none of its queries sees. */
 static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h, Ahead *next) {
     const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
+    if (on_amx(h)) {
+        amx_scores(p, k, q_t, b, b.keys, queries_of, h->hs, next);
+        return;
+    }
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = in_vectors(queries_of(b, j, j + m));
@@ -128,6 +134,10 @@ static void scores(Block b, float *p, const float *k, const float *q_t, const He
 /* out[i] += sum over j of p[j][i] v[j]. */
 static void add_values(Block b, float *out, const float *p, const float *v, const Head *h, Ahead *next) {
     const int hp = padded(h->hs);
+    if (on_amx(h)) {
+        amx_sums(out, v, p, b, b.queries, keys_of, h->hs, next);
+        return;
+    }
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_steps(keys_of(b, i, i + m), h->bf16);
@@ -139,14 +149,17 @@ static void add_values(Block b, float *out, const float *p, const float *v, cons
 
 static void start(Queries *q, const Head *h, const floatX *rows, int n) {
     pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs}, h->bf16);
-    memset(q->out, 0, (size_t)n * padded(h->hs) * sizeof *q->out);
+    memset(q->out, 0, (size_t)QB * padded(h->hs) * sizeof *q->out);
     for (int i = 0; i < QB; i++) q->largest[i] = -FLT_MAX, q->sum[i] = 0;
 }
 
 static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, float *lse, int n) {
     const int hp = padded(h->hs);
     const double scale = 1 / sqrt(h->hs);
-    for (int i = 0; i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, 1 / q->sum[i]);
+    float share[QB];
+    for (int i = 0; i < QB; i++) share[i] = i < n ? 1 / q->sum[i] : 0;
+    if (on_amx(h)) store_columns(out, C, q->out, n, h->hs, share);
+    for (int i = 0; !on_amx(h) && i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, share[i]);
     for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
 }
 
@@ -165,7 +178,8 @@ APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h,
         Ahead next_k = rows_ahead(keys_at(h, h->k, key + KB, end));
         Ahead next_v = rows_ahead(keys_at(h, h->v, key + KB, end));
         pack_rows(s->k, k, h->bf16);
-        pack_pairs(s->v, v, h->bf16);
+        if (on_amx(h)) pack_pair_columns(s->v, v);
+        else pack_pairs(s->v, v, h->bf16);
         for (int i = 0; i < n; i += QB) {
             const Block b = {at + i - key, min(QB, n - i), keys, h->window};
             if (none_visible(b)) continue;
@@ -195,6 +209,7 @@ typedef struct Forward {
 static void forward_tasks(const void *given, Part tasks) {
     const Forward a = *(const Forward *)given;
     const int hs = a.C / a.NH;
+    amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
         const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
@@ -203,6 +218,7 @@ static void forward_tasks(const void *given, Part tasks) {
         attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
                (int)at, min(a.each, a.T - (int)at));
     }
+    amx_end();
 }
 
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
@@ -296,6 +312,7 @@ static void store_rows_of_cache(const void *given, Part rows) {
 static void cached_tasks(const void *given, Part tasks) {
     const Cached a = *(const Cached *)given;
     const int hs = a.C / a.NH;
+    amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.blocks, b = head / a.NH, i = (a.blocks - 1 - task % a.blocks) * a.rows;
         const int64_t at = a.pos[b] + i;
@@ -306,6 +323,7 @@ static void cached_tasks(const void *given, Part tasks) {
         if (a.rows == 1) attend_one(&s, o, &h, q + at * 3 * a.C, (int)at);
         else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
     }
+    amx_end();
 }
 
 static int furthest(const int *pos, int B) {

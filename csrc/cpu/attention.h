@@ -12,10 +12,14 @@
 #include "threads.h"
 
 enum { QB = 64, KB = 64, NR = VREGS / 8, MR = NR == 4 ? 4 : 6 };
+enum {
+    PAD = HAS_AMX ? 16 : VL,
+    SUMMED = HAS_AMX ? 32 : 2
+}; /* the lengths that rows, and sums of bf16, are padded to */
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
-static inline int padded(int hs) { return (hs + VL - 1) / VL * VL; }
+static inline int padded(int hs) { return (hs + PAD - 1) / PAD * PAD; }
 
 /* Query i sees the keys j <= i, j > i - window. */
 static inline int effective(int window, int T) { return window > 0 && window < T ? window : T; }
@@ -30,9 +34,9 @@ typedef struct {
     int from, to;
 } Range;
 
-/* An odd last key has no partner in its word, so the block counts as one with an invisible key. */
+/* A last key without a partner, in its word or its tile, makes the block count as one with an invisible key. */
 static inline int all_visible(Block b) {
-    return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window && b.keys % 2 == 0;
+    return b.shift >= b.keys - 1 && b.shift + b.queries <= b.window && b.keys % SUMMED == 0;
 }
 static inline int none_visible(Block b) { return b.shift + b.queries <= 0 || b.shift - b.keys + 1 >= b.window; }
 static inline Range keys_of(Block b, int i, int end) {
@@ -54,7 +58,10 @@ static inline vi visible_keys(Block b, int i, int j) {
 /* The steps of a sum over n numbers, the range of steps that covers a range of numbers, and its range in whole vectors. */
 static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
 static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
-static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, padded(max(r.to, 0))}; }
+static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, (max(r.to, 0) + VL - 1) / VL * VL}; }
+
+/* The numbers that a sum over n numbers of bf16 goes through; those past n must be zeros. */
+static inline int summed(int n) { return HAS_AMX ? (n + SUMMED - 1) / SUMMED * SUMMED : n; }
 
 /* The work of an attention in elements of threads_for. To pack and store a query costs as much as 64 more keys. */
 static inline int64_t elements(int64_t queries, int keys, int C) { return queries * (keys + 64) * C / 16; }

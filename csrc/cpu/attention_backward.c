@@ -9,21 +9,25 @@
  * Keys are taken in segments of SEGMENT, which fit the second cache. A segment's dk and dv are complete when all queries
  * have seen it; dq is the sum of the segments' parts, in their order. Few heads are split: several segments are computed at
  * once, and their parts of dq wait in the workspace for that sum, so the bits are the same. */
-#include "attention_pack.h"
+#include "attention_amx.h"
 
 enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
 
 /* One thread's part of the workspace. */
 typedef struct {
-    float *k, *k_t, *v_t, *dk, *dv;         /* (SEGMENT, hp); k_t and v_t are (hp, KB) per block of keys */
-    float *dq, *p, *ds, *ds_rows;           /* (QB, hp); (QB, KB) */
-    float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed by attention_pack.h */
-    float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
+    float *k, *k_t, *v_t, *dk, *dv; /* (SEGMENT, hp); k_t and v_t, on tiles dk and dv too, (hp, KB) per block of keys */
+    float *dq, *p, *ds, *ds_rows;   /* (QB, hp); (QB, KB) */
+    float *q, *dout, *q_pairs,
+        *dout_pairs;       /* all queries, packed; on tiles the pairs are columns, (hp, QB/2) per block */
+    float *lse, *rest, *D; /* (T): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
+
+/* The rows of T queries in whole blocks. */
+static inline int whole_blocks(int T) { return (T + QB - 1) / QB * QB; }
 
 /* Places a thread's scratch at base and returns its size in floats; base may be NULL. */
 static int64_t scratch_at(Scratch *s, float *base, int T, int hs, int bf16) {
-    const int64_t hp = padded(hs), rows = (T + QB - 1) / QB * QB;
+    const int64_t hp = padded(hs), rows = whole_blocks(T);
     int64_t used = 0;
     float **keys[] = {&s->k, &s->k_t, &s->v_t, &s->dk, &s->dv}, **block[] = {&s->p, &s->ds, &s->ds_rows};
     float **each[] = {&s->lse, &s->rest, &s->D};
@@ -47,7 +51,8 @@ int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int thread
     Scratch s;
     const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
     const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads, few = FEW_HEADS * (int64_t)threads - 1;
-    const int64_t parts = split(1, T, threads) ? (heads < few ? heads : few) * AT_ONCE * T * padded(hs) : 0;
+    const int64_t parts =
+        split(1, T, threads) ? (heads < few ? heads : few) * AT_ONCE * whole_blocks(T) * padded(hs) : 0;
     return (own + parts) * (int64_t)sizeof(float);
 }
 
@@ -58,6 +63,7 @@ typedef struct {
     const float *lse;
     int T, C, hs, window, bf16;
 } Head;
+static inline int on_amx(int bf16) { return HAS_AMX && bf16; }
 
 /* Picks one head from all of them. */
 static Head head_of(Head all, int64_t head) {
@@ -101,7 +107,7 @@ INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, c
  * ds_rows of two keys. */
 INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
-    for (int j = 0; j < b.keys; j += 2 * VL) {
+    for (int j = 0; j < summed(b.keys); j += 2 * VL) {
         vf p[2][2] = {{{0}}}, ds[2][2] = {{{0}}};
 #pragma GCC unroll 2
         for (int y = 0; y < rows; y++)
@@ -127,6 +133,7 @@ INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int
     for (int i = 0; bf16 && i < b.queries - 1; i += 2) bf16_gradient_of_rows(b, s, i, 2, scale, masked);
     if (bf16 && b.queries % 2) bf16_gradient_of_rows(b, s, b.queries - 1, 1, scale, masked);
     for (int i = 0; !bf16 && i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
+    if (on_amx(bf16)) clear_words(s->p, b.queries), clear_words(s->ds, b.queries);
 }
 
 /* The products. A strip leaves out the keys that none of its queries sees. */
@@ -134,6 +141,10 @@ INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int
 /* p[i][j] = x[i] . y_t[.][j]. */
 static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16, Ahead *next) {
     const int length = row_length(hs, bf16);
+    if (on_amx(bf16)) {
+        amx_scores(p, x, y_t, b, b.queries, keys_of, hs, next);
+        return;
+    }
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_vectors(keys_of(b, i, i + m));
@@ -145,6 +156,10 @@ static void products(Block b, float *p, const float *x, const float *y_t, int hs
 /* sums[j] += sum over i of p[i][j] x[i]. */
 static void sums_over_queries(Block b, float *sums, const float *p, const float *x, int hs, int bf16) {
     const int hp = padded(hs);
+    if (on_amx(bf16)) {
+        amx_sums(sums, x, p, b, b.keys, queries_of, hs, NULL);
+        return;
+    }
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
         const Range r = in_steps(queries_of(b, j, j + m), bf16);
@@ -155,7 +170,12 @@ static void sums_over_queries(Block b, float *sums, const float *p, const float 
 /* dq[i] += sum over j of ds[i][j] k[j]. */
 static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16, Ahead *next) {
     const int hp = padded(hs), length = steps(KB, bf16);
-    for (int i = 0; i < b.queries; i += MR) {
+    for (int i = 0; on_amx(bf16) && i < b.queries; i += BLOCK) {
+        const int m = min(BLOCK, b.queries - i);
+        ask(next);
+        amx_product(dq + i * hp, hp, ds + i * length, length, k, hp, m, hs, in_depth(keys_of(b, i, i + m)), 1);
+    }
+    for (int i = 0; !on_amx(bf16) && i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_steps(keys_of(b, i, i + m), bf16);
         ask(next);
@@ -199,8 +219,9 @@ static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     const int hp = padded(h->hs), length = row_length(h->hs, h->bf16);
     pack_rows(s->q + (int64_t)at * length, q, h->bf16);
     pack_rows(s->dout + (int64_t)at * length, dout, h->bf16);
-    if (h->bf16)
-        pack_pairs(s->q_pairs + (int64_t)at / 2 * hp, q, 1), pack_pairs(s->dout_pairs + (int64_t)at / 2 * hp, dout, 1);
+    float *const q_pairs = s->q_pairs + (int64_t)at / 2 * hp, *const dout_pairs = s->dout_pairs + (int64_t)at / 2 * hp;
+    if (on_amx(h->bf16)) pack_pair_columns(q_pairs, q), pack_pair_columns(dout_pairs, dout);
+    else if (h->bf16) pack_pairs(q_pairs, q, 1), pack_pairs(dout_pairs, dout, 1);
     for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i, h->bf16));
     const double scale = sqrt(h->hs);
     for (int i = at; i < at + n; i++) {
@@ -227,8 +248,9 @@ static void load_keys(const Scratch *s, const Head *h, int from, int n) {
         pack_columns(s->k_t + key * hp, KB, k, h->bf16);
         pack_columns(s->v_t + key * hp, KB, (Rows){k.at + h->C, k.stride, k.n, k.hs}, h->bf16);
     }
-    memset(s->dk, 0, (size_t)n * hp * sizeof *s->dk);
-    memset(s->dv, 0, (size_t)n * hp * sizeof *s->dv);
+    const size_t bytes = (size_t)(n + KB - 1) / KB * KB * hp * sizeof(float);
+    memset(s->dk, 0, bytes);
+    memset(s->dv, 0, bytes);
 }
 
 /* Whether the queries at `at` see keys of the segment that begins at `from`; and whether they see no key before it. */
@@ -258,6 +280,24 @@ static void next_queries(Ahead next[3], const Head *h, int at, int from, int par
     next[2] = first ? rows_ahead(rows_at(h, h->out, h->C, at, n)) : rows_ahead(rows_at(h, h->dqkv, 3 * h->C, at, n));
 }
 
+/* Stores dk and dv of a segment. */
+static void store_keys(const Scratch *s, const Head *h, int from, int keys) {
+    const int stride = 3 * h->C, hp = padded(h->hs);
+    const float scale = 1 / sqrtf((float)h->hs);
+    floatX *dk = h->dqkv + (int64_t)from * stride + h->C;
+    if (!on_amx(h->bf16)) {
+        store_rows(dk, stride, s->dk, keys, h->hs, scale);
+        store_rows(dk + h->C, stride, s->dv, keys, h->hs, 1);
+        return;
+    }
+    float scales[KB], ones[KB];
+    for (int j = 0; j < KB; j++) scales[j] = scale, ones[j] = 1;
+    for (int key = 0; key < keys; key += KB, dk += (int64_t)KB * stride) {
+        store_columns(dk, stride, s->dk + key * hp, min(KB, keys - key), h->hs, scales);
+        store_columns(dk + h->C, stride, s->dv + key * hp, min(KB, keys - key), h->hs, ones);
+    }
+}
+
 /* Computes dk and dv of the segment's keys and its parts of dq, which are added at once or left in parts(T, hp). */
 static void segment_backward(const Scratch *own, const Head *h, int from, float *parts) {
     const int hp = padded(h->hs), keys = min(SEGMENT, h->T - from);
@@ -276,9 +316,7 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
         }
         if (!parts) add_part(h, s.dq, at, from);
     }
-    floatX *dk = h->dqkv + (int64_t)from * 3 * h->C + h->C;
-    store_rows(dk, 3 * h->C, own->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
-    store_rows(dk + h->C, 3 * h->C, own->dv, keys, h->hs, 1);
+    store_keys(own, h, from, keys);
 }
 
 /* ---- all heads ---- */
@@ -300,12 +338,14 @@ typedef struct Heads {
 
 static void segment_tasks(const void *given, Part tasks) { /* the early segments first: most queries see them */
     const Heads a = *(const Heads *)given;
+    amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const Head h = head_of(*a.all, task % a.heads);
         const int at = a.from + (int)(task / a.heads) * SEGMENT;
         const Scratch own = thread_scratch(a.ctx, tasks.thread, &h);
-        if (at < h.T) segment_backward(&own, &h, at, a.parts + task * h.T * padded(h.hs));
+        if (at < h.T) segment_backward(&own, &h, at, a.parts + task * whole_blocks(h.T) * padded(h.hs));
     }
+    amx_end();
 }
 
 static void add_parts(const void *given, Part tasks) {
@@ -314,7 +354,7 @@ static void add_parts(const void *given, Part tasks) {
         const Head h = head_of(*a.all, task % a.heads);
         const int at = (int)(task / a.heads) * QB;
         for (int i = 0; i < AT_ONCE; i++) {
-            const float *part = a.parts + ((i * a.heads + task % a.heads) * h.T + at) * padded(h.hs);
+            const float *part = a.parts + ((i * a.heads + task % a.heads) * whole_blocks(h.T) + at) * padded(h.hs);
             if (sees(&h, at, a.from + i * SEGMENT)) add_part(&h, part, at, a.from + i * SEGMENT);
         }
     }
@@ -322,11 +362,13 @@ static void add_parts(const void *given, Part tasks) {
 
 static void head_tasks(const void *given, Part tasks) {
     const Heads a = *(const Heads *)given;
+    amx_begin();
     for (int64_t head = tasks.from; head < tasks.to; head++) {
         const Head h = head_of(*a.all, head);
         const Scratch s = thread_scratch(a.ctx, tasks.thread, &h);
         for (int from = 0; from < h.T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
+    amx_end();
 }
 
 /* Computes AT_ONCE segments of all heads from `from` on, then adds their parts of dq in order. */

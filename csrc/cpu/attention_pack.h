@@ -57,13 +57,13 @@ static inline void bf16_rows(float *dst, const Rows *r) {
 }
 static inline void bf16_pairs(float *dst, const Rows *r) {
     const int hp = padded(r->hs);
-    for (int i = 0; i < r->n; i += 2, dst += hp)
+    for (int i = 0; i < summed(r->n); i += 2, dst += hp)
         for (int d = 0; d < hp; d += VL)
             vf_store(dst + d, (vf)bf16_interleave(vector_of(r, i, d), vector_of(r, i + 1, d)));
 }
 static inline void bf16_columns(float *dst, int64_t ld, const Rows *r) {
     for (int i = 0; i < r->n; i += VL)
-        for (int w = 0; 2 * w < r->hs; w += VL) {
+        for (int w = 0; w < row_length(r->hs, 1); w += VL) {
             vf square[VL];
             for (int l = 0; l < VL; l++) square[l] = words_of(r, i + l, 2 * w);
             vf_transpose(square);

@@ -1,10 +1,42 @@
 /* Picks the kernels for this machine: those of the best instruction set it has, or of the one that $PYLLMC_ISA names. */
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include "base/cores.h"
 #include "base/error.h"
 #include "base/pool.h"
 #include "isa.h"
+
+/* ---- Intel's AMX: its tiles enlarge what the operating system saves of a thread, so it must be asked ---- */
+
+#if defined(__x86_64__) && defined(__linux__)
+enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILE_DATA in Linux */
+
+/* CPUID rather than __builtin_cpu_supports, because emulators that lack tiles hide them there. */
+static int cpu_has_amx(void) {
+    unsigned a, b, c, d;
+    const unsigned saves = 1u << 27, bf16 = 1u << 22, tile = 1u << 24, enabled = 3u << 17;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & saves)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (bf16 | tile)) != (bf16 | tile)) return 0;
+    __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a & enabled) == enabled;
+}
+/* Linux permits it to a whole process, its threads of before included, unless the stack for signals of one is too small. */
+static int may_use_amx(void) { return cpu_has_amx() && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0; }
+#else
+static int cpu_has_amx(void) { return 0; }
+static int may_use_amx(void) { return 0; }
+#endif
+
+const char *llmc_refused(void) {
+    return cpu_has_amx() && !may_use_amx() ? "AMX is refused by the system: a thread's stack for signals is too small"
+                                           : "";
+}
 
 /* ---- the rows of isas.def: what each requires, and their names ---- */
 

@@ -10,17 +10,18 @@
  * The sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is
  * summed over K, so threads may share out C freely. */
 #include "gelu.h"
-#include "gemm_block.h"
+#include "gemm_plan.h"
 #include "threads.h"
 
 enum {
-    WIDEST = 3072,        /* the most columns of a block */
     LOW = 16,             /* the most tiles of a panel for which a copy of B does not pay */
     OPS_PER_ELEMENT = 40, /* multiply-adds that take as long as one element of threads.h */
     LARGE = 1 << 19,      /* elements of C that the second cache cannot hold */
 };
 
-int64_t K(matmul_workspace)(int threads) { return threads * own_floats() * (int64_t)sizeof(float); }
+int64_t K(matmul_workspace)(int64_t largest, int threads) {
+    return (threads * own_floats() + K(gemm_amx_shared_floats)(largest, threads)) * (int64_t)sizeof(float);
+}
 
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
@@ -36,17 +37,11 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
 /* ---- the block ---- */
 
 static const Tiles *tiles_of(const Gemm *g) {
-#if HAS_BF16
+#if HAS_BF16 && !HAS_AMX
     if (g->bf16) return &K(gemm_tiles_bf16);
 #endif
     (void)g;
     return &K(gemm_tiles_fp32);
-}
-
-static void end_streams(void) { /* makes what was stored past the caches visible to other threads */
-#if VL >= 8
-    _mm_sfence();
-#endif
 }
 
 static void block(const Gemm *g, const Tiles *t, Block *s) {
@@ -62,50 +57,6 @@ static void block(const Gemm *g, const Tiles *t, Block *s) {
 
 /* ---- sharing C out ---- */
 
-typedef struct Plan {
-    int64_t mt, nt, across, count; /* `count` blocks of mt x nt, `across` of them side by side */
-} Plan;
-
-/* Fills in the plan of `down` x `across` blocks and returns the time of its busiest thread, in multiply-adds. The copy of a
- * row costs as much as 40 more columns, that of a column as 40 more rows. The last of several threads is a quarter of a
- * block late, because no two cores are equally fast, or free. */
-static double plan_time(const Gemm *g, const Tiles *t, Plan *p, int64_t down, int64_t across, int threads) {
-    p->mt = up((g->M + down - 1) / down, t->mr);
-    p->nt = up((g->N + across - 1) / across, t->nr);
-    p->across = (g->N + p->nt - 1) / p->nt;
-    p->count = p->across * ((g->M + p->mt - 1) / p->mt);
-    const int64_t rounds = (p->count + threads - 1) / threads;
-    const int64_t one = p->mt * p->nt + 40 * (p->mt + p->nt);
-    return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
-}
-
-static Plan best_plan(const Gemm *g, const Tiles *t, int threads) {
-    const int64_t least_down = (g->M + t->mc - 1) / t->mc, least_across = 1 + (g->N - 1) / WIDEST;
-    Plan best, p;
-    double least = plan_time(g, t, &best, least_down, least_across, threads);
-    for (int64_t down = least_down; down <= 4 * (least_down + threads); down += 1 + down / 4)
-        for (int64_t across = least_across; across <= 4 * (least_across + threads); across += 1 + across / 4) {
-            const double time = plan_time(g, t, &p, down, across, threads);
-            if (time < least) least = time, best = p;
-        }
-    return best;
-}
-
-/* Blocks that share a part of the larger operand follow one another, so that it is read from memory once. */
-static Block nth_block(const Gemm *g, const Tiles *t, const Plan *p, int64_t i, float *scratch) {
-    const int64_t down = p->count / p->across;
-    const int64_t m = (g->M > g->N ? i / p->across : i % down) * p->mt;
-    const int64_t n = (g->M > g->N ? i % p->across : i / down) * p->nt;
-    const int64_t m_end = smaller(g->M, m + p->mt);
-    return (Block){.m = m,
-                   .m_end = m_end,
-                   .n = n,
-                   .n_end = smaller(g->N, n + p->nt),
-                   .a = scratch,
-                   .b = scratch + t->a_floats,
-                   .in_place = t->in_place && !g->b.transposed && m_end - m <= LOW * t->mr};
-}
-
 typedef struct Shared {
     const Gemm *g;
     const Tiles *tiles;
@@ -115,7 +66,10 @@ typedef struct Shared {
 static void blocks_of(const void *given, Part p) {
     const Shared a = *(const Shared *)given;
     for (int64_t i = p.from; i < p.to; i++) {
-        Block s = nth_block(a.g, a.tiles, a.plan, i, a.workspace + p.thread * own_floats());
+        Block s = nth_block(a.g, a.plan, i);
+        s.a = a.workspace + p.thread * own_floats();
+        s.b = s.a + a.tiles->a_floats;
+        s.in_place = a.tiles->in_place && !a.g->b.transposed && s.m_end - s.m <= LOW * a.tiles->mr;
         block(a.g, a.tiles, &s);
     }
 }
@@ -147,5 +101,6 @@ void K(gemm)(Context *ctx, const Gemm *given) {
     if (!few && K(gemm_blas)(ctx, &g)) return;
 #endif
     if (few) K(gemm_dots)(&g, ctx->workspace, threads_for(ctx, reads > ops ? reads : ops));
+    else if (HAS_AMX && g.bf16) K(gemm_amx)(&g, ctx->workspace, threads_for(ctx, ops));
     else blocks(ctx, &g, threads_for(ctx, ops));
 }

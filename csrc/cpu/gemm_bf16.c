@@ -1,7 +1,7 @@
 /* The matrix product's tiles in bf16. Operands are rounded to bf16 (to nearest, ties to even) while they are copied; a word
  * holds two that follow each other along K. Products are added up in float. */
 #include "gemm_tile.h"
-#if HAS_BF16
+#if HAS_BF16 && !HAS_AMX
 typedef int32_t Pair; /* the even k is in the low half; an odd K ends with a pair whose high half is 0 */
 
 enum { A_PAIRS = KC }; /* words from one copied row of A to the next */
@@ -144,6 +144,8 @@ static void panel(const Gemm *g, const Block *s, int64_t n) {
 const Tiles K(gemm_tiles_bf16) = {.mr = MR,
                                   .nr = NR,
                                   .mc = MC,
+                                  .nc = NC,
+                                  .copy = COPY,
                                   .kc = 2 * KC,
                                   .k_unit = 2,
                                   .a_floats = A_FLOATS,

@@ -32,7 +32,8 @@ typedef struct Block {
 
 typedef struct Tiles {
     int mr, nr;                 /* rows of C in a tile, columns in a panel */
-    int mc;                     /* rows in a block, at most; a multiple of mr */
+    int mc, nc;                 /* rows and columns of a block, at most; mc is a multiple of mr */
+    int copy;                   /* to copy a row or a column of a block costs as much as so many more of the other */
     int kc, k_unit;             /* products in a block's sums: at most kc, a multiple of k_unit unless K ends there */
     int64_t a_floats, b_floats; /* the sizes of Block's copies, multiples of 16 */
     int in_place;               /* whether the tiles can read B where it lies */
@@ -40,26 +41,32 @@ typedef struct Tiles {
     void (*panel)(const Gemm *g, const Block *s, int64_t n); /* computes up to nr columns of C from n on */
 } Tiles;
 extern const Tiles K(gemm_tiles_fp32);
-#if HAS_BF16
+#if HAS_BF16 && !HAS_AMX
 extern const Tiles K(gemm_tiles_bf16);
 #endif
-
-/* The floats of the workspace that belong to one thread. */
-static inline int64_t own_floats(void) {
-    const int64_t fp32 = K(gemm_tiles_fp32).a_floats + K(gemm_tiles_fp32).b_floats;
-#if HAS_BF16
-    const int64_t bf16 = K(gemm_tiles_bf16).a_floats + K(gemm_tiles_bf16).b_floats;
-    return bf16 > fp32 ? bf16 : fp32;
-#endif
-    return fp32;
-}
 
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope */
 #ifdef BLAS_SGEMM
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us */
 #endif
-int K(gemm_is_few)(const Gemm *g); /* A has so few rows that dots are faster */
+void K(gemm_amx)(const Gemm *g, float *workspace, int threads); /* bf16 where HAS_AMX */
+int64_t K(gemm_amx_own_floats)(void);
+int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* which lie behind the threads' own parts */
+int K(gemm_is_few)(const Gemm *g);                               /* A has so few rows that dots are faster */
 void K(gemm_dots)(const Gemm *g, float *workspace, int threads);
+
+/* The floats of the workspace that belong to one thread. */
+static inline int64_t own_floats(void) {
+    const int64_t fp32 = K(gemm_tiles_fp32).a_floats + K(gemm_tiles_fp32).b_floats;
+#if HAS_AMX
+    const int64_t bf16 = K(gemm_amx_own_floats)();
+#elif HAS_BF16
+    const int64_t bf16 = K(gemm_tiles_bf16).a_floats + K(gemm_tiles_bf16).b_floats;
+#else
+    const int64_t bf16 = 0;
+#endif
+    return bf16 > fp32 ? bf16 : fp32;
+}
 
 /* ---- asking the second cache for what is copied next, a share of it in each step of a tile ---- */
 
@@ -118,6 +125,24 @@ APART void __attribute__((unused)) store_piece(const Piece *p, const float *sums
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * ld + j), p->add, p->last);
+}
+
+/* Stores past the caches, so that their lines need not be read first. */
+INLINE void stream(float *aligned, vf v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(aligned, v);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(aligned, v);
+#else
+    vf_store(aligned, v);
+#endif
+}
+
+/* Makes what was stored past the caches visible to other threads. */
+static inline void end_streams(void) {
+#if VL >= 8
+    _mm_sfence();
+#endif
 }
 
 INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {

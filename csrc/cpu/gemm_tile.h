@@ -10,6 +10,8 @@ enum {
     NV = NR / VL,
     KC = 192,           /* the most words of A and of B for one sum: the fewer, the more exact the result */
     MC = 512 / MR * MR, /* MC x KC words of A fill half of the second cache */
+    NC = 3072,
+    COPY = 40,
     A_FLOATS = (MC * KC + 15) / 16 * 16,
     B_FLOATS = NR * KC,
 };
@@ -20,17 +22,6 @@ INLINE void ask_for_c(const Piece *p, int64_t products_left) {
     const int64_t i = MR - (products_left + STEP - 1) / STEP;
     if (p->g->stream || i < 0 || i >= p->rows) return;
     for (int j = 0; j < p->cols; j += 16) __builtin_prefetch(p->g->c + (p->m + i) * p->g->N + p->n + j, 1);
-}
-
-/* Stores past the caches, so that their lines need not be read first. */
-INLINE void stream(float *aligned, vf v) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(aligned, v);
-#elif defined(__AVX2__)
-    _mm256_stream_ps(aligned, v);
-#else
-    vf_store(aligned, v);
-#endif
 }
 
 /* Ends a tile: its nv vectors of sums in each row go to C. */

@@ -23,7 +23,7 @@
 #ifdef ISA
 #define ISA_DECLARE(entry) extern __typeof__(*((Kernels *)0)->entry) K(entry);
 EACH_KERNEL(ISA_DECLARE)
-int64_t K(matmul_workspace)(int threads); /* bytes */
+int64_t K(matmul_workspace)(int64_t largest, int threads); /* bytes; largest: of M, N and K */
 int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads);
 int64_t K(layernorm_workspace)(int C);
 #endif

@@ -8,9 +8,6 @@
 #include <immintrin.h>
 #define VL 16
 #define VREGS 32
-#if defined(__AVX512BF16__)
-#define HAS_BF16 1
-#endif
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VL 8
@@ -28,8 +25,15 @@
 #define VREGS 16
 #endif
 
-#ifndef HAS_BF16
+#if defined(__AVX512BF16__) || defined(AMX_EMULATED)
+#define HAS_BF16 1
+#else
 #define HAS_BF16 0
+#endif
+#if defined(__AMX_BF16__) || defined(AMX_EMULATED) /* see amx.h */
+#define HAS_AMX 1
+#else
+#define HAS_AMX 0
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -230,13 +234,12 @@ static inline void vf_transpose(vf rows[VL]) {
 #endif
 }
 
-/* bf16: a word holds two numbers, the first in the low half, rounded to nearest, ties to even. A set without bf16 never
- * reaches these functions, and the compiler leaves out the code that leads to them. */
+/* bf16: a word holds two numbers, the first in the low half, rounded to nearest, ties to even. */
 static inline vi vi_set(int x) { return x - (vi){0}; }
 static inline vi vi_load(const int32_t *p) { return (vi)vf_load((const float *)p); }
 static inline void vi_store(int32_t *p, vi v) { vf_store((float *)p, (vf)v); }
 static inline void vi_store_n(int32_t *p, vi v, int n) { vf_store_n((float *)p, (vf)v, n); }
-#if HAS_BF16
+#if defined(__AVX512BF16__)
 /* The words (first[0], first[1]), (first[2], first[3]), ... (second[VL-2], second[VL-1]). */
 static inline vi bf16_in_order(vf first, vf second) { return (vi)_mm512_cvtne2ps_pbh(second, first); }
 /* The words (even[0], odd[0]), (even[1], odd[1]), ... */
@@ -249,9 +252,22 @@ static inline vi bf16_interleave(vf even, vf odd) {
 /* sum[i] += a[i].low b[i].low + a[i].high b[i].high */
 static inline vf bf16_dot(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 #else
-static inline vi bf16_in_order(vf first, vf second) { (void)first, (void)second, __builtin_unreachable(); }
-static inline vi bf16_interleave(vf even, vf odd) { (void)even, (void)odd, __builtin_unreachable(); }
-static inline vf bf16_dot(vf sum, vi a, vi b) { (void)sum, (void)a, (void)b, __builtin_unreachable(); }
+/* The same where no instruction does it. Each number is rounded in the upper half of a word; a NaN stays NaN. */
+static inline vu bf16_upper(vf v) {
+    const vu u = (vu)v, rounded = u + 0x7fffu + (u >> 16 & 1u);
+    return (vu)vf_pick(v != v, (vf)(u | 0x400000u), (vf)rounded) & 0xffff0000u;
+}
+static inline vi bf16_interleave(vf even, vf odd) { return (vi)(bf16_upper(even) >> 16 | bf16_upper(odd)); }
+static inline vi bf16_in_order(vf first, vf second) {
+    float x[2 * VL], even[VL], odd[VL];
+    vf_store(x, first), vf_store(x + VL, second);
+    for (int i = 0; i < VL; i++) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+    return bf16_interleave(vf_load(even), vf_load(odd));
+}
+static inline vf bf16_dot(vf sum, vi a, vi b) {
+    sum += (vf)((vu)a << 16) * (vf)((vu)b << 16);
+    return sum + (vf)((vu)a & 0xffff0000u) * (vf)((vu)b & 0xffff0000u);
+}
 #endif
 /* sum + a b, for numbers or for words of two bf16. */
 INLINE vf multiply_add(vf sum, vf a, vf b, const int bf16) { return bf16 ? bf16_dot(sum, (vi)a, (vi)b) : sum + a * b; }

@@ -7,8 +7,8 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 _Static_assert(VL == K(isa_vl), "the vectors of simd.h have the length that isas.def says");
 
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
-    (void)Vp;
-    return larger(K(matmul_workspace)(threads),
+    const int64_t largest = larger((int64_t)B * T, larger((int64_t)4 * C, Vp));
+    return larger(K(matmul_workspace)(largest, threads),
                   larger(K(attention_workspace)(B, T, C, NH, threads), K(layernorm_workspace)(C)));
 }
 #define ENTRY(name) .name = K(name),

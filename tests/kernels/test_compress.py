@@ -60,7 +60,7 @@ def test_products(kernels: Kernel, buffers: Buffers, form: str, precision: str):
         pytest.skip(f"{kernels.isa} has no products in bf16")
     kernels.context.precision = PRECISIONS[precision]
     for M, C, OC in SHAPES:
-        kernels.workspace(1, M, C)
+        kernels.workspace(1, M, max(C, OC))
         inp, bias, weight = buffers.guarded(normal(M, C)), buffers.guarded(normal(OC)), normal(OC, C)
         weight[OC // 2] = 0  # a row without a scale
         buffer, out = compressed(kernels, buffers, weight, form), buffers.out(M, OC)
@@ -86,7 +86,7 @@ def test_threads_do_not_change_a_bit(kernels: Kernel, buffers: Buffers, form: st
     for M, C, OC in ((1, 300, 401), (14, 770, 401), (64, 1030, 150), (90, 300, 401)):
         inp, results = buffers.guarded(normal(M, C)), []
         for many in (Kernel(kernels.isa, threads, precision) for threads in (1, 2, 3, 5)):
-            many.workspace(1, M, C)
+            many.workspace(1, M, max(C, OC))
             weight, out = compressed(many, buffers, normal(OC, C), form), buffers.out(M, OC)
             many.matmul_forward(out, inp, weight, None, 1, M, C, OC)
             results.append(out.tobytes())

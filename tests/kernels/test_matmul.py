@@ -42,6 +42,12 @@ DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65
                  (1, 1030, 64, 152), (1, 65, 33, 63), (3, 40, 192, 130)]  # fmt: skip
 
 
+def workspace(kernels: Kernel, shape: tuple[int, int, int, int]) -> None:
+    """Scratch memory for a product: B*T, 4C and Vp are the largest that a model has."""
+    B, T, C, OC = shape
+    kernels.workspace(B, T, max(C, OC))
+
+
 def shapes_of(isa: str) -> list[tuple[int, int, int, int]]:
     return SHAPES + (DEVICE_SHAPES if isa in DEVICES else edge_shapes(isa) if isa in BLOCKED else [])
 
@@ -169,7 +175,7 @@ CHECKS = [check_forward, check_gelu_forward, check_backward_input, check_backwar
 def test_parity(kernels: Kernel, buffers, check) -> None:
     for shape in shapes_of(kernels.isa):
         B, T, C, OC = shape
-        kernels.workspace(B, T, max(C, OC))
+        workspace(kernels, (B, T, C, OC))
         check(kernels, Case(buffers, *shape, kernels.stored))
         buffers.check()
         buffers.held.clear()
@@ -178,8 +184,8 @@ def test_parity(kernels: Kernel, buffers, check) -> None:
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16])
 def test_bf16(isa: str, buffers) -> None:
     kernels = Kernel(isa, precision="bf16")
-    kernels.workspace(1, 1, 1)
     for shape in shapes_of(isa):
+        workspace(kernels, shape)
         check_bf16(kernels, Case(buffers, *shape))
         buffers.check()
         buffers.held.clear()
@@ -195,7 +201,7 @@ def test_threads_do_not_change_a_bit(isa: str, bf16: int, buffers) -> None:
         c, results = Case(buffers, *shape), []
         for threads in (1, 2, 3, 5):
             kernels = Kernel(isa, threads, "bf16" if bf16 else "fp32")
-            kernels.workspace(1, 1, 1)
+            workspace(kernels, shape)
             out, pre, dinp, dpre = c.out(c.dout), c.out(c.dout), c.out(c.inp), c.out(c.inp)
             dweight, dbias = np.ones_like(c.weight), np.ones_like(c.bias)
             kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *shape)
@@ -237,7 +243,7 @@ def test_gelu_again_is_the_same_to_the_bit(kernels: Kernel, buffers, n) -> None:
     """The backward pass must compute the bits that the forward pass had, by whichever kernel it computed them."""
     kernels.context.gelu_again = 1
     for M, OC in ((1, n), (n, 1)):
-        kernels.workspace(1, 1, 1)
+        workspace(kernels, (1, M, 1, OC))
         x, weight = (buffers.guarded(3 * normal(f"gelu {n}", *shape)) for shape in ((M, 1), (OC, 1)))
         out, pre, again = buffers.out(M, OC), buffers.out(M, OC), buffers.out(M, OC)
         kernels.matmul_gelu_forward(out, pre, x, weight, buffers.guarded(normal("bias", OC)), 1, M, 1, OC)

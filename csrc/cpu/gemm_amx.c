@@ -1,0 +1,282 @@
+/* The matrix product of bf16 on Intel's tiles (amx.h).
+ *
+ *   square   32 x 32 sums, in four tiles. A step of it takes four loads and four multiplications.
+ *   strip    8 steps of a panel of B. They stay in the first cache while a group of two panels of A passes, and so do the
+ *            sums of the group.
+ *   block    A part of C that one thread computes. Its part of B stays in the second cache, A streams by. If K is long, it
+ *            is cut into parts, between which the sums wait in the second cache.
+ *   slab     A part of C whose operands are packed as a whole, by all threads, before blocks of it are shared out; so each
+ *            number is rounded once for all blocks. If one block has all rows of C, each packs its own part of B instead.
+ *
+ * The tiles of a pass are stored between the first multiplications of the next, and a finished square is put between passes:
+ * the tile unit works meanwhile. The shape of the product alone decides how K is cut, which is what the bits depend on. */
+#include "gemm_plan.h"
+#include "threads.h"
+#if HAS_AMX
+#include "gemm_amx_put.h"
+
+enum {
+    STRIP = 8,
+    GROUP = 2,
+    LONG = 1024 / DEPTH, /* the most steps whose sums need not wait */
+    PART = 768 / DEPTH,  /* the most steps of a part if they must */
+    SLICE = 8192,        /* the most of K in a slab; what is beyond is added to C */
+    B_BYTES = 864 << 10, /* the most bytes of B in a block */
+    WAITING = 512 * 384, /* the most sums of a block that wait */
+    OWN_FLOATS = (B_BYTES + STEP_BYTES * LONG) / 4 + WAITING,
+    SLAB_BYTES = 8 << 20,     /* the most of each operand in a slab */
+    SLAB_OF_THREAD = 1 << 20, /* for each thread, if that is more */
+    STREAMED = 1 << 19,       /* elements of C that the second cache cannot hold */
+};
+
+static int64_t slab_bytes(int threads) {
+    const int64_t many = (int64_t)threads * SLAB_OF_THREAD;
+    return many > SLAB_BYTES ? many : SLAB_BYTES;
+}
+int64_t K(gemm_amx_own_floats)(void) { return OWN_FLOATS; }
+int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads) {
+    const int64_t whole = up(largest, PANEL) * up(largest, DEPTH) * 2;
+    return 2 * smaller(slab_bytes(threads), whole) / (int64_t)sizeof(float);
+}
+
+/* Rows m..m_end and columns n..n_end of C, of the products k..K. The panels of A and B begin at m and n. */
+typedef struct Slab {
+    Gemm g;
+    int64_t m, m_end, n, n_end, k, K;
+    Panels a, b; /* b.at is NULL if each block packs its own part */
+} Slab;
+
+static int64_t panels_in(int64_t n) { return (n + PANEL - 1) / PANEL; }
+static int64_t steps_in(const Slab *s) { return (s->K - s->k + DEPTH - 1) / DEPTH; }
+
+/* ---- a pass: a square over some steps ---- */
+
+/* Adds `steps` steps to the sums of a square. The tiles still hold the square before, which is stored meanwhile. The lines
+ * of new sums are asked for, because a store that misses the first cache holds up those after it. */
+INLINE void pass(const char *a, const char *b, float *sums, float **before, int64_t steps, const int first) {
+    float *const last = *before;
+    const char *line = (const char *)sums;
+#define SUM(t)                          \
+    AMX_STORE(t, last + (t) * 256, 64); \
+    if (first) AMX_ZERO(t);             \
+    else AMX_LOAD(t, sums + (t) * 256, 64)
+    AMX_LOAD(6, b, 64);
+    AMX_LOAD(4, a, 64);
+    SUM(0);
+    AMX_DOT(0, 4, 6);
+    AMX_LOAD(7, b + TILE_BYTES, 64);
+    SUM(1);
+    AMX_DOT(1, 4, 7);
+    AMX_LOAD(5, a + TILE_BYTES, 64);
+    SUM(2);
+    AMX_DOT(2, 5, 6);
+    SUM(3);
+    AMX_DOT(3, 5, 7);
+#undef SUM
+    for (int64_t s = 1; s < steps; s++) {
+        a += STEP_BYTES, b += STEP_BYTES;
+        AMX_LOAD(6, b, 64);
+        AMX_LOAD(4, a, 64);
+        AMX_DOT(0, 4, 6);
+        AMX_LOAD(7, b + TILE_BYTES, 64);
+        AMX_DOT(1, 4, 7);
+        AMX_LOAD(5, a + TILE_BYTES, 64);
+        AMX_DOT(2, 5, 6);
+        AMX_DOT(3, 5, 7);
+        if (first)
+            for (int i = 0; i < 10; i++, line += 64) __builtin_prefetch(line, 1);
+    }
+    *before = sums;
+}
+
+static void store_last(float *before) {
+    AMX_STORE(0, before, 64);
+    AMX_STORE(1, before + 256, 64);
+    AMX_STORE(2, before + 512, 64);
+    AMX_STORE(3, before + 768, 64);
+}
+
+/* ---- a block ---- */
+
+/* Squares one below the other whose sums are whole; `count` of them are not yet in C. */
+typedef struct Whole {
+    const float *sums;
+    int64_t m, n, count;
+} Whole;
+
+static inline void put_one(const Gemm *g, Whole *w) {
+    if (!w->count) return;
+    put_sums(g, w->sums, w->m, w->n);
+    w->sums += SQUARE, w->m += PANEL, w->count--;
+}
+
+/* What a block carries from pass to pass. */
+typedef struct State {
+    const Slab *s;
+    const Block *b;
+    Panels at_b;   /* B's part, from the block's first column on */
+    float *sums;   /* two groups by turns, or all of the block if they wait */
+    float *before; /* where the sums in the tiles belong */
+    Whole whole;
+    Ahead next;          /* A's next group */
+    int64_t from, steps; /* the part of K */
+    int turn;
+} State;
+
+/* The group's squares in the panel of B at column n. */
+static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
+    const int64_t count = smaller(GROUP, panels_in(x->b->m_end - m)), total = steps_in(x->s);
+    const int64_t rows = panels_in(x->b->m_end - x->b->m);
+    float *sums =
+        x->sums + (waits ? ((n - x->b->n) / PANEL * rows + (m - x->b->m) / PANEL) : (x->turn ^= 1) * GROUP) * SQUARE;
+    for (int64_t at = 0; at < x->steps; at += STRIP) {
+        const int64_t steps = smaller(STRIP, x->steps - at);
+        const char *b = step_of(x->at_b, (n - x->b->n) / PANEL, at);
+        for (int64_t i = 0; i < count; i++) {
+            const char *a = step_of(x->s->a, (m - x->s->m) / PANEL + i, x->from + at);
+            if (x->from + at == 0) pass(a, b, sums + i * SQUARE, &x->before, steps, 1);
+            else pass(a, b, sums + i * SQUARE, &x->before, steps, 0);
+            put_one(&x->s->g, &x->whole);
+            ask(&x->next);
+        }
+    }
+    while (x->whole.count) put_one(&x->s->g, &x->whole);
+    if (x->from + x->steps == total) x->whole = (Whole){sums, m, n, count};
+}
+
+/* Prepares to ask for the group of A after the one at m, while the panels of B pass. */
+static Ahead next_group(const State *x, int64_t m) {
+    const int64_t next = m + GROUP * PANEL, left = smaller(GROUP, panels_in(x->b->m_end - next));
+    if (next >= x->b->m_end) return (Ahead){0};
+    const int64_t passes = panels_in(x->b->n_end - x->b->n) * ((x->steps + STRIP - 1) / STRIP) * GROUP;
+    return (Ahead){.row = step_of(x->s->a, (next - x->s->m) / PANEL, x->from),
+                   .bytes = x->steps * STEP_BYTES,
+                   .stride = x->s->a.stride,
+                   .left = left,
+                   .share = (left * x->steps * STEP_BYTES / 64 + passes - 1) / passes};
+}
+
+static void pack_own(State *x, char *own) {
+    const Slab *s = x->s;
+    x->at_b = (Panels){own, x->steps * STEP_BYTES};
+    for (int64_t n = x->b->n; n < x->b->n_end; n += PANEL)
+        for (int64_t i = 0; i < x->steps; i++)
+            pack_step(step_of(x->at_b, (n - x->b->n) / PANEL, i), &s->g.b, 1, n / PANEL, s->g.N,
+                      s->k + (x->from + i) * DEPTH, s->K);
+}
+
+static void block(const Slab *s, const Block *b, float *scratch) {
+    const int64_t total = steps_in(s), parts = total <= LONG ? 1 : (total + PART - 1) / PART;
+    const int64_t part = (total + parts - 1) / parts;
+    char *own = (char *)scratch;
+    State x = {.s = s, .b = b, .sums = scratch + OWN_FLOATS - WAITING};
+    x.before = x.sums; /* is overwritten by the first square */
+    for (x.from = 0; x.from < total; x.from += part) {
+        x.steps = smaller(part, total - x.from);
+        if (!s->b.at) pack_own(&x, own);
+        else x.at_b = (Panels){step_of(s->b, (b->n - s->n) / PANEL, x.from), s->b.stride};
+        for (int64_t m = b->m; m < b->m_end; m += GROUP * PANEL) {
+            x.next = next_group(&x, m);
+            for (int64_t n = b->n; n < b->n_end; n += PANEL) group_of_panel(&x, m, n, parts > 1);
+        }
+    }
+    store_last(x.before);
+    while (x.whole.count) put_one(&s->g, &x.whole);
+    if (s->g.stream) end_streams();
+}
+
+/* ---- a slab ---- */
+
+typedef struct Packing {
+    const Slab *s;
+    int columns; /* it is B that is packed */
+} Packing;
+
+/* Packs 32 rows of the operand as they lie in memory: one panel, or one step of all panels. */
+static void pack_some(const void *given, Part p) {
+    const Packing a = *(const Packing *)given;
+    const Slab *s = a.s;
+    const Operand *x = a.columns ? &s->g.b : &s->g.a;
+    const Panels to = a.columns ? s->b : s->a;
+    const int64_t first = (a.columns ? s->n : s->m) / PANEL, all = a.columns ? s->g.N : s->g.M;
+    const int64_t panels = panels_in((a.columns ? s->n_end : s->m_end) - first * PANEL), steps = steps_in(s);
+    const int by_panel = x->transposed == a.columns;
+    for (int64_t i = p.from; i < p.to; i++)
+        for (int64_t j = 0; j < (by_panel ? steps : panels); j++) {
+            const int64_t panel = by_panel ? i : j, step = by_panel ? j : i;
+            pack_step(step_of(to, panel, step), x, a.columns, first + panel, all, s->k + step * DEPTH, s->K);
+        }
+}
+
+static void pack(const Slab *s, int columns, int threads) {
+    const Operand *x = columns ? &s->g.b : &s->g.a;
+    const int64_t panels = panels_in(columns ? s->n_end - s->n : s->m_end - s->m);
+    parallel_static(threads, x->transposed == columns ? panels : steps_in(s), pack_some, &(Packing){s, columns});
+}
+
+typedef struct Blocks {
+    const Slab *s;
+    const Plan *plan;
+    float *workspace;
+} Blocks;
+
+static void blocks_of(const void *given, Part p) {
+    const Blocks a = *(const Blocks *)given;
+    const Gemm size = {.M = a.s->m_end - a.s->m, .N = a.s->n_end - a.s->n};
+    amx_begin();
+    for (int64_t i = p.from; i < p.to; i++) {
+        Block b = nth_block(&size, a.plan, i);
+        b.m += a.s->m, b.m_end += a.s->m, b.n += a.s->n, b.n_end += a.s->n;
+        block(a.s, &b, a.workspace + p.thread * own_floats());
+    }
+    amx_end();
+}
+
+static void multiply(const Slab *s, float *workspace, int threads) {
+    const int64_t steps = steps_in(s), part = smaller(steps, steps <= LONG ? LONG : PART);
+    const int columns = (int)(smaller(B_BYTES / (part * STEP_BYTES), 1152 / PANEL) * PANEL);
+    const Gemm size = {.M = s->m_end - s->m, .N = s->n_end - s->n};
+    const Tiles t = {
+        .mr = PANEL, .nr = PANEL, .mc = steps <= LONG ? 1 << 20 : 512, .nc = steps <= LONG ? columns : 384, .copy = 64};
+    const Plan p = best_plan(&size, &t, threads);
+    parallel_dynamic(threads, p.count, blocks_of, &(Blocks){s, &p, workspace});
+}
+
+/* The products k..K of all of C. */
+static void slice(Slab s, float *workspace, int threads) {
+    float *const shared = workspace + threads * own_floats();
+    const int64_t stride = steps_in(&s) * STEP_BYTES, most = slab_bytes(threads) / stride * PANEL;
+    const int own_b = s.g.M <= smaller(most, 512);
+    s.a = (Panels){(char *)shared, stride};
+    s.b = (Panels){own_b ? NULL : (char *)shared + panels_in(smaller(s.g.M, most)) * stride, stride};
+    for (s.m = 0; s.m < s.g.M; s.m += most) {
+        s.m_end = smaller(s.m + most, s.g.M);
+        pack(&s, 0, threads);
+        const int64_t most_n = own_b ? s.g.N : most;
+        for (s.n = 0; s.n < s.g.N; s.n += most_n) {
+            s.n_end = smaller(s.n + most_n, s.g.N);
+            if (!own_b && (s.m == 0 || most_n < s.g.N)) pack(&s, 1, threads);
+            multiply(&s, workspace, threads);
+        }
+    }
+}
+
+void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
+    const int64_t slices = (given->K + SLICE - 1) / SLICE;
+    const int64_t each = up((given->K + slices - 1) / slices, DEPTH);
+    const int aligned = (uintptr_t)given->c % (VL * 4) == 0 && (uintptr_t)given->gelu % (VL * 4) == 0;
+    for (int64_t k = 0; k < given->K; k += each) {
+        const int last = k + each >= given->K;
+        Slab s = {.g = *given, .k = k, .K = smaller(given->K, k + each)};
+        s.g.accumulate = given->accumulate || k > 0;
+        if (!last) s.g.bias = NULL, s.g.gelu = NULL, s.g.slope = NULL;
+        s.g.stream =
+            slices == 1 && !given->accumulate && aligned && given->N % VL == 0 && given->M * given->N >= STREAMED;
+        slice(s, workspace, threads);
+    }
+}
+#else
+int64_t K(gemm_amx_own_floats)(void) { return 0; }
+int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads) { return (void)largest, (void)threads, 0; }
+void K(gemm_amx)(const Gemm *g, float *workspace, int threads) { (void)g, (void)workspace, (void)threads; }
+#endif

@@ -1,0 +1,118 @@
+"""Intel's AMX: the instructions in plain C give the bits of the hardware, and so does every product on them."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ISAS, Kernel
+
+AMX = [isa for isa in ISAS if isa in ("amx", "amx_emulated")]
+if not AMX:
+    pytest.skip("neither AMX nor AVX2, which its emulation is compiled for", allow_module_level=True)
+
+# Computed on an Intel Xeon with AMX (family 6, model 167): sums of 64 x 64 products of 64 numbers of each kind
+HARDWARE = {
+    "any bits": "098fe722c26501a7",
+    "infinite, NaN and zero": "f2722d2cfb2a575d",
+    "denormal and large": "be414c34eba002fd",
+    "just normal": "1c69c98aca0edba3",
+    "tiny products": "b2558cb8925941c7",
+    "far apart": "704488e835eebe7a",
+    "near one": "79e565be247b88f2",
+}
+
+
+def words(seed: int, count: int) -> np.ndarray:
+    """Random 16-bit words by Knuth's MMIX generator, which no version of a library changes."""
+    state, found = seed, np.empty(count, np.uint16)
+    for i in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        found[i] = state >> 48
+    return found
+
+
+def exponents(bits: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The same signs and fractions, with exponents between two."""
+    span = high - low + 1
+    return (bits & 0x807F) | ((low + (bits >> 7 & 0xFF) % span) << 7).astype(np.uint16)
+
+
+def sprinkled(bits: np.ndarray, others: list[int]) -> np.ndarray:
+    """One in 301 numbers is one of the others."""
+    bits = exponents(bits, 120, 134)
+    bits[::301] = np.resize(np.array(others, np.uint16), bits[::301].shape)
+    return bits
+
+
+KINDS = {  # what makes operands of random words
+    "near one": lambda bits: exponents(bits, 124, 130),
+    "far apart": lambda bits: exponents(bits, 67, 187),
+    "tiny products": lambda bits: exponents(bits, 60, 67),
+    "just normal": lambda bits: exponents(bits, 63, 64),
+    "denormal and large": lambda bits: np.where(bits & 1, exponents(bits, 0, 1), exponents(bits, 180, 190)),
+    "infinite, NaN and zero": lambda bits: sprinkled(
+        bits, [0x7F80, 0xFF80, 0x7FC1, 0xFFA5, 0, 0x8000, 0x0001]
+    ),
+    "any bits": lambda bits: bits,
+}
+
+
+def operands(kind: str, seed: int, M: int, N: int, K: int) -> tuple[np.ndarray, np.ndarray]:
+    """A (M,K) and B (N,K) of numbers that bf16 holds, as floats."""
+    bits = KINDS[kind](words(seed, (M + N) * K)).astype(np.uint32) << 16
+    both = bits.view(np.float32).reshape(M + N, K)
+    return both[:M].copy(), both[M:].copy()
+
+
+def product(isa: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b' as the kernels compute it."""
+    (M, K), N = a.shape, len(b)
+    kernels, c = Kernel(isa, 1, "bf16"), np.full((M, N), np.nan, np.float32)
+    kernels.workspace(1, M, max(K, N))
+    kernels.matmul_forward(c, a, b, None, 1, M, K, N)
+    return c
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("isa", AMX)
+def test_bits_of_the_hardware(isa, kind):
+    """65 rows are too many for dot products."""
+    c = product(isa, *operands(kind, 7, 65, 64, 64))
+    assert hashlib.sha256(c.tobytes()).hexdigest()[:16] == HARDWARE[kind]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", [(65, 64, 33), (97, 200, 1100), (65, 1, 8200), (600, 70, 40)])
+def test_every_product_has_the_bits_of_the_emulation(shape, seed):
+    """Long sums are cut at the same places; each bit depends on the shape alone."""
+    if "amx" not in AMX:
+        pytest.skip("this CPU has no AMX")
+    M, N, K = shape
+    a, b = operands("near one", seed, M, N, K)
+    np.testing.assert_array_equal(*(product(isa, a, b).view(np.int32) for isa in ("amx", "amx_emulated")))
+
+
+REFUSED = """
+import ctypes, sys
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+small = ctypes.create_string_buffer(2048)
+assert not ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(small), 0, 2048)), None)
+from pyllmc.engine import _ffi
+lib = _ffi.load()
+print(_ffi.text(lib.llmc_kernels(b"").name), _ffi.text(lib.llmc_refused()), lib.llmc_kernels(b"amx") == _ffi.ffi().NULL)
+"""
+
+
+def test_the_system_refuses():
+    """Linux does if a thread's stack for signals cannot hold the tiles; the next set is taken, with a reason."""
+    if "amx" not in AMX:
+        pytest.skip("this CPU has no AMX")
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "avx512_bf16 AMX is refused by the system: a thread's stack for signals is too small True\n"
+    )
