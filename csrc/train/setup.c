@@ -195,7 +195,7 @@ static int choose_sizes(llmc_trainer *t) {
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
     if (!*t->start_file) {
-        const int found = locate_weights(o, t->start_file, sizeof t->start_file);
+        const int found = locate_weight_file(o, t->start_file, sizeof t->start_file);
         TRY(found);
         if (!found) *t->start_file = 0;
     }

@@ -77,7 +77,7 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
 
 /* ---- the files ---- */
 
-int locate_weights(const llmc_options *o, char *path, size_t size) {
+int locate_weight_file(const llmc_options *o, char *path, size_t size) {
     llmc_config known;
     CHECK(*o->model_file || strncmp(o->model, "hub:", 4), LLMC_EINVAL,
           "--model=%s is of the hub, and Python fetches it: python -m pyllmc.%s --model=%s, or python -m "
@@ -88,12 +88,12 @@ int locate_weights(const llmc_options *o, char *path, size_t size) {
     return llmc_file_find(o->model, path, size) || is_folder(o->model); /* opening a folder tells what it lacks */
 }
 
-/* Opens the weights. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
+/* Opens the weight file. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
  * so. */
-static int open_file(const llmc_options *o, const char *weights, llmc_file **file) {
+static int open_file(const llmc_options *o, const char *path, llmc_file **file) {
     char reason[1024];
     llmc_file *other;
-    const int rc = llmc_file_open(file, weights);
+    const int rc = llmc_file_open(file, path);
     if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
     CHECK(llmc_file_open(&other, o->tokenizer) == 0, rc, "%s", reason);
@@ -120,7 +120,7 @@ static int open_model(const llmc_options *o, const llmc_file *file, llmc_model *
 }
 
 int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
-    char weights[2 * OPTION_TEXT];
+    char path[2 * OPTION_TEXT];
     llmc_file *file;
     llmc_config size;
     TRY(locate_check_device(o->device));
@@ -129,10 +129,10 @@ int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
           "%s is a size of model, whose weights are fresh, and only trained ones write: give a run folder or a weight "
           "file",
           o->model);
-    const int found = locate_weights(o, weights, sizeof weights);
+    const int found = locate_weight_file(o, path, sizeof path);
     TRY(found);
     CHECK(found, LLMC_EIO, "there is no run folder or weight file %s: check the path", o->model);
-    TRY(open_file(o, weights, &file));
+    TRY(open_file(o, path, &file));
     int rc = open_tokenizer(o, file, t);
     if (rc == 0) rc = open_model(o, file, m);
     llmc_file_free(file);
