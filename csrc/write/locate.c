@@ -38,7 +38,8 @@ int locate_check_device(const char *device) {
 
 typedef struct Checkpoint {
     char path[2 * OPTION_TEXT];
-    double step, val_loss; /* val_loss is NaN if unknown */
+    int64_t step;
+    double val_loss; /* NaN if unknown */
 } Checkpoint;
 
 /* Reads about a checkpoint in a run folder: 1, or 0 if the folder has none of this name. `loss` is the name of its loss in STATE. */
@@ -47,7 +48,7 @@ static int look_into(const char *run, const char *name, const char *loss, Checkp
     snprintf(c->path, sizeof c->path, "%s/%s", run, name);
     if (access(c->path, R_OK) < 0) return 0;
     TRY(state_read_by_path(c->path, state));
-    c->step = state_number(state, "step", 0);
+    c->step = state_whole(state, "step", 0);
     c->val_loss = state_number(state, loss, NAN);
     return 1;
 }
@@ -61,15 +62,15 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     TRY(has_best);
     const int has_last = look_into(model, "last.ckpt", "val_loss", &last);
     TRY(has_last);
-    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last.path, last.step);
+    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %lld", last.path, (long long)last.step);
     if (!has_best) return LLMC_OK;
     Growing told = {0};
-    growing_add(&told, "%s: step %.0f", best.path, best.step);
+    growing_add(&told, "%s: step %lld", best.path, (long long)best.step);
     if (isfinite(best.val_loss)) growing_add(&told, ", val loss %.4f, the best", best.val_loss);
     if (has_last && last.val_loss > best.val_loss) {
         quote(last.path, quoted);
-        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", last.step, last.val_loss, before,
-                    quoted, after);
+        growing_add(&told, "; the last step, %lld, ended worse with %.4f: %s%s%s", (long long)last.step, last.val_loss,
+                    before, quoted, after);
     }
     const int n = growing_copy(&told, text, size);
     return n < 0 ? n : LLMC_OK;
