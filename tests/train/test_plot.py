@@ -392,4 +392,6 @@ def test_lines_that_never_end_are_one_line_and_5(tmp_path, capsys, make):
     pytest.importorskip("matplotlib")
     make(tmp_path / "metrics.jsonl")
     assert plot.main([str(tmp_path)]) == 5
-    assert capsys.readouterr().err.endswith("metrics.jsonl is no regular file: copy what it gives into one\n")
+    assert capsys.readouterr().err.endswith(
+        "metrics.jsonl is not a regular file: copy its content into one\n"
+    )
