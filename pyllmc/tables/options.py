@@ -257,8 +257,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
         for arg in args:
-            if arg.startswith("--version="):
-                self.error(self._unknown(arg))
+            if arg.startswith(("--help=", "--version=")):
+                name = arg.partition("=")[0]
+                self.error(f"{name} takes no value: write {name} alone")
         args = self._of_config(args) + args
         known, rest = super().parse_known_args(args, namespace)
         self.given = frozenset(
@@ -282,8 +283,11 @@ class Parser(argparse.ArgumentParser):
         path = ""
         for i, arg in enumerate(args):
             name, equals, value = arg.partition("=")
-            if name == "--config":
-                path = value if equals else "".join(args[i + 1 : i + 2])
+            if name != "--config" or (not equals and i + 1 == len(args)):
+                continue
+            path = value if equals else args[i + 1]
+            if not path:
+                self.error("--config is empty: name a file of options or a run's folder")
         try:
             found = read_config(path, options()) if path else {}
         except OSError as error:
