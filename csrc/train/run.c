@@ -209,9 +209,22 @@ int run_settle(const char *folder) {
     return rc;
 }
 
+/* Refuses a path that is a file, or leads through one: no folder can be made there. */
+static int check_path(const char *path) {
+    char part[OPTION_TEXT];
+    for (size_t n = 1;; n++) {
+        n += strcspn(path + n, "/");
+        snprintf(part, sizeof part, "%.*s", (int)n, path);
+        CHECK(access(part, F_OK) < 0 || is_folder(part), LLMC_EIO,
+              "%s cannot be made: %s is not a folder; name another --out", path, part);
+        if (!path[n]) return LLMC_OK;
+    }
+}
+
 int run_check(const llmc_options *options) {
     Run run = {0};
     if (!*options->out || !strcmp(options->out, "auto")) return LLMC_OK;
+    TRY(check_path(options->out));
     TRY(run_settle(options->out));
     snprintf(run.folder, sizeof run.folder, "%s", options->out);
     return check_free(&run, (int)options->overwrite);
