@@ -8,6 +8,7 @@ import decimal
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from fractions import Fraction
@@ -409,10 +410,37 @@ def test_two_names_of_ours_mean_one_thing():
 def test_help_fits_the_terminal(chat, width):
     text = Options(lib, chat).help("./program", width)
     for line in text.splitlines():
-        assert len(line) <= width or line.strip().startswith("./program ") or " " not in line.strip(), line
-    assert "for example\n  ./program" in text
+        assert len(line) <= width or " " not in line.strip().removesuffix(" \\"), line
+    assert "for example\n  ./program" in text and " \n" not in text
     help_text = next(o for o in as_text.options(*as_text.OF_ANY).values() if o.name == "top_p").help
     assert help_text in " ".join(text.split())
+
+
+def test_examples_can_be_pasted_at_any_width():
+    """What a shell reads is the same, whether a command stands on one line or on several."""
+    for chat in (False, True):
+        wide, narrow = (
+            re.findall(r"^  \./program(?:.*\\\n)*.*", Options(lib, chat).help("./program", width), re.M)
+            for width in (120, 40)
+        )
+        assert len(wide) >= 3 and "\n" not in "".join(wide) and "\n" in "".join(narrow)
+        assert [shlex.split(command.replace("\\\n", "")) for command in narrow] == list(
+            map(shlex.split, wide)
+        )
+
+
+def test_examples_of_python_commands_can_be_pasted_at_any_width(monkeypatch):
+    examples = ['python -m x RUN --prompt "Once upon a time" --top_p=0.9  writes', "python -m x  the default"]
+    parser = as_text.Parser(prog="x", examples=examples)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "examples:\n    " + "\n    ".join(examples) + "\n\n" in parser.format_help()
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = (
+        "examples:\n    python -m x RUN --prompt \\\n"
+        '            "Once upon a time" \\\n            --top_p=0.9\n        writes\n'
+        "    python -m x\n        the default\n\n"
+    )
+    assert narrow in parser.format_help()
 
 
 def test_help_of_any_length_is_handed_out_whole():
@@ -429,8 +457,7 @@ def test_sample_tells_its_own_options():
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "72"}
     )
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("    python ")]  # to be pasted
-    assert done.returncode == 0 and max(map(len, lines)) <= 72
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 72
     for word in ("max_steps", "--data", "training", "data order", "of a sample", "how a sample"):
         assert word not in done.stdout
 
