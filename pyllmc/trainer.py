@@ -10,7 +10,7 @@ from typing import Any
 
 from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_path, refuse
-from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.errors import DataError, InvalidArgument
 from pyllmc.engine import _ffi
 from pyllmc.engine.settings import Options
 from pyllmc.model import Model
@@ -47,7 +47,10 @@ def check_and_make_data(options: Options, lib: Any) -> None:
         return
     data = options.get("data")
     print(f"making {data}", file=sys.stderr)
-    telling.write_dataset(data)
+    try:
+        telling.write_dataset(data)
+    except DataError as error:
+        raise type(error)(f"{error}, or give --data") from error
 
 
 class Trainer(NotCopied):

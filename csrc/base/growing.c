@@ -7,11 +7,11 @@
 #include "base/growing.h"
 
 static int reserve(Growing *g, size_t more) {
-    if (g->size + more <= g->room) return 0;
-    const size_t room = 2 * (g->size + more);
-    char *text = realloc(g->text, room);
+    if (g->size + more <= g->capacity) return 0;
+    const size_t capacity = 2 * (g->size + more);
+    char *text = realloc(g->text, capacity);
     if (!text) return g->failed = 1, -1;
-    g->text = text, g->room = room;
+    g->text = text, g->capacity = capacity;
     return 0;
 }
 

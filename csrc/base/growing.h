@@ -5,7 +5,7 @@
 
 typedef struct Growing {
     char *text; /* NULL: nothing yet */
-    size_t size, room;
+    size_t size, capacity;
     int failed; /* memory ran out, so a part of the text is missing */
 } Growing;
 

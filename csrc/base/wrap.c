@@ -89,8 +89,8 @@ static void add(llmc_wrap *w, int columns, const char *text, int64_t size) {
 int llmc_wrap_next(llmc_wrap *w, int columns, const char *text, int64_t size, const char **out, int64_t *n) {
     CHECK(size >= 0 && columns >= 0, LLMC_EINVAL, "a piece of %lld bytes for %d columns", (long long)size, columns);
     /* each byte may end a line, or be a tab of 8 blanks */
-    const int64_t room = 11 * size + WORD + w->gap + (columns > 8 ? columns : 8) + 16;
-    char *grown = realloc(w->out, (size_t)room);
+    const int64_t capacity = 11 * size + WORD + w->gap + (columns > 8 ? columns : 8) + 16;
+    char *grown = realloc(w->out, (size_t)capacity);
     CHECK(grown, LLMC_ENOMEM, "no memory for a piece of %lld bytes", (long long)size);
     w->out = grown, w->n = 0;
     if (!columns || !text) put_word(w, columns ? columns : 1 << 30);

@@ -71,13 +71,14 @@ void K(classifier_forward)(Context *ctx, float *losses, float *lse, const floatX
 }
 
 /* The numbers are few, so one thread adds them in order. */
-void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights, int64_t N) {
+void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *targets, const float *loss_weights,
+                  int64_t N) {
     double sum = 0, weight = 0;
     (void)ctx;
     for (int64_t i = 0; i < N; i++)
         if (targets[i] >= 0) {
-            sum += (double)weights[i] * losses[i];
-            weight += weights[i];
+            sum += (double)loss_weights[i] * losses[i];
+            weight += loss_weights[i];
         }
     loss[0] = weight > 0 ? (float)(sum / weight) : 0;
     loss[1] = weight > 0 ? (float)(1 / weight) : 0;
@@ -97,7 +98,7 @@ APART void row_backward(float *x, float lse, int target, double factor, int V) {
 
 typedef struct Backward {
     float *logits;
-    const float *lse, *weights;
+    const float *lse, *loss_weights;
     const int *targets;
     float scale, loss_scale;
     int V, Vp;
@@ -106,16 +107,16 @@ static void backward_rows(const void *given, Part rows) {
     const Backward a = *(const Backward *)given;
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
         float *x = a.logits + bt * a.Vp;
-        const double factor = a.targets[bt] < 0 ? 0 : (double)a.weights[bt] * a.scale * a.loss_scale;
+        const double factor = a.targets[bt] < 0 ? 0 : (double)a.loss_weights[bt] * a.scale * a.loss_scale;
         const int real = factor == 0 ? 0 : a.V; /* the columns with a gradient: none if the target is ignored */
         if (real) row_backward(x, a.lse[bt], a.targets[bt], factor, a.V);
         memset(x + real, 0, (size_t)(a.Vp - real) * sizeof *x);
     }
 }
 
-void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets, const float *weights,
-                            const float *loss, float scale, int B, int T, int V, int Vp) {
+void K(classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
+                            const float *loss_weights, const float *loss, float scale, int B, int T, int V, int Vp) {
     const int64_t rows = (int64_t)B * T;
     parallel_static(threads_among(ctx, rows, rows * V), rows, backward_rows,
-                    &(Backward){logits, lse, weights, targets, scale, loss[1], V, Vp});
+                    &(Backward){logits, lse, loss_weights, targets, scale, loss[1], V, Vp});
 }

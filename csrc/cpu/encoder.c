@@ -15,14 +15,14 @@ typedef struct Forward {
     float *out;
     const int *tokens, *pos;
     const float *wte, *wpe;
-    int T, C, weights;
+    int T, C, format;
 } Forward;
 static void forward_rows(const void *given, Part rows) {
     const Forward a = *(const Forward *)given;
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
         const int64_t at = bt % a.T + (a.pos ? a.pos[bt / a.T] : 0);
-        const void *row = weight_row(a.wte, a.weights, a.C, a.tokens[bt]);
-        FOR_FORMAT(a.weights, add_embeddings(a.out + bt * a.C, row, a.wpe + at * a.C, a.C, F));
+        const void *row = weight_row(a.wte, a.format, a.C, a.tokens[bt]);
+        FOR_FORMAT(a.format, add_embeddings(a.out + bt * a.C, row, a.wpe + at * a.C, a.C, F));
     }
 }
 

@@ -285,25 +285,26 @@ static void classifier_forward(Context *ctx, float *losses, float *lse, const fl
     }
 }
 
-static void loss_mean(Context *ctx, float *loss, const float *losses, const int *targets, const float *weights,
+static void loss_mean(Context *ctx, float *loss, const float *losses, const int *targets, const float *loss_weights,
                       int64_t N) {
     double sum = 0, weight = 0;
     (void)ctx;
     for (int64_t i = 0; i < N; i++)
         if (targets[i] >= 0) {
-            sum += (double)weights[i] * losses[i];
-            weight += weights[i];
+            sum += (double)loss_weights[i] * losses[i];
+            weight += loss_weights[i];
         }
     loss[0] = weight > 0 ? (float)(sum / weight) : 0;
     loss[1] = weight > 0 ? (float)(1 / weight) : 0;
 }
 
 static void classifier_backward(Context *ctx, floatX *logits, const float *lse, const int *targets,
-                                const float *weights, const float *loss, float scale, int B, int T, int V, int Vp) {
+                                const float *loss_weights, const float *loss, float scale, int B, int T, int V,
+                                int Vp) {
     (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++) {
         floatX *x = logits + bt * Vp;
-        const double factor = targets[bt] < 0 ? 0 : (double)weights[bt] * scale * loss[1];
+        const double factor = targets[bt] < 0 ? 0 : (double)loss_weights[bt] * scale * loss[1];
         double sum = 0; /* becomes 1, except for the rounding of lse */
         for (int i = 0; i < V; i++) sum += exp((double)x[i] - lse[bt]);
         for (int i = 0; i < V; i++) x[i] = (floatX)((exp((double)x[i] - lse[bt]) / sum - (i == targets[bt])) * factor);

@@ -12,11 +12,11 @@
 #define NO_DATA "make the data with python -m pyllmc.prepro, or check the path"
 
 static int shards_add(Shards *shards, const char *folder, const char *name) {
-    if ((size_t)shards->n == shards->room) {
-        const size_t room = shards->room ? 2 * shards->room : 16;
-        char **names = realloc(shards->names, room * sizeof *names);
+    if ((size_t)shards->n == shards->capacity) {
+        const size_t capacity = shards->capacity ? 2 * shards->capacity : 16;
+        char **names = realloc(shards->names, capacity * sizeof *names);
         CHECK(names, LLMC_ENOMEM, "no memory for a list of files");
-        shards->names = names, shards->room = room;
+        shards->names = names, shards->capacity = capacity;
     }
     const size_t size = strlen(folder) + strlen(name) + 2;
     char *path = malloc(size);

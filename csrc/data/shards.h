@@ -5,7 +5,7 @@
 typedef struct Shards {
     char **names; /* sorted by bytes, in every locale */
     int n;
-    size_t room;
+    size_t capacity;
 } Shards;
 /* data: a folder stands for its SPLIT*.bin, a file for itself, another text is a glob. Finding no file is an error.
  * `shards` must be zero before the call and must be freed by shards_free, also after an error. */

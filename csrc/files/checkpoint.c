@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "files/modelfile.h"
+#include "files/state.h"
 #include "base/pulse.h"
 
 typedef struct Output {
@@ -76,9 +77,10 @@ static int put_section(Output *o, int section, const void *data, int64_t size) {
 static int put_state(Output *o, const char *state, int64_t step) {
     char line[32] = "";
     if (!state) state = "";
-    if (strncmp(state, "step=", 5) && !strstr(state, "\nstep="))
-        snprintf(line, sizeof line, "step=%lld\n", (long long)step);
+    if (!state_value(state, "step")) snprintf(line, sizeof line, "step=%lld\n", (long long)step);
     const int64_t size = (int64_t)(strlen(line) + strlen(state));
+    CHECK(size < STATE_TEXT, LLMC_EINVAL, "the state of %s has %lld bytes: a checkpoint holds at most %d of it",
+          o->path, (long long)size, STATE_TEXT - 1);
     TRY(put_section_header(o, STATE, size));
     TRY(put(o, line, (int64_t)strlen(line)));
     return put(o, state, (int64_t)strlen(state));

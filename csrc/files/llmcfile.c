@@ -47,9 +47,7 @@ static int measure(llmc_file *f, const Version *v) {
           "%s is truncated: L=%d and C=%d need more than %.0f bytes, found %lld; "
           "copy or write it again",
           f->path, c->L, c->C, least, (long long)f->file.size);
-    TRY(modelfile_lay_out(f));
-    f->wte = (int64_t)(v->padded ? c->Vp : c->V) * c->C;
-    f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
+    TRY(modelfile_lay_out(f, v->padded ? c->Vp : c->V));
     f->begin = f->end = HEADER_BYTES;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) f->end += elements_of(f, i) * layers_of(f, i) * width_of(f, v, i);
     CHECK(f->file.size >= f->end, LLMC_EFORMAT,

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "files/modelfile.h"
+#include "files/state.h"
 #include "base/pulse.h"
 
 /* ---- checking the content ---- */
@@ -179,22 +180,11 @@ static int allocate_transposed(Reader *r) {
     return LLMC_OK;
 }
 
-static const char *next_line(const char *line) {
-    line = strchr(line, '\n');
-    return line ? line + 1 : NULL;
-}
-
-/* Reads the line "step=" of STATE; 0 if there is none. */
+/* Reads the step of STATE; 0 if it has none. */
 static int read_step(const llmc_file *f, int64_t *step) {
-    *step = 0;
-    const int64_t size = f->sections[STATE].size + 1;
-    char *text = malloc((size_t)size);
-    CHECK(text, LLMC_ENOMEM, "no memory for the state in %s", f->path);
-    const int rc = modelfile_section(f, STATE, text, size);
-    for (const char *line = rc > 0 ? text : NULL; line; line = next_line(line))
-        if (!strncmp(line, "step=", 5)) *step = strtoll(line + 5, NULL, 10);
-    free(text);
-    TRY(rc);
+    char state[STATE_TEXT];
+    TRY(state_read(f, state));
+    *step = state_whole(state, "step", 0);
     CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->path, (long long)*step);
     return LLMC_OK;
 }

@@ -46,8 +46,9 @@ struct llmc_file {
 };
 /* Opens the bytes at `path`, which is copied. The format then fills in the rest. */
 int modelfile_open(llmc_file *f, const char *path);
-/* Works out the layout of f->config, which has been checked, and allocates an extent for each tensor. */
-int modelfile_lay_out(llmc_file *f);
+/* Works out the layout of f->config, which has been checked, and allocates an extent for each tensor. rows: those of wte in the
+ * file. */
+int modelfile_lay_out(llmc_file *f, int rows);
 /* As llmc_file_section, by number. */
 int modelfile_section(const llmc_file *f, int section, char *out, int64_t size);
 /* The number of a section, or -1 if no section has this tag of TAG_BYTES bytes. */

@@ -125,8 +125,7 @@ static int complete_config(llmc_file *f, const Files *files, const llmc_config *
     const int rc = llmc_config_check(c);
     CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; take the right hparams.json, or the file is damaged", f->path,
           llmc_last_error());
-    f->wte = (int64_t)c->V * c->C;
-    return modelfile_lay_out(f);
+    return modelfile_lay_out(f, c->V);
 }
 
 /* Whether tensor i is a matrix of a layer, which is stored as (1,C,OC). */

@@ -135,11 +135,11 @@ static int read_header(Span s, TfIndex *index) {
 /* ---- the table ---- */
 
 static TfTensor *add(TfIndex *index) {
-    if (index->n == index->room) {
-        const int room = index->room ? 2 * index->room : 256;
-        TfTensor *tensors = realloc(index->tensors, (size_t)room * sizeof *tensors);
+    if (index->n == index->capacity) {
+        const int capacity = index->capacity ? 2 * index->capacity : 256;
+        TfTensor *tensors = realloc(index->tensors, (size_t)capacity * sizeof *tensors);
         if (!tensors) return NULL;
-        index->tensors = tensors, index->room = room;
+        index->tensors = tensors, index->capacity = capacity;
     }
     TfTensor *t = &index->tensors[index->n++];
     memset(t, 0, sizeof *t);

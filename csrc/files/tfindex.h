@@ -19,7 +19,7 @@ typedef struct TfTensor {
 } TfTensor;
 typedef struct TfIndex {
     TfTensor *tensors; /* sorted by name */
-    int n, room;
+    int n, capacity;
     int64_t shards, endian; /* endian 0: little */
 } TfIndex;
 /* Reads the index. Free it with tfindex_free, even after an error. */

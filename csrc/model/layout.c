@@ -1,4 +1,4 @@
-/* The table of tensors worked out for a configuration: each tensor's shape and place. Allocates nothing. */
+/* The table of tensors worked out for a configuration: each tensor's shape and offset. Allocates nothing. */
 #include <string.h>
 #include "base/error.h"
 #include "model/layout.h"
@@ -48,10 +48,10 @@ static int64_t words(const llmc_tensor *t, int64_t elements) {
     return t->type == LLMC_X ? (elements * (int64_t)sizeof(floatX) + 3) / 4 : elements;
 }
 
-/* Gives a tensor its size and its place after `end`, and returns the new end. A gap follows each layer of an activation,
+/* Gives a tensor its size, and `end` as its offset; returns the new end. A gap follows each layer of an activation,
  * which tests fill with a canary. The layers of a cache that is not kept are one sequence apart, which is all that
  * generation needs then; in training each layer's B sequences overwrite those of the layers behind it. */
-static int64_t place(llmc_tensor *t, int64_t end, const llmc_room *room) {
+static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
     for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
     const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size));
@@ -73,15 +73,15 @@ static int other_of(int i) {
     }
 }
 
-/* Places a tensor at the start of `other`, unless one of the two must be kept. */
-static int64_t place_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_room *room) {
-    if (other->kept || (t->kind == LLMC_CHUNK_ACT && t->kept)) return place(t, end, room);
+/* Lays a tensor over the start of `other`, unless one of the two must be kept. */
+static int64_t lay_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_room *room) {
+    if (other->kept || (t->kind == LLMC_CHUNK_ACT && t->kept)) return lay_out(t, end, room);
     t->kept = 0;
-    const int64_t own_end = place(t, other->offset, room);
+    const int64_t own_end = lay_out(t, other->offset, room);
     return own_end > end ? own_end : end;
 }
 
-/* Tensors are placed in three turns: ALONE, whose memory nothing shares; BENEATH, whose memory another reuses; OVER, which
+/* Tensors are laid out in three turns: ALONE, whose memory nothing shares; BENEATH, whose memory another reuses; OVER, which
  * reuse it. OVER is last because a chunk of logits may be longer than fch_gelu, and then runs on over all that is BENEATH
  * and beyond. */
 enum { ALONE, BENEATH, OVER, TURNS };
@@ -117,7 +117,7 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
             int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
             llmc_tensor *t = layout->table;
             if (turn_of(t, i) != turn) continue;
-            *end = turn < OVER ? place(&t[i], *end, room) : place_over(&t[i], &t[other_of(i)], *end, room);
+            *end = turn < OVER ? lay_out(&t[i], *end, room) : lay_over(&t[i], &t[other_of(i)], *end, room);
         }
     return LLMC_OK;
 }

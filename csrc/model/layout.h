@@ -8,7 +8,7 @@
  *   stored      the parameters as kernels read them; left out where floatX is float, and params serve for both
  *   grads, m, v only in training; each has the form of params: the tensors of tensors.def in their order, without gaps
  *
- * The activations, acts, are placed in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
+ * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
  *
  *   | ALONE                     | BENEATH                 | OVER
  *   | tokens  residual1  ln1 .. | fch_gelu    dresidual   |

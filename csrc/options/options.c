@@ -256,6 +256,12 @@ int options_adopt(llmc_options *options, const char *name, const char *value) {
 
 /* ---- the command line ---- */
 
+static int set_option(llmc_options *options, const Option *o, const char *value) {
+    CHECK(*value || o->offset != offsetof(llmc_options, config), LLMC_EINVAL,
+          "--config is empty: name a file of options or a run's folder");
+    return llmc_options_set(options, o->name, value);
+}
+
 /* Parses one argument; *used is 1 if the next argument was its value. */
 static int parse_one(llmc_options *options, const char *argument, const char *next, int *used) {
     char name[64];
@@ -265,14 +271,16 @@ static int parse_one(llmc_options *options, const char *argument, const char *ne
     CHECK(!strncmp(argument, "--", 2), LLMC_EINVAL, "'%.60s' is not an option: write --name=value; --help lists them",
           argument);
     snprintf(name, sizeof name, "%.*s", value ? (int)(value - argument - 2) : 60, argument + 2);
+    CHECK(!value || (strcmp(name, "help") && strcmp(name, "version")), LLMC_EINVAL,
+          "--%s takes no value: write --%s alone", name, name);
     const int negated = !value && (!strncmp(name, "no_", 3) || !strncmp(name, "no-", 3));
     TRY(option_find(options, negated ? name + 3 : name, &o));
     CHECK(!negated || o->type == IS_FLAG, LLMC_EINVAL, "unknown option --%s: --no_ is for flags", name);
-    if (value) return llmc_options_set(options, o->name, value + 1);
+    if (value) return set_option(options, o, value + 1);
     if (o->type == IS_FLAG) return llmc_options_set(options, o->name, negated ? "0" : "1");
     CHECK(next && strncmp(next, "--", 2), LLMC_EINVAL, "--%s needs a value", o->name);
     *used = 1;
-    return llmc_options_set(options, o->name, next);
+    return set_option(options, o, next);
 }
 
 int llmc_options_parse(llmc_options *options, int argc, const char *const *argv) {

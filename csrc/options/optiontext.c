@@ -168,11 +168,33 @@ static void add_groups(Growing *text, const llmc_options *options, int width) {
     }
 }
 
+/* The bytes of the argument that a command begins with; blanks between quotes belong to it. */
+static int argument_length(const char *command) {
+    int n = 0, quoted = 0;
+    for (; command[n] && (quoted || command[n] != ' '); n++) quoted ^= command[n] == '"';
+    return n;
+}
+
+/* Adds a command that can be pasted: a line too long for the terminal ends with a backslash and goes on in the next one. */
+static void add_command(Growing *text, const char *command, const char *arguments, int width) {
+    enum { INDENT = 8 };
+    int at = 2 + (int)strlen(command);
+    growing_add(text, "  %s", command);
+    for (int n; *arguments; arguments += n, arguments += *arguments == ' ') {
+        n = argument_length(arguments);
+        const int fits = at + 1 + n + (arguments[n] ? 2 : 0) <= width; /* a backslash may have to follow */
+        growing_add(text, fits ? " %.*s" : " \\\n        %.*s", n, arguments);
+        at = (fits ? at + 1 : INDENT) + n;
+    }
+    growing_add(text, "\n");
+}
+
 static void add_examples(Growing *text, int program, const char *command, int width) {
     growing_add(text, "\nfor example\n");
     for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
         if (examples[i].program != program) continue;
-        growing_add(text, "  %s %s\n      ", command, examples[i].arguments);
+        add_command(text, command, examples[i].arguments, width);
+        growing_add(text, "      ");
         wrap(text, examples[i].what, 6, 6, width);
     }
 }

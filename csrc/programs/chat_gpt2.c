@@ -85,13 +85,13 @@ static void introduce(const char *about) {
     show("\n\n", 2);
 }
 
-static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
+static int talk_at_terminal(llmc_chat *chat, char **line, size_t *capacity) {
     ssize_t n = 0;
     int rc;
     introduce(llmc_chat_about(chat));
     for (;;) {
         while (!line_comes(llmc_chat_label(chat, 0))) puts("");
-        if ((n = getline(line, room, stdin)) < 0) return puts(""), 0;
+        if ((n = getline(line, capacity, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
         rc = answer(chat, *line, n, llmc_chat_label(chat, 1));
         if (rc < 0 && !report_refusal(rc)) return rc;
@@ -99,10 +99,10 @@ static int talk_at_terminal(llmc_chat *chat, char **line, size_t *room) {
 }
 
 /* Answers every line. The exit code tells if a turn was refused. */
-static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
+static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *capacity) {
     ssize_t n;
     int code = 0;
-    while (!interrupts && !ferror(stdout) && (n = getline(line, room, stdin)) >= 0) {
+    while (!interrupts && !ferror(stdout) && (n = getline(line, capacity, stdin)) >= 0) {
         const int rc = answer(chat, *line, n, ""), refused = report_refusal(rc);
         if (rc && !refused) return rc;
         if (refused) code = refused;
@@ -113,7 +113,7 @@ static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *room) {
 static int talk(const llmc_options *options) {
     llmc_chat *chat;
     char prompt[4096], *line = NULL;
-    size_t room = 0;
+    size_t capacity = 0;
     const int one_turn = llmc_options_is_given(options, "prompt");
     at_terminal = !one_turn && isatty(STDIN_FILENO);
     catch_interrupts();
@@ -122,7 +122,7 @@ static int talk(const llmc_options *options) {
     if (rc < 0) return rc;
     llmc_options_get(options, "prompt", prompt, sizeof prompt);
     if (one_turn) rc = answer(chat, prompt, (int64_t)strlen(prompt), "");
-    else rc = at_terminal ? talk_at_terminal(chat, &line, &room) : talk_in_a_pipe(chat, &line, &room);
+    else rc = at_terminal ? talk_at_terminal(chat, &line, &capacity) : talk_in_a_pipe(chat, &line, &capacity);
     free(line);
     llmc_chat_free(chat);
     return rc;

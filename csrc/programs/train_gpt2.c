@@ -124,18 +124,31 @@ static int run_maker(const char *data, char *line, size_t size) {
     return status;
 }
 
-/* Makes the stories with python3. Its last line of output is the reason if it fails. */
+/* Tells why the stories could not be made, and returns the exit code. The last line of the maker's output is an error of its
+ * own, with a reason and a remedy, or it is of a Python that cannot run the maker at all. */
+static int tell_maker_failed(const char *data, const char *line, int status) {
+    static const char maker_says[] = "pyllmc.stories: ";
+    const size_t n = sizeof maker_says - 1;
+    const int its_own = status > 0 && !strncmp(line, maker_says, n);
+    if (its_own) fprintf(stderr, "train_gpt2: %s, or give --data\n", line + n);
+    else
+        fprintf(stderr,
+                "train_gpt2: %s cannot be made, because python3 -m pyllmc.stories does not run here: run in the "
+                "checkout with python3 >= 3.9, or give --data\n",
+                data);
+    return its_own ? WEXITSTATUS(status) : 1 - LLMC_EIO;
+}
+
+/* Makes the stories with python3. */
 static int make_stories(const char *data) {
-    char reason[512] = "";
+    char line[4096] = "";
     fprintf(stderr, "making %s\n", data);
-    const int status = run_maker(data, reason, sizeof reason);
+    const int status = run_maker(data, line, sizeof line);
     if (interrupted) return INTERRUPTED;
     if (status == 0) return 0;
     if (status > 0 && (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED))
         return INTERRUPTED; /* Ctrl-C reaches the child too */
-    fprintf(stderr, "train_gpt2: %s could not be made%s%s%s: run in the checkout with python3 >= 3.9, or give --data\n",
-            data, *reason ? " (" : "", reason, *reason ? ")" : "");
-    return 5;
+    return tell_maker_failed(data, line, status);
 }
 #endif
 

@@ -11,7 +11,7 @@
 
 typedef struct Word {
     const char *text;
-    uint32_t n, room;
+    uint32_t n, capacity;
     uint64_t *heap; /* (2n) heap of rank << 32 | part; an entry is out of date if it differs from rank[part] */
     int64_t waiting;
     uint32_t *next, *prev; /* (n) for the part that begins at a byte: where its neighbours begin; n: there is none */
@@ -20,16 +20,16 @@ typedef struct Word {
 } Word;
 
 static int reserve(Word *w, int64_t n) {
-    if (n <= w->room) return LLMC_OK;
-    const size_t room = n < 256 ? 256 : (size_t)n;
+    if (n <= w->capacity) return LLMC_OK;
+    const size_t capacity = n < 256 ? 256 : (size_t)n;
     free(w->heap);
-    w->room = 0;
-    w->heap = malloc(room * (2 * sizeof *w->heap + 3 * sizeof *w->next));
+    w->capacity = 0;
+    w->heap = malloc(capacity * (2 * sizeof *w->heap + 3 * sizeof *w->next));
     CHECK(w->heap, LLMC_ENOMEM, "no memory to encode a word of %lld bytes: encode less text at once", (long long)n);
-    w->room = (uint32_t)room;
-    w->next = (uint32_t *)(w->heap + 2 * room);
-    w->prev = w->next + room;
-    w->rank = w->prev + room;
+    w->capacity = (uint32_t)capacity;
+    w->next = (uint32_t *)(w->heap + 2 * capacity);
+    w->prev = w->next + capacity;
+    w->rank = w->prev + capacity;
     return LLMC_OK;
 }
 

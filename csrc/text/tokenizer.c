@@ -26,17 +26,17 @@ typedef struct Edge {
 struct llmc_tokenizer {
     Vocab vocab; /* hashed if the kind is gpt2 */
     int eot, kind;
-    Edge *edges; /* (room), a power of two; only if the kind is longest */
+    Edge *edges; /* (capacity), a power of two; only if the kind is longest */
     int *id;     /* (nodes) the piece that ends here, or -1 */
-    uint32_t room, nodes;
+    uint32_t capacity, nodes;
 };
 
 /* ---- the trie ---- */
 
 static Edge *edge_of(const llmc_tokenizer *t, uint32_t node, unsigned char byte) {
     const uint64_t key = ((uint64_t)node << 8 | byte) + 1;
-    uint32_t slot = (uint32_t)((key * GOLDEN) >> 32) & (t->room - 1);
-    while (t->edges[slot].key && t->edges[slot].key != key) slot = (slot + 1) & (t->room - 1);
+    uint32_t slot = (uint32_t)((key * GOLDEN) >> 32) & (t->capacity - 1);
+    while (t->edges[slot].key && t->edges[slot].key != key) slot = (slot + 1) & (t->capacity - 1);
     return &t->edges[slot];
 }
 
@@ -62,9 +62,9 @@ static int add_piece(llmc_tokenizer *t, int id, const char *name) {
 
 static int build_trie(llmc_tokenizer *t, const char *name) {
     const uint32_t most = (uint32_t)(t->vocab.size - HEADER_BYTES) + 1; /* nodes: one per byte at worst */
-    for (t->room = 256; t->room < 2 * most; t->room *= 2) {
+    for (t->capacity = 256; t->capacity < 2 * most; t->capacity *= 2) {
     }
-    t->edges = calloc(t->room, sizeof *t->edges);
+    t->edges = calloc(t->capacity, sizeof *t->edges);
     t->id = malloc(most * sizeof *t->id);
     CHECK(t->edges && t->id, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
     t->id[t->nodes++] = -1;
@@ -230,8 +230,8 @@ int llmc_tokenizer_decode(const llmc_tokenizer *t, const int *ids, int n, char *
               "trained with",
               i, ids[i], t->vocab.n);
         const int length = vocab_length(&t->vocab, ids[i]);
-        const int64_t room = size - total < length ? size - total : length;
-        if (room > 0) memcpy(out + total, vocab_piece(&t->vocab, ids[i]), (size_t)room);
+        const int64_t left = size - total, fits = left < length ? left : length;
+        if (fits > 0) memcpy(out + total, vocab_piece(&t->vocab, ids[i]), (size_t)fits);
         total += length;
     }
     CHECK(total <= INT_MAX, LLMC_EINVAL, "%d ids are too many to decode at once: give fewer", n);
@@ -252,7 +252,7 @@ static int longest(const llmc_tokenizer *t, const char *text, int64_t n, int *le
 }
 
 /* Appends a character, or a byte that begins none, so that it can be seen in one line: a control character or such a
- * byte becomes \n, \t or \xNN. Returns 0 and appends nothing if there is no room. */
+ * byte becomes \n, \t or \xNN. Returns 0 and appends nothing if it does not fit. */
 static int show(char *out, size_t size, const char *text, int length) {
     char shown[8];
     const unsigned char c = (unsigned char)*text;

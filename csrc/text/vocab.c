@@ -22,16 +22,16 @@ static uint64_t hash_of(const char *text, int64_t n) {
 }
 
 int vocab_reserve(Vocab *v, int n) {
-    for (v->room = 512; v->room < 2 * (uint32_t)n; v->room *= 2) {
+    for (v->capacity = 512; v->capacity < 2 * (uint32_t)n; v->capacity *= 2) {
     }
-    v->slots = calloc(v->room, sizeof *v->slots);
+    v->slots = calloc(v->capacity, sizeof *v->slots);
     return v->slots ? 0 : -1;
 }
 
 /* The slot of the piece with these bytes, or the free slot where that piece belongs */
 static uint64_t *slot_of(const Vocab *v, const char *text, int64_t n, uint64_t hash) {
     const uint64_t high = hash >> 32;
-    for (uint32_t at = (uint32_t)hash & (v->room - 1);; at = (at + 1) & (v->room - 1)) {
+    for (uint32_t at = (uint32_t)hash & (v->capacity - 1);; at = (at + 1) & (v->capacity - 1)) {
         const uint64_t slot = v->slots[at];
         const int id = (int)(uint32_t)slot - 1;
         if (!slot || (slot >> 32 == high && vocab_length(v, id) == n && !memcmp(vocab_piece(v, id), text, (size_t)n)))

@@ -17,8 +17,8 @@ typedef struct Vocab {
     int64_t size;
     int n;
     uint32_t *start; /* (n) where each piece begins in the file; the byte before it is its length */
-    uint64_t *slots; /* (room), a power of two: the high half of the hash, then id + 1; 0: free */
-    uint32_t room;
+    uint64_t *slots; /* (capacity), a power of two: the high half of the hash, then id + 1; 0: free */
+    uint32_t capacity;
     int longest; /* bytes of the longest piece in the hash */
 } Vocab;
 

@@ -139,8 +139,8 @@ static int read_all(Reader *r) {
 int vocabbpe_convert(char **out, int64_t *out_size, const char *text, int64_t size, const char *name) {
     Reader r = {.name = name, .text = text, .size = size};
     /* the piece of a line, with its length, is not longer than that line */
-    const size_t room = HEADER_BYTES + 2 * 256 + (size_t)size + 1 + strlen(EOT_TEXT);
-    r.made.bytes = malloc(room);
+    const size_t capacity = HEADER_BYTES + 2 * 256 + (size_t)size + 1 + strlen(EOT_TEXT);
+    r.made.bytes = malloc(capacity);
     r.made.start = malloc(GPT2_V * sizeof *r.made.start);
     const int there = r.made.bytes && r.made.start && vocab_reserve(&r.made, GPT2_V) == 0;
     const int rc = there ? read_all(&r) : llmc_fail(LLMC_ENOMEM, "no memory for the tokenizer %s", name);

@@ -37,7 +37,7 @@ int run_link(const Run *run, const char *name, const char *second) {
 static int64_t step_of(const char *path) {
     char state[STATE_TEXT];
     if (access(path, R_OK) || state_read_by_path(path, state) < 0) return -1;
-    return (int64_t)state_number(state, "step", -1);
+    return state_whole(state, "step", -1);
 }
 
 int64_t run_reached(const char *folder) {

@@ -112,15 +112,15 @@ enum { NUM_FILES = sizeof files / sizeof *files };
 static int is_by_step(const char *name) { return !strncmp(name, "step_", 5); }
 
 /* The path of a run's file in a subfolder; "" is the run's folder itself, in which samples have a folder of their own. */
-static void place(const Run *run, const char *sub, const char *name, char *path, size_t size) {
+static void path_in(const Run *run, const char *sub, const char *name, char *path, size_t size) {
     const int is_sample = is_by_step(name) && !run_is_numbered(name, NULL);
     snprintf(path, size, "%s/%s/%s", run->folder, *sub ? sub : is_sample ? "samples" : ".", name);
 }
 
 static int transfer_file(const Run *run, const char *from, const char *to, const char *name) {
     char old[4 * OPTION_TEXT], new[4 * OPTION_TEXT];
-    place(run, from, name, old, sizeof old);
-    if (to) place(run, to, name, new, sizeof new);
+    path_in(run, from, name, old, sizeof old);
+    if (to) path_in(run, to, name, new, sizeof new);
     if ((to ? rename(old, new) : unlink(old)) == 0 || errno == ENOENT) return LLMC_OK;
     return run_system_error(old, to ? "moved" : "removed");
 }
@@ -209,9 +209,22 @@ int run_settle(const char *folder) {
     return rc;
 }
 
+/* Refuses a path that is a file, or leads through one: no folder can be made there. */
+static int check_path(const char *path) {
+    char part[OPTION_TEXT];
+    for (size_t n = 1;; n++) {
+        n += strcspn(path + n, "/");
+        snprintf(part, sizeof part, "%.*s", (int)n, path);
+        CHECK(access(part, F_OK) < 0 || is_folder(part), LLMC_EIO,
+              "%s cannot be made: %s is not a folder; name another --out", path, part);
+        if (!path[n]) return LLMC_OK;
+    }
+}
+
 int run_check(const llmc_options *options) {
     Run run = {0};
     if (!*options->out || !strcmp(options->out, "auto")) return LLMC_OK;
+    TRY(check_path(options->out));
     TRY(run_settle(options->out));
     snprintf(run.folder, sizeof run.folder, "%s", options->out);
     return check_free(&run, (int)options->overwrite);

@@ -14,7 +14,7 @@ typedef struct Run {
 /* Puts a folder in order after a kill while its run was being replaced: afterwards it holds the old run or the new one, whole.
  * To be called before a checkpoint is looked for. */
 int run_settle(const char *folder);
-/* Refuses a folder that holds a run, unless that is to be overwritten. */
+/* Refuses a folder that holds a run, unless that is to be overwritten, and one that cannot be made because a file is there. */
 int run_check(const llmc_options *options);
 /* Makes the folder. in_place: goes on in it from a checkpoint of `step`, so later metrics are dropped, and that step's
  * validation loss too unless it was evaluated. history: comments for config.txt about options before that step; may be NULL.

@@ -80,29 +80,29 @@ static int check_later_steps(const llmc_trainer *t) {
     char state[STATE_TEXT];
     if (is_folder(t->options.resume)) return LLMC_OK; /* its last checkpoint is the step that the run has come to */
     TRY(state_read(t->file, state));
-    const long long step = (long long)state_number(state, "step", 0), reached = (long long)run_reached(t->options.out);
+    const int64_t step = state_whole(state, "step", 0), reached = run_reached(t->options.out);
     CHECK(
         reached <= step || t->options.overwrite, LLMC_EINVAL,
         "--resume=%s is at step %lld, and %s has come to step %lld: name another --out, or drop its later checkpoints "
         "and best.ckpt with --overwrite",
-        t->options.resume, step, t->options.out, reached);
+        t->options.resume, (long long)step, t->options.out, (long long)reached);
     return LLMC_OK;
 }
 
 static int restore_state(llmc_trainer *t) {
     char state[STATE_TEXT];
     TRY(state_read(t->file, state));
-    t->step = (int64_t)state_number(state, "step", 0);
-    t->tokens = (int64_t)state_number(state, "tokens", 0);
+    t->step = state_whole(state, "step", 0);
+    t->tokens = state_whole(state, "tokens", 0);
     t->best_val_loss = state_number(state, "best_val_loss", INFINITY);
-    t->best_step = (int64_t)state_number(state, "best_step", -1);
+    t->best_step = state_whole(state, "best_step", -1);
     CHECK(t->step == llmc_model_step(t->model), LLMC_EINVAL,
           "%s holds no moments, so it cannot be resumed bit for bit: resume from last.ckpt, or start from it with "
           "--model",
           t->start_file);
-    t->found = t->evaluated = (int)state_number(state, "evaluated", 0);
+    t->found = t->evaluated = (int)state_whole(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
-    return llmc_loader_set_position(t->train, (int64_t)state_number(state, "position", 0));
+    return llmc_loader_set_position(t->train, state_whole(state, "position", 0));
 }
 
 /* ---- data ---- */
@@ -195,7 +195,7 @@ static int choose_sizes(llmc_trainer *t) {
     llmc_config *c = &t->config;
     if (!t->resumed) TRY(forget_other_shape(&t->options));
     if (!*t->start_file) {
-        const int found = locate_weights(o, t->start_file, sizeof t->start_file);
+        const int found = locate_weight_file(o, t->start_file, sizeof t->start_file);
         TRY(found);
         if (!found) *t->start_file = 0;
     }

@@ -67,7 +67,7 @@ int tell_resume(const llmc_trainer *t, Growing *text) {
     char state[STATE_TEXT];
     if (!t->resumed) return LLMC_OK;
     TRY(state_read(t->file, state));
-    growing_add(text, "\nresume: %s, at step %lld of %lld", t->start_file, (long long)state_number(state, "step", 0),
+    growing_add(text, "\nresume: %s, at step %lld of %lld", t->start_file, (long long)state_whole(state, "step", 0),
                 (long long)t->options.max_steps);
     add_changes(text, t->before, &t->options);
     return LLMC_OK;

@@ -148,9 +148,9 @@ static int forget(llmc_chat *c, int droppable, int most) {
     return held(c);
 }
 
-/* Makes room for a turn of n ids and its answer. If turns must be forgotten, half of the context is freed, so that this happens
+/* Fits a turn of n ids and its answer into the context. If turns must be forgotten, half of the context is freed, so that this happens
  * seldom. */
-static int make_room(llmc_chat *c, int n) {
+static int fit_turn(llmc_chat *c, int n) {
     const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
     if (held(c) + n + answer > c->T) forget(c, c->turns, c->T / 2 - n);
     CHECK(held(c) + n + answer <= c->T, LLMC_EINVAL,
@@ -163,16 +163,16 @@ static int make_room(llmc_chat *c, int n) {
 
 static int say_line(llmc_chat *c, const char *text, int64_t size) {
     const llmc_options *o = &c->options;
-    const size_t room = (size_t)size + 2 * OPTION_TEXT + 8;
-    char *turn = malloc(room);
+    const size_t capacity = (size_t)size + 2 * OPTION_TEXT + 8;
+    char *turn = malloc(capacity);
     CHECK(turn, LLMC_ENOMEM, "no memory for a turn of %lld bytes", (long long)size);
-    int64_t n = snprintf(turn, room, "%s%s: ", c->turns || held(c) > 1 ? "\n" : "", o->user);
+    int64_t n = snprintf(turn, capacity, "%s%s: ", c->turns || held(c) > 1 ? "\n" : "", o->user);
     memcpy(turn + n, text, (size_t)size);
     n += size;
-    n += snprintf(turn + n, room - (size_t)n, "\n%s:", o->bot);
+    n += snprintf(turn + n, capacity - (size_t)n, "\n%s:", o->bot);
     writer_drop_unseen(c->writer);
     int rc = writer_count(c->writer, turn, n);
-    if (rc >= 0) rc = make_room(c, rc);
+    if (rc >= 0) rc = fit_turn(c, rc);
     const int start = held(c);
     if (rc >= 0) rc = llmc_writer_prompt(c->writer, turn, n, 0);
     free(turn);

@@ -38,7 +38,8 @@ int locate_check_device(const char *device) {
 
 typedef struct Checkpoint {
     char path[2 * OPTION_TEXT];
-    double step, val_loss; /* val_loss is NaN if unknown */
+    int64_t step;
+    double val_loss; /* NaN if unknown */
 } Checkpoint;
 
 /* Reads about a checkpoint in a run folder: 1, or 0 if the folder has none of this name. `loss` is the name of its loss in STATE. */
@@ -47,7 +48,7 @@ static int look_into(const char *run, const char *name, const char *loss, Checkp
     snprintf(c->path, sizeof c->path, "%s/%s", run, name);
     if (access(c->path, R_OK) < 0) return 0;
     TRY(state_read_by_path(c->path, state));
-    c->step = state_number(state, "step", 0);
+    c->step = state_whole(state, "step", 0);
     c->val_loss = state_number(state, loss, NAN);
     return 1;
 }
@@ -61,15 +62,15 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
     TRY(has_best);
     const int has_last = look_into(model, "last.ckpt", "val_loss", &last);
     TRY(has_last);
-    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %.0f", last.path, last.step);
+    if (!has_best && has_last) snprintf(text, size, "%s: the last step, %lld", last.path, (long long)last.step);
     if (!has_best) return LLMC_OK;
     Growing told = {0};
-    growing_add(&told, "%s: step %.0f", best.path, best.step);
+    growing_add(&told, "%s: step %lld", best.path, (long long)best.step);
     if (isfinite(best.val_loss)) growing_add(&told, ", val loss %.4f, the best", best.val_loss);
     if (has_last && last.val_loss > best.val_loss) {
         quote(last.path, quoted);
-        growing_add(&told, "; the last step, %.0f, ended worse with %.4f: %s%s%s", last.step, last.val_loss, before,
-                    quoted, after);
+        growing_add(&told, "; the last step, %lld, ended worse with %.4f: %s%s%s", (long long)last.step, last.val_loss,
+                    before, quoted, after);
     }
     const int n = growing_copy(&told, text, size);
     return n < 0 ? n : LLMC_OK;
@@ -77,7 +78,7 @@ int llmc_run_told(const char *model, const char *before, const char *after, char
 
 /* ---- the files ---- */
 
-int locate_weights(const llmc_options *o, char *path, size_t size) {
+int locate_weight_file(const llmc_options *o, char *path, size_t size) {
     llmc_config known;
     CHECK(*o->model_file || strncmp(o->model, "hub:", 4), LLMC_EINVAL,
           "--model=%s is of the hub, and Python fetches it: python -m pyllmc.%s --model=%s, or python -m "
@@ -88,12 +89,12 @@ int locate_weights(const llmc_options *o, char *path, size_t size) {
     return llmc_file_find(o->model, path, size) || is_folder(o->model); /* opening a folder tells what it lacks */
 }
 
-/* Opens the weights. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
+/* Opens the weight file. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
  * so. */
-static int open_file(const llmc_options *o, const char *weights, llmc_file **file) {
+static int open_file(const llmc_options *o, const char *path, llmc_file **file) {
     char reason[1024];
     llmc_file *other;
-    const int rc = llmc_file_open(file, weights);
+    const int rc = llmc_file_open(file, path);
     if (rc != LLMC_EFORMAT || !*o->tokenizer) return rc;
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
     CHECK(llmc_file_open(&other, o->tokenizer) == 0, rc, "%s", reason);
@@ -120,7 +121,7 @@ static int open_model(const llmc_options *o, const llmc_file *file, llmc_model *
 }
 
 int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
-    char weights[2 * OPTION_TEXT];
+    char path[2 * OPTION_TEXT];
     llmc_file *file;
     llmc_config size;
     TRY(locate_check_device(o->device));
@@ -129,10 +130,10 @@ int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
           "%s is a size of model, whose weights are fresh, and only trained ones write: give a run folder or a weight "
           "file",
           o->model);
-    const int found = locate_weights(o, weights, sizeof weights);
+    const int found = locate_weight_file(o, path, sizeof path);
     TRY(found);
     CHECK(found, LLMC_EIO, "there is no run folder or weight file %s: check the path", o->model);
-    TRY(open_file(o, weights, &file));
+    TRY(open_file(o, path, &file));
     int rc = open_tokenizer(o, file, t);
     if (rc == 0) rc = open_model(o, file, m);
     llmc_file_free(file);

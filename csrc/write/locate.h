@@ -4,9 +4,9 @@
 #include "options/options.h"
 /* LLMC_EDEVICE if this library was built for another device than --device. */
 int locate_check_device(const char *device);
-/* The file of weights that --model means: 1 and its path, or 0 if --model is a size. A front end may have converted the file
+/* The weight file that --model means: 1 and its path, or 0 if --model is a size. A front end may have converted the file
  * (llmc_options_set_model_file). LLMC_EINVAL: the name is one of the hub, and only Python fetches from there. */
-int locate_weights(const llmc_options *options, char *path, size_t size);
+int locate_weight_file(const llmc_options *options, char *path, size_t size);
 /* Makes a model that has memory for one text, and opens its tokenizer: --tokenizer, else the one that belongs to the weights. The
  * caller sets both to NULL before and frees them, even after an error. */
 int locate_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer);

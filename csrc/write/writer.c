@@ -22,9 +22,9 @@ struct llmc_writer {
     llmc_tokenizer *own_tokenizer;
     int64_t most, made; /* tokens after the last prompt: how many there may be, how many there are */
     int end;            /* how the text ended, or LLMC_GOING_ON */
-    char *text;         /* (room) */
-    char *valid;        /* (3 room) is handed out instead of text where that is no UTF-8 */
-    int64_t size, given, room;
+    char *text;         /* (capacity) */
+    char *valid;        /* (3 capacity) is handed out instead of text where that is no UTF-8 */
+    int64_t size, given, capacity;
     char carry[MAX_PIECE]; /* the first bytes of a token that was cut: they go before the next prompt */
     int carried;
     Stop *stops;
@@ -99,15 +99,15 @@ int llmc_writer_stop_at(llmc_writer *w, const char *text, int64_t size) {
     return LLMC_OK;
 }
 
-static int make_room(llmc_writer *w, int64_t more) {
-    const int64_t room = w->size + more;
-    if (room <= w->room) return LLMC_OK;
-    char *text = realloc(w->text, (size_t)(2 * room));
-    CHECK(text, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)room);
+static int reserve(llmc_writer *w, int64_t more) {
+    const int64_t capacity = w->size + more;
+    if (capacity <= w->capacity) return LLMC_OK;
+    char *text = realloc(w->text, (size_t)(2 * capacity));
+    CHECK(text, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)capacity);
     w->text = text;
-    char *valid = realloc(w->valid, (size_t)(6 * room));
-    CHECK(valid, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)room);
-    return w->valid = valid, w->room = 2 * room, LLMC_OK;
+    char *valid = realloc(w->valid, (size_t)(6 * capacity));
+    CHECK(valid, LLMC_ENOMEM, "no memory for %lld bytes of text", (long long)capacity);
+    return w->valid = valid, w->capacity = 2 * capacity, LLMC_OK;
 }
 
 /* ---- stop strings ---- */
@@ -204,7 +204,7 @@ int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo)
     w->made = w->carried = 0;
     w->end = LLMC_GOING_ON;
     if (!echo || !size) return LLMC_OK;
-    TRY(make_room(w, size));
+    TRY(reserve(w, size));
     memcpy(w->text + w->size, text, (size_t)size);
     return w->size += size, LLMC_OK;
 }
@@ -220,8 +220,8 @@ void writer_restart(llmc_writer *w) {
 
 static int add_token(llmc_writer *w, int id) {
     const int64_t before = w->size;
-    TRY(make_room(w, MAX_PIECE));
-    const int n = llmc_tokenizer_decode(w->tokenizer, &id, 1, w->text + w->size, w->room - w->size);
+    TRY(reserve(w, MAX_PIECE));
+    const int n = llmc_tokenizer_decode(w->tokenizer, &id, 1, w->text + w->size, w->capacity - w->size);
     TRY(n);
     w->size += n;
     const int64_t stop = find_stop(w, before);

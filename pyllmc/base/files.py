@@ -51,7 +51,7 @@ def is_named_pipe(path: str) -> bool:
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise SystemFailure for a pipe or a device, which cannot be read twice. A missing file passes."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise SystemFailure(f"{os.fspath(path)} is no regular file: copy what it gives into one")
+        raise SystemFailure(f"{os.fspath(path)} is not a regular file: copy its content into one")
 
 
 def sync_directory(path: str) -> None:

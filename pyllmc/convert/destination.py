@@ -9,7 +9,7 @@ from pathlib import Path
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.files import reading
 from pyllmc.convert import to_bin, to_gguf, to_hf
-from pyllmc.engine.checkpoint import read_head
+from pyllmc.engine.checkpoint import read_header
 
 FORMATS = {  # word of --to -> the format's name, and its dtypes
     "hf": ("Hugging Face folder", ("fp32", "bf16", "fp16")),
@@ -107,10 +107,10 @@ def _foreign_gguf(path: str) -> str:
 def _foreign_bin(path: str) -> str:
     """Says why a file is no export of ours; "" if it is one. A checkpoint begins as llm.c's file does, but holds more."""
     try:
-        head = read_head(path)
-        if head is None:
+        header = read_header(path)
+        if header is None:
             return "it is not a model file"
-        size = to_bin.size_of(head[1], head[0])
+        size = to_bin.size_of(header[1], header[0])
     except (ValueError, KeyError):
         return "its header is not one of ours"
     with open(path, "rb") as file:  # only a tokenizer and the checksum may follow the weights

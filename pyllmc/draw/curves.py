@@ -14,7 +14,7 @@ import numpy as np
 
 from pyllmc.base.errors import BadFile, DataError, SystemFailure
 from pyllmc.base.files import check_regular
-from pyllmc.engine.checkpoint import RUN, lines_of, read_head
+from pyllmc.engine.checkpoint import RUN, lines_of, read_header
 from pyllmc.tables.layout import GPTConfig, parameters
 
 KINDS = {
@@ -152,10 +152,10 @@ def _max_steps(folder: str | Path) -> int:
 
 
 def _parameters(folder: str | Path) -> int:
-    """The number of parameters, from the head of a checkpoint of the run; 0 if there is none."""
+    """The number of parameters, from the header of a checkpoint of the run; 0 if there is none."""
     for name in RUN:
         try:
-            if found := read_head(Path(folder) / name):
+            if found := read_header(Path(folder) / name):
                 return sum(_size(found[1], row.shape) for row, _ in parameters(found[1]))
         except (OSError, ValueError):
             continue

@@ -123,13 +123,14 @@ def comparison_of(runs: Sequence[Run], style: Style, x: str) -> Picture:
             Line(curve, f"{name}  {value(curve.y.min())}", style.curves[i % n], DASHES[i // n % len(DASHES)],
                  points=kind == "val_loss" and len(curve.x) <= 30)
         )  # fmt: skip
+    # a run that ends at its best needs no ring: its label stands there
+    ringed = [line for line in lines if line.curve.y[-1] > line.curve.y.min()]
     title = {"val_loss": "Validation loss", "loss": "Training loss, smoothed"}[kind]
-    picture = Picture(style, title, _about_all(runs), lines)
+    picture = Picture(style, title, _about_all(runs, bool(ringed)), lines)
     picture.draw()
     picture.scale(np.concatenate([line.curve.y for line in lines]), _axis_name(x))
-    for line in lines:
-        if line.curve.y[-1] > line.curve.y.min():  # else the label stands at the best value already
-            picture.mark_best(line.curve, line.colour, "")
+    for line in ringed:
+        picture.mark_best(line.curve, line.colour, "")
     picture.label_ends()
     return picture
 
@@ -151,14 +152,14 @@ def _comparable(runs: Sequence[Run]) -> str:
     raise BadFile(f"{bare.folder / 'metrics.jsonl'} holds no step to draw: train first")
 
 
-def _about_all(runs: Sequence[Run]) -> str:
+def _about_all(runs: Sequence[Run], ringed: bool) -> str:
     sizes = sorted({run.parameters for run in runs if run.parameters})
     parts = [_count(len(runs), "run")]
     if sizes:
         parts.append(
             " to ".join(curves.short(n) for n in dict.fromkeys((sizes[0], sizes[-1]))) + " parameters"
         )
-    return "  ·  ".join([*parts, "with the best of each"])
+    return "  ·  ".join([*parts, "with the best of each"] if ringed else parts)
 
 
 def checked_path(path: str | Path) -> Path:

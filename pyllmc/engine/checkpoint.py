@@ -21,7 +21,7 @@ Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
-HEAD = 9  # the number of int32 of the header that are read here
+HEADER_INTS = 9  # so many int32 of the header are read here
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -49,9 +49,9 @@ def find_checkpoint(path: Source) -> Path:
     return path
 
 
-def is_model_file(head: bytes) -> bool:
+def is_model_file(start: bytes) -> bool:
     """True if a file with these first bytes has llm.c's format, as every checkpoint has."""
-    return int.from_bytes(head[:4], "little") == MODEL_MAGIC
+    return int.from_bytes(start[:4], "little") == MODEL_MAGIC
 
 
 def checkpoint_of(source: Source) -> Path | None:
@@ -64,13 +64,15 @@ def checkpoint_of(source: Source) -> Path | None:
         return None
 
 
-def read_head(path: Source) -> tuple[int, GPTConfig] | None:
+def read_header(path: Source) -> tuple[int, GPTConfig] | None:
     """The version and the sizes in a model file; None if the file is of another format. Raises OSError, ValueError."""
     with open(path, "rb") as file:
-        head = file.read(4 * HEAD)
-    if len(head) < 4 * HEAD or not is_model_file(head):
+        header = file.read(4 * HEADER_INTS)
+    if len(header) < 4 * HEADER_INTS or not is_model_file(header):
         return None
-    numbers = (int.from_bytes(head[4 * i : 4 * i + 4], "little", signed=True) for i in range(1, HEAD))
+    numbers = (
+        int.from_bytes(header[4 * i : 4 * i + 4], "little", signed=True) for i in range(1, HEADER_INTS)
+    )
     version, maxT, V, L, NH, C, _, window = numbers
     return version, GPTConfig(V, maxT, L, NH, C, window)
 

@@ -7,9 +7,7 @@ import errno
 import functools
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
@@ -17,6 +15,7 @@ from pyllmc import __version__
 from pyllmc.base.errors import EXIT_CODES
 from pyllmc.base.files import is_named_pipe
 from pyllmc.base.values import at_least, number, unescaped, whole
+from pyllmc.tables.help import EXAMPLES, Help
 from pyllmc.tables.layout import table_lines
 
 __all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
@@ -24,7 +23,6 @@ __all__ = ["Parser", "at_least", "number", "unescaped", "whole"]
 Value = Union[int, float, str, bool]
 WORDS = {word: True for word in ("1", "true", "True", "yes", "on")}
 WORDS.update({word: False for word in ("0", "false", "False", "no", "off")})
-WIDEST = 100  # columns of --help at most
 METAVAR = {"INT": "N", "FLOAT": "X", "STRING": "TEXT"}
 
 
@@ -216,20 +214,6 @@ def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | No
     return name, value
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """The layout of --help: as wide as the terminal, at most WIDEST. Indented lines, such as examples, stay as they are."""
-
-    def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size().columns, WIDEST)
-        super().__init__(prog, max_help_position=26, width=max(width - 2, 20))
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip("\n").split("\n\n")
-        return "\n\n".join(
-            p if "\n    " in f"\n{p}" else textwrap.fill(" ".join(p.split()), width) for p in paragraphs
-        )
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
 
@@ -243,7 +227,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, *args: Any, examples: Sequence[str] = (), epilog: str | None = None, **kwargs: Any
     ) -> None:
-        shown = "\n".join(["examples:", *(f"    {line}" for line in examples)]) if examples else ""
+        shown = "\n".join([EXAMPLES, *(f"    {line}" for line in examples)]) if examples else ""
         ending = "\n\n".join(
             part for part in (shown, epilog if epilog != EXIT_CODES else "", EXIT_CODES) if part
         )
@@ -257,8 +241,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [self._spelt(arg) for arg in (sys.argv[1:] if args is None else args)]
         for arg in args:
-            if arg.startswith("--version="):
-                self.error(self._unknown(arg))
+            if arg.startswith(("--help=", "--version=")):
+                name = arg.partition("=")[0]
+                self.error(f"{name} takes no value: write {name} alone")
         args = self._of_config(args) + args
         known, rest = super().parse_known_args(args, namespace)
         self.given = frozenset(
@@ -282,8 +267,11 @@ class Parser(argparse.ArgumentParser):
         path = ""
         for i, arg in enumerate(args):
             name, equals, value = arg.partition("=")
-            if name == "--config":
-                path = value if equals else "".join(args[i + 1 : i + 2])
+            if name != "--config" or (not equals and i + 1 == len(args)):
+                continue
+            path = value if equals else args[i + 1]
+            if not path:
+                self.error("--config is empty: name a file of options or a run's folder")
         try:
             found = read_config(path, options()) if path else {}
         except OSError as error:

@@ -19,7 +19,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -177,15 +177,22 @@ def _repeatable(
     """A function that gives the documents at each call. Unless `once` is enough, an iterator goes to disk."""
     if once or iter(documents) is not documents:
         return lambda: documents
-    spool = stack.enter_context(tempfile.TemporaryFile())
+    spool = tempfile.TemporaryFile()
+    stack.callback(_close, spool)
     for item in _texts(documents):
         with writing(tempfile.gettempdir()):
             spool.write(json.dumps(item).encode("ascii") + b"\n")
     return lambda: _spooled(spool)
 
 
+def _close(spool: BinaryIO) -> None:
+    with suppress(OSError):  # on a full disk this writes once more; the error has been told
+        spool.close()
+
+
 def _spooled(spool: BinaryIO) -> Iterator[Document]:
-    spool.seek(0)
+    with writing(tempfile.gettempdir()):  # what is still buffered
+        spool.seek(0)
     for line in spool:
         yield tuple(json.loads(line))
 

@@ -85,9 +85,7 @@ def _named(name: str, kind: str) -> Source:
         with reading(name), open(name, "rb") as f:
             return Source(_kept(f, name), name, kind or ".txt")
     if not stat.S_ISREG(mode):
-        raise DataError(
-            f"{name} is no regular file: pipe what it gives into --input -, or copy it into a file"
-        )
+        raise DataError(f"{name} is not a regular file: pipe its content into --input -, or copy it into one")
     return Source(name, name, kind or _kind(name))
 
 

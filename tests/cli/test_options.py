@@ -143,9 +143,20 @@ def test_the_names_of_other_trainers_are_hinted_at(name, ours, capsys):
 
 
 @pytest.mark.parametrize(
-    "typo", ["--version=2", "--foo", "--max_stesp=3", "--sed=1", "--bat=1", "--gradclip=2"]
+    "typo",
+    [
+        "--help=1",
+        "--help=",
+        "--version=2",
+        "--config=",
+        "--foo",
+        "--max_stesp=3",
+        "--sed=1",
+        "--bat=1",
+        "--gradclip=2",
+    ],
 )
-def test_both_parsers_suggest_the_same(typo, capsys):
+def test_both_parsers_say_the_same(typo, capsys):
     with pytest.raises(SystemExit):
         as_text.parse([typo])
     assert capsys.readouterr().err == f"train_gpt2: {refusal([typo])}\n"
@@ -184,7 +195,10 @@ def test_help_has_headings_and_every_option():
         (["--B="], "not a whole number"),
         (["--B=99999999999999999999"], r"--B=99999999999999999999 is not in 1\.\.65536"),
         (["--beta1=1"], "below 1"),
-        (["--version=2"], "--help lists them"),
+        (["--version=2"], "--version takes no value: write --version alone"),
+        (["--help="], "--help takes no value: write --help alone"),
+        (["--config="], "--config is empty: name a file of options or a run's folder"),
+        (["--config", ""], "--config is empty"),
         (["--foo"], "--help lists them"),
         (["--shuffle=maybe"], "neither yes nor no"),
         (["train"], "not an option"),

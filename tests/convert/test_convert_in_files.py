@@ -140,7 +140,7 @@ def test_damage_that_torch_does_not_see(tmp_path):
     path.write_bytes(data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
     refused(path, "is damaged .*checksum.*: copy or save it again")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(pyllmc.LlmcError, match="fifo is no regular file"):
+    with pytest.raises(pyllmc.LlmcError, match="fifo is not a regular file"):
         convert.load(tmp_path / "fifo")
 
 

@@ -184,7 +184,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path, capsys):
     assert f"{folder}: left out 3 files that are no text: b.dat, c.bin, pipe\n" in capsys.readouterr().err
     assert documents_of(tmp_path / "d") == ["x = 1", "zwölf"]
     said = run_script("--input", folder / ".git", folder / "pipe", *more, code=2, capsys=capsys)
-    assert "pipe is no regular file: pipe what it gives into --input -" in said
+    assert "pipe is not a regular file: pipe its content into --input -" in said
 
 
 @pytest.mark.parametrize("command", [["-m", "pyllmc.prepro"], ["dev/prepro_tinystories.py"]])

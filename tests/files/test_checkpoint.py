@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ffi, lib
+from conftest import ROOT, ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -394,6 +395,30 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
     head = whole[: whole.index(b"OPTIONS ")]
     refused(victim, tmp_path / "m", resealed(head + five_bytes))
     load(victim, _written(tmp_path / "m", resealed(head + five_bytes.replace(b"-5", b"55"))))
+
+
+def test_a_state_too_long_for_its_readers(tmp_path, whole, victim):
+    """It is not written, and a file that has one is damaged, whether a model or a run reads it."""
+    longest = "x=" + "1" * (4095 - len("x=\nstep=3\n")) + "\nstep=3\n"
+    save(victim, tmp_path / "m", state=longest)
+    load(victim, tmp_path / "m")
+    assert lib.llmc_model_step(victim._handle) == 3
+    with pytest.raises(_ffi.InvalidArgument, match="has 4096 bytes: a checkpoint holds at most 4095"):
+        save(victim, tmp_path / "n", state=longest + "\n")
+    assert not (tmp_path / "n").exists()
+    head = whole[: whole.index(b"OPTIONS ")]
+    state = b"STATE   " + struct.pack("<q", 4096) + longest.encode() + b"\n"
+    refused(victim, tmp_path / "last.ckpt", resealed(head + state))
+    program = [ROOT / "train_gpt2", f"--resume={tmp_path}/last.ckpt", f"--data={tmp_path}"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert "section STATE has 4096 bytes, expected at most 4095; use another copy" in done.stderr
+    assert done.returncode == 4 and done.stderr.count("\n") == 1
+
+
+def test_of_two_lines_of_the_state_the_first_counts(tmp_path, victim):
+    save(victim, tmp_path / "m", state="laststep=9\nstep=2\nstep=7\n")
+    load(victim, tmp_path / "m")
+    assert lib.llmc_model_step(victim._handle) == 2
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):

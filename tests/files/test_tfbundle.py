@@ -79,6 +79,20 @@ def test_checksums_against_known_answers():
 # ---- whole ----
 
 
+def test_progress_is_of_the_whole(folder):
+    """The weights are read twice, to be checked and then to be taken: in the middle the half is done."""
+    told = []
+    pulse = ffi.callback("llmc_pulse", lambda _, text: told.append(ffi.string(text).decode()) or 0)
+    lib.llmc_on_pulse(pulse, ffi.NULL)
+    try:
+        Model(folder, B=1, T=4, training=False)
+    finally:
+        lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
+    percents = [int(text.rpartition(": ")[2].removesuffix(" %")) for text in told if "loading" in text]
+    assert percents == sorted(percents) and percents[0] < 10 and percents[-1] == 100
+    assert len(percents) == len(set(percents)) > 50 and percents.count(100) == 1
+
+
 @pytest.mark.parametrize("name", ["", "model.ckpt", DATA, INDEX])
 @pytest.mark.parametrize("index", [True, False])
 def test_every_way_to_name_it(folder, name, index):

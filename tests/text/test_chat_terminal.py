@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import select
 import signal
@@ -12,7 +13,7 @@ import sys
 import time
 
 import pytest
-from test_chat import FRONT_ENDS, PROGRAMS, ROOT, T, command, endless, start
+from test_chat import FRONT_ENDS, PROGRAMS, ROOT, T, checkpoint, command, endless, start
 from test_tokenizer_c import file_bytes
 
 from pyllmc import GPTConfig, Model
@@ -161,3 +162,34 @@ def test_ctrl_c_in_a_pipe_ends_it(program, endless):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, b"stopping; again to quit now\n")
+
+
+def at_terminal(*arguments) -> tuple[subprocess.Popen, int]:
+    theirs, ours = pty.openpty()
+    program = command(PROGRAMS[0], *arguments)
+    process = subprocess.Popen(
+        program, stdin=ours, stdout=ours, stderr=ours, cwd=ROOT, start_new_session=True
+    )
+    os.close(ours)
+    return process, theirs
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    text = b""
+    while not text.endswith(end):
+        assert select.select([terminal], [], [], 30)[0], text
+        text += os.read(terminal, 4096)
+    return text
+
+
+def test_at_a_terminal_the_shell_gets_a_line_of_its_own(checkpoint):
+    process, terminal = at_terminal(checkpoint, "--sample_tokens=2")
+    read_until(terminal, b"> ")
+    os.write(terminal, b"x\n")
+    assert b"\r\nchat_gpt2: character 'x'" in read_until(terminal, b"> ")
+    process.send_signal(signal.SIGINT)
+    assert read_until(terminal, b"> ") == b"\r\n> "
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert read_until(terminal, b"\n") == b"\r\n"
+    os.close(terminal)

@@ -226,6 +226,15 @@ def test_each_of_many_runs_has_its_own_look_and_label(tmp_path, count):
     assert min(box.y0 for box in boxes) >= 0 and max(box.y1 for box in boxes) <= made.figure.bbox.y1
 
 
+def test_the_best_is_told_where_it_is_marked(tmp_path):
+    """A run that ends at its best has no ring."""
+    falls = [train(tmp_path / name, val=falling) for name in "ab"]
+    made = compared(falls)
+    assert not hasattr(made, "best") and made.subtitle.get_text() == "2 runs"
+    made = compared([*falls, train(tmp_path / "c", val=lambda step: abs(step - 100) + 1)])
+    assert made.best.get_xdata()[0] == 100 and made.subtitle.get_text() == "3 runs  ·  with the best of each"
+
+
 def test_names_are_the_shortest_that_tell_runs_apart(tmp_path):
     folders = [tmp_path / name for name in ("a/demo", "b/demo", "other", "a/x/demo", "b/x/demo")]
     assert curves.names_of(folders) == ["a/demo", "b/demo", "other", "a/x/demo", "b/x/demo"]
@@ -392,4 +401,6 @@ def test_lines_that_never_end_are_one_line_and_5(tmp_path, capsys, make):
     pytest.importorskip("matplotlib")
     make(tmp_path / "metrics.jsonl")
     assert plot.main([str(tmp_path)]) == 5
-    assert capsys.readouterr().err.endswith("metrics.jsonl is no regular file: copy what it gives into one\n")
+    assert capsys.readouterr().err.endswith(
+        "metrics.jsonl is not a regular file: copy its content into one\n"
+    )
