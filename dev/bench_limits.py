@@ -16,7 +16,7 @@ from pyllmc.tables.layout import GPTConfig
 
 Limits = dict[
     str, dict[str, list[float]]
-]  # limit: threads: every repeat; GFLOP/s of fma and bf16, GB/s of read and update
+]  # limit: threads: every repeat; GFLOP/s of fma, bf16 and amx, GB/s of read and update
 
 
 def measure(counts: list[int], quick: bool = False) -> Limits:
@@ -56,18 +56,14 @@ def add(limits: Limits, more: Limits) -> None:
 
 
 def best(limits: Limits, what: str, threads: int) -> float:
-    """The best repeat of the run, because slower ones measure the machine's neighbours; 0 if not measured.
-
-    bf16 without VDPBF16PS is computed by fp32 multiply-adds.
-    """
-    values = limits.get(what, {}).get(str(threads), [])
-    if not values and what == "bf16":
-        return best(limits, "fma", threads)
-    return max(values, default=0.0)
+    """The best repeat of the run, because slower ones measure the machine's neighbours; 0 if not measured."""
+    return max(limits.get(what, {}).get(str(threads), []), default=0.0)
 
 
 def flops_peak(limits: Limits, precision: str, threads: int) -> float:
-    return best(limits, "fma" if precision == "fp32" else "bf16", threads)
+    """GFLOP/s of the instruction that multiplies in this precision: bf16 by AMX, else by VDPBF16PS, else by fp32's."""
+    of = [best(limits, what, threads) for what in ("amx", "bf16") if precision != "fp32"]
+    return next(filter(None, of), best(limits, "fma", threads))
 
 
 # ---- the roofline ----

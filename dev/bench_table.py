@@ -299,7 +299,12 @@ def aims(report: Report) -> str:
 
 
 def limit_line(report: Report) -> str:
-    names = {"fma": "fp32 FMA {} GFLOP/s", "bf16": "VDPBF16PS {} GFLOP/s", "read": "read {} GB/s"}
+    names = {
+        "fma": "fp32 FMA {} GFLOP/s",
+        "bf16": "VDPBF16PS {} GFLOP/s",
+        "amx": "AMX {} GFLOP/s",
+        "read": "read {} GB/s",
+    }
     names["update"] = "in-place update {} GB/s"
     words = []
     for what, text in names.items():

@@ -1,11 +1,18 @@
 /* Measures the limits of the machine with nothing in the way. GFLOP/s: multiply-adds that never leave the registers, in
- * fp32 and, on CPUs with VDPBF16PS, in bf16. GB/s: reading memory, and updating it in place, where bytes read and bytes
+ * fp32 and, on CPUs with VDPBF16PS, in bf16; on AMX, tiles of random numbers that come from the first cache, because tiles of
+ * zeros are multiplied faster and registers hold no operands for long. GB/s: reading memory, and updating it in place, where bytes read and bytes
  * written both count. `peak THREADS MIB REPEATS MILLIONS` prints "name value" lines. dev/bench_limits.py builds it with
  * -march=native. Each loop works on vectors, not on scalars, so that -O3 need not reorder sums. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include "base/pool.h"
+#include "cpu/amx.h"
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VL 16
@@ -69,6 +76,43 @@ static double rate(float (*loop)(long), long rounds, double flops, int threads) 
     const double seconds = now() - start;
     return sink == 0.5f ? 0 : 1e-9 * flops * CHAINS * (double)rounds * threads / seconds;
 }
+
+#ifdef __AMX_BF16__
+static int amx_allowed(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; } /* ARCH_REQ_XCOMP_PERM, tile data */
+
+/* A round is a step of 2 x 2 tiles of sums: four loads, four multiplications. */
+static void amx_rounds(const void *given, Part p) {
+    const long rounds = *(const long *)given;
+    static char numbers[16][4 * TILE_BYTES] __attribute__((aligned(64)));
+    for (long t = p.from; t < p.to; t++) {
+        uint16_t *bits = (uint16_t *)numbers[t % 16];
+        for (int i = 0; i < 2 * TILE_BYTES; i++)
+            bits[i] = (uint16_t)((0x3f00 + i * 2654435761u % 251) | (i % 3 ? 0 : 0x8000));
+        amx_begin();
+        AMX_ZERO(0);
+        AMX_ZERO(1);
+        AMX_ZERO(2);
+        AMX_ZERO(3);
+        for (long k = 0; k < rounds; k++) {
+            AMX_LOAD(4, numbers[t % 16], 64);
+            AMX_LOAD(6, numbers[t % 16] + TILE_BYTES, 64);
+            AMX_DOT(0, 4, 6);
+            AMX_LOAD(7, numbers[t % 16] + 2 * TILE_BYTES, 64);
+            AMX_DOT(1, 4, 7);
+            AMX_LOAD(5, numbers[t % 16] + 3 * TILE_BYTES, 64);
+            AMX_DOT(2, 5, 6);
+            AMX_DOT(3, 5, 7);
+        }
+        amx_end();
+    }
+}
+
+static double amx_rate(long rounds, int threads) {
+    const double start = now();
+    parallel_static(threads, threads, amx_rounds, &rounds);
+    return 1e-9 * 4 * 2 * TILE * TILE * DEPTH * (double)rounds * threads / (now() - start);
+}
+#endif
 
 /* Reads a part; asks the second cache for the vectors `ahead` of it, as the engine does where it reads weights once. */
 static float read_part(const vf *data, long n, long ahead) {
@@ -143,6 +187,9 @@ int main(int argc, char **argv) {
         printf("fma %.2f\n", rate(fma_loop, rounds, 2 * VL, threads));
 #ifdef __AVX512BF16__
         printf("bf16 %.2f\n", rate(bf16_loop, rounds, 4 * VL, threads));
+#endif
+#ifdef __AMX_BF16__
+        if (amx_allowed()) printf("amx %.2f\n", amx_rate(rounds / 4, threads));
 #endif
         for (int k = 0; k < 3; k++)
             printf("read %.2f\n", read_rate(read_part, data, part, threads, aheads[k] / (long)sizeof(vf)));

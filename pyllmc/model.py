@@ -42,7 +42,7 @@ class Model(NotCopied):
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     device: "cpu"; "cuda"; or "emu", which runs the CUDA kernels on the CPU, to test them.
     precision: "fp32", or "bf16": matrix products round their operands to bf16 and add up in float (on a CPU with
-        AVX512_BF16; on a GPU weights and activations are bf16, too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token
+        AMX or AVX512_BF16; on a GPU weights and activations are bf16, too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token
         that is appended alone is not rounded, so bf16 may write another text alone than in a batch.
     threads: 0 takes every core that the process and its container may use; results do not depend on it.
     training=False leaves out gradients and moments.

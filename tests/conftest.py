@@ -87,6 +87,12 @@ KNOWN_ISAS = {  # VL, MR, NR of each, best first
     )
 }
 ISAS = [isa for isa in ("reference", *reversed(list(KNOWN_ISAS))) if _runs_here(isa)]
+# the environment of programs that a sanitizer's library would hang: ps, pgrep
+PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+# with `make asan`, whose library is another build than the programs, and is loaded into every child
+not_under_asan = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="runs other builds, or limits memory"
+)
 PRECISIONS = {"fp32": lib.LLMC_FP32, "bf16": lib.LLMC_BF16}
 GUARD = 32  # elements around every buffer that no kernel may touch
 CANARY = np.float32(-(2.0**112))  # the same in bfloat16

@@ -219,6 +219,7 @@ static void forward_tasks(const void *given, Part tasks) {
                (int)at, min(a.each, a.T - (int)at));
     }
     amx_end();
+    end_streams();
 }
 
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
@@ -324,6 +325,7 @@ static void cached_tasks(const void *given, Part tasks) {
         else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
     }
     amx_end();
+    end_streams();
 }
 
 static int furthest(const int *pos, int B) {

@@ -90,6 +90,11 @@ static inline void amx_end(void) {}
 
 enum { BLOCK = 32 }; /* lanes of a product that is left out as a whole if nothing in it is visible */
 
+/* Asks as much as strips do, of which a square replaces eight. */
+static inline void ask_often(Ahead *next) {
+    for (int i = 0; i < 8; i++) ask(next);
+}
+
 typedef Range Seen(Block, int, int); /* keys_of or queries_of */
 
 /* p(rows, lanes) = x y_t. Squares of which nothing is visible are left out; `seen` tells the lanes that some rows see. */
@@ -100,7 +105,7 @@ static inline void amx_scores(float *p, const float *x, const float *y_t, Block 
         const int m = min(BLOCK, rows - i);
         const Range r = seen(b, i, i + m);
         const int from = r.from / BLOCK * BLOCK;
-        ask(next);
+        ask_often(next);
         if (r.to > r.from)
             amx_product(p + i * KB + from, KB, x + i * length, length, y_t + from, KB, m, r.to - from,
                         in_depth((Range){0, hs}), 0);
@@ -112,7 +117,7 @@ static inline void amx_sums(float *sums, const float *x, const float *p, Block b
                             Ahead *next) {
     for (int j = 0; j < lanes; j += BLOCK) {
         const int n = min(BLOCK, lanes - j);
-        if (next) ask(next);
+        if (next) ask_often(next);
         amx_product(sums + j, KB, x, KB / 2, p + j, KB, hs, n, in_depth(seen(b, j, j + n)), 1);
     }
 }
@@ -147,13 +152,15 @@ static inline void pack_pair_columns(float *dst, Rows r) {
 
 /* Row i of dst = column i of src (hs, KB), times scale[i] (KB). */
 static inline void store_columns(floatX *dst, int64_t stride, const float *src, int rows, int hs, const float *scale) {
+    const int streams = hs % 16 == 0 && stride % 16 == 0 && (uintptr_t)dst % 64 == 0;
     for (int i = 0; i < rows; i += VL)
         for (int d = 0; d < hs; d += VL) {
             vf square[VL];
             for (int l = 0; l < VL; l++) square[l] = vf_load(src + (d + l) * KB + i) * vf_load(scale + i);
             vf_transpose(square);
             for (int l = 0; l < VL && i + l < rows; l++)
-                vf_store_n(dst + (i + l) * stride + d, square[l], LANES(d, hs));
+                if (streams) stream(dst + (i + l) * stride + d, square[l]);
+                else vf_store_n(dst + (i + l) * stride + d, square[l], LANES(d, hs));
         }
 }
 #endif

@@ -172,7 +172,7 @@ static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, 
     const int hp = padded(hs), length = steps(KB, bf16);
     for (int i = 0; on_amx(bf16) && i < b.queries; i += BLOCK) {
         const int m = min(BLOCK, b.queries - i);
-        ask(next);
+        ask_often(next);
         amx_product(dq + i * hp, hp, ds + i * length, length, k, hp, m, hs, in_depth(keys_of(b, i, i + m)), 1);
     }
     for (int i = 0; !on_amx(bf16) && i < b.queries; i += MR) {
@@ -346,6 +346,7 @@ static void segment_tasks(const void *given, Part tasks) { /* the early segments
         if (at < h.T) segment_backward(&own, &h, at, a.parts + task * whole_blocks(h.T) * padded(h.hs));
     }
     amx_end();
+    end_streams();
 }
 
 static void add_parts(const void *given, Part tasks) {
@@ -369,6 +370,7 @@ static void head_tasks(const void *given, Part tasks) {
         for (int from = 0; from < h.T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
     amx_end();
+    end_streams();
 }
 
 /* Computes AT_ONCE segments of all heads from `from` on, then adds their parts of dq in order. */

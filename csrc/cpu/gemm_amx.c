@@ -123,12 +123,27 @@ typedef struct State {
     int turn;
 } State;
 
+/* Prepares to ask for what the squares at m and n are put together with: the inputs of GELU's slope, or C. */
+static Ahead read_with(const Gemm *g, int64_t m, int64_t n, int64_t rows, int64_t passes) {
+    const float *from = g->slope ? g->slope : g->accumulate ? g->c : NULL;
+    if (!from) return (Ahead){0};
+    const int64_t left = smaller(rows, g->M - m), bytes = smaller(PANEL, g->N - n) * 4;
+    return (Ahead){.row = (const char *)(from + m * g->N + n),
+                   .bytes = bytes,
+                   .stride = g->N * 4,
+                   .left = left,
+                   .share = (left * ((bytes + 63) / 64) + passes - 1) / passes};
+}
+
 /* The group's squares in the panel of B at column n. */
 static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
     const int64_t count = smaller(GROUP, panels_in(x->b->m_end - m)), total = steps_in(x->s);
     const int64_t rows = panels_in(x->b->m_end - x->b->m);
     float *sums =
         x->sums + (waits ? ((n - x->b->n) / PANEL * rows + (m - x->b->m) / PANEL) : (x->turn ^= 1) * GROUP) * SQUARE;
+    const int last = x->from + x->steps == total;
+    Ahead read = {0};
+    if (last) read = read_with(&x->s->g, m, n, count * PANEL, count * ((x->steps + STRIP - 1) / STRIP));
     for (int64_t at = 0; at < x->steps; at += STRIP) {
         const int64_t steps = smaller(STRIP, x->steps - at);
         const char *b = step_of(x->at_b, (n - x->b->n) / PANEL, at);
@@ -137,11 +152,11 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
             if (x->from + at == 0) pass(a, b, sums + i * SQUARE, &x->before, steps, 1);
             else pass(a, b, sums + i * SQUARE, &x->before, steps, 0);
             put_one(&x->s->g, &x->whole);
-            ask(&x->next);
+            ask(&x->next), ask(&read);
         }
     }
     while (x->whole.count) put_one(&x->s->g, &x->whole);
-    if (x->from + x->steps == total) x->whole = (Whole){sums, m, n, count};
+    if (last) x->whole = (Whole){sums, m, n, count};
 }
 
 /* Prepares to ask for the group of A after the one at m, while the panels of B pass. */
@@ -156,13 +171,17 @@ static Ahead next_group(const State *x, int64_t m) {
                    .share = (left * x->steps * STEP_BYTES / 64 + passes - 1) / passes};
 }
 
+/* Packs the block's own part of B, along the rows in which B lies in memory. */
 static void pack_own(State *x, char *own) {
     const Slab *s = x->s;
+    const int64_t panels = panels_in(x->b->n_end - x->b->n), count = panels * x->steps;
     x->at_b = (Panels){own, x->steps * STEP_BYTES};
-    for (int64_t n = x->b->n; n < x->b->n_end; n += PANEL)
-        for (int64_t i = 0; i < x->steps; i++)
-            pack_step(step_of(x->at_b, (n - x->b->n) / PANEL, i), &s->g.b, 1, n / PANEL, s->g.N,
-                      s->k + (x->from + i) * DEPTH, s->K);
+    for (int64_t at = 0; at < count; at++) {
+        const int64_t panel = s->g.b.transposed ? at / x->steps : at % panels;
+        const int64_t step = s->g.b.transposed ? at % x->steps : at / panels;
+        pack_step(step_of(x->at_b, panel, step), &s->g.b, 1, x->b->n / PANEL + panel, s->g.N,
+                  s->k + (x->from + step) * DEPTH, s->K);
+    }
 }
 
 static void block(const Slab *s, const Block *b, float *scratch) {

@@ -51,7 +51,7 @@ int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us
 #endif
 void K(gemm_amx)(const Gemm *g, float *workspace, int threads); /* bf16 where HAS_AMX */
 int64_t K(gemm_amx_own_floats)(void);
-int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* which lie behind the threads' own parts */
+int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* they lie behind the threads' own parts */
 int K(gemm_is_few)(const Gemm *g);                               /* A has so few rows that dots are faster */
 void K(gemm_dots)(const Gemm *g, float *workspace, int threads);
 
@@ -125,24 +125,6 @@ APART void __attribute__((unused)) store_piece(const Piece *p, const float *sums
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * ld + j), p->add, p->last);
-}
-
-/* Stores past the caches, so that their lines need not be read first. */
-INLINE void stream(float *aligned, vf v) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(aligned, v);
-#elif defined(__AVX2__)
-    _mm256_stream_ps(aligned, v);
-#else
-    vf_store(aligned, v);
-#endif
-}
-
-/* Makes what was stored past the caches visible to other threads. */
-static inline void end_streams(void) {
-#if VL >= 8
-    _mm_sfence();
-#endif
 }
 
 INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {

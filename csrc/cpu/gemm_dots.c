@@ -6,6 +6,7 @@ enum {
     /* The most rows of A for which this is faster than a copy of B. K must be FEW_K times as large, because the lanes of
      * each sum must be added in the end. */
     FEW = VREGS == 32 ? 64 : 16,
+    FEW_ON_AMX = 8, /* the same in bf16 where AMX multiplies it */
     FEW_K = 8,
     /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
@@ -21,7 +22,8 @@ static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
 static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= own_floats(); }
 
 int K(gemm_is_few)(const Gemm *g) {
-    return g->M <= smaller(FEW, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
+    const int64_t few = HAS_AMX && g->bf16 ? FEW_ON_AMX : FEW;
+    return g->M <= smaller(few, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
 }
 
 /* ---- a tile ---- */

@@ -84,6 +84,24 @@ static inline void vf_store_n(float *p, vf v, int n) {
 #endif
 }
 
+/* Stores past the caches, so that the line need not be read first. */
+INLINE void stream(float *aligned, vf v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(aligned, v);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(aligned, v);
+#else
+    vf_store(aligned, v);
+#endif
+}
+
+/* Makes what was stored past the caches visible to other threads. */
+static inline void end_streams(void) {
+#if VL >= 8
+    _mm_sfence();
+#endif
+}
+
 static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 /* Keeps the first n lanes of v and sets the others to 0. */
 static inline vf vf_keep_n(vf v, int n) { return n == VL ? v : (vf)((vi_lanes(0) < n) & (vi)v); }

@@ -63,7 +63,7 @@ int gpt2_precision(const Kernels *k, const char *name) {
     const int any = !strcmp(name, "auto"), bf16 = any ? !k->fp32 : !strcmp(name, "bf16");
     CHECK(any || bf16 || !strcmp(name, "fp32"), LLMC_EINVAL, "precision '%s' is not one of auto, fp32, bf16", name);
     CHECK(!bf16 || k->bf16, LLMC_EDEVICE,
-          "%s has no products in bf16 (a CPU with AVX512_BF16 has): leave the precision at fp32", k->name);
+          "%s has no products in bf16 (a CPU with AMX or AVX512_BF16 has): leave the precision at fp32", k->name);
     CHECK(bf16 || k->fp32, LLMC_EDEVICE, "%s was built for bf16: its build for fp32 is another library", k->name);
     return bf16 ? LLMC_BF16 : LLMC_FP32;
 }

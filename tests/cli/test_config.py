@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, lib
+from conftest import ROOT, lib, not_under_asan
 
 import pyllmc
 import train_gpt2
@@ -221,6 +221,7 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     assert ended.value.code == 5 and "cannot be read: No such file" in capsys.readouterr().err
 
 
+@not_under_asan
 @pytest.mark.parametrize("command", [["./train_gpt2"], [sys.executable, "train_gpt2.py"]])
 @pytest.mark.parametrize(
     "path, code, says",

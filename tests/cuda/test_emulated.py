@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DEVICES, ROOT, ffi
+from conftest import DEVICES, ROOT, ffi, not_under_asan
 
 import pyllmc
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
@@ -182,6 +182,7 @@ def test_a_checkpoint_moves_between_devices(name: str, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@not_under_asan
 @pytest.mark.parametrize(
     "precision", ["auto", "fp32"]
 )  # each is a library of its own, which a resume must find

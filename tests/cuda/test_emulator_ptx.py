@@ -16,10 +16,11 @@ import pytest
 import test_adamw
 import test_attention
 import test_matmul
-from conftest import Buffers, ffi
+from conftest import Buffers, ffi, not_under_asan
 from device import DeviceKernel
 from emulated import ROOT, SCHEDULES, Emulator, bf16, libraries, make, plain
 
+pytestmark = not_under_asan
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc writes the PTX")
 
 

@@ -21,8 +21,9 @@ import gpu_tiny
 import numpy as np
 import pytest
 from bench_process import Failed, Skip
-from conftest import ROOT
+from conftest import ROOT, not_under_asan
 
+pytestmark = not_under_asan
 NEED_GPU = {"sanitizer", "limits", "profile"}
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PLAIN, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -336,13 +336,13 @@ if __name__ == "__main__":
 
 def with_workers(pid: int) -> list[int]:
     """A process and its children."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True, env=PLAIN)
     pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
     return [pid, *(child for child, parent in pairs if parent == pid)]
 
 
 def is_alive(pid: int) -> bool:
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, env=PLAIN)
     return done.returncode == 0 and "Z" not in done.stdout
 
 
@@ -363,7 +363,10 @@ def test_a_killed_run_leaves_no_data_set(tmp_path, signal_number, workers):
         assert len(family) >= (3 if workers > 1 else 1)
     finally:
         process.send_signal(signal_number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()  # so that a failure leaves no endless process
     while any(map(is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_alive, family))

@@ -28,6 +28,7 @@ MUTANTS = [  # file, the code that is replaced, its replacement, the tests that 
     ),
     ("layers.c", r"else last_layer_recompute\(m, pass, l\);", "", "tests/model/test_memory.py"),
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/kernels/test_layernorm.py"),
+    ("cpu/gemm_amx_pack.h", r"row \+ 1 < K && lanes", "lanes", "tests/kernels/test_matmul.py"),
     ("cpu/attention_backward.c", r"- s->D\[i\]\)", "+ s->D[i])", "tests/kernels/test_attention.py"),
     (
         "cpu/classifier.c",

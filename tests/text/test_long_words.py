@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from conftest import PLAIN
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_bpe import ROOT, SETTINGS
@@ -132,7 +133,7 @@ def test_learning_ends_at_once(tmp_path, number):
     while not children and process.poll() is None:
         time.sleep(0.1)
         children = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, env=PLAIN
         ).stdout.split()
     time.sleep(1)  # the package is at work by now
     start = time.monotonic()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, not_under_asan
 from test_checkpoint_faults import preloading, shim  # noqa: F401, a fixture
 
 import pyllmc
@@ -95,6 +95,7 @@ def test_kill_at_random_instants():
     assert "6 of 6 end in the same bits" in done.stdout
 
 
+@not_under_asan
 @pytest.mark.parametrize("replaces", [False, True], ids=["resumed", "overwrite"])
 def test_a_fault_at_every_write_of_a_run(replaces, data, whole, half, shim, tmp_path):  # noqa: F811
     """Each failure is one line. A resume of the files that are left reaches the bits of an undisturbed run: of the new
@@ -167,6 +168,7 @@ def test_kept_checkpoints_under_kill_9(data, whole, tmp_path):
             assert numbered(run)[-1] == 4 and len(numbered(run)) <= 2
 
 
+@not_under_asan
 @pytest.mark.parametrize("keep", [0, 3])
 def test_a_full_disk(keep, small_disk, data, whole, half):
     """Saved files stay; with space again the run reaches the same bits. Several amounts of space are tried."""
@@ -256,6 +258,7 @@ for event in pyllmc.Trainer(data=sys.argv[1], out=sys.argv[2], **given):
 """
 
 
+@not_under_asan
 def test_data_that_shrinks_loses_no_step(data, whole, tmp_path):
     """The steps so far are saved, and with the data restored the run reaches the same bits."""
     copy, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
@@ -302,6 +305,7 @@ def test_a_clock_that_is_set_back(data, whole, tmp_path):
         assert '"ms": -' not in line and '"tok_s": -' not in line, line
 
 
+@not_under_asan
 def test_two_runs_in_one_folder(data, whole, half, tmp_path):
     """The second is refused, the first goes on undisturbed."""
     run = shutil.copytree(half, tmp_path / "run")
@@ -346,6 +350,7 @@ def test_8192_descriptors(data, whole, tmp_path):
     assert soak.outcome(tmp_path / "run") == soak.outcome(whole)
 
 
+@not_under_asan
 def test_too_few_descriptors_are_one_line(data, whole, half, tmp_path):
     """Each limit is tried, from the first that loads the program to the first that suffices."""
     refused = 0
