@@ -5,8 +5,8 @@
 
 Each system runs in processes of its own (bench_process.py). They take turns, and their medians are compared. PyTorch is
 the better of eager and torch.compile; a tuned malloc and the fused AdamW make it faster. A report with every repeat goes
-to bench/results/. The tables of a report are printed; --readme writes those of the newest whole report into README.md and
-docs/speed.md.
+to bench/results/. The tables of a report are printed; --readme writes those of each CPU class's newest whole report into README.md
+and docs/speed.md.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 import bench_attention
+import bench_documents
 import bench_generate
 import bench_kernels
 import bench_limits
@@ -206,7 +207,7 @@ def default_path(report: dict[str, Any]) -> Path:
     """<machine>-<date>.json for a whole run; for a part, the name also has its rows."""
     words = [report["machine"]["cpu"], report["date"][:10], *([] if report["whole"] else report["rows"])]
     name = re.sub(r"\W+", "-", "-".join(words)).strip("-").lower()
-    return bench_table.RESULTS / f"{name or 'limits'}.json"
+    return bench_documents.RESULTS / f"{name or 'limits'}.json"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -230,7 +231,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--readme",
         action="store_true",
-        help="write the newest whole report's tables into README.md and docs/speed.md",
+        help="write the tables of each CPU class's newest whole report into README.md and docs/speed.md",
     )
     a = parser.parse_args(words)
     a.rows = a.rows.split(",")
@@ -266,7 +267,7 @@ def plot_of(a: argparse.Namespace) -> Path:
 def main() -> int:
     a = parse()
     if a.readme:
-        bench_table.write_documents()
+        bench_documents.write_documents()
         return 0
     plan = Plan(a.rounds, a.threads or bench_process.default_threads(), a.quick, a.shapes, plot_of(a))
     report = make_report(a.rows, plan)

@@ -12,6 +12,8 @@ AIMS = {
         ("nano-adder B=64 T=6 fp32", 4, 8),
         ("char-10M B=8 T=256 fp32", 2, 3),
         ("demo B=8 T=160 fp32", 3, 5),
+        ("char-10M B=8 T=256 bf16", 1, 2),
+        ("demo B=8 T=160 bf16", 1, 2),
         ("matrix product fp32, mean of all shapes", 1, 1),
         ("matrix product fp32, worst shape", 1, 1),
         ("matrix product bf16, mean of all shapes", 0.9, 1),
@@ -21,6 +23,8 @@ AIMS = {
         ("256 tokens, fp32", 2.5, 2.5),
         ("256 tokens, bf16", 2.5, 2.5),
         ("256 tokens, int8 against bf16", 1.6, 1.6),
+        ("prompt of 512, bf16", 1, 2),
+        ("prompt of 512, int8", 1, 2),
         ("2 threads against 1", 1.9, 1.9),
     ],
     "{:.0%} of the roofline": [
@@ -38,3 +42,26 @@ AIMS = {
         ("124M B=4 T=1024 bf16", 0.3, 0.55),
     ],
 }
+# the same on CPUs with AMX, where they differ
+ON_AMX = {
+    "{:.2f}×": {
+        "124M B=4 T=64 bf16": (1.8, 3),
+        "124M B=4 T=1024 bf16": (2.5, 4),
+        "char-10M B=8 T=256 bf16": (2, 4),
+        "demo B=8 T=160 bf16": (2, 4),
+        "matrix product bf16, mean of all shapes": (1.25, 1.6),
+        "attention bf16": (3, 4.5),
+        "prompt of 512, bf16": (2, 4),
+        "prompt of 512, int8": (2, 4),
+    },
+    "{:.0%} less memory": {"124M B=4 T=1024 bf16": (0.5, 0.65)},
+}
+
+
+def aims_of(isa: str) -> dict[str, list[tuple[str, float, float]]]:
+    """The aims on a CPU whose best instruction set this is."""
+    special = ON_AMX if isa == "amx" else {}
+    return {
+        told: [(what, *special.get(told, {}).get(what, (least, goal))) for what, least, goal in wanted]
+        for told, wanted in AIMS.items()
+    }

@@ -55,6 +55,8 @@ SMALL = [
     Case("nano-adder", 64, 6, "fp32", 100),
     Case("char-10M", 8, 256, "fp32", 2),
     Case("demo", 8, 160, "fp32", 10),
+    Case("char-10M", 8, 256, "bf16", 2),
+    Case("demo", 8, 160, "bf16", 10),
 ]
 QUICK = [Case("tiny", 2, 16, "fp32", 2), Case("tiny", 2, 16, "bf16", 2)]
 

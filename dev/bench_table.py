@@ -5,24 +5,17 @@ A report's ratios are those of medians; a share is the roofline's time over the 
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import bench_limits as limits
-from bench_aims import AIMS
+from bench_aims import aims_of
 from bench_attention import exponent
-from bench_process import ROOT, Failed
 from bench_steps import config_of
 
-RESULTS = ROOT / "bench/results"
-# in a document: the name of the report's file, then its tables
-BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"
-HEADLINE = ("steps", "small")  # the rows that the README shows
+PLOT = "![attention's time against T](growth.png)\n\n"
 Report = dict[str, Any]
 median = statistics.median
 
@@ -209,8 +202,7 @@ def growth(report: Report, rows: dict[str, Any]) -> str:
     if "ms" not in rows:
         return ""
     grown = [f"{kind} as T^{exponent(of):.2f}" for kind, of in rows["ms"].items()]
-    plot = "![attention's time against T](growth.png)\n\n" if report["whole"] else ""
-    return f"{plot}Attention, forward + backward, grows: {', '.join(grown)} (window {rows['window']})."
+    return f"{PLOT if report['whole'] else ''}Attention, forward + backward, grows: {', '.join(grown)} (window {rows['window']})."
 
 
 TABLES: dict[str, Callable[[Report, Any], str]] = {
@@ -250,6 +242,9 @@ def ratios(report: Report) -> dict[str, float]:
     for name, ms in written.items():
         if "hf" in ms:
             found[name] = median(ms["hf"]) / median(ms["pyllmc"])
+    if all("hf" in written.get(f"prompt of 512, {kind}", {}) for kind in ("fp32", "bf16")):
+        theirs = min(median(written[f"prompt of 512, {kind}"]["hf"]) for kind in ("fp32", "bf16"))
+        found["prompt of 512, int8"] = theirs / median(written["prompt of 512, int8"]["pyllmc"])
     bf16, int8 = (written.get(f"256 tokens, {kind}") for kind in ("bf16", "int8"))
     if bf16 and int8:
         found["256 tokens, int8 against bf16"] = median(bf16["pyllmc"]) / median(int8["pyllmc"])
@@ -286,7 +281,8 @@ def state(value: float, least: float, goal: float) -> str:
 def aims(report: Report) -> str:
     """Every aim and the figure that a whole run reached."""
     lines = []
-    for (told, wanted), found in zip(AIMS.items(), (ratios(report), shares(report), memory_spared(report))):
+    aimed = aims_of(report["machine"]["isa"])
+    for (told, wanted), found in zip(aimed.items(), (ratios(report), shares(report), memory_spared(report))):
         for what, least, goal in wanted:
             if what in found:
                 cells = [told.format(x) if x else "–" for x in (least, goal, found[what])]
@@ -355,35 +351,3 @@ def text(report: Report) -> str:
     return "\n\n".join(
         filter(None, [*tables, whole, limit_line(report), machine_line(report), missing(rows)])
     )
-
-
-def newest() -> Path:
-    """The newest report of a whole run on a CPU."""
-    reports = [(json.loads(path.read_text()), path) for path in RESULTS.glob("*.json")]
-    return max((str(r["date"]), path) for r, path in reports if r["whole"] and r.get("kind") != "gpu")[1]
-
-
-def headline(report: Report) -> str:
-    """The table of whole steps, and the machine."""
-    rows = report["rows"]
-    return "\n\n".join([*(TABLES[name](report, rows[name]) for name in HEADLINE), machine_line(report)])
-
-
-DOCUMENTS = {"README.md": headline, "docs/speed.md": text}
-
-
-def with_table(document: str, name: str, show: Callable[[Report], str]) -> str:
-    """A document with the tables of bench/results/NAME between its two marks."""
-    pattern = re.escape(BLOCK).replace(r"\{\}", "{}").format(r"\S+", ".*?")
-    report = json.loads((RESULTS / name).read_text())
-    found, count = re.subn(pattern, lambda _: BLOCK.format(name, show(report)), document, flags=re.S)
-    if count != 1:
-        raise Failed(f"it needs one block {BLOCK.format('FILE', '...')!r}")
-    return found
-
-
-def write_documents(root: Path = ROOT) -> None:
-    name = newest().name
-    for file, show in DOCUMENTS.items():
-        path = root / file
-        path.write_text(with_table(path.read_text(encoding="utf-8"), name, show), encoding="utf-8")

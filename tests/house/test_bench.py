@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import bench_aims
+import bench_documents
 import bench_kernels
 import bench_limits as limits
 import bench_matmul
@@ -87,17 +88,17 @@ def test_a_quick_report_is_never_the_readme_s(report):
     assert "limits" not in bench.default_path(report).name and "steps" in bench.default_path(report).name
 
 
-@pytest.mark.parametrize("file", bench_table.DOCUMENTS)
+@pytest.mark.parametrize("file", bench_documents.DOCUMENTS)
 def test_documents_show_a_report_that_is_kept(file):
     document = (ROOT / file).read_text(encoding="utf-8")
-    name = re.findall(r"<!-- bench: (\S+\.json) -->", document)
-    assert len(name) == 1
-    shown = bench_table.with_table(document, name[0], bench_table.DOCUMENTS[file])
+    names = re.findall(r"<!-- bench: (\S+\.json) -->", document)
+    assert len(names) == 1
+    shown = bench_documents.with_table(document, names[0], bench_documents.DOCUMENTS[file])
     assert shown == document, "run `python dev/bench.py --readme`"
 
 
 def test_reports_have_every_repeat_and_where_they_are_from():
-    for path in bench_table.RESULTS.glob("*.json"):
+    for path in bench_documents.RESULTS.glob("*.json"):
         kept = json.loads(path.read_text())
         if kept.get("kind") == "gpu":  # tests/cuda/test_gpu_check.py reads these
             continue
@@ -119,11 +120,16 @@ def test_an_aim_that_is_missed_is_said_to_be(value, least, goal, state):
 
 
 def test_every_aim_of_a_whole_run_is_told():
-    kept = json.loads(bench_table.newest().read_text())
+    newest = json.loads((bench_documents.RESULTS / bench_documents.kept()[0]).read_text())
     wanted = [what for aims in bench_aims.AIMS.values() for what, _, _ in aims]
-    assert [line.split(" | ")[0][2:] for line in bench_table.aims(kept).splitlines()[2:]] == wanted
-    kept["rows"] = {"steps": {"failed": "hot"}}
-    assert bench_table.aims(kept) == ""
+    assert [line.split(" | ")[0][2:] for line in bench_table.aims(newest).splitlines()[2:]] == wanted
+    newest["rows"] = {"steps": {"failed": "hot"}}
+    assert bench_table.aims(newest) == ""
+
+
+def test_an_aim_on_amx_is_one_of_the_others():
+    for told, special in bench_aims.ON_AMX.items():
+        assert set(special) <= {what for what, _, _ in bench_aims.AIMS[told]}
 
 
 # ---- the roofline ----
