@@ -9,10 +9,6 @@
 #include <time.h>
 #include "base/pool.h"
 #include "cpu/amx.h"
-#ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #if defined(__AVX512F__)
 #define VL 16
@@ -78,14 +74,13 @@ static double rate(float (*loop)(long), long rounds, double flops, int threads) 
 }
 
 #ifdef __AMX_BF16__
-static int amx_allowed(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; } /* ARCH_REQ_XCOMP_PERM, tile data */
 
 /* A round is a step of 2 x 2 tiles of sums: four loads, four multiplications. */
 static void amx_rounds(const void *given, Part p) {
     const long rounds = *(const long *)given;
-    static char numbers[16][4 * TILE_BYTES] __attribute__((aligned(64)));
+    char numbers[4 * TILE_BYTES] __attribute__((aligned(64)));
     for (long t = p.from; t < p.to; t++) {
-        uint16_t *bits = (uint16_t *)numbers[t % 16];
+        uint16_t *bits = (uint16_t *)numbers;
         for (int i = 0; i < 2 * TILE_BYTES; i++)
             bits[i] = (uint16_t)((0x3f00 + i * 2654435761u % 251) | (i % 3 ? 0 : 0x8000));
         amx_begin();
@@ -94,12 +89,12 @@ static void amx_rounds(const void *given, Part p) {
         AMX_ZERO(2);
         AMX_ZERO(3);
         for (long k = 0; k < rounds; k++) {
-            AMX_LOAD(4, numbers[t % 16], 64);
-            AMX_LOAD(6, numbers[t % 16] + TILE_BYTES, 64);
+            AMX_LOAD(4, numbers, 64);
+            AMX_LOAD(6, numbers + TILE_BYTES, 64);
             AMX_DOT(0, 4, 6);
-            AMX_LOAD(7, numbers[t % 16] + 2 * TILE_BYTES, 64);
+            AMX_LOAD(7, numbers + 2 * TILE_BYTES, 64);
             AMX_DOT(1, 4, 7);
-            AMX_LOAD(5, numbers[t % 16] + 3 * TILE_BYTES, 64);
+            AMX_LOAD(5, numbers + 3 * TILE_BYTES, 64);
             AMX_DOT(2, 5, 6);
             AMX_DOT(3, 5, 7);
         }
@@ -189,7 +184,7 @@ int main(int argc, char **argv) {
         printf("bf16 %.2f\n", rate(bf16_loop, rounds, 4 * VL, threads));
 #endif
 #ifdef __AMX_BF16__
-        if (amx_allowed()) printf("amx %.2f\n", amx_rate(rounds / 4, threads));
+        if (amx_request() == 0) printf("amx %.2f\n", amx_rate(rounds / 4, threads));
 #endif
         for (int k = 0; k < 3; k++)
             printf("read %.2f\n", read_rate(read_part, data, part, threads, aheads[k] / (long)sizeof(vf)));

@@ -11,6 +11,18 @@
 #define AMX_H
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+/* Asks Linux for the permission that tiles need, because they enlarge what it saves of a thread. It is given to a whole
+ * process, threads of before included. Returns 0, or -1 with errno ENOSPC if a thread's stack for signals is too small. */
+static inline int amx_request(void) {
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    return (int)syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+}
+#else
+static inline int amx_request(void) { return -1; }
+#endif
 
 enum {
     TILE = 16, /* rows of a tile, and words of a row */

@@ -19,7 +19,7 @@ typedef struct {
 /* One thread's part of the workspace. */
 typedef struct {
     Queries queries[SUBS];
-    float *k, *v, *p; /* (KB, hp), (KB, hp), (KB, QB) */
+    float *k, *v, *p; /* (KB, hp), (KB, hp), on tiles (hp, KB/2); (KB, QB) */
 } Scratch;
 
 /* Places a thread's scratch at base and returns its size in floats; base may be NULL. */
@@ -55,7 +55,6 @@ typedef struct {
     int hs, window, bf16;
     Log2 to_log2;
 } Head;
-static inline int on_amx(const Head *h) { return HAS_AMX && h->bf16; }
 
 static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
     return (Head){q + C, q + 2 * C, 3 * C, hs, window, USES_BF16(ctx), log2_of_score(hs)};
@@ -110,8 +109,12 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
     float shrink[QB];
     if (h->bf16) softmax_of(b, q, p, h, shrink, 1);
     else softmax_of(b, q, p, h, shrink, 0);
-    if (on_amx(h)) scale_columns(q->out, hp, shrink, b.queries), clear_words(p, b.keys);
-    for (int i = 0; !on_amx(h) && i < b.queries; i++)
+    if (on_amx(h->bf16)) {
+        scale_columns(q->out, hp, shrink, b.queries);
+        clear_words(p, b.keys);
+        return;
+    }
+    for (int i = 0; i < b.queries; i++)
         if (shrink[i] != 1)
             for (int d = 0; d < hp; d += VL) vf_store(q->out + i * hp + d, vf_load(q->out + i * hp + d) * shrink[i]);
 }
@@ -119,7 +122,7 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
 /* p[j][i] = k[j] . q_t[.][i]. Here and below, a strip leaves out the keys that none of its queries sees. */
 static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h, Ahead *next) {
     const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
-    if (on_amx(h)) {
+    if (on_amx(h->bf16)) {
         amx_scores(p, k, q_t, b, b.keys, queries_of, h->hs, next);
         return;
     }
@@ -134,7 +137,7 @@ static void scores(Block b, float *p, const float *k, const float *q_t, const He
 /* out[i] += sum over j of p[j][i] v[j]. */
 static void add_values(Block b, float *out, const float *p, const float *v, const Head *h, Ahead *next) {
     const int hp = padded(h->hs);
-    if (on_amx(h)) {
+    if (on_amx(h->bf16)) {
         amx_sums(out, v, p, b, b.queries, keys_of, h->hs, next);
         return;
     }
@@ -158,9 +161,12 @@ static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, floa
     const double scale = 1 / sqrt(h->hs);
     float share[QB];
     for (int i = 0; i < QB; i++) share[i] = i < n ? 1 / q->sum[i] : 0;
-    if (on_amx(h)) store_columns(out, C, q->out, n, h->hs, share);
-    for (int i = 0; !on_amx(h) && i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, share[i]);
     for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
+    if (on_amx(h->bf16)) {
+        store_columns(out, C, q->out, n, h->hs, share);
+        return;
+    }
+    for (int i = 0; i < n; i++) store_rows(out + i * C, C, q->out + i * hp, 1, h->hs, share[i]);
 }
 
 /* The block of keys, or of values, from `key` on; it stops at `end`. */
@@ -178,7 +184,7 @@ APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h,
         Ahead next_k = rows_ahead(keys_at(h, h->k, key + KB, end));
         Ahead next_v = rows_ahead(keys_at(h, h->v, key + KB, end));
         pack_rows(s->k, k, h->bf16);
-        if (on_amx(h)) pack_pair_columns(s->v, v);
+        if (on_amx(h->bf16)) pack_pair_columns(s->v, v);
         else pack_pairs(s->v, v, h->bf16);
         for (int i = 0; i < n; i += QB) {
             const Block b = {at + i - key, min(QB, n - i), keys, h->window};
@@ -209,7 +215,7 @@ typedef struct Forward {
 static void forward_tasks(const void *given, Part tasks) {
     const Forward a = *(const Forward *)given;
     const int hs = a.C / a.NH;
-    amx_begin();
+    begin_products(on_amx(USES_BF16(a.ctx)));
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
         const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
@@ -218,8 +224,7 @@ static void forward_tasks(const void *given, Part tasks) {
         attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
                (int)at, min(a.each, a.T - (int)at));
     }
-    amx_end();
-    end_streams();
+    end_products(on_amx(USES_BF16(a.ctx)));
 }
 
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
@@ -313,7 +318,7 @@ static void store_rows_of_cache(const void *given, Part rows) {
 static void cached_tasks(const void *given, Part tasks) {
     const Cached a = *(const Cached *)given;
     const int hs = a.C / a.NH;
-    amx_begin();
+    begin_products(on_amx(USES_BF16(a.ctx)) && a.rows > 1);
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.blocks, b = head / a.NH, i = (a.blocks - 1 - task % a.blocks) * a.rows;
         const int64_t at = a.pos[b] + i;
@@ -324,8 +329,7 @@ static void cached_tasks(const void *given, Part tasks) {
         if (a.rows == 1) attend_one(&s, o, &h, q + at * 3 * a.C, (int)at);
         else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
     }
-    amx_end();
-    end_streams();
+    end_products(on_amx(USES_BF16(a.ctx)) && a.rows > 1);
 }
 
 static int furthest(const int *pos, int B) {

@@ -88,9 +88,19 @@ static inline void amx_begin(void) {}
 static inline void amx_end(void) {}
 #endif
 
+/* A task that multiplies on tiles begins and ends with these. */
+static inline void begin_products(int on_amx) {
+    if (on_amx) amx_begin();
+}
+static inline void end_products(int on_amx) {
+    if (on_amx) amx_end(), end_streams();
+}
+
+_Static_assert(QB == KB, "a row of p and of what is transposed has KB numbers, whether its lanes are keys or queries");
+static inline int on_amx(int bf16) { return HAS_AMX && bf16; }
 enum { BLOCK = 32 }; /* lanes of a product that is left out as a whole if nothing in it is visible */
 
-/* Asks as much as strips do, of which a square replaces eight. */
+/* Asks for as many lines as the eight strips that a square of tiles replaces. */
 static inline void ask_often(Ahead *next) {
     for (int i = 0; i < 8; i++) ask(next);
 }
@@ -122,6 +132,16 @@ static inline void amx_sums(float *sums, const float *x, const float *p, Block b
     }
 }
 
+/* dq(queries, d) += ds(queries, keys) k(keys, d). */
+static inline void amx_sums_of_keys(float *dq, const float *ds, const float *k, Block b, int hs, Ahead *next) {
+    const int hp = padded(hs);
+    for (int i = 0; i < b.queries; i += BLOCK) {
+        const int m = min(BLOCK, b.queries - i);
+        ask_often(next);
+        amx_product(dq + i * hp, hp, ds + i * (KB / 2), KB / 2, k, hp, m, hs, in_depth(keys_of(b, i, i + m)), 1);
+    }
+}
+
 /* Words of p that belong to no row become zeros, up to a whole tile: p has two rows in a word, `rows` of them. */
 static inline void clear_words(float *p, int rows) {
     const int64_t from = steps(rows, 1), end = summed(rows) / 2;
@@ -139,14 +159,14 @@ static inline void scale_columns(float *out, int hp, const float *factors, int c
 }
 
 /* (hp, KB/2): word j of row d holds the numbers d of the rows 2j and 2j + 1; zeros past the last row. */
-static inline void pack_pair_columns(float *dst, Rows r) {
+static inline void pack_pair_columns(float *dst, Rows x) {
     for (int j = 0; j < KB / 2; j += VL)
-        for (int d = 0; d < padded(r.hs); d += VL) {
-            vf square[VL];
+        for (int d = 0; d < padded(x.hs); d += VL) {
+            vf r[VL];
             for (int l = 0; l < VL; l++)
-                square[l] = (vf)bf16_interleave(vector_of(&r, 2 * (j + l), d), vector_of(&r, 2 * (j + l) + 1, d));
-            vf_transpose(square);
-            for (int l = 0; l < VL; l++) vf_store(dst + (d + l) * (KB / 2) + j, square[l]);
+                r[l] = (vf)bf16_interleave(vector_of(&x, 2 * (j + l), d), vector_of(&x, 2 * (j + l) + 1, d));
+            vf_transpose(r);
+            for (int l = 0; l < VL; l++) vf_store(dst + (d + l) * (KB / 2) + j, r[l]);
         }
 }
 
@@ -155,12 +175,12 @@ static inline void store_columns(floatX *dst, int64_t stride, const float *src, 
     const int streams = hs % 16 == 0 && stride % 16 == 0 && (uintptr_t)dst % 64 == 0;
     for (int i = 0; i < rows; i += VL)
         for (int d = 0; d < hs; d += VL) {
-            vf square[VL];
-            for (int l = 0; l < VL; l++) square[l] = vf_load(src + (d + l) * KB + i) * vf_load(scale + i);
-            vf_transpose(square);
+            vf r[VL];
+            for (int l = 0; l < VL; l++) r[l] = vf_load(src + (d + l) * KB + i) * vf_load(scale + i);
+            vf_transpose(r);
             for (int l = 0; l < VL && i + l < rows; l++)
-                if (streams) stream(dst + (i + l) * stride + d, square[l]);
-                else vf_store_n(dst + (i + l) * stride + d, square[l], LANES(d, hs));
+                if (streams) stream(dst + (i + l) * stride + d, r[l]);
+                else vf_store_n(dst + (i + l) * stride + d, r[l], LANES(d, hs));
         }
 }
 #endif

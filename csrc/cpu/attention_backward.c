@@ -63,7 +63,6 @@ typedef struct {
     const float *lse;
     int T, C, hs, window, bf16;
 } Head;
-static inline int on_amx(int bf16) { return HAS_AMX && bf16; }
 
 /* Picks one head from all of them. */
 static Head head_of(Head all, int64_t head) {
@@ -170,12 +169,11 @@ static void sums_over_queries(Block b, float *sums, const float *p, const float 
 /* dq[i] += sum over j of ds[i][j] k[j]. */
 static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16, Ahead *next) {
     const int hp = padded(hs), length = steps(KB, bf16);
-    for (int i = 0; on_amx(bf16) && i < b.queries; i += BLOCK) {
-        const int m = min(BLOCK, b.queries - i);
-        ask_often(next);
-        amx_product(dq + i * hp, hp, ds + i * length, length, k, hp, m, hs, in_depth(keys_of(b, i, i + m)), 1);
+    if (on_amx(bf16)) {
+        amx_sums_of_keys(dq, ds, k, b, hs, next);
+        return;
     }
-    for (int i = 0; !on_amx(bf16) && i < b.queries; i += MR) {
+    for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
         const Range r = in_steps(keys_of(b, i, i + m), bf16);
         ask(next);
@@ -199,7 +197,8 @@ static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16,
 
 /* ---- one segment ---- */
 
-/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. */
+/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. (On AMX's
+ * tiles dP is summed in another order, and the difference is about a rounding.) */
 static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
     vf D = vf_set(0);
     for (int d = 0; d < out->hs; d += VL) {
@@ -338,15 +337,14 @@ typedef struct Heads {
 
 static void segment_tasks(const void *given, Part tasks) { /* the early segments first: most queries see them */
     const Heads a = *(const Heads *)given;
-    amx_begin();
+    begin_products(on_amx(a.all->bf16));
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const Head h = head_of(*a.all, task % a.heads);
         const int at = a.from + (int)(task / a.heads) * SEGMENT;
         const Scratch own = thread_scratch(a.ctx, tasks.thread, &h);
         if (at < h.T) segment_backward(&own, &h, at, a.parts + task * whole_blocks(h.T) * padded(h.hs));
     }
-    amx_end();
-    end_streams();
+    end_products(on_amx(a.all->bf16));
 }
 
 static void add_parts(const void *given, Part tasks) {
@@ -363,14 +361,13 @@ static void add_parts(const void *given, Part tasks) {
 
 static void head_tasks(const void *given, Part tasks) {
     const Heads a = *(const Heads *)given;
-    amx_begin();
+    begin_products(on_amx(a.all->bf16));
     for (int64_t head = tasks.from; head < tasks.to; head++) {
         const Head h = head_of(*a.all, head);
         const Scratch s = thread_scratch(a.ctx, tasks.thread, &h);
         for (int from = 0; from < h.T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
-    amx_end();
-    end_streams();
+    end_products(on_amx(a.all->bf16));
 }
 
 /* Computes AT_ONCE segments of all heads from `from` on, then adds their parts of dq in order. */

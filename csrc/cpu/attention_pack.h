@@ -1,5 +1,5 @@
 /* The operands of attention's products: n rows of qkv, each hs numbers, `stride` apart. They are copied without gaps and
- * padded with zeros to whole vectors, in fp32 or as words of two bf16.
+ * padded with zeros to whole vectors (for AMX to whole tiles, pairs in both directions), in fp32 or as words of two bf16.
  *
  *             fp32                         bf16
  *   rows      (n, hp)                      (n, words), a word = two neighbours of a row

@@ -1,41 +1,38 @@
 /* Picks the kernels for this machine: those of the best instruction set it has, or of the one that $PYLLMC_ISA names. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
+#include "amx.h"
 #include "base/cores.h"
 #include "base/error.h"
 #include "base/pool.h"
 #include "isa.h"
 
-/* ---- Intel's AMX: its tiles enlarge what the operating system saves of a thread, so it must be asked ---- */
-
-#if defined(__x86_64__) && defined(__linux__)
-enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILE_DATA in Linux */
+/* ---- Intel's AMX ---- */
 
 /* CPUID rather than __builtin_cpu_supports, because emulators that lack tiles hide them there. */
 static int cpu_has_amx(void) {
+#if defined(__x86_64__) && defined(__linux__)
     unsigned a, b, c, d;
     const unsigned saves = 1u << 27, bf16 = 1u << 22, tile = 1u << 24, enabled = 3u << 17;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & saves)) return 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (bf16 | tile)) != (bf16 | tile)) return 0;
     __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
     return (a & enabled) == enabled;
-}
-/* Linux permits it to a whole process, its threads of before included, unless the stack for signals of one is too small. */
-static int may_use_amx(void) { return cpu_has_amx() && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0; }
 #else
-static int cpu_has_amx(void) { return 0; }
-static int may_use_amx(void) { return 0; }
+    return 0;
 #endif
+}
+static int may_use_amx(void) { return cpu_has_amx() && amx_request() == 0; }
 
 const char *llmc_refused(void) {
-    return cpu_has_amx() && !may_use_amx() ? "AMX is refused by the system: a thread's stack for signals is too small"
-                                           : "";
+    if (!cpu_has_amx() || amx_request() == 0) return "";
+    return errno == ENOSPC ? "no AMX: a thread's stack for signals is too small for it"
+                           : "no AMX: the system refuses it";
 }
 
 /* ---- the rows of isas.def: what each requires, and their names ---- */
@@ -69,6 +66,8 @@ const Kernels *llmc_kernels(const char *isa) {
         const Kernels *k = best_first[i];
         if (!any && strcmp(isa, k->name)) continue;
         if (k->supported()) return k;
+        const char *why = strcmp(isa, "amx") || any ? "" : llmc_refused();
+        if (!any && *why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
         if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     }
     return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", any ? "" : isa, NAMES), NULL;

@@ -5,6 +5,7 @@
  *           Meanwhile the second cache is asked for the next panel's part.
  *   block   A part of C that one thread computes, panel by panel, for one part of K after another. The block's part of
  *           A stays in the second cache: as a copy in panels of mr rows, or where it lies (fp32, not transposed).
+ *   amx     The way of bf16 where the CPU has AMX: gemm_amx.c.
  *   dots    The way for few rows: every row of B^T is read once, where it lies.
  *
  * The sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is
@@ -16,7 +17,6 @@
 enum {
     LOW = 16,             /* the most tiles of a panel for which a copy of B does not pay */
     OPS_PER_ELEMENT = 40, /* multiply-adds that take as long as one element of threads.h */
-    LARGE = 1 << 19,      /* elements of C that the second cache cannot hold */
 };
 
 int64_t K(matmul_workspace)(int64_t largest, int threads) {
@@ -50,7 +50,7 @@ static void block(const Gemm *g, const Tiles *t, Block *s) {
     for (s->k = 0; s->k < g->K; s->k += kc) {
         s->kc = smaller(kc, g->K - s->k);
         t->copy_a(g, s);
-        for (int64_t n = s->n; n < s->n_end; n += t->nr) t->panel(g, s, n);
+        for (int64_t n = s->n; n < s->n_end; n += t->size.nr) t->panel(g, s, n);
     }
     if (g->stream) end_streams();
 }
@@ -69,22 +69,21 @@ static void blocks_of(const void *given, Part p) {
         Block s = nth_block(a.g, a.plan, i);
         s.a = a.workspace + p.thread * own_floats();
         s.b = s.a + a.tiles->a_floats;
-        s.in_place = a.tiles->in_place && !a.g->b.transposed && s.m_end - s.m <= LOW * a.tiles->mr;
+        s.in_place = a.tiles->in_place && !a.g->b.transposed && s.m_end - s.m <= LOW * a.tiles->size.mr;
         block(a.g, a.tiles, &s);
     }
 }
 
 static void blocks(Context *ctx, const Gemm *g, int threads) {
     const Tiles *t = tiles_of(g);
-    const Plan p = best_plan(g, t, threads);
+    const Plan p = best_plan(g, &t->size, threads);
     parallel_dynamic(threads, p.count, blocks_of, &(Shared){g, t, &p, ctx->workspace});
 }
 
 /* Whether C bypasses the caches. A gradient of weights does if the second cache cannot hold it, because nobody reads it
  * before the update. C does not if sums are added to it: to earlier ones, or part of K by part of K. */
 static int is_streamed(const Gemm *g) {
-    const int aligned = (uintptr_t)g->c % (VL * sizeof(float)) == 0 && g->N % VL == 0;
-    return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->kc && g->M * g->N >= LARGE && aligned;
+    return g->a.transposed && !g->accumulate && g->K <= tiles_of(g)->kc && can_stream(g);
 }
 
 /* Whether the operands are rounded to bf16. For a single token they are not: it reads each weight once, as fast as memory

@@ -22,11 +22,12 @@ enum {
     PART = 768 / DEPTH,  /* the most steps of a part if they must */
     SLICE = 8192,        /* the most of K in a slab; what is beyond is added to C */
     B_BYTES = 864 << 10, /* the most bytes of B in a block */
-    WAITING = 512 * 384, /* the most sums of a block that wait */
-    OWN_FLOATS = (B_BYTES + STEP_BYTES * LONG) / 4 + WAITING,
+    WAITING_ROWS = 512,
+    WAITING = WAITING_ROWS * 384, /* the most sums of a block that wait */
+    MANY = 1 << 20,
+    OWN_FLOATS = B_BYTES / 4 + WAITING,
     SLAB_BYTES = 8 << 20,     /* the most of each operand in a slab */
     SLAB_OF_THREAD = 1 << 20, /* for each thread, if that is more */
-    STREAMED = 1 << 19,       /* elements of C that the second cache cannot hold */
 };
 
 static int64_t slab_bytes(int threads) {
@@ -35,7 +36,7 @@ static int64_t slab_bytes(int threads) {
 }
 int64_t K(gemm_amx_own_floats)(void) { return OWN_FLOATS; }
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads) {
-    const int64_t whole = up(largest, PANEL) * up(largest, DEPTH) * 2;
+    const int64_t whole = up(largest, PANEL) * smaller(up(largest, DEPTH), SLICE) * 2;
     return 2 * smaller(slab_bytes(threads), whole) / (int64_t)sizeof(float);
 }
 
@@ -123,8 +124,8 @@ typedef struct State {
     int turn;
 } State;
 
-/* Prepares to ask for what the squares at m and n are put together with: the inputs of GELU's slope, or C. */
-static Ahead read_with(const Gemm *g, int64_t m, int64_t n, int64_t rows, int64_t passes) {
+/* Prepares to ask for what put_sums reads at m and n besides the sums: the inputs of GELU's slope, or C. */
+static Ahead put_reads(const Gemm *g, int64_t m, int64_t n, int64_t rows, int64_t passes) {
     const float *from = g->slope ? g->slope : g->accumulate ? g->c : NULL;
     if (!from) return (Ahead){0};
     const int64_t left = smaller(rows, g->M - m), bytes = smaller(PANEL, g->N - n) * 4;
@@ -143,7 +144,7 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
         x->sums + (waits ? ((n - x->b->n) / PANEL * rows + (m - x->b->m) / PANEL) : (x->turn ^= 1) * GROUP) * SQUARE;
     const int last = x->from + x->steps == total;
     Ahead read = {0};
-    if (last) read = read_with(&x->s->g, m, n, count * PANEL, count * ((x->steps + STRIP - 1) / STRIP));
+    if (last) read = put_reads(&x->s->g, m, n, count * PANEL, count * ((x->steps + STRIP - 1) / STRIP));
     for (int64_t at = 0; at < x->steps; at += STRIP) {
         const int64_t steps = smaller(STRIP, x->steps - at);
         const char *b = step_of(x->at_b, (n - x->b->n) / PANEL, at);
@@ -189,7 +190,7 @@ static void block(const Slab *s, const Block *b, float *scratch) {
     const int64_t part = (total + parts - 1) / parts;
     char *own = (char *)scratch;
     State x = {.s = s, .b = b, .sums = scratch + OWN_FLOATS - WAITING};
-    x.before = x.sums; /* is overwritten by the first square */
+    x.before = x.sums; /* takes what the tiles hold now, before any square needs the place */
     for (x.from = 0; x.from < total; x.from += part) {
         x.steps = smaller(part, total - x.from);
         if (!s->b.at) pack_own(&x, own);
@@ -252,11 +253,10 @@ static void blocks_of(const void *given, Part p) {
 }
 
 static void multiply(const Slab *s, float *workspace, int threads) {
-    const int64_t steps = steps_in(s), part = smaller(steps, steps <= LONG ? LONG : PART);
-    const int columns = (int)(smaller(B_BYTES / (part * STEP_BYTES), 1152 / PANEL) * PANEL);
+    const int64_t steps = steps_in(s);
+    const int waits = steps > LONG, columns = (int)(smaller(B_BYTES / (steps * STEP_BYTES), 1152 / PANEL) * PANEL);
     const Gemm size = {.M = s->m_end - s->m, .N = s->n_end - s->n};
-    const Tiles t = {
-        .mr = PANEL, .nr = PANEL, .mc = steps <= LONG ? 1 << 20 : 512, .nc = steps <= LONG ? columns : 384, .copy = 64};
+    const Sizes t = {PANEL, PANEL, waits ? WAITING_ROWS : MANY, waits ? WAITING / WAITING_ROWS : columns, 64};
     const Plan p = best_plan(&size, &t, threads);
     parallel_dynamic(threads, p.count, blocks_of, &(Blocks){s, &p, workspace});
 }
@@ -283,14 +283,12 @@ static void slice(Slab s, float *workspace, int threads) {
 void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
     const int64_t slices = (given->K + SLICE - 1) / SLICE;
     const int64_t each = up((given->K + slices - 1) / slices, DEPTH);
-    const int aligned = (uintptr_t)given->c % (VL * 4) == 0 && (uintptr_t)given->gelu % (VL * 4) == 0;
     for (int64_t k = 0; k < given->K; k += each) {
         const int last = k + each >= given->K;
         Slab s = {.g = *given, .k = k, .K = smaller(given->K, k + each)};
         s.g.accumulate = given->accumulate || k > 0;
         if (!last) s.g.bias = NULL, s.g.gelu = NULL, s.g.slope = NULL;
-        s.g.stream =
-            slices == 1 && !given->accumulate && aligned && given->N % VL == 0 && given->M * given->N >= STREAMED;
+        s.g.stream = slices == 1 && !given->accumulate && can_stream(given);
         slice(s, workspace, threads);
     }
 }

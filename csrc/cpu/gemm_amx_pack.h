@@ -23,7 +23,7 @@ static inline char *step_of(Panels p, int64_t panel, int64_t step) {
 }
 
 /* Places VL vectors of words in a tile, in the rows from `row` on and the words from `word` on; transposed if turned. */
-INLINE void put_square(char *tile, int row, int word, vf r[VL], const int turned) {
+INLINE void place_words(char *tile, int row, int word, vf r[VL], const int turned) {
     if (turned) vf_transpose(r);
     for (int i = 0; i < VL; i++)
         vf_store((float *)tile + ((turned ? word : row) + i) * TILE + (turned ? row : word), r[i]);
@@ -40,7 +40,7 @@ INLINE void step_of_rows(char *dst, const Operand *x, int64_t i, int rows, int64
                 const void *at = weight_row(x->at, format, x->ld, i + row + l);
                 r[l] = row + l < rows && from < K ? (vf)weight_pairs(at, from, K, format) : (vf){0};
             }
-            put_square(dst + row / TILE * TILE_BYTES, row % TILE, word, r, turned);
+            place_words(dst + row / TILE * TILE_BYTES, row % TILE, word, r, turned);
         }
 }
 
@@ -58,7 +58,7 @@ INLINE void step_of_columns(char *dst, const Operand *x, int64_t k, int64_t K, i
                 const vf odd = row + 1 < K && lanes ? vf_load_n(at + x->ld, lanes) : (vf){0};
                 r[l] = (vf)bf16_interleave(even, odd);
             }
-            put_square(dst + col / TILE * TILE_BYTES, pair, col % TILE, r, turned);
+            place_words(dst + col / TILE * TILE_BYTES, pair, col % TILE, r, turned);
         }
 }
 

@@ -25,7 +25,7 @@ INLINE void put_vector(float *to, vf v, int lanes, const int streams) {
 }
 
 /* Rows m..m+rows and columns n..n+cols of C get their sums. */
-INLINE void put_square_of(const Gemm *g, const float *sums, int64_t m, int64_t n, int rows, int cols, const int kind) {
+INLINE void put_sums_of(const Gemm *g, const float *sums, int64_t m, int64_t n, int rows, int cols, const int kind) {
     vf bias[VECTORS], scale[VECTORS];
     for (int v = 0; v * VL < cols; v++) {
         const int lanes = LANES(v * VL, cols);
@@ -48,7 +48,7 @@ INLINE void put_square_of(const Gemm *g, const float *sums, int64_t m, int64_t n
 
 #define PUT(kind)                                                                   \
     APART void put_##kind(const Gemm *g, const float *sums, int64_t m, int64_t n) { \
-        put_square_of(g, sums, m, n, PANEL, PANEL, kind);                           \
+        put_sums_of(g, sums, m, n, PANEL, PANEL, kind);                             \
     }
 #define EACH_KIND(X) X(0) X(1) X(2) X(4) X(8) X(9) X(10) X(16) X(17)
 /* clang-format off */
@@ -60,7 +60,7 @@ static void (*const whole_squares[KINDS])(const Gemm *, const float *, int64_t, 
 #undef ENTRY
 
 APART void put_part(const Gemm *g, const float *sums, int64_t m, int64_t n, int rows, int cols, int kind) {
-    put_square_of(g, sums, m, n, rows, cols, kind);
+    put_sums_of(g, sums, m, n, rows, cols, kind);
 }
 
 static inline void put_sums(const Gemm *g, const float *sums, int64_t m, int64_t n) {

@@ -141,11 +141,7 @@ static void panel(const Gemm *g, const Block *s, int64_t n) {
     }
 }
 
-const Tiles K(gemm_tiles_bf16) = {.mr = MR,
-                                  .nr = NR,
-                                  .mc = MC,
-                                  .nc = NC,
-                                  .copy = COPY,
+const Tiles K(gemm_tiles_bf16) = {.size = {MR, NR, MC, NC, COPY},
                                   .kc = 2 * KC,
                                   .k_unit = 2,
                                   .a_floats = A_FLOATS,

@@ -1,6 +1,7 @@
 /* A block of the matrix product, and what every kind of tile must supply to compute it. gemm.c cuts C into blocks and asks
  * one kind of tile for each; it takes the sizes from struct Tiles and knows nothing else of them. An instruction set gets
- * tiles of another shape, such as Intel AMX's 16 x 16 sums of 32 products, from one more file with a struct Tiles. */
+ * tiles of another shape from one more file with a struct Tiles. (Tiles that are not registers of vectors, as AMX's, have
+ * blocks of their own: gemm_amx.c.) */
 #ifndef GEMM_BLOCK_H
 #define GEMM_BLOCK_H
 #include "ahead.h"
@@ -30,10 +31,14 @@ typedef struct Block {
     int in_place; /* B is read where it lies, except in a last panel that does not consist of whole vectors */
 } Block;
 
+typedef struct Sizes {
+    int mr, nr; /* rows of C in a tile, columns in a panel */
+    int mc, nc; /* rows and columns of a block, at most; mc is a multiple of mr */
+    int copy;   /* to copy a row or a column of a block costs as much as so many more of the other */
+} Sizes;
+
 typedef struct Tiles {
-    int mr, nr;                 /* rows of C in a tile, columns in a panel */
-    int mc, nc;                 /* rows and columns of a block, at most; mc is a multiple of mr */
-    int copy;                   /* to copy a row or a column of a block costs as much as so many more of the other */
+    Sizes size;
     int kc, k_unit;             /* products in a block's sums: at most kc, a multiple of k_unit unless K ends there */
     int64_t a_floats, b_floats; /* the sizes of Block's copies, multiples of 16 */
     int in_place;               /* whether the tiles can read B where it lies */
@@ -86,12 +91,12 @@ static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, 
 /* What follows the panel at n, whose tiles add up `depth` products: B's next panel, or after the last panel the next part
  * of K, of both operands. */
 static inline void look_ahead(Ahead next[2], const Tiles *t, const Gemm *g, const Block *s, int64_t n, int64_t depth) {
-    const int last = n + t->nr >= s->n_end;
+    const int last = n + t->size.nr >= s->n_end;
     const int64_t k = s->k + (last ? s->kc : 0), kc = smaller(s->kc, g->K - k);
-    const int64_t at = last ? s->n : n + t->nr, tiles = (s->m_end - s->m + t->mr - 1) / t->mr;
+    const int64_t at = last ? s->n : n + t->size.nr, tiles = (s->m_end - s->m + t->size.mr - 1) / t->size.mr;
     const int64_t steps = tiles * ((depth + STEP - 1) / STEP);
     next[0] = next[1] = (Ahead){0};
-    if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(t->nr, s->n_end - at), steps);
+    if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(t->size.nr, s->n_end - at), steps);
     if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, steps);
 }
 
@@ -108,7 +113,7 @@ typedef struct Piece {
 } Piece;
 
 static inline Piece piece(const Tiles *t, const Gemm *g, const Block *s, int64_t m, int64_t n, int cols, Ahead *next) {
-    const int rows = (int)smaller(t->mr, s->m_end - m);
+    const int rows = (int)smaller(t->size.mr, s->m_end - m);
     return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next, NULL};
 }
 
@@ -125,6 +130,13 @@ APART void __attribute__((unused)) store_piece(const Piece *p, const float *sums
     for (int i = 0; i < p->rows; i++)
         for (int j = 0; j < p->cols; j += VL)
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * ld + j), p->add, p->last);
+}
+
+enum { LARGE = 1 << 19 }; /* elements of C that the second cache cannot hold */
+/* Whether C is large and can be stored past the caches, by whole vectors. */
+static inline int can_stream(const Gemm *g) {
+    const uintptr_t addresses = (uintptr_t)g->c | (uintptr_t)g->gelu;
+    return addresses % (VL * sizeof(float)) == 0 && g->N % VL == 0 && g->M * g->N >= LARGE;
 }
 
 INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {

@@ -116,11 +116,7 @@ static void panel(const Gemm *g, const Block *s, int64_t n) {
     }
 }
 
-const Tiles K(gemm_tiles_fp32) = {.mr = MR,
-                                  .nr = NR,
-                                  .mc = MC,
-                                  .nc = NC,
-                                  .copy = COPY,
+const Tiles K(gemm_tiles_fp32) = {.size = {MR, NR, MC, NC, COPY},
                                   .kc = KC,
                                   .k_unit = 1,
                                   .a_floats = A_FLOATS,

@@ -10,7 +10,7 @@ typedef struct Plan {
 /* Fills in the plan of `down` x `across` blocks and returns the time of its busiest thread, in multiply-adds. A row, or a
  * column, costs as much as t->copy more of the other. The last of several threads is a quarter of a block late, because no
  * two cores are equally fast, or free. */
-static inline double plan_time(const Gemm *g, const Tiles *t, Plan *p, int64_t down, int64_t across, int threads) {
+static inline double plan_time(const Gemm *g, const Sizes *t, Plan *p, int64_t down, int64_t across, int threads) {
     p->mt = up((g->M + down - 1) / down, t->mr);
     p->nt = up((g->N + across - 1) / across, t->nr);
     p->across = (g->N + p->nt - 1) / p->nt;
@@ -20,7 +20,7 @@ static inline double plan_time(const Gemm *g, const Tiles *t, Plan *p, int64_t d
     return ((double)rounds + (threads > 1 ? 0.25 : 0)) * (double)one;
 }
 
-static inline Plan best_plan(const Gemm *g, const Tiles *t, int threads) {
+static inline Plan best_plan(const Gemm *g, const Sizes *t, int threads) {
     const int64_t least_down = (g->M + t->mc - 1) / t->mc, least_across = (g->N + t->nc - 1) / t->nc;
     Plan best, p;
     double least = plan_time(g, t, &best, least_down, least_across, threads);

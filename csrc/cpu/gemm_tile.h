@@ -10,7 +10,7 @@ enum {
     NV = NR / VL,
     KC = 192,           /* the most words of A and of B for one sum: the fewer, the more exact the result */
     MC = 512 / MR * MR, /* MC x KC words of A fill half of the second cache */
-    NC = 3072,
+    NC = 3072,          /* see struct Sizes */
     COPY = 40,
     A_FLOATS = (MC * KC + 15) / 16 * 16,
     B_FLOATS = NR * KC,

@@ -270,10 +270,12 @@ static inline vi bf16_interleave(vf even, vf odd) {
 /* sum[i] += a[i].low b[i].low + a[i].high b[i].high */
 static inline vf bf16_dot(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 #else
-/* The same where no instruction does it. Each number is rounded in the upper half of a word; a NaN stays NaN. */
+/* The same where no instruction does it. Each number is rounded in the upper half of a word. A NaN stays NaN; a denormal
+ * number becomes 0, as it does in the instruction. */
 static inline vu bf16_upper(vf v) {
     const vu u = (vu)v, rounded = u + 0x7fffu + (u >> 16 & 1u);
-    return (vu)vf_pick(v != v, (vf)(u | 0x400000u), (vf)rounded) & 0xffff0000u;
+    const vf number = vf_pick((vi)(u & 0x7f800000u) == 0, (vf)(u & 0x80000000u), (vf)rounded);
+    return (vu)vf_pick(v != v, (vf)(u | 0x400000u), number) & 0xffff0000u;
 }
 static inline vi bf16_interleave(vf even, vf odd) { return (vi)(bf16_upper(even) >> 16 | bf16_upper(odd)); }
 static inline vi bf16_in_order(vf first, vf second) {
@@ -282,7 +284,7 @@ static inline vi bf16_in_order(vf first, vf second) {
     for (int i = 0; i < VL; i++) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
     return bf16_interleave(vf_load(even), vf_load(odd));
 }
-static inline vf bf16_dot(vf sum, vi a, vi b) {
+static inline vf bf16_dot(vf sum, vi a, vi b) { /* rounded twice, and in another order than by the instruction */
     sum += (vf)((vu)a << 16) * (vf)((vu)b << 16);
     return sum + (vf)((vu)a & 0xffff0000u) * (vf)((vu)b & 0xffff0000u);
 }

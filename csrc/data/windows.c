@@ -14,7 +14,7 @@ typedef struct Scan {
 
 static int fill_buffer(Scan *scan, int64_t from) {
     const IdRange *r = scan->ids;
-    const int64_t buffer = BUFFER_BYTES / r->width, left = r->n - from, n = left < buffer ? left : buffer;
+    const int64_t most = BUFFER_BYTES / r->width, left = r->n - from, n = left < most ? left : most;
     scan->first = from, scan->end = from + n;
     return binfile_read(r->file, scan->buffer, n * r->width, r->start + from * r->width);
 }

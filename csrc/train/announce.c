@@ -16,7 +16,7 @@ static void add_device(Growing *text, const llmc_trainer *t) {
     growing_add(text, "device: %s", device);
     if (strcmp(device, isa)) growing_add(text, ", %s", isa);
     growing_add(text, ", %s", bf16 ? "bf16" : "fp32");
-    if (bf16 && *llmc_refused()) growing_add(text, " (%s)", llmc_refused());
+    if (bf16 && !getenv("PYLLMC_ISA") && *llmc_refused()) growing_add(text, " (%s)", llmc_refused());
     if (*blas) growing_add(text, ", products by %s", blas);
 }
 

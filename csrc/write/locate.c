@@ -89,8 +89,8 @@ int locate_weight_file(const llmc_options *o, char *path, size_t size) {
     return llmc_file_find(o->model, path, size) || is_folder(o->model); /* opening a folder tells what it lacks */
 }
 
-/* Opens the weight file. If they are no model but --tokenizer is one, the two arguments were probably swapped, and the error says
- * so. */
+/* Opens the weight file. If it is no model but --tokenizer is one, the two arguments were probably swapped, and
+ * the error says so. */
 static int open_file(const llmc_options *o, const char *path, llmc_file **file) {
     char reason[1024];
     llmc_file *other;

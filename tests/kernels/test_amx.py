@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ISAS, Kernel
+from conftest import CANARY, ISAS, Kernel
 
 AMX = [isa for isa in ISAS if isa in ("amx", "amx_emulated")]
 if not AMX:
@@ -93,7 +93,66 @@ def test_every_product_has_the_bits_of_the_emulation(shape, seed):
         pytest.skip("this CPU has no AMX")
     M, N, K = shape
     a, b = operands("near one", seed, M, N, K)
-    np.testing.assert_array_equal(*(product(isa, a, b).view(np.int32) for isa in ("amx", "amx_emulated")))
+    assert_same_bits(*(product(isa, a, b) for isa in ("amx", "amx_emulated")))
+
+
+def aligned(*shape: int) -> np.ndarray:
+    """NaN in rows of whole cache lines, with canaries behind; other arrays begin where NumPy likes."""
+    size = int(np.prod(shape))
+    memory = np.full(size + 32, np.nan, np.float32)
+    at = -memory.ctypes.data % 64 // 4
+    memory[at + size :] = CANARY
+    return memory[at : at + size].reshape(shape)
+
+
+def assert_same_bits(one: np.ndarray, two: np.ndarray) -> None:
+    np.testing.assert_array_equal(one.view(np.int32), two.view(np.int32))
+
+
+@pytest.mark.parametrize("isa", AMX)
+def test_a_large_result_is_stored_past_the_caches_to_the_same_bits(isa):
+    """Only whole vectors at whole lines are, so the same product at another address is stored in the usual way."""
+    M, C, OC = 520, 96, 1040
+    rng = np.random.default_rng(1)
+    shapes = (M, C), (OC, C), (OC,), (M, OC), (M, OC), (OC, OC)
+    x, w, bias, dout, pre, wide = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    kernels = Kernel(isa, 2, "bf16")
+    kernels.workspace(1, M, OC)
+
+    def results(new) -> list[np.ndarray]:
+        out, gelu, also, dpre, dw = new(M, OC), new(M, OC), new(M, OC), new(M, OC), new(OC, OC)
+        kernels.matmul_forward(out, x, w, bias, 1, M, C, OC)
+        kernels.matmul_gelu_forward(gelu, also, x, w, bias, 1, M, C, OC)
+        kernels.matmul_gelu_backward_input(dpre, dout, wide, pre, 1, M, OC, OC)
+        kernels.matmul_backward_weight(dw, None, dout, pre, 0, 1, M, OC, OC)
+        return [out, gelu, also, dpre, dw]
+
+    for one, two in zip(
+        results(aligned), results(lambda *shape: aligned(shape[0] * shape[1] + 1)[1:].reshape(shape))
+    ):
+        assert np.isfinite(one).all()
+        assert_same_bits(one, two)
+        assert one.base[-1] == CANARY
+
+
+@pytest.mark.parametrize("isa", AMX)
+def test_attention_stores_past_the_caches_to_the_same_bits(isa):
+    B, T, C, NH = 1, 150, 128, 2
+    qkv = np.random.default_rng(1).standard_normal((T, 3 * C), np.float32)
+    kernels = Kernel(isa, 2, "bf16")
+    kernels.workspace(B, T, C, NH)
+
+    def results(new) -> list[np.ndarray]:
+        out, lse, dqkv = new(T, C), new(NH, T), new(T, 3 * C)
+        kernels.attention_forward(out, lse, qkv, B, T, C, NH, 0)
+        kernels.attention_backward(dqkv, qkv[:, :C].copy(), out, lse, qkv, B, T, C, NH, 0)
+        return [out, dqkv]
+
+    for one, two in zip(
+        results(aligned), results(lambda *shape: aligned(shape[0] * shape[1] + 1)[1:].reshape(shape))
+    ):
+        assert np.isfinite(one).all()
+        assert_same_bits(one, two)
 
 
 REFUSED = """
@@ -113,6 +172,4 @@ def test_the_system_refuses():
     if "amx" not in AMX:
         pytest.skip("this CPU has no AMX")
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
-    assert done.stdout == (
-        "avx512_bf16 AMX is refused by the system: a thread's stack for signals is too small True\n"
-    )
+    assert done.stdout == ("avx512_bf16 no AMX: a thread's stack for signals is too small for it True\n")

@@ -42,6 +42,11 @@ DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65
                  (1, 1030, 64, 152), (1, 65, 33, 63), (3, 40, 192, 130)]  # fmt: skip
 
 
+# around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 8,192, slabs of 8 MiB
+AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 520, 8192, 530), (1, 66, 8224, 40), (1, 66, 40, 8224),
+              (1, 8224, 40, 33), (1, 12, 768, 50)]  # fmt: skip
+
+
 def workspace(kernels: Kernel, shape: tuple[int, int, int, int]) -> None:
     """Scratch memory for a product: B*T, 4C and Vp are the largest that a model has."""
     B, T, C, OC = shape
@@ -184,7 +189,7 @@ def test_parity(kernels: Kernel, buffers, check) -> None:
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16])
 def test_bf16(isa: str, buffers) -> None:
     kernels = Kernel(isa, precision="bf16")
-    for shape in shapes_of(isa):
+    for shape in shapes_of(isa) + (AMX_SHAPES if isa.startswith("amx") else []):
         workspace(kernels, shape)
         check_bf16(kernels, Case(buffers, *shape))
         buffers.check()
