@@ -17,6 +17,7 @@ aten = torch.ops.aten
 # operations that round nothing, or are random and must draw the same numbers
 AS_IT_IS = {aten._to_copy, aten.copy_, aten.detach, aten.clone, aten.empty, aten.normal_, aten.uniform_}
 AS_IT_IS |= {aten.set_, aten.resize_}  # torch.load gives tensors their storage by these
+AS_IT_IS |= {aten._to_sparse, aten._sparse_coo_tensor_with_dims_and_tensors}
 # PyTorch's attention rounds its weights to bfloat16 on every CPU, so this rounding is part of its formula
 AS_IT_IS |= {
     aten._scaled_dot_product_flash_attention_for_cpu,

@@ -51,7 +51,7 @@ static void sums_of_chunks(const void *given, Part chunks) {
 /* The chunks do not depend on the number of threads, and their sums are added in order. */
 void K(global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N) {
     double partial[CHUNKS], sum = 0;
-    const int64_t fair = pieces(N, CHUNKS), each = fair > PIECE ? fair : PIECE, chunks = pieces(N, each);
+    const int64_t fair = ceil_div(N, CHUNKS), each = fair > PIECE ? fair : PIECE, chunks = ceil_div(N, each);
     parallel_static(threads_for(ctx, N), chunks, sums_of_chunks, &(Squares){partial, grads, N, each});
     for (int64_t k = 0; k < chunks; k++) sum += partial[k];
     norm[0] = (float)sqrt(sum);
@@ -72,7 +72,7 @@ static void scale_pieces(const void *given, Part p) {
 
 void K(scale)(Context *ctx, float *x, const float *factor, int64_t N) {
     if (factor[0] == 1) return;
-    parallel_static(threads_for(ctx, N), pieces(N, PIECE), scale_pieces, &(Scaled){x, factor[0], N});
+    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), scale_pieces, &(Scaled){x, factor[0], N});
 }
 
 /* ---- AdamW ---- */
@@ -122,5 +122,5 @@ void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, co
               const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
     (void)stored; /* the same memory as param */
     const Step step = make_step(numbers, grad_scale, decayed);
-    parallel_static(threads_for(ctx, N), pieces(N, PIECE), adamw_pieces, &(Moved){param, m, v, grad, &step, N});
+    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), adamw_pieces, &(Moved){param, m, v, grad, &step, N});
 }

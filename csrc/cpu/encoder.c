@@ -68,7 +68,7 @@ static void backward_lines(const void *given, Part lines) {
 /* A token may come more than once, so threads share out the columns instead of the rows. A thread gets whole cache lines. */
 void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
                          int C) {
-    const int64_t lines = pieces(C, LINE);
+    const int64_t lines = ceil_div(C, LINE);
     parallel_static(threads_among(ctx, lines, (int64_t)B * T * C), lines, backward_lines,
                     &(Backward){dwte, dwpe, dout, tokens, B, T, C});
 }

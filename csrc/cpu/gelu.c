@@ -17,5 +17,5 @@ static void gelu_of(const void *given, Part vectors) {
 }
 
 void K(gelu_forward)(Context *ctx, floatX *out, const floatX *pre, int64_t N) {
-    parallel_static(threads_for(ctx, N), pieces(N, VL), gelu_of, &(Numbers){out, pre, N});
+    parallel_static(threads_for(ctx, N), ceil_div(N, VL), gelu_of, &(Numbers){out, pre, N});
 }

@@ -47,8 +47,8 @@ typedef struct Slab {
     Panels a, b; /* b.at is NULL if each block packs its own part */
 } Slab;
 
-static int64_t panels_in(int64_t n) { return (n + PANEL - 1) / PANEL; }
-static int64_t steps_in(const Slab *s) { return (s->K - s->k + DEPTH - 1) / DEPTH; }
+static int64_t panels_in(int64_t n) { return ceil_div(n, PANEL); }
+static int64_t steps_in(const Slab *s) { return ceil_div(s->K - s->k, DEPTH); }
 
 /* ---- a pass: a square over some steps ---- */
 
@@ -133,7 +133,7 @@ static Ahead put_reads(const Gemm *g, int64_t m, int64_t n, int64_t rows, int64_
                    .bytes = bytes,
                    .stride = g->N * 4,
                    .left = left,
-                   .share = (left * ((bytes + 63) / 64) + passes - 1) / passes};
+                   .share = ceil_div(left * ceil_div(bytes, 64), passes)};
 }
 
 /* The group's squares in the panel of B at column n. */
@@ -144,7 +144,7 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
         x->sums + (waits ? ((n - x->b->n) / PANEL * rows + (m - x->b->m) / PANEL) : (x->turn ^= 1) * GROUP) * SQUARE;
     const int last = x->from + x->steps == total;
     Ahead read = {0};
-    if (last) read = put_reads(&x->s->g, m, n, count * PANEL, count * ((x->steps + STRIP - 1) / STRIP));
+    if (last) read = put_reads(&x->s->g, m, n, count * PANEL, count * ceil_div(x->steps, STRIP));
     for (int64_t at = 0; at < x->steps; at += STRIP) {
         const int64_t steps = smaller(STRIP, x->steps - at);
         const char *b = step_of(x->at_b, (n - x->b->n) / PANEL, at);
@@ -164,12 +164,12 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
 static Ahead next_group(const State *x, int64_t m) {
     const int64_t next = m + GROUP * PANEL, left = smaller(GROUP, panels_in(x->b->m_end - next));
     if (next >= x->b->m_end) return (Ahead){0};
-    const int64_t passes = panels_in(x->b->n_end - x->b->n) * ((x->steps + STRIP - 1) / STRIP) * GROUP;
+    const int64_t passes = panels_in(x->b->n_end - x->b->n) * ceil_div(x->steps, STRIP) * GROUP;
     return (Ahead){.row = step_of(x->s->a, (next - x->s->m) / PANEL, x->from),
                    .bytes = x->steps * STEP_BYTES,
                    .stride = x->s->a.stride,
                    .left = left,
-                   .share = (left * x->steps * STEP_BYTES / 64 + passes - 1) / passes};
+                   .share = ceil_div(left * x->steps * STEP_BYTES / 64, passes)};
 }
 
 /* Packs the block's own part of B, along the rows in which B lies in memory. */
@@ -186,8 +186,8 @@ static void pack_own(State *x, char *own) {
 }
 
 static void block(const Slab *s, const Block *b, float *scratch) {
-    const int64_t total = steps_in(s), parts = total <= LONG ? 1 : (total + PART - 1) / PART;
-    const int64_t part = (total + parts - 1) / parts;
+    const int64_t total = steps_in(s), parts = total <= LONG ? 1 : ceil_div(total, PART);
+    const int64_t part = ceil_div(total, parts);
     char *own = (char *)scratch;
     State x = {.s = s, .b = b, .sums = scratch + OWN_FLOATS - WAITING};
     x.before = x.sums; /* takes what the tiles hold now, before any square needs the place */
@@ -281,8 +281,8 @@ static void slice(Slab s, float *workspace, int threads) {
 }
 
 void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
-    const int64_t slices = (given->K + SLICE - 1) / SLICE;
-    const int64_t each = up((given->K + slices - 1) / slices, DEPTH);
+    const int64_t slices = ceil_div(given->K, SLICE);
+    const int64_t each = up(ceil_div(given->K, slices), DEPTH);
     for (int64_t k = 0; k < given->K; k += each) {
         const int last = k + each >= given->K;
         Slab s = {.g = *given, .k = k, .K = smaller(given->K, k + each)};

@@ -201,5 +201,5 @@ void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
     if (g.bf16) g.a = (Operand){.at = workspace, .ld = 2 * pairs};
     const Dots dots = {&g, given, strip_of(&g), scratch, pairs};
     if (g.bf16) parallel_static(threads, g.M, round_rows, &dots);
-    parallel_static(threads, pieces(g.N, VL), strips, &dots);
+    parallel_static(threads, ceil_div(g.N, VL), strips, &dots);
 }

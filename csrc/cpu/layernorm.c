@@ -159,5 +159,5 @@ void K(layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, floa
     const Backward given = {dresidual, dweight, dbias, ctx->workspace, dout, inp,   weight,
                             mean,      rstd,    rows,  each,           C,    chunks};
     parallel_static(threads_among(ctx, chunks, rows * C), chunks, backward_chunks, &given);
-    parallel_static(threads_among(ctx, C / VL + 1, (int64_t)chunks * 2 * C), pieces(C, VL), add_chunks, &given);
+    parallel_static(threads_among(ctx, C / VL + 1, (int64_t)chunks * 2 * C), ceil_div(C, VL), add_chunks, &given);
 }

@@ -87,7 +87,7 @@ static void strips(const void *given, Part p) {
 }
 
 static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {
-    parallel_static(threads_for(ctx, rows * OC), pieces(OC, STRIP * VL), strips, &(Columns){dbias, dout, rows, OC});
+    parallel_static(threads_for(ctx, rows * OC), ceil_div(OC, STRIP * VL), strips, &(Columns){dbias, dout, rows, OC});
 }
 
 void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,

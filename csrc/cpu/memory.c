@@ -83,7 +83,7 @@ static void fill(const void *given, Part p) {
 
 /* Fills piece by piece, so that each thread is the first to touch the pages that it will mostly use. */
 void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes) {
-    parallel_static(bytes > PIECE ? ctx->threads : 1, pieces(bytes, PIECE), fill, &(Filled){dst, byte, bytes});
+    parallel_static(bytes > PIECE ? ctx->threads : 1, ceil_div(bytes, PIECE), fill, &(Filled){dst, byte, bytes});
 }
 
 void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes) {

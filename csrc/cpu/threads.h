@@ -18,6 +18,6 @@ static inline int threads_among(const Context *ctx, int64_t parts, int64_t eleme
     return threads < parts ? threads : (int)parts;
 }
 
-/* The number of pieces of a size that make up n. */
-static inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
+/* How many of a size make up n; the last may be smaller. */
+static inline int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
 #endif
