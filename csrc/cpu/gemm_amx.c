@@ -20,7 +20,7 @@ enum {
     GROUP = 2,
     LONG = 1024 / DEPTH, /* the most steps whose sums need not wait */
     PART = 768 / DEPTH,  /* the most steps of a part if they must */
-    SLICE = 8192,        /* the most of K in a slab; what is beyond is added to C */
+    SLICE = 4096,        /* the most of K in a slab; what is beyond is added to C */
     B_BYTES = 864 << 10, /* the most bytes of B in a block */
     WAITING_ROWS = 512,
     WAITING = WAITING_ROWS * 384, /* the most sums of a block that wait */

@@ -42,9 +42,9 @@ DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65
                  (1, 1030, 64, 152), (1, 65, 33, 63), (3, 40, 192, 130)]  # fmt: skip
 
 
-# around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 8,192, slabs of 8 MiB
-AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 520, 8192, 530), (1, 66, 8224, 40), (1, 66, 40, 8224),
-              (1, 8224, 40, 33), (1, 12, 768, 50)]  # fmt: skip
+# around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 4,096, slabs of 8 MiB
+AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 1030, 4096, 1030), (1, 66, 4128, 40), (1, 66, 40, 4128),
+              (1, 4128, 40, 33), (1, 12, 768, 50)]  # fmt: skip
 
 
 def workspace(kernels: Kernel, shape: tuple[int, int, int, int]) -> None:
