@@ -59,6 +59,14 @@ static const char NAMES[] =
 EACH_ISA(DECLARE)
 static const Kernels *const best_first[] = {EACH_ISA(ADDRESS)};
 
+/* True if a row of isas.def has this name, although its kernels are not built here. */
+static int is_name(const char *isa) {
+#define SET(name, machines, flags, vl, mr, nr, condition) \
+    if (!strcmp(isa, #name)) return 1;
+#include "isas.def"
+    return 0;
+}
+
 const Kernels *llmc_kernels(const char *isa) {
     if (!isa || !*isa) isa = getenv("PYLLMC_ISA");
     const int any = !isa || !*isa;
@@ -70,6 +78,8 @@ const Kernels *llmc_kernels(const char *isa) {
         if (!any && *why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
         if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     }
+    if (!any && is_name(isa))
+        return llmc_fail(LLMC_EDEVICE, "%s belongs to another kind of machine: unset PYLLMC_ISA", isa), NULL;
     return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", any ? "" : isa, NAMES), NULL;
 }
 

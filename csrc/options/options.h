@@ -52,6 +52,7 @@ unsigned char *option_given(llmc_options *options, const Option *o);
 
 /* Sets the options that a file names, unless the call set them; all of its lines or none. */
 int options_read(llmc_options *options, const char *path);
+#define CONFIG_BEGIN "# The options of a run," /* begins the text of options_config */
 /* The lines of a run's config.txt. The lines of `history`, given without #, and the options of one call only become
  * comments. NULL if memory ran out; the caller frees the text. The same holds for options_record. */
 char *options_config(const llmc_options *options, const char *history);

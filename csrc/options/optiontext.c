@@ -77,8 +77,8 @@ static void add_options(Growing *text, const llmc_options *options, int of_call)
 char *options_config(const llmc_options *options, const char *history) {
     Growing text = {0};
     growing_add(&text,
-                "# The options of a run, which repeats it with the same losses: ./train_gpt2 --config=THIS_FILE\n"
-                "# An option on the command line counts before the one here.\n%s",
+                CONFIG_BEGIN " which repeats it with the same losses: ./train_gpt2 --config=THIS_FILE\n"
+                             "# An option on the command line counts before the one here.\n%s",
                 history);
     add_options(&text, options, 0);
     growing_add(&text, "\n# These were of that call and its machine only, so they are not read.\n");

@@ -21,6 +21,12 @@ static int exists(const Run *run, const char *name) {
     return access(path, F_OK) == 0;
 }
 
+static int holds_folder(const Run *run, const char *name) {
+    char path[2 * OPTION_TEXT];
+    run_path(run, name, path, sizeof path);
+    return is_folder(path);
+}
+
 int run_system_error(const char *path, const char *what) {
     const int error = errno;
     return llmc_fail(LLMC_EIO, "%s cannot be %s: %s%s", path, what, strerror(error), remedy_for(error));
@@ -170,19 +176,33 @@ static int set_aside(Run *run) {
 
 /* Removes the old run if the new one has saved; else brings it back. */
 static int settle(const Run *run) {
-    if (exists(run, "replaced")) {
+    if (holds_folder(run, "replaced")) {
         if (exists(run, "last.ckpt")) return empty_into(run, "replaced", NULL);
         TRY(transfer(run, "", NULL));
         TRY(rename_within(run, "replaced", "moving"));
     }
-    return exists(run, "moving") ? empty_into(run, "moving", "") : LLMC_OK;
+    return holds_folder(run, "moving") ? empty_into(run, "moving", "") : LLMC_OK;
 }
 
 /* ---- the folder ---- */
 
+/* True if there is no config.txt, or one that a run has written. */
+static int is_our_config(const Run *run) {
+    char path[2 * OPTION_TEXT], line[sizeof CONFIG_BEGIN];
+    run_path(run, "config.txt", path, sizeof path);
+    FILE *f = fopen(path, "re");
+    const int ours = !f || (fgets(line, sizeof line, f) && !strcmp(line, CONFIG_BEGIN));
+    if (f) fclose(f);
+    return ours;
+}
+
 static int check_free(const Run *run, int overwrite) {
     int holds = 0;
     for (int i = 0; i < NUM_FILES - 1; i++) holds |= exists(run, files[i]); /* a config.txt alone is no run */
+    CHECK(holds || overwrite || run_reached(run->folder) < 0, LLMC_EINVAL,
+          "%s holds a run's older checkpoints: replace them with --overwrite, or name another --out", run->folder);
+    CHECK(holds || overwrite || is_our_config(run), LLMC_EINVAL,
+          "%s holds a config.txt that is no run's, which would be replaced: name another --out", run->folder);
     CHECK(!holds || overwrite || exists(run, "last.ckpt"), LLMC_EINVAL,
           "%s holds a run that saved nothing: replace it with --overwrite, or name another --out", run->folder);
     CHECK(!holds || overwrite, LLMC_EINVAL,
@@ -202,7 +222,7 @@ static int lock_folder(Run *run) {
 int run_settle(const char *folder) {
     Run run = {0};
     snprintf(run.folder, sizeof run.folder, "%s", folder);
-    if (!exists(&run, "replaced") && !exists(&run, "moving")) return LLMC_OK;
+    if (!holds_folder(&run, "replaced") && !holds_folder(&run, "moving")) return LLMC_OK;
     int rc = lock_folder(&run);
     if (rc == 0) rc = settle(&run);
     run_close(&run);

@@ -11,6 +11,7 @@
 #include "data/shards.h"
 #include "files/runfolder.h"
 #include "files/state.h"
+#include "text/agree.h"
 #include "train/trainer.h"
 #include "write/locate.h"
 
@@ -221,20 +222,6 @@ static int choose_sizes(llmc_trainer *t) {
     return llmc_config_check(&known);
 }
 
-static int same_piece(const llmc_tokenizer *a, const llmc_tokenizer *b, int id) {
-    char x[256], y[256]; /* a piece has at most 255 bytes */
-    const int n = llmc_tokenizer_decode(a, &id, 1, x, sizeof x), m = llmc_tokenizer_decode(b, &id, 1, y, sizeof y);
-    return n == m && n >= 0 && !memcmp(x, y, (size_t)n);
-}
-
-/* True if every id means the same bytes in both, whatever the format of their files. */
-static int same_vocabulary(const llmc_tokenizer *a, const llmc_tokenizer *b) {
-    const int V = llmc_tokenizer_size(a);
-    int same = V == llmc_tokenizer_size(b) && llmc_tokenizer_eot(a) == llmc_tokenizer_eot(b);
-    for (int id = 0; same && id < V; id++) same = same_piece(a, b, id);
-    return same;
-}
-
 /* True if a model of V rows may belong to a vocabulary of `ids`: some are padded to a multiple of 2, 4, ... or 128. */
 static int is_padded(int ids, int V) {
     for (int multiple = 1; multiple <= 128; multiple *= 2)
@@ -253,12 +240,27 @@ static int check_vocabulary(const llmc_trainer *t, const char *data) {
           "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer: python -m "
           "pyllmc.prepro --input TEXT --tokenizer %s",
           setup_weights_name(t), t->config.V, V, setup_weights_name(t));
-    const int same = !own || !t->tokenizer || same_vocabulary(own, t->tokenizer);
+    const int same = !own || !t->tokenizer || tokenizers_agree(own, t->tokenizer);
     llmc_tokenizer_free(own);
     CHECK(same, LLMC_EINVAL,
           "%s was trained with another tokenizer than that of %s, whose ids mean other text: begin a new model, or "
           "prepare the data with the model's tokenizer: python -m pyllmc.prepro --input TEXT --tokenizer %s",
           setup_weights_name(t), *t->options.tokenizer ? t->options.tokenizer : data, setup_weights_name(t));
+    return LLMC_OK;
+}
+
+/* Refuses validation data of another tokenizer: its loss would mean nothing, and yet choose the best checkpoint. */
+static int check_val_data(const llmc_trainer *t, const char *data) {
+    char path[2 * OPTION_TEXT];
+    llmc_tokenizer *own = NULL;
+    snprintf(path, sizeof path, "%s/tokenizer.bin", t->options.val_data);
+    if (!*t->options.val_data || !t->tokenizer || access(path, F_OK) < 0) return LLMC_OK;
+    TRY(llmc_tokenizer_open(&own, path));
+    const int same = tokenizers_agree(own, t->tokenizer);
+    llmc_tokenizer_free(own);
+    CHECK(same, LLMC_EINVAL,
+          "--val_data=%s has another tokenizer than --data, so its ids mean other text: prepare it with --tokenizer %s",
+          t->options.val_data, data);
     return LLMC_OK;
 }
 
@@ -344,6 +346,7 @@ int setup_open(llmc_trainer *t) {
           data);
     TRY(open_tokenizer(t, data));
     TRY(choose_vocabulary(t, data));
+    TRY(check_val_data(t, data));
     TRY(open_data(t, data));
     TRY(check_prompt(t));
     settle_options(&t->options, &t->config);

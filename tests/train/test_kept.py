@@ -14,6 +14,7 @@ from test_checkpoint_faults import preloading
 
 import pyllmc
 from pyllmc.engine.checkpoint import training
+from pyllmc.text.dataset import write_dataset
 
 SIZES = {
     "model": "gpt-nano",
@@ -135,3 +136,35 @@ def test_a_later_best_goes_with_the_steps_that_are_given_up(data, tmp_path):
     assert not (tmp_path / "best.ckpt").exists() and numbered(tmp_path) == [2, 4, 5]
     train(resume=tmp_path, max_steps=6, val_every=2)
     assert best_step(tmp_path) == 6
+
+
+def test_older_checkpoints_alone_are_a_run(data, tmp_path):
+    """Without last.ckpt, another run with --keep would delete them as if they were its own."""
+    train(data=data, out=tmp_path, max_steps=4, checkpoint_every=2, keep=2, **SIZES)
+    for name in ("last.ckpt", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    with pytest.raises(
+        pyllmc.InvalidArgument, match="holds a run's older checkpoints: replace them with --over"
+    ):
+        train(data=data, out=tmp_path, max_steps=2, keep=1, **SIZES)
+    assert numbered(tmp_path) == [2, 4]
+
+
+def test_a_config_txt_of_ones_own_stays(data, tmp_path):
+    (tmp_path / "config.txt").write_text("mine\n")
+    with pytest.raises(pyllmc.InvalidArgument, match="holds a config.txt that is no run's"):
+        train(data=data, out=tmp_path, max_steps=2, **SIZES)
+    assert (tmp_path / "config.txt").read_text() == "mine\n"
+    (tmp_path / "config.txt").unlink()
+    (tmp_path / "replaced").write_text("a file of this name is no run that was replaced")
+    assert len(train(data=data, out=tmp_path, max_steps=2, **SIZES)) == 2
+    assert (tmp_path / "replaced").exists()
+
+
+def test_validation_data_of_another_tokenizer_are_refused(tmp_path):
+    for name, text in (("a", "abc" * 99), ("b", "xyz" * 99)):
+        write_dataset([text], tmp_path / name, tokenizer="char", val_fraction=0.5)
+    options = {**SIZES, "data": tmp_path / "a", "max_steps": 1, "val_every": 1}
+    assert len(train(**options, val_data=tmp_path / "a")) == 1
+    with pytest.raises(pyllmc.InvalidArgument, match="has another tokenizer than --data.*--tokenizer .*a"):
+        train(**options, val_data=tmp_path / "b")
