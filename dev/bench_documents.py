@@ -40,7 +40,7 @@ def headline(reports: list[Report]) -> str:
         }
         columns.append({name: f"{speed[name]:,.0f}, {times(ratios(report)[name])}" for name in steps})
     names = list(dict.fromkeys(name for column in columns for name in column))
-    head = ["whole step: tok/s, times PyTorch's", *map(machine_name, reports)]
+    head = ["whole step: tok/s, and times as fast as PyTorch", *map(machine_name, reports)]
     table = markdown(head, ([name, *(column.get(name, "–") for column in columns)] for name in names))
     return "\n\n".join([table, *map(machine_line, reports)])
 
