@@ -107,7 +107,8 @@ int64_t bpe_encode(const Vocab *v, const char *text, int64_t n, int *ids, int64_
     Word w = {0};
     Out out = {ids, 0, size};
     const int64_t bad = utf8_check(text, n);
-    CHECK(bad == n, LLMC_EINVAL, "byte %lld is no UTF-8: give the text in UTF-8, or use a byte tokenizer", (long long)bad);
+    CHECK(bad == n, LLMC_EINVAL, "byte %lld is no UTF-8: give the text in UTF-8, or use a byte tokenizer",
+          (long long)bad);
     int rc = LLMC_OK;
     for (int64_t at = 0, length; at < n && rc == 0; at += length) {
         length = pretokenize_word(text + at, n - at);

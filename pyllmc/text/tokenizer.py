@@ -328,7 +328,9 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise DataError(f"byte {e.start} is no UTF-8: give the text in UTF-8, or use a byte tokenizer") from e
+            raise DataError(
+                f"byte {e.start} is no UTF-8: give the text in UTF-8, or use a byte tokenizer"
+            ) from e
         if len(text) < PART and not LONG_RUN.search(text):
             return encoding.encode_ordinary(text)  # type: ignore[no-any-return]
         return [i for part in parts(text) for i in encoding.encode_ordinary(part)]

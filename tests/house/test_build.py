@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -91,6 +92,18 @@ def test_the_engine_compiles_elsewhere(target, isa, tmp_path):
 
 
 CLANG = shutil.which("clang") or shutil.which("clang-14")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX belongs to x86-64")
+def test_an_older_compiler_leaves_out_the_sets_that_it_cannot_compile(tmp_path):
+    """gcc 10 knows no AMX; every other set, and its emulation, is built."""
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    command = ["make", "-n", "-C", str(ROOT), f"CC={compiler}", f"BUILD={tmp_path}"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "(amx)" not in planned and "X(amx)" not in planned
+    assert all(f"({isa})" in planned for isa in ("amx_emulated", "avx512_bf16", "generic"))
 
 
 @pytest.mark.skipif(
