@@ -33,12 +33,12 @@ def headline(reports: list[Report]) -> str:
     """Whole steps on each CPU, as tokens a second and as a ratio to PyTorch's, and the machines."""
     columns = []
     for report in reports:
-        steps = {**part(report, "steps"), **part(report, "small")}
+        steps, faster = {**part(report, "steps"), **part(report, "small")}, ratios(report)
         speed = {
             name: case["B"] * case["T"] / medians(case["systems"])["pyllmc"] * 1e3
             for name, case in steps.items()
         }
-        columns.append({name: f"{speed[name]:,.0f}, {times(ratios(report)[name])}" for name in steps})
+        columns.append({name: f"{speed[name]:,.0f}, {times(faster[name])}" for name in steps})
     names = list(dict.fromkeys(name for column in columns for name in column))
     head = ["whole step: tok/s, and times as fast as PyTorch", *map(machine_name, reports)]
     table = markdown(head, ([name, *(column.get(name, "–") for column in columns)] for name in names))

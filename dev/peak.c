@@ -1,6 +1,6 @@
 /* Measures the limits of the machine with nothing in the way. GFLOP/s: multiply-adds that never leave the registers, in
- * fp32 and, on CPUs with VDPBF16PS, in bf16; on AMX, tiles of random numbers that come from the first cache, because tiles of
- * zeros are multiplied faster and registers hold no operands for long. GB/s: reading memory, and updating it in place, where bytes read and bytes
+ * fp32 and, on CPUs with VDPBF16PS, in bf16; on AMX, tiles of random numbers that come from the first cache, because tiles
+ * of zeros are multiplied faster. GB/s: reading memory, and updating it in place, where bytes read and bytes
  * written both count. `peak THREADS MIB REPEATS MILLIONS` prints "name value" lines. dev/bench_limits.py builds it with
  * -march=native. Each loop works on vectors, not on scalars, so that -O3 need not reorder sums. */
 #define _GNU_SOURCE

@@ -61,7 +61,7 @@ typedef void (*Square)(float *, int64_t, const float *, int64_t, const float *, 
 static const Square squares[2][2][2] = {{{new_1_1, new_1_2}, {new_2_1, new_2_2}},
                                         {{add_1_1, add_1_2}, {add_2_1, add_2_2}}};
 
-static inline int in_tiles(int n) { return (n + TILE - 1) / TILE; }
+static inline int in_tiles(int n) { return (int)ceil_div(n, TILE); }
 
 /* c(rows, cols) = or += a b over the tiles `depth` of the sum. */
 static inline void amx_product(float *c, int64_t c_row, const float *a, int64_t a_row, const float *b, int64_t b_row,

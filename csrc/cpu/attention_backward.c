@@ -17,9 +17,8 @@ enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there 
 typedef struct {
     float *k, *k_t, *v_t, *dk, *dv; /* (SEGMENT, hp); k_t and v_t, on tiles dk and dv too, (hp, KB) per block of keys */
     float *dq, *p, *ds, *ds_rows;   /* (QB, hp); (QB, KB) */
-    float *q, *dout, *q_pairs,
-        *dout_pairs;       /* all queries, packed; on tiles the pairs are columns, (hp, QB/2) per block */
-    float *lse, *rest, *D; /* (T): lse sqrt(hs), a score, in two parts; D */
+    float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed; on tiles the pairs are (hp, QB/2) per block */
+    float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
 
 /* The rows of T queries in whole blocks. */

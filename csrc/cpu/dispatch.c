@@ -74,9 +74,10 @@ const Kernels *llmc_kernels(const char *isa) {
         const Kernels *k = best_first[i];
         if (!any && strcmp(isa, k->name)) continue;
         if (k->supported()) return k;
-        const char *why = strcmp(isa, "amx") || any ? "" : llmc_refused();
-        if (!any && *why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
-        if (!any) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
+        if (any) continue;
+        const char *why = strcmp(isa, "amx") ? "" : llmc_refused();
+        if (*why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
+        return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     }
     if (!any && is_name(isa))
         return llmc_fail(LLMC_EDEVICE, "%s belongs to another kind of machine: unset PYLLMC_ISA", isa), NULL;

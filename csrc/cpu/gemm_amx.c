@@ -24,7 +24,7 @@ enum {
     B_BYTES = 864 << 10, /* the most bytes of B in a block */
     WAITING_ROWS = 512,
     WAITING = WAITING_ROWS * 384, /* the most sums of a block that wait */
-    MANY = 1 << 20,
+    MANY = 1 << 20,               /* rows of a block without a limit */
     OWN_FLOATS = B_BYTES / 4 + WAITING,
     SLAB_BYTES = 8 << 20,     /* the most of each operand in a slab */
     SLAB_OF_THREAD = 1 << 20, /* for each thread, if that is more */

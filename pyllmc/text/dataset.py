@@ -191,7 +191,7 @@ def _close(spool: BinaryIO) -> None:
 
 
 def _spooled(spool: BinaryIO) -> Iterator[Document]:
-    with writing(tempfile.gettempdir()):  # what is still buffered
+    with writing(tempfile.gettempdir()):  # seeking writes what is still buffered
         spool.seek(0)
     for line in spool:
         yield tuple(json.loads(line))

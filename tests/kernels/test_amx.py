@@ -48,7 +48,7 @@ def sprinkled(bits: np.ndarray, others: list[int]) -> np.ndarray:
     return bits
 
 
-KINDS = {  # what makes operands of random words
+KINDS = {  # each makes operands of random words
     "near one": lambda bits: exponents(bits, 124, 130),
     "far apart": lambda bits: exponents(bits, 67, 187),
     "tiny products": lambda bits: exponents(bits, 60, 67),
