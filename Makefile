@@ -41,16 +41,24 @@ MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 
 # One source is compiled for several instruction sets, which csrc/cpu/isas.def lists. ISAS are those of this machine, best
 # first; ISA_avx2 holds the flags of avx2, and so on.
-isa_column = $(shell sed -n 's/^SET.$(1).*/\$(2)/p' csrc/cpu/isas.def)
-ISAS := $(call isa_column,\([a-z0-9_]*\)$(comma) "\([^"]* \)\{0$(comma)1\}$(firstword $(subst -, ,$(MACHINE)) none)[ "],1)
-ISAS := $(or $(ISAS),generic)
+# The parts of a row between quotation marks are its machines (2), elements (4) and flags (6).
+ROWS     := sed -n 's/^SET(\([a-z0-9_]*\)[^"]*\(.*\)/\1\2/p' csrc/cpu/isas.def
+ISAS     := $(shell $(ROWS) | awk -F'"' -v of=$(firstword $(subst -, ,$(MACHINE)) none) 'index(" "$$2" ", " "of" ") {print $$1}')
+ISAS     := $(or $(ISAS),generic)
+isa_part  = $(shell $(ROWS) | awk -F'"' '$$1 == "$(1)" {print $$$(2)}')
 # The name of another set stands for the flags of that set.
-isa_flags = $(foreach flag,$(call isa_column,$(1)$(comma) "[^"]*"$(comma) "\([^"]*\)",1),$(if \
-	$(filter -%,$(flag)),$(flag),$(call isa_flags,$(flag))))
-$(foreach isa,$(ISAS),$(eval ISA_$(isa) := $(call isa_flags,$(isa))))
+isa_flags = $(foreach flag,$(call isa_part,$(1),6),$(if $(filter -%,$(flag)),$(flag),$(call isa_flags,$(flag))))
+# zig writes an architecture as a CPU and its features.
+spelled   = $(if $(findstring zig,$(CC)),$(patsubst -march=armv8.2-a+%,-mcpu=generic+v8_2a+%,$(1)),$(1))
+$(foreach isa,$(ISAS),$(eval ISA_$(isa) := $(call spelled,$(call isa_flags,$(isa)))))
 # A compiler that is too old for a set's flags leaves that set out; gcc 10 has no AMX.
 accepted = $(if $(ISA_$(1)),$(shell $(CC) $(ISA_$(1)) -E -x c /dev/null > /dev/null 2>&1 && echo $(1)),$(1))
 ISAS := $(foreach isa,$(ISAS),$(call accepted,$(isa)))
+# The builds of the kernels: avx2_fp32, avx2_bf16 and so on. The flags of avx2_fp32 are ISA_avx2 and ELEMENT_fp32.
+ELEMENTS     := fp32 bf16
+ELEMENT_fp32 := -DELEMENT=fp32 -DFLOATX_FP32
+ELEMENT_bf16 := -DELEMENT=bf16 -DFLOATX_BF16
+ISA_BUILDS   := $(foreach isa,$(ISAS),$(addprefix $(isa)_,$(call isa_part,$(isa),4)))
 
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 # The library consists of all rooms of csrc/ except cpu and programs; tests/house/test_house.py has the order of the rooms.
@@ -58,14 +66,14 @@ ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wild
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # Python reads these files as text. The library carries their checksum, so that a stale build is noticed.
 TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
-OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/reference.o $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
-           $(foreach isa,$(ISAS),$(KERNELS:%=$(BUILD)/$(isa)/%.o))
-# EACH_ISA(X) becomes X(avx512) X(avx2) X(generic) X(reference).
-each_isa  = X($(1))
-EACH_ISA := -D'EACH_ISA(X)=$(foreach isa,$(ISAS) reference,$(call each_isa,$(isa)))'
+OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
+           $(ELEMENTS:%=$(BUILD)/reference_%/reference.o) $(foreach build,$(ISA_BUILDS),$(KERNELS:%=$(BUILD)/$(build)/%.o))
+# EACH_BUILD(X) becomes X(avx512_fp32) X(avx512_bf16) X(avx2_fp32) and so on.
+each_build  = X($(1))
+EACH_BUILD := -D'EACH_BUILD(X)=$(foreach build,$(ISA_BUILDS) $(ELEMENTS:%=reference_%),$(call each_build,$(build)))'
 
 # $(BUILD)/flags holds all flags, so that other flags make a new build.
-FLAGS := $(CC) $(CFLAGS) $(THREADS) $(EACH_ISA) $(LDFLAGS)
+FLAGS := $(CC) $(CFLAGS) $(THREADS) $(EACH_BUILD) $(LDFLAGS)
 NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
 NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: $(if $(findstring /,$(BLAS)),give another path,apt-get \
 	install lib$(BLAS)-dev$(comma) or give its path)
@@ -100,15 +108,15 @@ $(BUILD)/base/error.o: CFLAGS += $(TABLES_FLAG)
 $(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
-	$(Q)$(CC) $(CFLAGS) $(THREADS) $(EACH_ISA) -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(THREADS) $(EACH_BUILD) -c $< -o $@
 
-define rule_for_isa
-$(BUILD)/$(1)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
+define rule_for_build
+$(BUILD)/$(1)_$(2)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
 	@mkdir -p $$(@D)
-	@echo "  cc $$< ($(1))"
-	$$(Q)$$(CC) $$(CFLAGS) $$(THREADS) $$(ISA_$(1)) -DISA=$(1) -c $$< -o $$@
+	@echo "  cc $$< ($(1), $(2))"
+	$$(Q)$$(CC) $$(CFLAGS) $$(THREADS) $$(ISA_$(1)) -DISA=$(1) $$(ELEMENT_$(2)) -c $$< -o $$@
 endef
-$(foreach isa,$(ISAS),$(eval $(call rule_for_isa,$(isa))))
+$(foreach isa,$(ISAS) reference,$(foreach element,$(ELEMENTS),$(eval $(call rule_for_build,$(isa),$(element)))))
 
 include cuda/cuda.mk
 
@@ -187,6 +195,11 @@ $(BUILD)/threads: tests/threads.c $(OBJECTS)
 	@echo "  ld $@"
 	$(Q)$(CC) $(CFLAGS) $(THREADS) -o $@ $^ -lm $(LDFLAGS) -Wl,--wrap=pthread_create
 
+# This one compares instruction sets, those of another machine under an emulator.
+$(BUILD)/sets: tests/sets.c $(OBJECTS)
+	@echo "  ld $@"
+	$(Q)$(CC) $(CFLAGS) $(THREADS) -o $@ $^ -lm $(LDFLAGS)
+
 # The same with a race detector in the threads alone, because that is quick to build.
 TSAN_ALONE := tests/threads.c csrc/base/pool.c csrc/base/cores.c
 $(BUILD)/threads_tsan: $(TSAN_ALONE) $(filter-out $(BUILD)/base/pool.o $(BUILD)/base/cores.o,$(OBJECTS))
@@ -200,7 +213,7 @@ FUZZ_MAIN    ?= -fsanitize=fuzzer
 # Compared numbers guide a fuzzer if a format has numbers to guess; elsewhere they only cost time. Files that compute cost
 # most, so one sanitizer watches them (an id beyond a table, a text beyond its room) instead of both.
 FORMATS  := base/binfile model/config data/dataloader files/formats files/llmcfile files/load files/modelfile train/schedule files/tfbundle files/tfindex text/tokenizer base/utf8 text/vocabbpe data/windows
-COMPUTES := cpu/reference model/decode write/generate model/gpt2 model/batch model/layers write/sampler
+COMPUTES := reference_fp32/reference model/decode write/generate model/gpt2 model/batch model/layers write/sampler
 $(filter-out $(FORMATS:%=$(BUILD)/%.o),$(OBJECTS)) $(BUILD)/fuzz%.o: CFLAGS += $(UNGUIDED)
 $(COMPUTES:%=$(BUILD)/%.o): CFLAGS += $(COMPUTING)
 $(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefile

@@ -11,28 +11,29 @@
 #define KERNELS_H
 #include <stdint.h>
 
-/* The element in which weights and activations are stored. A library has one: float on the CPU, bfloat16 if it is built with
- * -DFLOATX_BF16. Statistics, losses, gradients of parameters, their masters and moments are always float. */
-#ifndef FLOATX_BF16
+/* The element in which weights and activations are stored: float, or bfloat16. A file of kernels is compiled for one of them;
+ * all else only hands pointers to it around. Statistics, losses, gradients of parameters, their masters and moments are
+ * always float. */
+#if defined(FLOATX_FP32)
 typedef float floatX;
+#elif !defined(FLOATX_BF16)
+typedef struct floatX floatX;
 #elif defined(__cplusplus)
 typedef __nv_bfloat16 floatX; /* from cuda_bf16.h, which is included before */
 #else
 typedef struct floatX {
     uint16_t bits;
-} floatX; /* has no arithmetic, because only kernels compute */
+} floatX;
 #endif
 
 /* cffi: begin */
-/* The precision of matrix products. LLMC_BF16 rounds both operands to bf16 (to nearest, ties to even) and adds up in float.
- * On the CPU this concerns products alone: tensors are stored as float either way. Two products are not rounded: compressed
- * weights are multiplied as they are, and so is a single row (one token), because reading the weights takes all its time.
- * Where floatX is bfloat16 there is no choice. */
-enum { LLMC_FP32, LLMC_BF16, LLMC_INT8 };
+/* LLMC_FP32 and LLMC_BF16 are elements, and the precision that a model computes in: in bf16 the operands of matrix products
+ * are bf16, and their products are added up in float. LLMC_INT8 is a format of weights; see compress. LLMC_AUTO stands for the
+ * first element that there are kernels for, fp32 before bf16. */
+enum { LLMC_FP32, LLMC_BF16, LLMC_INT8, LLMC_AUTO };
 
 typedef struct Context {
     int threads;
-    int precision;
     int weight_format; /* the format of weight and wte in matmul_forward, matmul_gelu_forward and encoder_forward: see compress */
     int gelu_again; /* gelu_forward will repeat what matmul_gelu_forward computed, and must give the same bits */
     void *workspace;
@@ -49,7 +50,7 @@ typedef struct AdamW {
 typedef struct Kernels {
     const char *name;
     int (*supported)(void);            /* true if this machine can run them */
-    int fp32, bf16;                    /* true if there are products in LLMC_FP32, in LLMC_BF16 */
+    int element;                       /* LLMC_FP32 or LLMC_BF16 */
     int host;                          /* true if the host can read and write memory from alloc */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
     int (*open)(Context *ctx);         /* comes before all that follows; 0, or a status with its message */
@@ -127,9 +128,10 @@ typedef struct Kernels {
     void (*classifier_backward)(Context *ctx, floatX *logits, const float *lse, const int *targets,
                                 const float *loss_weights, const float *loss, float scale, int B, int T, int V, int Vp);
 
-    /* For generation: replaces weight(rows,C) in place, without gaps. LLMC_BF16: each row becomes C numbers in bf16.
-     * LLMC_INT8: it becomes a float and C int8, and each number is the product of the float and an int8 (C >= 2). */
-    void (*compress)(Context *ctx, floatX *weight, int format, int64_t rows, int C);
+    /* For generation: stored = param(rows,C) in a format, without gaps. LLMC_BF16: C numbers in bf16 a row. LLMC_INT8: a float
+     * and C int8 a row, and each number is the product of the float and an int8. The two may be the same memory, and a row
+     * must not become longer. */
+    void (*compress)(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C);
 
     /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
     void (*global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N);

@@ -63,9 +63,11 @@ const char *llmc_refused(void); /* why kernels that this CPU could run are left 
 const char *llmc_blas(void);    /* the BLAS of this build's fp32 products (make BLAS=...); "": none */
 const char *llmc_version(void); /* as in pyproject.toml */
 const char *llmc_headers(void); /* the checksum of TABLES (Makefile) at its build, which tells if it is stale */
-/* The kernels for an instruction set (amx, avx512_bf16, avx512, avx2, generic, amx_emulated, neon, reference). "" or NULL: the one that
- * $PYLLMC_ISA names, else the best that this machine can run. Returns NULL, with an error, if there are none. */
-const Kernels *llmc_kernels(const char *isa);
+/* The kernels of an instruction set of csrc/cpu/isas.def, or "reference", for LLMC_FP32, LLMC_BF16 or LLMC_AUTO. "" or NULL: of
+ * the set that $PYLLMC_ISA names, else of the best that this machine can run. NULL, with an error, if there are none. */
+const Kernels *llmc_kernels(const char *isa, int element);
+/* LLMC_AUTO, LLMC_FP32 or LLMC_BF16 for "auto", "fp32" or "bf16"; LLMC_EINVAL for other names. */
+int llmc_precision(const char *name);
 /* The number of cores that this process may use, within its container's quota and $OMP_NUM_THREADS. */
 int llmc_default_threads(void);
 /* Starts the threads that a model would use. Returns how many there are: fewer if the system starts no more. */
@@ -89,6 +91,7 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int training;          /* 0: without gradients and moments */
     int recompute;         /* 0..3: how much backward computes again instead of keeping it (tensors.def); same bits */
     int logits;            /* 1: keeps the logits of every token; 0: computes a few at a time, which cannot be read */
+    int precision;         /* LLMC_FP32, LLMC_BF16, or LLMC_AUTO, in whose place llmc_model_room names one of them */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
@@ -122,11 +125,9 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are not initialised: llmc_model_init or llmc_model_load must follow. */
 int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_room *room, int threads);
 void llmc_model_free(llmc_model *model);
-/* Sets the precision of matrix products (kernels.h): "fp32", as at first, "bf16", or "auto", the first of these that the device
- * has. LLMC_EDEVICE if it does not have it. */
-int llmc_model_set_precision(llmc_model *model, const char *name);
-/* For generation: compresses the weight matrices to "bf16", or to "int8" with a scale per row; "fp32" does nothing. Afterwards
- * the parameters cannot be read, saved or trained, until they are loaded again. */
+/* For generation: compresses the weight matrices to "bf16", or to "int8" with a scale per row; "fp32", and "bf16" in a model
+ * of bf16, does nothing. Afterwards the parameters cannot be written or trained until they are loaded again. In a model of fp32
+ * they cannot be read or saved either, because nothing but the compressed weights is left. */
 int llmc_model_compress(llmc_model *model, const char *format);
 /* Draws fresh weights, those of the PyTorch reference for torch.Generator().manual_seed(seed).
  * std 0: 0.02 sqrt(max(1, 768/C)). */
@@ -138,10 +139,11 @@ const char *llmc_model_isa(const llmc_model *model);
 int llmc_model_threads(const llmc_model *model);
 /* Row i of the model's table, with its place in a block; NULL if there is no such row. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
-/* The memory of a block; NULL if there is none, or if the host cannot read it (on_host 0). */
+/* The memory of a block; NULL if there is none, or if the host cannot read it (on_host 0). A model of bf16 computes with a
+ * copy of its LLMC_PARAMS, which llmc_model_write brings up to date; and its LLMC_ACTS of type LLMC_X are bf16. */
 void *llmc_model_block(llmc_model *model, int block);
 int llmc_model_on_host(const llmc_model *model);
-int llmc_model_weights(const llmc_model *model); /* LLMC_FP32, or the format that they are compressed to */
+int llmc_model_weights(const llmc_model *model); /* the model's element, or the format that they are compressed to */
 /* Read and write the first n elements of layer l of row i, as float or int32. Parameters are used as soon as they are written. */
 int llmc_model_read(const llmc_model *model, int block, int i, int l, int64_t n, void *out);
 int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, const float *in);

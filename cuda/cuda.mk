@@ -16,20 +16,12 @@ CUDA_SOURCES := $(wildcard cuda/*.cu)
 -include $(wildcard $(BUILD)/cuda_*/*.d)
 LIBS         := $(dir $(LIB))
 
-# ---- the engine, for either element; without csrc/cpu ----
-
-ENGINE_fp32 := $(ENGINE:%=$(BUILD)/%.o)
-ENGINE_bf16 := $(ENGINE:%=$(BUILD)/bf16/%.o)
-$(BUILD)/bf16/base/error.o: $(TABLES) pyproject.toml
-$(BUILD)/bf16/base/error.o: CFLAGS += $(TABLES_FLAG)
-$(BUILD)/bf16/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile cuda/cuda.mk
-	@mkdir -p $(@D)
-	@echo "  cc $< (bf16)"
-	$(Q)$(CC) $(CFLAGS) $(THREADS) -DFLOATX_BF16 -c $< -o $@
+# the engine, which is the same for every device and element
+ENGINE_OBJECTS := $(ENGINE:%=$(BUILD)/%.o)
 
 # ---- the kernels, for either device and either element ----
 
-FLAGS_fp32 :=
+FLAGS_fp32 := -DFLOATX_FP32
 FLAGS_bf16 := -DFLOATX_BF16
 # $(1) element
 define nvcc_rule
@@ -50,22 +42,22 @@ emu_objects = $(CUDA_SOURCES:cuda/%.cu=$(BUILD)/$(1)_$(2)/%.o) $(3:cuda/emu/%.cp
 
 # ---- libraries and programs ----
 
-$(LIBS)libpyllmc_cuda.so: $(ENGINE_bf16) $(CUDA_bf16)
-$(LIBS)libpyllmc_cuda_fp32.so: $(ENGINE_fp32) $(CUDA_fp32)
+$(LIBS)libpyllmc_cuda.so: $(ENGINE_OBJECTS) $(CUDA_bf16)
+$(LIBS)libpyllmc_cuda_fp32.so: $(ENGINE_OBJECTS) $(CUDA_fp32)
 $(LIBS)libpyllmc_cuda.so $(LIBS)libpyllmc_cuda_fp32.so:
 	@mkdir -p $(@D)
 	@echo "  ld $@"
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 	$(Q)cp $(TABLES) $(@D)
 
-train_gpt2_cuda: $(BUILD)/programs/train_gpt2.o $(BUILD)/programs/terminal.o $(ENGINE_bf16) $(CUDA_bf16)
+train_gpt2_cuda: $(BUILD)/programs/train_gpt2.o $(BUILD)/programs/terminal.o $(ENGINE_OBJECTS) $(CUDA_bf16)
 	@echo "  ld $@"
 	$(Q)$(NVCC) -cudart static -o $@ $^ -Xcompiler "$(THREADS)" -lm $(LDFLAGS)
 
-$(LIBS)libpyllmc_emu.so: $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
-$(LIBS)libpyllmc_emu_fp32.so: $(ENGINE_fp32) $(call emu_objects,emu,fp32,$(EMU_RUNTIME))
-$(LIBS)check/libpyllmc_emu.so: $(ENGINE_bf16) $(call emu_objects,check,bf16,$(EMU_CHECKER))
-$(LIBS)check/libpyllmc_emu_fp32.so: $(ENGINE_fp32) $(call emu_objects,check,fp32,$(EMU_CHECKER))
+$(LIBS)libpyllmc_emu.so: $(ENGINE_OBJECTS) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
+$(LIBS)libpyllmc_emu_fp32.so: $(ENGINE_OBJECTS) $(call emu_objects,emu,fp32,$(EMU_RUNTIME))
+$(LIBS)check/libpyllmc_emu.so: $(ENGINE_OBJECTS) $(call emu_objects,check,bf16,$(EMU_CHECKER))
+$(LIBS)check/libpyllmc_emu_fp32.so: $(ENGINE_OBJECTS) $(call emu_objects,check,fp32,$(EMU_CHECKER))
 EMULATED := $(foreach name,libpyllmc_emu.so libpyllmc_emu_fp32.so,$(LIBS)$(name) $(LIBS)check/$(name))
 $(EMULATED):
 	@mkdir -p $(@D)
@@ -90,7 +82,7 @@ $(BUILD)/ptx/%.cpp: $(BUILD)/ptx/%.ptx cuda/emu/ptx.py cuda/emu/ptx_isa.py cuda/
 $(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk
 	@echo "  c++ $<"
 	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -Wno-unused-variable -c $< -o $@
-$(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_bf16) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
+$(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_OBJECTS) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
 	@echo "  ld $@"
 	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 .SECONDARY: $(PTX_OBJECTS:.o=.ptx) $(PTX_OBJECTS:.o=.cpp)

@@ -19,7 +19,7 @@ static Kernels make_table(void) {
     Kernels k = {};
     k.name = BACKEND;
     k.supported = gpu_present;
-    k.fp32 = std::is_same<floatX, float>::value, k.bf16 = !k.fp32;
+    k.element = std::is_same<floatX, float>::value ? LLMC_FP32 : LLMC_BF16;
     k.memory_available = gpu_memory_available, k.open = gpu_open, k.close = gpu_close;
     k.alloc = gpu_alloc, k.free = gpu_free, k.workspace_bytes = workspace_bytes;
     k.sync = gpu_sync, k.replay = gpu_replay, k.recorded = gpu_recorded;
@@ -35,10 +35,17 @@ extern "C" const char *llmc_blas(void) { return ""; }   // cuBLASLt is found at 
 extern "C" int llmc_default_threads(void) { return 1; } /* host threads: one is enough to give the device its work */
 extern "C" int llmc_start_threads(int threads) { return threads; }
 
-extern "C" const Kernels *llmc_kernels(const char *isa) {
+static const char *name_of(int element) { return element == LLMC_FP32 ? "fp32" : "bf16"; }
+
+extern "C" const Kernels *llmc_kernels(const char *isa, int element) {
     static const Kernels table = make_table();
     if (isa && *isa && strcmp(isa, table.name)) {
         llmc_fail(LLMC_EDEVICE, "no kernels called '%s': this library has '%s'", isa, table.name);
+        return NULL;
+    }
+    if (element != LLMC_AUTO && element != table.element) {
+        llmc_fail(LLMC_EDEVICE, "%s was built for %s: its build for %s is another library", table.name,
+                  name_of(table.element), name_of(element));
         return NULL;
     }
     return table.supported() ? &table : NULL;

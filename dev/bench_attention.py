@@ -31,13 +31,15 @@ def our_attention(precision: str, threads: int, B: int, T: int, NH: int, hs: int
     engine = Engine(precision, threads, B, T, C, NH)
     qkv, dqkv = random_array(B, T, 3 * C), zero_array(B, T, 3 * C)
     out, dout, lse = zero_array(B, T, C), random_array(B, T, C), zero_array(B, NH, T)
-    forward = engine.bind("attention_forward", (out, lse, qkv), B, T, C, NH, window)
-    backward = engine.bind("attention_backward", (dqkv, dout, out, lse, qkv), B, T, C, NH, window)
+    given = [out, lse, qkv]
+    forward = engine.bind("attention_forward", given, B, T, C, NH, window)
+    gradients = [dqkv, dout, *given]
+    backward = engine.bind("attention_backward", gradients, B, T, C, NH, window)
 
     def call() -> Call:
         forward()
         backward()
-        return lambda: sample(out[0]) + sample(dqkv[0])
+        return lambda: sample(given[0][0]) + sample(gradients[0][0])
 
     return call
 

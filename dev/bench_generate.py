@@ -39,16 +39,12 @@ PRECISIONS = {"pyllmc": ["fp32", "bf16", "int8"], "hf": ["fp32", "bf16"]}  # for
 
 
 def our_generate(c: Any, precision: str, threads: int, ids: Any, new: int) -> Call:
-    """Our generation. precision: of the weights. Weights shorter than fp32 are multiplied in bf16 if the CPU can; a
-    token alone is not."""
+    """Our generation. precision: of the weights. A model with weights shorter than fp32 is one of bf16."""
     import numpy as np
 
     B, prompt = ids.shape
-    how = {"B": B, "T": prompt + new, "training": False, "threads": threads, "weights": precision}
-    try:
-        m = engine_model(c, keep_logits=False, precision="fp32" if precision == "fp32" else "bf16", **how)
-    except Skip:
-        m = engine_model(c, keep_logits=False, **how)
+    how = {"B": B, "T": prompt + new, "training": False, "threads": threads, "keep_logits": False}
+    m = engine_model(c, precision="fp32" if precision == "fp32" else "bf16", weights=precision, **how)
 
     def call() -> int:
         return int(np.size(m.generate(ids, max_new_tokens=new, temperature=0)))

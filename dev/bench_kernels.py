@@ -35,7 +35,10 @@ class Kernel(NamedTuple):
 def rows_of_logits(c: layout.GPTConfig, B: int, T: int) -> int:
     """The rows in a chunk of logits, as rows_in_chunk of csrc/model/batch.c counts them."""
     ffi, lib = _ffi.ffi(), _ffi.load()
-    rows, room = ffi.new("llmc_tensor[]", lib.llmc_num_tensors()), ffi.new("llmc_room *", (B, T, 1, 2, 0))
+    rows, room = (
+        ffi.new("llmc_tensor[]", lib.llmc_num_tensors()),
+        ffi.new("llmc_room *", (B, T, 1, 2, 0, lib.LLMC_FP32)),
+    )
     _ffi.check(lib, lib.llmc_layout(make_config(c, lib)[0], room, rows))
     most = next(row.shape[1] for row in rows if _ffi.text(row.name) == "logits")
     return -(-B * T // -(-B * T // most))

@@ -61,9 +61,11 @@ def best(limits: Limits, what: str, threads: int) -> float:
 
 
 def flops_peak(limits: Limits, precision: str, threads: int) -> float:
-    """GFLOP/s of the instruction that multiplies in this precision: bf16 by AMX, else by VDPBF16PS, else by fp32's."""
-    of = [best(limits, what, threads) for what in ("amx", "bf16") if precision != "fp32"]
-    return next(filter(None, of), best(limits, "fma", threads))
+    """GFLOP/s of the instruction that multiplies in this precision: bf16 by the fastest, which is VDPBF16PS on AMD, AMX or
+    fp32's on Intel (csrc/cpu/dispatch.c takes the same)."""
+    return max(
+        best(limits, what, threads) for what in ("fma", *(("amx", "bf16") if precision != "fp32" else ()))
+    )
 
 
 # ---- the roofline ----
@@ -96,22 +98,24 @@ def step_flops(c: GPTConfig, B: int, T: int) -> float:
     return 6.0 * B * T * weights(c) + attention_flops(c, B, T)
 
 
-def step_bytes(c: GPTConfig, B: int, T: int) -> float:
-    """Bytes that the rest of a step must read and write once, as floats.
+def step_bytes(c: GPTConfig, B: int, T: int, precision: str) -> float:
+    """Bytes that the rest of a step must read and write once.
 
-    AdamW: param, m, v read and written, gradient read, and read once more for its norm: 8. LayerNorm, 2L + 1 of them:
+    AdamW, floats: param, m, v read and written, gradient read, and read once more for its norm: 8; and in bf16 the stored
+    weights. The others, numbers of the precision. LayerNorm, 2L + 1 of them:
     two inputs, residual and output forward, dout, residual, and dresidual twice backward: 8. GELU, 4C wide: pre and
     output written forward; pre, gradient in and out backward: 5. Classifier: logits written, read, written as gradient: 3.
     """
     C, L = c.n_embd, c.n_layer
     per_token = 8 * (2 * L + 1) * C + 5 * L * 4 * C + 3 * c.padded_vocab_size
-    return 4.0 * (8 * parameters(c) + B * T * per_token)
+    each, stored = BYTES[precision], 0 if precision == "fp32" else BYTES[precision]
+    return float(32 + stored) * parameters(c) + float(each) * B * T * per_token
 
 
 def step_floor(c: GPTConfig, B: int, T: int, precision: str, limits: Limits, threads: int) -> float:
     """The least ms of a whole optimizer step at the measured limits: the time of its FLOPs plus that of its bytes."""
     flops = step_flops(c, B, T) / flops_peak(limits, precision, threads)
-    return 1e-6 * (flops + step_bytes(c, B, T) / best(limits, "update", threads))
+    return 1e-6 * (flops + step_bytes(c, B, T, precision) / best(limits, "update", threads))
 
 
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -122,13 +126,14 @@ def pass_floor(
 ) -> float:
     """The least ms to append n tokens to B sequences of `past` and compute the last logits: FLOPs or bytes, the longer of the two.
 
-    Bytes: the weights once, and the cached keys and values, which are floats.
+    Bytes: the weights once, and the cached keys and values, which are floats in fp32 and else bf16.
     """
     C, L = c.n_embd, c.n_layer
     pairs = n * past + n * (n + 1) // 2
     head = c.padded_vocab_size * C
     flops = 2.0 * B * ((weights(c) - head) * n + head + 2 * L * C * pairs)
-    size = float(BYTES[precision]) * weights(c) + 8.0 * B * L * C * (past + n)
+    cached = 2.0 * BYTES["fp32" if precision == "fp32" else "bf16"] * B * L * C * (past + n)
+    size = float(BYTES[precision]) * weights(c) + cached
     return 1e-6 * max(flops / flops_peak(limits, precision, threads), size / best(limits, "read", threads))
 
 

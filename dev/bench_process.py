@@ -277,9 +277,11 @@ def default_threads() -> int:
 
 
 def isa_name() -> str:
+    """The best instruction set, which bf16 uses: fp32 has nothing of AMX."""
     from pyllmc.engine import _ffi
 
-    return _ffi.text(_ffi.load().llmc_kernels(_ffi.ffi().NULL).name)
+    lib = _ffi.load()
+    return _ffi.text(lib.llmc_kernels(_ffi.ffi().NULL, lib.LLMC_BF16).name)
 
 
 def machine() -> dict[str, Any]:

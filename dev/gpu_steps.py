@@ -44,7 +44,7 @@ def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int
 
     ffi = _ffi.ffi()
     lib = _ffi.load(device, "bf16")
-    table = lib.llmc_kernels(ffi.NULL)
+    table = lib.llmc_kernels(ffi.NULL, lib.LLMC_BF16)
     if table == ffi.NULL:
         raise Skip(_ffi.message(lib))
     before = table.memory_available()

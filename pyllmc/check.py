@@ -203,8 +203,9 @@ def disturb(m: Model, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for row, layer in layout.parameters(m.config):
         if row.init in ("ONE", "ZERO"):
-            view = m.params[row.torch_name_of(layer)]
-            view += rng.normal(0, 0.1, view.shape).astype(np.float32)
+            name = row.torch_name_of(layer)
+            fresh = m.params[name]
+            m.params[name] = fresh + rng.normal(0, 0.1, fresh.shape).astype(np.float32)
 
 
 def copy_weights(m: Model, gpt: Any) -> None:
@@ -263,11 +264,12 @@ def report(lines: Iterable[Line]) -> list[Line]:
 
 def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     """The engine's model and the reference, each made or loaded by its own code."""
+    how = {"threads": o.threads, "precision": "fp32"}
     if reference.names_weights(o.model):
         name = os.path.join(os.curdir, o.model) if os.path.exists(o.model) else o.model  # d12 may be a folder
-        return Model(name, o.B, o.T or None, threads=o.threads), reference.load_model(o)
+        return Model(name, o.B, o.T or None, **how), reference.load_model(o)
     config = reference.make_config(o, fallback=OWN_VOCAB)
-    m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, threads=o.threads)
+    m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, **how)
     return m, reference.GPT(config, o.seed)
 
 

@@ -41,13 +41,14 @@ class Model(NotCopied):
         0.02 sqrt(max(1, 768/C)). A file does not use them.
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     device: "cpu"; "cuda"; or "emu", which runs the CUDA kernels on the CPU, to test them.
-    precision: "fp32", or "bf16": matrix products round their operands to bf16 and add up in float (on a CPU with
-        AMX or AVX512_BF16; on a GPU weights and activations are bf16, too). "auto": fp32 on a CPU, bf16 on a GPU. On a CPU a token
-        that is appended alone is not rounded, so bf16 may write another text alone than in a batch.
+    precision: how weights and activations are stored: "fp32", or "bf16", which halves the memory of activations and is
+        faster on a CPU with AVX512_BF16, several times with AMX. Sums are float in both, and so are the masters of the
+        weights, which are what params shows and files hold. "auto": fp32 on a CPU, bf16 on a GPU.
     threads: 0 takes every core that the process and its container may use; results do not depend on it.
     training=False leaves out gradients and moments.
-    weights: how generation (training=False) keeps the matrices: "fp32", "bf16" or "int8" with a scale per row. Fewer
-        bytes to read make more tokens a second; the parameters can then be neither read nor saved.
+    weights: how generation (training=False) keeps the matrices: "fp32" (as precision stores them), "bf16" or "int8" with a
+        scale per row. Fewer bytes to read make more tokens a second; in a model of fp32 the parameters can then be neither
+        read nor saved.
     recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU,
         2 the norms, too, 3 all but the input of each layer (generation then takes one sequence at a time).
     keep_logits=False: logits exist for a few tokens at a time only; then train with micro_step.
@@ -80,11 +81,11 @@ class Model(NotCopied):
         lib = _ffi.load(as_word("device", device).decode(), precision)
         origin = make_config(source, lib)
         config = origin.with_vocabulary(as_int("vocab_size", vocab_size), source)
-        room = make_room(B, config.maxT if T is None else T, training, recompute, keep_logits)
+        element = _ffi.check(lib, lib.llmc_precision(how))
+        room = make_room(B, config.maxT if T is None else T, training, recompute, keep_logits, element)
         seed = as_int("seed", seed, 64)
         self._adopt(lib, make_handle(lib, config, room, as_int("threads", threads)))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
-        self._check(lib.llmc_model_set_precision(self._handle, how))
         self._take_weights(origin, seed, init_std)
         self._source = origin.where
         self._origin = f"from {origin.where}" if origin.where else "fresh weights"

@@ -35,8 +35,8 @@ WORDS = {
     "prompt": "the beginning of each text, taken literally; default: the start of a document",
     "seed": "seed of the first text; each further one has the next",
     "temperature": "0: always the likeliest token; below 1 texts are safer, above wilder",
-    "precision": "number format of matrix products when the prompt is read: fp32, or bf16 if the CPU multiplies it (AMX, AVX512_BF16)",
-    "weights": "number format of the weights: fp32, bf16 or int8; fewer bytes are read faster",
+    "precision": "number format of weights and activations: fp32, or bf16, which is faster on a CPU with AMX or AVX512_BF16",
+    "weights": "number format of the weights: fp32 (as --precision stores them), bf16 or int8; fewer bytes are read faster",
     "device": "cpu, cuda, or emu, which runs the CUDA kernels on the CPU to test them; auto: cpu",
 }
 EXAMPLES = (

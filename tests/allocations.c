@@ -72,7 +72,7 @@ static const llmc_config tiny = {.maxT = 8, .V = 37, .L = 2, .NH = 2, .C = 16};
 static int create(llmc_model **model) {
     llmc_config config = tiny;
     const int rc = llmc_config_check(&config);
-    const llmc_room room = {.B = 2, .T = 8, .training = 1, .logits = 1};
+    const llmc_room room = {.B = 2, .T = 8, .training = 1, .logits = 1, .precision = LLMC_AUTO};
     return rc < 0 ? rc : llmc_model_create(model, &config, &room, 1);
 }
 
@@ -119,7 +119,7 @@ end:
 static int load_bundle(const char *folder) {
     llmc_model *model = NULL;
     llmc_config config;
-    const llmc_room room = {.B = 1, .T = 1};
+    const llmc_room room = {.B = 1, .T = 1, .precision = LLMC_AUTO};
     int rc;
     TRY(llmc_model_read_config(folder, &config));
     TRY(llmc_model_create(&model, &config, &room, 1));

@@ -19,6 +19,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from narrow import Narrow, address, base_of
 
 from pyllmc.base.errors import DataError, NoDevice
 from pyllmc.engine import _ffi
@@ -56,8 +57,10 @@ def pytest_configure(config) -> None:
     os.execve(sys.executable, words, {**os.environ, "PYTHONUTF8": "1"})
 
 
-def _runs_here(isa: str) -> bool:
-    return lib.llmc_kernels(isa.encode()) != ffi.NULL
+def _sets_with(element: int) -> list[str]:
+    """The instruction sets that this machine can run with an element, the reference first, the best last."""
+    names = "reference", *reversed(list(KNOWN_ISAS))
+    return [isa for isa in names if lib.llmc_kernels(isa.encode(), element) != ffi.NULL]
 
 
 def _device_libraries() -> dict[str, object]:
@@ -74,7 +77,7 @@ def _device_libraries() -> dict[str, object]:
                     continue  # built from older sources: tests/cuda/test_cuda_build.py builds it again
                 raise
             ours = _ffi.text(library.llmc_backend()) == device  # $PYLLMC_LIB may name another
-            if ours and library.llmc_kernels(ffi.NULL) != ffi.NULL:
+            if ours and library.llmc_kernels(ffi.NULL, lib.LLMC_AUTO) != ffi.NULL:
                 found[name] = library
     return found
 
@@ -83,10 +86,15 @@ DEVICES = _device_libraries()
 KNOWN_ISAS = {  # VL, MR, NR of each, best first
     name: tuple(map(int, sizes.split(",")))
     for name, sizes in re.findall(
-        r'^SET\((\w+), "[^"]*", "[^"]*", ([\d, ]+),', (ROOT / "csrc/cpu/isas.def").read_text(), re.M
+        r'^SET\((\w+), (?:"[^"]*", ){3}([\d, ]+),', (ROOT / "csrc/cpu/isas.def").read_text(), re.M
     )
 }
-ISAS = [isa for isa in ("reference", *reversed(list(KNOWN_ISAS))) if _runs_here(isa)]
+ISAS = _sets_with(lib.LLMC_FP32)
+BF16_ISAS = _sets_with(lib.LLMC_BF16)
+# names for make_kernels
+CPU_KERNELS = [*ISAS, *(f"{isa}-bf16" for isa in BF16_ISAS)]
+# HAS_BF16 of csrc/cpu/simd.h
+MULTIPLY_BF16 = [isa for isa in BF16_ISAS if "amx" in isa or isa.endswith("_bf16")]
 # the environment of programs that a sanitizer's library would hang: ps, pgrep
 PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 # with `make asan`, whose library is another build than the programs, and is loaded into every child
@@ -123,25 +131,30 @@ class Buffers:
             assert (flat[self.guard + size :] == canary).all(), "written past the buffer"
 
 
+def stored_by(table) -> str:
+    """PyTorch's name of the element that kernels store."""
+    return "float32" if table.element == lib.LLMC_FP32 else "bfloat16"
+
+
 def make_kernels(name: str, threads: int = 2) -> Kernel:
-    """The kernels of an instruction set, or of a build for GPUs."""
+    """The kernels of an instruction set, as in avx2 and avx2-bf16, or of a build for GPUs."""
     if name in DEVICES:
         from device import DeviceKernel  # noqa: PLC0415, it imports this module
 
         return DeviceKernel(name, DEVICES[name])
-    return Kernel(name, threads)
+    isa, _, precision = name.partition("-")
+    return Kernel(isa, threads, precision or "fp32")
 
 
 class Kernel:
     """The kernels of one instruction set: kernels.matmul_forward(out, inp, weight, bias, B, T, C, OC) on numpy
-    arrays."""
-
-    stored = "float32"  # PyTorch's name of the stored element
+    arrays. Arrays stay float32 where the kernels store bf16."""
 
     def __init__(self, isa: str, threads: int = 2, precision: str = "fp32") -> None:
-        self.isa = isa
-        self.table = lib.llmc_kernels(isa.encode())
-        self.context = ffi.new("Context *", {"threads": threads, "precision": PRECISIONS[precision]})
+        self.isa, self.precision = isa, precision
+        self.table = lib.llmc_kernels(isa.encode(), PRECISIONS[precision])
+        self.stored = stored_by(self.table)
+        self.context = ffi.new("Context *", {"threads": threads, "weight_format": self.table.element})
 
     def workspace(self, B: int, T: int, C: int, NH: int = 1, Vp: int = 128) -> None:
         size = self.table.workspace_bytes(B, T, C, NH, Vp, self.context.threads)
@@ -157,18 +170,26 @@ class Kernel:
         types = ffi.typeof(entry).args
 
         def call(*args):
-            cast = [
-                ffi.NULL if a is None else ffi.cast(t, a.ctypes.data) if isinstance(a, np.ndarray) else a
-                for a, t in zip(args, types[1:])
-            ]
-            entry(self.context, *cast)
+            copies: dict[int, Narrow] = {}
+            entry(self.context, *(self.argument(t, a, copies) for a, t in zip(args, types[1:])))
+            for copy in copies.values():
+                copy.fetch()
             if getattr(self, "past", None) is not None:
                 assert (self.past == CANARY).all(), "written past the workspace"
 
         return call
 
+    def argument(self, kind, value, copies: dict[int, Narrow]):
+        if not isinstance(value, np.ndarray):
+            return ffi.NULL if value is None else value
+        if "floatX" not in kind.cname or self.stored == "float32":
+            return ffi.cast(kind, address(value))
+        base = base_of(value)
+        copy = copies.get(address(base)) or copies.setdefault(address(base), Narrow(base))
+        return ffi.cast(kind, copy.address_of(value))
 
-@pytest.fixture(params=[*ISAS, *DEVICES])
+
+@pytest.fixture(params=[*CPU_KERNELS, *DEVICES])
 def kernels(request) -> Kernel:
     return make_kernels(request.param)
 
@@ -213,7 +234,7 @@ def in_every_way(kernels: Kernel) -> Iterator[Kernel]:
     real GPU, a second time."""
     if kernels.isa not in DEVICES:
         for threads in (1, 2, 3, 5):
-            yield Kernel(kernels.isa, threads)
+            yield Kernel(kernels.isa, threads, kernels.precision)
     elif "emu" not in kernels.isa:
         yield from [kernels] * 4
     else:

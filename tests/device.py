@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from conftest import ffi
+from conftest import ffi, stored_by
+from narrow import base_of, from_bf16, to_bf16
 
 PAST = 256  # bytes behind the workspace that no kernel may touch
-
-
-def to_bf16(x: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16, ties to even, as its 16 bits."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded)
-
-
-def from_bf16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def base_of(array: np.ndarray) -> np.ndarray:
-    """The array that this one is a part of: the one with the guards that a test put around it."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 class Copy:
@@ -53,9 +36,9 @@ class DeviceKernel:
 
     def __init__(self, name: str, library) -> None:
         self.isa, self.lib = name, library
-        self.table = library.llmc_kernels(ffi.NULL)
-        self.stored = "float32" if self.table.fp32 else "bfloat16"
-        self.context = ffi.new("Context *", {"threads": 1})
+        self.table = library.llmc_kernels(ffi.NULL, library.LLMC_AUTO)
+        self.stored = stored_by(self.table)
+        self.context = ffi.new("Context *", {"threads": 1, "weight_format": self.table.element})
         self.opened = self.check(self.table.open(self.context))
         self.scratch = ffi.NULL
 

@@ -81,7 +81,8 @@ static int tokens[64], first[64];
 static uint64_t train(int threads, int recompute) {
     llmc_config config;
     llmc_model *m = NULL;
-    const llmc_room room = {.B = 4, .T = 16, .training = 1, .recompute = recompute, .logits = !recompute};
+    const llmc_room room = {
+        .B = 4, .T = 16, .training = 1, .recompute = recompute, .logits = !recompute, .precision = LLMC_AUTO};
     const llmc_sampling how = {.temperature = 1, .seed = 3};
     const llmc_adamw hyper = {1e-2, 0.9, 0.95, 1e-8, 0.1};
     float norm;

@@ -1,10 +1,14 @@
-/* The gradients' norm, their scaling, and AdamW. Memory bounds each of them, so each makes one pass over it. */
+/* The gradients' norm, their scaling, AdamW, and what is stored of parameters. Memory bounds each of them, so each makes one
+ * pass over it. */
 #include <math.h>
+#include "element.h"
 #include "isa.h"
-#include "simd.h"
 #include "threads.h"
 
-enum { PIECE = 1 << 13 }; /* the elements that a thread takes at once: a multiple of every VL */
+enum {
+    PIECE = 1 << 13, /* the elements that a thread takes at once: a multiple of every VL */
+    LARGE = 1 << 20, /* elements that the second cache cannot hold */
+};
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -95,18 +99,25 @@ static Step make_step(const AdamW *s, const float *grad_scale, int decayed) {
     };
 }
 
-static inline void adamw_lanes(float *param, float *m, float *v, const float *grad, const Step *s, int n) {
+INLINE void adamw_lanes(float *param, floatX *stored, float *m, float *v, const float *grad, const Step *s, int n,
+                        int streams) {
     const vf g = vf_load_n(grad, n) * s->grad_scale, p = vf_load_n(param, n);
     const vf m1 = s->beta1 * vf_load_n(m, n) + s->gain1 * g;
     const vf v1 = s->beta2 * vf_load_n(v, n) + s->gain2 * (g * g);
     const vf step = s->rate * m1 / (vf_sqrt(v1) * s->unbias + s->eps);
     vf_store_n(m, m1, n);
     vf_store_n(v, v1, n);
-    vf_store_n(param, p - (s->decay * p + step), n);
+    const vf moved = p - (s->decay * p + step);
+    vf_store_n(param, moved, n);
+    if (sizeof *stored == sizeof *param) return; /* the same memory */
+    if (streams && n == VL) fx_stream(stored, moved);
+    else fx_store_n(stored, moved, n);
 }
 
 typedef struct Moved {
-    float *param, *m, *v;
+    float *param;
+    floatX *stored;
+    float *m, *v;
     const float *grad;
     const Step *step;
     int64_t N;
@@ -114,13 +125,34 @@ typedef struct Moved {
 static void adamw_pieces(const void *given, Part p) {
     const Moved a = *(const Moved *)given;
     const Step step = *a.step;
+    const int streams =
+        (uintptr_t)a.stored % (VL * sizeof *a.stored) == 0; /* nothing reads them before the next step */
     for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL)
-        adamw_lanes(a.param + i, a.m + i, a.v + i, a.grad + i, &step, LANES(i, end));
+        adamw_lanes(a.param + i, a.stored + i, a.m + i, a.v + i, a.grad + i, &step, LANES(i, end), streams);
+    end_streams();
 }
 
 void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
               const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
-    (void)stored; /* the same memory as param */
     const Step step = make_step(numbers, grad_scale, decayed);
-    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), adamw_pieces, &(Moved){param, m, v, grad, &step, N});
+    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), adamw_pieces,
+                    &(Moved){param, stored, m, v, grad, &step, N});
+}
+
+typedef struct Stored {
+    floatX *stored;
+    const float *param;
+    int64_t N;
+} Stored;
+static void store_pieces(const void *given, Part p) {
+    const Stored a = *(const Stored *)given;
+    for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL) {
+        const int n = LANES(i, end);
+        fx_store_n(a.stored + i, vf_load_n(a.param + i, n), n);
+    }
+}
+
+void K(store)(Context *ctx, floatX *stored, const float *param, int64_t N) {
+    if ((const void *)stored == param) return;
+    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), store_pieces, &(Stored){stored, param, N});
 }

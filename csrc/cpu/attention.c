@@ -52,64 +52,58 @@ int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads) {
 typedef struct {
     const floatX *k, *v;
     int64_t stride;
-    int hs, window, bf16;
+    int hs, window;
     Log2 to_log2;
 } Head;
 
-static Head head_at(const Context *ctx, const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, USES_BF16(ctx), log2_of_score(hs)};
+static Head head_at(const floatX *q, int C, int hs, int window) {
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs)};
 }
 
 /* exp(score - largest) of VL queries, from i on, with key j. */
-INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked, const int bf16) {
-    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, bf16);
+INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
+    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, 0);
     return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
 }
 
-/* For VL queries p becomes exp(score - largest), in bf16 two keys to a word; 0 for invisible keys. */
-INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked,
-                          const int bf16) {
-    const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all, bf16);
+/* For VL queries p becomes exp(score - largest), where HAS_BF16 two keys to a word; 0 for invisible keys. */
+INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked) {
+    const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all);
     const vf before = vf_load(q->largest + i), low = vf_set(-FLT_MAX);
     const Log2 to_log2 = h->to_log2;
-    const int each = bf16 ? 2 : 1;
+    const int each = HAS_BF16 ? 2 : 1;
     vf largest = before, sum = vf_set(0);
     for (int j = seen.from * each; j < seen.to * each; j++) {
         const vf x = vf_load(p + j * QB + i);
         largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
     }
     for (int j = seen.from; j < seen.to; j++) {
-        const vf x = weights(b, p, largest, to_log2, i, j * each, masked, bf16);
+        const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
         sum += x;
-        if (!bf16) {
+        if (!HAS_BF16) {
             vf_store(p + j * QB + i, x);
             continue;
         }
-        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked, bf16);
+        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
         sum += y;
         vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
     }
     for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
-    for (int j = max(seen.from, seen.to); j < steps(b.keys, bf16); j++) vf_store(p + j * QB + i, vf_set(0));
-    const vf factor = weight_of(before - largest, to_log2, bf16);
+    for (int j = max(seen.from, seen.to); j < steps(b.keys); j++) vf_store(p + j * QB + i, vf_set(0));
+    const vf factor = weight_of(before - largest, to_log2, 0);
     vf_store(q->largest + i, largest);
     vf_store(q->sum + i, vf_load(q->sum + i) * factor + sum);
     vf_store(shrink + i, factor);
 }
 
-INLINE void softmax_of(Block b, Queries *q, float *p, const Head *h, float *shrink, const int bf16) {
-    if (all_visible(b))
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0, bf16);
-    else
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, bf16);
-}
-
 static void softmax(Block b, Queries *q, float *p, const Head *h) {
     const int hp = padded(h->hs);
     float shrink[QB];
-    if (h->bf16) softmax_of(b, q, p, h, shrink, 1);
-    else softmax_of(b, q, p, h, shrink, 0);
-    if (on_amx(h->bf16)) {
+    if (all_visible(b))
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0);
+    else
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1);
+    if (HAS_AMX) {
         scale_columns(q->out, hp, shrink, b.queries);
         clear_words(p, b.keys);
         return;
@@ -121,8 +115,8 @@ static void softmax(Block b, Queries *q, float *p, const Head *h) {
 
 /* p[j][i] = k[j] . q_t[.][i]. Here and below, a strip leaves out the keys that none of its queries sees. */
 static void scores(Block b, float *p, const float *k, const float *q_t, const Head *h, Ahead *next) {
-    const int length = row_length(h->hs, h->bf16), depth = steps(h->hs, h->bf16);
-    if (on_amx(h->bf16)) {
+    const int length = row_length(h->hs), depth = steps(h->hs);
+    if (HAS_AMX) {
         amx_scores(p, k, q_t, b, b.keys, queries_of, h->hs, next);
         return;
     }
@@ -131,27 +125,27 @@ static void scores(Block b, float *p, const float *k, const float *q_t, const He
         const Range r = in_vectors(queries_of(b, j, j + m));
         ask(next);
         strip(p + j * QB + r.from, QB, &(Factor){k + j * length, length, 1}, q_t + r.from, QB, m, (r.to - r.from) / VL,
-              depth, 0, h->bf16);
+              depth, 0);
     }
 }
 /* out[i] += sum over j of p[j][i] v[j]. */
 static void add_values(Block b, float *out, const float *p, const float *v, const Head *h, Ahead *next) {
     const int hp = padded(h->hs);
-    if (on_amx(h->bf16)) {
+    if (HAS_AMX) {
         amx_sums(out, v, p, b, b.queries, keys_of, h->hs, next);
         return;
     }
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
-        const Range r = in_steps(keys_of(b, i, i + m), h->bf16);
+        const Range r = in_steps(keys_of(b, i, i + m));
         ask(next);
         strip(out + i * hp, hp, &(Factor){p + r.from * QB + i, 1, QB}, v + r.from * hp, hp, m, hp / VL, r.to - r.from,
-              1, h->bf16);
+              1);
     }
 }
 
 static void start(Queries *q, const Head *h, const floatX *rows, int n) {
-    pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs}, h->bf16);
+    pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs});
     memset(q->out, 0, (size_t)QB * padded(h->hs) * sizeof *q->out);
     for (int i = 0; i < QB; i++) q->largest[i] = -FLT_MAX, q->sum[i] = 0;
 }
@@ -162,7 +156,7 @@ static void finish(const Queries *q, const Head *h, floatX *out, int64_t C, floa
     float share[QB];
     for (int i = 0; i < QB; i++) share[i] = i < n ? 1 / q->sum[i] : 0;
     for (int i = 0; lse && i < n; i++) lse[i] = (float)(q->largest[i] * scale + (double)logf(q->sum[i]));
-    if (on_amx(h->bf16)) {
+    if (HAS_AMX) {
         store_columns(out, C, q->out, n, h->hs, share);
         return;
     }
@@ -183,9 +177,9 @@ APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h,
         const int keys = k.n;
         Ahead next_k = rows_ahead(keys_at(h, h->k, key + KB, end));
         Ahead next_v = rows_ahead(keys_at(h, h->v, key + KB, end));
-        pack_rows(s->k, k, h->bf16);
-        if (on_amx(h->bf16)) pack_pair_columns(s->v, v);
-        else pack_pairs(s->v, v, h->bf16);
+        pack_rows(s->k, k);
+        if (HAS_AMX) pack_pair_columns(s->v, v);
+        else pack_pairs(s->v, v);
         for (int i = 0; i < n; i += QB) {
             const Block b = {at + i - key, min(QB, n - i), keys, h->window};
             if (none_visible(b)) continue;
@@ -215,16 +209,16 @@ typedef struct Forward {
 static void forward_tasks(const void *given, Part tasks) {
     const Forward a = *(const Forward *)given;
     const int hs = a.C / a.NH;
-    begin_products(on_amx(USES_BF16(a.ctx)));
+    amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
         const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
-        const Head h = head_at(a.ctx, q, a.C, hs, a.window);
+        const Head h = head_at(q, a.C, hs, a.window);
         Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
         attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
                (int)at, min(a.each, a.T - (int)at));
     }
-    end_products(on_amx(USES_BF16(a.ctx)));
+    end_products();
 }
 
 void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
@@ -241,7 +235,7 @@ static vf scores_of_one(const float *q, const floatX *k, int64_t stride, int n, 
     for (int j = 0; j < VL; j++) {
         sum[j] = vf_set(0);
         for (int d = 0; j < n && d < hs; d += VL)
-            sum[j] += vf_load(q + d) * vf_load_n(k + j * stride + d, LANES(d, hs));
+            sum[j] += vf_load(q + d) * fx_load_n(k + j * stride + d, LANES(d, hs));
     }
     vf_transpose(sum);
     for (int j = 1; j < VL; j++) sum[0] += sum[j];
@@ -270,23 +264,34 @@ static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     return vf_sum(sum);
 }
 
-/* out += sum over j of p[j] v[j]. */
-static void values_of_block(Scratch *s, const Head *h, int key, int keys) {
-    const int hp = padded(h->hs);
-    const float *v = h->v + key * h->stride;
-    int64_t stride = h->stride;
-    if (hp != h->hs) {
-        pack_rows(s->v, (Rows){v, stride, keys, h->hs}, 0);
-        v = s->v, stride = hp;
+/* sums(n VL) += sum over j of p[j] v[j]. The last of the n vectors has `lanes` numbers. */
+INLINE void values_of(float *sums, const float *p, const floatX *v, int64_t stride, int keys, const int n, int lanes) {
+    vf sum[NR];
+    for (int x = 0; x < n; x++) sum[x] = vf_load(sums + x * VL);
+    for (int j = 0; j < keys; j++, v += stride)
+        for (int x = 0; x < n; x++) sum[x] += vf_set(p[j]) * fx_load_n(v + x * VL, x < n - 1 ? VL : lanes);
+    for (int x = 0; x < n; x++) vf_store(sums + x * VL, sum[x]);
+}
+static void values_of_block(float *out, const float *p, const Head *h, int key, int keys) {
+    const floatX *v = h->v + key * h->stride;
+    for (int d = 0; d < h->hs; d += NR * VL) {
+        const int n = min(NR, (h->hs - d + VL - 1) / VL), lanes = LANES(d + (n - 1) * VL, h->hs);
+        switch (n) {
+        case 1: values_of(out + d, p, v + d, h->stride, keys, 1, lanes); break;
+        case 2: values_of(out + d, p, v + d, h->stride, keys, 2, lanes); break;
+#if VREGS >= 32
+        case 3: values_of(out + d, p, v + d, h->stride, keys, 3, lanes); break;
+        case 4: values_of(out + d, p, v + d, h->stride, keys, 4, lanes); break;
+#endif
+        }
     }
-    strip_fp32(s->queries->out, 0, &(Factor){s->p, 0, 1}, v, stride, 1, hp / VL, keys, 1);
 }
 
 /* One query reads each key and value once. Nothing is used twice, so they are read where they lie and are never rounded. */
 static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, int at) {
     const int hp = padded(h->hs);
     float largest = -FLT_MAX, sum = 0, *row = s->queries->q_t, *acc = s->queries->out;
-    pack_rows(row, (Rows){q, 0, 1, h->hs}, 0);
+    for (int d = 0; d < hp; d += VL) vf_store(row + d, vector_of(&(Rows){q, 0, 1, h->hs}, 0, d));
     memset(acc, 0, (size_t)hp * sizeof *acc);
     for (int key = first_key(at, h->window); key <= at; key += KB) {
         const int keys = min(KB, at + 1 - key);
@@ -295,7 +300,7 @@ static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, 
         const float factor = expf((before - largest) / sqrtf((float)h->hs));
         sum = sum * factor + softmax_of_block(s->p, keys, largest, h->to_log2);
         for (int d = 0; d < hp; d += VL) vf_store(acc + d, vf_load(acc + d) * factor);
-        values_of_block(s, h, key, keys);
+        values_of_block(acc, s->p, h, key, keys);
     }
     store_rows(out, 0, acc, 1, h->hs, 1 / sum);
 }
@@ -318,18 +323,18 @@ static void store_rows_of_cache(const void *given, Part rows) {
 static void cached_tasks(const void *given, Part tasks) {
     const Cached a = *(const Cached *)given;
     const int hs = a.C / a.NH;
-    begin_products(on_amx(USES_BF16(a.ctx)) && a.rows > 1);
+    if (a.rows > 1) amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.blocks, b = head / a.NH, i = (a.blocks - 1 - task % a.blocks) * a.rows;
         const int64_t at = a.pos[b] + i;
         const floatX *q = a.cache + b * a.T * 3 * a.C + head % a.NH * hs;
         floatX *o = a.out + (b * a.n + i) * a.C + head % a.NH * hs;
-        const Head h = head_at(a.ctx, q, a.C, hs, a.window);
+        const Head h = head_at(q, a.C, hs, a.window);
         Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
         if (a.rows == 1) attend_one(&s, o, &h, q + at * 3 * a.C, (int)at);
         else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
     }
-    end_products(on_amx(USES_BF16(a.ctx)) && a.rows > 1);
+    if (a.rows > 1) end_products();
 }
 
 static int furthest(const int *pos, int B) {

@@ -1,14 +1,14 @@
 /* The common part of attention's forward and backward: which query sees which key, and the product that both consist of.
  *
  * All is done in blocks of up to QB queries and KB keys. Each of the seven products is a sum of (one number) x (vectors),
- * and strip() keeps up to MR x NR vectors of the result in registers. In bf16 each number and each lane is a word of two
- * rounded numbers that follow each other along the sum (simd.h). A sum then has half as many steps, and the same strip
- * serves. attention_pack.h brings the operands into either form. */
+ * and strip() keeps up to MR x NR vectors of the result in registers. Where HAS_BF16 (simd.h), each number and each lane is
+ * a word of two bf16 that follow each other along the sum. A sum then has half as many steps, and the same strip serves.
+ * attention_pack.h brings the operands into either form. */
 #ifndef ATTENTION_H
 #define ATTENTION_H
 #include <math.h>
+#include "element.h"
 #include "isa.h"
-#include "simd.h"
 #include "threads.h"
 
 enum { QB = 64, KB = 64, NR = VREGS / 8, MR = NR == 4 ? 4 : 6 };
@@ -56,8 +56,8 @@ static inline vi visible_keys(Block b, int i, int j) {
 }
 
 /* The steps of a sum over n numbers, the range of steps that covers a range of numbers, and its range in whole vectors. */
-static inline int steps(int n, int bf16) { return bf16 ? (n + 1) / 2 : n; }
-static inline Range in_steps(Range r, int bf16) { return bf16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
+static inline int steps(int n) { return HAS_BF16 ? (n + 1) / 2 : n; }
+static inline Range in_steps(Range r) { return HAS_BF16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }
 static inline Range in_vectors(Range r) { return (Range){r.from / VL * VL, (max(r.to, 0) + VL - 1) / VL * VL}; }
 
 /* The numbers that a sum over n numbers of bf16 goes through; those past n must be zeros. */
@@ -96,7 +96,7 @@ typedef struct {
 
 /* c(m, n VL) = or += a(m, depth) b(depth, n VL). The m x n vectors of c stay in registers. */
 INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
-                 int depth, int add, const int bf16) {
+                 int depth, int add) {
     vf sum[MR][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
@@ -111,7 +111,7 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
         for (int i = 0; i < m; i++) {
             const vf x = vf_set(at[i * a->row]);
 #pragma GCC unroll 8
-            for (int j = 0; j < n; j++) sum[i][j] = multiply_add(sum[i][j], x, row[j], bf16);
+            for (int j = 0; j < n; j++) sum[i][j] = multiply_add(sum[i][j], x, row[j], HAS_BF16);
         }
     }
 #pragma GCC unroll 8
@@ -121,41 +121,29 @@ INLINE void tile(const int m, const int n, float *c, int64_t c_row, const Factor
 }
 
 INLINE void tile_rows(int m, const int n, float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row,
-                      int depth, int add, const int bf16) {
+                      int depth, int add) {
     switch (m) {
-    case 1: tile(1, n, c, c_row, a, b, b_row, depth, add, bf16); break;
-    case 2: tile(2, n, c, c_row, a, b, b_row, depth, add, bf16); break;
-    case 3: tile(3, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+    case 1: tile(1, n, c, c_row, a, b, b_row, depth, add); break;
+    case 2: tile(2, n, c, c_row, a, b, b_row, depth, add); break;
+    case 3: tile(3, n, c, c_row, a, b, b_row, depth, add); break;
 #if VREGS < 32
-    case 4: tile(4, n, c, c_row, a, b, b_row, depth, add, bf16); break;
-    case 5: tile(5, n, c, c_row, a, b, b_row, depth, add, bf16); break;
+    case 4: tile(4, n, c, c_row, a, b, b_row, depth, add); break;
+    case 5: tile(5, n, c, c_row, a, b, b_row, depth, add); break;
 #endif
-    default: tile(MR, n, c, c_row, a, b, b_row, depth, add, bf16);
+    default: tile(MR, n, c, c_row, a, b, b_row, depth, add);
     }
 }
 
 /* The same for m <= MR and for any n (in vectors) and depth, even 0. */
-INLINE void strip_of(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n, int depth,
-                     int add, const int bf16) {
+APART void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n, int depth,
+                 int add) {
     for (; n > 0; n -= NR, c += NR * VL, b += NR * VL) switch (min(n, NR)) {
-        case 1: tile_rows(m, 1, c, c_row, a, b, b_row, depth, add, bf16); break;
-        case 2: tile_rows(m, 2, c, c_row, a, b, b_row, depth, add, bf16); break;
+        case 1: tile_rows(m, 1, c, c_row, a, b, b_row, depth, add); break;
+        case 2: tile_rows(m, 2, c, c_row, a, b, b_row, depth, add); break;
 #if VREGS >= 32
-        case 3: tile_rows(m, 3, c, c_row, a, b, b_row, depth, add, bf16); break;
-        case 4: tile_rows(m, 4, c, c_row, a, b, b_row, depth, add, bf16); break;
+        case 3: tile_rows(m, 3, c, c_row, a, b, b_row, depth, add); break;
+        case 4: tile_rows(m, 4, c, c_row, a, b, b_row, depth, add); break;
 #endif
         }
-}
-static __attribute__((noinline)) void strip_fp32(float *c, int64_t c_row, const Factor *a, const float *b,
-                                                 int64_t b_row, int m, int n, int depth, int add) {
-    strip_of(c, c_row, a, b, b_row, m, n, depth, add, 0);
-}
-static __attribute__((noinline)) void strip_bf16(float *c, int64_t c_row, const Factor *a, const float *b,
-                                                 int64_t b_row, int m, int n, int depth, int add) {
-    strip_of(c, c_row, a, b, b_row, m, n, depth, add, 1);
-}
-static inline void strip(float *c, int64_t c_row, const Factor *a, const float *b, int64_t b_row, int m, int n,
-                         int depth, int add, int bf16) {
-    (bf16 ? strip_bf16 : strip_fp32)(c, c_row, a, b, b_row, m, n, depth, add);
 }
 #endif

@@ -88,16 +88,12 @@ static inline void amx_begin(void) {}
 static inline void amx_end(void) {}
 #endif
 
-/* A task that multiplies on tiles begins and ends with these. */
-static inline void begin_products(int on_amx) {
-    if (on_amx) amx_begin();
-}
-static inline void end_products(int on_amx) {
-    if (on_amx) amx_end(), end_streams();
+/* A task that multiplies on tiles begins with amx_begin() and ends with this. */
+static inline void end_products(void) {
+    if (HAS_AMX) amx_end(), end_streams();
 }
 
 _Static_assert(QB == KB, "a row of p and of what is transposed has KB numbers, whether its lanes are keys or queries");
-static inline int on_amx(int bf16) { return HAS_AMX && bf16; }
 enum { BLOCK = 32 }; /* lanes of a product that is left out as a whole if nothing in it is visible */
 
 /* Asks for as many lines as the eight strips that a square of tiles replaces. */
@@ -110,7 +106,7 @@ typedef Range Seen(Block, int, int); /* keys_of or queries_of */
 /* p(rows, lanes) = x y_t. Squares of which nothing is visible are left out; `seen` tells the lanes that some rows see. */
 static inline void amx_scores(float *p, const float *x, const float *y_t, Block b, int rows, Seen *seen, int hs,
                               Ahead *next) {
-    const int length = row_length(hs, 1);
+    const int length = row_length(hs);
     for (int i = 0; i < rows; i += BLOCK) {
         const int m = min(BLOCK, rows - i);
         const Range r = seen(b, i, i + m);
@@ -144,7 +140,7 @@ static inline void amx_sums_of_keys(float *dq, const float *ds, const float *k, 
 
 /* Words of p that belong to no row become zeros, up to a whole tile: p has two rows in a word, `rows` of them. */
 static inline void clear_words(float *p, int rows) {
-    const int64_t from = steps(rows, 1), end = summed(rows) / 2;
+    const int64_t from = steps(rows), end = summed(rows) / 2;
     memset(p + from * KB, 0, (size_t)((end - from) * KB) * sizeof *p);
 }
 
@@ -158,29 +154,46 @@ static inline void scale_columns(float *out, int hp, const float *factors, int c
     }
 }
 
-/* (hp, KB/2): word j of row d holds the numbers d of the rows 2j and 2j + 1; zeros past the last row. */
+/* (hp, KB/2): word j of row d holds the numbers d of the rows 2j and 2j + 1; zeros past the last row. Words of two rows give
+ * a word of their even numbers and one of their odd numbers, which are then transposed. */
 static inline void pack_pair_columns(float *dst, Rows x) {
     for (int j = 0; j < KB / 2; j += VL)
-        for (int d = 0; d < padded(x.hs); d += VL) {
-            vf r[VL];
-            for (int l = 0; l < VL; l++)
-                r[l] = (vf)bf16_interleave(vector_of(&x, 2 * (j + l), d), vector_of(&x, 2 * (j + l) + 1, d));
-            vf_transpose(r);
-            for (int l = 0; l < VL; l++) vf_store(dst + (d + l) * (KB / 2) + j, r[l]);
-        }
+        for (int k = 0; k < row_length(x.hs); k += VL)
+            for (int odd = 0; odd < 2; odd++) {
+                vf r[VL];
+                for (int l = 0; l < VL; l++) {
+                    const vu a = (vu)steps_of(&x, 2 * (j + l), k), b = (vu)steps_of(&x, 2 * (j + l) + 1, k);
+                    r[l] = (vf)(odd ? a >> 16 | (b & 0xffff0000u) : (a & 0xffffu) | b << 16);
+                }
+                vf_transpose(r);
+#pragma GCC unroll 16
+                for (int l = 0; l < VL; l++) {
+                    const int d = 2 * (k + l) + odd;
+                    if (d < padded(x.hs)) vf_store(dst + d * (KB / 2) + j, r[l]);
+                }
+            }
+}
+
+/* VL columns of src (VL, KB), times their factors, become rows. */
+static inline void rows_of_columns(vf r[VL], const float *src, const float *scale) {
+    for (int l = 0; l < VL; l++) r[l] = vf_load(src + l * KB) * vf_load(scale);
+    vf_transpose(r);
 }
 
 /* Row i of dst = column i of src (hs, KB), times scale[i] (KB). */
 static inline void store_columns(floatX *dst, int64_t stride, const float *src, int rows, int hs, const float *scale) {
-    const int streams = hs % 16 == 0 && stride % 16 == 0 && (uintptr_t)dst % 64 == 0;
+    const int streams = hs % (2 * VL) == 0 && stride % (2 * VL) == 0 && (uintptr_t)dst % sizeof(vf) == 0;
     for (int i = 0; i < rows; i += VL)
-        for (int d = 0; d < hs; d += VL) {
-            vf r[VL];
-            for (int l = 0; l < VL; l++) r[l] = vf_load(src + (d + l) * KB + i) * vf_load(scale + i);
-            vf_transpose(r);
-            for (int l = 0; l < VL && i + l < rows; l++)
-                if (streams) stream(dst + (i + l) * stride + d, r[l]);
-                else vf_store_n(dst + (i + l) * stride + d, r[l], LANES(d, hs));
+        for (int d = 0; d < hs; d += 2 * VL) {
+            vf first[VL], second[VL];
+            rows_of_columns(first, src + d * KB + i, scale + i);
+            if (hs > d + VL) rows_of_columns(second, src + (d + VL) * KB + i, scale + i);
+            for (int l = 0; l < VL && i + l < rows; l++) {
+                floatX *const at = dst + (i + l) * stride + d;
+                if (streams) stream((float *)at, (vf)bf16_in_order(first[l], second[l]));
+                else fx_store_n(at, first[l], LANES(d, hs));
+                if (!streams && hs > d + VL) fx_store_n(at + VL, second[l], LANES(d + VL, hs));
+            }
         }
 }
 #endif

@@ -7,8 +7,9 @@
  *     dq[i][d] = sum over j of ds[i][j] k[j][d]
  *
  * Keys are taken in segments of SEGMENT, which fit the second cache. A segment's dk and dv are complete when all queries
- * have seen it; dq is the sum of the segments' parts, in their order. Few heads are split: several segments are computed at
- * once, and their parts of dq wait in the workspace for that sum, so the bits are the same. */
+ * have seen it; dq is the sum of the segments' parts, in their order, which is stored when the last part has been added. Few
+ * heads are split: several segments are computed at once, and their parts wait in the workspace for that sum, so the bits
+ * are the same. */
 #include "attention_amx.h"
 
 enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
@@ -17,6 +18,7 @@ enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there 
 typedef struct {
     float *k, *k_t, *v_t, *dk, *dv; /* (SEGMENT, hp); k_t and v_t, on tiles dk and dv too, (hp, KB) per block of keys */
     float *dq, *p, *ds, *ds_rows;   /* (QB, hp); (QB, KB) */
+    float *dq_sum;                  /* (T, hp): the parts of dq so far */
     float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed; on tiles the pairs are (hp, QB/2) per block */
     float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
 } Scratch;
@@ -25,19 +27,17 @@ typedef struct {
 static inline int whole_blocks(int T) { return (T + QB - 1) / QB * QB; }
 
 /* Places a thread's scratch at base and returns its size in floats; base may be NULL. */
-static int64_t scratch_at(Scratch *s, float *base, int T, int hs, int bf16) {
+static int64_t scratch_at(Scratch *s, float *base, int T, int hs) {
     const int64_t hp = padded(hs), rows = whole_blocks(T);
     int64_t used = 0;
     float **keys[] = {&s->k, &s->k_t, &s->v_t, &s->dk, &s->dv}, **block[] = {&s->p, &s->ds, &s->ds_rows};
     float **each[] = {&s->lse, &s->rest, &s->D};
     for (int i = 0; i < 5; i++) *keys[i] = take(base, &used, min(SEGMENT, (int)rows) * hp);
     for (int i = 0; i < 3; i++) *block[i] = take(base, &used, QB * KB), *each[i] = take(base, &used, rows);
-    s->dq = take(base, &used, QB * hp);
-    s->q_pairs = s->q = take(base, &used, rows * row_length(hs, bf16));
-    s->dout_pairs = s->dout = take(base, &used, rows * row_length(hs, bf16));
-    if (bf16)
-        s->q_pairs = take(base, &used, steps((int)rows, 1) * hp),
-        s->dout_pairs = take(base, &used, steps((int)rows, 1) * hp);
+    s->dq = take(base, &used, QB * hp), s->dq_sum = take(base, &used, rows * hp);
+    s->q_pairs = s->q = take(base, &used, rows * row_length(hs));
+    s->dout_pairs = s->dout = take(base, &used, rows * row_length(hs));
+    if (HAS_BF16) s->q_pairs = take(base, &used, rows / 2 * hp), s->dout_pairs = take(base, &used, rows / 2 * hp);
     return used;
 }
 
@@ -45,13 +45,14 @@ static int split(int64_t heads, int T, int threads) {
     return threads > 1 && T > SEGMENT && heads < FEW_HEADS * (int64_t)threads;
 }
 
-/* Enough for `heads` or fewer. Fewer than FEW_HEADS a thread are split and then also need room for parts of dq. */
+/* The floats of one part of dq for all heads. Split heads have AT_ONCE of them, and the sum. */
+static int64_t part_floats(int64_t heads, int T, int hs) { return heads * whole_blocks(T) * padded(hs); }
+
+/* Enough for `heads` or fewer. Fewer than FEW_HEADS a thread are split. */
 int64_t K(attention_backward_workspace)(int64_t heads, int T, int hs, int threads) {
     Scratch s;
-    const int64_t fp32 = scratch_at(&s, NULL, T, hs, 0), bf16 = HAS_BF16 ? scratch_at(&s, NULL, T, hs, 1) : 0;
-    const int64_t own = (fp32 > bf16 ? fp32 : bf16) * threads, few = FEW_HEADS * (int64_t)threads - 1;
-    const int64_t parts =
-        split(1, T, threads) ? (heads < few ? heads : few) * AT_ONCE * whole_blocks(T) * padded(hs) : 0;
+    const int64_t own = scratch_at(&s, NULL, T, hs) * threads, few = FEW_HEADS * (int64_t)threads - 1;
+    const int64_t parts = split(1, T, threads) ? (AT_ONCE + 1) * part_floats(heads < few ? heads : few, T, hs) : 0;
     return (own + parts) * (int64_t)sizeof(float);
 }
 
@@ -60,7 +61,7 @@ typedef struct {
     floatX *dqkv;
     const floatX *qkv, *out, *dout;
     const float *lse;
-    int T, C, hs, window, bf16;
+    int T, C, hs, window;
 } Head;
 
 /* Picks one head from all of them. */
@@ -81,21 +82,20 @@ static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int 
 /* ---- one block ---- */
 
 /* For the VL keys from j on, p becomes P, and ds, which holds dP, becomes P (dP - D). */
-INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked,
-                              const int bf16) {
+INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked) {
     const vf x = vf_load(s->p + i * KB + j) - s->lse[i];
-    *p = weight_of(bf16 ? x : x - s->rest[i], scale, bf16);
+    *p = weight_of(HAS_BF16 ? x : x - s->rest[i], scale, HAS_BF16);
     *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
     if (!masked) return;
     const vi seen = visible_keys(b, i, j);
     *p = (vf)((vi)*p & seen), *ds = (vf)((vi)*ds & seen);
 }
 
-INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
+INLINE void gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 1)) : (Range){0, b.keys};
     for (int j = 0; j < b.keys; j += VL) {
         vf p = vf_set(0), ds = vf_set(0);
-        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked, 0);
+        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked);
         vf_store(s->p + i * KB + j, p);
         vf_store(s->ds + i * KB + j, ds);
     }
@@ -103,7 +103,7 @@ INLINE void fp32_gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, c
 
 /* Takes two queries, or a last one, and two vectors of keys at a time. A word of p and ds is of two queries, a word of
  * ds_rows of two keys. */
-INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
+INLINE void gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
     for (int j = 0; j < summed(b.keys); j += 2 * VL) {
         vf p[2][2] = {{{0}}}, ds[2][2] = {{{0}}};
@@ -113,7 +113,7 @@ INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int ro
             for (int x = 0; x < 2; x++) {
                 const int key = j + x * VL;
                 if (!masked || (key >= r.from && key < r.to))
-                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked, 1);
+                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked);
             }
 #pragma GCC unroll 2
         for (int x = 0; x < 2; x++) {
@@ -127,19 +127,19 @@ INLINE void bf16_gradient_of_rows(Block b, const Scratch *s, int i, const int ro
     }
 }
 
-INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked, int bf16) {
-    for (int i = 0; bf16 && i < b.queries - 1; i += 2) bf16_gradient_of_rows(b, s, i, 2, scale, masked);
-    if (bf16 && b.queries % 2) bf16_gradient_of_rows(b, s, b.queries - 1, 1, scale, masked);
-    for (int i = 0; !bf16 && i < b.queries; i++) fp32_gradient_of_row(b, s, i, scale, masked);
-    if (on_amx(bf16)) clear_words(s->p, b.queries), clear_words(s->ds, b.queries);
+INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked) {
+    for (int i = 0; HAS_BF16 && i < b.queries - 1; i += 2) gradient_of_rows(b, s, i, 2, scale, masked);
+    if (HAS_BF16 && b.queries % 2) gradient_of_rows(b, s, b.queries - 1, 1, scale, masked);
+    for (int i = 0; !HAS_BF16 && i < b.queries; i++) gradient_of_row(b, s, i, scale, masked);
+    if (HAS_AMX) clear_words(s->p, b.queries), clear_words(s->ds, b.queries);
 }
 
 /* The products. A strip leaves out the keys that none of its queries sees. */
 
 /* p[i][j] = x[i] . y_t[.][j]. */
-static void products(Block b, float *p, const float *x, const float *y_t, int hs, int bf16, Ahead *next) {
-    const int length = row_length(hs, bf16);
-    if (on_amx(bf16)) {
+static void products(Block b, float *p, const float *x, const float *y_t, int hs, Ahead *next) {
+    const int length = row_length(hs);
+    if (HAS_AMX) {
         amx_scores(p, x, y_t, b, b.queries, keys_of, hs, next);
         return;
     }
@@ -148,64 +148,68 @@ static void products(Block b, float *p, const float *x, const float *y_t, int hs
         const Range r = in_vectors(keys_of(b, i, i + m));
         ask(next);
         strip(p + i * KB + r.from, KB, &(Factor){x + i * length, length, 1}, y_t + r.from, KB, m, (r.to - r.from) / VL,
-              steps(hs, bf16), 0, bf16);
+              steps(hs), 0);
     }
 }
 /* sums[j] += sum over i of p[i][j] x[i]. */
-static void sums_over_queries(Block b, float *sums, const float *p, const float *x, int hs, int bf16) {
+static void sums_over_queries(Block b, float *sums, const float *p, const float *x, int hs) {
     const int hp = padded(hs);
-    if (on_amx(bf16)) {
+    if (HAS_AMX) {
         amx_sums(sums, x, p, b, b.keys, queries_of, hs, NULL);
         return;
     }
     for (int j = 0; j < b.keys; j += MR) {
         const int m = min(MR, b.keys - j);
-        const Range r = in_steps(queries_of(b, j, j + m), bf16);
+        const Range r = in_steps(queries_of(b, j, j + m));
         strip(sums + j * hp, hp, &(Factor){p + r.from * KB + j, 1, KB}, x + r.from * hp, hp, m, hp / VL, r.to - r.from,
-              1, bf16);
+              1);
     }
 }
 /* dq[i] += sum over j of ds[i][j] k[j]. */
-static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, int bf16, Ahead *next) {
-    const int hp = padded(hs), length = steps(KB, bf16);
-    if (on_amx(bf16)) {
+static void sums_over_keys(Block b, float *dq, const float *ds, const float *k, int hs, Ahead *next) {
+    const int hp = padded(hs), length = steps(KB);
+    if (HAS_AMX) {
         amx_sums_of_keys(dq, ds, k, b, hs, next);
         return;
     }
     for (int i = 0; i < b.queries; i += MR) {
         const int m = min(MR, b.queries - i);
-        const Range r = in_steps(keys_of(b, i, i + m), bf16);
+        const Range r = in_steps(keys_of(b, i, i + m));
         ask(next);
         strip(dq + i * hp, hp, &(Factor){ds + i * length + r.from, length, 1}, k + r.from * hp, hp, m, hp / VL,
-              r.to - r.from, 1, bf16);
+              r.to - r.from, 1);
     }
 }
 
 /* The gradients of one block, whose first key is number `key` of the segment. */
-static void block_backward(Block b, const Scratch *s, int key, int hs, int bf16, Ahead next[3]) {
+static void block_backward(Block b, const Scratch *s, int key, int hs, Ahead next[3]) {
     const int hp = padded(hs);
     const Log2 scale = log2_of_score(hs);
-    products(b, s->p, s->q, s->k_t + key * hp, hs, bf16, &next[0]);
-    products(b, s->ds, s->dout, s->v_t + key * hp, hs, bf16, &next[1]);
-    if (all_visible(b)) gradient_of_softmax(b, s, scale, 0, bf16);
-    else gradient_of_softmax(b, s, scale, 1, bf16);
-    sums_over_queries(b, s->dv + key * hp, s->p, s->dout_pairs, hs, bf16);
-    sums_over_queries(b, s->dk + key * hp, s->ds, s->q_pairs, hs, bf16);
-    sums_over_keys(b, s->dq, bf16 ? s->ds_rows : s->ds, s->k + steps(key, bf16) * hp, hs, bf16, &next[2]);
+    products(b, s->p, s->q, s->k_t + key * hp, hs, &next[0]);
+    products(b, s->ds, s->dout, s->v_t + key * hp, hs, &next[1]);
+    if (all_visible(b)) gradient_of_softmax(b, s, scale, 0);
+    else gradient_of_softmax(b, s, scale, 1);
+    sums_over_queries(b, s->dv + key * hp, s->p, s->dout_pairs, hs);
+    sums_over_queries(b, s->dk + key * hp, s->ds, s->q_pairs, hs);
+    sums_over_keys(b, s->dq, HAS_BF16 ? s->ds_rows : s->ds, s->k + steps(key) * hp, hs, &next[2]);
 }
 
 /* ---- one segment ---- */
 
-/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. (On AMX's
- * tiles dP is summed in another order, and the difference is about a rounding.) */
-static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
-    vf D = vf_set(0);
-    for (int d = 0; d < out->hs; d += VL) {
+/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. A tile
+ * adds up the products of a row's even and of its odd numbers apart. */
+static vf dot_of_rows(const Rows *dout, const Rows *out, int i) {
+    vf D = vf_set(0), even = D, odd = D;
+    for (int k = 0; k < row_length(out->hs); k += VL) {
         vf x[VL], y[VL];
-        for (int l = 0; l < VL; l++) x[l] = vector_of(dout, i + l, d), y[l] = vector_of(out, i + l, d);
-        for (int l = 0; bf16 && l < VL; l++) x[l] = bf16_rounded(x[l]);
+        for (int l = 0; l < VL; l++) x[l] = steps_of(dout, i + l, k), y[l] = steps_of(out, i + l, k);
         vf_transpose(x), vf_transpose(y);
-        for (int l = 0; l < VL; l++) D += x[l] * y[l];
+        if (!HAS_AMX) {
+            for (int l = 0; l < VL; l++) D = multiply_add(D, x[l], y[l], HAS_BF16);
+            continue;
+        }
+        for (int l = 0; l < VL; l++) even += lower(x[l]) * lower(y[l]), odd += upper(x[l]) * upper(y[l]);
+        if ((k + VL) % PAD == 0) D += even + odd, even = odd = vf_set(0);
     }
     return D;
 }
@@ -214,13 +218,13 @@ static vf dot_of_rows(const Rows *dout, const Rows *out, int i, int bf16) {
 static void load_queries(const Scratch *s, const Head *h, int at, int n) {
     const Rows q = rows_at(h, h->qkv, 3 * h->C, at, n);
     const Rows dout = rows_at(h, h->dout, h->C, at, n), out = rows_at(h, h->out, h->C, at, n);
-    const int hp = padded(h->hs), length = row_length(h->hs, h->bf16);
-    pack_rows(s->q + (int64_t)at * length, q, h->bf16);
-    pack_rows(s->dout + (int64_t)at * length, dout, h->bf16);
+    const int hp = padded(h->hs), length = row_length(h->hs);
+    pack_rows(s->q + (int64_t)at * length, q);
+    pack_rows(s->dout + (int64_t)at * length, dout);
     float *const q_pairs = s->q_pairs + (int64_t)at / 2 * hp, *const dout_pairs = s->dout_pairs + (int64_t)at / 2 * hp;
-    if (on_amx(h->bf16)) pack_pair_columns(q_pairs, q), pack_pair_columns(dout_pairs, dout);
-    else if (h->bf16) pack_pairs(q_pairs, q, 1), pack_pairs(dout_pairs, dout, 1);
-    for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i, h->bf16));
+    if (HAS_AMX) pack_pair_columns(q_pairs, q), pack_pair_columns(dout_pairs, dout);
+    else if (HAS_BF16) pack_pairs(q_pairs, q), pack_pairs(dout_pairs, dout);
+    for (int i = 0; i < n; i += VL) vf_store(s->D + at + i, dot_of_rows(&dout, &out, i));
     const double scale = sqrt(h->hs);
     for (int i = at; i < at + n; i++) {
         const double lse = h->lse[i] * scale;
@@ -231,9 +235,9 @@ static void load_queries(const Scratch *s, const Head *h, int at, int n) {
 
 /* The scratch as seen by the block of queries at `at`: its first query is number 0. */
 static Scratch queries_from(Scratch s, const Head *h, int at) {
-    const int64_t hp = padded(h->hs), length = row_length(h->hs, h->bf16);
+    const int64_t hp = padded(h->hs), length = row_length(h->hs);
     s.q += at * length, s.dout += at * length;
-    s.q_pairs += steps(at, h->bf16) * hp, s.dout_pairs += steps(at, h->bf16) * hp;
+    s.q_pairs += steps(at) * hp, s.dout_pairs += steps(at) * hp;
     s.lse += at, s.rest += at, s.D += at;
     return s;
 }
@@ -242,9 +246,9 @@ static void load_keys(const Scratch *s, const Head *h, int from, int n) {
     const int hp = padded(h->hs);
     for (int key = 0; key < n; key += KB) {
         const Rows k = rows_at(h, h->qkv + h->C, 3 * h->C, from + key, min(KB, n - key));
-        pack_pairs(s->k + steps(key, h->bf16) * hp, k, h->bf16);
-        pack_columns(s->k_t + key * hp, KB, k, h->bf16);
-        pack_columns(s->v_t + key * hp, KB, (Rows){k.at + h->C, k.stride, k.n, k.hs}, h->bf16);
+        pack_pairs(s->k + steps(key) * hp, k);
+        pack_columns(s->k_t + key * hp, KB, k);
+        pack_columns(s->v_t + key * hp, KB, (Rows){k.at + h->C, k.stride, k.n, k.hs});
     }
     const size_t bytes = (size_t)(n + KB - 1) / KB * KB * hp * sizeof(float);
     memset(s->dk, 0, bytes);
@@ -257,43 +261,44 @@ static int sees(const Head *h, int at, int from) {
 }
 static int sees_first(const Head *h, int at, int from) { return first_key(at, h->window) >= from; }
 
-/* dq of the queries at `at` becomes a segment's part, or gets it added if they have seen a segment before. */
-static void add_part(const Head *h, const float *part, int at, int from) {
-    const int hp = padded(h->hs), n = min(QB, h->T - at), add = !sees_first(h, at, from);
-    const float scale = 1 / sqrtf((float)h->hs);
+/* Scales n rows of a segment's part of dq. If add_part did it, the compiler could choose to round product and sum at once. */
+static void scale_part(float *part, int n, int hs) {
+    const float scale = 1 / sqrtf((float)hs);
+    for (int i = 0; i < n * padded(hs); i += VL) vf_store(part + i, vf_load(part + i) * scale);
+}
+
+/* Adds a segment's part of dq, of the queries at `at`, to their sum so far, and stores dq if they see no later segment. */
+static void add_part(const Head *h, float *sum, const float *part, int at, int from) {
+    const int hp = padded(h->hs), n = min(QB, h->T - at), first = sees_first(h, at, from), last = at < from + SEGMENT;
     floatX *dq = h->dqkv + (int64_t)at * 3 * h->C;
-    for (int i = 0; i < n; i++, dq += 3 * h->C)
+    for (int i = 0; i < n; i++, dq += 3 * h->C, sum += hp, part += hp)
         for (int d = 0; d < h->hs; d += VL) {
-            const int lanes = LANES(d, h->hs);
-            const vf x = vf_load(part + i * hp + d) * scale;
-            vf_store_n(dq + d, add ? vf_load_n(dq + d, lanes) + x : x, lanes);
+            const vf x = vf_load(part + d), y = first ? x : vf_load(sum + d) + x;
+            if (last) fx_store_n(dq + d, y, LANES(d, h->hs));
+            else vf_store(sum + d, y);
         }
 }
 
-/* Prefetches for the queries at `at`: all of their numbers, or only dq if they were loaded before. */
+/* Prefetches for the queries at `at`, unless they were loaded before. */
 static void next_queries(Ahead next[3], const Head *h, int at, int from, int parts) {
-    const int n = sees(h, at, from) ? min(QB, h->T - at) : 0, first = parts || sees_first(h, at, from);
-    next[0] = rows_ahead(rows_at(h, h->qkv, 3 * h->C, at, first ? n : 0));
-    next[1] = rows_ahead(rows_at(h, h->dout, h->C, at, first ? n : 0));
-    next[2] = first ? rows_ahead(rows_at(h, h->out, h->C, at, n)) : rows_ahead(rows_at(h, h->dqkv, 3 * h->C, at, n));
+    const int n = sees(h, at, from) && (parts || sees_first(h, at, from)) ? min(QB, h->T - at) : 0;
+    next[0] = rows_ahead(rows_at(h, h->qkv, 3 * h->C, at, n));
+    next[1] = rows_ahead(rows_at(h, h->dout, h->C, at, n));
+    next[2] = rows_ahead(rows_at(h, h->out, h->C, at, n));
 }
 
-/* Stores dk and dv of a segment. */
+/* Stores a segment's sums dk or dv, times scale. */
+static void store_sums(floatX *dst, int stride, const float *sums, int keys, int hs, float scale) {
+    float scales[KB];
+    for (int j = 0; j < KB; j++) scales[j] = scale;
+    if (!HAS_AMX) store_rows(dst, stride, sums, keys, hs, scale);
+    for (int key = 0; HAS_AMX && key < keys; key += KB)
+        store_columns(dst + key * stride, stride, sums + key * padded(hs), min(KB, keys - key), hs, scales);
+}
 static void store_keys(const Scratch *s, const Head *h, int from, int keys) {
-    const int stride = 3 * h->C, hp = padded(h->hs);
-    const float scale = 1 / sqrtf((float)h->hs);
-    floatX *dk = h->dqkv + (int64_t)from * stride + h->C;
-    if (!on_amx(h->bf16)) {
-        store_rows(dk, stride, s->dk, keys, h->hs, scale);
-        store_rows(dk + h->C, stride, s->dv, keys, h->hs, 1);
-        return;
-    }
-    float scales[KB], ones[KB];
-    for (int j = 0; j < KB; j++) scales[j] = scale, ones[j] = 1;
-    for (int key = 0; key < keys; key += KB, dk += (int64_t)KB * stride) {
-        store_columns(dk, stride, s->dk + key * hp, min(KB, keys - key), h->hs, scales);
-        store_columns(dk + h->C, stride, s->dv + key * hp, min(KB, keys - key), h->hs, ones);
-    }
+    floatX *const dk = h->dqkv + (int64_t)from * 3 * h->C + h->C;
+    store_sums(dk, 3 * h->C, s->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
+    store_sums(dk + h->C, 3 * h->C, s->dv, keys, h->hs, 1);
 }
 
 /* Computes dk and dv of the segment's keys and its parts of dq, which are added at once or left in parts(T, hp). */
@@ -310,9 +315,10 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
         memset(s.dq, 0, (size_t)n * hp * sizeof *s.dq);
         for (int key = 0; key < keys; key += KB) {
             const Block b = {at - from - key, n, min(KB, keys - key), h->window};
-            if (!none_visible(b)) block_backward(b, &s, key, h->hs, h->bf16, next);
+            if (!none_visible(b)) block_backward(b, &s, key, h->hs, next);
         }
-        if (!parts) add_part(h, s.dq, at, from);
+        scale_part(s.dq, n, h->hs);
+        if (!parts) add_part(h, own->dq_sum + (int64_t)at * hp, s.dq, at, from);
     }
     store_keys(own, h, from, keys);
 }
@@ -321,8 +327,8 @@ static void segment_backward(const Scratch *own, const Head *h, int from, float 
 
 static Scratch thread_scratch(const Context *ctx, int thread, const Head *h) {
     Scratch s;
-    const int64_t size = scratch_at(&s, NULL, h->T, h->hs, h->bf16);
-    scratch_at(&s, (float *)ctx->workspace + thread * size, h->T, h->hs, h->bf16);
+    const int64_t size = scratch_at(&s, NULL, h->T, h->hs);
+    scratch_at(&s, (float *)ctx->workspace + thread * size, h->T, h->hs);
     return s;
 }
 
@@ -331,19 +337,19 @@ typedef struct Heads {
     const Head *all;
     int64_t heads;
     int from;     /* the first key of the segments computed at once */
-    float *parts; /* their parts of dq */
+    float *parts; /* their parts of dq, AT_ONCE for each head, then the sums */
 } Heads;
 
 static void segment_tasks(const void *given, Part tasks) { /* the early segments first: most queries see them */
     const Heads a = *(const Heads *)given;
-    begin_products(on_amx(a.all->bf16));
+    amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const Head h = head_of(*a.all, task % a.heads);
         const int at = a.from + (int)(task / a.heads) * SEGMENT;
         const Scratch own = thread_scratch(a.ctx, tasks.thread, &h);
-        if (at < h.T) segment_backward(&own, &h, at, a.parts + task * whole_blocks(h.T) * padded(h.hs));
+        if (at < h.T) segment_backward(&own, &h, at, a.parts + part_floats(task, h.T, h.hs));
     }
-    end_products(on_amx(a.all->bf16));
+    end_products();
 }
 
 static void add_parts(const void *given, Part tasks) {
@@ -351,29 +357,30 @@ static void add_parts(const void *given, Part tasks) {
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const Head h = head_of(*a.all, task % a.heads);
         const int at = (int)(task / a.heads) * QB;
-        for (int i = 0; i < AT_ONCE; i++) {
-            const float *part = a.parts + ((i * a.heads + task % a.heads) * whole_blocks(h.T) + at) * padded(h.hs);
-            if (sees(&h, at, a.from + i * SEGMENT)) add_part(&h, part, at, a.from + i * SEGMENT);
-        }
+        float *const part = a.parts + part_floats(task % a.heads, h.T, h.hs) + (int64_t)at * padded(h.hs);
+        const int64_t next = part_floats(a.heads, h.T, h.hs);
+        for (int i = 0; i < AT_ONCE; i++)
+            if (sees(&h, at, a.from + i * SEGMENT))
+                add_part(&h, part + AT_ONCE * next, part + i * next, at, a.from + i * SEGMENT);
     }
 }
 
 static void head_tasks(const void *given, Part tasks) {
     const Heads a = *(const Heads *)given;
-    begin_products(on_amx(a.all->bf16));
+    amx_begin();
     for (int64_t head = tasks.from; head < tasks.to; head++) {
         const Head h = head_of(*a.all, head);
         const Scratch s = thread_scratch(a.ctx, tasks.thread, &h);
         for (int from = 0; from < h.T; from += SEGMENT) segment_backward(&s, &h, from, NULL);
     }
-    end_products(on_amx(a.all->bf16));
+    end_products();
 }
 
 /* Computes AT_ONCE segments of all heads from `from` on, then adds their parts of dq in order. */
 static void split_backward(Context *ctx, const Head *all, int64_t heads, int from) {
     Scratch s;
     const int blocks = (all->T + QB - 1) / QB;
-    float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->T, all->hs, all->bf16) * ctx->threads;
+    float *parts = (float *)ctx->workspace + scratch_at(&s, NULL, all->T, all->hs) * ctx->threads;
     const Heads given = {ctx, all, heads, from, parts};
     parallel_dynamic(ctx->threads, heads * AT_ONCE, segment_tasks, &given);
     parallel_static(ctx->threads, heads * blocks, add_parts, &given);
@@ -382,7 +389,7 @@ static void split_backward(Context *ctx, const Head *all, int64_t heads, int fro
 void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                            const floatX *qkv, int B, int T, int C, int NH, int window) {
     const int64_t heads = (int64_t)B * NH;
-    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T), USES_BF16(ctx)};
+    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T)};
     if (split(heads, T, ctx->threads)) {
         for (int from = 0; from < T; from += AT_ONCE * SEGMENT) split_backward(ctx, &all, heads, from);
         return;

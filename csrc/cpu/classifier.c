@@ -2,27 +2,33 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
+#include "element.h"
 #include "isa.h"
-#include "simd.h"
 #include "threads.h"
 
 enum { BLOCK = 1024 };
 
-static float block_max(const float *x, int n) {
+static float block_max(const floatX *x, int n) {
     vf max = vf_set(-FLT_MAX);
     int i = 0;
-    for (; i + VL <= n; i += VL) max = vf_max(max, vf_load(x + i));
-    if (i < n) max = vf_max(max, vf_pick(vi_lanes(0) < n - i, vf_load_n(x + i, n - i), max));
+    for (; i + VL <= n; i += VL) max = vf_max(max, fx_load(x + i));
+    if (i < n) max = vf_max(max, vf_pick(vi_lanes(0) < n - i, fx_load_n(x + i, n - i), max));
     return vf_max_of(max);
 }
 
+/* e^x, x <= 0 but for rounding. In bf16 it is 2^(x log2(e)), which is 2 times as fast: the rounding of that product is far
+ * below the rounding of the logits themselves; rough, see vf_exp2, is for what is rounded to bf16 again. */
+static inline vf exp_of(vf x, const int rough) {
+    return sizeof(floatX) == sizeof(float) ? vf_exp(x) : vf_exp2(x * 1.44269504f, rough);
+}
+
 /* Returns the sum of exp(x - shift) and stores each term to out, unless out is NULL. */
-static inline float block_exp(float *out, const float *x, float shift, int n) {
+static inline float block_exp(floatX *out, const floatX *x, float shift, int n) {
     vf sum = {0};
     for (int i = 0; i < n; i += VL) {
         const int lanes = LANES(i, n);
-        const vf e = vf_keep_n(vf_exp(vf_load_n(x + i, lanes) - shift), lanes);
-        if (out) vf_store_n(out + i, e, lanes);
+        const vf e = vf_keep_n(exp_of(fx_load_n(x + i, lanes) - shift, 0), lanes);
+        if (out) fx_store_n(out + i, e, lanes);
         sum += e;
     }
     return vf_sum(sum);
@@ -32,7 +38,7 @@ static int block_size(int at, int V) { return V - at < BLOCK ? V - at : BLOCK; }
 
 /* log sum exp in one pass (Milakov & Gimelshein 2018). The sum is relative to the largest logit so far; it is scaled down
  * when a larger one comes. */
-APART double row_lse(const float *x, int V) {
+APART double row_lse(const floatX *x, int V) {
     double sum = 0;
     float max = -FLT_MAX;
     for (int at = 0; at < V; at += BLOCK) {
@@ -49,17 +55,17 @@ APART double row_lse(const float *x, int V) {
 
 typedef struct Forward {
     float *losses, *lse;
-    const float *logits;
+    const floatX *logits;
     const int *targets;
     int V, Vp;
 } Forward;
 static void forward_rows(const void *given, Part rows) {
     const Forward a = *(const Forward *)given;
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
-        const float *x = a.logits + bt * a.Vp;
+        const floatX *x = a.logits + bt * a.Vp;
         const double l = row_lse(x, a.V);
         a.lse[bt] = (float)l;
-        a.losses[bt] = a.targets[bt] < 0 ? 0 : (float)(l - x[a.targets[bt]]);
+        a.losses[bt] = a.targets[bt] < 0 ? 0 : (float)(l - fx_load_one(x + a.targets[bt]));
     }
 }
 
@@ -84,6 +90,18 @@ void K(loss_mean)(Context *ctx, float *loss, const float *losses, const int *tar
     loss[1] = weight > 0 ? (float)(1 / weight) : 0;
 }
 
+#if defined(FLOATX_BF16)
+/* exp(x - lse) is stored at once with its factor, because a number that is stored twice is rounded twice. The rounding of lse is
+ * far below that of bf16. */
+APART void row_backward(floatX *x, float lse, int target, double factor, int V) {
+    const float of_target = (float)(expm1((double)fx_load_one(x + target) - lse) * factor), scale = (float)factor;
+    for (int i = 0; i < V; i += VL) {
+        const int lanes = LANES(i, V);
+        fx_store_n(x + i, exp_of(fx_load_n(x + i, lanes) - lse, 1) * scale, lanes);
+    }
+    fx_store_one(x + target, of_target);
+}
+#else
 /* exp(x - lse) sums to 1 up to the rounding of lse, which is large if the logits are. Division by the sum removes it. */
 APART void row_backward(float *x, float lse, int target, double factor, int V) {
     double sum = 0;
@@ -95,9 +113,10 @@ APART void row_backward(float *x, float lse, int target, double factor, int V) {
     }
     x[target] = of_target;
 }
+#endif
 
 typedef struct Backward {
-    float *logits;
+    floatX *logits;
     const float *lse, *loss_weights;
     const int *targets;
     float scale, loss_scale;
@@ -106,7 +125,7 @@ typedef struct Backward {
 static void backward_rows(const void *given, Part rows) {
     const Backward a = *(const Backward *)given;
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
-        float *x = a.logits + bt * a.Vp;
+        floatX *x = a.logits + bt * a.Vp;
         const double factor = a.targets[bt] < 0 ? 0 : (double)a.loss_weights[bt] * a.scale * a.loss_scale;
         const int real = factor == 0 ? 0 : a.V; /* the columns with a gradient: none if the target is ignored */
         if (real) row_backward(x, a.lse[bt], a.targets[bt], factor, a.V);

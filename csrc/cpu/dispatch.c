@@ -1,10 +1,15 @@
-/* Picks the kernels for this machine: those of the best instruction set it has, or of the one that $PYLLMC_ISA names. */
+/* Picks the kernels for this machine and an element: those of the best instruction set it has, or of the one that $PYLLMC_ISA
+ * names. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #include "amx.h"
 #include "base/cores.h"
@@ -35,6 +40,21 @@ const char *llmc_refused(void) {
                            : "no AMX: the system refuses it";
 }
 
+/* ---- Arm's bf16 ---- */
+
+static int cpu_has_arm_bf16(void) {
+#if defined(__aarch64__) && defined(__linux__)
+    const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16, which older headers lack */
+    return (getauxval(AT_HWCAP2) & bf16) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, NULL, 0) == 0 && has;
+#else
+    return 0;
+#endif
+}
+
 /* ---- the rows of isas.def: what each requires, and their names ---- */
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -43,45 +63,68 @@ const char *llmc_refused(void) {
 #define HAS(feature) 0
 #endif
 #define MAY_RUN(name) may_run_##name()
-#define SET(name, machines, flags, vl, mr, nr, condition) \
+#define SET(name, machines, elements, flags, vl, mr, nr, condition) \
     int may_run_##name(void) { return condition; }
 #include "isas.def"
 
-#define SET(name, machines, flags, vl, mr, nr, condition) #name ", "
+#define SET(name, machines, elements, flags, vl, mr, nr, condition) #name ", "
 static const char NAMES[] =
 #include "isas.def"
     "reference";
 
 /* ---- the choice ---- */
 
-#define DECLARE(isa) extern const Kernels kernels_##isa;
-#define ADDRESS(isa) &kernels_##isa,
-EACH_ISA(DECLARE)
-static const Kernels *const best_first[] = {EACH_ISA(ADDRESS)};
+#define DECLARE(build) extern const Kernels kernels_##build;
+#define ADDRESS(build) &kernels_##build,
+EACH_BUILD(DECLARE)
+static const Kernels *const best_first[] = {EACH_BUILD(ADDRESS)};
+enum { BUILDS = sizeof best_first / sizeof *best_first };
+
+/* Intel's CPUs start a VDPBF16PS every second cycle, and two fused multiply-adds in each: there bf16 is faster as floats. */
+static int is_slow_here(const Kernels *k) {
+#if defined(__x86_64__) || defined(__i386__)
+    return !strcmp(k->name, "avx512_bf16") && __builtin_cpu_is("intel");
+#else
+    return (void)k, 0;
+#endif
+}
+
+static const Kernels *best_for(int element) {
+    for (int i = 0; i < BUILDS; i++) {
+        const Kernels *k = best_first[i];
+        if (k->element == element && !is_slow_here(k) && k->supported()) return k;
+    }
+    return NULL; /* never: the reference runs everywhere */
+}
 
 /* True if a row of isas.def has this name, although its kernels are not built here. */
 static int is_name(const char *isa) {
-#define SET(name, machines, flags, vl, mr, nr, condition) \
+#define SET(name, machines, elements, flags, vl, mr, nr, condition) \
     if (!strcmp(isa, #name)) return 1;
 #include "isas.def"
     return 0;
 }
 
-const Kernels *llmc_kernels(const char *isa) {
-    if (!isa || !*isa) isa = getenv("PYLLMC_ISA");
-    const int any = !isa || !*isa;
-    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
-        const Kernels *k = best_first[i];
-        if (!any && strcmp(isa, k->name)) continue;
-        if (k->supported()) return k;
-        if (any) continue;
-        const char *why = strcmp(isa, "amx") ? "" : llmc_refused();
-        if (*why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
-        return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
-    }
-    if (!any && is_name(isa))
+/* The kernels that $PYLLMC_ISA, or a caller, names; NULL, with an error, if there are none. */
+static const Kernels *named(const char *isa, int element) {
+    const Kernels *k = NULL;
+    for (int i = 0; i < BUILDS && !(k && (element == LLMC_AUTO || k->element == element)); i++)
+        if (!strcmp(isa, best_first[i]->name)) k = best_first[i];
+    if (!k && is_name(isa))
         return llmc_fail(LLMC_EDEVICE, "%s belongs to another kind of machine: unset PYLLMC_ISA", isa), NULL;
-    return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", any ? "" : isa, NAMES), NULL;
+    if (!k) return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", isa, NAMES), NULL;
+    if (element != LLMC_AUTO && k->element != element)
+        return llmc_fail(LLMC_EDEVICE, "%s multiplies bf16 alone: unset PYLLMC_ISA, or leave out --precision", isa),
+               NULL;
+    if (k->supported()) return k;
+    const char *why = strcmp(isa, "amx") ? "" : llmc_refused();
+    if (*why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
+    return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
+}
+
+const Kernels *llmc_kernels(const char *isa, int element) {
+    if (!isa || !*isa) isa = getenv("PYLLMC_ISA");
+    return isa && *isa ? named(isa, element) : best_for(element == LLMC_AUTO ? LLMC_FP32 : element);
 }
 
 const char *llmc_backend(void) { return "cpu"; }

@@ -3,18 +3,18 @@
 #include "weights.h"
 
 /* sum = a + b, where a is a row of weights. */
-INLINE void add_embeddings(float *sum, const void *a, const float *b, int C, const int format) {
+INLINE void add_embeddings(floatX *sum, const void *a, const floatX *b, int C, const int format) {
     const float scale = weight_scale(a, format);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
-        vf_store_n(sum + c, weights_at(a, c, n, format) * scale + vf_load_n(b + c, n), n);
+        fx_store_n(sum + c, weights_at(a, c, n, format) * scale + fx_load_n(b + c, n), n);
     }
 }
 
 typedef struct Forward {
-    float *out;
+    floatX *out;
     const int *tokens, *pos;
-    const float *wte, *wpe;
+    const floatX *wte, *wpe;
     int T, C, format;
 } Forward;
 static void forward_rows(const void *given, Part rows) {
@@ -35,13 +35,14 @@ void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floa
 
 /* n channels at one position. Every sequence's gradient goes to its token's row of dwte, and their sum to dwpe. Sixteen
  * gradients are summed before they join the others, so that the rounding errors of a large B do not pile up. */
-static inline void scatter(float *dwte, float *dwpe, const float *dout, const int *tokens, int B, int T, int C, int n) {
+static inline void scatter(float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T, int C,
+                           int n) {
     vf total = {0};
     for (int first = 0; first < B; first += 16) {
         const int last = first + 16 < B ? first + 16 : B;
         vf sum = {0};
         for (int b = first; b < last; b++) {
-            const vf d = vf_load_n(dout + (int64_t)b * T * C, n);
+            const vf d = fx_load_n(dout + (int64_t)b * T * C, n);
             float *row = dwte + (int64_t)tokens[(int64_t)b * T] * C;
             vf_store_n(row, vf_load_n(row, n) + d, n);
             sum += d;
@@ -54,7 +55,7 @@ static inline void scatter(float *dwte, float *dwpe, const float *dout, const in
 enum { LINE = 16 };
 typedef struct Backward {
     float *dwte, *dwpe;
-    const float *dout;
+    const floatX *dout;
     const int *tokens;
     int B, T, C;
 } Backward;

@@ -1,18 +1,19 @@
 /* GELU alone, for a backward pass that computes it again instead of keeping it. */
+#include "element.h"
 #include "gelu.h"
 #include "isa.h"
 #include "threads.h"
 
 typedef struct Numbers {
-    float *out;
-    const float *pre;
+    floatX *out;
+    const floatX *pre;
     int64_t N;
 } Numbers;
 static void gelu_of(const void *given, Part vectors) {
     const Numbers a = *(const Numbers *)given;
     for (int64_t i = vectors.from * VL; i < vectors.to * VL; i += VL) {
         const int lanes = LANES(i, a.N);
-        vf_store_n(a.out + i, gelu(vf_load_n(a.pre + i, lanes)), lanes);
+        fx_store_n(a.out + i, gelu(fx_load_n(a.pre + i, lanes)), lanes);
     }
 }
 

@@ -4,23 +4,30 @@
 #include "isa.h"
 
 typedef struct Operand {
-    const float *at;
+    const floatX *at;
     int64_t ld;
     int transposed; /* element (i,j) is at[i*ld + j], or at[j*ld + i] if transposed */
-    int format;     /* the format of a transposed B's rows, see weights.h; else LLMC_FP32 */
+    int format;     /* the format of its rows, see weights.h; only a transposed B may have another than floatX's */
 } Operand;
+
+/* Sums of a part of C that are not whole yet, from its row m and column n on; rows of them lie ld apart. */
+typedef struct Sums {
+    float *at;
+    int64_t m, n, ld;
+} Sums;
 
 typedef struct Gemm {
     int64_t M, N, K;
     Operand a, b;
-    float *c;           /* (M,N); the fields below apply to a piece of C that is still in the first cache */
-    int accumulate;     /* C += instead of = */
-    const float *bias;  /* (N), added to every row, or NULL */
-    float *gelu;        /* (M,N) = gelu(C), or NULL */
-    const float *slope; /* (M,N): C is multiplied by gelu'(slope), or NULL */
+    void *c;             /* (M,N); the fields below apply to a piece of C that is still in the first cache */
+    int is_float;        /* C consists of floats, whatever floatX is */
+    int accumulate;      /* C += instead of =; only for floats */
+    const floatX *bias;  /* (N), added to every row, or NULL */
+    floatX *gelu;        /* (M,N) = gelu(C), or NULL */
+    const floatX *slope; /* (M,N): C is multiplied by gelu'(slope), or NULL */
     /* gemm fills these in: */
-    int bf16;   /* whether the operands are rounded */
     int stream; /* whether C is written once, past the caches */
+    Sums sums;  /* where sums wait that must not be rounded yet; at NULL: in C itself */
 } Gemm;
 
 /* No element of C depends on the number of threads. Nothing outside A and B is read. */

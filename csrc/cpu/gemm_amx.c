@@ -1,4 +1,4 @@
-/* The matrix product of bf16 on Intel's tiles (amx.h).
+/* The matrix product on Intel's tiles (amx.h).
  *
  *   square   32 x 32 sums, in four tiles. A step of it takes four loads and four multiplications.
  *   strip    8 steps of a panel of B. They stay in the first cache while a group of two panels of A passes, and so do the
@@ -6,7 +6,9 @@
  *   block    A part of C that one thread computes. Its part of B stays in the second cache, A streams by. If K is long, it
  *            is cut into parts, between which the sums wait in the second cache.
  *   slab     A part of C whose operands are packed as a whole, by all threads, before blocks of it are shared out; so each
- *            number is rounded once for all blocks. If one block has all rows of C, each packs its own part of B instead.
+ *            number is placed once for all blocks. If one block has all rows of C, each packs its own part of B instead.
+ *   slice    A part of K, if that is longer than a slab may be. Between slices the sums wait in C if that has floats; else
+ *            C is cut into regions, for each of which there is a buffer.
  *
  * The tiles of a pass are stored between the first multiplications of the next, and a finished square is put between passes:
  * the tile unit works meanwhile. The shape of the product alone decides how K is cut, which is what the bits depend on. */
@@ -20,11 +22,10 @@ enum {
     GROUP = 2,
     LONG = 1024 / DEPTH, /* the most steps whose sums need not wait */
     PART = 768 / DEPTH,  /* the most steps of a part if they must */
-    SLICE = 4096,        /* the most of K in a slab; what is beyond is added to C */
+    SLICE = 4096,        /* the most of K in a slab */
+    REGION = 1024,       /* the rows and columns of a region */
     B_BYTES = 864 << 10, /* the most bytes of B in a block */
-    WAITING_ROWS = 512,
-    WAITING = WAITING_ROWS * 384, /* the most sums of a block that wait */
-    MANY = 1 << 20,               /* rows of a block without a limit */
+    MANY = 1 << 20,      /* rows of a block without a limit */
     OWN_FLOATS = B_BYTES / 4 + WAITING,
     SLAB_BYTES = 8 << 20,     /* the most of each operand in a slab */
     SLAB_OF_THREAD = 1 << 20, /* for each thread, if that is more */
@@ -37,7 +38,8 @@ static int64_t slab_bytes(int threads) {
 int64_t K(gemm_amx_own_floats)(void) { return OWN_FLOATS; }
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads) {
     const int64_t whole = up(largest, PANEL) * smaller(up(largest, DEPTH), SLICE) * 2;
-    return 2 * smaller(slab_bytes(threads), whole) / (int64_t)sizeof(float);
+    const int64_t region = largest > SLICE ? REGION * REGION : 0;
+    return 2 * smaller(slab_bytes(threads), whole) / (int64_t)sizeof(float) + region;
 }
 
 /* Rows m..m_end and columns n..n_end of C, of the products k..K. The panels of A and B begin at m and n. */
@@ -45,6 +47,7 @@ typedef struct Slab {
     Gemm g;
     int64_t m, m_end, n, n_end, k, K;
     Panels a, b; /* b.at is NULL if each block packs its own part */
+    int kind;    /* what happens to the sums, see put_sums_of */
 } Slab;
 
 static int64_t panels_in(int64_t n) { return ceil_div(n, PANEL); }
@@ -105,9 +108,9 @@ typedef struct Whole {
     int64_t m, n, count;
 } Whole;
 
-static inline void put_one(const Gemm *g, Whole *w) {
+static inline void put_one(const Slab *s, Whole *w) {
     if (!w->count) return;
-    put_sums(g, w->sums, w->m, w->n);
+    put_sums(&s->g, w->sums, w->m, w->n, s->kind);
     w->sums += SQUARE, w->m += PANEL, w->count--;
 }
 
@@ -124,16 +127,17 @@ typedef struct State {
     int turn;
 } State;
 
-/* Prepares to ask for what put_sums reads at m and n besides the sums: the inputs of GELU's slope, or C. */
-static Ahead put_reads(const Gemm *g, int64_t m, int64_t n, int64_t rows, int64_t passes) {
-    const float *from = g->slope ? g->slope : g->accumulate ? g->c : NULL;
-    if (!from) return (Ahead){0};
-    const int64_t left = smaller(rows, g->M - m), bytes = smaller(PANEL, g->N - n) * 4;
-    return (Ahead){.row = (const char *)(from + m * g->N + n),
-                   .bytes = bytes,
-                   .stride = g->N * 4,
-                   .left = left,
-                   .share = ceil_div(left * ceil_div(bytes, 64), passes)};
+/* Prepares to ask for what put_sums reads at m and n besides the sums: the inputs of GELU's slope, or earlier sums. */
+static Ahead put_reads(const Slab *s, int64_t m, int64_t n, int64_t rows, int64_t passes) {
+    const Gemm *g = &s->g;
+    if (!g->slope && !(s->kind & ADDS)) return (Ahead){0};
+    const int64_t left = smaller(rows, g->M - m), cols = smaller(PANEL, g->N - n);
+    Ahead read = {.row = (const char *)(g->slope + m * g->N + n), .bytes = cols * 2, .stride = g->N * 2, .left = left};
+    if (s->kind & ADDS)
+        read.row = (const char *)sum_at(g, m, n), read.bytes = cols * 4,
+        read.stride = (g->sums.at ? g->sums.ld : g->N) * 4;
+    read.share = ceil_div(left * ceil_div(read.bytes, 64), passes);
+    return read;
 }
 
 /* The group's squares in the panel of B at column n. */
@@ -144,7 +148,7 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
         x->sums + (waits ? ((n - x->b->n) / PANEL * rows + (m - x->b->m) / PANEL) : (x->turn ^= 1) * GROUP) * SQUARE;
     const int last = x->from + x->steps == total;
     Ahead read = {0};
-    if (last) read = put_reads(&x->s->g, m, n, count * PANEL, count * ceil_div(x->steps, STRIP));
+    if (last) read = put_reads(x->s, m, n, count * PANEL, count * ceil_div(x->steps, STRIP));
     for (int64_t at = 0; at < x->steps; at += STRIP) {
         const int64_t steps = smaller(STRIP, x->steps - at);
         const char *b = step_of(x->at_b, (n - x->b->n) / PANEL, at);
@@ -152,11 +156,11 @@ static void group_of_panel(State *x, int64_t m, int64_t n, int waits) {
             const char *a = step_of(x->s->a, (m - x->s->m) / PANEL + i, x->from + at);
             if (x->from + at == 0) pass(a, b, sums + i * SQUARE, &x->before, steps, 1);
             else pass(a, b, sums + i * SQUARE, &x->before, steps, 0);
-            put_one(&x->s->g, &x->whole);
+            put_one(x->s, &x->whole);
             ask(&x->next), ask(&read);
         }
     }
-    while (x->whole.count) put_one(&x->s->g, &x->whole);
+    while (x->whole.count) put_one(x->s, &x->whole);
     if (last) x->whole = (Whole){sums, m, n, count};
 }
 
@@ -201,7 +205,7 @@ static void block(const Slab *s, const Block *b, float *scratch) {
         }
     }
     store_last(x.before);
-    while (x.whole.count) put_one(&s->g, &x.whole);
+    while (x.whole.count) put_one(s, &x.whole);
     if (s->g.stream) end_streams();
 }
 
@@ -261,36 +265,56 @@ static void multiply(const Slab *s, float *workspace, int threads) {
     parallel_dynamic(threads, p.count, blocks_of, &(Blocks){s, &p, workspace});
 }
 
-/* The products k..K of all of C. */
-static void slice(Slab s, float *workspace, int threads) {
-    float *const shared = workspace + threads * own_floats();
+/* A part of C: rows m..m_end, columns n..n_end. */
+typedef struct Region {
+    int64_t m, m_end, n, n_end;
+} Region;
+
+/* The products k..K of a region. */
+static void slice(Slab s, Region r, float *workspace, int threads) {
+    float *const shared = workspace + threads * own_floats() + (s.g.sums.at ? REGION * REGION : 0);
     const int64_t stride = steps_in(&s) * STEP_BYTES, most = slab_bytes(threads) / stride * PANEL;
-    const int own_b = s.g.M <= smaller(most, 512);
+    const int own_b = r.m_end - r.m <= smaller(most, 512);
     s.a = (Panels){(char *)shared, stride};
-    s.b = (Panels){own_b ? NULL : (char *)shared + panels_in(smaller(s.g.M, most)) * stride, stride};
-    for (s.m = 0; s.m < s.g.M; s.m += most) {
-        s.m_end = smaller(s.m + most, s.g.M);
+    s.b = (Panels){own_b ? NULL : (char *)shared + panels_in(smaller(r.m_end - r.m, most)) * stride, stride};
+    for (s.m = r.m; s.m < r.m_end; s.m = s.m_end) {
+        s.m_end = smaller(s.m + most, r.m_end);
         pack(&s, 0, threads);
-        const int64_t most_n = own_b ? s.g.N : most;
-        for (s.n = 0; s.n < s.g.N; s.n += most_n) {
-            s.n_end = smaller(s.n + most_n, s.g.N);
-            if (!own_b && (s.m == 0 || most_n < s.g.N)) pack(&s, 1, threads);
+        const int64_t most_n = own_b ? r.n_end - r.n : most;
+        for (s.n = r.n; s.n < r.n_end; s.n = s.n_end) {
+            s.n_end = smaller(s.n + most_n, r.n_end);
+            if (!own_b && (s.m == r.m || r.n_end - r.n > most_n)) pack(&s, 1, threads);
             multiply(&s, workspace, threads);
         }
     }
 }
 
-void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
-    const int64_t slices = ceil_div(given->K, SLICE);
-    const int64_t each = up(ceil_div(given->K, slices), DEPTH);
-    for (int64_t k = 0; k < given->K; k += each) {
-        const int last = k + each >= given->K;
-        Slab s = {.g = *given, .k = k, .K = smaller(given->K, k + each)};
-        s.g.accumulate = given->accumulate || k > 0;
+/* The slices of a region, one after the other. */
+static void slices(const Gemm *g, Region r, float *workspace, int threads) {
+    const int64_t count = ceil_div(g->K, SLICE), each = up(ceil_div(g->K, count), DEPTH);
+    for (int64_t k = 0; k < g->K; k += each) {
+        const int last = k + each >= g->K;
+        Slab s = {.g = *g, .k = k, .K = smaller(g->K, k + each)};
         if (!last) s.g.bias = NULL, s.g.gelu = NULL, s.g.slope = NULL;
-        s.g.stream = slices == 1 && !given->accumulate && can_stream(given);
-        slice(s, workspace, threads);
+        s.g.stream = count == 1 && !g->accumulate && can_stream(g);
+        s.kind = kind_of(&s.g, g->accumulate || k > 0, !last || g->is_float);
+        slice(s, r, workspace, threads);
     }
+}
+
+void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
+    const int64_t M = given->M, N = given->N;
+    Gemm g = *given;
+    if (g.K <= SLICE || g.is_float) {
+        slices(&g, (Region){0, M, 0, N}, workspace, threads);
+        return;
+    }
+    g.sums = (Sums){.at = workspace + threads * own_floats(), .ld = REGION};
+    for (int64_t m = 0; m < M; m += REGION)
+        for (int64_t n = 0; n < N; n += REGION) {
+            g.sums.m = m, g.sums.n = n;
+            slices(&g, (Region){m, smaller(M, m + REGION), n, smaller(N, n + REGION)}, workspace, threads);
+        }
 }
 #else
 int64_t K(gemm_amx_own_floats)(void) { return 0; }

@@ -52,11 +52,11 @@ INLINE void step_of_columns(char *dst, const Operand *x, int64_t k, int64_t K, i
             vf r[VL];
             UNROLL for (int l = 0; l < VL; l++) {
                 const int64_t row = k + 2 * (pair + l);
-                const float *at = x->at + row * x->ld + j + col;
+                const floatX *at = x->at + row * x->ld + j + col;
                 const int lanes = col < cols ? LANES(col, cols) : 0;
-                const vf even = row < K && lanes ? vf_load_n(at, lanes) : (vf){0};
-                const vf odd = row + 1 < K && lanes ? vf_load_n(at + x->ld, lanes) : (vf){0};
-                r[l] = (vf)bf16_interleave(even, odd);
+                const vh even = row < K && lanes ? vh_load_n(at, lanes) : (vh){0};
+                const vh odd = row + 1 < K && lanes ? vh_load_n(at + x->ld, lanes) : (vh){0};
+                r[l] = (vf)vh_interleave(even, odd);
             }
             place_words(dst + col / TILE * TILE_BYTES, pair, col % TILE, r, turned);
         }
@@ -74,7 +74,7 @@ APART void pack_rows(char *dst, const Operand *x, int64_t i, int rows, int64_t k
 #define STEP(F, T)                                                      \
     WHOLE_OR(whole, step_of_rows(dst, x, i, PANEL, k, k + DEPTH, T, F), \
              step_of_rows(dst, x, i, rows, k, smaller(K, k + DEPTH), T, F))
-    if (!turned) STEP(LLMC_FP32, 0);
+    if (!turned) STEP(LLMC_BF16, 0);
     else FOR_FORMAT(x->format, STEP(F, 1));
 #undef STEP
 }

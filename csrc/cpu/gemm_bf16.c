@@ -1,10 +1,11 @@
-/* The matrix product's tiles in bf16. Operands are rounded to bf16 (to nearest, ties to even) while they are copied; a word
- * holds two that follow each other along K. Products are added up in float. */
+/* The matrix product's tiles of bf16: a word holds two numbers that follow each other along K. Products are added up in
+ * float. */
 #include "gemm_tile.h"
-#if HAS_BF16 && !HAS_AMX
+#if HAS_BF16 && !HAS_AMX && !HAS_BFMMLA
 typedef int32_t Pair; /* the even k is in the low half; an odd K ends with a pair whose high half is 0 */
 
 enum { A_PAIRS = KC }; /* words from one copied row of A to the next */
+_Static_assert(NV == 3 && MR <= VL && VL <= 2 * MR, "the tiles and copy_a_columns below are written for AVX-512");
 
 /* Computes the piece p of C over `pairs` pairs of products. The copy of A is (pairs, MR) if columns, else (MR, A_PAIRS);
  * b is (pairs, nv*VL). nv and columns are constants where this is inlined. */
@@ -25,9 +26,7 @@ INLINE void tile(const Piece *p, int64_t pairs, const Pair *a, const int columns
             b += nv * VL;
         }
     }
-    if (p->scales)
-        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] *=
-            vf_load(p->scales + j * VL);
+    scale_tile(p, acc, nv);
     store_tile(p, acc, nv);
     if (p->last) finish(p->g, p->m, p->n, p->rows, p->cols);
 }
@@ -48,8 +47,8 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2, rows_3}, {columns_1, columns_
 /* ---- copies of A: panels of MR rows ---- */
 
 /* The rows k and k + 1 at src as one row of pairs. An odd last row is paired with zeros. */
-INLINE vi pairs_at(const float *src, int64_t ld, int has_odd, int lanes) {
-    return bf16_interleave(vf_load_n(src, lanes), has_odd ? vf_load_n(src + ld, lanes) : (vf){0});
+INLINE vi pairs_at(const floatX *src, int64_t ld, int has_odd, int lanes) {
+    return vh_interleave(vh_load_n(src, lanes), has_odd ? vh_load_n(src + ld, lanes) : (vh){0});
 }
 
 /* The rows copied side by side, so that whole lines are read: the numbers of a row may lie far apart. */
@@ -59,7 +58,7 @@ static void copy_a_columns(const Gemm *g, const Block *s) {
     const int64_t pairs = (s->kc + 1) / 2;
     for (int64_t m = s->m; m < s->m_end; m += GROUP)
         for (int64_t k = 0; k < s->kc; k += 2) {
-            const float *src = element(&g->a, m, s->k + k);
+            const floatX *src = element(&g->a, m, s->k + k);
             Pair *dst = (Pair *)s->a + (m - s->m) * pairs + k / 2 * MR;
             const int64_t end = smaller(GROUP, s->m_end - m);
             for (int64_t i = 0; i < end; i += VL, dst += VL * pairs) {
@@ -75,9 +74,8 @@ static void copy_a_columns(const Gemm *g, const Block *s) {
 static void copy_a_rows(const Gemm *g, const Block *s) {
     Pair *dst = (Pair *)s->a;
     for (int64_t m = s->m; m < s->m + up(s->m_end - s->m, MR); m++, dst += A_PAIRS) {
-        const float *row =
-            element(&g->a, smaller(m, s->m_end - 1), s->k); /* the last row again, not one past the end */
-        round_row(dst, row, s->kc);
+        const floatX *row = element(&g->a, smaller(m, s->m_end - 1), s->k); /* again the last, not one past the end */
+        for (int64_t k = 0; k < s->kc; k += 2 * VL) vi_store(dst + k / 2, weight_pairs(row, k, s->kc, LLMC_BF16));
     }
 }
 
@@ -89,7 +87,7 @@ static void copy_a(const Gemm *g, const Block *s) {
 /* ---- copies of B: a panel ---- */
 
 /* Copies a panel of a B that is not transposed. */
-static void pack_b_rows(Pair *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
+static void pack_b_rows(Pair *dst, const floatX *src, int64_t ld, int64_t cols, int64_t kc) {
     for (int64_t k = 0; k < kc; k += 2, dst += up(cols, VL), src += 2 * ld)
         for (int64_t j = 0; j < cols; j += VL) vi_store(dst + j, pairs_at(src + j, ld, k + 1 < kc, LANES(j, cols)));
 }
@@ -116,13 +114,6 @@ static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t col
                    pack_b_vector((Pair *)s->b + j, up(cols, VL), g, n + j, LANES(j, cols), s->k, s->kc, F));
 }
 
-/* The scales of int8 columns, or NULL for other formats. The sums are multiplied by them, not the numbers. */
-static const float *scales_of(const Gemm *g, int64_t n, int cols, float room[NR]) {
-    for (int j = 0; j < cols && g->b.format == LLMC_INT8; j += VL)
-        vf_store(room + j, weight_scales(g->b.at, LLMC_INT8, g->b.ld, n + j, LANES(j, cols)));
-    return g->b.format == LLMC_INT8 ? room : NULL;
-}
-
 /* ---- a panel of C ---- */
 
 static void panel(const Gemm *g, const Block *s, int64_t n) {
@@ -133,19 +124,19 @@ static void panel(const Gemm *g, const Block *s, int64_t n) {
     Ahead next[2];
     float room[NR];
     const float *scales = scales_of(g, n, cols, room);
-    look_ahead(next, &K(gemm_tiles_bf16), g, s, n, pairs);
+    look_ahead(next, &K(gemm_tiles), g, s, n, pairs);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        Piece p = piece(&K(gemm_tiles_bf16), g, s, m, n, cols, next);
+        Piece p = piece(g, s, m, n, cols, next);
         p.scales = scales;
         tiles[columns][nv - 1](&p, pairs, (Pair *)s->a + (m - s->m) * (columns ? pairs : A_PAIRS), (Pair *)s->b);
     }
 }
 
-const Tiles K(gemm_tiles_bf16) = {.size = {MR, NR, MC, NC, COPY},
-                                  .kc = 2 * KC,
-                                  .k_unit = 2,
-                                  .a_floats = A_FLOATS,
-                                  .b_floats = B_FLOATS,
-                                  .copy_a = copy_a,
-                                  .panel = panel};
+const Tiles K(gemm_tiles) = {.size = {MR, NR, MC, NC, COPY},
+                             .kc = 2 * KC,
+                             .k_unit = 2,
+                             .a_floats = A_FLOATS,
+                             .b_floats = B_FLOATS,
+                             .copy_a = copy_a,
+                             .panel = panel};
 #endif

@@ -1,6 +1,6 @@
 /* The matrix product by a BLAS library, for CPUs whose vectors simd.h does not know: make BLAS=openblas, or any other
  * library with cblas_sgemm. The library decides in which order a sum is added up, so results may depend on its threads. */
-#ifdef BLAS_SGEMM
+#if defined(BLAS_SGEMM) && defined(FLOATX_FP32)
 #include <limits.h>
 #include "gemm_block.h"
 #include "threads.h"
@@ -20,14 +20,14 @@ static void add_bias(float *c, const float *bias, int64_t N) {
 static void finish_rows(const void *given, Part rows) {
     const Gemm *g = given;
     for (int64_t m = rows.from; m < rows.to; m++) {
-        if (g->bias) add_bias(g->c + m * g->N, g->bias, g->N);
+        if (g->bias) add_bias((float *)g->c + m * g->N, g->bias, g->N);
         finish(g, m, 0, 1, (int)g->N);
     }
 }
 
 int K(gemm_blas)(Context *ctx, const Gemm *g) {
     const int fits = g->M <= INT_MAX && g->N <= INT_MAX && g->K <= INT_MAX;
-    if (!fits || g->bf16 || g->b.format != LLMC_FP32) return 0;
+    if (!fits || g->b.format != LLMC_FP32) return 0;
     if (openblas_set_num_threads) openblas_set_num_threads(ctx->threads);
     BLAS_SGEMM(ROW_MAJOR, g->a.transposed ? TRANSPOSED : AS_IT_IS, g->b.transposed ? TRANSPOSED : AS_IT_IS, (int)g->M,
                (int)g->N, (int)g->K, 1, g->a.at, (int)g->a.ld, g->b.at, (int)g->b.ld, g->accumulate ? 1 : 0, g->c,

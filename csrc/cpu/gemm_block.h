@@ -5,8 +5,8 @@
 #ifndef GEMM_BLOCK_H
 #define GEMM_BLOCK_H
 #include "ahead.h"
+#include "gelu.h"
 #include "gemm.h"
-#include "simd.h"
 #include "weights.h"
 
 #if defined(__clang__)
@@ -20,7 +20,7 @@
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-static inline const float *element(const Operand *x, int64_t i, int64_t j) {
+static inline const floatX *element(const Operand *x, int64_t i, int64_t j) {
     return x->transposed ? x->at + j * x->ld + i : x->at + i * x->ld + j;
 }
 
@@ -29,6 +29,7 @@ typedef struct Block {
     int64_t m, m_end, n, n_end, k, kc;
     float *a, *b; /* this thread's copies: of A's rows of the block, and of B's columns of a panel */
     int in_place; /* B is read where it lies, except in a last panel that does not consist of whole vectors */
+    Sums sums;    /* as in struct Gemm */
 } Block;
 
 typedef struct Sizes {
@@ -45,32 +46,32 @@ typedef struct Tiles {
     void (*copy_a)(const Gemm *g, const Block *s);           /* copies the block's rows of A */
     void (*panel)(const Gemm *g, const Block *s, int64_t n); /* computes up to nr columns of C from n on */
 } Tiles;
-extern const Tiles K(gemm_tiles_fp32);
-#if HAS_BF16 && !HAS_AMX
-extern const Tiles K(gemm_tiles_bf16);
+#if !HAS_AMX
+extern const Tiles K(
+    gemm_tiles); /* gemm_bfmmla.c where HAS_BFMMLA, else gemm_bf16.c where HAS_BF16, else gemm_fp32.c */
 #endif
 
-void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope */
-#ifdef BLAS_SGEMM
+void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope, of floats in C */
+#if defined(BLAS_SGEMM) && defined(FLOATX_FP32)
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us */
 #endif
-void K(gemm_amx)(const Gemm *g, float *workspace, int threads); /* bf16 where HAS_AMX */
+void K(gemm_amx)(const Gemm *g, float *workspace, int threads); /* where HAS_AMX */
 int64_t K(gemm_amx_own_floats)(void);
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* they lie behind the threads' own parts */
 int K(gemm_is_few)(const Gemm *g);                               /* A has so few rows that dots are faster */
 void K(gemm_dots)(const Gemm *g, float *workspace, int threads);
 
+/* The rows and columns of a block whose sums wait in a buffer of its thread, because C has bf16 and K more than one part. */
+enum { WAITING_ROWS = 512, WAITING_COLS = 384 };
+enum { WAITING = sizeof(floatX) == sizeof(float) ? 0 : WAITING_ROWS * WAITING_COLS };
+
 /* The floats of the workspace that belong to one thread. */
 static inline int64_t own_floats(void) {
-    const int64_t fp32 = K(gemm_tiles_fp32).a_floats + K(gemm_tiles_fp32).b_floats;
 #if HAS_AMX
-    const int64_t bf16 = K(gemm_amx_own_floats)();
-#elif HAS_BF16
-    const int64_t bf16 = K(gemm_tiles_bf16).a_floats + K(gemm_tiles_bf16).b_floats;
+    return K(gemm_amx_own_floats)();
 #else
-    const int64_t bf16 = 0;
+    return K(gemm_tiles).a_floats + K(gemm_tiles).b_floats + WAITING;
 #endif
-    return bf16 > fp32 ? bf16 : fp32;
 }
 
 /* ---- asking the second cache for what is copied next, a share of it in each step of a tile ---- */
@@ -88,6 +89,7 @@ static inline Ahead ahead(const Operand *x, int64_t i, int64_t rows, int64_t j, 
                    .share = (rows * ((cols * each + 63) / 64) + steps - 1) / steps};
 }
 
+#if !HAS_AMX
 /* What follows the panel at n, whose tiles add up `depth` products: B's next panel, or after the last panel the next part
  * of K, of both operands. */
 static inline void look_ahead(Ahead next[2], const Tiles *t, const Gemm *g, const Block *s, int64_t n, int64_t depth) {
@@ -99,47 +101,55 @@ static inline void look_ahead(Ahead next[2], const Tiles *t, const Gemm *g, cons
     if (kc > 0) next[0] = ahead(&g->b, k, kc, at, smaller(t->size.nr, s->n_end - at), steps);
     if (kc > 0 && last) next[1] = ahead(&g->a, s->m, s->m_end - s->m, k, kc, steps);
 }
+#endif
 
 /* ---- what happens to C ---- */
 
-/* The part of C that a tile computes: a whole tile, or less at the edges of a block. */
-typedef struct Piece {
-    const Gemm *g;
-    int64_t m, n;
-    int rows, cols;
-    int add, last;       /* C holds a part of the sum already; the sum is whole now */
-    Ahead *next;         /* two of them */
-    const float *scales; /* (cols) factors of the tile's sums, or NULL */
-} Piece;
+static inline int has_floats(const Gemm *g) { return sizeof(floatX) == sizeof(float) || g->is_float; }
 
-static inline Piece piece(const Tiles *t, const Gemm *g, const Block *s, int64_t m, int64_t n, int cols, Ahead *next) {
-    const int rows = (int)smaller(t->size.mr, s->m_end - m);
-    return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next, NULL};
+/* Loads, stores and streams n lanes of C from element `at` on. */
+INLINE vf c_load_n(const Gemm *g, int64_t at, int n) {
+    return has_floats(g) ? vf_load_n((const float *)g->c + at, n) : fx_load_n((const floatX *)g->c + at, n);
+}
+INLINE void c_store_n(const Gemm *g, int64_t at, vf v, int n) {
+    if (has_floats(g)) vf_store_n((float *)g->c + at, v, n);
+    else fx_store_n((floatX *)g->c + at, v, n);
+}
+
+/* Where the sum of C(m, n) is if it is not whole yet. */
+static inline float *sum_at(const Gemm *g, int64_t m, int64_t n) {
+    const Sums s = g->sums;
+    return s.at ? s.at + (m - s.m) * s.ld + (n - s.n) : (float *)g->c + m * g->N + n;
+}
+
+/* x, which becomes the lanes of C from `at` on, after GELU's slope; GELU gets what C will hold. */
+INLINE vf with_gelu(const Gemm *g, int64_t at, vf x, int lanes) {
+    if (g->gelu) x = fx_rounded(x), fx_store_n(g->gelu + at, gelu(x), lanes);
+    return g->slope ? x * gelu_slope(fx_load_n(g->slope + at, lanes)) : x;
 }
 
 /* C(m, n..n+lanes) gets the sum. */
 INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add, int last) {
-    float *c = g->c + m * g->N + n;
-    if (add) sum += vf_load_n(c, lanes);
-    if (last && g->bias) sum += vf_load_n(g->bias + n, lanes);
-    vf_store_n(c, sum, lanes);
+    const int64_t at = m * g->N + n;
+    if (add) sum += vf_load_n(sum_at(g, m, n), lanes);
+    if (!last) {
+        vf_store_n(sum_at(g, m, n), sum, lanes);
+        return;
+    }
+    if (g->bias) sum += fx_load_n(g->bias + n, lanes);
+    c_store_n(g, at, has_floats(g) ? sum : with_gelu(g, at, sum, lanes), lanes);
 }
 
-/* The piece gets a tile's sums from memory, rows of them ld apart. */
-APART void __attribute__((unused)) store_piece(const Piece *p, const float *sums, int64_t ld) {
-    for (int i = 0; i < p->rows; i++)
-        for (int j = 0; j < p->cols; j += VL)
-            put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * ld + j), p->add, p->last);
-}
-
-enum { LARGE = 1 << 19 }; /* elements of C that the second cache cannot hold */
-/* Whether C is large and can be stored past the caches, by whole vectors. */
-static inline int can_stream(const Gemm *g) {
-    const uintptr_t addresses = (uintptr_t)g->c | (uintptr_t)g->gelu;
-    return addresses % (VL * sizeof(float)) == 0 && g->N % VL == 0 && g->M * g->N >= LARGE;
-}
-
+/* Floats in C get GELU or its slope when all of them are stored. */
 INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
-    if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
+    if (has_floats(g) && (g->gelu || g->slope)) K(gemm_finish)(g, m, n, rows, cols);
+}
+
+enum { LARGE = 1 << 21 }; /* bytes that the second cache cannot hold */
+/* Whether C is large and can be stored past the caches, by whole registers. */
+static inline int can_stream(const Gemm *g) {
+    const int64_t each = has_floats(g) ? sizeof(float) : sizeof(floatX), whole = VL * (int64_t)sizeof(float);
+    const uintptr_t addresses = (uintptr_t)g->c | (uintptr_t)g->gelu;
+    return addresses % (uintptr_t)whole == 0 && g->N * each % whole == 0 && g->M * g->N * each >= LARGE;
 }
 #endif

@@ -6,23 +6,22 @@ enum {
     /* The most rows of A for which this is faster than a copy of B. K must be FEW_K times as large, because the lanes of
      * each sum must be added in the end. */
     FEW = VREGS == 32 ? 64 : 16,
-    FEW_ON_AMX = 8, /* the same in bf16 where AMX multiplies it */
+    FEW_ON_AMX = 8, /* the same where AMX multiplies */
     FEW_K = 8,
     /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
     COLS = 4,
     COLS_OF_ONE = VL < 8 ? VL : 8,
-    ROUNDED = 4, /* is added to the format of B's rows if the operands are rounded to bf16 */
+    PAIRS = 4, /* is added to the format of B's rows if pairs of bf16 are multiplied, instead of floats */
 };
 
 static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
 
-/* Whether the workspace has room. The rounded A lies at the beginning of thread 0's part; rows of B lie at the end of each
- * thread's part. */
-static int fits(const Gemm *g) { return !g->bf16 || (g->M + COLS) * pairs_of(g->K) <= own_floats(); }
+/* Whether the workspace has room: rows of B lie at the end of each thread's part. */
+static int fits(const Gemm *g) { return COLS * pairs_of(g->K) <= own_floats(); }
 
 int K(gemm_is_few)(const Gemm *g) {
-    const int64_t few = HAS_AMX && g->bf16 ? FEW_ON_AMX : FEW;
+    const int64_t few = HAS_AMX ? FEW_ON_AMX : FEW;
     return g->M <= smaller(few, g->K / FEW_K) && g->b.transposed && !g->a.transposed && fits(g);
 }
 
@@ -30,13 +29,13 @@ int K(gemm_is_few)(const Gemm *g) {
 
 /* The next VL numbers of a row, or 2 VL of them in pairs. */
 INLINE vf dot_operand(const void *row, int64_t k, int64_t K, const int how) {
-    if (how & ROUNDED) return (vf)weight_pairs(row, k, K, how & ~ROUNDED);
+    if (how & PAIRS) return (vf)weight_pairs(row, k, K, how & ~PAIRS);
     return weights_at(row, k, LANES(k, K), how);
 }
 
 /* Asks the second cache for the rows that lie `ahead` bytes further, because the speed of memory decides here. */
 INLINE void ask_for(const void *row, int64_t k, int64_t ahead, const int how) {
-    const int each = number_bytes(how & ~ROUNDED), bytes = each * (how & ROUNDED ? 2 * VL : VL);
+    const int each = number_bytes(how & ~PAIRS), bytes = each * (how & PAIRS ? 2 * VL : VL);
     if (ahead)
         for (int line = 0; line < bytes; line += 64)
             __builtin_prefetch((const char *)row + ahead + k * each + line, 0, 2);
@@ -46,12 +45,11 @@ INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *c
                      const int cols, int64_t k, int64_t K, int64_t ahead, const int how, int32_t *const copy[]) {
     vf x[ROWS];
     UNROLL for (int j = 0; j < cols; j++) ask_for(b[j], k, ahead, how);
-    UNROLL for (int i = 0; i < rows; i++) x[i] =
-        dot_operand(a[i], k, K, how & ROUNDED ? LLMC_BF16 + ROUNDED : LLMC_FP32);
+    UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, ELEMENT_FORMAT + (how & PAIRS));
     UNROLL for (int j = 0; j < cols; j++) {
         const vf y = dot_operand(b[j], k, K, how);
         if (copy) vi_store(copy[j] + k / 2, (vi)y);
-        UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how & ROUNDED);
+        UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how & PAIRS);
     }
 }
 
@@ -59,7 +57,7 @@ INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *c
  * in the form in which it is multiplied. */
 INLINE void dot(int64_t K, const void *const a[], const void *const b[], const int rows, const int cols, int64_t ahead,
                 const int how, int32_t *const copy[], vf *sums) {
-    const int step = how & ROUNDED ? 2 * VL : VL;
+    const int step = how & PAIRS ? 2 * VL : VL;
     int64_t k = 0;
     vf acc[ROWS][COLS_OF_ONE];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
@@ -122,10 +120,11 @@ INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
     }
 }
 
-/* COLS rows of B^T stay in the first cache until all rows of A were multiplied with them. The first rows of A round them
- * for the others. If they do, they also ask for the next strip; else the last rows do, which need not wait for this one. */
+/* COLS rows of B^T stay in the first cache until all rows of A were multiplied with them. The first rows of A bring int8 into
+ * pairs for the others. If they do, they also ask for the next strip; else the last rows do, which need not wait for this
+ * one. */
 INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy) {
-    const int format = how & ~ROUNDED, copied = how & ROUNDED && format != LLMC_BF16;
+    const int format = how & ~PAIRS, copied = how & PAIRS && format != LLMC_BF16;
     const int64_t next = VL * row_bytes(format, g->b.ld);
     float sums[FEW][VL];
     for (int j = 0; j < VL; j += COLS) {
@@ -138,12 +137,12 @@ INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy
         for (int64_t m = 0; m < g->M; m += ROWS) {
             vf r[ROWS * COLS];
             for (int i = 0; i < ROWS; i++)
-                a[i] = weight_row(g->a.at, how & ROUNDED ? LLMC_BF16 : LLMC_FP32, g->a.ld, smaller(m + i, g->M - 1));
+                a[i] = weight_row(g->a.at, ELEMENT_FORMAT, g->a.ld, smaller(m + i, g->M - 1));
             if (copied && m == 0) {
                 dot(g->K, a, b, ROWS, COLS, next, how, copies, r);
                 memcpy(b, copies, sizeof b);
             } else
-                dot(g->K, a, b, ROWS, COLS, copied || m + ROWS < g->M ? 0 : next, copied ? LLMC_BF16 + ROUNDED : how,
+                dot(g->K, a, b, ROWS, COLS, copied || m + ROWS < g->M ? 0 : next, copied ? LLMC_BF16 + PAIRS : how,
                     NULL, r);
             store_sums(sums + m, j, r);
         }
@@ -154,52 +153,34 @@ INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy
 typedef void (*Strip)(const Gemm *, int64_t, int32_t *);
 #define STRIP(name, strip, how) \
     APART void name(const Gemm *g, int64_t n, int32_t *copy) { strip(g, n, how, copy); }
+enum {
+    MORE = HAS_BF16 ? PAIRS : 0
+}; /* A single row is multiplied in floats: it reads each weight once, as fast as it comes. */
+#if defined(FLOATX_FP32)
 STRIP(one_fp32, strip_of_one, LLMC_FP32)
+STRIP(more_fp32, strip_of_more, LLMC_FP32)
+#else
+#define one_fp32 NULL
+#define more_fp32 NULL
+#endif
 STRIP(one_bf16, strip_of_one, LLMC_BF16)
 STRIP(one_int8, strip_of_one, LLMC_INT8)
-STRIP(more_fp32, strip_of_more, LLMC_FP32)
-STRIP(more_bf16, strip_of_more, LLMC_BF16)
-STRIP(more_int8, strip_of_more, LLMC_INT8)
+STRIP(more_bf16, strip_of_more, LLMC_BF16 + MORE)
+STRIP(more_int8, strip_of_more, LLMC_INT8 + MORE)
 static const Strip one[] = {one_fp32, one_bf16, one_int8}, more[] = {more_fp32, more_bf16, more_int8};
-#if HAS_BF16
-STRIP(rounded_fp32, strip_of_more, LLMC_FP32 + ROUNDED)
-STRIP(rounded_bf16, strip_of_more, LLMC_BF16 + ROUNDED)
-STRIP(rounded_int8, strip_of_more, LLMC_INT8 + ROUNDED)
-static const Strip rounded[] = {rounded_fp32, rounded_bf16, rounded_int8};
-#endif
-
-static Strip strip_of(const Gemm *g) {
-#if HAS_BF16
-    if (g->bf16) return rounded[g->b.format];
-#endif
-    return (g->M > 1 ? more : one)[g->b.format];
-}
 
 typedef struct Dots {
-    const Gemm *g, *given; /* given has A as it was before it was rounded */
-    Strip strip;
+    const Gemm *g;
     int32_t *scratch;
-    int64_t pairs;
 } Dots;
-
-static void round_rows(const void *dots, Part rows) {
-    const Dots d = *(const Dots *)dots;
-    for (int64_t m = rows.from; m < rows.to; m++)
-        round_row(d.scratch + m * d.pairs, d.given->a.at + m * d.given->a.ld, d.given->K);
-}
 
 static void strips(const void *dots, Part p) {
     const Dots d = *(const Dots *)dots;
+    const Strip strip = (d.g->M > 1 ? more : one)[d.g->b.format];
     for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
-        d.strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * d.pairs);
+        strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * pairs_of(d.g->K));
 }
 
-void K(gemm_dots)(const Gemm *given, float *workspace, int threads) {
-    const int64_t pairs = pairs_of(given->K);
-    int32_t *scratch = (int32_t *)workspace;
-    Gemm g = *given;
-    if (g.bf16) g.a = (Operand){.at = workspace, .ld = 2 * pairs};
-    const Dots dots = {&g, given, strip_of(&g), scratch, pairs};
-    if (g.bf16) parallel_static(threads, g.M, round_rows, &dots);
-    parallel_static(threads, ceil_div(g.N, VL), strips, &dots);
+void K(gemm_dots)(const Gemm *g, float *workspace, int threads) {
+    parallel_static(threads, ceil_div(g->N, VL), strips, &(Dots){g, (int32_t *)workspace});
 }

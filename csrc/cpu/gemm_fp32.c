@@ -1,5 +1,8 @@
-/* The matrix product's tiles in fp32. */
+/* The matrix product's tiles of floats. If bf16 is stored and nothing multiplies it, the copies of operands widen it. */
 #include "gemm_tile.h"
+#if !HAS_BF16
+
+enum { WIDENS = sizeof(floatX) != sizeof(float) };
 
 /* Computes the piece p of C over kc products. `columns` says how A lies: in columns of MR elements, or in rows lda apart.
  * b is (kc, nv*VL) with rows ldb apart. nv and columns are constants where this is inlined. */
@@ -52,26 +55,40 @@ static const Tile tiles[2][NV] = {{rows_1, rows_2}, {columns_1, columns_2}};
 /* ---- copies: A's rows in panels of MR columns, (kc, MR) each; B's panel, (kc, nv*VL) ---- */
 
 /* The panels copied side by side, so that whole lines are read: rows of a transposed A may lie far apart. */
-enum { GROUP = 8 };
+enum { GROUP = 8, ROOM = (GROUP * MR + VL - 1) / VL * VL };
 
-/* An A that is not transposed is read where it lies. */
-static void copy_a(const Gemm *g, const Block *s) {
-    if (!g->a.transposed) return;
+/* The n numbers at src as floats: where they lie, or widened in `room`, which holds n rounded up to whole vectors. */
+static inline const float *as_floats(const floatX *src, int64_t n, float *room) {
+    if (!WIDENS) return (const float *)src;
+    for (int64_t i = 0; i < n; i += VL) vf_store(room + i, fx_load_n(src + i, LANES(i, n)));
+    return room;
+}
+
+static void copy_a_columns(const Gemm *g, const Block *s) {
     for (int64_t m = s->m; m < s->m_end; m += GROUP * MR)
         for (int64_t k = 0; k < s->kc; k++) {
-            const float *src = element(&g->a, m, s->k + k);
-            float *dst = s->a + (m - s->m) * s->kc + k * MR;
-            for (int64_t left = smaller(GROUP * MR, s->m_end - m); left > 0; left -= MR, src += MR, dst += MR * s->kc)
+            int64_t left = smaller(GROUP * MR, s->m_end - m);
+            float room[ROOM], *dst = s->a + (m - s->m) * s->kc + k * MR;
+            const float *src = as_floats(element(&g->a, m, s->k + k), left, room);
+            for (; left > 0; left -= MR, src += MR, dst += MR * s->kc)
                 if (left >= MR) memcpy(dst, src, MR * sizeof *dst);
                 else
                     for (int i = 0; i < MR; i++) dst[i] = i < left ? src[i] : 0;
         }
 }
 
+/* An A that is not transposed is read where it lies if it has floats; else its rows are copied, KC floats apart. */
+static void copy_a(const Gemm *g, const Block *s) {
+    if (g->a.transposed) copy_a_columns(g, s);
+    else
+        for (int64_t m = s->m; WIDENS && m < s->m_end; m++)
+            as_floats(element(&g->a, m, s->k), s->kc, s->a + (m - s->m) * KC);
+}
+
 /* Copies a panel of a B that is not transposed. */
-static void pack_b_rows(float *dst, const float *src, int64_t ld, int64_t cols, int64_t kc) {
+static void pack_b_rows(float *dst, const floatX *src, int64_t ld, int64_t cols, int64_t kc) {
     for (int64_t k = 0; k < kc; k++, src += ld, dst += up(cols, VL))
-        for (int64_t j = 0; j < cols; j += VL) vf_store(dst + j, vf_load_n(src + j, LANES(j, cols)));
+        for (int64_t j = 0; j < cols; j += VL) vf_store(dst + j, fx_load_n(src + j, LANES(j, cols)));
 }
 
 /* Copies numbers k..k+kc of VL rows of weights to VL columns of dst, whose rows are `width` apart. */
@@ -101,26 +118,35 @@ static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t col
 
 /* ---- a panel of C ---- */
 
+/* Where the tiles find the rows of A from m on, and how far apart these lie. */
+static const float *rows_of_a(const Gemm *g, const Block *s, int64_t m, int64_t *ld) {
+    *ld = g->a.transposed ? MR : WIDENS ? KC : g->a.ld;
+    if (g->a.transposed) return s->a + (m - s->m) * s->kc;
+    return WIDENS ? s->a + (m - s->m) * KC : (const float *)element(&g->a, m, s->k);
+}
+
 static void panel(const Gemm *g, const Block *s, int64_t n) {
     const int cols = (int)smaller(NR, s->n_end - n), nv = (cols + VL - 1) / VL;
     const int in_place = s->in_place && cols % VL == 0, columns = g->a.transposed;
-    const float *b = in_place ? element(&g->b, s->k, n) : s->b;
+    const float *b = in_place ? (const float *)element(&g->b, s->k, n) : s->b;
     if (g->b.transposed) pack_b_columns(g, s, n, cols);
     else if (!in_place) pack_b_rows(s->b, element(&g->b, s->k, n), g->b.ld, cols, s->kc);
     Ahead next[2];
-    look_ahead(next, &K(gemm_tiles_fp32), g, s, n, s->kc);
+    look_ahead(next, &K(gemm_tiles), g, s, n, s->kc);
     for (int64_t m = s->m; m < s->m_end; m += MR) {
-        const Piece p = piece(&K(gemm_tiles_fp32), g, s, m, n, cols, next);
-        tiles[columns][nv - 1](&p, s->kc, columns ? s->a + (m - s->m) * s->kc : element(&g->a, m, s->k),
-                               columns ? MR : g->a.ld, b, in_place ? g->b.ld : nv * VL);
+        const Piece p = piece(g, s, m, n, cols, next);
+        int64_t lda;
+        const float *a = rows_of_a(g, s, m, &lda);
+        tiles[columns][nv - 1](&p, s->kc, a, lda, b, in_place ? g->b.ld : nv * VL);
     }
 }
 
-const Tiles K(gemm_tiles_fp32) = {.size = {MR, NR, MC, NC, COPY},
-                                  .kc = KC,
-                                  .k_unit = 1,
-                                  .a_floats = A_FLOATS,
-                                  .b_floats = B_FLOATS,
-                                  .in_place = 1,
-                                  .copy_a = copy_a,
-                                  .panel = panel};
+const Tiles K(gemm_tiles) = {.size = {MR, NR, MC, NC, COPY},
+                             .kc = KC,
+                             .k_unit = 1,
+                             .a_floats = A_FLOATS,
+                             .b_floats = B_FLOATS,
+                             .in_place = !WIDENS,
+                             .copy_a = copy_a,
+                             .panel = panel};
+#endif

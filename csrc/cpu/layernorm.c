@@ -2,62 +2,63 @@
  * sweeps over it cost one pass over memory. */
 #include <math.h>
 #include <string.h>
+#include "element.h"
 #include "isa.h"
-#include "simd.h"
 #include "threads.h"
 
 enum { SUMS = 4 }; /* the sums side by side, so that no addition waits for another and rounding errors stay small */
 
 static inline vf sum_of(const vf s[SUMS]) { return (s[0] + s[1]) + (s[2] + s[3]); }
 
-static float row_sum(const float *x, int C) {
+static float row_sum(const floatX *x, int C) {
     vf s[SUMS] = {{0}};
     int c = 0;
     for (; c + SUMS * VL <= C; c += SUMS * VL)
-        for (int j = 0; j < SUMS; j++) s[j] += vf_load(x + c + j * VL);
-    for (; c < C; c += VL) s[0] += vf_load_n(x + c, LANES(c, C));
+        for (int j = 0; j < SUMS; j++) s[j] += fx_load(x + c + j * VL);
+    for (; c < C; c += VL) s[0] += fx_load_n(x + c, LANES(c, C));
     return vf_sum(sum_of(s));
 }
 
 /* The sum of (x - mean)^2. */
-static float row_squares(const float *x, float mean, int C) {
+static float row_squares(const floatX *x, float mean, int C) {
     vf s[SUMS] = {{0}};
     int c = 0;
     for (; c + SUMS * VL <= C; c += SUMS * VL)
         for (int j = 0; j < SUMS; j++) {
-            const vf d = vf_load(x + c + j * VL) - mean;
+            const vf d = fx_load(x + c + j * VL) - mean;
             s[j] += d * d;
         }
     for (; c < C; c += VL) {
         const int n = LANES(c, C);
-        const vf d = vf_keep_n(vf_load_n(x + c, n) - mean, n);
+        const vf d = vf_keep_n(fx_load_n(x + c, n) - mean, n);
         s[0] += d * d;
     }
     return vf_sum(sum_of(s));
 }
 
-APART void row_forward(float *out, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
+APART void row_forward(floatX *out, float *mean, float *rstd, const floatX *x, const floatX *weight, const floatX *bias,
                        int C) {
     const float m = row_sum(x, C) / (float)C, s = 1 / sqrtf(row_squares(x, m, C) / (float)C + 1e-5f);
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
-        const vf norm = (vf_load_n(x + c, n) - m) * s;
-        vf_store_n(out + c, norm * vf_load_n(weight + c, n) + vf_load_n(bias + c, n), n);
+        const vf norm = (fx_load_n(x + c, n) - m) * s;
+        fx_store_n(out + c, norm * fx_load_n(weight + c, n) + fx_load_n(bias + c, n), n);
     }
     *mean = m;
     *rstd = s;
 }
 
 typedef struct Forward {
-    float *residual, *out, *mean, *rstd; /* residual is NULL if there is only inp1 */
-    const float *inp1, *inp2, *weight, *bias;
+    floatX *residual, *out; /* residual is NULL if there is only inp1 */
+    float *mean, *rstd;
+    const floatX *inp1, *inp2, *weight, *bias;
     int C;
 } Forward;
 
-static inline void add_row(float *sum, const float *a, const float *b, int C) {
+static inline void add_row(floatX *sum, const floatX *a, const floatX *b, int C) {
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
-        vf_store_n(sum + c, vf_load_n(a + c, n) + vf_load_n(b + c, n), n);
+        fx_store_n(sum + c, fx_load_n(a + c, n) + fx_load_n(b + c, n), n);
     }
 }
 
@@ -88,13 +89,13 @@ void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, 
 /* ---- backward: with norm = (inp - mean) rstd and dnorm = dout weight
  *      dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)), dweight += dout norm, dbias += dout ---- */
 
-static void row_backward(float *dresidual, float *dweight, float *dbias, const float *dout, const float *x,
-                         const float *weight, float mean, float rstd, int C) {
+static void row_backward(floatX *dresidual, float *dweight, float *dbias, const floatX *dout, const floatX *x,
+                         const floatX *weight, float mean, float rstd, int C) {
     vf sum = {0}, sum_norm = {0};
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
-        const vf d = vf_load_n(dout + c, n), dnorm = d * vf_load_n(weight + c, n);
-        const vf norm = (vf_load_n(x + c, n) - mean) * rstd;
+        const vf d = fx_load_n(dout + c, n), dnorm = d * fx_load_n(weight + c, n);
+        const vf norm = (fx_load_n(x + c, n) - mean) * rstd;
         sum += dnorm;
         sum_norm += dnorm * norm;
         vf_store_n(dweight + c, vf_load_n(dweight + c, n) + d * norm, n);
@@ -103,10 +104,10 @@ static void row_backward(float *dresidual, float *dweight, float *dbias, const f
     const float mean_dnorm = vf_sum(sum) / (float)C, mean_both = vf_sum(sum_norm) / (float)C;
     for (int c = 0; c < C; c += VL) {
         const int n = LANES(c, C);
-        const vf dnorm = vf_load_n(dout + c, n) * vf_load_n(weight + c, n);
-        const vf norm = (vf_load_n(x + c, n) - mean) * rstd;
+        const vf dnorm = fx_load_n(dout + c, n) * fx_load_n(weight + c, n);
+        const vf norm = (fx_load_n(x + c, n) - mean) * rstd;
         const vf dx = rstd * (dnorm - mean_dnorm - norm * mean_both);
-        vf_store_n(dresidual + c, vf_load_n(dresidual + c, n) + dx, n);
+        fx_store_n(dresidual + c, fx_load_n(dresidual + c, n) + dx, n);
     }
 }
 
@@ -122,8 +123,10 @@ static void add_partials(float *dst, const float *partial, int chunks, int C, in
  * workspace, and these sums are added in order. */
 enum { CHUNKS = 64, CHUNK_ROWS = 8 };
 typedef struct Backward {
-    float *dresidual, *dweight, *dbias, *partials;
-    const float *dout, *inp, *weight, *mean, *rstd;
+    floatX *dresidual;
+    float *dweight, *dbias, *partials;
+    const floatX *dout, *inp, *weight;
+    const float *mean, *rstd;
     int64_t rows, each;
     int C, chunks;
 } Backward;

@@ -1,10 +1,13 @@
 /* The linear layer: out = inp @ weight^T + bias, and its gradients. */
+#include <string.h>
+#include "element.h"
 #include "gemm.h"
-#include "simd.h"
 #include "threads.h"
 
-static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld}; }
-static Operand transposed(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .transposed = 1}; }
+static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .format = ELEMENT_FORMAT}; }
+static Operand transposed(const floatX *at, int64_t ld) {
+    return (Operand){.at = at, .ld = ld, .transposed = 1, .format = ELEMENT_FORMAT};
+}
 static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* the columns of B are rows of weights */
     return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weight_format};
 }
@@ -49,45 +52,71 @@ void K(matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dou
                          .slope = pre});
 }
 
-enum { STRIP = 4, GROUP = 16 }; /* the vectors summed side by side; the rows summed before the sum moves up a level */
+/* ---- the bias' gradient ---- */
 
-/* sum[j] += sum over the rows i of x[i][j]. Each level sums GROUP sums of the level below, so that the rounding error grows
+enum {
+    STRIP = 1024,
+    GROUP = 16,
+    AHEAD = 4
+}; /* the columns summed side by side; the rows summed before the sum moves up a level */
+
+static inline void add_floats(float *sum, const float *x, int n) {
+    for (int i = 0; i < n; i += VL) vf_store(sum + i, vf_load(sum + i) + vf_load(x + i));
+}
+
+/* The levels' sums of up to STRIP columns. Each level sums GROUP sums of the level below, so that the rounding error grows
  * far slower than the number of rows. */
-static inline __attribute__((always_inline)) void sum_columns(float *sum, const float *x, int64_t rows, int64_t ld,
-                                                              const int cols) {
-    vf level[3][STRIP] = {{{0}}};
-    for (int64_t i = 0; i < rows; i += GROUP) {
-        for (int64_t r = i; r < i + GROUP && r < rows; r++)
-            for (int v = 0; v < STRIP; v++)
-                if (v * VL < cols) level[0][v] += vf_load_n(x + r * ld + v * VL, LANES(v * VL, cols));
-        for (int l = 0, groups = (int)(i / GROUP) + 1; l < 2 && (l == 0 || groups % GROUP == 0); l++)
-            for (int v = 0; v < STRIP; v++) level[l + 1][v] += level[l][v], level[l][v] = (vf){0};
-    }
-    for (int v = 0; v * VL < cols; v++) {
-        const int lanes = LANES(v * VL, cols);
-        const vf total = level[2][v] + (level[1][v] + level[0][v]);
-        vf_store_n(sum + v * VL, vf_load_n(sum + v * VL, lanes) + total, lanes);
+typedef struct Levels {
+    float sum[3][STRIP];
+} Levels;
+
+/* Adds a row to the lowest level. */
+static inline void add_row(Levels *level, const floatX *x, int64_t ld, int cols) {
+    for (int i = 0; i < cols; i += VL) {
+        const int lanes = LANES(i, cols);
+        __builtin_prefetch(x + AHEAD * ld + i);
+        vf_store(level->sum[0] + i, vf_load(level->sum[0] + i) + fx_load_n(x + i, lanes));
     }
 }
 
-static void strip_gradient(float *dbias, const floatX *dout, int64_t rows, int OC, int o) {
-    if (o + STRIP * VL <= OC) sum_columns(dbias + o, dout + o, rows, OC, STRIP * VL);
-    else sum_columns(dbias + o, dout + o, rows, OC, OC - o);
+/* After group number `groups` the sums move up. */
+static void move_up(Levels *level, int64_t groups, int cols) {
+    for (int l = 0; l < 2 && (l == 0 || groups % GROUP == 0); l++) {
+        add_floats(level->sum[l + 1], level->sum[l], cols);
+        memset(level->sum[l], 0, (size_t)cols * sizeof(float));
+    }
+}
+
+/* sum[j] += sum over the rows i of x[i][j]. */
+APART void sum_columns(float *sum, const floatX *x, int64_t rows, int64_t ld, int cols) {
+    Levels level;
+    memset(&level, 0, sizeof level);
+    for (int64_t i = 0; i < rows; i++) {
+        add_row(&level, x + i * ld, ld, cols);
+        if ((i + 1) % GROUP == 0 || i + 1 == rows) move_up(&level, i / GROUP + 1, cols);
+    }
+    for (int j = 0; j < cols; j += VL) {
+        const int lanes = LANES(j, cols);
+        const vf total = vf_load(level.sum[2] + j) + (vf_load(level.sum[1] + j) + vf_load(level.sum[0] + j));
+        vf_store_n(sum + j, vf_load_n(sum + j, lanes) + total, lanes);
+    }
 }
 
 typedef struct Columns {
     float *dbias;
-    const float *dout;
+    const floatX *dout;
     int64_t rows;
     int OC;
 } Columns;
-static void strips(const void *given, Part p) {
+static void columns_of(const void *given, Part vectors) {
     const Columns a = *(const Columns *)given;
-    for (int64_t i = p.from; i < p.to; i++) strip_gradient(a.dbias, a.dout, a.rows, a.OC, (int)i * STRIP * VL);
+    const int end = (int)(vectors.to * VL < a.OC ? vectors.to * VL : a.OC);
+    for (int o = (int)vectors.from * VL; o < end; o += STRIP)
+        sum_columns(a.dbias + o, a.dout + o, a.rows, a.OC, end - o < STRIP ? end - o : STRIP);
 }
 
 static void bias_gradient(Context *ctx, float *dbias, const floatX *dout, int64_t rows, int OC) {
-    parallel_static(threads_for(ctx, rows * OC), ceil_div(OC, STRIP * VL), strips, &(Columns){dbias, dout, rows, OC});
+    parallel_static(threads_for(ctx, rows * OC), ceil_div(OC, VL), columns_of, &(Columns){dbias, dout, rows, OC});
 }
 
 void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
@@ -100,5 +129,6 @@ void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const
                          .a = transposed(dout, OC),
                          .b = rows_of(inp, C),
                          .c = dweight,
+                         .is_float = 1,
                          .accumulate = accumulate});
 }

@@ -90,7 +90,3 @@ void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes) {
     (void)ctx;
     memcpy(dst, src, (size_t)bytes);
 }
-
-void cpu_store(Context *ctx, floatX *stored, const float *param, int64_t N) {
-    if (stored != param) cpu_copy(ctx, stored, param, N * (int64_t)sizeof *stored);
-}

@@ -12,11 +12,10 @@ int cpu_replay(Context *ctx, const int64_t key[4]);
 void cpu_recorded(Context *ctx);
 void cpu_fill(Context *ctx, void *dst, int byte, int64_t bytes);
 void cpu_copy(Context *ctx, void *dst, const void *src, int64_t bytes);
-void cpu_store(Context *ctx, floatX *stored, const float *param, int64_t N);
 
 /* The entries of struct Kernels that are the same for every instruction set. */
 #define CPU_MEMORY                                                                                                 \
     .host = 1, .memory_available = cpu_memory_available, .open = cpu_open, .close = cpu_close, .alloc = cpu_alloc, \
     .free = cpu_free, .sync = cpu_sync, .replay = cpu_replay, .recorded = cpu_recorded, .fill = cpu_fill,          \
-    .copy_in = cpu_copy, .copy_out = cpu_copy, .store = cpu_store
+    .copy_in = cpu_copy, .copy_out = cpu_copy
 #endif

@@ -25,12 +25,18 @@
 #define VREGS 16
 #endif
 
-#if defined(__AVX512BF16__) || defined(AMX_EMULATED)
+#if defined(FLOATX_BF16) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) /* see gemm_bfmmla.c */
+#define HAS_BFMMLA 1
+#else
+#define HAS_BFMMLA 0
+#endif
+/* Whether words of two bf16 are multiplied; where they are not, operands become floats first. */
+#if defined(FLOATX_BF16) && (defined(__AVX512BF16__) || HAS_BFMMLA || defined(AMX_EMULATED))
 #define HAS_BF16 1
 #else
 #define HAS_BF16 0
 #endif
-#if defined(__AMX_BF16__) || defined(AMX_EMULATED) /* see amx.h */
+#if defined(FLOATX_BF16) && (defined(__AMX_BF16__) || defined(AMX_EMULATED)) /* see amx.h */
 #define HAS_AMX 1
 #else
 #define HAS_AMX 0
@@ -169,6 +175,15 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
+/* 1 / x; on AVX-512 with a relative error up to 2^-14, for what is rounded to bf16. */
+static inline vf vf_rough_reciprocal(vf x) {
+#if defined(__AVX512F__)
+    return _mm512_rcp14_ps(x);
+#else
+    return 1 / x;
+#endif
+}
+
 /* e^x to about 1 ulp: x = n ln2 + f with |f| <= ln2 / 2, and a polynomial for e^f (Cephes). The result is 0 below -87.3,
  * where numbers would be denormal and slow, and inf above 88.7. NaN stays NaN. */
 static inline vf vf_exp(vf x) {
@@ -269,9 +284,19 @@ static inline vi bf16_interleave(vf even, vf odd) {
 }
 /* sum[i] += a[i].low b[i].low + a[i].high b[i].high */
 static inline vf bf16_dot(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+/* The same on 64-bit Arm. BFCVTN keeps denormal numbers; BFDOT reads them as zeros. BFDOT adds up the two products, then adds
+ * these to the sum; it rounds each time to the odd one of the two nearest floats, unless the result is exact. */
+static inline vi bf16_in_order(vf first, vf second) {
+    return (vi)vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second);
+}
+static inline vi bf16_interleave(vf even, vf odd) {
+    return (vi)vzip1q_u16((uint16x8_t)vcvtq_low_bf16_f32(even), (uint16x8_t)vcvtq_low_bf16_f32(odd));
+}
+static inline vf bf16_dot(vf sum, vi a, vi b) { return vbfdotq_f32(sum, (bfloat16x8_t)a, (bfloat16x8_t)b); }
 #else
 /* The same where no instruction does it. Each number is rounded in the upper half of a word. A NaN stays NaN; a denormal
- * number becomes 0, as it does in the instruction. */
+ * number becomes 0, as it does in AVX-512's instruction. */
 static inline vu bf16_upper(vf v) {
     const vu u = (vu)v, rounded = u + 0x7fffu + (u >> 16 & 1u);
     const vf number = vf_pick((vi)(u & 0x7f800000u) == 0, (vf)(u & 0x80000000u), (vf)rounded);

@@ -1,10 +1,9 @@
-/* Rows of weights in the format in which they are stored: as floats, or as K(compress) left them. */
+/* Rows of weights in the format in which they are stored: as floatX, or as K(compress) left them. */
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
+#include "element.h"
 #include "isa.h"
-#include "simd.h"
 
-typedef unsigned short vh __attribute__((vector_size(VL * 2)));
 typedef signed char vb __attribute__((vector_size(VL)));
 
 static inline int number_bytes(int format) { return format == LLMC_INT8 ? 1 : format == LLMC_BF16 ? 2 : 4; }
@@ -13,18 +12,18 @@ static inline int64_t row_bytes(int format, int64_t C) {
 }
 
 /* Executes the statement with a constant F that is the format. */
-#define FOR_FORMAT(format, statement)       \
-    do {                                    \
-        if ((format) == LLMC_FP32) {        \
-            enum { F = LLMC_FP32 };         \
-            statement;                      \
-        } else if ((format) == LLMC_BF16) { \
-            enum { F = LLMC_BF16 };         \
-            statement;                      \
-        } else {                            \
-            enum { F = LLMC_INT8 };         \
-            statement;                      \
-        }                                   \
+#define FOR_FORMAT(format, statement)                                   \
+    do {                                                                \
+        if (sizeof(floatX) == sizeof(float) && (format) == LLMC_FP32) { \
+            enum { F = LLMC_FP32 };                                     \
+            statement;                                                  \
+        } else if ((format) == LLMC_BF16) {                             \
+            enum { F = LLMC_BF16 };                                     \
+            statement;                                                  \
+        } else {                                                        \
+            enum { F = LLMC_INT8 };                                     \
+            statement;                                                  \
+        }                                                               \
     } while (0)
 
 static inline const void *weight_row(const void *weight, int format, int64_t C, int64_t row) {
@@ -36,16 +35,6 @@ static inline float weight_scale(const void *row, int format) {
     float scale = 1;
     if (format == LLMC_INT8) memcpy(&scale, row, sizeof scale);
     return scale;
-}
-
-static inline vf vf_from_bf16(vh v) { /* by instruction, because the compiler's own conversions go through halves */
-#if defined(__AVX512F__)
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)v), 16);
-#elif defined(__AVX2__)
-    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)v), 16);
-#else
-    return (vf)(__builtin_convertvector(v, vu) << 16);
-#endif
 }
 
 static inline vf vf_from_int8(vb v) {
@@ -62,12 +51,7 @@ static inline vf vf_from_int8(vb v) {
 
 /* The numbers k..k+lanes of a row, without the scale. format is a constant where this is inlined. */
 INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
-    if (format == LLMC_BF16) {
-        vh v = {0};
-        if (lanes == VL) memcpy(&v, (const char *)row + 2 * k, sizeof v);
-        else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)lanes);
-        return vf_from_bf16(v);
-    }
+    if (format == LLMC_BF16) return vf_from_bf16(vh_load_n((const char *)row + 2 * k, lanes));
     if (format == LLMC_INT8) {
         const char *at = (const char *)row + sizeof(float) + k;
         vb v = {0};
@@ -96,10 +80,5 @@ INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) 
     const vf low = weights_at(row, k, LANES(k, K), format);
     const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) : (vf){0};
     return bf16_in_order(low, high);
-}
-
-/* Stores K floats of a row as pairs, in whole vectors. */
-static inline void round_row(int32_t *dst, const float *row, int64_t K) {
-    for (int64_t k = 0; k < K; k += 2 * VL, dst += VL) vi_store(dst, weight_pairs(row, k, K, LLMC_FP32));
 }
 #endif

@@ -10,13 +10,6 @@
 
 /* ---- checking the content ---- */
 
-static void widen_bf16(float *to, const uint16_t *from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)from[i] << 16;
-        memcpy(&to[i], &bits, 4);
-    }
-}
-
 typedef struct Reader {
     const llmc_file *f;
     Crc32 crc;
@@ -31,7 +24,7 @@ static int read_elements(Reader *r, int64_t at, int64_t n, int width) {
     void *raw = width == 2 ? (void *)r->narrow : (void *)r->x;
     TRY(binfile_read(&r->f->file, raw, n * width, at));
     crc32_add(&r->crc, raw, n * width);
-    if (width == 2) widen_bf16(r->x, r->narrow, n);
+    if (width == 2) gpt2_widen(r->x, r->narrow, n);
     return pulse_share(&r->share, n * width);
 }
 
@@ -164,7 +157,7 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
 
 static int load_params(Reader *r, llmc_model *m) {
     const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
-    m->ctx.weight_format = LLMC_FP32;
+    m->ctx.weight_format = m->k->element;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
     m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding is 0, whatever the file holds there */

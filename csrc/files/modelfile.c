@@ -25,7 +25,7 @@ const llmc_config *llmc_file_config(const llmc_file *f) { return &f->config; }
 const char *llmc_file_path(const llmc_file *f) { return f->path; }
 
 int modelfile_lay_out(llmc_file *f, int rows) {
-    TRY(layout_make(&f->layout, &f->config, &(llmc_room){.B = 1, .T = 1}));
+    TRY(layout_make(&f->layout, &f->config, &(llmc_room){.B = 1, .T = 1, .precision = LLMC_FP32}));
     f->wte = (int64_t)rows * f->config.C;
     f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
     f->extents = calloc((size_t)NUM_PARAM_TENSORS * (size_t)f->config.L, sizeof *f->extents);

@@ -19,40 +19,34 @@ const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
 /* NULL if the model has no such block, or none of floats. */
 static float *block_of(const llmc_model *m, int block) {
     float *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
-    if (block == LLMC_PARAMS && m->ctx.weight_format != LLMC_FP32) return NULL; /* compressed */
+    if (block == LLMC_PARAMS && gpt2_lost_params(m)) return NULL;
     return block >= 0 && block < 5 ? blocks[block] : NULL;
 }
 
 void *llmc_model_block(llmc_model *m, int block) { return m->k->host ? block_of(m, block) : NULL; }
 
-#ifdef FLOATX_BF16
-static float float_of(floatX x) {
-    const uint32_t bits = (uint32_t)x.bits << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+void gpt2_widen(float *to, const uint16_t *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(&to[i], &bits, 4);
+    }
 }
-#endif
-
-/* A row's numbers are copied to the end of its memory and widened from its start, so that none is overwritten before it is
- * read. */
-static floatX *raw_of(float *row, int64_t n) { return (floatX *)(row + n) - n; }
 
 int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride) {
     Context *ctx = (Context *)&m->ctx;
+    const int64_t bytes = n * element_bytes(m->k->element);
+    /* A row is copied to the end of its memory and widened from its start, so that no number is overwritten before it is read. */
     for (int64_t i = 0; i < rows; i++)
-        m->k->copy_out(ctx, raw_of(out + i * n, n), src + i * stride, n * (int64_t)sizeof *src);
+        m->k->copy_out(ctx, (char *)(out + (i + 1) * n) - bytes, gpt2_at(m, src, i * stride), bytes);
     TRY(m->k->sync(ctx));
-#ifdef FLOATX_BF16
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < n; j++) out[i * n + j] = float_of(raw_of(out + i * n, n)[j]);
-#endif
+    for (int64_t i = 0; m->k->element == LLMC_BF16 && i < rows; i++)
+        gpt2_widen(out + i * n, (const uint16_t *)(out + (i + 1) * n) - n, n);
     return LLMC_OK;
 }
 
 /* Brings n elements of `stored` up to date, beginning at element `at`. */
 static int store(const llmc_model *m, int64_t at, int64_t n) {
-    m->k->store((Context *)&m->ctx, m->stored + at, m->params + at, n);
+    m->k->store((Context *)&m->ctx, gpt2_at(m, m->stored, at), m->params + at, n);
     return m->k->sync((Context *)&m->ctx);
 }
 
@@ -72,7 +66,7 @@ static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
 int gpt2_read(const llmc_model *m, int block, int i, int l, int64_t from, int64_t n, void *out) {
     const float *at = find(m, block, i, l, from + n);
     if (!at) return LLMC_EINVAL;
-    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, (const floatX *)at + from, 1, n, n);
+    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, gpt2_at(m, (const floatX *)at, from), 1, n, n);
     m->k->copy_out((Context *)&m->ctx, out, at + from, n * 4);
     return m->k->sync((Context *)&m->ctx);
 }
@@ -85,6 +79,8 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
     float *at = find(m, block, i, l, n);
     if (!at) return LLMC_EINVAL;
     CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
+    CHECK(block != LLMC_PARAMS || m->ctx.weight_format == m->k->element, LLMC_EINVAL,
+          "the weights are compressed and cannot be written: load them again");
     m->k->copy_in(&m->ctx, at, in, n * 4);
     return block == LLMC_PARAMS ? store(m, at - m->params, n) : m->k->sync(&m->ctx);
 }

@@ -22,7 +22,7 @@ static void chunk(llmc_model *m, int64_t row, int rows, int wanted, float scale)
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
-    floatX *lnf = a.lnf + row * C, *dlnf = a.branch + row * C;
+    floatX *lnf = gpt2_at(m, a.lnf, row * C), *dlnf = gpt2_at(m, a.branch, row * C);
     float *lse = a.logits_lse + row;
     int *targets = a.targets + row;
     if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, w.wte, NULL, 1, rows, C, Vp);

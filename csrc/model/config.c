@@ -1,4 +1,4 @@
-/* A model's sizes: found by a name that people know, and checked. */
+/* A model's sizes and precision: found by names that people know, and checked. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,4 +49,11 @@ int llmc_config_check(llmc_config *c) {
     CHECK(c->window >= 0, LLMC_EINVAL, "window=%d: 0 means dense attention, w > 0 the last w positions", c->window);
     c->Vp = (c->V + 127) / 128 * 128;
     return LLMC_OK;
+}
+
+int llmc_precision(const char *name) {
+    if (!strcmp(name, "auto")) return LLMC_AUTO;
+    if (!strcmp(name, "fp32")) return LLMC_FP32;
+    if (!strcmp(name, "bf16")) return LLMC_BF16;
+    FAIL(LLMC_EINVAL, "precision '%s' is not one of auto, fp32, bf16", name);
 }

@@ -20,8 +20,8 @@ static void logits_of_last(llmc_model *m, int b, int n) {
     const Acts a = acts_at(m, 0);
     if (n == 1) m->k->matmul_forward(&m->ctx, a.logits, a.lnf, w.wte, NULL, b, 1, C, Vp);
     for (int i = 0; n > 1 && i < b; i++)
-        m->k->matmul_forward(&m->ctx, a.logits + (int64_t)i * Vp, a.lnf + ((int64_t)i * n + n - 1) * C, w.wte, NULL, 1,
-                             1, C, Vp);
+        m->k->matmul_forward(&m->ctx, gpt2_at(m, a.logits, (int64_t)i * Vp),
+                             gpt2_at(m, a.lnf, ((int64_t)i * n + n - 1) * C), w.wte, NULL, 1, 1, C, Vp);
 }
 
 /* A prompt may be stopped between two layers. A single token is not worth it, and a device may be recording it. */

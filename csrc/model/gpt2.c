@@ -1,4 +1,4 @@
-/* GPT-2: a model is made, told how to multiply, compressed and freed. */
+/* GPT-2: a model is made, compressed and freed. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
@@ -46,12 +46,14 @@ static int allocate(llmc_model *model) {
 int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_room *room, int threads) {
     *out = NULL;
     CHECK(threads >= 0 && threads <= 1024, LLMC_EINVAL, "threads=%d is not in 0..1024; 0 takes every core", threads);
-    const Kernels *k = llmc_kernels(NULL);
-    if (!k) return LLMC_EDEVICE;
+    llmc_room settled = *room;
+    const Kernels *k;
+    TRY(layout_kernels(&k, &settled));
     llmc_model *model = calloc(1, sizeof *model);
     CHECK(model, LLMC_ENOMEM, "no memory for a model's description");
-    *model = (llmc_model){.config = *config, .room = *room, .k = k, .ctx.threads = threads_asked(threads)};
-    int rc = layout_make(&model->layout, config, room);
+    *model = (llmc_model){.config = *config, .room = settled, .k = k, .ctx.threads = threads_asked(threads)};
+    model->ctx.weight_format = k->element;
+    int rc = layout_make(&model->layout, config, &settled);
     if (rc == 0) rc = llmc_config_check(&model->config);
     if (rc == 0) rc = allocate(model);
     if (rc < 0) llmc_model_free(model);
@@ -59,37 +61,27 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     return rc;
 }
 
-int gpt2_precision(const Kernels *k, const char *name) {
-    const int any = !strcmp(name, "auto"), bf16 = any ? !k->fp32 : !strcmp(name, "bf16");
-    CHECK(any || bf16 || !strcmp(name, "fp32"), LLMC_EINVAL, "precision '%s' is not one of auto, fp32, bf16", name);
-    CHECK(!bf16 || k->bf16, LLMC_EDEVICE,
-          "%s has no products in bf16 (a CPU with AMX or AVX512_BF16 has): leave the precision at fp32", k->name);
-    CHECK(bf16 || k->fp32, LLMC_EDEVICE, "%s was built for bf16: its build for fp32 is another library", k->name);
-    return bf16 ? LLMC_BF16 : LLMC_FP32;
-}
-
-int llmc_model_set_precision(llmc_model *model, const char *name) {
-    const int precision = gpt2_precision(model->k, name);
-    TRY(precision);
-    model->ctx.precision = precision;
-    return LLMC_OK;
-}
-
 int gpt2_is_matrix(const llmc_model *m, const llmc_tensor *t) { return t->rank == 2 && t != m->layout.table + P_wpe; }
 
-int llmc_model_compress(llmc_model *m, const char *format) {
-    const int bf16 = !strcmp(format, "bf16"), int8 = !strcmp(format, "int8");
-    CHECK(bf16 || int8 || !strcmp(format, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", format);
-    if (!bf16 && !int8) return LLMC_OK;
+static void compress(llmc_model *m, const llmc_tensor *t, int l) {
+    const int64_t at = t->offset + l * t->stride;
+    m->k->compress(&m->ctx, gpt2_at(m, m->stored, at), m->params + at, m->ctx.weight_format, t->shape[0],
+                   (int)t->shape[1]);
+}
+
+int llmc_model_compress(llmc_model *m, const char *name) {
+    const int bf16 = !strcmp(name, "bf16"), int8 = !strcmp(name, "int8"), element = m->k->element;
+    const int format = bf16 ? LLMC_BF16 : int8 ? LLMC_INT8 : LLMC_FP32;
+    const int least = element == LLMC_BF16 ? 4 : 2; /* so that a row of int8, C + 4 bytes, is no longer than before */
+    CHECK(bf16 || int8 || !strcmp(name, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", name);
+    if (format == LLMC_FP32 || (format == element && format == m->ctx.weight_format)) return LLMC_OK;
     CHECK(m->k->compress, LLMC_EDEVICE, "%s keeps weights in its own precision: leave the weights at fp32", m->k->name);
-    CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", format);
-    CHECK(m->ctx.weight_format == LLMC_FP32, LLMC_EINVAL, "the weights are compressed already: load them again");
-    CHECK(bf16 || m->config.C >= 2, LLMC_EINVAL, "int8 weights need C >= 2");
-    m->ctx.weight_format = bf16 ? LLMC_BF16 : LLMC_INT8;
+    CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", name);
+    CHECK(m->ctx.weight_format == element, LLMC_EINVAL, "the weights are compressed already: load them again");
+    CHECK(bf16 || m->config.C >= least, LLMC_EINVAL, "int8 weights need C >= %d", least);
+    m->ctx.weight_format = format;
     for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
-        for (int l = 0; gpt2_is_matrix(m, t) && l < (t->layers ? t->layers : 1); l++)
-            m->k->compress(&m->ctx, m->stored + t->offset + l * t->stride, m->ctx.weight_format, t->shape[0],
-                           (int)t->shape[1]);
+        for (int l = 0; gpt2_is_matrix(m, t) && l < (t->layers ? t->layers : 1); l++) compress(m, t, l);
     return m->k->sync(&m->ctx);
 }
 

@@ -19,11 +19,16 @@ struct llmc_model {
     char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
     float *params, *grads, *m, *v;
-    floatX *stored; /* the parameters as kernels read them; the same memory as params where floatX is float */
+    floatX *stored; /* the parameters as kernels read them; the same memory as params in fp32 */
     float *acts;    /* counted in words of 4 bytes */
 };
 
 /* ---- the tensors as one layer sees them ---- */
+
+/* The address of element n behind x. The kernels know what a floatX is; the model knows only its size. */
+static inline floatX *gpt2_at(const llmc_model *model, const floatX *x, int64_t n) {
+    return (floatX *)((char *)x + n * element_bytes(model->k->element));
+}
 
 typedef struct Params {
 #define PARAM(name, ...) const floatX *name;
@@ -46,7 +51,7 @@ typedef struct Acts {
 static inline Params params_at(const llmc_model *model, int l) {
     const llmc_tensor *t = model->layout.table;
     return (Params){
-#define PARAM(name, ...) model->stored + t[P_##name].offset + l *t[P_##name].stride,
+#define PARAM(name, ...) gpt2_at(model, model->stored, t[P_##name].offset + l * t[P_##name].stride),
 #include "tensors.def"
     };
 }
@@ -78,13 +83,18 @@ int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
 
 /* ---- checks ---- */
 
-int gpt2_precision(const Kernels *k, const char *name); /* LLMC_FP32 or LLMC_BF16, or an error */
 int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int V);
 int gpt2_check_shape(const llmc_model *model, int b, int t);
 int gpt2_need_training(const llmc_model *model); /* an error where there are no gradients */
 
 /* ---- numbers for the host ---- */
 
+/* True if compressed weights have taken the memory of params. In bf16 they take that of `stored`, and params stay. */
+static inline int gpt2_lost_params(const llmc_model *m) {
+    return m->k->element == LLMC_FP32 && m->ctx.weight_format != LLMC_FP32;
+}
+/* to[n] = from[n], which are bf16; they may be the end of to's memory. */
+void gpt2_widen(float *to, const uint16_t *from, int64_t n);
 /* out (rows,n) = rows of src, which lie `stride` elements apart, as float. Waits for the device, once. */
 int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride);
 /* Reads n elements of layer l of row i, beginning at element `from`. */

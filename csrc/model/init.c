@@ -48,7 +48,7 @@ int llmc_model_init(llmc_model *m, int64_t seed, double std) {
     float *x = malloc(2 * NUMBERS_AT_A_TIME * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory to draw fresh weights");
     if (std <= 0) std = usual_std(m->config.C);
-    m->ctx.weight_format = LLMC_FP32;
+    m->ctx.weight_format = m->k->element;
     llmc_rng rng;
     llmc_rng_seed(&rng, seed);
     const int rc = draw_all(m, &rng, x, std);

@@ -134,7 +134,7 @@ void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
     const Params w = params_at(m, 0);
     const Grads dw = grads_at(m, 0);
     const Acts a = acts_at(m, 0);
-    k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * (int64_t)sizeof(floatX));
+    k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * element_bytes(k->element));
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
     for (int l = L - 1; l >= 0; l--) {

@@ -44,8 +44,8 @@ static int64_t rows_of_chunk(const llmc_room *room) {
 
 static int64_t with_gap(int64_t words) { return (words + 2 * ALIGN - 1) / ALIGN * ALIGN; }
 
-static int64_t words(const llmc_tensor *t, int64_t elements) {
-    return t->type == LLMC_X ? (elements * (int64_t)sizeof(floatX) + 3) / 4 : elements;
+static int64_t words(const llmc_tensor *t, int64_t elements, const llmc_room *room) {
+    return t->type == LLMC_X ? (elements * element_bytes(room->precision) + 3) / 4 : elements;
 }
 
 /* Gives a tensor its size, and `end` as its offset; returns the new end. A gap follows each layer of an activation,
@@ -54,8 +54,8 @@ static int64_t words(const llmc_tensor *t, int64_t elements) {
 static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
     for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
-    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size));
-    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B)) : own;
+    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size, room));
+    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B, room)) : own;
     t->offset = end;
     t->stride = t->layers > 1 ? next : 0;
     if (t->kind == LLMC_GRAD_ACT && !room->training) return end;
@@ -128,9 +128,25 @@ const char *layout_tensor_at(const Layout *layout, int64_t element) {
     return layout->table[i].name;
 }
 
+/* ---- the precision ---- */
+
+static int is_settled(const llmc_room *room) { return room->precision == LLMC_FP32 || room->precision == LLMC_BF16; }
+
+int layout_kernels(const Kernels **k, llmc_room *room) {
+    CHECK(is_settled(room) || room->precision == LLMC_AUTO, LLMC_EINVAL,
+          "precision=%d is none of LLMC_FP32, LLMC_BF16, LLMC_AUTO", room->precision);
+    *k = llmc_kernels(NULL, room->precision);
+    if (!*k) return LLMC_EDEVICE;
+    room->precision = (*k)->element;
+    return LLMC_OK;
+}
+
 int llmc_layout(const llmc_config *config, const llmc_room *room, llmc_tensor *table) {
+    llmc_room settled = *room;
+    const Kernels *k;
     Layout layout;
-    TRY(layout_make(&layout, config, room));
+    if (!is_settled(room)) TRY(layout_kernels(&k, &settled));
+    TRY(layout_make(&layout, config, &settled));
     memcpy(table, layout.table, sizeof layout.table);
     return LLMC_OK;
 }

@@ -5,7 +5,7 @@
  *   | params | stored | grads | m | v | acts                     | workspace |
  *     float    floatX   float          float, int32, floatX        scratch of the kernels
  *
- *   stored      the parameters as kernels read them; left out where floatX is float, and params serve for both
+ *   stored      the parameters as kernels read them; left out where floatX is float and params serve for both
  *   grads, m, v only in training; each has the form of params: the tensors of tensors.def in their order, without gaps
  *
  * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
@@ -40,7 +40,11 @@ typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];
     int64_t num_params, num_acts; /* elements; words of 4 bytes */
 } Layout;
+/* room->precision must be settled: LLMC_FP32 or LLMC_BF16. */
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
+/* Finds the kernels that a room asks for. They settle its precision. */
+int layout_kernels(const Kernels **k, llmc_room *room);
+static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }
 /* The parameter tensor that holds an element of the block. */
 const char *layout_tensor_at(const Layout *layout, int64_t element);
 #endif

@@ -11,14 +11,14 @@ typedef struct Sizes { /* all that a plan depends on */
 } Sizes;
 
 /* The bytes of a block, rounded up so that the next one begins at a multiple of 64. */
-static int64_t bytes_of(int64_t elements, size_t each) { return (elements * (int64_t)each + 63) / 64 * 64; }
+static int64_t bytes_of(int64_t elements, int64_t each) { return (elements * each + 63) / 64 * 64; }
 
 int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, const llmc_room *room, int threads) {
     Layout layout;
     TRY(layout_make(&layout, config, room));
     const int64_t Vp = layout.table[P_wte].shape[0];
-    plan->params = bytes_of(layout.num_params, sizeof(float));
-    plan->stored = sizeof(floatX) == sizeof(float) ? 0 : bytes_of(layout.num_params, sizeof(floatX));
+    plan->params = bytes_of(layout.num_params, 4);
+    plan->stored = k->element == LLMC_FP32 ? 0 : bytes_of(layout.num_params, element_bytes(k->element));
     plan->grads = room->training ? plan->params : 0;
     plan->moments = 2 * plan->grads;
     plan->acts = bytes_of(layout.num_acts, 4);
@@ -119,12 +119,16 @@ int plan_text(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
 /* ---- the same for whoever has no kernels in hand ---- */
 
 int llmc_plan_memory(const llmc_config *config, const llmc_room *room, int threads, llmc_plan *plan) {
-    const Kernels *k = llmc_kernels(NULL);
-    return k ? plan_make(plan, k, config, room, threads_asked(threads)) : LLMC_EDEVICE;
+    llmc_room settled = *room;
+    const Kernels *k;
+    TRY(layout_kernels(&k, &settled));
+    return plan_make(plan, k, config, &settled, threads_asked(threads));
 }
 
 int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads, char *text, size_t size) {
-    const Kernels *k = llmc_kernels(NULL);
+    llmc_room settled = *room;
+    const Kernels *k;
     llmc_plan plan;
-    return k ? plan_text(&plan, k, config, room, threads_asked(threads), text, size) : LLMC_EDEVICE;
+    TRY(layout_kernels(&k, &settled));
+    return plan_text(&plan, k, config, &settled, threads_asked(threads), text, size);
 }

@@ -1,4 +1,5 @@
-/* The memory that a model takes, for a device whose kernels are known. The public functions ask for those themselves. */
+/* The memory that a model takes, for kernels that are known, of the room's precision. The public functions ask for those
+ * themselves. */
 #ifndef PLAN_H
 #define PLAN_H
 #include "model/layout.h"

@@ -8,14 +8,22 @@
 #include "model/plan.h"
 #include "train/trainer.h"
 
+/* True if nobody asked for fp32, and this CPU multiplies bf16 by instructions that were measured to be faster (docs/speed.md). */
+static int has_fast_bf16(const llmc_trainer *t) {
+    if (t->k->element == LLMC_BF16 || !t->k->host || strcmp(t->options.precision, "auto")) return 0;
+    const Kernels *bf16 = llmc_kernels(NULL, LLMC_BF16);
+    return bf16 && (!strcmp(bf16->name, "amx") || !strcmp(bf16->name, "avx512_bf16"));
+}
+
 /* Names a device with one kind of kernels only once. Names the BLAS library if this build's fp32 products come from one. */
 static void add_device(Growing *text, const llmc_trainer *t) {
     const char *device = llmc_backend(), *isa = t->k->name;
-    const int bf16 = t->precision == LLMC_BF16;
+    const int bf16 = t->k->element == LLMC_BF16;
     const char *blas = bf16 || !strcmp(isa, "reference") ? "" : llmc_blas();
     growing_add(text, "device: %s", device);
     if (strcmp(device, isa)) growing_add(text, ", %s", isa);
     growing_add(text, ", %s", bf16 ? "bf16" : "fp32");
+    if (has_fast_bf16(t)) growing_add(text, " (--precision=bf16 is faster here)");
     if (bf16 && !getenv("PYLLMC_ISA") && *llmc_refused()) growing_add(text, " (%s)", llmc_refused());
     if (*blas) growing_add(text, ", products by %s", blas);
 }

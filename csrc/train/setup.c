@@ -301,18 +301,18 @@ int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
     TRY(locate_check_device(o->device));
-    t->k = llmc_kernels(NULL);
-    if (!t->k) return LLMC_EDEVICE;
     TRY(open_resume(t));
-    TRY(t->precision = gpt2_precision(t->k, o->precision)); /* the resumed run's, unless the call gave another */
+    const int element = llmc_precision(o->precision); /* the resumed run's, unless the call gave another */
+    TRY(element);
+    t->k = llmc_kernels(NULL, element);
+    if (!t->k) return LLMC_EDEVICE;
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
     TRY(choose_sizes(t));
     t->gentle = o->lr == 0 && is_tuning(t);
     if (is_tuning(t) && !o->warmup_steps_given) o->warmup_steps = tuning_warmup(o);
     if (o->lr == 0) o->lr = t->gentle ? tuning_lr(t->config.C) : usual_lr(t->config.C);
-    if (o->plan) return LLMC_OK;
-    return t->in_place ? check_later_steps(t) : run_check(o);
+    return o->plan ? LLMC_OK : t->in_place ? check_later_steps(t) : run_check(o);
 }
 
 static int default_data_is_missing(const llmc_trainer *t) {
@@ -355,7 +355,8 @@ int setup_open(llmc_trainer *t) {
 }
 
 llmc_room setup_room(const llmc_trainer *t) {
-    return (llmc_room){.B = t->B, .T = t->T, .training = 1, .recompute = (int)t->options.recompute};
+    return (llmc_room){
+        .B = t->B, .T = t->T, .training = 1, .recompute = (int)t->options.recompute, .precision = t->k->element};
 }
 
 /* Adds to the history: the options that had other values before this resume. */
@@ -385,7 +386,6 @@ int setup_model(llmc_trainer *t) {
     t->losses = malloc((size_t)t->options.grad_accum * sizeof *t->losses);
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
-    t->model->ctx.precision = t->precision;
     if (t->file) TRY(llmc_model_load_from(t->model, t->file));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
     if (t->resumed) TRY(restore_state(t));

@@ -15,8 +15,8 @@ struct llmc_trainer {
     llmc_options options;
     llmc_config config;
     int B, T;
-    const Kernels *k;          /* chosen once, with the precision, by setup_check */
-    int precision, threads;    /* threads: as many as have been started for the plan */
+    const Kernels *k;          /* chosen once, with their element, by setup_check */
+    int threads;               /* as many as have been started for the plan */
     llmc_loader *train, *val;  /* val NULL: no validation data */
     llmc_tokenizer *tokenizer; /* NULL: no samples */
     llmc_model *model;

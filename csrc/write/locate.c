@@ -31,7 +31,8 @@ int locate_check_device(const char *device) {
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
           "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
           program);
-    return llmc_kernels(NULL) ? LLMC_OK : LLMC_EDEVICE; /* a device that is missing is told before the data is read */
+    return llmc_kernels(NULL, LLMC_AUTO) ? LLMC_OK
+                                         : LLMC_EDEVICE; /* a device that is missing is told before the data is read */
 }
 
 /* ---- what a run folder holds, told to people ---- */
@@ -113,9 +114,9 @@ static int open_tokenizer(const llmc_options *o, const llmc_file *file, llmc_tok
 
 static int open_model(const llmc_options *o, const llmc_file *file, llmc_model **m) {
     const llmc_config *config = llmc_file_config(file);
-    const llmc_room room = {.B = 1, .T = config->maxT};
+    const llmc_room room = {.B = 1, .T = config->maxT, .precision = llmc_precision(o->precision)};
+    TRY(room.precision);
     TRY(llmc_model_create(m, config, &room, (int)o->threads));
-    TRY(llmc_model_set_precision(*m, o->precision));
     TRY(llmc_model_load_from(*m, file));
     return llmc_model_compress(*m, o->weights);
 }

@@ -39,14 +39,14 @@ def declarations(path: Path) -> str:
 @functools.cache
 def ffi() -> FFI:
     parser = FFI()
-    parser.cdef("typedef struct floatX floatX;")  # behind pointers only: float or bfloat16, by library
+    parser.cdef("typedef struct floatX floatX;")  # behind pointers only: float or bfloat16
     for name in ("kernels.h", "pyllmc.h"):
         parser.cdef(declarations(definition(name)))
     return parser
 
 
 def library(device: str, precision: str = "auto") -> str:
-    """The file name of a device's library. A GPU's library is built for one stored element; a CPU's stores float."""
+    """The file name of a device's library. A GPU's library is built for one stored element, a CPU's for all."""
     stored = "_fp32" if precision == "fp32" else ""
     return "libpyllmc.so" if device == "cpu" else f"libpyllmc_{device}{stored}.so"
 

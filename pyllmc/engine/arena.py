@@ -42,8 +42,8 @@ class NoTensor(InvalidArgument, KeyError):
 class Views(NotCopied, Mapping[str, Any]):
     """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
 
-    On the CPU they are views, which may be written to; on a GPU they are read-only copies. `params[name] = array` sets
-    a tensor on both.
+    On the CPU they are views, which may be written to; on a GPU, and of a model of bf16 its parameters and all that it
+    stores in bf16, they are read-only copies. `params[name] = array` sets a tensor everywhere.
     """
 
     _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"
@@ -87,12 +87,17 @@ class Arena:
 
     @property
     def room(self) -> Any:
-        """The llmc_room that the model was made with: B, T, training, recompute."""
+        """The llmc_room that the model was made with: B, T, training, recompute, precision."""
         return self.lib.llmc_model_room(self.handle)[0]
 
     @property
     def training(self) -> bool:
         return bool(self.room.training)
+
+    @property
+    def bf16(self) -> bool:
+        """True if weights and activations are bf16. There are float masters of the weights beside them."""
+        return bool(self.room.precision == self.lib.LLMC_BF16)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,7 +123,11 @@ class Arena:
         row = self.rows.get(name)
         if row is None or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
             raise NoTensor(self._no_tensor(block, name))
-        if block == "params" and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32:
+        if (
+            block == "params"
+            and not self.bf16
+            and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32
+        ):
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         of_gradients = block in ("grads", "m", "v") or row.kind == self.lib.LLMC_GRAD_ACT
         if of_gradients and not self.training:
@@ -139,14 +148,15 @@ class Arena:
             keeps = "a lower recompute" if self.training else "training=True"
             keeps = "keep_logits=True" if row.kind == self.lib.LLMC_CHUNK_ACT else keeps
             raise InvalidArgument(f"{name} is not kept: make the model with {keeps}")
-        if not self.lib.llmc_model_on_host(self.handle):
+        in_bf16 = self.bf16 and (block == "params" or row.type == self.lib.LLMC_X)
+        if in_bf16 or not self.lib.llmc_model_on_host(self.handle):
             return self.copy(block, name, row, layer)
         pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
         view = self.strided(pointer, row, self.shape_of(row, name))
         return view if layer is None else view[layer] if row.layers else view
 
     def copy(self, block: str, name: str, row: Any, layer: int | None) -> np.ndarray:
-        """A copy of a tensor on the device, of one layer or of all."""
+        """A copy of a tensor, of one layer or of all."""
         layers = range(max(row.layers, 1)) if layer is None else [layer]
         shape = self.shape_of(row, name)
         kind = np.int32 if row.type == self.lib.LLMC_I else np.float32
@@ -215,7 +225,8 @@ def make_handle(lib: Any, config: Any, room: Any, threads: int = 0) -> Any:
 def load_arena(file: WeightFile) -> Arena:
     """The weights of a file that the engine reads, as an arena to look at: nothing is computed with it."""
     lib = _ffi.load()
-    handle = make_handle(lib, file.config, _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1}))
+    room = {"B": 1, "T": 1, "precision": lib.LLMC_AUTO}
+    handle = make_handle(lib, file.config, _ffi.ffi().new("llmc_room *", room))
     file.load_into(handle)
     return Arena(lib, handle, handle)
 

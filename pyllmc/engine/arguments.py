@@ -11,7 +11,7 @@ from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
 
 
-def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool) -> Any:
+def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool, precision: int) -> Any:
     """The C llmc_room, from which a model's memory is planned."""
     return _ffi.ffi().new(
         "llmc_room *",
@@ -21,6 +21,7 @@ def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool)
             as_flag("training", training),
             as_int("recompute", recompute),
             as_flag("keep_logits", keep_logits),
+            precision,
         ),
     )
 

@@ -1,4 +1,4 @@
-/* A model's descriptor, sizes and room, and the layout they make: {u8 text's buffer; 7 int32 of llmc_config; 5 int32 of llmc_room;
+/* A model's descriptor, sizes and room, and the layout they make: {u8 text's buffer; 7 int32 of llmc_config; 6 int32 of llmc_room;
  * int32 threads; descriptor}. */
 #include "fuzz.h"
 

@@ -321,15 +321,21 @@ def config(
     return bytes([text]) + ints(*sizes, *room, threads) + descriptor.encode()
 
 
+FP32, BF16, INT8, AUTO = range(4)  # kernels.h
+
+
 def configs() -> dict[str, bytes]:
-    tiny, room = (8, 10, 0, 2, 2, 4, 0), (2, 8, 1, 2, 0)
+    tiny, room = (8, 10, 0, 2, 2, 4, 0), (2, 8, 1, 2, 0, AUTO)
     names = ["d12", "gpt2:d48", "gpt3:c12288", "gpt2-xl", "openai-gpt", "gpt-nano", "demo", "d13", "x" * 80]
     made = {name.replace(":", "-")[:12]: config(name, tiny, room) for name in names}
-    made["plan-no-buffer"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1, 16, 1, 0, 1), text=0)
-    made["huge"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1 << 16, 1 << 14, 1, 0, 1))
-    made["beyond-64-bits"] = config("", (1, 1, 0, 1 << 12, 1, 1 << 24, 0), (1, 1, 1, 2, 0))
-    made["many"] = config("", (1 << 24,) * 6 + (0,), (1 << 30, 1 << 24, 1, 3, 1), threads=-1)
-    made["generate"] = config("demo", (8, 10, 0, 2, 2, 4, 3), (2, 8, 0, 0, 0), threads=1 << 30)
+    made["plan-no-buffer"] = config(
+        "", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1, 16, 1, 0, 1, BF16), text=0
+    )
+    made["huge"] = config("", (1 << 24, 1 << 24, 0, 1, 1, 1 << 18, 0), (1 << 16, 1 << 14, 1, 0, 1, FP32))
+    made["beyond-64-bits"] = config("", (1, 1, 0, 1 << 12, 1, 1 << 24, 0), (1, 1, 1, 2, 0, FP32))
+    made["many"] = config("", (1 << 24,) * 6 + (0,), (1 << 30, 1 << 24, 1, 3, 1, BF16), threads=-1)
+    made["generate"] = config("demo", (8, 10, 0, 2, 2, 4, 3), (2, 8, 0, 0, 0, BF16), threads=1 << 30)
+    made["int8"] = config("demo", tiny, (2, 8, 0, 0, 0, INT8))  # no precision
     return made
 
 

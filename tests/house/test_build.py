@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, lib
+from conftest import PRECISIONS, ROOT, lib
 
 import pyllmc
 from pyllmc.engine import _ffi
@@ -37,7 +37,48 @@ def test_aarch64_compiles_from_the_same_source(tmp_path):
     with open(tmp_path / "libpyllmc.so", "rb") as f:
         assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert "neon" in folders and not folders & {"avx2", "avx512", "generic"}
+    assert {"neon_fp32", "neon_bf16", "neon_bf16_bf16"} <= folders
+    assert not re.search("avx|generic", " ".join(folders))
+
+
+EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory) -> Path:
+    """A build for 64-bit Arm whose programs need no file of such a system."""
+    folder = tmp_path_factory.mktemp("arm")
+    compiler = f"CC={sys.executable} -m ziglang cc -target aarch64-linux-musl"
+    build(folder, compiler, "all", str(folder / "sets"))
+    return folder
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="needs qemu-aarch64 or qemu-aarch64-static")
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
+@pytest.mark.parametrize("cpu, sets", [("max", ["neon_bf16", "neon"]), ("cortex-a72", ["neon"])])
+def test_arm_multiplies_bf16_where_it_can(arm, data, cpu, sets, tmp_path):
+    """qemu's CPU `max` has the extension BF16, a Cortex-A72 has not. The kernels of every set that the CPU can run
+    agree with the reference, and the best of these sets trains."""
+
+    def emulated(program: str, *arguments: str) -> subprocess.CompletedProcess:
+        command = [str(EMULATOR), "-cpu", cpu, str(arm / program), *arguments]
+        return subprocess.run(command, env={**os.environ, "PYLLMC_ISA": ""}, capture_output=True, text=True)
+
+    done = emulated("sets", *sets)
+    agree = [f"{isa} agrees with the reference" for isa in sets]
+    assert (done.returncode, done.stdout.splitlines()) == (0, agree)
+    size = "--n_layer=1 --n_head=2 --n_embd=32 --max_seq_len=24 --B=2 --max_steps=8 --threads=2".split()
+    quiet = "--lr=0.01 --warmup_steps=0 --val_every=0 --sample_every=0".split()
+    done = emulated(
+        "train_gpt2", "--precision=bf16", f"--data={data}", f"--out={tmp_path / 'run'}", *size, *quiet
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"device: cpu, {sets[0]}, bf16, 2 threads" in done.stdout
+    first, *_, last = map(float, re.findall(r"loss ([\d.]+)", done.stdout))
+    assert last < first
+    refused = emulated("sets", "neon_bf16")
+    said = "" if "neon_bf16" in sets else "this CPU cannot run neon_bf16: unset PYLLMC_ISA\n"
+    assert refused.stderr == said
 
 
 @pytest.mark.skipif(
@@ -70,7 +111,11 @@ def test_products_by_a_blas(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
 @pytest.mark.parametrize(
     "target, isa",
-    [("aarch64-macos", "neon"), ("x86_64-linux-musl", "generic"), ("wasm32-wasi -DNO_THREADS", "generic")],
+    [
+        ("aarch64-macos -mcpu=generic+bf16", "neon_bf16"),
+        ("x86_64-linux-musl", "generic"),
+        ("wasm32-wasi -DNO_THREADS", "generic"),
+    ],
 )
 def test_the_engine_compiles_elsewhere(target, isa, tmp_path):
     """All of csrc/, on systems with other C libraries, other words for threads, or neither threads nor processes."""
@@ -84,10 +129,20 @@ def test_the_engine_compiles_elsewhere(target, isa, tmp_path):
         *WARNINGS,
         f"-I{ROOT / 'csrc'}",
     ]
-    command += [f"-DISA={isa}", f"-DEACH_ISA(X)=X({isa}) X(reference)", '-DVERSION=""', '-DTABLES_CKSUM=""']
+    builds = [f"{kind}_{element}" for kind in (isa, "reference") for element in PRECISIONS]
+    each = " ".join(f"X({name})" for name in builds)
+    command += [f"-DEACH_BUILD(X)={each}", '-DVERSION=""', '-DTABLES_CKSUM=""', "-c"]
+    kernels, reference = {*(ROOT / "csrc/cpu").glob("*.c")}, ROOT / "csrc/cpu/reference.c"
+    kernels -= {ROOT / "csrc/cpu" / name for name in ("dispatch.c", "memory.c", "reference.c")}
     apart = ROOT / "csrc/programs/chat_gpt2.c"  # zig joins the objects of a call, and there may be one main
-    for sources in (sorted({*(ROOT / "csrc").rglob("*.c")} - {apart}), [apart]):
-        done = subprocess.run([*command, "-c", *sources], cwd=tmp_path, capture_output=True, text=True)
+    calls = [([], {*(ROOT / "csrc").rglob("*.c")} - {*kernels, apart, reference}), ([], {apart})]
+    for element in PRECISIONS:
+        flags = [f"-DELEMENT={element}", f"-DFLOATX_{element.upper()}"]
+        calls += [([f"-DISA={isa}", *flags], kernels), (["-DISA=reference", *flags], {reference})]
+    for flags, sources in calls:
+        done = subprocess.run(
+            [*command, *flags, *sorted(sources)], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[:4000]
 
 
@@ -102,8 +157,8 @@ def test_an_older_compiler_leaves_out_the_sets_that_it_cannot_compile(tmp_path):
     compiler.chmod(0o755)
     command = ["make", "-n", "-C", str(ROOT), f"CC={compiler}", f"BUILD={tmp_path}"]
     planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "(amx)" not in planned and "X(amx)" not in planned
-    assert all(f"({isa})" in planned for isa in ("amx_emulated", "avx512_bf16", "generic"))
+    assert "(amx, bf16)" not in planned and "X(amx_bf16)" not in planned
+    assert all(f"({isa}, bf16)" in planned for isa in ("amx_emulated", "avx512_bf16", "generic"))
 
 
 @pytest.mark.skipif(

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CANARY, ISAS, Kernel
+from conftest import BF16_ISAS, CANARY, Kernel
 
-AMX = [isa for isa in ISAS if isa in ("amx", "amx_emulated")]
+AMX = [isa for isa in BF16_ISAS if isa in ("amx", "amx_emulated")]
 if not AMX:
     pytest.skip("neither AMX nor AVX2, which its emulation is compiled for", allow_module_level=True)
 
@@ -69,18 +69,17 @@ def operands(kind: str, seed: int, M: int, N: int, K: int) -> tuple[np.ndarray, 
 
 
 def product(isa: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a b' as the kernels compute it."""
+    """a b' as the kernels compute it, in floats: those of weights' gradients."""
     (M, K), N = a.shape, len(b)
     kernels, c = Kernel(isa, 1, "bf16"), np.full((M, N), np.nan, np.float32)
-    kernels.workspace(1, M, max(K, N))
-    kernels.matmul_forward(c, a, b, None, 1, M, K, N)
+    kernels.workspace(1, K, max(M, N))
+    kernels.matmul_backward_weight(c, None, a.T.copy(), b.T.copy(), 0, 1, K, N, M)
     return c
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("isa", AMX)
 def test_bits_of_the_hardware(isa, kind):
-    """65 rows are too many for dot products."""
     c = product(isa, *operands(kind, 7, 65, 64, 64))
     assert hashlib.sha256(c.tobytes()).hexdigest()[:16] == HARDWARE[kind]
 
@@ -97,10 +96,10 @@ def test_every_product_has_the_bits_of_the_emulation(shape, seed):
 
 
 def aligned(*shape: int) -> np.ndarray:
-    """NaN in rows of whole cache lines, with canaries behind; other arrays begin where NumPy likes."""
+    """NaN in rows of whole cache lines, in bf16, too, with canaries behind; other arrays begin where NumPy likes."""
     size = int(np.prod(shape))
-    memory = np.full(size + 32, np.nan, np.float32)
-    at = -memory.ctypes.data % 64 // 4
+    memory = np.full(size + 64, np.nan, np.float32)
+    at = -memory.ctypes.data % 128 // 4
     memory[at + size :] = CANARY
     return memory[at : at + size].reshape(shape)
 
@@ -109,30 +108,35 @@ def assert_same_bits(one: np.ndarray, two: np.ndarray) -> None:
     np.testing.assert_array_equal(one.view(np.int32), two.view(np.int32))
 
 
+def moved(by: int):
+    """Makes arrays like aligned() whose first element lies further on in a cache line."""
+    return lambda *shape: aligned(int(np.prod(shape)) + by)[by:].reshape(shape)
+
+
 @pytest.mark.parametrize("isa", AMX)
 def test_a_large_result_is_stored_past_the_caches_to_the_same_bits(isa):
     """Only whole vectors at whole lines are, so the same product at another address is stored in the usual way."""
-    M, C, OC = 520, 96, 1040
+    M, few, many = 1040, 40, 1040
     rng = np.random.default_rng(1)
-    shapes = (M, C), (OC, C), (OC,), (M, OC), (M, OC), (OC, OC)
-    x, w, bias, dout, pre, wide = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    shapes = (M, few), (many, few), (many,), (few, many), (few, many), (M, many)
+    x, w, bias, wide, dout, pre = (rng.standard_normal(shape, np.float32) for shape in shapes)
     kernels = Kernel(isa, 2, "bf16")
-    kernels.workspace(1, M, OC)
+    kernels.workspace(1, M, many)
 
     def results(new) -> list[np.ndarray]:
-        out, gelu, also, dpre, dw = new(M, OC), new(M, OC), new(M, OC), new(M, OC), new(OC, OC)
-        kernels.matmul_forward(out, x, w, bias, 1, M, C, OC)
-        kernels.matmul_gelu_forward(gelu, also, x, w, bias, 1, M, C, OC)
-        kernels.matmul_gelu_backward_input(dpre, dout, wide, pre, 1, M, OC, OC)
-        kernels.matmul_backward_weight(dw, None, dout, pre, 0, 1, M, OC, OC)
+        out, gelu, also, dpre, dw = (new(M, many) for _ in range(5))
+        kernels.matmul_forward(out, x, w, bias, 1, M, few, many)
+        kernels.matmul_gelu_forward(gelu, also, x, w, bias, 1, M, few, many)
+        kernels.matmul_gelu_backward_input(dpre, x, wide, pre, 1, M, many, few)
+        kernels.matmul_backward_weight(dw, None, dout, wide, 0, 1, few, many, many)
         return [out, gelu, also, dpre, dw]
 
-    for one, two in zip(
-        results(aligned), results(lambda *shape: aligned(shape[0] * shape[1] + 1)[1:].reshape(shape))
-    ):
-        assert np.isfinite(one).all()
-        assert_same_bits(one, two)
-        assert one.base[-1] == CANARY
+    whole = results(aligned)
+    for by in (1, 8, 16):
+        for one, two in zip(whole, results(moved(by))):
+            assert np.isfinite(one).all()
+            assert_same_bits(one, two)
+            assert one.base[-1] == CANARY
 
 
 @pytest.mark.parametrize("isa", AMX)
@@ -148,11 +152,10 @@ def test_attention_stores_past_the_caches_to_the_same_bits(isa):
         kernels.attention_backward(dqkv, qkv[:, :C].copy(), out, lse, qkv, B, T, C, NH, 0)
         return [out, dqkv]
 
-    for one, two in zip(
-        results(aligned), results(lambda *shape: aligned(shape[0] * shape[1] + 1)[1:].reshape(shape))
-    ):
-        assert np.isfinite(one).all()
-        assert_same_bits(one, two)
+    for by in (1, 8, 16):
+        for one, two in zip(results(aligned), results(moved(by))):
+            assert np.isfinite(one).all()
+            assert_same_bits(one, two)
 
 
 REFUSED = """
@@ -163,13 +166,14 @@ small = ctypes.create_string_buffer(2048)
 assert not ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(small), 0, 2048)), None)
 from pyllmc.engine import _ffi
 lib = _ffi.load()
-print(_ffi.text(lib.llmc_kernels(b"").name), _ffi.text(lib.llmc_refused()), lib.llmc_kernels(b"amx") == _ffi.ffi().NULL)
+bf16 = lib.LLMC_BF16
+print(_ffi.text(lib.llmc_kernels(b"", bf16).name), _ffi.text(lib.llmc_refused()), lib.llmc_kernels(b"amx", bf16) == _ffi.ffi().NULL)
 """
 
 
 def test_the_system_refuses():
-    """Linux does if a thread's stack for signals cannot hold the tiles; the next set is taken, with a reason."""
+    """Linux does if a thread's stack for signals cannot hold the tiles; the next set that is fast on Intel's CPUs is taken, with a reason."""
     if "amx" not in AMX:
         pytest.skip("this CPU has no AMX")
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
-    assert done.stdout == ("avx512_bf16 no AMX: a thread's stack for signals is too small for it True\n")
+    assert done.stdout == ("avx512 no AMX: a thread's stack for signals is too small for it True\n")

@@ -7,6 +7,7 @@ The kernels that use them are tested in test_matmul.py (GELU), test_classifier.p
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -55,42 +56,32 @@ TORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
-def compiler(isa: str) -> list[str]:
+def compiler(isa: str, element: str) -> list[str]:
     """The compiler and flags that the Makefile uses for a kernel file."""
-    command = "$(CXX) $(EMU_CXXFLAGS)" if isa == "cuda" else f"$(CC) $(CFLAGS) $(ISA_{isa})"
+    command = (
+        "$(CXX) $(EMU_CXXFLAGS)" if isa == "cuda" else f"$(CC) $(CFLAGS) $(ISA_{isa}) $(ELEMENT_{element})"
+    )
     show = f"show:;@echo {command}"
     return subprocess.run(
         ["make", "-s", f"--eval={show}", "show"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
 
 
-@pytest.fixture(scope="module", params=[*(isa for isa in ISAS if isa != "reference"), "cuda"])
-def apply(request, tmp_path_factory):
+def compiled(isa: str, element: str, folder: Path) -> Callable[[str, np.ndarray], np.ndarray]:
     """apply(function's name, x) -> y"""
-    cuda = request.param == "cuda"
-    source = tmp_path_factory.mktemp(request.param) / ("probe.cpp" if cuda else "probe.c")
+    cuda = isa == "cuda"
+    source = folder / ("probe.cpp" if cuda else "probe.c")
     source.write_text(CUDA_PROBE if cuda else CPU_PROBE)
-    target = str(source.with_suffix(".so"))
-    subprocess.run(
-        [
-            *compiler(request.param),
-            "-shared",
-            f"-I{ROOT / 'csrc/cpu'}",
-            f"-I{ROOT / 'csrc'}",
-            str(source),
-            "-o",
-            target,
-            "-lm",
-        ],
-        check=True,
-    )
+    target, includes = str(source.with_suffix(".so")), [f"-I{ROOT / 'csrc/cpu'}", f"-I{ROOT / 'csrc'}"]
+    command = [*compiler(isa, element), "-shared", *includes, str(source), "-o", target, "-lm"]
+    subprocess.run(command, check=True)
     probes = type(ffi)()
     probes.cdef("".join(f"void {name}_probe(float *y, const float *x, int n);" for name in TORCH))
     lib = probes.dlopen(target)
 
     def call(name: str, x: np.ndarray) -> np.ndarray:
         if not hasattr(lib, name + "_probe"):
-            pytest.skip(f"{request.param} has no {name} of its own")
+            pytest.skip(f"{isa} has no {name} of its own")
         x, y = np.ascontiguousarray(x, np.float32), np.empty(x.shape, np.float32)
         getattr(lib, name + "_probe")(
             probes.from_buffer("float[]", y), probes.from_buffer("float[]", x), x.size
@@ -98,6 +89,14 @@ def apply(request, tmp_path_factory):
         return y
 
     return call
+
+
+COMPILED = [isa for isa in ISAS if isa != "reference"]
+
+
+@pytest.fixture(scope="module", params=[*COMPILED, "cuda"])
+def apply(request, tmp_path_factory):
+    return compiled(request.param, "fp32", tmp_path_factory.mktemp(request.param))
 
 
 def sweep() -> np.ndarray:
@@ -122,6 +121,21 @@ def test_accuracy(apply, name: str):
     for part in np.array_split(np.flatnonzero(normal), 1000):
         assert_parity(ours[part], single[part], double[part], f"{name} from {x[part[0]]} to {x[part[-1]]}")
     assert (np.abs(ours[~normal & np.isfinite(single.here)]) <= SMALLEST_NORMAL).all()
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+def test_accuracy_that_bf16_needs(isa: str, tmp_path):
+    """Where bf16 is stored, which rounds by up to 2^-9, shorter formulas may err by 2^-12."""
+    apply, x = compiled(isa, "bf16", tmp_path), sweep()
+    x = x[(np.abs(x) < 9) & (np.abs(x) > 1e-20)]
+    for name in ("gelu", "gelu_slope"):
+        exact = TORCH[name](torch.from_numpy(x).double()).numpy()
+        scale = np.abs(exact) if name == "gelu" else np.maximum(np.abs(exact), 0.1)
+        assert (np.abs(apply(name, x) - exact) <= 2.0**-12 * scale).all()
+    test_limits(apply, "gelu", [0, 0, 0, -0.0, 0, 100, 1e30, np.inf])
+    test_limits(apply, "gelu_slope", [0, 0, 0, 0.5, 0.5, 1, 1, 1])
+    for name in ("gelu", "gelu_slope"):
+        test_nan_stays(apply, name)
 
 
 @pytest.mark.parametrize(

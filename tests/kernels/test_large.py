@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ISAS, ffi, lib
+from conftest import CPU_KERNELS, ffi, lib, make_kernels
 
 import pyllmc
 from pyllmc.convert.source import make_config
@@ -44,10 +44,10 @@ def test_inference_leaves_out_what_only_gradients_need():
     assert less.acts < whole.acts / 2
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_attention_keeps_no_T_by_T_matrix(isa):
+@pytest.mark.parametrize("name", CPU_KERNELS)
+def test_attention_keeps_no_T_by_T_matrix(name):
     """The scratch memory of every kernel grows with T, not with its square (PEERS 4: llm.c kept B NH T T)."""
-    table = lib.llmc_kernels(isa.encode())
+    table = make_kernels(name).table
     short, long = (table.workspace_bytes(1, T, 64, 1, 128, 1) for T in (4096, 32768))
     assert long <= 8 * short + 2**20
     names = [ffi.string(row.name).decode() for row in rows(4096)]

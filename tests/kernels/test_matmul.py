@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES, ISAS, KNOWN_ISAS, Kernel, assert_parity, lib
+from conftest import CPU_KERNELS, DEVICES, KNOWN_ISAS, Kernel, assert_parity, make_kernels
 
 from pyllmc.parity import yardstick
 
-BLOCKED = [isa for isa in ISAS if isa != "reference"]
+BLOCKED = [name for name in CPU_KERNELS if not name.startswith("reference")]
 
 # (B, T, C, OC): ones, primes, the demo's sizes, GPT-2's sizes cut short
 SHAPES = [
@@ -43,7 +43,7 @@ DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65
 
 
 # around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 4,096, slabs of 8 MiB
-AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 1030, 4096, 1030), (1, 66, 4128, 40), (1, 66, 40, 4128),
+AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 130, 4096, 1030), (1, 66, 4128, 40), (1, 66, 40, 4128),
               (1, 4128, 40, 33), (1, 12, 768, 50)]  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def workspace(kernels: Kernel, shape: tuple[int, int, int, int]) -> None:
 
 
 def shapes_of(isa: str) -> list[tuple[int, int, int, int]]:
-    return SHAPES + (DEVICE_SHAPES if isa in DEVICES else edge_shapes(isa) if isa in BLOCKED else [])
+    edges = DEVICE_SHAPES if isa in DEVICES else edge_shapes(isa) if isa in KNOWN_ISAS else []
+    return SHAPES + edges + (AMX_SHAPES if isa.startswith("amx") else [])
 
 
 def normal(seed: str, *shape: int) -> np.ndarray:
@@ -131,7 +132,7 @@ def check_backward_weight(kernels: Kernel, c: Case) -> None:
     """Checks it twice with gradients that accumulate, then once with gradients that are written. They are float
     whatever is stored; a tensor core adds up one by one along K, whereas PyTorch's float32 on the CPU has many sums
     side by side."""
-    tensor_cores = 8 if c.kind == torch.bfloat16 else 2
+    tensor_cores = 8 if kernels.isa in DEVICES and c.kind == torch.bfloat16 else 2
     start_w, start_b = normal("dw" + c.name, *c.weight.shape), normal("db" + c.name, *c.bias.shape)
     dweight, dbias = c.buffers.guarded(start_w), c.buffers.guarded(start_b)
     for times in (1, 2):
@@ -144,33 +145,6 @@ def check_backward_weight(kernels: Kernel, c: Case) -> None:
     kernels.matmul_backward_weight(only, None, c.dout, c.inp, 0, *c.shape)
     expected = both(lambda d, x: d.T @ x, c.dout, c.inp)
     assert_parity(only, *expected, what=f"dweight written, without dbias, {c.name}", times=tensor_cores)
-
-
-def rounded(x: np.ndarray) -> np.ndarray:
-    """Rounded to bf16 and back, as PRECISION bf16 does with the operands of a product."""
-    return torch.from_numpy(x).bfloat16().float().numpy()
-
-
-def check_bf16(kernels: Kernel, c: Case) -> None:
-    """Products of rounded operands are as exact as PyTorch's float32 sums. Everything else is as in fp32, and so is the
-    forward pass of a single row."""
-    inp, weight, dout = rounded(c.inp), rounded(c.weight), rounded(c.dout)
-    x, w = (c.inp, c.weight) if c.shape[0] * c.shape[1] == 1 else (inp, weight)
-    out, dinp, dweight = c.out(c.dout), c.out(c.inp), c.buffers.guarded(np.zeros_like(c.weight))
-    dbias = c.buffers.guarded(np.zeros_like(c.bias))
-    kernels.matmul_forward(out, c.inp, c.weight, c.bias, *c.shape)
-    assert_parity(out, *both(F.linear, x, w, c.bias), what=f"out, {c.name}")
-    kernels.matmul_backward_input(dinp, c.dout, c.weight, *c.shape)
-    assert_parity(dinp, *both(torch.matmul, dout, weight), what=f"dinp, {c.name}")
-    kernels.matmul_backward_weight(dweight, dbias, c.dout, c.inp, 0, *c.shape)
-    assert_parity(dweight, *both(lambda d, x: d.T @ x, dout, inp), what=f"dweight, {c.name}")
-    assert_parity(dbias, *both(lambda d: d.sum(0), c.dout), what=f"dbias, {c.name}")
-    pre, dpre = c.out(c.dout), c.out(c.inp)
-    kernels.matmul_gelu_forward(out, pre, c.inp, c.weight, c.bias, *c.shape)
-    assert_parity(out, *both(lambda *x: gelu(F.linear(*x)), x, w, c.bias), what=f"gelu, {c.name}")
-    kernels.matmul_gelu_backward_input(dpre, c.dout, c.weight, c.pre, *c.shape)
-    expected = both(lambda d, w, p: (d @ w) * slope(p), dout, weight, c.pre)
-    assert_parity(dpre, *expected, what=f"dpre, {c.name}")
 
 
 CHECKS = [check_forward, check_gelu_forward, check_backward_input, check_backward_weight]
@@ -186,26 +160,20 @@ def test_parity(kernels: Kernel, buffers, check) -> None:
         buffers.held.clear()
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if lib.llmc_kernels(isa.encode()).bf16])
-def test_bf16(isa: str, buffers) -> None:
-    kernels = Kernel(isa, precision="bf16")
-    for shape in shapes_of(isa) + (AMX_SHAPES if isa.startswith("amx") else []):
+@pytest.mark.parametrize("check", CHECKS)
+def test_unaligned(kernels: Kernel, unaligned, check) -> None:
+    for shape in ((1, 1, 97, 101), (2, 13, 48, 144), (1, 129, 40, 136)):
         workspace(kernels, shape)
-        check_bf16(kernels, Case(buffers, *shape))
-        buffers.check()
-        buffers.held.clear()
+        check(kernels, Case(unaligned, *shape, kernels.stored))
 
 
-@pytest.mark.parametrize("bf16", [0, 1])
-@pytest.mark.parametrize("isa", BLOCKED)
-def test_threads_do_not_change_a_bit(isa: str, bf16: int, buffers) -> None:
+@pytest.mark.parametrize("name", BLOCKED)
+def test_threads_do_not_change_a_bit(name: str, buffers) -> None:
     """The shapes are so large that every thread has work."""
-    if bf16 and not lib.llmc_kernels(isa.encode()).bf16:
-        pytest.skip(f"{isa} has no products in bf16")
     for shape in ((1, 2, 700, 900), (1, 301, 130, 520), (2, 70, 530, 401), (1, 1030, 64, 150)):
         c, results = Case(buffers, *shape), []
         for threads in (1, 2, 3, 5):
-            kernels = Kernel(isa, threads, "bf16" if bf16 else "fp32")
+            kernels = make_kernels(name, threads)
             workspace(kernels, shape)
             out, pre, dinp, dpre = c.out(c.dout), c.out(c.dout), c.out(c.inp), c.out(c.inp)
             dweight, dbias = np.ones_like(c.weight), np.ones_like(c.bias)
@@ -230,7 +198,7 @@ def test_gelu_of_extremes(kernels: Kernel, buffers) -> None:
     np.testing.assert_array_equal(pre, x)  # x is by now as it is stored
     special = x.tolist()
     limits = {x[7]: (x[7], 1), x[8]: (0, 0), 100: (100, 1), -100: (0, 0)}
-    if kernels.isa in BLOCKED:  # the plain formula makes NaN of infinities
+    if kernels.isa in KNOWN_ISAS:  # the plain formula makes NaN of infinities
         limits.update({np.inf: (np.inf, 1), -np.inf: (0, 0)})
     for i, value in enumerate(special):
         if np.isnan(value):

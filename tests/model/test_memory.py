@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 from test_model import (  # noqa: E402
     CANARY,
     CASES,
+    POISONS,
     batch_of,
     bits,
     block_of,
@@ -156,9 +157,9 @@ def test_nothing_is_written_between_the_activations(isa, level):  # noqa: F811
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_activation_is_read_before_it_is_written(isa, level):  # noqa: F811
     c, results = CASES["smaller_than_room"], []
-    for poison in (0, np.nan):
+    for poison in POISONS:
         m = make_engine(c, recompute=level, keep_logits=False)
-        block_of(m, lib.LLMC_ACTS, used_acts(m, c.shape).size)[:] = poison
+        block_of(m, lib.LLMC_ACTS, used_acts(m, c.shape).size).view(np.uint32)[:] = poison
         results.append(micro_step(m, *batch_of(c)))
     assert results[0] == results[1]
 
@@ -373,7 +374,7 @@ def test_the_largest_batch_that_fits_is_named():
 def test_less_memory_is_first_bought_with_time():
     """A refusal names the least recomputation that would fit, before a smaller batch."""
     config, text = pyllmc.GPTConfig(100, 1024, 50, 1, 64), ffi.new("char[512]")
-    available = lib.llmc_kernels(ffi.NULL).memory_available()
+    available = lib.llmc_kernels(ffi.NULL, lib.LLMC_AUTO).memory_available()
     B = next(B for B in range(1, 1 << 16) if plan(config, B, 1024, 0, False).total > 1.1 * available)
     room = ffi.new("llmc_room *", (B, 1024, 1, 0, 0))
     status = lib.llmc_plan_text(make_config(config, lib)[0], room, 1, text, 512)

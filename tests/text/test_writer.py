@@ -306,14 +306,10 @@ def test_sample_shows_what_stream_yields(letters, checkpoint):
 
 
 def test_sample_multiplies_as_it_is_told(letters, checkpoint):
-    """A prompt of 40 tokens is read in bf16, or one line says that this CPU has no such products."""
     done = run(checkpoint, "--prompt", "ab" * 20, "--max_new_tokens=5", "--precision=bf16", "--weights=int8")
-    if lib.llmc_kernels(b"").bf16:
-        model = pyllmc.Model(checkpoint, B=1, training=False, weights="int8", precision="bf16")
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert done.stdout.decode() == Writer(model).write("ab" * 20, 5) + "\n"
-    else:
-        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (6, b"", 1)
+    model = pyllmc.Model(checkpoint, B=1, training=False, weights="int8", precision="bf16")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == Writer(model).write("ab" * 20, 5) + "\n"
 
 
 def test_a_prompt_that_is_no_text_is_for_the_tokenizer_to_judge(checkpoint):
