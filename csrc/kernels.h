@@ -30,7 +30,7 @@ typedef struct floatX {
 /* LLMC_FP32 and LLMC_BF16 are elements, and the precision that a model computes in: in bf16 the operands of matrix products
  * are bf16, and their products are added up in float. LLMC_INT8 is a format of weights; see compress. LLMC_AUTO stands for the
  * first element that there are kernels for, fp32 before bf16. */
-enum { LLMC_FP32, LLMC_BF16, LLMC_INT8, LLMC_AUTO };
+enum { LLMC_AUTO, LLMC_FP32, LLMC_BF16, LLMC_INT8 };
 
 typedef struct Context {
     int threads;

@@ -91,7 +91,7 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int training;          /* 0: without gradients and moments */
     int recompute;         /* 0..3: how much backward computes again instead of keeping it (tensors.def); same bits */
     int logits;            /* 1: keeps the logits of every token; 0: computes a few at a time, which cannot be read */
-    int precision;         /* LLMC_FP32, LLMC_BF16, or LLMC_AUTO, in whose place llmc_model_room names one of them */
+    int precision;         /* LLMC_FP32, LLMC_BF16, or LLMC_AUTO (0), for which llmc_model_room names one of them */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
@@ -126,7 +126,7 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_room *room, int threads);
 void llmc_model_free(llmc_model *model);
 /* For generation: compresses the weight matrices to "bf16", or to "int8" with a scale per row; "fp32", and "bf16" in a model
- * of bf16, does nothing. Afterwards the parameters cannot be written or trained until they are loaded again. In a model of fp32
+ * of bf16, does nothing. After a compression parameters cannot be written or trained until they are loaded again. In a model of fp32
  * they cannot be read or saved either, because nothing but the compressed weights is left. */
 int llmc_model_compress(llmc_model *model, const char *format);
 /* Draws fresh weights, those of the PyTorch reference for torch.Generator().manual_seed(seed).

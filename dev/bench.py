@@ -126,7 +126,8 @@ def threads(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
 
 def kernels(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:
     case, counts = compared(plan)
-    return {case.name: bench_kernels.measure(case, plan.rounds, counts, plan.quick)}
+    long = [] if plan.quick else [Case("124M", 4, 1024, "bf16", 1)]
+    return {each.name: bench_kernels.measure(each, plan.rounds, counts, plan.quick) for each in [case, *long]}
 
 
 def growth(plan: Plan, done: dict[str, Any]) -> dict[str, Any]:

@@ -182,20 +182,39 @@ def threads(report: Report, rows: dict[str, Any]) -> str:
     return markdown(head, lines) if lines else ""
 
 
+def share_of_limit(report: Report, case: dict[str, Any], of: dict[str, Any]) -> str:
+    """The share that a call's least time, of its FLOPs or of its bytes, has of the time with all threads."""
+    if "bytes" not in of:
+        return "–"
+    n, known = report["threads"], report["limits"]
+    flops = of["flops"] / limits.flops_peak(known, case["precision"], n)
+    moved = of["bytes"] / limits.best(known, "update", n)
+    return (
+        f"{1e-6 * max(flops, moved) / median(of['ms'][str(n)]):.0%} {'FLOPs' if flops > moved else 'bytes'}"
+    )
+
+
 def kernels(report: Report, rows: dict[str, Any]) -> str:
-    """The kernels, the most expensive first; then their sum, to be compared with the whole step in the table above."""
+    """The kernels of each step, the most expensive first; then their sum, to be compared with the whole step."""
+    return "\n\n".join(kernels_of(report, name, case) for name, case in measured(rows).items())
+
+
+def kernels_of(report: Report, name: str, case: dict[str, Any]) -> str:
     lines = []
-    for name, case in measured(rows).items():
-        spent = {
-            kernel: [of["calls"] * median(of["ms"][str(n)]) for n in (1, report["threads"])]
-            for kernel, of in case["kernels"].items()
-        }
-        slow, fast = (sum(ms) for ms in zip(*spent.values()))
-        for kernel, (one, all_) in sorted(spent.items(), key=lambda item: -item[1][1]):
-            lines.append([kernel, ms_text(one), ms_text(all_), times(one / all_), f"{all_ / fast:.1%}"])
-        lines.append([f"all of {name}", ms_text(slow), ms_text(fast), times(slow / fast), ""])
-    head = ["kernel, all its calls in a step", "1 thread", f"{report['threads']} threads", "faster", "of all"]
-    return markdown(head, lines) if lines else ""
+    spent = {
+        kernel: [of["calls"] * median(of["ms"][str(n)]) for n in (1, report["threads"])]
+        for kernel, of in case["kernels"].items()
+    }
+    slow, fast = (sum(ms) for ms in zip(*spent.values()))
+    for kernel, (one, all_) in sorted(spent.items(), key=lambda item: -item[1][1]):
+        share = share_of_limit(report, case, case["kernels"][kernel])
+        lines.append([kernel, ms_text(one), ms_text(all_), times(one / all_), f"{all_ / fast:.1%}", share])
+    lines.append([f"all of {name}", ms_text(slow), ms_text(fast), times(slow / fast), "", ""])
+    all_threads = f"{report['threads']} threads"
+    return markdown(
+        ["kernel, all its calls in a step", "1 thread", all_threads, "faster", "of all", "of its limit"],
+        lines,
+    )
 
 
 def growth(report: Report, rows: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ BF16_ISAS = _sets_with(lib.LLMC_BF16)
 # names for make_kernels
 CPU_KERNELS = [*ISAS, *(f"{isa}-bf16" for isa in BF16_ISAS)]
 # HAS_BF16 of csrc/cpu/simd.h
-MULTIPLY_BF16 = [isa for isa in BF16_ISAS if "amx" in isa or isa.endswith("_bf16")]
+MULTIPLY_BF16 = [isa for isa in BF16_ISAS if isa not in ISAS]
 # the environment of programs that a sanitizer's library would hang: ps, pgrep
 PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 # with `make asan`, whose library is another build than the programs, and is loaded into every child

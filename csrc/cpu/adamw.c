@@ -125,11 +125,11 @@ typedef struct Moved {
 static void adamw_pieces(const void *given, Part p) {
     const Moved a = *(const Moved *)given;
     const Step step = *a.step;
-    const int streams =
-        (uintptr_t)a.stored % (VL * sizeof *a.stored) == 0; /* nothing reads them before the next step */
+    /* What is too large for the caches is stored past them: nothing reads it before the next step. */
+    const int streams = a.N >= LARGE && (uintptr_t)a.stored % (VL * sizeof *a.stored) == 0;
     for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL)
         adamw_lanes(a.param + i, a.stored + i, a.m + i, a.v + i, a.grad + i, &step, LANES(i, end), streams);
-    end_streams();
+    if (streams) end_streams();
 }
 
 void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,

@@ -287,7 +287,8 @@ static void values_of_block(float *out, const float *p, const Head *h, int key, 
     }
 }
 
-/* One query reads each key and value once. Nothing is used twice, so they are read where they lie and are never rounded. */
+/* One query reads each key and value once. Nothing is used twice, so they are read where they lie, and the weights of values
+ * are not rounded. */
 static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, int at) {
     const int hp = padded(h->hs);
     float largest = -FLT_MAX, sum = 0, *row = s->queries->q_t, *acc = s->queries->out;

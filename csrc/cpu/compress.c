@@ -20,7 +20,7 @@ static void row_to_int8(char *dst, const float *x, int C) {
 /* The stored row may lie over its floats, which are therefore copied first. */
 void K(compress)(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C) {
     float *row = ctx->workspace;
-    for (int64_t r = 0; r < rows && format != LLMC_FP32; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         char *dst = (char *)stored + r * row_bytes(format, C);
         memcpy(row, param + r * C, (size_t)C * sizeof *row);
         (format == LLMC_BF16 ? row_to_bf16 : row_to_int8)(dst, row, C);

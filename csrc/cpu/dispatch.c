@@ -113,16 +113,16 @@ static const Kernels *named(const char *isa, int element) {
     if (!k && is_name(isa))
         return llmc_fail(LLMC_EDEVICE, "%s belongs to another kind of machine: unset PYLLMC_ISA", isa), NULL;
     if (!k) return llmc_fail(LLMC_EDEVICE, "no kernels called '%s': PYLLMC_ISA knows %s", isa, NAMES), NULL;
-    if (element != LLMC_AUTO && k->element != element)
-        return llmc_fail(LLMC_EDEVICE, "%s multiplies bf16 alone: unset PYLLMC_ISA, or leave out --precision", isa),
-               NULL;
-    if (k->supported()) return k;
     const char *why = strcmp(isa, "amx") ? "" : llmc_refused();
     if (*why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
-    return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
+    if (!k->supported()) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
+    if (element == LLMC_AUTO || k->element == element) return k;
+    return llmc_fail(LLMC_EDEVICE, "%s has bf16 alone: unset PYLLMC_ISA, or take --precision=bf16", isa), NULL;
 }
 
 const Kernels *llmc_kernels(const char *isa, int element) {
+    if (element != LLMC_AUTO && element != LLMC_FP32 && element != LLMC_BF16)
+        return llmc_fail(LLMC_EINVAL, "element %d is none of LLMC_AUTO, LLMC_FP32, LLMC_BF16", element), NULL;
     if (!isa || !*isa) isa = getenv("PYLLMC_ISA");
     return isa && *isa ? named(isa, element) : best_for(element == LLMC_AUTO ? LLMC_FP32 : element);
 }

@@ -74,7 +74,7 @@ static inline vi vh_interleave(vh even, vh odd) {
 #endif
 }
 
-/* The format of a row that is stored as it is computed. */
+/* The format of a row of floatX. */
 enum { ELEMENT_FORMAT = sizeof(floatX) == sizeof(float) ? LLMC_FP32 : LLMC_BF16 };
 
 #if defined(FLOATX_BF16)
@@ -106,5 +106,4 @@ static inline float fx_load_one(const floatX *p) { return *p; }
 static inline void fx_store_one(floatX *p, float x) { *p = x; }
 #endif
 static inline vf fx_load(const floatX *p) { return fx_load_n(p, VL); }
-static inline void fx_store(floatX *p, vf v) { fx_store_n(p, v, VL); }
 #endif

@@ -5,7 +5,7 @@
 #include "simd.h"
 
 #if defined(FLOATX_BF16)
-enum { GELU_ROUGH = 1 }; /* bf16 rounds the result by up to 2^-9 of it, and this adds 2^-14 */
+enum { GELU_ROUGH = 1 }; /* bf16 rounds the result by up to 2^-9 of it, and this adds 2^-18 */
 #else
 enum { GELU_ROUGH = 0 };
 #endif

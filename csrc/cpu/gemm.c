@@ -8,8 +8,9 @@
  *   amx     The way of bf16 where the CPU has AMX: gemm_amx.c.
  *   dots    The way for few rows: every row of B^T is read once, where it lies.
  *
- * Sums are floats until they are whole. Between two parts of K they wait in C if that has floats, else in a buffer. The sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is
- * summed over K, so threads may share out C freely. */
+ * Sums are floats until they are whole. Between two parts of K they wait in C if that has floats, else in a buffer. The
+ * sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is summed
+ * over K, so threads may share out C freely. */
 #include "gemm_plan.h"
 #include "threads.h"
 
@@ -22,16 +23,17 @@ int64_t K(matmul_workspace)(int64_t largest, int threads) {
     return (threads * own_floats() + K(gemm_amx_shared_floats)(largest, threads)) * (int64_t)sizeof(float);
 }
 
+#if defined(FLOATX_FP32)
 void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += VL) {
             const int64_t at = (m + i) * g->N + n + j;
             const int lanes = LANES(j, cols);
-            const vf c = c_load_n(g, at, lanes);
-            const vf y = with_gelu(g, at, c, lanes);
+            const vf y = with_gelu(g, at, vf_load_n((const float *)g->c + at, lanes), lanes);
             if (g->slope) c_store_n(g, at, y, lanes);
         }
 }
+#endif
 
 #if !HAS_AMX
 /* ---- the block ---- */

@@ -19,15 +19,16 @@ typedef struct Sums {
 typedef struct Gemm {
     int64_t M, N, K;
     Operand a, b;
-    void *c;             /* (M,N); the fields below apply to a piece of C that is still in the first cache */
-    int is_float;        /* C consists of floats, whatever floatX is */
-    int accumulate;      /* C += instead of =; only for floats */
+    void *c;        /* (M,N) */
+    int is_float;   /* C consists of floats, whatever floatX is */
+    int accumulate; /* C += instead of =; only for floats */
+    /* The fields below apply to a piece of C that is still in the first cache. */
     const floatX *bias;  /* (N), added to every row, or NULL */
     floatX *gelu;        /* (M,N) = gelu(C), or NULL */
     const floatX *slope; /* (M,N): C is multiplied by gelu'(slope), or NULL */
     /* gemm fills these in: */
     int stream; /* whether C is written once, past the caches */
-    Sums sums;  /* where sums wait that must not be rounded yet; at NULL: in C itself */
+    Sums sums;  /* where sums wait that must not be rounded yet; if its `at` is NULL, in C */
 } Gemm;
 
 /* No element of C depends on the number of threads. Nothing outside A and B is read. */

@@ -132,10 +132,11 @@ static Ahead put_reads(const Slab *s, int64_t m, int64_t n, int64_t rows, int64_
     const Gemm *g = &s->g;
     if (!g->slope && !(s->kind & ADDS)) return (Ahead){0};
     const int64_t left = smaller(rows, g->M - m), cols = smaller(PANEL, g->N - n);
-    Ahead read = {.row = (const char *)(g->slope + m * g->N + n), .bytes = cols * 2, .stride = g->N * 2, .left = left};
+    Ahead read = {.left = left};
     if (s->kind & ADDS)
         read.row = (const char *)sum_at(g, m, n), read.bytes = cols * 4,
         read.stride = (g->sums.at ? g->sums.ld : g->N) * 4;
+    else read.row = (const char *)(g->slope + m * g->N + n), read.bytes = cols * 2, read.stride = g->N * 2;
     read.share = ceil_div(left * ceil_div(read.bytes, 64), passes);
     return read;
 }

@@ -1,4 +1,4 @@
-/* What happens to a square of C, 32 x 32 sums, when they are whole: scales, what C held before, bias, GELU or its slope. */
+/* What happens to a square of C, 32 x 32 sums, when they are whole: scales, what was summed before, bias, GELU or its slope. */
 #ifndef GEMM_AMX_PUT_H
 #define GEMM_AMX_PUT_H
 #include "gemm_amx_pack.h"

@@ -29,7 +29,6 @@ typedef struct Block {
     int64_t m, m_end, n, n_end, k, kc;
     float *a, *b; /* this thread's copies: of A's rows of the block, and of B's columns of a panel */
     int in_place; /* B is read where it lies, except in a last panel that does not consist of whole vectors */
-    Sums sums;    /* as in struct Gemm */
 } Block;
 
 typedef struct Sizes {
@@ -51,7 +50,9 @@ extern const Tiles K(
     gemm_tiles); /* gemm_bfmmla.c where HAS_BFMMLA, else gemm_bf16.c where HAS_BF16, else gemm_fp32.c */
 #endif
 
-void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope, of floats in C */
+#if defined(FLOATX_FP32)
+void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /* GELU or its slope, of C */
+#endif
 #if defined(BLAS_SGEMM) && defined(FLOATX_FP32)
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us */
 #endif
@@ -107,10 +108,7 @@ static inline void look_ahead(Ahead next[2], const Tiles *t, const Gemm *g, cons
 
 static inline int has_floats(const Gemm *g) { return sizeof(floatX) == sizeof(float) || g->is_float; }
 
-/* Loads, stores and streams n lanes of C from element `at` on. */
-INLINE vf c_load_n(const Gemm *g, int64_t at, int n) {
-    return has_floats(g) ? vf_load_n((const float *)g->c + at, n) : fx_load_n((const floatX *)g->c + at, n);
-}
+/* Stores n lanes of C from element `at` on. */
 INLINE void c_store_n(const Gemm *g, int64_t at, vf v, int n) {
     if (has_floats(g)) vf_store_n((float *)g->c + at, v, n);
     else fx_store_n((floatX *)g->c + at, v, n);
@@ -140,16 +138,20 @@ INLINE void put(const Gemm *g, int64_t m, int64_t n, int lanes, vf sum, int add,
     c_store_n(g, at, has_floats(g) ? sum : with_gelu(g, at, sum, lanes), lanes);
 }
 
-/* Floats in C get GELU or its slope when all of them are stored. */
+/* Where C has floats, a stored piece of it gets GELU or its slope; bf16 got it from `put`, before it was rounded. */
 INLINE void finish(const Gemm *g, int64_t m, int64_t n, int rows, int cols) {
-    if (has_floats(g) && (g->gelu || g->slope)) K(gemm_finish)(g, m, n, rows, cols);
+#if defined(FLOATX_FP32)
+    if (g->gelu || g->slope) K(gemm_finish)(g, m, n, rows, cols);
+#else
+    (void)g, (void)m, (void)n, (void)rows, (void)cols;
+#endif
 }
 
-enum { LARGE = 1 << 21 }; /* bytes that the second cache cannot hold */
+enum { LARGE_BYTES = 1 << 21 }; /* more than the second cache holds */
 /* Whether C is large and can be stored past the caches, by whole registers. */
 static inline int can_stream(const Gemm *g) {
     const int64_t each = has_floats(g) ? sizeof(float) : sizeof(floatX), whole = VL * (int64_t)sizeof(float);
     const uintptr_t addresses = (uintptr_t)g->c | (uintptr_t)g->gelu;
-    return addresses % (uintptr_t)whole == 0 && g->N * each % whole == 0 && g->M * g->N * each >= LARGE;
+    return addresses % (uintptr_t)whole == 0 && g->N * each % whole == 0 && g->M * g->N * each >= LARGE_BYTES;
 }
 #endif

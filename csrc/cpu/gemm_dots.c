@@ -153,21 +153,24 @@ INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy
 typedef void (*Strip)(const Gemm *, int64_t, int32_t *);
 #define STRIP(name, strip, how) \
     APART void name(const Gemm *g, int64_t n, int32_t *copy) { strip(g, n, how, copy); }
-enum {
-    MORE = HAS_BF16 ? PAIRS : 0
-}; /* A single row is multiplied in floats: it reads each weight once, as fast as it comes. */
+/* Several rows multiply pairs where they can. A single row does not: it reads each weight once, as fast as it comes. */
+enum { MORE = HAS_BF16 ? PAIRS : 0 };
 #if defined(FLOATX_FP32)
 STRIP(one_fp32, strip_of_one, LLMC_FP32)
 STRIP(more_fp32, strip_of_more, LLMC_FP32)
-#else
-#define one_fp32 NULL
-#define more_fp32 NULL
 #endif
 STRIP(one_bf16, strip_of_one, LLMC_BF16)
 STRIP(one_int8, strip_of_one, LLMC_INT8)
 STRIP(more_bf16, strip_of_more, LLMC_BF16 + MORE)
 STRIP(more_int8, strip_of_more, LLMC_INT8 + MORE)
-static const Strip one[] = {one_fp32, one_bf16, one_int8}, more[] = {more_fp32, more_bf16, more_int8};
+/* The strip for one row and the strip for more, by the format of B. */
+static const Strip of_format[][2] = {
+#if defined(FLOATX_FP32)
+    [LLMC_FP32] = {one_fp32, more_fp32},
+#endif
+    [LLMC_BF16] = {one_bf16, more_bf16},
+    [LLMC_INT8] = {one_int8, more_int8},
+};
 
 typedef struct Dots {
     const Gemm *g;
@@ -176,7 +179,7 @@ typedef struct Dots {
 
 static void strips(const void *dots, Part p) {
     const Dots d = *(const Dots *)dots;
-    const Strip strip = (d.g->M > 1 ? more : one)[d.g->b.format];
+    const Strip strip = of_format[d.g->b.format][d.g->M > 1];
     for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
         strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * pairs_of(d.g->K));
 }

@@ -21,7 +21,7 @@ typedef struct Piece {
     const Gemm *g;
     int64_t m, n;
     int rows, cols;
-    int add, last;       /* C holds a part of the sum already; the sum is whole now */
+    int add, last;       /* there is a part of the sum already; the sum is whole now */
     Ahead *next;         /* two of them */
     const float *scales; /* (cols) factors of the tile's sums, or NULL */
 } Piece;

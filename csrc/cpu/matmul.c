@@ -55,10 +55,10 @@ void K(matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dou
 /* ---- the bias' gradient ---- */
 
 enum {
-    STRIP = 1024,
-    GROUP = 16,
-    AHEAD = 4
-}; /* the columns summed side by side; the rows summed before the sum moves up a level */
+    STRIP = 1024, /* the columns summed side by side */
+    GROUP = 16,   /* the rows summed before the sum moves up a level */
+    AHEAD = 4,    /* the rows that are asked for before they are read */
+};
 
 static inline void add_floats(float *sum, const float *x, int n) {
     for (int i = 0; i < n; i += VL) vf_store(sum + i, vf_load(sum + i) + vf_load(x + i));

@@ -78,7 +78,8 @@ int llmc_model_compress(llmc_model *m, const char *name) {
     CHECK(m->k->compress, LLMC_EDEVICE, "%s keeps weights in its own precision: leave the weights at fp32", m->k->name);
     CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", name);
     CHECK(m->ctx.weight_format == element, LLMC_EINVAL, "the weights are compressed already: load them again");
-    CHECK(bf16 || m->config.C >= least, LLMC_EINVAL, "int8 weights need C >= %d", least);
+    CHECK(bf16 || m->config.C >= least, LLMC_EINVAL,
+          "n_embd=%d: int8 weights need %d channels or more; leave the weights at fp32", m->config.C, least);
     m->ctx.weight_format = format;
     for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
         for (int l = 0; gpt2_is_matrix(m, t) && l < (t->layers ? t->layers : 1); l++) compress(m, t, l);

@@ -15,7 +15,7 @@ struct llmc_trainer {
     llmc_options options;
     llmc_config config;
     int B, T;
-    const Kernels *k;          /* chosen once, with their element, by setup_check */
+    const Kernels *k;          /* chosen by setup_check; the model finds the same */
     int threads;               /* as many as have been started for the plan */
     llmc_loader *train, *val;  /* val NULL: no validation data */
     llmc_tokenizer *tokenizer; /* NULL: no samples */

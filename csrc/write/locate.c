@@ -31,8 +31,8 @@ int locate_check_device(const char *device) {
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
           "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
           program);
-    return llmc_kernels(NULL, LLMC_AUTO) ? LLMC_OK
-                                         : LLMC_EDEVICE; /* a device that is missing is told before the data is read */
+    /* A device that is missing is told before the data is read. */
+    return llmc_kernels(NULL, LLMC_AUTO) ? LLMC_OK : LLMC_EDEVICE;
 }
 
 /* ---- what a run folder holds, told to people ---- */

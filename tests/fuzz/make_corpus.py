@@ -321,7 +321,7 @@ def config(
     return bytes([text]) + ints(*sizes, *room, threads) + descriptor.encode()
 
 
-FP32, BF16, INT8, AUTO = range(4)  # kernels.h
+AUTO, FP32, BF16, INT8 = range(4)  # kernels.h
 
 
 def configs() -> dict[str, bytes]:

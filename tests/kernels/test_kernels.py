@@ -11,8 +11,8 @@ from conftest import BF16_ISAS, CPU_KERNELS, ISAS, ROOT, ffi, lib, make_kernels
 from pyllmc.engine import _ffi
 
 ENTRIES = [name for name, field in ffi.typeof("Kernels").fields if field.type.kind == "function"]
-# the entries before and after these are for memory, not for layers
-KERNELS = ENTRIES[ENTRIES.index("copy_out") + 1 : -1]
+# the entries before these are for memory, not for layers
+KERNELS = ENTRIES[ENTRIES.index("copy_out") + 1 :]
 
 
 def pointers(name: str) -> dict[str, object]:
@@ -70,7 +70,7 @@ def test_any_element_is_fp32_where_there_is_fp32(monkeypatch):
 def test_a_set_of_bf16_alone_is_refused_for_fp32(isa: str, monkeypatch):
     """The one line says how it goes on."""
     error = chosen(isa, lib.LLMC_FP32, monkeypatch)
-    assert error == f"{isa} multiplies bf16 alone: unset PYLLMC_ISA, or leave out --precision"
+    assert error == f"{isa} has bf16 alone: unset PYLLMC_ISA, or take --precision=bf16"
 
 
 def test_names_of_other_machines_and_of_none(monkeypatch):
