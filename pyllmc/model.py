@@ -42,8 +42,9 @@ class Model(NotCopied):
     vocab_size: replaces the descriptor's own; sizes such as gpt-nano have none.
     device: "cpu"; "cuda"; or "emu", which runs the CUDA kernels on the CPU, to test them.
     precision: how weights and activations are stored: "fp32", or "bf16", which halves the memory of activations and is
-        faster on a CPU with AVX512_BF16, several times with AMX. Sums are float in both, and so are the masters of the
-        weights, which are what params shows and files hold. "auto": fp32 on a CPU, bf16 on a GPU.
+        faster on AMD's CPUs with AVX512_BF16, several times with AMX. Sums are float in both, and so are the masters of
+        the weights, which are what params shows and files hold. In bf16 and on a GPU params and activations are copies
+        that cannot be changed in place: write m.params[name] = array. "auto": fp32 on a CPU, bf16 on a GPU.
     threads: 0 takes every core that the process and its container may use; results do not depend on it.
     training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32" (as precision stores them), "bf16" or "int8" with a

@@ -117,7 +117,8 @@ static const Kernels *named(const char *isa, int element) {
     if (*why) return llmc_fail(LLMC_EDEVICE, "%s: unset PYLLMC_ISA", why), NULL;
     if (!k->supported()) return llmc_fail(LLMC_EDEVICE, "this CPU cannot run %s: unset PYLLMC_ISA", isa), NULL;
     if (element == LLMC_AUTO || k->element == element) return k;
-    return llmc_fail(LLMC_EDEVICE, "%s has bf16 alone: unset PYLLMC_ISA, or take --precision=bf16", isa), NULL;
+    return llmc_fail(LLMC_EDEVICE, "%s has kernels for bf16 only: unset PYLLMC_ISA, or choose the precision bf16", isa),
+           NULL;
 }
 
 const Kernels *llmc_kernels(const char *isa, int element) {

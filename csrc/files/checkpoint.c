@@ -148,7 +148,7 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
                          int64_t tokenizer_size, int with_moments) {
     CHECK(!with_moments || m->room.training, LLMC_EINVAL,
           "this model was made without moments (training=False): save without");
-    CHECK(!gpt2_lost_params(m), LLMC_EINVAL, "compressed weights cannot be saved: save before llmc_model_compress");
+    CHECK(!gpt2_lost_params(m), LLMC_EINVAL, "compressed weights cannot be saved: make the model with weights in fp32");
     Output *o = calloc(1, sizeof *o);
     CHECK(o, LLMC_ENOMEM, "no memory to write %s", path);
     int rc = open_beside(o, path);

@@ -80,7 +80,7 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
     if (!at) return LLMC_EINVAL;
     CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
     CHECK(block != LLMC_PARAMS || m->ctx.weight_format == m->k->element, LLMC_EINVAL,
-          "the weights are compressed and cannot be written: load them again");
+          "compressed weights cannot be written: make the model with weights in fp32");
     m->k->copy_in(&m->ctx, at, in, n * 4);
     return block == LLMC_PARAMS ? store(m, at - m->params, n) : m->k->sync(&m->ctx);
 }

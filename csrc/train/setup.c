@@ -304,8 +304,8 @@ int setup_check(llmc_trainer *t) {
     TRY(open_resume(t));
     const int element = llmc_precision(o->precision); /* the resumed run's, unless the call gave another */
     TRY(element);
-    t->k = llmc_kernels(NULL, element);
-    if (!t->k) return LLMC_EDEVICE;
+    if (!(t->k = llmc_kernels(NULL, element))) return LLMC_EDEVICE;
+    if (t->k->element == LLMC_BF16) strcpy(o->precision, "bf16"); /* in the record too, where auto may become fp32 */
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
     TRY(choose_sizes(t));

@@ -70,7 +70,7 @@ def test_any_element_is_fp32_where_there_is_fp32(monkeypatch):
 def test_a_set_of_bf16_alone_is_refused_for_fp32(isa: str, monkeypatch):
     """The one line says how it goes on."""
     error = chosen(isa, lib.LLMC_FP32, monkeypatch)
-    assert error == f"{isa} has bf16 alone: unset PYLLMC_ISA, or take --precision=bf16"
+    assert error == f"{isa} has kernels for bf16 only: unset PYLLMC_ISA, or choose the precision bf16"
 
 
 def test_names_of_other_machines_and_of_none(monkeypatch):
