@@ -179,7 +179,9 @@ def test_activations_take_half_the_memory():
 @pytest.mark.skipif("amx" not in BF16_ISAS, reason="this CPU has no AMX")
 def test_no_kernels_for_an_element_are_an_error_that_says_so(monkeypatch):
     monkeypatch.setenv("PYLLMC_ISA", "amx")
-    with pytest.raises(NoDevice, match="amx has kernels for bf16 only: unset PYLLMC_ISA, or choose the precision bf16"):
+    with pytest.raises(
+        NoDevice, match="amx has kernels for bf16 only: unset PYLLMC_ISA, or choose the precision bf16"
+    ):
         pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9, precision="fp32")
     assert pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9, precision="bf16").isa == "amx"
     assert pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9).isa == "amx"
