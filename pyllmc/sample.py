@@ -35,7 +35,7 @@ WORDS = {
     "prompt": "the beginning of each text, taken literally; default: the start of a document",
     "seed": "seed of the first text; each further one has the next",
     "temperature": "0: always the likeliest token; below 1 texts are safer, above wilder",
-    "precision": "number format of weights and activations: fp32, or bf16, which is faster on a CPU with AMX or AVX512_BF16",
+    "precision": "number format of weights and activations: fp32, or bf16, which is faster on a CPU with AMX, or AMD's with AVX512_BF16",
     "weights": "number format of the weights: fp32 (as --precision stores them), bf16 or int8; fewer bytes are read faster",
     "device": "cpu, cuda, or emu, which runs the CUDA kernels on the CPU to test them; auto: cpu",
 }

@@ -29,21 +29,11 @@ static inline vf vector_of(const Rows *r, int i, int d) {
     if (i >= r->n || d >= r->hs) return vf_set(0);
     return fx_load_n(r->at + i * r->stride + d, LANES(d, r->hs));
 }
-/* The first n of the 2 VL numbers in a vector of words; the others are zeros. */
-static inline vf words_load_n(const floatX *p, int n) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_maskz_loadu_epi16(~0u >> (2 * VL - n), p);
-#else
-    vh halves[2] = {vh_load_n(p, min(n, VL))};
-    if (n > VL) halves[1] = vh_load_n(p + VL, n - VL);
-    return vf_load((const float *)halves);
-#endif
-}
 /* The VL steps of row i from step k on: numbers, or words of two neighbours as they are stored. */
 static inline vf steps_of(const Rows *r, int i, int k) {
     if (!HAS_BF16) return vector_of(r, i, k);
     if (i >= r->n || 2 * k >= r->hs) return vf_set(0);
-    return words_load_n(r->at + i * r->stride + 2 * k, min(r->hs - 2 * k, 2 * VL));
+    return (vf)vh_words_n(r->at + i * r->stride + 2 * k, min(r->hs - 2 * k, 2 * VL));
 }
 /* The words of the numbers d, d + 1, ... of rows i and i + 1: fx_load_n has put a bf16 into the upper half of a float. */
 static inline vf pairs_of(const Rows *r, int i, int d) {

@@ -49,6 +49,22 @@ static inline vh vh_load_n(const void *p, int n) {
     return v;
 #endif
 }
+/* The first n (0 < n <= 2 VL) numbers as words of two neighbours; the others are zeros. */
+static inline vi vh_words_n(const void *p, int n) {
+    vi words;
+    if (n == 2 * VL) {
+        memcpy(&words, p, sizeof words);
+        return words;
+    }
+#if defined(__AVX512F__)
+    return (vi)_mm512_maskz_loadu_epi16(~0u >> (2 * VL - n), p);
+#else
+    vh halves[2] = {vh_load_n(p, n < VL ? n : VL)};
+    if (n > VL) halves[1] = vh_load_n((const char *)p + sizeof(vh), n - VL);
+    memcpy(&words, halves, sizeof words);
+    return words;
+#endif
+}
 static inline void vh_store_n(void *p, vh v, int n) {
     if (n == VL) {
         memcpy(p, &v, sizeof v);

@@ -47,7 +47,7 @@ typedef struct Slab {
     Gemm g;
     int64_t m, m_end, n, n_end, k, K;
     Panels a, b; /* b.at is NULL if each block packs its own part */
-    int kind;    /* what happens to the sums, see put_sums_of */
+    int kind;    /* Its bits say what happens to the sums (put_sums_of). */
 } Slab;
 
 static int64_t panels_in(int64_t n) { return ceil_div(n, PANEL); }
@@ -261,7 +261,7 @@ static void multiply(const Slab *s, float *workspace, int threads) {
     const int64_t steps = steps_in(s);
     const int waits = steps > LONG, columns = (int)(smaller(B_BYTES / (steps * STEP_BYTES), 1152 / PANEL) * PANEL);
     const Gemm size = {.M = s->m_end - s->m, .N = s->n_end - s->n};
-    const Sizes t = {PANEL, PANEL, waits ? WAITING_ROWS : MANY, waits ? WAITING / WAITING_ROWS : columns, 64};
+    const Sizes t = {PANEL, PANEL, waits ? WAITING_ROWS : MANY, waits ? WAITING_COLS : columns, 64};
     const Plan p = best_plan(&size, &t, threads);
     parallel_dynamic(threads, p.count, blocks_of, &(Blocks){s, &p, workspace});
 }
@@ -318,7 +318,5 @@ void K(gemm_amx)(const Gemm *given, float *workspace, int threads) {
         }
 }
 #else
-int64_t K(gemm_amx_own_floats)(void) { return 0; }
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads) { return (void)largest, (void)threads, 0; }
-void K(gemm_amx)(const Gemm *g, float *workspace, int threads) { (void)g, (void)workspace, (void)threads; }
 #endif

@@ -56,7 +56,8 @@ void K(gemm_finish)(const Gemm *g, int64_t m, int64_t n, int rows, int cols); /*
 #if defined(BLAS_SGEMM) && defined(FLOATX_FP32)
 int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us */
 #endif
-void K(gemm_amx)(const Gemm *g, float *workspace, int threads); /* where HAS_AMX */
+/* The next two exist where HAS_AMX. */
+void K(gemm_amx)(const Gemm *g, float *workspace, int threads);
 int64_t K(gemm_amx_own_floats)(void);
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* they lie behind the threads' own parts */
 int K(gemm_is_few)(const Gemm *g);                               /* A has so few rows that dots are faster */

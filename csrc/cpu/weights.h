@@ -71,12 +71,7 @@ INLINE vf weight_scales(const void *weight, const int format, int64_t C, int64_t
 
 /* The numbers k..k+2VL of a row as pairs of bf16, zeros from K on. The scale is left out, so that int8 is exact. */
 INLINE vi weight_pairs(const void *row, int64_t k, int64_t K, const int format) {
-    if (format == LLMC_BF16) {
-        vi v = {0};
-        if (k + 2 * VL <= K) memcpy(&v, (const char *)row + 2 * k, sizeof v);
-        else memcpy(&v, (const char *)row + 2 * k, 2 * (size_t)(K - k));
-        return v;
-    }
+    if (format == LLMC_BF16) return vh_words_n((const char *)row + 2 * k, K - k < 2 * VL ? (int)(K - k) : 2 * VL);
     const vf low = weights_at(row, k, LANES(k, K), format);
     const vf high = k + VL < K ? weights_at(row, k + VL, LANES(k + VL, K), format) : (vf){0};
     return bf16_in_order(low, high);
