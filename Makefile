@@ -65,7 +65,7 @@ KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wi
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
 HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # Python reads these files as text. The library carries their checksum, so that a stale build is noticed.
-TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
+TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/frontends.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
            $(ELEMENTS:%=$(BUILD)/reference_%/reference.o) $(foreach build,$(ISA_BUILDS),$(KERNELS:%=$(BUILD)/$(build)/%.o))
 # EACH_BUILD(X) becomes X(avx512_fp32) X(avx512_bf16) X(avx2_fp32) and so on.

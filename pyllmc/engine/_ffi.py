@@ -1,4 +1,4 @@
-"""The C library, bound by reading its own header: csrc/pyllmc.h is the only list of functions and types."""
+"""The C library, bound by reading its own header: csrc/pyllmc.h and what it includes are the only list of functions and types."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def declarations(path: Path) -> str:
 def ffi() -> FFI:
     parser = FFI()
     parser.cdef("typedef struct floatX floatX;")  # behind pointers only: float or bfloat16
-    for name in ("kernels.h", "pyllmc.h"):
+    for name in ("kernels.h", "pyllmc.h", "frontends.h"):
         parser.cdef(declarations(definition(name)))
     return parser
 

@@ -31,6 +31,7 @@ def definition(name: str) -> Path:
 TABLES = (
     "kernels.h",
     "pyllmc.h",
+    "frontends.h",
     "tensors.def",
     "options.def",
     "models.def",

@@ -28,7 +28,7 @@ LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 # The rooms of csrc/ in their order of reading: each builds on those before it. All of them share the tables and headers
 # beside them.
 ROOMS_OF_C = ["base", "text", "data", "model", "files", "options", "write", "train", "programs"]
-SHARED = ["kernels.h", "pyllmc.h", "tensors.def", "options.def", "models.def", "devices.def"]
+SHARED = ["kernels.h", "pyllmc.h", "frontends.h", "tensors.def", "options.def", "models.def", "devices.def"]
 
 
 def room_of(name: str) -> int:

@@ -1,0 +1,98 @@
+/* The second half of the public C API, which pyllmc.h includes: what a front end is made of, from --names to the loop. Its
+ * functions return what those of pyllmc.h do. */
+#ifndef FRONTENDS_H
+#define FRONTENDS_H
+#include "pyllmc.h"
+#pragma GCC visibility push(default)
+/* cffi: begin */
+/* ---- learning rate (schedule.c) ---- */
+/* The learning rate of a step, which counts from 0. It is lr (step+1)/warmup during the warm-up. Then it goes from lr to
+ * lr final_frac over x = (step-warmup) / (max_steps-warmup), as `kind` says: linear; cosine; wsd (lr until the last decay_frac
+ * of max_steps, then linear); constant (always lr). */
+int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
+                     double final_frac, double decay_frac);
+
+/* ---- options (options.c): the list is options.def ---- */
+typedef struct llmc_options llmc_options;
+llmc_options *llmc_options_new(void);      /* the options of training, with their defaults; NULL without memory */
+llmc_options *llmc_options_new_chat(void); /* those of a chat, which also parse MODEL [TOKENIZER] without --names */
+void llmc_options_free(llmc_options *options);
+int llmc_num_options(void);
+const char *llmc_option_name(int i);
+/* "config" reads that file. A line of it counts only if no call of this function or of _parse gave the same option. */
+int llmc_options_set(llmc_options *options, const char *name, const char *value);
+/* Sets the file to read for --model, if a front end has converted that from a format which the engine cannot read. The run's
+ * record and the messages still name --model. */
+int llmc_options_set_model_file(llmc_options *options, const char *path);
+int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
+int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
+/* Takes --name=value, --name value, --flag, --no_flag; the last one of a name counts. 1 if --help is among them, 2 if
+ * --version. */
+int llmc_options_parse(llmc_options *options, int argc, const char *const *argv);
+int llmc_options_text(const llmc_options *options, char *text, size_t size); /* lines name=value */
+/* Writes the text of `command --help` in lines of `width` columns, as much as fits `size`; returns its whole length. */
+int llmc_options_help(const llmc_options *options, const char *command, int width, char *text, size_t size);
+/* True for --max_steps=0 with a --prompt and neither --data nor --resume: the user wants text, no training. */
+int llmc_options_only_write(const llmc_options *options);
+/* One line about the weights that a run folder `model` stands for, its best. If the last step ended worse, the line also has a
+ * command for that: `before`, its path, `after`. "" if model is no run folder. */
+int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size);
+/* Makes a writer with a model and a tokenizer of its own, as --model, --tokenizer, --temperature and so on say. */
+int llmc_writer_open(llmc_writer **writer, const llmc_options *options);
+
+/* ---- words at the edge of a terminal (wrap.c) ---- */
+
+typedef struct llmc_wrap llmc_wrap;
+llmc_wrap *llmc_wrap_new(void); /* NULL: no memory */
+void llmc_wrap_free(llmc_wrap *wrap);
+/* Takes the next piece of a text, NULL at its end, and gives the bytes out[n] to show now, which live until the next call.
+ * columns: the terminal's present width; 0: there is no terminal, and the text stays as it is. */
+int llmc_wrap_next(llmc_wrap *wrap, int columns, const char *text, int64_t size, const char **out, int64_t *n);
+
+/* ---- chat (chat.c) ---- */
+/* Turns and answers. In a dialogue the name of the speaker stands before each turn, and an answer ends where another speaker's
+ * line begins. If the context cannot hold all turns, the oldest are forgotten, each as a whole, but never the text before
+ * them. A story continues each turn as a text of its own; an empty turn continues the text before. */
+typedef struct llmc_chat llmc_chat;
+int llmc_chat_new(llmc_chat **chat, const llmc_options *options);
+void llmc_chat_free(llmc_chat *chat);
+/* Takes one turn. The rest of the last answer, if it was not read to its end, is forgotten. */
+int llmc_chat_say(llmc_chat *chat, const char *text, int64_t size);
+int llmc_chat_next(llmc_chat *chat, const char **text, int64_t *size); /* the answer, as llmc_writer_next */
+int llmc_chat_end(const llmc_chat *chat);                              /* as llmc_writer_end */
+const char *llmc_chat_about(const llmc_chat *chat);                    /* a line or two for the user */
+const char *llmc_chat_label(const llmc_chat *chat, int answer);        /* the text to show before a turn or an answer */
+
+/* ---- trainer (trainer.c): the loop as a step machine ---- */
+typedef struct llmc_trainer llmc_trainer;
+enum { LLMC_DONE, LLMC_PLAN, LLMC_STEP, LLMC_GRADIENTS, LLMC_EVAL, LLMC_SAMPLE, LLMC_CHECKPOINT };
+typedef struct llmc_event {
+    int kind;
+    int64_t step, tokens;  /* optimizer steps and tokens so far */
+    double loss, val_loss; /* this step's; the last validation's (NaN before the first) */
+    double lr, norm, ms, tok_s, eta_s;
+    const char *text;  /* the line to print, or a sample, which may hold NULs; valid until the next call */
+    int64_t text_size; /* its bytes; 0: there is nothing to print */
+} llmc_event;
+/* Checks all that can be checked before there is data: 1 if the default data must be made first (pyllmc.stories), else 0. */
+int llmc_trainer_check(const llmc_options *options);
+/* Opens the data; allocates nothing large. The options are copied. */
+int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
+void llmc_trainer_free(llmc_trainer *trainer);
+/* Runs to the next event and returns its kind: PLAN first (before the arena is allocated), DONE (0) last and ever after.
+ * GRADIENTS comes only if it is asked for: the gradients of all micro-steps are complete and may be changed. */
+int llmc_trainer_next(llmc_trainer *trainer, llmc_event *event);
+int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
+/* Stops the run; may be called from a signal handler or another thread. At most one micro-step, batch of a validation or token
+ * of a sample later there is a checkpoint, then DONE. A run that is resumed from it goes on as if it had never been stopped. */
+void llmc_trainer_stop(llmc_trainer *trainer);
+/* The line that answers a first Ctrl-C, which depends on the present work; may be called from a signal handler. */
+const char *llmc_trainer_stopping(const llmc_trainer *trainer);
+/* Writes a text for the user after DONE: the best loss, where its weights are, and whole commands for what to do next. In these
+ * `program` is the command that trains, and `python` is Python; if Python trains, program begins with it. */
+int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);
+llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
+const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
+/* cffi: end */
+#pragma GCC visibility pop
+#endif
