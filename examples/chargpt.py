@@ -56,7 +56,9 @@ known = set(re.findall(r"[a-z]+", text.lower()))
 words = re.findall(r"[a-z]+", written.lower())[:-1]  # the last word may be cut off
 spelt = sum(word in known for word in words) / max(1, len(words))
 print(written)
-print(f"---\n{val_loss / 0.6931:.2f} bits for an unseen character; {spelt:.0%} of {len(words)} words are words of the text")
+print(
+    f"---\n{val_loss / 0.6931:.2f} bits for an unseen character; {spelt:.0%} of {len(words)} words are words of the text"
+)
 
 # %% The picture: both losses against the steps
 plot.main([str(model_folder), "--out", args.out])

@@ -55,7 +55,9 @@ for step in range(args.steps):
     model.update(lr=2e-3 * min((step + 1) / 50, 1 - step / (args.steps + 1)))
     if step % 100 == 0 or step == args.steps - 1:
         seconds = time.perf_counter() - start
-        print(f"step {step:4d}  loss {loss:.3f}  held-out {bits_per_pixel(test):.3f} bits/pixel  {seconds:.0f} s")
+        print(
+            f"step {step:4d}  loss {loss:.3f}  held-out {bits_per_pixel(test):.3f} bits/pixel  {seconds:.0f} s"
+        )
 
 # %% It draws: a digit's word is the prompt, 64 pixels are the answer.
 asked = np.repeat(np.arange(DIGITS, dtype=np.int32), args.each)
@@ -70,7 +72,9 @@ reader = SVC(gamma=0.001).fit(train[:, 1:], train[:, 0] - GREYS)
 real = reader.score(test[:, 1:], test[:, 0] - GREYS)
 ours = reader.score(drawings, asked)
 distances = np.sqrt(((drawings[:, None] - train[None, :, 1:]) ** 2).sum(-1)).min(1)
-print(f"the classifier reads {real:.1%} of the held-out real digits, and {ours:.1%} of {len(asked)} drawn ones")
+print(
+    f"the classifier reads {real:.1%} of the held-out real digits, and {ours:.1%} of {len(asked)} drawn ones"
+)
 print(f"{np.mean(distances == 0):.1%} of the drawings are copies of a picture in the training data")
 
 # %% The picture: real digits in the upper row, drawn ones below.

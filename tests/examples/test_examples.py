@@ -7,9 +7,8 @@ learns is told by its own exam, in the docs.
 import jupytext
 import nbformat
 import pytest
-from nbclient import NotebookClient
-
 from conftest import ROOT
+from nbclient import NotebookClient
 
 SMALL = {
     "chargpt": "--steps=6 --tokens=20",
@@ -29,7 +28,9 @@ def test_an_example_runs_as_a_notebook(name, tmp_path, monkeypatch):
     notebook = jupytext.read(ROOT / "examples" / f"{name}.py")
     command = [f"{name}.py", *SMALL[name].split()] + [f"--out={name}.png"] * (name in PICTURES)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import sys; sys.argv = {command!r}"))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
     printed = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
     assert printed.strip(), "the exam prints its result"
     if name in PICTURES:
