@@ -47,7 +47,7 @@ static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *pla
     growing_add(text, "model: L=%d NH=%d C=%d T=%d V=%d", c->L, c->NH, c->C, c->maxT, c->V);
     if (c->window) growing_add(text, " window=%d", c->window);
     growing_add(text, ", %.2fM parameters", (double)plan->num_params * 1e-6);
-    if (*t->start_file) growing_add(text, ", from %s", setup_weights_name(t));
+    if (*t->start_file) growing_add(text, ", from %s", sizes_weights_name(t));
     else growing_add(text, ", fresh weights");
     if (!*t->start_file && !strncmp(model, "gpt2", 4) && !strchr(model, ':'))
         growing_add(text, " (OpenAI's: hub:%.32s, in Python)", model);
@@ -93,7 +93,7 @@ int trainer_announce_plan(llmc_trainer *t) {
     Growing growing = {0};
     int rc = add_all(&growing, t);
     char *text = growing_end(&growing);
-    if (rc >= 0) rc = text ? trainer_set_text(t, text) : LLMC_ENOMEM;
+    if (rc >= 0) rc = text ? tell_text(t, text) : LLMC_ENOMEM;
     free(text);
     return rc < 0 ? rc : LLMC_PLAN;
 }

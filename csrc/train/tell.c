@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/error.h"
 #include "base/growing.h"
@@ -48,6 +49,35 @@ const char *llmc_trainer_stopping(const llmc_trainer *t) {
     case SAVING: return "stopping after this checkpoint; again to quit now";
     default: return "stopping; again to quit now";
     }
+}
+
+/* ---- the text of an event ---- */
+
+double tell_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int tell_reserve(llmc_trainer *t, int64_t size) {
+    if (size <= t->text_capacity) return LLMC_OK;
+    char *text = realloc(t->text, (size_t)(2 * size));
+    CHECK(text, LLMC_ENOMEM, "no memory for a text of %lld bytes", (long long)size);
+    return t->text = text, t->text_capacity = 2 * size, LLMC_OK;
+}
+
+int tell_text(llmc_trainer *t, const char *text) {
+    TRY(tell_reserve(t, (int64_t)strlen(text) + 1));
+    strcpy(t->text, text);
+    return LLMC_OK;
+}
+
+int tell_nonfinite(llmc_trainer *t, const char *what, double value) {
+    char name[128];
+    TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
+    FAIL(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
+         (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
+         t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
 }
 
 /* ---- a resumed run ---- */

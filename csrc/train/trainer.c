@@ -2,21 +2,13 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "base/cores.h"
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "train/trainer.h"
-#include "write/writer.h"
 
 /* Between two steps the machine goes through EVALUATE, SAMPLE and SAVE; ACCUMULATE and UPDATE make the next step. */
 enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- life ---- */
 
@@ -92,15 +84,6 @@ static double mean_loss(const llmc_trainer *t) {
     return loss;
 }
 
-/* Names the first tensor that is not finite. The weights are unharmed, since the step has not changed them yet. */
-static int explain_nonfinite(llmc_trainer *t, const char *what, double value) {
-    char name[128];
-    TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
-    FAIL(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
-         (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
-         t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
-}
-
 static int update(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     float norm = 0;
@@ -110,8 +93,8 @@ static int update(llmc_trainer *t) {
     const int rc = llmc_model_grad_norm(t->model, (float)o->grad_clip, &norm); /* the one wait of a step */
     if (rc < 0 && rc != LLMC_ENUMERIC) return rc;
     t->loss = mean_loss(t);
-    if (!isfinite(t->loss)) return explain_nonfinite(t, "loss", t->loss);
-    if (rc < 0) return explain_nonfinite(t, "gradient", norm);
+    if (!isfinite(t->loss)) return tell_nonfinite(t, "loss", t->loss);
+    if (rc < 0) return tell_nonfinite(t, "gradient", norm);
     TRY(llmc_model_update(t->model, &hyper, 1));
     t->norm = norm;
     t->step++;
@@ -121,23 +104,9 @@ static int update(llmc_trainer *t) {
 
 /* ---- what an event says ---- */
 
-/* Makes memory for a text of `size` bytes; the text so far stays. */
-static int reserve_text(llmc_trainer *t, int64_t size) {
-    if (size <= t->text_capacity) return LLMC_OK;
-    char *text = realloc(t->text, (size_t)(2 * size));
-    CHECK(text, LLMC_ENOMEM, "no memory for a text of %lld bytes", (long long)size);
-    return t->text = text, t->text_capacity = 2 * size, LLMC_OK;
-}
-
-int trainer_set_text(llmc_trainer *t, const char *text) {
-    TRY(reserve_text(t, (int64_t)strlen(text) + 1));
-    strcpy(t->text, text);
-    return LLMC_OK;
-}
-
 static int announce_step(llmc_trainer *t, llmc_event *e) {
     const llmc_options *o = &t->options;
-    const double ms = (now() - t->started) * 1e3;
+    const double ms = (tell_now() - t->started) * 1e3;
     char eta[32], line[512];
     t->ms = t->ms > 0 ? 0.95 * t->ms + 0.05 * ms : ms;
     e->ms = ms;
@@ -156,130 +125,6 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     return LLMC_STEP;
 }
 
-/* ---- evaluate, sample, save ---- */
-
-static int due(int64_t step, int64_t every, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
-
-/* Computes the validation loss: 1, or 0 if the run was stopped between two batches. */
-static int validate(llmc_trainer *t) {
-    const double began = now();
-    const int64_t batches_in_all = (llmc_loader_windows(t->val) + t->B - 1) / t->B;
-    const int64_t asked = t->options.val_batches;
-    const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
-    double sum = 0;
-    TRY(llmc_loader_set_position(t->val, 0)); /* so that every validation reads the same windows */
-    t->doing = VALIDATING;
-    for (int64_t i = 0; i < batches; i++) {
-        float loss;
-        if (!t->stop) tell_batch(t, i, batches, sum, now() - began);
-        if (t->stop) return 0;
-        TRY(llmc_loader_next(t->val, t->inputs, t->targets));
-        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss);
-        if (rc == LLMC_STOPPED) return t->stop = 1, 0;
-        TRY(rc);
-        sum += loss;
-    }
-    t->val_loss = sum / (double)batches;
-    return isfinite(t->val_loss) ? 1 : explain_nonfinite(t, "validation loss", t->val_loss);
-}
-
-static int save(llmc_trainer *t, const char *name, int with_moments) {
-    char path[2 * OPTION_TEXT], state[512];
-    const void *bytes = NULL;
-    int64_t size = 0;
-    if (!*t->run.folder) return LLMC_OK;
-    run_path(&t->run, name, path, sizeof path);
-    snprintf(state, sizeof state,
-             "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
-             "evaluated=%d\n",
-             (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
-             (long long)t->best_step, t->val_loss, t->evaluated);
-    t->doing = SAVING;
-    if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
-    char *options = options_record(&t->options, t->history ? t->history : "");
-    if (!options) return LLMC_ENOMEM;
-    const int rc = llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments);
-    free(options);
-    TRY(rc);
-    t->saved |= with_moments;
-    if (with_moments) run_saved(&t->run);
-    return LLMC_OK;
-}
-
-/* The event, or 0 if the run was stopped. A run that takes no step has no best. */
-static int evaluate(llmc_trainer *t) {
-    char line[128];
-    const int rc = validate(t);
-    if (rc <= 0) return rc;
-    const int best = t->val_loss < t->best_val_loss && t->options.max_steps;
-    if (best) t->best_val_loss = t->val_loss, t->best_step = t->step;
-    snprintf(line, sizeof line, "{\"step\": %lld, \"val_loss\": %.9g}\n", (long long)t->step, t->val_loss);
-    TRY(run_metric(&t->run, line));
-    if (best) TRY(save(t, "best.ckpt", 0));
-    snprintf(t->text, TEXT_SIZE, "step %lld | val loss %.4f%s", (long long)t->step, t->val_loss, best ? " (best)" : "");
-    return LLMC_EVAL;
-}
-
-/* Writes a sample into the text: 1, or 0 if the run was stopped between two tokens. */
-static int write_sample(llmc_trainer *t, llmc_writer *w) {
-    const char *prompt = t->options.prompt, *piece;
-    int64_t size;
-    int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
-    t->sample_size = 0;
-    t->doing = SAMPLING;
-    for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
-        tell_token(t, i);
-        if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
-        TRY(reserve_text(t, t->sample_size + size + 1));
-        memcpy(t->text + t->sample_size, piece, (size_t)size);
-        t->sample_size += size;
-    }
-    if (rc > 0 || rc == LLMC_STOPPED) t->sample_size = 0; /* a resumed run writes it again, whole */
-    t->text[t->sample_size] = 0;
-    return rc == LLMC_STOPPED ? 0 : rc < 0 ? rc : rc == 0;
-}
-
-static int draw_sample(llmc_trainer *t) {
-    llmc_writer *w;
-    llmc_sampling how = writer_sampling(&t->options);
-    how.seed = (int64_t)((uint64_t)how.seed + (uint64_t)t->step);
-    TRY(llmc_writer_new(&w, t->model, t->tokenizer, &how, t->options.sample_tokens));
-    const int rc = write_sample(t, w);
-    llmc_writer_free(w);
-    if (rc <= 0) return rc;
-    TRY(run_sample(&t->run, t->step, t->text, t->sample_size));
-    return LLMC_SAMPLE;
-}
-
-/* --keep: gives last.ckpt a second name, by its step, which costs no space while both are one file; then removes older
- * checkpoints. */
-static int keep_numbered(llmc_trainer *t) {
-    char name[32];
-    if (!t->options.keep || !*t->run.folder) return LLMC_OK;
-    snprintf(name, sizeof name, "step_%08lld.ckpt", (long long)t->step);
-    const int linked = run_link(&t->run, "last.ckpt", name);
-    TRY(linked);
-    if (!linked) TRY(save(t, name, 1));
-    return run_drop_numbered(&t->run, t->step, t->options.keep);
-}
-
-/* True if the run goes on in its own folder, from last.ckpt. */
-static int started_from_last(const llmc_trainer *t) {
-    const char *name = strrchr(t->start_file, '/');
-    return t->in_place && !strcmp(name ? name + 1 : t->start_file, "last.ckpt");
-}
-
-static int save_last(llmc_trainer *t) {
-    if (t->kept != t->step) {
-        TRY(save(t, "last.ckpt", 1));
-        TRY(keep_numbered(t));
-    }
-    t->kept = t->step;
-    snprintf(t->text, TEXT_SIZE, "step %lld | saved %s/last.ckpt%s", (long long)t->step, t->run.folder,
-             t->stop ? "; stopped, continue with --resume" : "");
-    return LLMC_CHECKPOINT;
-}
-
 /* ---- the machine ---- */
 
 static int begin(llmc_trainer *t) {
@@ -293,8 +138,8 @@ static int begin(llmc_trainer *t) {
 
 static int at_evaluate(llmc_trainer *t) {
     t->phase = SAMPLE;
-    const int wanted = t->val && !t->stop && due(t->step, t->options.val_every, t->options.max_steps);
-    const int rc = wanted ? evaluate(t) : LLMC_OK;
+    const int wanted = t->val && !t->stop && between_due(t->step, t->options.val_every, t->options.max_steps);
+    const int rc = wanted ? between_evaluate(t) : LLMC_OK;
     if (!wanted ? !t->stop : rc == LLMC_EVAL)
         t->evaluated = VALIDATED; /* not after a stop, which skips the validation */
     return rc;
@@ -303,8 +148,8 @@ static int at_evaluate(llmc_trainer *t) {
 static int at_sample(llmc_trainer *t) {
     t->phase = SAVE;
     const int wanted =
-        t->tokenizer && !t->stop && t->step && due(t->step, t->options.sample_every, t->options.max_steps);
-    const int rc = wanted ? draw_sample(t) : LLMC_OK;
+        t->tokenizer && !t->stop && t->step && between_due(t->step, t->options.sample_every, t->options.max_steps);
+    const int rc = wanted ? between_sample(t) : LLMC_OK;
     if (!wanted ? !t->stop : rc == LLMC_SAMPLE) t->evaluated = EVALUATED;
     return rc;
 }
@@ -313,20 +158,26 @@ static int at_sample(llmc_trainer *t) {
  * replaced, which comes back instead. */
 static int may_save(const llmc_trainer *t) { return *t->run.folder && (t->step || (t->stop && !t->run.replacing)); }
 
+/* True if the run goes on in its own folder, from last.ckpt. */
+static int started_from_last(const llmc_trainer *t) {
+    const char *name = strrchr(t->start_file, '/');
+    return t->in_place && !strcmp(name ? name + 1 : t->start_file, "last.ckpt");
+}
+
 static int at_save(llmc_trainer *t) {
     const int64_t last = t->options.max_steps;
     const int ending = t->stop || t->step >= last;
-    const int wanted = ending || due(t->step, t->options.checkpoint_every, last);
+    const int wanted = ending || between_due(t->step, t->options.checkpoint_every, last);
     const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* as the checkpoint has it */
     if (fresh && started_from_last(t))
-        TRY(keep_numbered(t)); /* a kill may have come before last.ckpt got its second name */
+        TRY(between_keep(t)); /* a kill may have come before last.ckpt got its second name */
     if (fresh && ending && !t->stop) {
         t->phase = FINISHED;
         snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
                  (long long)t->step, (long long)last);
         return LLMC_CHECKPOINT;
     }
-    const int kind = may_save(t) && wanted && !fresh ? save_last(t) : LLMC_OK;
+    const int kind = may_save(t) && wanted && !fresh ? between_save_last(t) : LLMC_OK;
     if (kind >= 0)
         t->phase = ending ? FINISHED : ACCUMULATE; /* not if saving failed: rescue() is for ACCUMULATE alone */
     return kind;
@@ -340,14 +191,14 @@ static int drop_step(llmc_trainer *t) {
 
 static int at_accumulate(llmc_trainer *t) {
     if (t->stop) return t->phase = SAVE, LLMC_OK; /* the stop came while a checkpoint was written */
-    t->started = now();
+    t->started = tell_now();
     t->position = llmc_loader_position(t->train);
     const int rc = accumulate(t);
     if (rc <= 0) return rc < 0 ? rc : drop_step(t);
     t->phase = UPDATE;
     if (!t->yield_gradients) return LLMC_OK;
     t->loss = mean_loss(t);
-    return isfinite(t->loss) ? LLMC_GRADIENTS : explain_nonfinite(t, "loss", t->loss);
+    return isfinite(t->loss) ? LLMC_GRADIENTS : tell_nonfinite(t, "loss", t->loss);
 }
 
 static int at_update(llmc_trainer *t, llmc_event *e) {
@@ -375,7 +226,7 @@ static void rescue(llmc_trainer *t, int status) {
     char reason[1024];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
     const int saved = *t->run.folder && t->step && llmc_loader_set_position(t->train, t->position) == 0 &&
-                      save(t, "last.ckpt", 1) == 0;
+                      between_save(t, "last.ckpt", 1) == 0;
     llmc_fail(status, "%s%s", reason, saved ? "; the steps so far are saved, continue with --resume" : "");
 }
 

@@ -1,4 +1,5 @@
-/* The struct behind llmc_trainer: setup.c opens everything, trainer.c runs the loop. */
+/* The struct behind llmc_trainer, and what the files of this room do with it: setup.c opens everything, trainer.c runs the
+ * loop. */
 #ifndef TRAINER_H
 #define TRAINER_H
 #include "base/growing.h"
@@ -45,6 +46,7 @@ struct llmc_trainer {
     int64_t sample_size; /* the bytes of text, which may hold NULs, if it is a sample; else 0 */
 };
 
+/* ---- setup.c ---- */
 /* Checks all that can be checked before there is data: options, the checkpoint to resume, sizes, the run folder. Writes
  * nothing. */
 int setup_check(llmc_trainer *trainer);
@@ -52,21 +54,64 @@ int setup_check(llmc_trainer *trainer);
 int setup_needs_data_made(const llmc_trainer *trainer);
 /* Opens everything but large memory: the options of a checkpoint to resume, data, tokenizer, sizes. */
 int setup_open(llmc_trainer *trainer);
-/* Signs of life (tell.c); whoever hears them may stop the run. sum: the losses of the i batches so far. */
+/* The sizes that the run's model is made for. */
+llmc_room setup_room(const llmc_trainer *trainer);
+/* Makes the model with its weights, and opens the run folder. */
+int setup_model(llmc_trainer *trainer);
+
+/* ---- sizes.c ---- */
+/* Decides the sizes of the model. V may stay 0 until the tokenizer of the data is open. */
+int sizes_choose(llmc_trainer *trainer);
+/* Decides V, or refuses data whose ids mean other text than the weights have learnt. */
+int sizes_choose_vocabulary(llmc_trainer *trainer, const char *data);
+/* Refuses validation data of another tokenizer: its loss would mean nothing, and yet choose the best checkpoint. */
+int sizes_check_val_data(const llmc_trainer *trainer, const char *data);
+/* The weights to start from, by the name that the user gave; "" for fresh weights. */
+const char *sizes_weights_name(const llmc_trainer *trainer);
+
+/* ---- resume.c ---- */
+/* Opens the checkpoint to resume, if any, and adopts its options. A run is resumed in the checkpoint's own folder, unless --out
+ * names another. */
+int resume_open(llmc_trainer *trainer);
+/* Going on in the run's own folder from a step that it has passed replaces what came later: only if that is wanted. */
+int resume_check_later_steps(const llmc_trainer *trainer);
+/* Sets the loop's own numbers as the checkpoint has them. */
+int resume_restore(llmc_trainer *trainer);
+/* Adds to the history: the options that had other values before this resume. */
+int resume_note_changes(llmc_trainer *trainer);
+
+/* ---- announce.c ---- */
+/* Makes the text of LLMC_PLAN, starts the threads, and returns LLMC_PLAN. */
+int trainer_announce_plan(llmc_trainer *trainer);
+
+/* ---- tell.c ---- */
+/* Signs of life; whoever hears them may stop the run. sum: the losses of the i batches so far. */
 void tell_micro_step(llmc_trainer *trainer, int i);
 void tell_batch(llmc_trainer *trainer, int64_t i, int64_t batches, double sum, double seconds);
 void tell_token(llmc_trainer *trainer, int64_t i);
+double tell_now(void);                                    /* seconds of a clock that never goes back */
 void tell_clock(double seconds, char *text, size_t size); /* 1:02:03 */
+/* Makes memory for a text of `size` bytes; the text so far stays. */
+int tell_reserve(llmc_trainer *trainer, int64_t size);
+/* Copies a text of any length to be the event's. */
+int tell_text(llmc_trainer *trainer, const char *text);
+/* Fails with the name of the first tensor that is not finite. The weights are unharmed, since the step has not changed them
+ * yet. */
+int tell_nonfinite(llmc_trainer *trainer, const char *what, double value);
 /* Appends to the plan of a resumed run: its step, and each option that has changed. */
 int tell_resume(const llmc_trainer *trainer, Growing *text);
-/* The sizes that the run's model is made for. */
-llmc_room setup_room(const llmc_trainer *trainer);
-/* Makes the text of LLMC_PLAN, starts the threads, and returns LLMC_PLAN. */
-int trainer_announce_plan(llmc_trainer *trainer);
-/* Copies a text of any length to be the event's. */
-int trainer_set_text(llmc_trainer *trainer, const char *text);
-/* The weights to start from, by the name that the user gave; "" for fresh weights. */
-const char *setup_weights_name(const llmc_trainer *trainer);
-/* Makes the model with its weights, and opens the run folder. */
-int setup_model(llmc_trainer *trainer);
+
+/* ---- between.c ---- */
+/* True at each multiple of `every`, and at the last step. */
+int between_due(int64_t step, int64_t every, int64_t last);
+/* Makes LLMC_EVAL or LLMC_SAMPLE, and returns that; 0 if the run was stopped meanwhile. */
+int between_evaluate(llmc_trainer *trainer);
+int between_sample(llmc_trainer *trainer);
+/* Writes a checkpoint of this name, if the run has a folder. */
+int between_save(llmc_trainer *trainer, const char *name, int with_moments);
+/* Saves last.ckpt, unless it already is of this step, and keeps older ones; returns LLMC_CHECKPOINT. */
+int between_save_last(llmc_trainer *trainer);
+/* --keep: gives last.ckpt a second name, by its step, which costs no space while both are one file; then removes older
+ * checkpoints. */
+int between_keep(llmc_trainer *trainer);
 #endif
