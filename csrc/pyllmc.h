@@ -120,6 +120,7 @@ int llmc_plan_text(const llmc_config *config, const llmc_room *room, int threads
 typedef struct llmc_model llmc_model;
 typedef struct llmc_adamw {
     double lr, beta1, beta2, eps, weight_decay;
+    int still_embeddings; /* 1: wte and wpe do not decay, as in minGPT; 0: they do, as in GPT-2 */
 } llmc_adamw;
 enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 /* threads 0: llmc_default_threads(). The weights are not initialised: llmc_model_init or llmc_model_load must follow. */
@@ -147,11 +148,16 @@ int llmc_model_weights(const llmc_model *model); /* the model's element, or the 
 /* Read and write the first n elements of layer l of row i, as float or int32. Parameters are used as soon as they are written. */
 int llmc_model_read(const llmc_model *model, int block, int i, int l, int64_t n, void *out);
 int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, const float *in);
+/* Must follow a change of LLMC_PARAMS through llmc_model_block: brings the copy that a model of bf16 computes with up to date. */
+int llmc_model_refresh(llmc_model *model);
 /* tokens, targets and loss_weights are (b,t) with b <= B, t <= T. targets NULL: logits only; a target of -1 is ignored.
  * loss_weights NULL: all 1. loss may be NULL. */
 int llmc_model_forward(llmc_model *model, const int *tokens, const int *targets, const float *loss_weights, int b,
                        int t, float *loss);
 int llmc_model_backward(llmc_model *model, float scale); /* grads += scale * d loss */
+/* The same for any loss: dlogits (b,t,V), the gradient of the logits, takes the place of that of scale * loss, unless it is NULL.
+ * The gradients are written unless accumulate. */
+int llmc_model_backward_from(llmc_model *model, const float *dlogits, float scale, int accumulate);
 /* Forward and backward at once; the gradients are written unless accumulate, which adds to them. This is faster than the two
  * calls: no gradients need to be zeroed, and logits that are not kept are computed only once. The device is not waited for:
  * the loss is valid after llmc_model_sync, llmc_model_grad_norm or any other call that reads from the model. */
@@ -165,7 +171,8 @@ int llmc_model_clip_grad_norm(llmc_model *model, float max_norm, float *norm); /
 int llmc_model_grad_norm(llmc_model *model, float max_norm, float *norm);
 /* One AdamW step; clip: the gradients are first multiplied by the factor of llmc_model_grad_norm. The device is not waited for. */
 int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, int clip);
-int64_t llmc_model_step(const llmc_model *model); /* AdamW steps taken */
+int64_t llmc_model_step(const llmc_model *model);         /* AdamW steps taken */
+int llmc_model_set_step(llmc_model *model, int64_t step); /* for moments that were written from outside */
 /* Appends tokens (b,n) to b sequences, of which sequence i holds pos[i] tokens; last_logits (b,V) are those of the last token
  * of each. A training model made with recompute=3 has memory for b = 1 only. */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);

@@ -254,9 +254,20 @@ class Model(NotCopied):
             ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data) for a, kind in zip(arrays, kinds)
         ]
 
-    def backward(self, scale: float = 1.0) -> None:
-        """Adds scale * d loss to the gradients; needs a forward pass with targets just before it."""
-        self._check(self._lib.llmc_model_backward(self._handle, as_float("scale", scale)))
+    def backward(self, scale: float = 1.0, dlogits: Any = None, accumulate: bool = True) -> None:
+        """Adds scale * d loss to the gradients; needs a forward pass with targets just before it.
+
+        dlogits: floats (b, t, V), the gradient of any other loss by the logits, takes the place of scale * d loss; targets are
+        then not needed. accumulate=False: gradients are replaced, not added to.
+        """
+        start = _ffi.ffi().NULL
+        if dlogits is not None:
+            array = np.ascontiguousarray(as_array("dlogits", dlogits, np.float32))
+            if array.shape != (wanted := (*self.shape, self.config.vocab_size)):
+                raise InvalidArgument(f"dlogits {array.shape} are not of the shape of the logits, {wanted}")
+            start = _ffi.ffi().cast("float *", array.ctypes.data)
+        scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
+        self._check(self._lib.llmc_model_backward_from(self._handle, start, scale, int(accumulate)))
 
     def zero_grad(self) -> None:
         self._check(self._lib.llmc_model_zero_grad(self._handle))
@@ -273,11 +284,13 @@ class Model(NotCopied):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        still_embeddings: bool = False,
     ) -> None:
-        """Takes one AdamW step; only 2-D tensors decay."""
+        """Takes one AdamW step; only 2-D tensors decay, and with still_embeddings, as in minGPT, wte and wpe do not, either."""
         numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         fields = {name: as_float(name, value) for name, value in numbers.items()}
         fields["beta1"], fields["beta2"] = as_betas(betas)
+        fields["still_embeddings"] = as_flag("still_embeddings", still_embeddings)
         hyper = _ffi.ffi().new("llmc_adamw *", fields)
         self._check(self._lib.llmc_model_update(self._handle, hyper, 0))
 

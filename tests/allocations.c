@@ -79,7 +79,7 @@ static int create(llmc_model **model) {
 static int train_a_model(void) {
     llmc_model *model = NULL;
     const int ids[16] = {1, 2, 3}, targets[16] = {2, 3, 4};
-    const llmc_adamw hyper = {1e-3, 0.9, 0.95, 1e-8, 0.1};
+    const llmc_adamw hyper = {1e-3, 0.9, 0.95, 1e-8, 0.1, 0};
     const llmc_sampling how = {.temperature = 1, .top_k = 5};
     char name[64];
     float loss, norm, logits[8] = {1, 2, 3};

@@ -84,7 +84,7 @@ static uint64_t train(int threads, int recompute) {
     const llmc_room room = {
         .B = 4, .T = 16, .training = 1, .recompute = recompute, .logits = !recompute, .precision = LLMC_AUTO};
     const llmc_sampling how = {.temperature = 1, .seed = 3};
-    const llmc_adamw hyper = {1e-2, 0.9, 0.95, 1e-8, 0.1};
+    const llmc_adamw hyper = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0};
     float norm;
     int out[8] = {0}, rc = llmc_config_parse(&config, "gpt-nano");
     config.V = 300, config.maxT = 16;

@@ -84,3 +84,9 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
     m->k->copy_in(&m->ctx, at, in, n * 4);
     return block == LLMC_PARAMS ? store(m, at - m->params, n) : m->k->sync(&m->ctx);
 }
+
+int llmc_model_refresh(llmc_model *m) {
+    CHECK(m->ctx.weight_format == m->k->element, LLMC_EINVAL,
+          "compressed weights cannot be refreshed: make the model with weights in fp32");
+    return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
+}

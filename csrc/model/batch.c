@@ -10,6 +10,12 @@
 
 enum { LOGITS = 1, LOSSES = 2, GRADIENTS = 4, ACCUMULATE = 8 };
 
+/* The gradient that a backward pass begins with: of scale times the loss; or, if it is given, that of the logits themselves. */
+typedef struct Start {
+    float scale;
+    const float *dlogits; /* (b,t,V), on the host; NULL: the loss's */
+} Start;
+
 /* The shape alone decides it, so that the result does not depend on anything else. */
 static int64_t rows_in_chunk(const llmc_model *m) {
     const int64_t rows = (int64_t)m->b * m->t, most = m->layout.table[A_logits].size / m->config.Vp;
@@ -17,7 +23,39 @@ static int64_t rows_in_chunk(const llmc_model *m) {
     return (rows + chunks - 1) / chunks;
 }
 
-static void chunk(llmc_model *m, int64_t row, int rows, int wanted, float scale) {
+/* bf16 of x, rounded to the nearest, ties to even; a NaN stays one. */
+static uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* One row of dlogits into the memory of logits, in the model's element. */
+static void put_row(llmc_model *m, floatX *to, const float *from) {
+    enum { PART = 1024 };
+    uint16_t part[PART];
+    const int V = m->config.V;
+    if (m->k->element == LLMC_FP32) {
+        m->k->copy_in(&m->ctx, to, from, (int64_t)V * 4);
+        return;
+    }
+    for (int at = 0; at < V; at += PART) {
+        const int n = V - at < PART ? V - at : PART;
+        for (int i = 0; i < n; i++) part[i] = narrow(from[at + i]);
+        m->k->copy_in(&m->ctx, gpt2_at(m, to, at), part, (int64_t)n * 2);
+    }
+}
+
+/* Rows of dlogits in the place of logits; the columns that pad the vocabulary are 0. */
+static void put_dlogits(llmc_model *m, const float *dlogits, int64_t row, int rows) {
+    const int64_t V = m->config.V, Vp = m->config.Vp;
+    floatX *logits = acts_at(m, 0).logits;
+    if (Vp > V) m->k->fill(&m->ctx, logits, 0, rows * Vp * element_bytes(m->k->element));
+    for (int i = 0; i < rows; i++) put_row(m, gpt2_at(m, logits, i * Vp), dlogits + (row + i) * V);
+}
+
+static void chunk(llmc_model *m, int64_t row, int rows, int wanted, Start start) {
     const Kernels *k = m->k;
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
     const Params w = params_at(m, 0);
@@ -28,15 +66,18 @@ static void chunk(llmc_model *m, int64_t row, int rows, int wanted, float scale)
     if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, w.wte, NULL, 1, rows, C, Vp);
     if (wanted & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
     if (!(wanted & GRADIENTS)) return;
-    k->classifier_backward(&m->ctx, a.logits, lse, targets, a.loss_weights + row, a.loss, scale, 1, rows, V, Vp);
+    if (start.dlogits) put_dlogits(m, start.dlogits, row, rows);
+    else
+        k->classifier_backward(&m->ctx, a.logits, lse, targets, a.loss_weights + row, a.loss, start.scale, 1, rows, V,
+                               Vp);
     k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows, C,
                               Vp);
     k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
 }
 
-static void chunks(llmc_model *m, int wanted, float scale) {
+static void chunks(llmc_model *m, int wanted, Start start) {
     const int64_t rows = (int64_t)m->b * m->t, each = rows_in_chunk(m);
-    for (int64_t at = 0; at < rows; at += each) chunk(m, at, (int)(rows - at < each ? rows - at : each), wanted, scale);
+    for (int64_t at = 0; at < rows; at += each) chunk(m, at, (int)(rows - at < each ? rows - at : each), wanted, start);
 }
 
 static void loss_mean(llmc_model *m) {
@@ -93,22 +134,12 @@ int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, con
     m->state = EMPTY;
     TRY(layers_forward(m, &pass));
     m->state = FORWARD_DONE;
-    chunks(m, targets ? LOGITS | LOSSES : LOGITS, 0);
+    chunks(m, targets ? LOGITS | LOSSES : LOGITS, (Start){0});
     if (targets) {
         loss_mean(m);
         m->state = LOSS_DONE;
     }
     if (targets && loss) m->k->copy_out(&m->ctx, loss, acts_at(m, 0).loss, 4);
-    return m->k->sync(&m->ctx);
-}
-
-int llmc_model_backward(llmc_model *m, float scale) {
-    TRY(gpt2_need_training(m));
-    CHECK(m->state == LOSS_DONE, LLMC_EINVAL, "backward needs a forward pass with targets just before it");
-    const Pass pass = {.B = m->b, .T = m->t};
-    chunks(m, ACCUMULATE | GRADIENTS | (m->room.logits ? 0 : LOGITS), scale);
-    layers_backward(m, &pass, 1);
-    m->state = BACKWARD_DONE;
     return m->k->sync(&m->ctx);
 }
 
@@ -121,13 +152,28 @@ static void zero_what_adds_up(llmc_model *m) {
                        t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
 }
 
+int llmc_model_backward_from(llmc_model *m, const float *dlogits, float scale, int accumulate) {
+    const int ready = m->state == LOSS_DONE || (dlogits && m->state == FORWARD_DONE);
+    TRY(gpt2_need_training(m));
+    CHECK(ready, LLMC_EINVAL, "backward needs a forward pass%s just before it", dlogits ? "" : " with targets");
+    const Pass pass = {.B = m->b, .T = m->t};
+    const int again = dlogits || m->room.logits ? 0 : LOGITS;
+    if (!accumulate) zero_what_adds_up(m);
+    chunks(m, GRADIENTS | again | (accumulate ? ACCUMULATE : 0), (Start){scale, dlogits});
+    layers_backward(m, &pass, accumulate);
+    m->state = BACKWARD_DONE;
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_backward(llmc_model *m, float scale) { return llmc_model_backward_from(m, NULL, scale, 1); }
+
 static void forward_and_backward(llmc_model *m, float scale, int accumulate) {
     const Pass pass = {.B = m->b, .T = m->t, .told = "forward"}; /* without may_stop: a device may be recording */
     if (!accumulate) zero_what_adds_up(m);
     layers_forward(m, &pass);
     m->k->fill(&m->ctx, acts_at(m, 0).losses, 0, (int64_t)m->b * m->t * 4);
     loss_mean(m); /* only for the sum of the loss weights, by which the first chunk's gradients are divided */
-    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), scale);
+    chunks(m, LOGITS | LOSSES | GRADIENTS | (accumulate ? ACCUMULATE : 0), (Start){.scale = scale});
     loss_mean(m);
     layers_backward(m, &pass, accumulate);
 }

@@ -19,6 +19,13 @@ int llmc_model_reset_moments(llmc_model *m) {
     return m->k->sync(&m->ctx);
 }
 
+int llmc_model_set_step(llmc_model *m, int64_t step) {
+    TRY(gpt2_need_training(m));
+    CHECK(step >= 0, LLMC_EINVAL, "step=%lld is not >= 0", (long long)step);
+    m->step = step;
+    return LLMC_OK;
+}
+
 int llmc_model_grad_norm(llmc_model *m, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
     TRY(gpt2_need_training(m));
@@ -63,25 +70,32 @@ static AdamW make_step(const llmc_adamw *h, int64_t t) {
     };
 }
 
-static void update(llmc_model *m, const float *factor) {
+/* True if the tensor decays. */
+static int decays(const llmc_model *m, const llmc_tensor *p, const llmc_adamw *h) {
+    const llmc_tensor *t = m->layout.table;
+    return p->decay && !(h->still_embeddings && (p == t + P_wte || p == t + P_wpe));
+}
+
+static void update(llmc_model *m, const llmc_adamw *h, const float *factor) {
     const AdamW *step = (const AdamW *)acts_at(m, 0).adamw;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
         m->k->adamw(&m->ctx, m->params + at, gpt2_at(m, m->stored, at), m->m + at, m->v + at, m->grads + at, factor,
-                    step, p->decay, n);
+                    step, decays(m, p, h), n);
     }
 }
 
 int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     const Acts a = acts_at(m, 0);
-    const int64_t key[4] = {0, clip != 0}; /* differs from any other call's: a batch's first number is not 0 */
+    /* The key differs from any other call's: a batch's first number is not 0. */
+    const int64_t key[4] = {0, clip != 0, h->still_embeddings != 0};
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const AdamW step = make_step(h, ++m->step);
     _Static_assert(sizeof step == 8 * sizeof(float), "tensors.def has room for 8");
     m->k->copy_in(&m->ctx, a.adamw, &step, sizeof step);
     if (!m->k->replay(&m->ctx, key)) {
-        update(m, clip ? a.norm + 1 : NULL);
+        update(m, h, clip ? a.norm + 1 : NULL);
         m->k->recorded(&m->ctx);
     }
     return LLMC_OK;

@@ -89,7 +89,7 @@ static int update(llmc_trainer *t) {
     float norm = 0;
     TRY(llmc_schedule_lr(&t->lr, o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac,
                          o->decay_frac));
-    const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay};
+    const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 0};
     const int rc = llmc_model_grad_norm(t->model, (float)o->grad_clip, &norm); /* the one wait of a step */
     if (rc < 0 && rc != LLMC_ENUMERIC) return rc;
     t->loss = mean_loss(t);
