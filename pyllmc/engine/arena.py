@@ -200,6 +200,27 @@ class Arena:
         index = list(self.rows).index(name)
         return tuple(used[index].shape[0 : used[index].rank])
 
+    def flat(self, block: str) -> np.ndarray:
+        """Parameters, gradients or moments as one array over the host's memory.
+
+        Of a model of bf16 the parameters are the float masters: llmc_model_refresh must follow a change.
+        """
+        pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
+        if pointer == _ffi.ffi().NULL:
+            raise InvalidArgument(
+                f"{block} are not in this machine's memory: make the model with device='cpu'"
+            )
+        rows = [row for row in self.rows.values() if row.kind == self.lib.LLMC_PARAM]
+        return np.asarray(_Block(self.owner, pointer, sum(row.size * max(row.layers, 1) for row in rows)))
+
+    def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """(first element, shape) of each parameter in flat(), by PyTorch's name; without the rows that pad the vocabulary."""
+        found = {}
+        for torch_name, (name, layer) in self.by_torch_name.items():
+            row = self.rows[name]
+            found[torch_name] = (row.offset + layer * row.stride, self.shape_of(row, name))
+        return found
+
     def strided(self, pointer: Any, row: Any, shape: tuple[int, ...]) -> np.ndarray:
         layers = max(row.layers, 1)
         extent = row.stride * (layers - 1) + row.size

@@ -1,0 +1,100 @@
+"""minGPT's model: the classes of both of its generations, over pyllmc.nn.GPT."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.convert import hub
+from pyllmc.mingpt.utils import CfgNode
+from pyllmc.nn import gpt
+from pyllmc.tables.layout import config_of
+
+logger = logging.getLogger(__name__)
+SIZES = ("n_layer", "n_head", "n_embd")
+DROPOUT = ("embd_pdrop", "resid_pdrop", "attn_pdrop")
+UNSET = "gpt"  # the model_type of a config that names none
+USUAL = 0.1  # minGPT's own, which programs seldom mean to choose
+
+
+class GPTConfig:
+    """The sizes of a model, as minGPT had them in 2020; other keywords become attributes."""
+
+    embd_pdrop = resid_pdrop = attn_pdrop = USUAL
+
+    def __init__(self, vocab_size: int, block_size: int, **named: Any) -> None:
+        self.vocab_size, self.block_size = vocab_size, block_size
+        vars(self).update(named)
+
+
+class GPT1Config(GPTConfig):
+    """GPT-1's sizes."""
+
+    n_layer, n_head, n_embd = 12, 12, 768
+
+
+def sizes_of(config: Any) -> gpt.GPTConfig:
+    """The engine's sizes for minGPT's config, either by model_type or by n_layer, n_head, n_embd. Raises InvalidArgument."""
+    for name in ("vocab_size", "block_size"):
+        if getattr(config, name, None) is None:
+            raise InvalidArgument(f"config.{name} is None: set it, the data decide it")
+    kind, given = getattr(config, "model_type", None), [getattr(config, name, None) for name in SIZES]
+    if kind not in (None, UNSET):
+        known = config_of(kind, config.vocab_size)
+        sizes = [getattr(known, name) for name in SIZES]
+        if given not in ([None] * len(SIZES), sizes):
+            raise InvalidArgument(
+                f"config has model_type='{kind}' and {', '.join(SIZES)}: set one of the two to None"
+            )
+        vars(config).update(zip(SIZES, given := sizes))
+    elif None in given:
+        raise InvalidArgument(f"config has neither model_type nor all of {', '.join(SIZES)}: set one")
+    return gpt.GPTConfig(config.vocab_size, config.block_size, *given)
+
+
+def check_dropout(config: Any) -> None:
+    """Warns of what this engine leaves out: dropout, unless it is 0, and a head of its own beside the embedding.
+
+    Raises InvalidArgument for a dropout that the program has chosen.
+    """
+    rates = {name: getattr(config, name, 0) for name in DROPOUT}
+    chosen = [f"{name}={rate}" for name, rate in rates.items() if rate not in (0, USUAL)]
+    if chosen:
+        raise InvalidArgument(f"{', '.join(chosen)}: the engine has no dropout: set it to 0")
+    if any(rates.values()):
+        warnings.warn(
+            f"trained without minGPT's usual dropout of {USUAL} and with the head tied to the embedding: the engine has "
+            f"no dropout and no head of its own yet; {', '.join(f'{name}=0' for name in DROPOUT)} silences this",
+            stacklevel=3,
+        )
+
+
+class GPT(gpt.GPT):
+    """minGPT's GPT: config is a CfgNode of get_default_config(), or a GPTConfig of 2020. Its methods are pyllmc.nn.GPT's."""
+
+    @staticmethod
+    def get_default_config() -> CfgNode:
+        unset = dict.fromkeys((*SIZES, "vocab_size", "block_size"))
+        return CfgNode(model_type=UNSET, **unset, **dict.fromkeys(DROPOUT, USUAL))
+
+    def __init__(self, config: Any) -> None:
+        sizes = sizes_of(config)
+        check_dropout(config)
+        super().__init__(sizes, init_std=0.02)
+        self.block_size = config.block_size
+        logger.info("number of parameters: %.2fM", self._engine.num_params / 1e6)
+
+    def get_block_size(self) -> int:
+        return self.block_size
+
+    @classmethod
+    def from_pretrained(cls, model_type: str | os.PathLike[str]) -> GPT:
+        """The weights of gpt2, gpt2-medium, ... from the hub; or of any path or model of the hub that pyllmc reads."""
+        name = os.fspath(model_type)
+        model = cls.__new__(cls)
+        gpt.GPT.__init__(model, f"{hub.PREFIX}{name}" if name in hub.OPENAI else name)
+        model.block_size = model.sizes.max_seq_len
+        return model

@@ -1,0 +1,52 @@
+"""A forward pass of the engine as one step of PyTorch's autograd."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Batch(NamedTuple):
+    """What a forward pass reads, on the CPU: ids and targets (b, t), loss weights (b, t); None if there are none."""
+
+    inputs: Any
+    targets: Any = None
+    weights: Any = None
+
+
+class Pass(torch.autograd.Function):
+    """(logits, loss) of a batch. The gradient of either may come back, or of both."""
+
+    @staticmethod
+    def forward(ctx: Any, gpt: Any, batch: Batch, *params: Tensor) -> Any:
+        ctx.gpt, ctx.batch = gpt, batch
+        out = gpt._forward(batch)
+        ctx.mark, ctx.versions = gpt._mark, versions(params)
+        ctx.params = params
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlogits: Tensor | None, dloss: Tensor | None) -> Any:
+        return None, None, *ctx.gpt._backward(ctx, dlogits, dloss)
+
+
+def versions(params: tuple[Tensor, ...]) -> int:
+    """A number that grows with every change of the parameters in place."""
+    return sum(p._version for p in params)
+
+
+def is_plain(ctx: Any) -> bool:
+    """True if nobody looks at the gradients of this very pass: they all go to .grad, without a hook on their way."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False  # DistributedDataParallel takes gradients by hooks that cannot be seen
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in ctx.params):
+        return False
+    try:  # an inner function of torch, which tells torch.autograd.grad() and backward(inputs=...) from backward()
+        return all(node and torch._C._will_engine_execute_node(node) for node, _ in ctx.next_functions)
+    except (AttributeError, RuntimeError):
+        return False

@@ -1,0 +1,354 @@
+"""GPT-2 as a torch.nn.Module: its parameters are the engine's own memory, and the engine computes forward and backward."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyllmc.base.checks import as_int
+from pyllmc.base.errors import InvalidArgument, LlmcError
+from pyllmc.convert.source import Source
+from pyllmc.model import Model
+from pyllmc.nn.autograd import Batch, Pass, is_plain, versions
+from pyllmc.nn.layers import make_layers
+from pyllmc.nn.memory import Gradients, resized, tensors
+from pyllmc.nn.optimizer import AdamW
+from pyllmc.nn.states import read_state
+from pyllmc.tables.layout import GPTConfig
+
+OWN = ("_engine", "_gradients", "_addresses", "_held")  # attributes that are the engine's memory
+
+
+class GPT(nn.Module):
+    """GPT-2 in the C engine, as a torch.nn.Module on the CPU.
+
+    >>> model = pyllmc.nn.GPT("gpt-nano", vocab_size=65)
+    >>> logits, loss = model(idx, targets)
+    >>> loss.backward()
+
+    source: all that Model takes: a size, a GPTConfig, the path of weights, or a model of the hub.
+    B, T: the largest batch and sequence that there is room for; the room grows when a larger one comes.
+    seed: of fresh weights; None draws it from PyTorch's generator, so that torch.manual_seed() decides.
+    init_std, vocab_size, precision, threads, recompute: those of Model. In bf16 the parameters are the float masters.
+    keep_logits=False: model(idx, targets) returns (None, loss), which saves B T V floats and the time to copy them.
+
+    Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
+    change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. The head is the embedding.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        B: int = 1,
+        T: int = 1,
+        *,
+        seed: int | None = None,
+        init_std: float = 0.0,
+        vocab_size: int = 0,
+        precision: str = "auto",
+        threads: int = 0,
+        recompute: int = 2,
+        keep_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        kept = {"precision": precision, "recompute": recompute, "keep_logits": keep_logits}
+        drawn = {"seed": seed, "init_std": init_std, "vocab_size": vocab_size}
+        self._how: dict[str, Any] = {**kept, "threads": threads}
+        self._adopt(Model(source, B, T, **self._how, **drawn))  # type: ignore[arg-type]
+
+    def _adopt(self, model: Model) -> None:
+        """Builds the layers over a model's memory."""
+        self.sizes = model.config
+        self._mark = 0  # changes whenever the engine's activations do
+        self.transformer, self.lm_head = make_layers(self.sizes)
+        self._set_engine(model)
+        for (part, name), memory in zip(self._held, tensors(model._arena, "params")):
+            setattr(part, name, nn.Parameter(memory))
+        self.lm_head.weight = self.transformer.wte.weight  # type: ignore[union-attr, assignment]
+
+    def _set_engine(self, model: Model) -> None:
+        self._engine, arena = model, model._arena
+        self._gradients = Gradients(arena)
+        base = arena.flat("params").ctypes.data
+        self._addresses = [base + 4 * at for at, _ in arena.places().values()]
+        paths = (name.rpartition(".") for name in arena.places())
+        self._held = [(self.get_submodule(part), name) for part, _, name in paths]
+        self._mark += 1
+
+    @property
+    def engine(self) -> Model:
+        """The Model that computes. Who calls it may change the activations: a backward pass then runs its forward pass again."""
+        self._mark += 1
+        self._refresh()
+        return self._engine
+
+    def extra_repr(self) -> str:
+        return repr(self._engine)
+
+    # ---- what the engine computes with ----
+
+    def _params(self) -> list[nn.Parameter]:
+        """The parameters in the engine's order. One that was moved elsewhere (p.data = x) comes back with its new values."""
+        found: list[nn.Parameter] = []
+        for (part, name), address in zip(self._held, self._addresses):
+            p = part._parameters.get(name)
+            if p is None:
+                raise InvalidArgument(f"the engine cannot train without a plain parameter {name} in {part}")
+            found.append(p)
+            if p.data_ptr() != address:
+                self._take_back(p, len(found) - 1)
+        return found
+
+    def _take_back(self, p: nn.Parameter, i: int) -> None:
+        memory = tensors(self._engine._arena, "params")[i]
+        if p.shape != memory.shape or p.device.type != "cpu":
+            name = list(self._engine._arena.places())[i]
+            raise InvalidArgument(
+                f"{name} {tuple(p.shape)} on {p.device} does not fit {tuple(memory.shape)} on the CPU: make another GPT"
+            )
+        memory.copy_(p.data)
+        p.data = memory
+
+    def _refresh(self) -> list[nn.Parameter]:
+        """Brings what the engine computes with up to date after any change of the parameters."""
+        params = self._params()
+        self._engine._check(self._engine._lib.llmc_model_refresh(self._engine._handle))
+        return params
+
+    def _fit(self, b: int, t: int) -> None:
+        """Makes room for a batch: at least the room that is there, or else for this batch alone."""
+        room = self._engine._arena.room
+        if b <= room.B and t <= room.T:
+            return
+        if t > self.sizes.max_seq_len:
+            raise InvalidArgument(
+                f"a sequence of {t} tokens, but the model knows {self.sizes.max_seq_len} positions: cut it"
+            )
+        most = self.sizes.max_seq_len
+        T = room.T if t <= room.T else t if room.T == 1 else min(max(t, 2 * room.T), most)
+        try:
+            self._move(resized(self._engine, max(b, room.B), T))
+        except LlmcError:
+            self._move(resized(self._engine, b, t))
+
+    def _move(self, model: Model) -> None:
+        params, held = self._params(), self._gradients.in_place(self._params())
+        self._set_engine(model)
+        for p, memory in zip(params, tensors(model._arena, "params")):
+            p.data = memory
+        if held:
+            self._gradients.bind(params)
+
+    # ---- forward and backward ----
+
+    def forward(
+        self,
+        idx: Tensor | None = None,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Any:
+        """(logits (b, t, V), loss): the mean over the targets that are neither -1 nor -100; loss None without targets.
+
+        idx, targets: integers (b, t). weights: floats (b, t), >= 0, for sum(w l) / sum(w).
+        input_ids, labels, attention_mask: the names of transformers, whose Trainer calls a model by them; labels are shifted
+        here, and a dict is returned.
+        """
+        if input_ids is not None:
+            return self._as_transformers(input_ids, labels, attention_mask)
+        if idx is None:
+            raise InvalidArgument("forward needs idx, or input_ids for transformers' manner")
+        return Pass.apply(self, as_batch(idx, targets, weights), *self._params())
+
+    def _as_transformers(self, ids: Tensor, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
+            raise InvalidArgument("attention_mask hides the beginning of a sequence: pad on the right")
+        targets = None if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        logits, loss = self(ids, targets)
+        return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
+
+    def _forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        self._fit(*batch.inputs.shape)
+        self._refresh()
+        self._mark += 1
+        loss = self._engine.forward(*batch)
+        logits = torch.from_numpy(self._engine.logits.copy()) if self._how["keep_logits"] else None
+        return logits, None if loss is None else torch.tensor(loss)
+
+    def _backward(self, ctx: Any, dlogits: Tensor | None, dloss: Tensor | None) -> Sequence[Tensor | None]:
+        if versions(ctx.params) != ctx.versions:
+            raise InvalidArgument(
+                "parameters were changed between forward and backward: call backward before optimizer.step()"
+            )
+        if self._mark != ctx.mark:  # another pass came between: the same numbers once more
+            self._forward(ctx.batch)
+
+        def backward(accumulate: bool) -> None:
+            self._mark += 1
+            if dloss is not None:
+                self._engine.backward(float(dloss), accumulate=accumulate)
+            if dlogits is not None and dloss is not None:
+                self._forward(ctx.batch)
+            if dlogits is not None:
+                both = accumulate or dloss is not None
+                self._engine.backward(dlogits=dlogits.float().numpy(), accumulate=both)
+
+        found = self._gradients.run(backward, ctx.params, is_plain(ctx))
+        return [grad if wanted else None for grad, wanted in zip(found, ctx.needs_input_grad[2:])]
+
+    def micro_step(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """zero_grad(), the forward pass and loss.backward() at once, which is faster; returns the loss.
+
+        Every parameter's .grad is then the engine's memory. Hooks are not called.
+        """
+        batch = as_batch(idx, targets, weights)
+        self._fit(*batch.inputs.shape)
+        params = self._refresh()
+        self._mark += 1
+        loss = self._engine.micro_step(*batch, accumulate=False)
+        self._gradients.bind(params)
+        return torch.tensor(loss)
+
+    # ---- optimizers ----
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """torch.nn.utils.clip_grad_norm_ of all parameters by the engine; returns the norm before.
+
+        Raises NotFinite if the norm is; the gradients then stay what they are.
+        """
+        self._gradients.collect(self._with_gradients())
+        norm = torch.tensor(self._engine.clip_grad_norm(max_norm))
+        self._gradients.bind(self._params())
+        return norm
+
+    def update(self, **hyper: Any) -> None:
+        """One step of the engine's AdamW with the .grad of all parameters: see Model.update."""
+        self._gradients.collect(self._with_gradients())
+        self._engine.update(**hyper)
+        for p in self._params():
+            torch.autograd.graph.increment_version(p)
+
+    def _with_gradients(self) -> list[nn.Parameter]:
+        params = self._params()
+        for p, name in zip(params, self._engine._arena.places()):
+            if p.grad is None:
+                raise InvalidArgument(
+                    f"{name} has no gradient: the engine updates all or none; use torch.optim"
+                )
+        return params
+
+    def configure_optimizers(self, *given: Any, **named: Any) -> Any:
+        """An optimizer, called as minGPT does, (train_config), or as nanoGPT: (weight_decay, learning_rate, betas, device_type).
+
+        It is the engine's own AdamW, or PyTorch's if some parameters are frozen. minGPT does not decay embeddings.
+        """
+        whole = [*given, *named.values()]
+        if len(whole) == 1:
+            said, still = whole[0], True
+            rate, betas, decay = said.learning_rate, said.betas, said.weight_decay
+        else:
+            names = dict(zip(("weight_decay", "learning_rate", "betas", "device_type"), given), **named)
+            rate, betas, decay, still = names["learning_rate"], names["betas"], names["weight_decay"], False
+        made = AdamW(self, lr=rate, betas=betas, weight_decay=decay, still_embeddings=still)
+        return made if all(p.requires_grad for p in self.parameters()) else made.as_torch()
+
+    # ---- generation ----
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """idx (b, t) with max_new_tokens ids more in each row, (b, t + max_new_tokens): minGPT's generate.
+
+        do_sample=False takes the likeliest id. seed None: drawn from PyTorch's generator. The engine caches keys and values;
+        whenever the context is full, its later half becomes a new one, where minGPT moves it by one id.
+        """
+        ids, new = as_batch(idx, None, None).inputs, as_int("max_new_tokens", max_new_tokens)
+        if do_sample and seed is None:
+            seed = int(torch.randint(2**62, ()))
+        self._fit(len(ids), min(ids.shape[1] + max(new, 0), self.sizes.max_seq_len))
+        how = {"temperature": temperature if do_sample else 0.0, "top_k": top_k, "top_p": top_p}
+        made = self.engine.generate(ids, new, seed=seed or 0, **how)  # type: ignore[arg-type]
+        return torch.cat([idx, torch.tensor(made, dtype=idx.dtype).reshape(len(ids), -1)], dim=1)
+
+    # ---- weights in and out ----
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Takes a state dict by GPT-2's names, nn.Linear's or Conv1D's (transformers), or minGPT's of 2020.
+
+        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile.
+        """
+        if not strict:
+            return super().load_state_dict(state_dict, strict=False)
+        named = dict(zip(self._engine._arena.places(), self._params()))
+        with torch.no_grad():
+            for name, values in read_state(state_dict, self.sizes):
+                named[name].copy_(torch.from_numpy(values))
+        return super().load_state_dict({}, strict=False)._replace(missing_keys=[])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint that GPT(path), Model(path) and every command of pyllmc read; see Model.save."""
+        self.engine.save(path)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """to(), cuda(), half() and their like: the engine's memory stays where and what it is."""
+        tried = fn(torch.zeros(1))
+        if tried.device.type != "cpu" or tried.dtype != torch.float32 or tried.is_shared():
+            raise InvalidArgument(
+                f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "
+                f"{tried.dtype}: for bf16 make it with precision='bf16', for a GPU use pyllmc.Model(device='cuda')"
+            )
+        for name, part in self.named_children():
+            if name not in ("transformer", "lm_head"):  # a subclass's own
+                part._apply(fn)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy.deepcopy: the weights as copies, without gradients and moments."""
+        state = {name: value for name, value in self.__dict__.items() if name not in OWN}
+        others = {name: m for name, m in self._modules.items() if name not in ("transformer", "lm_head")}
+        weights = [(p.detach().clone(), p.requires_grad) for p in self._params()]
+        return {**state, "_modules": others, "_weights": weights}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights, others = state.pop("_weights"), state.pop("_modules")
+        super().__setstate__({**state, "_modules": {}})
+        self._adopt(Model(self.sizes, 1, 1, **self._how))
+        for name, part in others.items():
+            self.add_module(name, part)
+        with torch.no_grad():
+            for p, (values, trains) in zip(self._params(), weights):
+                p.copy_(values)
+                p.requires_grad_(trains)
+        self.train(self.training)
+
+
+def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Batch:
+    """The arrays of a batch; a target of -100, PyTorch's sign for one that is ignored, becomes the engine's -1."""
+    for name, x in (("idx", idx), ("targets", targets)):
+        if x is not None and (not isinstance(x, Tensor) or x.ndim != 2 or x.is_floating_point()):
+            told = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {told}")
+    if targets is not None:
+        targets = targets.masked_fill(targets == -100, -1)
+    return Batch(*(None if x is None else x.detach().cpu().numpy() for x in (idx, targets, weights)))
+
+
+__all__ = ["GPT", "GPTConfig"]

@@ -1,0 +1,106 @@
+"""The engine's memory as PyTorch's tensors: parameters, and gradients with a count of who holds them. Nothing is copied."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyllmc.engine import _ffi
+from pyllmc.engine.arena import Arena, make_handle
+from pyllmc.model import Model
+
+BLOCKS = ("params", "grads", "m", "v")
+Grads = tuple[Optional[Tensor], ...]
+
+
+def resized(model: Model, B: int, T: int) -> Model:
+    """The same model, its weights, gradients and moments, with room for B sequences of T tokens. Raises OutOfMemory."""
+    lib, arena = model._lib, model._arena
+    room = _ffi.ffi().new("llmc_room *", arena.room)
+    room.B, room.T = B, T
+    handle = make_handle(lib, lib.llmc_model_config(arena.handle), room, model.threads)
+    made = Model._borrow(lib, handle, handle)
+    for block in BLOCKS:
+        np.copyto(made._arena.flat(block), arena.flat(block))
+    made._check(lib.llmc_model_refresh(handle))
+    made._check(lib.llmc_model_set_step(handle, model.step))
+    made._tokenizer, made._source, made._origin = model._tokenizer, model._source, model._origin
+    return made
+
+
+def tensors(arena: Arena, block: str) -> list[Tensor]:
+    """The tensors of a block, in the order of arena.places(). Each has a storage of its own, so that files hold it alone."""
+    return _cut(arena.flat(block), arena.places().values())
+
+
+def _cut(flat: np.ndarray, places: Iterable[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
+    return [torch.from_numpy(flat[at : at + int(np.prod(shape))].reshape(shape)) for at, shape in places]
+
+
+class Gradients:
+    """The engine's gradients. Once they were handed out, they are written over only when nobody holds them any more."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena, self._places = arena, list(arena.places().values())
+        base = arena.flat("grads").ctypes.data
+        self._addresses = [base + 4 * at for at, _ in self._places]
+        self._out: Any = None  # a weak reference to the array that all tensors share which were handed out
+
+    def _array(self) -> np.ndarray:
+        """The array of those that were handed out, if any is still held; else a new one."""
+        flat = self._out and self._out()
+        if flat is None:
+            flat = self._arena.flat("grads")
+            self._out = weakref.ref(flat)
+        return flat
+
+    @property
+    def held(self) -> bool:
+        return self._out is not None and self._out() is not None
+
+    def hand_out(self) -> list[Tensor]:
+        return _cut(self._array(), self._places)
+
+    def in_place(self, params: Sequence[Tensor]) -> bool:
+        """True if each parameter's .grad is the engine's memory."""
+        return self.held and all(
+            p.grad is not None and p.grad.data_ptr() == at for p, at in zip(params, self._addresses)
+        )
+
+    def bind(self, params: Sequence[Tensor]) -> None:
+        """Makes the engine's memory the .grad of every parameter."""
+        if not self.in_place(params):
+            for p, grad in zip(params, self.hand_out()):
+                p.grad = grad
+
+    def collect(self, params: Sequence[Tensor]) -> None:
+        """Brings every .grad into the engine's memory."""
+        if not self.in_place(params):
+            for p, grad, at in zip(params, self.hand_out(), self._addresses):
+                if p.grad is not None and p.grad.data_ptr() != at:
+                    grad.copy_(p.grad)
+
+    def run(self, backward: Callable[[bool], None], params: Sequence[Tensor], plain: bool) -> Grads:
+        """Runs backward(accumulate); returns the gradients that PyTorch has to add to each .grad.
+
+        If nobody holds the engine's gradients, they are written and returned, and become .grad themselves. If they are .grad
+        already, and `plain` says that nobody looks at what is added, the engine adds to them and nothing is left to do.
+        Else what is to be added is a copy.
+        """
+        if not self.held:
+            backward(False)
+            return tuple(self.hand_out())
+        if plain and self.in_place(params):
+            backward(True)
+            return (None,) * len(params)
+        kept = self._array()
+        before = kept.copy()
+        backward(False)
+        added = kept.copy()
+        np.copyto(kept, before)
+        return tuple(_cut(added, self._places))

@@ -1,0 +1,27 @@
+"""State dicts of other programs, read as pyllmc.convert reads their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllmc.base.errors import BadFile
+from pyllmc.convert.pytorch import open_mingpt, open_old_mingpt, stripped, tensors
+from pyllmc.convert.recipes import renamed
+from pyllmc.tables.layout import GPTConfig
+
+WHAT = Path("the state dict")  # what messages call it
+
+
+def read_state(state: Mapping[str, Any], config: GPTConfig) -> Iterator[tuple[str, Any]]:
+    """Yields (name, float32 array) of every parameter of a whole state dict. Raises BadFile."""
+    named = renamed(str(WHAT), tensors(WHAT, state), stripped)
+    opener = open_old_mingpt if "tok_emb.weight" in named else open_mingpt
+    found = opener(WHAT, named, config.n_head)
+    for name in ("vocab_size", "max_seq_len", "n_layer", "n_embd"):
+        if (its := getattr(found.config, name)) != getattr(config, name):
+            raise BadFile(
+                f"{WHAT} has {name}={its}, but the model {getattr(config, name)}: make the model of its sizes"
+            )
+    yield from found.tensors

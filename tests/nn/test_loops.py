@@ -1,0 +1,219 @@
+"""Any loop of PyTorch's world trains a pyllmc.nn.GPT: optimizers, schedulers, clipping, scalers, accelerate, transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_module import CONFIG, batch, make, twin
+
+from pyllmc.base.errors import InvalidArgument
+from pyllmc.nn import GPT, AdamW
+
+# eps is so large because the gradient of a key's bias is 0 but for rounding, which a small eps would make an update of
+HYPER = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-5}
+
+
+def torchs(model) -> torch.optim.AdamW:
+    """PyTorch's AdamW with the groups of the engine's."""
+    params = list(model.parameters())
+    groups = [
+        {"params": [p for p in params if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in params if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, **HYPER)
+
+
+def train(model, optimizer, steps: int = 5, clip: float = 0.5, scheduler=None, first: int = 0) -> list[float]:
+    losses = []
+    for step in range(first, first + steps):
+        x, _ = batch(seed=step)
+        loss = model(x, (x + 1) % 33)[1]  # the next id up, which can be learnt
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_every_pair_of_engine_and_optimizer_learns_the_same():
+    right = make()
+    gpt = twin(right)
+    wanted = train(gpt, torchs(gpt))
+    assert train(right, torchs(right)) == pytest.approx(wanted, rel=1e-5)
+    ours = make()
+    assert train(ours, AdamW(ours, **HYPER)) == pytest.approx(wanted, rel=1e-5)
+    assert wanted[-1] < wanted[0]
+    for p, q in zip(ours.parameters(), right.parameters()):
+        assert torch.allclose(p, q, atol=2e-6)
+    padding = ours.engine._arena.flat("params")[33 * 16 : 128 * 16]
+    assert not padding.any() and not right.engine._arena.flat("params")[33 * 16 : 128 * 16].any()
+
+
+def test_in_bf16_pytorchs_optimizer_moves_the_masters():
+    model, whole = make(precision="bf16"), make()
+    losses = train(model, torchs(model), steps=20)
+    assert losses == pytest.approx(train(whole, torchs(whole), steps=20), rel=2e-2)
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_scheduler_sets_the_rate():
+    ours, right = make(), make()
+    optimizers = AdamW(ours, **HYPER), torchs(right)
+    rates = [torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.1) for o in optimizers]
+    a, b = (train(m, o, scheduler=r) for m, o, r in zip((ours, right), optimizers, rates))
+    assert a == pytest.approx(b, rel=1e-6)
+    assert optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-5)
+
+
+def test_accumulated_and_scaled_losses():
+    ours, right = make(), make()
+    optimizer, scaler = AdamW(ours, **HYPER), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    theirs = torchs(right)
+    for seed in (0, 2):
+        for k in (seed, seed + 1):
+            scaler.scale(ours(*batch(seed=k))[1] / 2).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(ours.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ((right(*batch(seed=seed))[1] + right(*batch(seed=seed + 1))[1]) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(right.parameters(), 0.5)
+        theirs.step()
+        theirs.zero_grad()
+    for p, q in zip(ours.parameters(), right.parameters()):
+        assert torch.allclose(p, q, atol=2e-6)
+
+
+def test_the_engines_clipping_is_pytorchs():
+    ours, right = make(), make()
+    for model in (ours, right):
+        model(*batch())[1].backward()
+    norm = torch.nn.utils.clip_grad_norm_(right.parameters(), 0.3)
+    assert ours.clip_grad_norm_(0.3) == pytest.approx(float(norm), rel=1e-5)
+    for p, q in zip(ours.parameters(), right.parameters()):
+        assert torch.allclose(p.grad, q.grad, atol=1e-7)
+
+
+def test_gradients_that_lie_elsewhere_count():
+    ours, right = make(), make()
+    optimizers = AdamW(ours, **HYPER), torchs(right)
+    for model, optimizer in zip((ours, right), optimizers):
+        model(*batch())[1].backward()
+        for p in model.parameters():
+            p.grad = 2 * p.grad
+        optimizer.step()
+    for p, q in zip(ours.parameters(), right.parameters()):
+        assert torch.allclose(p, q, atol=2e-6)
+
+
+def test_what_the_engines_optimizer_refuses():
+    model = make()
+    optimizer = AdamW(model, **HYPER)
+    before = model.transformer.wte.weight.clone()
+    optimizer.step()
+    assert torch.equal(model.transformer.wte.weight, before), (
+        "without gradients nothing happens, as in PyTorch"
+    )
+    model(*batch())[1].backward()
+    model.transformer.wpe.weight.grad = None
+    with pytest.raises(InvalidArgument, match="wpe.weight has no gradient"):
+        optimizer.step()
+    model(*batch())[1].backward()
+    optimizer.param_groups[1]["lr"] = 1.0
+    with pytest.raises(InvalidArgument, match="use torch.optim.AdamW"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("to_torch", [False, True])
+def test_an_optimizers_state_goes_on(to_torch):
+    """From the engine's to the engine's, or to PyTorch's, whose format it is; and back."""
+    whole, first = make(), make()
+    wanted = train(whole, o := AdamW(whole, **HYPER), steps=3) + train(whole, o, steps=3, first=3)
+    losses = train(first, o := AdamW(first, **HYPER), steps=3)
+    second = make()
+    second.load_state_dict(first.state_dict())
+    other = torchs(second) if to_torch else AdamW(second, lr=1.0)
+    other.load_state_dict(o.state_dict())
+    losses += train(second, other, steps=2, first=3)
+    third = make()
+    third.load_state_dict(second.state_dict())
+    last = AdamW(third)
+    last.load_state_dict(other.state_dict())
+    assert last.param_groups[0]["lr"] == HYPER["lr"] and third.engine.step == 5
+    losses += train(third, last, steps=1, first=5)
+    assert losses == pytest.approx(wanted, rel=1e-6)
+    last.load_state_dict(AdamW(make()).state_dict())
+    assert third.engine.step == 0
+
+
+def test_whose_optimizer_is_configured():
+    class Said:
+        learning_rate, betas, weight_decay = 1e-3, (0.8, 0.9), 0.2
+
+    model = make()
+    mingpts = model.configure_optimizers(Said)
+    nanogpts = model.configure_optimizers(
+        weight_decay=0.2, learning_rate=1e-3, betas=(0.8, 0.9), device_type="cpu"
+    )
+    for optimizer, decayed in ((mingpts, 8), (nanogpts, 10)):
+        assert [len(group["params"]) for group in optimizer.param_groups] == [decayed, 28 - decayed]
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+        assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
+
+
+def test_accelerate_trains_it():
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = make()
+    data = torch.utils.data.TensorDataset(*(x.repeat(4, 1) for x in batch(4)))
+    wrapped, optimizer, loader = accelerator.prepare(
+        model, torchs(model), torch.utils.data.DataLoader(data, batch_size=4)
+    )
+    losses = []
+    for _ in range(3):
+        for x, y in loader:
+            with accelerator.accumulate(wrapped):
+                loss = wrapped(x, y)[1]
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    assert accelerator.unwrap_model(wrapped) is model
+
+
+def test_transformers_trainer_trains_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    x, _ = batch(4)
+    data = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in x]
+    said = transformers.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=6, per_device_train_batch_size=2, learning_rate=1e-2,
+        gradient_accumulation_steps=2, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    model = GPT(CONFIG, seed=5)
+    trainer = transformers.Trainer(model=model, args=said, train_dataset=data, eval_dataset=data)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.2
+
+
+def test_transformers_manner_of_calling():
+    transformers = pytest.importorskip("transformers")
+    sizes = transformers.GPT2Config(vocab_size=33, n_positions=12, n_layer=2, n_head=2, n_embd=16)
+    theirs, model, (x, _) = transformers.GPT2LMHeadModel(sizes).eval(), make(), batch()
+    model.load_state_dict(theirs.state_dict())
+    labels = x.masked_fill(x < 5, -100)
+    assert model(input_ids=x, labels=labels)["loss"].item() == pytest.approx(
+        theirs(x, labels=labels).loss.item(), abs=1e-5
+    )
+    assert set(model(input_ids=x)) == {"logits"}
+    mask = torch.ones_like(x)
+    mask[0, 0] = 0
+    with pytest.raises(InvalidArgument, match="pad on the right"):
+        model(input_ids=x, attention_mask=mask)
