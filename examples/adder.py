@@ -1,0 +1,100 @@
+"""A GPT learns to add two numbers of two digits; its exam are 500 sums that it has never seen. This is minGPT's exam.
+
+    python examples/adder.py
+    python examples/adder.py --digits=3 --trainer.max_iters=10000
+
+It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` in the imports, the same file runs on PyTorch.
+"""
+
+import sys
+import time
+
+import torch
+from torch.utils.data import TensorDataset
+
+from pyllmc.mingpt.model import GPT
+from pyllmc.mingpt.trainer import Trainer
+from pyllmc.mingpt.utils import CfgNode, set_seed
+
+
+def get_config():
+    """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
+    config = CfgNode(
+        digits=2, seed=3407, model=GPT.get_default_config(), trainer=Trainer.get_default_config()
+    )
+    config.model.model_type = "gpt-nano"  # 3 layers, 3 heads, 48 channels
+    config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
+    config.trainer.max_iters = 2000
+    config.trainer.learning_rate = 3e-3
+    config.trainer.num_workers = 0  # a batch is a few rows of a tensor: no process of its own is worth it
+    return config
+
+
+def digits_of(numbers, n):
+    """The n digits of each number, the last one first: 135 -> 5 3 1."""
+    return torch.stack([numbers // 10**i % 10 for i in range(n)], dim=1)
+
+
+def make_sums(n):
+    """Every sum of two numbers of n digits as a row: 85 + 50 = 135 is 8 5 5 0 5 3 1.
+
+    The answer is written backwards, because a carry goes from right to left: each digit then depends on what stands before it.
+    """
+    a, b = (x.flatten() for x in torch.meshgrid(*[torch.arange(10**n)] * 2, indexing="ij"))
+    return torch.cat([digits_of(a, n).flip(1), digits_of(b, n).flip(1), digits_of(a + b, n + 1)], dim=1)
+
+
+def make_dataset(sums, n):
+    """Pairs (x, y): from each digit the next one is predicted. The question is not learnt: -1 is no target."""
+    x, y = sums[:, :-1], sums[:, 1:].clone()
+    y[:, : 2 * n - 1] = -1
+    return TensorDataset(x, y)
+
+
+def give_exam(model, sums, n, what):
+    """Asks for the answers, prints a few that are wrong, and returns the share that is right."""
+    model.eval()
+    answers = model.generate(sums[:, : 2 * n], n + 1)  # the likeliest digit, n + 1 times
+    right = (answers == sums).all(1)
+    for row in answers[~right][:3].tolist():
+        a, b, c = (int("".join(map(str, part))) for part in (row[:n], row[n : 2 * n], row[2 * n :][::-1]))
+        print(f"  {a} + {b} = {c}? It is {a + b}")
+    print(f"{what}: {int(right.sum())} of {len(sums)} sums are right")
+    model.train()
+    return right.double().mean().item()
+
+
+def main(arguments):
+    config = get_config()
+    config.merge_from_args(arguments)
+    set_seed(config.seed)
+    n = config.digits
+    sums = make_sums(n)
+    sums = sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(1337))]
+    held_out, seen = sums[:500], sums[500:]  # the exam, and what is learnt from
+
+    config.model.vocab_size = 10
+    config.model.block_size = 3 * n  # the last digit is never read
+    model = GPT(config.model)
+    trainer = Trainer(config.trainer, model, make_dataset(seen, n))
+
+    def slow_down(trainer):
+        """Lowers the learning rate in a straight line to 0, so that the last steps only polish."""
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = config.trainer.learning_rate * (1 - trainer.iter_num / config.trainer.max_iters)
+
+    def report(trainer):
+        if trainer.iter_num % 200 == 0:
+            print(f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}")
+
+    trainer.add_callback("on_batch_end", slow_down)
+    trainer.add_callback("on_batch_end", report)
+    start = time.time()
+    trainer.run()
+    print(f"trained for {time.time() - start:.1f} s")
+    give_exam(model, seen[:500], n, "sums it has seen")
+    return give_exam(model, held_out, n, "sums it has never seen")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
