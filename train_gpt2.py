@@ -39,7 +39,7 @@ from pyllmc.base import live
 from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
-from pyllmc.engine.checkpoint import checkpoint_of
+from pyllmc.engine.checkpoint import OWN_VERSION, checkpoint_of, parse_header
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
@@ -119,6 +119,8 @@ class GPT(nn.Module):
                 "ln_f": nn.LayerNorm(config.n_embd),
             }
         )
+        if config.untied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if seed is not None:
             self.init_weights(seed, init_std)
 
@@ -129,7 +131,8 @@ class GPT(nn.Module):
         x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
         for block in h["h"]:
             x = block(x)
-        logits = F.linear(h["ln_f"](x), h["wte"].weight)  # the head shares the embedding's weight
+        head = self.lm_head if self.config.untied else h["wte"]  # a tied head shares the embedding's weight
+        logits = F.linear(h["ln_f"](x), head.weight)
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
 
     @torch.no_grad()
@@ -205,16 +208,16 @@ def write_model(model: GPT, path: str, version: int = FP32) -> None:
 
 
 def read_model(path: str) -> GPT:
-    """Reads llm.c's model file of version 1, 3 or 5, or a file that begins with one. Raises BadFile with the
+    """Reads llm.c's model file of version 1, 3 or 5, or a checkpoint, which begins like one. Raises BadFile with the
     reason."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
             raise BadFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
-        version, maxT, V, L, NH, C, _, window = struct.unpack_from("<8i", head, 4)
-        if version not in (FP32_UNPADDED, FP32, BF16):
+        version, config = parse_header(head)
+        if version not in (FP32_UNPADDED, FP32, BF16, OWN_VERSION):
             raise BadFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
-        model = GPT(GPTConfig(V, maxT, L, NH, C, window))
+        model = GPT(config)
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
         for row, p in model.rows():
             shape = p.shape if version == FP32_UNPADDED else row.shape
@@ -258,11 +261,11 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
 
 def told(o: argparse.Namespace, c: GPTConfig) -> str:
     """The line of the plan that describes the model, in the words of ./train_gpt2."""
-    window = f" window={c.window}" if c.window else ""
+    extra = (f" window={c.window}" if c.window else "") + (" untied" if c.untied else "")
     alike = f" (OpenAI's: hub:{o.model})" if o.model in hub.OPENAI else ""
     origin = f"from {o.model}" if names_weights(o.model) else f"fresh weights{alike}"
     return (
-        f"model: L={c.n_layer} NH={c.n_head} C={c.n_embd} T={c.max_seq_len} V={c.vocab_size}{window}, "
+        f"model: L={c.n_layer} NH={c.n_head} C={c.n_embd} T={c.max_seq_len} V={c.vocab_size}{extra}, "
         f"{parameter_count(c) * 1e-6:.2f}M parameters, {origin}"
     )
 
@@ -288,7 +291,9 @@ def from_weights(weights: Weights) -> GPT:
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:
     """The sizes of --model, changed by --n_layer ...; V: from the data; fallback: V if nothing else gives it."""
     c = layout.config_of(o.model, o.vocab_size or V, fallback)
-    changed = {name: getattr(o, name) for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window")}
+    changed = {
+        name: getattr(o, name) for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied")
+    }
     return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 
 
@@ -513,6 +518,8 @@ def train(o: argparse.Namespace) -> int:
         write_model(load_model(o), o.export, int(o.export_version))
         return 0
     trainer = Trainer(o)
+    if o.export or o.export_state:
+        to_bin.check_bin(trainer.model.config)
     with stopped_by_signals(trainer.stop, trainer.stopping) as interrupted:
         trainer.run()
     live.clear()

@@ -77,6 +77,7 @@ int llmc_start_threads(int threads);
 typedef struct llmc_config {
     int maxT, V, Vp, L, NH, C;
     int window; /* 0: every layer dense; w: odd layers attend to the last w positions only (GPT-3, GPT-Neo) */
+    int untied; /* 1: the logits are made by a matrix of their own, lmheadw; 0: by the embedding wte (GPT-2) */
 } llmc_config;
 /* "d12", "gpt2:d48", "gpt3:c768", "gpt2-xl", "gpt-nano" ...; V = 0: the data decide it. */
 int llmc_config_parse(llmc_config *config, const char *descriptor);
@@ -97,7 +98,8 @@ typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
     int kind, type, layers;        /* layers: how many are stored; 0: the tensor is not per layer */
     int kept;                      /* 0: layers or chunks overwrite each other */
-    int init, decay, rank;
+    int init, decay;
+    int rank;         /* 0: the model has no such tensor */
     int64_t shape[4]; /* a layer's shape */
     int64_t size;     /* elements of one layer */
     /* From layer to layer, and from the start of its block: elements for parameters, words of 4 bytes for activations. */

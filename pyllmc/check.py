@@ -40,6 +40,7 @@ OPTIONS = (
     "max_seq_len",
     "vocab_size",
     "window",
+    "untied",
     "B",
     "T",
     "seed",

@@ -176,7 +176,7 @@ class Model(NotCopied):
         """Parameters, without the padding of the vocabulary."""
         rows = self._arena.rows
         params = [row for row in rows.values() if row.kind == self._lib.LLMC_PARAM]
-        padding = rows["wte"].shape[0] - self.config.vocab_size
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * len(self._arena.padded)
         return sum(row.size * max(row.layers, 1) for row in params) - padding * self.config.n_embd
 
     @property

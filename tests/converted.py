@@ -18,7 +18,7 @@ def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, see
     for name in m.params:
         x = m.params[name]
         x[:] = rng.normal(1 if ".ln_" in name and name.endswith("weight") else 0, 0.2, x.shape)
-        if name.endswith("wte.weight"):
+        if name.endswith(("wte.weight", "lm_head.weight")):
             x[config.vocab_size :] = 0
     m.tokenizer_bytes = tokenizer.to_bytes() if tokenizer else b""
     return m

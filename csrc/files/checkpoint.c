@@ -42,7 +42,9 @@ static int put(Output *o, const void *data, int64_t n) {
 /* ---- the contents, in order ---- */
 
 static int put_header(Output *o, const llmc_config *c) {
-    int32_t header[HEADER_INTS] = {MODEL_MAGIC, 3, c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window};
+    int32_t header[HEADER_INTS] = {
+        MODEL_MAGIC, checkpoint_version(c), c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window, c->untied,
+    };
     return put(o, header, sizeof header);
 }
 

@@ -12,8 +12,8 @@ typedef struct Version {
     int version, width, norm_width, padded; /* bytes of an element; padded: wte has Vp rows, not V */
     const char *precision;
 } Version;
-static const Version versions[] = {
-    {1, 4, 4, 0, "fp32"}, {2, 2, 4, 0, "mixed"}, {3, 4, 4, 1, "fp32"}, {4, 2, 4, 1, "mixed"}, {5, 2, 2, 1, "bf16"}};
+static const Version versions[] = {{1, 4, 4, 0, "fp32"},  {2, 2, 4, 0, "mixed"}, {3, 4, 4, 1, "fp32"},
+                                   {4, 2, 4, 1, "mixed"}, {5, 2, 2, 1, "bf16"},  {OWN_VERSION, 4, 4, 1, "fp32"}};
 
 static const Version *version_of(int number) {
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++)
@@ -27,6 +27,7 @@ static int read_config(llmc_file *f, const int32_t *header, int padded) {
     llmc_config *c = &f->config;
     *c = (llmc_config){
         .maxT = header[2], .V = header[3], .L = header[4], .NH = header[5], .C = header[6], .window = header[8]};
+    if (f->version == OWN_VERSION) c->untied = header[9];
     const int rc = llmc_config_check(c);
     CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; the file is damaged, write it again", f->path, llmc_last_error());
     CHECK(!padded || header[7] == c->Vp, LLMC_EFORMAT, "%s: V=%d is padded to %d, expected %d; write it again", f->path,
@@ -103,7 +104,7 @@ static int refuse_magic(const llmc_file *f, int32_t magic) {
 }
 
 static int read_header(llmc_file *f) {
-    int32_t header[9];
+    int32_t header[10];
     const char *path = f->path;
     CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT,
           "%s: expected a header of %d bytes, found %lld; name a model .bin or a "
@@ -114,7 +115,7 @@ static int read_header(llmc_file *f) {
     const Version *v = version_of(header[1]);
     CHECK(v, LLMC_EFORMAT,
           "%s: expected version 1 or 3 (fp32), 2 or 4 (mixed) or 5 (bf16), found %d; export it "
-          "again",
+          "again, or read it with the version of pyllmc that wrote it",
           path, header[1]);
     f->version = v->version;
     TRY(read_config(f, header, v->padded));
@@ -147,11 +148,12 @@ static int read_section(llmc_file *f, int64_t *at) {
 
 static int read_sections(llmc_file *f) {
     int64_t at = f->end;
-    CHECK(at == f->file.size || f->version == 3, LLMC_EFORMAT,
+    const int has_sections = f->version == 3 || f->version == OWN_VERSION;
+    CHECK(at == f->file.size || has_sections, LLMC_EFORMAT,
           "%s has trailing bytes: expected %lld bytes, found %lld; copy "
           "or write it again",
           f->path, (long long)at, (long long)f->file.size);
-    if (at == f->file.size) return LLMC_OK; /* the file is llm.c's own, which has no sections */
+    if (at == f->file.size && f->version != OWN_VERSION) return LLMC_OK; /* llm.c's own file has no sections */
     while (at < f->file.size) TRY(read_section(f, &at));
     const Section *crc = &f->sections[CRC32], *moments = &f->sections[MOMENTS];
     CHECK(crc->at && crc->size == 4 && crc->at + 4 == at, LLMC_EFORMAT,

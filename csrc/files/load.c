@@ -106,7 +106,8 @@ static int check_same(const llmc_file *f, const llmc_config *model) {
                  {"n_layer", f->config.L, model->L},
                  {"n_head", f->config.NH, model->NH},
                  {"n_embd", f->config.C, model->C},
-                 {"window", f->config.window, model->window}};
+                 {"window", f->config.window, model->window},
+                 {"untied", f->config.untied, model->untied}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
               f->path, sizes[i].name, sizes[i].file, sizes[i].model);
@@ -152,15 +153,16 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     const Extent *e = extent_of(r->f, i, l);
     float *to = m->params + t->offset + l * t->stride;
     if (e->transposed) return copy_transposed(r, m, to, e, t->shape[0], t->shape[1]);
-    return copy_in(r, m, to, e->at, i == P_wte ? (int64_t)m->config.V * m->config.C : t->size, e->width);
+    if (!t->size || !layout_is_padded(i)) return copy_in(r, m, to, e->at, t->size, e->width);
+    const int64_t real = (int64_t)m->config.V * m->config.C;
+    m->k->fill(&m->ctx, to + real, 0, (t->size - real) * 4); /* the padding is 0, whatever the file holds there */
+    return copy_in(r, m, to, e->at, real, e->width);
 }
 
 static int load_params(Reader *r, llmc_model *m) {
-    const int64_t real = (int64_t)m->config.V * m->config.C, wte = m->layout.table[P_wte].size;
     m->ctx.weight_format = m->k->element;
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
-    m->k->fill(&m->ctx, m->params + real, 0, (wte - real) * 4); /* the padding is 0, whatever the file holds there */
     return LLMC_OK;
 }
 

@@ -26,8 +26,10 @@ const char *llmc_file_path(const llmc_file *f) { return f->path; }
 
 int modelfile_lay_out(llmc_file *f, int rows) {
     TRY(layout_make(&f->layout, &f->config, &(llmc_room){.B = 1, .T = 1, .precision = LLMC_FP32}));
-    f->wte = (int64_t)rows * f->config.C;
-    f->params = f->layout.num_params - f->layout.table[P_wte].size + f->wte;
+    f->padded = (int64_t)rows * f->config.C;
+    f->params = f->layout.num_params;
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+        f->params += (elements_of(f, i) - f->layout.table[i].size) * layers_of(f, i);
     f->extents = calloc((size_t)NUM_PARAM_TENSORS * (size_t)f->config.L, sizeof *f->extents);
     CHECK(f->extents, LLMC_ENOMEM, "no memory for the table of the tensors in %s", f->path);
     return LLMC_OK;

@@ -5,6 +5,11 @@
 #include "base/binfile.h"
 #include "model/layout.h"
 
+/* The version of a checkpoint whose model llm.c's version 3 cannot say. Older readers refuse it by its number. */
+enum { OWN_VERSION = 103 };
+/* The version that a checkpoint of this model has: 3 wherever that says all. */
+static inline int checkpoint_version(const llmc_config *config) { return config->untied ? OWN_VERSION : 3; }
+
 /* The sections of a checkpoint (llmcfile.h); files of other formats have none. */
 enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
 enum { TAG_BYTES = 8, SECTION_HEADER = TAG_BYTES + 8 };
@@ -37,17 +42,17 @@ struct llmc_file {
     const struct Format *format;
     llmc_config config;
     Layout layout;
-    Extent *extents;     /* NUM_PARAM_TENSORS x L, see extent_of */
-    int64_t wte, params; /* elements in the file: those of wte, and all */
-    int64_t begin, end;  /* the bytes before `begin` are a header, the parameters end at `end` */
-    int version;         /* the version of llm.c's format, 1 to 5 */
-    int has_crcs;        /* each extent has its checksum; there is none of the whole file */
+    Extent *extents;        /* NUM_PARAM_TENSORS x L, see extent_of */
+    int64_t padded, params; /* elements in the file: those of a tensor that memory pads, such as wte; and all */
+    int64_t begin, end;     /* the bytes before `begin` are a header, the parameters end at `end` */
+    int version;            /* the version of llm.c's format, 1 to 5, or OWN_VERSION */
+    int has_crcs;           /* each extent has its checksum; there is none of the whole file */
     Section sections[NUM_SECTIONS];
 };
 /* Opens the bytes at `path`, which is copied. The format then fills in the rest. */
 int modelfile_open(llmc_file *f, const char *path);
-/* Works out the layout of f->config, which has been checked, and allocates an extent for each tensor. rows: those of wte in the
- * file. */
+/* Works out the layout of f->config, which has been checked, and allocates an extent for each tensor. rows: those that wte and
+ * the head have in the file. */
 int modelfile_lay_out(llmc_file *f, int rows);
 /* As llmc_file_section, by number. */
 int modelfile_section(const llmc_file *f, int section, char *out, int64_t size);
@@ -59,6 +64,9 @@ static inline Extent *extent_of(const llmc_file *f, int i, int l) { return f->ex
 static inline int layers_of(const llmc_file *f, int i) {
     return f->layout.table[i].layers ? f->layout.table[i].layers : 1;
 }
-/* The elements of one layer in the file, where wte may have fewer rows than in memory. */
-static inline int64_t elements_of(const llmc_file *f, int i) { return i == P_wte ? f->wte : f->layout.table[i].size; }
+/* The elements of one layer in the file, where wte and the head may have fewer rows than in memory. */
+static inline int64_t elements_of(const llmc_file *f, int i) {
+    const int64_t size = f->layout.table[i].size;
+    return size && layout_is_padded(i) ? f->padded : size;
+}
 #endif

@@ -32,7 +32,7 @@ static const struct Name {
                 {"mlp/c_proj/w", P_fcprojw}},
   after_layers[] = {{"ln_f/b", P_lnfb}, {"ln_f/g", P_lnfw}, {"wpe", P_wpe}, {"wte", P_wte}};
 enum { IN_LAYER = sizeof in_layer / sizeof *in_layer, AFTER_LAYERS = sizeof after_layers / sizeof *after_layers };
-_Static_assert(IN_LAYER + AFTER_LAYERS == NUM_PARAM_TENSORS, "every parameter has its name");
+_Static_assert(IN_LAYER + AFTER_LAYERS == NUM_PARAM_TENSORS - 1, "every parameter but lmheadw has its name");
 
 typedef struct Files {
     char data[PATH_MAX], index[PATH_MAX], hparams[PATH_MAX]; /* index is "" if the file is missing */
@@ -187,7 +187,7 @@ static int expected_shape(const llmc_file *f, int i, int64_t *shape) {
         shape[0] = 1, shape[1] = t->shape[1], shape[2] = t->shape[0];
         return 3;
     }
-    shape[0] = i == P_wte ? f->config.V : t->shape[0], shape[1] = t->shape[1];
+    shape[0] = layout_is_padded(i) ? f->config.V : t->shape[0], shape[1] = t->shape[1];
     return t->rank;
 }
 

@@ -58,21 +58,21 @@ static void put_dlogits(llmc_model *m, const float *dlogits, int64_t row, int ro
 static void chunk(llmc_model *m, int64_t row, int rows, int wanted, Start start) {
     const Kernels *k = m->k;
     const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
-    const Params w = params_at(m, 0);
+    const floatX *head = gpt2_head(m);
     const Acts a = acts_at(m, 0);
     floatX *lnf = gpt2_at(m, a.lnf, row * C), *dlnf = gpt2_at(m, a.branch, row * C);
     float *lse = a.logits_lse + row;
     int *targets = a.targets + row;
-    if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, w.wte, NULL, 1, rows, C, Vp);
+    if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, head, NULL, 1, rows, C, Vp);
     if (wanted & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
     if (!(wanted & GRADIENTS)) return;
     if (start.dlogits) put_dlogits(m, start.dlogits, row, rows);
     else
         k->classifier_backward(&m->ctx, a.logits, lse, targets, a.loss_weights + row, a.loss, start.scale, 1, rows, V,
                                Vp);
-    k->matmul_backward_weight(&m->ctx, grads_at(m, 0).wte, NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows, C,
-                              Vp);
-    k->matmul_backward_input(&m->ctx, dlnf, a.logits, w.wte, 1, rows, C, Vp);
+    k->matmul_backward_weight(&m->ctx, gpt2_head_gradient(m), NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows,
+                              C, Vp);
+    k->matmul_backward_input(&m->ctx, dlnf, a.logits, head, 1, rows, C, Vp);
 }
 
 static void chunks(llmc_model *m, int wanted, Start start) {
@@ -143,11 +143,16 @@ int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, con
     return m->k->sync(&m->ctx);
 }
 
+/* True for a gradient that a matrix product makes. That of wte is one only if wte makes the logits, too. */
+static int is_written(const llmc_model *m, const llmc_tensor *t) {
+    return gpt2_is_matrix(m, t) && !(m->config.untied && t == m->layout.table + P_wte);
+}
+
 /* Zeroes the gradients that kernels add to. Those of matrix products are written instead, which saves zeroing and reading
  * half a gigabyte at 124M parameters. */
 static void zero_what_adds_up(llmc_model *m) {
     for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
-        if (!gpt2_is_matrix(m, t))
+        if (t->size && !is_written(m, t))
             m->k->fill(&m->ctx, m->grads + t->offset, 0,
                        t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
 }

@@ -43,10 +43,11 @@ int llmc_config_check(llmc_config *c) {
               dims[i].value, LIMIT);
     CHECK(c->C % c->NH == 0, LLMC_EINVAL, "n_embd=%d is not a multiple of n_head=%d: every head needs the same size",
           c->C, c->NH);
-    const double params = 12.0 * c->L * c->C * c->C + ((double)c->V + c->maxT) * c->C;
+    const double params = 12.0 * c->L * c->C * c->C + ((c->untied ? 2.0 : 1.0) * c->V + c->maxT) * c->C;
     CHECK(params < 1e14, LLMC_EINVAL, "n_layer=%d n_embd=%d make %.1e parameters: more than any machine holds", c->L,
           c->C, params);
     CHECK(c->window >= 0, LLMC_EINVAL, "window=%d: 0 means dense attention, w > 0 the last w positions", c->window);
+    CHECK(c->untied == 0 || c->untied == 1, LLMC_EINVAL, "untied=%d is not 0 or 1", c->untied);
     c->Vp = (c->V + 127) / 128 * 128;
     return LLMC_OK;
 }

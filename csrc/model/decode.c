@@ -16,12 +16,12 @@ static int check_extend(const llmc_model *m, const int *tokens, const int *pos, 
 /* The logits of the last new row of each sequence; nobody asks for the others. */
 static void logits_of_last(llmc_model *m, int b, int n) {
     const int C = m->config.C, Vp = m->config.Vp;
-    const Params w = params_at(m, 0);
+    const floatX *head = gpt2_head(m);
     const Acts a = acts_at(m, 0);
-    if (n == 1) m->k->matmul_forward(&m->ctx, a.logits, a.lnf, w.wte, NULL, b, 1, C, Vp);
+    if (n == 1) m->k->matmul_forward(&m->ctx, a.logits, a.lnf, head, NULL, b, 1, C, Vp);
     for (int i = 0; n > 1 && i < b; i++)
         m->k->matmul_forward(&m->ctx, gpt2_at(m, a.logits, (int64_t)i * Vp),
-                             gpt2_at(m, a.lnf, ((int64_t)i * n + n - 1) * C), w.wte, NULL, 1, 1, C, Vp);
+                             gpt2_at(m, a.lnf, ((int64_t)i * n + n - 1) * C), head, NULL, 1, 1, C, Vp);
 }
 
 /* A prompt may be stopped between two layers. A single token is not worth it, and a device may be recording it. */

@@ -78,7 +78,16 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 /* Odd layers of a banded model see the last `window` positions only; 0: all. */
 static inline int window_of(const llmc_model *model, int l) { return l % 2 ? model->config.window : 0; }
 
-/* True for the parameters of matrix products, as opposed to those that are added or looked up. wte is both. */
+/* The matrix that makes the logits, and its gradient. */
+static inline const floatX *gpt2_head(const llmc_model *model) {
+    return model->config.untied ? params_at(model, 0).lmheadw : params_at(model, 0).wte;
+}
+static inline float *gpt2_head_gradient(const llmc_model *model) {
+    return model->config.untied ? grads_at(model, 0).lmheadw : grads_at(model, 0).wte;
+}
+
+/* True for the matrices that compression makes smaller, as opposed to what is added. wte is among them, though an untied model
+ * only looks its rows up. */
 int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
 
 /* ---- checks ---- */

@@ -12,7 +12,7 @@ enum { NUMBERS_AT_A_TIME = 1 << 20 }; /* few, so that hardly more memory is used
  * part of more than 16, keep the numbers the same. */
 static int64_t next_part(int64_t left) { return left < 2 * NUMBERS_AT_A_TIME ? left : NUMBERS_AT_A_TIME; }
 
-/* Draws n elements of one layer. wte has rows behind V, which pad it to Vp and are zero. */
+/* Draws n elements of one layer. The rows behind V, which pad a tensor to Vp, are zero. */
 static int draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n, double std,
                 Share *share) {
     Context *ctx = (Context *)&m->ctx;
@@ -33,7 +33,7 @@ static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
     Share share = {.what = "drawing the weights", .path = "", .all = m->layout.num_params, .percent = -1};
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
         const llmc_tensor *t = &m->layout.table[i];
-        const int64_t n = i == P_wte ? (int64_t)m->config.V * m->config.C : t->size;
+        const int64_t n = layout_is_padded(i) && t->size ? (int64_t)m->config.V * m->config.C : t->size;
         for (int l = 0; l < (t->layers ? t->layers : 1); l++)
             TRY(draw(m, rng, x, t, m->params + t->offset + l * t->stride, n, std, &share));
     }

@@ -16,7 +16,7 @@ int llmc_num_tensors(void) { return NUM_TENSORS; }
 
 static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_room *room) {
     const int64_t maxT = config->maxT, Vp = config->Vp, L = config->L, NH = config->NH, C = config->C;
-    const int64_t B = room->B, T = room->T;
+    const int64_t B = room->B, T = room->T, Vh = config->untied ? Vp : 0;
     const int level = room->training ? room->recompute : RECOMPUTE_MOST + 1; /* inference: layers share all */
     const llmc_tensor rows[] = {
 #define PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, 0, 1, LLMC_##init, decay, dims)
@@ -54,6 +54,7 @@ static int64_t words(const llmc_tensor *t, int64_t elements, const llmc_room *ro
 static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
     for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
+    if (!t->rank) t->size = 0;
     const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size, room));
     const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B, room)) : own;
     t->offset = end;

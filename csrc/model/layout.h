@@ -33,6 +33,9 @@ enum {
     NUM_TENSORS
 };
 
+/* Tensors of V rows in files, which memory pads to Vp with rows of zeros. */
+static inline int layout_is_padded(int i) { return i == P_wte || i == P_lmheadw; }
+
 /* The highest --recompute. A tensor of tensors.def whose level is above it is kept whenever the model is trained. */
 enum { RECOMPUTE_MOST = 3 };
 

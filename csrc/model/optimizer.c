@@ -80,6 +80,7 @@ static void update(llmc_model *m, const llmc_adamw *h, const float *factor) {
     const AdamW *step = (const AdamW *)acts_at(m, 0).adamw;
     for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
         const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
+        if (!n) continue; /* the model has no such tensor */
         m->k->adamw(&m->ctx, m->params + at, gpt2_at(m, m->stored, at), m->m + at, m->v + at, m->grads + at, factor,
                     step, decays(m, p, h), n);
     }

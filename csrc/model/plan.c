@@ -24,7 +24,7 @@ int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
     plan->acts = bytes_of(layout.num_acts, 4);
     plan->workspace = k->workspace_bytes(room->B, room->T, config->C, config->NH, (int)Vp, threads);
     plan->total = plan->params + plan->stored + plan->grads + plan->moments + plan->acts + plan->workspace;
-    plan->num_params = layout.num_params - (Vp - config->V) * config->C;
+    plan->num_params = layout.num_params - (Vp - config->V) * config->C * (config->untied ? 2 : 1);
     return LLMC_OK;
 }
 

@@ -95,7 +95,7 @@ int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missin
 /* Replaces options that were left to the model by its sizes, so that their record is whole. */
 static void settle_options(llmc_options *o, const llmc_config *c) {
     o->n_layer = c->L, o->n_head = c->NH, o->n_embd = c->C;
-    o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window;
+    o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window, o->untied = c->untied;
     if (!o->T) o->T = c->maxT;
 }
 

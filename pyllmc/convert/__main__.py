@@ -22,7 +22,7 @@ from pyllmc.tables.options import Parser, at_least
 
 PROG = "pyllmc.convert"
 SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,
-GPT-Neo), a nanoGPT or minGPT .pt (tied heads), or hub:gpt2, owner/name of the hub"""
+GPT-Neo), a nanoGPT or minGPT .pt, or hub:gpt2, owner/name of the hub"""
 
 
 EXAMPLES = (

@@ -63,7 +63,7 @@ def save(
 ) -> Exported:
     """Writes a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
-    tensors: as Model.params, wte (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
+    tensors: as Model.params, wte and lm_head (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
     nearest even). name: the model's, by default the path's. run, read: for the model card, what checkpoint.training() found
     and the source of the weights. overwrite: replaces an earlier export, never anything else. untied: a GGUF gets the
     embedding a second time as output.weight, for llama.cpp before March 2025.
@@ -95,7 +95,8 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
         if name not in tensors:
             raise DataError(f"{name} is missing: expected {shape}")
         x = tensors[name]
-        if name.endswith("wte.weight") and x.shape == (config.padded_vocab_size, config.n_embd):
+        padded = (config.padded_vocab_size, config.n_embd)
+        if shape == (config.vocab_size, config.n_embd) and x.shape == padded:
             x = x[: config.vocab_size]
         if x.shape != shape:
             raise DataError(f"{name}: expected {shape}, found {x.shape}")
@@ -114,6 +115,7 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
 
 
 def _save_bin(job: Job, overwrite: bool) -> list[str]:
+    to_bin.check_bin(job.config)
     carries = job.tokenizer is not None and job.dtype == "fp32"
     tokenizer = job.tokenizer.to_bytes() if job.tokenizer and carries else b""
     with atomic_path(job.path) as temporary:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyllmc.base.errors import BadFile
 from pyllmc.base.files import reading
-from pyllmc.convert.recipes import TIE, config_said
+from pyllmc.convert.recipes import config_said
 from pyllmc.tables.layout import GPTConfig
 
 TANH = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
@@ -19,7 +19,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-    "tie_word_embeddings": (True,),
+    "tie_word_embeddings": (True, False),
     "add_cross_attention": (False,),
     "quantization_config": (None,),
 }
@@ -42,8 +42,7 @@ def refuse_other(origin: str, config: Mapping[str, Any]) -> None:
     for key, allowed in FIXED.items():
         found = config.get(key, allowed[0])
         if found not in allowed:
-            why = TIE if key == "tie_word_embeddings" else "another kind of model"
-            raise BadFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: {why}")
+            raise BadFile(f"{origin}: {key}={found!r}, but GPT-2 has {allowed[0]!r}: another kind of model")
 
 
 def gpt2_config(origin: str, config: Mapping[str, Any]) -> GPTConfig:

@@ -17,6 +17,7 @@ from pyllmc.base.files import reading
 from pyllmc.convert import gptneo, pytorch
 from pyllmc.convert.hf_config import gpt2_config, read_json
 from pyllmc.convert.recipes import (
+    HEAD,
     MATRICES,
     Recipe,
     Tensor,
@@ -25,6 +26,7 @@ from pyllmc.convert.recipes import (
     check,
     plain,
     renamed,
+    settle_head,
     targets,
     turned,
 )
@@ -156,6 +158,17 @@ def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] 
     state = renamed(where, state, rename)
     recipes = recipes_of(config)
     check(where, recipes, state)
+    tied = said.get("tie_word_embeddings", True)
+    if not tied and HEAD not in state:
+        raise BadFile(
+            f"{where} lacks {HEAD}, and {origin} says that it is not the embedding: it is not whole"
+        )
+    config = settle_head(config, recipes, state)
+    if tied and config.untied:
+        raise BadFile(
+            f"{where}: {HEAD} is not the embedding, but {origin} says so, and transformers then ignores it: "
+            "set tie_word_embeddings to false there, or leave the tensor out"
+        )
     return Weights(f"{what}, {kind}", config, build(where, recipes, state))
 
 

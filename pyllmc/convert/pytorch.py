@@ -16,6 +16,7 @@ from pyllmc.base.errors import BadFile, need
 from pyllmc.base.files import reading
 from pyllmc.convert.hf_config import read_json
 from pyllmc.convert.recipes import (
+    HEAD,
     MATRICES,
     Recipe,
     Tensor,
@@ -28,6 +29,7 @@ from pyllmc.convert.recipes import (
     plain,
     refuse_llama,
     renamed,
+    settle_head,
     targets,
     turned,
     zeros,
@@ -123,11 +125,12 @@ def stripped(name: str) -> str:
 
 
 def finish(path: Path, what: str, recipes: dict[str, Recipe], config: GPTConfig, state: dict[str, Tensor],
-           notes: Iterable[str] = (), head: str = "lm_head.weight") -> Weights:  # fmt: skip
+           notes: Iterable[str] = (), head: str = HEAD) -> Weights:  # fmt: skip
     check(str(path), recipes, state, head)
+    config = settle_head(config, recipes, state, head)
     for note in notes:
         warnings.warn(f"{path}: {note}", WeightsWarning, stacklevel=2)
-    return Weights(what, config, build(str(path), recipes, state, head), tuple(notes))
+    return Weights(what, config, build(str(path), recipes, state), tuple(notes))
 
 
 # ---- nanoGPT: {"model": state dict, "model_args": {...}, ...} ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc.base import live
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-TIE = "train and save with tied weights (lm_head.weight = wte.weight; Hugging Face's tie_word_embeddings)"
 WTE = "transformer.wte.weight"
+HEAD = "lm_head.weight"  # our name; files may have another
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # weights that Conv1D stores as (in, out)
 LLAMA = ("gate_proj", "feed_forward.w1", "input_layernorm", "attention_norm", "rotary_emb")
 Shape = tuple[int, ...]
@@ -73,9 +74,9 @@ def first_rows(name: str, shape: Shape, stored: int) -> Recipe:
 
 
 def targets(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
-    """Yields (name, shape) of every parameter, in the table's order; wte without its padding."""
+    """Yields (name, shape) of every parameter, in the table's order, without the padding of V."""
     for row, layer in layout.parameters(config):
-        rows = config.vocab_size if row.name == "wte" else row.shape[0]
+        rows = config.vocab_size if row.padded else row.shape[0]
         yield row.torch_name_of(layer), (rows, *row.shape[1:])
 
 
@@ -126,9 +127,7 @@ def refuse_llama(origin: str, names: Iterable[str]) -> None:
             raise BadFile(f"{origin} has {name}: it is a llama, not a GPT-2; only GPT-2's kind is read here")
 
 
-def check(
-    origin: str, recipes: Mapping[str, Recipe], state: Mapping[str, Tensor], head: str = "lm_head.weight"
-) -> None:
+def check(origin: str, recipes: Mapping[str, Recipe], state: Mapping[str, Tensor], head: str = HEAD) -> None:
     """Raises BadFile unless every wanted tensor is there, with its shape, in floats, and no other but perhaps `head`."""
     refuse_llama(origin, state)
     wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
@@ -154,16 +153,33 @@ def check(
             )
 
 
+def settle_head(
+    config: GPTConfig, recipes: dict[str, Recipe], state: dict[str, Tensor], head: str = HEAD
+) -> GPTConfig:
+    """The sizes, untied if a checked state has a head that differs from the embedding. It is then made as the embedding is.
+
+    A head that is equal to the embedding is left out of the state.
+    """
+    import numpy as np
+
+    ((wte, shape),) = recipes[WTE].sources
+    if head not in state:
+        return config
+    if np.array_equal(state[head].read(), state[wte].read()):
+        del state[head]
+        return config
+    recipes[HEAD] = Recipe(((head, shape),), recipes[WTE].build)
+    return replace(config, untied=True)
+
+
 def build(
-    origin: str, recipes: Mapping[str, Recipe], state: dict[str, Tensor], head: str = "lm_head.weight"
+    origin: str, recipes: Mapping[str, Recipe], state: dict[str, Tensor]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the parameters one by one from a checked state, and empties it."""
     import numpy as np
 
     for name, recipe in live.each(recipes.items(), "loading: tensor"):
         parts = [state.pop(source).read() for source, _ in recipe.sources]
-        if name == WTE and head in state and not np.array_equal(state.pop(head).read(), parts[0]):
-            raise BadFile(f"{origin}: {head} is not the embedding: GPT-2 has no head of its own; {TIE}")
         x = np.ascontiguousarray(recipe.build(*parts), np.float32)
         if not np.isfinite(x).all():
             where = np.unravel_index(np.argmin(np.isfinite(x)), x.shape)

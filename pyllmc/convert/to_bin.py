@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pyllmc.base import live
+from pyllmc.base.errors import DataError
 from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import narrow
 from pyllmc.tables.layout import GPTConfig, parameters
@@ -23,6 +24,15 @@ from pyllmc.text.bins import HEADER_BYTES, pack_header
 from pyllmc.text.bins import MODEL_MAGIC as MAGIC
 
 VERSIONS = {"fp32": 3, "bf16": 5}  # versions that this module writes
+
+
+def check_bin(config: GPTConfig) -> None:
+    """Raises DataError if llm.c's file has no room for this model."""
+    if config.untied:
+        raise DataError(
+            "this model has an lm_head of its own, and llm.c's file has room for the embedding only: write a checkpoint "
+            "(pyllmc.Model(...).save), a folder (--to hf) or a GGUF file (--to gguf)"
+        )
 
 
 def padded_bytes(x: np.ndarray, rows: int = 0, dtype: str = "fp32") -> bytes:
@@ -56,8 +66,9 @@ def write_bin(
 ) -> None:
     """Writes `path` in place. The caller makes that atomic, and explains an OSError.
 
-    tokenizer: a tokenizer.bin, for fp32 only.
+    tokenizer: a tokenizer.bin, for fp32 only. Raises DataError as check_bin does.
     """
+    check_bin(config)
     c = config
     sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
     with open(path, "wb") as file:

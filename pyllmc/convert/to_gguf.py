@@ -1,7 +1,7 @@
 """Writes GGUF, which llama.cpp runs: architecture gpt2, in fp32, fp16 or bf16 (positions and vectors stay fp32).
 
-The file has no output.weight, because llama.cpp then takes the embedding, as GPT-2 does. Builds before March 2025 refuse
-such a file: for them the embedding is written a second time under that name (untied).
+The file of a tied model has no output.weight, because llama.cpp then takes the embedding, as GPT-2 does. Builds before March
+2025 refuse such a file: for them the embedding is written a second time under that name (untied).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pyllmc.base import live
 from pyllmc.base.errors import BadFile, DataError, need
 from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import narrow
+from pyllmc.convert.recipes import HEAD as OUR_HEAD
 from pyllmc.convert.recipes import targets
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
@@ -60,8 +61,8 @@ def name_of(ours: str) -> str:
 def names_of(config: GPTConfig, untied: bool) -> Iterator[tuple[str, str]]:
     """Yields (our name, llama.cpp's) of each tensor in the order of the file."""
     for ours, _ in targets(config):
-        yield ours, name_of(ours)
-    if untied:
+        yield ours, HEAD if ours == OUR_HEAD else name_of(ours)
+    if untied and not config.untied:
         yield EMBEDDING, HEAD
 
 

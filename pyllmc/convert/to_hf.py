@@ -118,7 +118,7 @@ def config_json(config: GPTConfig, dtype: str, eot: int) -> dict[str, Any]:
         "initializer_range": 0.02,
         "bos_token_id": eot if eot >= 0 else None,
         "eos_token_id": eot if eot >= 0 else None,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not config.untied,
         "use_cache": True,
         "torch_dtype": TORCH_NAMES[dtype],
         MARK: __version__,

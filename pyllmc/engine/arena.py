@@ -14,6 +14,7 @@ from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
 from pyllmc.engine.arguments import as_array
 from pyllmc.engine.weightfile import WeightFile
+from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
@@ -67,13 +68,19 @@ class Views(NotCopied, Mapping[str, Any]):
         return len(self._arena.names("acts" in self._blocks))
 
 
+def config_of(c: Any) -> GPTConfig:
+    """The GPTConfig of an llmc_config."""
+    return GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window, c.untied)
+
+
 class Arena:
     """A model's memory, by the table's rows. `owner` keeps it alive."""
 
     def __init__(self, lib: Any, handle: Any, owner: Any) -> None:
         self.lib, self.handle, self.owner = lib, handle, owner
         c = lib.llmc_model_config(handle)
-        self.config = GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window)
+        self.config = config_of(c)
+        self.padded = {row.name for row in layout.table(self.config) if row.padded}
         self.rows = {}
         for i in range(lib.llmc_num_tensors()):
             row = lib.llmc_model_tensor(handle, i)
@@ -121,7 +128,7 @@ class Arena:
         if name in self.by_torch_name and block != "acts":
             name, layer = self.by_torch_name[name]
         row = self.rows.get(name)
-        if row is None or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
+        if row is None or not row.rank or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
             raise NoTensor(self._no_tensor(block, name))
         if (
             block == "params"
@@ -137,7 +144,7 @@ class Arena:
     def _no_tensor(self, block: str, name: str) -> str:
         names = self.names(block == "acts")
         if block != "acts":  # parameters have the table's names, too
-            names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM]
+            names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM and row.rank]
         near = difflib.get_close_matches(str(name), names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
         return f"no tensor '{name[:80]}' among {block}: {hint}"
@@ -179,7 +186,7 @@ class Arena:
             data = np.broadcast_to(array, whole)
         except ValueError:
             raise InvalidArgument(f"{block} {name}: {array.shape} does not fit {whole}") from None
-        if name == "wte":  # the rows that pad the vocabulary are 0
+        if name in self.padded:  # the rows that pad the vocabulary are 0
             data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
         data = np.ascontiguousarray(data).reshape(len(layers), -1)
         for l, part in zip(layers, data):
@@ -191,7 +198,7 @@ class Arena:
     def shape_of(self, row: Any, name: str) -> tuple[int, ...]:
         """The shape of one layer, in the sizes of the last forward pass."""
         if row.kind == self.lib.LLMC_PARAM:
-            rows = self.config.vocab_size if name == "wte" else row.shape[0]
+            rows = self.config.vocab_size if name in self.padded else row.shape[0]
             return (rows, *row.shape[1 : row.rank])
         used = _ffi.ffi().new("llmc_tensor[]", self.lib.llmc_num_tensors())
         room = _ffi.ffi().new("llmc_room *", self.room)
@@ -254,6 +261,6 @@ def load_arena(file: WeightFile) -> Arena:
 
 def _torch_names(row: Any) -> list[tuple[int, str]]:
     pattern = _ffi.text(row.torch_name)
-    if not pattern:
+    if not pattern or not row.rank:
         return []
     return [(l, pattern % l) for l in range(row.layers)] if row.layers else [(0, pattern)]

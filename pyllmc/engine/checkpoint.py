@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from pathlib import Path
 from typing import Any, Union
@@ -21,7 +22,8 @@ Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
-HEADER_INTS = 9  # so many int32 of the header are read here
+HEADER_INTS = 10  # so many int32 of the header are read here
+OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -68,13 +70,13 @@ def read_header(path: Source) -> tuple[int, GPTConfig] | None:
     """The version and the sizes in a model file; None if the file is of another format. Raises OSError, ValueError."""
     with open(path, "rb") as file:
         header = file.read(4 * HEADER_INTS)
-    if len(header) < 4 * HEADER_INTS or not is_model_file(header):
-        return None
-    numbers = (
-        int.from_bytes(header[4 * i : 4 * i + 4], "little", signed=True) for i in range(1, HEADER_INTS)
-    )
-    version, maxT, V, L, NH, C, _, window = numbers
-    return version, GPTConfig(V, maxT, L, NH, C, window)
+    return parse_header(header) if len(header) == 4 * HEADER_INTS and is_model_file(header) else None
+
+
+def parse_header(header: bytes) -> tuple[int, GPTConfig]:
+    """The same of the first bytes of a model file. Raises ValueError for impossible sizes."""
+    version, maxT, V, L, NH, C, _, window, untied = struct.unpack_from(f"<{HEADER_INTS - 1}i", header, 4)
+    return version, GPTConfig(V, maxT, L, NH, C, window, untied if version == OWN_VERSION else False)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def table_lines(name: str) -> list[str]:
 @dataclass(frozen=True)
 class GPTConfig:
     """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
+    untied: the logits are made by a matrix of their own, lm_head.weight, as in minGPT; else by the embedding.
 
     Raises InvalidArgument, a ValueError, for impossible sizes.
     """
@@ -69,9 +70,10 @@ class GPTConfig:
     n_head: int  # NH
     n_embd: int  # C
     window: int = 0
+    untied: bool = False
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self)):
+        for name in (field.name for field in fields(self) if field.name != "untied"):
             value = getattr(self, name)
             if isinstance(value, bool):
                 raise InvalidArgument(f"{name}={value!r} is not a whole number")
@@ -83,7 +85,8 @@ class GPTConfig:
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
                 "every head needs the same size"
             )
-        params = 12.0 * self.n_layer * self.n_embd**2 + (self.vocab_size + self.max_seq_len) * self.n_embd
+        rows = (2 if self.untied else 1) * self.vocab_size + self.max_seq_len
+        params = 12.0 * self.n_layer * self.n_embd**2 + rows * self.n_embd
         if params >= 1e14:
             raise InvalidArgument(
                 f"n_layer={self.n_layer} n_embd={self.n_embd} make {params:.1e} parameters: "
@@ -93,6 +96,9 @@ class GPTConfig:
             raise InvalidArgument(
                 f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
             )
+        if as_int("untied", self.untied) not in (0, 1):
+            raise InvalidArgument(f"untied={self.untied} is not 0 or 1")
+        object.__setattr__(self, "untied", bool(self.untied))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -154,6 +160,7 @@ class Row(NamedTuple):
     type: str  # F float, I int32, or X the element that the library stores (float on the CPU)
     level: int  # the tensor is not kept from this --recompute on; 0: recompute does not matter
     other: str  # the tensor whose buffer this one shares if neither is kept; "" for none
+    padded: bool = False  # a parameter of V rows in files, which memory pads to Vp
 
     @property
     def is_param(self) -> bool:
@@ -196,11 +203,15 @@ def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
-    """The tensors of a model with room for B sequences of T tokens. Parameters are in the order of memory and files."""
+    """The tensors of a model with room for B sequences of T tokens. Parameters are in the order of memory and files.
+
+    Only tensors that the model has: one of 0 rows is not there.
+    """
     sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
+    sizes["Vh"] = sizes["Vp"] if config.untied else 0
     levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
-    return [
+    rows = [
         Row(
             kind=row["kind"],
             name=row["name"],
@@ -212,9 +223,11 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
             type=row.get("type", "F"),
             level=0 if row["kind"] == "CHUNK_ACT" else levels[row.get("other") or row["name"]],
             other=row.get("other", ""),
+            padded=row["shape"].startswith("V"),
         )
         for row in _parsed()
     ]
+    return [row for row in rows if row.size]
 
 
 def parameters(config: GPTConfig) -> Iterator[tuple[Row, int]]:

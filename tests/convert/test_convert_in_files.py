@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +127,25 @@ def test_nanogpts_that_do_not_fit(tmp_path):
     refused(path, "model_args lacks block_size")
     nanogpt(path, model, 97, model_args=[1])
     refused(path, "no plain tensor")
-    model.lm_head.weight = torch.nn.Parameter(torch.ones(97, 16))
+    model.lm_head.weight = torch.nn.Parameter(torch.ones(98, 16))
     nanogpt(path, model, 97)
-    refused(path, "lm_head.weight is not the embedding")
+    refused(path, r"lm_head.weight has the shape \(98, 16\)")
+
+
+def test_a_head_of_its_own(tmp_path):
+    """In each kind of pickle. A vocabulary that is cut is cut in the head, too."""
+    model = randomise(Nano(CONFIG, 97, approximate="tanh"))
+    model.lm_head.weight = torch.nn.Parameter(2 * model.lm_head.weight.detach())
+    paths = nanogpt(tmp_path / "ckpt.pt", model, 97), mingpt(tmp_path / "model.pt", model, n_head=2)
+    for path in paths:
+        config, tensors = convert.load(path)
+        assert config == replace(CONFIG, untied=True)
+        assert_same(tensors, {n: p.detach().numpy() for n, p in model.named_parameters()})
+        assert_parity(path, model)
+    large = Nano(CONFIG, 50304)
+    large.lm_head.weight = torch.nn.Parameter(large.lm_head.weight.detach() + 1)
+    _, tensors = convert.load(nanogpt(tmp_path / "large.pt", large, 50304))
+    assert np.array_equal(tensors["lm_head.weight"], large.lm_head.weight.detach().numpy()[:50257])
 
 
 def test_damage_that_torch_does_not_see(tmp_path):
@@ -223,7 +240,9 @@ def test_minGPT_of_2020(tmp_path):
     assert config == CONFIG
     assert_same(tensors, {n: p.detach().numpy() for n, p in new.named_parameters()})
     assert "minGPT in 2020" in said[0] and EXACT_GELU in said[0]
-    refused(mingpt(path, Old(new, tied=False)), "head.weight is not the embedding")
+    config, tensors = convert.load(mingpt(path, Old(new, tied=False), n_head=2))
+    assert config == replace(CONFIG, untied=True)
+    assert np.array_equal(tensors["lm_head.weight"], tensors["transformer.wte.weight"] + 1)
 
 
 # ---- files that the engine reads ----

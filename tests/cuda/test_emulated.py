@@ -17,9 +17,9 @@ from pyllmc.tables.layout import GPTConfig
 from pyllmc.text import dataset
 
 EMULATED = [name for name in DEVICES if name.startswith("emu")]
-SIZES = GPTConfig(61, 24, 2, 2, 32, window=5)
+SIZES = GPTConfig(61, 24, 2, 2, 32, window=5, untied=True)
 B, T, STEPS = 2, 19, 4
-SMALLER = GPTConfig(29, 16, 1, 2, 16, window=5)  # every access to its memory is checked
+SMALLER = GPTConfig(29, 16, 1, 2, 16, window=5, untied=True)  # every access to its memory is checked
 
 
 def on(name: str) -> dict[str, str]:

@@ -27,8 +27,8 @@ class Case(NamedTuple):
     gain: float = 1  # factor of the last norm, and so of the logits
 
 
-def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1) -> Case:
-    return Case(GPTConfig(V, maxT, L, NH, C, window), (B, T), (b or B, t or T), gain)
+def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1, untied=False) -> Case:
+    return Case(GPTConfig(V, maxT, L, NH, C, window, untied), (B, T), (b or B, t or T), gain)
 
 
 CASES = {
@@ -40,6 +40,7 @@ CASES = {
     "banded": case(129, 40, 3, 4, 64, 2, 37, window=5),
     "window_of_one": case(61, 12, 2, 2, 12, 2, 11, window=1),
     "odd_channels": case(33, 70, 2, 3, 21, 1, 67),
+    "untied": case(97, 20, 2, 2, 24, 3, 17, b=2, t=13, untied=True),
 }
 
 
@@ -50,7 +51,9 @@ def random_weights(c: Case, std: float = 0.1) -> dict[str, np.ndarray]:
         row.torch_name_of(layer): rng.normal(row.init == "ONE", std, row.shape).astype(np.float32)
         for row, layer in layout.parameters(c.config)
     }
-    drawn["transformer.wte.weight"] = drawn["transformer.wte.weight"][: c.config.vocab_size]
+    for row, layer in layout.parameters(c.config):
+        if row.padded:
+            drawn[row.torch_name_of(layer)] = drawn[row.torch_name_of(layer)][: c.config.vocab_size]
     drawn["transformer.ln_f.weight"] *= c.gain
     return drawn
 
@@ -201,7 +204,7 @@ def far_off(ours: np.ndarray, single: yardstick.Single, exact: np.ndarray) -> st
     return f"{error:.3g}, allowed {allowed:.3g}"
 
 
-@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "thirteen_layers", "banded"])
+@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "thirteen_layers", "banded", "untied"])
 def test_ten_adamw_steps(isa, name):
     batches, here, plain, (loss64, norm64, w64) = torch_ten_steps(name)
     # steps magnify a rounding, by chance more or less, so ten steps in one order of sums do not show how much
@@ -231,7 +234,7 @@ def test_ten_adamw_steps(isa, name):
         assert not wrong, f"{row.name}: {wrong}"
 
 
-@pytest.mark.parametrize("name", ["odd_tokens", "banded"])
+@pytest.mark.parametrize("name", ["odd_tokens", "banded", "untied"])
 def test_weight_decay_is_the_tables(isa, name):
     """A step without gradients moves the tensors that decay, by lr * decay, and nothing else."""
     m = make_engine(CASES[name])
@@ -249,9 +252,10 @@ def test_weight_decay_is_the_tables(isa, name):
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
-def test_micro_steps_equal_one_batch(isa, k):
+@pytest.mark.parametrize("untied", [False, True])
+def test_micro_steps_equal_one_batch(isa, untied, k):
     """k micro-steps of 6/k sequences give every tensor's gradient: none keeps its last micro-step only."""
-    c = case(97, 12, 3, 2, 24, 6, 11, window=4)
+    c = case(97, 12, 3, 2, 24, 6, 11, window=4, untied=untied)
     batch = check.random_batch(97, 6, 11, 0)
     batch = batch._replace(
         targets=np.abs(batch.targets), weights=np.ones((6, 11), np.float32)
@@ -279,7 +283,7 @@ def bits(m: pyllmc.Model, batches: list[check.Batch]) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("name", ["thirteen_layers", "banded"])
+@pytest.mark.parametrize("name", ["thirteen_layers", "banded", "untied"])
 def test_threads_do_not_change_a_bit(isa, name):
     batches = [batch_of(CASES[name], seed) for seed in range(3)]
     one = bits(make_engine(CASES[name], threads=1), batches)
@@ -370,7 +374,7 @@ CANARY = np.uint32(0xC0FFEE42)
 POISONS = (np.uint32(0), np.uint32(0x7FC07FC0))  # the second is NaN as a float and as two numbers of bf16
 
 
-@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "banded"])
+@pytest.mark.parametrize("name", ["odd_tokens", "smaller_than_room", "banded", "untied"])
 def test_nothing_is_written_between_the_activations(isa, name):
     """Every element outside the tensors, and outside the batch in use, keeps its canary."""
     c = CASES[name]
@@ -400,14 +404,18 @@ def test_a_new_model_is_poisoned():
     assert not any(m.grads[key].any() for key in m.grads)
 
 
-def test_the_padding_of_the_vocabulary_stays_zero(isa):
-    c = CASES["smaller_than_room"]
+@pytest.mark.parametrize(
+    "name, tensor", [("smaller_than_room", "wte"), ("untied", "wte"), ("untied", "lmheadw")]
+)
+def test_the_padding_of_the_vocabulary_stays_zero(isa, name, tensor):
+    c = CASES[name]
     V, Vp, C = c.config.vocab_size, c.config.padded_vocab_size, c.config.n_embd
     m = make_engine(c)
     engine_steps(m, [batch_of(c, seed) for seed in range(2)])
     for block in (lib.LLMC_PARAMS, lib.LLMC_GRADS, lib.LLMC_M, lib.LLMC_V):
-        wte = np.empty((Vp, C), np.float32)
-        out = ffi.cast("void *", wte.ctypes.data)
-        assert m._lib.llmc_model_read(m._handle, block, 0, 0, Vp * C, out) == 0
-        assert wte[:V].any()
-        assert not wte[V:].any()
+        rows = np.empty((Vp, C), np.float32)
+        out = ffi.cast("void *", rows.ctypes.data)
+        index = list(m._arena.rows).index(tensor)
+        assert m._lib.llmc_model_read(m._handle, block, index, 0, Vp * C, out) == 0
+        assert rows[:V].any()
+        assert not rows[V:].any()

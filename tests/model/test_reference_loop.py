@@ -78,7 +78,11 @@ def numbers(text: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=0"], ["--window=4", "--weight_decay=0.5"]],
+    [
+        [],
+        ["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=0"],
+        ["--window=4", "--weight_decay=0.5", "--untied"],
+    ],
 )
 def test_the_same_lines_as_the_engine(data, capsys, more):
     arguments = [a for a in TINY if not (a.startswith("--T=") and "--T=0" in more)] + [

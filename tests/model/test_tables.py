@@ -38,12 +38,16 @@ sizes = st.integers(1, 300)
     hs=sizes,
     B=sizes,
     recompute=st.integers(0, 3),
+    untied=st.integers(0, 1),
 )
-def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute):
-    config, T = GPTConfig(V, maxT, L, NH, NH * hs), (maxT + 1) // 2
-    c = ffi.new("llmc_config *", {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": NH * hs})
-    theirs = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
-    assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 1)), theirs) == 0
+def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute, untied):
+    config, T = GPTConfig(V, maxT, L, NH, NH * hs, untied=untied), (maxT + 1) // 2
+    c = ffi.new("llmc_config *", {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": NH * hs, "untied": untied})
+    rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
+    assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 1)), rows) == 0
+    theirs = [t for t in rows if t.rank]  # the others are not there
+    assert {_ffi.text(t.name) for t in rows if not t.rank} == (set() if untied else {"lmheadw"})
+    assert not any(t.size for t in rows if not t.rank)
     ours = layout.table(config, B, T)
     assert len(ours) == len(theirs)
     offset = 0
@@ -118,8 +122,7 @@ def test_the_arena_lies_as_layout_h_draws_it():
     ]
     assert at[0] > 0 and at == sorted(at)
     turns = ["tokens", "fch_gelu", "logits"]  # ALONE, BENEATH, OVER
-    table = {row.name: i for i, row in enumerate(layout.table(GPTConfig(5, 5, 2, 1, 4)))}
-    offsets = [lib.llmc_model_tensor(m._handle, table[name]).offset for name in turns]
+    offsets = [m._arena.rows[name].offset for name in turns]
     assert offsets == sorted(offsets)
 
 
@@ -158,7 +161,7 @@ def test_sizes_nobody_knows():
         layout.config_of("gpt-nano")
 
 
-names = st.sampled_from(["vocab_size", "max_seq_len", "n_layer", "n_head", "n_embd", "window"])
+names = st.sampled_from(["vocab_size", "max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied"])
 
 
 @given(name=names, value=st.integers(-(2**31), 2**31 - 1))
@@ -170,10 +173,12 @@ def test_the_same_configurations_are_refused(name, value):
         "n_head": 3,
         "n_embd": 12,
         "window": 0,
+        "untied": 0,
         name: value,
     }
-    V, maxT, L, NH, C, window = fields.values()
-    c = ffi.new("llmc_config *", {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": C, "window": window})
+    V, maxT, L, NH, C, window, untied = fields.values()
+    sizes = {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": C, "window": window, "untied": untied}
+    c = ffi.new("llmc_config *", sizes)
     if lib.llmc_config_check(c) == 0:
         assert GPTConfig(**fields).padded_vocab_size == c.Vp
     else:
