@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import math
 import os
+import re
 import struct
 import sys
 import time
@@ -306,35 +307,170 @@ SCHEDULES = {
 }
 
 
-def learning_rate(step: int, o: argparse.Namespace) -> float:
-    """Linear warm-up to lr, then the schedule to lr * final_lr_frac at max_steps: csrc/train/schedule.c, line for
-    line."""
+def learning_rate(o: argparse.Namespace, done: int, size: int, end: int, warmup: int) -> float:
+    """The rate of a step before which `done` was done, and which does `size` more, in steps or tokens, as `end` and `warmup`:
+    csrc/train/schedule.c, line for line."""
     if o.schedule not in SCHEDULES:
         raise ValueError(f"schedule '{o.schedule}' is not one of {', '.join(SCHEDULES)}")
-    if step < o.warmup_steps:
-        return o.lr * (step + 1) / o.warmup_steps
-    start = o.warmup_steps
+    if done < warmup:
+        return o.lr * min(done + size, warmup) / warmup
+    start: float = warmup
     if o.schedule == "wsd":
-        start = max(start, o.max_steps * (1 - o.decay_frac))
-    x = min(max((step - start) / max(1, o.max_steps - start), 0), 1)
+        start = max(start, end * (1 - o.decay_frac))
+    x = min(max((done - start) / max(1, end - start), 0), 1)
     return o.lr + (o.lr * o.final_lr_frac - o.lr) * SCHEDULES[o.schedule](x)
 
 
-def settle_rate(o: argparse.Namespace, C: int) -> None:
-    """Chooses --lr and --warmup_steps if they are not given. Fine-tuning has smaller values; csrc/train/setup.c says
-    why."""
+def check_length(o: argparse.Namespace) -> None:
+    """Lets the one length that the command line gave count, as csrc/train/length.c does."""
+    called: frozenset[str] = getattr(o, "called", frozenset())
+    lengths = [
+        name
+        for name in ("max_steps", "epochs", "max_tokens")
+        if name in called and (name == "max_steps" or getattr(o, name))
+    ]
+    if len(lengths) > 1:
+        raise ValueError(
+            f"--{lengths[0]} and --{lengths[1]} both say how long the run is: leave one of them out"
+        )
+    for name in ("epochs", "max_tokens"):
+        if lengths and name not in lengths:
+            setattr(o, name, 0)
+    if o.epochs and o.max_tokens:
+        raise ValueError(
+            "epochs and max_tokens both say how long the run is: give one of them, or set it to 0"
+        )
+    if "warmup_steps" in called and "warmup_tokens" in called and o.warmup_tokens:
+        raise ValueError(
+            "--warmup_steps and --warmup_tokens both say how long the warm-up is: leave one of them out"
+        )
+    if "warmup_steps" in called:
+        o.warmup_tokens = 0
+    if o.overfit_batch and o.epochs:
+        raise ValueError("--overfit_batch trains on one batch: give --max_steps instead of --epochs")
+    if o.batch_ramp_tokens and o.grad_accum < 2:
+        raise ValueError("--batch_ramp_tokens lets a batch grow to --grad_accum, which is 1: raise it")
+
+
+FOREVER = 1 << 61  # steps or tokens that no run reaches
+
+
+class Course:
+    """How long a run is, how large its steps are, and their learning rates: csrc/train/length.c."""
+
+    def __init__(self, o: argparse.Namespace, windows: int, B: int, T: int) -> None:
+        self.o, self.micro_step = o, B * T
+        self.last_window = math.ceil(o.epochs * windows)  # 0: the run does not end at one
+        if o.epochs:
+            o.max_steps, self.tokens = self.walk(last_token=self.last_window * T)[0], self.last_window * T
+        elif o.max_tokens:
+            o.max_steps, self.tokens = self.walk(last_token=o.max_tokens)
+        else:
+            self.tokens = self.walk(last_step=o.max_steps)[1]
+        if names_weights(o.model) and "warmup_steps" not in getattr(o, "given", ()):
+            o.warmup_steps = min(o.warmup_steps, o.max_steps // 10)
+        self.in_tokens = bool(o.warmup_tokens or o.decay_tokens or o.batch_ramp_tokens)
+        self.warmup, self.end = o.warmup_steps, o.max_steps
+        if self.in_tokens:
+            self.warmup = o.warmup_tokens or self.walk(last_step=o.warmup_steps)[1]
+            self.end = o.decay_tokens or self.tokens
+
+    def micro_steps(self, tokens: int) -> int:
+        """Those of a step that begins after so many tokens; GPT-3's batches grew so (Brown et al. 2020, appendix B)."""
+        o = self.o
+        if tokens >= o.batch_ramp_tokens:
+            return int(o.grad_accum)
+        return int(1 + (o.grad_accum - 1) * tokens // o.batch_ramp_tokens)
+
+    def walk(self, last_step: int = FOREVER, last_token: int = FOREVER) -> tuple[int, int]:
+        """(steps, tokens) where a run from the beginning first is at or behind either end."""
+        steps = tokens = 0
+        while steps < last_step and tokens < last_token:
+            m, more = self.micro_steps(tokens), self.o.grad_accum - 1
+            growing = m < self.o.grad_accum  # until the tokens after which steps are larger
+            end = min(last_token, -(-m * self.o.batch_ramp_tokens // more)) if growing else last_token
+            n = min(-(-(end - tokens) // (m * self.micro_step)), last_step - steps)
+            steps, tokens = steps + n, tokens + n * m * self.micro_step
+        return steps, tokens
+
+    def rate(self, step: int, tokens: int, size: int) -> float:
+        done, size = (tokens, size) if self.in_tokens else (step, 1)
+        return learning_rate(self.o, done, size, self.end, self.warmup)
+
+    def told(self) -> str:
+        o = self.o
+        warmup = f"{self.warmup} tokens" if self.in_tokens else f"{self.warmup}"
+        line = f"warm-up {warmup}, schedule {o.schedule}"
+        line += f" up to {self.end} tokens" if self.in_tokens else ""
+        if o.epochs or o.max_tokens:
+            length = f"--epochs={o.epochs:g}" if o.epochs else f"--max_tokens={o.max_tokens}"
+            line += f"; {length} makes {o.max_steps} step{'' if o.max_steps == 1 else 's'}"
+        if o.batch_ramp_tokens:
+            each = self.micro_step
+            line += f"; batches grow from {each} to {each * o.grad_accum} tokens over the first {o.batch_ramp_tokens}"
+        return line + ("; on the first batch alone (--overfit_batch)" if o.overfit_batch else "")
+
+
+def settle_rate(o: argparse.Namespace, C: int) -> str:
+    """Chooses --lr if it is not given, and tells it. Fine-tuning has a smaller one; csrc/train/setup.c says why."""
     tuning = names_weights(o.model)
     gentle = " (gentle, to keep what they know; --lr changes it)" if tuning and not o.lr else ""
-    if tuning and "warmup_steps" not in getattr(o, "given", ()):
-        o.warmup_steps = min(o.warmup_steps, o.max_steps // 10)
     o.lr = o.lr or (min(1e-3, 6e-5 * 768 / C) if tuning else min(6e-3, 6e-4 * (768 / C) ** 0.75))
     first = "fine-tunes the weights" if tuning else f"fresh weights of seed {o.seed}"
-    print(
-        f"training: {first} with lr {o.lr:.3g}{gentle}, warm-up {o.warmup_steps}, schedule {o.schedule}",
-        flush=True,
-    )
+    return f"training: {first} with lr {o.lr:.3g}{gentle}"
 
 
+class Outliers:
+    """The z-scores of --skip_outliers: csrc/train/outliers.c, after llm.c's outlier_detector.h."""
+
+    WINDOW = 128  # steps
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[float]] = {"loss": [], "norm": []}
+
+    def find(self, loss: float, norm: float, limit: float) -> tuple[str, float]:
+        """What is an outlier, and its z-score; "", 0 if neither is, or if fewer than WINDOW steps came before."""
+        full = len(self.seen["loss"]) == self.WINDOW
+        for name, x in (("loss", loss), ("norm", norm)):
+            self.seen[name] = [*self.seen[name], x][-self.WINDOW :]
+        for name, window in self.seen.items():
+            mean = sum(window) / len(window)
+            std = math.sqrt(sum((x - mean) ** 2 for x in window) / len(window))
+            if full and std and (window[-1] - mean) / std > limit:
+                return name, (window[-1] - mean) / std
+        return "", 0.0
+
+
+NAME = re.compile(r"[\w.-]{1,32}", re.ASCII)
+
+
+def val_sets(text: str) -> dict[str, str]:
+    """--val_data: paths by their names, "" for a single one without; csrc/train/valsets.c reads the same."""
+    found: dict[str, str] = {}
+    parts = [text] if os.path.exists(text) else text.split(",")
+    for part in parts:
+        name, equals, path = part.partition("=")
+        if not equals or os.path.exists(part) or not NAME.fullmatch(name):
+            name, path = "", part
+        if not path:
+            raise ValueError(
+                "--val_data holds an empty part: write --val_data=PATH or --val_data=NAME=PATH,NAME=PATH"
+            )
+        if len(parts) > 1 and not name:
+            name = re.sub(r"(?<=.)\.bin$", "", os.path.basename(path.rstrip("/")))
+        if name in found:
+            raise ValueError(f"--val_data: two sets are named {name}: give them other names, NAME=PATH")
+        if len(parts) > 1 and not NAME.fullmatch(name):
+            raise ValueError(
+                f"--val_data: {path} gives no name of letters, digits, '.', '_' or '-': write NAME={path}"
+            )
+        found[name] = path
+    if len(found) > MOST_VALS:
+        raise ValueError(f"--val_data names more than {MOST_VALS} sets: leave some out")
+    return found
+
+
+MOST_VALS = 8
 LONG_STEP = 500  # ms; shorter steps need no signs of life inside them
 
 
@@ -344,7 +480,9 @@ class Trainer:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.device = o, open_device(o.device)
-        learning_rate(0, o)
+        learning_rate(o, 0, 1, 1, 0)  # refuses an unknown schedule
+        check_length(o)
+        vals = val_sets(o.val_data) if o.val_data else {}
         if not names_weights(o.model):
             make_config(o, fallback=1)  # refuses impossible sizes before data is made
         data = o.data
@@ -358,16 +496,27 @@ class Trainer:
         self.model = load_model(o, tokenizer.vocab_size if tokenizer else 0).to(self.device)
         c = self.model.config
         print(told(o, c), flush=True)
-        settle_rate(o, c.n_embd)
         T = o.T or c.max_seq_len
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
         eot = tokenizer.eot if tokenizer and o.documents else -1
         self.data = Loader(shards, o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size, eot=eot)
-        val = o.val_data or (data if any(Path(data).glob("val*.bin")) else "")
-        self.val = Loader(find_shards(val, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot) if val else None
-        self.optimizer = self.model.optimizer(learning_rate(0, o), (o.beta1, o.beta2), o.eps, o.weight_decay)
-        self.step, self.best, self.tokens_per_step = 0, math.inf, o.B * T * o.grad_accum
+        vals = vals or ({"": data} if any(Path(data).glob("val*.bin")) else {})
+        self.vals = {
+            name: Loader(find_shards(path, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot)
+            for name, path in vals.items()
+        }
+        if o.patience and not (self.vals and o.val_every):
+            raise ValueError(
+                "--patience counts validations, and there are none: give --val_data and --val_every"
+            )
+        rate = settle_rate(o, c.n_embd)
+        self.course = Course(o, self.data.windows, o.B, T)
+        print(f"{rate}, {self.course.told()}", flush=True)
+        self.optimizer = self.model.optimizer(o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay)
+        self.step, self.tokens, self.windows = 0, 0, 0  # windows: those of the present step
+        self.best, self.best_step, self.stale, self.early = math.inf, 0, 0, False
+        self.outliers, self.skipped = Outliers(), ""
         self.stopped, self.doing, self.ms = False, "step", 0.0  # ms: the time of a step, smoothed
 
     def stop(self) -> None:
@@ -381,84 +530,110 @@ class Trainer:
         """The next inputs and targets: (B, T) each."""
         return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
 
-    def loss(self, loader: Loader) -> Tensor:
-        """The mean loss of the next batch."""
+    def loss(self, loader: Loader, most: int | None = None) -> Tensor:
+        """The mean loss of the next batch, or of its first windows."""
         bf16 = self.o.precision == "bf16" or (self.o.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.model(*self.batch(loader))[1]
+            return self.model(*(ids[:most] for ids in self.batch(loader)))[1]
 
     def run(self) -> None:
         o = self.o
         while True:
-            if (
-                self.val
-                and not self.stopped
-                and o.val_every
-                and (self.step % o.val_every == 0 or self.step == o.max_steps)
-            ):
-                self.validate()
-            if self.step >= o.max_steps or self.stopped:
+            due = o.val_every and (self.step % o.val_every == 0 or self.step == o.max_steps)
+            if self.vals and due and not self.stopped:
+                self.validate_all()
+            if self.step >= o.max_steps or self.stopped or self.early:
                 return
             started = time.perf_counter()
             mean = self.accumulate()
             if mean is None:
                 return
-            loss, lr, norm = mean, *self.update()
+            loss, lr, norm = mean, *self.update(mean)
             ms = 1e3 * (time.perf_counter() - started)
             self.ms = 0.95 * self.ms + 0.05 * ms if self.ms else ms
-            if self.step % o.log_every == 0 or self.step in (1, o.max_steps):
+            if self.step % o.log_every == 0 or self.step in (1, o.max_steps) or self.skipped:
                 self.report(loss, lr, norm, ms, (o.max_steps - self.step) * self.ms / 1e3)
 
     def report(self, loss: float, lr: float, norm: float, ms: float, eta: float) -> None:
-        last, tok_s = self.o.max_steps, self.tokens_per_step / ms * 1e3
+        size = self.windows * self.data.T
+        last, tok_s = self.o.max_steps, size / ms * 1e3
+        special = f" | batch {size}" if self.o.batch_ramp_tokens else ""
         live.clear()
         print(
             f"step {self.step:{len(str(last))}}/{last} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | "
-            f"{ms:.1f} ms | {tok_s:.0f} tok/s | ETA {live.clock(eta)}",
+            f"{ms:.1f} ms | {tok_s:.0f} tok/s | ETA {live.clock(eta)}{special}{self.skipped}",
             flush=True,
         )
 
     def accumulate(self) -> float | None:
         """Computes a step's gradients; returns its loss, or None if the run was stopped between two micro-steps."""
-        o, mean = self.o, 0.0
-        self.doing = "micro-step" if o.grad_accum > 1 else "step"
+        o, mean, data = self.o, 0.0, self.data
+        if o.overfit_batch:
+            data.position = 0
+        first, self.windows = data.position, o.B * self.course.micro_steps(self.tokens)
+        if self.course.last_window:
+            self.windows = min(self.windows, self.course.last_window - first)
+        n = -(-self.windows // o.B)
+        self.doing = "micro-step" if n > 1 else "step"
         self.optimizer.zero_grad()
-        for i in range(o.grad_accum):
+        for i in range(n):
             if i and self.stopped:
                 return None
             if not 0 < self.ms < LONG_STEP:
-                live.show(f"step {self.step + 1}/{o.max_steps}: micro-step {i + 1} of {o.grad_accum}")
-            loss = self.loss(self.data)
-            (loss / o.grad_accum).backward()
-            mean += loss.item() / o.grad_accum
+                live.show(f"step {self.step + 1}/{o.max_steps}: micro-step {i + 1} of {n}")
+            b = min(o.B, self.windows - i * o.B)
+            loss = self.loss(data, b)
+            (loss * (b / self.windows)).backward()
+            mean += loss.item() * b / self.windows
+        data.position = first + self.windows  # the last batch may have read further
         return mean
 
-    def update(self) -> tuple[float, float]:
-        """Takes a step with the gradients: (lr, their norm before clipping)."""
+    def update(self, loss: float) -> tuple[float, float]:
+        """Takes a step with the gradients, unless it is an outlier: (lr, their norm before clipping)."""
         o = self.o
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip or math.inf)
-        lr = learning_rate(self.step, o)
+        size = self.windows * self.data.T
+        lr = self.course.rate(self.step, self.tokens, size)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        self.step += 1
+        found = self.outliers.find(loss, norm.item(), o.skip_outliers) if o.skip_outliers else ("", 0.0)
+        self.skipped = f" | skipped: the {found[0]} is an outlier, z-score {found[1]:.2f}" if found[0] else ""
+        if not self.skipped:
+            self.optimizer.step()
+        self.step, self.tokens = self.step + 1, self.tokens + size
         return lr, norm.item()
 
+    def validate_all(self) -> None:
+        """Prints the loss of each set; the first decides what is best, and whether --patience is at its end."""
+        o = self.o
+        losses = {name: self.validate(name, val) for name, val in self.vals.items()}
+        if self.stopped:
+            return
+        first = next(iter(losses.values()))
+        best = first < self.best and o.max_steps > 0
+        if best:
+            self.best, self.best_step = first, self.step
+        self.stale = 0 if best else self.stale + 1
+        self.early = bool(o.patience) and self.stale >= o.patience
+        shown = [f"{name} {loss:.4f}".strip() for name, loss in losses.items()]
+        line = f"step {self.step} | val loss {', '.join([shown[0] + ' (best)' * best, *shown[1:]])}"
+        if self.early:
+            line += f" | stopped early: {self.stale} validation{'s' * (self.stale > 1)} in a row without a better loss"
+            line += f" than {self.best:.4f} at step {self.best_step}"
+        print(line, flush=True)
+
     @torch.no_grad()
-    def validate(self) -> float:
+    def validate(self, name: str, val: Loader) -> float:
         """The mean loss of the first val_batches, the same windows each time; NaN if the run was stopped."""
-        assert self.val
-        batches = -(-self.val.windows // self.val.B)
-        batches, self.val.position = min(self.o.val_batches or batches, batches), 0
+        batches = -(-val.windows // val.B)
+        batches, val.position = min(self.o.val_batches or batches, batches), 0
         self.doing, total = "batch of the validation", 0.0
-        for _ in live.each(range(batches), f"step {self.step}: validation, batch"):
+        of = f" of {name}" if name else ""
+        for _ in live.each(range(batches), f"step {self.step}: validation{of}, batch"):
             if self.stopped:
                 return math.nan
-            total += self.loss(self.val).item()
-        loss = total / batches
-        best, self.best = loss < self.best and self.o.max_steps > 0, min(loss, self.best)
-        print(f"step {self.step} | val loss {loss:.4f}{' (best)' if best else ''}", flush=True)
-        return loss
+            total += self.loss(val).item()
+        return total / batches
 
 
 def make_default_data(folder: str) -> None:
@@ -483,7 +658,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
-    o.given = parser.given
+    o.given, o.called = parser.given, parser.called
     if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
             "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "

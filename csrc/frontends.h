@@ -6,10 +6,11 @@
 #pragma GCC visibility push(default)
 /* cffi: begin */
 /* ---- learning rate (schedule.c) ---- */
-/* The learning rate of a step, which counts from 0. It is lr (step+1)/warmup during the warm-up. Then it goes from lr to
- * lr final_frac over x = (step-warmup) / (max_steps-warmup), as `kind` says: linear; cosine; wsd (lr until the last decay_frac
- * of max_steps, then linear); constant (always lr). */
-int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
+/* The learning rate of a step before which `done` was done, and which does `size` more, both counted in steps (size 1) or in
+ * tokens, as `end` and `warmup` are. It is lr (done+size)/warmup, at most lr, while done < warmup. Then it goes from lr to
+ * lr final_frac over x = (done-warmup) / (end-warmup), as `kind` says: linear; cosine; wsd (lr until the last decay_frac of
+ * `end`, then linear); constant (always lr). Behind `end` it stays. */
+int llmc_schedule_lr(double *rate, const char *kind, int64_t done, int64_t size, int64_t end, int64_t warmup, double lr,
                      double final_frac, double decay_frac);
 
 /* ---- options (options.c): the list is options.def ---- */
@@ -71,6 +72,7 @@ typedef struct llmc_event {
     int64_t step, tokens;  /* optimizer steps and tokens so far */
     double loss, val_loss; /* this step's; the last validation's (NaN before the first) */
     double lr, norm, ms, tok_s, eta_s;
+    int skipped;       /* 1: the step changed nothing, because its loss or norm is an outlier (--skip_outliers) */
     const char *text;  /* the line to print, or a sample, which may hold NULs; valid until the next call */
     int64_t text_size; /* its bytes; 0: there is nothing to print */
 } llmc_event;
@@ -91,6 +93,9 @@ const char *llmc_trainer_stopping(const llmc_trainer *trainer);
 /* Writes a text for the user after DONE: the best loss, where its weights are, and whole commands for what to do next. In these
  * `program` is the command that trains, and `python` is Python; if Python trains, program begins with it. */
 int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);
+/* The number of validation sets; for i among them also the name ("" if it is the only one, without a name) and the loss of its
+ * last validation in this call (NaN before the first). */
+int llmc_trainer_val(const llmc_trainer *trainer, int i, const char **name, double *loss);
 llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
 const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
 /* cffi: end */

@@ -24,7 +24,8 @@ class Event:
     """One event of a run.
 
     kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" if asked for.
-    step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: this step's; val_loss: the last one.
+    step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: this step's; val_loss: the last one, of
+    the first validation set. skipped: this step changed nothing, as its loss or norm is an outlier (skip_outliers).
     text: the line that the command line prints, or the sample; may be empty.
     """
 
@@ -38,6 +39,7 @@ class Event:
     ms: float
     tok_s: float
     eta_s: float
+    skipped: bool
     text: str
 
 
@@ -105,10 +107,10 @@ class Trainer(NotCopied):
         fields = {
             f.name: getattr(event, f.name)
             for f in dataclasses.fields(Event)
-            if f.name not in ("kind", "text")
+            if f.name not in ("kind", "text", "skipped")
         }
         text = bytes(_ffi.ffi().buffer(event.text, event.text_size)).decode(errors="replace")
-        return Event(kind=KINDS[event.kind], text=text, **fields)
+        return Event(kind=KINDS[event.kind], text=text, skipped=bool(event.skipped), **fields)
 
     def stop(self) -> None:
         """Ends the run soon, with a checkpoint from which a resumed run goes on as if it had never been stopped.
@@ -129,6 +131,17 @@ class Trainer(NotCopied):
         names = _ffi.encoded(as_path("program", program)), _ffi.encoded(as_path("python", python))
         _ffi.check(self._lib, self._lib.llmc_trainer_ending(self._handle, *names, text, 1 << 15))
         return os.fsdecode(_ffi.ffi().string(text))
+
+    @property
+    def val_losses(self) -> dict[str, float]:
+        """The last loss (nats per token) of each validation set, by its name, as val_data gives them; NaN before the first
+        validation. The name is "" if there is one set without a name. The first decides what is best."""
+        name, loss = _ffi.ffi().new("char **"), _ffi.ffi().new("double *")
+        found = {}
+        for i in range(self._lib.llmc_trainer_val(self._handle, -1, name, loss)):
+            self._lib.llmc_trainer_val(self._handle, i, name, loss)
+            found[_ffi.text(name[0])] = float(loss[0])
+        return found
 
     @property
     def model(self) -> Model:

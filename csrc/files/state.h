@@ -2,7 +2,7 @@
 #ifndef STATE_H
 #define STATE_H
 #include "pyllmc.h"
-enum { STATE_TEXT = 4096 };
+enum { STATE_TEXT = 16384 };
 /* Reads STATE and adds a NUL; "" if the file has none. LLMC_EFORMAT if it is longer than any that is written. */
 int state_read(const llmc_file *checkpoint, char state[STATE_TEXT]);
 /* The same of a file that is not open. */

@@ -62,7 +62,32 @@ static void add_data(Growing *text, const llmc_trainer *t) {
     const int shards = llmc_loader_num_shards(t->train);
     growing_add(text, "data: %lld token%s in %d shard%s, %lld window%s of %d%s\n", (long long)tokens, s_of(tokens),
                 shards, s_of(shards), (long long)windows, s_of(windows), t->T,
-                t->val || !t->options.val_every ? "" : "; no validation data");
+                t->num_vals || !t->options.val_every ? "" : "; no validation data");
+}
+
+/* Lists validation data of several names. */
+static void add_validation(Growing *text, const llmc_trainer *t) {
+    if (!t->train || !*t->vals[0].name) return;
+    for (const ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
+        const int64_t windows = llmc_loader_windows(set->loader);
+        growing_add(text, "%s %s, %lld window%s%s", set == t->vals ? "validation:" : ";", set->name, (long long)windows,
+                    s_of(windows), set == t->vals ? " (decides what is best)" : "");
+    }
+    growing_add(text, "\n");
+}
+
+/* What a plain run, of so many steps of one size, does not have. */
+static void add_course(Growing *text, const llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    const int64_t each = (int64_t)t->B * t->T;
+    char length[64];
+    length_name(t, 1, length, sizeof length);
+    if ((o->epochs > 0 && t->train) || o->max_tokens)
+        growing_add(text, "; %s makes %lld step%s", length, (long long)o->max_steps, s_of(o->max_steps));
+    if (o->batch_ramp_tokens)
+        growing_add(text, "; batches grow from %lld to %lld tokens over the first %lld", (long long)each,
+                    (long long)(each * o->grad_accum), (long long)o->batch_ramp_tokens);
+    if (o->overfit_batch) growing_add(text, "; on the first batch alone (--overfit_batch)");
 }
 
 static void add_training(Growing *text, const llmc_trainer *t) {
@@ -71,9 +96,13 @@ static void add_training(Growing *text, const llmc_trainer *t) {
     if (t->resumed) growing_add(text, "goes on");
     else if (*t->start_file) growing_add(text, "fine-tunes the weights");
     else growing_add(text, "fresh weights of seed %lld", (long long)o->seed);
-    growing_add(text, " with lr %.3g%s, warm-up %lld, schedule %s", o->lr,
-                t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "", (long long)o->warmup_steps,
-                o->schedule);
+    growing_add(text, " with lr %.3g%s, ", o->lr,
+                t->gentle ? " (gentle, to keep what they know; --lr changes it)" : "");
+    if (length_counts_tokens(o))
+        growing_add(text, "warm-up %lld tokens, schedule %s up to %lld tokens", (long long)t->warmup, o->schedule,
+                    (long long)t->decay_end);
+    else growing_add(text, "warm-up %lld, schedule %s", (long long)o->warmup_steps, o->schedule);
+    add_course(text, t);
 }
 
 static int add_all(Growing *text, llmc_trainer *t) {
@@ -85,6 +114,7 @@ static int add_all(Growing *text, llmc_trainer *t) {
     TRY(plan_text(&plan, t->k, &t->config, &room, t->threads, memory, sizeof memory));
     add_model(text, t, &plan);
     add_data(text, t);
+    add_validation(text, t);
     growing_add(text, "%s\n", memory);
     add_training(text, t);
     return tell_resume(t, text);

@@ -7,65 +7,110 @@
 #include "train/trainer.h"
 #include "write/writer.h"
 
-int between_due(int64_t step, int64_t every, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
+int64_t between_last(const llmc_trainer *t) { return t->early ? t->step : t->options.max_steps; }
 
-/* Computes the validation loss: 1, or 0 if the run was stopped between two batches. */
-static int validate(llmc_trainer *t) {
+int between_due(const llmc_trainer *t, int64_t every) {
+    return every > 0 && (t->step % every == 0 || t->step == between_last(t));
+}
+
+/* Computes the loss of one validation set: 1, or 0 if the run was stopped between two batches. */
+static int validate(llmc_trainer *t, ValSet *set) {
     const double began = tell_now();
-    const int64_t batches_in_all = (llmc_loader_windows(t->val) + t->B - 1) / t->B;
+    const int64_t batches_in_all = (llmc_loader_windows(set->loader) + t->B - 1) / t->B;
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
     double sum = 0;
-    TRY(llmc_loader_set_position(t->val, 0)); /* so that every validation reads the same windows */
-    t->doing = VALIDATING;
+    TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
     for (int64_t i = 0; i < batches; i++) {
         float loss;
-        if (!t->stop) tell_batch(t, i, batches, sum, tell_now() - began);
+        if (!t->stop) tell_batch(t, set, i, batches, sum, tell_now() - began);
         if (t->stop) return 0;
-        TRY(llmc_loader_next(t->val, t->inputs, t->targets));
+        TRY(llmc_loader_next(set->loader, t->inputs, t->targets));
         const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss);
         if (rc == LLMC_STOPPED) return t->stop = 1, 0;
         TRY(rc);
         sum += loss;
     }
-    t->val_loss = sum / (double)batches;
-    return isfinite(t->val_loss) ? 1 : tell_nonfinite(t, "validation loss", t->val_loss);
+    set->loss = sum / (double)batches;
+    return isfinite(set->loss) ? 1 : tell_nonfinite(t, "validation loss", set->loss);
+}
+
+static int validate_all(llmc_trainer *t) {
+    t->doing = VALIDATING;
+    for (int i = 0; i < t->num_vals; i++) {
+        const int rc = validate(t, &t->vals[i]);
+        if (rc <= 0) return rc;
+    }
+    t->val_loss = t->vals[0].loss;
+    return 1;
+}
+
+/* The lines of a checkpoint's STATE. */
+static char *state_text(const llmc_trainer *t) {
+    Growing state = {0};
+    growing_add(&state,
+                "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
+                "evaluated=%d\n",
+                (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
+                (long long)t->best_step, t->val_loss, t->evaluated);
+    if (t->options.patience) growing_add(&state, "stale=%lld\n", (long long)t->stale);
+    if (t->options.skip_outliers > 0) outliers_add(&t->outliers, &state);
+    return growing_end(&state);
 }
 
 int between_save(llmc_trainer *t, const char *name, int with_moments) {
-    char path[2 * OPTION_TEXT], state[512];
+    char path[2 * OPTION_TEXT];
     const void *bytes = NULL;
     int64_t size = 0;
     if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
-    snprintf(state, sizeof state,
-             "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
-             "evaluated=%d\n",
-             (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
-             (long long)t->best_step, t->val_loss, t->evaluated);
     t->doing = SAVING;
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
-    char *options = options_record(&t->options, t->history ? t->history : "");
-    if (!options) return LLMC_ENOMEM;
-    const int rc = llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments);
+    char *options = options_record(&t->options, t->history ? t->history : ""), *state = state_text(t);
+    const int rc = options && state ? llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments)
+                                    : LLMC_ENOMEM;
     free(options);
+    free(state);
     TRY(rc);
     t->saved |= with_moments;
     if (with_moments) run_saved(&t->run);
     return LLMC_OK;
 }
 
-/* The event, or 0 if the run was stopped. A run that takes no step has no best. */
+/* Ends the run at this step if the loss has not become better for as many validations as --patience allows. */
+static void count_stale(llmc_trainer *t, int best) {
+    const int64_t patience = t->options.patience;
+    t->stale = best || !patience ? 0 : t->stale + 1;
+    t->early = patience && t->stale >= patience;
+}
+
+static int write_losses(llmc_trainer *t) {
+    Growing line = {0};
+    growing_add(&line, "{\"step\": %lld, \"val_loss\": %.9g", (long long)t->step, t->val_loss);
+    valsets_add_metric(t, &line);
+    growing_add(&line, "}\n");
+    return tell_metric(t, &line);
+}
+
+static int announce_losses(llmc_trainer *t, int best) {
+    Growing line = {0};
+    growing_add(&line, "step %lld | val loss", (long long)t->step);
+    valsets_tell(t, best ? " (best)" : "", &line);
+    if (t->early) growing_add(&line, " | ");
+    if (t->early) tell_early(t, &line);
+    return tell_line(t, &line);
+}
+
+/* A run that takes no step has no best. */
 int between_evaluate(llmc_trainer *t) {
-    char line[128];
-    const int rc = validate(t);
+    const int rc = validate_all(t);
     if (rc <= 0) return rc;
     const int best = t->val_loss < t->best_val_loss && t->options.max_steps;
     if (best) t->best_val_loss = t->val_loss, t->best_step = t->step;
-    snprintf(line, sizeof line, "{\"step\": %lld, \"val_loss\": %.9g}\n", (long long)t->step, t->val_loss);
-    TRY(run_metric(&t->run, line));
+    count_stale(t, best);
+    TRY(write_losses(t));
     if (best) TRY(between_save(t, "best.ckpt", 0));
-    snprintf(t->text, TEXT_SIZE, "step %lld | val loss %.4f%s", (long long)t->step, t->val_loss, best ? " (best)" : "");
+    TRY(announce_losses(t, best));
     return LLMC_EVAL;
 }
 

@@ -97,6 +97,10 @@ int resume_restore(llmc_trainer *t) {
           t->start_file);
     t->found = t->evaluated = (int)state_whole(state, "evaluated", 0);
     t->val_loss = state_number(state, "val_loss", NAN);
+    t->vals[0].loss = t->val_loss;
+    t->stale = t->options.patience ? state_whole(state, "stale", 0) : 0;
+    t->early = t->options.patience && t->stale >= t->options.patience;
+    if (t->options.skip_outliers > 0) outliers_read(&t->outliers, state);
     return llmc_loader_set_position(t->train, state_whole(state, "position", 0));
 }
 

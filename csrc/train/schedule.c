@@ -13,18 +13,18 @@ static const struct Shape {
     double (*done)(double x);
 } shapes[] = {{"constant", constant}, {"linear", linear}, {"cosine", cosine}, {"wsd", linear}};
 
-int llmc_schedule_lr(double *rate, const char *kind, int64_t step, int64_t max_steps, int64_t warmup, double lr,
+int llmc_schedule_lr(double *rate, const char *kind, int64_t done, int64_t size, int64_t end, int64_t warmup, double lr,
                      double final_frac, double decay_frac) {
-    const struct Shape *shape = shapes, *end = shapes + sizeof shapes / sizeof *shapes;
-    while (shape < end && strcmp(shape->name, kind)) shape++;
-    CHECK(shape < end, LLMC_EINVAL, "schedule '%s' is not one of constant, linear, cosine, wsd", kind);
-    if (step < warmup) {
-        *rate = lr * (double)(step + 1) / (double)warmup;
+    const struct Shape *shape = shapes, *last = shapes + sizeof shapes / sizeof *shapes;
+    while (shape < last && strcmp(shape->name, kind)) shape++;
+    CHECK(shape < last, LLMC_EINVAL, "schedule '%s' is not one of constant, linear, cosine, wsd", kind);
+    if (done < warmup) {
+        *rate = lr * fmin((double)done + (double)size, (double)warmup) / (double)warmup;
         return LLMC_OK;
     }
     double start = (double)warmup;
-    if (!strcmp(kind, "wsd")) start = fmax(start, (double)max_steps * (1 - decay_frac));
-    const double x = ((double)step - start) / fmax(1, (double)max_steps - start);
+    if (!strcmp(kind, "wsd")) start = fmax(start, (double)end * (1 - decay_frac));
+    const double x = ((double)done - start) / fmax(1, (double)end - start);
     *rate = lr + (lr * final_frac - lr) * shape->done(fmin(fmax(x, 0), 1));
     return LLMC_OK;
 }

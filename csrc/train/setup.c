@@ -32,10 +32,17 @@ static int open_data(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
     const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
-    if (*o->val_data) return llmc_loader_open(&t->val, o->val_data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
-    const int found = is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
-    if (found <= 0) return found;
-    return llmc_loader_open(&t->val, data, "val", t->B, t->T, 0, 0, 0, 1, V, eot);
+    const int own = !t->num_vals && is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
+    TRY(own);
+    if (own) snprintf(t->vals[t->num_vals++].path, OPTION_TEXT, "%s", data);
+    for (ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
+        TRY(llmc_loader_open(&set->loader, set->path, "val", t->B, t->T, 0, 0, 0, 1, V, eot));
+        set->loss = NAN;
+    }
+    CHECK(!o->patience || (t->num_vals && o->val_every), LLMC_EINVAL,
+          "--patience=%lld counts validations, and there are none: give --val_data and --val_every",
+          (long long)o->patience);
+    return LLMC_OK;
 }
 
 /* Refuses a prompt that cannot be encoded now, not only at the first sample. */
@@ -53,12 +60,6 @@ static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); 
  * 3e-5. The demo's model, after 300 steps on 150 stories in other words, has a validation loss of 1.25 with this rate, which
  * still falls; 1.54 with the rate of fresh weights, with which it learns the stories by heart; and 1.89 with a third of this. */
 static double tuning_lr(int C) { return fmin(1e-3, 6e-5 * 768.0 / C); }
-/* A fine-tuning run often has only a few hundred steps. */
-static int64_t tuning_warmup(const llmc_options *o) {
-    return o->warmup_steps < o->max_steps / 10 ? o->warmup_steps : o->max_steps / 10;
-}
-
-static int is_tuning(const llmc_trainer *t) { return *t->start_file && !t->resumed; }
 
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
@@ -70,10 +71,11 @@ int setup_check(llmc_trainer *t) {
     if (!(t->k = llmc_kernels(NULL, element))) return LLMC_EDEVICE;
     if (t->k->element == LLMC_BF16) strcpy(o->precision, "bf16"); /* in the record too, where auto may become fp32 */
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
-    TRY(llmc_schedule_lr(&lr, o->schedule, 0, o->max_steps, 0, 0, 0, 0));
+    TRY(llmc_schedule_lr(&lr, o->schedule, 0, 1, 0, 0, 0, 0, 0));
+    TRY(length_check(o));
+    TRY(valsets_parse(t));
     TRY(sizes_choose(t));
-    t->gentle = o->lr == 0 && is_tuning(t);
-    if (is_tuning(t) && !o->warmup_steps_given) o->warmup_steps = tuning_warmup(o);
+    t->gentle = o->lr == 0 && *t->start_file && !t->resumed;
     if (o->lr == 0) o->lr = t->gentle ? tuning_lr(t->config.C) : usual_lr(t->config.C);
     return o->plan ? LLMC_OK : t->in_place ? resume_check_later_steps(t) : run_check(o);
 }
@@ -101,6 +103,7 @@ static void settle_options(llmc_options *o, const llmc_config *c) {
 
 int setup_open(llmc_trainer *t) {
     TRY(setup_check(t));
+    if (plan_without_data(t)) TRY(length_settle(t));
     if (plan_without_data(t)) return llmc_config_check(&t->config);
     const char *data = t->options.data;
     CHECK(access(data, F_OK) == 0 || strpbrk(data, "*?["), LLMC_EIO,
@@ -112,6 +115,7 @@ int setup_open(llmc_trainer *t) {
     TRY(sizes_check_val_data(t, data));
     TRY(open_data(t, data));
     TRY(check_prompt(t));
+    TRY(length_settle(t));
     settle_options(&t->options, &t->config);
     if (t->before) settle_options(t->before, &t->config);
     return LLMC_OK;
@@ -139,6 +143,6 @@ int setup_model(llmc_trainer *t) {
     TRY(run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated));
     if (!t->in_place || !t->options.overwrite) return LLMC_OK;
     const int dropped = run_drop_later(&t->run, t->step);
-    if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1;
+    if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
     return dropped < 0 ? dropped : LLMC_OK;
 }

@@ -45,8 +45,8 @@ static int explain_no_vocabulary(const char *data, const char *model) {
 
 /* Drops the shape that a file of options gives, if the call names another --model: it is the shape of the file's model. */
 static int forget_other_shape(llmc_options *o) {
-    const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size",
-                                    "window",  "untied", "T",      "lr",          "warmup_steps"};
+    const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len",  "vocab_size",   "window",
+                                    "untied",  "T",      "lr",     "warmup_steps", "warmup_tokens"};
     if (!*o->file_model || !strcmp(o->model, o->file_model) || o->n_embd_given != BY_FILE) return LLMC_OK;
     for (size_t i = 0; i < sizeof of_model / sizeof *of_model; i++) {
         const Option *option;
@@ -119,17 +119,22 @@ static int check_vocabulary(const llmc_trainer *t, const char *data) {
     return LLMC_OK;
 }
 
-int sizes_check_val_data(const llmc_trainer *t, const char *data) {
+static int check_val_set(const llmc_trainer *t, const char *val, const char *data) {
     char path[2 * OPTION_TEXT];
     llmc_tokenizer *own = NULL;
-    snprintf(path, sizeof path, "%s/tokenizer.bin", t->options.val_data);
-    if (!*t->options.val_data || !t->tokenizer || access(path, F_OK) < 0) return LLMC_OK;
+    snprintf(path, sizeof path, "%s/tokenizer.bin", val);
+    if (access(path, F_OK) < 0) return LLMC_OK;
     TRY(llmc_tokenizer_open(&own, path));
     const int same = tokenizers_agree(own, t->tokenizer);
     llmc_tokenizer_free(own);
     CHECK(same, LLMC_EINVAL,
           "--val_data=%s has another tokenizer than --data, so its ids mean other text: prepare it with --tokenizer %s",
-          t->options.val_data, data);
+          val, data);
+    return LLMC_OK;
+}
+
+int sizes_check_val_data(const llmc_trainer *t, const char *data) {
+    for (int i = 0; t->tokenizer && i < t->num_vals; i++) TRY(check_val_set(t, t->vals[i].path, data));
     return LLMC_OK;
 }
 

@@ -24,15 +24,15 @@ enum { LONG_STEP = 500 }; /* ms: a shorter step needs no signs of life within it
 void tell_micro_step(llmc_trainer *t, int i) {
     if (t->ms > 0 && t->ms < LONG_STEP) return;
     t->stop |= pulse("step %lld/%lld: micro-step %d of %d", (long long)t->step + 1, (long long)t->options.max_steps,
-                     i + 1, (int)t->options.grad_accum) < 0;
+                     i + 1, length_micro_steps(t)) < 0;
 }
 
-void tell_batch(llmc_trainer *t, int64_t i, int64_t batches, double sum, double seconds) {
+void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, double sum, double seconds) {
     char so_far[96] = "", eta[32];
     tell_clock(i ? seconds / (double)i * (double)(batches - i) : 0, eta, sizeof eta);
     if (i) snprintf(so_far, sizeof so_far, ", loss %.4f so far, ETA %s", sum / (double)i, eta);
-    t->stop |= pulse("step %lld: validation, batch %lld of %lld%s", (long long)t->step, (long long)i + 1,
-                     (long long)batches, so_far) < 0;
+    t->stop |= pulse("step %lld: validation%s%s, batch %lld of %lld%s", (long long)t->step, *set->name ? " of " : "",
+                     set->name, (long long)i + 1, (long long)batches, so_far) < 0;
 }
 
 void tell_token(llmc_trainer *t, int64_t i) {
@@ -80,7 +80,35 @@ int tell_nonfinite(llmc_trainer *t, const char *what, double value) {
          t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
 }
 
+int tell_line(llmc_trainer *t, Growing *line) {
+    char *text = growing_end(line);
+    const int rc = text ? tell_text(t, text) : LLMC_ENOMEM;
+    free(text);
+    return rc;
+}
+
+int tell_metric(llmc_trainer *t, Growing *line) {
+    char *text = growing_end(line);
+    const int rc = text ? run_metric(&t->run, text) : LLMC_ENOMEM;
+    free(text);
+    return rc;
+}
+
+void tell_early(const llmc_trainer *t, Growing *text) {
+    growing_add(text, "stopped early: %lld validation%s in a row without a better loss than %.4f", (long long)t->stale,
+                s_of(t->stale), t->best_val_loss);
+    if (t->best_step >= 0) growing_add(text, " at step %lld", (long long)t->best_step);
+}
+
 /* ---- a resumed run ---- */
+
+void tell_nothing_to_do(llmc_trainer *t) {
+    char reached[64];
+    length_name(t, 1, reached, sizeof reached);
+    if (t->early) snprintf(reached, sizeof reached, "--patience=%lld", (long long)t->options.patience);
+    snprintf(t->text, TEXT_SIZE, "step %lld | %s is reached: nothing to do, raise it to go on", (long long)t->step,
+             reached);
+}
 
 /* Adds each option whose value differs from the checkpoint's record. Options of one call, such as --out, do not count. */
 static void add_changes(Growing *text, const llmc_options *before, const llmc_options *after) {
@@ -122,7 +150,7 @@ static int has(const llmc_trainer *t, const char *name) {
 static void add_best(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!isfinite(t->best_val_loss)) return;
-    growing_add(text, "best: val loss %.4f", t->best_val_loss);
+    growing_add(text, "best: val loss %s%s%.4f", t->vals[0].name, *t->vals[0].name ? " " : "", t->best_val_loss);
     if (t->best_step >= 0) growing_add(text, " at step %lld", (long long)t->best_step);
     if (e->has_best) growing_add(text, ", kept in %s/best.ckpt", t->run.folder);
     else if (*t->run.folder) growing_add(text, ", in the run that this one goes on from");
@@ -131,16 +159,24 @@ static void add_best(const Ending *e, Growing *text) {
 
 static void add_last(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
-    const int ended = t->step >= t->options.max_steps;
+    const int ended = t->step >= between_last(t);
     if (t->doing == LOADING && !(ended && t->resumed)) {
         growing_add(text, "stopped before the first step\n");
         return;
     }
     growing_add(text, ended ? "last: step %lld" : "stopped at step %lld of %lld", (long long)t->step,
                 (long long)t->options.max_steps);
-    if (ended && t->val && t->evaluated && isfinite(t->val_loss)) growing_add(text, ", val loss %.4f", t->val_loss);
+    if (t->options.overfit_batch && t->started > 0)
+        growing_add(text, ", loss %.3g on the one batch that it trained on (--overfit_batch)", t->loss);
+    if (ended && t->num_vals && t->evaluated && isfinite(t->val_loss)) {
+        growing_add(text, ", val loss");
+        valsets_tell(t, "", text);
+    }
     if (e->has_last) growing_add(text, ", kept in %s/last.ckpt", t->run.folder);
     growing_add(text, "\n");
+    if (!t->early) return;
+    tell_early(t, text);
+    growing_add(text, " (--patience=%lld)\n", (long long)t->options.patience);
 }
 
 /* Explains why nothing is kept, if there is no run folder. */
@@ -162,11 +198,19 @@ static void add_write(const Ending *e, Growing *text) {
         growing_add(text, "           (from best.ckpt; for the last step name %s/last.ckpt)\n", t->run.folder);
 }
 
+/* The option with which an ended run goes on. */
+static void add_longer(const llmc_trainer *t, Growing *text) {
+    char length[64];
+    length_name(t, 2, length, sizeof length);
+    if (t->early) growing_add(text, " --patience=%lld", (long long)(2 * t->options.patience));
+    else if (t->step >= t->options.max_steps) growing_add(text, " %s", length);
+}
+
 static void add_go_on(const Ending *e, Growing *text) {
     const llmc_options *o = &e->t->options;
     if (!*e->run) return;
     growing_add(text, "  go on    %s --resume=%s", e->program, e->run);
-    if (e->t->step >= o->max_steps) growing_add(text, " --max_steps=%lld", (long long)(2 * e->t->step));
+    add_longer(e->t, text);
     if (o->device_given && strcmp(o->device, "auto")) growing_add(text, " --device=%s", o->device);
     growing_add(text, "\n");
 }
@@ -175,9 +219,10 @@ static void add_next(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!(e->has_best || e->has_last || *e->run)) return;
     growing_add(text, "next:\n");
-    if (t->step >= t->options.max_steps) add_write(e, text);
+    const int ended = t->step >= between_last(t);
+    if (ended) add_write(e, text);
     add_go_on(e, text);
-    if (t->step < t->options.max_steps) add_write(e, text);
+    if (!ended) add_write(e, text);
     if (!e->has_last) return;
     if (t->step) growing_add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
     growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);

@@ -41,7 +41,7 @@ void llmc_trainer_free(llmc_trainer *t) {
     if (!t) return;
     run_close(&t->run);
     llmc_loader_free(t->train);
-    llmc_loader_free(t->val);
+    for (int i = 0; i < t->num_vals; i++) llmc_loader_free(t->vals[i].loader);
     llmc_tokenizer_free(t->tokenizer);
     llmc_model_free(t->model);
     llmc_file_free(t->file);
@@ -61,67 +61,105 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 /* ---- one step ---- */
 
+/* The micro-steps of the present step as a number that counts one smaller than B, the last of --epochs, as its share of B. */
+static double micro_steps(const llmc_trainer *t) { return (double)t->windows / t->B; }
+
+/* The share of B that micro-step i has: 1, but for that last one. */
+static double share(const llmc_trainer *t, int i) { return fmin(1, micro_steps(t) - i); }
+
 /* Computes the gradients of all micro-steps: 1, or 0 if the run was stopped between two of them. */
 static int accumulate(llmc_trainer *t) {
-    const int micro_steps = (int)t->options.grad_accum;
-    t->doing = micro_steps > 1 ? MICRO_STEPPING : STEPPING;
-    for (int i = 0; i < micro_steps; i++) {
+    const int n = length_micro_steps(t);
+    t->doing = n > 1 ? MICRO_STEPPING : STEPPING;
+    for (int i = 0; i < n; i++) {
         if (!t->stop) tell_micro_step(t, i);
         if (i && t->stop) return 0;
+        const int64_t left = t->windows - (int64_t)i * t->B;
+        const float scale = (float)share(t, i) / (float)micro_steps(t);
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, t->B, t->T, 1.0f / (float)micro_steps, i > 0,
-                                  &t->losses[i]));
+        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, left < t->B ? (int)left : t->B, t->T, scale,
+                                  i > 0, &t->losses[i]));
     }
     if (t->yield_gradients) TRY(llmc_model_sync(t->model));
+    TRY(llmc_loader_set_position(t->train, t->position + t->windows)); /* the last batch may have read further */
     return 1;
 }
 
 /* The mean over the micro-steps, whose losses are there once the model has been waited for. */
 static double mean_loss(const llmc_trainer *t) {
-    const int micro_steps = (int)t->options.grad_accum;
     double loss = 0;
-    for (int i = 0; i < micro_steps; i++) loss += (double)t->losses[i] / micro_steps;
+    for (int i = 0; i < length_micro_steps(t); i++) loss += (double)t->losses[i] * share(t, i) / micro_steps(t);
     return loss;
 }
 
-static int update(llmc_trainer *t) {
+/* Applies the gradients, unless --skip_outliers finds that the loss or their norm is one. Such a step counts, too. */
+static int apply(llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    float norm = 0;
-    TRY(llmc_schedule_lr(&t->lr, o->schedule, t->step, o->max_steps, o->warmup_steps, o->lr, o->final_lr_frac,
-                         o->decay_frac));
     const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 0};
-    const int rc = llmc_model_grad_norm(t->model, (float)o->grad_clip, &norm); /* the one wait of a step */
+    t->skipped = o->skip_outliers > 0 ? outliers_find(&t->outliers, t->loss, t->norm, o->skip_outliers, &t->z) : NULL;
+    if (!t->skipped) return llmc_model_update(t->model, &hyper, 1);
+    t->model->step++; /* so that AdamW's correction of its means counts it, as in llm.c */
+    return LLMC_OK;
+}
+
+static int update(llmc_trainer *t) {
+    float norm = 0;
+    TRY(length_rate(t));
+    const int rc = llmc_model_grad_norm(t->model, (float)t->options.grad_clip, &norm); /* the one wait of a step */
     if (rc < 0 && rc != LLMC_ENUMERIC) return rc;
     t->loss = mean_loss(t);
     if (!isfinite(t->loss)) return tell_nonfinite(t, "loss", t->loss);
     if (rc < 0) return tell_nonfinite(t, "gradient", norm);
-    TRY(llmc_model_update(t->model, &hyper, 1));
     t->norm = norm;
+    TRY(apply(t));
     t->step++;
-    t->tokens += (int64_t)t->B * t->T * o->grad_accum;
+    t->tokens += t->windows * t->T;
     return LLMC_OK;
 }
 
 /* ---- what an event says ---- */
 
+static void measure(llmc_trainer *t, llmc_event *e) {
+    const double tokens = (double)t->windows * t->T;
+    e->ms = (tell_now() - t->started) * 1e3;
+    t->ms = t->ms > 0 ? 0.95 * t->ms + 0.05 * e->ms : e->ms;
+    e->tok_s = tokens / e->ms * 1e3;
+    e->eta_s = (double)(t->options.max_steps - t->step) * t->ms * 1e-3;
+    if (t->options.batch_ramp_tokens) e->eta_s = (double)(t->all_tokens - t->tokens) / tokens * t->ms * 1e-3;
+}
+
+/* Appends what only some steps have: a batch of their own size, an outlier. */
+static void add_special(const llmc_trainer *t, const char *batch, const char *skipped, Growing *text) {
+    if (t->options.batch_ramp_tokens) growing_add(text, batch, (long long)(t->windows * t->T));
+    if (t->skipped) growing_add(text, skipped, t->skipped, t->z);
+}
+
+static int write_step(llmc_trainer *t, const llmc_event *e) {
+    Growing line = {0};
+    growing_add(&line, "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"norm\": %.9g, \"ms\": %.3f, \"tok_s\": %.1f",
+                (long long)t->step, t->loss, t->lr, t->norm, e->ms, e->tok_s);
+    add_special(t, ", \"batch\": %lld", ", \"skipped\": \"%s\", \"z\": %.9g", &line);
+    growing_add(&line, "}\n");
+    return tell_metric(t, &line);
+}
+
+static int tell_step(llmc_trainer *t, const llmc_event *e) {
+    const long long last = t->options.max_steps;
+    Growing line = {0};
+    char eta[32];
+    tell_clock(e->eta_s, eta, sizeof eta);
+    growing_add(&line, "step %*lld/%lld | loss %.4f | lr %.2e | norm %.3f | %.1f ms | %.0f tok/s | ETA %s",
+                snprintf(NULL, 0, "%lld", last), (long long)t->step, last, t->loss, t->lr, t->norm, e->ms, e->tok_s,
+                eta);
+    add_special(t, " | batch %lld", " | skipped: the %s is an outlier, z-score %.2f", &line);
+    return tell_line(t, &line);
+}
+
 static int announce_step(llmc_trainer *t, llmc_event *e) {
     const llmc_options *o = &t->options;
-    const double ms = (tell_now() - t->started) * 1e3;
-    char eta[32], line[512];
-    t->ms = t->ms > 0 ? 0.95 * t->ms + 0.05 * ms : ms;
-    e->ms = ms;
-    e->tok_s = (double)t->B * t->T * (double)o->grad_accum / ms * 1e3;
-    e->eta_s = (double)(o->max_steps - t->step) * t->ms * 1e-3;
-    tell_clock(e->eta_s, eta, sizeof eta);
-    snprintf(line, sizeof line,
-             "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"norm\": %.9g, \"ms\": %.3f, \"tok_s\": %.1f}\n",
-             (long long)t->step, t->loss, t->lr, t->norm, ms, e->tok_s);
-    TRY(run_metric(&t->run, line));
-    if (t->step % o->log_every == 0 || t->step == 1 || t->step == o->max_steps)
-        snprintf(t->text, TEXT_SIZE,
-                 "step %*lld/%lld | loss %.4f | lr %.2e | norm %.3f | %.1f ms | %.0f tok/s | ETA %s",
-                 (int)snprintf(NULL, 0, "%lld", (long long)o->max_steps), (long long)t->step, (long long)o->max_steps,
-                 t->loss, t->lr, t->norm, ms, e->tok_s, eta);
+    measure(t, e);
+    TRY(write_step(t, e));
+    if (t->step % o->log_every == 0 || t->step == 1 || t->step == o->max_steps || t->skipped) TRY(tell_step(t, e));
     return LLMC_STEP;
 }
 
@@ -138,7 +176,7 @@ static int begin(llmc_trainer *t) {
 
 static int at_evaluate(llmc_trainer *t) {
     t->phase = SAMPLE;
-    const int wanted = t->val && !t->stop && between_due(t->step, t->options.val_every, t->options.max_steps);
+    const int wanted = t->num_vals && !t->stop && between_due(t, t->options.val_every);
     const int rc = wanted ? between_evaluate(t) : LLMC_OK;
     if (!wanted ? !t->stop : rc == LLMC_EVAL)
         t->evaluated = VALIDATED; /* not after a stop, which skips the validation */
@@ -147,8 +185,7 @@ static int at_evaluate(llmc_trainer *t) {
 
 static int at_sample(llmc_trainer *t) {
     t->phase = SAVE;
-    const int wanted =
-        t->tokenizer && !t->stop && t->step && between_due(t->step, t->options.sample_every, t->options.max_steps);
+    const int wanted = t->tokenizer && !t->stop && t->step && between_due(t, t->options.sample_every);
     const int rc = wanted ? between_sample(t) : LLMC_OK;
     if (!wanted ? !t->stop : rc == LLMC_SAMPLE) t->evaluated = EVALUATED;
     return rc;
@@ -165,18 +202,12 @@ static int started_from_last(const llmc_trainer *t) {
 }
 
 static int at_save(llmc_trainer *t) {
-    const int64_t last = t->options.max_steps;
-    const int ending = t->stop || t->step >= last;
-    const int wanted = ending || between_due(t->step, t->options.checkpoint_every, last);
+    const int ending = t->stop || t->step >= between_last(t);
+    const int wanted = ending || between_due(t, t->options.checkpoint_every);
     const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* as the checkpoint has it */
     if (fresh && started_from_last(t))
         TRY(between_keep(t)); /* a kill may have come before last.ckpt got its second name */
-    if (fresh && ending && !t->stop) {
-        t->phase = FINISHED;
-        snprintf(t->text, TEXT_SIZE, "step %lld | --max_steps=%lld is reached: nothing to do, raise it to go on",
-                 (long long)t->step, (long long)last);
-        return LLMC_CHECKPOINT;
-    }
+    if (fresh && ending && !t->stop) return t->phase = FINISHED, tell_nothing_to_do(t), LLMC_CHECKPOINT;
     const int kind = may_save(t) && wanted && !fresh ? between_save_last(t) : LLMC_OK;
     if (kind >= 0)
         t->phase = ending ? FINISHED : ACCUMULATE; /* not if saving failed: rescue() is for ACCUMULATE alone */
@@ -192,7 +223,9 @@ static int drop_step(llmc_trainer *t) {
 static int at_accumulate(llmc_trainer *t) {
     if (t->stop) return t->phase = SAVE, LLMC_OK; /* the stop came while a checkpoint was written */
     t->started = tell_now();
+    if (t->options.overfit_batch) TRY(llmc_loader_set_position(t->train, 0));
     t->position = llmc_loader_position(t->train);
+    t->windows = length_windows(t);
     const int rc = accumulate(t);
     if (rc <= 0) return rc < 0 ? rc : drop_step(t);
     t->phase = UPDATE;
@@ -243,5 +276,6 @@ int llmc_trainer_next(llmc_trainer *t, llmc_event *e) {
     e->kind = kind, e->step = t->step, e->tokens = t->tokens;
     e->text = t->text, e->text_size = t->sample_size ? t->sample_size : (int64_t)strlen(t->text);
     e->loss = t->loss, e->val_loss = t->val_loss, e->lr = t->lr, e->norm = t->norm;
+    e->skipped = kind == LLMC_STEP && t->skipped;
     return kind;
 }

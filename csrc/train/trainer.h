@@ -12,13 +12,31 @@ enum { TEXT_SIZE = 1 << 16 }; /* bytes */
 enum { NOT_EVALUATED, EVALUATED, VALIDATED };
 enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING };
 
+/* --val_data */
+enum { MOST_VALS = 8, VAL_NAME = 33 };
+typedef struct ValSet {
+    char name[VAL_NAME]; /* "" if it is the only one, without a name */
+    char path[OPTION_TEXT];
+    llmc_loader *loader;
+    double loss; /* the last validation's; NaN before the first of this call */
+} ValSet;
+
+/* --skip_outliers */
+enum { OUTLIER_WINDOW = 128 }; /* steps */
+typedef struct Outliers {
+    double losses[OUTLIER_WINDOW], norms[OUTLIER_WINDOW]; /* the oldest first */
+    int n;
+} Outliers;
+
 struct llmc_trainer {
     llmc_options options;
     llmc_config config;
     int B, T;
-    const Kernels *k;          /* chosen by setup_check; the model finds the same */
-    int threads;               /* as many as have been started for the plan */
-    llmc_loader *train, *val;  /* val NULL: no validation data */
+    const Kernels *k; /* chosen by setup_check; the model finds the same */
+    int threads;      /* as many as have been started for the plan */
+    llmc_loader *train;
+    ValSet vals[MOST_VALS];    /* the first decides what is best */
+    int num_vals;              /* 0: no validation data */
     llmc_tokenizer *tokenizer; /* NULL: no samples */
     llmc_model *model;
     Run run;
@@ -36,7 +54,16 @@ struct llmc_trainer {
     int64_t step, tokens, position; /* position: that of the data when the present step began */
     int found;                      /* `evaluated`, as read from the resumed checkpoint */
     int64_t kept, best_step;        /* the step of last.ckpt, -1: none yet; the step of the best, -1: not known */
-    double val_loss, best_val_loss;
+    double val_loss, best_val_loss; /* those of the first set */
+    int64_t stale;                  /* --patience: the validations since the best */
+    int early;                      /* the run ends at the present step, because of --patience */
+    int64_t last_window;            /* --epochs: the data position at which the run ends; else 0 */
+    int64_t all_tokens;             /* the tokens that the run will have seen at its end */
+    int64_t warmup, decay_end;      /* the schedule in tokens, if it counts them */
+    int64_t windows;                /* those of the present step */
+    Outliers outliers;
+    const char *skipped;   /* the outlier for which the present step changed nothing: "loss" or "norm"; else NULL */
+    double z;              /* its z-score */
     double loss, norm, lr; /* the present step's */
     double started, ms;    /* when it began; the smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
@@ -58,6 +85,37 @@ int setup_open(llmc_trainer *trainer);
 llmc_room setup_room(const llmc_trainer *trainer);
 /* Makes the model with its weights, and opens the run folder. */
 int setup_model(llmc_trainer *trainer);
+
+/* ---- length.c ---- */
+/* Decides which option says how long the run is, and refuses options of length that contradict each other. */
+int length_check(llmc_options *options);
+/* Sets max_steps as --epochs or --max_tokens asks, the warm-up of a fine-tuning run, and the schedule. The data may be NULL,
+ * for a plan; then --epochs says nothing yet. */
+int length_settle(llmc_trainer *trainer);
+/* Writes the option that says how long the run is; factor: for a run so many times as long. */
+void length_name(const llmc_trainer *trainer, int64_t factor, char *text, size_t size);
+/* True if the schedule counts tokens instead of steps. */
+int length_counts_tokens(const llmc_options *options);
+/* The windows of the step that begins at the present tokens and position. */
+int64_t length_windows(const llmc_trainer *trainer);
+/* The micro-steps of the present step, whose `windows` are known. The last one may be smaller than B. */
+int length_micro_steps(const llmc_trainer *trainer);
+/* Sets the learning rate of the present step. */
+int length_rate(llmc_trainer *trainer);
+
+/* ---- valsets.c ---- */
+int valsets_parse(llmc_trainer *trainer);
+/* Appends the losses that are known, each after its set's name. */
+void valsets_tell(const llmc_trainer *trainer, const char *after_first, Growing *text);
+/* Appends the losses by name to a line of metrics.jsonl, if the sets have names. */
+void valsets_add_metric(const llmc_trainer *trainer, Growing *line);
+
+/* ---- outliers.c ---- */
+/* Takes the loss and norm of a step. Names the one whose z-score is above the limit, and gives that; NULL if neither is, or if
+ * fewer than OUTLIER_WINDOW steps came before. */
+const char *outliers_find(Outliers *seen, double loss, double norm, double limit, double *z);
+void outliers_add(const Outliers *seen, Growing *state); /* appends the lines of a checkpoint's STATE */
+void outliers_read(Outliers *seen, const char *state);
 
 /* ---- sizes.c ---- */
 /* Decides the sizes of the model. V may stay 0 until the tokenizer of the data is open. */
@@ -87,7 +145,7 @@ int trainer_announce_plan(llmc_trainer *trainer);
 /* ---- tell.c ---- */
 /* Signs of life; whoever hears them may stop the run. sum: the losses of the i batches so far. */
 void tell_micro_step(llmc_trainer *trainer, int i);
-void tell_batch(llmc_trainer *trainer, int64_t i, int64_t batches, double sum, double seconds);
+void tell_batch(llmc_trainer *trainer, const ValSet *set, int64_t i, int64_t batches, double sum, double seconds);
 void tell_token(llmc_trainer *trainer, int64_t i);
 double tell_now(void);                                    /* seconds of a clock that never goes back */
 void tell_clock(double seconds, char *text, size_t size); /* 1:02:03 */
@@ -98,12 +156,21 @@ int tell_text(llmc_trainer *trainer, const char *text);
 /* Fails with the name of the first tensor that is not finite. The weights are unharmed, since the step has not changed them
  * yet. */
 int tell_nonfinite(llmc_trainer *trainer, const char *what, double value);
+/* Take a line that has grown: to be the event's text; for metrics.jsonl. */
+int tell_line(llmc_trainer *trainer, Growing *line);
+int tell_metric(llmc_trainer *trainer, Growing *line);
+/* Sets the line of a resumed run that has nothing to do. */
+void tell_nothing_to_do(llmc_trainer *trainer);
+/* Appends why the run ends early: how many validations brought nothing better than which loss. */
+void tell_early(const llmc_trainer *trainer, Growing *text);
 /* Appends to the plan of a resumed run: its step, and each option that has changed. */
 int tell_resume(const llmc_trainer *trainer, Growing *text);
 
 /* ---- between.c ---- */
-/* True at each multiple of `every`, and at the last step. */
-int between_due(int64_t step, int64_t every, int64_t last);
+/* True at each multiple of `every`, and at the run's last step. */
+int between_due(const llmc_trainer *trainer, int64_t every);
+/* The step at which the run ends, which may be the present one by --patience. */
+int64_t between_last(const llmc_trainer *trainer);
 /* Makes LLMC_EVAL or LLMC_SAMPLE, and returns that; 0 if the run was stopped meanwhile. */
 int between_evaluate(llmc_trainer *trainer);
 int between_sample(llmc_trainer *trainer);

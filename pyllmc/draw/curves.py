@@ -22,6 +22,7 @@ KINDS = {
     "val_loss": ("step", "val_loss"),
 }  # the key that marks a line, and the numbers that such a line must hold
 MAY_BE_NAN = ("loss", "val_loss")
+OF_SET = "val_loss "  # begins the name of the curve of a validation set that has a name
 LARGEST = 1e30  # a larger number is refused
 MOST_POINTS = 4000  # points drawn of a curve, because more cannot be seen
 
@@ -43,7 +44,9 @@ class Run:
     """A run's curves by name, against its steps."""
 
     folder: Path
-    curves: dict[str, Curve] = field(default_factory=dict)  # loss, lr, norm, tok_s, tokens, val_loss
+    curves: dict[str, Curve] = field(
+        default_factory=dict
+    )  # loss, lr, norm, tok_s, tokens, val_loss, OF_SET + name
     max_steps: int = 0  # 0: not known
     parameters: int = 0  # 0: not known
 
@@ -56,6 +59,11 @@ class Run:
         """The number of tokens that the run has seen; 0 if its lines do not tell."""
         found = self.curves.get("tokens")
         return int(found.y[-1]) if found and len(found.y) else 0
+
+    @property
+    def sets(self) -> list[str]:
+        """The names of the validation sets, the first of which decides what is best; none if there is one without a name."""
+        return [name[len(OF_SET) :] for name in self.curves if name.startswith(OF_SET)]
 
     def drawable(self, name: str) -> bool:
         return name in self.curves and len(self.curves[name].finite().x) > 0
@@ -127,7 +135,23 @@ def read_run(folder: str | Path) -> Run:
             run.curves[name] = _curve(ordered, name)
         if kind == "loss":
             run.curves["tokens"] = _tokens(ordered)
+        else:
+            run.curves |= _curves_of_sets(ordered)
     return run
+
+
+def _curves_of_sets(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+    """The validation losses by the names of their sets; a set may come or go when a run is resumed."""
+    of_line = [line["val_losses"] if isinstance(line.get("val_losses"), dict) else {} for line in lines]
+    found = {}
+    for name in dict.fromkeys(name for losses in of_line for name in losses):
+        own = [
+            {"step": line["step"], name: losses[name]}
+            for line, losses in zip(lines, of_line)
+            if name in losses
+        ]
+        found[OF_SET + name] = _curve(own, name)
+    return found
 
 
 def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:

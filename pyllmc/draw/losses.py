@@ -9,7 +9,7 @@ import numpy as np
 
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.draw import curves
-from pyllmc.draw.curves import Curve, Run, read_run
+from pyllmc.draw.curves import OF_SET, Curve, Run, read_run
 from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -39,8 +39,7 @@ def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture
     smooth = curves.smooth(short)
     lines = [Line(smooth, f"training {value(smooth.y[-1])}", style.train, points=len(smooth.x) < 3)]
     val = shown.curves["val_loss"].finite()
-    if len(val.x):
-        lines.append(Line(val, f"validation {value(val.y[-1])}", style.val, points=len(val.x) <= 60))
+    lines += _validations(shown, style)
     picture = Picture(style, _title(run), _about(run), lines, len(panels))
     faint = curves.envelope(raw)
     picture.axis.plot(faint.x, faint.y, color=style.train, alpha=0.32, linewidth=0.7)
@@ -53,6 +52,20 @@ def picture_of(run: Run, style: Style, panels: Sequence[str], x: str) -> Picture
         picture.mark_best(val, style.val, best_of(val, x))
     picture.label_ends()
     return picture
+
+
+def _validations(run: Run, style: Style) -> list[Line]:
+    """The curve of each validation set; the first has the colour of the only one."""
+    kinds = {f"validation, {name}": OF_SET + name for name in run.sets} or {"validation": "val_loss"}
+    lines = []
+    for i, (label, kind) in enumerate(kinds.items()):
+        curve, n = run.curves[kind].finite(), len(style.curves) - 1
+        if len(curve.x):
+            lines.append(
+                Line(curve, f"{label} {value(curve.y[-1])}", style.curves[1 + i % n], DASHES[i // n % len(DASHES)],
+                     points=len(curve.x) <= 60)
+            )  # fmt: skip
+    return lines
 
 
 def value(loss: float) -> str:

@@ -214,15 +214,20 @@ def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | No
     return name, value
 
 
+def _names_in(args: Sequence[str]) -> frozenset[str]:
+    return frozenset(arg[2:].partition("=")[0].removeprefix("no_") for arg in args if arg.startswith("--"))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with the manners of ./train_gpt2: --version, and --help that ends with examples and the exit codes.
 
     --max-steps means --max_steps. If an option is given twice, the last one counts. The error for a misspelt option
-    names the right one. Errors are one line and exit code 2. given: the names on the last command line, or in its
-    --config.
+    names the right one. Errors are one line and exit code 2. called: the names on the last command line; given: those, and
+    the names in its --config.
     """
 
     given: frozenset[str] = frozenset()
+    called: frozenset[str] = frozenset()
 
     def __init__(
         self, *args: Any, examples: Sequence[str] = (), epilog: str | None = None, **kwargs: Any
@@ -244,11 +249,10 @@ class Parser(argparse.ArgumentParser):
             if arg.startswith(("--help=", "--version=")):
                 name = arg.partition("=")[0]
                 self.error(f"{name} takes no value: write {name} alone")
-        args = self._of_config(args) + args
-        known, rest = super().parse_known_args(args, namespace)
-        self.given = frozenset(
-            arg[2:].partition("=")[0].removeprefix("no_") for arg in args if arg.startswith("--")
-        )
+        of_file = self._of_config(args)
+        known, rest = super().parse_known_args(of_file + args, namespace)
+        self.called = _names_in(args)
+        self.given = self.called | _names_in(of_file)
         for arg in rest:
             self.error(self._unknown(arg))
         return known, rest

@@ -117,6 +117,7 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
             "window": "0",
         },
         **{"max_steps": "1", "B": "2", "T": "8", "grad_accum": "1", "threads": "1", "sample_tokens": "1"},
+        **{"epochs": "0", "max_tokens": "0", "warmup_tokens": "0", "batch_ramp_tokens": "0"},
         **{"repetition_penalty": "1.1234567890123457", "val_batches": "1", "recompute": "3", "top_k": "1"},
     }
     for name, option in as_text.options().items():
@@ -268,9 +269,9 @@ def test_an_endless_line_is_no_other_than_many(tmp_path):
 
 @pytest.mark.parametrize("C, lr", [(48, 0.00096), (768, 6e-5), (1600, 2.88e-5), (16, 1e-3)])
 def test_the_gentle_rate_follows_from_the_width(C, lr):
-    o = argparse.Namespace(model=str(ROOT), lr=0.0, warmup_steps=50, max_steps=100, schedule="cosine", seed=1)
+    o = argparse.Namespace(model=str(ROOT), lr=0.0, seed=1)
     train_gpt2.settle_rate(o, C)
-    assert o.lr == pytest.approx(lr) and o.warmup_steps == 10
+    assert o.lr == pytest.approx(lr)
 
 
 @pytest.mark.parametrize("more", [[], ["--lr=0.01"], ["--warmup_steps=50"], ["--max_steps=30"]])

@@ -399,19 +399,19 @@ def test_wrong_meaning_under_a_right_checksum(tmp_path, whole, victim):
 
 def test_a_state_too_long_for_its_readers(tmp_path, whole, victim):
     """It is not written, and a file that has one is damaged, whether a model or a run reads it."""
-    longest = "x=" + "1" * (4095 - len("x=\nstep=3\n")) + "\nstep=3\n"
+    longest = "x=" + "1" * (16383 - len("x=\nstep=3\n")) + "\nstep=3\n"
     save(victim, tmp_path / "m", state=longest)
     load(victim, tmp_path / "m")
     assert lib.llmc_model_step(victim._handle) == 3
-    with pytest.raises(_ffi.InvalidArgument, match="has 4096 bytes: a checkpoint holds at most 4095"):
+    with pytest.raises(_ffi.InvalidArgument, match="has 16384 bytes: a checkpoint holds at most 16383"):
         save(victim, tmp_path / "n", state=longest + "\n")
     assert not (tmp_path / "n").exists()
     head = whole[: whole.index(b"OPTIONS ")]
-    state = b"STATE   " + struct.pack("<q", 4096) + longest.encode() + b"\n"
+    state = b"STATE   " + struct.pack("<q", 16384) + longest.encode() + b"\n"
     refused(victim, tmp_path / "last.ckpt", resealed(head + state))
     program = [ROOT / "train_gpt2", f"--resume={tmp_path}/last.ckpt", f"--data={tmp_path}"]
     done = subprocess.run(program, capture_output=True, text=True)
-    assert "section STATE has 4096 bytes, expected at most 4095; use another copy" in done.stderr
+    assert "section STATE has 16384 bytes, expected at most 16383; use another copy" in done.stderr
     assert done.returncode == 4 and done.stderr.count("\n") == 1
 
 

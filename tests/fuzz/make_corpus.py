@@ -340,12 +340,13 @@ def configs() -> dict[str, bytes]:
 
 
 def schedules() -> dict[str, bytes]:
-    def one(kind: str, step: int, steps: int = 100, warmup: int = 10, *rates: float) -> bytes:
-        return struct.pack("<3q3d", step, steps, warmup, *(rates or (1e-3, 0.1, 0.2))) + kind.encode()
+    def one(kind: str, done: int, end: int = 100, warmup: int = 10, *rates: float, size: int = 1) -> bytes:
+        return struct.pack("<4q3d", done, size, end, warmup, *(rates or (1e-3, 0.1, 0.2))) + kind.encode()
 
     made = {kind: one(kind, 50) for kind in ("constant", "linear", "cosine", "wsd")}
     made |= {
         "warmup": one("cosine", 3),
+        "tokens": one("cosine", 3, size=9),
         "over": one("wsd", 1 << 62),
         "none": one("linear", 0, 0, 0),
         "bad": one("x", 1),

@@ -32,17 +32,22 @@ reference = check.load_reference()
 @given(
     schedule=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
     step=st.integers(0, 300),
+    size=st.integers(1, 100),
     max_steps=st.integers(0, 250),
     warmup=st.integers(0, 300),
     final=st.floats(0, 1),
     decay=st.floats(0, 1),
 )
-def test_the_learning_rate_is_the_engines(schedule, step, max_steps, warmup, final, decay):
+def test_the_learning_rate_is_the_engines(schedule, step, size, max_steps, warmup, final, decay):
     out = ffi.new("double *")
-    assert lib.llmc_schedule_lr(out, schedule.encode(), step, max_steps, warmup, 3e-3, final, decay) == 0
-    o = options.parse([f"--schedule={schedule}", f"--max_steps={max_steps}", f"--warmup_steps={warmup}"])
+    assert (
+        lib.llmc_schedule_lr(out, schedule.encode(), step, size, max_steps, warmup, 3e-3, final, decay) == 0
+    )
+    o = options.parse([f"--schedule={schedule}"])
     o.lr, o.final_lr_frac, o.decay_frac = 3e-3, final, decay
-    assert reference.learning_rate(step, o) == pytest.approx(out[0], rel=1e-12, abs=1e-18)
+    assert reference.learning_rate(o, step, size, max_steps, warmup) == pytest.approx(
+        out[0], rel=1e-12, abs=1e-18
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +74,93 @@ TINY += ["--val_every=3", "--val_batches=4", "--log_every=1", "--grad_accum=2", 
 
 
 def numbers(text: str) -> list[tuple[str, ...]]:
-    """The numbers that do not depend on the clock: step, loss, lr, norm; step, val loss."""
+    """The numbers that do not depend on the clock: step, loss, lr, norm, batch; step, val losses, and if the run ends."""
     steps = re.findall(
-        r"step +(\d+)/(\d+) \| loss (\S+) \| lr (\S+) \| norm (\S+) \| \S+ ms \| \d+ tok/s \| ETA \d", text
+        r"step +(\d+)/(\d+) \| loss (\S+) \| lr (\S+) \| norm (\S+) \| \S+ ms \| \d+ tok/s \| ETA [\d:]+(.*)",
+        text,
     )
-    return steps + re.findall(r"step (\d+) \| val loss (\S+)( \(best\))?", text)
+    return steps + re.findall(
+        r"step (\d+) \| val loss (?:x )?([\d.]+)( \(best\))?(?:, y ([\d.]+))?(.{0,16})", text
+    )
+
+
+INSTEAD = {"max_steps": ("epochs", "max_tokens"), "warmup_steps": ("warmup_tokens",)}
+
+
+def tiny(data: Path, more: list[str]) -> list[str]:
+    """The command line of a small run; options in `more` take the place of those that they contradict."""
+    names = {argument[2:].partition("=")[0] for argument in more}
+    kept = [argument for argument in TINY if not names & {*INSTEAD.get(argument[2:].partition("=")[0], ())}]
+    return [*kept, f"--data={data}", *(argument.format(data=data) for argument in more)]
+
+
+def assert_alike(ours: str, theirs: str) -> None:
+    assert len(numbers(ours)) == len(numbers(theirs)) > 0
+    for a, b in zip(numbers(ours), numbers(theirs)):
+        for x, y in zip(a, b):
+            assert x == y or float(x) == pytest.approx(float(y), abs=2e-4), (a, b)
+
+
+def engines_lines(arguments: list[str]) -> str:
+    parsed = Options(lib)
+    parsed.parse([*arguments, "--out=", "--sample_every=0"])
+    return "\n".join(event.text for event in pyllmc.Trainer(parsed))
+
+
+@pytest.mark.parametrize(
+    "more, validations",
+    [
+        ([], 3),
+        (["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=16"], 3),
+        (["--window=4", "--weight_decay=0.5", "--untied"], 3),
+        (["--val_data=x={data},y={data}/train_000000.bin", "--patience=1", "--lr=9", "--val_every=1"], 2),
+        (["--max_tokens=700", "--grad_accum=4", "--batch_ramp_tokens=200", "--decay_tokens=250"], 4),
+        (["--epochs=0.05", "--warmup_tokens=100", "--no_shuffle"], 2),
+        (["--overfit_batch"], 3),
+    ],
+)
+def test_the_same_lines_as_the_engine(data, capsys, more, validations):
+    arguments = tiny(data, more)
+    assert reference.main(arguments) == 0
+    ours, theirs = capsys.readouterr().out, engines_lines(arguments)
+    assert_alike(ours, theirs)
+    assert len(re.findall("val loss", ours)) == validations
+    told = [re.search(r"^training: .*$", text, re.M)[0] for text in (ours, theirs)]
+    assert told[0] == told[1]
+
+
+def test_outliers_are_the_engines(data, capsys):
+    """With so low a limit many steps are left out, and each changes all losses after it."""
+    arguments = tiny(data, ["--max_steps=150", "--skip_outliers=0.5", "--val_every=0", "--grad_accum=1"])
+    assert reference.main(arguments) == 0
+    ours = capsys.readouterr().out
+    assert 3 < ours.count("is an outlier") < 22
+    theirs = re.sub(r", z-score \S+", "", engines_lines(arguments))
+    assert_alike(re.sub(r", z-score \S+", "", ours), theirs)
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        [],
-        ["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=0"],
-        ["--window=4", "--weight_decay=0.5", "--untied"],
+        ["--epochs=1", "--max_steps=3"],
+        ["--epochs=1", "--max_tokens=3"],
+        ["--max_tokens=1", "--max_steps=3"],
+        ["--warmup_steps=1", "--warmup_tokens=9"],
+        ["--overfit_batch", "--epochs=1"],
+        ["--batch_ramp_tokens=9", "--grad_accum=1"],
+        ["--val_data=,"],
+        ["--val_data={data},{data}"],
+        ["--patience=1", "--val_every=0"],
+        ["--val_data={data}/a b,{data}"],
     ],
 )
-def test_the_same_lines_as_the_engine(data, capsys, more):
-    arguments = [a for a in TINY if not (a.startswith("--T=") and "--T=0" in more)] + [
-        f"--data={data}",
-        *more,
-    ]
-    assert reference.main(arguments) == 0
-    ours = numbers(capsys.readouterr().out)
-    parsed = Options(lib)
-    parsed.parse([*arguments, "--out=", "--sample_every=0"])
-    theirs = numbers("\n".join(event.text for event in pyllmc.Trainer(parsed)))
-    assert len(ours) == len(theirs) == 6 + 3
-    for a, b in zip(ours, theirs):
-        for x, y in zip(a, b):
-            assert x == y or float(x) == pytest.approx(float(y), abs=2e-4), (a, b)
+def test_what_the_engine_refuses(data, more, capsys):
+    """In one line each, which names the option."""
+    arguments = [f"--data={data}", "--out=", *(argument.format(data=data) for argument in more)]
+    for main in (reference.main, train.main):
+        assert main([a for a in arguments if a != "--out=" or main is train.main]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and more[0].partition("=")[0] in error, error
 
 
 def test_exports_at_the_end(data, tmp_path):

@@ -10,9 +10,9 @@ from conftest import ffi, lib
 from pyllmc.engine import _ffi
 
 
-def rate(kind: str, step: int, max_steps=100, warmup=10, lr=3e-4, final=0.1, decay=0.2) -> float:
+def rate(kind: str, step: int, max_steps=100, warmup=10, lr=3e-4, final=0.1, decay=0.2, size=1) -> float:
     out = ffi.new("double *")
-    _ffi.check(lib, lib.llmc_schedule_lr(out, kind.encode(), step, max_steps, warmup, lr, final, decay))
+    _ffi.check(lib, lib.llmc_schedule_lr(out, kind.encode(), step, size, max_steps, warmup, lr, final, decay))
     return out[0]
 
 
@@ -54,6 +54,19 @@ def test_degenerate_lengths():
     assert rate("linear", 0, max_steps=5, warmup=50) == pytest.approx(3e-4 / 50)
     assert rate("wsd", 99, decay=0) == 3e-4
     assert rate("wsd", 55, decay=1) == pytest.approx(rate("linear", 55), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+def test_tokens_make_the_same_rates_as_steps(kind):
+    """With steps of one size the schedule is the same, in whichever unit it is counted."""
+    for step in range(120):
+        in_tokens = rate(kind, 512 * step, 512 * 100, 512 * 10, size=512)
+        assert in_tokens == pytest.approx(rate(kind, step), rel=1e-12), step
+
+
+def test_a_large_step_does_not_warm_up_beyond_the_peak():
+    assert rate("cosine", 9, size=5) == 3e-4
+    assert rate("cosine", 5, size=3) == pytest.approx(3e-4 * 8 / 10)
 
 
 def test_unknown_kind():

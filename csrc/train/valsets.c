@@ -1,0 +1,89 @@
+/* --val_data: one set of validation data, or several with names, of which the first decides what is best. */
+#include <ctype.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/error.h"
+#include "train/trainer.h"
+
+#define SPELLING "write --val_data=PATH or --val_data=NAME=PATH,NAME=PATH"
+
+/* Names stand in lines and in metrics.jsonl. */
+static int is_name(const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!isalnum((unsigned char)text[i]) && !strchr("._-", text[i])) return 0;
+    return n > 0 && n < VAL_NAME;
+}
+
+/* Names a set by the last part of its path, without .bin. */
+static int name_by_path(ValSet *set) {
+    size_t n = strlen(set->path);
+    while (n > 1 && set->path[n - 1] == '/') n--;
+    size_t begin = n;
+    while (begin && set->path[begin - 1] != '/') begin--;
+    if (n > begin + 4 && !strncmp(set->path + n - 4, ".bin", 4)) n -= 4;
+    CHECK(is_name(set->path + begin, n - begin), LLMC_EINVAL,
+          "--val_data: %s gives no name of letters, digits, '.', '_' or '-': write NAME=%s", set->path, set->path);
+    snprintf(set->name, sizeof set->name, "%.*s", (int)(n - begin), set->path + begin);
+    return LLMC_OK;
+}
+
+/* Takes NAME=PATH, or PATH if there is no name, or if a file is called so. */
+static int take(ValSet *set, const char *text, size_t n) {
+    CHECK(n, LLMC_EINVAL, "--val_data holds an empty part: " SPELLING);
+    memcpy(set->path, text, n); /* the rest of it is 0 */
+    const char *equals = memchr(text, '=', n);
+    const size_t name = equals ? (size_t)(equals - text) : 0;
+    if (!is_name(text, name) || access(set->path, F_OK) == 0) return LLMC_OK;
+    CHECK(name + 1 < n, LLMC_EINVAL, "--val_data: %s names no path: " SPELLING, set->path);
+    memcpy(set->name, text, name);
+    memset(set->path, 0, n);
+    memcpy(set->path, equals + 1, n - name - 1);
+    return LLMC_OK;
+}
+
+static int check_names(llmc_trainer *t) {
+    for (ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
+        if (!*set->name) TRY(name_by_path(set));
+        for (const ValSet *other = t->vals; other < set; other++)
+            CHECK(strcmp(set->name, other->name), LLMC_EINVAL,
+                  "--val_data: two sets are named %s: give them other names, NAME=PATH", set->name);
+    }
+    return LLMC_OK;
+}
+
+int valsets_parse(llmc_trainer *t) {
+    const char *text = t->options.val_data;
+    if (!*text) return LLMC_OK;
+    for (int whole = access(text, F_OK) == 0;; text++) { /* a path that is there may hold commas */
+        const size_t n = whole ? strlen(text) : strcspn(text, ",");
+        CHECK(t->num_vals < MOST_VALS, LLMC_EINVAL, "--val_data names more than %d sets: leave some out", MOST_VALS);
+        TRY(take(&t->vals[t->num_vals++], text, n));
+        text += n;
+        if (!*text) break;
+    }
+    return t->num_vals > 1 ? check_names(t) : LLMC_OK;
+}
+
+void valsets_tell(const llmc_trainer *t, const char *after_first, Growing *text) {
+    const char *between = " ";
+    for (const ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
+        if (set->loss != set->loss) continue; /* NaN: not known yet */
+        growing_add(text, "%s%s%s%.4f%s", between, set->name, *set->name ? " " : "", set->loss,
+                    set == t->vals ? after_first : "");
+        between = ", ";
+    }
+}
+
+void valsets_add_metric(const llmc_trainer *t, Growing *line) {
+    if (!*t->vals[0].name) return;
+    growing_add(line, ", \"val_losses\": {");
+    for (const ValSet *set = t->vals; set < t->vals + t->num_vals; set++)
+        growing_add(line, "%s\"%s\": %.9g", set == t->vals ? "" : ", ", set->name, set->loss);
+    growing_add(line, "}");
+}
+
+int llmc_trainer_val(const llmc_trainer *t, int i, const char **name, double *loss) {
+    if (i < 0 || i >= t->num_vals) return t->num_vals;
+    *name = t->vals[i].name, *loss = t->vals[i].loss;
+    return t->num_vals;
+}
