@@ -94,7 +94,7 @@ const char *llmc_trainer_stopping(const llmc_trainer *trainer);
  * `program` is the command that trains, and `python` is Python; if Python trains, program begins with it. */
 int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);
 /* The number of validation sets; for i among them also the name ("" if it is the only one, without a name) and the loss of its
- * last validation in this call (NaN before the first). */
+ * last validation (NaN before the first; a resumed run knows that of set 0 from its checkpoint). */
 int llmc_trainer_val(const llmc_trainer *trainer, int i, const char **name, double *loss);
 llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
 const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */

@@ -25,7 +25,8 @@ class Event:
 
     kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" if asked for.
     step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: this step's; val_loss: the last one, of
-    the first validation set. skipped: this step changed nothing, as its loss or norm is an outlier (skip_outliers).
+    the first validation set. skipped: this step changed nothing, because the z-score of its loss or norm is above
+    skip_outliers: z = (x - mean) / std over the last 128 steps, this one among them, as llm.c's outlier_detector.h has it.
     text: the line that the command line prints, or the sample; may be empty.
     """
 
@@ -134,8 +135,9 @@ class Trainer(NotCopied):
 
     @property
     def val_losses(self) -> dict[str, float]:
-        """The last loss (nats per token) of each validation set, by its name, as val_data gives them; NaN before the first
-        validation. The name is "" if there is one set without a name. The first decides what is best."""
+        """The last loss (nats per token) of each validation set, by its name, as val_data gives them; NaN before its first
+        validation. The name is "" if there is one set without a name. The first decides what is best; a resumed run knows its
+        loss from the checkpoint."""
         name, loss = _ffi.ffi().new("char **"), _ffi.ffi().new("double *")
         found = {}
         for i in range(self._lib.llmc_trainer_val(self._handle, -1, name, loss)):

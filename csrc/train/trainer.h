@@ -18,7 +18,7 @@ typedef struct ValSet {
     char name[VAL_NAME]; /* "" if it is the only one, without a name */
     char path[OPTION_TEXT];
     llmc_loader *loader;
-    double loss; /* the last validation's; NaN before the first of this call */
+    double loss; /* the last validation's; NaN before the first; a checkpoint holds that of the first set only */
 } ValSet;
 
 /* --skip_outliers */
@@ -156,8 +156,8 @@ int tell_text(llmc_trainer *trainer, const char *text);
 /* Fails with the name of the first tensor that is not finite. The weights are unharmed, since the step has not changed them
  * yet. */
 int tell_nonfinite(llmc_trainer *trainer, const char *what, double value);
-/* Take a line that has grown: to be the event's text; for metrics.jsonl. */
-int tell_line(llmc_trainer *trainer, Growing *line);
+int tell_line(llmc_trainer *trainer, Growing *line); /* makes a line that has grown the event's text */
+/* Writes a line that has grown to metrics.jsonl. */
 int tell_metric(llmc_trainer *trainer, Growing *line);
 /* Sets the line of a resumed run that has nothing to do. */
 void tell_nothing_to_do(llmc_trainer *trainer);

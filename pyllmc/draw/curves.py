@@ -146,7 +146,7 @@ def _curves_of_sets(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     found = {}
     for name in dict.fromkeys(name for losses in of_line for name in losses):
         own = [
-            {"step": line["step"], name: losses[name]}
+            {"step": line["step"], name: losses[name] if _is_number(losses[name]) else math.nan}
             for line, losses in zip(lines, of_line)
             if name in losses
         ]

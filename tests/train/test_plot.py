@@ -404,3 +404,24 @@ def test_lines_that_never_end_are_one_line_and_5(tmp_path, capsys, make):
     assert capsys.readouterr().err.endswith(
         "metrics.jsonl is not a regular file: copy its content into one\n"
     )
+
+
+def test_losses_of_sets_that_are_no_numbers_are_gaps(tmp_path):
+    """A set may also come or go when a run is resumed."""
+    run = make_run(
+        tmp_path / "run",
+        STEP,
+        {**EVAL, "step": 1, "val_losses": {"a": 3.4, "b": 1e300}},
+        {**EVAL, "step": 2, "val_losses": {"a": 3.3, "b": "x"}},
+        {**EVAL, "step": 3, "val_losses": {"a": 3.2, "b": 2.5}},
+        {**EVAL, "step": 4, "val_losses": 7},
+        {**EVAL, "step": 5, "val_losses": {"c": 1.0}},
+    )
+    read = read_run(run)
+    assert read.sets == ["a", "b", "c"]
+    found = {name: read.curves[f"val_loss {name}"].finite() for name in read.sets}
+    assert {name: (list(curve.x), list(curve.y)) for name, curve in found.items()} == {
+        "a": ([1, 2, 3], [3.4, 3.3, 3.2]),
+        "b": ([3], [2.5]),
+        "c": ([5], [1.0]),
+    }
