@@ -199,3 +199,22 @@ def test_the_trainer_on_it(letters, precision, tmp_path):
     again = pyllmc.Trainer(resume=tmp_path / "part", device="emu")
     assert [e.loss for e in again if e.kind == "step"] == losses[2:]
     assert again.model.params["wte"].tobytes() == whole.model.params["wte"].tobytes()
+
+
+@not_under_asan
+def test_batches_of_many_sizes_on_it(letters):
+    """Launches that are recorded once are replayed for batches of their own size only: here batches grow, the last one has
+    fewer windows."""
+    run = {
+        **letters,
+        "precision": "fp32",
+        "grad_accum": 3,
+        "batch_ramp_tokens": 150,
+        "epochs": 0.15,
+    }
+    losses = {
+        device: [e.loss for e in pyllmc.Trainer(**{**run, "device": device}) if e.kind == "step"]
+        for device in ("cpu", "emu")
+    }
+    assert len(losses["cpu"]) > 5
+    np.testing.assert_allclose(losses["emu"], losses["cpu"], rtol=2e-5)
