@@ -262,7 +262,9 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
 
 def told(o: argparse.Namespace, c: GPTConfig) -> str:
     """The line of the plan that describes the model, in the words of ./train_gpt2."""
-    extra = (f" window={c.window}" if c.window else "") + (" untied" if c.untied else "")
+    extra = f" window={c.window}" if c.window else ""
+    extra += f" pattern={c.pattern}" if c.pattern not in ("", "DL") else ""
+    extra += " untied" if c.untied else ""
     alike = f" (OpenAI's: hub:{o.model})" if o.model in hub.OPENAI else ""
     origin = f"from {o.model}" if names_weights(o.model) else f"fresh weights{alike}"
     return (
@@ -293,7 +295,8 @@ def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConf
     """The sizes of --model, changed by --n_layer ...; V: from the data; fallback: V if nothing else gives it."""
     c = layout.config_of(o.model, o.vocab_size or V, fallback)
     changed = {
-        name: getattr(o, name) for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied")
+        name: getattr(o, name)
+        for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied", "pattern")
     }
     return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 

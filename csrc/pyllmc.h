@@ -76,12 +76,16 @@ int llmc_start_threads(int threads);
 /* ---- configuration (config.c) ---- */
 typedef struct llmc_config {
     int maxT, V, Vp, L, NH, C;
-    int window; /* 0: every layer dense; w: odd layers attend to the last w positions only (GPT-3, GPT-Neo) */
+    int window; /* 0: every layer dense; w: banded layers attend to the last w positions only (GPT-3, GPT-Neo) */
     int untied; /* 1: the logits are made by a matrix of their own, lmheadw; 0: by the embedding wte (GPT-2) */
+    /* The kind of each layer, D dense or L banded, as a text that is repeated over the layers. Only with a window; ""
+     * is then DL. llmc_config_check shortens it to what is repeated. */
+    char pattern[128];
 } llmc_config;
 /* "d12", "gpt2:d48", "gpt3:c768", "gpt2-xl", "gpt-nano" ...; V = 0: the data decide it. */
 int llmc_config_parse(llmc_config *config, const char *descriptor);
-int llmc_config_check(llmc_config *config); /* fills Vp; refuses impossible sizes */
+int llmc_config_check(llmc_config *config); /* fills Vp and pattern; refuses impossible sizes */
+int llmc_config_set_pattern(llmc_config *config, const char *pattern); /* "": the default; the check is yours */
 
 /* ---- layout (layout.c) ---- */
 enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };

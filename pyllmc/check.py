@@ -41,6 +41,7 @@ OPTIONS = (
     "vocab_size",
     "window",
     "untied",
+    "pattern",
     "B",
     "T",
     "seed",

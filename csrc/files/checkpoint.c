@@ -42,9 +42,9 @@ static int put(Output *o, const void *data, int64_t n) {
 /* ---- the contents, in order ---- */
 
 static int put_header(Output *o, const llmc_config *c) {
-    int32_t header[HEADER_INTS] = {
-        MODEL_MAGIC, checkpoint_version(c), c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window, c->untied,
-    };
+    const int version = checkpoint_version(c);
+    int32_t header[HEADER_INTS] = {MODEL_MAGIC, version, c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window, c->untied};
+    if (version == OWN_VERSION) memcpy(header + PATTERN_AT, c->pattern, sizeof c->pattern);
     return put(o, header, sizeof header);
 }
 

@@ -27,7 +27,10 @@ static int read_config(llmc_file *f, const int32_t *header, int padded) {
     llmc_config *c = &f->config;
     *c = (llmc_config){
         .maxT = header[2], .V = header[3], .L = header[4], .NH = header[5], .C = header[6], .window = header[8]};
-    if (f->version == OWN_VERSION) c->untied = header[9];
+    if (f->version == OWN_VERSION) {
+        c->untied = header[9];
+        memcpy(c->pattern, header + PATTERN_AT, sizeof c->pattern);
+    }
     const int rc = llmc_config_check(c);
     CHECK(rc == 0, LLMC_EFORMAT, "%s: %s; the file is damaged, write it again", f->path, llmc_last_error());
     CHECK(!padded || header[7] == c->Vp, LLMC_EFORMAT, "%s: V=%d is padded to %d, expected %d; write it again", f->path,
@@ -104,7 +107,7 @@ static int refuse_magic(const llmc_file *f, int32_t magic) {
 }
 
 static int read_header(llmc_file *f) {
-    int32_t header[10];
+    int32_t header[PATTERN_AT + sizeof f->config.pattern / sizeof(int32_t)];
     const char *path = f->path;
     CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT,
           "%s: expected a header of %d bytes, found %lld; name a model .bin or a "

@@ -1,9 +1,11 @@
 /* llm.c's model .bin, and pyllmc's checkpoints, which begin with one.
  *
- *     256 int32: magic, version, maxT, V, L, NH, C, Vp, window, untied (the last two are pyllmc's), 0 ...
+ *     256 int32: magic, version, maxT, V, L, NH, C, Vp, window, untied, pattern (128 bytes), 0 ...
+ *                 (window and what follows it are pyllmc's)
  *     parameters in the order of tensors.def       version 1: float, wte (V,C); 3: float, wte (Vp,C); 5: bf16, wte (Vp,C);
  *                                                  2 and 4: as 1 and 3, but in bf16, only the norms in float;
- *                                                  103: as 3, but of a model that llm.c does not know: it is untied
+ *                                                  103: as 3, but of a model that version 3 does not tell: it is untied, or
+ *                                                  other layers than the odd ones see the window
  *     sections, versions 3 and 103 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it */
 #ifndef LLMCFILE_H
 #define LLMCFILE_H

@@ -111,6 +111,8 @@ static int check_same(const llmc_file *f, const llmc_config *model) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         CHECK(sizes[i].file == sizes[i].model, LLMC_EINVAL, "%s has %s=%d, the model %d: make the model from the file",
               f->path, sizes[i].name, sizes[i].file, sizes[i].model);
+    CHECK(!strcmp(f->config.pattern, model->pattern), LLMC_EINVAL,
+          "%s has pattern=%s, the model %s: make the model from the file", f->path, f->config.pattern, model->pattern);
     return LLMC_OK;
 }
 

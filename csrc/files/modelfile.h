@@ -7,8 +7,13 @@
 
 /* The version of a checkpoint whose model llm.c's version 3 cannot say. Older readers refuse it by its number. */
 enum { OWN_VERSION = 103 };
-/* The version that a checkpoint of this model has: 3 wherever that says all. */
-static inline int checkpoint_version(const llmc_config *config) { return config->untied ? OWN_VERSION : 3; }
+/* The version that a checkpoint of this model has: 3 wherever that says all, as it does if odd layers are the banded ones. */
+static inline int checkpoint_version(const llmc_config *config) {
+    const char *usual = !config->window ? "" : config->L > 1 ? "DL" : "D";
+    return config->untied || strcmp(config->pattern, usual) ? OWN_VERSION : 3;
+}
+/* The number of the header at which the pattern begins. */
+enum { PATTERN_AT = 10 };
 
 /* The sections of a checkpoint (llmcfile.h); files of other formats have none. */
 enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };

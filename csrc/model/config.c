@@ -33,6 +33,42 @@ int llmc_config_parse(llmc_config *config, const char *descriptor) {
          descriptor);
 }
 
+/* ---- the pattern of dense and banded layers ---- */
+
+int llmc_config_set_pattern(llmc_config *c, const char *pattern) {
+    CHECK(strlen(pattern) < sizeof c->pattern, LLMC_EINVAL, "pattern=%.20s... has %zu letters: %zu are possible",
+          pattern, strlen(pattern), sizeof c->pattern - 1);
+    memset(c->pattern, 0, sizeof c->pattern);
+    memcpy(c->pattern, pattern, strlen(pattern));
+    return LLMC_OK;
+}
+
+/* The shortest text that is the same on all layers when it is repeated. */
+static int shortest(const char *pattern, int n, int L) {
+    for (int p = 1; p < n; p++) {
+        int l = p;
+        while (l < L && pattern[l % n] == pattern[l % p]) l++;
+        if (l >= L) return p;
+    }
+    return n;
+}
+
+static int check_pattern(llmc_config *c) {
+    CHECK(memchr(c->pattern, 0, sizeof c->pattern), LLMC_EINVAL, "the pattern has no end");
+    if (c->window && !*c->pattern) TRY(llmc_config_set_pattern(c, c->L > 1 ? "DL" : "D"));
+    const int n = (int)strlen(c->pattern), good = (int)strspn(c->pattern, "DL");
+    CHECK(c->window || !n, LLMC_EINVAL, "pattern=%s without a window: window=w is what its layers L see", c->pattern);
+    CHECK(good == n, LLMC_EINVAL, "pattern=%s has the letter '%c': D is a dense layer, L one that sees the window",
+          c->pattern, c->pattern[good]);
+    CHECK(n <= c->L, LLMC_EINVAL, "pattern=%s has %d letters, but n_layer=%d: give at most one letter a layer",
+          c->pattern, n, c->L);
+    const int p = shortest(c->pattern, n, c->L);
+    memset(c->pattern + p, 0, sizeof c->pattern - (size_t)p);
+    return LLMC_OK;
+}
+
+/* ---- the check ---- */
+
 int llmc_config_check(llmc_config *c) {
     const struct {
         const char *name;
@@ -47,6 +83,7 @@ int llmc_config_check(llmc_config *c) {
     CHECK(params < 1e14, LLMC_EINVAL, "n_layer=%d n_embd=%d make %.1e parameters: more than any machine holds", c->L,
           c->C, params);
     CHECK(c->window >= 0, LLMC_EINVAL, "window=%d: 0 means dense attention, w > 0 the last w positions", c->window);
+    TRY(check_pattern(c));
     CHECK(c->untied == 0 || c->untied == 1, LLMC_EINVAL, "untied=%d is not 0 or 1", c->untied);
     c->Vp = (c->V + 127) / 128 * 128;
     return LLMC_OK;

@@ -75,8 +75,7 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 #undef F
 #undef I
 
-/* Odd layers of a banded model see the last `window` positions only; 0: all. */
-static inline int window_of(const llmc_model *model, int l) { return l % 2 ? model->config.window : 0; }
+static inline int window_of(const llmc_model *model, int l) { return layout_window(&model->config, l); }
 
 /* The matrix that makes the logits, and its gradient. */
 static inline const floatX *gpt2_head(const llmc_model *model) {

@@ -20,6 +20,7 @@
  * the turn OVER: all three at --recompute=0, and logits if they are kept for every token. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
+#include <string.h>
 #include "pyllmc.h"
 
 /* P_wte, ... and then A_tokens, ...: a tensor's row in the table. */
@@ -35,6 +36,11 @@ enum {
 
 /* Tensors of V rows in files, which memory pads to Vp with rows of zeros. */
 static inline int layout_is_padded(int i) { return i == P_wte || i == P_lmheadw; }
+
+/* The positions that layer l sees; 0: all. */
+static inline int layout_window(const llmc_config *config, int l) {
+    return config->window && config->pattern[(size_t)l % strlen(config->pattern)] == 'L' ? config->window : 0;
+}
 
 /* The highest --recompute. A tensor of tensors.def whose level is above it is kept whenever the model is trained. */
 enum { RECOMPUTE_MOST = 3 };

@@ -98,6 +98,7 @@ int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missin
 static void settle_options(llmc_options *o, const llmc_config *c) {
     o->n_layer = c->L, o->n_head = c->NH, o->n_embd = c->C;
     o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window, o->untied = c->untied;
+    snprintf(o->pattern, sizeof o->pattern, "%s", c->pattern);
     if (!o->T) o->T = c->maxT;
 }
 

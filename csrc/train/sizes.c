@@ -17,20 +17,24 @@ const char *sizes_weights_name(const llmc_trainer *t) {
 }
 
 /* What a file says of its model cannot be changed by options. */
-static int refuse_other(const char *file, const char *name, int given, int64_t asked, int has) {
+static int refuse_other(const char *file, const char *name, int64_t given, int64_t asked, int has) {
     CHECK(!given || asked == has, LLMC_EINVAL, "--%s=%lld, but %s has %d: leave the option out", name, (long long)asked,
           file, has);
     return LLMC_OK;
 }
 
 static int refuse_other_sizes(const llmc_options *o, const char *file, const llmc_config *c) {
-    TRY(refuse_other(file, "n_layer", o->n_layer != 0, o->n_layer, c->L));
-    TRY(refuse_other(file, "n_head", o->n_head != 0, o->n_head, c->NH));
-    TRY(refuse_other(file, "n_embd", o->n_embd != 0, o->n_embd, c->C));
-    TRY(refuse_other(file, "max_seq_len", o->max_seq_len != 0, o->max_seq_len, c->maxT));
-    TRY(refuse_other(file, "vocab_size", o->vocab_size != 0, o->vocab_size, c->V));
+    TRY(refuse_other(file, "n_layer", o->n_layer, o->n_layer, c->L));
+    TRY(refuse_other(file, "n_head", o->n_head, o->n_head, c->NH));
+    TRY(refuse_other(file, "n_embd", o->n_embd, o->n_embd, c->C));
+    TRY(refuse_other(file, "max_seq_len", o->max_seq_len, o->max_seq_len, c->maxT));
+    TRY(refuse_other(file, "vocab_size", o->vocab_size, o->vocab_size, c->V));
     TRY(refuse_other(file, "window", o->window_given, o->window, c->window));
-    return refuse_other(file, "untied", o->untied_given, o->untied, c->untied);
+    TRY(refuse_other(file, "untied", o->untied_given, o->untied, c->untied));
+    CHECK(!*o->pattern || !strcmp(o->pattern, c->pattern), LLMC_EINVAL,
+          "--pattern=%s, but %s has %s: leave the option out", o->pattern, file,
+          *c->pattern ? c->pattern : "dense layers only");
+    return LLMC_OK;
 }
 
 /* Reports an error of the data first, as that is the usual reason why there is no vocabulary. */
@@ -46,7 +50,7 @@ static int explain_no_vocabulary(const char *data, const char *model) {
 /* Drops the shape that a file of options gives, if the call names another --model: it is the shape of the file's model. */
 static int forget_other_shape(llmc_options *o) {
     const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len",  "vocab_size",   "window",
-                                    "untied",  "T",      "lr",     "warmup_steps", "warmup_tokens"};
+                                    "pattern", "untied", "T",      "lr",           "warmup_steps", "warmup_tokens"};
     if (!*o->file_model || !strcmp(o->model, o->file_model) || o->n_embd_given != BY_FILE) return LLMC_OK;
     for (size_t i = 0; i < sizeof of_model / sizeof *of_model; i++) {
         const Option *option;
@@ -82,6 +86,7 @@ int sizes_choose(llmc_trainer *t) {
         override(&c->maxT, o->max_seq_len);
         override(&c->window, o->window);
         override(&c->untied, o->untied);
+        TRY(llmc_config_set_pattern(c, o->pattern));
     }
     t->B = (int)o->B;
     t->T = o->T ? (int)o->T : c->maxT;
@@ -89,7 +94,8 @@ int sizes_choose(llmc_trainer *t) {
           *t->start_file ? "" : " or raise --max_seq_len");
     llmc_config known = *c;
     override(&known.V, !known.V);
-    return llmc_config_check(&known);
+    TRY(llmc_config_check(&known));
+    return llmc_config_set_pattern(c, known.pattern);
 }
 
 /* True if a model of V rows may belong to a vocabulary of `ids`: some are padded to a multiple of 2, 4, ... or 128. */

@@ -129,7 +129,7 @@ def size_rows(c: GPTConfig, dtype: str, tokenizer: Tokenizer | None) -> list[tup
         ("numbers", dtype),
     ]
     if c.banded:
-        rows.append(("attention", f"odd layers see the last {c.window} positions"))
+        rows.append(("attention", f"{c.bands} see the last {c.window} positions"))
     return rows
 
 

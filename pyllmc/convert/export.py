@@ -154,7 +154,7 @@ def _save_hf(job: Job, overwrite: bool) -> list[str]:
         with writing(job.path):
             notes = _fill(folder, job)
         config, tensors = load(folder)
-        expected = job.config if job.config.banded else replace(job.config, window=0)
+        expected = job.config if job.config.banded else replace(job.config, window=0, pattern="")
         if config != expected:
             raise BadFile(f"{job.path} reads back as {config}, written was {expected}")
         compare(job, tensors.items(), dict.fromkeys(job.tensors, job.dtype))
@@ -171,7 +171,7 @@ def _fill(folder: str, job: Job) -> list[str]:
         notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len)
     if job.config.banded:
         notes.append(
-            f"odd layers see the last {job.config.window} positions: written as GPT-Neo, which can say that"
+            f"{job.config.bands} see the last {job.config.window} positions: written as GPT-Neo, which can say that"
         )
     has = os.path.exists(os.path.join(folder, "tokenizer.json"))
     to_hf.write_model(folder, job.config, job.tensors, job.dtype, job.tokenizer)

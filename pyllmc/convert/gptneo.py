@@ -1,4 +1,4 @@
-"""GPT-Neo read as a GPT-2 whose odd layers are banded.
+"""GPT-Neo read as a GPT-2 of dense and banded layers.
 
 EleutherAI's GPT-Neo has q, k and v apart and without biases; here they are joined, and their biases are 0. It takes the
 softmax of q k^T without a scale, so q is multiplied by sqrt(head size), which this engine's 1/sqrt(head size) undoes. Its
@@ -44,16 +44,15 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     kinds = layer_kinds(origin, said, made.n_layer)
     if set(kinds) == {"global"}:
         return made
-    if any(kind != ("global", "local")[layer % 2] for layer, kind in enumerate(kinds)):
-        raise BadFile(
-            f"{origin}: layers are {', '.join(map(str, kinds[:4]))} ...; global and local must take turns"
-        )
+    if other := set(map(str, kinds)) - {"global", "local"}:
+        raise BadFile(f"{origin}: a layer is {min(other)}, but GPT-Neo's are global or local: copy it again")
     window = said.get("window_size", 256)
     if not window:
         raise BadFile(
             f"{origin}: window_size={window!r}, but local layers see 1 position at least: copy it again"
         )
-    return make_config(origin, {**vars(made), "window": window})
+    pattern = "".join("L" if kind == "local" else "D" for kind in kinds)
+    return make_config(origin, {**vars(made), "window": window, "pattern": pattern})
 
 
 def joined(name: str, C: int, head_size: int) -> Recipe:

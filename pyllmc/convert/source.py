@@ -39,7 +39,7 @@ def _c_config(source: GPTConfig) -> Any:
     config = _ffi.ffi().new("llmc_config *")
     config.V, config.maxT, config.window = source.vocab_size, source.max_seq_len, source.window
     config.L, config.NH, config.C = source.n_layer, source.n_head, source.n_embd
-    config.untied = source.untied
+    config.untied, config.pattern = source.untied, source.pattern.encode()
     return config
 
 

@@ -33,6 +33,11 @@ def check_bin(config: GPTConfig) -> None:
             "this model has an lm_head of its own, and llm.c's file has room for the embedding only: write a checkpoint "
             "(pyllmc.Model(...).save), a folder (--to hf) or a GGUF file (--to gguf)"
         )
+    if not config.alternates:
+        raise DataError(
+            f"{config.bands} see the last {config.window} positions, and llm.c's file can say that of odd layers only: "
+            "write a checkpoint (pyllmc.Model(...).save) or a folder (--to hf)"
+        )
 
 
 def padded_bytes(x: np.ndarray, rows: int = 0, dtype: str = "fp32") -> bytes:

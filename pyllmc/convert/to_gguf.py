@@ -74,8 +74,8 @@ def check_gguf(config: GPTConfig) -> None:
     """Raises DataError if llama.cpp's gpt2 would compute something else."""
     if config.banded:
         raise DataError(
-            f"odd layers of this model see the last {config.window} positions only, which llama.cpp's gpt2 cannot "
-            "say: write a folder (--to hf) or llm.c's file (--to bin)"
+            f"{config.bands} of this model see the last {config.window} positions only, which llama.cpp's gpt2 cannot "
+            "say: write a folder (--to hf)" + (" or llm.c's file (--to bin)" if config.alternates else "")
         )
 
 

@@ -1,6 +1,6 @@
 """Writes a Hugging Face folder: config.json, model.safetensors, the tokenizer, generation_config.json and a model card.
 
-Dense models become a GPT2LMHeadModel. If odd layers see a window, it becomes a GPTNeoForCausalLM, because GPT-2 cannot say
+Dense models become a GPT2LMHeadModel. If some layers see a window, it becomes a GPTNeoForCausalLM, because GPT-2 cannot say
 that. GPT-Neo does not scale scores by 1 / sqrt(hs), so q is scaled; it has no bias in q, k and v.
 """
 
@@ -82,8 +82,13 @@ def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
     for name, _ in targets(config) if config.banded else ():
         if name.endswith("attn.c_attn.bias") and tensors[name].any():
             raise DataError(
-                f"odd layers of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
-                f"GPT-Neo has no bias for q, k and v, but {name} is not zero. Write llm.c's file (--to bin)"
+                f"{config.bands} of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
+                f"GPT-Neo has no bias for q, k and v, but {name} is not zero. Write "
+                + (
+                    "llm.c's file (--to bin)"
+                    if config.alternates
+                    else "a checkpoint (pyllmc.Model(...).save)"
+                )
             )
 
 
@@ -145,9 +150,10 @@ def gpt2_sizes(c: GPTConfig) -> dict[str, Any]:
 
 
 def neo_sizes(c: GPTConfig) -> dict[str, Any]:
-    kinds: list[Any] = [[["global", "local"], c.n_layer // 2]]
-    if c.n_layer % 2:
-        kinds.append([["global"], 1])
+    names = [{"D": "global", "L": "local"}[letter] for letter in c.pattern]
+    kinds: list[Any] = [[names, c.n_layer // len(names)]]
+    if rest := names[: c.n_layer % len(names)]:
+        kinds.append([rest, 1])
     return {
         "architectures": ["GPTNeoForCausalLM"],
         "model_type": "gpt_neo",

@@ -70,7 +70,7 @@ class Views(NotCopied, Mapping[str, Any]):
 
 def config_of(c: Any) -> GPTConfig:
     """The GPTConfig of an llmc_config."""
-    return GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window, c.untied)
+    return GPTConfig(c.V, c.maxT, c.L, c.NH, c.C, c.window, c.untied, _ffi.text(c.pattern))
 
 
 class Arena:

@@ -22,7 +22,7 @@ Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
-HEADER_INTS = 10  # so many int32 of the header are read here
+HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
 
 
@@ -75,8 +75,12 @@ def read_header(path: Source) -> tuple[int, GPTConfig] | None:
 
 def parse_header(header: bytes) -> tuple[int, GPTConfig]:
     """The same of the first bytes of a model file. Raises ValueError for impossible sizes."""
-    version, maxT, V, L, NH, C, _, window, untied = struct.unpack_from(f"<{HEADER_INTS - 1}i", header, 4)
-    return version, GPTConfig(V, maxT, L, NH, C, window, untied if version == OWN_VERSION else False)
+    version, maxT, V, L, NH, C, _, window, untied, pattern = struct.unpack_from("<9i128s", header, 4)
+    if version != OWN_VERSION:
+        untied, pattern = 0, b""
+    return version, GPTConfig(
+        V, maxT, L, NH, C, window, untied, pattern.partition(b"\0")[0].decode("latin-1")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pyllmc.base.errors import InvalidArgument
 
 VOCAB_MULTIPLE = 128  # V is padded to a multiple of this, so that every row of the logits is aligned
 NO_VOCABULARY = "model '{}' takes its vocabulary from the data: give vocab_size"
+MOST_PATTERN = 127  # letters of a pattern
 MAX_SIZE = 1 << 24  # no dimension needs more, and products of sizes then fit 64 bits
 
 
@@ -57,7 +58,9 @@ def table_lines(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT-2. window: 0 for dense attention, w if odd layers see the last w positions only.
+    """The sizes of a GPT-2. window: 0 for dense attention, w if banded layers see the last w positions only.
+    pattern: which layers are dense, "D", and which banded, "L", repeated over the layers; with a window it is "DL" unless
+    it is given. It is kept as short as it can be said.
     untied: the logits are made by a matrix of their own, lm_head.weight, as in minGPT; else by the embedding.
 
     Raises InvalidArgument, a ValueError, for impossible sizes.
@@ -71,9 +74,10 @@ class GPTConfig:
     n_embd: int  # C
     window: int = 0
     untied: bool = False
+    pattern: str = ""
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.name != "untied"):
+        for name in (field.name for field in fields(self) if field.type == "int"):
             value = getattr(self, name)
             if isinstance(value, bool):
                 raise InvalidArgument(f"{name}={value!r} is not a whole number")
@@ -96,9 +100,34 @@ class GPTConfig:
             raise InvalidArgument(
                 f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
             )
+        object.__setattr__(self, "pattern", self._pattern())
         if as_int("untied", self.untied) not in (0, 1):
             raise InvalidArgument(f"untied={self.untied} is not 0 or 1")
         object.__setattr__(self, "untied", bool(self.untied))
+
+    def _pattern(self) -> str:
+        """The checked pattern, as short as it can be said."""
+        text, L = as_text("pattern", self.pattern), self.n_layer
+        text = text or ("DL"[:L] if self.window else "")
+        if text and not self.window:
+            raise InvalidArgument(f"pattern={text} without a window: window=w is what its layers L see")
+        for letter in text:
+            if letter not in "DL":
+                raise InvalidArgument(
+                    f"pattern={text} has the letter '{letter}': D is a dense layer, L one that sees the window"
+                )
+        if len(text) > L:
+            raise InvalidArgument(
+                f"pattern={text} has {len(text)} letters, but n_layer={L}: give at most one letter a layer"
+            )
+        whole = (text * (L // max(len(text), 1) + 1))[:L]
+        repeated = (text[:n] for n in range(1, len(text)) if whole[n:] == whole[:-n])
+        text = next(repeated, text)
+        if len(text) > MOST_PATTERN:
+            raise InvalidArgument(
+                f"pattern={text[:20]}... has {len(text)} letters: {MOST_PATTERN} are possible"
+            )
+        return text
 
     @property
     def padded_vocab_size(self) -> int:
@@ -106,13 +135,24 @@ class GPTConfig:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def window_of(self, layer: int) -> int:
-        """The number of positions that a layer sees; 0: all. Odd layers of a banded model see `window` of them."""
-        return self.window if as_int("layer", layer, 64) % 2 else 0
+        """The number of positions that a layer sees; 0: all."""
+        layer = as_int("layer", layer, 64)
+        return self.window if self.window and self.pattern[layer % len(self.pattern)] == "L" else 0
 
     @property
     def banded(self) -> bool:
         """True if some layer sees less than all positions."""
-        return 0 < self.window < self.max_seq_len and self.n_layer > 1
+        return 0 < self.window < self.max_seq_len and "L" in self.pattern
+
+    @property
+    def bands(self) -> str:
+        """The layers that see the window, in words."""
+        return "odd layers" if self.alternates else f"the layers L of {self.pattern}"
+
+    @property
+    def alternates(self) -> bool:
+        """True if the odd layers see the window, if there is one: llm.c's header, with our window in it, says no other."""
+        return self.pattern == ("DL"[: self.n_layer] if self.window else "")
 
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:

@@ -27,8 +27,8 @@ class Case(NamedTuple):
     gain: float = 1  # factor of the last norm, and so of the logits
 
 
-def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1, untied=False) -> Case:
-    return Case(GPTConfig(V, maxT, L, NH, C, window, untied), (B, T), (b or B, t or T), gain)
+def case(V, maxT, L, NH, C, B, T, b=None, t=None, window=0, gain=1, untied=False, pattern="") -> Case:
+    return Case(GPTConfig(V, maxT, L, NH, C, window, untied, pattern), (B, T), (b or B, t or T), gain)
 
 
 CASES = {
@@ -40,6 +40,7 @@ CASES = {
     "banded": case(129, 40, 3, 4, 64, 2, 37, window=5),
     "window_of_one": case(61, 12, 2, 2, 12, 2, 11, window=1),
     "odd_channels": case(33, 70, 2, 3, 21, 1, 67),
+    "patterned": case(61, 20, 5, 2, 24, 2, 17, window=4, pattern="LLD"),
     "untied": case(97, 20, 2, 2, 24, 3, 17, b=2, t=13, untied=True),
 }
 
