@@ -82,6 +82,16 @@ def models() -> dict[str, bytes]:
     }
     for version in (1, 2, 4, 5):
         made[f"v{version}"] = bytes([0]) + b"".join(model(version, 2, 3, 1, 2, 2)[:2])
+    for name, untied, pattern in (
+        ("untied", 1, b""),
+        ("pattern", 0, b"LDD"),
+        ("pattern-bad", 0, b"Lx"),
+        ("no-end", 0, b"D" * 128),
+    ):
+        own = layout.GPTConfig(1, 1, 3, 1, 1, 1, bool(untied))
+        size = 4 * sum(row.size for row, _ in layout.parameters(own))
+        header = ints(bins.MODEL_MAGIC, 103, 1, 1, 3, 1, 1, 128, 1, untied) + pattern
+        made[name] = bytes([AS_IS | CHECKSUM]) + header.ljust(bins.HEADER_BYTES, b"\0") + bytes(size)
     made["window"] = bytes([CHECKSUM]) + b"".join(model(3, 3, 2, 2, 1, 1, window=2)[:2])
     return made
 
