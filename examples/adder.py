@@ -1,4 +1,4 @@
-"""A GPT learns to add two numbers of two digits; its exam are 500 sums that it has never seen. This is minGPT's exam.
+"""A GPT learns to add two numbers of two digits. Its exam: 500 sums that it has never seen. minGPT's adder.
 
     python examples/adder.py
     python examples/adder.py --digits=3 --trainer.max_iters=10000
@@ -24,7 +24,7 @@ def get_config():
     )
     config.model.model_type = "gpt-nano"  # 3 layers, 3 heads, 48 channels
     config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
-    config.trainer.max_iters = 2000
+    config.trainer.max_iters = 1500
     config.trainer.learning_rate = 3e-3
     config.trainer.num_workers = 0  # a batch is a few rows of a tensor: no process of its own is worth it
     return config
@@ -71,7 +71,8 @@ def main(arguments):
     n = config.digits
     sums = make_sums(n)
     sums = sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(1337))]
-    held_out, seen = sums[:500], sums[500:]  # the exam, and what is learnt from
+    exam = min(500, len(sums) // 5)
+    held_out, seen = sums[:exam], sums[exam:]
 
     config.model.vocab_size = 10
     config.model.block_size = 3 * n  # the last digit is never read

@@ -242,7 +242,7 @@ def test_every_option_is_used_by_the_engine():
 
 # ---- docs/source.md: the source, one file a row ----
 
-SOURCE_ROOMS = ("csrc", "cuda", "pyllmc", "dev")
+SOURCE_ROOMS = ("csrc", "cuda", "pyllmc", "dev", "examples")
 SOURCE_ENDINGS = {".c", ".h", ".def", ".cu", ".cuh", ".cpp", ".mk", ".txt", ".py"}
 
 

@@ -14,7 +14,7 @@ from pyllmc.base.errors import InvalidArgument
 CPUS = [("cpu", "fp32", isa) for isa in ISAS] + [("cpu", "bf16", isa) for isa in BF16_ISAS]
 OTHERS = [tuple(f"{name}_bf16".split("_")[:2]) for name in DEVICES]
 ALL = CPUS + [(device, precision, "") for device, precision in OTHERS]
-MOST = {"fp32": 2e-5, "bf16": 4e-2}  # of a gradient's own norm
+MOST = {"fp32": 2e-5, "bf16": 4e-2}  # error, as a share of a gradient's norm
 
 
 def engine(name: str, device: str, precision: str, isa: str, monkeypatch, **how) -> pyllmc.Model:

@@ -363,7 +363,7 @@ def test_a_change_in_place_counts(precision):
         model.transformer.ln_f.weight.mul_(3)
     changed = model(x, y)[1]
     assert abs(changed - twin(model)(x, y)[1]) < 0.05 and abs(changed - before) > 0.1
-    model.transformer.ln_f.weight.data.div_(3)  # which PyTorch does not count
+    model.transformer.ln_f.weight.data.div_(3)  # PyTorch does not count this change
     assert torch.equal(model(x, y)[1], before)
     assert model.generate(x, 3).tolist() == make(precision=precision).generate(x, 3).tolist()
 

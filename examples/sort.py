@@ -1,0 +1,94 @@
+"""A GPT learns to sort six digits of 0, 1 and 2. Its exam: a quarter of all rows, which it has never seen. minGPT's demo.
+
+    python examples/sort.py
+    python examples/sort.py --length=8 --trainer.max_iters=2000
+
+It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` in the imports, the same file runs on PyTorch.
+"""
+
+import itertools
+import sys
+import time
+
+import torch
+from torch.utils.data import TensorDataset
+
+from pyllmc.mingpt.model import GPT
+from pyllmc.mingpt.trainer import Trainer
+from pyllmc.mingpt.utils import CfgNode, set_seed
+
+DIGITS = 3
+
+
+def get_config():
+    """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
+    config = CfgNode(
+        length=6, seed=3407, model=GPT.get_default_config(), trainer=Trainer.get_default_config()
+    )
+    config.model.model_type = "gpt-nano"  # 3 layers, 3 heads, 48 channels
+    config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
+    config.trainer.max_iters = 400
+    config.trainer.learning_rate = 3e-3
+    config.trainer.num_workers = 0  # a batch is a few rows of a tensor: no process of its own is worth it
+    return config
+
+
+def make_rows(length):
+    """Every row of digits, with the same digits in order behind it: 2 0 1 becomes 2 0 1 0 1 2."""
+    rows = torch.tensor(list(itertools.product(range(DIGITS), repeat=length)))
+    return torch.cat([rows, rows.sort(dim=1).values], dim=1)
+
+
+def make_dataset(rows, length):
+    """Pairs (x, y): from each digit the next one is predicted. The question is not learnt: -1 is no target."""
+    x, y = rows[:, :-1], rows[:, 1:].clone()
+    y[:, : length - 1] = -1
+    return TensorDataset(x, y)
+
+
+def give_exam(model, rows, length, what):
+    """Asks for the sorted digits, prints a few that are wrong, and returns the share that is right."""
+    model.eval()
+    answers = model.generate(rows[:, :length], length)  # the likeliest digit, `length` times
+    right = (answers == rows).all(1)
+    for row, truth in zip(answers[~right][:3].tolist(), rows[~right].tolist()):
+        print(f"  {row[:length]} sorted is {row[length:]}? It is {truth[length:]}")
+    print(f"{what}: {int(right.sum())} of {len(rows)} rows are sorted")
+    model.train()
+    return right.double().mean().item()
+
+
+def main(arguments):
+    config = get_config()
+    config.merge_from_args(arguments)
+    set_seed(config.seed)
+    rows = make_rows(config.length)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1337))]
+    exam = len(rows) // 4
+    held_out, seen = rows[:exam], rows[exam:]
+
+    config.model.vocab_size = DIGITS
+    config.model.block_size = 2 * config.length - 1  # the last digit is never read
+    model = GPT(config.model)
+    trainer = Trainer(config.trainer, model, make_dataset(seen, config.length))
+
+    def slow_down(trainer):
+        """Lowers the learning rate in a straight line to 0, so that the last steps only polish."""
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = config.trainer.learning_rate * (1 - trainer.iter_num / config.trainer.max_iters)
+
+    def report(trainer):
+        if trainer.iter_num % 100 == 0:
+            print(f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}")
+
+    trainer.add_callback("on_batch_end", slow_down)
+    trainer.add_callback("on_batch_end", report)
+    start = time.time()
+    trainer.run()
+    print(f"trained for {time.time() - start:.1f} s")
+    give_exam(model, seen[:500], config.length, "rows it has seen")
+    return give_exam(model, held_out, config.length, "rows it has never seen")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
