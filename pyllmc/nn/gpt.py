@@ -20,6 +20,7 @@ from pyllmc.nn.optimizer import AdamW
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
+AT_ONCE = 64  # prompts that are continued together, at least if there are as many
 OWN = ("_engine", "_gradients", "_addresses", "_held")  # attributes that are the engine's memory
 
 
@@ -279,12 +280,16 @@ class GPT(nn.Module):
         whenever the context is full, its later half becomes a new one, where minGPT moves it by one id.
         """
         ids, new = as_batch(idx, None, None).inputs, as_int("max_new_tokens", max_new_tokens)
-        if do_sample and seed is None:
-            seed = int(torch.randint(2**62, ()))
-        self._fit(len(ids), min(ids.shape[1] + max(new, 0), self.sizes.max_seq_len))
+        if seed is None:
+            seed = int(torch.randint(2**62, ())) if do_sample else 0
+        at_once = min(len(ids), max(AT_ONCE, self._engine._arena.room.B)) or 1
+        self._fit(at_once, min(ids.shape[1] + max(new, 0), self.sizes.max_seq_len))
         how = {"temperature": temperature if do_sample else 0.0, "top_k": top_k, "top_p": top_p}
-        made = self.engine.generate(ids, new, seed=seed or 0, **how)  # type: ignore[arg-type]
-        return torch.cat([idx, torch.tensor(made, dtype=idx.dtype).reshape(len(ids), -1)], dim=1)
+        engine, made = self.engine, []
+        for first in range(0, len(ids), at_once):
+            part = ids[first : first + at_once]
+            made += engine.generate(part, new, seed=seed + first, **how)  # type: ignore[arg-type]
+        return torch.cat([idx, torch.tensor(made, dtype=idx.dtype).reshape(len(ids), max(new, 0))], dim=1)
 
     # ---- weights in and out ----
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -16,6 +17,7 @@ from pyllmc.model import Model
 
 BLOCKS = ("params", "grads", "m", "v")
 Grads = tuple[Optional[Tensor], ...]
+Slices = list[tuple[slice, tuple[int, ...]]]
 
 
 def resized(model: Model, B: int, T: int) -> Model:
@@ -35,20 +37,25 @@ def resized(model: Model, B: int, T: int) -> Model:
 
 def tensors(arena: Arena, block: str) -> list[Tensor]:
     """The tensors of a block, in the order of arena.places(). Each has a storage of its own, so that files hold it alone."""
-    return _cut(arena.flat(block), arena.places().values())
+    return _cut(arena.flat(block), _slices(arena))
 
 
-def _cut(flat: np.ndarray, places: Iterable[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
-    return [torch.from_numpy(flat[at : at + int(np.prod(shape))].reshape(shape)) for at, shape in places]
+def _slices(arena: Arena) -> Slices:
+    """(slice, shape) of each parameter in a block."""
+    return [(slice(at, at + math.prod(shape)), shape) for at, shape in arena.places().values()]
+
+
+def _cut(flat: np.ndarray, slices: Slices) -> list[Tensor]:
+    return [torch.from_numpy(flat[part].reshape(shape)) for part, shape in slices]
 
 
 class Gradients:
     """The engine's gradients. Once they were handed out, they are written over only when nobody holds them any more."""
 
     def __init__(self, arena: Arena) -> None:
-        self._arena, self._places = arena, list(arena.places().values())
+        self._arena, self._slices = arena, _slices(arena)
         base = arena.flat("grads").ctypes.data
-        self._addresses = [base + 4 * at for at, _ in self._places]
+        self._addresses = [base + 4 * part.start for part, _ in self._slices]
         self._out: Any = None  # a weak reference to the array that all tensors share which were handed out
 
     def _array(self) -> np.ndarray:
@@ -64,7 +71,7 @@ class Gradients:
         return self._out is not None and self._out() is not None
 
     def hand_out(self) -> list[Tensor]:
-        return _cut(self._array(), self._places)
+        return _cut(self._array(), self._slices)
 
     def in_place(self, params: Sequence[Tensor]) -> bool:
         """True if each parameter's .grad is the engine's memory."""
@@ -103,4 +110,4 @@ class Gradients:
         backward(False)
         added = kept.copy()
         np.copyto(kept, before)
-        return tuple(_cut(added, self._places))
+        return tuple(_cut(added, self._slices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -94,16 +95,15 @@ class AdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes a state of its own or of torch.optim.AdamW for the same groups. Raises InvalidArgument."""
         super().load_state_dict(state_dict)
-        engine = self.model._engine
-        engine._check(engine._lib.llmc_model_reset_moments(engine._handle))
-        if self.state:
-            for p, m, v in self._moments():
-                if p not in self.state:
-                    raise InvalidArgument(
-                        "this state lacks the moments of some parameters: use torch.optim.AdamW"
-                    )
-                m.copy_(self.state[p]["exp_avg"])
-                v.copy_(self.state[p]["exp_avg_sq"])
-            step = max(int(s["step"]) for s in self.state.values())
-            engine._check(engine._lib.llmc_model_set_step(engine._handle, step))
-        self.state.clear()
+        kept, self.state = self.state, defaultdict(dict)  # type: ignore[assignment]
+        engine, moments = self.model._engine, self._moments()
+        if not kept:
+            engine._check(engine._lib.llmc_model_reset_moments(engine._handle))
+            return
+        if any(p not in kept for p, _, _ in moments):
+            raise InvalidArgument("this state lacks the moments of some parameters: use torch.optim.AdamW")
+        for p, m, v in moments:
+            m.copy_(kept[p]["exp_avg"])
+            v.copy_(kept[p]["exp_avg_sq"])
+        step = max(int(its["step"]) for its in kept.values())
+        engine._check(engine._lib.llmc_model_set_step(engine._handle, step))

@@ -146,6 +146,17 @@ def test_an_optimizers_state_goes_on(to_torch):
     assert last.param_groups[0]["lr"] == HYPER["lr"] and third.engine.step == 5
     losses += train(third, last, steps=1, first=5)
     assert losses == pytest.approx(wanted, rel=1e-6)
+    moments = third.engine.moments["wpe"][0].copy()
+    last.load_state_dict(last.state_dict())
+    assert third.engine.step == 6 and (third.engine.moments["wpe"][0] == moments).all() and moments.any()
+    partly = torch.optim.AdamW(third.parameters()).state_dict()
+    partly["state"] = {
+        0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(33, 16), "exp_avg_sq": torch.ones(33, 16)}
+    }
+    partly["param_groups"] = AdamW(third).state_dict()["param_groups"]
+    with pytest.raises(InvalidArgument, match="lacks the moments"):
+        last.load_state_dict(partly)
+    assert third.engine.step == 6
     last.load_state_dict(AdamW(make()).state_dict())
     assert third.engine.step == 0
 

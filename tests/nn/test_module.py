@@ -530,3 +530,13 @@ def test_generation_is_that_of_the_logits():
     assert torch.equal(model.generate(x, 0), x)
     assert model.generate(x, 30).shape == (2, 33), "longer than the context"
     assert np.isin(model.generate(x, 5).numpy(), np.arange(33)).all()
+
+
+def test_many_prompts_take_turns(monkeypatch):
+    model, (x, _) = make(), batch(7, 3)
+    together = model.generate(x, 6, do_sample=True, seed=4)
+    monkeypatch.setattr("pyllmc.nn.gpt.AT_ONCE", 2)
+    other = make()
+    assert torch.equal(other.generate(x, 6, do_sample=True, seed=4), together)
+    assert other.engine._arena.room.B == 2
+    assert model.generate(x[:0], 2).shape == (0, 5)
