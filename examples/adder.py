@@ -6,6 +6,7 @@
 It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` in the imports, the same file runs on PyTorch.
 """
 
+# %%
 import sys
 import time
 
@@ -17,6 +18,7 @@ from pyllmc.mingpt.trainer import Trainer
 from pyllmc.mingpt.utils import CfgNode, set_seed
 
 
+# %% The settings.
 def get_config():
     """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
     config = CfgNode(
@@ -30,6 +32,7 @@ def get_config():
     return config
 
 
+# %% The data: every question with its answer.
 def digits_of(numbers, n):
     """The n digits of each number, the last one first: 135 -> 5 3 1."""
     return torch.stack([numbers // 10**i % 10 for i in range(n)], dim=1)
@@ -51,6 +54,7 @@ def make_dataset(sums, n):
     return TensorDataset(x, y)
 
 
+# %% The exam.
 def give_exam(model, sums, n, what):
     """Asks for the answers, prints a few that are wrong, and returns the share that is right."""
     model.eval()
@@ -64,6 +68,7 @@ def give_exam(model, sums, n, what):
     return right.double().mean().item()
 
 
+# %% The training.
 def main(arguments):
     config = get_config()
     config.merge_from_args(arguments)

@@ -6,6 +6,7 @@
 It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` in the imports, the same file runs on PyTorch.
 """
 
+# %%
 import itertools
 import sys
 import time
@@ -20,6 +21,7 @@ from pyllmc.mingpt.utils import CfgNode, set_seed
 DIGITS = 3
 
 
+# %% The settings.
 def get_config():
     """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
     config = CfgNode(
@@ -33,6 +35,7 @@ def get_config():
     return config
 
 
+# %% The data: every question with its answer.
 def make_rows(length):
     """Every row of digits, with the same digits in order behind it: 2 0 1 becomes 2 0 1 0 1 2."""
     rows = torch.tensor(list(itertools.product(range(DIGITS), repeat=length)))
@@ -46,6 +49,7 @@ def make_dataset(rows, length):
     return TensorDataset(x, y)
 
 
+# %% The exam.
 def give_exam(model, rows, length, what):
     """Asks for the sorted digits, prints a few that are wrong, and returns the share that is right."""
     model.eval()
@@ -58,6 +62,7 @@ def give_exam(model, rows, length, what):
     return right.double().mean().item()
 
 
+# %% The training.
 def main(arguments):
     config = get_config()
     config.merge_from_args(arguments)

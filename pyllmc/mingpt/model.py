@@ -37,11 +37,15 @@ class GPT1Config(GPTConfig):
 
 
 def sizes_of(config: Any) -> gpt.GPTConfig:
-    """The engine's sizes for minGPT's config, either by model_type or by n_layer, n_head, n_embd. Raises InvalidArgument."""
+    """The engine's sizes for minGPT's config, either by model_type or by n_layer, n_head, n_embd. Raises InvalidArgument.
+
+    minGPT's head is a matrix of its own.
+    """
     for name in ("vocab_size", "block_size"):
         if getattr(config, name, None) is None:
             raise InvalidArgument(f"config.{name} is None: set it, the data decide it")
-    kind, given = getattr(config, "model_type", None), [getattr(config, name, None) for name in SIZES]
+    kind = getattr(config, "model_type", None)
+    given: list[Any] = [getattr(config, name, None) for name in SIZES]
     if kind not in (None, UNSET):
         known = config_of(kind, config.vocab_size)
         sizes = [getattr(known, name) for name in SIZES]
@@ -52,11 +56,12 @@ def sizes_of(config: Any) -> gpt.GPTConfig:
         vars(config).update(zip(SIZES, given := sizes))
     elif None in given:
         raise InvalidArgument(f"config has neither model_type nor all of {', '.join(SIZES)}: set one")
-    return gpt.GPTConfig(config.vocab_size, config.block_size, *given)
+    L, NH, C = given
+    return gpt.GPTConfig(config.vocab_size, config.block_size, L, NH, C, untied=True)
 
 
 def check_dropout(config: Any) -> None:
-    """Warns of what this engine leaves out: dropout, unless it is 0, and a head of its own beside the embedding.
+    """Warns that this engine leaves out dropout, unless it is 0.
 
     Raises InvalidArgument for a dropout that the program has chosen.
     """
@@ -66,8 +71,8 @@ def check_dropout(config: Any) -> None:
         raise InvalidArgument(f"{', '.join(chosen)}: the engine has no dropout: set it to 0")
     if any(rates.values()):
         warnings.warn(
-            f"trained without minGPT's usual dropout of {USUAL} and with the head tied to the embedding: the engine has "
-            f"no dropout and no head of its own yet; {', '.join(f'{name}=0' for name in DROPOUT)} silences this",
+            f"trained without minGPT's usual dropout of {USUAL}, which the engine does not have yet; "
+            f"{', '.join(f'{name}=0' for name in DROPOUT)} silences this",
             stacklevel=3,
         )
 

@@ -38,7 +38,8 @@ class GPT(nn.Module):
     keep_logits=False: model(idx, targets) returns (None, loss), which saves B T V floats and the time to copy them.
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
-    change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. The head is the embedding.
+    change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
+    embedding, unless the sizes are untied.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class GPT(nn.Module):
         self._set_engine(model)
         for (part, name), memory in zip(self._held, tensors(model._arena, "params")):
             setattr(part, name, nn.Parameter(memory))
-        self.lm_head.weight = self.transformer.wte.weight  # type: ignore[union-attr, assignment]
+        if not self.sizes.untied:
+            self.lm_head.weight = self.transformer.wte.weight  # type: ignore[union-attr, assignment]
 
     def _set_engine(self, model: Model) -> None:
         self._engine, arena = model, model._arena

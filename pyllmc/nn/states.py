@@ -8,14 +8,17 @@ from typing import Any
 
 from pyllmc.base.errors import BadFile
 from pyllmc.convert.pytorch import open_mingpt, open_old_mingpt, stripped, tensors
-from pyllmc.convert.recipes import renamed
+from pyllmc.convert.recipes import HEAD, WTE, renamed
 from pyllmc.tables.layout import GPTConfig
 
 WHAT = Path("the state dict")  # what messages call it
 
 
 def read_state(state: Mapping[str, Any], config: GPTConfig) -> Iterator[tuple[str, Any]]:
-    """Yields (name, float32 array) of every parameter of a whole state dict. Raises BadFile."""
+    """Yields (name, float32 array) of every parameter of a whole state dict. Raises BadFile.
+
+    An untied model's head is the embedding where the state dict has no other.
+    """
     named = renamed(str(WHAT), tensors(WHAT, state), stripped)
     opener = open_old_mingpt if "tok_emb.weight" in named else open_mingpt
     found = opener(WHAT, named, config.n_head)
@@ -24,4 +27,11 @@ def read_state(state: Mapping[str, Any], config: GPTConfig) -> Iterator[tuple[st
             raise BadFile(
                 f"{WHAT} has {name}={its}, but the model {getattr(config, name)}: make the model of its sizes"
             )
-    yield from found.tensors
+    if found.config.untied and not config.untied:
+        raise BadFile(
+            f"{WHAT} has an {HEAD} that is not the embedding: make the model of a GPTConfig with untied=True"
+        )
+    for name, values in found.tensors:
+        yield name, values
+        if name == WTE and config.untied and not found.config.untied:
+            yield HEAD, values

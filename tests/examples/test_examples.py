@@ -11,8 +11,10 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 SMALL = {
+    "adder": "--trainer.max_iters=3",
     "chargpt": "--steps=6 --tokens=20",
     "image": "--steps=3 --each=1",
+    "sort": "--trainer.max_iters=3",
 }
 PICTURES = {"chargpt", "image"}
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))

@@ -68,6 +68,7 @@ def test_sizes_by_name_or_by_number():
     assert GPT(config).sizes.n_layer == 1 and GPT(config).block_size == 8
     assert GPT(new_config(model_type="gpt", n_layer=1, n_head=2, n_embd=8)).sizes.n_head == 2
     config = new_config()
+    assert GPT(config).sizes.untied, "minGPT's head is a matrix of its own"
     assert GPT(config).sizes == GPT(config).sizes, "a config serves for two models"
     assert GPT1Config(10, 8).n_embd == 768 and GPT(old_config()).get_block_size() == 8
 
@@ -87,8 +88,8 @@ def test_configs_that_are_refused(named, words):
         GPT(new_config(**named))
 
 
-def test_the_usual_dropout_is_told_to_be_left_out():
-    with pytest.warns(UserWarning, match="without minGPT's usual dropout of 0.1 and with the head tied"):
+def test_dropout_that_is_left_out_is_told():
+    with pytest.warns(UserWarning, match="without minGPT's usual dropout of 0.1"):
         GPT(GPTConfig(10, 8, n_layer=1, n_head=1, n_embd=8))
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -464,7 +465,10 @@ def test_transformers_weights_compute_the_same():
     [
         (lambda s: s.pop("transformer.wpe.weight"), "lacks transformer.wpe.weight"),
         (lambda s: s.update(extra=torch.ones(1)), "has extra|has transformer.extra"),
-        (lambda s: s.update({"lm_head.weight": torch.ones(33, 16)}), "lm_head.weight is not the embedding"),
+        (
+            lambda s: s.update({"lm_head.weight": torch.ones(33, 16)}),
+            "an lm_head.weight that is not the embedding",
+        ),
         (
             lambda s: s.update({"transformer.wpe.weight": torch.ones(9, 16)}),
             "max_seq_len=9, but the model 12",
@@ -540,3 +544,28 @@ def test_many_prompts_take_turns(monkeypatch):
     assert torch.equal(other.generate(x, 6, do_sample=True, seed=4), together)
     assert other.engine._arena.room.B == 2
     assert model.generate(x[:0], 2).shape == (0, 5)
+
+
+# ---- a head of its own ----
+
+
+def test_an_untied_model():
+    """Its gradients are PyTorch's; each of the four kinds of state dict finds its head, or is refused."""
+    sizes = replace(CONFIG, untied=True)
+    model, (x, y) = GPT(sizes, seed=5), batch()
+    assert model.lm_head.weight is not model.transformer.wte.weight
+    gpt = reference.GPT(sizes)
+    gpt.load_state_dict({n: p.detach().clone() for n, p in model.named_parameters()})
+    for net in (model, gpt.double()):
+        net(x, y)[1].backward()
+    assert_same(grads(model), grads(gpt))
+    assert "lm_head.weight" in grads(model) and in_engine(model)
+    other = GPT(sizes, seed=6)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x, y)[1], model(x, y)[1])
+    assert torch.equal(copy.deepcopy(other)(x, y)[1], model(x, y)[1])
+    tied = make()
+    other.load_state_dict(tied.state_dict())
+    assert torch.equal(other(x, y)[1], tied(x, y)[1])
+    with pytest.raises(BadFile, match="untied=True"):
+        tied.load_state_dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""The programs of examples/, at a small size; and that their exams tell right from wrong."""
+"""examples/adder.py and sort.py at a small size, and that their exams tell right from wrong."""
 
 from __future__ import annotations
 
