@@ -242,6 +242,11 @@ void llmc_generation_free(llmc_generation *generation);
 int llmc_generation_feed(llmc_generation *generation, const int *ids, int n);
 /* Draws the next id of each text into ids (b), and appends it. A context that holds T ids is cut to the last T/2 before that. */
 int llmc_generation_next(llmc_generation *generation, int *ids);
+/* The last draw: returns the id of text i. own[V] are the model's own probabilities, the softmax of its logits. chances[V] are
+ * those that the id was drawn by, after repetition_penalty, temperature, top_k and top_p. LLMC_EINVAL before the first draw. */
+int llmc_generation_last(const llmc_generation *generation, int i, float *own, float *chances);
+/* The next draws are those of a new generation with this seed. */
+void llmc_generation_reseed(llmc_generation *generation, int64_t seed);
 /* Removes ids [from, to) from every text. The model reads the ids behind them again. */
 int llmc_generation_cut(llmc_generation *generation, int from, int to);
 /* The ids that text i holds now, and their number n; valid until the next call. */
@@ -318,7 +323,14 @@ int llmc_writer_prompt(llmc_writer *writer, const char *text, int64_t size, int 
 /* The next part of the text, valid until the next call: 1, or 0 at the end. It is whole UTF-8 characters: bytes that make
  * none become U+FFFD, and a character that the end cuts is left out, and removed from the context. */
 int llmc_writer_next(llmc_writer *writer, const char **text, int64_t *size);
+/* The same, one token at a time: the text that is certain now, which may be empty. At the limit no token is drawn any more. */
+int llmc_writer_step(llmc_writer *writer, const char **text, int64_t *size);
 int llmc_writer_end(const llmc_writer *writer); /* one of the four above */
+/* The ids that the text is made of. Only this writer's functions may change them. */
+llmc_generation *llmc_writer_generation(llmc_writer *writer);
+/* Forgets all but the first n ids of the text, which the model does not read again. The next prompt follows them, and at most
+ * `most` tokens follow that, drawn as by a new writer of this seed. So many prompts share one beginning. */
+int llmc_writer_rewind(llmc_writer *writer, int n, int64_t seed, int64_t most);
 /* cffi: end */
 #pragma GCC visibility pop
 #include "frontends.h"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyllmc.base.checks import NotCopied, as_bytes, as_flag, as_float, as_int, as_path, as_word
+from pyllmc.base.checks import NotCopied, as_bytes, as_count, as_flag, as_float, as_int, as_path, as_word
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
 from pyllmc.convert.source import Origin, Source, make_config
 from pyllmc.engine import _ffi
@@ -23,6 +24,7 @@ from pyllmc.engine.arguments import (
     make_sampling,
 )
 from pyllmc.engine.checkpoint import TOKENIZER
+from pyllmc.engine.steps import Step, steps_of
 
 
 def _up_to(ids: list[int], eot: int) -> list[int]:
@@ -335,6 +337,31 @@ class Model(NotCopied):
         )
         texts = [_up_to(row[:made].tolist(), eot) for row in out]
         return texts[0] if alone else texts
+
+    def steps(
+        self,
+        ids: Any,
+        max_new_tokens: int = 64,
+        alternatives: int = 5,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        eot: int = -1,
+        repetition_penalty: float = 1.0,
+    ) -> Iterator[Step]:
+        """Yields each id that generate would write after `ids` (n), with its probability and the likeliest `alternatives`.
+
+        A Step's text is "": Writer.steps tells texts, too. Raises InvalidArgument.
+        """
+        prompts, alone = as_prompts(ids)
+        if not alone:
+            raise InvalidArgument(f"ids {prompts.shape}: steps are those of one text: give ids (n)")
+        most, eot = as_count("max_new_tokens", max_new_tokens), as_int("eot", eot)
+        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        return steps_of(
+            self._lib, self._handle, prompts, most, how, eot, as_count("alternatives", alternatives)
+        )
 
     # ---- files ----
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 from pyllmc.adopt import adopt_model
-from pyllmc.base.checks import NotCopied, as_flag, as_int, as_path, as_text, refuse
+from pyllmc.base.checks import NotCopied, as_count, as_flag, as_int, as_path, as_text, refuse
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
 from pyllmc.convert import hub
 from pyllmc.convert.companions import named, why_none_beside
@@ -17,7 +17,9 @@ from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
 from pyllmc.engine.arguments import make_sampling
 from pyllmc.engine.settings import Options
+from pyllmc.engine.steps import Step, Watch
 from pyllmc.model import Model
+from pyllmc.text.bpe import MAX_PIECE
 from pyllmc.text.tokenizer import Tokenizer, utf8
 
 Path = Union[str, "os.PathLike[str]"]
@@ -110,22 +112,73 @@ class Writer(NotCopied):
         after max_new_tokens: see `end`. Ids that the tokenizer does not know are never drawn. The other
         arguments are those of Model.generate.
         """
+        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        return self._follow(self._begin(prompt, max_new_tokens, how, stop))
+
+    def steps(
+        self,
+        prompt: str | bytes = "",
+        max_new_tokens: int = 200,
+        alternatives: int = 5,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Step]:
+        """Yields each token that stream would draw, with its probability and the likeliest `alternatives`.
+
+        The last one may be the end of the document, or the token that completes a stop string.
+        """
+        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        most = as_count("alternatives", alternatives)
+        return self._follow_steps(self._begin(prompt, max_new_tokens, how, stop), most)
+
+    def _open(self, most: int, how: Any, stop: Sequence[str]) -> Any:
+        """A C writer that has no prompt yet."""
         lib, ffi = self._lib, _ffi.ffi()
         out = ffi.new("llmc_writer **")
-        how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        most = as_int("max_new_tokens", max_new_tokens)
         _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
         handle = ffi.gc(out[0], lib.llmc_writer_free)
         for text in _texts("stop", stop):
             _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
-        data = _utf8(prompt, "prompt")
-        _ffi.check(lib, lib.llmc_writer_prompt(handle, data, len(data), 0))
-        return self._follow(handle)
+        return handle
+
+    def _begin(self, prompt: str | bytes, most: int, how: Any, stop: Sequence[str]) -> Any:
+        handle = self._open(as_int("max_new_tokens", most), how, stop)
+        self._prompt(handle, _utf8(prompt, "prompt"))
+        return handle
+
+    def _prompt(self, handle: Any, data: bytes) -> None:
+        _ffi.check(self._lib, self._lib.llmc_writer_prompt(handle, data, len(data), 0))
 
     def _follow(self, handle: Any) -> Iterator[str]:
         self.end = ""
         yield from _pieces(self._lib, self._lib.llmc_writer_next, handle)
         self.end = ENDS[self._lib.llmc_writer_end(handle)]
+
+    def _follow_steps(self, handle: Any, most: int) -> Iterator[Step]:
+        lib, ffi = self._lib, _ffi.ffi()
+        piece, size = ffi.new("char **"), ffi.new("int64_t *")
+        V = self.model.config.vocab_size
+        watch = Watch(lib, lib.llmc_writer_generation(handle), V, most, self._text_of)
+        self.end = end = ""
+        while not end:
+            _ffi.check(lib, lib.llmc_writer_step(handle, piece, size))
+            end = ENDS[lib.llmc_writer_end(handle)]
+            if end != "limit":  # at the limit no token is drawn any more
+                yield watch.step()
+        self.end = end
+
+    def _text_of(self, id: int) -> str:
+        """The text of a token; "" if only the model knows the id."""
+        lib, ffi = self._lib, _ffi.ffi()
+        if id >= lib.llmc_tokenizer_size(self._tokenizer):
+            return ""
+        ids, out = ffi.new("int *", id), ffi.new("char[]", MAX_PIECE)
+        n = _ffi.check(lib, lib.llmc_tokenizer_decode(self._tokenizer, ids, 1, out, MAX_PIECE))
+        return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
 
     def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
         """`prompt` and the text that follows it; the arguments are those of stream."""

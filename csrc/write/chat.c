@@ -93,7 +93,7 @@ static void describe(llmc_chat *c, const llmc_model *m) {
 
 static int begin(llmc_chat *c) {
     TRY(c->dialogue = choose_template(&c->options));
-    c->generation = writer_generation(c->writer);
+    c->generation = llmc_writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;
     /* auto: a model with a vocabulary as large as GPT-2's has read all kinds of text, and so knows dialogues */
@@ -203,7 +203,7 @@ static int next_of_dialogue(llmc_chat *c, const char **text, int64_t *size) {
     int rc = 1;
     for (*size = 0; rc > 0 && !*size;) {
         if (held(c) == c->T && forget(c, c->turns - 1, c->T / 2) == c->T) writer_finish(c->writer, LLMC_AT_LIMIT);
-        TRY(rc = writer_step(c->writer, text, size));
+        TRY(rc = llmc_writer_step(c->writer, text, size));
         const int64_t skip = c->has_spoken ? 0 : blanks(*text, *size);
         *text += skip, *size -= skip;
         c->has_spoken |= *size > 0;

@@ -12,23 +12,30 @@ struct llmc_generation {
     llmc_sampling how;
     int b, T, held; /* held: the tokens of each text */
     int cached;     /* how many leading tokens have cached keys and values, unless the model did something else since */
+    int has_drawn;  /* logits, own and drawn are those of a step */
     Candidate *candidates; /* (V) */
-    float *logits;         /* (b,V) */
+    float *logits;         /* (b,V): what ids are drawn by */
+    float *own;            /* (b,V): the model's logits before the penalty; `logits` itself if there is no penalty */
     float *unpunished;     /* (T) */
     uint64_t *coins;       /* (b) random states */
     int *ids, *feed;       /* (b,T) each; feed: the ids that the model reads next */
     int *pos, *drawn;      /* (b) */
 };
 
+static int has_penalty(const llmc_generation *g) {
+    return g->how.repetition_penalty != 0 && g->how.repetition_penalty != 1;
+}
+
 static int allocate(llmc_generation *g, const llmc_model *m, int b) {
     const size_t V = (size_t)m->config.V, rows = (size_t)b, T = (size_t)m->room.T;
     g->candidates = malloc(V * sizeof *g->candidates);
     g->logits = malloc(rows * V * sizeof *g->logits);
+    g->own = has_penalty(g) ? malloc(rows * V * sizeof *g->own) : g->logits;
     g->unpunished = malloc(T * sizeof *g->unpunished);
     g->coins = malloc(rows * sizeof *g->coins);
     g->ids = malloc(2 * rows * T * sizeof *g->ids);
     g->pos = malloc(2 * rows * sizeof *g->pos);
-    CHECK(g->candidates && g->logits && g->unpunished && g->coins && g->ids && g->pos, LLMC_ENOMEM,
+    CHECK(g->candidates && g->logits && g->own && g->unpunished && g->coins && g->ids && g->pos, LLMC_ENOMEM,
           "no memory to generate %d texts with V=%d T=%d", b, m->config.V, m->room.T);
     g->feed = g->ids + rows * T;
     g->drawn = g->pos + rows;
@@ -44,13 +51,14 @@ int llmc_generation_new(llmc_generation **out, llmc_model *m, int b, const llmc_
     *g = (llmc_generation){.model = m, .how = *how, .b = b, .T = m->room.T};
     const int rc = allocate(g, m, b);
     if (rc < 0) return llmc_generation_free(g), rc;
-    for (int i = 0; i < b; i++) g->coins[i] = (uint64_t)how->seed + (uint64_t)i;
+    llmc_generation_reseed(g, how->seed);
     return *out = g, LLMC_OK;
 }
 
 void llmc_generation_free(llmc_generation *g) {
     if (!g) return;
     free(g->candidates);
+    if (g->own != g->logits) free(g->own);
     free(g->logits);
     free(g->unpunished);
     free(g->coins);
@@ -122,20 +130,39 @@ static void penalize(float *logits, const int *ids, int n, float penalty, float 
 static int draw(llmc_generation *g, int i) {
     const int V = g->model->config.V, *ids = g->ids + (int64_t)i * g->T;
     float *logits = g->logits + (int64_t)i * V;
-    const float penalty = g->how.repetition_penalty;
-    if (penalty != 0 && penalty != 1) penalize(logits, ids, g->held, penalty, g->unpunished);
+    if (has_penalty(g)) {
+        memcpy(g->own + (int64_t)i * V, logits, (size_t)V * sizeof *logits);
+        penalize(logits, ids, g->held, g->how.repetition_penalty, g->unpunished);
+    }
     return sampler_draw(logits, V, &g->how, llmc_coin(&g->coins[i]), g->candidates);
 }
 
 int llmc_generation_next(llmc_generation *g, int *ids) {
     CHECK(g->held >= 1, LLMC_EINVAL, "an empty prompt: begin with at least one token, such as the end-of-text id");
+    g->has_drawn = 0;
     TRY(read_on(g));
     for (int i = 0; i < g->b; i++) TRY(g->drawn[i] = draw(g, i));
     if (g->held == g->T)
         cut(g, 0, g->T - g->T / 2); /* the context is full: its second half starts a new one, computed afresh */
     for (int i = 0; i < g->b; i++) ids[i] = g->ids[(int64_t)i * g->T + g->held] = g->drawn[i];
     g->held++;
-    return LLMC_OK;
+    return g->has_drawn = 1, LLMC_OK;
+}
+
+int llmc_generation_last(const llmc_generation *g, int i, float *own, float *chances) {
+    const int V = g->model->config.V;
+    const int64_t row = (int64_t)i * V;
+    const llmc_sampling plain = {.temperature = 1};
+    CHECK(0 <= i && i < g->b, LLMC_EINVAL, "text %d is not among the %d", i, g->b);
+    CHECK(g->has_drawn, LLMC_EINVAL, "no id was drawn yet");
+    TRY(sampler_chances(g->own + row, V, &plain, g->candidates, own));
+    TRY(sampler_chances(g->logits + row, V, &g->how, g->candidates, chances));
+    return g->drawn[i];
+}
+
+void llmc_generation_reseed(llmc_generation *g, int64_t seed) {
+    g->how.seed = seed;
+    for (int i = 0; i < g->b; i++) g->coins[i] = (uint64_t)seed + (uint64_t)i;
 }
 
 /* ---- all at once ---- */

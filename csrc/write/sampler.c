@@ -2,6 +2,7 @@
  * top_k and top_p all keep the first candidates of this order. The last one to keep is found in O(V), without sorting. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include "base/error.h"
 #include "write/sampler.h"
 
@@ -105,21 +106,37 @@ static Candidate last_kept(Candidate *c, int64_t n, const llmc_sampling *how) {
     return last;
 }
 
-int sampler_draw(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *c) {
+/* Collects the ids that may be drawn, in their order, with their weights; returns how many there are. */
+static int64_t candidates(const float *logits, int V, const llmc_sampling *how, Candidate *c) {
     int best;
     if (how->vocab && how->vocab < V) V = how->vocab;
     TRY(likeliest(logits, V, &best));
-    if (how->temperature == 0) return best;
+    if (how->temperature == 0) return c[0] = (Candidate){logits[best], 1, best}, 1;
     int64_t n = fill(c, logits, V, logits[best], how->temperature, NULL);
     if (how->top_k || (how->top_p > 0 && how->top_p < 1)) {
         const Candidate last = last_kept(c, n, how);
         n = fill(c, logits, V, logits[best], how->temperature, &last);
     }
+    return n;
+}
+
+int sampler_draw(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *c) {
+    const int64_t n = candidates(logits, V, how, c);
+    TRY((int)n);
     const double goal = coin * measure(c, n, 0);
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
         if ((sum += c[i].weight) > goal) return c[i].id;
     return c[n - 1].id; /* `goal` was rounded up to the whole sum */
+}
+
+int sampler_chances(const float *logits, int V, const llmc_sampling *how, Candidate *c, float *p) {
+    const int64_t n = candidates(logits, V, how, c);
+    TRY((int)n);
+    const double sum = measure(c, n, 0);
+    memset(p, 0, (size_t)V * sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[c[i].id] = (float)(c[i].weight / sum);
+    return LLMC_OK;
 }
 
 int llmc_sample(const float *logits, int V, const llmc_sampling *how, double coin) {

@@ -10,4 +10,6 @@ typedef struct Candidate {
 int sampling_check(const llmc_sampling *how);
 /* As llmc_sample, with scratch[V]. `how` has been checked by sampling_check. */
 int sampler_draw(const float *logits, int V, const llmc_sampling *how, double coin, Candidate *scratch);
+/* The probabilities p[V] with which sampler_draw draws each id; they are 0 for the ids that it leaves out. */
+int sampler_chances(const float *logits, int V, const llmc_sampling *how, Candidate *scratch, float *p);
 #endif

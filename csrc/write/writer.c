@@ -83,7 +83,7 @@ void llmc_writer_free(llmc_writer *w) {
     free(w);
 }
 
-llmc_generation *writer_generation(llmc_writer *w) { return w->generation; }
+llmc_generation *llmc_writer_generation(llmc_writer *w) { return w->generation; }
 const llmc_model *writer_model(const llmc_writer *w) { return w->model; }
 int llmc_writer_end(const llmc_writer *w) { return w->end; }
 
@@ -209,11 +209,21 @@ int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo)
     return w->size += size, LLMC_OK;
 }
 
-void writer_restart(llmc_writer *w) {
+/* Forgets the text but its first n ids. */
+static int forget(llmc_writer *w, int n) {
     int held;
     llmc_generation_ids(w->generation, 0, &held);
-    llmc_generation_cut(w->generation, 0, held);
-    w->size = w->given = w->carried = 0;
+    TRY(llmc_generation_cut(w->generation, n, held));
+    return w->size = w->given = w->carried = 0, LLMC_OK;
+}
+
+void writer_restart(llmc_writer *w) { forget(w, 0); }
+
+int llmc_writer_rewind(llmc_writer *w, int n, int64_t seed, int64_t most) {
+    CHECK(most >= 0, LLMC_EINVAL, "%lld tokens to write", (long long)most);
+    TRY(forget(w, n));
+    llmc_generation_reseed(w->generation, seed);
+    return w->made = 0, w->most = most, w->end = LLMC_GOING_ON, LLMC_OK;
 }
 
 /* ---- writing ---- */
@@ -256,7 +266,7 @@ static void hand_out(const llmc_writer *w, const char **text, int64_t *size) {
     *text = w->valid, *size = utf8_replace(w->text, w->given, w->valid);
 }
 
-int writer_step(llmc_writer *w, const char **text, int64_t *size) {
+int llmc_writer_step(llmc_writer *w, const char **text, int64_t *size) {
     if (w->given) memmove(w->text, w->text + w->given, (size_t)(w->size - w->given));
     w->size -= w->given;
     const int echo = w->size && !w->made && !w->end; /* the prompt is handed out whole */
@@ -270,7 +280,7 @@ int writer_step(llmc_writer *w, const char **text, int64_t *size) {
 
 int llmc_writer_next(llmc_writer *w, const char **text, int64_t *size) {
     int rc;
-    do rc = writer_step(w, text, size);
+    do rc = llmc_writer_step(w, text, size);
     while (rc > 0 && !*size);
     return rc;
 }

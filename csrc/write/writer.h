@@ -4,8 +4,6 @@
 #include "options/options.h"
 /* How to sample, by --temperature and the other options. */
 llmc_sampling writer_sampling(const llmc_options *options);
-/* Writes one token: 1 and the text that is certain now, which may be empty; 0 at the end. */
-int writer_step(llmc_writer *writer, const char **text, int64_t *size);
 /* Ends the text now, with this `end`. The next step hands out the bytes that were held back. */
 void writer_finish(llmc_writer *writer, int end);
 /* Empties the context, so that the next prompt begins a text. */
@@ -14,7 +12,6 @@ void writer_restart(llmc_writer *writer);
 void writer_drop_unseen(llmc_writer *writer);
 /* How many ids a prompt would append, after writer_drop_unseen. */
 int writer_count(const llmc_writer *writer, const char *text, int64_t size);
-llmc_generation *writer_generation(llmc_writer *writer);
 const llmc_model *writer_model(const llmc_writer *writer);
 /* Makes a chat that talks through `writer`. The chat frees the writer, even if it cannot be made. */
 int chat_new(llmc_chat **chat, llmc_writer *writer, const llmc_options *options);

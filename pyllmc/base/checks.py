@@ -44,6 +44,14 @@ def as_int(name: str, value: Any, bits: int = 32) -> int:
     return number
 
 
+def as_count(name: str, value: Any) -> int:
+    """A whole number of at least 0 that a C int holds."""
+    number = as_int(name, value)
+    if number < 0:
+        raise InvalidArgument(f"{name}={number} is negative")
+    return number
+
+
 def as_float(name: str, value: Any, finite: bool = True) -> float:
     """A finite number. With finite=False infinity passes, too, but NaN never does."""
     try:
