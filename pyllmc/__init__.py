@@ -31,6 +31,8 @@ _HOMES = {
     "Tokenizer": "text.tokenizer",
     "Writer": "writer",
     "Chat": "writer",
+    "Primer": "priming",
+    "prime": "priming",
     "LlmcError": "base.errors",
     "InvalidArgument": "base.errors",
     "OutOfMemory": "base.errors",

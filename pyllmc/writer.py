@@ -36,7 +36,7 @@ def _utf8(text: str | bytes, name: str = "text") -> bytes:
         raise InvalidArgument(str(e)) from None
 
 
-def _texts(name: str, texts: Any) -> list[bytes]:
+def as_texts(name: str, texts: Any) -> list[bytes]:
     """The bytes of one text or of several."""
     if isinstance(texts, (str, bytes)):
         return [_utf8(texts, name)]
@@ -135,13 +135,13 @@ class Writer(NotCopied):
         most = as_count("alternatives", alternatives)
         return self._follow_steps(self._begin(prompt, max_new_tokens, how, stop), most)
 
-    def _open(self, most: int, how: Any, stop: Sequence[str]) -> Any:
+    def _open(self, most: int, how: Any, stop: Sequence[str] | Sequence[bytes]) -> Any:
         """A C writer that has no prompt yet."""
         lib, ffi = self._lib, _ffi.ffi()
         out = ffi.new("llmc_writer **")
         _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
         handle = ffi.gc(out[0], lib.llmc_writer_free)
-        for text in _texts("stop", stop):
+        for text in as_texts("stop", stop):
             _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
         return handle
 

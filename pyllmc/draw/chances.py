@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 
@@ -15,10 +16,10 @@ LONGEST_BAR = 40  # columns
 
 
 def heading(changes: str) -> str:
-    """The line above the steps. changes: the options that make probabilities differ from the model's own; "": none."""
-    if not changes:
-        return "step, its likeliest tokens with their probabilities (> was drawn):"
-    return f"step, its likeliest tokens with two probabilities, by which it was drawn ({changes}) and the model's own (> was drawn):"
+    """What the numbers of the steps are. changes: the options that make probabilities differ from the model's own; "": none."""
+    two = f"as drawn ({changes}), then the model's own" if changes else "the model's own, as drawn"
+    text = f"each step: the likeliest tokens, > the one that was drawn, and probabilities: {two}"
+    return textwrap.fill(text, max(shutil.get_terminal_size().columns, 20))
 
 
 def lines_of(step: Step, number: int, plain: bool, width: int = 0, block: str = "") -> Iterator[str]:

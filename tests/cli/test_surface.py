@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import pyllmc
-from pyllmc import adopt, convert, trainer, writer
+from pyllmc import adopt, convert, priming, trainer, writer
 from pyllmc.convert import hub
 from pyllmc.engine import arena
 from pyllmc.tables import layout
@@ -85,12 +85,13 @@ WRONG: dict[str, object] = {
     "bool array": np.ones((1, 4), bool),
     "numpy's nan": np.float32("nan"),
 }
-MODULES = (convert, hub, adopt, writer)  # documented beside the names of the package
+MODULES = (convert, hub, adopt, writer, priming)  # documented beside the names of the package
 MORE = (trainer.Options, arena.Views)  # classes whose objects the package returns
 FUNCTIONS = (layout.config_of, layout.is_size)
 NOT_CALLED = {  # takes no argument from callers, or belongs to the inside of the engine
     "open_tokenizer",
     "write_text",
+    "as_texts",
     "adopt_model",
 }
 
@@ -118,6 +119,8 @@ class Good:
         self.model = pyllmc.Model(place / "run", B=1, T=4)
         self.model.forward([[0, 1, 2, 3]], [[1, 2, 3, 4]])
         self.views = self.model.params
+        self.examples = place / "examples.jsonl"
+        self.examples.write_text('{"query": "a", "answer": "the"}')
         data = place / "data"
         self.more = {
             "Trainer": {"data": data, **TINY, "max_steps": 1}
@@ -145,6 +148,7 @@ class Good:
             arguments=[],
             value="1",
         )
+        self.values.update(examples=[("a", "the")], query="o")
         self.values.update(arena=self.model._arena, default=None, betas=(0.9, 0.95))
         self.values.update({field.name: 0 for field in dataclasses.fields(pyllmc.Event)})
 
@@ -155,6 +159,8 @@ class Good:
             ("Tokenizer.save", "path"): "saved.bin",
             ("Model.save", "path"): "saved.ckpt",
             ("Writer", "model"): self.model,
+            ("Primer", "model"): self.model,
+            ("read_examples", "path"): self.examples,
             ("Chat", "model"): self.values["source"],
             ("Options.set", "name"): "max_steps",
             ("Options.get", "name"): "max_steps",
@@ -174,6 +180,7 @@ class Good:
             pyllmc.GPTConfig: lambda: self.model.config,
             trainer.Options: lambda: trainer.Options(pyllmc.engine._ffi.load()),
             pyllmc.Writer: lambda: pyllmc.Writer(self.model, self.tokenizer),
+            pyllmc.Primer: lambda: pyllmc.Primer(self.model, separator="d", end="t"),
             pyllmc.Chat: lambda: pyllmc.Chat(self.values["source"], sample_tokens=1, template="story"),
             pyllmc.Trainer: lambda: pyllmc.Trainer(
                 data=self.values["path"].parent.parent / "data", **TINY, max_steps=1
