@@ -1,4 +1,4 @@
-"""The looks of a loss curve: colours, places, labels that cover nothing. losses.py says what is drawn."""
+"""The looks of a picture: colours, places, labels that cover nothing. losses.py and shots.py say what is drawn."""
 
 from __future__ import annotations
 
@@ -153,6 +153,17 @@ class Picture:
         self._ticks(self.axis.yaxis, ticks)
         self._label(self.axis, "loss (nats per token)")
         self._steps(x_name)
+
+    def shares(self, numbers: Sequence[int], x_name: str, y_name: str) -> None:
+        """Scales for shares 0..1, written in percent, of the whole numbers on the x axis, which are its ticks."""
+        self._limits(-0.03, 1.03)
+        self.axis.set_xlim(numbers[0] - 0.02 * numbers[-1], numbers[-1] * 1.02)
+        formats = _matplotlib("ticker")
+        self.axis.xaxis.set_major_locator(formats.FixedLocator(numbers))
+        self.axis.yaxis.set_major_locator(formats.FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+        self.axis.yaxis.set_major_formatter(formats.PercentFormatter(1))
+        self.axis.set_xlabel(x_name, color=self.style.muted, fontsize=9.5)
+        self._label(self.axis, y_name)
 
     def _limits(self, low: float, high: float) -> tuple[float, float]:
         self.axis.set_ylim(low, high)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pyllmc.base import live
 from pyllmc.stories import book, plots
+from pyllmc.stories.dice import Dice
 from pyllmc.tables.options import options
 from pyllmc.text import dataset
 
@@ -114,23 +115,7 @@ VARIANTS = {template: _expand(template) for template in TEMPLATES}
 # ---- telling ----
 
 
-class _Dice:
-    """Random numbers by SplitMix64 (Steele, Lea, Flood 2014), because Python's own may change with its version."""
-
-    def __init__(self, seed: int) -> None:
-        self.state = seed
-
-    def roll(self, sides: int) -> int:
-        """A number in [0, sides), from the upper 32 of 64 bits."""
-        self.state = (self.state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        z = self.state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        z ^= z >> 31
-        return ((z >> 32) * sides) >> 32
-
-
-def _cast(dice: _Dice) -> dict[str, str]:
+def _cast(dice: Dice) -> dict[str, str]:
     """The text of every slot, for a random value of every variable."""
     while True:
         cast = {variable: values[dice.roll(len(values))] for variable, values in VALUES.items()}
@@ -138,7 +123,7 @@ def _cast(dice: _Dice) -> dict[str, str]:
             return {name: slot.texts[cast[slot.variable]] for name, slot in SLOTS.items()}
 
 
-def _tell(dice: _Dice) -> str:
+def _tell(dice: Dice) -> str:
     texts, sentences = _cast(dice), []
     for step in tuple(PLOTS.values())[dice.roll(len(PLOTS))]:
         if step.optional and dice.roll(OPTIONAL_ODDS):
@@ -153,9 +138,9 @@ def generate(count: int, seed: int = 1) -> Iterator[str]:
     """Yield `count` stories, one paragraph each. Story i depends on `seed` and i only, not on `count`."""
     if count < 0:
         raise ValueError(f"cannot tell {count} stories; give a count of at least 0")
-    seeds = _Dice(seed)
+    seeds = Dice(seed)
     for _ in range(count):
-        yield _tell(_Dice(seeds.roll(1 << 32) << 32 | seeds.roll(1 << 32)))
+        yield _tell(Dice(seeds.roll(1 << 32) << 32 | seeds.roll(1 << 32)))
 
 
 # ---- reading ----
