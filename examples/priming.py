@@ -36,7 +36,7 @@ T = tasks.LINES * (2 * tasks.SIZE + 2) + 1  # a document: the token before it, a
 
 
 def train(out: Path, documents: int, steps: int) -> None:
-    """Trains a model of 160,000 parameters on windows that are a document each."""
+    """Trains a model of 150,000 parameters on windows that are a document each."""
     write_dataset(tasks.generate(documents), out / "data", tokenizer="char", overwrite=True)
     shape = dict(model="demo", n_layer=3, n_head=4, n_embd=64, max_seq_len=T)
     how = dict(B=32, lr=6e-3, max_steps=steps, sample_every=0, log_every=100, overwrite=True)

@@ -159,9 +159,10 @@ class Primer(NotCopied):
     ones are left out, with a RuntimeWarning; `shots` is the number of those that are used.
 
     model: a Writer, a Model, or what Writer takes. examples: pairs (query, answer). separator, end, task: see Form.
-    max_new_tokens: an answer ends before `end`, with the document, after so many tokens, or where the context is full: see
-    model's Writer `end`. temperature, top_k, top_p, seed, repetition_penalty: those of Model.generate; each query is drawn with
-    `seed`, so answers do not depend on the queries before. stop: further texts that end an answer.
+    max_new_tokens: an answer ends before `end`, with the document, after so many tokens, or where the context is full;
+        writer.end tells which, as Writer.end does.
+    temperature, top_k, top_p, seed, repetition_penalty: those of Model.generate. Each query is drawn with `seed`, so an answer
+        does not depend on the queries before it. stop: further texts that end an answer.
     Raises InvalidArgument, and what Writer raises.
     """
 

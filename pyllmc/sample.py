@@ -36,7 +36,7 @@ OPTIONS = (
     "device",
 )
 WORDS = {
-    "prompt": "the beginning of each text, taken literally; default: the start of a document; with --examples: the query",
+    "prompt": "the beginning of each text, taken literally; default: the start of a document; behind --examples it is the query",
     "seed": "seed of the first text; each further one has the next",
     "temperature": "0: always the likeliest token, the default with --examples; below 1 texts are safer, above wilder",
     "precision": "number format of weights and activations: fp32, or bf16, which is faster on a CPU with AMX, or AMD's with AVX512_BF16",
@@ -47,7 +47,7 @@ EXAMPLES = (
     'python -m pyllmc.sample runs/demo --prompt "Once upon a time"',
     'python -m pyllmc.sample runs/demo --count=3 --top_p=0.9 --stop="The end"',
     "python -m pyllmc.sample hub:gpt2 --prompt Hello --temperature=0",
-    "python -m pyllmc.sample runs/demo --prompt Once --max_new_tokens=9 --show_work=3",
+    "python -m pyllmc.sample runs/demo --prompt Once --show_work=3",
     "python -m pyllmc.sample hub:gpt2 --examples=pairs.jsonl --prompt=cheese",
 )
 # options that belong to the model; the others belong to the text
@@ -118,7 +118,7 @@ def add_priming(parser: Parser) -> None:
     )
     for name, words in OF_FORM.items():
         usual = shown(getattr(Form(), name).encode())
-        help = f"with --examples: {words}" + (f" ['{usual}']" if usual else "")
+        help = f"{words}, with --examples" + (f" ['{usual}']" if usual else "")
         parser.add_argument(f"--{name}", type=unescaped, metavar="TEXT", help=help)
 
 
