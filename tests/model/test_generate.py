@@ -206,3 +206,20 @@ def test_misuse_is_refused(model):
     for start, end in ((-1, 1), (1, 0), (0, 3)):
         with pytest.raises(InvalidArgument, match="not among the 2 held"):
             generation.cut(start, end)
+
+
+def test_the_last_draw_of_each_text_is_told(model):
+    """Before the first one, and for a text that is not there, the reason is told."""
+    steps = Generation(model, b=2, temperature=1.5, top_k=4, repetition_penalty=1.4)
+    own, chances = ffi.new("float[]", V), ffi.new("float[]", V)
+    assert lib.llmc_generation_last(steps.handle, 0, own, chances) == lib.LLMC_EINVAL
+    assert "no id was drawn yet" in ffi.string(lib.llmc_last_error()).decode()
+    steps.feed([[1, 2, 3], [4, 5, 6]])
+    for _ in range(2 * T):
+        (drawn,) = steps.next()
+        for i in (0, 1):
+            assert lib.llmc_generation_last(steps.handle, i, own, chances) == drawn[i]
+            assert chances[drawn[i]] > 0 and sum(p > 0 for p in chances) <= 4
+            assert abs(sum(own) - 1) < 1e-5 and abs(sum(chances) - 1) < 1e-5
+    for i in (-1, 2):
+        assert lib.llmc_generation_last(steps.handle, i, own, chances) == lib.LLMC_EINVAL

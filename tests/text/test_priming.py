@@ -15,6 +15,7 @@ from test_tokenizer_c import EOT
 
 import pyllmc
 from pyllmc import GPTConfig, InvalidArgument, Model, Primer, Tokenizer, Writer, prime
+from pyllmc.draw.shots import draw_shots
 from pyllmc.priming import Form, read_examples
 
 PAIRS = [("ab", "ba"), ("ca", "ac"), ("bb", "bb")]
@@ -314,6 +315,7 @@ def test_a_bad_call_is_one_line(checkpoint, tmp_path, options, code, says):
 
 
 def test_the_example_runs_at_a_small_size(tmp_path):
+    pytest.importorskip("matplotlib")
     done = subprocess.run(
         [
             sys.executable,
@@ -333,3 +335,15 @@ def test_the_example_runs_at_a_small_size(tmp_path):
     assert [row[0] for row in table] == ["cipher", "the", "phrases", "the"]
     assert all(len([cell for cell in row if cell.endswith("%")]) == 5 for row in table)
     assert (tmp_path / "priming.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_with_too_few_shares_or_of_no_kind_is_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = draw_shots(
+        tmp_path / "a.svg", (0, 4), {"one $x$": (0.1, 0.9)}, {"one $x$": (0, 1), "other": (0, 0.5)}
+    )
+    assert path.read_text().startswith("<?xml")
+    with pytest.raises(InvalidArgument, match="two: 1 shares for 2 numbers of examples"):
+        draw_shots(tmp_path / "b.svg", (0, 4), {"one": (0.1, 0.9), "two": (0.1,)})
+    with pytest.raises(InvalidArgument, match="b.txt: a picture ends with"):
+        draw_shots(tmp_path / "b.txt", (0, 4), {"one": (0.1, 0.9)})

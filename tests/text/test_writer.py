@@ -184,6 +184,21 @@ def test_a_token_that_a_stop_string_cuts():
     assert cut > 3
 
 
+def test_a_writer_goes_back_to_a_beginning(letters):
+    """Then it writes as a new one: after the ids that stay, with the seed and the limit that are given."""
+    how, writer = dict(temperature=2.0, seed=5), InC(letters, 9, temperature=2.0, seed=1)
+    writer.prompt(b"ab")
+    writer.piece()  # what follows is forgotten, read or not
+    for prompt, most in ((b":", 9), (b"a\nb", 4), (b"", 7)):
+        assert lib.llmc_writer_rewind(writer.handle, 3, how["seed"], most) == 0  # EOT, a, b
+        writer.prompt(prompt)
+        again = InC(letters, most, **how)
+        again.prompt(b"ab" + prompt)
+        assert writer.pieces() == again.pieces() and writer.end == again.end
+    for n, most in ((-1, 9), (10**6, 9), (0, -1)):
+        assert lib.llmc_writer_rewind(writer.handle, n, 0, most) == lib.LLMC_EINVAL
+
+
 def test_the_prompt_is_echoed_whole_and_only_if_asked(letters):
     writer = InC(letters, 3, temperature=0.0)
     writer.prompt(b"a\xc3", echo=1)  # a cut character stays cut
