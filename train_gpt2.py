@@ -535,9 +535,14 @@ class Trainer:
 
     def loss(self, loader: Loader, most: int | None = None) -> Tensor:
         """The mean loss of the next batch, or of its first windows."""
+        return self.counted(loader, most)[0]
+
+    def counted(self, loader: Loader, most: int | None = None) -> tuple[Tensor, int]:
+        """That loss, and its weight in a validation: with a loss mask, the targets that are learnt; else 1."""
         bf16 = self.o.precision == "bf16" or (self.o.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.model(*(ids[:most] for ids in self.batch(loader)))[1]
+            inputs, targets = (ids[:most] for ids in self.batch(loader))
+            return self.model(inputs, targets)[1], int((targets >= 0).sum()) if loader.masked else 1
 
     def run(self) -> None:
         o = self.o
@@ -579,17 +584,26 @@ class Trainer:
         n = -(-self.windows // o.B)
         self.doing = "micro-step" if n > 1 else "step"
         self.optimizer.zero_grad()
-        for i in range(n):
+        for i, share in enumerate(self.shares(n)):
             if i and self.stopped:
                 return None
             if not 0 < self.ms < LONG_STEP:
                 live.show(f"step {self.step + 1}/{o.max_steps}: micro-step {i + 1} of {n}")
             b = min(o.B, self.windows - i * o.B)
             loss = self.loss(data, b)
-            (loss * (b / self.windows)).backward()
-            mean += loss.item() * b / self.windows
+            (loss * share).backward()
+            mean += loss.item() * share
         data.position = first + self.windows  # the last batch may have read further
         return mean
+
+    def shares(self, n: int) -> list[float]:
+        """The share of each of n micro-steps in the loss of the next step: with a loss mask, by its learnt targets."""
+        rows, position = [min(self.o.B, self.windows - i * self.o.B) for i in range(n)], self.data.position
+        if not self.data.masked:
+            return [b / self.windows for b in rows]
+        counts = [int((self.data.next()[1][:b] >= 0).sum()) for b in rows]
+        self.data.position = position
+        return [count / max(1, sum(counts)) for count in counts]
 
     def update(self, loss: float) -> tuple[float, float]:
         """Takes a step with the gradients, unless it is an outlier: (lr, their norm before clipping)."""
@@ -630,13 +644,14 @@ class Trainer:
         """The mean loss of the first val_batches, the same windows each time; NaN if the run was stopped."""
         batches = -(-val.windows // val.B)
         batches, val.position = min(self.o.val_batches or batches, batches), 0
-        self.doing, total = "batch of the validation", 0.0
+        self.doing, total, weight = "batch of the validation", 0.0, 0
         of = f" of {name}" if name else ""
         for _ in live.each(range(batches), f"step {self.step}: validation{of}, batch"):
             if self.stopped:
                 return math.nan
-            total += self.loss(val).item()
-        return total / batches
+            mean, n = self.counted(val)
+            total, weight = total + n * mean.item(), weight + n
+        return total / weight
 
 
 def make_default_data(folder: str) -> None:

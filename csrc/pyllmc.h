@@ -208,12 +208,17 @@ typedef struct llmc_loader llmc_loader;
 int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
                      int64_t seed, int rank, int world, int V, int eot);
 void llmc_loader_free(llmc_loader *loader);
-int llmc_loader_next(llmc_loader *loader, int *inputs, int *targets); /* (B,T) each */
+/* (B,T) each. A file NAME with a loss mask beside it, NAME.mask (mask.h), has targets of -1 where nothing is to be learnt, and
+ * a padded window for each document. LLMC_EFORMAT for the mask of another file. */
+int llmc_loader_next(llmc_loader *loader, int *inputs, int *targets);
 int64_t llmc_loader_position(const llmc_loader *loader); /* the only state: the windows that all ranks have taken */
 int llmc_loader_set_position(llmc_loader *loader, int64_t position);
 int64_t llmc_loader_windows(const llmc_loader *loader); /* N, the windows of an epoch */
 int64_t llmc_loader_tokens(const llmc_loader *loader);
 int llmc_loader_num_shards(const llmc_loader *loader);
+int64_t llmc_loader_learnt(
+    const llmc_loader *loader); /* the targets that are learnt in an epoch; -1: no file has a mask */
+int64_t llmc_loader_cut(const llmc_loader *loader); /* documents of files with a mask that are longer than T */
 /* The place of i in [0, N) in the permutation of an epoch: a keyed Feistel network, applied until the result is below N.
  * Negative if i is not in [0, N). */
 int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch);

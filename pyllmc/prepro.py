@@ -19,8 +19,8 @@ if __name__ == "__main__":
     begin_command()
 
 from pyllmc.engine.named import open_tokenizer
-from pyllmc.tables.options import Parser, at_least, number, unescaped
-from pyllmc.text import inputs, token_files
+from pyllmc.tables.options import Parser, at_least, number, templates, unescaped
+from pyllmc.text import inputs, pairs, template, token_files
 from pyllmc.text.bpe import EOT_PIECE
 from pyllmc.text.characters import How, Source, read_blocks
 from pyllmc.text.dataset import DEFAULT_SHARD_TOKENS, DEFAULT_VAL_FRACTION, write_dataset
@@ -32,6 +32,7 @@ from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, TRAINERS, train
 PROG = "pyllmc.prepro"
 ABOUT = """Turn text into a data set of tokens, which ./train_gpt2 --data=FOLDER trains on.
 
+Records of prompts and answers (docs/finetune.md) become pairs, of which training learns the answers only.
 Text is any file of characters (.txt, .md, .py, ...); .jsonl, .json, .csv, .tsv and .parquet hold records; all may be
 compressed (.gz, .bz2, .xz, .zst). Ends of lines (CR LF, CR) become "\\n". Hidden files in a folder, and those that are
 no text, are left out. The data set is data/my for my.txt and data/books for books/ unless --out says otherwise; python -m
@@ -43,12 +44,14 @@ EXAMPLES = (
     "python -m pyllmc.prepro --input books/ --workers 4           a whole folder",
     "python -m pyllmc.prepro --input a.jsonl --field data.text    a nested field",
     "python -m pyllmc.prepro --input - < notes.txt                standard input",
+    "python -m pyllmc.prepro pairs.jsonl --tokenizer runs/x       answers",
     "python -m pyllmc.prepro --input data/shakespeare_char        nanoGPT's ids",
     "python -m pyllmc.prepro                                      TinyStories",
 )
 HUB_NAME = "roneneldan/TinyStories"
 DEFAULT_OUT = "data/tinystories"
 DEFAULT_TOKENIZER = "gpt2"
+DEFAULT_TEMPLATE = "plain"
 MIN_VAL_TOKENS = 256  # a loss over fewer says little
 HUB_SPLITS = {"train": "train", "validation": "val"}
 LLMC_VAL_TOKENS = 32_768
@@ -152,6 +155,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="the same as --input")
     add("--input", nargs="+", metavar="PATH", help="files or folders; - is standard input; else TinyStories")
     add("--format", choices=inputs.FORMATS, help="format of every input, if its name does not tell")
     add("--encoding", type=_encoding, metavar="NAME",
@@ -161,13 +165,24 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help=r"separator of documents in text, e.g. '\n\n'; '' for one document a file [%(default)s]")  # fmt: skip
     add("--field", type=typed, default="text",
         help="field or column that holds the text, a.b for one within another [%(default)s]")  # fmt: skip
-    add("--skip_null", action="store_true", help="leave out records whose field is null or missing")
+    add(
+        "--skip_null",
+        action="store_true",
+        help="leave out records whose field is null or missing, and bad pairs",
+    )
+    add("--template", metavar="NAME|TEXT|FILE", help="how records of prompts and answers become text: "
+        f"{', '.join(templates())}, or your own with {{prompt}} and {{answer}} [{DEFAULT_TEMPLATE}]")  # fmt: skip
+    add("--learn_prompt", action="store_true", help="learn prompts, too, not only answers")
+    add("--max_len", type=at_least(0), default=0, metavar="N",
+        help="leave out pairs of more tokens, such as the --T of the training [0: none]")  # fmt: skip
 
 
 def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namespace:
     parser = make_parser(prog)
     args = parser.parse_args(argv)
     args.prog, args.encoding = prog, args.encoding or ""
+    args.input = [*(args.input or []), *args.paths] or None
+    args.field_given = "field" in parser.given  # type: ignore[attr-defined]
     if not args.input and (args.split, args.val_fraction, args.val_tokens) != (None, None, None):
         parser.error("TinyStories brings its own validation split; --split and --val_* need --input")
     if args.split and len(args.input) != 1:
@@ -207,7 +222,44 @@ def choose_documents(args: argparse.Namespace, how: How) -> tuple[dict[str, Any]
             raise DataError("--split needs one file of text as --input")
         return {**SPLITS[args.split]("".join(read_blocks(sources[0], how))), "source": named}, _total(sources)
     validation = {"val_fraction": args.val_fraction, "val_tokens": args.val_tokens}
+    if form := choose_template(args, sources, how):
+        how.pairs = True
+        documents = lambda: pairs.read_pairs(sources, how, form, args.learn_prompt)  # noqa: E731
+        asked = {"template": form.line, "max_len": args.max_len}
+        return {"documents": documents, "source": named, **asked, **validation}, _total(sources)
     return {"documents": lambda: read_all(sources, how), "source": named, **validation}, _total(sources)
+
+
+def choose_template(args: argparse.Namespace, sources: list[Source], how: How) -> template.Template | None:
+    """The template if the records are prompts and answers: their form says so, or --template. None for text."""
+    asked = args.template or args.learn_prompt or args.max_len
+    if args.field_given and asked:
+        raise DataError("--field names the field of a text, and --template, --learn_prompt and --max_len are for "
+                        "prompts and answers: leave one out")  # fmt: skip
+    record = None if args.field_given else pairs.first_record(sources, how)
+    found = pairs.looks_like_pairs(record)
+    has_text = isinstance(record, dict) and isinstance(record.get(how.field), str)
+    if found and has_text and not asked:
+        warn(
+            args,
+            f"the records hold pairs and a field {how.field!r}, which is taken: --template takes the pairs",
+        )
+    if not asked and (not found or has_text):
+        return None
+    if not found:
+        has = ", ".join(map(str, list(record)[:12])) if isinstance(record, dict) else "no fields"
+        raise DataError(f"{sources[0].name}: no prompts and answers (it has {has or 'no fields'}), which --template, "
+                        "--learn_prompt and --max_len are for: docs/finetune.md shows their forms")  # fmt: skip
+    return template.find(args.template or DEFAULT_TEMPLATE)
+
+
+def check_end(asked: dict[str, Any], eot: bool) -> None:
+    """Raises DataError if answers would have no end that a chat can tell from their lines."""
+    if "template" in asked and not eot and not template.parse(asked["template"]).end.strip():
+        raise DataError(
+            "this tokenizer has no end-of-text id, so answers need another end: choose --template chatml, or one with "
+            "a mark behind {answer}"
+        )
 
 
 def _total(sources: list[Source]) -> int | None:
@@ -302,6 +354,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = choose_tokenizer(args.tokenizer)
     eot = isinstance(tokenizer, str) or tokenizer.eot >= 0
     documents, total = choose_documents(args, how)
+    check_end(documents, eot)
     with progress_line(total) as progress:
         meta = write_dataset(
             out=args.out, tokenizer=tokenizer, shard_tokens=args.shard_tokens, workers=args.workers,
@@ -310,7 +363,14 @@ def run(args: argparse.Namespace) -> None:
     if not eot and meta["documents"] > 1:
         warn(args, "warning: this tokenizer has no end-of-text id: nothing separates the documents")
     if how.skipped:
-        warn(args, f"left out {counted(how.skipped, 'record')} without a text in {args.field!r}")
+        lacking = "a prompt and its answer" if how.pairs else f"a text in {args.field!r}"
+        warn(args, f"left out {counted(how.skipped, 'record')} without {lacking}")
+    if meta.get("too_long"):
+        of = f"{meta['too_long']:,} of {meta['too_long'] + meta['documents']:,}"
+        warn(
+            args,
+            f"left out {of} pairs of more than --max_len={args.max_len} tokens; the longest has {meta['longest']:,}",
+        )
     report(args, meta)
 
 
@@ -320,6 +380,11 @@ def report(args: argparse.Namespace, meta: dict[str, Any]) -> None:
     if warning:
         warn(args, f"warning: {warning}")
     print(f"{args.out}: {tokens['train']:,} train and {tokens['val']:,} validation tokens ({name}, V={V})")
+    if "learnt" in meta:
+        learnt, kept = sum(meta["learnt"].values()), args.max_len if meta["too_long"] else meta["longest"]
+        print(
+            f"{counted(meta['documents'], 'pair')}, {learnt:,} of their tokens are learnt, at most {kept:,} tokens in one"
+        )
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

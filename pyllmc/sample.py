@@ -15,9 +15,12 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.draw import chances
+from pyllmc.engine.checkpoint import OPTIONS as RECORD
+from pyllmc.engine.checkpoint import lines_of, section
 from pyllmc.engine.steps import Step
 from pyllmc.priming import MOST, Form, Primer, read_examples
 from pyllmc.tables.options import Parser, add_options, at_least, unescaped
+from pyllmc.text import template
 from pyllmc.text.tokenizer import shown
 from pyllmc.writer import Writer, open_writer, tell_weights
 
@@ -25,6 +28,7 @@ PROG = "pyllmc.sample"
 # rows of csrc/options.def that are options here; WORDS and DEFAULTS replace their help and their defaults
 OPTIONS = (
     "prompt",
+    "template",
     "temperature",
     "top_k",
     "top_p",
@@ -36,7 +40,10 @@ OPTIONS = (
     "device",
 )
 WORDS = {
-    "prompt": "the beginning of each text, taken literally; default: the start of a document; behind --examples it is the query",
+    "prompt": "the beginning of each text, taken literally; of a model that was fine-tuned on pairs, a turn to answer; behind "
+    "--examples the query; default: the start of a document",
+    "template": "how a turn becomes text: plain, alpaca, chatml, or your own with {prompt} and {answer}; auto: as the model "
+    "was fine-tuned; story: the prompt is taken literally, as with --examples",
     "seed": "seed of the first text; each further one has the next",
     "temperature": "0: always the likeliest token, the default with --examples; below 1 texts are safer, above wilder",
     "precision": "number format of weights and activations: fp32, or bf16, which is faster on a CPU with AMX, or AMD's with AVX512_BF16",
@@ -61,6 +68,14 @@ OF_FORM = {
     "end": "stands behind an answer",
     "task": "a text before the examples, such as 'Translate English to French:'",
 }
+
+
+def template_of(run: str, asked: str) -> template.Template | None:
+    """The template that turns of a model are written with; None: its prompts are taken literally. Raises DataError."""
+    if asked == "auto":
+        record = section(run, RECORD).decode("utf-8", "replace")
+        asked = lines_of(record).get("template", asked)
+    return None if asked in ("auto", "story", "chat") else template.find(asked)
 
 
 def make_parser() -> Parser:
@@ -198,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, prompt, count, seed, most = (o.pop(n) for n in ("run", "prompt", "count", "seed", "show_work"))
-        changes = changes_of(o)
+        changes, form = changes_of(o), template_of(run, o.pop("template"))
+        if form and prompt and o["examples"] is None:
+            prompt, o["stop"] = form.asked(prompt), [*o["stop"], form.stop]
         writer = open_writer(run, **{name: o.pop(name) for name in OF_MODEL})
         tell_weights(PROG, run, f"{python_command()} -m {PROG} ")
         if o["examples"] is None:

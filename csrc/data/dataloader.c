@@ -7,6 +7,7 @@
 #include <sys/types.h>
 #include "base/binfile.h"
 #include "base/error.h"
+#include "data/mask.h"
 #include "data/shards.h"
 #include "base/pulse.h"
 #include "data/rawids.h"
@@ -18,6 +19,7 @@ typedef struct Shard {
     int64_t start, ntok;  /* where the ids begin in the file, and how many there are */
     int64_t first_window; /* its first window's number in the epoch */
     int64_t *starts;      /* where its windows begin; NULL: every T ids */
+    Mask mask;            /* if it has one, its windows are those of windows_part */
     int width, raw;       /* width: bytes of an id; raw: the file has no header */
 } Shard;
 
@@ -26,6 +28,8 @@ enum { OPEN_FILES = 64 };
 struct llmc_loader {
     int B, T, shuffle, rank, world, V, eot;
     int64_t seed, position, windows, tokens;
+    int64_t learnt, cut; /* targets that are learnt; documents that a window cuts, in shards with a mask */
+    int masked;          /* at least one shard has a mask */
     Shards files;
     Shard *shards;            /* one for each of `files` */
     BinFile open[OPEN_FILES]; /* shard s keeps its file in slot s % OPEN_FILES */
@@ -103,13 +107,26 @@ static int inspect(Shard *shard, const BinFile *f) {
 
 /* ---- open and close ---- */
 
-static int count_windows(const llmc_loader *d, Shard *shard, const BinFile *f, int64_t *n) {
+static int count_windows(llmc_loader *d, Shard *shard, const BinFile *f, int64_t *n) {
     TRY(inspect(shard, f));
+    TRY(mask_open(&shard->mask, f, shard->ntok));
+    const IdRange ids = {f, shard->start, shard->ntok, shard->width};
     *n = (shard->ntok - 1) / d->T;
+    if (shard->mask.bits && shard->ntok > 1) {
+        int64_t cut = 0;
+        TRY(windows_part(&shard->starts, n, &cut, &ids, d->T, d->eot));
+        return d->cut += cut, LLMC_OK;
+    }
     if (d->eot < 0 || !*n) return LLMC_OK;
     TRY(pulse("looking for documents in %s", shard->path));
-    const IdRange ids = {f, shard->start, shard->ntok, shard->width};
     return windows_find(&shard->starts, n, &ids, d->T, d->eot);
+}
+
+static int check_something_is_learnt(const llmc_loader *d) {
+    CHECK(d->learnt, LLMC_EINVAL,
+          "%s%s: the loss mask lets no token be learnt: prepare the data again with python -m pyllmc.prepro",
+          d->shards[0].path, d->files.n > 1 ? " and the others" : "");
+    return LLMC_OK;
 }
 
 static int inspect_shards(llmc_loader *d) {
@@ -126,13 +143,15 @@ static int inspect_shards(llmc_loader *d) {
         shard->first_window = d->windows;
         d->windows += n;
         d->tokens += shard->ntok;
+        d->learnt += shard->mask.bits ? shard->mask.learnt : shard->ntok - 1;
+        d->masked |= shard->mask.bits != NULL;
         if (shard->ntok > longest) longest = shard->ntok;
     }
     CHECK(d->windows, LLMC_EINVAL,
           "%s: the longest of %d token file%s has %lld token%s, but T=%d needs %d: use more data or a "
           "smaller T",
           d->shards[0].path, d->files.n, s_of(d->files.n), (long long)longest, s_of(longest), d->T, d->T + 1);
-    return LLMC_OK;
+    return check_something_is_learnt(d);
 }
 
 static int loader_open(llmc_loader *d, const char *paths, const char *split) {
@@ -167,7 +186,7 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
 void llmc_loader_free(llmc_loader *d) {
     if (!d) return;
     for (int i = 0; i < OPEN_FILES; i++) binfile_close(&d->open[i]);
-    for (int i = 0; d->shards && i < d->files.n; i++) free(d->shards[i].starts);
+    for (int i = 0; d->shards && i < d->files.n; i++) free(d->shards[i].starts), mask_free(&d->shards[i].mask);
     free(d->shards);
     shards_free(&d->files);
     free(d->ids);
@@ -240,12 +259,29 @@ static int check_ids(const llmc_loader *d, const Shard *shard, const int *ids, i
     return LLMC_OK;
 }
 
+/* Window i of a shard with a mask. What lies behind its last target is padding, which nothing learns from: the documents that
+ * follow, or the window's first id where the file ends. */
+static int load_masked(llmc_loader *d, const Shard *shard, const BinFile *f, int64_t i, int *inputs, int *targets) {
+    const int64_t first = shard->starts[i], last = shard->starts[i + 1], left = shard->ntok - first;
+    const int64_t n = left < d->T ? left : d->T, m = left - 1 < n ? left - 1 : n; /* inputs and targets in the file */
+    TRY(binfile_read(f, d->ids, (m + 1) * shard->width, shard->start + first * shard->width));
+    widen(inputs, d->ids, shard->width, n);
+    widen(targets, (char *)d->ids + shard->width, shard->width, m);
+    TRY(check_ids(d, shard, inputs, n, first));
+    TRY(check_ids(d, shard, targets + m - 1, 1, first + m));
+    for (int64_t t = n; t < d->T; t++) inputs[t] = inputs[0];
+    for (int64_t t = 0; t < d->T; t++)
+        if (first + 1 + t > last || !mask_at(&shard->mask, first + 1 + t)) targets[t] = -1;
+    return LLMC_OK;
+}
+
 static int load_window(llmc_loader *d, int64_t window, int *inputs, int *targets) {
     const int s = shard_of(d, window);
     const Shard *shard = &d->shards[s];
     const int64_t i = window - shard->first_window, first = shard->starts ? shard->starts[i] : i * d->T;
     const BinFile *f;
     TRY(open_shard(d, s, &f));
+    if (shard->mask.bits) return load_masked(d, shard, f, i, inputs, targets);
     TRY(binfile_read(f, d->ids, ((int64_t)d->T + 1) * shard->width, shard->start + first * shard->width));
     widen(inputs, d->ids, shard->width, d->T);
     widen(targets, (char *)d->ids + shard->width, shard->width, d->T);
@@ -273,3 +309,5 @@ int llmc_loader_set_position(llmc_loader *d, int64_t position) {
 int64_t llmc_loader_windows(const llmc_loader *d) { return d->windows; }
 int64_t llmc_loader_tokens(const llmc_loader *d) { return d->tokens; }
 int llmc_loader_num_shards(const llmc_loader *d) { return d->files.n; }
+int64_t llmc_loader_learnt(const llmc_loader *d) { return d->masked ? d->learnt : -1; }
+int64_t llmc_loader_cut(const llmc_loader *d) { return d->cut; }

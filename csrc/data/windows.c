@@ -70,3 +70,34 @@ int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, in
     if (fitted) *starts = fitted;
     return LLMC_OK;
 }
+
+/* Counts the windows, and writes their starts unless `starts` is NULL. */
+static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, int T, int eot) {
+    const int64_t end = scan->ids->n - 1;
+    int begins = 1; /* the window starts where a document does */
+    *count = *cut = 0;
+    for (int64_t s = 0, next; s < end; s = next) {
+        const int64_t last = end - s < T ? end : s + T;
+        if (starts) starts[*count] = s;
+        ++*count;
+        next = eot >= 0 ? s + 1 : last + 1;
+        if (eot >= 0) TRY(find_eot(scan, &next, last + 1, eot));
+        const int found = next <= last;
+        if (!found) next = last;
+        *cut += eot >= 0 && !found && begins && last < end;
+        begins = found;
+    }
+    if (starts) starts[*count] = end;
+    return LLMC_OK;
+}
+
+int windows_part(int64_t **starts, int64_t *count, int64_t *cut, const IdRange *ids, int T, int eot) {
+    Scan scan = {.ids = ids, .buffer = malloc(BUFFER_BYTES)};
+    int rc = scan.buffer ? part_all(NULL, count, cut, &scan, T, eot) : LLMC_ENOMEM;
+    if (rc == 0) *starts = malloc(((size_t)*count + 1) * sizeof **starts);
+    if (!scan.buffer || (rc == 0 && !*starts))
+        rc = llmc_fail(LLMC_ENOMEM, "%s: no memory for the starts of its windows", ids->file->path);
+    if (rc == 0) rc = part_all(*starts, count, cut, &scan, T, eot);
+    free(scan.buffer);
+    return rc;
+}

@@ -56,6 +56,17 @@ static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *pla
     growing_add(text, "\n");
 }
 
+/* What a loss mask leaves to learn, and what the windows cut. */
+static void add_mask(Growing *text, const llmc_trainer *t) {
+    const int64_t learnt = llmc_loader_learnt(t->train), cut = llmc_loader_cut(t->train);
+    if (learnt >= 0) growing_add(text, "mask: %lld target%s to learn", (long long)learnt, s_of(learnt));
+    if (cut)
+        growing_add(text,
+                    "; %lld document%s longer than T=%d, and cut: raise T, or leave them out with prepro --max_len",
+                    (long long)cut, cut == 1 ? " is" : "s are", t->T);
+    if (learnt >= 0) growing_add(text, "\n");
+}
+
 /* Nothing if there is no data yet: --plan may run before any is made. */
 static void add_data(Growing *text, const llmc_trainer *t) {
     if (!t->train) return;
@@ -64,6 +75,7 @@ static void add_data(Growing *text, const llmc_trainer *t) {
     growing_add(text, "data: %lld token%s in %d shard%s, %lld window%s of %d%s\n", (long long)tokens, s_of(tokens),
                 shards, s_of(shards), (long long)windows, s_of(windows), t->T,
                 t->num_vals || !t->options.val_every ? "" : "; no validation data");
+    add_mask(text, t);
 }
 
 /* Lists validation data of several names. */

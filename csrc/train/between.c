@@ -19,19 +19,25 @@ static int validate(llmc_trainer *t, ValSet *set) {
     const int64_t batches_in_all = (llmc_loader_windows(set->loader) + t->B - 1) / t->B;
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
-    double sum = 0;
+    double sum = 0, weight = 0; /* each batch weighs 1, and with a loss mask as many as its learnt targets */
+    const int masked = llmc_loader_learnt(set->loader) >= 0;
     TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
     for (int64_t i = 0; i < batches; i++) {
         float loss;
-        if (!t->stop) tell_batch(t, set, i, batches, sum, tell_now() - began);
+        if (!t->stop) tell_batch(t, set, i, batches, weight > 0 ? sum / weight : 0, tell_now() - began);
         if (t->stop) return 0;
         TRY(llmc_loader_next(set->loader, t->inputs, t->targets));
-        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, t->T, &loss);
+        const double n = masked ? (double)step_learnt(t, set->loader, t->B) : 1;
+        const int T = step_shorten(t, set->loader);
+        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, T, &loss);
         if (rc == LLMC_STOPPED) return t->stop = 1, 0;
         TRY(rc);
-        sum += loss;
+        sum += n * loss, weight += n;
     }
-    set->loss = sum / (double)batches;
+    CHECK(weight > 0, LLMC_EINVAL,
+          "none of the %lld batches of a validation has a target that is learnt: raise --val_batches (0: all)",
+          (long long)batches);
+    set->loss = sum / weight;
     return isfinite(set->loss) ? 1 : tell_nonfinite(t, "validation loss", set->loss);
 }
 
@@ -116,9 +122,11 @@ int between_evaluate(llmc_trainer *t) {
 
 /* Writes a sample into the text: 1, or 0 if the run was stopped between two tokens. */
 static int write_sample(llmc_trainer *t, llmc_writer *w) {
-    const char *prompt = t->options.prompt, *piece;
+    char *prompt = texts_prompt(t);
+    const char *piece;
     int64_t size;
-    int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
+    int rc = prompt ? llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1) : LLMC_ENOMEM;
+    free(prompt);
     t->sample_size = 0;
     t->doing = SAMPLING;
     for (int64_t i = 0; rc >= 0 && !t->stop; i++) {

@@ -45,12 +45,6 @@ static int open_data(llmc_trainer *t, const char *data) {
     return LLMC_OK;
 }
 
-/* Refuses a prompt that cannot be encoded now, not only at the first sample. */
-static int check_prompt(const llmc_trainer *t) {
-    const char *prompt = t->options.prompt;
-    return t->tokenizer ? llmc_tokenizer_encode(t->tokenizer, prompt, (int64_t)strlen(prompt), NULL, 0) : LLMC_OK;
-}
-
 /* 6e-4 at 768 channels, as in GPT-3's table of sizes. The rate grows more slowly than the width shrinks, because at C=128 a
  * model with 3.6e-3 learnt to refer back 1,000 to 2,000 steps later than with 2.4e-3 or 1.6e-3. */
 static double usual_lr(int C) { return fmin(6e-3, 6e-4 * pow(768.0 / C, 0.75)); }
@@ -115,7 +109,7 @@ int setup_open(llmc_trainer *t) {
     TRY(sizes_choose_vocabulary(t, data));
     TRY(sizes_check_val_data(t, data));
     TRY(open_data(t, data));
-    TRY(check_prompt(t));
+    TRY(texts_open(t, data));
     TRY(length_settle(t));
     settle_options(&t->options, &t->config);
     if (t->before) settle_options(t->before, &t->config);
@@ -132,8 +126,9 @@ int setup_model(llmc_trainer *t) {
     const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
-    t->losses = malloc((size_t)t->options.grad_accum * sizeof *t->losses);
+    t->losses = malloc(2 * (size_t)t->options.grad_accum * sizeof *t->losses);
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
+    t->shares = t->losses + t->options.grad_accum;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
     if (t->file) TRY(llmc_model_load_from(t->model, t->file));
     else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));

@@ -27,10 +27,10 @@ void tell_micro_step(llmc_trainer *t, int i) {
                      i + 1, length_micro_steps(t)) < 0;
 }
 
-void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, double sum, double seconds) {
+void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, double loss, double seconds) {
     char so_far[96] = "", eta[32];
     tell_clock(i ? seconds / (double)i * (double)(batches - i) : 0, eta, sizeof eta);
-    if (i) snprintf(so_far, sizeof so_far, ", loss %.4f so far, ETA %s", sum / (double)i, eta);
+    if (i) snprintf(so_far, sizeof so_far, ", loss %.4f so far, ETA %s", loss, eta);
     t->stop |= pulse("step %lld: validation%s%s, batch %lld of %lld%s", (long long)t->step, *set->name ? " of " : "",
                      set->name, (long long)i + 1, (long long)batches, so_far) < 0;
 }
@@ -38,6 +38,16 @@ void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, 
 void tell_token(llmc_trainer *t, int64_t i) {
     t->stop |= pulse("step %lld: sample, token %lld of at most %lld", (long long)t->step, (long long)i + 1,
                      (long long)t->options.sample_tokens) < 0;
+}
+
+void tell_nothing_learnt(llmc_trainer *t) {
+    const size_t n = strlen(t->text);
+    if (t->told_nothing++) return;
+    snprintf(
+        t->text + n, TEXT_SIZE - n,
+        "%sstep %lld | every target of its batch is masked, so it learnt nothing: raise --B or --T if this is frequent "
+        "(told once)",
+        n ? "\n" : "", (long long)t->step);
 }
 
 const char *llmc_trainer_stopping(const llmc_trainer *t) {

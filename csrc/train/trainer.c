@@ -61,37 +61,6 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 /* ---- one step ---- */
 
-/* The micro-steps of the present step as a number that counts one smaller than B, the last of --epochs, as its share of B. */
-static double micro_steps(const llmc_trainer *t) { return (double)t->windows / t->B; }
-
-/* The share of B that micro-step i has: 1, but for that last one. */
-static double share(const llmc_trainer *t, int i) { return fmin(1, micro_steps(t) - i); }
-
-/* Computes the gradients of all micro-steps: 1, or 0 if the run was stopped between two of them. */
-static int accumulate(llmc_trainer *t) {
-    const int n = length_micro_steps(t);
-    t->doing = n > 1 ? MICRO_STEPPING : STEPPING;
-    for (int i = 0; i < n; i++) {
-        if (!t->stop) tell_micro_step(t, i);
-        if (i && t->stop) return 0;
-        const int64_t left = t->windows - (int64_t)i * t->B;
-        const float scale = (float)share(t, i) / (float)micro_steps(t);
-        TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, left < t->B ? (int)left : t->B, t->T, scale,
-                                  i > 0, &t->losses[i]));
-    }
-    if (t->yield_gradients) TRY(llmc_model_sync(t->model));
-    TRY(llmc_loader_set_position(t->train, t->position + t->windows)); /* the last batch may have read further */
-    return 1;
-}
-
-/* The mean over the micro-steps, whose losses are there once the model has been waited for. */
-static double mean_loss(const llmc_trainer *t) {
-    double loss = 0;
-    for (int i = 0; i < length_micro_steps(t); i++) loss += (double)t->losses[i] * share(t, i) / micro_steps(t);
-    return loss;
-}
-
 /* Applies the gradients, unless --skip_outliers finds that the loss or their norm is one. Such a step counts, too. */
 static int apply(llmc_trainer *t) {
     const llmc_options *o = &t->options;
@@ -107,7 +76,7 @@ static int update(llmc_trainer *t) {
     TRY(length_rate(t));
     const int rc = llmc_model_grad_norm(t->model, (float)t->options.grad_clip, &norm); /* the one wait of a step */
     if (rc < 0 && rc != LLMC_ENUMERIC) return rc;
-    t->loss = mean_loss(t);
+    t->loss = step_loss(t);
     if (!isfinite(t->loss)) return tell_nonfinite(t, "loss", t->loss);
     if (rc < 0) return tell_nonfinite(t, "gradient", norm);
     t->norm = norm;
@@ -123,7 +92,7 @@ static void measure(llmc_trainer *t, llmc_event *e) {
     const double tokens = (double)t->windows * t->T;
     e->ms = (tell_now() - t->started) * 1e3;
     t->ms = t->ms > 0 ? 0.95 * t->ms + 0.05 * e->ms : e->ms;
-    e->tok_s = tokens / e->ms * 1e3;
+    e->tok_s = (double)t->read / e->ms * 1e3;
     e->eta_s = (double)(t->options.max_steps - t->step) * t->ms * 1e-3;
     if (t->options.batch_ramp_tokens) e->eta_s = (double)(t->all_tokens - t->tokens) / tokens * t->ms * 1e-3;
 }
@@ -160,6 +129,7 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     measure(t, e);
     TRY(write_step(t, e));
     if (t->step % o->log_every == 0 || t->step == 1 || t->step == o->max_steps || t->skipped) TRY(tell_step(t, e));
+    if (!t->learnt && llmc_loader_learnt(t->train) >= 0) tell_nothing_learnt(t);
     return LLMC_STEP;
 }
 
@@ -226,11 +196,11 @@ static int at_accumulate(llmc_trainer *t) {
     if (t->options.overfit_batch) TRY(llmc_loader_set_position(t->train, 0));
     t->position = llmc_loader_position(t->train);
     t->windows = length_windows(t);
-    const int rc = accumulate(t);
+    const int rc = step_accumulate(t);
     if (rc <= 0) return rc < 0 ? rc : drop_step(t);
     t->phase = UPDATE;
     if (!t->yield_gradients) return LLMC_OK;
-    t->loss = mean_loss(t);
+    t->loss = step_loss(t);
     return isfinite(t->loss) ? LLMC_GRADIENTS : tell_nonfinite(t, "loss", t->loss);
 }
 

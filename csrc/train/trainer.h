@@ -68,7 +68,11 @@ struct llmc_trainer {
     double started, ms;    /* when it began; the smoothed time of a step */
     int *inputs, *targets; /* (B, T) */
     float *losses;         /* one for each micro-step */
-    char *text;            /* the text of the last event, in memory for text_capacity bytes, at least TEXT_SIZE */
+    float *shares;         /* behind them: the share that each has of the step's loss */
+    int64_t read;     /* the tokens that the present step reads: windows T, fewer with a loss mask (step_shorten) */
+    int64_t learnt;   /* the targets that the present step learns, if the data has a loss mask */
+    int told_nothing; /* a step that learns nothing has been told of */
+    char *text;       /* the text of the last event, in memory for text_capacity bytes, at least TEXT_SIZE */
     int64_t text_capacity;
     int64_t sample_size; /* the bytes of text, which may hold NULs, if it is a sample; else 0 */
 };
@@ -143,9 +147,9 @@ int resume_note_changes(llmc_trainer *trainer);
 int trainer_announce_plan(llmc_trainer *trainer);
 
 /* ---- tell.c ---- */
-/* Signs of life; whoever hears them may stop the run. sum: the losses of the i batches so far. */
+/* Signs of life; whoever hears them may stop the run. loss: the mean of the i batches so far. */
 void tell_micro_step(llmc_trainer *trainer, int i);
-void tell_batch(llmc_trainer *trainer, const ValSet *set, int64_t i, int64_t batches, double sum, double seconds);
+void tell_batch(llmc_trainer *trainer, const ValSet *set, int64_t i, int64_t batches, double loss, double seconds);
 void tell_token(llmc_trainer *trainer, int64_t i);
 double tell_now(void);                                    /* seconds of a clock that never goes back */
 void tell_clock(double seconds, char *text, size_t size); /* 1:02:03 */
@@ -165,6 +169,24 @@ void tell_nothing_to_do(llmc_trainer *trainer);
 void tell_early(const llmc_trainer *trainer, Growing *text);
 /* Appends to the plan of a resumed run: its step, and each option that has changed. */
 int tell_resume(const llmc_trainer *trainer, Growing *text);
+/* Adds to the text of a step, the first time, that its batch has no target to learn. */
+void tell_nothing_learnt(llmc_trainer *trainer);
+
+/* ---- texts.c ---- */
+/* Checks the prompt, and chooses the template: that of --template, of the data, or of the weights. */
+int texts_open(llmc_trainer *trainer, const char *data);
+/* The text that a sample begins with, as a turn if the run has a template. The caller frees it; NULL: no memory. */
+char *texts_prompt(const llmc_trainer *trainer);
+
+/* ---- step.c ---- */
+/* Computes the gradients of all micro-steps: 1, or 0 if the run was stopped between two of them. */
+int step_accumulate(llmc_trainer *trainer);
+/* The loss of the step, which is there once the model has been waited for. */
+double step_loss(const llmc_trainer *trainer);
+/* Cuts the padding off that all rows of the batch from `loader` have at their ends: the length of the rows (B,T) now. */
+int step_shorten(llmc_trainer *trainer, const llmc_loader *loader);
+/* How many targets in the first `rows` rows of the batch from `loader` are learnt. */
+int64_t step_learnt(const llmc_trainer *trainer, const llmc_loader *loader, int rows);
 
 /* ---- between.c ---- */
 /* True at each multiple of `every`, and at the run's last step. */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/error.h"
 #include "text/vocab.h"
+#include "write/template.h"
 #include "write/writer.h"
 
 struct llmc_chat {
@@ -11,6 +12,7 @@ struct llmc_chat {
     llmc_writer *writer;
     llmc_generation *generation; /* it belongs to the writer */
     int T, dialogue;
+    Template *form; /* turns are written as the model was fine-tuned; NULL: with the names of the speakers */
     int opening;    /* ids before the first turn, which are never forgotten */
     int *starts;    /* (T) where each turn in the context begins */
     int turns;      /* how many there are */
@@ -29,14 +31,6 @@ static int held(const llmc_chat *c) {
 static int check_name(const char *option, const char *name) {
     CHECK(*name && !strpbrk(name, "\r\n"), LLMC_EINVAL, "--%s needs a name of one line", option);
     return LLMC_OK;
-}
-
-static int choose_template(const llmc_options *o) {
-    const char *names[] = {"story", "chat", "auto"}, *asked = o->template;
-    int i = 0;
-    while (i < 3 && strcmp(asked, names[i])) i++;
-    CHECK(i < 3, LLMC_EINVAL, "--template=%.60s is not one of chat, story, auto", asked);
-    return i;
 }
 
 static int stop_at_line_of(llmc_chat *c, const char *name) {
@@ -78,6 +72,28 @@ static int begin_dialogue(llmc_chat *c) {
     return LLMC_OK;
 }
 
+/* Ends answers, and begins the text with the system's, which is left out unless it is given. */
+static int begin_form(llmc_chat *c) {
+    const llmc_options *o = &c->options;
+    const Template *form = c->form;
+    Growing stop = {0}, opening = {0};
+    CHECK(form->system >= 0 || !*o->system, LLMC_EINVAL,
+          "the template of %s has no {system}: leave --system out, or give another --template", o->model);
+    template_add_stop(form, &stop);
+    if (*o->system) template_add_opening(form, &opening, o->system);
+    char *end = growing_end(&stop), *text = growing_end(&opening);
+    int rc = end && text ? llmc_writer_stop_at(c->writer, end, (int64_t)strlen(end)) : LLMC_ENOMEM;
+    writer_end_with(c->writer, form->text + form->answer, form->n - form->answer);
+    if (rc == 0) rc = writer_count(c->writer, text, (int64_t)strlen(text));
+    if (rc >= c->T / 2)
+        rc = llmc_fail(LLMC_EINVAL, "--system has %d tokens, and the context is %d: shorten it", rc, c->T);
+    if (rc >= 0) rc = llmc_writer_prompt(c->writer, text, (int64_t)strlen(text), 0);
+    free(end);
+    free(text);
+    c->opening = held(c);
+    return rc < 0 ? rc : LLMC_OK;
+}
+
 static void describe(llmc_chat *c, const llmc_model *m) {
     const llmc_config *f = llmc_model_config(m);
     char window[32] = "";
@@ -86,23 +102,33 @@ static void describe(llmc_chat *c, const llmc_model *m) {
         c->about, sizeof c->about,
         "%s: L=%d NH=%d C=%d%s, %d tokens of context, %s\n%s\nCtrl-C ends an answer, twice the program; Ctrl-D ends",
         c->options.model, f->L, f->NH, f->C, window, c->T, llmc_model_isa(m),
-        c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
-                    : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
-                      "dialogue)");
+        c->form ? "a dialogue, as in its fine-tuning: write a line, and it is answered (--template=story goes on with "
+                  "it instead)"
+        : c->dialogue ? "a dialogue: write a line, and it is answered (--template=story goes on with it instead)"
+                      : "write how a text begins, and it goes on; an empty line lets it go on (--template=chat: a "
+                        "dialogue)");
 }
 
 static int begin(llmc_chat *c) {
-    TRY(c->dialogue = choose_template(&c->options));
+    const char *line;
+    char *asked = c->options.template;
+    if (!strcmp(asked, "auto") && *writer_template(c->writer)) strcpy(asked, writer_template(c->writer));
+    TRY(c->dialogue = template_kind(asked, &line));
     c->generation = llmc_writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;
     /* auto: a model with a vocabulary as large as GPT-2's has read all kinds of text, and so knows dialogues */
-    if (c->dialogue == 2) c->dialogue = llmc_model_config(m)->V >= GPT2_V;
+    if (c->dialogue == TEMPLATE_AUTO) c->dialogue = llmc_model_config(m)->V >= GPT2_V;
     c->starts = malloc((size_t)c->T * sizeof *c->starts);
     CHECK(c->starts, LLMC_ENOMEM, "no memory for a chat");
     snprintf(c->label[0], sizeof *c->label, "> ");
+    if (c->dialogue == TEMPLATE_TEXT) {
+        c->form = calloc(1, sizeof *c->form);
+        CHECK(c->form, LLMC_ENOMEM, "no memory for a chat");
+        TRY(template_parse(c->form, line));
+    }
     describe(c, m);
-    return c->dialogue ? begin_dialogue(c) : LLMC_OK;
+    return c->form ? begin_form(c) : c->dialogue ? begin_dialogue(c) : LLMC_OK;
 }
 
 int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) {
@@ -118,8 +144,11 @@ int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) 
 
 int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
     llmc_writer *writer;
+    const char *line;
     *out = NULL;
-    TRY(choose_template(options)); /* a wrong template is told before the weights are read */
+    const int kind = template_kind(options->template, &line); /* a wrong one is told before the weights are read */
+    TRY(kind);
+    if (kind == TEMPLATE_TEXT) TRY(template_parse(&(Template){0}, line));
     TRY(llmc_writer_open(&writer, options));
     return chat_new(out, writer, options);
 }
@@ -127,6 +156,7 @@ int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
 void llmc_chat_free(llmc_chat *c) {
     if (!c) return;
     llmc_writer_free(c->writer);
+    free(c->form);
     free(c->starts);
     free(c);
 }
@@ -161,15 +191,44 @@ static int fit_turn(llmc_chat *c, int n) {
 
 /* ---- a turn ---- */
 
-static int say_line(llmc_chat *c, const char *text, int64_t size) {
+/* Adds what stands before and behind the words of a turn, up to the answer. */
+static void frame_turn(const llmc_chat *c, Growing *before, Growing *behind) {
     const llmc_options *o = &c->options;
-    const size_t capacity = (size_t)size + 2 * OPTION_TEXT + 8;
-    char *turn = malloc(capacity);
-    CHECK(turn, LLMC_ENOMEM, "no memory for a turn of %lld bytes", (long long)size);
-    int64_t n = snprintf(turn, capacity, "%s%s: ", c->turns || held(c) > 1 ? "\n" : "", o->user);
-    memcpy(turn + n, text, (size_t)size);
-    n += size;
-    n += snprintf(turn + n, capacity - (size_t)n, "\n%s:", o->bot);
+    if (c->form) {
+        if (c->turns) template_add_end(c->form, before); /* the end of the answer before: the writer stops at it */
+        template_add_before(c->form, before);
+        template_add_between(c->form, behind);
+        return;
+    }
+    growing_add(before, "%s%s: ", c->turns || held(c) > 1 ? "\n" : "", o->user);
+    growing_add(behind, "\n%s:", o->bot);
+}
+
+/* The words between both; the caller frees the text. */
+static char *join(const char *before, const char *words, int64_t size, const char *behind, int64_t *n) {
+    const size_t first = strlen(before), last = strlen(behind);
+    char *turn = malloc(first + (size_t)size + last + 1);
+    if (!turn) return llmc_fail(LLMC_ENOMEM, "no memory for a turn of %lld bytes", (long long)size), NULL;
+    memcpy(turn, before, first);
+    memcpy(turn + first, words, (size_t)size);
+    memcpy(turn + first + (size_t)size, behind, last);
+    return *n = (int64_t)(first + last) + size, turn;
+}
+
+static char *turn_text(const llmc_chat *c, const char *words, int64_t size, int64_t *n) {
+    Growing before = {0}, behind = {0};
+    frame_turn(c, &before, &behind);
+    char *first = growing_end(&before), *last = growing_end(&behind);
+    char *turn = first && last ? join(first, words, size, last, n) : NULL;
+    free(first);
+    free(last);
+    return turn;
+}
+
+static int say_line(llmc_chat *c, const char *text, int64_t size) {
+    int64_t n;
+    char *turn = turn_text(c, text, size, &n);
+    if (!turn) return LLMC_ENOMEM;
     writer_drop_unseen(c->writer);
     int rc = writer_count(c->writer, turn, n);
     if (rc >= 0) rc = fit_turn(c, rc);

@@ -11,6 +11,7 @@
 #include "base/quote.h"
 #include "files/filetokenizer.h"
 #include "files/state.h"
+#include "write/template.h"
 
 #define DEVICE(name, program) ", " #name
 static const char DEVICES[] = "auto"
@@ -121,7 +122,7 @@ static int open_model(const llmc_options *o, const llmc_file *file, llmc_model *
     return llmc_model_compress(*m, o->weights);
 }
 
-int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
+int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t, char line[OPTION_TEXT]) {
     char path[2 * OPTION_TEXT];
     llmc_file *file;
     llmc_config size;
@@ -137,6 +138,7 @@ int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t) {
     TRY(open_file(o, path, &file));
     int rc = open_tokenizer(o, file, t);
     if (rc == 0) rc = open_model(o, file, m);
+    if (rc == 0) rc = template_of_file(file, line);
     llmc_file_free(file);
     return rc;
 }

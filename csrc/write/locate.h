@@ -8,6 +8,7 @@ int locate_check_device(const char *device);
  * (llmc_options_set_model_file). LLMC_EINVAL: the name is one of the hub, and only Python fetches from there. */
 int locate_weight_file(const llmc_options *options, char *path, size_t size);
 /* Makes a model that has memory for one text, and opens its tokenizer: --tokenizer, else the one that belongs to the weights. The
- * caller sets both to NULL before and frees them, even after an error. */
-int locate_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer);
+ * caller sets both to NULL before and frees them, even after an error. line: becomes the template that the file records
+ * (template.h), or "". */
+int locate_open(const llmc_options *options, llmc_model **model, llmc_tokenizer **tokenizer, char line[OPTION_TEXT]);
 #endif

@@ -29,6 +29,9 @@ struct llmc_writer {
     int carried;
     Stop *stops;
     int num_stops;
+    const char *ending; /* see writer_end_with; NULL: none */
+    int64_t ending_size;
+    char template[OPTION_TEXT]; /* see writer_template */
 };
 
 /* ---- life ---- */
@@ -62,9 +65,11 @@ int llmc_writer_open(llmc_writer **out, const llmc_options *o) {
     llmc_model *m = NULL;
     llmc_tokenizer *t = NULL;
     const llmc_sampling how = writer_sampling(o);
+    char line[OPTION_TEXT] = "";
     *out = NULL;
-    int rc = locate_open(o, &m, &t);
+    int rc = locate_open(o, &m, &t, line);
     if (rc == 0) rc = llmc_writer_new(out, m, t, &how, o->sample_tokens);
+    if (rc == 0) strcpy((*out)->template, line);
     if (rc == 0) return (*out)->own_model = m, (*out)->own_tokenizer = t, LLMC_OK;
     llmc_model_free(m);
     llmc_tokenizer_free(t);
@@ -83,6 +88,7 @@ void llmc_writer_free(llmc_writer *w) {
     free(w);
 }
 
+const char *writer_template(const llmc_writer *w) { return w->template; }
 llmc_generation *llmc_writer_generation(llmc_writer *w) { return w->generation; }
 const llmc_model *writer_model(const llmc_writer *w) { return w->model; }
 int llmc_writer_end(const llmc_writer *w) { return w->end; }
@@ -248,9 +254,13 @@ static int write_token(llmc_writer *w) {
     if (id != llmc_tokenizer_eot(w->tokenizer)) return add_token(w, id);
     llmc_generation_ids(w->generation, 0, &held);
     TRY(llmc_generation_cut(w->generation, held - 1, held)); /* EOT is taken back, because the text may go on */
+    if (w->ending && w->size >= w->ending_size &&
+        !memcmp(w->text + w->size - w->ending_size, w->ending, (size_t)w->ending_size))
+        take_back(w, w->ending_size);
     return w->end = LLMC_AT_EOT, LLMC_OK;
 }
 
+void writer_end_with(llmc_writer *w, const char *ending, int64_t size) { w->ending = ending, w->ending_size = size; }
 void writer_finish(llmc_writer *w, int end) { w->end = end; }
 
 /* Drops a character that the end of the text has cut, from the text and from the context. */

@@ -10,8 +10,12 @@ void writer_finish(llmc_writer *writer, int end);
 void writer_restart(llmc_writer *writer);
 /* Drops the bytes that were not handed out, so that the context is the text that somebody has seen. */
 void writer_drop_unseen(llmc_writer *writer);
+/* A text that ends with EOT is rid of this ending before it. A stop string must begin with it; the text outlives the writer. */
+void writer_end_with(llmc_writer *writer, const char *ending, int64_t size);
 /* How many ids a prompt would append, after writer_drop_unseen. */
 int writer_count(const llmc_writer *writer, const char *text, int64_t size);
+/* The template that the weight file records, if llmc_writer_open has opened one; else "". */
+const char *writer_template(const llmc_writer *writer);
 const llmc_model *writer_model(const llmc_writer *writer);
 /* Makes a chat that talks through `writer`. The chat frees the writer, even if it cannot be made. */
 int chat_new(llmc_chat **chat, llmc_writer *writer, const llmc_options *options);

@@ -61,7 +61,7 @@ class Option(NamedTuple):
 HELP_ROWS = ("ABOUT(", "CHAT_ABOUT(", "EXAMPLE(", "CHAT_EXAMPLE(")
 OF_TRAINING = ("OPTION", "CALL", "SHARED", "SHARED_CALL")
 OF_ANY = (*OF_TRAINING, "CHAT")
-OTHER_ROWS = ("GROUP(", "OF_CHAT(", "ALIAS(", "SYNONYM(", *HELP_ROWS)
+OTHER_ROWS = ("GROUP(", "OF_CHAT(", "ALIAS(", "SYNONYM(", "TEMPLATE(", *HELP_ROWS)
 ROW = re.compile(
     r'(OPTION|SHARED|CHAT|CALL|SHARED_CALL)\((\w+), (\w+), ("[^"]*"|[^",]+), ([^",]+), ([^",]+), "([^"]*)"\)'
 )
@@ -104,6 +104,13 @@ def aliases() -> dict[str, str]:
 def synonyms() -> dict[str, str]:
     """A second name of an option in this project -> its name in the table. Every program takes both."""
     return _pairs("SYNONYM")
+
+
+@functools.cache
+def templates() -> dict[str, str]:
+    """The templates that have a name -> their line (pyllmc.text.template)."""
+    found = (re.fullmatch(r'TEMPLATE\((\w+), "(.*)"\)', line) for line in table_lines("options.def"))
+    return {row[1]: row[2].replace("\\\\", "\\") for row in found if row}
 
 
 def own_name(name: str, names: Container[str]) -> str:

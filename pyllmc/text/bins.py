@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllmc.base.errors import BadFile, DataError, SystemFailure, need
 from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
+from pyllmc.text.masks import document_starts, masked_window, read_mask
 from pyllmc.text.raw_tokens import why_no_int32
 
 if TYPE_CHECKING:
@@ -334,8 +335,14 @@ class Loader:
         self.position = position
         self.vocab_size = vocab_size
         self._shards = [inspect_shard(p) for p in self.paths]
-        self._starts = [window_starts(read_shard(p), T, eot) for p in self.paths]
-        self._ends = list(accumulate(map(len, self._starts)))  # windows in shards 0..s
+        self._masks = [read_mask(p, info.ntok) for p, info in zip(self.paths, self._shards)]
+        self._starts = [
+            window_starts(read_shard(p), T, eot) if m is None else document_starts(read_shard(p), T, eot)
+            for p, m in zip(self.paths, self._masks)
+        ]
+        self.masked = any(m is not None for m in self._masks)
+        lengths = [len(s) - (m is not None) for s, m in zip(self._starts, self._masks)]
+        self._ends = list(accumulate(lengths))  # windows in shards 0..s
         if not self.windows:
             longest = max((info.ntok for info in self._shards), default=0)
             raise DataError(
@@ -349,24 +356,27 @@ class Loader:
         return self._ends[-1] if self._ends else 0
 
     def next(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """The next batch: (inputs, targets), both int32 (B, T). Targets are the inputs one token later."""
+        """The next batch: (inputs, targets), both int32 (B, T). Targets are the inputs one token later; -1: masked."""
         numpy = need("numpy", "loading batches")
         first = self.position + self.rank * self.B
-        batch = numpy.stack([self._window(p) for p in range(first, first + self.B)])
+        windows = [self._window(p) for p in range(first, first + self.B)]
         self.position += self.world * self.B
-        return batch[:, :-1].copy(), batch[:, 1:].copy()
+        return numpy.stack([x for x, _ in windows]), numpy.stack([y for _, y in windows])
 
-    def _window(self, p: int) -> Any:
-        """Window number p of the stream: int32 (T+1,)."""
+    def _window(self, p: int) -> tuple[Any, Any]:
+        """Window number p of the stream: inputs and targets, int32 (T,) each."""
         epoch, i = divmod(p, self.windows)
         w = permute(i, self.windows, self.seed, epoch) if self.shuffle else i
         s = bisect.bisect_right(self._ends, w)
-        start = self._starts[s][w - (self._ends[s - 1] if s else 0)]
-        ids = read_ids(self.paths[s], self._shards[s], start, self.T + 1)
+        i, info, learnt = w - (self._ends[s - 1] if s else 0), self._shards[s], self._masks[s]
+        start = self._starts[s][i]
+        ids = read_ids(self.paths[s], info, start, min(self.T + 1, info.ntok - start))
         limit = 2**31 if self.vocab_size is None else self.vocab_size
         if ids.max() >= limit or ids.min() < 0:
             self._reject(s, start, ids, limit)
-        return ids.astype("int32")
+        if learnt is not None:
+            return masked_window(ids, learnt, start, self._starts[s][i + 1], self.T)
+        return ids[:-1].astype("int32"), ids[1:].astype("int32")
 
     def _reject(self, s: int, start: int, ids: Any, limit: int) -> None:
         k = int(((ids >= limit) | (ids < 0)).argmax())

@@ -43,6 +43,7 @@ class How:
     encoding: str = ""  # "": UTF-8, unless a byte order mark says another
     keep_line_ends: bool = False
     skipped: int = 0
+    pairs: bool = False  # records are read whole, because they hold prompts and answers
 
 
 # ---------------------------------------------------------------------------------------------------------

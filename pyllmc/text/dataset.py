@@ -4,6 +4,11 @@
     tokenizer.bin                                 decodes them and encodes prompts (tokenizer.py)
     meta.json                                     vocabulary, counts, source, sha256 of each file
 
+and, if it is made of prompts and answers (pairs.py), with the tokens that are learnt:
+
+    train_000000.bin.mask ...                     loss masks (masks.py)
+    template.txt                                  how a turn and its answer became text (template.py)
+
 EOT stands BEFORE each document, as in llm.c, so a stream starts with EOT. Documents are read as a stream
 and encoded in chunks by any number of processes, in order. The bytes written depend neither on that number
 nor on the time or the place. The directory appears whole or not at all. A killed process leaves at most a
@@ -20,24 +25,20 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.base.errors import DataError
-from pyllmc.base.files import atomic_directory, flush_to_disk, sha256_of, writing
+from pyllmc.base.files import atomic_directory, writing
 from pyllmc.base.workers import in_order
-from pyllmc.text.bins import MAX_SHARD_TOKENS, ShardWriter, format_for
+from pyllmc.text.bins import MAX_SHARD_TOKENS, format_for
+from pyllmc.text.dataset_folder import SPLITS, UNDECIDED, Chunk, DatasetWriter, check_out
+from pyllmc.text.masks import Marked
 from pyllmc.text.tokenizer import Tokenizer, check_characters
 from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 
-META = "meta.json"
-TOKENIZER = "tokenizer.bin"
-SPLITS = ("train", "val")
-UNDECIDED = ""  # the split of a document while val_tokens decides token by token
 CHUNK_CHARACTERS = 1 << 20  # characters that a process gets at a time
-MAX_SHARDS = 10**6  # a shard's name has six digits, so that names sort in order
 DEFAULT_VAL_FRACTION = 0.01
 DEFAULT_SHARD_TOKENS = 100_000_000
 
@@ -73,6 +74,8 @@ def write_dataset(
     eot: bool = True,
     max_vocab: int = DEFAULT_MAX_VOCAB,
     overwrite: bool = False,
+    template: str | None = None,
+    max_len: int = 0,
 ) -> dict[str, Any]:
     """Write a data set to `out` and return its metadata.
 
@@ -85,12 +88,16 @@ def write_dataset(
     workers: processes; with more than one, call it below `if __name__ == "__main__":`.
     eot: whether EOT precedes each document.
     overwrite: replace the data set at `out`. A folder that holds any other file is never replaced.
+    template: how turns became text, for documents that are masks.Marked; their masks are written, too. max_len: those
+    with more tokens, their EOT included, are left out; 0: none is.
     Raises DataError: no documents, a bad argument, an unknown character, a full disk, `out` exists.
     """
     out = os.path.realpath(os.fspath(out))
+    if template is not None and val_tokens is not None:
+        raise DataError("val_tokens would cut a prompt from its answer: give val_fraction instead")
     split = _choose_split(val_fraction, val_tokens, val_documents)
     _check_counts(shard_tokens=shard_tokens, workers=workers)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     report = progress or (lambda state: None)
     with ExitStack() as stack:
         fixed = isinstance(tokenizer, Tokenizer) or tokenizer in FIXED
@@ -101,10 +108,14 @@ def write_dataset(
             tokenizer = train(tokenizer, texts, max_vocab, learning.alive)
         if eot and tokenizer.eot < 0:
             raise DataError("the tokenizer has no EOT to separate documents with: pass eot=False")
-        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
-        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0)
+        directory = stack.enter_context(atomic_directory(out, lambda: check_out(out, overwrite)))
+        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0, template)
         stack.callback(writer.abandon)
-        encoded = in_order(partial(_encode_chunk, tokenizer, eot), _chunks(split(_texts(again()))), workers)
+        encoded = in_order(
+            partial(_encode_chunk, tokenizer, eot, template is not None, max_len),
+            _chunks(split(_texts(again()))),
+            workers,
+        )
         for chunk in stack.enter_context(closing(encoded)):
             writer.append(chunk)
             report(Progress("encode", writer.documents, writer.characters, sum(writer.tokens.values())))
@@ -116,10 +127,10 @@ def write_encoded(
 ) -> dict[str, Any]:  # fmt: skip
     """Write a data set of ids that exist already. The rest is as in write_dataset."""
     out = os.path.realpath(out)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     with ExitStack() as stack:
-        directory = stack.enter_context(atomic_directory(out, lambda: _check_out(out, overwrite)))
-        writer = _DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
+        directory = stack.enter_context(atomic_directory(out, lambda: check_out(out, overwrite)))
+        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
         stack.callback(writer.abandon)
         for chunk in chunks:
             writer.append(chunk)
@@ -181,7 +192,9 @@ def _repeatable(
     stack.callback(_close, spool)
     for item in _texts(documents):
         with writing(tempfile.gettempdir()):
-            spool.write(json.dumps(item).encode("ascii") + b"\n")
+            split, text = item
+            held = (split, text.parts if isinstance(text, Marked) else text)
+            spool.write(json.dumps(held).encode("ascii") + b"\n")
     return lambda: _spooled(spool)
 
 
@@ -194,7 +207,8 @@ def _spooled(spool: BinaryIO) -> Iterator[Document]:
     with writing(tempfile.gettempdir()):  # seeking writes what is still buffered
         spool.seek(0)
     for line in spool:
-        yield tuple(json.loads(line))
+        split, text = json.loads(line)
+        yield split, Marked.of(text) if isinstance(text, list) else text
 
 
 def _choose_split(
@@ -225,7 +239,9 @@ def _split_by_number(texts: Texts, is_val: Callable[[int], bool]) -> Iterator[tu
 def _split_by_fraction(texts: Texts, share: float) -> Iterator[tuple[str, str]]:
     it = iter(texts)
     first = list(islice(it, 2))
-    if len(first) == 1 and share and first[0][0] == UNDECIDED:  # one document: cut it
+    if len(first) == 1 and share and first[0][0] == UNDECIDED:  # one document: cut it, unless it is one pair
+        if isinstance(first[0][1], Marked):
+            return iter([("train", first[0][1])])
         text = first[0][1]
         cut = int(len(text) * (1 - share))
         return iter([part for part in (("train", text[:cut]), ("val", text[cut:])) if part[1]])
@@ -250,143 +266,28 @@ def _chunks(texts: Texts) -> Iterator[list[tuple[str, str]]]:
 # encoding
 
 
-@dataclass
-class Chunk:
-    """Encoded documents: their ids by split, in order."""
-
-    documents: int = 0
-    characters: int = 0
-    ids: dict[str, array[int]] = field(default_factory=dict)
-
-
-def _encode_chunk(tokenizer: Tokenizer, eot: bool, texts: list[tuple[str, str]]) -> Chunk:
+def _encode_chunk(
+    tokenizer: Tokenizer, eot: bool, masked: bool, max_len: int, texts: list[tuple[str, str]]
+) -> Chunk:
     typecode = format_for(tokenizer.vocab_size).typecode
-    chunk = Chunk(len(texts), sum(len(text) for _, text in texts))
+    chunk = Chunk()
     for split, text in texts:
-        ids = chunk.ids.setdefault(split, array(typecode))
+        found, learnt = array(typecode), bytearray()
         if eot:
-            ids.append(tokenizer.eot)
-        ids.extend(tokenizer.encode(text))
+            found.append(tokenizer.eot)
+            learnt.append(1)  # it ends the answer before it
+        for part, learn in text.parts if isinstance(text, Marked) else ((text, True),):
+            ids = tokenizer.encode(part)
+            found.extend(ids)
+            if masked:
+                learnt.extend(bytes([learn]) * len(ids))
+        chunk.longest = max(chunk.longest, len(found))
+        if max_len and len(found) > max_len:
+            chunk.too_long += 1
+            continue
+        chunk.documents += 1
+        chunk.characters += len(text)
+        chunk.ids.setdefault(split, array(typecode)).extend(found)
+        if masked:
+            chunk.learnt.setdefault(split, bytearray()).extend(learnt)
     return chunk
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the directory
-
-
-def _files_of(path: str) -> set[str]:
-    """The names of the files of the data set in the folder `path`; none if it holds no data set."""
-    try:
-        with open(os.path.join(path, META), "rb") as f:
-            meta = json.load(f)
-        return {META, *(part["file"] for part in [meta["tokenizer"], *meta["shards"]])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return set()
-
-
-def _check_out(out: str, overwrite: bool) -> None:
-    if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
-        return
-    own = _files_of(out)
-    if not own:
-        raise DataError(f"{out} exists and is not a data set: choose another output place")
-    if not overwrite:
-        raise DataError(
-            f"{out} is a data set already: choose another output place, or replace it with --overwrite "
-            "(overwrite=True)"
-        )
-    foreign = sorted(set(os.listdir(out)) - own)
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
-        raise DataError(
-            f"{out} holds {foreign[0]}{more}, which is not of the data set: move it elsewhere, or choose another "
-            "output place"
-        )
-
-
-class _DatasetWriter:
-    """A writer that cuts the stream of each split into shards of shard_tokens, and writes the files beside them."""
-
-    def __init__(self, directory: str, out: str, tokenizer: Tokenizer, shard_tokens: int, val_tokens: int):
-        self.directory, self.out, self.tokenizer = directory, out, tokenizer
-        self.shard_tokens, self.val_tokens = shard_tokens, val_tokens
-        self.documents = self.characters = 0
-        self.tokens = dict.fromkeys(SPLITS, 0)
-        self.shards: list[dict[str, Any]] = []
-        self._open: dict[str, ShardWriter] = {}
-        self._count = dict.fromkeys(SPLITS, 0)
-
-    def append(self, chunk: Chunk) -> None:
-        self.documents += chunk.documents
-        self.characters += chunk.characters
-        for split, ids in chunk.ids.items():
-            if split == UNDECIDED:
-                to_val = max(0, self.val_tokens - self.tokens["val"])
-                self._append("val", ids[:to_val])
-                self._append("train", ids[to_val:])
-            else:
-                self._append(split, ids)
-
-    def _append(self, split: str, ids: array[int]) -> None:
-        at = 0
-        while at < len(ids):
-            writer = self._open.get(split) or self._start_shard(split)
-            part = ids[at : at + self.shard_tokens - writer.ntok]
-            writer.append(part)
-            at += len(part)
-            if writer.ntok == self.shard_tokens:
-                self._close_shard(split)
-        self.tokens[split] += len(ids)
-
-    def _start_shard(self, split: str) -> ShardWriter:
-        number = self._count[split]
-        if number >= MAX_SHARDS:
-            raise DataError(f"more than {MAX_SHARDS} shards: raise shard_tokens from {self.shard_tokens}")
-        self._count[split] += 1
-        path, shown = (os.path.join(d, f"{split}_{number:06d}.bin") for d in (self.directory, self.out))
-        self._open[split] = ShardWriter(path, self.tokenizer.vocab_size, shown)
-        return self._open[split]
-
-    def _close_shard(self, split: str) -> None:
-        writer = self._open[split]
-        writer.close()
-        del self._open[split]
-        self.shards.append({"tokens": writer.ntok, **self._file(os.path.basename(writer.path))})
-
-    def _file(self, name: str) -> dict[str, str]:
-        return {"file": name, "sha256": sha256_of(os.path.join(self.directory, name))}
-
-    def abandon(self) -> None:
-        for writer in self._open.values():
-            writer.abandon()
-
-    def finish(self, source: str, eot: bool) -> dict[str, Any]:
-        """Close the shards, write tokenizer.bin and meta.json. Return the content of meta.json."""
-        if not self.documents:
-            raise DataError("no documents: the input is empty")
-        if not self.tokens["train"]:
-            raise DataError(f"all {self.tokens['val']} tokens are validation: lower its part or add text")
-        for split in list(self._open):
-            self._close_shard(split)
-        self.tokenizer.save(os.path.join(self.directory, TOKENIZER))
-        meta = self._meta(source, eot)
-        path = os.path.join(self.directory, META)
-        with writing(path), open(path, "wb") as f:
-            f.write(json.dumps(meta, indent=1).encode("ascii") + b"\n")
-            flush_to_disk(f)
-        return meta
-
-    def _meta(self, source: str, eot: bool) -> dict[str, Any]:
-        names = {"name": self.tokenizer.name, "kind": self.tokenizer.kind}
-        return {
-            "vocab_size": self.tokenizer.vocab_size,
-            "tokenizer": {**names, **self._file(TOKENIZER)},
-            "eot": self.tokenizer.eot,
-            "eot_before_documents": eot,
-            "token_format": format_for(self.tokenizer.vocab_size).name,
-            "source": source,
-            "documents": self.documents,
-            "characters": self.characters,
-            "tokens": self.tokens,
-            "shards": sorted(self.shards, key=lambda shard: str(shard["file"])),
-        }

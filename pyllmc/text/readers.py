@@ -161,7 +161,8 @@ def _json_lines(source: Source, how: How) -> Iterator[tuple[str, Any]]:
                     remedy = "is it one JSON text of many lines? Then --format json reads it"
                 raise BadFile(f"{source.name}:{number}: not a JSON line: {why}: {remedy}") from e
             if isinstance(record, list):
-                wanted = f"an object with a field {how.field!r} was expected, not a list"
+                what = "a prompt and an answer" if how.pairs else f"a field {how.field!r}"
+                wanted = f"an object with {what} was expected, not a list"
                 remedy = "give --format json if the file is one list of records"
                 raise DataError(f"{source.name}:{number}: {wanted}: {remedy}")
             yield f"{source.name}:{number}", record
@@ -179,6 +180,10 @@ def _parsed(text: str) -> Any:
 
 def read_json(source: Source, how: How) -> Iterator[str]:
     """The texts of an array of records or texts, of a record, of an object with one list of records, or of JSON lines."""
+    return _texts(_json_records(source, how), how)
+
+
+def _json_records(source: Source, how: How) -> Iterator[tuple[str, Any]]:
     text = "".join(read_blocks(source, how))
     if not text.strip():
         return
@@ -186,16 +191,19 @@ def read_json(source: Source, how: How) -> Iterator[str]:
         whole = _parsed(text)
     except json.JSONDecodeError as e:
         if e.msg == "Extra data":  # several values in a row: JSON lines
-            yield from read_jsonl(source, how)
+            yield from _json_lines(source, how)
             return
         raise BadFile(f"{source.name}:{e.lineno}: not JSON: {e.msg} (column {e.colno}): mend it there") from e
     except (ValueError, RecursionError) as e:
         raise BadFile(f"{source.name}: not JSON: {e}") from e
     records = whole if isinstance(whole, list) else [whole]
-    if isinstance(whole, dict) and _value(whole, how.field) is ABSENT:
+    is_talk = (
+        how.pairs and isinstance(whole, dict) and not whole.keys().isdisjoint(("messages", "conversations"))
+    )
+    if isinstance(whole, dict) and not is_talk and _value(whole, how.field) is ABSENT:
         lists = [value for value in whole.values() if isinstance(value, list)]
         records = lists[0] if len(lists) == 1 else records
-    yield from _texts(((f"{source.name}: record {i}", r) for i, r in enumerate(records, 1)), how)
+    yield from ((f"{source.name}: record {i}", r) for i, r in enumerate(records, 1))
 
 
 def read_csv(source: Source, how: How) -> Iterator[str]:
@@ -225,7 +233,7 @@ def _rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
             begun = rows.line_num
     except csv.Error as e:
         raise BadFile(f"{source.name}:{above + begun + 1}: {_why_no_row(source, e)}") from e
-    if names and how.field not in names:  # there was no row that could raise NoField
+    if names and how.field not in names and not how.pairs:  # there was no row that could raise NoField
         shown = ", ".join(names[:NAMES_SHOWN])
         raise NoField(f"{source.name}: no column {how.field!r} (it has {shown}): name it with --field")
 
@@ -268,16 +276,18 @@ def _parquet_rows(source: Source, how: How) -> Iterator[tuple[str, Any]]:
         with reading(source.name), parquet.ParquetFile(source.path) as f:
             names = f.schema_arrow.names
             root = how.field if how.field in names else how.field.split(".")[0]
-            if root not in names:
+            if root not in names and not how.pairs:
                 shown = ", ".join(names[:NAMES_SHOWN])
                 raise NoField(
                     f"{source.name}: no column {how.field!r} (it has {shown}): name it with --field"
                 )
-            for batch in f.iter_batches(columns=[root], batch_size=1024):
-                for value in batch.column(0):
+            for batch in f.iter_batches(columns=None if how.pairs else [root], batch_size=1024):
+                for row in batch.to_pylist():
                     number += 1
-                    found = value.as_py()
-                    yield f"{source.name}: row {number}", {root: _of_bytes(found)}
+                    yield (
+                        f"{source.name}: row {number}",
+                        {name: _of_bytes(value) for name, value in row.items()},
+                    )
     except UnicodeDecodeError as e:
         where = f"{source.name}: row {number}: byte {e.start} of the text"
         raise BadFile(f"{where} is no UTF-8: write the file again as UTF-8") from e
@@ -313,4 +323,14 @@ READERS: dict[str, Callable[[Source, How], Iterator[str]]] = {
     ".tsv": read_csv,
     ".parquet": read_parquet,
     ".ipynb": read_ipynb,
+}
+
+# kind of file -> (where, record) of each record, for those that hold records
+RECORDS: dict[str, Callable[[Source, How], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_records,
+    ".csv": _rows,
+    ".tsv": _rows,
+    ".parquet": _parquet_rows,
 }

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from pyllmc.base.errors import BadFile, DataError, need
 from pyllmc.base.files import reading
 from pyllmc.text.bins import HEADERED, RAW, UINT16, ShardInfo, format_for, inspect_shard, read_ids
-from pyllmc.text.dataset import DEFAULT_VAL_FRACTION, SPLITS, TOKENIZER, Chunk, write_encoded
+from pyllmc.text.dataset import DEFAULT_VAL_FRACTION, write_encoded
+from pyllmc.text.dataset_folder import SPLITS, TOKENIZER, Chunk
 from pyllmc.text.foreign_tokenizer import META
 from pyllmc.text.raw_tokens import what_holds
 from pyllmc.text.tokenizer import Tokenizer

@@ -108,6 +108,7 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
         **{"data": longest(data), "val_data": longest(data), "tokenizer": longest(data / "tokenizer.bin")},
         **{"model": longest(tmp_path / "first"), "out": longest(tmp_path / "run")},
         **{"config": longest(tmp_path / "empty.txt"), "prompt": ("the cat " * 128)[:1023]},
+        **{"template": "{prompt}" + ("the cat " * 128)[: 1023 - 17] + "{answer}."},
         **{
             "n_layer": "1",
             "n_head": "3",
@@ -132,7 +133,7 @@ def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
     values, run = longest_values(data, tmp_path), tmp_path / "run"
     strings = {name for name, option in as_text.options().items() if option.type == "STRING"}
     assert strings - values.keys() == {"resume", "device", "precision", "schedule"}
-    assert sum(len(value) == 1023 for value in values.values()) == 7
+    assert sum(len(value) == 1023 for value in values.values()) == 8
     train(**values)
     saved = read_section(lib, str(run / "last.ckpt").encode(), b"OPTIONS ").decode()
     recorded = dict(line.split("=", 1) for line in saved.splitlines())

@@ -1,0 +1,72 @@
+"""Fine-tuning on questions and answers, from the data to the chat.
+
+    python examples/finetune_chat.py                          # from fresh weights of the demo's size
+    python examples/finetune_chat.py --model runs/demo        # from the demo, which ./train_gpt2 --out=runs/demo trains
+    python examples/finetune_chat.py --pairs my_pairs.jsonl   # your own: docs/finetune.md shows the forms
+
+The questions are about the figures of the stories: what Mia is, where Leo lives. The exam asks them in words that the
+training has not seen.
+"""
+
+# %%
+import argparse
+import json
+import random
+from pathlib import Path
+
+import pyllmc
+from pyllmc import prepro
+from pyllmc.stories import questions
+
+parser = argparse.ArgumentParser(description="Fine-tune a model on prompts and answers, and talk with it.")
+parser.add_argument("--model", default="demo", help="a size, a run folder or a weight file [%(default)s]")
+parser.add_argument("--pairs", help="a .jsonl of prompts and answers [questions about the stories' figures]")
+parser.add_argument("--steps", type=int, default=800, help="optimizer steps [%(default)s]")
+parser.add_argument("--lr", type=float, default=1e-3, help="learning rate [%(default)s]")
+parser.add_argument("--run", default="runs/finetune_chat", help="folder for data and model [%(default)s]")
+args = parser.parse_args()
+
+# %% The pairs: one JSON object a line, with a prompt and its completion; or with the messages of a talk of several turns.
+run = Path(args.run)
+run.mkdir(parents=True, exist_ok=True)
+train, held_out = questions.pairs()
+if args.pairs is None:
+    args.pairs = run / "pairs.jsonl"
+    lines = [json.dumps({"prompt": question, "completion": answer}) for question, answer in train]
+    dice = random.Random(1)
+    for _ in range(len(train) // 2):
+        turns = [(("user", question), ("assistant", answer)) for question, answer in dice.sample(train, 3)]
+        messages = [{"role": role, "content": text} for turn in turns for role, text in turn]
+        lines.append(json.dumps({"messages": messages}))
+    args.pairs.write_text("\n".join(lines), encoding="utf-8")
+    print(f"{len(lines)} records, such as", lines[0], "and", lines[-1], sep="\n")
+
+# %% The data set: tokens, and beside them which of them are learnt (the answers). A model that exists has its tokenizer.
+data, tuned = run / "data", run / "model"
+tokenizer = args.model if Path(args.model).exists() else "word"
+command = [str(args.pairs), "--tokenizer", tokenizer, "--val_fraction", "0.1", "--workers", "1"]
+if prepro.main([*command, "--out", str(data), "--overwrite"]):
+    raise SystemExit("the pairs could not be read: see above")
+
+# %% The fine-tuning
+trainer = pyllmc.Trainer(
+    data=data, model=args.model, B=8, max_steps=args.steps, lr=args.lr, weight_decay=0.01, val_every=max(1, args.steps // 4),
+    val_batches=0, sample_every=0, log_every=max(1, args.steps // 10), out=tuned, overwrite=True,
+)  # fmt: skip
+for event in trainer:
+    if event.text:
+        print(event.text, end="" if event.text.endswith("\n") else "\n")
+
+# %% A talk: the chat knows from the checkpoint how turns are written. `python -m pyllmc.chat runs/finetune_chat/model`.
+chat = pyllmc.Chat(tuned / "last.ckpt", temperature=0, sample_tokens=30)
+for question in ("Where does Mia live?", "What does Leo play with?", "And what is Mia?"):
+    print(">", question, "\n ", "".join(chat.say(question)))
+
+
+# %% The exam
+def answer_to(question: str) -> str:
+    return "".join(pyllmc.Chat(tuned / "last.ckpt", temperature=0, sample_tokens=30).say(question))
+
+
+for name, asked in (("seen in training", train[: len(held_out)]), ("in words not seen", held_out)):
+    print(f"{questions.share_right(answer_to, asked):.0%} right of {len(asked)} questions {name}")
