@@ -109,6 +109,12 @@ def test_micro_steps_weigh_by_their_targets(uneven):
     assert max(counts) > 1.3 * min(counts)  # a mean of means would be another number
 
 
+@pytest.mark.skipif(not (ROOT / "pyllmc/lib/libpyllmc_emu_fp32.so").exists(), reason="make emu builds it")
+def test_the_cuda_kernels_do_the_same(uneven):
+    how = {"data": uneven, "B": 2, "grad_accum": 2, "max_steps": 2, "precision": "fp32"}
+    assert np.allclose(losses(**how), losses(**how, device="emu"), rtol=1e-4)
+
+
 def test_a_validation_weighs_by_targets(uneven):
     how = {"data": uneven, "val_every": 1, "val_batches": 0, "max_steps": 0, "out": ""}
     found = [next(event.val_loss for event in run(B=B, **how) if event.kind == "eval") for B in (1, 2, 4, 8)]
