@@ -262,9 +262,10 @@ int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int
                         int *out, int eot);
 
 /* ---- checkpoints and other files of weights (csrc/files/) ---- */
-/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3), then sections {char tag[8]; int64 size;
- * payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's, of all bytes before). options,
- * state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line step= gets the model's.
+/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3; 103 if that cannot say the model), then
+ * sections {char tag[8]; int64 size; payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's,
+ * of all bytes before). options, state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line
+ * step= gets the model's.
  * The old file stays until the new one is whole and on the disk. Refuses what is not finite. */
 int llmc_checkpoint_save(llmc_model *model, const char *path, const char *options, const char *state,
                          const void *tokenizer, int64_t tokenizer_size, int with_moments);
