@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyllmc.base.checkout import PACKAGE
-from pyllmc.base.checks import as_int, as_text
+from pyllmc.base.checks import as_flag, as_int, as_text
 from pyllmc.base.errors import InvalidArgument
 
 VOCAB_MULTIPLE = 128  # V is padded to a multiple of this, so that every row of the logits is aligned
@@ -77,6 +77,7 @@ class GPTConfig:
     pattern: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "untied", as_flag("untied", self.untied))
         for name in (field.name for field in fields(self) if field.type == "int"):
             value = getattr(self, name)
             if isinstance(value, bool):
@@ -101,9 +102,6 @@ class GPTConfig:
                 f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
             )
         object.__setattr__(self, "pattern", self._pattern())
-        if as_int("untied", self.untied) not in (0, 1):
-            raise InvalidArgument(f"untied={self.untied} is not 0 or 1")
-        object.__setattr__(self, "untied", bool(self.untied))
 
     def _pattern(self) -> str:
         """The checked pattern, as short as it can be said."""
