@@ -139,8 +139,9 @@ def test_no_activation_is_read_before_it_is_written(isa):
     test_model.test_no_activation_is_read_before_it_is_written(isa)
 
 
-def test_the_padding_of_the_vocabulary_stays_zero(isa):
-    test_model.test_the_padding_of_the_vocabulary_stays_zero(isa)
+@pytest.mark.parametrize("tensor", ["wte", "lmheadw"])
+def test_the_padding_of_the_vocabulary_stays_zero(isa, tensor):
+    test_model.test_the_padding_of_the_vocabulary_stays_zero(isa, "untied", tensor)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
