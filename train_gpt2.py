@@ -41,6 +41,7 @@ from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
 from pyllmc.engine.checkpoint import OWN_VERSION, checkpoint_of, parse_header
+from pyllmc.parity.dropout import Dropouts
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
 from pyllmc.tables.layout import GPTConfig
@@ -56,20 +57,24 @@ Tensor = torch.Tensor
 class CausalSelfAttention(nn.Module):
     """Each position attends to itself and to those before it; with window > 0, to the last `window` positions only."""
 
-    def __init__(self, config: GPTConfig, window: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.n_head, self.window = config.n_head, window
+        self.n_head, self.layer, self.window = config.n_head, layer, config.window_of(layer)
         # query, key and value of all heads in one product
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dropouts: Dropouts) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, 3C)
         q, k, v = (
             y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, dim=2)
         )  # (B, NH, T, hs)
-        if 0 < self.window < T:
+        if dropouts.attn:  # written out, because PyTorch's own would draw the mask itself
+            hidden = ~visible(T, self.window, x.device)
+            scores = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])).masked_fill(hidden, -math.inf)
+            y = dropouts.drop(torch.softmax(scores, -1), "attention", self.layer) @ v
+        elif 0 < self.window < T:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(T, self.window, x.device))
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -97,13 +102,13 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd)
-        self.attn = CausalSelfAttention(config, config.window_of(layer))
+        self.layer, self.attn = layer, CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: Tensor, dropouts: Dropouts) -> Tensor:
+        x = x + dropouts.drop(self.attn(self.ln_1(x), dropouts), "attproj", self.layer)
+        return x + dropouts.drop(self.mlp(self.ln_2(x)), "fcproj", self.layer)
 
 
 class GPT(nn.Module):
@@ -111,7 +116,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, seed: int | None = None, init_std: float = 0.0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dropouts = config, Dropouts()  # of the next pass; none
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -130,8 +135,9 @@ class GPT(nn.Module):
         _, T = idx.shape
         h: Any = self.transformer
         x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
+        x = self.dropouts.drop(x, "embedding")
         for block in h["h"]:
-            x = block(x)
+            x = block(x, self.dropouts)
         head = self.lm_head if self.config.untied else h["wte"]  # a tied head shares the embedding's weight
         logits = F.linear(h["ln_f"](x), head.weight)
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
@@ -474,6 +480,25 @@ def val_sets(text: str) -> dict[str, str]:
 
 
 MOST_VALS = 8
+
+
+def settle_dropout(o: argparse.Namespace) -> Dropouts:
+    """Chooses the probabilities as options_settle_dropout in csrc/options/options.c does."""
+
+    def weight(name: str) -> int:  # an option of the call outweighs one of its --config
+        return 2 if name in getattr(o, "called", ()) else 1 if name in getattr(o, "given", ()) else 0
+
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        if weight("dropout") > weight(name):
+            setattr(o, name, o.dropout)
+    return Dropouts(o.embd_pdrop, o.attn_pdrop, o.resid_pdrop, o.seed)
+
+
+def told_dropout(d: Dropouts) -> str:
+    any_is = d.embd or d.attn or d.resid
+    return f"; dropout of embeddings {d.embd:g}, attention {d.attn:g}, residual {d.resid:g}" if any_is else ""
+
+
 LONG_STEP = 500  # ms; shorter steps need no signs of life inside them
 
 
@@ -513,9 +538,10 @@ class Trainer:
             raise ValueError(
                 "--patience counts validations, and there are none: give --val_data and --val_every"
             )
+        self.dropouts = settle_dropout(o)
         rate = settle_rate(o, c.n_embd)
         self.course = Course(o, self.data.windows, o.B, T)
-        print(f"{rate}, {self.course.told()}", flush=True)
+        print(f"{rate}, {self.course.told()}{told_dropout(self.dropouts)}", flush=True)
         self.optimizer = self.model.optimizer(o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.tokens, self.windows = 0, 0, 0  # windows: those of the present step
         self.best, self.best_step, self.stale, self.early = math.inf, 0, 0, False
@@ -534,7 +560,7 @@ class Trainer:
         return [torch.from_numpy(ids).long().to(self.device) for ids in loader.next()]
 
     def loss(self, loader: Loader, most: int | None = None) -> Tensor:
-        """The mean loss of the next batch, or of its first windows."""
+        """The mean loss of the next batch, or of its first windows, with the dropout of the model's next pass."""
         return self.counted(loader, most)[0]
 
     def counted(self, loader: Loader, most: int | None = None) -> tuple[Tensor, int]:
@@ -590,7 +616,9 @@ class Trainer:
             if not 0 < self.ms < LONG_STEP:
                 live.show(f"step {self.step + 1}/{o.max_steps}: micro-step {i + 1} of {n}")
             b = min(o.B, self.windows - i * o.B)
+            self.model.dropouts = self.dropouts._replace(step=self.step, micro_step=i)
             loss = self.loss(data, b)
+            self.model.dropouts = Dropouts()
             (loss * share).backward()
             mean += loss.item() * share
         data.position = first + self.windows  # the last batch may have read further

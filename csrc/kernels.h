@@ -47,6 +47,28 @@ typedef struct AdamW {
     float rate, unbias, eps, decay;   /* lr / (1 - b1^t), 1 / sqrt(1 - b2^t), eps, lr times the weight decay */
 } AdamW;
 
+/* Dropout (Srivastava et al. 2014) of a matrix: each element becomes 0 with probability p, or is multiplied by `scale`.
+ * Nothing is stored: an element's random number follows from its row and column, so that every device, every order of work
+ * and every repetition drops the same elements. It is computed by Philox4x32-7 (Salmon et al., "Parallel random numbers: as
+ * easy as 1, 2, 3", SC 2011, csrc/base/philox.h), which makes four words of 32 bits from a counter and a key:
+ *
+ *     word[0..3] = Philox4x32-7(counter (column / 8, row modulo 2^32, step, place), key)
+ *     number     = the low (column even) or high (odd) 16 bits of word[column % 8 / 2]
+ *     factor     = number < threshold ? 0 : scale
+ *
+ * The numbers lie in the device's memory, as those of AdamW do. */
+typedef struct Dropout {
+    uint32_t key[2];    /* the low and the high half of the seed */
+    uint32_t step;      /* AdamW steps taken, modulo 2^32 */
+    uint32_t place;     /* micro-step * 4096 + layer * 4 + kind, modulo 2^32 */
+    uint32_t threshold; /* 65536 p to the nearest, 1..65535 */
+    float scale;        /* 65536 / (65536 - threshold), which is 1 / (1 - p) for this p */
+} Dropout;
+/* The kinds of a model's dropouts, with the rows and columns of their matrices: on the sum of the embeddings (B T, C), layer 0; on
+ * attention's weights (B NH T, T), where the rows are queries and the columns keys; and on each branch before it is added to
+ * the residual stream (B T, C), after attention and after the MLP. */
+enum { LLMC_DROP_EMBEDDING, LLMC_DROP_ATTENTION, LLMC_DROP_ATTPROJ, LLMC_DROP_FCPROJ };
+
 typedef struct Kernels {
     const char *name;
     int (*supported)(void);            /* true if this machine can run them */
@@ -80,10 +102,11 @@ typedef struct Kernels {
      * mean, rstd (B,T); weight, bias (C) */
     void (*layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp,
                               const floatX *weight, const floatX *bias, int B, int T, int C);
-    /* residual = inp1 + inp2, then out = layernorm(residual): one pass over memory */
+    /* residual = inp1 + inp2 factor, then out = layernorm(residual): one pass over memory; the factors are dropout's, 1 if it is
+     * NULL */
     void (*residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                        const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
-                                       int B, int T, int C);
+                                       const Dropout *dropout, int B, int T, int C);
     void (*layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
                                const floatX *inp, const floatX *weight, const float *mean, const float *rstd, int B,
                                int T, int C);
@@ -106,12 +129,16 @@ typedef struct Kernels {
     void (*matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                    int accumulate, int B, int T, int C, int OC);
 
+    /* out(B,T,C) = inp factor, for dropout's factors; out may be inp. Backward, dinp = dout factor. */
+    void (*dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C);
+
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
-     * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. */
-    void (*attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
-                              int window);
+     * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. out = (weights factor) v,
+     * where the weights are softmax(scores) and the factors dropout's, 1 if it is NULL; lse knows nothing of them. */
+    void (*attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *dropout, int B,
+                              int T, int C, int NH, int window);
     void (*attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                               const floatX *qkv, int B, int T, int C, int NH, int window);
+                               const floatX *qkv, const Dropout *dropout, int B, int T, int C, int NH, int window);
     /* Generation: store the n new rows qkv (B,n,3C) of each sequence b at positions pos[b].. of cache (B,T,3C), then
      * let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. */
     void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
@@ -156,7 +183,7 @@ typedef struct Kernels {
     X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
     X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
     X(matmul_backward_weight) \
-    X(attention_forward) X(attention_backward) X(attention_cached) \
+    X(dropout) X(attention_forward) X(attention_backward) X(attention_cached) \
     X(classifier_forward) X(loss_mean) X(classifier_backward) \
     X(global_norm) X(scale) X(adamw)
 /* clang-format on */

@@ -169,6 +169,17 @@ int llmc_model_backward_from(llmc_model *model, const float *dlogits, float scal
  * the loss is valid after llmc_model_sync, llmc_model_grad_norm or any other call that reads from the model. */
 int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targets, const float *loss_weights, int b,
                           int t, float scale, int accumulate, float *loss);
+/* Dropout as in GPT-2, with probabilities in [0, 1): on the sum of the embeddings (embd), on attention's weights (attn), and on
+ * what attention and MLP add to the residual stream (resid). kernels.h says which elements drop: they follow from the seed,
+ * llmc_model_step, llmc_model_micro_steps and the place. llmc_model_micro_step drops; llmc_model_forward only after
+ * llmc_model_drop_in_forward(model, 1); generation never. 0, 0, 0 as at first: no random number is drawn. */
+int llmc_model_set_dropout(llmc_model *model, double embd, double attn, double resid, int64_t seed);
+int llmc_model_drop_in_forward(llmc_model *model, int on);
+/* The number of the next pass that drops: it counts them from the last update on, and from a micro-step that does not
+ * accumulate. Who updates the weights without llmc_model_update may set it, so that a resumed training goes on with the
+ * same numbers. */
+int64_t llmc_model_micro_steps(const llmc_model *model);
+int llmc_model_set_micro_steps(llmc_model *model, int64_t n);
 int llmc_model_sync(llmc_model *model); /* waits for the device; returns the error of any call before */
 int llmc_model_zero_grad(llmc_model *model);
 int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */

@@ -16,6 +16,7 @@ struct Attention {
     int n, T, C, NH, hs;
     int seen; /* the most keys that a query sees, 1..T */
     float scale, to_log2;
+    const Dropout *dropout; /* NULL: none */
 };
 constexpr float LOG2_E = 1.44269504088896341f;
 

@@ -10,6 +10,7 @@
  * bfloat16 and never leave the registers. */
 #pragma once
 #include "attention.cuh"
+#include "dropout.cuh"
 
 namespace mma {
 typedef __nv_bfloat16 bf16;
@@ -172,6 +173,29 @@ __device__ __forceinline__ void softmax(float (&s)[MT][NT][4], float (&out)[MT][
         for (int e = 2 * h; e < 2 * h + 2; e++) out[m][n][e] *= shrink;
 }
 
+/* The keys that dropout keeps of a query, among 32: bit 8 g + i is key i of the group of 8 that is g groups behind `group`. The four
+ * lanes of a row of a product share the groups out. */
+__device__ __forceinline__ uint32_t kept_of_query(const Dropout &d, uint32_t row, uint32_t group) {
+    const uint32_t lane = threadIdx.x % 4;
+    uint32_t bits = kept_bits(d, row, group + lane) << 8 * lane;
+    bits |= __shfl_xor_sync(0xffffffffu, bits, 1);
+    return bits | __shfl_xor_sync(0xffffffffu, bits, 2);
+}
+
+/* Multiplies weights by dropout's factors. row: the number of the lane's first query among those of all heads; key: the tile's
+ * first. */
+template <int MT, int NT>
+__device__ __forceinline__ void drop_rows(float (&s)[MT][NT][4], const Dropout &d, uint32_t row, int key) {
+    for (int m = 0; m < MT; m++)
+        for (int i = 0; i < 2; i++)
+            for (int n = 0; n < NT; n += 4) {
+                const uint32_t bits = kept_of_query(d, row + 16 * m + 8 * i, (uint32_t)(key / 8 + n));
+                for (int g = 0; g < 4; g++)
+                    for (int j = 0; j < 2; j++)
+                        s[m][n + g][2 * i + j] *= bits >> (8 * g + lane_column() + j) & 1 ? d.scale : 0.0f;
+            }
+}
+
 /* A warp's queries. at: the position of the first. */
 template <int HP> struct Queries {
     using F = Forward<HP>;
@@ -186,13 +210,16 @@ template <int HP> struct Queries {
             for (int n = 0; n < HP / 8; n++)
                 for (int e = 0; e < 4; e++) out[m][n][e] = 0;
     }
+    /* row: the number of the lane's first query among those of all heads. */
+    template <bool DROPS>
     __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys,
-                                        const Attention &a) {
+                                        const Attention &a, uint32_t row) {
         float s[MT][NT][4];
         dots(s, q, place);
         if (!all_visible(mine, keys, a.seen)) hide(s, mine.first + lane_row(), keys.first + lane_column(), a.seen);
         for (int m = 0; m < MT; m++)
             for (int h = 0; h < 2; h++) softmax<HP>(s, out, rows[m][h], m, h, a.to_log2);
+        if constexpr (DROPS) drop_rows(s, *a.dropout, row, keys.first);
         add_products<HP>(out, s, place + F::tile);
     }
     /* Stores rows of p, and of lse unless it is NULL, through the warp's own rows of a tile. */
@@ -211,7 +238,7 @@ template <int HP> struct Queries {
     }
 };
 
-template <int HP> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+template <int HP, bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     using F = Forward<HP>;
     DYNAMIC_SHARED(bf16, q_tile);
     bf16 *places = q_tile + F::ROWS * STRIDE<HP>;
@@ -231,7 +258,9 @@ template <int HP> __global__ void __launch_bounds__(THREADS) forward(Attention a
         if (key + F::KEYS <= keys.last) F::fetch_keys(places + (place ^ 1) * 2 * F::tile, h, key + F::KEYS, a.hs);
         if (key == keys.first) q.keep();
         const Span tile = {key, key + F::KEYS - 1};
-        if (!all_hidden(mine, tile, a.seen)) queries.see(q, places + place * 2 * F::tile, mine, tile, a);
+        if (!all_hidden(mine, tile, a.seen))
+            queries.template see<DROPS>(q, places + place * 2 * F::tile, mine, tile, a,
+                                        (uint32_t)(h.index * a.n + row + lane_row()));
     }
     float *lse = a.lse ? a.lse + h.index * a.n + row : nullptr;
     queries.finish(out + h.out + (int64_t)row * a.C, lse, q_tile + own * STRIDE<HP>, a.n - row, a);

@@ -46,10 +46,21 @@ __device__ __forceinline__ void fetch_others(bf16 *place, const AttentionGradien
     cp_async_commit();
 }
 
-/* A score p becomes a weight, and dp becomes ds. log2 = lse log2(e). */
-__device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, float to_log2) {
+/* A score p becomes a weight, times dropout's factor, and dp becomes ds. log2 = lse log2(e). */
+template <bool DROPS>
+__device__ __forceinline__ void weigh(float &p, float &dp, float log2, float D, float to_log2, float factor) {
     p = exp2_approx(fmaf(p, to_log2, -log2)); /* 2 ulp, before a rounding to 8 bits */
-    dp = p * (dp - D);
+    dp = p * ((DROPS ? dp * factor : dp) - D);
+    if (DROPS) p *= factor;
+}
+
+/* The keys that dropout keeps, among 8, of the 8 queries of a lane's columns: bit 8 (2 n + j) + i is key i of the group, and column
+ * lane_column() + 8 n + j, whose query has the number row + 8 n + j. The eight lanes of a column share the queries out. */
+__device__ __forceinline__ uint64_t kept_of_queries(const Dropout &d, uint32_t row, uint32_t group) {
+    const uint32_t lane = threadIdx.x % WARP / 4;
+    uint64_t bits = (uint64_t)kept_bits(d, row + 8 * (lane / 2) + lane % 2, group) << 8 * lane;
+    for (int step = 4; step < WARP; step *= 2) bits |= __shfl_xor_sync(0xffffffffu, bits, step);
+    return bits;
 }
 
 /* A warp's rows. sums[0] is dk or dq; for KEYS, sums[1] is dv. */
@@ -74,9 +85,26 @@ template <int HP, bool KEYS> struct Rows {
             }
     }
 
+    /* What dropout keeps, for each of the lane's rows. query, key: the numbers of the lane's first among all heads, and of the
+     * first key of its rows or columns. */
+    static __device__ __forceinline__ void keep(uint64_t (&kept)[MT][2], const Dropout &d, uint32_t query, int key) {
+        static_assert(NT == 4, "a tile has 4 groups of 8 columns");
+        for (int m = 0; m < MT; m++)
+            for (int i = 0; i < 2; i++) {
+                const uint32_t rows = 16 * m + 8 * i;
+                kept[m][i] = KEYS ? kept_of_queries(d, query, ((uint32_t)key + rows) / 8)
+                                  : kept_of_query(d, query + rows, (uint32_t)key / 8);
+            }
+    }
+    /* The place in `kept` of column 8 n + j. */
+    static __device__ __forceinline__ int bit_of(int n, int j) {
+        return KEYS ? 8 * (2 * n + j) + lane_row() : 8 * n + lane_column() + j;
+    }
+
     /* Scores become weights, and dp becomes ds. queries: lse and D of the tile's rows, if they are queries. */
+    template <bool DROPS>
     __device__ __forceinline__ void weights(float (&p)[MT][NT][4], float (&ds)[MT][NT][4], const float *queries,
-                                            float to_log2) {
+                                            float to_log2, const uint64_t (&kept)[MT][2], float scale) {
         for (int n = 0; n < NT; n++)
             for (int j = 0; j < 2; j++) {
                 const int column = lane_column() + 8 * n + j;
@@ -84,8 +112,9 @@ template <int HP, bool KEYS> struct Rows {
                             column_D = KEYS ? queries[S::ROWS + column] : 0;
                 for (int m = 0; m < MT; m++)
                     for (int i = 0; i < 2; i++)
-                        weigh(p[m][n][2 * i + j], ds[m][n][2 * i + j], KEYS ? column_log2 : log2[KEYS ? 0 : m][i],
-                              KEYS ? column_D : D[KEYS ? 0 : m][i], to_log2);
+                        weigh<DROPS>(p[m][n][2 * i + j], ds[m][n][2 * i + j],
+                                     KEYS ? column_log2 : log2[KEYS ? 0 : m][i], KEYS ? column_D : D[KEYS ? 0 : m][i],
+                                     to_log2, DROPS && kept[m][i] >> bit_of(n, j) & 1 ? scale : 0.0f);
             }
     }
 
@@ -100,22 +129,29 @@ template <int HP, bool KEYS> struct Rows {
                 }
     }
 
-    /* Takes the tile at position `at`. row: the position of the warp's first row. */
-    __device__ __forceinline__ void see(const bf16 *place, int row, int at, bool all, const Attention &a) {
+    /* Takes the tile at position `at`. row: the position of the warp's first row; query: the number of the head's first query
+     * among those of all heads. */
+    template <bool DROPS>
+    __device__ __forceinline__ void see(const bf16 *place, int row, int at, bool all, const Attention &a,
+                                        uint32_t query) {
         const int seen = a.seen;
         float p[MT][NT][4], ds[MT][NT][4];
+        uint64_t kept[MT][2];
+        if constexpr (DROPS)
+            keep(kept, *a.dropout, query + (uint32_t)(KEYS ? at + lane_column() : row + lane_row()), KEYS ? row : at);
         dots(p, left, place);
         dots(ds, left_v, place + S::tile);
         row += lane_row(), at += lane_column();
         if (!all) where(p, row, at, -INFINITY, [=](int query, int key) { return !visible(query, key, seen); });
-        weights(p, ds, reinterpret_cast<const float *>(place + 2 * S::tile), a.to_log2);
+        weights<DROPS>(p, ds, reinterpret_cast<const float *>(place + 2 * S::tile), a.to_log2, kept,
+                       DROPS ? a.dropout->scale : 1.0f);
         if (!all) where(ds, row, at, 0.0f, [=](int query, int) { return alone(query, seen); });
         if (KEYS) add_products<HP>(sums[KEYS ? 1 : 0], p, place + S::tile);
         add_products<HP>(sums[0], ds, place);
     }
 };
 
-template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
+template <int HP, bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
     using S = Backward<HP, KEYS>;
     DYNAMIC_SHARED(bf16, shared);
     bf16 *places = shared + 2 * S::own;
@@ -141,7 +177,8 @@ template <int HP, bool KEYS> __global__ void __launch_bounds__(THREADS) backward
         if (next <= others.last) fetch_others<HP, KEYS>(places + S::place_of(next), g, h, next);
         const Span tile = {at, at + S::ROWS - 1}, &queries = KEYS ? tile : mine, &keys = KEYS ? mine : tile;
         if (!all_hidden(queries, keys, a.seen))
-            rows.see(places + S::place_of(at), row, at, all_visible(queries, keys, a.seen), a);
+            rows.template see<DROPS>(places + S::place_of(at), row, at, all_visible(queries, keys, a.seen), a,
+                                     (uint32_t)(h.index * a.T));
     }
     float scale[S::MT][2], one[S::MT][2];
     for (int m = 0; m < S::MT; m++)

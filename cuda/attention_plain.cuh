@@ -7,6 +7,7 @@
  * A head wider than 64 gets a block for every 64 columns of the result; each of them computes the weights anew. */
 #pragma once
 #include "attention.cuh"
+#include "dropout.cuh"
 
 namespace plain {
 constexpr int TILE = 64, SIDE = 16, EACH = TILE / SIDE, THREADS = SIDE * SIDE, DEPTH = 32;
@@ -125,8 +126,10 @@ template <class F> __device__ __forceinline__ float over_row(float x, F combine)
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ float plus(float a, float b) { return a + b; }
 
-/* Scores become weights, and out is scaled to match. */
-__device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, int query, int key) {
+/* Scores become weights, times dropout's factors if DROPS, and out is scaled to match. first: the number of the first query
+ * among those of all heads. */
+template <bool DROPS>
+__device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, int query, int key, int64_t first) {
     for (int i = 0; i < EACH; i++) {
         float top = -INFINITY;
         for (int j = 0; j < EACH; j++) {
@@ -137,12 +140,13 @@ __device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a,
         for (int j = 0; j < EACH; j++) {
             p[i][j] = exp2f((p[i][j] - offset) * a.to_log2);
             row[i].sum += p[i][j];
+            if (DROPS) p[i][j] *= factor_at(*a.dropout, first + i, key + SIDE * j);
             out[i][j] *= shrink;
         }
     }
 }
 
-__global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+template <bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     __shared__ __align__(16) Shared s;
     const Work work = work_of_block(a.n, a.hs, false);
     const Head h = head_at(a, work.head);
@@ -154,7 +158,7 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     for (int i = 0; i < EACH; i++) softmaxes[i] = no_keys();
     for (int key = keys.first; key <= keys.last; key += TILE) {
         dots(p, q, rows_at(h.k, h.stride, key, h.keys), a.hs, s);
-        softmax(p, sum, softmaxes, a, h.pos + row, key + x);
+        softmax<DROPS>(p, sum, softmaxes, a, h.pos + row, key + x, h.index * a.n + row);
         keep_weights(s, p);
         add_products(sum, rows_at(h.v, h.stride, key, h.keys), work.at, a.hs, s);
     }
@@ -170,21 +174,24 @@ __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
 
 /* ---- backward: two kernels, see attention_mma_backward.cuh; p = weights, ds = p (dp - D), dp = dout.v ---- */
 
-/* The scores p become weights, and dp becomes ds. KEYS: rows are keys and columns are queries, else the other way round. */
-template <bool KEYS>
+/* The scores p become weights, times dropout's factors if DROPS, and dp becomes ds. KEYS: rows are keys and columns are
+ * queries, else the other way round. first: the number of the head's first query among those of all heads. */
+template <bool KEYS, bool DROPS>
 __device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row,
-                        int column) {
+                        int column, int64_t first) {
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) {
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
             const bool shown = query < g.a.T && visible(query, key, g.a.seen);
             p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.scale, -lse[query]) * LOG2_E) : 0.0f;
-            dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] - D[query]) : 0.0f;
+            const float factor = DROPS ? factor_at(*g.a.dropout, first + query, key) : 1.0f;
+            dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] * factor - D[query]) : 0.0f;
+            p[i][j] *= factor;
         }
 }
 
 /* Computes dk and dv of 64 keys (KEYS), or dq of 64 queries. */
-template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
+template <bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
     __shared__ __align__(16) Shared s;
     const Attention &a = g.a;
     const Work work = work_of_block(a.T, a.hs, KEYS);
@@ -200,7 +207,7 @@ template <bool KEYS> __global__ void __launch_bounds__(THREADS, 2) backward(Atte
         const Rows k = rows_at(h.k, h.stride, key, a.T), v = rows_at(h.v, h.stride, key, a.T);
         dots(p, KEYS ? k : q, KEYS ? q : k, a.hs, s);
         dots(ds, KEYS ? v : dout, KEYS ? dout : v, a.hs, s);
-        weights<KEYS>(p, ds, g, lse, D, work.first + EACH * y, other + x);
+        weights<KEYS, DROPS>(p, ds, g, lse, D, work.first + EACH * y, other + x, h.index * a.T);
         if (KEYS) {
             keep_weights(s, p);
             add_products(dv, dout, work.at, a.hs, s);

@@ -3,6 +3,7 @@
  * R threads, a warp or a block, share a row, W elements at a time. Each keeps its HELD vectors in registers, so that memory
  * is read once. Longer rows (HELD = 0), and rows that cannot be read 16 bytes at a time, are read again for every sweep. */
 #include "rows.cuh"
+#include "dropout.cuh"
 
 /* KEPT: the elements that a thread keeps. */
 template <int R_, int W_, int KEPT> struct Split {
@@ -47,18 +48,21 @@ template <class S> static __device__ __forceinline__ float sum_over_row(float x)
 
 /* ---- forward ---- */
 
-/* x += addend, rounded to the stored element. */
-template <int W> static __device__ __forceinline__ void add_rounded(float (&x)[W], const Packed<W> &addend) {
+/* x += addend, times dropout's factors of column c of a row if DROPS, rounded to the stored element. */
+template <int W, bool DROPS>
+static __device__ __forceinline__ void add_rounded(float (&x)[W], const Packed<W> &addend, const Dropout *dropout,
+                                                   int64_t row, int c) {
     float y[W];
     unpack(y, addend);
+    if constexpr (DROPS) drop(y, *dropout, row, c);
     for (int j = 0; j < W; j++) x[j] = to_float(from_float<floatX>(x[j] + y[j]));
 }
 
 /* x(C) = inp1, or residual = inp1 + inp2. Returns the sum of this thread's elements. All loads come before all stores,
  * because a load may not overtake a store. */
-template <class S>
+template <class S, bool DROPS>
 static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], floatX *residual, const floatX *inp1,
-                                                 const floatX *inp2, int C) {
+                                                 const floatX *inp2, const Dropout *dropout, int64_t bt, int C) {
     constexpr int W = S::W;
     Packed<W> a[S::SLOTS], b[S::SLOTS];
     float sum = 0;
@@ -71,7 +75,7 @@ static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], flo
         if (S::HELD == 0) load(slot, c, live);
         unpack(x[slot], a[slot]);
         if (inp2) {
-            add_rounded<W>(x[slot], b[slot]);
+            add_rounded<W, DROPS>(x[slot], b[slot], dropout, bt, c);
             if (live) store_floats(residual + c, x[slot]);
         }
         for (int j = 0; j < W; j++) sum += x[slot][j];
@@ -80,16 +84,16 @@ static __device__ __forceinline__ float load_row(float (&x)[S::SLOTS][S::W], flo
 }
 
 /* If inp2 is NULL the row is inp1, and there is no residual. */
-template <class S>
+template <class S, bool DROPS>
 __global__ void __launch_bounds__(S::THREADS)
     layernorm_forward_kernel(floatX *residual, floatX *out, float *mean, float *rstd, const floatX *inp1,
                              const floatX *inp2, const floatX *__restrict__ weight, const floatX *__restrict__ bias,
-                             int64_t rows, int C) {
+                             const Dropout *dropout, int64_t rows, int C) {
     constexpr int W = S::W;
     const int64_t bt = (int64_t)blockIdx.x * S::ROWS + threadIdx.x / S::R, at = bt * C;
     if (bt >= rows) return;
     float x[S::SLOTS][W], squares = 0;
-    const float sum = load_row<S>(x, residual + at, inp1 + at, inp2 ? inp2 + at : inp2, C);
+    const float sum = load_row<S, DROPS>(x, residual + at, inp1 + at, inp2 ? inp2 + at : inp2, dropout, bt, C);
     const floatX *row = (inp2 ? residual : inp1) + at;
     const float m = sum_over_row<S>(sum) / (float)C;
     each_vector<S>(C, [&](int slot, int c, bool live) {
@@ -121,20 +125,21 @@ __global__ void __launch_bounds__(S::THREADS)
 
 void gpu_residual_layernorm_forward(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                     const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
-                                    int B, int T, int C) {
+                                    const Dropout *dropout, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
     const bool wide = in_vectors(out, C) && in_vectors(inp1, C) && in_vectors(weight, C) && in_vectors(bias, C) &&
                       in_vectors(residual, C) && in_vectors(inp2, C);
     by_split(wide, C, [&](auto split) {
         typedef decltype(split) S;
-        LAUNCH(layernorm_forward_kernel<S>, blocks_for(rows, S::ROWS), S::THREADS, 0, stream_of(ctx))
-        (residual, out, mean, rstd, inp1, inp2, weight, bias, rows, C);
+        LAUNCH((dropout ? layernorm_forward_kernel<S, true> : layernorm_forward_kernel<S, false>),
+               blocks_for(rows, S::ROWS), S::THREADS, 0, stream_of(ctx))
+        (residual, out, mean, rstd, inp1, inp2, weight, bias, dropout, rows, C);
     });
 }
 
 void gpu_layernorm_forward(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp, const floatX *weight,
                            const floatX *bias, int B, int T, int C) {
-    gpu_residual_layernorm_forward(ctx, nullptr, out, mean, rstd, inp, nullptr, weight, bias, B, T, C);
+    gpu_residual_layernorm_forward(ctx, nullptr, out, mean, rstd, inp, nullptr, weight, bias, nullptr, B, T, C);
 }
 
 /* ---- backward: with norm = (inp - mean) rstd and dnorm = dout weight

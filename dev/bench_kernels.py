@@ -80,8 +80,8 @@ def kernels(model: str, B: int, T: int, precision: str = "bf16") -> Iterator[Ker
     pairs = 2.0 * B * C * visible(T, 0)  # FLOPs of a product of queries and keys
     yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), None], [B, T, C], touched={2: M * C})
     yield Kernel("layernorm_forward", 2 * L - 1, [x, row, row, x, (C,), (C,)], [B, T, C])
-    yield Kernel("residual_layernorm_forward", 2 * L, [x, x, row, row, x, x, (C,), (C,)], [B, T, C])
-    yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C)], [B, T, C, NH, 0], 2 * pairs)
+    yield Kernel("residual_layernorm_forward", 2 * L, [x, x, row, row, x, x, (C,), (C,), None], [B, T, C])
+    yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C), None], [B, T, C, NH, 0], 2 * pairs)
     yield Kernel("gelu_forward", L, [(M, 4 * C), (M, 4 * C)], [M * 4 * C])
     yield Kernel("classifier_forward", M / R, [(R,), (R,), (R, Vp), ids], [1, R, V, Vp])
     yield Kernel("loss_mean", 2, [(2,), row, ids, row], [M])
@@ -90,7 +90,7 @@ def kernels(model: str, B: int, T: int, precision: str = "bf16") -> Iterator[Ker
     yield from products(C, L, M, R, Vp)
     arrays = [x, (C,), (C,), x, x, (C,), row, row]
     yield Kernel("layernorm_backward", 2 * L + 1, arrays, [B, T, C], touched={0: 2 * M * C})
-    backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C)]
+    backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C), None]
     yield Kernel("attention_backward", L, backward, [B, T, C, NH, 0], 5 * pairs)
     rows = {0: 2 * M * C, 1: 2 * T * C}
     yield Kernel("encoder_backward", 1, [(Vp, C), (T, C), x, ids], [B, T, C], touched=rows)

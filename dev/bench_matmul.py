@@ -96,7 +96,7 @@ class Engine:
         self.scratch = self.ffi.gc(self.table.alloc(size), lambda memory: self.table.free(memory, size))
         self.context.workspace = self.scratch
 
-    def bind(self, entry: str, arrays: list[Any], *sizes: float) -> Call:
+    def bind(self, entry: str, arrays: list[Any], *sizes: Any) -> Call:
         """A call of a kernel. It keeps the arrays (None: NULL) and the scratch memory alive. An array of floats that the
         kernel takes in bf16 is replaced in the list."""
         kernel, stored = getattr(self.table, entry), self.ffi.typeof("floatX *")

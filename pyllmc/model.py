@@ -271,6 +271,40 @@ class Model(NotCopied):
         scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
         self._check(self._lib.llmc_model_backward_from(self._handle, start, scale, int(accumulate)))
 
+    # ---- dropout ----
+
+    def set_dropout(self, embd: float = 0.0, attn: float = 0.0, resid: float = 0.0, seed: int = 0) -> None:
+        """Sets GPT-2's dropout: probabilities in [0, 1) for the sum of the embeddings, for attention's weights, and for what
+        attention and MLP add to the residual stream. What is kept is multiplied by 1 / (1 - p). p counts as the nearest
+        multiple of 1/65536.
+
+        micro_step drops; forward only after train(); generation never. Which elements drop follows from the seed, step,
+        micro_steps and the place, by the rule in csrc/kernels.h: they are the same on every device and for any number of threads.
+        Raises InvalidArgument.
+        """
+        names = {"embd": embd, "attn": attn, "resid": resid}
+        p = [as_float(name, value) for name, value in names.items()]
+        self._check(self._lib.llmc_model_set_dropout(self._handle, *p, as_int("seed", seed, 64)))
+
+    def train(self, mode: bool = True) -> Model:
+        """Lets forward() drop, as it does in nn.Module.train(); train(False) and eval() end that. A model begins without."""
+        self._check(self._lib.llmc_model_drop_in_forward(self._handle, int(as_flag("mode", mode))))
+        return self
+
+    def eval(self) -> Model:
+        """Computes forward() without dropout: train(False)."""
+        return self.train(False)
+
+    @property
+    def micro_steps(self) -> int:
+        """The number of the next pass that drops, counted from 0 since the last update(), or since a micro_step that did not
+        accumulate. Whoever updates the weights without update() may set it, to go on with the same masks after a restart."""
+        return int(self._lib.llmc_model_micro_steps(self._handle))
+
+    @micro_steps.setter
+    def micro_steps(self, n: int) -> None:
+        self._check(self._lib.llmc_model_set_micro_steps(self._handle, as_int("micro_steps", n, 64)))
+
     def zero_grad(self) -> None:
         self._check(self._lib.llmc_model_zero_grad(self._handle))
 

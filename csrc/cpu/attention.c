@@ -8,6 +8,7 @@
  * Blocks of keys begin at multiples of KB, wherever a task begins. So no bit depends on how queries are shared out. */
 #include <float.h>
 #include "attention_amx.h"
+#include "dropout.h"
 
 enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys together */
 
@@ -15,6 +16,7 @@ enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys toge
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp); on tiles out is (hp, QB) */
     float *largest, *sum; /* (QB) */
+    int at;               /* the position of the first query */
 } Queries;
 /* One thread's part of the workspace. */
 typedef struct {
@@ -54,10 +56,12 @@ typedef struct {
     int64_t stride;
     int hs, window;
     Log2 to_log2;
+    const Dropout *dropout; /* NULL: none */
+    uint32_t row;           /* the number of its first query among those of all heads */
 } Head;
 
 static Head head_at(const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs)};
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs), NULL, 0};
 }
 
 /* exp(score - largest) of VL queries, from i on, with key j. */
@@ -66,13 +70,23 @@ INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int 
     return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
 }
 
-/* For VL queries p becomes exp(score - largest), where HAS_BF16 two keys to a word; 0 for invisible keys. */
-INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked) {
+/* The factors of dropout for VL queries from i on, and for the keys of a block that they see. */
+static void drop_lanes(vf factors[KB], Block b, const Queries *q, const Head *h, int i, Range seen) {
+    const int at = q->at + i, key = q->at - b.shift;
+    for (int j = seen.from / 8 * 8; j < seen.to; j += 8)
+        factors_of_rows(h->dropout, h->row + (uint32_t)at, (uint32_t)(key + j) / 8, factors + j);
+}
+
+/* For VL queries p becomes exp(score - largest), times its factor where weights are dropped; where HAS_BF16, two keys to a
+ * word; 0 for invisible keys. */
+INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked,
+                          const int drops) {
     const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all);
     const vf before = vf_load(q->largest + i), low = vf_set(-FLT_MAX);
     const Log2 to_log2 = h->to_log2;
     const int each = HAS_BF16 ? 2 : 1;
-    vf largest = before, sum = vf_set(0);
+    vf largest = before, sum = vf_set(0), factors[KB];
+    if (drops) drop_lanes(factors, b, q, h, i, (Range){seen.from * each, seen.to * each});
     for (int j = seen.from * each; j < seen.to * each; j++) {
         const vf x = vf_load(p + j * QB + i);
         largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
@@ -81,12 +95,13 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
         const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
         sum += x;
         if (!HAS_BF16) {
-            vf_store(p + j * QB + i, x);
+            vf_store(p + j * QB + i, drops ? x * factors[j] : x);
             continue;
         }
         const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
         sum += y;
-        vf_store(p + j * QB + i, (vf)bf16_interleave(x, y));
+        vf_store(p + j * QB + i,
+                 (vf)(drops ? bf16_interleave(x * factors[2 * j], y * factors[2 * j + 1]) : bf16_interleave(x, y)));
     }
     for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
     for (int j = max(seen.from, seen.to); j < steps(b.keys); j++) vf_store(p + j * QB + i, vf_set(0));
@@ -96,13 +111,19 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
     vf_store(shrink + i, factor);
 }
 
+/* One version serves all blocks here: a mask costs little beside the random numbers. */
+APART void softmax_dropped(Block b, Queries *q, float *p, const Head *h, float *shrink) {
+    for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, 1);
+}
+
 static void softmax(Block b, Queries *q, float *p, const Head *h) {
     const int hp = padded(h->hs);
     float shrink[QB];
-    if (all_visible(b))
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0);
+    if (h->dropout) softmax_dropped(b, q, p, h, shrink);
+    else if (all_visible(b))
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0, 0);
     else
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1);
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, 0);
     if (HAS_AMX) {
         scale_columns(q->out, hp, shrink, b.queries);
         clear_words(p, b.keys);
@@ -144,7 +165,8 @@ static void add_values(Block b, float *out, const float *p, const float *v, cons
     }
 }
 
-static void start(Queries *q, const Head *h, const floatX *rows, int n) {
+static void start(Queries *q, const Head *h, const floatX *rows, int at, int n) {
+    q->at = at;
     pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs});
     memset(q->out, 0, (size_t)QB * padded(h->hs) * sizeof *q->out);
     for (int i = 0; i < QB; i++) q->largest[i] = -FLT_MAX, q->sum[i] = 0;
@@ -171,7 +193,7 @@ static Rows keys_at(const Head *h, const floatX *x, int key, int end) {
 /* Computes out and lse (unless NULL) of n <= SUBS QB queries from position `at` on. Rows of out are C apart. */
 APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
     const int end = at + n;
-    for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, min(QB, n - i));
+    for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, at + i, min(QB, n - i));
     for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {
         const Rows k = keys_at(h, h->k, key, end), v = keys_at(h, h->v, key, end);
         const int keys = k.n;
@@ -204,6 +226,7 @@ typedef struct Forward {
     floatX *out;
     float *lse;
     const floatX *qkv;
+    const Dropout *dropout;
     int T, C, NH, window, each, parts;
 } Forward;
 static void forward_tasks(const void *given, Part tasks) {
@@ -213,7 +236,8 @@ static void forward_tasks(const void *given, Part tasks) {
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
         const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
-        const Head h = head_at(q, a.C, hs, a.window);
+        Head h = head_at(q, a.C, hs, a.window);
+        h.dropout = a.dropout, h.row = (uint32_t)(head * a.T);
         Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
         attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
                (int)at, min(a.each, a.T - (int)at));
@@ -221,12 +245,12 @@ static void forward_tasks(const void *given, Part tasks) {
     end_products();
 }
 
-void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
-                          int window) {
+void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *dropout, int B,
+                          int T, int C, int NH, int window) {
     const int seen = effective(window, T), each = task_queries(ctx, (int64_t)B * NH, T);
     const int parts = (T + each - 1) / each;
     parallel_dynamic(threads_for(ctx, elements((int64_t)B * T, seen, C)), (int64_t)B * NH * parts, forward_tasks,
-                     &(Forward){ctx, out, lse, qkv, T, C, NH, seen, each, parts});
+                     &(Forward){ctx, out, lse, qkv, dropout, T, C, NH, seen, each, parts});
 }
 
 /* q . k of VL keys, of which n exist. q is padded with zeros. */

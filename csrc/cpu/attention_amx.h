@@ -196,4 +196,13 @@ static inline void store_columns(floatX *dst, int64_t stride, const float *src, 
             }
         }
 }
+
+/* Stores a segment's sums dk or dv, times scale. */
+static inline void store_sums(floatX *dst, int stride, const float *sums, int keys, int hs, float scale) {
+    float scales[KB];
+    for (int j = 0; j < KB; j++) scales[j] = scale;
+    if (!HAS_AMX) store_rows(dst, stride, sums, keys, hs, scale);
+    for (int key = 0; HAS_AMX && key < keys; key += KB)
+        store_columns(dst + key * stride, stride, sums + key * padded(hs), min(KB, keys - key), hs, scales);
+}
 #endif

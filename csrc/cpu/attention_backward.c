@@ -11,6 +11,7 @@
  * heads are split: several segments are computed at once, and their parts wait in the workspace for that sum, so the bits
  * are the same. */
 #include "attention_amx.h"
+#include "dropout.h"
 
 enum { SEGMENT = 256, AT_ONCE = 4, FEW_HEADS = 3 }; /* heads are split if there are fewer than FEW_HEADS for a thread */
 
@@ -21,6 +22,9 @@ typedef struct {
     float *dq_sum;                  /* (T, hp): the parts of dq so far */
     float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed; on tiles the pairs are (hp, QB/2) per block */
     float *lse, *rest, *D;                  /* (T): lse sqrt(hs), a score, in two parts; D */
+    const Dropout *dropout;                 /* NULL: none */
+    uint32_t row;                           /* the number of a block's first query among those of all heads */
+    int at;                                 /* its position */
 } Scratch;
 
 /* The rows of T queries in whole blocks. */
@@ -61,7 +65,9 @@ typedef struct {
     floatX *dqkv;
     const floatX *qkv, *out, *dout;
     const float *lse;
+    const Dropout *dropout; /* NULL: none */
     int T, C, hs, window;
+    uint32_t row; /* the number of its first query among those of all heads */
 } Head;
 
 /* Picks one head from all of them. */
@@ -70,7 +76,7 @@ static Head head_of(Head all, int64_t head) {
     const int64_t row = head / NH * all.T, column = head % NH * all.hs;
     all.qkv += row * 3 * all.C + column, all.dqkv += row * 3 * all.C + column;
     all.out += row * all.C + column, all.dout += row * all.C + column;
-    all.lse += head * all.T;
+    all.lse += head * all.T, all.row = (uint32_t)(head * all.T);
     return all;
 }
 
@@ -81,21 +87,35 @@ static Rows rows_at(const Head *h, const floatX *x, int64_t stride, int at, int 
 
 /* ---- one block ---- */
 
-/* For the VL keys from j on, p becomes P, and ds, which holds dP, becomes P (dP - D). */
-INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const int masked) {
+/* The factors of dropout for query i and the keys of a block. */
+INLINE void drop_row(float factors[KB], Block b, const Scratch *s, int i) {
+    factors_of_row(s->dropout, s->row + (uint32_t)i, (uint32_t)(s->at - b.shift) / 8, factors);
+}
+
+/* For the VL keys from j on, p becomes P, and ds, which holds dP, becomes P (dP - D). With dropout, P and dP are multiplied by
+ * the factors; and a query that sees one key is left out, because dP is not exactly D then. */
+INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const float *factors,
+                              const int masked) {
     const vf x = vf_load(s->p + i * KB + j) - s->lse[i];
     *p = weight_of(HAS_BF16 ? x : x - s->rest[i], scale, HAS_BF16);
-    *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
+    if (factors) {
+        const vf kept = vf_load(factors + j), rest = vf_load(s->ds + i * KB + j) * kept - s->D[i];
+        *ds = s->at + i == 0 || b.window == 1 ? vf_set(0) : *p * rest;
+        *p *= kept;
+    } else *ds = *p * (vf_load(s->ds + i * KB + j) - s->D[i]);
     if (!masked) return;
     const vi seen = visible_keys(b, i, j);
     *p = (vf)((vi)*p & seen), *ds = (vf)((vi)*ds & seen);
 }
 
-INLINE void gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const int masked) {
+INLINE void gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const int masked, const int drops) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 1)) : (Range){0, b.keys};
+    float factors[KB];
+    if (drops) drop_row(factors, b, s, i);
     for (int j = 0; j < b.keys; j += VL) {
         vf p = vf_set(0), ds = vf_set(0);
-        if (!masked || (j >= r.from && j < r.to)) gradient_of_lanes(b, s, i, j, scale, &p, &ds, masked);
+        if (!masked || (j >= r.from && j < r.to))
+            gradient_of_lanes(b, s, i, j, scale, &p, &ds, drops ? factors : NULL, masked);
         vf_store(s->p + i * KB + j, p);
         vf_store(s->ds + i * KB + j, ds);
     }
@@ -103,8 +123,11 @@ INLINE void gradient_of_row(Block b, const Scratch *s, int i, Log2 scale, const 
 
 /* Takes two queries, or a last one, and two vectors of keys at a time. A word of p and ds is of two queries, a word of
  * ds_rows of two keys. */
-INLINE void gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked) {
+INLINE void gradient_of_rows(Block b, const Scratch *s, int i, const int rows, Log2 scale, const int masked,
+                             const int drops) {
     const Range r = masked ? in_vectors(keys_of(b, i, i + 2)) : (Range){0, b.keys};
+    float factors[2][KB];
+    for (int y = 0; drops && y < rows; y++) drop_row(factors[y], b, s, i + y);
     for (int j = 0; j < summed(b.keys); j += 2 * VL) {
         vf p[2][2] = {{{0}}}, ds[2][2] = {{{0}}};
 #pragma GCC unroll 2
@@ -113,7 +136,7 @@ INLINE void gradient_of_rows(Block b, const Scratch *s, int i, const int rows, L
             for (int x = 0; x < 2; x++) {
                 const int key = j + x * VL;
                 if (!masked || (key >= r.from && key < r.to))
-                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], masked);
+                    gradient_of_lanes(b, s, i + y, key, scale, &p[y][x], &ds[y][x], drops ? factors[y] : NULL, masked);
             }
 #pragma GCC unroll 2
         for (int x = 0; x < 2; x++) {
@@ -127,12 +150,14 @@ INLINE void gradient_of_rows(Block b, const Scratch *s, int i, const int rows, L
     }
 }
 
-INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked) {
-    for (int i = 0; HAS_BF16 && i < b.queries - 1; i += 2) gradient_of_rows(b, s, i, 2, scale, masked);
-    if (HAS_BF16 && b.queries % 2) gradient_of_rows(b, s, b.queries - 1, 1, scale, masked);
-    for (int i = 0; !HAS_BF16 && i < b.queries; i++) gradient_of_row(b, s, i, scale, masked);
+INLINE void gradient_of_softmax(Block b, const Scratch *s, Log2 scale, const int masked, const int drops) {
+    for (int i = 0; HAS_BF16 && i < b.queries - 1; i += 2) gradient_of_rows(b, s, i, 2, scale, masked, drops);
+    if (HAS_BF16 && b.queries % 2) gradient_of_rows(b, s, b.queries - 1, 1, scale, masked, drops);
+    for (int i = 0; !HAS_BF16 && i < b.queries; i++) gradient_of_row(b, s, i, scale, masked, drops);
     if (HAS_AMX) clear_words(s->p, b.queries), clear_words(s->ds, b.queries);
 }
+/* One version serves all blocks here: a mask costs little beside the random numbers. */
+APART void gradient_of_dropped(Block b, const Scratch *s, Log2 scale) { gradient_of_softmax(b, s, scale, 1, 1); }
 
 /* The products. A strip leaves out the keys that none of its queries sees. */
 
@@ -187,32 +212,15 @@ static void block_backward(Block b, const Scratch *s, int key, int hs, Ahead nex
     const Log2 scale = log2_of_score(hs);
     products(b, s->p, s->q, s->k_t + key * hp, hs, &next[0]);
     products(b, s->ds, s->dout, s->v_t + key * hp, hs, &next[1]);
-    if (all_visible(b)) gradient_of_softmax(b, s, scale, 0);
-    else gradient_of_softmax(b, s, scale, 1);
+    if (s->dropout) gradient_of_dropped(b, s, scale);
+    else if (all_visible(b)) gradient_of_softmax(b, s, scale, 0, 0);
+    else gradient_of_softmax(b, s, scale, 1, 0);
     sums_over_queries(b, s->dv + key * hp, s->p, s->dout_pairs, hs);
     sums_over_queries(b, s->dk + key * hp, s->ds, s->q_pairs, hs);
     sums_over_keys(b, s->dq, HAS_BF16 ? s->ds_rows : s->ds, s->k + steps(key) * hp, hs, &next[2]);
 }
 
 /* ---- one segment ---- */
-
-/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. A tile
- * adds up the products of a row's even and of its odd numbers apart. */
-static vf dot_of_rows(const Rows *dout, const Rows *out, int i) {
-    vf D = vf_set(0), even = D, odd = D;
-    for (int k = 0; k < row_length(out->hs); k += VL) {
-        vf x[VL], y[VL];
-        for (int l = 0; l < VL; l++) x[l] = steps_of(dout, i + l, k), y[l] = steps_of(out, i + l, k);
-        vf_transpose(x), vf_transpose(y);
-        if (!HAS_AMX) {
-            for (int l = 0; l < VL; l++) D = multiply_add(D, x[l], y[l], HAS_BF16);
-            continue;
-        }
-        for (int l = 0; l < VL; l++) even += lower(x[l]) * lower(y[l]), odd += upper(x[l]) * upper(y[l]);
-        if ((k + VL) % PAD == 0) D += even + odd, even = odd = vf_set(0);
-    }
-    return D;
-}
 
 /* Fills in all that the scratch holds of the n queries from `at` on. `at` is a multiple of QB. */
 static void load_queries(const Scratch *s, const Head *h, int at, int n) {
@@ -239,6 +247,7 @@ static Scratch queries_from(Scratch s, const Head *h, int at) {
     s.q += at * length, s.dout += at * length;
     s.q_pairs += steps(at) * hp, s.dout_pairs += steps(at) * hp;
     s.lse += at, s.rest += at, s.D += at;
+    s.dropout = h->dropout, s.row = h->row + (uint32_t)at, s.at = at;
     return s;
 }
 
@@ -287,14 +296,6 @@ static void next_queries(Ahead next[3], const Head *h, int at, int from, int par
     next[2] = rows_ahead(rows_at(h, h->out, h->C, at, n));
 }
 
-/* Stores a segment's sums dk or dv, times scale. */
-static void store_sums(floatX *dst, int stride, const float *sums, int keys, int hs, float scale) {
-    float scales[KB];
-    for (int j = 0; j < KB; j++) scales[j] = scale;
-    if (!HAS_AMX) store_rows(dst, stride, sums, keys, hs, scale);
-    for (int key = 0; HAS_AMX && key < keys; key += KB)
-        store_columns(dst + key * stride, stride, sums + key * padded(hs), min(KB, keys - key), hs, scales);
-}
 static void store_keys(const Scratch *s, const Head *h, int from, int keys) {
     floatX *const dk = h->dqkv + (int64_t)from * 3 * h->C + h->C;
     store_sums(dk, 3 * h->C, s->dk, keys, h->hs, 1 / sqrtf((float)h->hs));
@@ -387,9 +388,9 @@ static void split_backward(Context *ctx, const Head *all, int64_t heads, int fro
 }
 
 void K(attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                           const floatX *qkv, int B, int T, int C, int NH, int window) {
+                           const floatX *qkv, const Dropout *dropout, int B, int T, int C, int NH, int window) {
     const int64_t heads = (int64_t)B * NH;
-    const Head all = {dqkv, qkv, out, dout, lse, T, C, C / NH, effective(window, T)};
+    const Head all = {dqkv, qkv, out, dout, lse, dropout, T, C, C / NH, effective(window, T), 0};
     if (split(heads, T, ctx->threads)) {
         for (int from = 0; from < T; from += AT_ONCE * SEGMENT) split_backward(ctx, &all, heads, from);
         return;

@@ -69,6 +69,24 @@ static inline void pack_columns(float *dst, int64_t ld, Rows r) {
         }
 }
 
+/* D of VL queries, summed in the order in which dP is, so that dP - D is exactly 0 for a query that sees one key. A tile
+ * adds up the products of a row's even and of its odd numbers apart. */
+static inline vf dot_of_rows(const Rows *dout, const Rows *out, int i) {
+    vf D = vf_set(0), even = D, odd = D;
+    for (int k = 0; k < row_length(out->hs); k += VL) {
+        vf x[VL], y[VL];
+        for (int l = 0; l < VL; l++) x[l] = steps_of(dout, i + l, k), y[l] = steps_of(out, i + l, k);
+        vf_transpose(x), vf_transpose(y);
+        if (!HAS_AMX) {
+            for (int l = 0; l < VL; l++) D = multiply_add(D, x[l], y[l], HAS_BF16);
+            continue;
+        }
+        for (int l = 0; l < VL; l++) even += lower(x[l]) * lower(y[l]), odd += upper(x[l]) * upper(y[l]);
+        if ((k + VL) % PAD == 0) D += even + odd, even = odd = vf_set(0);
+    }
+    return D;
+}
+
 /* dst = src * scale. Rows of src are padded. */
 static inline void store_rows(floatX *dst, int64_t stride, const float *src, int rows, int hs, float scale) {
     const int hp = padded(hs);

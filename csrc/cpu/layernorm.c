@@ -2,7 +2,7 @@
  * sweeps over it cost one pass over memory. */
 #include <math.h>
 #include <string.h>
-#include "element.h"
+#include "dropout.h"
 #include "isa.h"
 #include "threads.h"
 
@@ -52,6 +52,7 @@ typedef struct Forward {
     floatX *residual, *out; /* residual is NULL if there is only inp1 */
     float *mean, *rstd;
     const floatX *inp1, *inp2, *weight, *bias;
+    const Dropout *dropout;
     int C;
 } Forward;
 
@@ -62,10 +63,20 @@ static inline void add_row(floatX *sum, const floatX *a, const floatX *b, int C)
     }
 }
 
+static void add_dropped_row(floatX *sum, const floatX *a, const floatX *b, const Dropout *d, uint32_t row, int C) {
+    float factors[COLUMNS];
+    for (int c = 0; c < C; c += VL) {
+        if (c % COLUMNS == 0) factors_of_row(d, row, (uint32_t)c / 8, factors);
+        const int n = LANES(c, C);
+        fx_store_n(sum + c, fx_load_n(a + c, n) + fx_load_n(b + c, n) * vf_load(factors + c % COLUMNS), n);
+    }
+}
+
 static void forward_rows(const void *given, Part rows) {
     const Forward a = *(const Forward *)given;
     for (int64_t bt = rows.from, at = bt * a.C; bt < rows.to; bt++, at += a.C) {
-        if (a.residual) add_row(a.residual + at, a.inp1 + at, a.inp2 + at, a.C);
+        if (a.dropout) add_dropped_row(a.residual + at, a.inp1 + at, a.inp2 + at, a.dropout, (uint32_t)bt, a.C);
+        else if (a.residual) add_row(a.residual + at, a.inp1 + at, a.inp2 + at, a.C);
         row_forward(a.out + at, a.mean + bt, a.rstd + bt, (a.residual ? a.residual : a.inp1) + at, a.weight, a.bias,
                     a.C);
     }
@@ -75,15 +86,15 @@ void K(layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, c
                           const floatX *bias, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
     parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
-                    &(Forward){NULL, out, mean, rstd, inp, NULL, weight, bias, C});
+                    &(Forward){NULL, out, mean, rstd, inp, NULL, weight, bias, NULL, C});
 }
 
 void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                    const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
-                                   int B, int T, int C) {
+                                   const Dropout *dropout, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
     parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
-                    &(Forward){residual, out, mean, rstd, inp1, inp2, weight, bias, C});
+                    &(Forward){residual, out, mean, rstd, inp1, inp2, weight, bias, dropout, C});
 }
 
 /* ---- backward: with norm = (inp - mean) rstd and dnorm = dout weight

@@ -2,6 +2,7 @@
  * this file compute the same; PYLLMC_ISA=reference trains with these. */
 #include <math.h>
 #include <string.h>
+#include "base/philox.h"
 #include "isa.h"
 #include "memory.h"
 
@@ -109,10 +110,20 @@ static void layernorm_forward(Context *ctx, floatX *out, float *mean, float *rst
     }
 }
 
+static double factor(const Dropout *d, int64_t row, int column) {
+    return d ? dropout_factor(d, dropout_words(d, (uint32_t)row, (uint32_t)column / 8), column % 8) : 1;
+}
+
+static void dropout(Context *ctx, floatX *out, const floatX *inp, const Dropout *d, int B, int T, int C) {
+    (void)ctx;
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++) put(out, i, get(inp, i) * factor(d, i / C, (int)(i % C)));
+}
+
 static void residual_layernorm_forward(Context *ctx, floatX *residual, floatX *out, float *mean, float *rstd,
                                        const floatX *inp1, const floatX *inp2, const floatX *weight, const floatX *bias,
-                                       int B, int T, int C) {
-    for (int64_t i = 0; i < (int64_t)B * T * C; i++) put(residual, i, (double)get(inp1, i) + get(inp2, i));
+                                       const Dropout *d, int B, int T, int C) {
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++)
+        put(residual, i, (double)get(inp1, i) + get(inp2, i) * factor(d, i / C, (int)(i % C)));
     layernorm_forward(ctx, out, mean, rstd, residual, weight, bias, B, T, C);
 }
 
@@ -218,33 +229,36 @@ static double dot_of(const floatX *a, const floatX *b, int n) {
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }
 
-/* One query with the keys and values first..last, rows `stride` apart: out = softmax(scores) v. Returns lse. */
+/* One query with the keys and values first..last, rows `stride` apart: out = (softmax(scores) factors) v. `row` is the
+ * query's number among those of all heads. Returns lse. */
 static double attend(double *p, floatX *out, const floatX *q, const floatX *k, const floatX *v, int64_t stride,
-                     int first, int last, int hs) {
+                     int first, int last, int hs, const Dropout *d, int64_t row) {
     double max = -INFINITY, sum = 0;
     for (int j = first; j <= last; j++) {
         p[j] = dot_of(q, k + j * stride, hs) / sqrt(hs);
         if (p[j] > max) max = p[j];
     }
     for (int j = first; j <= last; j++) sum += p[j] = exp(p[j] - max);
-    for (int d = 0; d < hs; d++) {
+    for (int j = first; j <= last; j++) p[j] = operand(p[j] * factor(d, row, j));
+    for (int c = 0; c < hs; c++) {
         double y = 0;
-        for (int j = first; j <= last; j++) y += (double)operand(p[j]) * get(v, j * stride + d);
-        put(out, d, y / sum);
+        for (int j = first; j <= last; j++) y += p[j] * get(v, j * stride + c);
+        put(out, c, y / sum);
     }
     return max + log(sum);
 }
 
-static void attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, int B, int T, int C, int NH,
-                              int window) {
+static void attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *d, int B, int T,
+                              int C, int NH, int window) {
     const int hs = C / NH;
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int i = 0; i < T; i++) {
                 const floatX *base = qkv + (int64_t)b * T * 3 * C + h * hs;
-                lse[((int64_t)b * NH + h) * T + i] =
+                const int64_t row = ((int64_t)b * NH + h) * T + i;
+                lse[row] =
                     (float)attend(ctx->workspace, out + ((int64_t)b * T + i) * C + h * hs, base + (int64_t)i * 3 * C,
-                                  base + C, base + 2 * C, 3 * C, first_key(i, window), i, hs);
+                                  base + C, base + 2 * C, 3 * C, first_key(i, window), i, hs, d, row);
             }
 }
 
@@ -258,23 +272,24 @@ static void attention_cached(Context *ctx, floatX *out, floatX *cache, const flo
             for (int h = 0; h < NH; h++) {
                 const int at = pos[b] + i;
                 attend(ctx->workspace, out + ((int64_t)b * n + i) * C + h * hs, rows + (int64_t)at * 3 * C + h * hs,
-                       rows + C + h * hs, rows + 2 * C + h * hs, 3 * C, first_key(at, window), at, hs);
+                       rows + C + h * hs, rows + 2 * C + h * hs, 3 * C, first_key(at, window), at, hs, NULL, 0);
             }
     }
 }
 
-/* One query, whose gradients are added to dqkv (T,3,hs). With p = softmax, dp = dout.v and D = dout.out:
- * ds = p (dp - D), divided by sqrt(hs) in dk and dq. */
+/* One query, whose gradients are added to dqkv (T,3,hs). With p = softmax, dp = dout.v factor and D = dout.out:
+ * ds = p (dp - D), divided by sqrt(hs) in dk and dq. A query that sees one key has a weight of 1, whatever the score. */
 static void attend_backward(float *dqkv, const floatX *dout, const floatX *out, float lse, const floatX *qkv, int64_t C,
-                            int first, int i, int hs) {
+                            int first, int i, int hs, const Dropout *drop, int64_t row) {
     const floatX *q = qkv + i * 3 * C;
     const double scale = 1 / sqrt(hs), D = dot_of(dout, out, hs);
     float *dq = dqkv + (int64_t)i * 3 * hs;
     for (int j = first; j <= i; j++) {
         const floatX *k = qkv + j * 3 * C + C, *v = k + C;
         float *dk = dqkv + (int64_t)j * 3 * hs + hs, *dv = dk + hs;
-        const double p = exp(dot_of(q, k, hs) * scale - lse), ds = p * (dot_of(dout, v, hs) - D);
-        const double p_operand = operand(p), ds_operand = operand(ds) * scale;
+        const double p = exp(dot_of(q, k, hs) * scale - lse), kept = factor(drop, row, j);
+        const double ds = drop && first == i ? 0 : p * (dot_of(dout, v, hs) * kept - D);
+        const double p_operand = operand(p * kept), ds_operand = operand(ds) * scale;
         for (int d = 0; d < hs; d++) {
             dv[d] += (float)(p_operand * get(dout, d));
             dk[d] += (float)(ds_operand * get(q, d));
@@ -285,7 +300,7 @@ static void attend_backward(float *dqkv, const floatX *dout, const floatX *out, 
 
 /* One head after another: the gradients of a head are summed as floats before they are stored. */
 static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                               const floatX *qkv, int B, int T, int C, int NH, int window) {
+                               const floatX *qkv, const Dropout *d, int B, int T, int C, int NH, int window) {
     const int hs = C / NH;
     float *sums = ctx->workspace;
     for (int b = 0; b < B; b++)
@@ -293,12 +308,12 @@ static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, c
             const int64_t head = (int64_t)b * T * 3 * C + h * hs;
             memset(sums, 0, (size_t)T * 3 * hs * sizeof *sums);
             for (int i = 0; i < T; i++) {
-                const int64_t at = ((int64_t)b * T + i) * C + h * hs;
-                attend_backward(sums, dout + at, out + at, lse[((int64_t)b * NH + h) * T + i], qkv + head, C,
-                                first_key(i, window), i, hs);
+                const int64_t at = ((int64_t)b * T + i) * C + h * hs, row = ((int64_t)b * NH + h) * T + i;
+                attend_backward(sums, dout + at, out + at, lse[row], qkv + head, C, first_key(i, window), i, hs, d,
+                                row);
             }
             for (int64_t row = 0; row < (int64_t)T * 3; row++)
-                for (int d = 0; d < hs; d++) put(dqkv, head + row * C + d, sums[row * hs + d]);
+                for (int c = 0; c < hs; c++) put(dqkv, head + row * C + c, sums[row * hs + c]);
         }
 }
 

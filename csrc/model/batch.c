@@ -132,6 +132,7 @@ int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, con
     const Pass pass = {.B = b, .T = t, .told = "forward", .may_stop = 1};
     TRY(take_batch(m, tokens, targets, weights, b, t));
     m->state = EMPTY;
+    gpt2_begin_dropout(m, m->drop.in_forward);
     TRY(layers_forward(m, &pass));
     m->state = FORWARD_DONE;
     chunks(m, targets ? LOGITS | LOSSES : LOGITS, (Start){0});
@@ -195,7 +196,9 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     TRY(gpt2_need_training(m));
     CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
     TRY(take_batch(m, tokens, targets, weights, b, t));
-    const int64_t key[4] = {b, t, accumulate, bits_of(scale)};
+    if (!accumulate) m->drop.micro_step = 0;
+    gpt2_begin_dropout(m, 1);
+    const int64_t key[4] = {b, t, (accumulate != 0) + 2 * m->drop.dropped, bits_of(scale)};
     if (!m->k->replay(&m->ctx, key)) {
         forward_and_backward(m, scale, accumulate);
         m->k->recorded(&m->ctx);

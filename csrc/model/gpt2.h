@@ -13,7 +13,14 @@ struct llmc_model {
     int64_t step;         /* AdamW steps taken */
     const void *cache_of; /* the generation whose keys and values are cached, while state is EMPTY; NULL: none */
     int64_t ones;         /* the first `ones` loss weights on the device are 1 */
-    const Kernels *k;     /* chosen once, when the model is made, as is the number of threads in ctx */
+    struct {              /* dropout.c */
+        double p[4];      /* the probability of each kind (kernels.h) */
+        int64_t seed;
+        int64_t micro_step; /* the number of the next pass that drops, since the last update */
+        int in_forward;     /* llmc_model_forward drops, too */
+        int dropped;        /* the last forward pass did */
+    } drop;
+    const Kernels *k; /* chosen once, when the model is made, as is the number of threads in ctx */
     Context ctx;
     Layout layout;
     char *arena; /* the one allocation, which layout.h draws */
@@ -88,6 +95,15 @@ static inline float *gpt2_head_gradient(const llmc_model *model) {
 /* True for the matrices that compression makes smaller, as opposed to what is added. wte is among them, though an untied model
  * only looks its rows up. */
 int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
+
+/* ---- dropout ---- */
+
+/* Gives the device the numbers of the next pass: those of dropout if it is on. */
+void gpt2_begin_dropout(llmc_model *model, int on);
+/* The kinds that are dropped at all, as bits. */
+int gpt2_dropped_kinds(const llmc_model *model);
+/* The dropout of one kind in layer l during the last pass; NULL: none. */
+const Dropout *gpt2_dropout(const llmc_model *model, int kind, int l);
 
 /* ---- checks ---- */
 

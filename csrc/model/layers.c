@@ -9,6 +9,11 @@
  * the first, which then stay in the CPU's caches. */
 static Acts acts_of(const llmc_model *m, const Pass *pass, int l) { return acts_at(m, pass->cached ? 0 : l); }
 
+/* Generation drops nothing. */
+static const Dropout *dropout_of(const llmc_model *m, const Pass *pass, int kind, int l) {
+    return pass->cached ? NULL : gpt2_dropout(m, kind, l);
+}
+
 /* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
 static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Kernels *k = m->k;
@@ -20,7 +25,9 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     if (pass->cached)
         k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
-    else k->attention_forward(ctx, a.atty, a.lse, qkv, B, T, C, NH, window_of(m, l));
+    else
+        k->attention_forward(ctx, a.atty, a.lse, qkv, dropout_of(m, pass, LLMC_DROP_ATTENTION, l), B, T, C, NH,
+                             window_of(m, l));
 }
 
 /* From ln1 to fch_gelu: all that backward computes again at recompute=3. It is inline so that the buffers of a layer are worked
@@ -34,7 +41,7 @@ static inline void layer_inside(const llmc_model *m, const Pass *pass, int l) {
     attention(m, pass, l);
     k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
-                                  w.ln2b, B, T, C);
+                                  w.ln2b, dropout_of(m, pass, LLMC_DROP_ATTPROJ, l), B, T, C);
     k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
 }
 
@@ -45,14 +52,15 @@ static void layer_forward(const llmc_model *m, const Pass *pass, int l) {
     const int B = pass->B, T = pass->T, C = m->config.C, last = l + 1 == m->config.L;
     const Params w = params_at(m, l), next_w = params_at(m, last ? 0 : l + 1);
     const Acts a = acts_of(m, pass, l), next = acts_of(m, pass, last ? 0 : l + 1);
+    const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_FCPROJ, l);
     layer_inside(m, pass, l);
     k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
-                                      w.lnfb, B, T, C);
+                                      w.lnfb, dropout, B, T, C);
     else
         k->residual_layernorm_forward(ctx, next.residual1, next.ln1, next.ln1_mean, next.ln1_rstd, a.residual2,
-                                      a.branch, next_w.ln1w, next_w.ln1b, B, T, C);
+                                      a.branch, next_w.ln1w, next_w.ln1b, dropout, B, T, C);
 }
 
 /* A sign of life before layer l, if a layer takes more than some milliseconds; LLMC_STOPPED as pulse.h says. */
@@ -65,7 +73,9 @@ int layers_forward(llmc_model *m, const Pass *pass) {
     const int B = pass->B, T = pass->T, C = m->config.C;
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
+    const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_EMBEDDING, 0);
     m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL, B, T, C);
+    if (dropout) m->k->dropout(&m->ctx, a.residual1, a.residual1, dropout, B, T, C);
     m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
     for (int l = 0; l < m->config.L; l++) {
         const int rc = tell_layer(m, pass, pass->told, l);
@@ -106,6 +116,16 @@ static void last_layer_recompute(const llmc_model *m, const Pass *pass, int l) {
     else m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
 }
 
+/* The gradient of a branch, of which dropout multiplied what was added to the residual stream: dresidual itself, or the
+ * buffer `to`. */
+static const floatX *branch_gradient(const llmc_model *m, const Pass *pass, floatX *to, int kind, int l) {
+    const Dropout *dropout = gpt2_dropout(m, kind, l);
+    const floatX *dresidual = acts_at(m, 0).dresidual;
+    if (!dropout) return dresidual;
+    m->k->dropout((Context *)&m->ctx, to, dresidual, dropout, pass->B, pass->T, m->config.C);
+    return to;
+}
+
 static void layer_backward(const llmc_model *m, const Pass *pass, int l, int accumulate) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
@@ -113,15 +133,18 @@ static void layer_backward(const llmc_model *m, const Pass *pass, int l, int acc
     const Params w = params_at(m, l);
     const Grads dw = grads_at(m, l);
     const Acts a = acts_at(m, l);
-    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, a.dresidual, a.fch_gelu, accumulate, B, T, 4 * C, C);
-    k->matmul_gelu_backward_input(ctx, a.dfch, a.dresidual, w.fcprojw, a.fch, B, T, 4 * C, C);
+    const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_FCPROJ, l);
+    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, d, a.fch_gelu, accumulate, B, T, 4 * C, C);
+    k->matmul_gelu_backward_input(ctx, a.dfch, d, w.fcprojw, a.fch, B, T, 4 * C, C);
     k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate, B, T, C, 4 * C);
     k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
     k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
                           T, C);
-    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, a.dresidual, a.atty, accumulate, B, T, C, C);
-    k->matmul_backward_input(ctx, a.branch, a.dresidual, w.attprojw, B, T, C, C);
-    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, B, T, C, NH, window_of(m, l));
+    d = branch_gradient(m, pass, a.dqkv, LLMC_DROP_ATTPROJ, l);
+    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, d, a.atty, accumulate, B, T, C, C);
+    k->matmul_backward_input(ctx, a.branch, d, w.attprojw, B, T, C, C);
+    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C,
+                          NH, window_of(m, l));
     k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate, B, T, C, 3 * C);
     k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
     k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
@@ -143,5 +166,6 @@ void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
         else last_layer_recompute(m, pass, l);
         layer_backward(m, pass, l, accumulate);
     }
-    k->encoder_backward(&m->ctx, dw.wte, dw.wpe, a.dresidual, a.tokens, B, T, C);
+    const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_EMBEDDING, 0);
+    k->encoder_backward(&m->ctx, dw.wte, dw.wpe, d, a.tokens, B, T, C);
 }

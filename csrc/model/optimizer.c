@@ -13,7 +13,7 @@ int llmc_model_zero_grad(llmc_model *m) {
 int llmc_model_reset_moments(llmc_model *m) {
     const int64_t bytes = m->layout.num_params * (int64_t)sizeof(float);
     TRY(gpt2_need_training(m));
-    m->step = 0;
+    m->step = m->drop.micro_step = 0;
     m->k->fill(&m->ctx, m->m, 0, bytes);
     m->k->fill(&m->ctx, m->v, 0, bytes);
     return m->k->sync(&m->ctx);
@@ -93,6 +93,7 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const AdamW step = make_step(h, ++m->step);
+    m->drop.micro_step = 0;
     _Static_assert(sizeof step == 8 * sizeof(float), "tensors.def has room for 8");
     m->k->copy_in(&m->ctx, a.adamw, &step, sizeof step);
     if (!m->k->replay(&m->ctx, key)) {

@@ -296,6 +296,12 @@ int llmc_options_parse(llmc_options *options, int argc, const char *const *argv)
     return LLMC_OK;
 }
 
+void options_settle_dropout(llmc_options *o) {
+    if (o->dropout_given > o->embd_pdrop_given) o->embd_pdrop = o->dropout;
+    if (o->dropout_given > o->attn_pdrop_given) o->attn_pdrop = o->dropout;
+    if (o->dropout_given > o->resid_pdrop_given) o->resid_pdrop = o->dropout;
+}
+
 int llmc_options_only_write(const llmc_options *o) {
     return o->max_steps == 0 && o->prompt_given && !o->data_given && !*o->resume;
 }

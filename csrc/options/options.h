@@ -50,6 +50,10 @@ void option_value(const llmc_options *options, const Option *o, char text[OPTION
 void option_default(const Option *o, char text[OPTION_TEXT]);
 unsigned char *option_given(llmc_options *options, const Option *o);
 
+/* --dropout becomes the value of --embd_pdrop, --attn_pdrop and --resid_pdrop, unless these were given, too. What a file gives
+ * counts for less than what the call gives. */
+void options_settle_dropout(llmc_options *options);
+
 /* Sets the options that a file names, unless the call set them; all of its lines or none. */
 int options_read(llmc_options *options, const char *path);
 #define CONFIG_BEGIN "# The options of a run," /* begins the text of options_config */

@@ -116,6 +116,9 @@ static void add_training(Growing *text, const llmc_trainer *t) {
                     (long long)t->decay_end);
     else growing_add(text, "warm-up %lld, schedule %s", (long long)o->warmup_steps, o->schedule);
     add_course(text, t);
+    if (o->embd_pdrop > 0 || o->attn_pdrop > 0 || o->resid_pdrop > 0)
+        growing_add(text, "; dropout of embeddings %g, attention %g, residual %g", o->embd_pdrop, o->attn_pdrop,
+                    o->resid_pdrop);
 }
 
 static int add_all(Growing *text, llmc_trainer *t) {

@@ -60,6 +60,7 @@ int setup_check(llmc_trainer *t) {
     double lr;
     TRY(locate_check_device(o->device));
     TRY(resume_open(t));
+    options_settle_dropout(o);
     const int element = llmc_precision(o->precision); /* the resumed run's, unless the call gave another */
     TRY(element);
     if (!(t->k = llmc_kernels(NULL, element))) return LLMC_EDEVICE;
@@ -122,22 +123,24 @@ llmc_room setup_room(const llmc_trainer *t) {
 }
 
 int setup_model(llmc_trainer *t) {
+    const llmc_options *o = &t->options;
     const llmc_room room = setup_room(t);
     const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
-    t->losses = malloc(2 * (size_t)t->options.grad_accum * sizeof *t->losses);
+    t->losses = malloc(2 * (size_t)o->grad_accum * sizeof *t->losses);
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     t->shares = t->losses + t->options.grad_accum;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
+    TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->seed));
     if (t->file) TRY(llmc_model_load_from(t->model, t->file));
-    else TRY(llmc_model_init(t->model, t->options.seed, t->options.init_std));
+    else TRY(llmc_model_init(t->model, o->seed, o->init_std));
     if (t->resumed) TRY(resume_restore(t));
     if (t->resumed) TRY(resume_note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
     llmc_file_free(t->file), t->file = NULL;
-    TRY(run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated));
-    if (!t->in_place || !t->options.overwrite) return LLMC_OK;
+    TRY(run_open(&t->run, o, t->history, t->in_place, t->step, t->evaluated));
+    if (!t->in_place || !o->overwrite) return LLMC_OK;
     const int dropped = run_drop_later(&t->run, t->step);
     if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
     return dropped < 0 ? dropped : LLMC_OK;

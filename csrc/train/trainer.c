@@ -67,6 +67,7 @@ static int apply(llmc_trainer *t) {
     const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 0};
     t->skipped = o->skip_outliers > 0 ? outliers_find(&t->outliers, t->loss, t->norm, o->skip_outliers, &t->z) : NULL;
     if (!t->skipped) return llmc_model_update(t->model, &hyper, 1);
+    t->model->drop.micro_step = 0;
     t->model->step++; /* so that AdamW's correction of its means counts it, as in llm.c */
     return LLMC_OK;
 }

@@ -222,6 +222,7 @@ def _config_line(line: str, known: Mapping[str, Option]) -> tuple[str, str] | No
 
 
 def _names_in(args: Sequence[str]) -> frozenset[str]:
+    """The options that arguments name."""
     return frozenset(arg[2:].partition("=")[0].removeprefix("no_") for arg in args if arg.startswith("--"))
 
 

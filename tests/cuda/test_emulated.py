@@ -31,9 +31,10 @@ def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def train(**options) -> tuple[pyllmc.Model, list[float], list[float]]:
+def train(dropout: float = 0, **options) -> tuple[pyllmc.Model, list[float], list[float]]:
     """Two micro-steps a step; the last batch is shorter."""
     m = pyllmc.Model(SIZES, B=B, T=T, keep_logits=False, **options)
+    m.set_dropout(dropout, dropout, dropout, seed=7)
     losses, norms = [], []
     for step in range(STEPS):
         for micro in range(2):
@@ -61,10 +62,14 @@ def letters(tmp_path_factory) -> dict[str, object]:
     return {**sizes, **when, "device": "emu", "data": data}
 
 
+DROPOUT = [0, 0.2]
+
+
+@pytest.mark.parametrize("dropout", DROPOUT)
 @pytest.mark.parametrize("name", EMULATED)
-def test_it_learns_what_the_cpu_learns(name: str):
-    cpu, losses, norms = train()
-    m, ours, our_norms = train(**on(name))
+def test_it_learns_what_the_cpu_learns(name: str, dropout: float):
+    cpu, losses, norms = train(dropout)
+    m, ours, our_norms = train(dropout, **on(name))
     close = 2e-6 if name.endswith("fp32") else 4e-3
     np.testing.assert_allclose(ours, losses, rtol=close)
     np.testing.assert_allclose(our_norms, norms, rtol=5 * close)
@@ -73,18 +78,21 @@ def test_it_learns_what_the_cpu_learns(name: str):
         assert m.generate([1, 2, 3], 12, temperature=0) == cpu.generate([1, 2, 3], 12, temperature=0)
 
 
+@pytest.mark.parametrize("dropout", DROPOUT)
 @pytest.mark.parametrize("name", EMULATED)
 @pytest.mark.parametrize("recompute", [1, 2, 3])
-def test_recompute_changes_no_bit(name: str, recompute: int):
-    expected = everything(*train(**on(name)))
-    assert everything(*train(recompute=recompute, **on(name))) == expected
+def test_recompute_changes_no_bit(name: str, recompute: int, dropout: float):
+    expected = everything(*train(dropout, **on(name)))
+    assert everything(*train(dropout, recompute=recompute, **on(name))) == expected
 
 
+@pytest.mark.parametrize("dropout", DROPOUT)
 @pytest.mark.parametrize("name", EMULATED)
-def test_a_graph_changes_no_bit(name: str, monkeypatch):
-    expected = everything(*train(**on(name)))
+def test_a_graph_changes_no_bit(name: str, dropout: float, monkeypatch):
+    """A recorded step that is started again drops by the new step's numbers."""
+    expected = everything(*train(dropout, **on(name)))
     monkeypatch.setenv("PYLLMC_GRAPHS", "0")
-    assert everything(*train(**on(name))) == expected
+    assert everything(*train(dropout, **on(name))) == expected
 
 
 def waits() -> int:
@@ -118,7 +126,7 @@ from pyllmc.engine import _ffi
 name = sys.argv[1]
 if sys.argv[2] == "check":
     test_emulated.SIZES, test_emulated.T, test_emulated.STEPS = test_emulated.SMALLER, 13, 2
-results = test_emulated.everything(*test_emulated.train(**test_emulated.on(name)))
+results = test_emulated.everything(*test_emulated.train(float(sys.argv[4]), **test_emulated.on(name)))
 lib = ctypes.CDLL(str(sys.argv[3]))
 text = ctypes.create_string_buffer(1 << 16)
 if sys.argv[2] == "check":
@@ -128,11 +136,11 @@ print(hashlib.sha256(repr(results).encode()).hexdigest())
 """
 
 
-def run(name: str, library: str, **environment: str) -> str:
+def run(name: str, library: str, dropout: float, **environment: str) -> str:
     """Runs in a process of its own, because the library reads its settings once."""
     path = ROOT / "pyllmc" / "lib" / library / f"libpyllmc_{name}.so"
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, name, library, str(path)],
+        [sys.executable, "-c", CODE, name, library, str(path), str(dropout)],
         env={**os.environ, "PYTHONPATH": ".", "PYLLMC_LIB": str(path), **environment},
         cwd=ROOT,
         capture_output=True,
@@ -142,17 +150,19 @@ def run(name: str, library: str, **environment: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.parametrize("dropout", DROPOUT)
 @pytest.mark.parametrize("name", EMULATED)
-def test_no_order_of_threads_changes_a_bit(name: str):
+def test_no_order_of_threads_changes_a_bit(name: str, dropout: float):
     schedules = ["in_order", "reversed", "random"]
-    results = {run(name, "", PYLLMC_EMU_SCHEDULE=order, PYLLMC_EMU_DEFER="1") for order in schedules}
+    results = {run(name, "", dropout, PYLLMC_EMU_SCHEDULE=order, PYLLMC_EMU_DEFER="1") for order in schedules}
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("dropout", DROPOUT)
 @pytest.mark.parametrize("name", EMULATED)
-def test_the_checked_build_has_nothing_to_report(name: str):
+def test_the_checked_build_has_nothing_to_report(name: str, dropout: float):
     """There is no race, no access out of bounds, no read before a write, in a whole step and a text."""
-    run(name, "check", PYLLMC_EMU_SCHEDULE="random")
+    run(name, "check", dropout, PYLLMC_EMU_SCHEDULE="random")
 
 
 @pytest.mark.parametrize("name", EMULATED)

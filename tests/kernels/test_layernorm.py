@@ -79,7 +79,9 @@ def test_constant_rows(kernels: Kernel, buffers: Buffers):
 def test_residual_forward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int):
     d = {name: buffers.guarded(x) for name, x in data(kernels, B, T, C).items()}
     residual, got = buffers.out(B, T, C), (buffers.out(B, T, C), buffers.out(B, T), buffers.out(B, T))
-    kernels.residual_layernorm_forward(residual, *got, d["inp"], d["inp2"], d["weight"], d["bias"], B, T, C)
+    kernels.residual_layernorm_forward(
+        residual, *got, d["inp"], d["inp2"], d["weight"], d["bias"], None, B, T, C
+    )
     assert (residual == storable(kernels, d["inp"] + d["inp2"])).all()
     for ours, single, double, what in zip(
         got, *both(residual, d["weight"], d["bias"]), ("out", "mean", "rstd")
@@ -152,7 +154,7 @@ def test_order_does_not_change_a_bit(kernels: Kernel, buffers: Buffers, B: int, 
         got = np.empty((B, T, C), np.float32), np.empty((B, T), np.float32), np.empty((B, T), np.float32)
         k.layernorm_forward(*got, d["inp"], d["weight"], d["bias"], B, T, C)
         fused = [np.empty_like(x) for x in (got[0], *got)]
-        k.residual_layernorm_forward(*fused, d["inp"], d["inp2"], d["weight"], d["bias"], B, T, C)
+        k.residual_layernorm_forward(*fused, d["inp"], d["inp2"], d["weight"], d["bias"], None, B, T, C)
         grads = run_backward(k, buffers, d, B, T, C)
         results.append(b"".join(x.tobytes() for x in (*got, *fused, *grads)))
     assert len(set(results)) == 1

@@ -114,6 +114,7 @@ def engines_lines(arguments: list[str]) -> str:
         (["--no_shuffle", "--schedule=wsd", "--grad_clip=0", "--T=16"], 3),
         (["--window=4", "--weight_decay=0.5", "--untied"], 3),
         (["--window=4", "--pattern=L"], 3),
+        (["--dropout=0.2", "--attn_pdrop=0.3", "--window=4"], 3),
         (["--val_data=x={data},y={data}/train_000000.bin", "--patience=1", "--lr=9", "--val_every=1"], 2),
         (["--max_tokens=700", "--grad_accum=4", "--batch_ramp_tokens=200", "--decay_tokens=250"], 4),
         (["--epochs=0.05", "--warmup_tokens=100", "--no_shuffle"], 2),
