@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from typing import Any
 
 from pyllmc.base.errors import InvalidArgument
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 SIZES = ("n_layer", "n_head", "n_embd")
 DROPOUT = ("embd_pdrop", "resid_pdrop", "attn_pdrop")
 UNSET = "gpt"  # the model_type of a config that names none
-USUAL = 0.1  # minGPT's own, which programs seldom mean to choose
+USUAL = 0.1
 
 
 class GPTConfig:
@@ -60,21 +59,9 @@ def sizes_of(config: Any) -> gpt.GPTConfig:
     return gpt.GPTConfig(config.vocab_size, config.block_size, L, NH, C, untied=True)
 
 
-def check_dropout(config: Any) -> None:
-    """Warns that this engine leaves out dropout, unless it is 0.
-
-    Raises InvalidArgument for a dropout that the program has chosen.
-    """
-    rates = {name: getattr(config, name, 0) for name in DROPOUT}
-    chosen = [f"{name}={rate}" for name, rate in rates.items() if rate not in (0, USUAL)]
-    if chosen:
-        raise InvalidArgument(f"{', '.join(chosen)}: the engine has no dropout: set it to 0")
-    if any(rates.values()):
-        warnings.warn(
-            f"trained without minGPT's usual dropout of {USUAL}, which the engine does not have yet; "
-            f"{', '.join(f'{name}=0' for name in DROPOUT)} silences this",
-            stacklevel=3,
-        )
+def dropout_of(config: Any) -> dict[str, Any]:
+    """The three rates of a config; 0 for one that it lacks."""
+    return {name: getattr(config, name, 0.0) for name in DROPOUT}
 
 
 class GPT(gpt.GPT):
@@ -87,8 +74,7 @@ class GPT(gpt.GPT):
 
     def __init__(self, config: Any) -> None:
         sizes = sizes_of(config)
-        check_dropout(config)
-        super().__init__(sizes, init_std=0.02)
+        super().__init__(sizes, init_std=0.02, **dropout_of(config))
         self.block_size = config.block_size
         logger.info("number of parameters: %.2fM", self._engine.num_params / 1e6)
 
@@ -100,6 +86,7 @@ class GPT(gpt.GPT):
         """The weights of gpt2, gpt2-medium, ... from the hub; or of any path or model of the hub that pyllmc reads."""
         name = os.fspath(model_type)
         model = cls.__new__(cls)
-        gpt.GPT.__init__(model, f"{hub.PREFIX}{name}" if name in hub.OPENAI else name)
+        source = f"{hub.PREFIX}{name}" if name in hub.OPENAI else name
+        gpt.GPT.__init__(model, source, **dropout_of(cls.get_default_config()))
         model.block_size = model.sizes.max_seq_len
         return model

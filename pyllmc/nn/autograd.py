@@ -10,11 +10,19 @@ from torch.autograd.function import once_differentiable
 
 
 class Batch(NamedTuple):
-    """What a forward pass reads, on the CPU: ids and targets (b, t), loss weights (b, t); None if there are none."""
+    """What a forward pass reads, on the CPU: ids and targets (b, t), loss weights (b, t); None if there are none.
+
+    draw: the seed of its dropout, so that the pass can be run again; None: it drops nothing.
+    """
 
     inputs: Any
     targets: Any = None
     weights: Any = None
+    draw: int | None = None
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        return self.inputs, self.targets, self.weights
 
 
 class Pass(torch.autograd.Function):

@@ -36,6 +36,8 @@ class GPT(nn.Module):
     seed: of fresh weights; None draws it from PyTorch's generator, so that torch.manual_seed() decides.
     init_std, vocab_size, precision, threads, recompute: those of Model. In bf16 the parameters are the float masters.
     keep_logits=False: model(idx, targets) returns (None, loss), which saves B T V floats and the time to copy them.
+    embd_pdrop, attn_pdrop, resid_pdrop: GPT-2's dropout, while the module is in training (train(), eval()). Its masks follow
+        from a number that is drawn from PyTorch's generator here, and from how many passes there were.
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
     change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
@@ -55,13 +57,19 @@ class GPT(nn.Module):
         threads: int = 0,
         recompute: int = 2,
         keep_logits: bool = True,
+        embd_pdrop: float = 0.0,
+        attn_pdrop: float = 0.0,
+        resid_pdrop: float = 0.0,
     ) -> None:
         super().__init__()
         seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
         kept = {"precision": precision, "recompute": recompute, "keep_logits": keep_logits}
         drawn = {"seed": seed, "init_std": init_std, "vocab_size": vocab_size}
         self._how: dict[str, Any] = {**kept, "threads": threads}
+        self._drops: dict[str, Any] = {"embd": embd_pdrop, "attn": attn_pdrop, "resid": resid_pdrop}
+        self._next_draw = int(torch.randint(2**62, ())) if any(self._drops.values()) else 0
         self._adopt(Model(source, B, T, **self._how, **drawn))  # type: ignore[arg-type]
+        self._engine.set_dropout(**self._drops)
 
     def _adopt(self, model: Model) -> None:
         """Builds the layers over a model's memory."""
@@ -123,6 +131,19 @@ class GPT(nn.Module):
         self._engine._check(self._engine._lib.llmc_model_refresh(self._engine._handle))
         return params
 
+    def _draw(self) -> int | None:
+        """The seed of the next pass' dropout; None if it drops nothing."""
+        if not (self.training and any(self._drops.values())):
+            return None
+        self._next_draw += 1
+        return self._next_draw
+
+    def _set_dropout(self, draw: int | None) -> None:
+        rates = dict.fromkeys(self._drops, 0.0) if draw is None else self._drops
+        self._engine.set_dropout(**rates, seed=draw or 0)
+        self._engine.micro_steps = 0
+        self._engine.train(draw is not None)
+
     def _fit(self, b: int, t: int) -> None:
         """Makes room for a batch: at least the room that is there, or else for this batch alone."""
         room = self._engine._arena.room
@@ -169,7 +190,7 @@ class GPT(nn.Module):
             return self._as_transformers(input_ids, labels, attention_mask)
         if idx is None:
             raise InvalidArgument("forward needs idx, or input_ids for transformers' manner")
-        return Pass.apply(self, as_batch(idx, targets, weights), *self._params())
+        return Pass.apply(self, as_batch(idx, targets, weights)._replace(draw=self._draw()), *self._params())
 
     def _as_transformers(self, ids: Tensor, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
         if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
@@ -182,7 +203,8 @@ class GPT(nn.Module):
         self._fit(*batch.inputs.shape)
         self._refresh()
         self._mark += 1
-        loss = self._engine.forward(*batch)
+        self._set_dropout(batch.draw)
+        loss = self._engine.forward(*batch.arrays)
         logits = torch.from_numpy(self._engine.logits.copy()) if self._how["keep_logits"] else None
         return logits, None if loss is None else torch.tensor(loss)
 
@@ -216,7 +238,8 @@ class GPT(nn.Module):
         self._fit(*batch.inputs.shape)
         params = self._refresh()
         self._mark += 1
-        loss = self._engine.micro_step(*batch, accumulate=False)
+        self._set_dropout(self._draw())
+        loss = self._engine.micro_step(*batch.arrays, accumulate=False)
         self._gradients.bind(params)
         return torch.tensor(loss)
 
@@ -355,7 +378,9 @@ def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Bat
             raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {told}")
     if targets is not None:
         targets = targets.masked_fill(targets == -100, -1)
-    return Batch(*(None if x is None else x.detach().cpu().numpy() for x in (idx, targets, weights)))
+    given = (idx, targets, weights)
+    inputs, wanted, shares = (None if x is None else x.detach().cpu().numpy() for x in given)
+    return Batch(inputs, wanted, shares)
 
 
 __all__ = ["GPT", "GPTConfig"]

@@ -80,7 +80,7 @@ def test_sizes_by_name_or_by_number():
         ({"n_layer": 2}, "model_type='gpt-nano' and n_layer"),
         ({"vocab_size": None}, "config.vocab_size is None"),
         ({"model_type": "gpt-tiny"}, "gpt-tiny"),
-        ({"attn_pdrop": 0.3}, "attn_pdrop=0.3: the engine has no dropout"),
+        ({"attn_pdrop": 1.0}, "attn=1 is not in"),
     ],
 )
 def test_configs_that_are_refused(named, words):
@@ -88,9 +88,13 @@ def test_configs_that_are_refused(named, words):
         GPT(new_config(**named))
 
 
-def test_dropout_that_is_left_out_is_told():
-    with pytest.warns(UserWarning, match="without minGPT's usual dropout of 0.1"):
-        GPT(GPTConfig(10, 8, n_layer=1, n_head=1, n_embd=8))
+@pytest.mark.parametrize(("named", "drops"), [({}, True), (NO_DROPOUT, False)])
+def test_dropout_is_the_configs(named, drops):
+    model = GPT(GPTConfig(10, 8, n_layer=1, n_head=1, n_embd=8, **named))
+    idx = torch.arange(8)[None]
+    assert torch.equal(model(idx)[0], model(idx)[0]) != drops
+    model.eval()
+    assert torch.equal(model(idx)[0], model(idx)[0])
 
 
 def test_first_weights_are_mingpts():
@@ -109,7 +113,7 @@ def test_from_pretrained_takes_a_folder(tmp_path):
     sizes = transformers.GPT2Config(vocab_size=33, n_positions=12, n_layer=2, n_head=2, n_embd=16)
     theirs = transformers.GPT2LMHeadModel(sizes).eval()
     theirs.save_pretrained(tmp_path)
-    model, x = GPT.from_pretrained(tmp_path), torch.randint(33, (2, 5))
+    model, x = GPT.from_pretrained(tmp_path).eval(), torch.randint(33, (2, 5))
     assert model.get_block_size() == 12
     assert torch.allclose(model(x)[0], theirs(x).logits, atol=1e-5)
 

@@ -569,3 +569,54 @@ def test_an_untied_model():
     assert torch.equal(other(x, y)[1], tied(x, y)[1])
     with pytest.raises(BadFile, match="untied=True"):
         tied.load_state_dict(model.state_dict())
+
+
+# ---- dropout ----
+
+DROPS = {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.1}
+
+
+def dropping(seed: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    sizes = GPTConfig(max_seq_len=7, vocab_size=11, n_layer=2, n_head=2, n_embd=12)
+    return GPT(sizes, B=3, T=7, **DROPS), *torch.randint(0, 11, (2, 3, 7))
+
+
+def test_each_pass_in_training_drops_something_else_and_none_in_evaluation_does():
+    model, x, y = dropping(1)
+    losses = [model(x, y)[1].item() for _ in range(3)]
+    assert len(set(losses)) == 3
+    model.eval()
+    kept = [model(x, y)[1].item() for _ in range(2)]
+    assert kept[0] == kept[1] not in losses
+    model.train()
+    assert model(x, y)[1].item() not in (*losses, *kept)
+    again = dropping(1)[0]
+    assert [again(x, y)[1].item() for _ in range(3)] == losses, "torch.manual_seed decides"
+
+
+def test_gradients_belong_to_the_masks_of_their_own_pass():
+    """Also if another pass came between, so that the first one must be run again."""
+    model, x, y = dropping(2)
+    engine, draw = model.engine, model._next_draw + 1
+    _, loss = model(x, y)
+    _, later = model(x.flip(0), y)
+    loss.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    engine.set_dropout(embd=0.2, attn=0.3, resid=0.1, seed=draw)
+    assert engine.micro_step(x.numpy(), y.numpy(), accumulate=False) == loss.item() != later.item()
+    for grad, p in zip(found, model.parameters()):
+        assert torch.equal(grad, p.grad), "the same memory, written by the engine's own pass"
+
+
+def test_a_fused_step_drops_only_in_training():
+    model, x, y = dropping(3)
+    assert model.micro_step(x, y) != model.micro_step(x, y)
+    model.eval()
+    assert model.micro_step(x, y) == model.micro_step(x, y) == model(x, y)[1]
+
+
+@pytest.mark.parametrize("p", [1.0, -0.1, float("nan")])
+def test_a_rate_that_cannot_be_is_refused(p):
+    with pytest.raises(InvalidArgument, match="attn"):
+        GPT("gpt-nano", vocab_size=9, attn_pdrop=p)
