@@ -10,6 +10,7 @@ It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` i
 import sys
 import time
 
+import matplotlib.pyplot
 import torch
 from torch.utils.data import TensorDataset
 
@@ -22,7 +23,11 @@ from pyllmc.mingpt.utils import CfgNode, set_seed
 def get_config():
     """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
     config = CfgNode(
-        digits=2, seed=3407, model=GPT.get_default_config(), trainer=Trainer.get_default_config()
+        digits=2,
+        seed=3407,
+        out="adder.png",
+        model=GPT.get_default_config(),
+        trainer=Trainer.get_default_config(),
     )
     config.model.model_type = "gpt-nano"  # 3 layers, 3 heads, 48 channels
     config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
@@ -55,22 +60,39 @@ def make_dataset(sums, n):
 
 
 # %% The exam.
-def give_exam(model, sums, n, what):
-    """Asks for the answers, prints a few that are wrong, and returns the share that is right."""
+def answer(model, sums, n):
+    """The answers as rows with their questions, and which of them are right."""
     model.eval()
     answers = model.generate(sums[:, : 2 * n], n + 1)  # the likeliest digit, n + 1 times
-    right = (answers == sums).all(1)
+    model.train()
+    return answers, (answers == sums).all(1)
+
+
+def give_exam(model, sums, n, what):
+    """Asks for the answers, prints a few that are wrong, and returns the share that is right."""
+    answers, right = answer(model, sums, n)
     for row in answers[~right][:3].tolist():
         a, b, c = (int("".join(map(str, part))) for part in (row[:n], row[n : 2 * n], row[2 * n :][::-1]))
         print(f"  {a} + {b} = {c}? It is {a + b}")
     print(f"{what}: {int(right.sum())} of {len(sums)} sums are right")
-    model.train()
     return right.double().mean().item()
+
+
+def draw(curve, path):
+    """Draws the share of right answers to what the model has never seen, against the iterations."""
+    matplotlib.use("Agg")
+    figure, axis = matplotlib.pyplot.subplots(figsize=(6, 3))
+    axis.plot(*zip(*curve))
+    axis.set(xlabel="iteration", ylabel="held-out sums that are right", ylim=(0, 1.03))
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    print(f"wrote {path}")
 
 
 # %% The training.
 def main(arguments):
     config = get_config()
+    if "--help" in arguments:
+        return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
     config.merge_from_args(arguments)
     set_seed(config.seed)
     n = config.digits
@@ -89,14 +111,20 @@ def main(arguments):
         for group in trainer.optimizer.param_groups:
             group["lr"] = config.trainer.learning_rate * (1 - trainer.iter_num / config.trainer.max_iters)
 
+    curve = []
+
     def report(trainer):
-        if trainer.iter_num % 200 == 0:
-            print(f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}")
+        if trainer.iter_num % 100 == 0:
+            curve.append((trainer.iter_num, answer(model, held_out, n)[1].double().mean().item()))
+            print(
+                f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}, {curve[-1][1]:.0%} of the held-out sums right"
+            )
 
     trainer.add_callback("on_batch_end", slow_down)
     trainer.add_callback("on_batch_end", report)
     start = time.time()
     trainer.run()
+    draw(curve, config.out)
     print(f"trained for {time.time() - start:.1f} s")
     give_exam(model, seen[:500], n, "sums it has seen")
     return give_exam(model, held_out, n, "sums it has never seen")

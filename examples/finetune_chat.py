@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 import pyllmc
-from pyllmc import prepro
+from pyllmc import plot, prepro
 from pyllmc.stories import questions
 
 parser = argparse.ArgumentParser(description="Fine-tune a model on prompts and answers, and talk with it.")
@@ -24,6 +24,7 @@ parser.add_argument("--pairs", help="a .jsonl of prompts and answers [questions 
 parser.add_argument("--steps", type=int, default=800, help="optimizer steps [%(default)s]")
 parser.add_argument("--lr", type=float, default=1e-3, help="learning rate [%(default)s]")
 parser.add_argument("--run", default="runs/finetune_chat", help="folder for data and model [%(default)s]")
+parser.add_argument("--out", default="finetune_chat.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
 
 # %% The pairs: one JSON object a line, with a prompt and its completion; or with the messages of a talk of several turns.
@@ -70,3 +71,6 @@ def answer_to(question: str) -> str:
 
 for name, asked in (("seen in training", train[: len(held_out)]), ("in words not seen", held_out)):
     print(f"{questions.share_right(answer_to, asked):.0%} right of {len(asked)} questions {name}")
+
+# %% The picture: both losses against the steps
+plot.main([str(tuned), "--out", args.out])

@@ -16,14 +16,12 @@ are drawn anew, after 0, 1, 2, 4 and 8 examples. No weight changes between a wro
 them.
 """
 
+# %%
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs in a checkout, too
 
 import pyllmc
 from pyllmc.draw.shots import draw_shots
@@ -35,6 +33,7 @@ SHOTS = (0, 1, 2, 4, 8)
 T = tasks.LINES * (2 * tasks.SIZE + 2) + 1  # a document: the token before it, and `ab>cd\n` for each line
 
 
+# %% The corpus and the training.
 def train(out: Path, documents: int, steps: int) -> None:
     """Trains a model of 150,000 parameters on windows that are a document each."""
     write_dataset(tasks.generate(documents), out / "data", tokenizer="char", overwrite=True)
@@ -45,6 +44,7 @@ def train(out: Path, documents: int, steps: int) -> None:
             print(event.text, flush=True)
 
 
+# %% The exam.
 def examine(run: Path, kind: str, shots: int, questions: int) -> tuple[float, float]:
     """The share of right answers, and the share of answers that the examples tell. Each question is another task."""
     writer, dice, right, told = pyllmc.Writer(run), Dice(7), 0, 0
@@ -57,6 +57,7 @@ def examine(run: Path, kind: str, shots: int, questions: int) -> tuple[float, fl
     return right / questions, told / questions
 
 
+# %% All of it.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(

@@ -11,6 +11,7 @@ import itertools
 import sys
 import time
 
+import matplotlib.pyplot
 import torch
 from torch.utils.data import TensorDataset
 
@@ -25,7 +26,11 @@ DIGITS = 3
 def get_config():
     """Every setting; a word such as --trainer.learning_rate=1e-3 changes one."""
     config = CfgNode(
-        length=6, seed=3407, model=GPT.get_default_config(), trainer=Trainer.get_default_config()
+        length=6,
+        seed=3407,
+        out="sort.png",
+        model=GPT.get_default_config(),
+        trainer=Trainer.get_default_config(),
     )
     config.model.model_type = "gpt-nano"  # 3 layers, 3 heads, 48 channels
     config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
@@ -50,21 +55,38 @@ def make_dataset(rows, length):
 
 
 # %% The exam.
-def give_exam(model, rows, length, what):
-    """Asks for the sorted digits, prints a few that are wrong, and returns the share that is right."""
+def answer(model, rows, length):
+    """The answers as rows with their questions, and which of them are right."""
     model.eval()
     answers = model.generate(rows[:, :length], length)  # the likeliest digit, `length` times
-    right = (answers == rows).all(1)
+    model.train()
+    return answers, (answers == rows).all(1)
+
+
+def give_exam(model, rows, length, what):
+    """Asks for the sorted digits, prints a few that are wrong, and returns the share that is right."""
+    answers, right = answer(model, rows, length)
     for row, truth in zip(answers[~right][:3].tolist(), rows[~right].tolist()):
         print(f"  {row[:length]} sorted is {row[length:]}? It is {truth[length:]}")
     print(f"{what}: {int(right.sum())} of {len(rows)} rows are sorted")
-    model.train()
     return right.double().mean().item()
+
+
+def draw(curve, path):
+    """Draws the share of right answers to what the model has never seen, against the iterations."""
+    matplotlib.use("Agg")
+    figure, axis = matplotlib.pyplot.subplots(figsize=(6, 3))
+    axis.plot(*zip(*curve))
+    axis.set(xlabel="iteration", ylabel="held-out rows that are sorted", ylim=(0, 1.03))
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    print(f"wrote {path}")
 
 
 # %% The training.
 def main(arguments):
     config = get_config()
+    if "--help" in arguments:
+        return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
     config.merge_from_args(arguments)
     set_seed(config.seed)
     rows = make_rows(config.length)
@@ -82,14 +104,20 @@ def main(arguments):
         for group in trainer.optimizer.param_groups:
             group["lr"] = config.trainer.learning_rate * (1 - trainer.iter_num / config.trainer.max_iters)
 
+    curve = []
+
     def report(trainer):
-        if trainer.iter_num % 100 == 0:
-            print(f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}")
+        if trainer.iter_num % 20 == 0:
+            curve.append((trainer.iter_num, answer(model, held_out, config.length)[1].double().mean().item()))
+            print(
+                f"iteration {trainer.iter_num}: loss {trainer.loss.item():.4f}, {curve[-1][1]:.0%} of the held-out rows sorted"
+            )
 
     trainer.add_callback("on_batch_end", slow_down)
     trainer.add_callback("on_batch_end", report)
     start = time.time()
     trainer.run()
+    draw(curve, config.out)
     print(f"trained for {time.time() - start:.1f} s")
     give_exam(model, seen[:500], config.length, "rows it has seen")
     return give_exam(model, held_out, config.length, "rows it has never seen")

@@ -311,32 +311,6 @@ def test_a_bad_call_is_one_line(checkpoint, tmp_path, options, code, says):
     assert says in done.stderr
 
 
-# ---- the example that trains and examines a model
-
-
-def test_the_example_runs_at_a_small_size(tmp_path):
-    pytest.importorskip("matplotlib")
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "examples/priming.py",
-            f"--out={tmp_path}",
-            "--documents=400",
-            "--steps=3",
-            "--questions=4",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    table = [line.split() for line in done.stdout.splitlines() if "%" in line]
-    assert [row[0] for row in table] == ["cipher", "the", "phrases", "the"]
-    assert all(len([cell for cell in row if cell.endswith("%")]) == 5 for row in table)
-    assert (tmp_path / "priming.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_picture_with_too_few_shares_or_of_no_kind_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     path = draw_shots(
