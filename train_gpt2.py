@@ -269,7 +269,7 @@ def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
 def told(o: argparse.Namespace, c: GPTConfig) -> str:
     """The line of the plan that describes the model, in the words of ./train_gpt2."""
     extra = f" window={c.window}" if c.window else ""
-    extra += f" pattern={c.pattern}" if c.pattern not in ("", "DL") else ""
+    extra += f" pattern={c.pattern}" if not c.alternates else ""
     extra += " untied" if c.untied else ""
     alike = f" (OpenAI's: hub:{o.model})" if o.model in hub.OPENAI else ""
     origin = f"from {o.model}" if names_weights(o.model) else f"fresh weights{alike}"
@@ -567,8 +567,16 @@ class Trainer:
         """That loss, and its weight in a validation: with a loss mask, the targets that are learnt; else 1."""
         bf16 = self.o.precision == "bf16" or (self.o.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            inputs, targets = (ids[:most] for ids in self.batch(loader))
+            inputs, targets = (ids[:most] for ids in self.shortened(self.batch(loader), loader))
             return self.model(inputs, targets)[1], int((targets >= 0).sum()) if loader.masked else 1
+
+    @staticmethod
+    def shortened(batch: list[Tensor], loader: Loader) -> list[Tensor]:
+        """With a loss mask: the batch up to its last learnt target, rounded up to 16, as step_shorten in csrc/train/step.c
+        cuts it. The loss is the same; dropout's masks follow from where a token stands in the batch."""
+        learnt = (batch[1] >= 0).any(0).nonzero()
+        longest = -(-(int(learnt[-1]) + 1 if len(learnt) else 1) // 16) * 16
+        return [ids[:, :longest] for ids in batch] if loader.masked else batch
 
     def run(self) -> None:
         o = self.o
@@ -627,10 +635,11 @@ class Trainer:
     def shares(self, n: int) -> list[float]:
         """The share of each of n micro-steps in the loss of the next step: with a loss mask, by its learnt targets."""
         rows, position = [min(self.o.B, self.windows - i * self.o.B) for i in range(n)], self.data.position
+        self.learnt = True  # some target of the step
         if not self.data.masked:
             return [b / self.windows for b in rows]
         counts = [int((self.data.next()[1][:b] >= 0).sum()) for b in rows]
-        self.data.position = position
+        self.data.position, self.learnt = position, sum(counts) > 0
         return [count / max(1, sum(counts)) for count in counts]
 
     def update(self, loss: float) -> tuple[float, float]:
@@ -641,10 +650,14 @@ class Trainer:
         lr = self.course.rate(self.step, self.tokens, size)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        found = self.outliers.find(loss, norm.item(), o.skip_outliers) if o.skip_outliers else ("", 0.0)
+        looks = o.skip_outliers and self.learnt
+        found = self.outliers.find(loss, norm.item(), o.skip_outliers) if looks else ("", 0.0)
         self.skipped = f" | skipped: the {found[0]} is an outlier, z-score {found[1]:.2f}" if found[0] else ""
-        if not self.skipped:
+        if self.learnt and not self.skipped:
             self.optimizer.step()
+        else:
+            for state in self.optimizer.state.values():
+                state["step"] += 1  # so that AdamW's correction of its means counts the step, too
         self.step, self.tokens = self.step + 1, self.tokens + size
         return lr, norm.item()
 

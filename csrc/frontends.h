@@ -6,10 +6,10 @@
 #pragma GCC visibility push(default)
 /* cffi: begin */
 /* ---- learning rate (schedule.c) ---- */
-/* The learning rate of a step before which `done` was done, and which does `size` more, both counted in steps (size 1) or in
- * tokens, as `end` and `warmup` are. It is lr (done+size)/warmup, at most lr, while done < warmup. Then it goes from lr to
+/* The learning rate of the step that goes from `done` to `done + size`. Both count steps (size 1) or tokens, as do `end` and
+ * `warmup`. It is lr (done+size)/warmup, at most lr, while done < warmup. Then it goes from lr to
  * lr final_frac over x = (done-warmup) / (end-warmup), as `kind` says: linear; cosine; wsd (lr until the last decay_frac of
- * `end`, then linear); constant (always lr). Behind `end` it stays. */
+ * `end`, then linear); constant (always lr). After `end` it no longer changes. */
 int llmc_schedule_lr(double *rate, const char *kind, int64_t done, int64_t size, int64_t end, int64_t warmup, double lr,
                      double final_frac, double decay_frac);
 
@@ -40,6 +40,9 @@ int llmc_options_only_write(const llmc_options *options);
 int llmc_run_told(const char *model, const char *before, const char *after, char *text, size_t size);
 /* Makes a writer with a model and a tokenizer of its own, as --model, --tokenizer, --temperature and so on say. */
 int llmc_writer_open(llmc_writer **writer, const llmc_options *options);
+/* Takes --prompt, which is handed out first. If --template or the weights name a template, the prompt is a turn and its answer is
+ * written. */
+int llmc_writer_begin(llmc_writer *writer, const llmc_options *options);
 
 /* ---- words at the edge of a terminal (wrap.c) ---- */
 
@@ -51,9 +54,11 @@ void llmc_wrap_free(llmc_wrap *wrap);
 int llmc_wrap_next(llmc_wrap *wrap, int columns, const char *text, int64_t size, const char **out, int64_t *n);
 
 /* ---- chat (chat.c) ---- */
-/* Turns and answers. In a dialogue the name of the speaker stands before each turn, and an answer ends where another speaker's
- * line begins. If the context cannot hold all turns, the oldest are forgotten, each as a whole, but never the text before
- * them. A story continues each turn as a text of its own; an empty turn continues the text before. */
+/* Turns and answers, written as --template says; auto: as the weights say, else by their vocabulary. With a template, turns become
+ * the text and the ids that fine-tuning has made of pairs, and an answer ends where the template ends it. In a dialogue without
+ * one, the name of the speaker stands before each turn, and an answer ends where another speaker's line begins. If the context
+ * cannot hold all turns, the oldest are forgotten, each as a whole with its answer, but never the text before them. A story
+ * continues each turn as a text of its own; an empty turn continues the text before. */
 typedef struct llmc_chat llmc_chat;
 int llmc_chat_new(llmc_chat **chat, const llmc_options *options);
 void llmc_chat_free(llmc_chat *chat);

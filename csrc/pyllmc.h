@@ -176,7 +176,7 @@ int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targe
 int llmc_model_set_dropout(llmc_model *model, double embd, double attn, double resid, int64_t seed);
 int llmc_model_drop_in_forward(llmc_model *model, int on);
 /* The number of the next pass that drops: it counts them from the last update on, and from a micro-step that does not
- * accumulate. Who updates the weights without llmc_model_update may set it, so that a resumed training goes on with the
+ * accumulate. Whoever updates the weights without llmc_model_update may set it, so that a resumed training goes on with the
  * same numbers. */
 int64_t llmc_model_micro_steps(const llmc_model *model);
 int llmc_model_set_micro_steps(llmc_model *model, int64_t n);

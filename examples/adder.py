@@ -91,9 +91,12 @@ def draw(curve, path):
 # %% The training.
 def main(arguments):
     config = get_config()
-    if "--help" in arguments:
+    if {"-h", "--help"} & set(arguments):
         return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
-    config.merge_from_args(arguments)
+    try:
+        config.merge_from_args(arguments)
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise SystemExit(f"adder.py: {error}") from None
     set_seed(config.seed)
     n = config.digits
     sums = make_sums(n)

@@ -16,14 +16,19 @@ from pydoc_data.topics import topics
 
 import pyllmc
 from pyllmc import plot, prepro
+from pyllmc.tables.options import at_least
 
 parser = argparse.ArgumentParser(description="Train a character model on any text, and let it write.")
 parser.add_argument("--text", help="a text file of 100 kB or more [the manual of Python]")
-parser.add_argument("--steps", type=int, default=600, help="optimizer steps [%(default)s]")
-parser.add_argument("--tokens", type=int, default=1000, help="characters to write in the end [%(default)s]")
+parser.add_argument("--steps", type=at_least(1), default=600, help="optimizer steps [%(default)s]")
+parser.add_argument(
+    "--tokens", type=at_least(1), default=1000, help="characters to write in the end [%(default)s]"
+)
 parser.add_argument("--run", default="runs/chargpt", help="the folder for data and model [%(default)s]")
 parser.add_argument("--out", default="chargpt.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
+if not Path(args.out).absolute().parent.is_dir():
+    parser.error(f"--out={args.out}: there is no such folder: make it first")
 
 # %% The data: characters become ids. The last tenth of the text validates, as in nanoGPT.
 run = Path(args.run)
@@ -61,4 +66,5 @@ print(
 )
 
 # %% The picture: both losses against the steps
-plot.main([str(model_folder), "--out", args.out])
+if plot.main([str(model_folder), "--out", args.out]):
+    raise SystemExit("the picture could not be drawn: see above")

@@ -11,18 +11,24 @@ never seen the model: a classifier, trained on real pictures only, reads what wa
 # %%
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import pyllmc
+from pyllmc.tables.options import at_least
 
 parser = argparse.ArgumentParser(description="Train a GPT to draw digits, and let a classifier read them.")
-parser.add_argument("--steps", type=int, default=500, help="optimizer steps [%(default)s]")
-parser.add_argument("--each", type=int, default=20, help="drawings of each digit in the exam [%(default)s]")
+parser.add_argument("--steps", type=at_least(1), default=500, help="optimizer steps [%(default)s]")
+parser.add_argument(
+    "--each", type=at_least(1), default=20, help="drawings of each digit in the exam [%(default)s]"
+)
 parser.add_argument("--out", default="image.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
+if not Path(args.out).absolute().parent.is_dir():
+    parser.error(f"--out={args.out}: there is no such folder: make it first")
 
 # %% The data: 1,797 scanned digits that scikit-learn brings along. Every fifth is kept for the exam.
 GREYS, DIGITS = 17, 10  # the ids 0..16 are grey levels, 17..26 say which digit follows

@@ -27,6 +27,7 @@ import pyllmc
 from pyllmc.draw.shots import draw_shots
 from pyllmc.stories import tasks
 from pyllmc.stories.dice import Dice
+from pyllmc.tables.options import at_least
 from pyllmc.text.dataset import write_dataset
 
 SHOTS = (0, 1, 2, 4, 8)
@@ -61,12 +62,20 @@ def examine(run: Path, kind: str, shots: int, questions: int) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/priming"), help="folder for data, run and picture"
+        "--out",
+        type=Path,
+        default=Path("runs/priming"),
+        help="folder for data, run and picture [%(default)s]",
     )
-    parser.add_argument("--documents", type=int, default=120_000)
-    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument(
-        "--questions", type=int, default=500, help="of each kind, after each number of examples"
+        "--documents", type=at_least(400), default=120_000, help="documents in the corpus [%(default)s]"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=5000, help="optimizer steps [%(default)s]")
+    parser.add_argument(
+        "--questions",
+        type=at_least(1),
+        default=500,
+        help="questions of each kind, after each number of examples [%(default)s]",
     )
     o = parser.parse_args()
 

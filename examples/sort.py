@@ -85,9 +85,12 @@ def draw(curve, path):
 # %% The training.
 def main(arguments):
     config = get_config()
-    if "--help" in arguments:
+    if {"-h", "--help"} & set(arguments):
         return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
-    config.merge_from_args(arguments)
+    try:
+        config.merge_from_args(arguments)
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise SystemExit(f"sort.py: {error}") from None
     set_seed(config.seed)
     rows = make_rows(config.length)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1337))]

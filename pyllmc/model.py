@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base.checks import NotCopied, as_bytes, as_count, as_flag, as_float, as_int, as_path, as_word
-from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert.source import Origin, Source, make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import Arena, Views, make_handle
@@ -24,11 +24,7 @@ from pyllmc.engine.arguments import (
     make_sampling,
 )
 from pyllmc.engine.checkpoint import TOKENIZER
-from pyllmc.engine.steps import Step, steps_of
-
-
-def _up_to(ids: list[int], eot: int) -> list[int]:
-    return ids[: ids.index(eot) + 1] if eot in ids else ids
+from pyllmc.engine.steps import Step, steps_of, texts_of
 
 
 class Model(NotCopied):
@@ -351,25 +347,9 @@ class Model(NotCopied):
         seen in part: whenever the context holds T tokens, its last T/2 become a new context.
         """
         prompts, alone = as_prompts(ids)
-        ffi = _ffi.ffi()
-        room, eot = as_int("max_new_tokens", max_new_tokens), as_int("eot", eot)
+        most, eot = as_int("max_new_tokens", max_new_tokens), as_int("eot", eot)
         how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        try:
-            out = np.empty((len(prompts), max(room, 0)), np.int32)
-        except (MemoryError, ValueError):
-            raise OutOfMemory(f"max_new_tokens={room}: no memory for so many") from None
-        made = self._check(
-            self._lib.llmc_model_generate(
-                self._handle,
-                ffi.cast("int *", prompts.ctypes.data),
-                *prompts.shape,
-                room,
-                how,
-                ffi.cast("int *", out.ctypes.data),
-                eot,
-            )
-        )
-        texts = [_up_to(row[:made].tolist(), eot) for row in out]
+        texts = texts_of(self._lib, self._handle, prompts, most, how, eot)
         return texts[0] if alone else texts
 
     def steps(

@@ -197,6 +197,7 @@ class Primer(NotCopied):
         if head := self.form.head(self.examples):
             self.writer._prompt(self._handle, head.encode())
         self.tokens = self._held()  # the examples', and the one that begins a document
+        self._queries = 0  # queries so far
 
     @property
     def shots(self) -> int:
@@ -207,7 +208,7 @@ class Primer(NotCopied):
         """Yields the answer in pieces, as Writer.stream does. seed: takes the place of the primer's."""
         self._ask(query, seed)
         pieces = self.writer._follow(self._handle)
-        return _without(self.form.gap, pieces)
+        return self._alone(_without(self.form.gap, pieces))
 
     def answer(self, query: str, seed: int | None = None) -> str:
         """The answer to a query, without the separator's spaces and without the end."""
@@ -217,7 +218,17 @@ class Primer(NotCopied):
         """Yields each token of the answer, as Writer.steps does; the last one may complete the end."""
         most = as_count("alternatives", alternatives)
         self._ask(query, seed)
-        return self.writer._follow_steps(self._handle, most)
+        return self._alone(self.writer._follow_steps(self._handle, most))
+
+    def _alone(self, parts: Iterator[Any]) -> Iterator[Any]:
+        """The parts of one answer. Raises InvalidArgument if another query was asked before its end."""
+        query = self._queries
+        while (part := next(parts, None)) is not None:
+            yield part
+            if query != self._queries:
+                raise InvalidArgument(
+                    "another query was asked before this answer had ended: take an answer to its end, or make a Primer for each"
+                )
 
     # ---- the context ----
 
@@ -273,6 +284,7 @@ class Primer(NotCopied):
             )
         most = min(self._most, room)
         seed = self._seed if seed is None else as_int("seed", seed, 64)
+        self._queries += 1
         _ffi.check(lib, lib.llmc_writer_rewind(self._handle, self.tokens, seed, most))
         self.writer._prompt(self._handle, asked.encode())
 

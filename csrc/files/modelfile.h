@@ -9,8 +9,7 @@
 enum { OWN_VERSION = 103 };
 /* The version that a checkpoint of this model has: 3 wherever that says all, as it does if odd layers are the banded ones. */
 static inline int checkpoint_version(const llmc_config *config) {
-    const char *usual = !config->window ? "" : config->L > 1 ? "DL" : "D";
-    return config->untied || strcmp(config->pattern, usual) ? OWN_VERSION : 3;
+    return config->untied || !config_has_usual_pattern(config) ? OWN_VERSION : 3;
 }
 /* The number of the header at which the pattern begins. */
 enum { PATTERN_AT = 10 };

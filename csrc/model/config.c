@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "model/layout.h"
 
 enum { LIMIT = 1 << 24 }; /* no dimension needs more than 16M; products then fit 64 bits */
 
@@ -53,9 +54,13 @@ static int shortest(const char *pattern, int n, int L) {
     return n;
 }
 
+/* GPT-3's alternation, as short as it can be said. */
+static const char *usual_pattern(const llmc_config *c) { return !c->window ? "" : c->L > 1 ? "DL" : "D"; }
+int config_has_usual_pattern(const llmc_config *c) { return !strcmp(c->pattern, usual_pattern(c)); }
+
 static int check_pattern(llmc_config *c) {
     CHECK(memchr(c->pattern, 0, sizeof c->pattern), LLMC_EINVAL, "the pattern has no end");
-    if (c->window && !*c->pattern) TRY(llmc_config_set_pattern(c, c->L > 1 ? "DL" : "D"));
+    if (!*c->pattern) TRY(llmc_config_set_pattern(c, usual_pattern(c)));
     const int n = (int)strlen(c->pattern), good = (int)strspn(c->pattern, "DL");
     CHECK(c->window || !n, LLMC_EINVAL, "pattern=%s without a window: window=w is what its layers L see", c->pattern);
     CHECK(good == n, LLMC_EINVAL, "pattern=%s has the letter '%c': D is a dense layer, L one that sees the window",

@@ -92,9 +92,12 @@ static inline float *gpt2_head_gradient(const llmc_model *model) {
     return model->config.untied ? grads_at(model, 0).lmheadw : grads_at(model, 0).wte;
 }
 
-/* True for the matrices that compression makes smaller, as opposed to what is added. wte is among them, though an untied model
- * only looks its rows up. */
+/* True for the matrices that compression makes smaller: not for biases, norms and wpe. wte is one, though an untied model only
+ * looks its rows up. */
 int gpt2_is_matrix(const llmc_model *model, const llmc_tensor *t);
+
+/* Counts a step that changes nothing, so that AdamW's correction of its means counts it, as in llm.c. */
+void gpt2_skip_update(llmc_model *model);
 
 /* ---- dropout ---- */
 

@@ -116,8 +116,8 @@ static void last_layer_recompute(const llmc_model *m, const Pass *pass, int l) {
     else m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
 }
 
-/* The gradient of a branch, of which dropout multiplied what was added to the residual stream: dresidual itself, or the
- * buffer `to`. */
+/* The gradient of a branch's output: dresidual times dropout's factors, in the buffer `to`; dresidual itself if nothing
+ * drops. */
 static const floatX *branch_gradient(const llmc_model *m, const Pass *pass, floatX *to, int kind, int l) {
     const Dropout *dropout = gpt2_dropout(m, kind, l);
     const floatX *dresidual = acts_at(m, 0).dresidual;

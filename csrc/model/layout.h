@@ -37,6 +37,8 @@ enum {
 /* Tensors of V rows in files, which memory pads to Vp with rows of zeros. */
 static inline int layout_is_padded(int i) { return i == P_wte || i == P_lmheadw; }
 
+/* True if the model's layers are dense and banded in GPT-3's order, or all dense where it has no window. */
+int config_has_usual_pattern(const llmc_config *config);
 /* The positions that layer l sees; 0: all. */
 static inline int layout_window(const llmc_config *config, int l) {
     return config->window && config->pattern[(size_t)l % strlen(config->pattern)] == 'L' ? config->window : 0;

@@ -102,3 +102,8 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     }
     return LLMC_OK;
 }
+
+void gpt2_skip_update(llmc_model *m) {
+    m->drop.micro_step = 0;
+    m->step++;
+}

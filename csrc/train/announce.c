@@ -46,7 +46,7 @@ static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *pla
     const char *model = t->options.model;
     growing_add(text, "model: L=%d NH=%d C=%d T=%d V=%d", c->L, c->NH, c->C, c->maxT, c->V);
     if (c->window) growing_add(text, " window=%d", c->window);
-    if (c->window && strcmp(c->pattern, "DL")) growing_add(text, " pattern=%s", c->pattern);
+    if (!config_has_usual_pattern(c)) growing_add(text, " pattern=%s", c->pattern);
     if (c->untied) growing_add(text, " untied");
     growing_add(text, ", %.2fM parameters", (double)plan->num_params * 1e-6);
     if (*t->start_file) growing_add(text, ", from %s", sizes_weights_name(t));

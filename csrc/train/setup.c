@@ -93,7 +93,8 @@ int setup_needs_data_made(const llmc_trainer *t) { return default_data_is_missin
 static void settle_options(llmc_options *o, const llmc_config *c) {
     o->n_layer = c->L, o->n_head = c->NH, o->n_embd = c->C;
     o->max_seq_len = c->maxT, o->vocab_size = c->V, o->window = c->window, o->untied = c->untied;
-    snprintf(o->pattern, sizeof o->pattern, "%s", c->pattern);
+    /* The usual pattern is not recorded, so that a run which is repeated with another window or depth gets the usual one. */
+    snprintf(o->pattern, sizeof o->pattern, "%s", config_has_usual_pattern(c) ? "" : c->pattern);
     if (!o->T) o->T = c->maxT;
 }
 
@@ -141,6 +142,7 @@ int setup_model(llmc_trainer *t) {
     llmc_file_free(t->file), t->file = NULL;
     TRY(run_open(&t->run, o, t->history, t->in_place, t->step, t->evaluated));
     if (!t->in_place || !o->overwrite) return LLMC_OK;
+    t->early = 0; /* what is dropped said so; the run goes on */
     const int dropped = run_drop_later(&t->run, t->step);
     if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
     return dropped < 0 ? dropped : LLMC_OK;

@@ -31,9 +31,11 @@ static int refuse_other_sizes(const llmc_options *o, const char *file, const llm
     TRY(refuse_other(file, "vocab_size", o->vocab_size, o->vocab_size, c->V));
     TRY(refuse_other(file, "window", o->window_given, o->window, c->window));
     TRY(refuse_other(file, "untied", o->untied_given, o->untied, c->untied));
-    CHECK(!*o->pattern || !strcmp(o->pattern, c->pattern), LLMC_EINVAL,
-          "--pattern=%s, but %s has %s: leave the option out", o->pattern, file,
-          *c->pattern ? c->pattern : "dense layers only");
+    llmc_config asked = *c;
+    TRY(llmc_config_set_pattern(&asked, *o->pattern ? o->pattern : c->pattern));
+    TRY(llmc_config_check(&asked)); /* makes the pattern as short as the model's */
+    CHECK(!strcmp(asked.pattern, c->pattern), LLMC_EINVAL, "--pattern=%s, but %s has %s: leave the option out",
+          o->pattern, file, *c->pattern ? c->pattern : "dense layers only");
     return LLMC_OK;
 }
 
@@ -49,8 +51,8 @@ static int explain_no_vocabulary(const char *data, const char *model) {
 
 /* Drops the shape that a file of options gives, if the call names another --model: it is the shape of the file's model. */
 static int forget_other_shape(llmc_options *o) {
-    const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len",  "vocab_size",   "window",
-                                    "pattern", "untied", "T",      "lr",           "warmup_steps", "warmup_tokens"};
+    const char *const of_model[] = {"n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size",   "window",
+                                    "pattern", "untied", "T",      "lr",          "warmup_steps", "warmup_tokens"};
     if (!*o->file_model || !strcmp(o->model, o->file_model) || o->n_embd_given != BY_FILE) return LLMC_OK;
     for (size_t i = 0; i < sizeof of_model / sizeof *of_model; i++) {
         const Option *option;

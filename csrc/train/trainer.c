@@ -2,7 +2,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/cores.h"
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "train/trainer.h"
@@ -61,14 +60,17 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 
 /* ---- one step ---- */
 
-/* Applies the gradients, unless --skip_outliers finds that the loss or their norm is one. Such a step counts, too. */
+/* Applies the gradients, unless no target is learnt (a loss mask), or --skip_outliers finds that the loss or their norm is an
+ * outlier. Such a step counts, too. */
 static int apply(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 0};
-    t->skipped = o->skip_outliers > 0 ? outliers_find(&t->outliers, t->loss, t->norm, o->skip_outliers, &t->z) : NULL;
-    if (!t->skipped) return llmc_model_update(t->model, &hyper, 1);
-    t->model->drop.micro_step = 0;
-    t->model->step++; /* so that AdamW's correction of its means counts it, as in llm.c */
+    const int learns = t->learnt > 0 || llmc_loader_learnt(t->train) < 0;
+    t->skipped = NULL;
+    if (learns && o->skip_outliers > 0)
+        t->skipped = outliers_find(&t->outliers, t->loss, t->norm, o->skip_outliers, &t->z);
+    if (learns && !t->skipped) return llmc_model_update(t->model, &hyper, 1);
+    gpt2_skip_update(t->model);
     return LLMC_OK;
 }
 

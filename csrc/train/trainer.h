@@ -96,7 +96,7 @@ int length_check(llmc_options *options);
 /* Sets max_steps as --epochs or --max_tokens asks, the warm-up of a fine-tuning run, and the schedule. The data may be NULL,
  * for a plan; then --epochs says nothing yet. */
 int length_settle(llmc_trainer *trainer);
-/* Writes the option that says how long the run is; factor: for a run so many times as long. */
+/* Writes the option that says how long the run is; the length is multiplied by `factor`. */
 void length_name(const llmc_trainer *trainer, int64_t factor, char *text, size_t size);
 /* True if the schedule counts tokens instead of steps. */
 int length_counts_tokens(const llmc_options *options);

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllmc.base.errors import OutOfMemory
 from pyllmc.engine import _ffi
 
 
@@ -72,3 +73,16 @@ def _drawn(lib: Any, generation: Any, watch: Watch, max_new_tokens: int, eot: in
         yield watch.step()
         if drawn[0] == eot:
             return
+
+
+def texts_of(lib: Any, model: Any, prompts: Any, most: int, how: Any, eot: int) -> list[list[int]]:
+    """The ids behind each of the prompts (b, n), at most `most`, up to and with the first eot."""
+    ffi = _ffi.ffi()
+    try:
+        out = np.empty((len(prompts), max(most, 0)), np.int32)
+    except (MemoryError, ValueError):
+        raise OutOfMemory(f"max_new_tokens={most}: no memory for so many") from None
+    ids = ffi.cast("int *", prompts.ctypes.data), ffi.cast("int *", out.ctypes.data)
+    made = _ffi.check(lib, lib.llmc_model_generate(model, ids[0], *prompts.shape, most, how, ids[1], eot))
+    rows = [row[:made].tolist() for row in out]
+    return [row[: row.index(eot) + 1] if eot in row else row for row in rows]

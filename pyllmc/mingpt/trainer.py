@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 TODAYS = ("config", "model", "train_dataset")
 OF_2020 = ("model", "train_dataset", "test_dataset", "config")
 ENDLESS = 10**10  # samples of an epoch that nobody sees the end of
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module
 
 
 class TrainerConfig:
@@ -49,7 +50,7 @@ class TrainerConfig:
 
 def is_fused(model: nn.Module) -> bool:
     """True if the engine may train the model in its own calls: nothing of PyTorch's takes part in a step."""
-    plain = type(model).forward is gpt.GPT.forward and not (model._forward_hooks or model._forward_pre_hooks)
+    plain = type(model).forward is gpt.GPT.forward and not any(getattr(model, name) for name in HOOKS)
     return plain and not any(
         p._backward_hooks or p._post_accumulate_grad_hooks or not p.requires_grad for p in model.parameters()
     )

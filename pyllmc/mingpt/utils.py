@@ -41,7 +41,7 @@ class CfgNode:
         vars(self).update(d)
 
     def merge_from_args(self, args: Iterable[str]) -> None:
-        """Takes settings from words such as --trainer.max_iters=100. Raises InvalidArgument for one that is not there."""
+        """Takes settings from words that begin with the name of a part, as in minGPT. Raises InvalidArgument for one that is not there."""
         for word in args:
             name, equals, text = word.partition("=")
             if not name.startswith("--") or not equals:

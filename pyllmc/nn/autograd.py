@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyllmc.base.errors import InvalidArgument
+
 
 class Batch(NamedTuple):
     """What a forward pass reads, on the CPU: ids and targets (b, t), loss weights (b, t); None if there are none.
@@ -23,6 +25,19 @@ class Batch(NamedTuple):
     @property
     def arrays(self) -> tuple[Any, Any, Any]:
         return self.inputs, self.targets, self.weights
+
+
+def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Batch:
+    """The arrays of a batch; a target of -100, PyTorch's sign for one that is ignored, becomes the engine's -1."""
+    for name, x in (("idx", idx), ("targets", targets)):
+        if x is not None and (not isinstance(x, Tensor) or x.ndim != 2 or x.is_floating_point()):
+            told = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {told}")
+    if targets is not None:
+        targets = targets.masked_fill(targets == -100, -1)
+    given = (idx, targets, weights)
+    inputs, wanted, shares = (None if x is None else x.detach().cpu().numpy() for x in given)
+    return Batch(inputs, wanted, shares)
 
 
 class Pass(torch.autograd.Function):

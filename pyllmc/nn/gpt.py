@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from pyllmc.base.checks import as_int
-from pyllmc.base.errors import InvalidArgument, LlmcError
+from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory
 from pyllmc.convert.source import Source
 from pyllmc.model import Model
-from pyllmc.nn.autograd import Batch, Pass, is_plain, versions
+from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import Gradients, resized, tensors
-from pyllmc.nn.optimizer import AdamW
+from pyllmc.nn.memory import ORIGIN, Gradients, resized, tensors
+from pyllmc.nn.optimizer import AdamW, hyper_of
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
-AT_ONCE = 64  # prompts that are continued together, at least if there are as many
+AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
+LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
 OWN = ("_engine", "_gradients", "_addresses", "_held")  # attributes that are the engine's memory
 
 
@@ -97,6 +98,10 @@ class GPT(nn.Module):
         self._mark += 1
         self._refresh()
         return self._engine
+
+    def _others(self) -> dict[str, Any]:
+        """The layers that a subclass has of its own."""
+        return {name: part for name, part in self._modules.items() if name not in LAYERS}
 
     def extra_repr(self) -> str:
         return repr(self._engine)
@@ -232,7 +237,8 @@ class GPT(nn.Module):
     def micro_step(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """zero_grad(), the forward pass and loss.backward() at once, which is faster; returns the loss.
 
-        Every parameter's .grad is then the engine's memory. Hooks are not called.
+        Every parameter's .grad is then the engine's memory. Hooks are not called. Earlier gradients that somebody still holds,
+        as after zero_grad(set_to_none=True), may be that memory, too, and are then written over: clone those to be kept.
         """
         batch = as_batch(idx, targets, weights)
         self._fit(*batch.inputs.shape)
@@ -267,7 +273,8 @@ class GPT(nn.Module):
         for p, name in zip(params, self._engine._arena.places()):
             if p.grad is None:
                 raise InvalidArgument(
-                    f"{name} has no gradient: the engine updates all or none; use torch.optim"
+                    f"{name} has no gradient: the engine clips and updates all parameters or none; use "
+                    "torch.nn.utils.clip_grad_norm_ and torch.optim"
                 )
         return params
 
@@ -276,14 +283,7 @@ class GPT(nn.Module):
 
         It is the engine's own AdamW, or PyTorch's if some parameters are frozen. minGPT does not decay embeddings.
         """
-        whole = [*given, *named.values()]
-        if len(whole) == 1:
-            said, still = whole[0], True
-            rate, betas, decay = said.learning_rate, said.betas, said.weight_decay
-        else:
-            names = dict(zip(("weight_decay", "learning_rate", "betas", "device_type"), given), **named)
-            rate, betas, decay, still = names["learning_rate"], names["betas"], names["weight_decay"], False
-        made = AdamW(self, lr=rate, betas=betas, weight_decay=decay, still_embeddings=still)
+        made = AdamW(self, **hyper_of(given, named))
         return made if all(p.requires_grad for p in self.parameters()) else made.as_torch()
 
     # ---- generation ----
@@ -302,19 +302,33 @@ class GPT(nn.Module):
         """idx (b, t) with max_new_tokens ids more in each row, (b, t + max_new_tokens): minGPT's generate.
 
         do_sample=False takes the likeliest id. seed None: drawn from PyTorch's generator. The engine caches keys and values;
-        whenever the context is full, its later half becomes a new one, where minGPT moves it by one id.
+        whenever the context is full, its later half becomes a new one, where minGPT moves it by one id. What there is no room
+        for is computed in memory of its own, with a copy of the weights, which is freed at the end.
         """
         ids, new = as_batch(idx, None, None).inputs, as_int("max_new_tokens", max_new_tokens)
         if seed is None:
             seed = int(torch.randint(2**62, ())) if do_sample else 0
-        at_once = min(len(ids), max(AT_ONCE, self._engine._arena.room.B)) or 1
-        self._fit(at_once, min(ids.shape[1] + max(new, 0), self.sizes.max_seq_len))
-        how = {"temperature": temperature if do_sample else 0.0, "top_k": top_k, "top_p": top_p}
-        engine, made = self.engine, []
+        T = min(ids.shape[1] + max(new, 0), self.sizes.max_seq_len)
+        engine, at_once = self._writer(min(len(ids), AT_ONCE) or 1, T)
+        how, made = {"temperature": temperature if do_sample else 0.0, "top_k": top_k, "top_p": top_p}, []
         for first in range(0, len(ids), at_once):
             part = ids[first : first + at_once]
             made += engine.generate(part, new, seed=seed + first, **how)  # type: ignore[arg-type]
         return torch.cat([idx, torch.tensor(made, dtype=idx.dtype).reshape(len(ids), max(new, 0))], dim=1)
+
+    def _writer(self, b: int, T: int) -> tuple[Model, int]:
+        """(model, b): the engine, if it has room for b texts of T tokens; else one for generation alone, so that the memory for
+        training does not grow. Where memory is short, b becomes less. Raises OutOfMemory."""
+        room = self._engine._arena.room
+        if b <= room.B and T <= room.T and (b == 1 or room.recompute < 3):  # 3 keeps the keys of one text
+            return self.engine, b
+        self._params()
+        try:
+            return resized(self._engine, b, T, training=False), b
+        except OutOfMemory:
+            if b == 1:
+                raise
+            return self._writer(b // 2, T)
 
     # ---- weights in and out ----
 
@@ -323,15 +337,20 @@ class GPT(nn.Module):
     ) -> Any:
         """Takes a state dict by GPT-2's names, nn.Linear's or Conv1D's (transformers), or minGPT's of 2020.
 
-        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile.
+        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile; or, for
+        what a subclass has of its own, PyTorch's RuntimeError.
         """
         if not strict:
             return super().load_state_dict(state_dict, strict=False)
+        own = {*self._others(), *self._parameters, *self._buffers}
+        others = {name: x for name, x in state_dict.items() if name.partition(".")[0] in own}
+        rest = {name: x for name, x in state_dict.items() if name not in others}
         named = dict(zip(self._engine._arena.places(), self._params()))
         with torch.no_grad():
-            for name, values in read_state(state_dict, self.sizes):
+            for name, values in read_state(rest, self.sizes):
                 named[name].copy_(torch.from_numpy(values))
-        return super().load_state_dict({}, strict=False)._replace(missing_keys=[])
+        here = {name: x for name, x in self.state_dict().items() if name.partition(".")[0] in LAYERS}
+        return super().load_state_dict({**here, **others})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that GPT(path), Model(path) and every command of pyllmc read; see Model.save."""
@@ -345,22 +364,22 @@ class GPT(nn.Module):
                 f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "
                 f"{tried.dtype}: for bf16 make it with precision='bf16', for a GPU use pyllmc.Model(device='cuda')"
             )
-        for name, part in self.named_children():
-            if name not in ("transformer", "lm_head"):  # a subclass's own
-                part._apply(fn)
+        for part in self._others().values():
+            part._apply(fn)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy: the weights as copies, without gradients and moments."""
         state = {name: value for name, value in self.__dict__.items() if name not in OWN}
-        others = {name: m for name, m in self._modules.items() if name not in ("transformer", "lm_head")}
         weights = [(p.detach().clone(), p.requires_grad) for p in self._params()]
-        return {**state, "_modules": others, "_weights": weights}
+        origin = {name: getattr(self._engine, name) for name in ORIGIN}
+        return {**state, "_modules": self._others(), "_weights": weights, "_from": origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        weights, others = state.pop("_weights"), state.pop("_modules")
+        weights, others, origin = (state.pop(name) for name in ("_weights", "_modules", "_from"))
         super().__setstate__({**state, "_modules": {}})
         self._adopt(Model(self.sizes, 1, 1, **self._how))
+        vars(self._engine).update(origin)
         for name, part in others.items():
             self.add_module(name, part)
         with torch.no_grad():
@@ -368,19 +387,6 @@ class GPT(nn.Module):
                 p.copy_(values)
                 p.requires_grad_(trains)
         self.train(self.training)
-
-
-def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Batch:
-    """The arrays of a batch; a target of -100, PyTorch's sign for one that is ignored, becomes the engine's -1."""
-    for name, x in (("idx", idx), ("targets", targets)):
-        if x is not None and (not isinstance(x, Tensor) or x.ndim != 2 or x.is_floating_point()):
-            told = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {told}")
-    if targets is not None:
-        targets = targets.masked_fill(targets == -100, -1)
-    given = (idx, targets, weights)
-    inputs, wanted, shares = (None if x is None else x.detach().cpu().numpy() for x in given)
-    return Batch(inputs, wanted, shares)
 
 
 __all__ = ["GPT", "GPTConfig"]

@@ -16,22 +16,28 @@ from pyllmc.engine.arena import Arena, make_handle
 from pyllmc.model import Model
 
 BLOCKS = ("params", "grads", "m", "v")
+ORIGIN = ("_tokenizer", "_source", "_origin")  # what a Model knows of where its weights came from
 Grads = tuple[Optional[Tensor], ...]
 Slices = list[tuple[slice, tuple[int, ...]]]
 
 
-def resized(model: Model, B: int, T: int) -> Model:
-    """The same model, its weights, gradients and moments, with room for B sequences of T tokens. Raises OutOfMemory."""
+def resized(model: Model, B: int, T: int, training: bool = True) -> Model:
+    """The same model, its weights, gradients and moments, with room for B sequences of T tokens. Raises OutOfMemory.
+
+    training=False: with its weights alone, for generation.
+    """
     lib, arena = model._lib, model._arena
     room = _ffi.ffi().new("llmc_room *", arena.room)
-    room.B, room.T = B, T
+    room.B, room.T, room.training = B, T, training
+    room.logits = room.logits and training
     handle = make_handle(lib, lib.llmc_model_config(arena.handle), room, model.threads)
     made = Model._borrow(lib, handle, handle)
-    for block in BLOCKS:
+    for block in BLOCKS if training else ("params",):
         np.copyto(made._arena.flat(block), arena.flat(block))
     made._check(lib.llmc_model_refresh(handle))
-    made._check(lib.llmc_model_set_step(handle, model.step))
-    made._tokenizer, made._source, made._origin = model._tokenizer, model._source, model._origin
+    if training:
+        made._check(lib.llmc_model_set_step(handle, model.step))
+    vars(made).update((name, getattr(model, name)) for name in ORIGIN)
     return made
 
 
@@ -50,7 +56,8 @@ def _cut(flat: np.ndarray, slices: Slices) -> list[Tensor]:
 
 
 class Gradients:
-    """The engine's gradients. Once they were handed out, they are written over only when nobody holds them any more."""
+    """The engine's gradients. Once they were handed out, a backward pass writes over them only when nobody holds them any more,
+    or adds to them while they are each .grad. micro_step and clipping write to them whoever holds them."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena, self._slices = arena, _slices(arena)

@@ -13,6 +13,19 @@ from pyllmc.nn.memory import tensors
 from pyllmc.tables import layout
 
 EMBEDDINGS = ("wte", "wpe")
+NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
+
+
+def hyper_of(given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """AdamW's arguments, from those of configure_optimizers: minGPT's config alone, or nanoGPT's four."""
+    whole = [*given, *named.values()]
+    if len(whole) == 1:
+        said, still = whole[0], True
+        rate, betas, decay = said.learning_rate, said.betas, said.weight_decay
+    else:
+        names, still = dict(zip(NANOGPTS, given), **named), False
+        rate, betas, decay = names["learning_rate"], names["betas"], names["weight_decay"]
+    return {"lr": rate, "betas": betas, "weight_decay": decay, "still_embeddings": still}
 
 
 class AdamW(torch.optim.Optimizer):

@@ -184,7 +184,7 @@ def test_the_same_configurations_are_refused(name, value):
     else:
         with pytest.raises(ValueError) as error:
             GPTConfig(**fields)
-        assert str(error.value) == _ffi.message(lib)
+        assert str(error.value) == _ffi.message(lib).replace("0 or 1", "True or False")  # Python's word
 
 
 @pytest.mark.parametrize("value", [1.5, "12", None, True])

@@ -169,18 +169,29 @@ def losses_of(model, trainer_of, seed: int = 7) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("hook", [False, True])
+HOOKED = {
+    "nothing": lambda model, seen: None,
+    "parameter": lambda model, seen: model.transformer.wpe.weight.register_hook(lambda g: seen.append(1)),
+    "forward": lambda model, seen: model.register_forward_hook(lambda *of: seen.append(1)),
+    "before_forward": lambda model, seen: model.register_forward_pre_hook(lambda *of: seen.append(1)),
+    "backward": lambda model, seen: model.register_full_backward_hook(lambda *of: seen.append(1)),
+    "before_backward": lambda model, seen: model.register_full_backward_pre_hook(lambda *of: seen.append(1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("hook", HOOKED)
 def test_its_losses_are_those_of_pytorch(hook):
-    """Engine's calls, the module with a hook on a parameter, which makes the loop PyTorch's, and PyTorch alone."""
+    """Engine's calls, the module with a hook, which makes the loop PyTorch's, and PyTorch alone."""
     model = GPT(new_config())
     right = Reference(model.sizes)
     right.load_state_dict({n: p.detach().clone() for n, p in model.named_parameters()})
-    if hook:
-        model.transformer.wpe.weight.register_hook(lambda g: None)
+    HOOKED[hook](model, seen := [])
     wanted = losses_of(right, lambda m: new_trainer(m, max_iters=12, weight_decay=3.0))
     ours = losses_of(model, lambda m: new_trainer(m, max_iters=12, weight_decay=3.0))
     assert ours == pytest.approx(wanted, rel=2e-4)
     assert wanted[-1] < 0.9 * wanted[0]
+    assert len(seen) == (0 if hook == "nothing" else 12)
 
 
 def test_a_model_that_computes_more_is_trained_as_it_says():

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from pyllmc import check
-from pyllmc.base.errors import BadFile, InvalidArgument, LlmcError
+from pyllmc.base.errors import BadFile, InvalidArgument, LlmcError, OutOfMemory
 from pyllmc.nn import GPT
 from pyllmc.tables.layout import GPTConfig
 
@@ -286,6 +286,15 @@ def test_micro_step_is_forward_and_backward():
     assert in_engine(model)
 
 
+def test_micro_step_writes_over_gradients_that_somebody_holds():
+    model, (x, y) = make(), batch()
+    model(x, y)[1].backward()
+    held, kept = model.transformer.wpe.weight.grad, model.transformer.wpe.weight.grad.clone()
+    model.zero_grad(set_to_none=True)
+    model.micro_step(x.flip(0), y)
+    assert torch.equal(held, model.transformer.wpe.weight.grad) and not torch.equal(held, kept)
+
+
 def test_without_logits():
     model, (x, y) = make(keep_logits=False), batch()
     logits, loss = model(x, y)
@@ -488,6 +497,7 @@ def test_state_dicts_that_do_not(change, words):
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_compute_the_same_and_share_nothing(how):
     model = make(precision="bf16", keep_logits=True)
+    model.engine.tokenizer_bytes = b"a tokenizer"
     model.own = torch.nn.Linear(2, 2)
     model.transformer.wte.requires_grad_(False)
     model.eval()
@@ -502,6 +512,8 @@ def test_copies_compute_the_same_and_share_nothing(how):
     assert torch.equal(made(x, y)[1], model(x, y)[1]) and not made.training
     assert not made.transformer.wte.weight.requires_grad and made.transformer.wpe.weight.requires_grad
     assert torch.equal(made.own.weight, model.own.weight)
+    assert made.engine.tokenizer_bytes == model.engine.tokenizer_bytes == b"a tokenizer"
+    assert repr(made.engine) == repr(model.engine)
     with torch.no_grad():
         made.transformer.wpe.weight.zero_()
     assert model.transformer.wpe.weight.abs().max() > 0
@@ -510,10 +522,46 @@ def test_copies_compute_the_same_and_share_nothing(how):
     assert averaged(x, y)[1] > 0
 
 
+class Scored(GPT):
+    """A subclass with a layer, a parameter and a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+        self.score = torch.nn.Sequential(torch.nn.Linear(16, 2), torch.nn.BatchNorm1d(2))
+        self.scale = torch.nn.Parameter(torch.rand(3))
+        self.register_buffer("seen", torch.rand(2))
+
+
+@pytest.mark.parametrize("change", [dict, conv1d, of_2020])
+@pytest.mark.filterwarnings("ignore:.*computes GELU exactly")
+def test_a_subclass_loads_what_it_has_of_its_own(change):
+    source, model = Scored(), Scored()
+    own = {n: x for n, x in source.state_dict().items() if not n.startswith(("transformer", "lm_head"))}
+    theirs = {n: x for n, x in source.state_dict().items() if n not in own}
+    assert len(own) == 9
+    loaded = model.load_state_dict({**own, **change(theirs)})
+    assert loaded.missing_keys == loaded.unexpected_keys == []
+    for name, x in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], x), name
+    assert torch.equal(model(*batch())[1], source(*batch())[1])
+    for wrong, words in (
+        ({}, r"Missing key\(s\).*score.0.weight"),
+        ({**own, "score.2.weight": own["scale"]}, r"Unexpected key\(s\).*score.2.weight"),
+        ({**own, "scale": torch.ones(4)}, "size mismatch for scale"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            model.load_state_dict({**theirs, **wrong})
+
+
 def test_a_checkpoint_of_it_is_the_engines(tmp_path):
+    """And of a copy: both are from the same file, and find the tokenizer beside it."""
     model, (x, y) = make(), batch()
     model.save(tmp_path / "x.ckpt")
-    assert torch.equal(GPT(tmp_path / "x.ckpt")(x, y)[1], model(x, y)[1])
+    read = GPT(tmp_path / "x.ckpt")
+    assert torch.equal(read(x, y)[1], model(x, y)[1])
+    made = copy.deepcopy(read)
+    assert made.engine._source == read.engine._source == str(tmp_path / "x.ckpt")
+    assert f"from {tmp_path / 'x.ckpt'}" in repr(made.engine)
 
 
 # ---- generation ----
@@ -536,14 +584,56 @@ def test_generation_is_that_of_the_logits():
     assert np.isin(model.generate(x, 5).numpy(), np.arange(33)).all()
 
 
-def test_many_prompts_take_turns(monkeypatch):
-    model, (x, _) = make(), batch(7, 3)
+def room_of(model: GPT) -> tuple[int, int]:
+    return model._engine._arena.room.B, model._engine._arena.room.T
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_many_prompts_take_turns(monkeypatch, precision):
+    model, (x, _) = make(B=7, T=9, precision=precision), batch(7, 3)
     together = model.generate(x, 6, do_sample=True, seed=4)
     monkeypatch.setattr("pyllmc.nn.gpt.AT_ONCE", 2)
-    other = make()
+    other = make(precision=precision)
     assert torch.equal(other.generate(x, 6, do_sample=True, seed=4), together)
-    assert other.engine._arena.room.B == 2
+    frugal = make(B=7, T=9, precision=precision, recompute=3)
+    assert torch.equal(frugal.generate(x, 6, do_sample=True, seed=4), together)
     assert model.generate(x[:0], 2).shape == (0, 5)
+
+
+def test_generation_leaves_the_memory_for_training_as_it_is(monkeypatch):
+    """The weights are those of now, also one that was moved; a pass that came before needs no second one."""
+    model, (x, y) = make(B=3, T=9), batch()
+    loss, mark = model(x, y)[1], model._mark
+    model.transformer.ln_f.weight.data = torch.full((16,), 2.0)
+    made = model.generate(x[:, :3].repeat(2, 1), 9)
+    assert room_of(model) == (3, 9) and model._mark == mark
+    loss.backward()
+    assert torch.equal(made, torch.cat([model.generate(x[:, :3], 9)] * 2))
+    assert torch.equal(made[:3, :9], model.generate(x[:, :3], 6)) and room_of(model) == (3, 9)
+    assert model._mark > mark, "that fitted the engine's own room"
+
+
+@pytest.mark.parametrize(("most", "asked"), [(4, [7, 3]), (1, [7, 3, 1]), (0, [7, 3, 1])])
+def test_where_memory_is_short_fewer_prompts_go_together(monkeypatch, most, asked):
+    import pyllmc.nn.gpt as module
+
+    model, (x, _), tried = make(), batch(7, 3), []
+    wanted = model.generate(x, 4)
+
+    def few(engine, B, T, training=True, resized=module.resized):
+        tried.append(B)
+        assert not training, "it has neither gradients nor moments"
+        if B > most:
+            raise OutOfMemory("no memory")
+        return resized(engine, B, T, training)
+
+    monkeypatch.setattr(module, "resized", few)
+    if most:
+        assert torch.equal(model.generate(x, 4), wanted)
+    else:
+        with pytest.raises(OutOfMemory):
+            model.generate(x, 4)
+    assert tried == asked and room_of(model) == (1, 1)
 
 
 # ---- a head of its own ----

@@ -321,3 +321,14 @@ def test_a_picture_with_too_few_shares_or_of_no_kind_is_refused(tmp_path):
         draw_shots(tmp_path / "b.svg", (0, 4), {"one": (0.1, 0.9), "two": (0.1,)})
     with pytest.raises(InvalidArgument, match="b.txt: a picture ends with"):
         draw_shots(tmp_path / "b.txt", (0, 4), {"one": (0.1, 0.9)})
+
+
+def test_an_answer_that_another_query_cuts_short_says_so(model):
+    primer = Primer(model, PAIRS, separator=">", temperature=1.0, max_new_tokens=30)
+    wholes = ([step.id for step in primer.steps("a", seed=seed)] for seed in range(20))
+    seed, whole = next((seed, ids) for seed, ids in enumerate(wholes) if len(ids) > 2)
+    steps = primer.steps("a", seed=seed)
+    assert next(steps).id == whole[0]
+    assert [step.id for step in primer.steps("a", seed=seed)] == whole
+    with pytest.raises(InvalidArgument, match="another query was asked"):
+        list(steps)
