@@ -64,13 +64,24 @@ for question in ("Where does Mia live?", "What does Leo play with?", "And what i
     print(">", question, "\n ", "".join(chat.say(question)))
 
 
-# %% The exam
-def answer_to(question: str) -> str:
-    return "".join(pyllmc.Chat(tuned / "last.ckpt", temperature=0, sample_tokens=30).say(question))
+# %% The exam: questions alone, and in talks of three turns
+def right_of(asked: list[questions.Pair], turns: int) -> int:
+    """How many questions are answered right, each talk a new chat."""
+    right = 0
+    for i in range(0, len(asked), turns):
+        talk = pyllmc.Chat(tuned / "last.ckpt", temperature=0, sample_tokens=30)
+        right += questions.count_right(
+            lambda question, talk=talk: "".join(talk.say(question)), asked[i : i + turns]
+        )
+    return right
 
 
-for name, asked in (("seen in training", train[: len(held_out)]), ("in words not seen", held_out)):
-    print(f"{questions.share_right(answer_to, asked):.0%} right of {len(asked)} questions {name}")
+for name, asked, turns in (
+    ("seen in training", train[: len(held_out)], 1),
+    ("in words not seen", held_out, 1),
+    ("in words not seen, in talks of three turns", held_out, 3),
+):
+    print(f"{right_of(asked, turns)} right of {len(asked)} questions {name}")
 
 # %% The picture: both losses against the steps
 plot.main([str(tuned), "--out", args.out])

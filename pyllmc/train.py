@@ -74,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(asked.rstrip())
             return 0
         if options.only_write():
+            pieces = write_text(options)
             before = f"{python_command()} -m {PROG} --model="
             tell_weights(PROG, options.get("model"), before, WRITING)
-            for piece in write_text(options):
+            for piece in pieces:
                 live.clear()
                 print(piece, end="", flush=True)
             print()

@@ -227,13 +227,13 @@ def tell_weights(prog: str, path: Path, before: str, after: str = "") -> None:
 
 
 def write_text(options: Options) -> Iterator[str]:
-    """Yields --prompt, then the text that --model writes after it."""
+    """Opens --model; returns --prompt, as a turn if there is a template, and the text after it, in pieces."""
     adopt_model(options)
-    lib, out, prompt = options.load(), _ffi.ffi().new("llmc_writer **"), _ffi.encoded(options.get("prompt"))
+    lib, out = options.load(), _ffi.ffi().new("llmc_writer **")
     _ffi.check(lib, lib.llmc_writer_open(out, options.handle))
     handle = _ffi.ffi().gc(out[0], lib.llmc_writer_free)
-    _ffi.check(lib, lib.llmc_writer_prompt(handle, prompt, len(prompt), 1))
-    yield from _pieces(lib, lib.llmc_writer_next, handle)
+    _ffi.check(lib, lib.llmc_writer_begin(handle, options.handle))
+    return _pieces(lib, lib.llmc_writer_next, handle)
 
 
 class Chat(NotCopied):

@@ -111,14 +111,15 @@ static int count_windows(llmc_loader *d, Shard *shard, const BinFile *f, int64_t
     TRY(inspect(shard, f));
     TRY(mask_open(&shard->mask, f, shard->ntok));
     const IdRange ids = {f, shard->start, shard->ntok, shard->width};
+    const int masked = shard->mask.bits && shard->ntok > 1;
     *n = (shard->ntok - 1) / d->T;
-    if (shard->mask.bits && shard->ntok > 1) {
+    if (!masked && (d->eot < 0 || !*n)) return LLMC_OK;
+    TRY(pulse("looking for documents in %s", shard->path));
+    if (masked) {
         int64_t cut = 0;
         TRY(windows_part(&shard->starts, n, &cut, &ids, d->T, d->eot));
         return d->cut += cut, LLMC_OK;
     }
-    if (d->eot < 0 || !*n) return LLMC_OK;
-    TRY(pulse("looking for documents in %s", shard->path));
     return windows_find(&shard->starts, n, &ids, d->T, d->eot);
 }
 

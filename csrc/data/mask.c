@@ -6,19 +6,21 @@
 #include <unistd.h>
 #include "base/crc32.h"
 #include "base/error.h"
+#include "base/pulse.h"
 
 #define AGAIN "prepare the data again with python -m pyllmc.prepro, or remove the mask to learn every token"
 
 static int crc_of_file(const BinFile *f, uint32_t *value) {
     enum { BLOCK = 1 << 18 };
     Crc32 crc;
+    Share told = {.what = "checking", .path = f->path, .all = f->size, .percent = -1};
     char *block = malloc(BLOCK);
     int rc = block ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to check %s", f->path);
     crc32_start(&crc, CRC_ZLIB);
     for (int64_t at = 0; rc == 0 && at < f->size; at += BLOCK) {
         const int64_t n = f->size - at < BLOCK ? f->size - at : BLOCK;
         rc = binfile_read(f, block, n, at);
-        if (rc == 0) crc32_add(&crc, block, n);
+        if (rc == 0) crc32_add(&crc, block, n), rc = pulse_share(&told, n);
     }
     free(block);
     *value = crc.value;

@@ -210,14 +210,12 @@ static void tell_weights(const llmc_options *options, const char *program) {
 
 static int write_text(const llmc_options *options, const char *program) {
     llmc_writer *writer;
-    char prompt[4096];
     const char *text;
     int64_t size;
     int rc = llmc_writer_open(&writer, options);
     if (rc < 0) return fail(PROGRAM, rc);
     tell_weights(options, program);
-    llmc_options_get(options, "prompt", prompt, sizeof prompt);
-    rc = llmc_writer_prompt(writer, prompt, (int64_t)strlen(prompt), 1);
+    rc = llmc_writer_begin(writer, options);
     while (rc >= 0 && !interrupted && !ferror(stdout) && (rc = llmc_writer_next(writer, &text, &size)) > 0)
         show(text, size);
     if (rc >= 0) show("\n", 1);

@@ -44,15 +44,9 @@ static int choose_template(llmc_trainer *t, const char *data) {
 }
 
 char *texts_prompt(const llmc_trainer *t) {
-    const char *prompt = t->options.prompt, *line;
-    Growing text = {0};
-    Template form;
-    const int as_turn = *prompt && template_kind(t->options.template, &line) == TEMPLATE_TEXT;
-    if (as_turn && template_parse(&form, line) < 0) return NULL;
-    if (as_turn) template_add_before(&form, &text);
-    growing_add(&text, "%s", prompt);
-    if (as_turn) template_add_between(&form, &text);
-    return growing_end(&text);
+    char *text, *stop;
+    if (template_prompt(t->options.template, t->options.prompt, &text, &stop) == 0) free(stop);
+    return text;
 }
 
 int texts_open(llmc_trainer *t, const char *data) {

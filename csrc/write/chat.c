@@ -60,7 +60,7 @@ static int begin_dialogue(llmc_chat *c) {
     snprintf(c->label[0], sizeof *c->label, "%s: ", o->user);
     snprintf(c->label[1], sizeof *c->label, "%s: ", o->bot);
     introduce(o, text, sizeof text);
-    int n = writer_count(c->writer, text, (int64_t)strlen(text));
+    int n = writer_count(c->writer, text, (int64_t)strlen(text), 1);
     TRY(n);
     if (n >= c->T / 2 && !o->system_given) *text = 0, n = 0; /* it may be left out, because nobody asked for it */
     CHECK(n < c->T / 2, LLMC_EINVAL,
@@ -84,7 +84,7 @@ static int begin_form(llmc_chat *c) {
     char *end = growing_end(&stop), *text = growing_end(&opening);
     int rc = end && text ? llmc_writer_stop_at(c->writer, end, (int64_t)strlen(end)) : LLMC_ENOMEM;
     writer_end_with(c->writer, form->text + form->answer, form->n - form->answer);
-    if (rc == 0) rc = writer_count(c->writer, text, (int64_t)strlen(text));
+    if (rc == 0) rc = writer_count(c->writer, text, (int64_t)strlen(text), 1);
     if (rc >= c->T / 2)
         rc = llmc_fail(LLMC_EINVAL, "--system has %d tokens, and the context is %d: shorten it", rc, c->T);
     if (rc >= 0) rc = llmc_writer_prompt(c->writer, text, (int64_t)strlen(text), 0);
@@ -144,11 +144,7 @@ int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) 
 
 int llmc_chat_new(llmc_chat **out, const llmc_options *options) {
     llmc_writer *writer;
-    const char *line;
     *out = NULL;
-    const int kind = template_kind(options->template, &line); /* a wrong one is told before the weights are read */
-    TRY(kind);
-    if (kind == TEMPLATE_TEXT) TRY(template_parse(&(Template){0}, line));
     TRY(llmc_writer_open(&writer, options));
     return chat_new(out, writer, options);
 }
@@ -178,24 +174,20 @@ static int forget(llmc_chat *c, int droppable, int most) {
     return held(c);
 }
 
-/* Fits a turn of n ids and its answer into the context. If turns must be forgotten, half of the context is freed, so that this happens
- * seldom. */
-static int fit_turn(llmc_chat *c, int n) {
-    const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
-    if (held(c) + n + answer > c->T) forget(c, c->turns, c->T / 2 - n);
-    CHECK(held(c) + n + answer <= c->T, LLMC_EINVAL,
-          "this turn has %d token%s, and only %lld fit a context of %d: say it in fewer words", n, s_of(n),
-          (long long)(c->T - answer - c->opening), c->T);
-    return LLMC_OK;
-}
-
 /* ---- a turn ---- */
+
+/* A turn as text. The end of the answer before and the turn are two prompts, because training has encoded them apart too: as one
+ * text, tokens could span both, which the model has never seen there. */
+typedef struct Said {
+    char *end;    /* the end of the answer before, at which the writer stops; "": there is none */
+    char *turn;   /* the turn up to its answer; it may hold NULs */
+    int64_t size; /* the bytes of turn */
+} Said;
 
 /* Adds what stands before and behind the words of a turn, up to the answer. */
 static void frame_turn(const llmc_chat *c, Growing *before, Growing *behind) {
     const llmc_options *o = &c->options;
     if (c->form) {
-        if (c->turns) template_add_end(c->form, before); /* the end of the answer before: the writer stops at it */
         template_add_before(c->form, before);
         template_add_between(c->form, behind);
         return;
@@ -215,26 +207,61 @@ static char *join(const char *before, const char *words, int64_t size, const cha
     return *n = (int64_t)(first + last) + size, turn;
 }
 
-static char *turn_text(const llmc_chat *c, const char *words, int64_t size, int64_t *n) {
-    Growing before = {0}, behind = {0};
-    frame_turn(c, &before, &behind);
-    char *first = growing_end(&before), *last = growing_end(&behind);
-    char *turn = first && last ? join(first, words, size, last, n) : NULL;
-    free(first);
-    free(last);
-    return turn;
+static void free_said(Said *s) {
+    free(s->end);
+    free(s->turn);
+    *s = (Said){0};
 }
 
-static int say_line(llmc_chat *c, const char *text, int64_t size) {
-    int64_t n;
-    char *turn = turn_text(c, text, size, &n);
-    if (!turn) return LLMC_ENOMEM;
+static int write_said(const llmc_chat *c, const char *words, int64_t size, Said *s) {
+    Growing end = {0}, before = {0}, behind = {0};
+    free_said(s);
+    if (c->form && c->turns) template_add_end(c->form, &end);
+    frame_turn(c, &before, &behind);
+    char *first = growing_end(&before), *last = growing_end(&behind);
+    s->end = growing_end(&end);
+    s->turn = first && last ? join(first, words, size, last, &s->size) : NULL;
+    free(first);
+    free(last);
+    return s->end && s->turn ? LLMC_OK : LLMC_ENOMEM;
+}
+
+static int count_said(const llmc_chat *c, const Said *s) {
+    const int end = *s->end ? writer_count(c->writer, s->end, (int64_t)strlen(s->end), 1) : 0;
+    TRY(end);
+    const int turn = writer_count(c->writer, s->turn, s->size, !*s->end);
+    return turn < 0 ? turn : end + turn;
+}
+
+/* Fits a turn and its answer into the context. If turns must be forgotten, half of the context is freed, so that this happens
+ * seldom. If all are, the turn is written again, as a first one. */
+static int fit_said(llmc_chat *c, const char *words, int64_t size, Said *s) {
+    const int64_t answer = c->options.sample_tokens < c->T / 4 ? c->options.sample_tokens : c->T / 4;
+    int n = count_said(c, s);
+    TRY(n);
+    if (c->turns && held(c) + n + answer > c->T) {
+        forget(c, c->turns, c->T / 2 - n);
+        if (!c->turns) {
+            writer_restart(c->writer, c->opening);
+            TRY(write_said(c, words, size, s));
+            TRY(n = count_said(c, s));
+        }
+    }
+    CHECK(held(c) + n + answer <= c->T, LLMC_EINVAL,
+          "this turn has %d token%s, and only %lld fit a context of %d: say it in fewer words", n, s_of(n),
+          (long long)(c->T - answer - c->opening), c->T);
+    return LLMC_OK;
+}
+
+static int say_line(llmc_chat *c, const char *words, int64_t size) {
+    Said s = {0};
     writer_drop_unseen(c->writer);
-    int rc = writer_count(c->writer, turn, n);
-    if (rc >= 0) rc = fit_turn(c, rc);
-    const int start = held(c);
-    if (rc >= 0) rc = llmc_writer_prompt(c->writer, turn, n, 0);
-    free(turn);
+    int rc = write_said(c, words, size, &s);
+    if (rc == 0) rc = fit_said(c, words, size, &s);
+    if (rc == 0 && *s.end) rc = llmc_writer_prompt(c->writer, s.end, (int64_t)strlen(s.end), 0);
+    const int start = held(c); /* the end belongs to the turn before, and is forgotten with it */
+    if (rc == 0) rc = llmc_writer_prompt(c->writer, s.turn, s.size, 0);
+    free_said(&s);
     TRY(rc);
     return c->starts[c->turns++] = start, LLMC_OK;
 }
@@ -245,7 +272,7 @@ int llmc_chat_say(llmc_chat *c, const char *text, int64_t size) {
     c->has_spoken = 0;
     if (c->dialogue) return say_line(c, text, size);
     const int end = llmc_writer_end(c->writer);
-    if (size || end == LLMC_AT_EOT) writer_restart(c->writer);
+    if (size || end == LLMC_AT_EOT) writer_restart(c->writer, 0);
     return llmc_writer_prompt(c->writer, text, size, 1);
 }
 

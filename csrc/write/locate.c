@@ -127,6 +127,7 @@ int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t, char 
     llmc_file *file;
     llmc_config size;
     TRY(locate_check_device(o->device));
+    TRY(template_check(o->template));
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
     CHECK(llmc_config_parse(&size, o->model) < 0, LLMC_EINVAL,
           "%s is a size of model, whose weights are fresh, and only trained ones write: give a run folder or a weight "

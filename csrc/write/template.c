@@ -112,6 +112,30 @@ void template_add_stop(const Template *t, Growing *text) {
     if (end == t->n) add(t, text, t->turn, before);
 }
 
+int template_check(const char *value) {
+    const char *line;
+    const int kind = template_kind(value, &line);
+    return kind == TEMPLATE_TEXT ? template_parse(&(Template){0}, line) : kind < 0 ? kind : LLMC_OK;
+}
+
+int template_prompt(const char *value, const char *prompt, char **text, char **stop) {
+    const char *line;
+    Template form;
+    Growing asked = {0}, over = {0};
+    *text = *stop = NULL;
+    const int kind = template_kind(value, &line), as_turn = *prompt && kind == TEMPLATE_TEXT;
+    TRY(kind);
+    if (as_turn) TRY(template_parse(&form, line));
+    if (as_turn) template_add_before(&form, &asked), template_add_stop(&form, &over);
+    growing_add(&asked, "%s", prompt);
+    if (as_turn) template_add_between(&form, &asked);
+    *text = growing_end(&asked), *stop = growing_end(&over);
+    if (*text && *stop) return LLMC_OK;
+    free(*text);
+    free(*stop);
+    return *text = *stop = NULL, LLMC_ENOMEM;
+}
+
 static int read_record(const llmc_file *file, char *record, int size, char line[OPTION_TEXT]) {
     TRY(llmc_file_section(file, "OPTIONS ", record, size));
     const char *value = state_value(record, "template");

@@ -21,6 +21,11 @@ typedef struct Template {
 enum { TEMPLATE_STORY, TEMPLATE_CHAT, TEMPLATE_AUTO, TEMPLATE_TEXT };
 int template_kind(const char *value, const char **line);
 int template_parse(Template *t, const char *line);
+/* Refuses a value of --template that means nothing. */
+int template_check(const char *value);
+/* Makes the text that a sample begins with: the prompt, as a turn up to its answer if `value` is a template and the prompt is not
+ * empty; and the stop of its answer, "" without a template. The caller frees both, which are NULL after an error. */
+int template_prompt(const char *value, const char *prompt, char **text, char **stop);
 /* Append what stands before and behind the system text, before and behind a prompt, and behind an answer. */
 void template_add_opening(const Template *t, Growing *text, const char *system);
 void template_add_before(const Template *t, Growing *text);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "text/vocab.h"
 #include "write/locate.h"
+#include "write/template.h"
 #include "base/utf8.h"
 #include "write/writer.h"
 
@@ -161,16 +162,16 @@ static void take_back(llmc_writer *w, int64_t bytes) {
 
 /* ---- a prompt ---- */
 
-/* Encodes the carried bytes and the prompt together. Returns how many ids there are; the caller frees them. */
-static int encode(const llmc_writer *w, const char *text, int64_t size, int **ids) {
-    const int64_t bytes = w->carried + size;
+/* Encodes the first `carried` bytes of carry and the prompt together. Returns how many ids there are; the caller frees them. */
+static int encode(const llmc_writer *w, int carried, const char *text, int64_t size, int **ids) {
+    const int64_t bytes = carried + size;
     CHECK(size >= 0 && bytes < INT_MAX, LLMC_EINVAL, "%lld bytes of text are too many for a prompt", (long long)size);
     char *joined = malloc((size_t)bytes + 1);
     *ids = malloc(((size_t)bytes + 1) * sizeof **ids);
     int n = LLMC_ENOMEM;
     if (joined && *ids) {
-        memcpy(joined, w->carry, (size_t)w->carried);
-        memcpy(joined + w->carried, text, (size_t)size);
+        memcpy(joined, w->carry, (size_t)carried);
+        memcpy(joined + carried, text, (size_t)size);
         n = llmc_tokenizer_encode(w->tokenizer, joined, bytes, *ids, bytes);
     } else llmc_fail(LLMC_ENOMEM, "no memory for a prompt of %lld bytes", (long long)bytes);
     free(joined);
@@ -182,9 +183,9 @@ void writer_drop_unseen(llmc_writer *w) {
     if (w->made && w->size > w->given) take_back(w, w->size - w->given);
 }
 
-int writer_count(const llmc_writer *w, const char *text, int64_t size) {
+int writer_count(const llmc_writer *w, const char *text, int64_t size, int next) {
     int *ids = NULL;
-    const int n = encode(w, text, size, &ids);
+    const int n = encode(w, next ? w->carried : 0, text, size, &ids);
     free(ids);
     return n;
 }
@@ -200,7 +201,7 @@ static int begin_text(llmc_writer *w, int n) {
 int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo) {
     int *ids = NULL;
     writer_drop_unseen(w);
-    const int n = encode(w, text, size, &ids);
+    const int n = encode(w, w->carried, text, size, &ids);
     TRY(n);
     int rc = begin_text(w, n);
     if (rc == 0) rc = llmc_generation_feed(w->generation, ids, n);
@@ -215,6 +216,17 @@ int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo)
     return w->size += size, LLMC_OK;
 }
 
+int llmc_writer_begin(llmc_writer *w, const llmc_options *o) {
+    const char *asked = strcmp(o->template, "auto") || !*w->template ? o->template : w->template;
+    char *text, *stop;
+    int rc = template_prompt(asked, o->prompt, &text, &stop);
+    if (rc == 0 && *stop) rc = llmc_writer_stop_at(w, stop, (int64_t)strlen(stop));
+    if (rc == 0) rc = llmc_writer_prompt(w, text, (int64_t)strlen(text), 1);
+    free(text);
+    free(stop);
+    return rc;
+}
+
 /* Forgets the text but its first n ids. */
 static int forget(llmc_writer *w, int n) {
     int held;
@@ -223,7 +235,7 @@ static int forget(llmc_writer *w, int n) {
     return w->size = w->given = w->carried = 0, LLMC_OK;
 }
 
-void writer_restart(llmc_writer *w) { forget(w, 0); }
+void writer_restart(llmc_writer *w, int n) { forget(w, n); }
 
 int llmc_writer_rewind(llmc_writer *w, int n, int64_t seed, int64_t most) {
     CHECK(most >= 0, LLMC_EINVAL, "%lld tokens to write", (long long)most);

@@ -88,8 +88,8 @@ def write_dataset(
     workers: processes; with more than one, call it below `if __name__ == "__main__":`.
     eot: whether EOT precedes each document.
     overwrite: replace the data set at `out`. A folder that holds any other file is never replaced.
-    template: how turns became text, for documents that are masks.Marked; their masks are written, too. max_len: those
-    with more tokens, their EOT included, are left out; 0: none is.
+    template: how turns became text, for documents that are masks.Marked; their masks are written, too, and no shard
+    cuts one. max_len: those with more tokens, their EOT included, are left out; 0: none is.
     Raises DataError: no documents, a bad argument, an unknown character, a full disk, `out` exists.
     """
     out = os.path.realpath(os.fspath(out))
@@ -109,7 +109,7 @@ def write_dataset(
         if eot and tokenizer.eot < 0:
             raise DataError("the tokenizer has no EOT to separate documents with: pass eot=False")
         directory = stack.enter_context(atomic_directory(out, lambda: check_out(out, overwrite)))
-        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0, template)
+        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens or 0, eot, template)
         stack.callback(writer.abandon)
         encoded = in_order(
             partial(_encode_chunk, tokenizer, eot, template is not None, max_len),
@@ -119,7 +119,7 @@ def write_dataset(
         for chunk in stack.enter_context(closing(encoded)):
             writer.append(chunk)
             report(Progress("encode", writer.documents, writer.characters, sum(writer.tokens.values())))
-        return writer.finish(source, eot)
+        return writer.finish(source)
 
 
 def write_encoded(
@@ -130,11 +130,11 @@ def write_encoded(
     check_out(out, overwrite)
     with ExitStack() as stack:
         directory = stack.enter_context(atomic_directory(out, lambda: check_out(out, overwrite)))
-        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens)
+        writer = DatasetWriter(directory, out, tokenizer, shard_tokens, val_tokens, tokenizer.eot >= 0)
         stack.callback(writer.abandon)
         for chunk in chunks:
             writer.append(chunk)
-        return writer.finish(source, tokenizer.eot >= 0)
+        return writer.finish(source)
 
 
 def _check_counts(**counts: int) -> None:
@@ -275,7 +275,7 @@ def _encode_chunk(
         found, learnt = array(typecode), bytearray()
         if eot:
             found.append(tokenizer.eot)
-            learnt.append(1)  # it ends the answer before it
+            learnt.append(1)  # the writer decides, who knows the document before
         for part, learn in text.parts if isinstance(text, Marked) else ((text, True),):
             ids = tokenizer.encode(part)
             found.extend(ids)
@@ -290,4 +290,5 @@ def _encode_chunk(
         chunk.ids.setdefault(split, array(typecode)).extend(found)
         if masked:
             chunk.learnt.setdefault(split, bytearray()).extend(learnt)
+            chunk.sizes.setdefault(split, []).append(len(found))
     return chunk

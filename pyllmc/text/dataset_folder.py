@@ -32,6 +32,7 @@ class Chunk:
     learnt: dict[str, bytearray] = field(
         default_factory=dict
     )  # 0 or 1 for each id, if the data set has masks
+    sizes: dict[str, list[int]] = field(default_factory=dict)  # then also the tokens of each document
     longest: int = 0  # tokens of the longest document, with its EOT
     too_long: int = 0  # documents that were left out
 
@@ -71,14 +72,16 @@ def check_out(out: str, overwrite: bool) -> None:
 class DatasetWriter:
     """A writer that cuts the stream of each split into shards of shard_tokens, and writes the files beside them.
 
-    template: None, or the line that tells how turns became text. Then each shard gets a loss mask.
+    eot: whether EOT precedes each document. template: None, or the line that tells how turns became text. Then each shard
+    gets a loss mask, and holds whole documents: one that is longer than shard_tokens has a shard of its own.
     """
 
     def __init__(
         self, directory: str, out: str, tokenizer: Tokenizer, shard_tokens: int, val_tokens: int,
-        template: str | None = None,
+        eot: bool, template: str | None = None,
     ):  # fmt: skip
-        self.template = template
+        self.eot, self.template = eot, template
+        self._last = dict.fromkeys(SPLITS, 1)  # whether the last token of each split is learnt
         self.longest = self.too_long = 0
         self.learnt = dict.fromkeys(SPLITS, 0)
         self.masks: list[dict[str, str]] = []
@@ -98,7 +101,7 @@ class DatasetWriter:
         self.too_long += chunk.too_long
         for split, ids in chunk.ids.items():
             if self.template is not None:
-                self._append(split, ids, chunk.learnt[split])
+                self._append_documents(split, ids, chunk.learnt[split], chunk.sizes[split])
             elif split == UNDECIDED:
                 to_val = max(0, self.val_tokens - self.tokens["val"])
                 self._append("val", ids[:to_val])
@@ -106,14 +109,35 @@ class DatasetWriter:
             else:
                 self._append(split, ids)
 
-    def _append(self, split: str, ids: array[int], learnt: bytes | bytearray = b"") -> None:
+    def _append_documents(self, split: str, ids: array[int], learnt: bytearray, sizes: list[int]) -> None:
+        at = 0
+        for size in sizes:
+            if split in self._open and self._open[split].ntok + size + self.eot > self.shard_tokens:
+                self._end_shard(split)
+            if self.eot:  # it ends the answer before it, and is learnt with that
+                learnt[at] = self._last[split]
+            self._append_whole(split, ids[at : at + size], learnt[at : at + size])
+            at += size
+
+    def _append_whole(self, split: str, ids: array[int], learnt: bytes | bytearray) -> None:
+        (self._open.get(split) or self._start_shard(split)).append(ids)
+        self._open_masks[split].append(learnt)
+        self._last[split] = learnt[-1]
+        self.tokens[split] += len(ids)
+
+    def _end_shard(self, split: str) -> None:
+        """Close a shard with a mask behind the end of its last answer."""
+        if self.eot:
+            end = array(self._open[split].format.typecode, [self.tokenizer.eot])
+            self._append_whole(split, end, bytes([self._last[split]]))
+        self._close_shard(split)
+
+    def _append(self, split: str, ids: array[int]) -> None:
         at = 0
         while at < len(ids):
             writer = self._open.get(split) or self._start_shard(split)
             part = ids[at : at + self.shard_tokens - writer.ntok]
             writer.append(part)
-            if self.template is not None:
-                self._open_masks[split].append(learnt[at : at + len(part)])
             at += len(part)
             if writer.ntok == self.shard_tokens:
                 self._close_shard(split)
@@ -152,7 +176,7 @@ class DatasetWriter:
         for writer in self._open.values():
             writer.abandon()
 
-    def finish(self, source: str, eot: bool) -> dict[str, Any]:
+    def finish(self, source: str) -> dict[str, Any]:
         """Close the shards, write tokenizer.bin and meta.json. Return the content of meta.json."""
         if not self.documents:
             why = f"all {self.too_long} are longer than --max_len" if self.too_long else "the input is empty"
@@ -160,14 +184,13 @@ class DatasetWriter:
         if not self.tokens["train"]:
             raise DataError(f"all {self.tokens['val']} tokens are validation: lower its part or add text")
         for split in list(self._open):
-            if self.template is not None and eot:  # the end of the last answer is learnt, too
-                self._append(split, array(self._open[split].format.typecode, [self.tokenizer.eot]), b"\1")
-        for split in list(self._open):
-            self._close_shard(split)
+            (self._close_shard if self.template is None else self._end_shard)(split)
+        if self.template is not None and not self.learnt["train"]:
+            raise DataError("no answer of the training data is learnt: each has weight 0; give some weight 1")
         if self.template is not None:
             self._write(TEMPLATE, self.template.encode() + b"\n")
         self.tokenizer.save(os.path.join(self.directory, TOKENIZER))
-        meta = self._meta(source, eot)
+        meta = self._meta(source)
         self._write(META, json.dumps(meta, indent=1).encode("ascii") + b"\n")
         return meta
 
@@ -177,7 +200,7 @@ class DatasetWriter:
             f.write(data)
             flush_to_disk(f)
 
-    def _meta(self, source: str, eot: bool) -> dict[str, Any]:
+    def _meta(self, source: str) -> dict[str, Any]:
         names = {"name": self.tokenizer.name, "kind": self.tokenizer.kind}
         masked = {
             "template": self._file(TEMPLATE),
@@ -190,7 +213,7 @@ class DatasetWriter:
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer": {**names, **self._file(TOKENIZER)},
             "eot": self.tokenizer.eot,
-            "eot_before_documents": eot,
+            "eot_before_documents": self.eot,
             "token_format": format_for(self.tokenizer.vocab_size).name,
             "source": source,
             "documents": self.documents,

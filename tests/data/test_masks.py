@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ffi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_dataloader import Loader, lib, write
@@ -93,6 +95,31 @@ def test_shards_with_and_without_masks(tmp_path):
     assert [y.tolist() for _, y in batches] == [[[-1, 2, 9]], [[-1, 9, -1]], [[4, 5, 6]], [[7, 8, 1]]]
     assert [x.tolist() for x, _ in batches[:2]] == [[[9, 1, 2]], [[9, 3, 9]]]
     assert lib.llmc_loader_learnt(loader.handle) == 3 + 6
+
+
+def test_checking_a_mask_gives_signs_of_life(tmp_path):
+    """And whoever hears them may stop it."""
+    path, heard = write(tmp_path / "a.bin", [EOT, *[1] * (1 << 20), EOT]), []
+    masks.write_mask(path, [1] * ((1 << 20) + 2))
+    stops = ["nothing"]
+
+    def pulse(context, text) -> int:
+        heard.append(ffi.string(text).decode())
+        return heard[-1].startswith(stops[-1])
+
+    callback = ffi.callback("llmc_pulse", pulse)
+    lib.llmc_on_pulse(callback, ffi.NULL)
+    try:
+        Loader(path, T=8, eot=EOT)
+        shares = [int(share) for text in heard for share in re.findall(r"checking .*a\.bin: (\d+) %$", text)]
+        assert len(shares) > 3 and shares == sorted(shares) and shares[-1] == 100
+        assert any("looking for documents in" in text for text in heard) and heard[-1] == ""
+        for work in ("checking", "looking for documents"):
+            stops.append(work)
+            with pytest.raises(LlmcError, match="stopped"):
+                Loader(path, T=8, eot=EOT)
+    finally:
+        lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
 
 
 def test_without_a_mask_nothing_is_masked(tmp_path):

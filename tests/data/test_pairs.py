@@ -20,13 +20,14 @@ PLAIN = "User: Hi\nAssistant:| Hello!\n"
 
 
 def learnt_of(folder: Path, split: str = "train") -> str:
-    """The text of a split: | stands where what is learnt begins or ends; # is EOT, which is always learnt."""
+    """The text of a split: | stands where what is learnt begins or ends; # is EOT, which is learnt with the text before it,
+    and at the start of a file, where nothing predicts it, whatever its bit says."""
     t, text, before = Tokenizer.load(folder / "tokenizer.bin"), "", False
     for path in bins.find_shards(folder, split):
         ids = bins.read_shard(path)
-        for i, learn in zip(ids.tolist(), masks.read_mask(path, len(ids))):
+        for at, (i, learn) in enumerate(zip(ids.tolist(), masks.read_mask(path, len(ids)))):
             if i == t.eot:
-                assert learn
+                assert at == 0 or learn == before
                 text, before = text + "#", False
                 continue
             text += "|" if learn != before else ""
@@ -217,6 +218,50 @@ def test_the_bytes_do_not_depend_on_workers_and_are_replaced_whole(tmp_path):
     )
     write_dataset(["plain text"], tmp_path / "one", "byte", overwrite=True)  # the older masks are gone
     assert not list((tmp_path / "one").glob("*.mask"))
+
+
+def test_the_end_of_an_answer_is_learnt_as_the_answer_is(tmp_path, capsys):
+    """Each record with an answer of weight 0 comes before and after one that is learnt, also in another chunk."""
+    unlearnt = {"messages": [USER, {**BOT, "weight": 0}]}
+    assert prepare(tmp_path, unlearnt, {"messages": [USER, BOT]}, unlearnt) == 0
+    assert learnt_of(tmp_path / "d") == f"#{PLAIN.replace('|', '')}#{PLAIN}#{PLAIN.replace('|', '')}#"
+    (shard,) = bins.find_shards(tmp_path / "d")
+    ends = masks.read_mask(shard, bins.inspect_shard(shard).ntok)[bins.read_shard(shard) == 256]
+    assert ends.tolist()[1:] == [False, True, False]
+    long = {"messages": [{**USER, "content": "x" * (1 << 20)}, {**BOT, "weight": 0}]}  # a chunk of its own
+    assert prepare(tmp_path, long, {"messages": [USER, BOT]}) == 0
+    (shard,) = bins.find_shards(tmp_path / "d")
+    ends = masks.read_mask(shard, bins.inspect_shard(shard).ntok)[bins.read_shard(shard) == 256]
+    assert ends.tolist()[1:] == [False, True]
+    capsys.readouterr()
+    assert prepare(tmp_path, unlearnt, unlearnt) == 2
+    told = capsys.readouterr().err
+    assert "no answer of the training data is learnt: each has weight 0" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("eot", [True, False])
+def test_no_shard_cuts_a_record(tmp_path, eot):
+    """Records of 2 to 60 tokens in shards of 50: each lies whole in one, and so does its end."""
+    lengths = [(1 + i * 7 % 30, 1 + i % 17) for i in range(99)]
+    lengths[50] = (55, 5)  # longer than a shard: it has one of its own
+    texts = [masks.Marked.of([("q" * n, False), ("a" * m, True)]) for n, m in lengths]
+    meta = write_dataset(texts, tmp_path / "d", "byte", 0, template="x", shard_tokens=50, eot=eot)
+    found, sizes = [], []
+    for path in bins.find_shards(tmp_path / "d"):
+        ids = bins.read_shard(path)
+        sizes.append(len(ids))
+        found.append(bytes(i if i < 256 else ord("#") for i in ids.tolist()).decode())
+        learnt = masks.read_mask(path, len(ids)).tolist()
+        assert learnt[1:] == [
+            c == "a" or (c == "#" and before == "a") for before, c in zip(found[-1], found[-1][1:])
+        ]
+    assert meta["tokens"]["train"] == sum(sizes) and len(sizes) > 50
+    if eot:
+        assert all(text[0] == text[-1] == "#" for text in found)
+        assert [part for text in found for part in text.strip("#").split("#")] == texts
+    else:
+        assert "".join(found) == "".join(texts) and all(text[-1] == "a" and text[0] == "q" for text in found)
+    assert [size for size in sizes if size > 50] == [60 + 2 * eot]
 
 
 def test_one_pair_is_not_cut(tmp_path):

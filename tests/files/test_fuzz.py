@@ -33,7 +33,12 @@ PLANTED = {
     "chat": ("chat.c", r"line \+ 1, n - 1", "line, n", "expect_no_line_of"),
     "config": ("config.c", r"params < 1e14", "1", "layout.c"),
     "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "gpt2_find_nonfinite(blocks"),
-    "options": ("growing.c", r"2 \* \(g->size \+ more\)", "(g->size + more) / 2 + 1", "growing.c"),
+    "options": (
+        "growing.c",
+        r"2 \* \(g->size \+ more\)",
+        "(g->size + more < 600 ? 2 * (g->size + more) : g->size)",
+        "growing.c",
+    ),
     "paths": ("shards.c", r"strcmp\(\*\(char \*const \*\)a, ", "-strcmp(*(char *const *)a, ", "found.names"),
     "schedule": ("schedule.c", r"fmin\(fmax\(x, 0\), 1\)", "x", "rate >= 0"),
     "tf": ("tfindex.c", r"n < 0 \|\| n > s->end - s->at", "n < 0", "tfindex.c"),

@@ -33,13 +33,18 @@ static void plan(llmc_config *config, const llmc_room *room, int threads, size_t
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Input in = {data, size};
-    llmc_config config, named;
-    llmc_room room;
+    llmc_config config = {0}, named;
+    llmc_room room = {0};
     const size_t buffer = (size_t)take_byte(&in);
-    take(&in, &config, sizeof config);
-    take(&in, &room, sizeof room);
+    int *const sizes[] = {&config.maxT,    &config.V,      &config.Vp,     &config.L, &config.NH,
+                          &config.C,       &config.window, &room.B,        &room.T,   &room.training,
+                          &room.recompute, &room.logits,   &room.precision};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int(&in);
     const int threads = take_int(&in);
-    char *descriptor = take_line(&in);
+    char *descriptor = take_line(&in), *pattern = take_line(&in);
+    config.untied = take_byte(&in) & 1;
+    fuzz_status(llmc_config_set_pattern(&config, pattern));
+    free(pattern);
     plan(&config, &room, threads, buffer);
     if (fuzz_status(llmc_config_parse(&named, descriptor)) == 0) {
         if (!named.V) named.V = 1;

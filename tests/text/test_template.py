@@ -10,8 +10,10 @@ from test_tokenizer_c import EOT, file_bytes
 from pyllmc import Chat, GPTConfig, InvalidArgument, Model, Writer, sample
 from pyllmc.base.errors import DataError
 from pyllmc.tables.options import templates
-from pyllmc.text import template
+from pyllmc.text import bins, dataset, template
+from pyllmc.text.masks import Marked
 from pyllmc.text.template import BLANKS, Talk, Turn
+from pyllmc.text.tokenizer import Tokenizer
 
 ASCII = [b"\n", b"\t", *(bytes([i]) for i in range(32, 127))]
 GOOD = [
@@ -81,6 +83,72 @@ def test_a_chat_writes_what_the_training_reads(model, line, system):
             chat_answers(model, line, system)
         return
     assert chat_answers(model, line, system) == expected_answers(model, line, system)
+
+
+class Trained:
+    """A model with its own tokens, and what it says to the ids that training makes of a talk."""
+
+    def __init__(self, folder: Path, line: str, extra: list[bytes], T: int = 512, seed: int = 7) -> None:
+        self.path, self.folder, self.form = folder / "m.ckpt", folder, template.parse(line)
+        pieces = [*ASCII, *dict.fromkeys(extra), EOT]
+        config = GPTConfig(vocab_size=len(pieces), max_seq_len=T, n_layer=1, n_head=2, n_embd=32)
+        self.model = Model(config, B=1, seed=seed, training=False, init_std=0.6)
+        self.model.tokenizer_bytes = file_bytes(pieces)
+        self.model.save(self.path)
+        self.tokenizer = Tokenizer(pieces, "longest", len(pieces) - 1)
+
+    def chat(self, **how: object) -> Chat:
+        return Chat(self.path, template=self.form.line, temperature=0, sample_tokens=1, **how)
+
+    def answer(self, talk: list[tuple[str, str]], said: str) -> str:
+        """The text of the one token that follows the ids of the pairs (turn, answer) and of what is said."""
+        parts = []
+        for asked, answer in talk:
+            parts += [(self.form.asked(asked), False), (answer + self.form.end, True)]
+        text = Marked.of([*parts, (self.form.asked(said), True)])
+        dataset.write_dataset(
+            [("train", text)], self.folder / "d", self.tokenizer, template=self.form.line, overwrite=True
+        )
+        ids = bins.read_shard(bins.find_shards(self.folder / "d")[0])[:-1]  # without the end of the text
+        (token,) = self.model.generate(ids.tolist(), 1, temperature=0)
+        written = "" if token == self.tokenizer.eot else self.tokenizer.decode([token])
+        return written.split(self.form.stop)[0]
+
+
+@pytest.mark.parametrize("line", GOOD)
+def test_a_chat_reads_the_ids_of_the_training(tmp_path, line):
+    """Also where a token spans the end of an answer and the turn behind it, which the training encodes apart."""
+    form = template.parse(line)
+    spanning = [f"{form.end[-k:]}{form.before or c}"[: k + 1].encode() for k in (1, 2) for c in "abcdef"]
+    trained = Trained(tmp_path, line, spanning)
+    chat, talk = trained.chat(), []
+    for said in "abcdef":
+        answer = trained.answer(talk, said)
+        assert "".join(chat.say(said)) == answer.lstrip(BLANKS)
+        talk.append((said, answer))
+
+
+@pytest.mark.parametrize("line", [r"<{prompt}>{answer}~~~~", "{prompt}>{answer}~"])
+def test_what_is_forgotten_leaves_no_end_behind(tmp_path, line):
+    """Neither the end of an answer nor the first bytes of a token that the stop has cut stand before the next turn."""
+    trained = Trained(tmp_path, line, [f"{chr(c)}~".encode() for c in range(33, 127)], T=64)
+    long = "x" * 40
+    alone = "".join(trained.chat().say(long))
+    assert alone.strip()
+    for first in "abcdefghijklmnopqrst":
+        chat = trained.chat()
+        "".join(chat.say(first * 20))
+        assert "".join(chat.say(long)) == alone
+
+
+def test_a_turn_that_stays_does_not_begin_with_the_end_of_one_that_is_forgotten(tmp_path):
+    trained = Trained(tmp_path, "{prompt}>{answer}~~~~", [], T=64)
+    for said in "abcdefghijklmnopqrst":
+        chat = trained.chat()
+        before = "".join(chat.say("x" * 40))
+        stays = (said, "".join(chat.say(said)))
+        assert stays[1] == trained.answer([("x" * 40, before)], said)
+        assert "".join(chat.say("y" * 20)) == trained.answer([stays], "y" * 20)
 
 
 def test_an_answer_stops_at_its_end(model):

@@ -65,8 +65,8 @@ def taught(tmp_path_factory) -> Path:
 def test_answers_to_questions_that_were_held_out(taught):
     chat = lambda question: "".join(pyllmc.Chat(taught / "run", temperature=0).say(question))  # noqa: E731
     train, held_out = questions.pairs(FIGURES)
-    assert questions.share_right(chat, train[:20]) == 1
-    assert len(held_out) > 8 and questions.share_right(chat, held_out) > 0.8
+    assert questions.count_right(chat, train[:20]) == 20
+    assert len(held_out) > 8 and questions.count_right(chat, held_out) > 0.8 * len(held_out)
 
 
 def loss_by_part(run_folder: Path, data: Path) -> tuple[float, float]:
@@ -232,6 +232,36 @@ def test_both_chats_and_samples_use_it_by_themselves(taught):
     ]
     assert told[-1].strip() == f"User: {question}\nAssistant: {answer}"
     assert told[:-1] == [f"{answer}\n"] * len(told[:-1])
+
+
+def test_a_text_without_training_is_a_turn_too(taught):
+    """--max_steps=0 --prompt, in C and in Python: the weights' template, --template and its check."""
+    question, answer = questions.pairs(FIGURES)[0][0]
+    how = [
+        "--max_steps=0",
+        "--temperature=0",
+        "--sample_tokens=40",
+        f"--model={taught / 'run'}",
+        f"--prompt={question}",
+    ]
+    programs = [[str(ROOT / "train_gpt2")], [sys.executable, "-m", "pyllmc.train"]]
+    if "PYLLMC_LIB" in os.environ:
+        del programs[0]
+
+    def told(program: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*program, *how, *more], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+    for program in programs:
+        assert told(program).stdout.strip() == f"User: {question}\nAssistant: {answer}"
+        assert told(program, "--template=story").stdout.startswith(question)
+        own = told(program, r"--template={prompt} =>{answer}\n").stdout
+        assert own.startswith(f"{question} =>")
+        for wrong, words in (
+            ("bogus", "--template=bogus is not one of"),
+            ("{prompt}", "needs {prompt}, and behind it"),
+        ):
+            refused = told(program, f"--template={wrong}")
+            assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_a_sample_of_the_training_is_a_turn(uneven, tmp_path):
