@@ -26,7 +26,12 @@ logger = logging.getLogger(__name__)
 TODAYS = ("config", "model", "train_dataset")
 OF_2020 = ("model", "train_dataset", "test_dataset", "config")
 ENDLESS = 10**10  # samples of an epoch that nobody sees the end of
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)  # where torch.nn.Module keeps them
 
 
 class TrainerConfig:
