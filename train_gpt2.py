@@ -713,11 +713,14 @@ EXTRA = {  # options that only this front end has
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    parser = options.make_parser(PROG, about, hidden=("out", "overwrite", "resume", "plan"))
+    hidden = ("out", "overwrite", "resume", "plan", "train_only", "lora_rank", "lora_alpha", "lora_on")
+    parser = options.make_parser(PROG, about, hidden=hidden)
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
     o = parser.parse_args(args)
     o.given, o.called = parser.given, parser.called
+    if o.train_only or o.lora_rank:
+        parser.error("--train_only and LoRA are ./train_gpt2's: the reference trains all tensors")
     if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
             "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "

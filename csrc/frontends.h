@@ -25,6 +25,8 @@ int llmc_options_set(llmc_options *options, const char *name, const char *value)
 /* Sets the file to read for --model, if a front end has converted that from a format which the engine cannot read. The run's
  * record and the messages still name --model. */
 int llmc_options_set_model_file(llmc_options *options, const char *path);
+/* The same for the base of adapters, if --model or --resume names a file of those. */
+int llmc_options_set_base_file(llmc_options *options, const char *path);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* Takes --name=value, --name value, --flag, --no_flag; the last one of a name counts. 1 if --help is among them, 2 if

@@ -92,14 +92,15 @@ typedef struct Kernels {
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
 
-    /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0 */
+    /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0; dwte or
+     * dwpe NULL: it is not computed */
     void (*encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
                             const int *pos, int B, int T, int C);
     void (*encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B,
                              int T, int C);
 
     /* out = weight * (inp - mean) * rstd + bias over the last axis, rstd = 1/sqrt(var + 1e-5); inp, out (B,T,C);
-     * mean, rstd (B,T); weight, bias (C) */
+     * mean, rstd (B,T); weight, bias (C); dweight or dbias NULL: it is not computed */
     void (*layernorm_forward)(Context *ctx, floatX *out, float *mean, float *rstd, const floatX *inp,
                               const floatX *weight, const floatX *bias, int B, int T, int C);
     /* residual = inp1 + inp2 factor, then out = layernorm(residual): one pass over memory; the factors are dropout's, 1 if it is
@@ -125,12 +126,23 @@ typedef struct Kernels {
     /* dpre(B,T,C) = (dout @ weight) * gelu'(pre(B,T,C)) */
     void (*matmul_gelu_backward_input)(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC);
-    /* dweight(OC,C) += dout^T @ inp, or = unless accumulate; dbias(OC) += sum of dout over B,T; dbias may be NULL */
+    /* dweight(OC,C) += dout^T @ inp, or = unless accumulate; dbias(OC) += sum of dout over B,T; either may be NULL */
     void (*matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                    int accumulate, int B, int T, int C, int OC);
 
     /* out(B,T,C) = inp factor, for dropout's factors; out may be inp. Backward, dinp = dout factor. */
     void (*dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C);
+
+    /* LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * inp(B,T,C) @ A^T, then
+     * out(B,T,OC) += hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
+    void (*lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
+                         const floatX *Bw, float scale, int B, int T, int C, int OC, int r);
+    /* dhidden(B,T,r) = scale * dout(B,T,OC) @ Bw */
+    void (*lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale,
+                                 int B, int T, int OC, int r);
+    /* dinp(B,T,C) += dhidden @ A, or (dhidden @ A) * gelu'(pre(B,T,C)) unless pre is NULL */
+    void (*lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
+                                int B, int T, int C, int r);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. out = (weights factor) v,
@@ -182,7 +194,7 @@ typedef struct Kernels {
     X(encoder_forward) X(encoder_backward) \
     X(layernorm_forward) X(residual_layernorm_forward) X(layernorm_backward) \
     X(matmul_forward) X(matmul_gelu_forward) X(gelu_forward) X(matmul_backward_input) X(matmul_gelu_backward_input) \
-    X(matmul_backward_weight) \
+    X(matmul_backward_weight) X(lora_forward) X(lora_backward_hidden) X(lora_backward_input) \
     X(dropout) X(attention_forward) X(attention_backward) X(attention_cached) \
     X(classifier_forward) X(loss_mean) X(classifier_backward) \
     X(global_norm) X(scale) X(adamw)

@@ -88,15 +88,20 @@ int llmc_config_check(llmc_config *config); /* fills Vp and pattern; refuses imp
 int llmc_config_set_pattern(llmc_config *config, const char *pattern); /* "": the default; the check is yours */
 
 /* ---- layout (layout.c) ---- */
-enum { LLMC_PARAM, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };
+enum { LLMC_PARAM, LLMC_ADAPTER, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };
 enum { LLMC_F, LLMC_I, LLMC_X }; /* float, int32, floatX (kernels.h) */
-enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL };
+enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL, LLMC_UNIFORM };
 typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int B, T;              /* at most B sequences of at most T tokens */
     int training;          /* 0: without gradients and moments */
     int recompute;         /* 0..3: how much backward computes again instead of keeping it (tensors.def); same bits */
     int logits;            /* 1: keeps the logits of every token; 0: computes a few at a time, which cannot be read */
     int precision;         /* LLMC_FP32, LLMC_BF16, or LLMC_AUTO (0), for which llmc_model_room names one of them */
+    /* LoRA (Hu et al. 2021): y = x W^T + b + (alpha / rank) (x A^T) B^T. W and all else is frozen, unless train_only names it. */
+    int lora_rank; /* rows of A; 0: there are no adapters */
+    int lora_on;   /* the matrices that have adapters, as llmc_lora_targets gives them */
+    float lora_alpha;
+    const char *train_only; /* patterns of names, see options.def; NULL or "": all is trained, or LoRA's adapters */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
@@ -109,10 +114,13 @@ typedef struct llmc_tensor {
     /* From layer to layer, and from the start of its block: elements for parameters, words of 4 bytes for activations. */
     int64_t stride, offset;
 } llmc_tensor;
+/* Bits for llmc_room.lora_on of names that commas separate: qkv, attproj, fc, fcproj. LLMC_EINVAL for other names. */
+int llmc_lora_targets(const char *names);
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
     int64_t stored;     /* the parameters in floatX, if that is not float */
-    int64_t num_params; /* elements, without the padding of V */
+    int64_t num_params; /* elements of model files, without the padding of V */
+    int64_t trained;    /* elements that have gradients and moments */
 } llmc_plan;
 int llmc_num_tensors(void);
 /* Fills table[llmc_num_tensors()] for these sizes. */
@@ -139,6 +147,9 @@ int llmc_model_compress(llmc_model *model, const char *format);
 /* Draws fresh weights, those of the PyTorch reference for torch.Generator().manual_seed(seed).
  * std 0: 0.02 sqrt(max(1, 768/C)). */
 int llmc_model_init(llmc_model *model, int64_t seed, double std);
+/* Draws adapters as PEFT does: A by kaiming_uniform_(a=sqrt(5)) with a generator of this seed, B zero. llmc_model_init does it, too;
+ * after llmc_model_load of a model file this must follow. */
+int llmc_model_init_adapters(llmc_model *model, int64_t seed);
 const llmc_config *llmc_model_config(const llmc_model *model);
 const llmc_room *llmc_model_room(const llmc_model *model);
 const char *llmc_model_isa(const llmc_model *model);
@@ -151,6 +162,8 @@ const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
 void *llmc_model_block(llmc_model *model, int block);
 int llmc_model_on_host(const llmc_model *model);
 int llmc_model_weights(const llmc_model *model); /* the model's element, or the format that they are compressed to */
+/* Where the gradient and the moments of layer l of row i begin in their blocks, in elements; -1: it is frozen. */
+int64_t llmc_model_gradient_at(const llmc_model *model, int i, int l);
 /* Read and write the first n elements of layer l of row i, as float or int32. Parameters are used as soon as they are written. */
 int llmc_model_read(const llmc_model *model, int block, int i, int l, int64_t n, void *out);
 int llmc_model_write(llmc_model *model, int block, int i, int l, int64_t n, const float *in);
@@ -295,6 +308,15 @@ int llmc_file_section(const llmc_file *file, const char *tag, char *out, int64_t
 /* Checks the whole file before the model changes. Training models also take m, v and step, which start at 0 where the file has
  * none. */
 int llmc_model_load_from(llmc_model *model, const llmc_file *file);
+/* LoRA: says which file the model's present weights came from. Its checkpoints then hold its adapters, what else is trained, this
+ * name and a checksum of the weights. A file of adapters brings the name itself. */
+int llmc_model_name_base(llmc_model *model, const char *path);
+/* Writes about the adapters that a file holds instead of a model: lines base=, checksum=, lora_rank=, lora_alpha=, lora_on= (names)
+ * and train_only=. Returns the whole length, 0 if the file holds a model. Loading such a file loads its base, too; a model of
+ * lora_rank 0 gets the adapters merged. */
+int llmc_file_adapters(const llmc_file *file, char *text, int64_t size);
+/* Reads the base of a file of adapters from another place than where it was. */
+int llmc_file_set_base(llmc_file *file, const char *path);
 /* The same by path, each opening the file for a single question. */
 int llmc_model_load(llmc_model *model, const char *path);
 int llmc_model_read_config(const char *path, llmc_config *config);

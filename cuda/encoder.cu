@@ -186,12 +186,13 @@ void gpu_encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *
     const int N = B * T;
     const Grouping w = lay_out(ctx->workspace, N, C);
     const cudaStream_t stream = stream_of(ctx);
-    group_by_token(w, tokens, N, stream);
+    if (dwte) group_by_token(w, tokens, N, stream);
     by_width(in_vectors(dout, C) && in_vectors(dwte, C) && in_vectors(dwpe, C), [&](auto W) {
         const dim3 grid(blocks_for(N, WARPS), blocks_for(C, WARP * W));
+        if (dwpe) LAUNCH(sum_positions_kernel<W>, blocks_for((int64_t)T * C, THREADS * W), THREADS, 0, stream)
+        (dwpe, dout, B, (int64_t)T * C);
+        if (!dwte) return;
         LAUNCH(sum_pieces_kernel<W>, grid, THREADS, 0, stream)(dwte, w, dout, tokens, N, C);
         LAUNCH(add_pieces_kernel<W>, grid, THREADS, 0, stream)(dwte, w, tokens, N, C);
-        LAUNCH(sum_positions_kernel<W>, blocks_for((int64_t)T * C, THREADS * W), THREADS, 0, stream)
-        (dwpe, dout, B, (int64_t)T * C);
     });
 }

@@ -291,8 +291,8 @@ __global__ void __launch_bounds__(SUM_WARPS *WARP)
     __syncthreads();
     if (warp > 0 || column >= 2 * (int64_t)C) return;
     for (int k = 1; k < SUM_WARPS; k++) sum += shares[k][lane];
-    if (column < C) dweight[column] += sum;
-    else dbias[column - C] += sum;
+    float *total = column < C ? dweight : dbias;
+    if (total) total[column < C ? column : column - C] += sum;
 }
 
 void gpu_layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, float *dbias, const floatX *dout,
@@ -306,10 +306,11 @@ void gpu_layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, flo
         const int parts = parts_of<S>(ctx, rows);
         LAUNCH(layernorm_backward_kernel<S>, parts, S::THREADS, 0, stream_of(ctx))
         (dresidual, partials, dout, inp, weight, mean, rstd, rows, C);
-        if (S::HELD == 0)
+        if (S::HELD == 0 && (dweight || dbias))
             LAUNCH(layernorm_columns_kernel, dim3(blocks_for(C, COLUMN_THREADS), parts), COLUMN_THREADS, 0,
                    stream_of(ctx))
         (partials, dout, inp, mean, rstd, rows, C);
+        if (!dweight && !dbias) return;
         LAUNCH(layernorm_sum_kernel, blocks_for(2 * (int64_t)C, WARP), SUM_WARPS * WARP, 0, stream_of(ctx))
         (dweight, dbias, partials, parts, C);
     });

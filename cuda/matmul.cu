@@ -96,6 +96,10 @@ int64_t gpu_matmul_workspace(int B, int T, int C, int Vp) {
 
 void gpu_matmul_backward_weight(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                 int accumulate, int B, int T, int C, int OC) {
+    if (!dweight) {
+        if (dbias) bias_gradient(ctx, dbias, dout, (int64_t)B * T, OC);
+        return;
+    }
     Gemm g = {OC, C, (int64_t)B * T, transposed(dout, OC), rows_of(inp, C)};
     g.sum = dweight, g.accumulate = accumulate, g.row_sums = dbias ? (float *)ctx->workspace : nullptr;
     gemm(ctx, g);

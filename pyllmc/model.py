@@ -20,6 +20,7 @@ from pyllmc.engine.arguments import (
     as_betas,
     as_ids,
     as_prompts,
+    choose_trained,
     make_room,
     make_sampling,
 )
@@ -51,6 +52,11 @@ class Model(NotCopied):
     recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU,
         2 the norms, too, 3 all but the input of each layer (generation then takes one sequence at a time).
     keep_logits=False: logits exist for a few tokens at a time only; then train with micro_step.
+    train_only: patterns of the names of tensors, separated by commas, such as "h.11.*,lnf*" (our names, or PyTorch's with or
+        without "transformer."). All others are frozen: they have no gradient and no moments.
+    lora_rank, lora_alpha, lora_on: LoRA (Hu et al. 2021). Each matrix W of a layer that lora_on names gets adapters A (rank, C)
+        and B (OC, rank), params["qkvA"], params["qkvB"], ..., drawn as PEFT draws them with `seed`:
+        y = x W^T + b + lora_alpha / lora_rank (x A^T) B^T. They alone are trained, and what train_only names.
 
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
@@ -74,6 +80,10 @@ class Model(NotCopied):
         vocab_size: int = 0,
         init_std: float = 0.0,
         weights: str = "fp32",
+        train_only: str = "",
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        lora_on: str = "qkv,attproj,fc,fcproj",
     ) -> None:
         how, kept = as_word("precision", precision), as_word("weights", weights)
         init_std = as_float("init_std", init_std)
@@ -82,6 +92,7 @@ class Model(NotCopied):
         config = origin.with_vocabulary(as_int("vocab_size", vocab_size), source)
         element = _ffi.check(lib, lib.llmc_precision(how))
         room = make_room(B, config.maxT if T is None else T, training, recompute, keep_logits, element)
+        held = choose_trained(lib, room, train_only, lora_rank, lora_alpha, lora_on)  # noqa: F841, room points there
         seed = as_int("seed", seed, 64)
         self._adopt(lib, make_handle(lib, config, room, as_int("threads", threads)))
         self._warn_of_few_threads(threads or lib.llmc_default_threads())
@@ -100,6 +111,10 @@ class Model(NotCopied):
                 self.params[name] = x
         else:
             self._check(self._lib.llmc_model_init(self._handle, seed, init_std))
+            return
+        if self._arena.room.lora_rank and not (origin.file and origin.file.adapters):
+            self._check(self._lib.llmc_model_name_base(self._handle, _ffi.encoded(origin.where)))
+            self._check(self._lib.llmc_model_init_adapters(self._handle, seed))
 
     @classmethod
     def _borrow(cls, lib: Any, pointer: Any, owner: Any) -> Model:
@@ -171,9 +186,9 @@ class Model(NotCopied):
 
     @property
     def num_params(self) -> int:
-        """Parameters, without the padding of the vocabulary."""
+        """Parameters, with LoRA's adapters and without the padding of the vocabulary."""
         rows = self._arena.rows
-        params = [row for row in rows.values() if row.kind == self._lib.LLMC_PARAM]
+        params = [row for row in rows.values() if self._arena.is_weight(row)]
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * len(self._arena.padded)
         return sum(row.size * max(row.layers, 1) for row in params) - padding * self.config.n_embd
 

@@ -96,6 +96,11 @@ void llmc_rng_normal(llmc_rng *rng, float *x, int64_t n, float mean, float std) 
     box_muller(x + n - CHUNK, mean, std);
 }
 
+void rng_uniform(llmc_rng *rng, float *x, int64_t n, float low, float high) {
+    uniform24(rng, x, n);
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] * (high - low) + low;
+}
+
 /* ---- coins ---- */
 
 double llmc_coin(uint64_t *state) { return (double)(mix64(*state += GOLDEN) >> 11) * 0x1p-53; }

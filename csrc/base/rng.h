@@ -10,4 +10,6 @@ static inline uint64_t mix64(uint64_t z) {
     z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
     return z ^ (z >> 31);
 }
+/* x[n] as torch.empty(n).uniform_(low, high, generator=...) fills it. */
+void rng_uniform(llmc_rng *rng, float *x, int64_t n, float low, float high);
 #endif

@@ -43,13 +43,13 @@ static inline void scatter(float *dwte, float *dwpe, const floatX *dout, const i
         vf sum = {0};
         for (int b = first; b < last; b++) {
             const vf d = fx_load_n(dout + (int64_t)b * T * C, n);
-            float *row = dwte + (int64_t)tokens[(int64_t)b * T] * C;
-            vf_store_n(row, vf_load_n(row, n) + d, n);
+            float *row = dwte ? dwte + (int64_t)tokens[(int64_t)b * T] * C : NULL;
+            if (row) vf_store_n(row, vf_load_n(row, n) + d, n);
             sum += d;
         }
         total += sum;
     }
-    vf_store_n(dwpe, vf_load_n(dwpe, n) + total, n);
+    if (dwpe) vf_store_n(dwpe, vf_load_n(dwpe, n) + total, n);
 }
 
 enum { LINE = 16 };
@@ -63,7 +63,8 @@ static void backward_lines(const void *given, Part lines) {
     const Backward a = *(const Backward *)given;
     for (int64_t t = 0; t < a.T; t++)
         for (int64_t c = lines.from * LINE; c < lines.to * LINE && c < a.C; c += VL)
-            scatter(a.dwte + c, a.dwpe + t * a.C + c, a.dout + t * a.C + c, a.tokens + t, a.B, a.T, a.C, LANES(c, a.C));
+            scatter(a.dwte ? a.dwte + c : NULL, a.dwpe ? a.dwpe + t * a.C + c : NULL, a.dout + t * a.C + c,
+                    a.tokens + t, a.B, a.T, a.C, LANES(c, a.C));
 }
 
 /* A token may come more than once, so threads share out the columns instead of the rows. A thread gets whole cache lines. */

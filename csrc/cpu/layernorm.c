@@ -100,7 +100,8 @@ void K(residual_layernorm_forward)(Context *ctx, floatX *residual, floatX *out, 
 /* ---- backward: with norm = (inp - mean) rstd and dnorm = dout weight
  *      dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)), dweight += dout norm, dbias += dout ---- */
 
-static void row_backward(floatX *dresidual, float *dweight, float *dbias, const floatX *dout, const floatX *x,
+/* dweight NULL: there are no sums over rows. */
+INLINE void row_backward(floatX *dresidual, float *dweight, float *dbias, const floatX *dout, const floatX *x,
                          const floatX *weight, float mean, float rstd, int C) {
     vf sum = {0}, sum_norm = {0};
     for (int c = 0; c < C; c += VL) {
@@ -109,6 +110,7 @@ static void row_backward(floatX *dresidual, float *dweight, float *dbias, const 
         const vf norm = (fx_load_n(x + c, n) - mean) * rstd;
         sum += dnorm;
         sum_norm += dnorm * norm;
+        if (!dweight) continue;
         vf_store_n(dweight + c, vf_load_n(dweight + c, n) + d * norm, n);
         vf_store_n(dbias + c, vf_load_n(dbias + c, n) + d, n);
     }
@@ -142,6 +144,14 @@ typedef struct Backward {
     int C, chunks;
 } Backward;
 
+/* The rows of frozen gains and biases. */
+static void backward_rows(const void *given, Part rows) {
+    const Backward a = *(const Backward *)given;
+    for (int64_t bt = rows.from; bt < rows.to; bt++)
+        row_backward(a.dresidual + bt * a.C, NULL, NULL, a.dout + bt * a.C, a.inp + bt * a.C, a.weight, a.mean[bt],
+                     a.rstd[bt], a.C);
+}
+
 static void backward_chunks(const void *given, Part chunks) {
     const Backward a = *(const Backward *)given;
     const int C = a.C;
@@ -157,8 +167,8 @@ static void backward_chunks(const void *given, Part chunks) {
 static void add_chunks(const void *given, Part vectors) {
     const Backward a = *(const Backward *)given;
     for (int c = (int)vectors.from * VL; c < vectors.to * VL; c += VL) {
-        add_partials(a.dweight, a.partials, a.chunks, a.C, c);
-        add_partials(a.dbias, a.partials + a.C, a.chunks, a.C, c);
+        if (a.dweight) add_partials(a.dweight, a.partials, a.chunks, a.C, c);
+        if (a.dbias) add_partials(a.dbias, a.partials + a.C, a.chunks, a.C, c);
     }
 }
 
@@ -172,6 +182,10 @@ void K(layernorm_backward)(Context *ctx, floatX *dresidual, float *dweight, floa
     const int chunks = (int)((rows + each - 1) / each);
     const Backward given = {dresidual, dweight, dbias, ctx->workspace, dout, inp,   weight,
                             mean,      rstd,    rows,  each,           C,    chunks};
+    if (!dweight && !dbias) {
+        parallel_static(threads_among(ctx, rows, rows * C), rows, backward_rows, &given);
+        return;
+    }
     parallel_static(threads_among(ctx, chunks, rows * C), chunks, backward_chunks, &given);
     parallel_static(threads_among(ctx, C / VL + 1, (int64_t)chunks * 2 * C), ceil_div(C, VL), add_chunks, &given);
 }

@@ -123,6 +123,7 @@ void K(matmul_backward_weight)(Context *ctx, float *dweight, float *dbias, const
                                int accumulate, int B, int T, int C, int OC) {
     const int64_t BT = (int64_t)B * T;
     if (dbias) bias_gradient(ctx, dbias, dout, BT, OC);
+    if (!dweight) return;
     K(gemm)(ctx, &(Gemm){.M = OC,
                          .N = C,
                          .K = BT,

@@ -18,8 +18,7 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 
 static float float_of(uint32_t bits) {
     float x;
-    memcpy(&x, &bits, 4);
-    return x;
+    return memcpy(&x, &bits, 4), x;
 }
 
 /* The nearest number with 8 significant bits, ties to even. Infinity and NaN stay. */
@@ -89,8 +88,8 @@ static void encoder_backward(Context *ctx, float *dwte, float *dwpe, const float
     (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int c = 0; c < C; c++) {
-            dwte[(int64_t)tokens[bt] * C + c] += get(dout, bt * C + c);
-            dwpe[bt % T * C + c] += get(dout, bt * C + c);
+            if (dwte) dwte[(int64_t)tokens[bt] * C + c] += get(dout, bt * C + c);
+            if (dwpe) dwpe[bt % T * C + c] += get(dout, bt * C + c);
         }
 }
 
@@ -105,8 +104,7 @@ static void layernorm_forward(Context *ctx, floatX *out, float *mean, float *rst
         for (int c = 0; c < C; c++) v += (get(x, c) - m) * (get(x, c) - m);
         const double s = 1 / sqrt(v / C + 1e-5);
         for (int c = 0; c < C; c++) put(out, bt * C + c, (get(x, c) - m) * s * get(weight, c) + get(bias, c));
-        mean[bt] = (float)m;
-        rstd[bt] = (float)s;
+        mean[bt] = (float)m, rstd[bt] = (float)s;
     }
 }
 
@@ -141,8 +139,8 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, 
         }
         for (int c = 0; c < C; c++) {
             const double norm = ((double)get(x, c) - mean[bt]) * rstd[bt], dnorm = (double)get(d, c) * get(weight, c);
-            dbias[c] += get(d, c);
-            dweight[c] += (float)(norm * get(d, c));
+            if (dbias) dbias[c] += get(d, c);
+            if (dweight) dweight[c] += (float)(norm * get(d, c));
             put(dresidual, bt * C + c,
                 get(dresidual, bt * C + c) + (float)((dnorm - sum / C - norm * sum_norm / C) * rstd[bt]));
         }
@@ -151,12 +149,11 @@ static void layernorm_backward(Context *ctx, floatX *dresidual, float *dweight, 
 
 static void matmul_forward(Context *ctx, floatX *out, const floatX *inp, const floatX *weight, const floatX *bias,
                            int B, int T, int C, int OC) {
-    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
-        for (int o = 0; o < OC; o++) {
-            double sum = bias ? get(bias, o) : 0;
-            for (int c = 0; c < C; c++) sum += (double)get(inp, bt * C + c) * weight_at(ctx, weight, o, C, c);
-            put(out, bt * OC + o, sum);
-        }
+    for (int64_t i = 0; i < (int64_t)B * T * OC; i++) {
+        double sum = bias ? get(bias, i % OC) : 0;
+        for (int c = 0; c < C; c++) sum += (double)get(inp, i / OC * C + c) * weight_at(ctx, weight, i % OC, C, c);
+        put(out, i, sum);
+    }
 }
 
 static const double GELU_SCALE = 0.79788456080286535588; /* sqrt(2/pi) */
@@ -185,8 +182,8 @@ static float times_column(const floatX *dout, const floatX *weight, int c, int C
 static void matmul_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, int B, int T,
                                   int C, int OC) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
-        for (int c = 0; c < C; c++) put(dinp, bt * C + c, times_column(dout + bt * OC, weight, c, C, OC));
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++)
+        put(dinp, i, times_column(dout + i / C * OC, weight, (int)(i % C), C, OC));
 }
 
 /* far from 0 flat is 0, and 0 * inf must be 0, too */
@@ -198,25 +195,22 @@ static double gelu_slope(double x) {
 static void matmul_gelu_backward_input(Context *ctx, floatX *dpre, const floatX *dout, const floatX *weight,
                                        const floatX *pre, int B, int T, int C, int OC) {
     (void)ctx;
-    for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
-        for (int c = 0; c < C; c++) {
-            const float d = times_column(dout + bt * OC, weight, c, C, OC);
-            put(dpre, bt * C + c, d * 0.5 * gelu_slope(get(pre, bt * C + c)));
-        }
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++)
+        put(dpre, i, times_column(dout + i / C * OC, weight, (int)(i % C), C, OC) * 0.5 * gelu_slope(get(pre, i)));
 }
 
 static void matmul_backward_weight(Context *ctx, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                    int accumulate, int B, int T, int C, int OC) {
     (void)ctx;
-    for (int o = 0; o < OC; o++) {
+    for (int64_t o = 0; o < OC; o++) {
         double sum = 0;
         for (int64_t bt = 0; bt < (int64_t)B * T; bt++) sum += get(dout, bt * OC + o);
         if (dbias) dbias[o] += (float)sum;
-        for (int c = 0; c < C; c++) {
+        for (int c = 0; dweight && c < C; c++) {
             double dot = 0;
             for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
                 dot += (double)get(dout, bt * OC + o) * get(inp, bt * C + c);
-            dweight[(int64_t)o * C + c] = (float)dot + (accumulate ? dweight[(int64_t)o * C + c] : 0);
+            dweight[o * C + c] = (float)dot + (accumulate ? dweight[o * C + c] : 0);
         }
     }
 }
@@ -225,6 +219,30 @@ static double dot_of(const floatX *a, const floatX *b, int n) {
     double sum = 0;
     for (int i = 0; i < n; i++) sum += (double)get(a, i) * get(b, i);
     return sum;
+}
+
+static void lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
+                         const floatX *Bw, float scale, int B, int T, int C, int OC, int r) {
+    for (int64_t i = 0; i < (int64_t)B * T * r; i++) put(hidden, i, scale * dot_of(inp + i / r * C, A + i % r * C, C));
+    for (int64_t i = 0; i < (int64_t)B * T * OC; i++)
+        put(out, i, get(out, i) + dot_of(hidden + i / OC * r, Bw + i % OC * r, r));
+    if (gelu) gelu_forward(ctx, gelu, out, (int64_t)B * T * OC);
+}
+
+static void lora_backward_hidden(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale,
+                                 int B, int T, int OC, int r) {
+    (void)ctx;
+    for (int64_t i = 0; i < (int64_t)B * T * r; i++)
+        put(dhidden, i, scale * times_column(dout + i / r * OC, Bw, (int)(i % r), r, OC));
+}
+
+static void lora_backward_input(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
+                                int B, int T, int C, int r) {
+    (void)ctx;
+    for (int64_t i = 0; i < (int64_t)B * T * C; i++)
+        put(dinp, i,
+            get(dinp, i) +
+                times_column(dhidden + i / C * r, A, (int)(i % C), C, r) * (pre ? 0.5 * gelu_slope(get(pre, i)) : 1));
 }
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }

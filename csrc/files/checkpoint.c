@@ -9,6 +9,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "model/gpt2.h"
+#include "files/adapterfile.h"
 #include "files/modelfile.h"
 #include "files/state.h"
 #include "base/pulse.h"
@@ -41,15 +42,23 @@ static int put(Output *o, const void *data, int64_t n) {
 
 /* ---- the contents, in order ---- */
 
-static int put_header(Output *o, const llmc_config *c) {
-    const int version = checkpoint_version(c);
-    int32_t header[HEADER_INTS] = {MODEL_MAGIC, version, c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window, c->untied};
-    if (version == OWN_VERSION) memcpy(header + PATTERN_AT, c->pattern, sizeof c->pattern);
-    return put(o, header, sizeof header);
+static int put_header(Output *o, const llmc_model *m) {
+    const llmc_config *c = &m->config;
+    const int version = m->room.lora_rank ? ADAPTER_VERSION : checkpoint_version(c);
+    int32_t header[HEADER_INTS] = {MODEL_MAGIC, version, c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window};
+    char text[ADAPTER_TEXT];
+    if (version != 3) {
+        header[9] = c->untied;
+        memcpy(header + PATTERN_AT, c->pattern, sizeof c->pattern);
+    }
+    if (version != ADAPTER_VERSION) return put(o, header, sizeof header);
+    TRY(header[TEXT_AT] = adapterfile_text(m, text));
+    TRY(put(o, header, sizeof header));
+    return put(o, text, header[TEXT_AT]);
 }
 
-static int put_block(Output *o, llmc_model *m, const char *what, const float *block) {
-    const int64_t n = m->layout.num_params;
+/* Writes n floats of the device, which begin at `block`. */
+static int put_floats(Output *o, llmc_model *m, const char *what, const char *name, const float *block, int64_t n) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
         m->k->copy_out(&m->ctx, o->x, block + i, turn * 4);
@@ -57,9 +66,29 @@ static int put_block(Output *o, llmc_model *m, const char *what, const float *bl
         const int64_t bad = gpt2_find_nonfinite(o->x, turn);
         CHECK(bad < 0, LLMC_ENUMERIC,
               "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", o->path, what,
-              layout_tensor_at(&m->layout, i + bad), o->x[bad]);
+              name, o->x[bad]);
         TRY(put(o, o->x, turn * 4));
         pulse_share(&o->share, turn); /* its answer is ignored: a stop waits until the file is written */
+    }
+    return LLMC_OK;
+}
+
+/* Writes what is trained of a block: parameters, or the moments, which lie as the gradients do. */
+static int put_trained(Output *o, llmc_model *m, const char *what, const float *block) {
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        for (int l = 0; l < layers_stored(&m->layout.table[i]); l++) {
+            const llmc_tensor *t = &m->layout.table[i];
+            const int64_t g = gradient_at(m, i, l), at = block == m->params ? t->offset + l * t->stride : g;
+            if (g >= 0) TRY(put_floats(o, m, what, t->name, block + at, t->size));
+        }
+    return LLMC_OK;
+}
+
+static int put_weights(Output *o, llmc_model *m) {
+    if (m->room.lora_rank) return put_trained(o, m, "weights", m->params);
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
+        const llmc_tensor *t = &m->layout.table[i];
+        TRY(put_floats(o, m, "weights", t->name, m->params + t->offset, t->size * layers_stored(t)));
     }
     return LLMC_OK;
 }
@@ -75,11 +104,13 @@ static int put_section(Output *o, int section, const void *data, int64_t size) {
     return put(o, data, size);
 }
 
-/* Writes the caller's lines, after a line with the model's step if they do not say it. */
-static int put_state(Output *o, const char *state, int64_t step) {
-    char line[32] = "";
+/* Writes the caller's lines, after a line with the model's step if they do not say it, and one with what is trained. */
+static int put_state(Output *o, const char *state, const llmc_model *m) {
+    char line[STATE_TEXT / 2] = "";
     if (!state) state = "";
-    if (!state_value(state, "step")) snprintf(line, sizeof line, "step=%lld\n", (long long)step);
+    if (!state_value(state, "step")) snprintf(line, sizeof line, "step=%lld\n", (long long)m->step);
+    const size_t n = strlen(line);
+    if (*m->train_only) snprintf(line + n, sizeof line - n, "train_only=%s\n", m->train_only);
     const int64_t size = (int64_t)(strlen(line) + strlen(state));
     CHECK(size < STATE_TEXT, LLMC_EINVAL, "the state of %s has %lld bytes: a checkpoint holds at most %d of it",
           o->path, (long long)size, STATE_TEXT - 1);
@@ -89,9 +120,9 @@ static int put_state(Output *o, const char *state, int64_t step) {
 }
 
 static int put_moments(Output *o, llmc_model *m) {
-    TRY(put_section_header(o, MOMENTS, 2 * m->layout.num_params * 4));
-    TRY(put_block(o, m, "moments", m->m));
-    return put_block(o, m, "moments", m->v);
+    TRY(put_section_header(o, MOMENTS, 2 * m->layout.num_trained * 4));
+    TRY(put_trained(o, m, "moments", m->m));
+    return put_trained(o, m, "moments", m->v);
 }
 
 static int put_crc(Output *o) {
@@ -154,11 +185,12 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     Output *o = calloc(1, sizeof *o);
     CHECK(o, LLMC_ENOMEM, "no memory to write %s", path);
     int rc = open_beside(o, path);
-    o->share.all = m->layout.num_params * (with_moments ? 3 : 1);
-    if (rc == 0) rc = put_header(o, &m->config);
-    if (rc == 0) rc = put_block(o, m, "weights", m->params);
+    o->share.all = (m->room.lora_rank ? m->layout.num_trained : m->layout.num_params) +
+                   (with_moments ? 2 * m->layout.num_trained : 0);
+    if (rc == 0) rc = put_header(o, m);
+    if (rc == 0) rc = put_weights(o, m);
     if (rc == 0) rc = put_section(o, OPTIONS, options, options ? (int64_t)strlen(options) : 0);
-    if (rc == 0) rc = put_state(o, state, m->step);
+    if (rc == 0) rc = put_state(o, state, m);
     if (rc == 0) rc = put_section(o, TOKENIZR, tokenizer, tokenizer_size);
     if (rc == 0 && with_moments) rc = put_moments(o, m);
     if (rc == 0) rc = put_crc(o);

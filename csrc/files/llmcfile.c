@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "base/binfile.h"
 #include "base/error.h"
+#include "files/adapterfile.h"
 
 /* llm.c wrote versions 2 and 4 for some days in April 2024. */
 typedef struct Version {
@@ -27,7 +28,7 @@ static int read_config(llmc_file *f, const int32_t *header, int padded) {
     llmc_config *c = &f->config;
     *c = (llmc_config){
         .maxT = header[2], .V = header[3], .L = header[4], .NH = header[5], .C = header[6], .window = header[8]};
-    if (f->version == OWN_VERSION) {
+    if (f->version == OWN_VERSION || f->version == ADAPTER_VERSION) {
         c->untied = header[9];
         memcpy(c->pattern, header + PATTERN_AT, sizeof c->pattern);
     }
@@ -107,7 +108,7 @@ static int refuse_magic(const llmc_file *f, int32_t magic) {
 }
 
 static int read_header(llmc_file *f) {
-    int32_t header[PATTERN_AT + sizeof f->config.pattern / sizeof(int32_t)];
+    int32_t header[TEXT_AT + 1];
     const char *path = f->path;
     CHECK(f->file.size >= HEADER_BYTES, LLMC_EFORMAT,
           "%s: expected a header of %d bytes, found %lld; name a model .bin or a "
@@ -115,6 +116,11 @@ static int read_header(llmc_file *f) {
           path, HEADER_BYTES, (long long)f->file.size);
     TRY(binfile_read(&f->file, header, sizeof header, 0));
     if (header[0] != MODEL_MAGIC) return refuse_magic(f, header[0]);
+    if (header[1] == ADAPTER_VERSION) {
+        f->version = ADAPTER_VERSION;
+        TRY(read_config(f, header, 1));
+        return adapterfile_read(f, header[TEXT_AT]);
+    }
     const Version *v = version_of(header[1]);
     CHECK(v, LLMC_EFORMAT,
           "%s: expected version 1 or 3 (fp32), 2 or 4 (mixed) or 5 (bf16), found %d; export it "
@@ -151,7 +157,7 @@ static int read_section(llmc_file *f, int64_t *at) {
 
 static int read_sections(llmc_file *f) {
     int64_t at = f->end;
-    const int has_sections = f->version == 3 || f->version == OWN_VERSION;
+    const int has_sections = f->version == 3 || f->version == OWN_VERSION || f->adapters;
     CHECK(at == f->file.size || has_sections, LLMC_EFORMAT,
           "%s has trailing bytes: expected %lld bytes, found %lld; copy "
           "or write it again",
@@ -163,10 +169,12 @@ static int read_sections(llmc_file *f) {
           "%s does not end with its checksum: it is truncated; "
           "copy or write it again",
           f->path);
-    CHECK(!moments->at || moments->size == 2 * f->params * 4, LLMC_EFORMAT,
+    const int64_t most = 2 * f->params * 4; /* fewer are those of a run that trained some tensors only */
+    CHECK(!moments->at || moments->size == most || (moments->size < most && moments->size % 8 == 0 && !f->adapters),
+          LLMC_EFORMAT,
           "%s: expected %lld bytes of moments, found %lld; "
           "write it again",
-          f->path, (long long)(2 * f->params * 4), (long long)moments->size);
+          f->path, (long long)most, (long long)moments->size);
     return LLMC_OK;
 }
 
@@ -181,6 +189,7 @@ int llmcfile_open(llmc_file *f, const char *path) {
 }
 
 void llmcfile_describe(const llmc_file *f, char *text, size_t size) {
-    if (f->sections[CRC32].at) snprintf(text, size, "pyllmc checkpoint");
+    if (f->adapters) snprintf(text, size, "LoRA adapters of rank %d", f->adapters->room.lora_rank);
+    else if (f->sections[CRC32].at) snprintf(text, size, "pyllmc checkpoint");
     else snprintf(text, size, "llm.c model file, version %d (%s)", f->version, version_of(f->version)->precision);
 }

@@ -5,8 +5,9 @@
  *     parameters in the order of tensors.def       version 1: float, wte (V,C); 3: float, wte (Vp,C); 5: bf16, wte (Vp,C);
  *                                                  2 and 4: as 1 and 3, but in bf16, only the norms in float;
  *                                                  103: as 3, but of a model that version 3 does not tell: it is untied, or
- *                                                  other layers than the odd ones see the window
- *     sections, versions 3 and 103 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it */
+ *                                                  other layers than the odd ones see the window;
+ *                                                  1000: see adapterfile.h
+ *     sections, versions 3, 103 and 1000 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it */
 #ifndef LLMCFILE_H
 #define LLMCFILE_H
 #include "files/modelfile.h"

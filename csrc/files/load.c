@@ -3,7 +3,7 @@
 #include <string.h>
 #include "base/crc32.h"
 #include "base/error.h"
-#include "model/gpt2.h"
+#include "model/lora.h"
 #include "files/modelfile.h"
 #include "files/state.h"
 #include "base/pulse.h"
@@ -40,7 +40,7 @@ static int check_numbers(Reader *r, const char *what, int i, int64_t at, int64_t
         TRY(read_elements(r, at + done * width, turn, width));
         const int64_t bad = gpt2_find_nonfinite(r->x, turn);
         CHECK(bad < 0, LLMC_ENUMERIC, "%s: %s of %s hold %g; use an earlier checkpoint", r->f->path, what,
-              r->f->layout.table[i].name, r->x[bad]);
+              i < 0 ? "what was trained" : r->f->layout.table[i].name, r->x[bad]);
     }
     return LLMC_OK;
 }
@@ -57,19 +57,24 @@ static int check_weights(Reader *r, int i, int l) {
 }
 
 static int check_all_weights(Reader *r) {
-    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
-        for (int l = 0; l < layers_of(r->f, i); l++) TRY(check_weights(r, i, l));
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        for (int l = 0; l < layers_of(r->f, i); l++)
+            if (holds(r->f, i, l)) TRY(check_weights(r, i, l));
     return LLMC_OK;
 }
 
-/* Checks m, then v. In both the tensors follow one another as the weights do. */
+/* Checks m, then v. In both the tensors follow one another as the weights do. Only the names of fewer moments are not known here:
+ * those of a run that trained some tensors. */
 static int check_moments(Reader *r, int64_t at) {
+    const int64_t size = r->f->sections[MOMENTS].size;
+    if (size != 2 * r->f->params * 4) return check_numbers(r, "moments", -1, at, size / 4, 4);
     for (int block = 0; block < 2; block++)
-        for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
-            const int64_t n = elements_of(r->f, i) * layers_of(r->f, i);
-            TRY(check_numbers(r, "moments", i, at, n, 4));
-            at += n * 4;
-        }
+        for (int i = 0; i < NUM_TRAINABLE; i++)
+            for (int l = 0; l < layers_of(r->f, i); l++) {
+                if (!holds(r->f, i, l)) continue;
+                TRY(check_numbers(r, "moments", i, at, elements_of(r->f, i), 4));
+                at += elements_of(r->f, i) * 4;
+            }
     return LLMC_OK;
 }
 
@@ -154,6 +159,7 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     const llmc_tensor *t = &m->layout.table[i];
     const Extent *e = extent_of(r->f, i, l);
     float *to = m->params + t->offset + l * t->stride;
+    if (r->f->adapters) return copy_in(r, m, to, e->at, t->size, e->width);
     if (e->transposed) return copy_transposed(r, m, to, e, t->shape[0], t->shape[1]);
     if (!t->size || !layout_is_padded(i)) return copy_in(r, m, to, e->at, t->size, e->width);
     const int64_t real = (int64_t)m->config.V * m->config.C;
@@ -161,26 +167,101 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     return copy_in(r, m, to, e->at, real, e->width);
 }
 
+/* ---- adapters ---- */
+
+/* Loads the model that the adapters belong to. */
+static int load_base(const llmc_file *f, llmc_model *m) {
+    const Adapters *a = f->adapters;
+    llmc_file *base;
+    int rc = llmc_file_open(&base, a->base);
+    CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, a->base, llmc_last_error());
+    rc = llmc_model_load_from(m, base);
+    llmc_file_free(base);
+    TRY(rc);
+    TRY(llmc_model_name_base(m, a->name));
+    CHECK(m->base_crc == a->base_crc, LLMC_EFORMAT,
+          "%s holds adapters of other weights than %s has now: expected checksum %08x, found %08x; put the file back "
+          "that "
+          "they were trained on",
+          f->path, a->base, a->base_crc, m->base_crc);
+    return LLMC_OK;
+}
+
+/* Reads A and B of a target in layer l, and adds their product to the model's matrix. */
+static int merge(Reader *r, llmc_model *m, int target, int l) {
+    const llmc_room *room = &r->f->adapters->room;
+    const int A = P_qkvA + 2 * target, B = A + 1;
+    const int64_t n = elements_of(r->f, A), all = n + elements_of(r->f, B);
+    if (!holds(r->f, A, l)) return LLMC_OK;
+    float *x = malloc((size_t)all * sizeof *x);
+    CHECK(x, LLMC_ENOMEM, "no memory to merge the adapters of %s", r->f->path);
+    int rc = binfile_read(&r->f->file, x, n * 4, extent_of(r->f, A, l)->at);
+    if (rc == 0) rc = binfile_read(&r->f->file, x + n, (all - n) * 4, extent_of(r->f, B, l)->at);
+    if (rc == 0) rc = gpt2_merge(m, target, l, x, x + n, room->lora_rank, room->lora_alpha / (float)room->lora_rank);
+    free(x);
+    return rc;
+}
+
+/* The base's weights, then what was trained of them, then the adapters: as such, or merged into a model that has none. */
+static int load_adapters(Reader *r, llmc_model *m) {
+    const llmc_file *f = r->f;
+    TRY(load_base(f, m));
+    for (int i = 0; i < (m->room.lora_rank ? NUM_TRAINABLE : NUM_PARAM_TENSORS); i++)
+        for (int l = 0; l < layers_of(f, i); l++)
+            if (holds(f, i, l)) TRY(load_tensor(r, m, i, l));
+    for (int target = 0; !m->room.lora_rank && target < LORA_TARGETS; target++)
+        for (int l = 0; l < f->config.L; l++) TRY(merge(r, m, target, l));
+    return m->k->sync(&m->ctx);
+}
+
 static int load_params(Reader *r, llmc_model *m) {
     m->ctx.weight_format = m->k->element;
+    if (r->f->adapters) return load_adapters(r, m);
     for (int i = 0; i < NUM_PARAM_TENSORS; i++)
         for (int l = 0; l < layers_of(r->f, i); l++) TRY(load_tensor(r, m, i, l));
     return LLMC_OK;
 }
 
+/* A model with adapters takes a file's only if they are of its own form. */
+static int check_adapters(const llmc_file *f, const llmc_model *m) {
+    const llmc_room *own = &m->room;
+    if (!f->adapters || !own->lora_rank) return LLMC_OK;
+    const llmc_room *its = &f->adapters->room;
+    CHECK(
+        its->lora_rank == own->lora_rank && its->lora_on == own->lora_on && its->lora_alpha == own->lora_alpha,
+        LLMC_EINVAL,
+        "%s holds adapters of lora_rank=%d lora_alpha=%g on matrices %d, the model is made for %d, %g and %d: give the "
+        "file's, or merge them first: python -m pyllmc.convert %s MERGED --merge",
+        f->path, its->lora_rank, (double)its->lora_alpha, its->lora_on, own->lora_rank, (double)own->lora_alpha,
+        own->lora_on, f->path);
+    CHECK(!strcmp(its->train_only, own->train_only), LLMC_EINVAL,
+          "%s was trained with train_only='%s', the model is made for '%s': give the file's, or merge it first",
+          f->path, its->train_only, own->train_only);
+    return LLMC_OK;
+}
+
 static int allocate_transposed(Reader *r) {
     int64_t most = 0;
-    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+    for (int i = 0; !r->f->adapters && i < NUM_PARAM_TENSORS; i++)
         if (extent_of(r->f, i, 0)->transposed && elements_of(r->f, i) > most) most = elements_of(r->f, i);
     r->transposed = most ? malloc((size_t)most * sizeof *r->transposed) : NULL;
     CHECK(r->transposed || !most, LLMC_ENOMEM, "no memory to transpose the matrices of %s", r->f->path);
     return LLMC_OK;
 }
 
-/* Reads the step of STATE; 0 if it has none. */
-static int read_step(const llmc_file *f, int64_t *step) {
+/* True if the file's moments are those of what the model trains. */
+static int has_its_moments(const llmc_file *f, const llmc_model *m, const char *state) {
+    const char *trained = state_value(state, "train_only"), *own = m->room.train_only;
+    const size_t n = trained ? strcspn(trained, "\n") : 0;
+    return f->sections[MOMENTS].at && f->sections[MOMENTS].size == 2 * m->layout.num_trained * 4 &&
+           !f->adapters == !m->room.lora_rank && n == strlen(own) && (!n || !strncmp(trained, own, n));
+}
+
+/* Reads the step of STATE, 0 if it has none, and whether the moments are of use for the model. */
+static int read_step(const llmc_file *f, const llmc_model *m, int64_t *step, int *moments) {
     char state[STATE_TEXT];
     TRY(state_read(f, state));
+    *moments = m->room.training && has_its_moments(f, m, state);
     *step = state_whole(state, "step", 0);
     CHECK(*step >= 0, LLMC_EFORMAT, "%s: step=%lld is negative; use an earlier checkpoint", f->path, (long long)*step);
     return LLMC_OK;
@@ -188,7 +269,7 @@ static int read_step(const llmc_file *f, int64_t *step) {
 
 /* How much there is to read. Weights and moments count twice, because they are checked first and then read again. */
 static Share share_of(const llmc_file *f, const llmc_model *m) {
-    const int64_t weights = f->params * extent_of(f, 0, 0)->width;
+    const int64_t weights = f->params * (f->adapters ? 4 : extent_of(f, 0, 0)->width);
     const int64_t moments = m->room.training && f->sections[MOMENTS].at ? 2 * f->params * 4 : 0;
     const int64_t checked = f->sections[CRC32].at ? f->file.size : weights;
     return (Share){.what = "loading", .path = f->path, .all = checked + weights + moments, .percent = -1};
@@ -196,20 +277,22 @@ static Share share_of(const llmc_file *f, const llmc_model *m) {
 
 static int load(Reader *r, llmc_model *m) {
     const llmc_file *f = r->f;
-    const int64_t moments = f->sections[MOMENTS].at;
+    const int64_t moments = f->sections[MOMENTS].at, n = m->layout.num_trained;
     int64_t step = 0;
+    int has_moments = 0;
     TRY(check_same(f, &m->config));
+    TRY(check_adapters(f, m));
     TRY(check_content(r));
-    TRY(read_step(f, &step));
+    TRY(read_step(f, m, &step, &has_moments));
     TRY(allocate_transposed(r));
     m->state = 0, m->cache_of = NULL; /* the results of the last forward pass belong to other weights */
     TRY(load_params(r, m));
     TRY(gpt2_store(m));
-    if (m->room.training && !moments) return llmc_model_reset_moments(m);
+    if (m->room.training && !has_moments) return llmc_model_reset_moments(m);
     m->step = step;
     if (!m->room.training) return LLMC_OK;
-    TRY(copy_in(r, m, m->m, moments, f->params, 4));
-    TRY(copy_in(r, m, m->v, moments + f->params * 4, f->params, 4));
+    TRY(copy_in(r, m, m->m, moments, n, 4));
+    TRY(copy_in(r, m, m->v, moments + n * 4, n, 4));
     return m->k->sync(&m->ctx);
 }
 

@@ -16,6 +16,13 @@ int modelfile_open(llmc_file *f, const char *path) {
 void llmc_file_free(llmc_file *f) {
     if (!f) return;
     binfile_close(&f->file);
+    if (f->adapters) {
+        free(f->adapters->text);
+        free(f->adapters->name);
+        free(f->adapters->base);
+        free(f->adapters->train_only);
+        free(f->adapters);
+    }
     free(f->extents);
     free(f->path);
     free(f);

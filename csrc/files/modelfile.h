@@ -11,8 +11,8 @@ enum { OWN_VERSION = 103 };
 static inline int checkpoint_version(const llmc_config *config) {
     return config->untied || !config_has_usual_pattern(config) ? OWN_VERSION : 3;
 }
-/* The number of the header at which the pattern begins. */
-enum { PATTERN_AT = 10 };
+/* The number of the header at which the pattern begins, and behind it the length of an adapter file's text. */
+enum { PATTERN_AT = 10, TEXT_AT = 42 };
 
 /* The sections of a checkpoint (llmcfile.h); files of other formats have none. */
 enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
@@ -40,16 +40,26 @@ typedef struct Extent { /* where one layer of a tensor lies in the file */
     uint32_t crc;       /* crc32c of the bytes; only if the file has_crcs */
 } Extent;
 
+/* About a file that holds LoRA's adapters, and what else was trained, instead of a model. */
+typedef struct Adapters {
+    char *text;        /* lines name=value, see adapterfile.h */
+    char *name, *base; /* the file of the model that they belong to; and where it is read, see llmc_file_set_base */
+    char *train_only;  /* room.train_only points here */
+    uint32_t base_crc;
+    llmc_room room; /* its fields of LoRA */
+} Adapters;
+
 struct llmc_file {
     BinFile file;
     char *path; /* file.path points here */
     const struct Format *format;
     llmc_config config;
     Layout layout;
-    Extent *extents;        /* NUM_PARAM_TENSORS x L, see extent_of */
+    Extent *extents;        /* NUM_PARAM_TENSORS x L, see extent_of; NUM_TRAINABLE x L if there are adapters */
+    Adapters *adapters;     /* NULL: the file holds a model */
     int64_t padded, params; /* elements in the file: those of a tensor that memory pads, such as wte; and all */
     int64_t begin, end;     /* the bytes before `begin` are a header, the parameters end at `end` */
-    int version;            /* the version of llm.c's format, 1 to 5, or OWN_VERSION */
+    int version;            /* the version of llm.c's format, 1 to 5, or OWN_VERSION, or that of adapterfile.h */
     int has_crcs;           /* each extent has its checksum; there is none of the whole file */
     Section sections[NUM_SECTIONS];
 };
@@ -67,6 +77,11 @@ int modelfile_find_section(const char *tag);
 static inline Extent *extent_of(const llmc_file *f, int i, int l) { return f->extents + (int64_t)i * f->config.L + l; }
 static inline int layers_of(const llmc_file *f, int i) {
     return f->layout.table[i].layers ? f->layout.table[i].layers : 1;
+}
+/* True if the file holds layer l of row i: a model holds all, a file of adapters what was trained. */
+static inline int holds(const llmc_file *f, int i, int l) {
+    return f->adapters ? l < layers_stored(&f->layout.table[i]) && extent_of(f, i, l)->at
+                       : i < NUM_PARAM_TENSORS && l < layers_stored(&f->layout.table[i]);
 }
 /* The elements of one layer in the file, where wte and the head may have fewer rows than in memory. */
 static inline int64_t elements_of(const llmc_file *f, int i) {

@@ -8,6 +8,9 @@ const llmc_room *llmc_model_room(const llmc_model *m) { return &m->room; }
 const char *llmc_model_isa(const llmc_model *m) { return m->k->name; }
 int llmc_model_threads(const llmc_model *m) { return m->ctx.threads; }
 int llmc_model_shape(const llmc_model *m, int *b, int *t) { return *b = m->b, *t = m->t, LLMC_OK; }
+int64_t llmc_model_gradient_at(const llmc_model *m, int i, int l) {
+    return i >= 0 && i < NUM_TRAINABLE && l >= 0 && l < layers_stored(&m->layout.table[i]) ? gradient_at(m, i, l) : -1;
+}
 int64_t llmc_model_step(const llmc_model *m) { return m->step; }
 int llmc_model_sync(llmc_model *m) { return m->k->sync(&m->ctx); }
 int llmc_model_on_host(const llmc_model *m) { return m->k->host; }
@@ -50,15 +53,17 @@ static int store(const llmc_model *m, int64_t at, int64_t n) {
     return m->k->sync((Context *)&m->ctx);
 }
 
-int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_params); }
+int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_weights); }
 
 /* The first element of layer l of row i in a block; NULL, with an error, if the block has not `end` elements of it. */
 static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
     const llmc_tensor *t = llmc_model_tensor(m, i);
     float *base = block_of(m, block);
-    const int there = t && base && (i < NUM_PARAM_TENSORS) == (block != LLMC_ACTS) && l >= 0 &&
-                      l < (t->layers ? t->layers : 1) && end >= 0 && end <= t->size;
-    if (there) return base + t->offset + l * t->stride;
+    const int there = t && base && (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) &&
+                      end >= 0 && end <= t->size;
+    const int of_gradients = block == LLMC_GRADS || block == LLMC_M || block == LLMC_V;
+    if (there && !of_gradients) return base + t->offset + l * t->stride;
+    if (there && gradient_at(m, i, l) >= 0) return base + gradient_at(m, i, l);
     llmc_fail(LLMC_EINVAL, "block %d has no %lld numbers of tensor %d, layer %d", block, (long long)end, i, l);
     return NULL;
 }

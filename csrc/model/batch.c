@@ -66,12 +66,13 @@ static void chunk(llmc_model *m, int64_t row, int rows, int wanted, Start start)
     if (wanted & LOGITS) k->matmul_forward(&m->ctx, a.logits, lnf, head, NULL, 1, rows, C, Vp);
     if (wanted & LOSSES) k->classifier_forward(&m->ctx, a.losses + row, lse, a.logits, targets, 1, rows, V, Vp);
     if (!(wanted & GRADIENTS)) return;
+    float *dhead = gpt2_head_gradient(m);
     if (start.dlogits) put_dlogits(m, start.dlogits, row, rows);
     else
         k->classifier_backward(&m->ctx, a.logits, lse, targets, a.loss_weights + row, a.loss, start.scale, 1, rows, V,
                                Vp);
-    k->matmul_backward_weight(&m->ctx, gpt2_head_gradient(m), NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows,
-                              C, Vp);
+    if (dhead)
+        k->matmul_backward_weight(&m->ctx, dhead, NULL, a.logits, lnf, row || wanted & ACCUMULATE, 1, rows, C, Vp);
     k->matmul_backward_input(&m->ctx, dlnf, a.logits, head, 1, rows, C, Vp);
 }
 
@@ -152,10 +153,12 @@ static int is_written(const llmc_model *m, const llmc_tensor *t) {
 /* Zeroes the gradients that kernels add to. Those of matrix products are written instead, which saves zeroing and reading
  * half a gigabyte at 124M parameters. */
 static void zero_what_adds_up(llmc_model *m) {
-    for (const llmc_tensor *t = m->layout.table; t < m->layout.table + NUM_PARAM_TENSORS; t++)
-        if (t->size && !is_written(m, t))
-            m->k->fill(&m->ctx, m->grads + t->offset, 0,
-                       t->size * (t->layers ? t->layers : 1) * (int64_t)sizeof(float));
+    for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
+        const llmc_tensor *t = &m->layout.table[i];
+        for (int l = 0, n; l < layers_stored(t); l += n ? n : 1)
+            if ((n = gpt2_trained_in_a_row(m, i, l)) && !is_written(m, t))
+                m->k->fill(&m->ctx, gradient_of(m, i, l), 0, n * t->size * (int64_t)sizeof(float));
+    }
 }
 
 int llmc_model_backward_from(llmc_model *m, const float *dlogits, float scale, int accumulate) {

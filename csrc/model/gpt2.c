@@ -43,6 +43,24 @@ static int allocate(llmc_model *model) {
     return model->k->sync(&model->ctx);
 }
 
+/* Places the gradients of what is trained, tensor after tensor and layer after layer. */
+static int place_gradients(llmc_model *m, const llmc_room *room) {
+    const int L = m->config.L;
+    int64_t end = 0;
+    m->train_only = strdup(room->train_only ? room->train_only : "");
+    m->gradient_at = malloc((size_t)NUM_TRAINABLE * (size_t)L * sizeof *m->gradient_at);
+    CHECK(m->train_only && m->gradient_at, LLMC_ENOMEM, "no memory for a model's description");
+    m->room.train_only = m->train_only;
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        for (int l = 0; l < L; l++) {
+            const int stored = l < layers_stored(&m->layout.table[i]) && room->training;
+            const int trained = stored && layout_trains(&m->layout, room, i, l);
+            m->gradient_at[(int64_t)i * L + l] = trained ? end : -1;
+            end += trained ? m->layout.table[i].size : 0;
+        }
+    return LLMC_OK;
+}
+
 int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_room *room, int threads) {
     *out = NULL;
     CHECK(threads >= 0 && threads <= 1024, LLMC_EINVAL, "threads=%d is not in 0..1024; 0 takes every core", threads);
@@ -55,10 +73,17 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     model->ctx.weight_format = k->element;
     int rc = layout_make(&model->layout, config, &settled);
     if (rc == 0) rc = llmc_config_check(&model->config);
+    if (rc == 0) rc = place_gradients(model, &settled);
     if (rc == 0) rc = allocate(model);
     if (rc < 0) llmc_model_free(model);
     else *out = model;
     return rc;
+}
+
+int gpt2_trained_in_a_row(const llmc_model *m, int i, int l) {
+    int n = 0;
+    while (l + n < layers_stored(&m->layout.table[i]) && gradient_at(m, i, l + n) >= 0) n++;
+    return n;
 }
 
 int gpt2_is_matrix(const llmc_model *m, const llmc_tensor *t) { return t->rank == 2 && t != m->layout.table + P_wpe; }
@@ -76,6 +101,7 @@ int llmc_model_compress(llmc_model *m, const char *name) {
     CHECK(bf16 || int8 || !strcmp(name, "fp32"), LLMC_EINVAL, "weights '%s' are not one of fp32, bf16, int8", name);
     if (format == LLMC_FP32 || (format == element && format == m->ctx.weight_format)) return LLMC_OK;
     CHECK(m->k->compress, LLMC_EDEVICE, "%s keeps weights in its own precision: leave the weights at fp32", m->k->name);
+    CHECK(!m->room.lora_rank, LLMC_EINVAL, "%s weights cannot have adapters: merge them first", name);
     CHECK(!m->room.training, LLMC_EINVAL, "%s weights cannot be trained: create the model with training=False", name);
     CHECK(m->ctx.weight_format == element, LLMC_EINVAL, "the weights are compressed already: load them again");
     CHECK(bf16 || m->config.C >= least, LLMC_EINVAL,
@@ -90,6 +116,9 @@ void llmc_model_free(llmc_model *model) {
     if (!model) return;
     if (model->arena) model->k->free(model->arena, model->bytes);
     model->k->close(&model->ctx);
+    free(model->gradient_at);
+    free(model->train_only);
+    free(model->base);
     free(model);
 }
 

@@ -26,8 +26,12 @@ struct llmc_model {
     char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
     float *params, *grads, *m, *v;
-    floatX *stored; /* the parameters as kernels read them; the same memory as params in fp32 */
-    float *acts;    /* counted in words of 4 bytes */
+    int64_t *gradient_at; /* (NUM_TRAINABLE,L): where each layer's gradient lies in grads, m and v; -1: it is frozen */
+    char *train_only;     /* room.train_only points here */
+    char *base;           /* the file of the weights that LoRA's adapters belong to; NULL: it has no name */
+    uint32_t base_crc;    /* crc32 of its weights, as floats in the order of the table, before any of them is trained */
+    floatX *stored;       /* the parameters as kernels read them; the same memory as params in fp32 */
+    float *acts;          /* counted in words of 4 bytes */
 };
 
 /* ---- the tensors as one layer sees them ---- */
@@ -42,7 +46,7 @@ typedef struct Params {
 #include "tensors.def"
 } Params;
 
-typedef struct Grads {
+typedef struct Grads { /* NULL: the tensor is frozen */
 #define PARAM(name, ...) float *name;
 #include "tensors.def"
 } Grads;
@@ -63,10 +67,19 @@ static inline Params params_at(const llmc_model *model, int l) {
     };
 }
 
+/* Where the gradient of layer l of row i lies in grads, m and v; -1: it is frozen. A tensor without layers has its place at 0. */
+static inline int64_t gradient_at(const llmc_model *model, int i, int l) {
+    return model->gradient_at[(int64_t)i * model->config.L + (model->layout.table[i].layers ? l : 0)];
+}
+
+static inline float *gradient_of(const llmc_model *model, int i, int l) {
+    const int64_t at = gradient_at(model, i, l);
+    return at < 0 ? NULL : model->grads + at;
+}
+
 static inline Grads grads_at(const llmc_model *model, int l) {
-    const llmc_tensor *t = model->layout.table;
     return (Grads){
-#define PARAM(name, ...) model->grads + t[P_##name].offset + l *t[P_##name].stride,
+#define PARAM(name, ...) gradient_of(model, P_##name, l),
 #include "tensors.def"
     };
 }
@@ -108,6 +121,9 @@ int gpt2_dropped_kinds(const llmc_model *model);
 /* The dropout of one kind in layer l during the last pass; NULL: none. */
 const Dropout *gpt2_dropout(const llmc_model *model, int kind, int l);
 
+/* How many trained layers of row i follow one another from layer l on; 0: layer l is frozen. */
+int gpt2_trained_in_a_row(const llmc_model *model, int i, int l);
+
 /* ---- checks ---- */
 
 int gpt2_check_ids(const char *what, const int *ids, int64_t n, int lowest, int V);
@@ -126,6 +142,8 @@ void gpt2_widen(float *to, const uint16_t *from, int64_t n);
 int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t rows, int64_t n, int64_t stride);
 /* Reads n elements of layer l of row i, beginning at element `from`. */
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
+/* Adds scale B A to the matrix of a target (lora.h) in layer l: A (rank,C), B (OC,rank) on the host. gpt2_store must follow. */
+int gpt2_merge(llmc_model *model, int target, int l, const float *A, const float *B, int rank, float scale);
 /* Brings `stored` up to date after params have changed. */
 int gpt2_store(const llmc_model *model);
 /* The first of x[n], which are on the host, that is NaN or infinite; -1: none. */

@@ -2,7 +2,9 @@
  * PyTorch reference draws from the same seed. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include "base/error.h"
+#include "base/rng.h"
 #include "model/gpt2.h"
 #include "base/pulse.h"
 
@@ -54,5 +56,30 @@ int llmc_model_init(llmc_model *m, int64_t seed, double std) {
     const int rc = draw_all(m, &rng, x, std);
     free(x);
     pulse("%s", "");
-    return rc < 0 ? rc : gpt2_store(m);
+    TRY(rc);
+    TRY(gpt2_store(m));
+    return m->room.lora_rank ? llmc_model_init_adapters(m, seed) : LLMC_OK;
+}
+
+/* A matrix (r,C) of an adapter, uniform within 1/sqrt(C) of 0; or zeros. */
+static int draw_adapter(llmc_model *m, llmc_rng *rng, int i, int l, float *x) {
+    const llmc_tensor *t = &m->layout.table[i];
+    const float bound = 1 / sqrtf((float)t->shape[1]);
+    memset(x, 0, (size_t)t->size * sizeof *x);
+    if (t->init == LLMC_UNIFORM) rng_uniform(rng, x, t->size, -bound, bound);
+    return llmc_model_write(m, LLMC_PARAMS, i, l, t->size, x);
+}
+
+int llmc_model_init_adapters(llmc_model *m, int64_t seed) {
+    const int64_t largest = (int64_t)4 * m->config.C * m->room.lora_rank;
+    llmc_rng rng;
+    CHECK(m->room.lora_rank, LLMC_EINVAL, "this model has no adapters: create it with a lora_rank");
+    float *x = malloc((size_t)largest * sizeof *x);
+    CHECK(x, LLMC_ENOMEM, "no memory to draw adapters");
+    llmc_rng_seed(&rng, seed);
+    int rc = LLMC_OK;
+    for (int i = NUM_PARAM_TENSORS; i < NUM_TRAINABLE; i++)
+        for (int l = 0; rc == 0 && m->layout.table[i].size && l < m->config.L; l++) rc = draw_adapter(m, &rng, i, l, x);
+    free(x);
+    return rc;
 }

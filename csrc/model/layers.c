@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/pulse.h"
 #include "model/layers.h"
+#include "model/lora.h"
 
 /* ---- forward ---- */
 
@@ -23,11 +24,26 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Acts a = acts_of(m, pass, l);
     floatX *qkv = pass->cached ? a.dqkv : a.qkv, *cache = acts_at(m, l).qkv;
     k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
+    lora_forward(m, pass, l, LORA_QKV, qkv, NULL, a.ln1);
     if (pass->cached)
         k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
     else
         k->attention_forward(ctx, a.atty, a.lse, qkv, dropout_of(m, pass, LLMC_DROP_ATTENTION, l), B, T, C, NH,
                              window_of(m, l));
+}
+
+/* From ln2 to fch_gelu. */
+static void expand(const llmc_model *m, const Pass *pass, int l) {
+    Context *ctx = (Context *)&m->ctx;
+    const int B = pass->B, T = pass->T, C = m->config.C;
+    const Params w = params_at(m, l);
+    const Acts a = acts_of(m, pass, l);
+    if (!lora_is_on(m, LORA_FC)) {
+        m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+        return;
+    }
+    m->k->matmul_forward(ctx, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+    lora_forward(m, pass, l, LORA_FC, a.fch, a.fch_gelu, a.ln2);
 }
 
 /* From ln1 to fch_gelu: all that backward computes again at recompute=3. It is inline so that the buffers of a layer are worked
@@ -40,9 +56,10 @@ static inline void layer_inside(const llmc_model *m, const Pass *pass, int l) {
     const Acts a = acts_of(m, pass, l);
     attention(m, pass, l);
     k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
+    lora_forward(m, pass, l, LORA_ATTPROJ, a.branch, NULL, a.atty);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
                                   w.ln2b, dropout_of(m, pass, LLMC_DROP_ATTPROJ, l), B, T, C);
-    k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
+    expand(m, pass, l);
 }
 
 /* From ln1 to the next layer's, or to lnf. */
@@ -55,6 +72,7 @@ static void layer_forward(const llmc_model *m, const Pass *pass, int l) {
     const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_FCPROJ, l);
     layer_inside(m, pass, l);
     k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
+    lora_forward(m, pass, l, LORA_FCPROJ, a.branch, NULL, a.fch_gelu);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
                                       w.lnfb, dropout, B, T, C);
@@ -112,7 +130,7 @@ static void last_layer_recompute(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
     const Acts a = acts_at(m, l);
     if (m->layout.table[A_fch_gelu].kept || m->layout.table[A_logits].kept) return;
-    if (ctx->gelu_again) m->k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+    if (ctx->gelu_again || lora_is_on(m, LORA_FC)) m->k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
     else m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
 }
 
@@ -126,7 +144,18 @@ static const floatX *branch_gradient(const llmc_model *m, const Pass *pass, floa
     return to;
 }
 
-static void layer_backward(const llmc_model *m, const Pass *pass, int l, int accumulate) {
+/* The gradients of a matrix and its bias, as far as they are trained, and those of its adapters. */
+static void weight_backward(const llmc_model *m, const Pass *pass, int l, int target, float *dw, float *db,
+                            const floatX *dout, const floatX *inp, int accumulate) {
+    const llmc_tensor *matrix = &m->layout.table[lora_matrices[target]];
+    if (dw || db)
+        m->k->matmul_backward_weight((Context *)&m->ctx, dw, db, dout, inp, accumulate, pass->B, pass->T,
+                                     (int)matrix->shape[1], (int)matrix->shape[0]);
+    lora_backward(m, pass, l, target, dout, inp, accumulate);
+}
+
+/* Nobody asks for the gradient of the input of the lowest layer that is trained. */
+static void layer_backward(const llmc_model *m, const Pass *pass, int l, int accumulate, int is_lowest) {
     const Kernels *k = m->k;
     Context *ctx = (Context *)&m->ctx;
     const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
@@ -134,38 +163,54 @@ static void layer_backward(const llmc_model *m, const Pass *pass, int l, int acc
     const Grads dw = grads_at(m, l);
     const Acts a = acts_at(m, l);
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_FCPROJ, l);
-    k->matmul_backward_weight(ctx, dw.fcprojw, dw.fcprojb, d, a.fch_gelu, accumulate, B, T, 4 * C, C);
+    weight_backward(m, pass, l, LORA_FCPROJ, dw.fcprojw, dw.fcprojb, d, a.fch_gelu, accumulate);
     k->matmul_gelu_backward_input(ctx, a.dfch, d, w.fcprojw, a.fch, B, T, 4 * C, C);
-    k->matmul_backward_weight(ctx, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate, B, T, C, 4 * C);
+    lora_backward_input(m, pass, l, LORA_FCPROJ, a.dfch, a.fch);
+    weight_backward(m, pass, l, LORA_FC, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate);
     k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
+    lora_backward_input(m, pass, l, LORA_FC, a.branch, NULL);
     k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
                           T, C);
     d = branch_gradient(m, pass, a.dqkv, LLMC_DROP_ATTPROJ, l);
-    k->matmul_backward_weight(ctx, dw.attprojw, dw.attprojb, d, a.atty, accumulate, B, T, C, C);
+    weight_backward(m, pass, l, LORA_ATTPROJ, dw.attprojw, dw.attprojb, d, a.atty, accumulate);
     k->matmul_backward_input(ctx, a.branch, d, w.attprojw, B, T, C, C);
+    lora_backward_input(m, pass, l, LORA_ATTPROJ, a.branch, NULL);
     k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C,
                           NH, window_of(m, l));
-    k->matmul_backward_weight(ctx, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate, B, T, C, 3 * C);
+    weight_backward(m, pass, l, LORA_QKV, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate);
+    if (is_lowest && !dw.ln1w && !dw.ln1b) return;
     k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
+    lora_backward_input(m, pass, l, LORA_QKV, a.branch, NULL);
     k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
                           T, C);
 }
 
+/* The lowest layer of which something is trained: L if there is none, -1 if the embeddings are trained, which are below all. */
+static int lowest_trained(const llmc_model *m) {
+    const int L = m->config.L;
+    if (gradient_at(m, P_wte, 0) >= 0 || gradient_at(m, P_wpe, 0) >= 0) return -1;
+    for (int l = 0; l < L; l++)
+        for (int i = 0; i < NUM_TRAINABLE; i++)
+            if (m->layout.table[i].layers && gradient_at(m, i, l) >= 0) return l;
+    return L;
+}
+
 void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
     const Kernels *k = m->k;
-    const int B = pass->B, T = pass->T, C = m->config.C, L = m->config.L;
+    const int B = pass->B, T = pass->T, C = m->config.C, L = m->config.L, lowest = lowest_trained(m);
     const Params w = params_at(m, 0);
     const Grads dw = grads_at(m, 0);
     const Acts a = acts_at(m, 0);
     k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * element_bytes(k->element));
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
-    for (int l = L - 1; l >= 0; l--) {
+    for (int l = L - 1; l >= 0 && l >= lowest; l--) {
         tell_layer(m, pass, "backward", l);
         if (l < L - 1) layer_recompute(m, pass, l);
         else last_layer_recompute(m, pass, l);
-        layer_backward(m, pass, l, accumulate);
+        layer_backward(m, pass, l, accumulate, l == lowest);
     }
+    if (!dw.wte && !dw.wpe) return;
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_EMBEDDING, 0);
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, d, a.tokens, B, T, C);
 }

@@ -1,14 +1,7 @@
 /* A pass through all layers: a batch forward and backward, or new rows in generation. */
 #ifndef LAYERS_H
 #define LAYERS_H
-#include "model/gpt2.h"
-
-typedef struct Pass {
-    int B, T;         /* T rows in each of B sequences */
-    int cached;       /* generation: the rows continue those whose keys and values are cached, from `positions` on */
-    const char *told; /* how signs of life call a forward pass; NULL: there are none */
-    int may_stop;     /* a sign of life may end it with LLMC_STOPPED */
-} Pass;
+#include "model/pass.h"
 
 /* From tokens to lnf. */
 int layers_forward(llmc_model *model, const Pass *pass);

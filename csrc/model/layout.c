@@ -11,17 +11,20 @@ enum {
 int llmc_num_tensors(void) { return NUM_TENSORS; }
 
 #define UNPACK(...) {__VA_ARGS__}
+#define RANK(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
 #define TENSOR(name, torch, kind, type, layers, kept, init, decay, dims) \
-    {#name, torch, kind, type, layers, kept, init, decay, 0, UNPACK dims, 0, 0, 0},
+    {#name, torch, kind, type, layers, kept, init, decay, RANK dims, UNPACK dims, 0, 0, 0},
 
 static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_room *room) {
     const int64_t maxT = config->maxT, Vp = config->Vp, L = config->L, NH = config->NH, C = config->C;
-    const int64_t B = room->B, T = room->T, Vh = config->untied ? Vp : 0;
+    const int64_t B = room->B, T = room->T, Vh = config->untied ? Vp : 0, r = room->lora_rank;
     const int level = room->training ? room->recompute : RECOMPUTE_MOST + 1; /* inference: layers share all */
     const llmc_tensor rows[] = {
 #define PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, 0, 1, LLMC_##init, decay, dims)
 #define LAYER_PARAM(name, dims, torch, init, decay) \
     TENSOR(name, torch, LLMC_PARAM, LLMC_F, L, 1, LLMC_##init, decay, dims)
+#define ADAPTER(name, dims, torch, init, decay) \
+    TENSOR(name, torch, LLMC_ADAPTER, LLMC_F, L, 1, LLMC_##init, decay, dims)
 #define ACT(name, type, dims) TENSOR(name, "", LLMC_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #define LAYER_ACT(name, type, dims, least) \
     TENSOR(name, "", LLMC_LAYER_ACT, LLMC_##type, level < (least) ? L : 1, level < (least), 0, 0, dims)
@@ -53,9 +56,11 @@ static int64_t words(const llmc_tensor *t, int64_t elements, const llmc_room *ro
  * generation needs then; in training each layer's B sequences overwrite those of the layers behind it. */
 static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
-    for (t->size = 1, t->rank = 0; t->rank < 4 && t->shape[t->rank]; t->rank++) t->size *= t->shape[t->rank];
-    if (!t->rank) t->size = 0;
-    const int64_t own = t->kind == LLMC_PARAM ? t->size : with_gap(words(t, t->size, room));
+    t->size = 1;
+    for (int i = 0; i < t->rank; i++) t->size *= t->shape[i];
+    if (!t->size) t->rank = 0; /* it is not there */
+    const int is_weight = t->kind == LLMC_PARAM || t->kind == LLMC_ADAPTER;
+    const int64_t own = is_weight || !t->size ? t->size : with_gap(words(t, t->size, room));
     const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B, room)) : own;
     t->offset = end;
     t->stride = t->layers > 1 ? next : 0;
@@ -107,26 +112,37 @@ static int check_room(const llmc_room *room, const llmc_config *c) {
     return LLMC_OK;
 }
 
+/* The adapters of a matrix that is not among --lora_on take no memory. */
+static void leave_out_adapters(llmc_tensor *table, const llmc_room *room) {
+    for (int i = NUM_PARAM_TENSORS; i < NUM_TRAINABLE; i++)
+        if (!(room->lora_on & adapter_bit(i))) table[i].shape[0] = table[i].shape[1] = 0;
+}
+
+static void count_trained(Layout *layout, const llmc_room *room) {
+    layout->num_trained = 0;
+    for (int i = 0; room->training && i < NUM_TRAINABLE; i++)
+        for (int l = 0; l < layers_stored(&layout->table[i]); l++)
+            if (layout_trains(layout, room, i, l)) layout->num_trained += layout->table[i].size;
+}
+
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room) {
     llmc_config checked = *config;
     TRY(llmc_config_check(&checked));
     TRY(check_room(room, &checked));
     fill_rows(layout->table, &checked, room);
-    layout->num_params = layout->num_acts = 0;
+    leave_out_adapters(layout->table, room);
+    layout->num_weights = layout->num_acts = 0;
     for (int turn = 0; turn < TURNS; turn++)
         for (int i = 0; i < NUM_TENSORS; i++) {
-            int64_t *end = i < NUM_PARAM_TENSORS ? &layout->num_params : &layout->num_acts;
+            int64_t *end = i < NUM_TRAINABLE ? &layout->num_weights : &layout->num_acts;
             llmc_tensor *t = layout->table;
             if (turn_of(t, i) != turn) continue;
             *end = turn < OVER ? lay_out(&t[i], *end, room) : lay_over(&t[i], &t[other_of(i)], *end, room);
         }
+    layout->num_params = layout->table[NUM_PARAM_TENSORS].offset;
+    TRY(layout_check_trained(layout, room));
+    count_trained(layout, room);
     return LLMC_OK;
-}
-
-const char *layout_tensor_at(const Layout *layout, int64_t element) {
-    int i = 0;
-    while (i + 1 < NUM_PARAM_TENSORS && layout->table[i + 1].offset <= element) i++;
-    return layout->table[i].name;
 }
 
 /* ---- the precision ---- */

@@ -6,7 +6,8 @@
  *     float    floatX   float          float, int32, floatX        scratch of the kernels
  *
  *   stored      the parameters as kernels read them; left out where floatX is float and params serve for both
- *   grads, m, v only in training; each has the form of params: the tensors of tensors.def in their order, without gaps
+ *   params      the tensors of tensors.def in their order, without gaps: those of model files, then LoRA's adapters
+ *   grads, m, v only in training; each has what is trained of params, in the same order, without gaps
  *
  * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
  *
@@ -23,12 +24,17 @@
 #include <string.h>
 #include "pyllmc.h"
 
-/* P_wte, ... and then A_tokens, ...: a tensor's row in the table. */
+/* P_wte, ..., P_qkvA, ... and then A_tokens, ...: a tensor's row in the table. */
 enum {
 #define PARAM(name, ...) P_##name,
+#define ADAPTER(...)
 #include "tensors.def"
-    NUM_PARAM_TENSORS,
-    BEFORE_ACTS = NUM_PARAM_TENSORS - 1,
+    NUM_PARAM_TENSORS, /* LoRA's adapters follow */
+    BEFORE_ADAPTERS = NUM_PARAM_TENSORS - 1,
+#define ADAPTER(name, ...) P_##name,
+#include "tensors.def"
+    NUM_TRAINABLE,
+    BEFORE_ACTS = NUM_TRAINABLE - 1,
 #define ACT(name, ...) A_##name,
 #include "tensors.def"
     NUM_TENSORS
@@ -49,13 +55,25 @@ enum { RECOMPUTE_MOST = 3 };
 
 typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];
-    int64_t num_params, num_acts; /* elements; words of 4 bytes */
+    int64_t num_params, num_acts; /* elements of model files; words of 4 bytes */
+    int64_t num_weights;          /* elements of params: num_params, and the adapters */
+    int64_t num_trained;          /* elements of grads, m and v; 0 without training */
 } Layout;
 /* room->precision must be settled: LLMC_FP32 or LLMC_BF16. */
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
 /* Finds the kernels that a room asks for. They settle its precision. */
 int layout_kernels(const Kernels **k, llmc_room *room);
 static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }
-/* The parameter tensor that holds an element of the block. */
-const char *layout_tensor_at(const Layout *layout, int64_t element);
+
+/* ---- what is trained (trained.c) ---- */
+
+static inline int layers_stored(const llmc_tensor *t) { return t->layers ? t->layers : 1; }
+/* The matrix that an adapter belongs to, as a bit of llmc_room.lora_on. */
+static inline int adapter_bit(int i) { return 1 << (i - NUM_PARAM_TENSORS) / 2; }
+/* True if layer l of row i is trained: it is an adapter, or train_only names it; without either, everything is. */
+int layout_trains(const Layout *layout, const llmc_room *room, int i, int l);
+/* Writes the names of LoRA's targets, separated by commas. */
+void layout_target_names(int lora_on, char *text, size_t size);
+/* Refuses patterns that name no tensor, and a rank or targets that are not possible. */
+int layout_check_trained(const Layout *layout, const llmc_room *room);
 #endif

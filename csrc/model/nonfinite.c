@@ -29,7 +29,7 @@ static int has_nonfinite(const llmc_model *m, int block, int i, int l, int64_t n
 /* Looks at the used part of layer l of row i. A tensor that is not kept is skipped: it may hold another layer's numbers. */
 static int row_is_bad(const llmc_model *m, const Layout *used, int i, int l, float *x) {
     const llmc_tensor *t = &m->layout.table[i];
-    const int block = i < NUM_PARAM_TENSORS ? LLMC_PARAMS : LLMC_ACTS;
+    const int block = i < NUM_TRAINABLE ? LLMC_PARAMS : LLMC_ACTS;
     if (block == LLMC_PARAMS && gpt2_lost_params(m)) return 0;
     return t->type != LLMC_I && t->kept && has_nonfinite(m, block, i, l, used->table[i].size, x);
 }
@@ -41,7 +41,7 @@ static int describe(char *name, size_t size, const char *what, const llmc_tensor
 
 static int find(llmc_model *m, const Layout *used, float *x, char *name, size_t size) {
     const int L = m->config.L, order[] = {A_residual3, A_lnf, A_logits, A_losses};
-    for (int i = 0; i < NUM_PARAM_TENSORS; i++)
+    for (int i = 0; i < NUM_TRAINABLE; i++)
         for (int l = 0; l < (m->layout.table[i].layers ? L : 1); l++)
             if (row_is_bad(m, used, i, l, x)) return describe(name, size, "weights", &m->layout.table[i], l);
     for (int l = 0; l < L; l++)

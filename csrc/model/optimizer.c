@@ -6,12 +6,12 @@
 
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(gpt2_need_training(m));
-    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_params * (int64_t)sizeof(float));
+    m->k->fill(&m->ctx, m->grads, 0, m->layout.num_trained * (int64_t)sizeof(float));
     return m->k->sync(&m->ctx);
 }
 
 int llmc_model_reset_moments(llmc_model *m) {
-    const int64_t bytes = m->layout.num_params * (int64_t)sizeof(float);
+    const int64_t bytes = m->layout.num_trained * (int64_t)sizeof(float);
     TRY(gpt2_need_training(m));
     m->step = m->drop.micro_step = 0;
     m->k->fill(&m->ctx, m->m, 0, bytes);
@@ -29,7 +29,7 @@ int llmc_model_set_step(llmc_model *m, int64_t step) {
 int llmc_model_grad_norm(llmc_model *m, float max_norm, float *norm) {
     float *stats = acts_at(m, 0).norm;
     TRY(gpt2_need_training(m));
-    m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_params);
+    m->k->global_norm(&m->ctx, stats, m->grads, max_norm, m->layout.num_trained);
     m->k->copy_out(&m->ctx, norm, stats, 4);
     TRY(m->k->sync(&m->ctx));
     CHECK(*norm <= FLT_MAX, LLMC_ENUMERIC, "the gradient norm is %g: nothing was changed", (double)*norm);
@@ -41,7 +41,7 @@ int llmc_model_clip_grad_norm(llmc_model *m, float max_norm, float *norm) {
     CHECK(max_norm > 0, LLMC_EINVAL, "max_norm=%g is not > 0", (double)max_norm);
     const int rc = llmc_model_grad_norm(m, max_norm, norm ? norm : &before);
     TRY(rc);
-    m->k->scale(&m->ctx, m->grads, acts_at(m, 0).norm + 1, m->layout.num_params);
+    m->k->scale(&m->ctx, m->grads, acts_at(m, 0).norm + 1, m->layout.num_trained);
     return m->k->sync(&m->ctx);
 }
 
@@ -78,12 +78,14 @@ static int decays(const llmc_model *m, const llmc_tensor *p, const llmc_adamw *h
 
 static void update(llmc_model *m, const llmc_adamw *h, const float *factor) {
     const AdamW *step = (const AdamW *)acts_at(m, 0).adamw;
-    for (const llmc_tensor *p = m->layout.table; p < m->layout.table + NUM_PARAM_TENSORS; p++) {
-        const int64_t n = p->size * (p->layers ? p->layers : 1), at = p->offset;
-        if (!n) continue; /* the model has no such tensor */
-        m->k->adamw(&m->ctx, m->params + at, gpt2_at(m, m->stored, at), m->m + at, m->v + at, m->grads + at, factor,
-                    step, decays(m, p, h), n);
-    }
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        for (int l = 0, n; l < layers_stored(&m->layout.table[i]); l += n ? n : 1) {
+            const llmc_tensor *p = &m->layout.table[i];
+            const int64_t at = p->offset + l * p->stride, g = gradient_at(m, i, l);
+            if ((n = gpt2_trained_in_a_row(m, i, l)))
+                m->k->adamw(&m->ctx, m->params + at, gpt2_at(m, m->stored, at), m->m + g, m->v + g, m->grads + g,
+                            factor, step, decays(m, p, h), n * p->size);
+        }
 }
 
 int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {

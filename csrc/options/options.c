@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "base/near.h"
 #include "base/number.h"
 #include "options/options.h"
 
@@ -64,23 +65,6 @@ static int same_name(const char *a, const char *b) { /* --max-steps is --max_ste
     return *a == *b;
 }
 
-static int distance(const char *a, const char *b) { /* Levenshtein's distance of two short words */
-    int row[64];
-    const int n = (int)strlen(b);
-    if (n >= 63 || strlen(a) >= 63) return 64;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; *a; i++, a++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            const int change = diagonal + (*a != b[j - 1]), drop = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
-            diagonal = row[j];
-            row[j] = change < drop ? change : drop;
-        }
-    }
-    return row[n];
-}
-
 const Option *option_from(const llmc_options *options, const Option *o) {
     while (o < option_table + NUM_ROWS && !(o->programs & options->program)) o++;
     return o < option_table + NUM_ROWS ? o : NULL;
@@ -97,12 +81,11 @@ static const Option *exact(const llmc_options *options, const char *name) {
 /* The option that another trainer calls by this name, or that is spelt nearly like it; else NULL */
 static const Option *nearest(const llmc_options *options, const char *name) {
     const Option *found = NULL;
-    const int length = (int)strlen(name);
-    int least = (length > 3 ? (length + 1) / 3 : 1) + 1; /* two swapped letters count as two changes */
+    int least = near_enough(name) + 1;
     for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
         if (same_name(name, aliases[i].name)) return exact(options, aliases[i].ours);
     for (EACH_OPTION(o, options)) {
-        const int d = distance(name, o->name);
+        const int d = near_distance(name, o->name);
         if (d < least) least = d, found = o;
     }
     return found;
@@ -228,12 +211,15 @@ void option_value(const llmc_options *options, const Option *o, char text[OPTION
     value_text(options, o, text, OPTION_TEXT);
 }
 
-int llmc_options_set_model_file(llmc_options *options, const char *path) {
+static int set_file(char file[OPTION_TEXT], const char *path) {
     CHECK(strlen(path) < OPTION_TEXT, LLMC_EINVAL, "the path of the model's file is longer than %d bytes",
           OPTION_TEXT - 1);
-    strcpy(options->model_file, path);
+    strcpy(file, path);
     return LLMC_OK;
 }
+
+int llmc_options_set_model_file(llmc_options *options, const char *path) { return set_file(options->model_file, path); }
+int llmc_options_set_base_file(llmc_options *options, const char *path) { return set_file(options->base_file, path); }
 
 int llmc_options_get(const llmc_options *options, const char *name, char *text, size_t size) {
     const Option *o = NULL;

@@ -20,6 +20,8 @@ struct llmc_options {
     char file_model[OPTION_TEXT];
     /* The file to read for --model, if a front end has converted those weights to our format; "": --model itself. */
     char model_file[OPTION_TEXT];
+    /* The file to read for the base of adapters; "": the one that they name. */
+    char base_file[OPTION_TEXT];
 #define OPTION(type, name, ...) OPTION_##type name;
 #include "options.def"
 #define OPTION(type, name, ...) unsigned char name##_given;

@@ -40,6 +40,16 @@ static void start_threads(Growing *text, llmc_trainer *t) {
     growing_add(text, "\n");
 }
 
+/* How much of the model is trained, if that is not all of it. */
+static void add_trained(Growing *text, const llmc_trainer *t, const llmc_plan *plan) {
+    const llmc_options *o = &t->options;
+    if (!o->lora_rank && !*o->train_only) return;
+    growing_add(text, ", of which %.3fM are trained (", (double)plan->trained * 1e-6);
+    if (o->lora_rank) growing_add(text, "LoRA of rank %lld on %s", (long long)o->lora_rank, o->lora_on);
+    if (*o->train_only) growing_add(text, "%s%s", o->lora_rank ? ", and " : "", o->train_only);
+    growing_add(text, ")");
+}
+
 /* A bare gpt2 is only a size, but might be taken for OpenAI's weights: the line then says how to get those. */
 static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *plan) {
     const llmc_config *c = &t->config;
@@ -49,6 +59,7 @@ static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *pla
     if (!config_has_usual_pattern(c)) growing_add(text, " pattern=%s", c->pattern);
     if (c->untied) growing_add(text, " untied");
     growing_add(text, ", %.2fM parameters", (double)plan->num_params * 1e-6);
+    add_trained(text, t, plan);
     if (*t->start_file) growing_add(text, ", from %s", sizes_weights_name(t));
     else growing_add(text, ", fresh weights");
     if (!*t->start_file && !strncmp(model, "gpt2", 4) && !strchr(model, ':'))

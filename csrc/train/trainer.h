@@ -32,6 +32,7 @@ struct llmc_trainer {
     llmc_options options;
     llmc_config config;
     int B, T;
+    int lora_on;      /* the bits of --lora_on */
     const Kernels *k; /* chosen by setup_check; the model finds the same */
     int threads;      /* as many as have been started for the plan */
     llmc_loader *train;
@@ -141,6 +142,12 @@ int resume_check_later_steps(const llmc_trainer *trainer);
 int resume_restore(llmc_trainer *trainer);
 /* Adds to the history: the options that had other values before this resume. */
 int resume_note_changes(llmc_trainer *trainer);
+
+/* ---- tuning.c ---- */
+/* Checks --train_only and LoRA's options, against the model's sizes and against the run that is resumed. */
+int tuning_check(llmc_trainer *trainer);
+/* Loads the file to start from. Adapters that it does not hold are fresh. */
+int tuning_load(llmc_trainer *trainer);
 
 /* ---- announce.c ---- */
 /* Makes the text of LLMC_PLAN, starts the threads, and returns LLMC_PLAN. */

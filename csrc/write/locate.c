@@ -113,11 +113,16 @@ static int open_tokenizer(const llmc_options *o, const llmc_file *file, llmc_tok
     return LLMC_OK;
 }
 
-static int open_model(const llmc_options *o, const llmc_file *file, llmc_model **m) {
+int locate_base(const llmc_options *o, llmc_file *file) {
+    return *o->base_file && llmc_file_adapters(file, NULL, 0) ? llmc_file_set_base(file, o->base_file) : LLMC_OK;
+}
+
+static int open_model(const llmc_options *o, llmc_file *file, llmc_model **m) {
     const llmc_config *config = llmc_file_config(file);
     const llmc_room room = {.B = 1, .T = config->maxT, .precision = llmc_precision(o->precision)};
     TRY(room.precision);
     TRY(llmc_model_create(m, config, &room, (int)o->threads));
+    TRY(locate_base(o, file));
     TRY(llmc_model_load_from(*m, file));
     return llmc_model_compress(*m, o->weights);
 }

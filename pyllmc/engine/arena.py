@@ -18,6 +18,7 @@ from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
 BLOCKS = {"params": 0, "grads": 1, "m": 2, "v": 3, "acts": 4}
+GRADIENTS = ("grads", "m", "v")
 
 
 class _Block:
@@ -62,10 +63,10 @@ class Views(NotCopied, Mapping[str, Any]):
         self._arena.set(self._blocks[0], name, values)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arena.names("acts" in self._blocks))
+        return iter(self._arena.names(self._blocks[0]))
 
     def __len__(self) -> int:
-        return len(self._arena.names("acts" in self._blocks))
+        return len(self._arena.names(self._blocks[0]))
 
 
 def config_of(c: Any) -> GPTConfig:
@@ -81,13 +82,22 @@ class Arena:
         c = lib.llmc_model_config(handle)
         self.config = config_of(c)
         self.padded = {row.name for row in layout.table(self.config) if row.padded}
-        self.rows = {}
+        self.rows, self.index = {}, {}
         for i in range(lib.llmc_num_tensors()):
             row = lib.llmc_model_tensor(handle, i)
-            self.rows[_ffi.text(row.name)] = row
+            if row.size:  # else the model has no such tensor
+                self.rows[_ffi.text(row.name)], self.index[_ffi.text(row.name)] = row, i
         self.by_torch_name = {
             torch: (name, layer) for name, row in self.rows.items() for layer, torch in _torch_names(row)
         }
+
+    def is_weight(self, row: Any) -> bool:
+        """True for a parameter or an adapter, as opposed to an activation."""
+        return row.kind in (self.lib.LLMC_PARAM, self.lib.LLMC_ADAPTER)
+
+    def gradient_at(self, name: str, layer: int) -> int:
+        """Where the gradient and the moments of a layer begin in their blocks, in elements; -1: it is frozen."""
+        return self.lib.llmc_model_gradient_at(self.handle, self.index[name], layer)
 
     def check(self, status: int) -> int:
         return _ffi.check(self.lib, status)
@@ -117,9 +127,12 @@ class Arena:
         """Yield (PyTorch's name, values) of each parameter, in the order of files."""
         yield from ((name, self.view("params", name)) for name in self.by_torch_name)
 
-    def names(self, acts: bool) -> list[str]:
-        if acts:
-            return [name for name, row in self.rows.items() if row.kind != self.lib.LLMC_PARAM]
+    def names(self, block: str) -> list[str]:
+        """The names in a block: PyTorch's of parameters, of those that are trained in the blocks of gradients and moments."""
+        if block in GRADIENTS and self.training:
+            return [torch for torch, at in self.by_torch_name.items() if self.gradient_at(*at) >= 0]
+        if block == "acts":
+            return [name for name, row in self.rows.items() if not self.is_weight(row)]
         return list(self.by_torch_name)
 
     def find(self, block: str, name: str) -> tuple[str, Any, int | None]:
@@ -128,7 +141,7 @@ class Arena:
         if name in self.by_torch_name and block != "acts":
             name, layer = self.by_torch_name[name]
         row = self.rows.get(name)
-        if row is None or not row.rank or (row.kind == self.lib.LLMC_PARAM) != (block != "acts"):
+        if row is None or self.is_weight(row) != (block != "acts"):
             raise NoTensor(self._no_tensor(block, name))
         if (
             block == "params"
@@ -136,15 +149,26 @@ class Arena:
             and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32
         ):
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
-        of_gradients = block in ("grads", "m", "v") or row.kind == self.lib.LLMC_GRAD_ACT
+        of_gradients = block in GRADIENTS or row.kind == self.lib.LLMC_GRAD_ACT
         if of_gradients and not self.training:
             raise InvalidArgument(f"{block}: this model was made without gradients (training=False)")
+        if block in GRADIENTS:
+            self.refuse_frozen(block, name, row, layer)
         return name, row, layer
 
+    def refuse_frozen(self, block: str, name: str, row: Any, layer: int | None) -> None:
+        layers = range(max(row.layers, 1)) if layer is None else [layer]
+        frozen = [l for l in layers if self.gradient_at(name, l) < 0]
+        if not frozen:
+            return
+        where = f"h.{frozen[0]}.{name}" if row.layers else name
+        rest = "; name a single layer" if len(frozen) < len(layers) else ""
+        raise InvalidArgument(f"{block}: {where} is frozen, so it has no gradient and no moments{rest}")
+
     def _no_tensor(self, block: str, name: str) -> str:
-        names = self.names(block == "acts")
+        names = self.names(block)
         if block != "acts":  # parameters have the table's names, too
-            names += [own for own, row in self.rows.items() if row.kind == self.lib.LLMC_PARAM and row.rank]
+            names += [own for own, row in self.rows.items() if self.is_weight(row)]
         near = difflib.get_close_matches(str(name), names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"list(model.{block}) tells the names"
         return f"no tensor '{name[:80]}' among {block}: {hint}"
@@ -159,7 +183,14 @@ class Arena:
         if in_bf16 or not self.lib.llmc_model_on_host(self.handle):
             return self.copy(block, name, row, layer)
         pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
-        view = self.strided(pointer, row, self.shape_of(row, name))
+        at = row.offset, row.stride
+        if block in GRADIENTS:
+            if layer is not None:
+                return self.strided(
+                    pointer, row, self.shape_of(row, name), (self.gradient_at(name, layer), 0), 0
+                )
+            at = self.gradient_at(name, 0), row.size
+        view = self.strided(pointer, row, self.shape_of(row, name), at, row.layers)
         return view if layer is None else view[layer] if row.layers else view
 
     def copy(self, block: str, name: str, row: Any, layer: int | None) -> np.ndarray:
@@ -170,7 +201,7 @@ class Arena:
         out = np.empty((len(layers), math.prod(shape)), kind)
         for l, part in zip(layers, out):
             data = _ffi.ffi().cast("void *", part.ctypes.data)
-            place = BLOCKS[block], list(self.rows).index(name), l, part.size
+            place = BLOCKS[block], self.index[name], l, part.size
             self.check(self.lib.llmc_model_read(self.handle, *place, data))
         out.flags.writeable = False
         return out.reshape((row.layers, *shape) if row.layers and layer is None else shape)
@@ -190,21 +221,21 @@ class Arena:
             data = np.pad(data, ((0, row.shape[0] - self.config.vocab_size), (0, 0)))
         data = np.ascontiguousarray(data).reshape(len(layers), -1)
         for l, part in zip(layers, data):
-            place = BLOCKS[block], list(self.rows).index(name), l, part.size
+            place = BLOCKS[block], self.index[name], l, part.size
             self.check(
                 self.lib.llmc_model_write(self.handle, *place, _ffi.ffi().cast("float *", part.ctypes.data))
             )
 
     def shape_of(self, row: Any, name: str) -> tuple[int, ...]:
         """The shape of one layer, in the sizes of the last forward pass."""
-        if row.kind == self.lib.LLMC_PARAM:
+        if self.is_weight(row):
             rows = self.config.vocab_size if name in self.padded else row.shape[0]
             return (rows, *row.shape[1 : row.rank])
         used = _ffi.ffi().new("llmc_tensor[]", self.lib.llmc_num_tensors())
         room = _ffi.ffi().new("llmc_room *", self.room)
         room.B, room.T = (max(size, 1) for size in self.shape)
         self.check(self.lib.llmc_layout(self.lib.llmc_model_config(self.handle), room, used))
-        index = list(self.rows).index(name)
+        index = self.index[name]
         return tuple(used[index].shape[0 : used[index].rank])
 
     def flat(self, block: str) -> np.ndarray:
@@ -217,29 +248,35 @@ class Arena:
             raise InvalidArgument(
                 f"{block} are not in this machine's memory: make the model with device='cpu'"
             )
-        rows = [row for row in self.rows.values() if row.kind == self.lib.LLMC_PARAM]
-        return np.asarray(_Block(self.owner, pointer, sum(row.size * max(row.layers, 1) for row in rows)))
+        sizes = [self.rows[self.by_torch_name[name][0]].size for name in self.names(block)]
+        return np.asarray(_Block(self.owner, pointer, sum(sizes)))
 
     def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """(first element, shape) of each parameter in flat(), by PyTorch's name; without the rows that pad the vocabulary."""
+        """(first element, shape) of each parameter in flat(), by PyTorch's name; without the rows that pad the vocabulary.
+
+        They are the same in all blocks if no tensor is frozen.
+        """
         found = {}
         for torch_name, (name, layer) in self.by_torch_name.items():
             row = self.rows[name]
             found[torch_name] = (row.offset + layer * row.stride, self.shape_of(row, name))
         return found
 
-    def strided(self, pointer: Any, row: Any, shape: tuple[int, ...]) -> np.ndarray:
-        layers = max(row.layers, 1)
-        extent = row.stride * (layers - 1) + row.size
-        start = _ffi.ffi().cast("float *", pointer) + row.offset
+    def strided(
+        self, pointer: Any, row: Any, shape: tuple[int, ...], at: tuple[int, int], layers: int
+    ) -> np.ndarray:
+        """The view of all layers of a tensor, or of one if `layers` is 0. at: its offset in the block, and its stride."""
+        offset, stride = at
+        extent = stride * (max(layers, 1) - 1) + row.size
+        start = _ffi.ffi().cast("float *", pointer) + offset
         flat = np.asarray(_Block(self.owner, start, extent))
         if row.type == self.lib.LLMC_I:
             flat = flat.view(np.int32)
         steps = [4]
         for size in reversed(shape[1:]):
             steps.insert(0, steps[0] * size)
-        if row.layers:
-            shape, steps = (row.layers, *shape), [4 * row.stride, *steps]
+        if layers:
+            shape, steps = (layers, *shape), [4 * stride, *steps]
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
 
 
@@ -261,6 +298,6 @@ def load_arena(file: WeightFile) -> Arena:
 
 def _torch_names(row: Any) -> list[tuple[int, str]]:
     pattern = _ffi.text(row.torch_name)
-    if not pattern or not row.rank:
+    if not pattern:
         return []
     return [(l, pattern % l) for l in range(row.layers)] if row.layers else [(0, pattern)]

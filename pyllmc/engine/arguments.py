@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.checks import as_flag, as_float, as_int, refuse
+from pyllmc.base.checks import as_flag, as_float, as_int, as_word, refuse
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
 
 
 def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool, precision: int) -> Any:
-    """The C llmc_room, from which a model's memory is planned."""
+    """The C llmc_room, from which a model's memory is planned. See also choose_trained."""
     return _ffi.ffi().new(
         "llmc_room *",
         (
@@ -24,6 +24,15 @@ def make_room(B: int, T: int, training: bool, recompute: int, keep_logits: bool,
             precision,
         ),
     )
+
+
+def choose_trained(lib: Any, room: Any, train_only: str, rank: int, alpha: float, on: str) -> Any:
+    """Writes into an llmc_room what is trained. Returns the memory of a text that the room points to."""
+    room.lora_rank, room.lora_alpha = as_int("lora_rank", rank), as_float("lora_alpha", alpha)
+    if room.lora_rank:
+        room.lora_on = _ffi.check(lib, lib.llmc_lora_targets(as_word("lora_on", on)))
+    room.train_only = held = _ffi.ffi().new("char[]", as_word("train_only", train_only))
+    return held
 
 
 def make_sampling(

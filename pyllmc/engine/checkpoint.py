@@ -23,6 +23,9 @@ RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that e
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
+ADAPTER_VERSION = (
+    1000  # the version of a file that holds LoRA adapters instead of a model (csrc/files/adapterfile.h)
+)
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
 
 
@@ -76,7 +79,7 @@ def read_header(path: Source) -> tuple[int, GPTConfig] | None:
 def parse_header(header: bytes) -> tuple[int, GPTConfig]:
     """The same of the first bytes of a model file. Raises ValueError for impossible sizes."""
     version, maxT, V, L, NH, C, _, window, untied, pattern = struct.unpack_from("<9i128s", header, 4)
-    if version != OWN_VERSION:
+    if version not in (OWN_VERSION, ADAPTER_VERSION):
         untied, pattern = 0, b""
     return version, GPTConfig(
         V, maxT, L, NH, C, window, untied, pattern.partition(b"\0")[0].decode("latin-1")

@@ -50,6 +50,12 @@ class Options(NotCopied):
             self._lib, self._lib.llmc_options_set_model_file(self.handle, _ffi.encoded(as_path("path", path)))
         )
 
+    def set_base_file(self, path: str) -> None:
+        """Set the file that is read for the base of adapters; see pyllmc.adopt."""
+        _ffi.check(
+            self._lib, self._lib.llmc_options_set_base_file(self.handle, _ffi.encoded(as_path("path", path)))
+        )
+
     def parse(self, arguments: Sequence[str]) -> str:
         """Read a command line. Return the text that it asks for by --help or --version, else an empty one."""
         if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -37,6 +38,19 @@ class WeightFile:
         if size:
             _ffi.check(self._lib, self._lib.llmc_file_section(self._file, tag, data, size))
         return bytes(_ffi.ffi().buffer(data, size))
+
+    @functools.cached_property
+    def adapters(self) -> dict[str, str]:
+        """What the file tells about the LoRA adapters that it holds: base, lora_rank, ...; empty if it holds a model."""
+        size = _ffi.check(self._lib, self._lib.llmc_file_adapters(self._file, _ffi.ffi().NULL, 0))
+        text = _ffi.ffi().new("char[]", size + 1)
+        _ffi.check(self._lib, self._lib.llmc_file_adapters(self._file, text, size + 1))
+        lines = os.fsdecode(_ffi.ffi().string(text)).splitlines()
+        return dict(line.partition("=")[::2] for line in lines)
+
+    def set_base(self, path: str | os.PathLike[str]) -> None:
+        """Read the base of the file's adapters from another place than where it was."""
+        _ffi.check(self._lib, self._lib.llmc_file_set_base(self._file, _ffi.encoded(path)))
 
     def load_into(self, model: Any) -> None:
         """Load the weights into a C model, which changes only after the whole file has been checked."""

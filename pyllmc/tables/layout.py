@@ -188,7 +188,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 class Row(NamedTuple):
     """One tensor. shape: the shape of one layer; torch_name: holds %d for the layer if the tensor is per_layer."""
 
-    kind: str  # PARAM, LAYER_PARAM, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
+    kind: str  # PARAM, LAYER_PARAM, ADAPTER, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
     name: str
     shape: tuple[int, ...]
     torch_name: str
@@ -205,6 +205,11 @@ class Row(NamedTuple):
         return self.kind.endswith("PARAM")
 
     @property
+    def is_act(self) -> bool:
+        """True for what a pass computes. An ADAPTER is neither that nor a parameter of model files."""
+        return not self.is_param and self.kind != "ADAPTER"
+
+    @property
     def size(self) -> int:
         """The number of elements of one layer."""
         return math.prod(self.shape)
@@ -213,7 +218,7 @@ class Row(NamedTuple):
         return self.torch_name % layer if self.per_layer else self.torch_name
 
 
-PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
+PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM|ADAPTER)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
 ACT = re.compile(
     r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, ((?P<level>\d)|(?P<other>\w+)))?\)"
@@ -240,12 +245,12 @@ def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     )
 
 
-def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
+def table(config: GPTConfig, B: int = 1, T: int = 1, lora_rank: int = 0) -> list[Row]:
     """The tensors of a model with room for B sequences of T tokens. Parameters are in the order of memory and files.
 
-    Only tensors that the model has: one of 0 rows is not there.
+    Only tensors that the model has: one of 0 rows is not there, and without LoRA none of its.
     """
-    sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer}
+    sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer, "r": lora_rank}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
     sizes["Vh"] = sizes["Vp"] if config.untied else 0
     levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
@@ -257,7 +262,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1) -> list[Row]:
             torch_name=row.get("torch_name", ""),
             init=row.get("init", ""),
             decay=row.get("decay") == "1",
-            per_layer=row["kind"].startswith("LAYER_") or row["kind"] == "CACHE",
+            per_layer=row["kind"].startswith("LAYER_") or row["kind"] in ("CACHE", "ADAPTER"),
             type=row.get("type", "F"),
             level=0 if row["kind"] == "CHUNK_ACT" else levels[row.get("other") or row["name"]],
             other=row.get("other", ""),

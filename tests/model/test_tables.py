@@ -19,13 +19,15 @@ from pyllmc.trainer import Options
 KINDS = {lib.LLMC_PARAM: ("PARAM", "LAYER_PARAM"), lib.LLMC_ACT: ("ACT",), lib.LLMC_LAYER_ACT: ("LAYER_ACT",)}
 KINDS.update(
     {
+        lib.LLMC_ADAPTER: ("ADAPTER",),
         lib.LLMC_CACHE: ("CACHE",),
         lib.LLMC_CHUNK_ACT: ("CHUNK_ACT",),
         lib.LLMC_OVER_ACT: ("OVER_ACT",),
         lib.LLMC_GRAD_ACT: ("GRAD_ACT",),
     }
 )
-INITS = {lib.LLMC_ZERO: "ZERO", lib.LLMC_ONE: "ONE", lib.LLMC_NORMAL: "NORMAL", lib.LLMC_RESIDUAL: "RESIDUAL"}
+INITS = {getattr(lib, f"LLMC_{name}"): name for name in ("ZERO", "ONE", "NORMAL", "RESIDUAL", "UNIFORM")}
+ADAPTERS = [name + part for name in ("qkv", "attproj", "fc", "fcproj") for part in "AB"]
 
 sizes = st.integers(1, 300)
 
@@ -39,29 +41,34 @@ sizes = st.integers(1, 300)
     B=sizes,
     recompute=st.integers(0, 3),
     untied=st.integers(0, 1),
+    rank=st.integers(0, 4),
 )
-def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute, untied):
+def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute, untied, rank):
     config, T = GPTConfig(V, maxT, L, NH, NH * hs, untied=untied), (maxT + 1) // 2
+    rank = min(rank, NH * hs)
     c = ffi.new("llmc_config *", {"maxT": maxT, "V": V, "L": L, "NH": NH, "C": NH * hs, "untied": untied})
     rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
-    assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 1)), rows) == 0
+    room = ffi.new("llmc_room *", (B, T, 1, recompute, 1, lib.LLMC_FP32, rank, 15 if rank else 0, 16))
+    assert lib.llmc_layout(c, room, rows) == 0
     theirs = [t for t in rows if t.rank]  # the others are not there
-    assert {_ffi.text(t.name) for t in rows if not t.rank} == (set() if untied else {"lmheadw"})
+    missing = {_ffi.text(t.name) for t in rows if not t.rank}
+    assert ("lmheadw" in missing) == (not untied)
+    assert missing - {"lmheadw"} == (set() if rank else {*ADAPTERS, "lora", "dlora"})
     assert not any(t.size for t in rows if not t.rank)
-    ours = layout.table(config, B, T)
+    ours = layout.table(config, B, T, lora_rank=rank)
     assert len(ours) == len(theirs)
     offset = 0
     for row, t in zip(ours, theirs):
         assert row.name == _ffi.text(t.name)
         assert row.kind in KINDS[t.kind]
-        assert row.type == {lib.LLMC_I: "I", lib.LLMC_F: "F", lib.LLMC_X: "X"}[t.type] or row.is_param
+        assert row.type == {lib.LLMC_I: "I", lib.LLMC_F: "F", lib.LLMC_X: "X"}[t.type] or not row.is_act
         assert row.shape == tuple(t.shape[0 : t.rank])
         assert (row.size, row.per_layer) == (t.size, t.layers > 0)
         assert t.kept == (not row.level or recompute < row.level)
         if row.kind == "OVER_ACT":
             other = next(t for t in theirs if _ffi.text(t.name) == row.other)
             assert t.size <= other.size and (t.offset == other.offset) == (not t.kept)
-        if row.is_param:
+        if not row.is_act:
             assert (row.torch_name, row.init, row.decay) == (
                 _ffi.text(t.torch_name),
                 INITS[t.init],
@@ -69,7 +76,10 @@ def test_every_row_of_the_tensors(V, maxT, L, NH, hs, B, recompute, untied):
             )
             assert t.offset == offset
             offset += row.size * (L if row.per_layer else 1)
-    assert sum(row.size for row, _ in layout.parameters(config)) == offset
+    adapters = [row for row in ours if row.kind == "ADAPTER"]
+    assert [row.name for row in adapters] == (ADAPTERS if rank else [])
+    files = offset - sum(row.size * L for row in adapters)
+    assert sum(row.size for row, _ in layout.parameters(config)) == files  # model files hold no adapters
 
 
 def test_the_highest_recompute_is_the_same_in_every_table():
@@ -94,7 +104,8 @@ def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
     for recompute in range(4):
         rows = ffi.new("llmc_tensor[]", lib.llmc_num_tensors())
         assert lib.llmc_layout(c, ffi.new("llmc_room *", (B, T, 1, recompute, 0)), rows) == 0
-        at = {_ffi.text(row.name): row for row in rows if row.kind != lib.LLMC_PARAM}
+        weights = (lib.LLMC_PARAM, lib.LLMC_ADAPTER)
+        at = {_ffi.text(row.name): row for row in rows if row.kind not in weights and row.rank}
         logits = at["logits"]
         assert (logits.offset == at["fch_gelu"].offset) == (recompute > 0)
         assert not logits.kept and logits.size == min(B * T, 512) * 50304

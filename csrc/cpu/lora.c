@@ -1,0 +1,212 @@
+/* LoRA's products, of which one size is the rank. That is small, so memory bounds them: each makes one pass over the rows.
+ *
+ *   down   hidden(rows,r) = rows of numbers @ a matrix with r rows, or r columns
+ *   up     out(rows,N) += hidden @ a matrix (r,N), or the transpose of one (N,r)
+ *
+ * A thread takes ROWS rows at a time. It works in tiles, whose sums stay in registers. */
+#include "element.h"
+#include "gelu.h"
+#include "isa.h"
+#include "threads.h"
+
+enum {
+    MOST_RANK = 256,
+    ROWS = 64,             /* a strip of a transposed matrix serves so many rows */
+    TILE = 4,              /* rows of a tile */
+    NV = VL == 16 ? 4 : 2, /* vectors in a row of it: all registers are in use */
+    PART = 256,            /* numbers of one sum: sums of sums lose less than one long sum */
+};
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+
+typedef struct Product {
+    floatX *out, *gelu, *hidden;
+    const floatX *inp, *down, *up, *slope;
+    float scale;
+    int64_t rows;
+    int C, N, r;      /* columns of inp and of out */
+    int down_columns; /* down is (C,r), else (r,C) */
+    int up_columns;   /* up is (N,r), else (r,N) */
+} Product;
+
+/* ---- down ---- */
+
+/* Row i of a tile that has `rows` of them. Rows that are missing repeat the last, and nobody stores their sums. */
+static inline int64_t tile_row(int i, int rows) { return i < rows ? i : rows - 1; }
+
+/* sums[i][k] += inp[i][c] . down[k][c] over n numbers, for TILE rows of both. */
+INLINE void add_dots(float sums[TILE][TILE], const floatX *inp, int rows, const floatX *down, int ranks, int C, int n) {
+    vf acc[TILE][TILE] = {{{0}}};
+    for (int c = 0; c < n; c += VL) {
+        const int lanes = LANES(c, n);
+        vf x[TILE];
+        for (int i = 0; i < TILE; i++) x[i] = fx_load_n(inp + tile_row(i, rows) * C + c, lanes);
+        for (int k = 0; k < TILE; k++) {
+            const vf w = fx_load_n(down + tile_row(k, ranks) * C + c, lanes);
+            for (int i = 0; i < TILE; i++) acc[i][k] += x[i] * w;
+        }
+    }
+    for (int i = 0; i < TILE; i++)
+        for (int k = 0; k < TILE; k++) sums[i][k] += vf_sum(acc[i][k]);
+}
+
+/* hidden[i][k] of a tile, for down (r,C). */
+static void dots(const Product *p, float *hidden, const floatX *inp, int rows, int k) {
+    const int ranks = smaller(TILE, p->r - k);
+    float sums[TILE][TILE] = {{0}};
+    for (int c = 0; c < p->C; c += PART)
+        add_dots(sums, inp + c, rows, p->down + (int64_t)k * p->C + c, ranks, p->C, smaller(PART, p->C - c));
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < ranks; j++) hidden[i * p->r + k + j] = sums[i][j];
+}
+
+/* The same for down (C,r): VL ranks at a time. */
+static void columns(const Product *p, float *hidden, const floatX *inp, int rows, int k) {
+    const int lanes = LANES(k, p->r);
+    vf total[TILE] = {{0}};
+    for (int first = 0; first < p->C; first += PART) {
+        const int n = smaller(PART, p->C - first);
+        float x[TILE][PART];
+        vf acc[TILE] = {{0}};
+        for (int i = 0; i < TILE; i++)
+            for (int c = 0; c < n; c += VL)
+                vf_store(x[i] + c, fx_load_n(inp + tile_row(i, rows) * p->C + first + c, LANES(c, n)));
+        for (int c = 0; c < n; c++) {
+            const vf w = fx_load_n(p->down + (int64_t)(first + c) * p->r + k, lanes);
+            for (int i = 0; i < TILE; i++) acc[i] += x[i][c] * w;
+        }
+        for (int i = 0; i < TILE; i++) total[i] += acc[i];
+    }
+    for (int i = 0; i < rows; i++) vf_store_n(hidden + i * p->r + k, total[i], lanes);
+}
+
+/* Stores what a block of rows has hidden, and leaves it in `hidden` as it will be read back. */
+static void store_hidden(const Product *p, float *hidden, int64_t row, int rows) {
+    const int n = rows * p->r;
+    for (int i = 0; i < n; i += VL) {
+        const int lanes = LANES(i, n);
+        const vf x = vf_load_n(hidden + i, lanes) * p->scale;
+        fx_store_n(p->hidden + row * p->r + i, x, lanes);
+        vf_store_n(hidden + i, fx_rounded(x), lanes);
+    }
+}
+
+static void go_down(const Product *p, float *hidden, int64_t row, int rows) {
+    for (int i = 0; i < rows; i += TILE)
+        for (int k = 0; k < p->r; k += p->down_columns ? VL : TILE)
+            (p->down_columns ? columns : dots)(p, hidden + i * p->r, p->inp + (row + i) * p->C, smaller(TILE, rows - i),
+                                               k);
+    store_hidden(p, hidden, row, rows);
+}
+
+/* ---- up ---- */
+
+typedef vf Strip[MOST_RANK][NV];
+
+/* Columns j .. j + NV VL of `up` (r,N), as floats. Lanes beyond N are 0. */
+static void load_strip(const Product *p, Strip strip, int j) {
+    for (int k = 0; k < p->r; k++)
+        for (int v = 0; v < NV; v++) {
+            const int from = j + v * VL;
+            strip[k][v] = from < p->N ? fx_load_n(p->up + (int64_t)k * p->N + from, LANES(from, p->N)) : vf_set(0);
+        }
+}
+
+/* The same where `up` is (N,r). */
+static void load_transposed(const Product *p, Strip strip, int j) {
+    for (int k = 0; k < p->r; k++)
+        for (int v = 0; v < NV; v++)
+            for (int i = 0; i < VL; i++) {
+                const int n = j + v * VL + i;
+                strip[k][v][i] = n < p->N ? fx_load_one(p->up + (int64_t)n * p->r + k) : 0;
+            }
+}
+
+/* Adds a vector of sums to out, and makes of it what comes next. */
+INLINE void finish(const Product *p, int64_t at, vf sum, int lanes) {
+    if (p->slope) sum *= gelu_slope(fx_load_n(p->slope + at, lanes));
+    const vf y = fx_load_n(p->out + at, lanes) + sum;
+    fx_store_n(p->out + at, y, lanes);
+    if (p->gelu) fx_store_n(p->gelu + at, gelu(fx_rounded(y)), lanes);
+}
+
+static void up_tile(const Product *p, const float *hidden, Strip strip, int64_t row, int rows, int j) {
+    vf acc[TILE][NV] = {{{0}}};
+    for (int k = 0; k < p->r; k++)
+        for (int i = 0; i < TILE; i++) {
+            const float h = hidden[tile_row(i, rows) * p->r + k];
+            for (int v = 0; v < NV; v++) acc[i][v] += h * strip[k][v];
+        }
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < NV; v++) {
+            const int from = j + v * VL;
+            if (from < p->N) finish(p, (row + i) * p->N + from, acc[i][v], LANES(from, p->N));
+        }
+}
+
+static void go_up(const Product *p, const float *hidden, int64_t row, int rows) {
+    Strip strip;
+    for (int j = 0; j < p->N; j += NV * VL) {
+        (p->up_columns ? load_transposed : load_strip)(p, strip, j);
+        for (int i = 0; i < rows; i += TILE) up_tile(p, hidden + i * p->r, strip, row + i, smaller(TILE, rows - i), j);
+    }
+}
+
+/* ---- the entries ---- */
+
+static void load_hidden(const Product *p, float *hidden, int64_t row, int rows) {
+    const int n = rows * p->r;
+    for (int i = 0; i < n; i += VL)
+        vf_store_n(hidden + i, fx_load_n(p->hidden + row * p->r + i, LANES(i, n)), LANES(i, n));
+}
+
+static void blocks_of(const void *given, Part blocks) {
+    const Product *p = given;
+    float hidden[ROWS * MOST_RANK];
+    for (int64_t row = blocks.from * ROWS; row < blocks.to * ROWS && row < p->rows; row += ROWS) {
+        const int rows = p->rows - row < ROWS ? (int)(p->rows - row) : ROWS;
+        if (p->down) go_down(p, hidden, row, rows);
+        else load_hidden(p, hidden, row, rows);
+        if (p->up) go_up(p, hidden, row, rows);
+    }
+}
+
+static void run(Context *ctx, const Product *p) {
+    const int64_t blocks = ceil_div(p->rows, ROWS), elements = p->rows * (p->C + p->N);
+    parallel_static(threads_among(ctx, blocks, elements), blocks, blocks_of, p);
+}
+
+void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
+                     const floatX *Bw, float scale, int B, int T, int C, int OC, int r) {
+    run(ctx, &(Product){.out = out,
+                        .gelu = gelu,
+                        .hidden = hidden,
+                        .inp = inp,
+                        .down = A,
+                        .up = Bw,
+                        .scale = scale,
+                        .rows = (int64_t)B * T,
+                        .C = C,
+                        .N = OC,
+                        .r = r,
+                        .up_columns = 1});
+}
+
+void K(lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale, int B,
+                             int T, int OC, int r) {
+    run(ctx, &(Product){.hidden = dhidden,
+                        .inp = dout,
+                        .down = Bw,
+                        .scale = scale,
+                        .rows = (int64_t)B * T,
+                        .C = OC,
+                        .r = r,
+                        .down_columns = 1});
+}
+
+void K(lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
+                            int B, int T, int C, int r) {
+    run(ctx,
+        &(Product){
+            .out = dinp, .hidden = (floatX *)dhidden, .slope = pre, .up = A, .rows = (int64_t)B * T, .N = C, .r = r});
+}

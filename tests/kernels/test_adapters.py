@@ -1,0 +1,105 @@
+"""LoRA's kernels: parity with PyTorch on every instruction set and device, around every edge of their tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import Kernel, assert_parity, in_every_way
+from test_matmul import both, gelu, normal, slope
+
+# (B, T, C, OC, r): ones, primes, tiles of 4 rows, strips of 32 and 64 columns, blocks of 64 rows, parts of 256 numbers
+SHAPES = [
+    (1, 1, 1, 1, 1), (1, 1, 8, 3, 8), (1, 2, 3, 5, 2), (1, 3, 17, 7, 5), (2, 2, 31, 33, 4), (1, 5, 48, 130, 7),
+    (1, 4, 64, 63, 8), (1, 63, 20, 65, 8), (1, 65, 19, 64, 3), (2, 64, 33, 129, 16), (1, 130, 24, 48, 17),
+    (1, 9, 257, 31, 8), (1, 5, 255, 40, 33), (1, 3, 768, 96, 8), (1, 4, 96, 768, 9), (1, 7, 300, 17, 256),
+]  # fmt: skip
+SCALE = 1.7
+
+
+class Case:
+    """Inputs of one shape in guarded buffers, as numbers that the library can store."""
+
+    def __init__(self, buffers, B: int, T: int, C: int, OC: int, r: int, stored: str) -> None:
+        self.M, self.C, self.OC, self.r = B * T, C, OC, r
+        self.size = B, T
+        self.name = f"B={B} T={T} C={C} OC={OC} r={r}"
+        self.buffers, self.kind = buffers, getattr(torch, stored)
+        self.inp, self.dout = self.input("inp", self.M, C), self.input("dout", self.M, OC)
+        self.A, self.B = self.input("A", r, C), self.input("B", OC, r)
+        self.pre, self.hidden = self.input("pre", self.M, C), self.input("hidden", self.M, r)
+
+    def input(self, name: str, *shape: int) -> np.ndarray:
+        x = torch.from_numpy(normal(name + str(shape), *shape))
+        return self.buffers.guarded(x.to(self.kind).float().numpy())
+
+    def both(self, formula, *arrays: np.ndarray) -> list[np.ndarray]:
+        return both(formula, *arrays, kind=self.kind)
+
+
+def check_forward(kernels: Kernel, c: Case) -> None:
+    start = c.input("out", c.M, c.OC)
+    for with_gelu in (False, True):
+        out, hidden = c.buffers.guarded(start), c.buffers.out(c.M, c.r)
+        active = c.buffers.out(c.M, c.OC) if with_gelu else None
+        kernels.lora_forward(out, active, hidden, c.inp, c.A, c.B, SCALE, *c.size, c.C, c.OC, c.r)
+        assert_parity(
+            hidden,
+            *c.both(lambda x, a: SCALE * (x @ a.T), c.inp, c.A),
+            what=f"hidden, {c.name}",
+            stored=kernels.stored,
+        )
+        # what is stored of hidden is what is multiplied
+        expected = c.both(lambda y, h, b: y + h @ b.T, start, hidden, c.B)
+        assert_parity(out, *expected, what=f"out, {c.name}", stored=kernels.stored)
+        if active is not None:
+            again = c.buffers.out(c.M, c.OC)
+            kernels.gelu_forward(again, out, out.size)
+            assert (active == again).all(), f"gelu is another than gelu_forward's, {c.name}"
+            assert_parity(active, *c.both(gelu, out), what=f"gelu, {c.name}", stored=kernels.stored)
+
+
+def check_backward(kernels: Kernel, c: Case) -> None:
+    dhidden = c.buffers.out(c.M, c.r)
+    kernels.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
+    expected = c.both(lambda d, b: SCALE * (d @ b), c.dout, c.B)
+    assert_parity(dhidden, *expected, what=f"dhidden, {c.name}", stored=kernels.stored)
+    start = c.input("dinp", c.M, c.C)
+    for pre in (None, c.pre):
+        dinp = c.buffers.guarded(start)
+        kernels.lora_backward_input(dinp, c.hidden, c.A, pre, *c.size, c.C, c.r)
+
+        def formula(y, h, a, p, sloped=pre is not None):
+            return y + (h @ a) * slope(p) if sloped else y + h @ a
+
+        expected = c.both(formula, start, c.hidden, c.A, c.pre)
+        assert_parity(dinp, *expected, what=f"dinp, {c.name}", stored=kernels.stored)
+
+
+@pytest.mark.parametrize("check", [check_forward, check_backward])
+def test_parity(kernels, buffers, check):
+    kernels.workspace(2, 65, 768)
+    for shape in SHAPES:
+        check(kernels, Case(buffers, *shape, kernels.stored))
+        buffers.check()
+
+
+def test_parity_unaligned(kernels, unaligned):
+    kernels.workspace(2, 65, 768)
+    for shape in SHAPES[::3]:
+        for check in (check_forward, check_backward):
+            check(kernels, Case(unaligned, *shape, kernels.stored))
+
+
+def test_results_do_not_depend_on_the_threads(kernels, buffers):
+    c = Case(buffers, 4, 120, 96, 130, 8, kernels.stored)
+    seen = set()
+    for some in in_every_way(kernels):
+        some.workspace(4, 120, 130)
+        out, active, hidden = c.input("out", c.M, c.OC), c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
+        some.lora_forward(out, active, hidden, c.inp, c.A, c.B, SCALE, *c.size, c.C, c.OC, c.r)
+        dhidden, dinp = c.buffers.out(c.M, c.r), c.input("dinp", c.M, c.C)
+        some.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
+        some.lora_backward_input(dinp, dhidden, c.A, c.pre, *c.size, c.C, c.r)
+        seen.add(b"".join(x.tobytes() for x in (out, active, hidden, dhidden, dinp)))
+    assert len(seen) == 1
