@@ -7,9 +7,12 @@ import tempfile
 import weakref
 from typing import Any
 
+from pyllmc.convert.base import base_file
 from pyllmc.convert.kinds import Found, find
 from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
+from pyllmc.engine.checkpoint import checkpoint_of
+from pyllmc.engine.weightfile import WeightFile
 from pyllmc.model import Model
 
 MODEL = "model.bin"
@@ -22,6 +25,7 @@ def adopt_model(options: Any) -> None:
     /proc, the file keeps no name, so it vanishes with the options, or with the process, however that ends. A run does not
     need it to be resumed.
     """
+    _adopt_base(options)
     name = options.get("model")
     if not options.is_given("model") or (not options.is_chat and options.get("resume")):
         return
@@ -30,6 +34,19 @@ def adopt_model(options: Any) -> None:
         return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, _place(options), options))
+
+
+def _adopt_base(options: Any) -> None:
+    """The same for the base of LoRA adapters, if the weights to start from or the run to resume hold those."""
+    name = "" if options.is_chat else options.get("resume")
+    if name and os.path.isdir(name):
+        name = os.path.join(name, "last.ckpt")  # the only one of a run's that has moments
+    if not name and options.is_given("model"):
+        name = options.get("model")
+    path = checkpoint_of(name) if name else None
+    base = base_file(WeightFile(options.lib, path), options, find) if path else ""
+    if base:
+        options.set_base_file(base)
 
 
 def _foreign(name: str, lib: Any) -> Found | None:

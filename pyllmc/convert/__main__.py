@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import begin_command, run_command, typed
+from pyllmc.base.errors import InvalidArgument, begin_command, run_command, typed
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -16,11 +17,14 @@ from pyllmc.convert import open_weights
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
+from pyllmc.convert.native import open_native
+from pyllmc.convert.peft_adapter import save_adapter
 from pyllmc.convert.recipes import Weights
-from pyllmc.engine.checkpoint import training
+from pyllmc.engine.checkpoint import checkpoint_of, training
 from pyllmc.tables.options import Parser, at_least
 
 PROG = "pyllmc.convert"
+PEFT = "peft"  # the word of --to for adapters
 SOURCES = """a run or checkpoint, llm.c's model.bin, OpenAI's model.ckpt, a folder or safetensors of Hugging Face's (GPT-2,
 GPT-Neo), a nanoGPT or minGPT .pt, or hub:gpt2, owner/name of the hub"""
 
@@ -30,6 +34,8 @@ EXAMPLES = (
     "python -m pyllmc.convert runs/demo demo.gguf  for llama.cpp",
     "python -m pyllmc.convert ckpt.pt model.bin    nanoGPT's weights for llm.c",
     "python -m pyllmc.convert hub:gpt2 gpt2.bin --dtype=bf16",
+    "python -m pyllmc.convert runs/lora adapter    LoRA adapters for PEFT",
+    "python -m pyllmc.convert runs/lora whole --merge",
 )
 
 
@@ -39,7 +45,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "destination", metavar="DST", help="a folder (Hugging Face), NAME.gguf or NAME.bin (llm.c)"
     )
-    parser.add_argument("--to", default="", help=f"{', '.join(FORMATS)}; default: by the name of DST")
+    parser.add_argument(
+        "--to",
+        default="",
+        help=f"{', '.join(FORMATS)}, or {PEFT} (LoRA adapters); default: by the name of DST",
+    )
     parser.add_argument(
         "--dtype", default="fp32", help="number format: fp32, bf16, or fp16 (not in bin) [fp32]"
     )
@@ -53,6 +63,12 @@ def make_parser() -> Parser:
         "--untied",
         action="store_true",
         help="write the embedding again as output.weight into a GGUF, because llama.cpp before March 2025 wants it",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="write LoRA adapters as a whole model; default: for PEFT"
+    )
+    parser.add_argument(
+        "--base", default="", help="name of the base model in a PEFT adapter; default: its path"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a name of the hub")
@@ -74,8 +90,32 @@ def read(o: Any) -> tuple[Weights, dict[str, Any]]:
     return weights, tensors
 
 
+def holds_adapters(o: Any) -> bool:
+    """True if SRC holds LoRA adapters that are to stay such. Raises InvalidArgument if DST cannot hold them."""
+    file = checkpoint_of(o.source)
+    adapters = file is not None and bool(open_native(file).adapters)
+    if o.merge and not adapters:
+        raise InvalidArgument(f"{o.source} holds no adapters to merge: leave --merge out")
+    if not adapters and (o.base or o.to == PEFT):
+        raise InvalidArgument(
+            f"{o.source} holds no adapters: --to={PEFT} and --base are for those of a LoRA run"
+        )
+    if (
+        adapters
+        and not o.merge
+        and (format_of(o.destination, "" if o.to == PEFT else o.to) != "hf" or o.to == "hf")
+    ):
+        raise InvalidArgument(
+            f"{o.source} holds adapters, {o.destination} would hold a whole model: add --merge"
+        )
+    return adapters and not o.merge
+
+
 def convert(o: Any) -> None:
     """Converts SRC into DST; refuses what can be refused before it reads anything large."""
+    if holds_adapters(o):
+        print(f"wrote {o.destination}: {save_adapter(o.destination, Path(o.source), o.overwrite, o.base)}")
+        return
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
     check_untied(to, o.untied)

@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 ENGINE = Kind("native", "open_file", "")
 FOLDER = Kind("huggingface", "open_folder", "Hugging Face folder")
 ONE_FILE = Kind("huggingface", "open_file", "file of a Hugging Face folder")
+ADAPTER = Kind("peft_adapter", "open_folder", "PEFT adapter, merged into its base")
 PYTORCH = Kind("pytorch", "open_file", "PyTorch file")
 
 
@@ -50,7 +51,7 @@ class Found(NamedTuple):
         """Opens the weights; only their numbers are not checked yet. n_head: for a minGPT file, which does not tell it."""
         opener = getattr(import_module(f"pyllmc.convert.{self.kind.module}"), self.kind.opener)
         if self.is_engines:
-            weights: Weights = opener(self.where)
+            weights: Weights = opener(self.where, find)
         elif self.kind == PYTORCH:
             weights = opener(self.where, n_head, self.said)
         else:
@@ -71,6 +72,8 @@ def _kind_of_folder(path: Path) -> Found:
     if is_run(path) or is_bundle(path):
         return Found(ENGINE, path, path)
     config = path / "config.json"
+    if (path / "adapter_config.json").exists() and not config.exists():
+        return Found(ADAPTER, path, path)
     said = read_json(config) if config.exists() else None
     if said is not None and "model_type" in said:
         return Found(FOLDER, path, path, said)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyllmc.convert.base import settle_base
 from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import find_checkpoint
 
@@ -34,10 +36,11 @@ def describe(path: Path) -> str:
     return str(open_native(path).describe())
 
 
-def open_file(path: Path) -> Weights:
-    """Reads the file. Its tensors are views of memory that lives as long as they do."""
+def open_file(path: Path, find: Callable[[str], Any]) -> Weights:
+    """Reads the file. Its tensors are views of memory that lives as long as they do. find: finds the base of adapters."""
     from pyllmc.engine.arena import load_arena
 
     file = open_native(path)
+    settle_base(file, find)
     arena = load_arena(file)
     return Weights(file.describe(), arena.config, arena.parameters())

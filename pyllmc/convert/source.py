@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Union
 from pyllmc.base.checks import as_path
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.convert import hub, native
+from pyllmc.convert.base import settle_base
 from pyllmc.convert.kinds import Found, find
 from pyllmc.engine import _ffi
 from pyllmc.engine.weightfile import WeightFile
@@ -62,6 +63,7 @@ def make_config(source: Source, lib: Any) -> Origin:
         weights = source.open()
         return Origin(_c_config(weights.config), weights=weights, where=where)
     file = WeightFile(lib, native.file_of(source.where))
+    settle_base(file, find)
     return Origin(file.config, file, where=where)
 
 

@@ -1,0 +1,211 @@
+"""LoRA adapters in the format of Hugging Face's PEFT: written from a run with --lora_rank, and read as a whole model.
+
+A folder holds adapter_config.json, which names the base model, the rank and the layers, and adapter_model.safetensors with
+base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r). W becomes W + alpha / r (B @ A); see PEFT's docs,
+"LoRA" and "checkpoint format".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument
+from pyllmc.base.files import atomic_directory, writing
+from pyllmc.convert.hf_config import read_json
+from pyllmc.convert.recipes import Tensor, Weights
+from pyllmc.tables import layout
+from pyllmc.tables.layout import GPTConfig
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+ENDS = (".lora_A.weight", ".lora_B.weight")
+# options of PEFT's that make another formula of it, and the values at which they do not
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",), "use_dora": (None, False), "use_rslora": (None, False), "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}), "modules_to_save": (None, []), "trainable_token_indices": (None, []),
+    "lora_bias": (None, False),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reading: the base with the adapters merged
+
+
+def open_folder(folder: Path, said: Any = None) -> Weights:
+    """The base's weights with an adapter merged into them. Raises BadFile if the adapter is of another model or kind."""
+    from pyllmc.convert import hub
+    from pyllmc.convert.kinds import find
+    from pyllmc.convert.source import locate
+
+    about = read_json(folder / CONFIG)
+    scale = _scale(folder, about)
+    base = about.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise BadFile(f"{folder / CONFIG} names no base model: write its path as base_model_name_or_path")
+    place = locate(base) or (locate(f"hub:{base}") if hub.NAME.fullmatch(base) else None)
+    if place is None:
+        raise BadFile(
+            f"{folder} holds adapters of {base}, which does not exist here: put its path into {CONFIG}"
+        )
+    weights = find(place).open()
+    tensors = _tensors(folder, weights.config, int(about["r"]))
+    what = f"PEFT adapter of rank {about['r']}, merged into {base}: {weights.what}"
+    return Weights(what, weights.config, _merged(weights, tensors, scale), weights.notes)
+
+
+def _scale(folder: Path, about: Mapping[str, Any]) -> float:
+    where = folder / CONFIG
+    if about.get("peft_type") != "LORA":
+        raise BadFile(f"{where}: peft_type is {about.get('peft_type')}, only LORA is read")
+    for key, usual in PLAIN.items():
+        if about.get(key, usual[0]) not in usual:
+            raise BadFile(
+                f"{where}: {key}={about[key]} is not read: merge the adapter with PEFT (merge_and_unload)"
+            )
+    rank, alpha = about.get("r"), about.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise BadFile(f"{where}: r={rank} and lora_alpha={alpha} are no rank and no factor")
+    return alpha / rank
+
+
+def _tensors(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
+    """A and B by the names of our table. Raises BadFile for a name or a shape that this model does not have."""
+    from pyllmc.convert.huggingface import read_safetensors
+
+    expected = {
+        row.torch_name_of(l): row.shape
+        for row in layout.table(config, lora_rank=rank)
+        if row.kind == "ADAPTER"
+        for l in range(config.n_layer)
+    }
+    found, path = {}, folder / TENSORS
+    for name, tensor in read_safetensors(path).items():
+        own = name.removeprefix(PREFIX)
+        own = own if own.startswith("transformer.") else f"transformer.{own}"
+        if own not in expected:
+            raise BadFile(f"{path}: {name} adapts no matrix of this model: is it an adapter of another one?")
+        if tensor.shape != expected[own]:
+            raise BadFile(
+                f"{path}: {name} is {tensor.shape}, expected {expected[own]}: it is an adapter of another model"
+            )
+        found[own] = tensor
+    alone = [name for name in found if _other(name) not in found]
+    if alone or not found:
+        raise BadFile(f"{path} lacks {_other(alone[0]) if alone else 'every adapter'}: copy it again")
+    return found
+
+
+def _other(name: str) -> str:
+    """A's name for B, and B's for A."""
+    mine, others = ENDS if name.endswith(ENDS[0]) else ENDS[::-1]
+    return name.removesuffix(mine) + others
+
+
+def _merged(weights: Weights, tensors: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Any]]:
+    for name, x in weights.tensors:
+        stem = name.removesuffix(".weight")
+        if stem + ENDS[0] in tensors:
+            a, b = (tensors[stem + end].read() for end in ENDS)
+            x = x + scale * (b @ a)
+        yield name, x
+
+
+# ---------------------------------------------------------------------------------------------------------
+# writing
+
+
+def read_adapters(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a checkpoint tells about its adapters, and their matrices by the names of our table; ({}, {}) if it has none."""
+    import numpy as np
+
+    from pyllmc.convert.base import settle_base
+    from pyllmc.convert.kinds import find
+    from pyllmc.convert.native import open_native
+    from pyllmc.engine import _ffi
+    from pyllmc.engine.arena import Arena, make_handle
+    from pyllmc.engine.arguments import choose_trained
+
+    file = open_native(path)
+    about = file.adapters
+    if not about:
+        return {}, {}
+    settle_base(file, find)
+    lib, room = _ffi.load(), _ffi.ffi().new("llmc_room *", {"B": 1, "T": 1})
+    rank, alpha = int(about["lora_rank"]), float(about["lora_alpha"])
+    held = choose_trained(lib, room, about["train_only"], rank, alpha, about["lora_on"])
+    handle = make_handle(lib, file.config, room)
+    file.load_into(handle)
+    del held
+    arena = Arena(lib, handle, handle)
+    return about, {name: np.array(x) for name, x in arena.parameters() if name.endswith(ENDS)}
+
+
+def adapter_json(about: Mapping[str, str], base: str) -> dict[str, Any]:
+    """adapter_config.json. GPT-2 in transformers stores its matrices (in, out), which fan_in_fan_out says."""
+    alpha = float(about["lora_alpha"])
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": int(about["lora_rank"]),
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": [
+            layers[target] for layers in [_layers()] for target in about["lora_on"].split(",")
+        ],
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _layers() -> dict[str, str]:
+    """LoRA's targets -> the ends of PyTorch's names: "fc" -> "mlp.c_fc"."""
+    rows = [row for row in layout.table(GPTConfig(1, 1, 1, 1, 1)) if row.kind == "ADAPTER"]
+    return {row.name[:-1]: row.torch_name.split("%d.")[1].split(".lora_")[0] for row in rows}
+
+
+def save_adapter(path: str | os.PathLike[str], source: Path, overwrite: bool = False, base: str = "") -> str:
+    """Writes the adapters of a run or checkpoint as a folder for PEFT; returns a sentence on what was written.
+
+    base: the base model as PEFT is to find it; default: where the run found it. Raises DataError if the adapters are not all
+    that was trained, InvalidArgument if something else lies at `path`.
+    """
+    from pyllmc.convert.to_hf import write_json, write_safetensors
+
+    place = os.path.realpath(path)
+    check_place(place, overwrite)
+    about, tensors = read_adapters(source)
+    if not about:
+        raise DataError(f"{source} holds no adapters, but a whole model: leave --to=peft out")
+    if about["train_only"]:
+        raise DataError(
+            f"{source} has trained {about['train_only']}, too, which an adapter of PEFT cannot hold: write the whole model "
+            "with --merge"
+        )
+    named = [(PREFIX + name, x) for name, x in tensors.items()]
+    with atomic_directory(place, lambda: check_place(place, overwrite)) as folder, writing(place):
+        write_json(folder, CONFIG, adapter_json(about, base or about["base"]))
+        write_safetensors(os.path.join(folder, TENSORS), iter(named), iter(named), "fp32")
+    return f"PEFT adapter of rank {about['lora_rank']} on {about['lora_on']}, {len(named)} tensors, for {base or about['base']}"
+
+
+def check_place(place: str, overwrite: bool) -> None:
+    """Raises InvalidArgument if something lies there that is no adapter, or an adapter that may not be replaced."""
+    if not os.path.lexists(place) or (os.path.isdir(place) and not os.listdir(place)):
+        return
+    strange = (
+        sorted(set(os.listdir(place)) - {CONFIG, TENSORS, "README.md"}) if os.path.isdir(place) else [place]
+    )
+    if strange:
+        raise InvalidArgument(f"{place} exists and is no adapter ({strange[0]}): name another destination")
+    try:
+        json.loads(Path(place, CONFIG).read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InvalidArgument(f"{place} exists and is no adapter: name another destination") from None
+    if not overwrite:
+        raise InvalidArgument(f"{place} exists: replace it with --overwrite, or name another destination")

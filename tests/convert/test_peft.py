@@ -1,0 +1,285 @@
+"""LoRA runs on disk: their checkpoints, and adapters in PEFT's format, written for it and read from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PLAIN, ROOT
+
+import pyllmc
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument
+from pyllmc.convert.__main__ import main as convert
+from pyllmc.engine.weightfile import WeightFile
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "max_seq_len": 24, "B": 3}
+CALM = {"val_every": 0, "sample_every": 0, "checkpoint_every": 4, "keep": 9, "threads": 2}
+
+
+def train(data: Path, out: Path, **options) -> Path:
+    for _ in pyllmc.Trainer(data=str(data), out=str(out), **{**CALM, **options}):
+        pass
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory) -> Path:
+    return train(data, tmp_path_factory.mktemp("lora") / "base", max_steps=12, lr=3e-2, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def run(data, base) -> Path:
+    """A LoRA run whose adapters have learnt something."""
+    out = base.parent / "run"
+    return train(
+        data, out, model=str(base), B=3, max_steps=8, lora_rank=4, lora_alpha=6, lr=3e-2, warmup_steps=0
+    )
+
+
+def logits_of(m: pyllmc.Model, ids: np.ndarray) -> np.ndarray:
+    m.forward(ids)
+    return np.array(m.logits)
+
+
+def ids_for(m: pyllmc.Model) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, m.config.vocab_size, (2, 20))
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.abs(a - b).max() <= 2e-5 * np.abs(b).max())
+
+
+def test_a_checkpoint_holds_what_was_trained(base, run):
+    """It is small, names its base, and is loaded with its adapters or merged: the logits are the same."""
+    assert (run / "last.ckpt").stat().st_size < 0.5 * (base / "last.ckpt").stat().st_size
+    about = WeightFile(pyllmc.engine._ffi.load(), run / "last.ckpt").adapters
+    assert about["base"] == str(base / "last.ckpt") and about["lora_on"] == "qkv,attproj,fc,fcproj"
+    apart = pyllmc.Model(run, lora_rank=4, lora_alpha=6, training=False)
+    merged, plain = (pyllmc.Model(path, training=False) for path in (run, base))
+    ids = ids_for(plain)
+    assert np.abs(logits_of(apart, ids) - logits_of(plain, ids)).max() > 0.1
+    assert close(logits_of(merged, ids), logits_of(apart, ids))
+    frozen = [name for name in plain.params if "c_" not in name or name.endswith("bias")]
+    for name in frozen:
+        assert (merged.params[name] == plain.params[name]).all(), name
+    for name in plain.params:
+        assert (apart.params[name] == plain.params[name]).all(), name
+
+
+def test_a_run_is_resumed_to_the_bit(data, run, tmp_path):
+    again = train(data, tmp_path / "again", resume=str(run / "step_00000004.ckpt"))
+    first, second = (
+        pyllmc.Model(path, lora_rank=4, lora_alpha=6) for path in (run / "last.ckpt", again / "last.ckpt")
+    )
+    assert first.step == second.step == 8
+    for name in first.params:
+        assert (first.params[name] == second.params[name]).all(), name
+    for name in first.moments:
+        for a, b in zip(first.moments[name], second.moments[name]):
+            assert (a == b).all(), name
+
+
+def test_adapters_and_named_tensors_together(data, base, tmp_path):
+    out = train(
+        data,
+        tmp_path / "run",
+        model=str(base),
+        B=3,
+        max_steps=4,
+        lora_rank=2,
+        train_only="lnf*,h.1.ln1b",
+        lr=1e-2,
+    )
+    m = pyllmc.Model(out, lora_rank=2, train_only="lnf*,h.1.ln1b")
+    plain = pyllmc.Model(base, training=False)
+    changed = {name for name in plain.params if (m.params[name] != plain.params[name]).any()}
+    assert changed == {"transformer.ln_f.weight", "transformer.ln_f.bias", "transformer.h.1.ln_1.bias"}
+    again = train(data, tmp_path / "more", resume=str(out), max_steps=6)
+    assert pyllmc.Model(again).config == plain.config
+    with pytest.raises(DataError, match="has trained lnf.*which an adapter of PEFT cannot hold"):
+        pyllmc.convert.peft_adapter.save_adapter(tmp_path / "adapter", out)
+
+
+def test_a_run_of_some_tensors_is_resumed_to_the_bit(data, base, tmp_path):
+    named = {"train_only": "h.1.*", "model": str(base), "B": 3, "max_steps": 8}
+    whole = train(data, tmp_path / "whole", **named)
+    again = train(data, tmp_path / "again", resume=str(whole / "step_00000004.ckpt"))
+    first, second = (pyllmc.Model(path / "last.ckpt", train_only="h.1.*") for path in (whole, again))
+    for name in first.params:
+        assert (first.params[name] == second.params[name]).all(), name
+    for name in first.moments:
+        assert all((a == b).all() for a, b in zip(first.moments[name], second.moments[name]))
+    other = pyllmc.Model(whole / "last.ckpt", train_only="h.0.*")  # as many moments, but of other tensors
+    assert other.step == 0 and not any(other.moments[name][0].any() for name in other.moments)
+    with pytest.raises(InvalidArgument, match=r"--train_only=h.0.\*, but the run has --train_only=h.1.\*"):
+        pyllmc.Trainer(resume=str(whole), train_only="h.0.*")
+
+
+def test_the_programs_write_with_a_lora_run(run):
+    words = ["--prompt=the cat", "--sample_tokens=8", "--temperature=0"]
+    one = subprocess.run(
+        [ROOT / "train_gpt2", f"--model={run}", "--max_steps=0", *words], capture_output=True, env=PLAIN
+    )
+    two = subprocess.run(
+        [ROOT / "chat_gpt2", run, *words, "--template=story"], capture_output=True, env=PLAIN
+    )
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    m = pyllmc.Model(run, training=False)
+    assert one.stdout.startswith(b"the cat") and len(one.stdout) > len("the cat")
+    assert pyllmc.Writer(m).write("the cat", max_new_tokens=8, temperature=0).encode() in one.stdout + b" "
+
+
+REFUSED = [
+    (
+        {"lora_rank": 8},
+        "holds adapters of lora_rank=4 lora_alpha=6 on matrices 15, the model is made for 8, 16 and 15",
+    ),
+    (
+        {"lora_rank": 4, "lora_alpha": 6, "train_only": "wpe"},
+        "was trained with train_only='', the model is made for 'wpe'",
+    ),
+]
+
+
+@pytest.mark.parametrize("options, message", REFUSED)
+def test_adapters_of_another_form_are_refused(run, options, message):
+    with pytest.raises(InvalidArgument, match=message):
+        pyllmc.Model(run, **options)
+
+
+def test_a_wrong_base_is_refused(data, base, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = WeightFile(pyllmc.engine._ffi.load(), copy / "last.ckpt")
+    other = train(data, tmp_path / "other", max_steps=1, **SIZES)
+    file.set_base(other)
+    m = pyllmc.Model(base, lora_rank=4, lora_alpha=6)
+    with pytest.raises(BadFile, match="holds adapters of other weights than .*: expected checksum"):
+        file.load_into(m._handle)
+    raw = (copy / "best.ckpt" if (copy / "best.ckpt").exists() else copy / "last.ckpt").read_bytes()
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(raw.replace(str(base).encode(), str(base)[:-1].encode() + b"X"))
+    with pytest.raises(BadFile, match="damaged"):  # the text is under the checksum, too
+        WeightFile(pyllmc.engine._ffi.load(), broken).load_into(m._handle)
+    with pytest.raises(InvalidArgument, match="fresh weights: save a model first"):
+        pyllmc.Model(m.config, lora_rank=2).save(tmp_path / "x.ckpt")
+    with pytest.raises(InvalidArgument, match="LoRA adapts a model that is trained already"):
+        pyllmc.Trainer(data=str(data), model="gpt-nano", lora_rank=4, out=str(tmp_path / "y"))
+
+
+@pytest.mark.parametrize("where", [0, 40, 1024, 1100, 1400, -1])
+def test_a_cut_or_changed_file_is_refused(run, tmp_path, where):
+    raw = bytearray((run / "last.ckpt").read_bytes())
+    broken = tmp_path / "broken.ckpt"
+    raw[where] ^= 0x55
+    for content in (raw, raw[: len(raw) // 2], raw[:1030]):
+        broken.write_bytes(content)
+        with pytest.raises((DataError, OSError)):
+            pyllmc.Model(broken)
+
+
+# ---- PEFT ----
+
+
+@pytest.fixture(scope="module")
+def exported(base, run) -> tuple[Path, Path]:
+    """(the base as a folder for transformers, the adapter as a folder for PEFT)."""
+    whole, adapter = base.parent / "base-hf", base.parent / "adapter"
+    assert convert([str(base), str(whole)]) == 0
+    assert convert([str(run), str(adapter), "--base", str(whole)]) == 0
+    return whole, adapter
+
+
+def logits_in_torch(model, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(ids)).logits.numpy()
+
+
+def test_peft_reads_our_adapter(run, exported):
+    whole, adapter = exported
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    m = pyllmc.Model(run, lora_rank=4, lora_alpha=6, training=False)
+    ids = ids_for(m)
+    gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
+    theirs = logits_in_torch(peft.PeftModel.from_pretrained(gpt, adapter), ids)
+    assert close(logits_of(m, ids), theirs)
+    assert close(logits_of(pyllmc.Model(adapter, training=False), ids), theirs)
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]])
+def test_we_read_pefts_adapter(exported, tmp_path, targets):
+    whole, _ = exported
+    gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
+    how = peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(gpt, how)
+    theirs.save_pretrained(tmp_path / "adapter")
+    m = pyllmc.Model(tmp_path / "adapter", training=False)
+    ids = ids_for(m)
+    assert close(logits_of(m, ids), logits_in_torch(theirs, ids))
+
+
+def test_a_merged_export(run, exported, tmp_path, capsys):
+    assert convert([str(run), str(tmp_path / "merged"), "--merge"]) == 0
+    assert convert([str(run), str(tmp_path / "merged.bin"), "--merge"]) == 0
+    m = pyllmc.Model(run, training=False)
+    ids = ids_for(m)
+    theirs = logits_in_torch(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "merged"), ids)
+    assert close(logits_of(m, ids), theirs)
+    assert (logits_of(pyllmc.Model(tmp_path / "merged.bin", training=False), ids) == logits_of(m, ids)).all()
+    capsys.readouterr()
+    for words, message in (
+        ([str(run), str(tmp_path / "x.bin")], "would hold a whole model: add --merge"),
+        ([str(exported[0]), str(tmp_path / "x"), "--merge"], "holds no adapters to merge"),
+        (
+            [str(exported[0]), str(tmp_path / "x"), "--to=peft"],
+            "--to=peft and --base are for those of a LoRA run",
+        ),
+        ([str(run), str(exported[1])], "exists: replace it with --overwrite"),
+        ([str(run), str(exported[0])], "exists and is no adapter"),
+    ):
+        assert convert(words) != 0
+        assert message in capsys.readouterr().err
+    assert convert([str(run), str(exported[1]), "--overwrite", "--base", str(exported[0])]) == 0
+
+
+def test_a_base_that_only_python_reads(data, exported, tmp_path):
+    """LoRA on a folder of Hugging Face's: trained, resumed, and used for writing."""
+    whole, _ = exported
+    out = train(data, tmp_path / "run", model=str(whole), B=3, max_steps=4, lora_rank=2, lr=1e-2)
+    assert WeightFile(pyllmc.engine._ffi.load(), out / "last.ckpt").adapters["base"] == str(whole)
+    again = train(data, tmp_path / "again", resume=str(out), max_steps=6)
+    ids = ids_for(m := pyllmc.Model(again, training=False))
+    assert close(logits_of(m, ids), logits_of(pyllmc.Model(again, lora_rank=2, training=False), ids))
+
+
+WRONG = [
+    ({"peft_type": "IA3"}, "peft_type is IA3, only LORA is read"),
+    ({"use_dora": True}, "use_dora=True is not read"),
+    ({"r": 5}, r"is \(4, 32\), expected \(5, 32\): it is an adapter of another model"),
+    ({"r": "4"}, "are no rank and no factor"),
+    ({"base_model_name_or_path": None}, "names no base model"),
+    ({"base_model_name_or_path": "/nowhere"}, "holds adapters of /nowhere, which does not exist here"),
+]
+
+
+@pytest.mark.parametrize("change, message", WRONG)
+def test_adapters_that_cannot_be_read(exported, tmp_path, change, message):
+    folder = tmp_path / "adapter"
+    shutil.copytree(exported[1], folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadFile, match=message):
+        pyllmc.Model(folder, training=False)
