@@ -3,7 +3,8 @@
  *   down   hidden(rows,r) = rows of numbers @ a matrix with r rows, or r columns
  *   up     out(rows,N) += hidden @ a matrix (r,N), or the transpose of one (N,r)
  *
- * A thread takes ROWS rows at a time. It works in tiles, whose sums stay in registers. */
+ * A thread takes some rows at a time, and works in tiles, whose sums stay in registers. Each row is computed by itself, so no
+ * result depends on how rows are shared out. */
 #include "element.h"
 #include "gelu.h"
 #include "isa.h"
@@ -11,7 +12,7 @@
 
 enum {
     MOST_RANK = 256,
-    ROWS = 64,             /* a strip of a transposed matrix serves so many rows */
+    ROWS = 256,            /* the most rows that a strip of a transposed matrix serves */
     TILE = 4,              /* rows of a tile */
     NV = VL == 16 ? 4 : 2, /* vectors in a row of it: all registers are in use */
     PART = 256,            /* numbers of one sum: sums of sums lose less than one long sum */
@@ -25,6 +26,7 @@ typedef struct Product {
     float scale;
     int64_t rows;
     int C, N, r;      /* columns of inp and of out */
+    int each;         /* the rows of a block */
     int down_columns; /* down is (C,r), else (r,C) */
     int up_columns;   /* up is (N,r), else (r,N) */
 } Product;
@@ -163,17 +165,20 @@ static void load_hidden(const Product *p, float *hidden, int64_t row, int rows) 
 static void blocks_of(const void *given, Part blocks) {
     const Product *p = given;
     float hidden[ROWS * MOST_RANK];
-    for (int64_t row = blocks.from * ROWS; row < blocks.to * ROWS && row < p->rows; row += ROWS) {
-        const int rows = p->rows - row < ROWS ? (int)(p->rows - row) : ROWS;
+    for (int64_t row = blocks.from * p->each; row < blocks.to * p->each && row < p->rows; row += p->each) {
+        const int rows = p->rows - row < p->each ? (int)(p->rows - row) : p->each;
         if (p->down) go_down(p, hidden, row, rows);
         else load_hidden(p, hidden, row, rows);
         if (p->up) go_up(p, hidden, row, rows);
     }
 }
 
-static void run(Context *ctx, const Product *p) {
-    const int64_t blocks = ceil_div(p->rows, ROWS), elements = p->rows * (p->C + p->N);
-    parallel_static(threads_among(ctx, blocks, elements), blocks, blocks_of, p);
+static void run(Context *ctx, const Product *given) {
+    Product p = *given;
+    const int64_t fair = ceil_div(ceil_div(p.rows, ctx->threads), TILE) * TILE;
+    p.each = fair < ROWS ? (int)fair : ROWS;
+    const int64_t blocks = ceil_div(p.rows, p.each), elements = p.rows * (p.C + p.N);
+    parallel_static(threads_among(ctx, blocks, elements), blocks, blocks_of, &p);
 }
 
 void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
