@@ -11,7 +11,7 @@ from pyllmc.convert.base import base_file
 from pyllmc.convert.kinds import Found, find
 from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
-from pyllmc.engine.checkpoint import checkpoint_of
+from pyllmc.engine.checkpoint import adapters_of
 from pyllmc.engine.weightfile import WeightFile
 from pyllmc.model import Model
 
@@ -43,7 +43,7 @@ def _adopt_base(options: Any) -> None:
         name = os.path.join(name, "last.ckpt")  # the only one of a run's that has moments
     if not name and options.is_given("model"):
         name = options.get("model")
-    path = checkpoint_of(name) if name else None
+    path = adapters_of(name) if name else None
     base = base_file(WeightFile(options.lib, path), options, find) if path else ""
     if base:
         options.set_base_file(base)

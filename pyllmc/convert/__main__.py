@@ -17,10 +17,9 @@ from pyllmc.convert import open_weights
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
-from pyllmc.convert.native import open_native
 from pyllmc.convert.peft_adapter import save_adapter
 from pyllmc.convert.recipes import Weights
-from pyllmc.engine.checkpoint import checkpoint_of, training
+from pyllmc.engine.checkpoint import adapters_of, training
 from pyllmc.tables.options import Parser, at_least
 
 PROG = "pyllmc.convert"
@@ -92,8 +91,7 @@ def read(o: Any) -> tuple[Weights, dict[str, Any]]:
 
 def holds_adapters(o: Any) -> bool:
     """True if SRC holds LoRA adapters that are to stay such. Raises InvalidArgument if DST cannot hold them."""
-    file = checkpoint_of(o.source)
-    adapters = file is not None and bool(open_native(file).adapters)
+    adapters = adapters_of(o.source) is not None
     if o.merge and not adapters:
         raise InvalidArgument(f"{o.source} holds no adapters to merge: leave --merge out")
     if not adapters and (o.base or o.to == PEFT):

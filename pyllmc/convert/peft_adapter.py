@@ -165,7 +165,7 @@ def adapter_json(about: Mapping[str, str], base: str) -> dict[str, Any]:
 
 def _layers() -> dict[str, str]:
     """LoRA's targets -> the ends of PyTorch's names: "fc" -> "mlp.c_fc"."""
-    rows = [row for row in layout.table(GPTConfig(1, 1, 1, 1, 1)) if row.kind == "ADAPTER"]
+    rows = [row for row in layout.table(GPTConfig(1, 1, 1, 1, 1), lora_rank=1) if row.kind == "ADAPTER"]
     return {row.name[:-1]: row.torch_name.split("%d.")[1].split(".lora_")[0] for row in rows}
 
 

@@ -23,10 +23,8 @@ RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that e
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
-ADAPTER_VERSION = (
-    1000  # the version of a file that holds LoRA adapters instead of a model (csrc/files/adapterfile.h)
-)
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
+ADAPTER_VERSION = 1000  # a file that holds LoRA adapters instead of a model (csrc/files/adapterfile.h)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -67,6 +65,18 @@ def checkpoint_of(source: Source) -> Path | None:
             return path if is_model_file(file.read(4)) else None
     except (DataError, OSError):
         return None
+
+
+def adapters_of(source: Source) -> Path | None:
+    """The file of LoRA adapters that `source` names (csrc/files/adapterfile.h); None if it names none."""
+    try:
+        path = find_checkpoint(source)
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except (DataError, OSError):
+        return None
+    version = int.from_bytes(start[4:], "little")
+    return path if is_model_file(start) and version == ADAPTER_VERSION else None
 
 
 def read_header(path: Source) -> tuple[int, GPTConfig] | None:
