@@ -77,9 +77,7 @@ def run_engine(m: Model, inputs: Any, targets: Any, weights: Any = None, scale: 
     params = [row for row in rows if row.is_param]
     loss = m.forward(inputs, targets, weights)
     assert loss is not None
-    acts = layers_of(
-        m.acts, [row for row in rows if not row.is_param and row.name not in NOT_OF_FORWARD], m.config
-    )
+    acts = layers_of(m.acts, [row for row in rows if row.is_act and row.name not in NOT_OF_FORWARD], m.config)
     m.backward(scale)
     grads = layers_of(m.grads, params, m.config)
     m.clip_grad_norm(MAX_NORM)

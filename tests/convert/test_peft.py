@@ -175,7 +175,7 @@ def test_a_wrong_base_is_refused(data, base, run, tmp_path):
         pyllmc.Trainer(data=str(data), model="gpt-nano", lora_rank=4, out=str(tmp_path / "y"))
 
 
-@pytest.mark.parametrize("where", [0, 40, 1024, 1100, 1400, -1])
+@pytest.mark.parametrize("where", [0, 36, 40, 168, 1024, 1100, 1400, -1])
 def test_a_cut_or_changed_file_is_refused(run, tmp_path, where):
     raw = bytearray((run / "last.ckpt").read_bytes())
     broken = tmp_path / "broken.ckpt"

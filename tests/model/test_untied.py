@@ -15,6 +15,7 @@ import pyllmc
 from pyllmc import Model, convert
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.convert.export import save
+from pyllmc.engine.checkpoint import read_header
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text import dataset
 
@@ -164,6 +165,46 @@ def test_a_gguf_file(tmp_path, asked):
     found = {x.name: x.data for x in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert np.array_equal(found["output.weight"], m.params[HEAD])
     assert np.array_equal(found["token_embd.weight"], m.params["wte"])
+
+
+@pytest.mark.parametrize("name", [HEAD, "lmheadw", "lm_*"])
+def test_the_head_alone_is_trained(name):
+    full, some = Model(UNTIED, B=2, seed=1), Model(UNTIED, B=2, seed=1, train_only=name)
+    ids = np.random.default_rng(0).integers(0, 97, (2, 13))
+    for m in (full, some):
+        m.micro_step(ids[:, :-1], ids[:, 1:])
+    assert list(some.grads) == [HEAD]
+    assert np.array_equal(some.grads[HEAD], full.grads[HEAD])
+    before = {key: x.copy() for key, x in some.params.items()}
+    some.update(lr=0.1)
+    assert [key for key, x in before.items() if not np.array_equal(x, some.params[key])] == [HEAD]
+    with pytest.raises(InvalidArgument, match="no tensor is called"):
+        Model(TIED, B=1, train_only=name)
+
+
+def test_adapters_of_an_untied_model(tmp_path):
+    """Their file tells that the base is untied, and its pattern. The head stays as it is."""
+    config = replace(UNTIED, n_layer=3, window=4, pattern="LLD")
+    base, path = tmp_path / "base.ckpt", tmp_path / "lora.ckpt"
+    make_model(config).save(base)
+    m = Model(base, B=1, lora_rank=2, lora_alpha=4)
+    assert m.config == config and all("lora_" in name for name in m.grads)
+    ids = np.random.default_rng(0).integers(0, 97, (1, 13))
+    for _ in range(3):
+        m.micro_step(ids[:, :-1], ids[:, 1:])
+        m.update(lr=0.05)
+    m.save(path)
+    assert struct.unpack_from("<2i", path.read_bytes())[1] == 1000
+    assert read_header(path) == (1000, config)
+    again, merged, plain = Model(path, B=1, lora_rank=2, lora_alpha=4), Model(path, B=1), Model(base, B=1)
+    assert again.config == merged.config == config
+    for name in m.params:
+        assert np.array_equal(again.params[name], m.params[name]), name
+    for name in m.moments:
+        assert all(np.array_equal(a, b) for a, b in zip(again.moments[name], m.moments[name]))
+    assert np.array_equal(merged.params[HEAD], plain.params[HEAD])
+    np.testing.assert_allclose(logits(merged, IDS), logits(m, IDS), atol=1e-4)
+    assert np.abs(logits(plain, IDS) - logits(m, IDS)).max() > 0.1
 
 
 def test_a_run_is_resumed_bit_for_bit(tmp_path):

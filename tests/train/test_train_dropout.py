@@ -62,8 +62,8 @@ def test_1_is_refused(name):
         pyllmc.Trainer(**{name: -0.1})
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_is_bit_exact(data, tmp_path, precision):
+@pytest.mark.parametrize("precision, rank", [("fp32", 0), ("bf16", 0), ("fp32", 2)])
+def test_resume_is_bit_exact(data, tmp_path, precision, rank):
     options = {
         **TINY,
         **QUIET,
@@ -74,6 +74,9 @@ def test_resume_is_bit_exact(data, tmp_path, precision):
         "val_batches": 1,
     }
     options |= {"dropout": 0.2, "attn_pdrop": 0.3, "precision": precision}
+    if rank:  # LoRA
+        run(data=data, out=tmp_path / "base", max_steps=1, **TINY, **QUIET)
+        options |= {"model": tmp_path / "base", "lora_rank": rank, "lr": 1e-2}
     run(out=tmp_path / "whole", threads=1, **options)
     trainer = pyllmc.Trainer(out=tmp_path / "parts", threads=3, **options)
     for event in trainer:
@@ -82,7 +85,7 @@ def test_resume_is_bit_exact(data, tmp_path, precision):
     resumed = run(resume=tmp_path / "parts", recompute=3)
     assert recorded(tmp_path / "parts") == [0.2, 0.3, 0.2]
     assert without_times(metrics(tmp_path / "parts")) == without_times(metrics(tmp_path / "whole"))
-    whole = pyllmc.Model(tmp_path / "whole" / "last.ckpt", B=1, T=4)
+    whole = pyllmc.Model(tmp_path / "whole" / "last.ckpt", B=1, T=4, lora_rank=rank)
     for name, x in whole.params.items():
         assert x.tobytes() == resumed.model.params[name].tobytes(), name
 
