@@ -16,9 +16,9 @@ from pyllmc.convert.source import Origin, Source, make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import Arena, Views, make_handle
 from pyllmc.engine.arguments import (
-    as_array,
+    as_batch,
     as_betas,
-    as_ids,
+    as_dlogits,
     as_prompts,
     choose_trained,
     make_room,
@@ -222,7 +222,7 @@ class Model(NotCopied):
 
         inputs, targets: integers (b, t) with b <= B and t <= T; weights: floats (b, t), >= 0.
         """
-        arrays, pointers = self._batch(inputs, targets, weights)
+        arrays, pointers = as_batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         self._check(self._lib.llmc_model_forward(self._handle, *pointers, *arrays[0].shape, loss))
         self._untargeted = targets is None
@@ -238,7 +238,7 @@ class Model(NotCopied):
         if targets is None:
             raise InvalidArgument("micro_step needs targets; forward(inputs) goes without")
         scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
-        arrays, pointers = self._batch(inputs, targets, weights)
+        arrays, pointers = as_batch(inputs, targets, weights)
         loss = _ffi.ffi().new("float *")
         shape = arrays[0].shape
         self._check(
@@ -248,37 +248,13 @@ class Model(NotCopied):
         self._untargeted = False
         return loss[0]
 
-    @staticmethod
-    def _batch(inputs: Any, targets: Any, weights: Any) -> tuple[list[Any], list[Any]]:
-        """The three as arrays, which the caller must hold, and as pointers; None becomes NULL."""
-        ids, ffi = as_ids("inputs", inputs), _ffi.ffi()
-        if weights is not None and targets is None:
-            raise InvalidArgument("weights need targets")
-        arrays = [
-            ids,
-            None if targets is None else as_ids("targets", targets),
-            None if weights is None else np.ascontiguousarray(as_array("weights", weights, np.float32)),
-        ]
-        for name, array in zip(("targets", "weights"), arrays[1:]):
-            if array is not None and array.shape != ids.shape:
-                raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
-        kinds = ("int *", "int *", "float *")
-        return arrays, [
-            ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data) for a, kind in zip(arrays, kinds)
-        ]
-
     def backward(self, scale: float = 1.0, dlogits: Any = None, accumulate: bool = True) -> None:
         """Adds scale * d loss to the gradients; needs a forward pass with targets just before it.
 
         dlogits: floats (b, t, V), the gradient of any other loss by the logits, takes the place of scale * d loss; targets are
         then not needed. accumulate=False: gradients are replaced, not added to.
         """
-        start = _ffi.ffi().NULL
-        if dlogits is not None:
-            array = np.ascontiguousarray(as_array("dlogits", dlogits, np.float32))
-            if array.shape != (wanted := (*self.shape, self.config.vocab_size)):
-                raise InvalidArgument(f"dlogits {array.shape} are not of the shape of the logits, {wanted}")
-            start = _ffi.ffi().cast("float *", array.ctypes.data)
+        array, start = as_dlogits(dlogits, (*self.shape, self.config.vocab_size))
         scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
         self._check(self._lib.llmc_model_backward_from(self._handle, start, scale, int(accumulate)))
 

@@ -5,6 +5,7 @@
 #include "base/philox.h"
 #include "isa.h"
 #include "memory.h"
+#include "reference_numbers.h"
 
 static int supported(void) { return 1; }
 
@@ -14,35 +15,7 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
     return (int64_t)T * 3 * C * (int64_t)sizeof(float);
 }
 
-/* ---- numbers as they are stored ---- */
-
-static float float_of(uint32_t bits) {
-    float x;
-    return memcpy(&x, &bits, 4), x;
-}
-
-/* The nearest number with 8 significant bits, ties to even. Infinity and NaN stay. */
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-#if defined(FLOATX_BF16)
-static float get(const floatX *x, int64_t i) { return float_of((uint32_t)x[i].bits << 16); }
-static void put(floatX *x, int64_t i, double value) { x[i].bits = to_bf16((float)value); }
-#else
-static float get(const floatX *x, int64_t i) { return x[i]; }
-static void put(floatX *x, int64_t i, double value) { x[i] = (float)value; }
-#endif
-
-/* x as an operand of a product: what would be stored of it. */
-static float operand(double x) {
-    floatX stored;
-    put(&stored, 0, x);
-    return get(&stored, 0);
-}
+/* ---- numbers ---- */
 
 /* Number c of a row of weights, in the format in which compress stored it. */
 static float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {

@@ -71,6 +71,35 @@ def as_ids(name: str, array: Any) -> np.ndarray:
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
+def as_batch(inputs: Any, targets: Any, weights: Any) -> tuple[list[Any], list[Any]]:
+    """The three as arrays, which the caller must hold, and as pointers; None becomes NULL."""
+    ids, ffi = as_ids("inputs", inputs), _ffi.ffi()
+    if weights is not None and targets is None:
+        raise InvalidArgument("weights need targets")
+    arrays = [
+        ids,
+        None if targets is None else as_ids("targets", targets),
+        None if weights is None else np.ascontiguousarray(as_array("weights", weights, np.float32)),
+    ]
+    for name, array in zip(("targets", "weights"), arrays[1:]):
+        if array is not None and array.shape != ids.shape:
+            raise InvalidArgument(f"{name} {array.shape} and inputs {ids.shape} differ in shape")
+    kinds = ("int *", "int *", "float *")
+    return arrays, [
+        ffi.NULL if a is None else ffi.cast(kind, a.ctypes.data) for a, kind in zip(arrays, kinds)
+    ]
+
+
+def as_dlogits(values: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The gradient of logits as an array of floats, which the caller must hold, and as a pointer; None becomes NULL."""
+    if values is None:
+        return None, _ffi.ffi().NULL
+    array = np.ascontiguousarray(as_array("dlogits", values, np.float32))
+    if array.shape != shape:
+        raise InvalidArgument(f"dlogits {array.shape} are not of the shape of the logits, {shape}")
+    return array, _ffi.ffi().cast("float *", array.ctypes.data)
+
+
 def as_prompts(ids: Any) -> tuple[np.ndarray, bool]:
     """The ids of prompts as (b, n), and whether `ids` was one text (n). Empty floats pass: numpy makes them of []."""
     array = as_array("ids", ids)
