@@ -108,6 +108,7 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
         **{"data": longest(data), "val_data": longest(data), "tokenizer": longest(data / "tokenizer.bin")},
         **{"model": longest(tmp_path / "first"), "out": longest(tmp_path / "run")},
         **{"config": longest(tmp_path / "empty.txt"), "prompt": ("the cat " * 128)[:1023]},
+        **{"train_only": "h.0.qkvw," * 113 + "lnf***", "lora_rank": "2"},
         **{"template": "{prompt}" + ("the cat " * 128)[: 1023 - 17] + "{answer}."},
         **{
             "n_layer": "1",
@@ -132,8 +133,8 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
 def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
     values, run = longest_values(data, tmp_path), tmp_path / "run"
     strings = {name for name, option in as_text.options().items() if option.type == "STRING"}
-    assert strings - values.keys() == {"resume", "device", "precision", "schedule", "pattern"}
-    assert sum(len(value) == 1023 for value in values.values()) == 8
+    assert strings - values.keys() == {"resume", "device", "precision", "schedule", "pattern", "lora_on"}
+    assert sum(len(value) == 1023 for value in values.values()) == 9
     train(**values)
     saved = read_section(lib, str(run / "last.ckpt").encode(), b"OPTIONS ").decode()
     recorded = dict(line.split("=", 1) for line in saved.splitlines())

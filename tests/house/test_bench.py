@@ -69,10 +69,15 @@ def test_fp32_is_measured_in_every_row(report):
 
 
 def test_the_profile_has_every_kernel_of_a_step(report):
-    """The profile has all entries of kernels.h, except those that only generation, a clip by itself, or dropout calls."""
+    """The profile has all entries of kernels.h, except those that only generation, a clip by itself, dropout, or LoRA calls."""
     layers = re.findall(r"X\((\w+)\)", (ROOT / "csrc/kernels.h").read_text())
     profile = report["rows"]["kernels"][bench_steps.QUICK[0].name]["kernels"]
-    assert {name.split()[0] for name in profile} == set(layers) - {"attention_cached", "dropout", "scale"}
+    lora = {name for name in layers if name.startswith("lora_")}
+    assert {name.split()[0] for name in profile} == {*layers} - {
+        "attention_cached",
+        "dropout",
+        "scale",
+    } - lora
     assert all(set(of["ms"]) == {"1", str(report["threads"])} for of in profile.values())
 
 
