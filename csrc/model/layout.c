@@ -119,10 +119,13 @@ static void leave_out_adapters(llmc_tensor *table, const llmc_room *room) {
 }
 
 static void count_trained(Layout *layout, const llmc_room *room) {
+    const int by_name = room->train_only && *room->train_only; /* else all layers of a tensor are alike */
     layout->num_trained = 0;
-    for (int i = 0; room->training && i < NUM_TRAINABLE; i++)
-        for (int l = 0; l < layers_stored(&layout->table[i]); l++)
-            if (layout_trains(layout, room, i, l)) layout->num_trained += layout->table[i].size;
+    for (int i = 0; room->training && i < NUM_TRAINABLE; i++) {
+        const int layers = layers_stored(&layout->table[i]), alike = by_name ? 1 : layers;
+        for (int l = 0; l < layers; l += alike)
+            if (layout_trains(layout, room, i, l)) layout->num_trained += alike * layout->table[i].size;
+    }
 }
 
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room) {

@@ -1,5 +1,6 @@
 /* A model's descriptor, sizes and room, and the layout they make: {u8 text's buffer; 7 int32 of llmc_config; 6 int32 of llmc_room;
  * int32 threads; descriptor}. */
+#include <stddef.h>
 #include "fuzz.h"
 
 /* The tensors must lie within the plan, the parameters one after the other. */
@@ -10,8 +11,7 @@ static void check_layout(const llmc_config *config, const llmc_room *room, const
     fuzz_expect(llmc_num_tensors() <= MOST && llmc_layout(config, room, t) == 0);
     for (int i = 0; i < llmc_num_tensors(); i++) {
         const int64_t last = t[i].offset + t[i].stride * (t[i].layers > 1 ? t[i].layers - 1 : 0);
-        fuzz_expect(t[i].size >= (t[i].kind != LLMC_PARAM)); /* a tied model has no lmheadw */
-        fuzz_expect(t[i].offset >= 0 && t[i].stride >= 0 && last >= t[i].offset);
+        fuzz_expect(t[i].size >= 0 && t[i].offset >= 0 && t[i].stride >= 0 && last >= t[i].offset);
         if (t[i].kind != LLMC_PARAM) continue;
         fuzz_expect(t[i].offset == end);
         end = last + t[i].size;
@@ -36,10 +36,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     llmc_config config = {0}, named;
     llmc_room room = {0};
     const size_t buffer = (size_t)take_byte(&in);
-    int *const sizes[] = {&config.maxT,    &config.V,      &config.Vp,     &config.L, &config.NH,
-                          &config.C,       &config.window, &room.B,        &room.T,   &room.training,
-                          &room.recompute, &room.logits,   &room.precision};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int(&in);
+    take(&in, &config, offsetof(llmc_config, untied));
+    take(&in, &room, offsetof(llmc_room, lora_rank));
     const int threads = take_int(&in);
     char *descriptor = take_line(&in), *pattern = take_line(&in);
     config.untied = take_byte(&in) & 1;
