@@ -256,6 +256,11 @@ class Primer(NotCopied):
             while kept and over > 0:
                 over -= counts[-len(kept)]
                 kept.pop(0)
+        alone = self._count(self.form.head([])) + self._count(self.form.asked(longest)) + 1
+        if alone > self._T - 1:
+            raise InvalidArgument(
+                f"the task and the query alone take {alone} of the {self._T} tokens of the context: shorten them"
+            )
         if pairs and not kept:
             raise InvalidArgument(
                 f"the context of {self._T} tokens holds no example beside a query: one line takes up to {line} tokens; "

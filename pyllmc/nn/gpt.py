@@ -358,7 +358,10 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """to(), cuda(), half() and their like: the engine's memory stays where and what it is."""
-        tried = fn(torch.zeros(1))
+        try:
+            tried = fn(torch.zeros(1))
+        except (AssertionError, RuntimeError) as error:  # a device that this PyTorch has not
+            raise InvalidArgument(f"pyllmc.nn.GPT computes on the CPU: {error}") from None
         if tried.device.type != "cpu" or tried.dtype != torch.float32 or tried.is_shared():
             raise InvalidArgument(
                 f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "

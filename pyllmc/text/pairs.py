@@ -129,7 +129,10 @@ def _message(message: Any, name: str) -> tuple[str, str, bool]:
         )
     field = "content" if "content" in message else "value"
     text = _text(message.get(field), f"{name}.{field}", may_be_empty=role == "system")
-    return role, text, message.get("weight", 1) != 0
+    weight = message.get("weight", 1)
+    if isinstance(weight, str) or weight not in (0, 1):
+        raise DataError(f"{name}.weight is {weight!r}: write 0 for an answer that is not learnt, or 1")
+    return role, text, weight != 0
 
 
 def first_record(sources: list[Source], how: How) -> Any:

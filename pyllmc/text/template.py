@@ -8,6 +8,7 @@ parses it by the same rules. It travels in template.txt of a data set and in the
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from typing import NamedTuple
@@ -114,15 +115,24 @@ def parse(line: str) -> Template:
     return Template(line, opening, before, kept, between[len(kept) :], end)
 
 
+def _spelt(text: str) -> str:
+    """The text. Raises DataError if it has a place that is misspelt, which would become a part of every record."""
+    for word in re.findall(r"\{\w+\}", text):
+        meant = difflib.get_close_matches(word, PLACES, 1, 0.75)
+        if word not in PLACES and meant:
+            raise DataError(f"the template has {word}: did you mean {meant[0]}?")
+    return text
+
+
 def find(value: str) -> Template:
     """The template that --template means: one by its name, a template itself, or a file that holds one."""
     if value in templates():
         return parse(templates()[value])
     if any(place in value for place in PLACES[2:]):
-        return parse(value)
+        return parse(_spelt(value))
     if os.path.isfile(value):
         with reading(value), open(value, encoding="utf-8", errors="replace") as f:
-            return parse(f.read(1 << 16))
+            return parse(_spelt(f.read(1 << 16)))
     raise DataError(
         f"--template={value} is not one of {', '.join(templates())}, nor a template with {{prompt}} and {{answer}}, nor "
         "a file with one"

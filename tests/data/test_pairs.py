@@ -100,6 +100,12 @@ def test_a_template_of_ones_own(tmp_path):
         assert (tmp_path / "d" / "template.txt").read_text() == "Q: {prompt}\\nA: {answer}\\n\n"
 
 
+def test_a_misspelt_place_of_a_template_is_refused(tmp_path, capsys):
+    template = r"{sytem}\n{prompt}\nA: {answer}\n{json}"
+    assert prepare(tmp_path, {"prompt": "1", "completion": "2"}, options=(f"--template={template}",)) == 2
+    assert "the template has {sytem}: did you mean {system}?" in capsys.readouterr().err
+
+
 def test_prompts_are_learnt_if_that_is_wanted(tmp_path):
     assert prepare(tmp_path, {"prompt": "1", "completion": "2"}, options=("--learn_prompt",)) == 0
     assert learnt_of(tmp_path / "d") == "#|User: 1\nAssistant: 2\n#"
@@ -128,6 +134,10 @@ BAD = [
     ('{"messages": [3]}', "messages.0 is no object"),
     ('{"messages": [{"role": "tool", "content": "a"}]}', "messages.0 has the role 'tool', which is none of system"),
     ('{"messages": [{"content": "a"}]}', "messages.0 has the role None"),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": "0"}]}',
+        "messages.1.weight is '0': write 0 for an answer that is not learnt, or 1",
+    ),
     ('{"messages": [{"role": "user"}]}', "messages.0.value is no text (null)"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "ends with a prompt that has no answer"),
     ('{"messages": [{"role": "assistant", "content": "a"}]}', "a prompt comes before each answer"),

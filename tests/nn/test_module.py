@@ -710,3 +710,11 @@ def test_a_fused_step_drops_only_in_training():
 def test_a_rate_that_cannot_be_is_refused(p):
     with pytest.raises(InvalidArgument, match="attn"):
         GPT("gpt-nano", vocab_size=9, attn_pdrop=p)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch knows the device")
+def test_a_device_that_pytorch_has_not_is_refused_in_one_line():
+    model = GPT("gpt-nano", vocab_size=9)
+    for move in (model.cuda, lambda: model.to("cuda:0")):
+        with pytest.raises(InvalidArgument, match="computes on the CPU"):
+            move()
