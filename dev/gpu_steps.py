@@ -41,6 +41,7 @@ def flops_per_token(c: layout.GPTConfig, T: int) -> float:
 def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int], dict[str, Any]]:
     """steps(n): the losses of n steps, and the memory taken since before the model was made."""
     from pyllmc.engine import _ffi
+    from pyllmc.engine.arguments import as_batch
 
     ffi = _ffi.ffi()
     lib = _ffi.load(device, "bf16")
@@ -50,8 +51,8 @@ def our_steps(c: layout.GPTConfig, B: int, T: int, device: str) -> Callable[[int
     before = table.memory_available()
     m = engine_model(c, B=B, T=T, device=device, precision="bf16", keep_logits=False)
     ids = random_ids(c.vocab_size, B, T)
-    arrays, pointers = m._batch(ids[:, :-1], ids[:, 1:], None)
-    hyper, norm = ffi.new("llmc_adamw *", (LR, *BETAS, EPS, DECAY)), ffi.new("float *")
+    arrays, pointers = as_batch(ids[:, :-1], ids[:, 1:], None)
+    hyper, norm = ffi.new("llmc_adamw *", (LR, *BETAS, EPS, DECAY, 0)), ffi.new("float *")
     taken: list[float | None] = []
 
     def steps(n: int) -> dict[str, Any]:
