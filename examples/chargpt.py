@@ -1,6 +1,6 @@
 """A character model of any text: it learns to spell, then to write.
 
-    python examples/chargpt.py                      # two minutes on two cores; then look at chargpt.png
+    python examples/chargpt.py                      # three minutes on two cores; then look at chargpt.png
     python examples/chargpt.py --text my_book.txt
 
 The text is cut into single characters, of which each is predicted from the 128 before. Without --text the model reads

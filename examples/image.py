@@ -1,7 +1,7 @@
 """Draws digits: a GPT that writes pixels instead of words.
 
     pip install scikit-learn matplotlib
-    python examples/image.py            # half a minute on two cores; then look at image.png
+    python examples/image.py            # a minute on two cores; then look at image.png
 
 A picture of 8 x 8 pixels, each one of 17 grey levels, is a sentence of 64 words. The word before it says which digit it
 shows. The model learns the next pixel, as any GPT learns the next word, and so it can draw. The exam asks somebody who has
