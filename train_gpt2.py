@@ -116,7 +116,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, seed: int | None = None, init_std: float = 0.0) -> None:
         super().__init__()
-        self.config, self.dropouts = config, Dropouts()  # of the next pass; none
+        self.config, self.dropouts = config, Dropouts()  # the next pass drops nothing
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),

@@ -40,7 +40,7 @@ static void compress(Context *ctx, floatX *stored, const float *param, int forma
         if (format == LLMC_INT8) memcpy(start, &scale, 4);
         for (int c = 0; c < C; c++)
             if (format == LLMC_INT8) start[4 + c] = (signed char)(scale > 0 ? rint(x[c] / scale) : 0);
-            else if (format == LLMC_BF16) ((uint16_t *)stored)[r * C + c] = to_bf16(x[c]);
+            else if (format == LLMC_BF16) ((uint16_t *)stored)[r * C + c] = bf16_of(x[c]);
     }
 }
 

@@ -2,6 +2,7 @@
 #ifndef REFERENCE_NUMBERS_H
 #define REFERENCE_NUMBERS_H
 #include <string.h>
+#include "base/bf16.h"
 #include "isa.h"
 
 static inline float float_of(uint32_t bits) {
@@ -9,17 +10,9 @@ static inline float float_of(uint32_t bits) {
     return memcpy(&x, &bits, 4), x;
 }
 
-/* The nearest number with 8 significant bits, ties to even. Infinity and NaN stay. */
-static inline uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 #if defined(FLOATX_BF16)
 static inline float get(const floatX *x, int64_t i) { return float_of((uint32_t)x[i].bits << 16); }
-static inline void put(floatX *x, int64_t i, double value) { x[i].bits = to_bf16((float)value); }
+static inline void put(floatX *x, int64_t i, double value) { x[i].bits = bf16_of((float)value); }
 #else
 static inline float get(const floatX *x, int64_t i) { return x[i]; }
 static inline void put(floatX *x, int64_t i, double value) { x[i] = (float)value; }

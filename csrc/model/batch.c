@@ -1,6 +1,7 @@
 /* A batch forward and backward: the layers, which are in layers.c, the logits and the loss. No arithmetic and no device code
  * is here: the kernels of any device are called in the same order. */
 #include <string.h>
+#include "base/bf16.h"
 #include "base/error.h"
 #include "model/layers.h"
 
@@ -23,14 +24,6 @@ static int64_t rows_in_chunk(const llmc_model *m) {
     return (rows + chunks - 1) / chunks;
 }
 
-/* bf16 of x, rounded to the nearest, ties to even; a NaN stays one. */
-static uint16_t narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 /* One row of dlogits into the memory of logits, in the model's element. */
 static void put_row(llmc_model *m, floatX *to, const float *from) {
     enum { PART = 1024 };
@@ -42,7 +35,7 @@ static void put_row(llmc_model *m, floatX *to, const float *from) {
     }
     for (int at = 0; at < V; at += PART) {
         const int n = V - at < PART ? V - at : PART;
-        for (int i = 0; i < n; i++) part[i] = narrow(from[at + i]);
+        for (int i = 0; i < n; i++) part[i] = bf16_of(from[at + i]);
         m->k->copy_in(&m->ctx, gpt2_at(m, to, at), part, (int64_t)n * 2);
     }
 }

@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
-#include "model/gpt2.h"
 #include "train/trainer.h"
 #include "write/writer.h"
 
@@ -20,7 +19,7 @@ static int validate(llmc_trainer *t, ValSet *set) {
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
     double sum = 0, weight = 0; /* each batch weighs 1, and with a loss mask as many as its learnt targets */
-    const int masked = llmc_loader_learnt(set->loader) >= 0;
+    const int masked = step_is_masked(set->loader);
     TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
     for (int64_t i = 0; i < batches; i++) {
         float loss;

@@ -6,7 +6,7 @@
 #include "base/binfile.h"
 #include "base/error.h"
 #include "data/shards.h"
-#include "model/gpt2.h"
+#include "model/layout.h"
 #include "train/trainer.h"
 #include "write/locate.h"
 
@@ -161,7 +161,7 @@ int setup_model(llmc_trainer *t) {
     llmc_file_free(t->file), t->file = NULL;
     TRY(run_open(&t->run, o, t->history, t->in_place, t->step, t->evaluated));
     if (!t->in_place || !o->overwrite) return LLMC_OK;
-    t->early = 0; /* what is dropped said so; the run goes on */
+    t->early = 0; /* The run goes on, because the validations that ended it are dropped. */
     const int dropped = run_drop_later(&t->run, t->step);
     if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
     return dropped < 0 ? dropped : LLMC_OK;

@@ -5,12 +5,13 @@
 #include "base/error.h"
 #include "train/trainer.h"
 
-static int is_masked(const llmc_loader *d) { return llmc_loader_learnt(d) >= 0; }
+int step_is_masked(const llmc_loader *d) { return llmc_loader_learnt(d) >= 0; }
+int step_learns_nothing(const llmc_trainer *t) { return step_is_masked(t->train) && !t->learnt; }
 
 int64_t step_learnt(const llmc_trainer *t, const llmc_loader *d, int rows) {
     const int64_t all = (int64_t)rows * t->T;
     int64_t n = 0;
-    if (!is_masked(d)) return all;
+    if (!step_is_masked(d)) return all;
     for (int64_t i = 0; i < all; i++) n += t->targets[i] >= 0;
     return n;
 }
@@ -25,7 +26,7 @@ static int row_length(const llmc_trainer *t, int b) {
 int step_shorten(llmc_trainer *t, const llmc_loader *d) {
     enum { MULTIPLE = 16 };
     int longest = 1;
-    if (!is_masked(d)) return t->T;
+    if (!step_is_masked(d)) return t->T;
     for (int b = 0; b < t->B; b++) {
         const int n = row_length(t, b);
         if (n > longest) longest = n;
@@ -62,7 +63,7 @@ static int count_ahead(llmc_trainer *t, int n) {
 
 /* The share of the step's loss that micro-step i has, whose batch is loaded. */
 static float share_of(const llmc_trainer *t, int i) {
-    if (!is_masked(t->train)) return (float)share_of_batch(t, i) / (float)micro_steps(t);
+    if (!step_is_masked(t->train)) return (float)share_of_batch(t, i) / (float)micro_steps(t);
     return t->learnt ? (float)step_learnt(t, t->train, rows_of(t, i)) / (float)t->learnt : 0;
 }
 
@@ -70,7 +71,7 @@ int step_accumulate(llmc_trainer *t) {
     const int n = length_micro_steps(t);
     t->doing = n > 1 ? MICRO_STEPPING : STEPPING;
     t->read = 0;
-    if (is_masked(t->train) && n > 1) TRY(count_ahead(t, n));
+    if (step_is_masked(t->train) && n > 1) TRY(count_ahead(t, n));
     for (int i = 0; i < n; i++) {
         if (!t->stop) tell_micro_step(t, i);
         if (i && t->stop) return 0;
@@ -90,7 +91,7 @@ double step_loss(const llmc_trainer *t) {
     double loss = 0;
     for (int i = 0; i < length_micro_steps(t); i++) {
         const double l = t->losses[i];
-        loss += is_masked(t->train) ? l * t->shares[i] : l * share_of_batch(t, i) / micro_steps(t);
+        loss += step_is_masked(t->train) ? l * t->shares[i] : l * share_of_batch(t, i) / micro_steps(t);
     }
     return loss;
 }

@@ -65,7 +65,7 @@ const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
 static int apply(llmc_trainer *t) {
     const llmc_options *o = &t->options;
     const llmc_adamw hyper = {t->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 0};
-    const int learns = t->learnt > 0 || llmc_loader_learnt(t->train) < 0;
+    const int learns = !step_learns_nothing(t);
     t->skipped = NULL;
     if (learns && o->skip_outliers > 0)
         t->skipped = outliers_find(&t->outliers, t->loss, t->norm, o->skip_outliers, &t->z);
@@ -132,7 +132,7 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
     measure(t, e);
     TRY(write_step(t, e));
     if (t->step % o->log_every == 0 || t->step == 1 || t->step == o->max_steps || t->skipped) TRY(tell_step(t, e));
-    if (!t->learnt && llmc_loader_learnt(t->train) >= 0) tell_nothing_learnt(t);
+    if (step_learns_nothing(t)) tell_nothing_learnt(t);
     return LLMC_STEP;
 }
 

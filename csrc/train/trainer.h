@@ -192,6 +192,9 @@ int step_accumulate(llmc_trainer *trainer);
 double step_loss(const llmc_trainer *trainer);
 /* Cuts the padding off that all rows of the batch from `loader` have at their ends: the length of the rows (B,T) now. */
 int step_shorten(llmc_trainer *trainer, const llmc_loader *loader);
+int step_is_masked(const llmc_loader *loader); /* it has a loss mask */
+/* True if the loss mask lets no target of the present step be learnt. */
+int step_learns_nothing(const llmc_trainer *trainer);
 /* How many targets in the first `rows` rows of the batch from `loader` are learnt. */
 int64_t step_learnt(const llmc_trainer *trainer, const llmc_loader *loader, int rows);
 

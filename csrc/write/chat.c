@@ -111,9 +111,7 @@ static void describe(llmc_chat *c, const llmc_model *m) {
 
 static int begin(llmc_chat *c) {
     const char *line;
-    char *asked = c->options.template;
-    if (!strcmp(asked, "auto") && *writer_template(c->writer)) strcpy(asked, writer_template(c->writer));
-    TRY(c->dialogue = template_kind(asked, &line));
+    TRY(c->dialogue = template_kind(writer_template(c->writer, &c->options), &line));
     c->generation = llmc_writer_generation(c->writer);
     const llmc_model *m = writer_model(c->writer);
     c->T = llmc_model_room(m)->T;

@@ -32,7 +32,7 @@ struct llmc_writer {
     int num_stops;
     const char *ending; /* see writer_end_with; NULL: none */
     int64_t ending_size;
-    char template[OPTION_TEXT]; /* see writer_template */
+    char template[OPTION_TEXT]; /* the one that the weight file records, or "" */
 };
 
 /* ---- life ---- */
@@ -89,7 +89,9 @@ void llmc_writer_free(llmc_writer *w) {
     free(w);
 }
 
-const char *writer_template(const llmc_writer *w) { return w->template; }
+const char *writer_template(const llmc_writer *w, const llmc_options *o) {
+    return strcmp(o->template, "auto") || !*w->template ? o->template : w->template;
+}
 llmc_generation *llmc_writer_generation(llmc_writer *w) { return w->generation; }
 const llmc_model *writer_model(const llmc_writer *w) { return w->model; }
 int llmc_writer_end(const llmc_writer *w) { return w->end; }
@@ -217,9 +219,8 @@ int llmc_writer_prompt(llmc_writer *w, const char *text, int64_t size, int echo)
 }
 
 int llmc_writer_begin(llmc_writer *w, const llmc_options *o) {
-    const char *asked = strcmp(o->template, "auto") || !*w->template ? o->template : w->template;
     char *text, *stop;
-    int rc = template_prompt(asked, o->prompt, &text, &stop);
+    int rc = template_prompt(writer_template(w, o), o->prompt, &text, &stop);
     if (rc == 0 && *stop) rc = llmc_writer_stop_at(w, stop, (int64_t)strlen(stop));
     if (rc == 0) rc = llmc_writer_prompt(w, text, (int64_t)strlen(text), 1);
     free(text);

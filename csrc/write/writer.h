@@ -15,8 +15,9 @@ void writer_end_with(llmc_writer *writer, const char *ending, int64_t size);
 /* How many ids a prompt would append, after writer_drop_unseen. next: the prompt comes next, so that it would begin with the first
  * bytes of a token that was cut; 0: it comes after another one. */
 int writer_count(const llmc_writer *writer, const char *text, int64_t size, int next);
-/* The template that the weight file records, if llmc_writer_open has opened one; else "". */
-const char *writer_template(const llmc_writer *writer);
+/* The template that --template asks for: with auto the one that the weight file records, if llmc_writer_open has opened one that
+ * does. */
+const char *writer_template(const llmc_writer *writer, const llmc_options *options);
 const llmc_model *writer_model(const llmc_writer *writer);
 /* Makes a chat that talks through `writer`. The chat frees the writer, even if it cannot be made. */
 int chat_new(llmc_chat **chat, llmc_writer *writer, const llmc_options *options);

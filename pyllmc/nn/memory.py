@@ -16,7 +16,7 @@ from pyllmc.engine.arena import Arena, make_handle
 from pyllmc.model import Model
 
 BLOCKS = ("params", "grads", "m", "v")
-ORIGIN = ("_tokenizer", "_source", "_origin")  # what a Model knows of where its weights came from
+ORIGIN = ("_tokenizer", "_source", "_origin")  # attributes in which a Model keeps where its weights came from
 Grads = tuple[Optional[Tensor], ...]
 Slices = list[tuple[slice, tuple[int, ...]]]
 

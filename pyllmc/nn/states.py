@@ -11,7 +11,7 @@ from pyllmc.convert.pytorch import open_mingpt, open_old_mingpt, stripped, tenso
 from pyllmc.convert.recipes import HEAD, WTE, renamed
 from pyllmc.tables.layout import GPTConfig
 
-WHAT = Path("the state dict")  # what messages call it
+WHAT = Path("the state dict")  # the name in messages
 
 
 def read_state(state: Mapping[str, Any], config: GPTConfig) -> Iterator[tuple[str, Any]]:

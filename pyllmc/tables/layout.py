@@ -103,10 +103,14 @@ class GPTConfig:
             )
         object.__setattr__(self, "pattern", self._pattern())
 
+    def _usual_pattern(self) -> str:
+        """GPT-3's alternation; "" without a window."""
+        return "DL"[: self.n_layer] if self.window else ""
+
     def _pattern(self) -> str:
         """The checked pattern, as short as it can be said."""
         text, L = as_text("pattern", self.pattern), self.n_layer
-        text = text or ("DL"[:L] if self.window else "")
+        text = text or self._usual_pattern()
         if text and not self.window:
             raise InvalidArgument(f"pattern={text} without a window: window=w is what its layers L see")
         for letter in text:
@@ -150,7 +154,7 @@ class GPTConfig:
     @property
     def alternates(self) -> bool:
         """True if the odd layers see the window, if there is one: llm.c's header, with our window in it, says no other."""
-        return self.pattern == ("DL"[: self.n_layer] if self.window else "")
+        return self.pattern == self._usual_pattern()
 
 
 def _known_sizes() -> dict[str, tuple[int, ...]]:

@@ -49,7 +49,7 @@ def check_forward(kernels: Kernel, c: Case) -> None:
             what=f"hidden, {c.name}",
             stored=kernels.stored,
         )
-        # what is stored of hidden is what is multiplied
+        # the kernel multiplies hidden as it is stored
         expected = c.both(lambda y, h, b: y + h @ b.T, start, hidden, c.B)
         assert_parity(out, *expected, what=f"out, {c.name}", stored=kernels.stored)
         if active is not None:

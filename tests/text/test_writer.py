@@ -188,7 +188,7 @@ def test_a_writer_goes_back_to_a_beginning(letters):
     """Then it writes as a new one: after the ids that stay, with the seed and the limit that are given."""
     how, writer = dict(temperature=2.0, seed=5), InC(letters, 9, temperature=2.0, seed=1)
     writer.prompt(b"ab")
-    writer.piece()  # what follows is forgotten, read or not
+    writer.piece()  # the rewind below forgets this piece and what follows it
     for prompt, most in ((b":", 9), (b"a\nb", 4), (b"", 7)):
         assert lib.llmc_writer_rewind(writer.handle, 3, how["seed"], most) == 0  # EOT, a, b
         writer.prompt(prompt)
