@@ -92,12 +92,15 @@ typedef struct Kernels {
     void (*copy_in)(Context *ctx, void *dst, const void *host, int64_t bytes);
     void (*copy_out)(Context *ctx, void *host, const void *src, int64_t bytes);
 
-    /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t]; tokens (B,T) in [0,V); pos (B), NULL: all sequences start at 0; dwte or
-     * dwpe NULL: it is not computed */
+    /* Documents that share a window: offsets (B,T) count the rows of a row's own document that stand before it. So they are 0 at
+     * the first row of a window and of each document, else one more than in the row before. NULL: a window is one document. */
+
+    /* out(B,T,C) = wte[tokens] + wpe[pos[b] + t], or with offsets wpe[offsets[b][t]]; tokens (B,T) in [0,V); pos (B), NULL:
+     * all sequences start at 0; dwte or dwpe NULL: it is not computed */
     void (*encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
-                            const int *pos, int B, int T, int C);
-    void (*encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B,
-                             int T, int C);
+                            const int *pos, const int *offsets, int B, int T, int C);
+    void (*encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens,
+                             const int *offsets, int B, int T, int C);
 
     /* out = weight * (inp - mean) * rstd + bias over the last axis, rstd = 1/sqrt(var + 1e-5); inp, out (B,T,C);
      * mean, rstd (B,T); weight, bias (C); dweight or dbias NULL: it is not computed */
@@ -145,12 +148,14 @@ typedef struct Kernels {
                                 int B, int T, int C, int r);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
-     * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, and j > i - window where window > 0. out = (weights factor) v,
-     * where the weights are softmax(scores) and the factors dropout's, 1 if it is NULL; lse knows nothing of them. */
-    void (*attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *dropout, int B,
-                              int T, int C, int NH, int window);
+     * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, j > i - window where window > 0, and j >= i - offsets[i], those of
+     * its own document. out = (weights factor) v, where the weights are softmax(scores) and the factors dropout's, 1 if it is
+     * NULL; lse knows nothing of them. */
+    void (*attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const int *offsets,
+                              const Dropout *dropout, int B, int T, int C, int NH, int window);
     void (*attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                               const floatX *qkv, const Dropout *dropout, int B, int T, int C, int NH, int window);
+                               const floatX *qkv, const int *offsets, const Dropout *dropout, int B, int T, int C,
+                               int NH, int window);
     /* Generation: store the n new rows qkv (B,n,3C) of each sequence b at positions pos[b].. of cache (B,T,3C), then
      * let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. */
     void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,

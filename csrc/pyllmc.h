@@ -193,6 +193,10 @@ int llmc_model_drop_in_forward(llmc_model *model, int on);
  * same numbers. */
 int64_t llmc_model_micro_steps(const llmc_model *model);
 int llmc_model_set_micro_steps(llmc_model *model, int64_t n);
+/* Documents that share a window do not see each other from the next batch on: `id` begins one, whose attention and positions begin
+ * with it, so that a batch computes for it what it would compute for it alone. -1, as at first: a window is one document. It
+ * concerns batches only, not generation. */
+int llmc_model_separate(llmc_model *model, int id);
 int llmc_model_sync(llmc_model *model); /* waits for the device; returns the error of any call before */
 int llmc_model_zero_grad(llmc_model *model);
 int llmc_model_reset_moments(llmc_model *model);                               /* as before the first step */

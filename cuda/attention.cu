@@ -39,28 +39,36 @@ struct ForwardCall {
     const Attention &a;
     floatX *out;
     int64_t heads;
-    template <int HP, bool DROPS> void run_one() const {
+    template <int HP, bool DROPS, bool DOCS> void run_one() const {
         using F = mma::Forward<HP>;
-        static const bool once = (allow(mma::forward<HP, DROPS>, F::bytes), true);
+        static const bool once = (allow(mma::forward<HP, DROPS, DOCS>, F::bytes), true);
         (void)once;
         const unsigned blocks = (unsigned)(heads * divide_up(a.n, F::ROWS));
-        LAUNCH((mma::forward<HP, DROPS>), blocks, mma::THREADS, F::bytes, stream_of(ctx))(a, out);
+        LAUNCH((mma::forward<HP, DROPS, DOCS>), blocks, mma::THREADS, F::bytes, stream_of(ctx))(a, out);
     }
-    template <int HP> void run() const { a.dropout ? run_one<HP, true>() : run_one<HP, false>(); }
+    template <int HP, bool DOCS> void run_documents() const {
+        a.dropout ? run_one<HP, true, DOCS>() : run_one<HP, false, DOCS>();
+    }
+    template <int HP> void run() const { a.offsets ? run_documents<HP, true>() : run_documents<HP, false>(); }
 };
 struct BackwardCall {
     const Context *ctx;
     const AttentionGradient &g;
     int64_t heads;
-    template <int HP, bool KEYS, bool DROPS> void run_one() const {
+    template <int HP, bool KEYS, bool DROPS, bool DOCS> void run_one() const {
         using S = mma::Backward<HP, KEYS>;
-        static const bool once = (allow(mma::backward<HP, KEYS, DROPS>, S::bytes), true);
+        static const bool once = (allow(mma::backward<HP, KEYS, DROPS, DOCS>, S::bytes), true);
         (void)once;
         const unsigned blocks = (unsigned)(heads * divide_up(g.a.T, S::OWN));
-        LAUNCH((mma::backward<HP, KEYS, DROPS>), blocks, mma::THREADS, (S::bytes), stream_of(ctx))(g);
+        LAUNCH((mma::backward<HP, KEYS, DROPS, DOCS>), blocks, mma::THREADS, (S::bytes), stream_of(ctx))(g);
     }
-    template <int HP, bool DROPS> void run_both() const { run_one<HP, true, DROPS>(), run_one<HP, false, DROPS>(); }
-    template <int HP> void run() const { g.a.dropout ? run_both<HP, true>() : run_both<HP, false>(); }
+    template <int HP, bool DROPS, bool DOCS> void run_both() const {
+        run_one<HP, true, DROPS, DOCS>(), run_one<HP, false, DROPS, DOCS>();
+    }
+    template <int HP, bool DOCS> void run_documents() const {
+        g.a.dropout ? run_both<HP, true, DOCS>() : run_both<HP, false, DOCS>();
+    }
+    template <int HP> void run() const { g.a.offsets ? run_documents<HP, true>() : run_documents<HP, false>(); }
 };
 /* Calls it with the head size of its tiles as a constant. */
 template <class Call> static void run_padded(const Call &call, int hs) {
@@ -87,38 +95,45 @@ static bool backward_on_tensor_cores(const Context *, const AttentionGradient &,
 
 /* ---- the entries ---- */
 
-static void forward(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
-    if (forward_on_tensor_cores(ctx, a, out, heads)) return;
-    LAUNCH((a.dropout ? plain::forward<true> : plain::forward<false>), (unsigned)plain::blocks_of(a, heads, a.n),
-           plain::THREADS, 0, stream_of(ctx))
+template <bool DOCS> static void plain_forward(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
+    LAUNCH((a.dropout ? plain::forward<true, DOCS> : plain::forward<false, DOCS>),
+           (unsigned)plain::blocks_of(a, heads, a.n), plain::THREADS, 0, stream_of(ctx))
     (a, out);
 }
+static void forward(const Context *ctx, const Attention &a, floatX *out, int64_t heads) {
+    if (forward_on_tensor_cores(ctx, a, out, heads)) return;
+    (a.offsets ? plain_forward<true> : plain_forward<false>)(ctx, a, out, heads);
+}
 
-void gpu_attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *dropout, int B,
-                           int T, int C, int NH, int window) {
+void gpu_attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, const int *offsets,
+                           const Dropout *dropout, int B, int T, int C, int NH, int window) {
     Attention a = attention_of(qkv, qkv, T, T, C, NH, window);
-    a.lse = lse, a.dropout = dropout;
+    a.lse = lse, a.dropout = dropout, a.offsets = offsets;
     forward(ctx, a, out, (int64_t)B * NH);
 }
 
-static void backward(const Context *ctx, const AttentionGradient &g, int64_t heads) {
-    if (backward_on_tensor_cores(ctx, g, heads)) return;
+template <bool DOCS> static void plain_backward(const Context *ctx, const AttentionGradient &g, int64_t heads) {
     const unsigned blocks = (unsigned)plain::blocks_of(g.a, heads, g.a.T);
     const bool drops = g.a.dropout;
-    LAUNCH((drops ? plain::backward<true, true> : plain::backward<true, false>), blocks, plain::THREADS, 0,
+    LAUNCH((drops ? plain::backward<true, true, DOCS> : plain::backward<true, false, DOCS>), blocks, plain::THREADS, 0,
            stream_of(ctx))
     (g);
-    LAUNCH((drops ? plain::backward<false, true> : plain::backward<false, false>), blocks, plain::THREADS, 0,
-           stream_of(ctx))
+    LAUNCH((drops ? plain::backward<false, true, DOCS> : plain::backward<false, false, DOCS>), blocks, plain::THREADS,
+           0, stream_of(ctx))
     (g);
+}
+static void backward(const Context *ctx, const AttentionGradient &g, int64_t heads) {
+    if (backward_on_tensor_cores(ctx, g, heads)) return;
+    (g.a.offsets ? plain_backward<true> : plain_backward<false>)(ctx, g, heads);
 }
 
 void gpu_attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                            const floatX *qkv, const Dropout *dropout, int B, int T, int C, int NH, int window) {
+                            const floatX *qkv, const int *offsets, const Dropout *dropout, int B, int T, int C, int NH,
+                            int window) {
     const int64_t heads = (int64_t)B * NH, rows = heads * T;
     float *D = (float *)ctx->workspace;
     AttentionGradient g = {attention_of(qkv, qkv, T, T, C, NH, window), dout, dqkv, dqkv + C, dqkv + 2 * (int64_t)C, D};
-    g.a.lse = const_cast<float *>(lse), g.a.dropout = dropout;
+    g.a.lse = const_cast<float *>(lse), g.a.dropout = dropout, g.a.offsets = offsets;
     const bool vectors = in_vectors(dout, g.a.hs) && in_vectors(out, g.a.hs);
     const unsigned blocks = (unsigned)divide_up(rows, (int64_t)128);
     LAUNCH((vectors ? attention_dot<Vec<floatX>::n> : attention_dot<1>), blocks, 128, 0, stream_of(ctx))

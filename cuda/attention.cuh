@@ -17,6 +17,7 @@ struct Attention {
     int seen; /* the most keys that a query sees, 1..T */
     float scale, to_log2;
     const Dropout *dropout; /* NULL: none */
+    const int *offsets;     /* (B,T): how many rows of its own document stand before a row; NULL: all rows are of one */
 };
 constexpr float LOG2_E = 1.44269504088896341f;
 
@@ -48,23 +49,47 @@ struct Span { /* first..last, both included */
 };
 __device__ __forceinline__ Span span_of(int first, int count, int end) { return {first, min(first + count, end) - 1}; }
 
-/* Whether no query sees any of the keys; and whether every query sees all of them. Both spans are positions. */
-__device__ __forceinline__ bool all_hidden(Span queries, Span keys, int seen) {
-    return queries.first > queries.last || keys.first > queries.last || keys.last <= queries.first - seen;
-}
-__device__ __forceinline__ bool all_visible(Span queries, Span keys, int seen) {
-    return keys.last <= queries.first && keys.first > queries.last - seen;
-}
-__device__ __forceinline__ bool visible(int query, int key, int seen) { return key <= query && key > query - seen; }
-/* Whether the query sees one key only. Then its weight is 1, whatever the score, and the score has no gradient. */
-__device__ __forceinline__ bool alone(int query, int seen) { return query == 0 || seen == 1; }
+/* What hides keys from a query, besides the future: they are too long ago, or of another document. DOCS is false in kernels for
+ * windows that are one document each, which know nothing of offsets. */
+template <bool DOCS> struct Sight {
+    int seen;           /* the most keys that a query sees */
+    int T;              /* the rows of a sequence */
+    const int *offsets; /* (T), if DOCS */
 
-/* The keys that some of the queries see, and the queries that see some of the keys; each begins at a multiple of tile. */
-__device__ __forceinline__ Span keys_seen(Span queries, int seen, int tile) {
-    return {max(queries.first - seen + 1, 0) / tile * tile, queries.last};
-}
-__device__ __forceinline__ Span queries_seeing(Span keys, int seen, int tile, int T) {
-    return {keys.first / tile * tile, min(keys.last + seen - 1, T - 1)};
+    /* The first row of a query's document. Rows behind the last one do not exist, and count as that. */
+    __device__ __forceinline__ int begin(int query) const {
+        const int row = min(query, T - 1);
+        return DOCS ? row - offsets[row] : 0;
+    }
+    __device__ __forceinline__ bool visible(int query, int key) const {
+        return key <= query && key > query - seen && (!DOCS || key >= begin(query));
+    }
+    /* Whether the query sees one key only. Then its weight is 1, whatever the score, and the score has no gradient. */
+    __device__ __forceinline__ bool alone(int query) const { return query == begin(query) || seen == 1; }
+
+    /* Whether no query sees any of the keys; and whether every query sees all of them. Both spans are positions. */
+    __device__ __forceinline__ bool all_hidden(Span queries, Span keys) const {
+        return queries.first > queries.last || keys.first > queries.last || keys.last <= queries.first - seen ||
+               (DOCS && keys.last < begin(queries.first));
+    }
+    __device__ __forceinline__ bool all_visible(Span queries, Span keys) const {
+        return keys.last <= queries.first && keys.first > queries.last - seen &&
+               (!DOCS || keys.first >= begin(queries.last));
+    }
+    /* The keys that some of the queries see, and the queries that see some of the keys; each begins at a multiple of tile. */
+    __device__ __forceinline__ Span keys_seen(Span queries, int tile) const {
+        return {max(queries.first - seen + 1, begin(queries.first)) / tile * tile, queries.last};
+    }
+    __device__ __forceinline__ Span queries_seeing(Span keys, int tile) const {
+        int last = min(keys.last + seen - 1, T - 1);
+        if (DOCS) /* the last query whose document has begun by the last key */
+            for (int low = keys.last, middle; low < last; begin(middle) <= keys.last ? low = middle : last = middle - 1)
+                middle = low + (last - low + 1) / 2;
+        return {keys.first / tile * tile, last};
+    }
+};
+template <bool DOCS> __device__ __forceinline__ Sight<DOCS> sight_of(const Attention &a, int64_t head) {
+    return {a.seen, a.T, DOCS ? a.offsets + head / a.NH * a.T : nullptr};
 }
 
 /* ---- online softmax ---- */

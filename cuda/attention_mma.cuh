@@ -148,11 +148,12 @@ template <int HP> struct Forward {
 };
 
 /* Hides scores. query and key are those of the lane's first element. */
-template <int MT, int NT> __device__ __forceinline__ void hide(float (&s)[MT][NT][4], int query, int key, int seen) {
+template <int MT, int NT, bool DOCS>
+__device__ __forceinline__ void hide(float (&s)[MT][NT][4], int query, int key, const Sight<DOCS> &sight) {
     for (int m = 0; m < MT; m++)
         for (int n = 0; n < NT; n++)
             for (int e = 0; e < 4; e++)
-                if (!visible(query + 16 * m + e / 2 * 8, key + 8 * n + e % 2, seen)) s[m][n][e] = -INFINITY;
+                if (!sight.visible(query + 16 * m + e / 2 * 8, key + 8 * n + e % 2)) s[m][n][e] = -INFINITY;
 }
 
 /* The scores of one row, half h of tile m, become weights. Each of a row's four lanes keeps a sum of its own. */
@@ -211,12 +212,12 @@ template <int HP> struct Queries {
                 for (int e = 0; e < 4; e++) out[m][n][e] = 0;
     }
     /* row: the number of the lane's first query among those of all heads. */
-    template <bool DROPS>
+    template <bool DROPS, bool DOCS>
     __device__ __forceinline__ void see(Left<HP, MT, true> &q, const bf16 *place, Span mine, Span keys,
-                                        const Attention &a, uint32_t row) {
+                                        const Attention &a, const Sight<DOCS> &sight, uint32_t row) {
         float s[MT][NT][4];
         dots(s, q, place);
-        if (!all_visible(mine, keys, a.seen)) hide(s, mine.first + lane_row(), keys.first + lane_column(), a.seen);
+        if (!sight.all_visible(mine, keys)) hide(s, mine.first + lane_row(), keys.first + lane_column(), sight);
         for (int m = 0; m < MT; m++)
             for (int h = 0; h < 2; h++) softmax<HP>(s, out, rows[m][h], m, h, a.to_log2);
         if constexpr (DROPS) drop_rows(s, *a.dropout, row, keys.first);
@@ -238,14 +239,15 @@ template <int HP> struct Queries {
     }
 };
 
-template <int HP, bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+template <int HP, bool DROPS, bool DOCS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     using F = Forward<HP>;
     DYNAMIC_SHARED(bf16, q_tile);
     bf16 *places = q_tile + F::ROWS * STRIDE<HP>;
     const int tiles = divide_up(a.n, F::ROWS), first = (tiles - 1 - (int)(blockIdx.x % tiles)) * F::ROWS;
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * F::MT, row = first + own;
-    const Span keys = keys_seen(span_of(h.pos + first, F::ROWS, h.keys), a.seen, F::KEYS);
+    const Sight<DOCS> sight = sight_of<DOCS>(a, h.index);
+    const Span keys = sight.keys_seen(span_of(h.pos + first, F::ROWS, h.keys), F::KEYS);
     const Span mine = span_of(h.pos + row, 16 * F::MT, h.keys);
     Left<HP, F::MT, true> q = {q_tile + own * STRIDE<HP>, {}};
     Queries<HP> queries;
@@ -258,8 +260,8 @@ template <int HP, bool DROPS> __global__ void __launch_bounds__(THREADS) forward
         if (key + F::KEYS <= keys.last) F::fetch_keys(places + (place ^ 1) * 2 * F::tile, h, key + F::KEYS, a.hs);
         if (key == keys.first) q.keep();
         const Span tile = {key, key + F::KEYS - 1};
-        if (!all_hidden(mine, tile, a.seen))
-            queries.template see<DROPS>(q, places + place * 2 * F::tile, mine, tile, a,
+        if (!sight.all_hidden(mine, tile))
+            queries.template see<DROPS>(q, places + place * 2 * F::tile, mine, tile, a, sight,
                                         (uint32_t)(h.index * a.n + row + lane_row()));
     }
     float *lse = a.lse ? a.lse + h.index * a.n + row : nullptr;

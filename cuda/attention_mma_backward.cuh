@@ -131,10 +131,9 @@ template <int HP, bool KEYS> struct Rows {
 
     /* Takes the tile at position `at`. row: the position of the warp's first row; query: the number of the head's first query
      * among those of all heads. */
-    template <bool DROPS>
+    template <bool DROPS, bool DOCS>
     __device__ __forceinline__ void see(const bf16 *place, int row, int at, bool all, const Attention &a,
-                                        uint32_t query) {
-        const int seen = a.seen;
+                                        const Sight<DOCS> &sight, uint32_t query) {
         float p[MT][NT][4], ds[MT][NT][4];
         uint64_t kept[MT][2];
         if constexpr (DROPS)
@@ -142,16 +141,17 @@ template <int HP, bool KEYS> struct Rows {
         dots(p, left, place);
         dots(ds, left_v, place + S::tile);
         row += lane_row(), at += lane_column();
-        if (!all) where(p, row, at, -INFINITY, [=](int query, int key) { return !visible(query, key, seen); });
+        if (!all) where(p, row, at, -INFINITY, [&](int query, int key) { return !sight.visible(query, key); });
         weights<DROPS>(p, ds, reinterpret_cast<const float *>(place + 2 * S::tile), a.to_log2, kept,
                        DROPS ? a.dropout->scale : 1.0f);
-        if (!all) where(ds, row, at, 0.0f, [=](int query, int) { return alone(query, seen); });
+        if (!all) where(ds, row, at, 0.0f, [&](int query, int) { return sight.alone(query); });
         if (KEYS) add_products<HP>(sums[KEYS ? 1 : 0], p, place + S::tile);
         add_products<HP>(sums[0], ds, place);
     }
 };
 
-template <int HP, bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
+template <int HP, bool KEYS, bool DROPS, bool DOCS>
+__global__ void __launch_bounds__(THREADS) backward(AttentionGradient g) {
     using S = Backward<HP, KEYS>;
     DYNAMIC_SHARED(bf16, shared);
     bf16 *places = shared + 2 * S::own;
@@ -162,8 +162,8 @@ template <int HP, bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREA
     const Head h = head_at(a, blockIdx.x / tiles);
     const int own = (int)(threadIdx.x / WARP) * 16 * S::MT, row = first + own;
     const Span block_rows = span_of(first, S::OWN, a.T), mine = span_of(row, 16 * S::MT, a.T);
-    const Span others =
-        KEYS ? queries_seeing(block_rows, a.seen, S::ROWS, a.T) : keys_seen(block_rows, a.seen, S::ROWS);
+    const Sight<DOCS> sight = sight_of<DOCS>(a, h.index);
+    const Span others = KEYS ? sight.queries_seeing(block_rows, S::ROWS) : sight.keys_seen(block_rows, S::ROWS);
     Rows<HP, KEYS> rows;
     rows.left.tile = shared + own * STRIDE<HP>, rows.left_v.tile = rows.left.tile + S::own;
     rows.start(g, h, row);
@@ -176,8 +176,8 @@ template <int HP, bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREA
         const int next = at + S::ROWS;
         if (next <= others.last) fetch_others<HP, KEYS>(places + S::place_of(next), g, h, next);
         const Span tile = {at, at + S::ROWS - 1}, &queries = KEYS ? tile : mine, &keys = KEYS ? mine : tile;
-        if (!all_hidden(queries, keys, a.seen))
-            rows.template see<DROPS>(places + S::place_of(at), row, at, all_visible(queries, keys, a.seen), a,
+        if (!sight.all_hidden(queries, keys))
+            rows.template see<DROPS>(places + S::place_of(at), row, at, sight.all_visible(queries, keys), a, sight,
                                      (uint32_t)(h.index * a.T));
     }
     float scale[S::MT][2], one[S::MT][2];

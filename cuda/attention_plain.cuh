@@ -128,12 +128,13 @@ __device__ __forceinline__ float plus(float a, float b) { return a + b; }
 
 /* Scores become weights, times dropout's factors if DROPS, and out is scaled to match. first: the number of the first query
  * among those of all heads. */
-template <bool DROPS>
-__device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, int query, int key, int64_t first) {
+template <bool DROPS, bool DOCS>
+__device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a, const Sight<DOCS> &sight, int query,
+                        int key, int64_t first) {
     for (int i = 0; i < EACH; i++) {
         float top = -INFINITY;
         for (int j = 0; j < EACH; j++) {
-            if (!visible(query + i, key + SIDE * j, a.seen)) p[i][j] = -INFINITY;
+            if (!sight.visible(query + i, key + SIDE * j)) p[i][j] = -INFINITY;
             top = fmaxf(top, p[i][j]);
         }
         const float shrink = raise(row[i], over_row(top, larger), a.to_log2), offset = offset_of(row[i].top);
@@ -146,11 +147,12 @@ __device__ void softmax(Part p, Part out, Softmax row[EACH], const Attention &a,
     }
 }
 
-template <bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
+template <bool DROPS, bool DOCS> __global__ void __launch_bounds__(THREADS) forward(Attention a, floatX *out) {
     __shared__ __align__(16) Shared s;
     const Work work = work_of_block(a.n, a.hs, false);
     const Head h = head_at(a, work.head);
-    const Span keys = keys_seen(span_of(h.pos + work.first, TILE, h.keys), a.seen, TILE);
+    const Sight<DOCS> sight = sight_of<DOCS>(a, work.head);
+    const Span keys = sight.keys_seen(span_of(h.pos + work.first, TILE, h.keys), TILE);
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE, row = work.first + EACH * y;
     const Rows q = rows_at(h.q, h.stride, work.first, a.n);
     Part sum = {}, p;
@@ -158,7 +160,7 @@ template <bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attenti
     for (int i = 0; i < EACH; i++) softmaxes[i] = no_keys();
     for (int key = keys.first; key <= keys.last; key += TILE) {
         dots(p, q, rows_at(h.k, h.stride, key, h.keys), a.hs, s);
-        softmax<DROPS>(p, sum, softmaxes, a, h.pos + row, key + x, h.index * a.n + row);
+        softmax<DROPS>(p, sum, softmaxes, a, sight, h.pos + row, key + x, h.index * a.n + row);
         keep_weights(s, p);
         add_products(sum, rows_at(h.v, h.stride, key, h.keys), work.at, a.hs, s);
     }
@@ -176,28 +178,30 @@ template <bool DROPS> __global__ void __launch_bounds__(THREADS) forward(Attenti
 
 /* The scores p become weights, times dropout's factors if DROPS, and dp becomes ds. KEYS: rows are keys and columns are
  * queries, else the other way round. first: the number of the head's first query among those of all heads. */
-template <bool KEYS, bool DROPS>
-__device__ void weights(Part p, Part dp, const AttentionGradient &g, const float *lse, const float *D, int row,
-                        int column, int64_t first) {
+template <bool KEYS, bool DROPS, bool DOCS>
+__device__ void weights(Part p, Part dp, const AttentionGradient &g, const Sight<DOCS> &sight, const float *lse,
+                        const float *D, int row, int column, int64_t first) {
     for (int i = 0; i < EACH; i++)
         for (int j = 0; j < EACH; j++) {
             const int query = KEYS ? column + SIDE * j : row + i, key = KEYS ? row + i : column + SIDE * j;
-            const bool shown = query < g.a.T && visible(query, key, g.a.seen);
+            const bool shown = query < g.a.T && sight.visible(query, key);
             p[i][j] = shown ? exp2f(fmaf(p[i][j], g.a.scale, -lse[query]) * LOG2_E) : 0.0f;
             const float factor = DROPS ? factor_at(*g.a.dropout, first + query, key) : 1.0f;
-            dp[i][j] = shown && !alone(query, g.a.seen) ? p[i][j] * (dp[i][j] * factor - D[query]) : 0.0f;
+            dp[i][j] = shown && !sight.alone(query) ? p[i][j] * (dp[i][j] * factor - D[query]) : 0.0f;
             p[i][j] *= factor;
         }
 }
 
 /* Computes dk and dv of 64 keys (KEYS), or dq of 64 queries. */
-template <bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
+template <bool KEYS, bool DROPS, bool DOCS>
+__global__ void __launch_bounds__(THREADS, 2) backward(AttentionGradient g) {
     __shared__ __align__(16) Shared s;
     const Attention &a = g.a;
     const Work work = work_of_block(a.T, a.hs, KEYS);
     const Head h = head_at(a, work.head);
     const Span mine = span_of(work.first, TILE, a.T);
-    const Span others = KEYS ? queries_seeing(mine, a.seen, TILE, a.T) : keys_seen(mine, a.seen, TILE);
+    const Sight<DOCS> sight = sight_of<DOCS>(a, work.head);
+    const Span others = KEYS ? sight.queries_seeing(mine, TILE) : sight.keys_seen(mine, TILE);
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
     const float *lse = a.lse + h.index * a.T, *D = g.D + h.index * a.T;
     Part p, ds, sum = {}, dv = {};
@@ -207,7 +211,7 @@ template <bool KEYS, bool DROPS> __global__ void __launch_bounds__(THREADS, 2) b
         const Rows k = rows_at(h.k, h.stride, key, a.T), v = rows_at(h.v, h.stride, key, a.T);
         dots(p, KEYS ? k : q, KEYS ? q : k, a.hs, s);
         dots(ds, KEYS ? v : dout, KEYS ? dout : v, a.hs, s);
-        weights<KEYS, DROPS>(p, ds, g, lse, D, work.first + EACH * y, other + x, h.index * a.T);
+        weights<KEYS, DROPS>(p, ds, g, sight, lse, D, work.first + EACH * y, other + x, h.index * a.T);
         if (KEYS) {
             keep_weights(s, p);
             add_products(dv, dout, work.at, a.hs, s);

@@ -9,10 +9,10 @@ constexpr int WARPS = 8, THREADS = WARPS * WARP;
 template <int W>
 __global__ void __launch_bounds__(THREADS)
     encoder_forward_kernel(floatX *out, const int *tokens, const floatX *__restrict__ wte,
-                           const floatX *__restrict__ wpe, const int *pos, int rows, int T, int C) {
+                           const floatX *__restrict__ wpe, const int *pos, const int *offsets, int rows, int T, int C) {
     const int bt = (int)blockIdx.x * WARPS + (int)threadIdx.x / WARP;
     if (bt >= rows) return;
-    const int64_t at = bt % T + (pos ? pos[bt / T] : 0);
+    const int64_t at = (offsets ? offsets[bt] : bt % T) + (pos ? pos[bt / T] : 0);
     const floatX *token = wte + (int64_t)tokens[bt] * C, *position = wpe + at * C;
     for (int c = (int)threadIdx.x % WARP * W; c < C; c += WARP * W) {
         float x[W], y[W];
@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 void gpu_encoder_forward(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
-                         const int *pos, int B, int T, int C) {
+                         const int *pos, const int *offsets, int B, int T, int C) {
     const int rows = B * T;
     by_width(in_vectors(out, C) && in_vectors(wte, C) && in_vectors(wpe, C), [&](auto W) {
         LAUNCH(encoder_forward_kernel<W>, blocks_for(rows, WARPS), THREADS, 0, stream_of(ctx))
-        (out, tokens, wte, wpe, pos, rows, T, C);
+        (out, tokens, wte, wpe, pos, offsets, rows, T, C);
     });
 }
 
@@ -64,7 +64,7 @@ static Grouping lay_out(void *workspace, int64_t N, int C) {
 
 int64_t gpu_encoder_workspace(int B, int T, int C, int Vp) {
     return (int64_t)((char *)lay_out(nullptr, (int64_t)B * T, C).groups - (char *)nullptr) +
-           Vp * (int64_t)sizeof(TokenGroup);
+           (Vp > T ? Vp : T) * (int64_t)sizeof(TokenGroup); /* positions are grouped as tokens are */
 }
 
 static __device__ __forceinline__ int thread_index() { return (int)(blockIdx.x * blockDim.x + threadIdx.x); }
@@ -181,18 +181,27 @@ static void group_by_token(const Grouping &w, const int *tokens, int N, cudaStre
     LAUNCH(sort_kernel, blocks, THREADS, 0, stream)(w, tokens, N);
 }
 
-void gpu_encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
-                          int C) {
+/* Adds each row of dout (N,C) to the row of a table that `ids` (N) names. */
+static void add_by_id(const Grouping &w, float *table, const floatX *dout, const int *ids, int N, int C,
+                      cudaStream_t stream) {
+    group_by_token(w, ids, N, stream);
+    by_width(in_vectors(dout, C) && in_vectors(table, C), [&](auto W) {
+        const dim3 grid(blocks_for(N, WARPS), blocks_for(C, WARP * W));
+        LAUNCH(sum_pieces_kernel<W>, grid, THREADS, 0, stream)(table, w, dout, ids, N, C);
+        LAUNCH(add_pieces_kernel<W>, grid, THREADS, 0, stream)(table, w, ids, N, C);
+    });
+}
+
+void gpu_encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens,
+                          const int *offsets, int B, int T, int C) {
     const int N = B * T;
     const Grouping w = lay_out(ctx->workspace, N, C);
     const cudaStream_t stream = stream_of(ctx);
-    if (dwte) group_by_token(w, tokens, N, stream);
-    by_width(in_vectors(dout, C) && in_vectors(dwte, C) && in_vectors(dwpe, C), [&](auto W) {
-        const dim3 grid(blocks_for(N, WARPS), blocks_for(C, WARP * W));
-        if (dwpe) LAUNCH(sum_positions_kernel<W>, blocks_for((int64_t)T * C, THREADS * W), THREADS, 0, stream)
-        (dwpe, dout, B, (int64_t)T * C);
-        if (!dwte) return;
-        LAUNCH(sum_pieces_kernel<W>, grid, THREADS, 0, stream)(dwte, w, dout, tokens, N, C);
-        LAUNCH(add_pieces_kernel<W>, grid, THREADS, 0, stream)(dwte, w, tokens, N, C);
-    });
+    if (dwte) add_by_id(w, dwte, dout, tokens, N, C, stream);
+    if (dwpe && offsets) add_by_id(w, dwpe, dout, offsets, N, C, stream);
+    else if (dwpe)
+        by_width(in_vectors(dout, C) && in_vectors(dwpe, C), [&](auto W) {
+            LAUNCH(sum_positions_kernel<W>, blocks_for((int64_t)T * C, THREADS * W), THREADS, 0, stream)
+            (dwpe, dout, B, (int64_t)T * C);
+        });
 }

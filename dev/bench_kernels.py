@@ -78,10 +78,10 @@ def kernels(model: str, B: int, T: int, precision: str = "bf16") -> Iterator[Ker
     M, R = B * T, rows_of_logits(c, B, T)
     x, row, ids = (M, C), (M,), np.random.default_rng(0).integers(0, V, M, np.int32)
     pairs = 2.0 * B * C * visible(T, 0)  # FLOPs of a product of queries and keys
-    yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), None], [B, T, C], touched={2: M * C})
+    yield Kernel("encoder_forward", 1, [x, ids, (Vp, C), (T, C), None, None], [B, T, C], touched={2: M * C})
     yield Kernel("layernorm_forward", 2 * L - 1, [x, row, row, x, (C,), (C,)], [B, T, C])
     yield Kernel("residual_layernorm_forward", 2 * L, [x, x, row, row, x, x, (C,), (C,), None], [B, T, C])
-    yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C), None], [B, T, C, NH, 0], 2 * pairs)
+    yield Kernel("attention_forward", L, [x, (B, NH, T), (M, 3 * C), None, None], [B, T, C, NH, 0], 2 * pairs)
     yield Kernel("gelu_forward", L, [(M, 4 * C), (M, 4 * C)], [M * 4 * C])
     yield Kernel("classifier_forward", M / R, [(R,), (R,), (R, Vp), ids], [1, R, V, Vp])
     yield Kernel("loss_mean", 2, [(2,), row, ids, row], [M])
@@ -90,10 +90,10 @@ def kernels(model: str, B: int, T: int, precision: str = "bf16") -> Iterator[Ker
     yield from products(C, L, M, R, Vp)
     arrays = [x, (C,), (C,), x, x, (C,), row, row]
     yield Kernel("layernorm_backward", 2 * L + 1, arrays, [B, T, C], touched={0: 2 * M * C})
-    backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C), None]
+    backward = [(M, 3 * C), x, x, (B, NH, T), (M, 3 * C), None, None]
     yield Kernel("attention_backward", L, backward, [B, T, C, NH, 0], 5 * pairs)
     rows = {0: 2 * M * C, 1: 2 * T * C}
-    yield Kernel("encoder_backward", 1, [(Vp, C), (T, C), x, ids], [B, T, C], touched=rows)
+    yield Kernel("encoder_backward", 1, [(Vp, C), (T, C), x, ids, None], [B, T, C], touched=rows)
     N = Vp * C  # elements of the largest tensor
     tensors = sum(row.size for row, _ in layout.parameters(c)) / N
     numbers = np.array([0.9, 0.1, 0.95, 0.05, 1e-4, 1, 1e-8, 1e-5], np.float32)  # struct AdamW

@@ -16,7 +16,8 @@ enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys toge
 typedef struct {
     float *q_t, *out;     /* (hp, QB), (QB, hp); on tiles out is (hp, QB) */
     float *largest, *sum; /* (QB) */
-    int at;               /* the position of the first query */
+    int at, window;       /* the position of the first query; the most keys that one of them sees */
+    const int *own;       /* their offsets; NULL: all rows are of one document */
 } Queries;
 /* One thread's part of the workspace. */
 typedef struct {
@@ -58,16 +59,23 @@ typedef struct {
     Log2 to_log2;
     const Dropout *dropout; /* NULL: none */
     uint32_t row;           /* the number of its first query among those of all heads */
+    const int *offsets;     /* (T); NULL: all rows are of one document */
 } Head;
 
 static Head head_at(const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs), NULL, 0};
+    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs), NULL, 0, NULL};
+}
+
+/* A mask of VL queries from i on: those that see key j. own: their offsets, if the block has a boundary between documents. */
+INLINE vi that_see(Block b, const int *own, int i, int j) {
+    const vi seen = visible_to_queries(b, i, j);
+    return own ? seen & (vi_lanes(0) + (b.shift + i - j) <= vi_load(own + i)) : seen;
 }
 
 /* exp(score - largest) of VL queries, from i on, with key j. */
-INLINE vf weights(Block b, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
+INLINE vf weights(Block b, const int *own, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
     const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, 0);
-    return masked ? (vf)((vi)x & visible_to_queries(b, i, j)) : x;
+    return masked ? (vf)((vi)x & that_see(b, own, i, j)) : x;
 }
 
 /* The factors of dropout for VL queries from i on, and for the keys of a block that they see. */
@@ -79,8 +87,8 @@ static void drop_lanes(vf factors[KB], Block b, const Queries *q, const Head *h,
 
 /* For VL queries p becomes exp(score - largest), times its factor where weights are dropped; where HAS_BF16, two keys to a
  * word; 0 for invisible keys. */
-INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, float *shrink, const int masked,
-                          const int drops) {
+INLINE void softmax_lanes(Block b, const int *own, Queries *q, float *p, const Head *h, int i, float *shrink,
+                          const int masked, const int drops) {
     const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all);
     const vf before = vf_load(q->largest + i), low = vf_set(-FLT_MAX);
     const Log2 to_log2 = h->to_log2;
@@ -89,16 +97,16 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
     if (drops) drop_lanes(factors, b, q, h, i, (Range){seen.from * each, seen.to * each});
     for (int j = seen.from * each; j < seen.to * each; j++) {
         const vf x = vf_load(p + j * QB + i);
-        largest = vf_max(largest, masked ? vf_pick(visible_to_queries(b, i, j), x, low) : x);
+        largest = vf_max(largest, masked ? vf_pick(that_see(b, own, i, j), x, low) : x);
     }
     for (int j = seen.from; j < seen.to; j++) {
-        const vf x = weights(b, p, largest, to_log2, i, j * each, masked);
+        const vf x = weights(b, own, p, largest, to_log2, i, j * each, masked);
         sum += x;
         if (!HAS_BF16) {
             vf_store(p + j * QB + i, drops ? x * factors[j] : x);
             continue;
         }
-        const vf y = weights(b, p, largest, to_log2, i, j * each + 1, masked);
+        const vf y = weights(b, own, p, largest, to_log2, i, j * each + 1, masked);
         sum += y;
         vf_store(p + j * QB + i,
                  (vf)(drops ? bf16_interleave(x * factors[2 * j], y * factors[2 * j + 1]) : bf16_interleave(x, y)));
@@ -113,17 +121,25 @@ INLINE void softmax_lanes(Block b, Queries *q, float *p, const Head *h, int i, f
 
 /* One version serves all blocks here: a mask costs little beside the random numbers. */
 APART void softmax_dropped(Block b, Queries *q, float *p, const Head *h, float *shrink) {
-    for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, 1);
+    for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, NULL, q, p, h, i, shrink, 1, 1);
+}
+
+/* A block that a boundary between documents crosses. */
+APART void softmax_documents(Block b, Queries *q, float *p, const Head *h, float *shrink) {
+    int own[QB] = {0}; /* as long as the lanes of the last vector are read */
+    memcpy(own, q->own, (size_t)b.queries * sizeof *own);
+    for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, own, q, p, h, i, shrink, 1, h->dropout != NULL);
 }
 
 static void softmax(Block b, Queries *q, float *p, const Head *h) {
     const int hp = padded(h->hs);
     float shrink[QB];
-    if (h->dropout) softmax_dropped(b, q, p, h, shrink);
+    if (has_boundary(q->own, b)) softmax_documents(b, q, p, h, shrink);
+    else if (h->dropout) softmax_dropped(b, q, p, h, shrink);
     else if (all_visible(b))
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 0, 0);
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, NULL, q, p, h, i, shrink, 0, 0);
     else
-        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, q, p, h, i, shrink, 1, 0);
+        for (int i = 0; i < b.queries; i += VL) softmax_lanes(b, NULL, q, p, h, i, shrink, 1, 0);
     if (HAS_AMX) {
         scale_columns(q->out, hp, shrink, b.queries);
         clear_words(p, b.keys);
@@ -166,7 +182,7 @@ static void add_values(Block b, float *out, const float *p, const float *v, cons
 }
 
 static void start(Queries *q, const Head *h, const floatX *rows, int at, int n) {
-    q->at = at;
+    q->at = at, q->own = offsets_at(h->offsets, at), q->window = most_seen(q->own, n, h->window);
     pack_columns(q->q_t, QB, (Rows){rows, h->stride, n, h->hs});
     memset(q->out, 0, (size_t)QB * padded(h->hs) * sizeof *q->out);
     for (int i = 0; i < QB; i++) q->largest[i] = -FLT_MAX, q->sum[i] = 0;
@@ -194,7 +210,7 @@ static Rows keys_at(const Head *h, const floatX *x, int key, int end) {
 APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h, const floatX *q, int at, int n) {
     const int end = at + n;
     for (int i = 0; i < n; i += QB) start(&s->queries[i / QB], h, q + i * h->stride, at + i, min(QB, n - i));
-    for (int key = first_key(at, h->window) / KB * KB; key < end; key += KB) {
+    for (int key = first_seen(h->offsets, at, h->window) / KB * KB; key < end; key += KB) {
         const Rows k = keys_at(h, h->k, key, end), v = keys_at(h, h->v, key, end);
         const int keys = k.n;
         Ahead next_k = rows_ahead(keys_at(h, h->k, key + KB, end));
@@ -203,11 +219,12 @@ APART void attend(Scratch *s, floatX *out, int64_t C, float *lse, const Head *h,
         if (HAS_AMX) pack_pair_columns(s->v, v);
         else pack_pairs(s->v, v);
         for (int i = 0; i < n; i += QB) {
-            const Block b = {at + i - key, min(QB, n - i), keys, h->window};
-            if (none_visible(b)) continue;
-            scores(b, s->p, s->k, s->queries[i / QB].q_t, h, &next_k);
-            softmax(b, &s->queries[i / QB], s->p, h);
-            add_values(b, s->queries[i / QB].out, s->p, s->v, h, &next_v);
+            Queries *const q_block = &s->queries[i / QB];
+            const Block b = {at + i - key, min(QB, n - i), keys, q_block->window};
+            if (none_visible(b) || is_of_others(q_block->own, b)) continue;
+            scores(b, s->p, s->k, q_block->q_t, h, &next_k);
+            softmax(b, q_block, s->p, h);
+            add_values(b, q_block->out, s->p, s->v, h, &next_v);
         }
     }
     for (int i = 0; i < n; i += QB)
@@ -226,6 +243,7 @@ typedef struct Forward {
     floatX *out;
     float *lse;
     const floatX *qkv;
+    const int *offsets;
     const Dropout *dropout;
     int T, C, NH, window, each, parts;
 } Forward;
@@ -237,7 +255,7 @@ static void forward_tasks(const void *given, Part tasks) {
         const int64_t head = task / a.parts, b = head / a.NH, at = (a.parts - 1 - task % a.parts) * a.each;
         const floatX *q = a.qkv + b * a.T * 3 * a.C + head % a.NH * hs;
         Head h = head_at(q, a.C, hs, a.window);
-        h.dropout = a.dropout, h.row = (uint32_t)(head * a.T);
+        h.dropout = a.dropout, h.row = (uint32_t)(head * a.T), h.offsets = offsets_at(a.offsets, b * a.T);
         Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
         attend(&s, a.out + (b * a.T + at) * a.C + head % a.NH * hs, a.C, a.lse + head * a.T + at, &h, q + at * 3 * a.C,
                (int)at, min(a.each, a.T - (int)at));
@@ -245,12 +263,12 @@ static void forward_tasks(const void *given, Part tasks) {
     end_products();
 }
 
-void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *dropout, int B,
-                          int T, int C, int NH, int window) {
+void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *qkv, const int *offsets,
+                          const Dropout *dropout, int B, int T, int C, int NH, int window) {
     const int seen = effective(window, T), each = task_queries(ctx, (int64_t)B * NH, T);
     const int parts = (T + each - 1) / each;
     parallel_dynamic(threads_for(ctx, elements((int64_t)B * T, seen, C)), (int64_t)B * NH * parts, forward_tasks,
-                     &(Forward){ctx, out, lse, qkv, dropout, T, C, NH, seen, each, parts});
+                     &(Forward){ctx, out, lse, qkv, offsets, dropout, T, C, NH, seen, each, parts});
 }
 
 /* q . k of VL keys, of which n exist. q is padded with zeros. */

@@ -55,6 +55,23 @@ static inline vi visible_keys(Block b, int i, int j) {
     return (ago >= 0) & (ago < b.window);
 }
 
+/* ---- documents: `own` are the offsets (kernels.h) of a block's queries; NULL: the window is one document ---- */
+
+static inline const int *offsets_at(const int *offsets, int64_t at) { return offsets ? offsets + at : NULL; }
+/* The first key that query i sees. */
+static inline int first_seen(const int *offsets, int i, int window) {
+    return offsets ? max(first_key(i, window), i - offsets[i]) : first_key(i, window);
+}
+/* The most keys that one of n queries sees: a window for their block, so that what is too far away for all is left out. */
+static inline int most_seen(const int *own, int n, int window) {
+    int most = own ? 1 : window;
+    for (int i = 0; own && i < n; i++) most = max(most, min(window, own[i] + 1));
+    return most;
+}
+/* Whether the documents of all queries begin behind the block's keys; and whether that of some begins behind the first of them. */
+static inline int is_of_others(const int *own, Block b) { return own && own[0] <= b.shift - b.keys; }
+static inline int has_boundary(const int *own, Block b) { return own && own[b.queries - 1] < b.shift + b.queries - 1; }
+
 /* The steps of a sum over n numbers, the range of steps that covers a range of numbers, and its range in whole vectors. */
 static inline int steps(int n) { return HAS_BF16 ? (n + 1) / 2 : n; }
 static inline Range in_steps(Range r) { return HAS_BF16 ? (Range){r.from / 2, (r.to + 1) / 2} : r; }

@@ -13,24 +13,24 @@ INLINE void add_embeddings(floatX *sum, const void *a, const floatX *b, int C, c
 
 typedef struct Forward {
     floatX *out;
-    const int *tokens, *pos;
+    const int *tokens, *pos, *offsets;
     const floatX *wte, *wpe;
     int T, C, format;
 } Forward;
 static void forward_rows(const void *given, Part rows) {
     const Forward a = *(const Forward *)given;
     for (int64_t bt = rows.from; bt < rows.to; bt++) {
-        const int64_t at = bt % a.T + (a.pos ? a.pos[bt / a.T] : 0);
+        const int64_t at = (a.offsets ? a.offsets[bt] : bt % a.T) + (a.pos ? a.pos[bt / a.T] : 0);
         const void *row = weight_row(a.wte, a.format, a.C, a.tokens[bt]);
         FOR_FORMAT(a.format, add_embeddings(a.out + bt * a.C, row, a.wpe + at * a.C, a.C, F));
     }
 }
 
 void K(encoder_forward)(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
-                        const int *pos, int B, int T, int C) {
+                        const int *pos, const int *offsets, int B, int T, int C) {
     const int64_t rows = (int64_t)B * T;
     parallel_static(threads_among(ctx, rows, rows * C), rows, forward_rows,
-                    &(Forward){out, tokens, pos, wte, wpe, T, C, ctx->weight_format});
+                    &(Forward){out, tokens, pos, offsets, wte, wpe, T, C, ctx->weight_format});
 }
 
 /* n channels at one position. Every sequence's gradient goes to its token's row of dwte, and their sum to dwpe. Sixteen
@@ -52,13 +52,28 @@ static inline void scatter(float *dwte, float *dwpe, const floatX *dout, const i
     if (dwpe) vf_store_n(dwpe, vf_load_n(dwpe, n) + total, n);
 }
 
+/* The same for one row, which joins those of its position in other documents of the window. */
+static inline void scatter_row(float *dwte, float *dwpe, const floatX *dout, int n) {
+    const vf d = fx_load_n(dout, n);
+    if (dwte) vf_store_n(dwte, vf_load_n(dwte, n) + d, n);
+    if (dwpe) vf_store_n(dwpe, vf_load_n(dwpe, n) + d, n);
+}
+
 enum { LINE = 16 };
 typedef struct Backward {
     float *dwte, *dwpe;
     const floatX *dout;
-    const int *tokens;
+    const int *tokens, *offsets;
     int B, T, C;
 } Backward;
+static void backward_documents(const void *given, Part lines) {
+    const Backward a = *(const Backward *)given;
+    for (int64_t row = 0; row < (int64_t)a.B * a.T; row++)
+        for (int64_t c = lines.from * LINE; c < lines.to * LINE && c < a.C; c += VL)
+            scatter_row(a.dwte ? a.dwte + (int64_t)a.tokens[row] * a.C + c : NULL,
+                        a.dwpe ? a.dwpe + (int64_t)a.offsets[row] * a.C + c : NULL, a.dout + row * a.C + c,
+                        LANES(c, a.C));
+}
 static void backward_lines(const void *given, Part lines) {
     const Backward a = *(const Backward *)given;
     for (int64_t t = 0; t < a.T; t++)
@@ -68,9 +83,9 @@ static void backward_lines(const void *given, Part lines) {
 }
 
 /* A token may come more than once, so threads share out the columns instead of the rows. A thread gets whole cache lines. */
-void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B, int T,
-                         int C) {
+void K(encoder_backward)(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens,
+                         const int *offsets, int B, int T, int C) {
     const int64_t lines = ceil_div(C, LINE);
-    parallel_static(threads_among(ctx, lines, (int64_t)B * T * C), lines, backward_lines,
-                    &(Backward){dwte, dwpe, dout, tokens, B, T, C});
+    parallel_static(threads_among(ctx, lines, (int64_t)B * T * C), lines, offsets ? backward_documents : backward_lines,
+                    &(Backward){dwte, dwpe, dout, tokens, offsets, B, T, C});
 }

@@ -47,22 +47,22 @@ static void compress(Context *ctx, floatX *stored, const float *param, int forma
 /* ---- layers ---- */
 
 static void encoder_forward(Context *ctx, floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
-                            const int *pos, int B, int T, int C) {
+                            const int *pos, const int *offsets, int B, int T, int C) {
     for (int b = 0; b < B; b++)
-        for (int t = 0; t < T; t++)
+        for (int t = 0; t < T; t++) {
+            const int64_t at = (pos ? pos[b] : 0) + (offsets ? offsets[b * T + t] : t);
             for (int c = 0; c < C; c++)
-                put(out++, 0,
-                    (double)weight_at(ctx, wte, tokens[b * T + t], C, c) +
-                        get(wpe, ((int64_t)(pos ? pos[b] : 0) + t) * C + c));
+                put(out++, 0, (double)weight_at(ctx, wte, tokens[b * T + t], C, c) + get(wpe, at * C + c));
+        }
 }
 
-static void encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens, int B,
-                             int T, int C) {
+static void encoder_backward(Context *ctx, float *dwte, float *dwpe, const floatX *dout, const int *tokens,
+                             const int *offsets, int B, int T, int C) {
     (void)ctx;
     for (int64_t bt = 0; bt < (int64_t)B * T; bt++)
         for (int c = 0; c < C; c++) {
             if (dwte) dwte[(int64_t)tokens[bt] * C + c] += get(dout, bt * C + c);
-            if (dwpe) dwpe[bt % T * C + c] += get(dout, bt * C + c);
+            if (dwpe) dwpe[(offsets ? offsets[bt] : bt % T) * C + c] += get(dout, bt * C + c);
         }
 }
 
@@ -219,6 +219,11 @@ static void lora_backward_input(Context *ctx, floatX *dinp, const floatX *dhidde
 }
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }
+/* The first key that query i of sequence b sees. */
+static int first_seen(const int *offsets, int b, int T, int i, int window) {
+    const int first = first_key(i, window), begin = offsets ? i - offsets[(int64_t)b * T + i] : 0;
+    return first > begin ? first : begin;
+}
 
 /* One query with the keys and values first..last, rows `stride` apart: out = (softmax(scores) factors) v. `row` is the
  * query's number among those of all heads. Returns lse. */
@@ -239,8 +244,8 @@ static double attend(double *p, floatX *out, const floatX *q, const floatX *k, c
     return max + log(sum);
 }
 
-static void attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, const Dropout *d, int B, int T,
-                              int C, int NH, int window) {
+static void attention_forward(Context *ctx, floatX *out, float *lse, const floatX *qkv, const int *offsets,
+                              const Dropout *d, int B, int T, int C, int NH, int window) {
     const int hs = C / NH;
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
@@ -249,7 +254,7 @@ static void attention_forward(Context *ctx, floatX *out, float *lse, const float
                 const int64_t row = ((int64_t)b * NH + h) * T + i;
                 lse[row] =
                     (float)attend(ctx->workspace, out + ((int64_t)b * T + i) * C + h * hs, base + (int64_t)i * 3 * C,
-                                  base + C, base + 2 * C, 3 * C, first_key(i, window), i, hs, d, row);
+                                  base + C, base + 2 * C, 3 * C, first_seen(offsets, b, T, i, window), i, hs, d, row);
             }
 }
 
@@ -291,7 +296,8 @@ static void attend_backward(float *dqkv, const floatX *dout, const floatX *out, 
 
 /* One head after another: the gradients of a head are summed as floats before they are stored. */
 static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                               const floatX *qkv, const Dropout *d, int B, int T, int C, int NH, int window) {
+                               const floatX *qkv, const int *offsets, const Dropout *d, int B, int T, int C, int NH,
+                               int window) {
     const int hs = C / NH;
     float *sums = ctx->workspace;
     for (int b = 0; b < B; b++)
@@ -300,8 +306,8 @@ static void attention_backward(Context *ctx, floatX *dqkv, const floatX *dout, c
             memset(sums, 0, (size_t)T * 3 * hs * sizeof *sums);
             for (int i = 0; i < T; i++) {
                 const int64_t at = ((int64_t)b * T + i) * C + h * hs, row = ((int64_t)b * NH + h) * T + i;
-                attend_backward(sums, dout + at, out + at, lse[row], qkv + head, C, first_key(i, window), i, hs, d,
-                                row);
+                attend_backward(sums, dout + at, out + at, lse[row], qkv + head, C,
+                                first_seen(offsets, b, T, i, window), i, hs, d, row);
             }
             for (int64_t row = 0; row < (int64_t)T * 3; row++)
                 for (int c = 0; c < hs; c++) put(dqkv, head + row * C + c, sums[row * hs + c]);

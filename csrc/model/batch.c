@@ -104,6 +104,28 @@ static void copy_loss_weights(llmc_model *m, const float *weights, int64_t n) {
     if (m->ones > n) m->ones = n;
 }
 
+/* Counts the rows of each row's document before it (kernels.h). A document begins with the separator, or with the window. */
+static void put_offsets(llmc_model *m, const int *tokens, int64_t n, int t) {
+    enum { PART = 1024 };
+    int part[PART], offset = 0;
+    for (int64_t at = 0; at < n; at += PART) {
+        const int64_t each = n - at < PART ? n - at : PART;
+        for (int64_t i = at; i < at + each; i++) {
+            const int begins = i % t == 0 || tokens[i] == m->separator;
+            part[i - at] = offset = begins ? 0 : offset + 1;
+        }
+        m->k->copy_in(&m->ctx, acts_at(m, 0).offsets + at, part, each * 4);
+    }
+}
+
+int llmc_model_separate(llmc_model *m, int id) {
+    CHECK(id >= -1 && id < m->config.V, LLMC_EINVAL,
+          "separator %d is not in 0..%d: give the id that begins a document, or -1", id, m->config.V - 1);
+    m->separator = id;
+    if (m->state != EMPTY) m->state = EMPTY, m->cache_of = NULL; /* a backward pass must not see other documents */
+    return LLMC_OK;
+}
+
 /* Checks a batch and copies it to the device. */
 static int take_batch(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t) {
     const int64_t n = (int64_t)b * t;
@@ -116,6 +138,7 @@ static int take_batch(llmc_model *m, const int *tokens, const int *targets, cons
     m->k->copy_in(&m->ctx, a.tokens, tokens, n * 4);
     if (targets) m->k->copy_in(&m->ctx, a.targets, targets, n * 4);
     if (targets) copy_loss_weights(m, weights, n);
+    if (m->separator >= 0) put_offsets(m, tokens, n, t);
     return LLMC_OK;
 }
 
@@ -194,7 +217,7 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     TRY(take_batch(m, tokens, targets, weights, b, t));
     if (!accumulate) m->drop.micro_step = 0;
     gpt2_begin_dropout(m, 1);
-    const int64_t key[4] = {b, t, (accumulate != 0) + 2 * m->drop.dropped, bits_of(scale)};
+    const int64_t key[4] = {b, t, (accumulate != 0) + 2 * (m->separator >= 0) + 4 * m->drop.dropped, bits_of(scale)};
     if (!m->k->replay(&m->ctx, key)) {
         forward_and_backward(m, scale, accumulate);
         m->k->recorded(&m->ctx);

@@ -69,7 +69,8 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     TRY(layout_kernels(&k, &settled));
     llmc_model *model = calloc(1, sizeof *model);
     CHECK(model, LLMC_ENOMEM, "no memory for a model's description");
-    *model = (llmc_model){.config = *config, .room = settled, .k = k, .ctx.threads = threads_asked(threads)};
+    *model = (llmc_model){
+        .config = *config, .room = settled, .k = k, .separator = -1, .ctx.threads = threads_asked(threads)};
     model->ctx.weight_format = k->element;
     int rc = layout_make(&model->layout, config, &settled);
     if (rc == 0) rc = llmc_config_check(&model->config);

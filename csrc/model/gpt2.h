@@ -13,6 +13,7 @@ struct llmc_model {
     int64_t step;         /* AdamW steps taken */
     const void *cache_of; /* the generation whose keys and values are cached, while state is EMPTY; NULL: none */
     int64_t ones;         /* the first `ones` loss weights on the device are 1 */
+    int separator;        /* the id that begins a document which sees nothing before it; -1: documents are not separated */
     struct {              /* dropout.c */
         double p[4];      /* the probability of each kind (kernels.h) */
         int64_t seed;

@@ -15,6 +15,11 @@ static const Dropout *dropout_of(const llmc_model *m, const Pass *pass, int kind
     return pass->cached ? NULL : gpt2_dropout(m, kind, l);
 }
 
+/* A prompt of generation is one document. */
+static const int *offsets_of(const llmc_model *m, const Pass *pass) {
+    return pass->cached || m->separator < 0 ? NULL : acts_at(m, 0).offsets;
+}
+
 /* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
 static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Kernels *k = m->k;
@@ -28,8 +33,8 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     if (pass->cached)
         k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
     else
-        k->attention_forward(ctx, a.atty, a.lse, qkv, dropout_of(m, pass, LLMC_DROP_ATTENTION, l), B, T, C, NH,
-                             window_of(m, l));
+        k->attention_forward(ctx, a.atty, a.lse, qkv, offsets_of(m, pass), dropout_of(m, pass, LLMC_DROP_ATTENTION, l),
+                             B, T, C, NH, window_of(m, l));
 }
 
 /* From ln2 to fch_gelu. */
@@ -92,7 +97,8 @@ int layers_forward(llmc_model *m, const Pass *pass) {
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_EMBEDDING, 0);
-    m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL, B, T, C);
+    m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL,
+                          offsets_of(m, pass), B, T, C);
     if (dropout) m->k->dropout(&m->ctx, a.residual1, a.residual1, dropout, B, T, C);
     m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
     for (int l = 0; l < m->config.L; l++) {
@@ -175,8 +181,8 @@ static void layer_backward(const llmc_model *m, const Pass *pass, int l, int acc
     weight_backward(m, pass, l, LORA_ATTPROJ, dw.attprojw, dw.attprojb, d, a.atty, accumulate);
     k->matmul_backward_input(ctx, a.branch, d, w.attprojw, B, T, C, C);
     lora_backward_input(m, pass, l, LORA_ATTPROJ, a.branch, NULL);
-    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C,
-                          NH, window_of(m, l));
+    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, offsets_of(m, pass),
+                          gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C, NH, window_of(m, l));
     weight_backward(m, pass, l, LORA_QKV, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate);
     if (is_lowest && !dw.ln1w && !dw.ln1b) return;
     k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
@@ -212,5 +218,5 @@ void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
     }
     if (!dw.wte && !dw.wpe) return;
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_EMBEDDING, 0);
-    k->encoder_backward(&m->ctx, dw.wte, dw.wpe, d, a.tokens, B, T, C);
+    k->encoder_backward(&m->ctx, dw.wte, dw.wpe, d, a.tokens, offsets_of(m, pass), B, T, C);
 }

@@ -130,6 +130,7 @@ static void add_training(Growing *text, const llmc_trainer *t) {
     if (o->embd_pdrop > 0 || o->attn_pdrop > 0 || o->resid_pdrop > 0)
         growing_add(text, "; dropout of embeddings %g, attention %g, residual %g", o->embd_pdrop, o->attn_pdrop,
                     o->resid_pdrop);
+    if (o->separate_documents) growing_add(text, "; documents do not see each other");
 }
 
 static int add_all(Growing *text, llmc_trainer *t) {

@@ -28,9 +28,16 @@ static int has_shards(const char *data, const char *split) {
     return rc == LLMC_EINVAL ? 0 : rc < 0 ? rc : 1;
 }
 
+/* The id that begins a document; -1: none is known. */
+static int document_id(const llmc_trainer *t) { return t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1; }
+
 static int open_data(llmc_trainer *t, const char *data) {
     const llmc_options *o = &t->options;
-    const int V = t->config.V, eot = o->documents && t->tokenizer ? llmc_tokenizer_eot(t->tokenizer) : -1;
+    CHECK(!o->separate_documents || document_id(t) >= 0, LLMC_EINVAL,
+          "--separate_documents needs a tokenizer that knows the id which begins a document, and %s: %s",
+          t->tokenizer ? "this one has none" : "the data has none",
+          t->tokenizer ? "prepare the data again with python -m pyllmc.prepro" : "name it with --tokenizer");
+    const int V = t->config.V, eot = o->documents ? document_id(t) : -1;
     TRY(llmc_loader_open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
     const int own = !t->num_vals && is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
     TRY(own);
@@ -153,6 +160,7 @@ int setup_model(llmc_trainer *t) {
     t->shares = t->losses + t->options.grad_accum;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
     TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->seed));
+    if (o->separate_documents) TRY(llmc_model_separate(t->model, document_id(t)));
     if (t->file) TRY(tuning_load(t));
     else TRY(llmc_model_init(t->model, o->seed, o->init_std));
     if (t->resumed) TRY(resume_restore(t));

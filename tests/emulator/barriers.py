@@ -55,8 +55,8 @@ def matmul(k: DeviceKernel, M: int, C: int, OC: int) -> list[np.ndarray]:
 def attention(k: DeviceKernel, T: int, hs: int) -> list[np.ndarray]:
     qkv, y, lse, dqkv = random(1, T, 3 * hs), out(1, T, hs), out(1, 1, T), out(1, T, 3 * hs)
     k.workspace(1, T, hs)
-    k.attention_forward(y, lse, qkv, None, 1, T, hs, 1, 0)
-    k.attention_backward(dqkv, random(1, T, hs), y, lse, qkv, None, 1, T, hs, 1, 0)
+    k.attention_forward(y, lse, qkv, None, None, 1, T, hs, 1, 0)
+    k.attention_backward(dqkv, random(1, T, hs), y, lse, qkv, None, None, 1, T, hs, 1, 0)
     return [y, dqkv]
 
 

@@ -29,8 +29,8 @@ MUTANTS = [  # file, the code that is replaced, its replacement, the tests that 
     ("layers.c", r"else last_layer_recompute\(m, pass, l\);", "", "tests/model/test_memory.py"),
     ("cpu/layernorm.c", r"\+ 1e-5f", "+ 1e-4f", "tests/kernels/test_layernorm.py"),
     ("cpu/gemm_amx_pack.h", r"row \+ 1 < K && lanes", "lanes", "tests/kernels/test_matmul.py"),
-    ("cpu/attention_backward.c", r"- s->D\[i\]\)", "+ s->D[i])", "tests/kernels/test_attention.py"),
-    ("cpu/attention_backward.c", r"\* kept - s->D", "- s->D", "tests/kernels/test_dropout.py"),
+    ("cpu/attention_gradient.h", r"- s->D\[i\]\)", "+ s->D[i])", "tests/kernels/test_attention.py"),
+    ("cpu/attention_gradient.h", r"\* kept - s->D", "- s->D", "tests/kernels/test_dropout.py"),
     ("model/dropout.c", r"if \(on\) m->drop\.micro_step\+\+;", "", "tests/model/test_model_dropout.py"),
     (
         "cpu/classifier.c",

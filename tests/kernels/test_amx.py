@@ -148,8 +148,8 @@ def test_attention_stores_past_the_caches_to_the_same_bits(isa):
 
     def results(new) -> list[np.ndarray]:
         out, lse, dqkv = new(T, C), new(NH, T), new(T, 3 * C)
-        kernels.attention_forward(out, lse, qkv, None, B, T, C, NH, 0)
-        kernels.attention_backward(dqkv, qkv[:, :C].copy(), out, lse, qkv, None, B, T, C, NH, 0)
+        kernels.attention_forward(out, lse, qkv, None, None, B, T, C, NH, 0)
+        kernels.attention_backward(dqkv, qkv[:, :C].copy(), out, lse, qkv, None, None, B, T, C, NH, 0)
         return [out, dqkv]
 
     for by in (1, 8, 16):

@@ -140,18 +140,19 @@ def sizes(case: Case) -> tuple[int, int, int, int, int]:
     return case.B, case.T, case.C, case.NH, case.window
 
 
-def forward(kernels, buffers, case: Case, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def forward(kernels, buffers, case: Case, qkv: np.ndarray, *more) -> tuple[np.ndarray, np.ndarray]:
+    """more: offsets and the words of dropout, if any."""
     out, lse = buffers.out(case.B, case.T, case.C), buffers.out(case.B, case.NH, case.T)
     kernels.workspace(case.B, case.T, case.C, case.NH)
-    kernels.attention_forward(out, lse, buffers.guarded(qkv), None, *sizes(case))
+    kernels.attention_forward(out, lse, buffers.guarded(qkv), *(more or (None, None)), *sizes(case))
     return out, lse
 
 
-def backward(kernels, buffers, case: Case, dout, out, lse, qkv) -> np.ndarray:
+def backward(kernels, buffers, case: Case, dout, out, lse, qkv, *more) -> np.ndarray:
     dqkv = buffers.out(*qkv.shape)
     kernels.workspace(case.B, case.T, case.C, case.NH)
     inputs = (buffers.guarded(np.asarray(x, np.float32)) for x in (dout, out, lse, qkv))
-    kernels.attention_backward(dqkv, *inputs, None, *sizes(case))
+    kernels.attention_backward(dqkv, *inputs, *(more or (None, None)), *sizes(case))
     return dqkv
 
 
@@ -260,8 +261,8 @@ def test_rows_at_any_address(kernels, buffers, case):
     qkv, empty = shifted(want.qkv), np.full(want.dout.shape, np.nan, np.float32)
     out, lse, dqkv = shifted(empty), buffers.out(case.B, case.NH, case.T), shifted(np.full_like(qkv, np.nan))
     kernels.workspace(case.B, case.T, case.C, case.NH)
-    kernels.attention_forward(out, lse, qkv, None, *sizes(case))
-    kernels.attention_backward(dqkv, shifted(want.dout), out, lse, qkv, None, *sizes(case))
+    kernels.attention_forward(out, lse, qkv, None, None, *sizes(case))
+    kernels.attention_backward(dqkv, shifted(want.dout), out, lse, qkv, None, None, *sizes(case))
     assert_parity(out, *want.out, "out", floor(case, want))
     assert_parity(lse, *want.lse, "lse")
     assert_parity(dqkv, *want.dqkv, "dqkv", floor_backward(case, want))

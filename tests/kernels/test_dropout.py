@@ -142,10 +142,10 @@ def run(
     out, lse = buffers.out(case.B, case.T, case.C), buffers.out(case.B, case.NH, case.T)
     dqkv, given = buffers.out(*qkv.shape), None if drop is None else buffers.guarded(drop.words())
     kernels.workspace(case.B, case.T, case.C, case.NH)
-    kernels.attention_forward(out, lse, buffers.guarded(qkv), given, *sizes(case))
+    kernels.attention_forward(out, lse, buffers.guarded(qkv), None, given, *sizes(case))
     kernels.workspace(case.B, case.T, case.C, case.NH)
     kernels.attention_backward(
-        dqkv, buffers.guarded(dout), out, lse, buffers.guarded(qkv), given, *sizes(case)
+        dqkv, buffers.guarded(dout), out, lse, buffers.guarded(qkv), None, given, *sizes(case)
     )
     return out, lse, dqkv
 

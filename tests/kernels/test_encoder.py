@@ -36,7 +36,7 @@ def test_forward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int, shif
     pos = buffers.guarded((np.arange(B) % (MAX_T - T + 1)).astype(np.int32)) if shifted else None
     positions = np.arange(T)[None] + (np.zeros((B, 1), int) if pos is None else pos[:, None])
     out = buffers.out(B, T, C)
-    kernels.encoder_forward(out, d["tokens"], d["wte"], d["wpe"], pos, B, T, C)
+    kernels.encoder_forward(out, d["tokens"], d["wte"], d["wpe"], pos, None, B, T, C)
     expected = torch_encoder(d, positions, torch.float32)[0].numpy()
     assert (out == storable(kernels, expected)).all()  # one addition, rounded once
 
@@ -46,7 +46,7 @@ def test_backward(kernels: Kernel, buffers: Buffers, B: int, T: int, C: int):
     d = {name: buffers.guarded(x) for name, x in data(kernels, B, T, C).items()}
     dwte, dwpe = buffers.guarded(np.zeros_like(d["wte"])), buffers.guarded(np.zeros_like(d["wpe"]))
     kernels.workspace(B, T, C)
-    kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
+    kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], None, B, T, C)
     positions = np.tile(np.arange(T), (B, 1))
     single, double = yardstick.both(lambda dtype: torch_encoder(d, positions, dtype))
     assert_parity(dwte, single[1], double[1], "dwte")
@@ -62,7 +62,7 @@ def test_backward_of_one_token_repeated(kernels: Kernel, buffers: Buffers, C: in
     d["tokens"][:] = 5
     dwte, dwpe = buffers.guarded(np.zeros_like(d["wte"])), buffers.guarded(np.zeros_like(d["wpe"]))
     kernels.workspace(B, T, C)
-    kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
+    kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], None, B, T, C)
     positions = np.tile(np.arange(T), (B, 1))
     single, double = yardstick.both(lambda dtype: torch_encoder(d, positions, dtype))
     assert_parity(dwte, single[1], double[1], "dwte")
@@ -77,7 +77,7 @@ def test_backward_accumulates(kernels: Kernel, buffers: Buffers):
     dwte, dwpe = buffers.guarded(np.ones_like(d["wte"])), buffers.guarded(np.ones_like(d["wpe"]))
     kernels.workspace(B, T, C)
     for _ in range(2):
-        kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
+        kernels.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], None, B, T, C)
     _, expected_dwte, expected_dwpe = torch_encoder(d, np.tile(np.arange(T), (B, 1)), torch.float64)
     assert (dwte == 1 + 2 * expected_dwte.numpy()).all()
     assert (dwpe == 1 + 2 * expected_dwpe.numpy()).all()
@@ -96,7 +96,7 @@ def test_order_does_not_change_a_bit(kernels: Kernel, C: int):
     for k in in_every_way(kernels):
         k.workspace(B, T, C)
         out, dwte, dwpe = np.empty((B, T, C), np.float32), np.zeros_like(d["wte"]), np.zeros_like(d["wpe"])
-        k.encoder_forward(out, d["tokens"], d["wte"], d["wpe"], None, B, T, C)
-        k.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], B, T, C)
+        k.encoder_forward(out, d["tokens"], d["wte"], d["wpe"], None, None, B, T, C)
+        k.encoder_backward(dwte, dwpe, d["dout"], d["tokens"], None, B, T, C)
         results.append(out.tobytes() + dwte.tobytes() + dwpe.tobytes())
     assert len(set(results)) == 1
