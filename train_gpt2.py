@@ -55,7 +55,8 @@ Tensor = torch.Tensor
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position attends to itself and to those before it; with window > 0, to the last `window` positions only."""
+    """Each position attends to itself and to those before it; with window > 0, to the last `window` positions only; with
+    offsets, to those of its own document only."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -64,28 +65,36 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, dropouts: Dropouts) -> Tensor:
+    def forward(self, x: Tensor, dropouts: Dropouts, offsets: Tensor | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, 3C)
         q, k, v = (
             y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, dim=2)
         )  # (B, NH, T, hs)
         if dropouts.attn:  # written out, because PyTorch's own would draw the mask itself
-            hidden = ~visible(T, self.window, x.device)
+            hidden = ~visible(T, self.window, x.device, offsets)
             scores = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])).masked_fill(hidden, -math.inf)
             y = dropouts.drop(torch.softmax(scores, -1), "attention", self.layer) @ v
-        elif 0 < self.window < T:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(T, self.window, x.device))
+        elif 0 < self.window < T or offsets is not None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(T, self.window, x.device, offsets))
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, NH, T, hs) -> heads side by side
         return self.c_proj(y)
 
 
-def visible(T: int, window: int, device: Any = None) -> Tensor:
-    """(T, T) bool: query i sees the keys j <= i, and j > i - window where window > 0."""
+def visible(T: int, window: int, device: Any = None, offsets: Tensor | None = None) -> Tensor:
+    """(T, T) bool: query i sees the keys j <= i, and j > i - window where window > 0. With offsets (B, T): (B, 1, T, T) bool,
+    and query i sees the keys j >= i - offsets[b, i]."""
     back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)  # i - j
-    return (back >= 0) & (back < (window or T))
+    seen = (back >= 0) & (back < (window or T))
+    return seen if offsets is None else (seen & (back <= offsets[:, :, None]))[:, None]
+
+
+def offsets_of(idx: Tensor, separator: int) -> Tensor:
+    """(B, T): how many positions of its own document stand before each one. The separator begins a document."""
+    rows = torch.arange(idx.shape[1], device=idx.device)
+    return rows - torch.where(idx == separator, rows, 0).cummax(1).values
 
 
 class MLP(nn.Module):
@@ -106,8 +115,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, dropouts: Dropouts) -> Tensor:
-        x = x + dropouts.drop(self.attn(self.ln_1(x), dropouts), "attproj", self.layer)
+    def forward(self, x: Tensor, dropouts: Dropouts, offsets: Tensor | None = None) -> Tensor:
+        x = x + dropouts.drop(self.attn(self.ln_1(x), dropouts, offsets), "attproj", self.layer)
         return x + dropouts.drop(self.mlp(self.ln_2(x)), "fcproj", self.layer)
 
 
@@ -117,6 +126,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, seed: int | None = None, init_std: float = 0.0) -> None:
         super().__init__()
         self.config, self.dropouts = config, Dropouts()  # the next pass drops nothing
+        self.separator = -1  # >= 0: the id that begins a document, which sees nothing before it
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -134,10 +144,12 @@ class GPT(nn.Module):
         """Logits (B, T, V), and the mean loss or None. idx, targets (-1: ignored), weights: (B, T)."""
         _, T = idx.shape
         h: Any = self.transformer
-        x = h["wte"](idx) + h["wpe"](torch.arange(T, device=idx.device))  # (B, T, C) + (T, C)
+        offsets = offsets_of(idx, self.separator) if self.separator >= 0 else None
+        positions = torch.arange(T, device=idx.device) if offsets is None else offsets
+        x = h["wte"](idx) + h["wpe"](positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = self.dropouts.drop(x, "embedding")
         for block in h["h"]:
-            x = block(x, self.dropouts)
+            x = block(x, self.dropouts, offsets)
         head = self.lm_head if self.config.untied else h["wte"]  # a tied head shares the embedding's weight
         logits = F.linear(h["ln_f"](x), head.weight)
         return logits, None if targets is None else mean_loss(token_losses(logits, targets), targets, weights)
@@ -499,6 +511,20 @@ def told_dropout(d: Dropouts) -> str:
     return f"; dropout of embeddings {d.embd:g}, attention {d.attn:g}, residual {d.resid:g}" if any_is else ""
 
 
+def separator_of(tokenizer: Tokenizer | None) -> int:
+    """The id that begins a document, for --separate_documents."""
+    if tokenizer is None or tokenizer.eot < 0:
+        why = (
+            "the data has none: name it with --tokenizer"
+            if tokenizer is None
+            else "this one has none: prepare the data again with python -m pyllmc.prepro"
+        )
+        raise ValueError(
+            f"--separate_documents needs a tokenizer that knows the id which begins a document, and {why}"
+        )
+    return tokenizer.eot
+
+
 LONG_STEP = 500  # ms; shorter steps need no signs of life inside them
 
 
@@ -528,12 +554,12 @@ class Trainer:
         if c.max_seq_len < T:
             raise ValueError(f"--T={T} is longer than the model's context of {c.max_seq_len}: lower --T")
         eot = tokenizer.eot if tokenizer and o.documents else -1
-        self.data = Loader(shards, o.B, T, o.shuffle, o.seed, vocab_size=c.vocab_size, eot=eot)
+        if o.separate_documents:
+            self.model.separator = separator_of(tokenizer)
+        how = {"vocab_size": c.vocab_size, "eot": eot, "pack": bool(o.separate_documents)}
+        self.data = Loader(shards, o.B, T, o.shuffle, o.seed, **how)
         vals = vals or ({"": data} if any(Path(data).glob("val*.bin")) else {})
-        self.vals = {
-            name: Loader(find_shards(path, "val"), o.B, T, vocab_size=c.vocab_size, eot=eot)
-            for name, path in vals.items()
-        }
+        self.vals = {name: Loader(find_shards(path, "val"), o.B, T, **how) for name, path in vals.items()}
         if o.patience and not (self.vals and o.val_every):
             raise ValueError(
                 "--patience counts validations, and there are none: give --val_data and --val_every"
@@ -541,7 +567,8 @@ class Trainer:
         self.dropouts = settle_dropout(o)
         rate = settle_rate(o, c.n_embd)
         self.course = Course(o, self.data.windows, o.B, T)
-        print(f"{rate}, {self.course.told()}{told_dropout(self.dropouts)}", flush=True)
+        separated = "; documents do not see each other" if o.separate_documents else ""
+        print(f"{rate}, {self.course.told()}{told_dropout(self.dropouts)}{separated}", flush=True)
         self.optimizer = self.model.optimizer(o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay)
         self.step, self.tokens, self.windows = 0, 0, 0  # windows: those of the present step
         self.best, self.best_step, self.stale, self.early = math.inf, 0, 0, False

@@ -235,6 +235,10 @@ typedef struct llmc_loader llmc_loader;
  * the id before each document; windows begin at it where they can (windows.h). -1: windows begin every T tokens. */
 int llmc_loader_open(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
                      int64_t seed, int rank, int world, int V, int eot);
+/* The same, but in files with a loss mask as many whole documents as fit share a window, for a model that separates them
+ * (llmc_model_separate). */
+int llmc_loader_open_packed(llmc_loader **loader, const char *paths, const char *split, int B, int T, int shuffle,
+                            int64_t seed, int rank, int world, int V, int eot);
 void llmc_loader_free(llmc_loader *loader);
 /* (B,T) each. A file NAME with a loss mask beside it, NAME.mask (mask.h), has targets of -1 where nothing is to be learnt, and
  * a padded window for each document. LLMC_EFORMAT for the mask of another file. */

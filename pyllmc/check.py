@@ -63,8 +63,8 @@ BATCHES, MOST, TOKENS = 6, 64, 512
 # error, as a share of the largest value, that is allowed even if PyTorch happens to be exact: four roundings
 FLOOR = 4 * 2.0**-24
 
-# positions serve generation, dropouts are no result; the others are first written by the backward pass and the clipping
-NOT_OF_FORWARD = {"positions", "dfch", "dqkv", "dresidual", "norm", "adamw", "dropouts"}
+# positions serve generation, offsets separated documents, dropouts are no result; the others are first written by the backward pass and the clipping
+NOT_OF_FORWARD = {"positions", "offsets", "dfch", "dqkv", "dresidual", "norm", "adamw", "dropouts"}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -292,6 +292,14 @@ class Model(NotCopied):
     def micro_steps(self, n: int) -> None:
         self._check(self._lib.llmc_model_set_micro_steps(self._handle, as_int("micro_steps", n, 64)))
 
+    def separate_documents(self, token: int | None) -> None:
+        """Lets documents that share a window not see each other, from the next batch on: `token`, such as tokenizer.eot, begins
+        one. Its attention and its positions begin with it, so that logits, losses and gradients are those of each document
+        alone. None, as at first: a window is one document. Generation is not concerned. Raises InvalidArgument."""
+        self._check(
+            self._lib.llmc_model_separate(self._handle, -1 if token is None else as_count("token", token))
+        )
+
     def zero_grad(self) -> None:
         self._check(self._lib.llmc_model_zero_grad(self._handle))
 

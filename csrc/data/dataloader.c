@@ -26,7 +26,7 @@ typedef struct Shard {
 enum { OPEN_FILES = 64 };
 
 struct llmc_loader {
-    int B, T, shuffle, rank, world, V, eot;
+    int B, T, shuffle, rank, world, V, eot, pack;
     int64_t seed, position, windows, tokens;
     int64_t learnt, cut; /* targets that are learnt; documents that a window cuts, in shards with a mask */
     int masked;          /* at least one shard has a mask */
@@ -117,7 +117,7 @@ static int count_windows(llmc_loader *d, Shard *shard, const BinFile *f, int64_t
     TRY(pulse("looking for documents in %s", shard->path));
     if (masked) {
         int64_t cut = 0;
-        TRY(windows_part(&shard->starts, n, &cut, &ids, d->T, d->eot));
+        TRY(windows_part(&shard->starts, n, &cut, &ids, d->T, d->eot, d->pack));
         return d->cut += cut, LLMC_OK;
     }
     return windows_find(&shard->starts, n, &ids, d->T, d->eot);
@@ -165,8 +165,8 @@ static int loader_open(llmc_loader *d, const char *paths, const char *split) {
     return LLMC_OK;
 }
 
-int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
-                     int rank, int world, int V, int eot) {
+static int open_loader(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
+                       int rank, int world, int V, int eot, int pack) {
     *out = NULL;
     CHECK(B >= 1 && T >= 1 && T < INT32_MAX, LLMC_EINVAL, "B=%d T=%d: both must be at least 1", B, T);
     CHECK(rank >= 0 && rank < world, LLMC_EINVAL, "rank %d of %d: expected 0 <= rank < world", rank, world);
@@ -174,14 +174,30 @@ int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, in
     CHECK(eot >= -1, LLMC_EINVAL, "eot=%d: expected an id, or -1 to look for no documents", eot);
     llmc_loader *d = calloc(1, sizeof *d);
     CHECK(d, LLMC_ENOMEM, "no memory for a data loader");
-    *d = (llmc_loader){
-        .B = B, .T = T, .shuffle = shuffle, .rank = rank, .world = world, .V = V, .eot = eot, .seed = seed};
+    *d = (llmc_loader){.B = B,
+                       .T = T,
+                       .shuffle = shuffle,
+                       .rank = rank,
+                       .world = world,
+                       .V = V,
+                       .eot = eot,
+                       .pack = pack,
+                       .seed = seed};
     for (int i = 0; i < OPEN_FILES; i++) d->open_shard[i] = d->open[i].fd = -1;
     const int rc = loader_open(d, paths, split);
     pulse("%s", "");
     if (rc < 0) llmc_loader_free(d);
     else *out = d;
     return rc;
+}
+
+int llmc_loader_open(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle, int64_t seed,
+                     int rank, int world, int V, int eot) {
+    return open_loader(out, paths, split, B, T, shuffle, seed, rank, world, V, eot, 0);
+}
+int llmc_loader_open_packed(llmc_loader **out, const char *paths, const char *split, int B, int T, int shuffle,
+                            int64_t seed, int rank, int world, int V, int eot) {
+    return open_loader(out, paths, split, B, T, shuffle, seed, rank, world, V, eot, 1);
 }
 
 void llmc_loader_free(llmc_loader *d) {

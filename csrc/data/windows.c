@@ -71,8 +71,17 @@ int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, in
     return LLMC_OK;
 }
 
+/* Moves *at, an `eot`, to the last one up to `last`. */
+static int find_last(Scan *scan, int64_t *at, int64_t last, int eot) {
+    for (int64_t next = *at; next <= last;) {
+        *at = next++;
+        TRY(find_eot(scan, &next, last + 1, eot));
+    }
+    return LLMC_OK;
+}
+
 /* Counts the windows, and writes their starts unless `starts` is NULL. */
-static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, int T, int eot) {
+static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, int T, int eot, int pack) {
     const int64_t end = scan->ids->n - 1;
     int begins = 1; /* the window starts where a document does */
     *count = *cut = 0;
@@ -86,18 +95,20 @@ static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, i
         if (!found) next = last;
         *cut += eot >= 0 && !found && begins && last < end;
         begins = found;
+        if (pack && found && end - s <= T) next = end;
+        else if (pack && found) TRY(find_last(scan, &next, last, eot));
     }
     if (starts) starts[*count] = end;
     return LLMC_OK;
 }
 
-int windows_part(int64_t **starts, int64_t *count, int64_t *cut, const IdRange *ids, int T, int eot) {
+int windows_part(int64_t **starts, int64_t *count, int64_t *cut, const IdRange *ids, int T, int eot, int pack) {
     Scan scan = {.ids = ids, .buffer = malloc(BUFFER_BYTES)};
-    int rc = scan.buffer ? part_all(NULL, count, cut, &scan, T, eot) : LLMC_ENOMEM;
+    int rc = scan.buffer ? part_all(NULL, count, cut, &scan, T, eot, pack) : LLMC_ENOMEM;
     if (rc == 0) *starts = malloc(((size_t)*count + 1) * sizeof **starts);
     if (!scan.buffer || (rc == 0 && !*starts))
         rc = llmc_fail(LLMC_ENOMEM, "%s: no memory for the starts of its windows", ids->file->path);
-    if (rc == 0) rc = part_all(*starts, count, cut, &scan, T, eot);
+    if (rc == 0) rc = part_all(*starts, count, cut, &scan, T, eot, pack);
     free(scan.buffer);
     return rc;
 }

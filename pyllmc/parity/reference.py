@@ -78,7 +78,7 @@ def run_reference(
         handle.remove()
     with torch.no_grad():
         losses = reference.token_losses(logits, y)
-        acts = {**tapped, **derived(gpt.config, tapped, reference)}
+        acts = {**tapped, **derived(gpt, x, tapped, reference)}
         for name, value in (("tokens", x), ("targets", y), ("loss_weights", w), ("losses", losses)):
             acts[name, 0] = value
         acts["loss", 0] = loss_pair(losses, y, w, reference)
@@ -112,25 +112,27 @@ def tap(gpt: Any) -> tuple[dict[Key, Any], list[Any]]:
     return kept, handles + [keep(h[m], names, 0) for m, names in LAST.items()]
 
 
-def derived(config: GPTConfig, tapped: Mapping[Key, Any], reference: ModuleType) -> dict[Key, Any]:
-    """The statistics that the engine keeps and PyTorch does not show."""
+def derived(gpt: Any, ids: Any, tapped: Mapping[Key, Any], reference: ModuleType) -> dict[Key, Any]:
+    """The statistics that the engine keeps and PyTorch does not show. ids (B, T): the inputs."""
+    config: GPTConfig = gpt.config
     found = {("logits_lse", 0): tapped["logits", 0].logsumexp(-1)}
+    offsets = reference.offsets_of(ids, gpt.separator) if gpt.separator >= 0 else None
     for (name, layer), x in tapped.items():
         if name.startswith("residual"):
             norm = {"residual1": "ln1", "residual2": "ln2", "residual3": "lnf"}[name]
             found[f"{norm}_mean", layer] = x.mean(-1)
             found[f"{norm}_rstd", layer] = (x.var(-1, unbiased=False) + 1e-5).rsqrt()
         if name == "qkv":
-            found["lse", layer] = attention_lse(x, config.n_head, config.window_of(layer), reference)
+            found["lse", layer] = attention_lse(x, config.n_head, config.window_of(layer), reference, offsets)
     return found
 
 
-def attention_lse(qkv: Any, NH: int, window: int, reference: ModuleType) -> Any:
+def attention_lse(qkv: Any, NH: int, window: int, reference: ModuleType, offsets: Any) -> Any:
     """(B, NH, T): log sum exp of the scores q.k / sqrt(hs) of each query."""
     B, T, C3 = qkv.shape
     q, k, _ = qkv.view(B, T, 3, NH, C3 // 3 // NH).permute(2, 0, 3, 1, 4)  # (3, B, NH, T, hs)
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, NH, T, T)
-    return scores.masked_fill(~reference.visible(T, window), -math.inf).logsumexp(-1)
+    return scores.masked_fill(~reference.visible(T, window, offsets=offsets), -math.inf).logsumexp(-1)
 
 
 def loss_pair(losses: Any, targets: Any, weights: Any, reference: ModuleType) -> Any:

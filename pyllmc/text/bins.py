@@ -328,6 +328,7 @@ class Loader:
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], B: int, T: int, shuffle: bool = False, seed: int = 0,
         rank: int = 0, world: int = 1, position: int = 0, vocab_size: int | None = None, eot: int = -1,
+        pack: bool = False,
     ):  # fmt: skip
         _check_loader_arguments(B, T, rank, world, position, eot)
         self.paths = shard_order(os.fspath(p) for p in paths)
@@ -337,7 +338,9 @@ class Loader:
         self._shards = [inspect_shard(p) for p in self.paths]
         self._masks = [read_mask(p, info.ntok) for p, info in zip(self.paths, self._shards)]
         self._starts = [
-            window_starts(read_shard(p), T, eot) if m is None else document_starts(read_shard(p), T, eot)
+            window_starts(read_shard(p), T, eot)
+            if m is None
+            else document_starts(read_shard(p), T, eot, pack)
             for p, m in zip(self.paths, self._masks)
         ]
         self.masked = any(m is not None for m in self._masks)

@@ -107,7 +107,7 @@ def read_mask(tokens: str | os.PathLike[str], ntok: int) -> np.ndarray[Any, Any]
     return numpy.unpackbits(found, count=ntok, bitorder="little").astype(bool)  # type: ignore[no-any-return]
 
 
-def document_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> array[int]:
+def document_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1, pack: bool = False) -> array[int]:
     """The starts of the windows of a shard with a mask, and its last token: windows_part in csrc/data/windows.h."""
     numpy = need("numpy", "finding documents")
     documents, end = numpy.flatnonzero(ids == eot).tolist() if eot >= 0 else [], len(ids) - 1
@@ -115,7 +115,11 @@ def document_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> array[i
     while s < end:
         starts.append(s)
         k = bisect.bisect_right(documents, s, k)
-        s = min(s + T, end, *documents[k : k + 1])
+        found = documents[k : bisect.bisect_right(documents, s + T, k)]  # those that begin in (s, s + T]
+        if pack and found:
+            s = end if end - s <= T else found[-1]
+        else:
+            s = min(s + T, end, *found[:1])
     starts.append(end)
     return starts
 

@@ -99,7 +99,9 @@ def test_embedding(kernels: Kernel, buffers: Buffers, form: str):
         kernels.workspace(1, 6, C)
         wte, wpe = normal(11, C), buffers.guarded(storable(kernels, normal(6, C)))
         tokens, out = buffers.guarded(np.array([3, 0, 10, 3, 7, 5], np.int32)), buffers.out(6, C)
-        kernels.encoder_forward(out, tokens, compressed(kernels, buffers, wte, form), wpe, None, None, 1, 6, C)
+        kernels.encoder_forward(
+            out, tokens, compressed(kernels, buffers, wte, form), wpe, None, None, 1, 6, C
+        )
         expected = both(torch.add, stored(wte, form)[tokens], wpe)
         assert_parity(out, *expected, what=f"{form} C={C}", stored=kernels.stored)
 

@@ -154,7 +154,9 @@ def test_one_wrong_gradient_is_named(capsys, monkeypatch, name):
 def test_a_wrong_window_is_found_in_the_first_odd_layer(capsys, monkeypatch):
     visible = reference.visible
     monkeypatch.setattr(
-        reference, "visible", lambda T, window, device=None: visible(T, window + 1 if window else 0)
+        reference,
+        "visible",
+        lambda T, window, device=None, offsets=None: visible(T, window + 1 if window else 0),
     )
     code, text = run(capsys, window=3)
     assert code == 1

@@ -131,7 +131,12 @@ def test_no_tensor_of_the_table_is_left_out():
     c = CASES["banded"]
     ours = check.run_engine(make_engine(c), *batch_of(c))
     seen = {name for kind in (ours.acts, ours.buffers, ours.grads) for name, _ in kind}
-    assert {row.name for row in layout.table(c.config)} - seen == {"positions", "adamw", "dropouts"}
+    assert {row.name for row in layout.table(c.config)} - seen == {
+        "positions",
+        "offsets",
+        "adamw",
+        "dropouts",
+    }
     assert len(ours.grads) == 4 + 12 * c.config.n_layer
 
 
