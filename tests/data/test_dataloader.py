@@ -37,13 +37,24 @@ def write(path: Path, *args, **kwargs) -> Path:
 
 class Loader:
     def __init__(
-        self, paths, B=1, T=4, shuffle=0, seed=0, rank=0, world=1, V=0, split="train", eot=-1
+        self,
+        paths,
+        B=1,
+        T=4,
+        shuffle=0,
+        seed=0,
+        rank=0,
+        world=1,
+        V=0,
+        split="train",
+        eot=-1,
+        opens=lib.llmc_loader_open,
     ) -> None:
         self.B, self.T = B, T
         out = ffi.new("llmc_loader **")
         name = os.fsencode(paths)
         options = (B, T, shuffle, seed, rank, world, V, eot)
-        _ffi.check(lib, lib.llmc_loader_open(out, name, split.encode(), *options))
+        _ffi.check(lib, opens(out, name, split.encode(), *options))
         self.handle = ffi.gc(out[0], lib.llmc_loader_free)
         self.windows = lib.llmc_loader_windows(self.handle)
 

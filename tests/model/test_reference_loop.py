@@ -119,6 +119,7 @@ def engines_lines(arguments: list[str]) -> str:
         (["--max_tokens=700", "--grad_accum=4", "--batch_ramp_tokens=200", "--decay_tokens=250"], 4),
         (["--epochs=0.05", "--warmup_tokens=100", "--no_shuffle"], 2),
         (["--overfit_batch"], 3),
+        (["--separate_documents", "--dropout=0.1"], 3),
     ],
 )
 def test_the_same_lines_as_the_engine(data, capsys, more, validations):
