@@ -75,7 +75,7 @@ def template_of(run: str, asked: str) -> template.Template | None:
     if asked == "auto":
         record = section(run, RECORD).decode("utf-8", "replace")
         asked = lines_of(record).get("template", asked)
-    return None if asked in ("auto", "story", "chat") else template.find(asked)
+    return template.meant(asked)
 
 
 def make_parser() -> Parser:

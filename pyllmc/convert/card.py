@@ -10,6 +10,7 @@ from pyllmc.base.errors import DataError, MissingDependency
 from pyllmc.convert.recipes import parameter_count
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.tables.options import options
+from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
 
 HIDDEN = (
@@ -54,6 +55,22 @@ print(write("{prompt}", do_sample=False)[0]["generated_text"])
 ```
 
 """
+CHAT = """
+## How to use it
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", "{name}")  # this folder
+messages = [{{"role": "user", "content": "{prompt}"}}]
+answer = write(messages, do_sample=False, stop_strings=[{stop!r}], tokenizer=write.tokenizer)
+print(answer[0]["generated_text"][-1]["content"])
+```
+
+The model was fine-tuned on prompts and answers. The tokenizer's `chat_template` makes of messages the ids that it has learnt from;
+an answer ends before the text in `stop_strings`.
+
+"""
 BEGINS = """Every text begins with `{eot}` (id {id}): the model learnt what a beginning is from it, and it ends a text, too. The
 tokenizer here puts it there by itself; who makes ids in another way, or with `add_special_tokens=False`, puts it first.
 Greedily, transformers then writes what pyllmc writes from the same prompt.
@@ -75,9 +92,10 @@ def model_card(
     notes: Sequence[str],
     read: str,
     has_tokenizer: bool,
+    form: Template | None = None,
 ) -> str:
     """Writes the card. run: what checkpoint.training() found; notes: what the folder lacks; read: the source of the weights;
-    has_tokenizer: True if transformers finds one in the folder."""
+    has_tokenizer: True if transformers finds one in the folder; form: the template of a fine-tuned model."""
     architecture = "gpt_neo" if config.banded else "gpt2"
     sizes = "\n".join(f"| {what} | {value} |" for what, value in size_rows(config, dtype, tokenizer))
     about = (
@@ -86,7 +104,7 @@ def model_card(
         else ("A GPT-2-class language model, written by pyllmc.")
     )
     text = HEAD.format(architecture=architecture, name=name, about=about, sizes=sizes)
-    text += beginning(name, tokenizer, has_tokenizer)
+    text += beginning(name, tokenizer, has_tokenizer, form)
     if run:
         text += "\n" + training_part(run)
     if notes:
@@ -94,13 +112,15 @@ def model_card(
     return text
 
 
-def beginning(name: str, tokenizer: Tokenizer | None, has_tokenizer: bool) -> str:
+def beginning(name: str, tokenizer: Tokenizer | None, has_tokenizer: bool, form: Template | None) -> str:
     """Says how to use the model and how a text must begin; transformers knows that from the folder's tokenizer."""
     eot = tokenizer.eot if tokenizer else -1
     if not has_tokenizer:
         return "\n## How to use it\n\n" + BEGINS_BY_ID.format(id=eot) if eot >= 0 else ""
     assert tokenizer
     use = USE.format(name=name, prompt=example(tokenizer))
+    if form:
+        use = CHAT.format(name=name, prompt=example(tokenizer).strip() or letter(tokenizer), stop=form.stop)
     if eot < 0:
         return use + NO_BEGINNING
     return use + BEGINS.format(eot=tokenizer.pieces[eot].decode(), id=eot)
@@ -115,6 +135,11 @@ def example(tokenizer: Tokenizer) -> str:
         return "Once upon a time"
     except DataError:
         return "" if tokenizer.eot >= 0 else repr(tokenizer.pieces[0].decode("utf-8", "replace"))[1:-1]
+
+
+def letter(tokenizer: Tokenizer) -> str:
+    """The first letter or digit that is a piece."""
+    return next((piece.decode() for piece in tokenizer.pieces if piece.isalnum()), "Hello")
 
 
 def size_rows(c: GPTConfig, dtype: str, tokenizer: Tokenizer | None) -> list[tuple[str, Any]]:

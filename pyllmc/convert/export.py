@@ -21,6 +21,7 @@ from pyllmc.engine import _ffi
 from pyllmc.engine.arena import load_arena
 from pyllmc.engine.weightfile import WeightFile
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import template
 from pyllmc.text.tokenizer import Tokenizer
 
 
@@ -167,15 +168,18 @@ def _still(path: str, overwrite: bool) -> None:
 
 def _fill(folder: str, job: Job) -> list[str]:
     notes = ["no tokenizer is known: the folder has none, and takes and gives ids"]
+    form = template.meant(job.run["options"].get("template", "auto")) if job.run else None
     if job.tokenizer:
-        notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len)
+        notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len, form)
     if job.config.banded:
         notes.append(
             f"{job.config.bands} see the last {job.config.window} positions: written as GPT-Neo, which can say that"
         )
     has = os.path.exists(os.path.join(folder, "tokenizer.json"))
     to_hf.write_model(folder, job.config, job.tensors, job.dtype, job.tokenizer)
-    text = card.model_card(job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read, has)
+    text = card.model_card(
+        job.name, job.config, job.dtype, job.tokenizer, job.run, notes, job.read, has, form
+    )
     to_hf.write_text(folder, "README.md", text)
     return notes
 

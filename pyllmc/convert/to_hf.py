@@ -17,9 +17,11 @@ import numpy as np
 from pyllmc.base import live
 from pyllmc.base.errors import DataError, MissingDependency, need
 from pyllmc.base.files import flush_to_disk
+from pyllmc.convert.chat_template import PART, chat_template, cut_at_marks
 from pyllmc.convert.dtypes import DTYPES, narrow
 from pyllmc.convert.recipes import MATRICES, targets
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import (
     WHY,
@@ -202,18 +204,27 @@ def generation_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[st
 # the tokenizer
 
 
-def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list[str]:
-    """Writes our tokenizer, and Hugging Face's if it says the same; returns sentences on what it could not say."""
+def write_tokenizer(
+    folder: str, tokenizer: Tokenizer, max_seq_len: int, form: Template | None = None
+) -> list[str]:
+    """Writes our tokenizer, and Hugging Face's if it says the same; returns sentences on what it could not say.
+
+    form: the template of a fine-tuned model, which becomes a chat_template.
+    """
     tokenizer.save(os.path.join(folder, "tokenizer.bin"))
     try:
         made = hf_tokenizer(tokenizer)
+        chat = chat_template(form, tokenizer) if form else ""
+        if PART in chat:
+            cut_at_marks(made)
         check_same(made, tokenizer)
         begin_with_eot(made, tokenizer)
         write_text(folder, "tokenizer.json", made.to_str(pretty=True))
         if tokenizer.kind == "gpt2":
             write_bpe(folder, tokenizer)
     except (Unexpressible, MissingDependency) as reason:
-        return [f"tokenizer.json is left out ({reason}): encode with pyllmc and the tokenizer.bin beside"]
+        what = "tokenizer.json and the chat_template are" if form else "tokenizer.json is"
+        return [f"{what} left out ({reason}): encode with pyllmc and the tokenizer.bin beside"]
     special = ("bos_token", "eos_token", "pad_token")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -221,6 +232,7 @@ def write_tokenizer(folder: str, tokenizer: Tokenizer, max_seq_len: int) -> list
         "clean_up_tokenization_spaces": False,
         "add_bos_token": tokenizer.eot >= 0,
         **{name: eot_text(tokenizer) for name in special if tokenizer.eot >= 0},
+        **({"chat_template": chat} if chat else {}),
     }
     write_json(folder, "tokenizer_config.json", settings)
     return []

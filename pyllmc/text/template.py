@@ -137,3 +137,8 @@ def find(value: str) -> Template:
         f"--template={value} is not one of {', '.join(templates())}, nor a template with {{prompt}} and {{answer}}, nor "
         "a file with one"
     )
+
+
+def meant(value: str) -> Template | None:
+    """The template that an option's value stands for; None: it stands for none, and prompts are taken literally."""
+    return None if value in ("auto", "story", "chat") else find(value)
