@@ -121,10 +121,11 @@ int between_evaluate(llmc_trainer *t) {
 
 /* Writes a sample into the text: 1, or 0 if the run was stopped between two tokens. */
 static int write_sample(llmc_trainer *t, llmc_writer *w) {
-    char *prompt = texts_prompt(t);
+    char *prompt;
     const char *piece;
     int64_t size;
-    int rc = prompt ? llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1) : LLMC_ENOMEM;
+    TRY(texts_prompt(t, &prompt));
+    int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
     free(prompt);
     t->sample_size = 0;
     t->doing = SAMPLING;

@@ -10,6 +10,7 @@
 #include "base/quote.h"
 #include "files/state.h"
 #include "train/trainer.h"
+#include "write/template.h"
 
 /* ---- signs of life ---- */
 
@@ -199,9 +200,23 @@ static void add_nothing_kept(const Ending *e, Growing *text) {
     else growing_add(text, "nothing was written yet: start again\n");
 }
 
+/* A run with a template of turns can be talked with. ./chat_gpt2 lies beside ./train_gpt2, and beside ./train_gpt2_cuda. */
+static void add_chat(const Ending *e, Growing *text) {
+    const char *line, *slash = strrchr(e->program, '/'), *name = strstr(slash ? slash : e->program, "train_gpt2");
+    if (template_kind(e->t->options.template, &line) != TEMPLATE_TEXT) return;
+    if (e->in_python || !name) {
+        growing_add(text, "  chat     %s -m pyllmc.chat %s\n", e->python, e->folder);
+        return;
+    }
+    const char *behind = strchr(name, '\''); /* of a path in quotes */
+    growing_add(text, "  chat     %.*schat_gpt2%s %s\n", (int)(name - e->program), e->program, behind ? behind : "",
+                e->folder);
+}
+
 static void add_write(const Ending *e, Growing *text) {
     const llmc_trainer *t = e->t;
     if (!t->tokenizer || !(e->has_best || e->has_last)) return;
+    add_chat(e, text);
     if (e->in_python) growing_add(text, "  write    %s -m pyllmc.sample %s\n", e->python, e->folder);
     else growing_add(text, "  write    %s --model=%s --max_steps=0 --prompt=\n", e->program, e->folder);
     if (e->has_best && e->has_last && t->best_step != t->step)

@@ -43,16 +43,50 @@ static int choose_template(llmc_trainer *t, const char *data) {
     return LLMC_OK;
 }
 
-char *texts_prompt(const llmc_trainer *t) {
-    char *text, *stop;
-    if (template_prompt(t->options.template, t->options.prompt, &text, &stop) == 0) free(stop);
-    return text;
+/* The text of a window from behind its EOT up to its first learnt token; NULL if it begins with no EOT, or with what is learnt. */
+static int asked_in(const llmc_trainer *t, const int *inputs, const int *targets, char **text) {
+    int n = 0;
+    *text = NULL;
+    while (n < t->T && targets[n] < 0) n++;
+    if (!n || n == t->T || *inputs != llmc_tokenizer_eot(t->tokenizer)) return LLMC_OK;
+    const int size = llmc_tokenizer_decode(t->tokenizer, inputs + 1, n, NULL, 0);
+    TRY(size);
+    *text = calloc(1, (size_t)size + 1);
+    CHECK(*text, LLMC_ENOMEM, "no memory for a prompt of %d bytes", size);
+    return llmc_tokenizer_decode(t->tokenizer, inputs + 1, n, *text, size);
+}
+
+/* Makes the first prompt of the validation data, or else of the training data, up to its answer. NULL: no prompt is among their
+ * first windows. */
+static int ask(llmc_trainer *t, char **text) {
+    llmc_loader *data = t->num_vals ? t->vals->loader : t->train;
+    const int64_t position = llmc_loader_position(data);
+    *text = NULL;
+    if (!step_is_masked(data)) return LLMC_OK;
+    TRY(llmc_loader_set_position(data, 0));
+    TRY(llmc_loader_next(data, t->inputs, t->targets));
+    for (int64_t b = 0; b < t->B && !*text; b++) TRY(asked_in(t, t->inputs + b * t->T, t->targets + b * t->T, text));
+    return llmc_loader_set_position(data, position);
+}
+
+int texts_prompt(llmc_trainer *t, char **text) {
+    const llmc_options *o = &t->options;
+    char *stop;
+    const char *line;
+    if (!*o->prompt && t->inputs && template_kind(o->template, &line) == TEMPLATE_TEXT) {
+        TRY(ask(t, text));
+        if (*text) return LLMC_OK;
+    }
+    TRY(template_prompt(o->template, o->prompt, text, &stop));
+    free(stop);
+    return LLMC_OK;
 }
 
 int texts_open(llmc_trainer *t, const char *data) {
+    char *prompt;
     TRY(choose_template(t, data));
-    char *prompt = t->tokenizer ? texts_prompt(t) : NULL;
-    if (!prompt) return t->tokenizer ? LLMC_ENOMEM : LLMC_OK;
+    if (!t->tokenizer) return LLMC_OK;
+    TRY(texts_prompt(t, &prompt));
     /* a prompt that cannot be encoded is refused now, not only at the first sample */
     const int rc = llmc_tokenizer_encode(t->tokenizer, prompt, (int64_t)strlen(prompt), NULL, 0);
     free(prompt);

@@ -182,8 +182,9 @@ void tell_nothing_learnt(llmc_trainer *trainer);
 /* ---- texts.c ---- */
 /* Checks the prompt, and chooses the template: that of --template, of the data, or of the weights. */
 int texts_open(llmc_trainer *trainer, const char *data);
-/* The text that a sample begins with, as a turn if the run has a template. The caller frees it; NULL: no memory. */
-char *texts_prompt(const llmc_trainer *trainer);
+/* Makes the text that a sample begins with: --prompt, as a turn if the run has a template. Without --prompt, a run on pairs takes
+ * the first prompt of its data; it overwrites the batch. The caller frees the text. */
+int texts_prompt(llmc_trainer *trainer, char **text);
 
 /* ---- step.c ---- */
 /* Computes the gradients of all micro-steps: 1, or 0 if the run was stopped between two of them. */

@@ -270,6 +270,55 @@ def test_a_sample_of_the_training_is_a_turn(uneven, tmp_path):
     assert texts and all(text.startswith("User: say 3\nAssistant:") for text in texts)
 
 
+@pytest.mark.parametrize("val_every", [0, 1])
+def test_without_a_prompt_samples_ask_what_the_data_asks(taught, val_every):
+    """The first prompt of the validation data, or of the training data; that changes no batch."""
+    how = {
+        "data": taught / "data",
+        "model": taught / "run",
+        "val_every": val_every,
+        "max_steps": 3,
+        "B": 2,
+        "temperature": 0,
+    }
+    events = run(**how, sample_every=1, out="")
+    samples = [event.text for event in events if event.kind == "sample"]
+    split = "val" if val_every else "train"
+    asked = [f"User: {q}\nAssistant: {a}\n" for q, a in questions.pairs(FIGURES)[0]]
+    assert len(samples) == 3 and set(samples) <= set(asked)
+    tokens = bins.read_shard(taught / "data" / f"{split}_000000.bin")
+    text = Tokenizer.load(taught / "data" / "tokenizer.bin").decode(tokens)
+    assert samples[0] in text and (
+        split == "train" or text.removeprefix("<|endoftext|>").startswith(samples[0])
+    )
+    assert [e.loss for e in events if e.kind == "step"] == [loss for loss, _ in losses(**how)]
+
+
+def test_where_prompts_are_learnt_a_sample_is_a_document(taught, tmp_path):
+    words = [str(taught / "a.jsonl"), f"--tokenizer={taught / 'data'}", "--val_fraction=0", "--workers=1"]
+    assert prepro.main([*words, "--learn_prompt", f"--out={tmp_path / 'd'}"]) == 0
+    how = {"data": tmp_path / "d", "max_steps": 9, "sample_every": 1, "lr": 1e-2, "out": ""}
+    ours, story = (
+        [event.text for event in run(**how, template=name) if event.kind == "sample"]
+        for name in ("auto", "story")
+    )
+    assert ours == story and len(set(ours)) > 3
+
+
+def test_the_end_of_a_run_on_pairs_names_the_chat(taught):
+    trainer = pyllmc.Trainer(resume=taught / "run", **QUIET)
+    list(trainer)
+    run_path = taught / "run"
+    for program, chat in (
+        ("./train_gpt2", "./chat_gpt2"),
+        ("bin/train_gpt2_cuda", "bin/chat_gpt2"),
+        ("'my train_gpt2/train_gpt2'", "'my train_gpt2/chat_gpt2'"),
+        ("python -m pyllmc.train", "python -m pyllmc.chat"),
+        ("./renamed", "python -m pyllmc.chat"),
+    ):
+        assert f"next:\n  chat     {chat} {run_path}\n" in trainer.ending(program, "python")
+
+
 def test_a_data_set_with_a_bad_template_is_refused(uneven, tmp_path):
     dataset.write_dataset([Marked.of([("a", True)])], tmp_path / "d", "byte", 0, template="{prompt}")
     with pytest.raises(pyllmc.InvalidArgument, match="needs {prompt}, and behind it {answer}"):
