@@ -208,7 +208,7 @@ static void add_chat(const Ending *e, Growing *text) {
         growing_add(text, "  chat     %s -m pyllmc.chat %s\n", e->python, e->folder);
         return;
     }
-    const char *behind = strchr(name, '\''); /* of a path in quotes */
+    const char *behind = strchr(name, '\''); /* a path in quotes ends behind its name */
     growing_add(text, "  chat     %.*schat_gpt2%s %s\n", (int)(name - e->program), e->program, behind ? behind : "",
                 e->folder);
 }
