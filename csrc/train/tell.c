@@ -9,6 +9,7 @@
 #include "base/pulse.h"
 #include "base/quote.h"
 #include "files/state.h"
+#include "model/layout.h"
 #include "train/trainer.h"
 #include "write/template.h"
 
@@ -250,15 +251,22 @@ static void add_next(const Ending *e, Growing *text) {
     if (!ended) add_write(e, text);
     if (!e->has_last) return;
     if (t->step) growing_add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
-    growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
+    if (*e->exported) growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
 }
 
-/* The folder of an export lies beside the run: runs/demo-hf. */
-static void export_name(const char *folder, char *quoted) {
-    char name[OPTION_TEXT + 4];
+/* The export lies beside the run: a folder runs/demo-hf. A banded model that was trained has biases which GPT-Neo, in such a folder,
+ * cannot say, so it becomes llm.c's file, runs/demo.bin; "" if that cannot say it either (pyllmc/convert/sayable.py). Adapters are
+ * a folder always. */
+static void export_name(const llmc_trainer *t, char *quoted) {
+    const llmc_config *c = &t->config;
+    const int banded = c->window && c->window < c->maxT && strchr(c->pattern, 'L') && !t->options.lora_rank;
+    const char *folder = t->run.folder, *ending = banded ? ".bin" : "-hf";
+    char name[OPTION_TEXT + 5];
     size_t n = strlen(folder);
+    *quoted = 0;
+    if (banded && (c->untied || !config_has_usual_pattern(c))) return;
     while (n > 1 && folder[n - 1] == '/') n--;
-    snprintf(name, sizeof name, "%.*s-hf", (int)n, folder);
+    snprintf(name, sizeof name, "%.*s%s", (int)n, folder, ending);
     quote(name, quoted);
 }
 
@@ -271,7 +279,7 @@ int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *
     e.has_best = has(t, "best.ckpt"), e.has_last = has(t, "last.ckpt");
     e.in_python = !strncmp(program, python, strlen(python));
     quote(t->run.folder, e.folder);
-    export_name(t->run.folder, e.exported);
+    export_name(t, e.exported);
     if (e.has_last) quote(t->run.folder, e.run);
     else if (t->resumed) quote(t->options.resume, e.run);
     add_best(&e, &text);

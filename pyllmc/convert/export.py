@@ -116,7 +116,7 @@ def checked(config: GPTConfig, tensors: Mapping[str, np.ndarray], dtype: str) ->
 
 
 def _save_bin(job: Job, overwrite: bool) -> list[str]:
-    to_bin.check_bin(job.config)
+    to_bin.check_bin(job.config, job.tensors)
     carries = job.tokenizer is not None and job.dtype == "fp32"
     tokenizer = job.tokenizer.to_bytes() if job.tokenizer and carries else b""
     with atomic_path(job.path) as temporary:
@@ -135,7 +135,7 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
 
 
 def _save_gguf(job: Job, overwrite: bool) -> list[str]:
-    to_gguf.check_gguf(job.config)
+    to_gguf.check_gguf(job.config, job.tensors)
     to_gguf.package()
     dtypes = {name: to_gguf.dtype_of(name, x, job.dtype) for name, x in job.tensors.items()}
     with atomic_path(job.path) as temporary:

@@ -19,6 +19,7 @@ from pyllmc.base import live
 from pyllmc.base.errors import DataError
 from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import narrow
+from pyllmc.convert.sayable import instead
 from pyllmc.tables.layout import GPTConfig, parameters
 from pyllmc.text.bins import HEADER_BYTES, pack_header
 from pyllmc.text.bins import MODEL_MAGIC as MAGIC
@@ -26,17 +27,17 @@ from pyllmc.text.bins import MODEL_MAGIC as MAGIC
 VERSIONS = {"fp32": 3, "bf16": 5}  # versions that this module writes
 
 
-def check_bin(config: GPTConfig) -> None:
-    """Raises DataError if llm.c's file has no room for this model."""
+def check_bin(config: GPTConfig, tensors: Mapping[str, np.ndarray] | None = None) -> None:
+    """Raises DataError if llm.c's file has no room for this model. tensors: None if it is still to be trained."""
     if config.untied:
         raise DataError(
-            "this model has an lm_head of its own, and llm.c's file has room for the embedding only: write a checkpoint "
-            "(pyllmc.Model(...).save), a folder (--to hf) or a GGUF file (--to gguf)"
+            "this model has an lm_head of its own, and llm.c's file has room for the embedding only: "
+            f"{instead(config, tensors)}"
         )
     if not config.alternates:
         raise DataError(
             f"{config.bands} see the last {config.window} positions, and llm.c's file can say that of odd layers only: "
-            "write a checkpoint (pyllmc.Model(...).save) or a folder (--to hf)"
+            f"{instead(config, tensors)}"
         )
 
 
@@ -73,7 +74,7 @@ def write_bin(
 
     tokenizer: a tokenizer.bin, for fp32 only. Raises DataError as check_bin does.
     """
-    check_bin(config)
+    check_bin(config, tensors)
     c = config
     sizes = (c.max_seq_len, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.padded_vocab_size, c.window)
     with open(path, "wb") as file:

@@ -19,6 +19,7 @@ from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.dtypes import narrow
 from pyllmc.convert.recipes import HEAD as OUR_HEAD
 from pyllmc.convert.recipes import targets
+from pyllmc.convert.sayable import instead
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import Lists, Unexpressible, eot_text, gguf_lists
@@ -70,12 +71,12 @@ def dtype_of(name: str, x: np.ndarray, dtype: str) -> str:
     return dtype if x.ndim == 2 and not name.endswith("wpe.weight") else "fp32"
 
 
-def check_gguf(config: GPTConfig) -> None:
+def check_gguf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises DataError if llama.cpp's gpt2 would compute something else."""
     if config.banded:
         raise DataError(
             f"{config.bands} of this model see the last {config.window} positions only, which llama.cpp's gpt2 cannot "
-            "say: write a folder (--to hf)" + (" or llm.c's file (--to bin)" if config.alternates else "")
+            f"say: {instead(config, tensors)}"
         )
 
 
@@ -89,7 +90,7 @@ def write_gguf(
     untied: bool = False,
 ) -> list[str]:
     """Writes `path` in place; returns sentences on what the file could not say of the tokenizer."""
-    check_gguf(config)
+    check_gguf(config, tensors)
     gguf = package()
     notes: list[str] = []
     with closing(gguf.GGUFWriter(path, ARCH)) as writer:

@@ -20,6 +20,7 @@ from pyllmc.base.files import flush_to_disk
 from pyllmc.convert.chat_template import PART, chat_template, cut_at_marks
 from pyllmc.convert.dtypes import DTYPES, narrow
 from pyllmc.convert.recipes import MATRICES, targets
+from pyllmc.convert.sayable import banded_bias, instead
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
@@ -81,17 +82,11 @@ def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
 
 def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises DataError if neither architecture can say this model."""
-    for name, _ in targets(config) if config.banded else ():
-        if name.endswith("attn.c_attn.bias") and tensors[name].any():
-            raise DataError(
-                f"{config.bands} of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
-                f"GPT-Neo has no bias for q, k and v, but {name} is not zero. Write "
-                + (
-                    "llm.c's file (--to bin)"
-                    if config.alternates
-                    else "a checkpoint (pyllmc.Model(...).save)"
-                )
-            )
+    if name := banded_bias(config, tensors):
+        raise DataError(
+            f"{config.bands} of this model see the last {config.window} positions only: GPT-2 cannot say that, and "
+            f"GPT-Neo has no bias for q, k and v, but {name} is not zero: {instead(config, tensors)}"
+        )
 
 
 def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> None:

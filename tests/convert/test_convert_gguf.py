@@ -187,7 +187,7 @@ def test_a_model_without_tokenizer(tmp_path):
 
 def test_a_banded_model_is_refused(tmp_path):
     m = make_model(GPTConfig(11, 8, 2, 1, 8, window=3))
-    with pytest.raises(DataError, match="last 3 positions only.*--to hf"):
+    with pytest.raises(DataError, match="last 3 positions only.*--to bin"):
         save(tmp_path / "m.gguf", m.config, m.params)
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ lost."""
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -96,12 +97,28 @@ def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
     assert "last 3 positions" in made.notes[-1]
 
 
-def test_a_banded_model_with_biases_is_refused(tmp_path):
-    config = GPTConfig(97, 12, 2, 2, 24, window=3)
-    m = make_model(config)
-    with pytest.raises(DataError, match="transformer.h.0.attn.c_attn.bias is not zero.*--to bin"):
-        save(tmp_path / "neo", config, m.params)
-    assert list(tmp_path.iterdir()) == []
+LEADS_ON = {  # a model -> the formats of which one can say it
+    "odd layers": (GPTConfig(97, 12, 2, 2, 24, window=3), {"bin"}),
+    "a pattern": (GPTConfig(97, 12, 4, 2, 24, window=3, pattern="DLLL"), set()),
+    "odd layers, untied": (GPTConfig(97, 12, 2, 2, 24, window=3, untied=True), set()),
+    "untied": (GPTConfig(97, 12, 2, 2, 24, untied=True), {"hf", "gguf"}),
+    "a window as long as the context": (GPTConfig(97, 12, 2, 2, 24, window=12), {"hf", "gguf", "bin"}),
+}
+
+
+@pytest.mark.parametrize("kind", LEADS_ON)
+def test_a_refusal_names_the_formats_that_are_not_refused(tmp_path, kind):
+    """Those, and no other: a user who follows it is not sent round."""
+    config, can = LEADS_ON[kind]
+    for to in ("hf", "gguf", "bin"):
+        if to in can:
+            save(tmp_path / to, config, make_model(config).params, to=to)
+            continue
+        with pytest.raises(DataError) as refused:
+            save(tmp_path / to, config, make_model(config).params, to=to)
+        assert not (tmp_path / to).exists()
+        assert set(re.findall(r"--to (\w+)", str(refused.value))) == can
+        assert bool(can) != ("keep it as a checkpoint" in str(refused.value))
 
 
 # ---- llm.c's file ----

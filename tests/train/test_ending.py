@@ -6,11 +6,13 @@ from __future__ import annotations
 import re
 import subprocess
 
+import pytest
 from conftest import ROOT
 from test_stop import FRONT_ENDS, Terminal, data, words
 from test_trainer import TINY
 
 import pyllmc
+from pyllmc.convert.__main__ import main as convert
 
 
 def screen(shown: str) -> list[str]:
@@ -87,6 +89,36 @@ def test_the_end_without_a_folder_says_that_nothing_is_kept(program, data):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "nothing of it is kept" in done.stderr and "--out=runs/NAME" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "shape, ending",
+    [
+        ({"window": 4}, ".bin"),
+        ({"window": 16}, "-hf"),
+        ({"window": 4, "pattern": "LD"}, None),
+        ({"window": 4, "untied": True}, None),
+        ({"untied": True}, "-hf"),
+        ({"window": 4, "pattern": "LD", "lora_rank": 2}, "-hf"),
+    ],
+)
+def test_the_export_of_a_run_is_not_refused(data, tmp_path, shape, ending):
+    """GPT-Neo can say a window, but no biases of q, k and v, which every training makes; llm.c's file says some windows."""
+    pytest.importorskip("safetensors")
+    if "lora_rank" in shape:
+        sizes = {name: value for name, value in shape.items() if name != "lora_rank"}
+        list(pyllmc.Trainer(data=data, out=tmp_path / "base", **TINY, **sizes, max_steps=1, sample_every=0))
+        options = {"model": tmp_path / "base", "lora_rank": 2, "B": 3, "T": 7}
+    else:
+        options = {**TINY, **shape}
+    trainer = pyllmc.Trainer(data=data, out=tmp_path / "run", **options, max_steps=3, sample_every=0)
+    list(trainer)
+    named = re.findall(
+        r"  export   python -m pyllmc.convert (\S+) (\S+)\n", trainer.ending("./train_gpt2", "python")
+    )
+    assert named == ([] if ending is None else [(str(tmp_path / "run"), str(tmp_path / f"run{ending}"))])
+    if named:
+        assert convert(list(named[0])) == 0
 
 
 @FRONT_ENDS
