@@ -1,4 +1,4 @@
-"""Which formats can say a model, and the words of a refusal that names those that can."""
+"""The formats that can say a model, and the words of a refusal that names them."""
 
 from __future__ import annotations
 
