@@ -11,8 +11,12 @@ for a character that it has never seen? And how many of the words that it writes
 # %%
 import argparse
 import re
+import signal
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import pyllmc
 from pyllmc import plot, prepro

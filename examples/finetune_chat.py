@@ -12,11 +12,17 @@ training has not seen.
 import argparse
 import json
 import random
+import signal
+import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import pyllmc
 from pyllmc import plot, prepro
+from pyllmc.base.errors import DataError
 from pyllmc.stories import questions
+from pyllmc.text.pairs import talk_of
 
 parser = argparse.ArgumentParser(description="Fine-tune a model on prompts and answers, and talk with it.")
 parser.add_argument("--model", default="demo", help="a size, a run folder or a weight file [%(default)s]")
@@ -26,26 +32,36 @@ parser.add_argument("--lr", type=float, default=1e-3, help="learning rate [%(def
 parser.add_argument("--run", default="runs/finetune_chat", help="folder for data and model [%(default)s]")
 parser.add_argument("--out", default="finetune_chat.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
+if not Path(args.out).absolute().parent.is_dir():
+    parser.error(f"--out={args.out}: there is no such folder: make it first")
 
 # %% The pairs: one JSON object a line, with a prompt and its completion; or with the messages of a talk of several turns.
 run = Path(args.run)
 run.mkdir(parents=True, exist_ok=True)
-train, held_out = questions.pairs()
 if args.pairs is None:
-    args.pairs = run / "pairs.jsonl"
+    train, held_out = questions.pairs()
     lines = [json.dumps({"prompt": question, "completion": answer}) for question, answer in train]
     dice = random.Random(1)
     for _ in range(len(train) // 2):
         turns = [(("user", question), ("assistant", answer)) for question, answer in dice.sample(train, 3)]
         messages = [{"role": role, "content": text} for turn in turns for role, text in turn]
         lines.append(json.dumps({"messages": messages}))
-    args.pairs.write_text("\n".join(lines), encoding="utf-8")
-    print(f"{len(lines)} records, such as", lines[0], "and", lines[-1], sep="\n")
+else:  # every tenth record is kept for the exam, which asks its first question
+    try:
+        lines = [line for line in Path(args.pairs).read_text(encoding="utf-8").splitlines() if line.strip()]
+        asked = [questions.Pair(*talk_of(json.loads(line)).turns[0][:2]) for line in lines]
+    except (OSError, ValueError, DataError) as error:
+        parser.error(f"--pairs={args.pairs}: {error}")
+    held_out = asked[9::10]
+    train, lines = ([x for i, x in enumerate(both) if i % 10 != 9] for both in (asked, lines))
+records = run / "train.jsonl"
+records.write_text("\n".join(lines), encoding="utf-8")
+print(f"{len(lines)} records, such as", lines[0], "and", lines[-1], sep="\n")
 
 # %% The data set: tokens, and beside them which of them are learnt (the answers). A model that exists has its tokenizer.
 data, tuned = run / "data", run / "model"
 tokenizer = args.model if Path(args.model).exists() else "word"
-command = [str(args.pairs), "--tokenizer", tokenizer, "--val_fraction", "0.1", "--workers", "1"]
+command = [str(records), "--tokenizer", tokenizer, "--val_fraction", "0.1", "--workers", "1"]
 if prepro.main([*command, "--out", str(data), "--overwrite"]):
     raise SystemExit("the pairs could not be read: see above")
 
@@ -60,7 +76,7 @@ for event in trainer:
 
 # %% A talk: the chat knows from the checkpoint how turns are written. `python -m pyllmc.chat runs/finetune_chat/model`.
 chat = pyllmc.Chat(tuned / "last.ckpt", temperature=0, sample_tokens=30)
-for question in ("Where does Mia live?", "What does Leo play with?", "And what is Mia?"):
+for question, _ in held_out[:3]:
     print(">", question, "\n ", "".join(chat.say(question)))
 
 

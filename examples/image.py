@@ -10,8 +10,12 @@ never seen the model: a classifier, trained on real pictures only, reads what wa
 
 # %%
 import argparse
+import signal
+import sys
 import time
 from pathlib import Path
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -84,10 +88,10 @@ print(
 print(f"{np.mean(distances == 0):.1%} of the drawings are copies of a picture in the training data")
 
 # %% The picture: real digits in the upper row, drawn ones below.
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 rows = min(args.each, 5)
 figure, axes = plt.subplots(rows + 1, DIGITS, figsize=(DIGITS * 0.7, (rows + 1) * 0.75))

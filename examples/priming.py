@@ -21,7 +21,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import pyllmc
 from pyllmc.draw.shots import draw_shots

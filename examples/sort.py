@@ -8,8 +8,12 @@ It is written for minGPT's interface: with `mingpt` instead of `pyllmc.mingpt` i
 
 # %%
 import itertools
+import os
+import signal
 import sys
 import time
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import matplotlib.pyplot
 import torch
@@ -91,6 +95,8 @@ def main(arguments):
         config.merge_from_args(arguments)
     except (ValueError, AssertionError, AttributeError) as error:
         raise SystemExit(f"sort.py: {error}") from None
+    if not os.path.isdir(os.path.dirname(config.out) or "."):
+        raise SystemExit(f"sort.py: --out={config.out}: there is no such folder: make it first")
     set_seed(config.seed)
     rows = make_rows(config.length)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1337))]

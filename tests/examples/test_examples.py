@@ -4,6 +4,12 @@ Jupytext turns the file into a notebook, as an editor does, and a kernel execute
 learns is told by its own exam, in the docs.
 """
 
+import json
+import os
+import signal
+import subprocess
+import sys
+
 import jupytext
 import nbformat
 import pytest
@@ -37,3 +43,89 @@ def test_an_example_runs_as_a_notebook(name, tmp_path, monkeypatch):
     printed = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
     assert printed.strip(), "the exam prints its result"
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- at the command line
+
+
+def started(name: str, words: list[str], folder, **how) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes, **how)
+
+
+LONG = {
+    "adder": "--trainer.max_iters=100000",
+    "chargpt": "--steps=100000",
+    "finetune_chat": "--steps=100000 --model=gpt-nano",
+    "image": "--steps=100000",
+    "priming": "--documents=400 --steps=100000 --out=.",
+    "sort": "--trainer.max_iters=100000",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_ctrl_c_is_no_traceback(name, tmp_path):
+    """In the midst of the training."""
+    process = started(name, LONG[name].split(), tmp_path)
+    try:
+        for line in process.stdout:
+            if "loss" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in told and "KeyboardInterrupt" not in told, told
+
+
+def test_ctrl_c_amid_the_imports_is_no_traceback(tmp_path):
+    process = started("adder", [], tmp_path)
+    while "libtorch" not in open(f"/proc/{process.pid}/maps").read():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
+
+
+@pytest.mark.parametrize("name", ["adder", "finetune_chat", "sort"])
+def test_a_folder_that_is_not_there_is_told_before_the_training(name, tmp_path):
+    process = started(name, ["--out=no/such.png"], tmp_path)
+    printed, told = process.communicate(timeout=60)
+    assert process.returncode and "Traceback" not in told and not printed
+    assert told.endswith(
+        f"{name}.py: error: --out=no/such.png: there is no such folder: make it first\n".replace(
+            "error: ", "", name in ("adder", "sort")
+        )
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exam_of_own_pairs_asks_them(tmp_path):
+    """Every tenth, which the training does not see."""
+    pairs = [{"prompt": f"Say {i}.", "completion": f"It is {i}."} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    process = started("finetune_chat", ["--steps=3", "--model=gpt-nano", "--pairs=mine.jsonl"], tmp_path)
+    printed, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert [line.rstrip() for line in printed.splitlines() if line.startswith("> ")] == [
+        "> Say 9.",
+        "> Say 19.",
+        "> Say 29.",
+    ]
+    assert "right of 4 questions in words not seen" in printed and "Mia" not in printed
+    learnt = [
+        json.loads(line) for line in (tmp_path / "runs/finetune_chat/train.jsonl").read_text().splitlines()
+    ]
+    assert learnt == [pair for i, pair in enumerate(pairs) if i % 10 != 9]
+
+
+@pytest.mark.parametrize(
+    "content, why", [("{", "Expecting"), ('{"prompt": "a"}', "no fields of a prompt"), (None, "No such file")]
+)
+def test_own_pairs_that_are_wrong_are_one_line(tmp_path, content, why):
+    if content is not None:
+        (tmp_path / "mine.jsonl").write_text(content)
+    process = started("finetune_chat", ["--pairs=mine.jsonl"], tmp_path)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2 and "finetune_chat.py: error: --pairs=mine.jsonl: " in told and why in told
