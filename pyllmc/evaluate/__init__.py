@@ -1,0 +1,1 @@
+"""Evaluation by published protocols: likelihoods of texts, words and choices."""
