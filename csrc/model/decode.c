@@ -1,4 +1,4 @@
-/* Generation: n new rows of each sequence go through the layers, whose keys and values of the old rows are cached. */
+/* Generation and scoring: n new rows of each sequence go through the layers, whose keys and values of the old rows are cached. */
 #include "base/error.h"
 #include "model/layers.h"
 
@@ -32,19 +32,83 @@ static int extend(llmc_model *m, int b, int n) {
     return LLMC_OK;
 }
 
+/* Checks the new rows and copies them to the device. */
+static int take_rows(llmc_model *m, const int *tokens, const int *pos, int b, int n) {
+    const Acts a = acts_at(m, 0);
+    TRY(check_extend(m, tokens, pos, b, n));
+    m->state = EMPTY, m->cache_of = NULL;
+    m->k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
+    m->k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
+    return LLMC_OK;
+}
+
 int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
     const Kernels *k = m->k;
     const int V = m->config.V, Vp = m->config.Vp;
     const int64_t one_token[4] = {b}; /* a key that differs from any micro-step's, whose second number is not 0 */
     const Acts a = acts_at(m, 0);
-    TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY, m->cache_of = NULL;
-    k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
-    k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
+    TRY(take_rows(m, tokens, pos, b, n));
     if (n > 1) TRY(extend(m, b, n));
     else if (!k->replay(&m->ctx, one_token)) {
         extend(m, b, n);
         k->recorded(&m->ctx);
     }
     return last_logits ? gpt2_fetch(m, last_logits, a.logits, b, V, Vp) : k->sync(&m->ctx);
+}
+
+/* ---- scoring ---- */
+
+/* Moves a row of lnf forward, through the host's memory: a device need not offer more. */
+static int move_row(llmc_model *m, int64_t to, int64_t from) {
+    enum { PART = 4096 };
+    char part[PART];
+    const int64_t C = m->config.C, bytes = C * element_bytes(m->k->element);
+    char *lnf = (char *)acts_at(m, 0).lnf;
+    for (int64_t at = 0; to != from && at < bytes; at += PART) {
+        const int64_t n = bytes - at < PART ? bytes - at : PART;
+        m->k->copy_out(&m->ctx, part, lnf + from * bytes + at, n);
+        TRY(m->k->sync(&m->ctx));
+        m->k->copy_in(&m->ctx, lnf + to * bytes + at, part, n);
+    }
+    return LLMC_OK;
+}
+
+/* Brings the rows of lnf with a target together, so that no logits are made of the others. Returns their number. */
+static int gather(llmc_model *m, const int *targets, int rows) {
+    int found = 0;
+    for (int i = 0; i < rows; i++)
+        if (targets[i] >= 0) {
+            m->k->copy_in(&m->ctx, acts_at(m, 0).targets + found, targets + i, 4);
+            TRY(move_row(m, found++, i));
+        }
+    return found;
+}
+
+/* The losses of gathered rows, and their logits unless NULL, as many rows at a time as the model has memory for. */
+static int losses_of(llmc_model *m, int rows, float *losses, float *logits) {
+    const int C = m->config.C, V = m->config.V, Vp = m->config.Vp;
+    const int most = (int)(m->layout.table[A_logits].size / Vp);
+    const Acts a = acts_at(m, 0);
+    for (int at = 0; at < rows; at += most) {
+        const int n = rows - at < most ? rows - at : most;
+        m->k->matmul_forward(&m->ctx, a.logits, gpt2_at(m, a.lnf, (int64_t)at * C), gpt2_head(m), NULL, 1, n, C, Vp);
+        m->k->classifier_forward(&m->ctx, a.losses + at, a.logits_lse + at, a.logits, a.targets + at, 1, n, V, Vp);
+        if (logits) TRY(gpt2_fetch(m, logits + (int64_t)at * V, a.logits, n, V, Vp));
+    }
+    m->k->copy_out(&m->ctx, losses, a.losses, (int64_t)rows * 4);
+    return m->k->sync(&m->ctx);
+}
+
+int llmc_model_score(llmc_model *m, const int *tokens, const int *targets, const int *pos, int b, int n, float *losses,
+                     float *logits) {
+    const Pass pass = {.B = b, .T = n, .cached = 1, .told = "of the batch", .may_stop = 1};
+    TRY(take_rows(m, tokens, pos, b, n));
+    TRY(gpt2_check_ids("targets", targets, (int64_t)b * n, -1, m->config.V));
+    TRY(layers_forward(m, &pass));
+    int found = gather(m, targets, b * n);
+    TRY(found);
+    TRY(losses_of(m, found, losses, logits));
+    for (int i = b * n - 1; i >= 0; i--)
+        losses[i] = targets[i] < 0 ? 0 : losses[--found]; /* from the front to their places */
+    return LLMC_OK;
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -19,7 +18,7 @@ class Rolling:
 
     ids: np.ndarray
     stride: int
-    window: Optional[int]
+    window: int | None
     first: int
     units: float
     bytes: int
@@ -57,7 +56,7 @@ class Score:
     name: str
     metric: str
     value: float
-    error: Optional[float]
+    error: float | None
     n: int
     protocol: str
-    paper: Optional[dict[str, float]]
+    paper: dict[str, float] | None
