@@ -39,10 +39,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Word:
-    """A context and the tokens of the word that follows it (LAMBADA): its log-probability, and whether greedy decoding gives it."""
+    """A context and the tokens of the word that follows it (LAMBADA): its log-probability, and whether greedy decoding gives it.
+
+    banned: ids that greedy decoding passes over at the word's first token, such as stop words; the log-probability is not changed.
+    """
 
     context: np.ndarray
     target: np.ndarray
+    banned: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

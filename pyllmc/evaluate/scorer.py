@@ -174,7 +174,7 @@ class Scorer:
 
     def _guess(self, items: list[Word]) -> list[tuple[float, bool]]:
         pairs = [(item.context[len(item.target) - 1 - self._room.T :], item.target) for item in items]
-        told, likeliest = self._follow(pairs, [0] * len(items), greedy=True)
+        told, likeliest = self._follow(pairs, [0] * len(items), [item.banned for item in items])
         return [
             (float(logs.sum()), bool((ids == item.target).all()))
             for logs, ids, item in zip(told, likeliest, items)
@@ -244,20 +244,25 @@ class Scorer:
         self,
         pairs: list[tuple[np.ndarray, np.ndarray]],
         pos: list[int],
-        greedy: bool = False,
+        banned: Sequence[np.ndarray | None] | None = None,
         keep: bool = False,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For each (context, target): the log-probabilities of the target's tokens, and with greedy the likeliest ids in their
-        places. Sequence i goes on at pos[i]; keep: nothing is written before that."""
+        """For each (context, target): the log-probabilities of the target's tokens. Sequence i goes on at pos[i]; keep: nothing is
+        written before that. banned: the likeliest ids in the targets' places are told, too, in the first place of target i none
+        of banned[i]."""
         inputs = [np.concatenate([context, target])[:-1] for context, target in pairs]
-        losses, logits = self._run(inputs, [target for _, target in pairs], pos, greedy)
+        losses, logits = self._run(inputs, [target for _, target in pairs], pos, banned is not None)
         if not keep:
             self._held = []
         ends = np.cumsum([len(target) for _, target in pairs])[:-1]
         told = [
             -row[len(i) - len(t) : len(i)].astype(np.float64) for row, i, (_, t) in zip(losses, inputs, pairs)
         ]
-        return told, np.split(logits.argmax(1), ends) if greedy else []
+        if banned is None:
+            return told, []
+        for row, ids in zip([0, *ends], banned):
+            logits[row, [] if ids is None else ids] = -np.inf
+        return told, np.split(logits.argmax(1), ends)
 
     def _run(
         self, inputs: list[np.ndarray], targets: list[np.ndarray], pos: list[int], logits: bool = False
