@@ -210,11 +210,13 @@ int llmc_model_set_step(llmc_model *model, int64_t step); /* for moments that we
 /* Appends tokens (b,n) to b sequences, of which sequence i holds pos[i] tokens; last_logits (b,V) are those of the last token
  * of each. A training model made with recompute=3 has memory for b = 1 only. */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
-/* Appends as llmc_model_extend does, and tells of every token with a target (b,n; -1: none) how likely that was to follow it:
- * losses (b,n) = -log P(target), 0 where there is none. logits NULL, or the V logits of each token with a target, in order. A
- * sequence goes on from any pos that is not beyond what it holds: what was appended behind it before is then forgotten. */
-int llmc_model_score(llmc_model *model, const int *tokens, const int *targets, const int *pos, int b, int n,
-                     float *losses, float *logits);
+/* How likely tokens are that follow others, in spans of counts[i] >= 1 tokens each. Span i begins at position pos[i], behind what the
+ * cache's first sequence holds before it: the tokens of spans before it, in this call or an earlier one; what is there from
+ * pos[i] on is forgotten. So a context may be a span, and every continuation of it another one. tokens, targets and losses are
+ * those of all spans, one after the other, at most B T. losses = -log P(target | what is before it), 0 where the target is -1.
+ * logits NULL, or the V logits of each token with a target, in order. */
+int llmc_model_score(llmc_model *model, const int *tokens, const int *targets, const int *counts, const int *pos,
+                     int spans, float *losses, float *logits);
 /* Names the first tensor, in the order of computation, that holds a NaN or infinity; "" if all are finite. */
 int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);
 /* Tells b and t of the last forward pass; 0, 0 before the first. */

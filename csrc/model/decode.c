@@ -32,22 +32,15 @@ static int extend(llmc_model *m, int b, int n) {
     return LLMC_OK;
 }
 
-/* Checks the new rows and copies them to the device. */
-static int take_rows(llmc_model *m, const int *tokens, const int *pos, int b, int n) {
-    const Acts a = acts_at(m, 0);
-    TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY, m->cache_of = NULL;
-    m->k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
-    m->k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
-    return LLMC_OK;
-}
-
 int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
     const Kernels *k = m->k;
     const int V = m->config.V, Vp = m->config.Vp;
     const int64_t one_token[4] = {b}; /* a key that differs from any micro-step's, whose second number is not 0 */
     const Acts a = acts_at(m, 0);
-    TRY(take_rows(m, tokens, pos, b, n));
+    TRY(check_extend(m, tokens, pos, b, n));
+    m->state = EMPTY, m->cache_of = NULL;
+    k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
+    k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
     if (n > 1) TRY(extend(m, b, n));
     else if (!k->replay(&m->ctx, one_token)) {
         extend(m, b, n);
@@ -99,16 +92,52 @@ static int losses_of(llmc_model *m, int rows, float *losses, float *logits) {
     return m->k->sync(&m->ctx);
 }
 
-int llmc_model_score(llmc_model *m, const int *tokens, const int *targets, const int *pos, int b, int n, float *losses,
-                     float *logits) {
-    const Pass pass = {.B = b, .T = n, .cached = 1, .told = "of the batch", .may_stop = 1};
-    TRY(take_rows(m, tokens, pos, b, n));
-    TRY(gpt2_check_ids("targets", targets, (int64_t)b * n, -1, m->config.V));
-    TRY(layers_forward(m, &pass));
-    int found = gather(m, targets, b * n);
+/* Returns the number of rows in all spans. */
+static int check_spans(const llmc_model *m, const int *counts, const int *pos, int spans) {
+    const int64_t most = (int64_t)m->room.B * m->room.T;
+    int64_t rows = 0;
+    CHECK(spans >= 1, LLMC_EINVAL, "%d spans: scoring needs one at least", spans);
+    for (int i = 0; i < spans; rows += counts[i++])
+        CHECK(counts[i] >= 1 && pos[i] >= 0 && pos[i] <= m->room.T - counts[i], LLMC_EINVAL,
+              "span %d: %d tokens behind %d are not 1 to T=%d", i, counts[i], pos[i], m->room.T);
+    CHECK(rows <= most, LLMC_EINVAL, "%lld tokens at once: the model was made for B T = %lld", (long long)rows,
+          (long long)most);
+    return (int)rows;
+}
+
+/* The position of every row goes where targets will be, which nobody reads before the rows are gathered. */
+static void place_rows(llmc_model *m, const int *counts, const int *pos, int spans) {
+    enum { PART = 256 };
+    int part[PART], *to = acts_at(m, 0).targets;
+    for (int i = 0; i < spans; i++)
+        for (int t = 0, n; t < counts[i]; t += n, to += n) {
+            n = counts[i] - t < PART ? counts[i] - t : PART;
+            for (int j = 0; j < n; j++) part[j] = pos[i] + t + j;
+            m->k->copy_in(&m->ctx, to, part, n * 4);
+        }
+}
+
+int llmc_model_score(llmc_model *m, const int *tokens, const int *targets, const int *counts, const int *pos, int spans,
+                     float *losses, float *logits) {
+    const int rows = check_spans(m, counts, pos, spans);
+    const Acts a = acts_at(m, 0);
+    TRY(rows);
+    TRY(gpt2_check_ids("tokens", tokens, rows, 0, m->config.V));
+    TRY(gpt2_check_ids("targets", targets, rows, -1, m->config.V));
+    m->state = EMPTY, m->cache_of = NULL;
+    m->k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)rows * 4);
+    place_rows(m, counts, pos, spans);
+    TRY(layers_forward(m, &(Pass){.B = 1,
+                                  .T = rows,
+                                  .cached = 1,
+                                  .spans = spans,
+                                  .counts = counts,
+                                  .row_positions = a.targets,
+                                  .told = "of the batch",
+                                  .may_stop = 1}));
+    int found = gather(m, targets, rows);
     TRY(found);
     TRY(losses_of(m, found, losses, logits));
-    for (int i = b * n - 1; i >= 0; i--)
-        losses[i] = targets[i] < 0 ? 0 : losses[--found]; /* from the front to their places */
+    for (int i = rows - 1; i >= 0; i--) losses[i] = targets[i] < 0 ? 0 : losses[--found]; /* each to its place */
     return LLMC_OK;
 }

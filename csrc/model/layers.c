@@ -20,6 +20,15 @@ static const int *offsets_of(const llmc_model *m, const Pass *pass) {
     return pass->cached || m->separator < 0 ? NULL : acts_at(m, 0).offsets;
 }
 
+/* The spans take turns in the cache of one sequence: each finds the keys and values that those before it have left there. */
+static void attend_spans(const llmc_model *m, const Pass *pass, int l, floatX *atty, floatX *cache, const floatX *qkv) {
+    const int C = m->config.C;
+    for (int64_t i = 0, at = 0; i < pass->spans; at += pass->counts[i++])
+        m->k->attention_cached((Context *)&m->ctx, gpt2_at(m, atty, at * C), cache, gpt2_at(m, qkv, at * 3 * C),
+                               pass->row_positions + at, 1, pass->counts[i], m->room.T, C, m->config.NH,
+                               window_of(m, l));
+}
+
 /* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
 static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Kernels *k = m->k;
@@ -30,7 +39,8 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     floatX *qkv = pass->cached ? a.dqkv : a.qkv, *cache = acts_at(m, l).qkv;
     k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     lora_forward(m, pass, l, LORA_QKV, qkv, NULL, a.ln1);
-    if (pass->cached)
+    if (pass->spans) attend_spans(m, pass, l, a.atty, cache, qkv);
+    else if (pass->cached)
         k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
     else
         k->attention_forward(ctx, a.atty, a.lse, qkv, offsets_of(m, pass), dropout_of(m, pass, LLMC_DROP_ATTENTION, l),
@@ -97,8 +107,11 @@ int layers_forward(llmc_model *m, const Pass *pass) {
     const Params w = params_at(m, 0);
     const Acts a = acts_at(m, 0);
     const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_EMBEDDING, 0);
-    m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL,
-                          offsets_of(m, pass), B, T, C);
+    if (pass->spans)
+        m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->row_positions, NULL, T, 1, C);
+    else
+        m->k->encoder_forward(&m->ctx, a.residual1, a.tokens, w.wte, w.wpe, pass->cached ? a.positions : NULL,
+                              offsets_of(m, pass), B, T, C);
     if (dropout) m->k->dropout(&m->ctx, a.residual1, a.residual1, dropout, B, T, C);
     m->k->layernorm_forward(&m->ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
     for (int l = 0; l < m->config.L; l++) {

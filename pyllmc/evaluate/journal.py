@@ -1,0 +1,125 @@
+"""Results that are kept while an evaluation runs, so that one which is interrupted goes on where it stood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from pyllmc.base.files import writing
+from pyllmc.engine.checkpoint import is_run
+from pyllmc.evaluate.items import Choice, Rolling, Word
+from pyllmc.evaluate.scorer import Scorer
+from pyllmc.model import Model
+
+ENDING = ".part.jsonl"
+Item = Union[Rolling, Choice, Word]
+
+
+def checksum_of(model: Model) -> int:
+    """The CRC-32 of all weights, whatever file they came from."""
+    crc = 0
+    for name in model.params:
+        crc = zlib.crc32(np.ascontiguousarray(model.params[name]), crc)
+    return crc
+
+
+def arrays_of(item: Item) -> Iterator[np.ndarray]:
+    """All numbers of an item that its result depends on."""
+    if isinstance(item, Rolling):
+        yield from (item.ids, np.array([item.stride, item.window or 0, item.first]))
+    elif isinstance(item, Word):
+        yield from (item.context, item.target)
+    else:
+        yield from (item.context, *item.choices)
+
+
+def key_of(model: Model, checksum: int, items: Sequence[Item]) -> str:
+    """A name for these items asked of this model: the same only if every result must be the same."""
+    digest = hashlib.sha256(f"{checksum} {model._arena.room.precision} {model.config}".encode())
+    for item in items:
+        for array in arrays_of(item):
+            digest.update(len(array).to_bytes(8, "little") + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def place_for(source: str) -> Path:
+    """Where results are kept for a model: in its run's folder; for others in the user's cache ($XDG_CACHE_HOME)."""
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if is_run(folder):
+        return folder
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pyllmc", "evaluate")
+
+
+class Journal:
+    """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"evaluate-{name}{ENDING}"
+        self.known = list(self._lines())
+        with writing(str(self.path)):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab")
+            self._file.truncate(sum(len(line) for line, _ in self.known))
+
+    def _lines(self) -> Iterator[tuple[bytes, Any]]:
+        with suppress(FileNotFoundError, ValueError), open(self.path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                yield line, json.loads(line)
+
+    def add(self, result: Any) -> None:
+        with writing(str(self.path)):
+            self._file.write(json.dumps(result).encode() + b"\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        self.close()
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def answers(scorer: Scorer, items: Sequence[Item], journal: Journal) -> Iterator[Any]:
+    """The scorer's results of items of one kind, in order: those that the journal knows, then those that it learns."""
+    known = [result for _, result in journal.known]
+    if isinstance(items[0], Rolling):
+        yield from _streams(scorer, items, journal, known)
+        return
+    for result in known[: len(items)]:
+        yield _read(result)
+    rest = items[len(known) :]
+    for result in scorer.choices(rest) if isinstance(items[0], Choice) else scorer.words(rest):  # type: ignore[arg-type]
+        journal.add([list(logs) for logs in result] if isinstance(items[0], Choice) else list(result))
+        yield result
+
+
+def _read(result: Any) -> Any:
+    """A choice's log-probabilities, or those of a word and whether it was guessed."""
+    if isinstance(result[-1], list):
+        return [np.array(logs) for logs in result]
+    return float(result[0]), bool(result[1])
+
+
+def _streams(
+    scorer: Scorer, items: Sequence[Any], journal: Journal, known: list[Any]
+) -> Iterator[np.ndarray]:
+    """Each line of the journal is [number of the item, [log-probabilities of a batch of windows]]."""
+    for i, item in enumerate(items):
+        parts = [np.array(logs) for number, logs in known if number == i]
+        done = sum(map(len, parts))
+        if done < len(item.ids) - item.first:
+            for part in scorer.rolling_parts(item, skip=done):
+                journal.add([i, list(part)])
+                parts.append(part)
+        yield np.concatenate(parts)

@@ -1,0 +1,54 @@
+"""Any text file of the user's own: perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllmc.base.errors import BadFile, InvalidArgument
+from pyllmc.evaluate.fetch import Folder, decoded, read_bytes
+from pyllmc.evaluate.items import Rolling, Score
+from pyllmc.evaluate.task import Records, Task, beginning, perplexity, ratio
+
+
+class OwnText(Task):
+    """A text as one stream. loss and ppl are those of a token, so they compare models of one tokenizer only; bpb (bits per byte) and
+    ppl_word (by words, which white space separates) compare any."""
+
+    metrics = ("loss", "ppl", "ppl_word", "bpb")
+    protocol = "one stream, windows of T tokens that move by T / 2; loss and ppl per token, ppl_word per word"
+    record = "text"
+
+    def __init__(self, path: str) -> None:
+        self.path, self.name = Path(path), Path(path).name
+
+    def read(self, folder: Folder = None, limit: int | None = None) -> Records:
+        """The text. Raises BadFile, SystemFailure."""
+        text = decoded(read_bytes(self.path), self.path)
+        if not text.strip():
+            raise BadFile(f"{self.path} holds no text but white space: name another file")
+        return Records([text], None)
+
+    def items(self, records: Records, scorer: Any, shots: int = 0, seed: int = 0) -> list[Rolling]:
+        """The text begins with the token that ends documents; without one, its first token is context only."""
+        if shots:
+            raise InvalidArgument(f"{self.name} is a text and takes no examples: leave --shots out")
+        (text,) = records
+        ids = np.concatenate([beginning(scorer), scorer.encode(text)])
+        return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(len(text.split())), len(text.encode()))]
+
+    def score(self, items: Sequence[Rolling], results: Sequence[np.ndarray], shots: int = 0) -> list[Score]:
+        """The tokens are the samples that errors come from, as if they were independent."""
+        (item,), (logs,) = items, results
+        units = {"loss": len(logs), "ppl": len(logs), "ppl_word": item.units, "bpb": item.bytes * math.log(2)}
+        scores = []
+        for metric in self.metrics:
+            told = ratio(-logs, np.full(len(logs), units[metric] / len(logs)))
+            value, error = perplexity(*told) if metric.startswith("ppl") else told
+            n = {"ppl_word": round(item.units), "bpb": item.bytes}.get(metric, len(logs))
+            scores.append(self.told(metric, value, error, n))
+        return scores
