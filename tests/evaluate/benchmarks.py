@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from converted import make_model
+import numpy as np
 
 import pyllmc
 from pyllmc.convert.export import save
+from pyllmc.evaluate.items import Choice, Rolling
 from pyllmc.evaluate.scorer import Scorer
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import train
@@ -76,7 +78,9 @@ def cbt_question(n: int) -> str:
 
 
 def hellaswag_row(n: int) -> dict[str, object]:
+    """The activities again and again, each time with their endings in another order."""
     label, a, b, endings, answer = ACTIVITIES[n % len(ACTIVITIES)]
+    turn, texts = n // len(ACTIVITIES), endings.split("|")
     return {
         "ind": n,
         "activity_label": label,
@@ -85,8 +89,8 @@ def hellaswag_row(n: int) -> dict[str, object]:
         "ctx": f"{a} {b}".strip(),
         "split": "val",
         "split_type": "indomain",
-        "label": answer,
-        "endings": endings.split("|"),
+        "label": (answer - turn) % 4,
+        "endings": [texts[(i + turn) % 4] for i in range(4)],
         "source_id": f"activitynet~v_{n}",
     }
 
@@ -124,7 +128,7 @@ def make_files(folder: Path) -> Path:
     write(folder / "heldout/news.en.heldout-00000-of-00050", "".join(f"{line}\n" for line in SENTENCES))
     write(folder / "enwik8/test.txt", "").write_bytes((XML.encode() * 60_000)[-5_000_000:])
     write(folder / "text8/test.txt", whole(LETTERS, 5_000_000))
-    write(folder / "hellaswag_val.jsonl", json_lines([hellaswag_row(n) for n in range(4)]))
+    write(folder / "hellaswag_val.jsonl", json_lines([hellaswag_row(n) for n in range(12)]))
     write(folder / "hellaswag_train.jsonl", json_lines([hellaswag_row(n) for n in (2, 3, 0)]))
     return folder
 
@@ -134,16 +138,25 @@ def make_tokenizer() -> Tokenizer:
     return train("bpe", ["\n".join([*PASSAGES, *TEXTS, *ARTICLES, *SENTENCES, XML])] * 3, max_vocab=420)
 
 
-def make_scorer(T: int = 64, folder: Path | None = None) -> Scorer:
-    """A small model with random weights; in a Hugging Face folder, too, if one is named."""
+def make_scorer(T: int = 64, folder: Path | None = None, steps: int = 60) -> Scorer:
+    """A small model that has half learnt the files' texts; in a Hugging Face folder, too, if one is named."""
     tokenizer = make_tokenizer()
-    model = make_model(pyllmc.GPTConfig(tokenizer.vocab_size, T, 2, 2, 24), tokenizer)
+    model = pyllmc.Model(pyllmc.GPTConfig(tokenizer.vocab_size, T, 2, 2, 32), B=4, seed=1, threads=1)
+    text = "\n".join([*TEXTS, *PASSAGES, *(f"{a} {b} {e}" for _, a, b, e, _ in ACTIVITIES)])
+    ids = np.array(tokenizer.encode(text), np.int32)
+    rng, n = np.random.default_rng(1), min(T, 96)
+    for _ in range(steps):
+        x = np.stack([ids[at : at + n + 1] for at in rng.integers(0, len(ids) - n, 4)])
+        model.micro_step(x[:, :-1], x[:, 1:], accumulate=False)
+        model.update(lr=1e-2)
     if folder is not None:
-        save(
-            str(folder),
-            model.config,
-            {name: model.params[name] for name in model.params},
-            to="hf",
-            tokenizer=tokenizer,
-        )
+        params = {name: model.params[name] for name in model.params}
+        save(str(folder), model.config, params, to="hf", tokenizer=tokenizer)
     return Scorer(model, tokenizer)
+
+
+def asked(scorer: Scorer, items: list[Any]) -> list[Any]:
+    """The scorer's answers."""
+    if isinstance(items[0], Rolling):
+        return [scorer.rolling(item) for item in items]
+    return list(scorer.choices(items) if isinstance(items[0], Choice) else scorer.words(items))
