@@ -99,11 +99,11 @@ def _question(lines: list[str], where: str) -> Question:
 def _checked(q: Question, where: str) -> Question:
     if q.sentence.split().count(BLANK) != 1:
         raise BadFile(f"{where}: the sentence asked about has not one {BLANK}: fetch the file again")
-    if q.answer not in q.candidates or len(q.candidates) != CHOICES:
+    if q.answer not in q.candidates or len(q.candidates) != CHOICES or not q.candidates[-1]:
         raise BadFile(
             f"{where}: the answer {q.answer!r} is not among {CHOICES} choices, {'|'.join(q.candidates)!r}: fetch the file again"
         )
-    return q
+    return q._replace(candidates=[word for word in q.candidates if word])
 
 
 def _context(q: Question) -> str:
