@@ -14,7 +14,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from pyllmc.evaluate.task import perplexity, ratio  # noqa: E402
 from pyllmc.evaluate.tasks import TASKS, wikitext  # noqa: E402
 
-NEAR = 1e-4  # of a score, and nats of a log-probability
+NEAR = 1e-4  # how far scores may be apart, and log-probabilities in nats
 YAML = """include: {base}
 task: {name}_here
 dataset_path: {reader}
