@@ -40,16 +40,14 @@ def items_of(n: int) -> list[tuple[list[int], list[list[int]]]]:
 def serve_ours(folder: str, n: int, _: int) -> Any:
     import pyllmc
     from pyllmc.evaluate.items import Choice
-    from pyllmc.evaluate.scorer import Scorer
+    from pyllmc.evaluate.scorer import B_for, Scorer
 
     asked = [
         Choice(np.array(c, np.int32), [np.array(e, np.int32) for e in ends], 0, []) for c, ends in items_of(n)
     ]
 
-    def reopen(B: int, T: int) -> pyllmc.Model:
-        return pyllmc.Model(folder, B, T, training=False, keep_logits=False)
-
-    scorer = Scorer(reopen(1, 1), reopen=reopen)
+    T = 1024
+    scorer = Scorer(pyllmc.Model(folder, B_for(T), T, training=False, keep_logits=False))
     return lambda: [float(logs.sum()) for choices in scorer.choices(asked) for logs in choices]
 
 

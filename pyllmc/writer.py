@@ -186,14 +186,14 @@ class Writer(NotCopied):
 
 
 def open_model(path: Path, **how: Any) -> Model:
-    """Opens weights of any kind that Model loads, for one text at a time. Raises DataError or LlmcError."""
+    """Opens weights of any kind that Model loads; for one text at a time, unless B is given. Raises DataError or LlmcError."""
     name = as_path("path", path)
     place = locate(name)
     if place is None and name in hub.OPENAI:
         raise SystemFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
     if place is None:
         raise SystemFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
-    return Model(find(place), B=1, training=False, keep_logits=False, **how)
+    return Model(find(place), **{"B": 1, "training": False, "keep_logits": False, **how})
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:

@@ -310,14 +310,18 @@ class Picture:
 
     def save(self, path: Path) -> Path:
         """Writes the picture whole or not at all, with the same bytes each time."""
-        rc = {"svg.hashsalt": "pyllmc", "svg.fonttype": "path"}
-        kind = path.suffix[1:].lower()
-        date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-        with need("matplotlib", WHY).rc_context(rc), atomic_path(str(path)) as temporary, writing(str(path)):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # letters that no font here has become boxes
-                self.figure.savefig(temporary, format=kind, metadata=date, facecolor=self.style.paper)
-        return path
+        return save_figure(self.figure, path, self.style.paper)
+
+
+def save_figure(figure: Any, path: Path, paper: str) -> Path:
+    rc = {"svg.hashsalt": "pyllmc", "svg.fonttype": "path"}
+    kind = path.suffix[1:].lower()
+    date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with need("matplotlib", WHY).rc_context(rc), atomic_path(str(path)) as temporary, writing(str(path)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # letters that no font here has become boxes
+            figure.savefig(temporary, format=kind, metadata=date, facecolor=paper)
+    return path
 
 
 def _matplotlib(module: str) -> Any:

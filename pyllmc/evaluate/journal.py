@@ -27,7 +27,7 @@ def checksum_of(model: Model) -> int:
     """The CRC-32 of all weights, whatever file they came from."""
     crc = 0
     for name in model.params:
-        crc = zlib.crc32(np.ascontiguousarray(model.params[name]), crc)
+        crc = zlib.crc32(np.ascontiguousarray(model.params[name]).data, crc)
     return crc
 
 
@@ -90,25 +90,23 @@ class Journal:
             self.path.unlink()
 
 
-def answers(scorer: Scorer, items: Sequence[Item], journal: Journal) -> Iterator[Any]:
+def answers(scorer: Scorer, items: Sequence[Any], journal: Journal) -> Iterator[Any]:
     """The scorer's results of items of one kind, in order: those that the journal knows, then those that it learns."""
     known = [result for _, result in journal.known]
     if isinstance(items[0], Rolling):
         yield from _streams(scorer, items, journal, known)
         return
-    for result in known[: len(items)]:
-        yield _read(result)
     rest = items[len(known) :]
-    for result in scorer.choices(rest) if isinstance(items[0], Choice) else scorer.words(rest):  # type: ignore[arg-type]
-        journal.add([list(logs) for logs in result] if isinstance(items[0], Choice) else list(result))
+    if isinstance(items[0], Choice):
+        yield from ([np.array(logs) for logs in result] for result in known)
+        for logs in scorer.choices(rest):
+            journal.add([list(choice) for choice in logs])
+            yield logs
+        return
+    yield from ((float(log), bool(guessed)) for log, guessed in known)
+    for result in scorer.words(rest):
+        journal.add(result)
         yield result
-
-
-def _read(result: Any) -> Any:
-    """A choice's log-probabilities, or those of a word and whether it was guessed."""
-    if isinstance(result[-1], list):
-        return [np.array(logs) for logs in result]
-    return float(result[0]), bool(result[1])
 
 
 def _streams(

@@ -211,6 +211,6 @@ def _alike(a: np.ndarray, b: np.ndarray) -> int:
     return int(apart[0]) if len(apart) else n
 
 
-def rows_for(T: int) -> int:
+def B_for(T: int) -> int:
     """The B with which a model of T scores fast: batches of some 2,048 tokens."""
     return max(1, 2048 // T)

@@ -26,7 +26,7 @@ class HellaSwagBin(HellaSwag):
 
     name = "hellaswag_bin"
     test = Part(("hellaswag_val.bin",), "llm.c's eval file", "")
-    train = None
+    train = None  # type: ignore[assignment]
 
     def from_hub(self, part: Part) -> Iterable[Any]:
         raise DataError(
@@ -80,7 +80,8 @@ def _example(numbers: np.ndarray, where: str) -> Choice:
     if len(numbers) < HEAD or numbers[0] != START:
         raise BadFile(f"{where}: it does not begin here: the file is cut short or damaged, make it again")
     _, size, _, label, choices, _ = (int(x) for x in numbers[:HEAD])
-    parts, at = [], HEAD - 1
+    parts: list[np.ndarray] = []
+    at = HEAD - 1
     while at < len(numbers) and len(parts) <= choices:
         end = at + 1 + int(numbers[at])
         parts.append(numbers[at + 1 : end].astype(np.int32))

@@ -1,0 +1,58 @@
+"""Opens a model to be examined, with its tokenizer; and the checkpoints of a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.convert.companions import find_tokenizer, is_for
+from pyllmc.engine.checkpoint import RUN, is_run, training
+from pyllmc.evaluate.scorer import B_for, Scorer
+from pyllmc.text.tokenizer import Tokenizer
+from pyllmc.writer import open_model
+
+NUMBERED = re.compile(r"step_(\d+)\.ckpt")
+
+
+def open_scorer(source: str, tokenizer: str = "", B: int = 0, **how: Any) -> Scorer:
+    """A scorer of the weights at `source`, of any kind that Model loads. tokenizer: as find_tokenizer takes it; B: sequences of T tokens
+    in memory, 0: some 2,048 tokens. how: of Model. Raises DataError or LlmcError."""
+    model = open_model(source, B=B or 1, **how)
+    wanted = B or B_for(model.config.max_seq_len)
+    if wanted > (B or 1):
+        try:
+            model = open_model(source, B=wanted, **how)
+        except OutOfMemory:
+            pass  # the shorter batches of the first one are slower, but fit
+    return Scorer(model, _tokenizer_of(source, tokenizer, model.tokenizer_bytes, model.config.vocab_size))
+
+
+def _tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer | None:
+    if carried and not choice:
+        found = Tokenizer.from_bytes(carried, source)
+        if found.vocab_size <= V or is_for(found, V):
+            return found
+    return find_tokenizer(source, V, choice)[0]
+
+
+def step_of(source: str) -> int | None:
+    """The step of a run's or a checkpoint's weights; None for weights of other programs."""
+    state = training(source).get("state", {})
+    return int(state["step"]) if "step" in state else None
+
+
+def checkpoints_of(run: str) -> dict[int, str]:
+    """The checkpoints that a run's folder keeps, by step. Raises InvalidArgument if it is none."""
+    folder = Path(run)
+    if not is_run(folder):
+        raise InvalidArgument(f"--every_checkpoint: {run} is no run folder with checkpoints: name one")
+    found: dict[int, str] = {}
+    for name in RUN:
+        if (folder / name).exists() and (step := step_of(str(folder / name))) is not None:
+            found[step] = str(folder / name)
+    for path in folder.iterdir():
+        if number := NUMBERED.fullmatch(path.name):
+            found[int(number[1])] = str(path)
+    return dict(sorted(found.items()))

@@ -1,0 +1,105 @@
+"""What an evaluation says: a table, and the file evaluate.json in a run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyllmc.base.files import atomic_path, writing
+
+Record = dict[str, Any]
+FILE = "evaluate.json"
+SAME = (
+    "weights",
+    "step",
+    "task",
+    "metric",
+    "shots",
+    "seed",
+    "limit",
+    "protocol",
+)  # a later record replaces one with the same
+NAMES = {
+    "loss": "loss per token",
+    "ppl": "perplexity",
+    "ppl_word": "perplexity per word",
+    "bpb": "bits per byte",
+    "bpc": "bits per character",
+    "acc": "accuracy",
+    "acc_norm": "accuracy, normalised",
+}
+
+
+def figure(metric: str, value: float) -> str:
+    """A score as people read it: accuracies in percent, others with four digits."""
+    if metric.startswith("acc"):
+        return f"{100 * value:.2f} %"
+    return f"{value:#.4g}".rstrip(".") if 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
+
+
+def with_error(record: Record) -> str:
+    """A score and its standard error: 45.99 % ± 0.69."""
+    metric, error = record["metric"], record["error"]
+    told = figure(metric, record["value"])
+    if error is None or not math.isfinite(error):
+        return told
+    return f"{told} ± {100 * error:.2f}" if metric.startswith("acc") else f"{told} ± {error:.2g}"
+
+
+def published(record: Record) -> str:
+    """The paper's figures for the same score, by the sizes of its models."""
+    return ", ".join(f"{size} {figure(record['metric'], x)}" for size, x in (record["paper"] or {}).items())
+
+
+def table(records: Sequence[Record], names: dict[str, str]) -> str:
+    """All scores: a row for each, a column for each model. names: how the columns are called, by a record's model."""
+    rows: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        rows.setdefault((record["task"], record["metric"]), {})[record["model"]] = record
+    lines = [["task", "score", "n", *names.values(), "published"]]
+    for (task, metric), found in rows.items():
+        one = next(iter(found.values()))
+        scores = [with_error(found[model]) if model in found else "-" for model in names]
+        lines.append([task, NAMES.get(metric, metric), f"{one['n']:,}", *scores, published(one)])
+    if not any(line[-1] for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    protocols = dict.fromkeys(f"{record['task']}: {record['protocol']}" for record in records)
+    return "\n".join([*_columns(lines), "", *protocols])
+
+
+def _columns(lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+
+
+def read(folder: Path) -> list[Record]:
+    """The records in a run's folder; none if it has no such file, or one that nothing can be read from."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return list(json.loads((folder / FILE).read_text(encoding="utf-8"))["scores"])
+    return []
+
+
+def keep(folder: Path, records: Sequence[Record]) -> None:
+    """Adds records to those of a run's folder; each takes the place of an earlier one of the same weights, task and protocol."""
+
+    def key(record: Record) -> tuple[Any, ...]:
+        return tuple(record.get(name) for name in SAME)
+
+    merged = {key(record): record for record in [*read(folder), *records]}
+    path = str(folder / FILE)
+    with atomic_path(path) as tmp, writing(path):
+        Path(tmp).write_text(as_json(list(merged.values())), encoding="utf-8")
+
+
+def as_json(records: Sequence[Record]) -> str:
+    """{"scores": [...]}, one record a line. A score that is not finite becomes null, because JSON has no such number."""
+    lines = [json.dumps({name: _finite(x) for name, x in record.items()}) for record in records]
+    return '{"scores": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
