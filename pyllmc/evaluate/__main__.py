@@ -104,14 +104,15 @@ def tasks_of(o: Any) -> list[Task]:
     return tasks
 
 
-def models_of(o: Any) -> dict[str, str]:
-    """The weights to score, and their names in the table."""
+def models_of(o: Any) -> dict[str, tuple[str, int | None]]:
+    """The weights to score, with their names in the table, and their steps if they have any."""
     if o.every_checkpoint:
         if o.model[1:]:
             raise InvalidArgument("--every_checkpoint is of one run: name one")
-        return {path: f"step {step:,}" for step, path in checkpoints_of(o.model[0]).items()}
+        return {path: (f"step {step:,}", step) for step, path in checkpoints_of(o.model[0]).items()}
     sources = list(dict.fromkeys(o.model))
-    return dict(zip(sources, names_of(sources) if sources[1:] else sources))
+    names = names_of(sources) if sources[1:] else sources
+    return {source: (name, step_of(source)) for source, name in zip(sources, names)}
 
 
 def keep(source: str, records: Sequence[Record]) -> None:
@@ -150,15 +151,16 @@ def draw(o: Any, records: Sequence[Record], names: dict[str, str]) -> Path | Non
 
 def evaluate(o: Any) -> None:
     exam = Exam(tasks_of(o), o.data, o.limit, o.shots, o.seed)
-    names, records = models_of(o), []
+    models, records = models_of(o), []
+    names = {source: name for source, (name, _) in models.items()}
     if o.every_checkpoint:
         o.out = o.out or str(Path(o.model[0], "evaluate.png"))
     if o.out:
         checked_path(o.out)
-    for source in names:
+    for source, (_, step) in models.items():
         live.show(f"opening {source}")
         scorer = open_scorer(source, o.tokenizer, o.B, **{name: getattr(o, name) for name in OPTIONS})
-        for scores in exam.run(source, scorer, step_of(source)):
+        for scores in exam.run(source, scorer, step):
             records += scores
             keep(source, scores)
     live.clear()
