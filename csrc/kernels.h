@@ -156,10 +156,11 @@ typedef struct Kernels {
     void (*attention_backward)(Context *ctx, floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                                const floatX *qkv, const int *offsets, const Dropout *dropout, int B, int T, int C,
                                int NH, int window);
-    /* Generation: store the n new rows qkv (B,n,3C) of each sequence b at positions pos[b].. of cache (B,T,3C), then
-     * let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. */
-    void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
-                             int T, int C, int NH, int window);
+    /* Generation: store the n new rows qkv (B,n,3C) of each sequence b, those of its positions pos[b].., in cache (B,R,3C), which
+     * holds position p in row p % R; then let them attend to all that is cached; out (B,n,C). pos[b] + n <= T. R is T, or
+     * 0 < window <= R < T: then only the last R positions stay, and whole (B,T,3C) is scratch memory. */
+    void (*attention_cached)(Context *ctx, floatX *out, floatX *cache, floatX *whole, const floatX *qkv, const int *pos,
+                             int B, int n, int R, int T, int C, int NH, int window);
 
     /* losses(B,T) = lse - logit[target], 0 where target is -1; lse (B,T) = log sum exp over the V real logits */
     void (*classifier_forward)(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,

@@ -88,7 +88,17 @@ int llmc_config_check(llmc_config *config); /* fills Vp and pattern; refuses imp
 int llmc_config_set_pattern(llmc_config *config, const char *pattern); /* "": the default; the check is yours */
 
 /* ---- layout (layout.c) ---- */
-enum { LLMC_PARAM, LLMC_ADAPTER, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };
+enum {
+    LLMC_PARAM,
+    LLMC_ADAPTER,
+    LLMC_ACT,
+    LLMC_LAYER_ACT,
+    LLMC_CACHE,
+    LLMC_RING,
+    LLMC_CHUNK_ACT,
+    LLMC_OVER_ACT,
+    LLMC_GRAD_ACT
+};
 enum { LLMC_F, LLMC_I, LLMC_X }; /* float, int32, floatX (kernels.h) */
 enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL, LLMC_UNIFORM };
 typedef struct llmc_room { /* the sizes that a model's memory is made for */
@@ -208,7 +218,8 @@ int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, int clip);
 int64_t llmc_model_step(const llmc_model *model);         /* AdamW steps taken */
 int llmc_model_set_step(llmc_model *model, int64_t step); /* for moments that were written from outside */
 /* Appends tokens (b,n) to b sequences, of which sequence i holds pos[i] tokens; last_logits (b,V) are those of the last token
- * of each. A training model made with recompute=3 has memory for b = 1 only. */
+ * of each. A training model made with recompute=3 has memory for b = 1 only. pos[i] may be less than was appended so far; but
+ * rings (tensors.def) have then forgotten what is more than 17 tokens back: LLMC_EINVAL unless pos[i] is 0. */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
 /* How likely tokens are that follow others, in spans of counts[i] >= 1 tokens each. Span i begins at position pos[i], behind what the
  * cache's first sequence holds before it: the tokens of spans before it, in this call or an earlier one; what is there from
@@ -291,7 +302,8 @@ int llmc_generation_next(llmc_generation *generation, int *ids);
 int llmc_generation_last(const llmc_generation *generation, int i, float *own, float *chances);
 /* The next draws are those of a new generation with this seed. */
 void llmc_generation_reseed(llmc_generation *generation, int64_t seed);
-/* Removes ids [from, to) from every text. The model reads the ids behind them again. */
+/* Removes ids [from, to) from every text. The model reads the ids behind them again; and those before them, if the rings of banded
+ * layers have forgotten what they held. */
 int llmc_generation_cut(llmc_generation *generation, int from, int to);
 /* The ids that text i holds now, and their number n; valid until the next call. */
 const int *llmc_generation_ids(const llmc_generation *generation, int i, int *n);

@@ -149,12 +149,28 @@ static void append(const Context *ctx, void *cache, const void *qkv, const int *
     ((Unit *)cache, (const Unit *)qkv, pos, a.n, a.T, count, total);
 }
 
-void gpu_attention_cached(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
-                          int T, int C, int NH, int window) {
-    Attention a = attention_of(qkv, cache, n, T, C, NH, window);
-    a.pos = pos;
-    if (decode::fits(a, cache, qkv)) return decode::run(ctx, a, out, cache, B);
-    if (in_vectors(cache, C) && in_vectors(qkv, C)) append<uint4>(ctx, cache, qkv, pos, a, B);
-    else append<floatX>(ctx, cache, qkv, pos, a, B);
+/* Stores the new rows in the cache. Of a ring, the rows that they see are also brought to `whole`, with them. */
+template <class Unit>
+static void store_new(const Context *ctx, void *cache, void *whole, const void *qkv, const Attention &ring,
+                      const Attention &a, int B) {
+    const int count = 3 * a.C / (int)(sizeof(Unit) / sizeof(floatX));
+    const int64_t total = (int64_t)B * (a.seen + LARGEST_TILE) * count;
+    if (ring.T < a.T) {
+        LAUNCH(attention_unroll<Unit>, (unsigned)divide_up(total, (int64_t)256), 256, 0, stream_of(ctx))
+        ((Unit *)whole, (const Unit *)cache, a.pos, ring.T, a.T, a.seen, count, total);
+        append<Unit>(ctx, whole, qkv, a.pos, a, B);
+    }
+    append<Unit>(ctx, cache, qkv, a.pos, ring, B);
+}
+
+void gpu_attention_cached(Context *ctx, floatX *out, floatX *cache, floatX *whole, const floatX *qkv, const int *pos,
+                          int B, int n, int R, int T, int C, int NH, int window) {
+    Attention ring = attention_of(qkv, cache, n, R, C, NH, window);
+    Attention a = attention_of(qkv, R < T ? whole : cache, n, T, C, NH, window);
+    ring.pos = a.pos = pos;
+    if (decode::fits(ring, cache, qkv)) return decode::run(ctx, ring, out, cache, B);
+    if (in_vectors(cache, C) && in_vectors(qkv, C) && (R == T || in_vectors(whole, C)))
+        store_new<uint4>(ctx, cache, whole, qkv, ring, a, B);
+    else store_new<floatX>(ctx, cache, whole, qkv, ring, a, B);
     forward(ctx, a, out, (int64_t)B * NH);
 }

@@ -4,14 +4,29 @@
 #pragma once
 #include "attention.cuh"
 
-/* Copies (B,n,3C) to rows pos[b].. of (B,T,3C). count: the units of a row. */
+/* Copies the last R of each sequence's n rows (B,n,3C), position p to row p % R of (B,R,3C). count: the units of a row. */
 template <class Unit>
-__global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, int n, int T, int count,
+__global__ void attention_append(Unit *cache, const Unit *rows, const int *pos, int n, int R, int count,
                                  int64_t total) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     const int64_t row = i / count, b = row / n;
-    cache[(b * T + pos[b] + row % n) * count + i % count] = rows[i];
+    const int t = (int)(row % n);
+    if (t + R >= n) cache[(b * R + (pos[b] + t) % R) * count + i % count] = rows[i];
+}
+
+/* Copies the positions before pos[b] that position pos[b] sees from the rows p % R of (B,R,3C) to the rows p of (B,T,3C). A kernel
+ * reads whole tiles of keys: rows that no query sees become those that have their place, because they must be finite. */
+constexpr int LARGEST_TILE = 64;
+template <class Unit>
+__global__ void attention_unroll(Unit *whole, const Unit *cache, const int *pos, int R, int T, int seen, int count,
+                                 int64_t total) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    const int span = seen + LARGEST_TILE;
+    const int64_t row = i / count, b = row / span;
+    const int p = max(pos[b] - seen + 1, 0) / LARGEST_TILE * LARGEST_TILE + (int)(row % span);
+    if (p < pos[b]) whole[(b * T + p) * count + i % count] = cache[(b * R + p % R) * count + i % count];
 }
 
 namespace decode {
@@ -33,16 +48,18 @@ template <int LANES> __device__ __forceinline__ float over_lanes(float x) {
     return x;
 }
 
-/* Takes the keys at, at + step, ... and their values. AHEAD rows are fetched at a time. */
+/* Takes the keys at, at + step, ... and their values. AHEAD rows are fetched at a time. Key 0 is in row `start` of the cache, which
+ * goes on at row 0 after R rows. */
 template <int LANES>
 __device__ __forceinline__ void add_keys(Found &f, const Head &h, const Vec<floatX> &q, int at, int step, int last,
-                                         int column, int hs, float to_log2) {
+                                         int start, int R, int column, int hs, float to_log2) {
     Vec<floatX> k[AHEAD] = {}, v[AHEAD] = {};
     float p[AHEAD], top = -INFINITY;
     for (int i = 0; i < AHEAD; i++)
         if (at + i * step <= last && column < hs) {
-            k[i] = load16(h.k + (at + i * step) * h.stride + column);
-            v[i] = load16(h.v + (at + i * step) * h.stride + column);
+            const int place = start + at + i * step, row = place < R ? place : place - R;
+            k[i] = load16(h.k + row * h.stride + column);
+            v[i] = load16(h.v + row * h.stride + column);
         }
     for (int i = 0; i < AHEAD; i++) {
         p[i] = over_lanes<LANES>(dot(q, k[i]));
@@ -101,22 +118,25 @@ struct Splits {
 /* Stores the new row of one head: q, k and v. */
 __device__ inline void append(const Attention &a, const Head &h, floatX *cache_q) {
     const int units = a.hs / WIDTH;
+    const int row = h.pos % a.T;
     for (int i = threadIdx.x; i < 3 * units; i += THREADS) {
         const int64_t at = (int64_t)(i / units) * a.C + i % units * WIDTH;
-        store16(cache_q + h.pos * h.stride + at, load16(h.q + at));
+        store16(cache_q + row * h.stride + at, load16(h.q + at));
     }
 }
 
-/* The block that owns the newest key stores it in the cache, and with it the new q and v. */
+/* The keys are counted from the first one that is seen, which is position `base`. The block that owns the newest key stores it
+ * in the cache, and with it the new q and v. */
 template <int LANES>
 __global__ void __launch_bounds__(THREADS, 2) attend(Attention a, floatX *out, floatX *cache, Splits s) {
     __shared__ Softmax softmax[WARPS];
     __shared__ float sums[WARPS * LANES * WIDTH];
     const int split = (int)(blockIdx.x % s.count), warp = threadIdx.x / WARP, column = threadIdx.x % LANES * WIDTH;
     const Head h = head_at(a, blockIdx.x / s.count);
-    const int first = max(h.pos - a.seen + 1, split * s.keys), last = min(h.pos, (split + 1) * s.keys - 1);
+    const int base = max(h.pos - a.seen + 1, 0), newest = h.pos - base, start = base % a.T;
+    const int first = split * s.keys, last = min(newest, (split + 1) * s.keys - 1);
     if (first > last) return;
-    if (last == h.pos) {
+    if (last == newest) {
         append(a, h, cache + (h.k - a.k));
         __syncthreads();
     }
@@ -124,7 +144,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend(Attention a, floatX *out, f
     Found f = {no_keys(), {}};
     const Vec<floatX> q = column < a.hs ? load16(h.q + column) : Vec<floatX>{};
     for (int at = first; at <= last; at += groups * AHEAD)
-        add_keys<LANES>(f, h, q, at + (int)threadIdx.x / LANES, groups, last, column, a.hs, a.to_log2);
+        add_keys<LANES>(f, h, q, at + (int)threadIdx.x / LANES, groups, last, start, a.T, column, a.hs, a.to_log2);
     join_groups<LANES>(f, a.to_log2);
     if (threadIdx.x % WARP == 0) softmax[warp] = f.softmax;
     if (threadIdx.x % WARP < LANES)
@@ -141,10 +161,10 @@ __global__ void __launch_bounds__(THREADS, 2) attend(Attention a, floatX *out, f
 /* A block joins the splits of one head. */
 __global__ void __launch_bounds__(WARP * 2) join_splits(Attention a, floatX *out, Splits s) {
     const Head h = head_at(a, blockIdx.x);
-    const int first = max(h.pos - a.seen + 1, 0) / s.keys, last = h.pos / s.keys;
-    const int64_t at = (int64_t)blockIdx.x * s.count + first;
+    const int last = min(h.pos, a.seen - 1) / s.keys;
+    const int64_t at = (int64_t)blockIdx.x * s.count;
     for (int d = threadIdx.x; d < a.hs; d += blockDim.x) {
-        const Joined all = join({s.softmax + at, s.out + at * a.hs, last - first + 1, a.hs}, d, a.to_log2);
+        const Joined all = join({s.softmax + at, s.out + at * a.hs, last + 1, a.hs}, d, a.to_log2);
         out[h.out + d] = from_float<floatX>(all.out / all.softmax.sum);
     }
 }
@@ -175,8 +195,8 @@ static bool fits(const Attention &a, const floatX *cache, const floatX *qkv) {
 static void run(const Context *ctx, const Attention &a, floatX *out, floatX *cache, int B) {
     const int64_t heads = (int64_t)B * a.NH;
     Splits s;
-    s.keys = keys_of_split(heads, a.T, device_of(ctx)->multiprocessors);
-    s.count = divide_up(a.T, s.keys);
+    s.keys = keys_of_split(heads, a.seen, device_of(ctx)->multiprocessors);
+    s.count = divide_up(a.seen, s.keys);
     s.softmax = (Softmax *)ctx->workspace;
     s.out = (float *)(s.softmax + heads * s.count);
     LAUNCH(kernel_for(a.hs), (unsigned)(heads * s.count), THREADS, 0, stream_of(ctx))(a, out, cache, s);

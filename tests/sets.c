@@ -127,7 +127,7 @@ static void attention(int B, int T, int C, int NH, int window) {
         int pos[8];
         for (int b = 0; b < B; b++) pos[b] = T - n;
         fill(CACHE, BF16, 3 * out, 2), fill(NEW, BF16, (int64_t)3 * B * n * C, 2);
-        CALL(attention_cached, s->at[OUT], s->at[CACHE], s->at[NEW], pos, B, n, T, C, NH, window)
+        CALL(attention_cached, s->at[OUT], s->at[CACHE], NULL, s->at[NEW], pos, B, n, T, T, C, NH, window)
         compare("attention_cached", OUT, BF16, (int64_t)B * n * C, ATTENTION);
     }
 }

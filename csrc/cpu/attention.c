@@ -8,6 +8,7 @@
  * Blocks of keys begin at multiples of KB, wherever a task begins. So no bit depends on how queries are shared out. */
 #include <float.h>
 #include "attention_amx.h"
+#include "attention_one.h"
 #include "dropout.h"
 
 enum { SUBS = 4 }; /* the blocks of queries that use a packed block of keys together */
@@ -49,21 +50,6 @@ int64_t K(attention_workspace)(int B, int T, int C, int NH, int threads) {
     const int64_t forward = scratch_at(&s, NULL, C / NH) * threads * (int64_t)sizeof(float);
     const int64_t backward = K(attention_backward_workspace)((int64_t)B * NH, T, C / NH, threads);
     return forward > backward ? forward : backward;
-}
-
-/* One head of one sequence. Its rows of keys and values are `stride` apart. */
-typedef struct {
-    const floatX *k, *v;
-    int64_t stride;
-    int hs, window;
-    Log2 to_log2;
-    const Dropout *dropout; /* NULL: none */
-    uint32_t row;           /* the number of its first query among those of all heads */
-    const int *offsets;     /* (T); NULL: all rows are of one document */
-} Head;
-
-static Head head_at(const floatX *q, int C, int hs, int window) {
-    return (Head){q + C, q + 2 * C, 3 * C, hs, window, log2_of_score(hs), NULL, 0, NULL};
 }
 
 /* A mask of VL queries from i on: those that see key j. own: their offsets, if the block has a boundary between documents. */
@@ -271,64 +257,6 @@ void K(attention_forward)(Context *ctx, floatX *out, float *lse, const floatX *q
                      &(Forward){ctx, out, lse, qkv, offsets, dropout, T, C, NH, seen, each, parts});
 }
 
-/* q . k of VL keys, of which n exist. q is padded with zeros. */
-static vf scores_of_one(const float *q, const floatX *k, int64_t stride, int n, int hs) {
-    vf sum[VL];
-    for (int j = 0; j < VL; j++) {
-        sum[j] = vf_set(0);
-        for (int d = 0; j < n && d < hs; d += VL)
-            sum[j] += vf_load(q + d) * fx_load_n(k + j * stride + d, LANES(d, hs));
-    }
-    vf_transpose(sum);
-    for (int j = 1; j < VL; j++) sum[0] += sum[j];
-    return sum[0];
-}
-
-/* p becomes the scores of q with `keys` keys, then -FLT_MAX up to a multiple of VL. Returns the largest score. */
-static float scores_of_block(float *p, const float *q, const Head *h, int key, int keys) {
-    vf largest = vf_set(-FLT_MAX);
-    for (int j = 0; j < keys; j += VL) {
-        const vf x = scores_of_one(q, h->k + (key + j) * h->stride, h->stride, keys - j, h->hs);
-        vf_store(p + j, vf_pick(vi_lanes(0) < keys - j, x, vf_set(-FLT_MAX)));
-        largest = vf_max(largest, vf_load(p + j));
-    }
-    return vf_max_of(largest);
-}
-
-/* p becomes exp(p - largest). Returns the sum of p. */
-static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
-    vf sum = vf_set(0);
-    for (int j = 0; j < keys; j += VL) {
-        const vf x = weight_of(vf_load(p + j) - largest, to_log2, 0);
-        sum += x;
-        vf_store(p + j, x);
-    }
-    return vf_sum(sum);
-}
-
-/* sums(n VL) += sum over j of p[j] v[j]. The last of the n vectors has `lanes` numbers. */
-INLINE void values_of(float *sums, const float *p, const floatX *v, int64_t stride, int keys, const int n, int lanes) {
-    vf sum[NR];
-    for (int x = 0; x < n; x++) sum[x] = vf_load(sums + x * VL);
-    for (int j = 0; j < keys; j++, v += stride)
-        for (int x = 0; x < n; x++) sum[x] += vf_set(p[j]) * fx_load_n(v + x * VL, x < n - 1 ? VL : lanes);
-    for (int x = 0; x < n; x++) vf_store(sums + x * VL, sum[x]);
-}
-static void values_of_block(float *out, const float *p, const Head *h, int key, int keys) {
-    const floatX *v = h->v + key * h->stride;
-    for (int d = 0; d < h->hs; d += NR * VL) {
-        const int n = min(NR, (h->hs - d + VL - 1) / VL), lanes = LANES(d + (n - 1) * VL, h->hs);
-        switch (n) {
-        case 1: values_of(out + d, p, v + d, h->stride, keys, 1, lanes); break;
-        case 2: values_of(out + d, p, v + d, h->stride, keys, 2, lanes); break;
-#if VREGS >= 32
-        case 3: values_of(out + d, p, v + d, h->stride, keys, 3, lanes); break;
-        case 4: values_of(out + d, p, v + d, h->stride, keys, 4, lanes); break;
-#endif
-        }
-    }
-}
-
 /* One query reads each key and value once. Nothing is used twice, so they are read where they lie, and the weights of values
  * are not rounded. */
 static void attend_one(Scratch *s, floatX *out, const Head *h, const floatX *q, int at) {
@@ -353,13 +281,33 @@ typedef struct Cached {
     floatX *out, *cache;
     const floatX *qkv;
     const int *pos;
-    int n, T, C, NH, window, rows, blocks; /* rows: the queries of a task; blocks: the tasks of a head */
+    int n, R, C, NH, window, rows, blocks; /* rows: the queries of a task; blocks: the tasks of a head */
+    floatX *whole;
+    int T;
 } Cached;
-static void store_rows_of_cache(const void *given, Part rows) {
+
+static void copy_row(const Cached *a, floatX *to, int64_t i, const floatX *from, int64_t j) {
+    memcpy(to + i * 3 * a->C, from + j * 3 * a->C, (size_t)3 * a->C * sizeof *to);
+}
+
+/* The last R of n new rows stay. */
+static void store_new_rows(const void *given, Part rows) {
     const Cached a = *(const Cached *)given;
     for (int64_t row = rows.from; row < rows.to; row++) {
         const int64_t b = row / a.n, t = row % a.n;
-        memcpy(a.cache + (b * a.T + a.pos[b] + t) * 3 * a.C, a.qkv + row * 3 * a.C, (size_t)3 * a.C * sizeof *a.cache);
+        if (t + a.R >= a.n) copy_row(&a, a.cache, b * a.R + (a.pos[b] + t) % a.R, a.qkv, row);
+    }
+}
+
+/* The earlier rows that the new ones see, from a ring to their places in `whole`. attend() reads whole blocks of keys: rows that
+ * nobody sees become those that have their place in the ring, because they must be finite. */
+static int unrolled(const Cached *a) { return a->window + KB; }
+static void unroll(const void *given, Part rows) {
+    const Cached a = *(const Cached *)given;
+    for (int64_t row = rows.from; row < rows.to; row++) {
+        const int64_t b = row / unrolled(&a);
+        const int p = first_key(a.pos[b], a.window) / KB * KB + (int)(row % unrolled(&a));
+        if (p < a.pos[b]) copy_row(&a, a.whole, b * a.T + p, a.cache, b * a.R + p % a.R);
     }
 }
 
@@ -369,13 +317,14 @@ static void cached_tasks(const void *given, Part tasks) {
     if (a.rows > 1) amx_begin();
     for (int64_t task = tasks.from; task < tasks.to; task++) {
         const int64_t head = task / a.blocks, b = head / a.NH, i = (a.blocks - 1 - task % a.blocks) * a.rows;
-        const int64_t at = a.pos[b] + i;
-        const floatX *q = a.cache + b * a.T * 3 * a.C + head % a.NH * hs;
-        floatX *o = a.out + (b * a.n + i) * a.C + head % a.NH * hs;
-        const Head h = head_at(q, a.C, hs, a.window);
+        const int at = a.pos[b] + (int)i, first = (int)(head % a.NH) * hs;
+        const floatX *q = a.qkv + (b * a.n + i) * 3 * a.C + first;
+        floatX *o = a.out + (b * a.n + i) * a.C + first;
+        Head h = head_at(a.cache + b * a.R * 3 * a.C + first, a.C, hs, a.window);
+        h.R = a.R;
         Scratch s = thread_scratch(a.ctx, tasks.thread, hs);
-        if (a.rows == 1) attend_one(&s, o, &h, q + at * 3 * a.C, (int)at);
-        else attend(&s, o, a.C, NULL, &h, q + at * 3 * a.C, (int)at, min(QB, a.n - (int)i));
+        if (a.rows == 1) attend_one(&s, o, &h, q, at);
+        else attend(&s, o, a.C, NULL, &h, q, at, min(QB, a.n - (int)i));
     }
     if (a.rows > 1) end_products();
 }
@@ -386,14 +335,20 @@ static int furthest(const int *pos, int B) {
     return last;
 }
 
-void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
-                         int T, int C, int NH, int window) {
+void K(attention_cached)(Context *ctx, floatX *out, floatX *cache, floatX *whole, const floatX *qkv, const int *pos,
+                         int B, int n, int R, int T, int C, int NH, int window) {
     enum { FEW = 3 }; /* up to so many queries are faster one by one than as lanes of a block */
     const int rows = n <= FEW ? 1 : QB, blocks = (n + rows - 1) / rows, seen = effective(window, T);
     const int keys = min(seen, furthest(pos, B) + n);
     const int64_t queries = (int64_t)B * n;
     const int64_t work = rows == 1 ? queries * keys * C : elements(queries, keys, C);
-    const Cached given = {ctx, out, cache, qkv, pos, n, T, C, NH, seen, rows, blocks};
-    parallel_static(threads_for(ctx, queries * 3 * C), queries, store_rows_of_cache, &given);
+    Cached given = {ctx, out, cache, qkv, pos, n, R, C, NH, seen, rows, blocks, whole, T};
+    const int64_t old = (int64_t)B * unrolled(&given);
+    if (R < T && n > 1) parallel_static(threads_for(ctx, old * 3 * C), old, unroll, &given);
+    parallel_static(threads_for(ctx, queries * 3 * C), queries, store_new_rows, &given);
+    if (R < T && n > 1) {
+        given.cache = whole, given.R = T;
+        parallel_static(threads_for(ctx, queries * 3 * C), queries, store_new_rows, &given);
+    }
     parallel_dynamic(threads_for(ctx, work), (int64_t)B * NH * blocks, cached_tasks, &given);
 }

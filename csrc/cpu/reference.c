@@ -258,12 +258,18 @@ static void attention_forward(Context *ctx, floatX *out, float *lse, const float
             }
 }
 
-static void attention_cached(Context *ctx, floatX *out, floatX *cache, const floatX *qkv, const int *pos, int B, int n,
-                             int T, int C, int NH, int window) {
+static void copy_row(floatX *to, int64_t i, const floatX *from, int64_t j, int C) {
+    memcpy(to + i * C, from + j * C, (size_t)C * sizeof *to);
+}
+
+static void attention_cached(Context *ctx, floatX *out, floatX *cache, floatX *whole, const floatX *qkv, const int *pos,
+                             int B, int n, int R, int T, int C, int NH, int window) {
     const int hs = C / NH;
     for (int b = 0; b < B; b++) {
-        floatX *rows = cache + (int64_t)b * T * 3 * C;
-        memcpy(rows + (int64_t)pos[b] * 3 * C, qkv + (int64_t)b * n * 3 * C, (size_t)n * 3 * C * sizeof *rows);
+        floatX *ring = cache + (int64_t)b * R * 3 * C, *rows = R < T ? whole + (int64_t)b * T * 3 * C : ring;
+        for (int p = first_key(pos[b], window); R < T && p < pos[b]; p++) copy_row(rows, p, ring, p % R, 3 * C);
+        for (int i = 0; i < n; i++) copy_row(rows, pos[b] + i, qkv, (int64_t)b * n + i, 3 * C);
+        for (int i = 0; R < T && i < n; i++) copy_row(ring, (pos[b] + i) % R, qkv, (int64_t)b * n + i, 3 * C);
         for (int i = 0; i < n; i++)
             for (int h = 0; h < NH; h++) {
                 const int at = pos[b] + i;

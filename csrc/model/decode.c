@@ -2,13 +2,51 @@
 #include "base/error.h"
 #include "model/layers.h"
 
+/* ---- where keys and values are ---- */
+
+static floatX *act_at(const llmc_model *m, int i, int l) {
+    const llmc_tensor *t = &m->layout.table[i];
+    return (floatX *)(m->acts + t->offset + l * t->stride);
+}
+
+static int has_ring(const llmc_model *m, int l) { return layout_ring_rows(&m->layout) && window_of(m, l); }
+
+Cache gpt2_cache(const llmc_model *m, int l) {
+    const int rings = layout_rings_before(&m->layout, &m->config, l);
+    if (has_ring(m, l)) return (Cache){act_at(m, A_ring, rings), layout_ring_rows(&m->layout)};
+    return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
+}
+
+/* A layer with a ring has no rows for a batch. In training it borrows those of a dense layer, which are computed again. */
+floatX *gpt2_qkv(const llmc_model *m, int l) {
+    if (!has_ring(m, l)) return gpt2_cache(m, l).qkv;
+    return act_at(m, m->room.training ? A_qkv : A_whole, 0);
+}
+
+static int remembers(const llmc_model *m, int reached, int pos) {
+    const int R = layout_ring_rows(&m->layout), oldest = reached - R;
+    return !R || oldest <= 0 || pos == 0 || pos - m->config.window + 1 >= oldest;
+}
+int gpt2_remembers(const llmc_model *m, int i, int pos) { return remembers(m, m->reached[i], pos); }
+
+/* How far a sequence has reached once n rows have followed position pos. */
+static int reach(int reached, int pos, int n) { return pos && reached > pos + n ? reached : pos + n; }
+
+/* ---- new rows ---- */
+
+#define FORGOTTEN                                                                                               \
+    "%s %d cannot go on from token %d: after %d tokens the banded layers have forgotten what that token sees; " \
+    "begin again at 0"
+
 static int check_extend(const llmc_model *m, const int *tokens, const int *pos, int b, int n) {
     TRY(gpt2_check_shape(m, b, n));
     TRY(gpt2_check_ids("tokens", tokens, (int64_t)b * n, 0, m->config.V));
     for (int i = 0; i < b; i++)
         CHECK(pos[i] >= 0 && pos[i] <= m->room.T - n, LLMC_EINVAL, "sequence %d holds %d tokens; %d more exceed T=%d",
               i, pos[i], n, m->room.T);
-    CHECK(b == 1 || m->layout.table[A_qkv].kept, LLMC_EINVAL,
+    for (int i = 0; i < b; i++)
+        CHECK(gpt2_remembers(m, i, pos[i]), LLMC_EINVAL, FORGOTTEN, "sequence", i, pos[i], m->reached[i]);
+    CHECK(b == 1 || !m->room.training || m->layout.table[A_qkv].kept, LLMC_EINVAL,
           "%d sequences at once: made with recompute=3 the model keeps the keys and values of one", b);
     return LLMC_OK;
 }
@@ -39,6 +77,7 @@ int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, i
     const Acts a = acts_at(m, 0);
     TRY(check_extend(m, tokens, pos, b, n));
     m->state = EMPTY, m->cache_of = NULL;
+    for (int i = 0; i < b; i++) m->reached[i] = reach(m->reached[i], pos[i], n);
     k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
     k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
     if (n > 1) TRY(extend(m, b, n));
@@ -96,10 +135,14 @@ static int losses_of(llmc_model *m, int rows, float *losses, float *logits) {
 static int check_spans(const llmc_model *m, const int *counts, const int *pos, int spans) {
     const int64_t most = (int64_t)m->room.B * m->room.T;
     int64_t rows = 0;
+    int reached = m->reached[0];
     CHECK(spans >= 1, LLMC_EINVAL, "%d spans: scoring needs one at least", spans);
-    for (int i = 0; i < spans; rows += counts[i++])
+    for (int i = 0; i < spans; rows += counts[i++]) {
         CHECK(counts[i] >= 1 && pos[i] >= 0 && pos[i] <= m->room.T - counts[i], LLMC_EINVAL,
               "span %d: %d tokens behind %d are not 1 to T=%d", i, counts[i], pos[i], m->room.T);
+        CHECK(remembers(m, reached, pos[i]), LLMC_EINVAL, FORGOTTEN, "span", i, pos[i], reached);
+        reached = reach(reached, pos[i], counts[i]);
+    }
     CHECK(rows <= most, LLMC_EINVAL, "%lld tokens at once: the model was made for B T = %lld", (long long)rows,
           (long long)most);
     return (int)rows;
@@ -125,6 +168,7 @@ int llmc_model_score(llmc_model *m, const int *tokens, const int *targets, const
     TRY(gpt2_check_ids("tokens", tokens, rows, 0, m->config.V));
     TRY(gpt2_check_ids("targets", targets, rows, -1, m->config.V));
     m->state = EMPTY, m->cache_of = NULL;
+    for (int i = 0; i < spans; i++) m->reached[0] = reach(m->reached[0], pos[i], counts[i]);
     m->k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)rows * 4);
     place_rows(m, counts, pos, spans);
     TRY(layers_forward(m, &(Pass){.B = 1,

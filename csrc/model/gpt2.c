@@ -49,7 +49,8 @@ static int place_gradients(llmc_model *m, const llmc_room *room) {
     int64_t end = 0;
     m->train_only = strdup(room->train_only ? room->train_only : "");
     m->gradient_at = malloc((size_t)NUM_TRAINABLE * (size_t)L * sizeof *m->gradient_at);
-    CHECK(m->train_only && m->gradient_at, LLMC_ENOMEM, "no memory for a model's description");
+    m->reached = calloc((size_t)room->B, sizeof *m->reached);
+    CHECK(m->train_only && m->gradient_at && m->reached, LLMC_ENOMEM, "no memory for a model's description");
     m->room.train_only = m->train_only;
     for (int i = 0; i < NUM_TRAINABLE; i++)
         for (int l = 0; l < L; l++) {
@@ -118,6 +119,7 @@ void llmc_model_free(llmc_model *model) {
     if (model->arena) model->k->free(model->arena, model->bytes);
     model->k->close(&model->ctx);
     free(model->gradient_at);
+    free(model->reached);
     free(model->train_only);
     free(model->base);
     free(model);

@@ -31,6 +31,7 @@ struct llmc_model {
     char *train_only;     /* room.train_only points here */
     char *base;           /* the file of the weights that LoRA's adapters belong to; NULL: it has no name */
     uint32_t base_crc;    /* crc32 of its weights, as floats in the order of the table, before any of them is trained */
+    int *reached;         /* (B): how many positions of each sequence generation has stored; see gpt2_remembers */
     floatX *stored;       /* the parameters as kernels read them; the same memory as params in fp32 */
     float *acts;          /* counted in words of 4 bytes */
 };
@@ -97,6 +98,17 @@ static inline Acts acts_at(const llmc_model *model, int l) {
 #undef I
 
 static inline int window_of(const llmc_model *model, int l) { return layout_window(&model->config, l); }
+
+/* The rows that generation reads back of a layer: R of each sequence, position p in row p % R. */
+typedef struct Cache {
+    floatX *qkv; /* (B,R,3C) */
+    int R;
+} Cache;
+Cache gpt2_cache(const llmc_model *model, int l);
+/* The rows of a batch in layer l: (B,T,3C). */
+floatX *gpt2_qkv(const llmc_model *model, int l);
+/* True if sequence i can go on from position pos: what its next token sees is still cached. */
+int gpt2_remembers(const llmc_model *model, int i, int pos);
 
 /* The matrix that makes the logits, and its gradient. */
 static inline const floatX *gpt2_head(const llmc_model *model) {

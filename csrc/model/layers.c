@@ -20,13 +20,20 @@ static const int *offsets_of(const llmc_model *m, const Pass *pass) {
     return pass->cached || m->separator < 0 ? NULL : acts_at(m, 0).offsets;
 }
 
+/* n new rows of B sequences, at these positions, join the layer's cache and attend to what it holds. */
+static void attend_cached(const llmc_model *m, int l, floatX *atty, const floatX *qkv, const int *positions, int B,
+                          int n) {
+    const Cache cache = gpt2_cache(m, l);
+    m->k->attention_cached((Context *)&m->ctx, atty, cache.qkv, acts_at(m, 0).whole, qkv, positions, B, n, cache.R,
+                           m->room.T, m->config.C, m->config.NH, window_of(m, l));
+}
+
 /* The spans take turns in the cache of one sequence: each finds the keys and values that those before it have left there. */
-static void attend_spans(const llmc_model *m, const Pass *pass, int l, floatX *atty, floatX *cache, const floatX *qkv) {
+static void attend_spans(const llmc_model *m, const Pass *pass, int l, floatX *atty, const floatX *qkv) {
     const int C = m->config.C;
     for (int64_t i = 0, at = 0; i < pass->spans; at += pass->counts[i++])
-        m->k->attention_cached((Context *)&m->ctx, gpt2_at(m, atty, at * C), cache, gpt2_at(m, qkv, at * 3 * C),
-                               pass->row_positions + at, 1, pass->counts[i], m->room.T, C, m->config.NH,
-                               window_of(m, l));
+        attend_cached(m, l, gpt2_at(m, atty, at * C), gpt2_at(m, qkv, at * 3 * C), pass->row_positions + at, 1,
+                      pass->counts[i]);
 }
 
 /* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
@@ -36,12 +43,11 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
     const Params w = params_at(m, l);
     const Acts a = acts_of(m, pass, l);
-    floatX *qkv = pass->cached ? a.dqkv : a.qkv, *cache = acts_at(m, l).qkv;
+    floatX *qkv = pass->cached ? a.dqkv : gpt2_qkv(m, l);
     k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
     lora_forward(m, pass, l, LORA_QKV, qkv, NULL, a.ln1);
-    if (pass->spans) attend_spans(m, pass, l, a.atty, cache, qkv);
-    else if (pass->cached)
-        k->attention_cached(ctx, a.atty, cache, qkv, a.positions, B, T, m->room.T, C, NH, window_of(m, l));
+    if (pass->spans) attend_spans(m, pass, l, a.atty, qkv);
+    else if (pass->cached) attend_cached(m, l, a.atty, qkv, a.positions, B, T);
     else
         k->attention_forward(ctx, a.atty, a.lse, qkv, offsets_of(m, pass), dropout_of(m, pass, LLMC_DROP_ATTENTION, l),
                              B, T, C, NH, window_of(m, l));
@@ -194,7 +200,7 @@ static void layer_backward(const llmc_model *m, const Pass *pass, int l, int acc
     weight_backward(m, pass, l, LORA_ATTPROJ, dw.attprojw, dw.attprojb, d, a.atty, accumulate);
     k->matmul_backward_input(ctx, a.branch, d, w.attprojw, B, T, C, C);
     lora_backward_input(m, pass, l, LORA_ATTPROJ, a.branch, NULL);
-    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, a.qkv, offsets_of(m, pass),
+    k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, gpt2_qkv(m, l), offsets_of(m, pass),
                           gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C, NH, window_of(m, l));
     weight_backward(m, pass, l, LORA_QKV, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate);
     if (is_lowest && !dw.ln1w && !dw.ln1b) return;

@@ -6,6 +6,7 @@
 enum {
     ALIGN = 16,  /* words of 4 bytes: activations start on 64-byte lines */
     CHUNK = 512, /* rows of logits at a time: as fast as all at once, while 256 are 4 % slower and 128 8 % */
+    SLACK = 16,  /* rows of a ring beyond the window, so that a text may lose its last tokens and go on */
 };
 
 int llmc_num_tensors(void) { return NUM_TENSORS; }
@@ -15,9 +16,35 @@ int llmc_num_tensors(void) { return NUM_TENSORS; }
 #define TENSOR(name, torch, kind, type, layers, kept, init, decay, dims) \
     {#name, torch, kind, type, layers, kept, init, decay, RANK dims, UNPACK dims, 0, 0, 0},
 
+enum { /* the level of each CACHE */
+#define CACHE(name, type, dims, level) LEVEL_##name = level,
+#include "tensors.def"
+};
+
+/* The rows of a ring; 0: the model has none, because training keeps all rows of qkv, or because there are hardly more. */
+static int ring_rows(const llmc_config *config, const llmc_room *room) {
+    const int keeps_all = room->training && room->recompute < LEVEL_qkv, R = config->window + SLACK;
+    return !keeps_all && strchr(config->pattern, 'L') && R < room->T ? R : 0;
+}
+
+/* The layers before layer l, or before the end, that are banded. */
+static int banded_before(const llmc_config *config, int l) {
+    const int n = (int)strlen(config->pattern);
+    int count = 0;
+    for (int i = 0; i < n; i++)
+        if (config->pattern[i] == 'L') count += l / n + (i < l % n);
+    return count;
+}
+
+int layout_rings_before(const Layout *layout, const llmc_config *config, int l) {
+    return layout_ring_rows(layout) ? banded_before(config, l) : 0;
+}
+
 static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_room *room) {
     const int64_t maxT = config->maxT, Vp = config->Vp, L = config->L, NH = config->NH, C = config->C;
     const int64_t B = room->B, T = room->T, Vh = config->untied ? Vp : 0, r = room->lora_rank;
+    const int64_t R = ring_rows(config, room), Tr = R ? T : 0, S = room->training ? 1 : B;
+    const int rings = R ? banded_before(config, config->L) : 0, caches = config->L - rings;
     const int level = room->training ? room->recompute : RECOMPUTE_MOST + 1; /* inference: layers share all */
     const llmc_tensor rows[] = {
 #define PARAM(name, dims, torch, init, decay) TENSOR(name, torch, LLMC_PARAM, LLMC_F, 0, 1, LLMC_##init, decay, dims)
@@ -28,14 +55,18 @@ static void fill_rows(llmc_tensor *table, const llmc_config *config, const llmc_
 #define ACT(name, type, dims) TENSOR(name, "", LLMC_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #define LAYER_ACT(name, type, dims, least) \
     TENSOR(name, "", LLMC_LAYER_ACT, LLMC_##type, level < (least) ? L : 1, level < (least), 0, 0, dims)
-#define CACHE(name, type, dims, least) \
-    TENSOR(name, "", LLMC_CACHE, LLMC_##type, L, !room->training || level < (least), 0, 0, dims)
+#define CACHE(name, type, dims, least)                                                                                \
+    TENSOR(name, "", LLMC_CACHE, LLMC_##type, caches ? caches : 1, !rings && (!room->training || level < (least)), 0, \
+           0, dims)
+#define RING(name, type, dims) TENSOR(name, "", LLMC_RING, LLMC_##type, rings, 0, 0, 0, dims)
 #define CHUNK_ACT(name, type, dims, other) TENSOR(name, "", LLMC_CHUNK_ACT, LLMC_##type, 0, room->logits, 0, 0, dims)
 #define OVER_ACT(name, type, dims, other) TENSOR(name, "", LLMC_OVER_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #define GRAD_ACT(name, type, dims) TENSOR(name, "", LLMC_GRAD_ACT, LLMC_##type, 0, 1, 0, 0, dims)
 #include "tensors.def"
     };
     memcpy(table, rows, sizeof rows);
+    if (!caches && !room->training)
+        table[A_qkv].shape[0] = 0; /* a batch needs one layer's rows, and has them in `whole` */
 }
 
 /* The rows of a chunk, if not all logits are kept: enough for fast matrix products, and for the last token of each
@@ -61,7 +92,8 @@ static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (!t->size) t->rank = 0; /* it is not there */
     const int is_weight = t->kind == LLMC_PARAM || t->kind == LLMC_ADAPTER;
     const int64_t own = is_weight || !t->size ? t->size : with_gap(words(t, t->size, room));
-    const int64_t next = t->kind == LLMC_CACHE && !t->kept ? with_gap(words(t, t->size / room->B, room)) : own;
+    const int64_t next =
+        t->kind == LLMC_CACHE && room->training && !t->kept ? with_gap(words(t, t->size / room->B, room)) : own;
     t->offset = end;
     t->stride = t->layers > 1 ? next : 0;
     if (t->kind == LLMC_GRAD_ACT && !room->training) return end;

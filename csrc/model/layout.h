@@ -11,13 +11,13 @@
  *
  * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
  *
- *   | ALONE                     | BENEATH                 | OVER
- *   | tokens  residual1  ln1 .. | fch_gelu    dresidual   |
- *   |                           | logits (a chunk) ------ | -->  the chunk may be longer than all that is BENEATH
- *   |                           | dqkv                    |
- *   |                           | dfch                    |
+ *   | ALONE                     | BENEATH                        | OVER
+ *   | tokens  residual1  ln1 .. | fch    fch_gelu    dresidual   |
+ *   |                           | whole  logits (a chunk) ------ | -->  the chunk may be longer than all behind it
+ *   |                           |        dqkv                    |
+ *   |                           |        dfch                    |
  *
- * logits, dqkv and dfch share the memory of fch_gelu if that is not kept. A tensor that cannot share lies at the end, in
+ * logits, dqkv and dfch share the memory of fch_gelu if that is not kept, and `whole` that of fch. A tensor that cannot share lies at the end, in
  * the turn OVER: all three at --recompute=0, and logits if they are kept for every token. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
@@ -63,6 +63,11 @@ typedef struct Layout {
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
 /* Finds the kernels that a room asks for. They settle its precision. */
 int layout_kernels(const Kernels **k, llmc_room *room);
+/* The rows of a ring, each position's keys and values in one of them; 0: the model has none. Banded layers have rings, dense
+ * layers caches; without rings all layers have caches. */
+static inline int layout_ring_rows(const Layout *layout) { return (int)layout->table[A_ring].shape[1]; }
+/* How many of the layers before layer l have a ring. */
+int layout_rings_before(const Layout *layout, const llmc_config *config, int l);
 static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }
 
 /* ---- what is trained (trained.c) ---- */

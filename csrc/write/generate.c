@@ -105,11 +105,18 @@ int llmc_generation_feed(llmc_generation *g, const int *ids, int n) {
 
 /* ---- one id for each text ---- */
 
+/* True if no other text has overwritten the keys, no forward pass, and no ids of this one that were cut since. */
+static int is_cached(const llmc_generation *g) {
+    const llmc_model *m = g->model;
+    int same = m->cache_of == g && m->state == EMPTY;
+    for (int i = 0; same && i < g->b; i++) same = gpt2_remembers(m, i, g->cached);
+    return same;
+}
+
 static int read_on(llmc_generation *g) {
     llmc_model *m = g->model;
-    if (m->cache_of != g || m->state != EMPTY)
-        g->cached = 0;                     /* the keys are those of another text, or a forward pass overwrote them */
     if (g->cached == g->held) g->cached--; /* the last id is read again for its logits */
+    if (!is_cached(g)) g->cached = 0;
     const int n = g->held - g->cached;
     for (int i = 0; i < g->b; i++) {
         g->pos[i] = g->cached;

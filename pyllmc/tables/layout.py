@@ -192,7 +192,7 @@ def config_of(descriptor: str, vocab_size: int = 0, fallback: int = 0) -> GPTCon
 class Row(NamedTuple):
     """One tensor. shape: the shape of one layer; torch_name: holds %d for the layer if the tensor is per_layer."""
 
-    kind: str  # PARAM, LAYER_PARAM, ADAPTER, ACT, LAYER_ACT, CACHE, CHUNK_ACT, OVER_ACT or GRAD_ACT
+    kind: str  # PARAM, LAYER_PARAM, ADAPTER, ACT, LAYER_ACT, CACHE, RING, CHUNK_ACT, OVER_ACT or GRAD_ACT
     name: str
     shape: tuple[int, ...]
     torch_name: str
@@ -225,7 +225,7 @@ class Row(NamedTuple):
 PARAM = re.compile(r'(?P<kind>PARAM|LAYER_PARAM|ADAPTER)\((?P<name>\w+), \((?P<shape>[^()]+)\), '
                    r'"(?P<torch_name>[^"]+)", (?P<init>\w+), (?P<decay>[01])\)')  # fmt: skip
 ACT = re.compile(
-    r"(?P<kind>\w*ACT|CACHE)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, ((?P<level>\d)|(?P<other>\w+)))?\)"
+    r"(?P<kind>\w*ACT|CACHE|RING)\((?P<name>\w+), (?P<type>[FIX]), \((?P<shape>[^()]+)\)(, ((?P<level>\d)|(?P<other>\w+)))?\)"
 )
 
 
@@ -252,11 +252,12 @@ def _shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def table(config: GPTConfig, B: int = 1, T: int = 1, lora_rank: int = 0) -> list[Row]:
     """The tensors of a model with room for B sequences of T tokens. Parameters are in the order of memory and files.
 
-    Only tensors that the model has: one of 0 rows is not there, and without LoRA none of its.
+    Only tensors that the model has in training: one of 0 rows is not there, and without LoRA none of its.
     """
     sizes = {"B": B, "T": T, "C": config.n_embd, "NH": config.n_head, "L": config.n_layer, "r": lora_rank}
     sizes.update(V=config.vocab_size, Vp=config.padded_vocab_size, maxT=config.max_seq_len)
     sizes["Vh"] = sizes["Vp"] if config.untied else 0
+    sizes.update(S=B, R=0, Tr=0)  # rings serve generation alone
     levels = {row["name"]: int(row.get("level") or 0) for row in _parsed()}
     rows = [
         Row(
@@ -266,7 +267,7 @@ def table(config: GPTConfig, B: int = 1, T: int = 1, lora_rank: int = 0) -> list
             torch_name=row.get("torch_name", ""),
             init=row.get("init", ""),
             decay=row.get("decay") == "1",
-            per_layer=row["kind"].startswith("LAYER_") or row["kind"] in ("CACHE", "ADAPTER"),
+            per_layer=row["kind"].startswith("LAYER_") or row["kind"] in ("CACHE", "RING", "ADAPTER"),
             type=row.get("type", "F"),
             level=0 if row["kind"] == "CHUNK_ACT" else levels[row.get("other") or row["name"]],
             other=row.get("other", ""),

@@ -63,7 +63,9 @@ def attention(k: DeviceKernel, T: int, hs: int) -> list[np.ndarray]:
 def cached(k: DeviceKernel, T: int, hs: int, n: int) -> list[np.ndarray]:
     cache, y = random(1, T, 3 * hs), out(1, n, hs)
     k.workspace(1, T, hs)
-    k.attention_cached(y, cache, random(1, n, 3 * hs), np.array([T - n], np.int32), 1, n, T, hs, 1, 0)
+    k.attention_cached(
+        y, cache, None, random(1, n, 3 * hs), np.array([T - n], np.int32), 1, n, T, T, hs, 1, 0
+    )
     return [y]
 
 

@@ -156,17 +156,23 @@ def backward(kernels, buffers, case: Case, dout, out, lse, qkv, *more) -> np.nda
     return dqkv
 
 
-def cached(kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos: np.ndarray, cache=None):
-    """Feeds rows pos[b].. of each sequence in parts of pieces[i] rows; returns the outputs and the cache after each
-    part."""
-    cache = buffers.out(*qkv.shape) if cache is None else cache
+def cached(
+    kernels, buffers, case: Case, qkv: np.ndarray, pieces: list[int], pos: np.ndarray, cache=None, R: int = 0
+):
+    """Feeds rows pos[b].. of each sequence in parts of pieces[i] rows; returns the outputs and the cache after the last
+    part, which has R rows, or T."""
+    R = R or case.T
+    cache = buffers.out(case.B, R, 3 * case.C) if cache is None else cache
+    whole = buffers.out(*qkv.shape) if R < case.T else None
     outs, pos = [], pos.astype(np.int32)
     for n in pieces:
         rows = np.stack([qkv[b, p : p + n] for b, p in enumerate(pos)])
         outs.append(buffers.out(case.B, n, case.C))
         kernels.workspace(case.B, case.T, case.C, case.NH)
         at = buffers.guarded(pos)
-        kernels.attention_cached(outs[-1], cache, buffers.guarded(rows), at, case.B, n, *sizes(case)[1:])
+        kernels.attention_cached(
+            outs[-1], cache, whole, buffers.guarded(rows), at, case.B, n, R, *sizes(case)[1:]
+        )
         pos = pos + np.int32(n)
     return np.concatenate(outs, axis=1), cache
 

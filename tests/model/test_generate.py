@@ -13,13 +13,14 @@ from pyllmc import GPTConfig, InvalidArgument, Model
 from pyllmc.engine import _ffi
 
 SETTINGS = settings(max_examples=60)
-V, T = 33, 12
+V, T = 33, 22
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = GPTConfig(vocab_size=V, max_seq_len=T, n_layer=2, n_head=2, n_embd=8)
-    made = Model(config, B=2, seed=3)
+@pytest.fixture(scope="module", params=["dense", "banded"])
+def model(request) -> Model:
+    """The banded layers of a model that is not trained have rings, of 19 rows."""
+    config = GPTConfig(V, T, 2, 2, 8, window=3 if request.param == "banded" else 0)
+    made = Model(config, B=2, seed=3, training=request.param == "dense")
     for name in made.params:
         made.params[name][...] *= 12  # makes probabilities far from uniform
     return made

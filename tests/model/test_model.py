@@ -366,6 +366,8 @@ def used_acts(m: pyllmc.Model, shape: tuple[int, int]) -> np.ndarray:
     room.B, room.T = shape
     assert lib.llmc_layout(config, room, rows) == 0
     for i, row in enumerate(rows):
+        if row.kind == lib.LLMC_GRAD_ACT and not room.training:
+            continue  # it takes no memory
         place = lib.llmc_model_tensor(m._handle, i)
         for layer in range(max(row.layers, 1) if row.kind != lib.LLMC_PARAM else 0):
             start = place.offset + layer * place.stride
