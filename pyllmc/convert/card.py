@@ -106,7 +106,7 @@ def model_card(
     text = HEAD.format(architecture=architecture, name=name, about=about, sizes=sizes)
     text += beginning(name, tokenizer, has_tokenizer, form)
     if run:
-        text += "\n" + training_part(run)
+        text += "\n" + training_part(run) + evaluation_part(run.get("scores", []))
     if notes:
         text += "\n## What to know\n\n" + "".join(f"* {note}\n" for note in notes)
     return text
@@ -164,6 +164,25 @@ def training_part(run: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {what} | {value} |" for what, value in training_rows(run))
     text = f"## Training\n\n| | |\n|---|---|\n{rows}\n"
     return text + (f"\nOptions that are not pyllmc's default:\n\n```\n{options}```\n" if options else "")
+
+
+def evaluation_part(scores: Sequence[Mapping[str, Any]]) -> str:
+    """The scores that the run's folder holds of these weights, each with its protocol."""
+    rows = ""
+    for score in scores:
+        value, error = (score.get(name) for name in ("value", "error"))
+        if not isinstance(value, float) or "/" in score["task"]:
+            continue
+        told = f"{value:.4g}" + (f" ± {error:.2g}" if isinstance(error, float) else "")
+        part = f", the first {score['limit']} records" if score.get("limit") else ""
+        rows += (
+            f"| {score['task']} | {score['metric']} | {told} | {score['n']:,} | {score['protocol']}{part} |\n"
+        )
+    return (
+        f"\n## Evaluation\n\n| task | score | value | n | protocol |\n|---|---|---|---|---|\n{rows}"
+        if rows
+        else ""
+    )
 
 
 def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:

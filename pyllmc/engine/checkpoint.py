@@ -21,6 +21,7 @@ from pyllmc.text.tokenizer import Tokenizer
 Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
+SCORES = "evaluate.json"  # a run's file of scores (pyllmc/evaluate/report.py)
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
@@ -150,7 +151,7 @@ def lines_of(text: str) -> dict[str, str]:
 
 
 def training(source: Source) -> dict[str, Any]:
-    """The state and options of a run or a checkpoint, its data's meta.json and its loss; {} for anything else."""
+    """The state and options of a run or a checkpoint, its data's meta.json, its loss and its scores; {} for anything else."""
     from pyllmc.engine import _ffi
     from pyllmc.engine.weightfile import WeightFile
 
@@ -166,6 +167,7 @@ def training(source: Source) -> dict[str, Any]:
         "options": given,
         "meta": _meta(given.get("data", "")),
         "loss": _loss(Path(source), state),
+        "scores": _scores(path.parent, state),
     }
 
 
@@ -175,6 +177,15 @@ def _meta(folder: str) -> dict[str, Any]:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def _scores(folder: Path, state: dict[str, str]) -> list[dict[str, Any]]:
+    """What python -m pyllmc.evaluate has found of this step's weights, from the run's evaluate.json."""
+    try:
+        found = json.loads((folder / SCORES).read_text(encoding="utf-8"))["scores"]
+        return [score for score in found if str(score["step"]) == state.get("step")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _loss(source: Path, state: dict[str, str]) -> str:

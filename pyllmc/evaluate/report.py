@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.files import atomic_path, writing
+from pyllmc.engine.checkpoint import SCORES
 
 Record = dict[str, Any]
-FILE = "evaluate.json"
 SAME = (
     "weights",
     "step",
@@ -79,7 +79,7 @@ def _columns(lines: list[list[str]]) -> list[str]:
 def read(folder: Path) -> list[Record]:
     """The records in a run's folder; none if it has no such file, or one that nothing can be read from."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return list(json.loads((folder / FILE).read_text(encoding="utf-8"))["scores"])
+        return list(json.loads((folder / SCORES).read_text(encoding="utf-8"))["scores"])
     return []
 
 
@@ -90,7 +90,7 @@ def keep(folder: Path, records: Sequence[Record]) -> None:
         return tuple(record.get(name) for name in SAME)
 
     merged = {key(record): record for record in [*read(folder), *records]}
-    path = str(folder / FILE)
+    path = str(folder / SCORES)
     with atomic_path(path) as tmp, writing(path):
         Path(tmp).write_text(as_json(list(merged.values())), encoding="utf-8")
 

@@ -1,0 +1,311 @@
+"""python -m pyllmc.evaluate: its table, its files, what it refuses, and that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from benchmarks import TEXTS, json_lines, make_files, make_scorer, write
+
+import pyllmc
+from pyllmc.base.errors import BadFile
+from pyllmc.convert.card import model_card
+from pyllmc.engine.checkpoint import training
+from pyllmc.evaluate import __main__ as command
+from pyllmc.evaluate import report
+from pyllmc.evaluate.exam import Exam
+from pyllmc.evaluate.items import Rolling
+from pyllmc.evaluate.journal import Journal, answers, key_of, place_for
+from pyllmc.evaluate.tasks import TASKS
+from pyllmc.evaluate.tasks.choices import OwnChoices
+from pyllmc.evaluate.tasks.hellaswag_bin import HellaSwagBin, read_eval_file
+from pyllmc.evaluate.tasks.text import OwnText
+from pyllmc.text import bins, dataset
+
+QUESTIONS = [
+    {"context": "The baker", "choices": ["sells bread", "kept bees"], "answer": 0},
+    {"context": "The lamp ", "choices": ["flickered", " twice", "oil"], "answer": 1},
+    {"context": "Mr. Grey", "choices": ["kept bees", "lay"], "answer": 0},
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with the checkpoints of steps 2, 4 and 6."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    dataset.write_dataset(TEXTS * 40, out.parent / "data", tokenizer="byte", val_fraction=0.1)
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 16, "max_seq_len": 64, "B": 2, "max_steps": 6, "keep": 5}
+    list(pyllmc.Trainer(data=out.parent / "data", out=out, checkpoint_every=2, sample_every=0, **sizes))
+    return out
+
+
+@pytest.fixture
+def files(tmp_path):
+    return [
+        f"--text={write(tmp_path / 'my.txt', ' '.join(TEXTS))}",
+        f"--choices={write(tmp_path / 'my.jsonl', json_lines(QUESTIONS))}",
+    ]
+
+
+def test_own_texts_and_questions_are_scored(run, files, capsys):
+    assert command.main([str(run), *files]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "perplexity per word",
+        "bits per byte",
+        "accuracy, normalised",
+        "my.txt: one stream",
+        " ± ",
+    ):
+        assert words in shown
+    assert "published" not in shown
+    scores = {(s["task"], s["metric"]): s for s in report.read(run)}
+    text, loss = " ".join(TEXTS), scores["my.txt", "loss"]
+    nats = loss["value"] * loss["n"]
+    assert loss["n"] == len(text.encode())  # a token a byte
+    assert scores["my.txt", "ppl"]["value"] == pytest.approx(math.exp(loss["value"]))
+    assert scores["my.txt", "ppl_word"]["value"] == pytest.approx(math.exp(nats / len(text.split())))
+    assert scores["my.txt", "bpb"]["value"] == pytest.approx(nats / len(text.encode()) / math.log(2))
+    assert scores["my.jsonl", "acc"]["n"] == 3
+
+
+def test_json_is_json(run, files, capsys):
+    assert command.main([str(run), *files, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert [s["metric"] for s in scores] == ["loss", "ppl", "ppl_word", "bpb", "acc", "acc_norm"]
+    assert all(s["model"] == str(run) and s["step"] in (2, 4, 6) for s in scores)
+
+
+def test_a_benchmark_stands_beside_the_paper(run, tmp_path, capsys):
+    make_files(tmp_path)
+    assert command.main([str(run), "--tasks=wikitext2,hellaswag", f"--data={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "124M 29.41, 355M 22.76" in shown
+    assert "wikitext2: " in shown
+
+
+def test_several_models_in_a_table_and_a_picture(run, files, tmp_path, capsys):
+    other = tmp_path / "other.ckpt"
+    other.write_bytes(min(run.glob("step_*.ckpt")).read_bytes())
+    picture = tmp_path / "both.png"
+    assert command.main([str(run), str(other), *files, f"--out={picture}"]) == 0
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert head == ["task", "score", "n", "run", "other.ckpt"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_checkpoint_is_scored_and_drawn(run, files, capsys):
+    assert command.main([str(run), *files, "--every_checkpoint", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    losses = {s["step"]: s["value"] for s in scores if s["metric"] == "loss"}
+    assert list(losses) == [2, 4, 6]
+    assert losses[6] < losses[2]
+    assert (run / "evaluate.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_are_in_the_model_card(run, files):
+    command.main([str(run / "last.ckpt"), *files])
+    card = model_card(
+        "x", pyllmc.GPTConfig(257, 64, 1, 1, 16), "fp32", None, training(run / "last.ckpt"), [], "", False
+    )
+    row = next(line for line in card.splitlines() if line.startswith("| my.txt | bpb"))
+    assert "one stream" in row
+    assert "## Evaluation" not in model_card(
+        "x", pyllmc.GPTConfig(257, 64, 1, 1, 16), "fp32", None, {}, [], "", False
+    )
+
+
+def test_a_score_takes_the_place_of_the_same_one_before(run, files):
+    command.main([str(run), *files])
+    before = report.read(run)
+    command.main([str(run), *files])
+    assert report.read(run) == before
+
+
+# ---- interruptions ----
+
+
+class Stopped(Exception):
+    pass
+
+
+def until(left: list[int], results):
+    """The results, until left[0] of them have come: the next one never does."""
+    for result in results:
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        yield result
+
+
+@pytest.mark.parametrize("name", ["lambada", "hellaswag", "lm1b", "wikitext2"])
+def test_an_interrupted_evaluation_goes_on(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scorer, exam = make_scorer(), Exam([TASKS[name]], str(make_files(tmp_path / "data")))
+    (whole,) = exam.run("none", scorer)
+    left = [2]
+    for kind in ("rolling_parts", "choices", "words"):
+        real = getattr(scorer, kind)
+        monkeypatch.setattr(scorer, kind, lambda *a, real=real, **how: until(left, real(*a, **how)))
+    with pytest.raises(Stopped):
+        list(exam.run("none", scorer))
+    (file,) = (tmp_path / "cache/pyllmc/evaluate").iterdir()
+    assert file.read_bytes().count(b"\n") == 2
+    file.write_bytes(file.read_bytes() + b"[[0.1")  # a crash cuts a line off
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fresh, asked = make_scorer(), []
+    call = fresh._run
+    fresh._run = lambda spans, *more: (asked.append(len(spans)), call(spans, *more))[1]
+    (again,) = exam.run("none", fresh)
+    assert not file.exists()
+    for one, other in zip(again, whole):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-5)
+    everything = []
+    fresh._run = lambda spans, *more: (everything.append(len(spans)), call(spans, *more))[1]
+    list(exam.run("none", fresh))
+    assert sum(asked) < sum(everything)
+
+
+def test_results_of_other_weights_or_other_items_are_not_taken(tmp_path):
+    scorer = make_scorer()
+    item = Rolling(scorer.encode(TEXTS[0]), 5, None, 1, 1.0, 1)
+    key = key_of(scorer.model, 1, [item])
+    assert key == key_of(scorer.model, 1, [item])
+    assert key != key_of(scorer.model, 2, [item])
+    assert key != key_of(scorer.model, 1, [Rolling(item.ids, 6, None, 1, 1.0, 1)])
+    journal = Journal(tmp_path, key)
+    (first,) = answers(scorer, [item], journal)
+    journal.close()
+    (second,) = answers(None, [item], Journal(tmp_path, key))  # type: ignore[arg-type]
+    assert (first == second).all()
+
+
+def test_results_are_kept_where_the_model_is_a_run(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert place_for(str(run)) == place_for(str(run / "last.ckpt")) == run
+    assert place_for("hub:gpt2") == tmp_path / "pyllmc/evaluate"
+
+
+# ---- llm.c's eval file ----
+
+
+def eval_file(path, examples, n=None):
+    stream = []
+    for i, (context, choices, label) in enumerate(examples):
+        body = [i, label, len(choices), len(context), *context]
+        for choice in choices:
+            body += [len(choice), *choice]
+        stream += [65535, 2 * (len(body) + 2), *body]
+    head = bins.pack_header(20240522, 1, len(examples) if n is None else n, 2 * len(stream))
+    path.write_bytes(head + np.array(stream, "<u2").tobytes())
+    return path
+
+
+EXAMPLES = [([5, 6, 7], [[1, 2], [3], [4, 4, 4], [9]], 2), ([300], [[1], [2], [3], [4]], 0)]
+
+
+def test_an_eval_file_of_llmc_is_read(tmp_path):
+    path = eval_file(tmp_path / "hellaswag_val.bin", EXAMPLES)
+    found = list(read_eval_file(path))
+    assert [(i.context.tolist(), [c.tolist() for c in i.choices], i.answer) for i in found] == EXAMPLES
+    task, scorer = HellaSwagBin(), make_scorer()
+    scorer.tokenizer = None
+    items = task.items(task.read(tmp_path), scorer)
+    results = list(scorer.choices(items))
+    norm, plain = task.score(items, results)
+    means = [[x.mean() for x in result] for result in results]
+    assert norm.value == np.mean([int(np.argmax(m)) == item.answer for m, item in zip(means, items)])
+    assert (norm.metric, plain.metric) == ("acc_norm", "acc")
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda data: data[:-2], "example 2 of 2: .* cut short or damaged"),
+        (lambda data: data[:-1], "cut short or damaged"),
+        (lambda data: data + b"ab", "2 bytes follow the 2 examples"),
+        (lambda data: data[:1024], "example 1 of 2"),
+        (lambda data: b"abcd" + data[4:], "expected magic 20240522"),
+        (lambda data: data[:4] + b"\7" + data[5:], "expected version 1, found 7"),
+        (lambda data: data[:100], "expected magic"),
+        (lambda data: data[:1034] + b"\xff" + data[1035:], "example 1 of 2"),
+    ],
+)
+def test_a_damaged_eval_file_is_one_line(tmp_path, spoil, says):
+    path = eval_file(tmp_path / "x.bin", EXAMPLES)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(BadFile, match=says):
+        list(read_eval_file(path))
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        (["{run}"], 2, "name what to score"),
+        (["{run}", "--tasks=lambda"], 2, "did you mean lambada"),
+        (["{run}", "--tasks=xyzzy"], 2, "the tasks are lambada"),
+        (["{run}", "--text={files}/none.txt"], 5, "none.txt is no file"),
+        (["{run}", "--text={files}/my.txt", "--text={files}/b/my.txt"], 2, "my.txt is named twice"),
+        (["{run}", "--text={files}/my.txt", "--shots=1"], 2, "leave --shots out"),
+        (["{run}", "--text={files}/white.txt"], 4, "white.txt is empty"),
+        (["{run}", "--text={files}/latin.txt"], 4, "byte 2 is no UTF-8"),
+        (["{run}", "--text={files}/my.txt", "--out=x.gif"], 2, "a picture ends with"),
+        (["{run}", "--choices={files}/my.txt"], 4, "my.txt:1: not a JSON line"),
+        (
+            ["{run}", "--choices={files}/answer.jsonl"],
+            4,
+            "record 1: answer 2 is not the number of a choice, 0 to 1",
+        ),
+        (["{run}", "--choices={files}/one.jsonl"], 4, "record 1: choices must be a list of two or more"),
+        (["{run}", "--choices={files}/field.jsonl"], 4, "no field 'choices'"),
+        (["{run}", "--choices={files}/long.jsonl"], 2, "item 1 takes .* sees 64"),
+        (["{run}", "--choices={files}/my.jsonl", "--shots=3"], 2, "leave none to ask"),
+        (["{run}", "--tasks=hellaswag_bin"], 2, "has no data set on the hub: make hellaswag_val.bin"),
+        (["{run}", "--tasks=hellaswag", "--data={files}"], 2, "put hellaswag_val.jsonl"),
+        (["{run}/none", "--text={files}/my.txt"], 5, "does not exist"),
+        (["{run}", "{run}/last.ckpt", "--text={files}/my.txt", "--every_checkpoint"], 2, "is of one run"),
+        (["{files}", "--text={files}/my.txt", "--every_checkpoint"], 2, "is no run folder"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, code, says):
+    write(tmp_path / "my.txt", "a text\n")
+    write(tmp_path / "b/my.txt", "a text\n")
+    write(tmp_path / "white.txt", " \n\n")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    write(tmp_path / "my.jsonl", json_lines(QUESTIONS))
+    write(tmp_path / "answer.jsonl", json_lines([{**QUESTIONS[0], "answer": 2}]))
+    write(tmp_path / "one.jsonl", json_lines([{**QUESTIONS[0], "choices": ["a"]}]))
+    write(tmp_path / "field.jsonl", json_lines([{"context": "a", "answer": 0}]))
+    write(tmp_path / "long.jsonl", json_lines([{**QUESTIONS[0], "context": "a b " * 40}]))
+    given = [argument.format(run=run, files=tmp_path) for argument in arguments]
+    assert command.main(given) == code
+    told = capsys.readouterr().err
+    assert told.startswith("pyllmc.evaluate: ") and told.count("\n") == 1
+    assert re.search(says, told), told
+
+
+def test_shots_are_drawn_from_the_file_and_not_asked(tmp_path):
+    task = OwnChoices(str(write(tmp_path / "my.jsonl", json_lines(QUESTIONS))))
+    scorer = make_scorer(T=96)
+    items = task.items(task.read(), scorer, shots=2, seed=1)
+    assert len(items) == 1
+    assert scorer.tokenizer.decode(items[0].context).count("\n\n") == 2
+    assert "after 2 examples" in task.score(items, list(scorer.choices(items)), 2)[0].protocol
+
+
+def test_a_text_of_one_token_has_nothing_to_score(tmp_path):
+    task = OwnText(str(write(tmp_path / "a.txt", "a")))
+    scorer = make_scorer()
+    items = task.items(task.read(), scorer)
+    if scorer.eot < 0:
+        with pytest.raises(pyllmc.InvalidArgument, match="give a longer one"):
+            scorer.rolling(items[0])
+    else:
+        assert len(scorer.rolling(items[0])) == 1
