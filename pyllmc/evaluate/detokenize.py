@@ -62,6 +62,8 @@ class Detokenizer:
 
     def _sides(self, word: str, piece: list[str], opened: bool) -> tuple[bool, bool]:
         """Whether a word stands close to the one behind it, and to the one before it."""
+        if word.isalnum():
+            return False, False  # most words, and no mark is one
         if word in self.joining:
             return True, True
         if word in self.quotes:
@@ -79,6 +81,8 @@ class Detokenizer:
 
     def _words_of(self, text: str) -> list[str]:
         """The words of a piece: opening marks, the word with what joins it to others, closing marks."""
+        if text.isalnum():
+            return [text]
         opening, closing = f'{self.opening}|"', f'{self.closing}|"'
         shape = rf"((?:{opening})*)({self.abbreviation}|.*?)((?:{closing})*)"
         match = re.fullmatch(shape, text, re.S)
