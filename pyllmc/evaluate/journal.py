@@ -36,7 +36,7 @@ def arrays_of(item: Item) -> Iterator[np.ndarray]:
     if isinstance(item, Rolling):
         yield from (item.ids, np.array([item.stride, item.window or 0, item.first]))
     elif isinstance(item, Word):
-        yield from (item.context, item.target)
+        yield from (item.context, item.target, item.banned if item.banned is not None else item.target[:0])
     else:
         yield from (item.context, *item.choices)
 

@@ -174,6 +174,7 @@ def test_the_stop_word_filter_passes_over_stop_words_only_at_the_first_token(fol
             (order[1], order[:1]),
             (order[3], order[:3]),
             (order[0], order[1:2]),
+            (order[-1], order[:-1]),
         ):
             for target in (first, order[7]):
                 item = Word(

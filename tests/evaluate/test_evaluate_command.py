@@ -17,7 +17,7 @@ from pyllmc.engine.checkpoint import training
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import Exam
-from pyllmc.evaluate.items import Rolling
+from pyllmc.evaluate.items import Rolling, Word
 from pyllmc.evaluate.journal import Journal, answers, key_of, place_for
 from pyllmc.evaluate.tasks import TASKS
 from pyllmc.evaluate.tasks.choices import OwnChoices
@@ -177,6 +177,8 @@ def test_results_of_other_weights_or_other_items_are_not_taken(tmp_path):
     assert key == key_of(scorer.model, 1, [item])
     assert key != key_of(scorer.model, 2, [item])
     assert key != key_of(scorer.model, 1, [Rolling(item.ids, 6, None, 1, 1.0, 1)])
+    free, filtered = Word(item.ids, item.ids), Word(item.ids, item.ids, item.ids[:1])
+    assert key_of(scorer.model, 1, [free]) != key_of(scorer.model, 1, [filtered])
     journal = Journal(tmp_path, key)
     (first,) = answers(scorer, [item], journal)
     journal.close()
