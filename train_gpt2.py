@@ -556,7 +556,7 @@ class Trainer:
         eot = tokenizer.eot if tokenizer and o.documents else -1
         if o.separate_documents:
             self.model.separator = separator_of(tokenizer)
-        how = {"vocab_size": c.vocab_size, "eot": eot, "pack": bool(o.separate_documents)}
+        how: dict[str, Any] = {"vocab_size": c.vocab_size, "eot": eot, "pack": bool(o.separate_documents)}
         self.data = Loader(shards, o.B, T, o.shuffle, o.seed, **how)
         vals = vals or ({"": data} if any(Path(data).glob("val*.bin")) else {})
         self.vals = {name: Loader(find_shards(path, "val"), o.B, T, **how) for name, path in vals.items()}

@@ -151,7 +151,11 @@ static void add_option(Growing *text, const Option *o, int program, int width) {
              o->type == IS_FLAG ? o->name : values[o->type]);
     snprintf(help, sizeof help, "%s%s%s%s", help_of(o, program), *initial ? " [" : "", initial, *initial ? "]" : "");
     if ((int)strlen(flag) < indent) growing_add(text, "%-*s", indent, flag);
-    else growing_add(text, "%s\n%*s", flag, indent, "");
+    else {
+        growing_add(text, "  ");
+        wrap(text, flag + 2, 2, 2, width);
+        growing_add(text, "%*s", indent, "");
+    }
     wrap(text, help, indent, indent, width);
 }
 
