@@ -140,6 +140,12 @@ int tell_resume(const llmc_trainer *t, Growing *text) {
     growing_add(text, "\nresume: %s, at step %lld of %lld", t->start_file, (long long)state_whole(state, "step", 0),
                 (long long)t->options.max_steps);
     add_changes(text, t->before, &t->options);
+    const double best = state_number(state, "best_val_loss", INFINITY);
+    const int same = valsets_same_first(t->before, &t->options);
+    TRY(same);
+    if (!same && isfinite(best))
+        growing_add(text, "\nbest: the val loss of %.4f is forgotten, because the first validation set is another",
+                    best);
     return LLMC_OK;
 }
 

@@ -110,6 +110,8 @@ int length_rate(llmc_trainer *trainer);
 
 /* ---- valsets.c ---- */
 int valsets_parse(llmc_trainer *trainer);
+/* 1 if both begin with the same path of validation data, by which the best is chosen; 0; or an error. */
+int valsets_same_first(const llmc_options *a, const llmc_options *b);
 /* Appends the losses that are known, each after its set's name. */
 void valsets_tell(const llmc_trainer *trainer, const char *after_first, Growing *text);
 /* Appends the losses by name to a line of metrics.jsonl, if the sets have names. */

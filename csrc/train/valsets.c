@@ -27,13 +27,16 @@ static int name_by_path(ValSet *set) {
     return LLMC_OK;
 }
 
-/* Takes NAME=PATH, or PATH if there is no name, or if a file is called so. */
+/* Takes NAME=PATH, or PATH if there is no name, or if a file is called so, or if a part of the path holds the '='. */
 static int take(ValSet *set, const char *text, size_t n) {
     CHECK(n, LLMC_EINVAL, "--val_data holds an empty part: " SPELLING);
     memcpy(set->path, text, n); /* the rest of it is 0 */
     const char *equals = memchr(text, '=', n);
     const size_t name = equals ? (size_t)(equals - text) : 0;
-    if (!is_name(text, name) || access(set->path, F_OK) == 0) return LLMC_OK;
+    if (!name || access(set->path, F_OK) == 0 || memchr(text, '/', name)) return LLMC_OK;
+    CHECK(is_name(text, name), LLMC_EINVAL,
+          "--val_data: %.*s is no name for a set: take at most %d of the letters a to z, digits, '.', '_' and '-'",
+          (int)name, text, VAL_NAME - 1);
     CHECK(name + 1 < n, LLMC_EINVAL, "--val_data: %s names no path: " SPELLING, set->path);
     memcpy(set->name, text, name);
     memset(set->path, 0, n);
@@ -51,10 +54,21 @@ static int check_names(llmc_trainer *t) {
     return LLMC_OK;
 }
 
+/* The length of the first set in a text. A path that is there may hold commas. */
+static size_t first_length(const char *text) { return access(text, F_OK) == 0 ? strlen(text) : strcspn(text, ","); }
+
+int valsets_same_first(const llmc_options *a, const llmc_options *b) {
+    ValSet sets[2] = {0};
+    const char *texts[] = {a->val_data, b->val_data};
+    for (int i = 0; i < 2; i++)
+        if (*texts[i]) TRY(take(&sets[i], texts[i], first_length(texts[i])));
+    return !strcmp(sets[0].path, sets[1].path);
+}
+
 int valsets_parse(llmc_trainer *t) {
     const char *text = t->options.val_data;
     if (!*text) return LLMC_OK;
-    for (int whole = access(text, F_OK) == 0;; text++) { /* a path that is there may hold commas */
+    for (int whole = first_length(text) == strlen(text);; text++) {
         const size_t n = whole ? strlen(text) : strcspn(text, ",");
         CHECK(t->num_vals < MOST_VALS, LLMC_EINVAL, "--val_data names more than %d sets: leave some out", MOST_VALS);
         TRY(take(&t->vals[t->num_vals++], text, n));
