@@ -49,12 +49,16 @@ class Pass(torch.autograd.Function):
         out = gpt._forward(batch)
         ctx.mark, ctx.versions = gpt._mark, versions(params)
         ctx.params = params
+        ctx.save_for_backward(
+            torch.empty(0)
+        )  # so that PyTorch refuses a second backward() without retain_graph
         ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dlogits: Tensor | None, dloss: Tensor | None) -> Any:
+        _ = ctx.saved_tensors  # PyTorch has freed them after the first backward()
         return None, None, *ctx.gpt._backward(ctx, dlogits, dloss)
 
 

@@ -187,6 +187,8 @@ class GPT(nn.Module):
     ) -> Any:
         """(logits (b, t, V), loss): the mean over the targets that are neither -1 nor -100; loss None without targets.
 
+        If every target is ignored, loss and gradients are 0, where torch.nn.functional.cross_entropy gives NaN: such a batch,
+        which fine-tuning on answers meets now and then, changes nothing instead of making every weight NaN.
         idx, targets: integers (b, t). weights: floats (b, t), >= 0, for sum(w l) / sum(w).
         input_ids, labels, attention_mask: the names of transformers, whose Trainer calls a model by them; labels are shifted
         here, and a dict is returned.
@@ -340,8 +342,8 @@ class GPT(nn.Module):
         The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile; or, for
         what a subclass has of its own, PyTorch's RuntimeError.
         """
-        if not strict:
-            return super().load_state_dict(state_dict, strict=False)
+        if not strict or not isinstance(state_dict, Mapping):
+            return super().load_state_dict(state_dict, strict=strict)
         own = {*self._others(), *self._parameters, *self._buffers}
         others = {name: x for name, x in state_dict.items() if name.partition(".")[0] in own}
         rest = {name: x for name, x in state_dict.items() if name not in others}

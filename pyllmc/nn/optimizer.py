@@ -16,23 +16,48 @@ EMBEDDINGS = ("wte", "wpe")
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
 
 
+MINGPTS = ("learning_rate", "betas", "weight_decay")
+CALLED = (
+    "configure_optimizers takes minGPT's train config alone, with {}; or as nanoGPT "
+    "(weight_decay, learning_rate, betas, device_type)"
+).format(", ".join(MINGPTS))
+
+
 def hyper_of(given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """AdamW's arguments, from those of configure_optimizers: minGPT's config alone, or nanoGPT's four."""
+    """AdamW's arguments, from those of configure_optimizers: minGPT's config alone, or nanoGPT's four. Raises InvalidArgument."""
     whole = [*given, *named.values()]
-    if len(whole) == 1:
-        said, still = whole[0], True
-        rate, betas, decay = said.learning_rate, said.betas, said.weight_decay
+    alone = len(whole) == 1 and not isinstance(whole[0], (int, float)) and not set(named) & set(NANOGPTS)
+    if alone:
+        names = {name: getattr(whole[0], name) for name in MINGPTS if hasattr(whole[0], name)}
     else:
-        names, still = dict(zip(NANOGPTS, given), **named), False
-        rate, betas, decay = names["learning_rate"], names["betas"], names["weight_decay"]
-    return {"lr": rate, "betas": betas, "weight_decay": decay, "still_embeddings": still}
+        names = dict(zip(NANOGPTS, given), **named)
+        unknown = [str(value) for value in given[len(NANOGPTS) :]] + [
+            name for name in named if name not in NANOGPTS
+        ]
+        if unknown:
+            raise InvalidArgument(f"{CALLED}: {unknown[0]} is none of these")
+    missing = [name for name in MINGPTS if name not in names]
+    if missing:
+        raise InvalidArgument(f"{CALLED}: {missing[0]} is missing")
+    rate, betas, decay = (names[name] for name in MINGPTS)
+    return {"lr": rate, "betas": betas, "weight_decay": decay, "still_embeddings": alone}
+
+
+def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
+    """Raises InvalidArgument for what would poison the weights."""
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not 0 <= float(value) < float("inf"):
+            raise InvalidArgument(f"{name}={value}: a finite number of at least 0 is needed")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW of a pyllmc.nn.GPT, run by the engine in one call; its moments are the engine's.
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
-    and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike.
+    and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike. Raises InvalidArgument
+    for numbers that would poison the weights, such as NaN.
     """
 
     def __init__(
@@ -44,6 +69,7 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         still_embeddings: bool = False,
     ) -> None:
+        check_hyper(lr, betas, eps, weight_decay)
         self.model, self.still_embeddings = model, bool(still_embeddings)
         still = EMBEDDINGS if still_embeddings else ()
         decays = {

@@ -19,6 +19,8 @@ def read_state(state: Mapping[str, Any], config: GPTConfig) -> Iterator[tuple[st
 
     An untied model's head is the embedding where the state dict has no other.
     """
+    if not state:
+        raise BadFile(f"{WHAT} has no tensor of a GPT-2: pass that of a whole model, or strict=False")
     named = renamed(str(WHAT), tensors(WHAT, state), stripped)
     opener = open_old_mingpt if "tok_emb.weight" in named else open_mingpt
     found = opener(WHAT, named, config.n_head)

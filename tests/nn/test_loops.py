@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_module import CONFIG, batch, make, twin
@@ -128,6 +131,31 @@ def test_what_the_engines_optimizer_refuses():
     optimizer.param_groups[1]["lr"] = 1.0
     with pytest.raises(InvalidArgument, match="use torch.optim.AdamW"):
         optimizer.step()
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    "given, named, words",
+    [
+        ((NAN,), {}, "takes minGPT's train config alone.*: learning_rate is missing"),
+        ((), {}, "learning_rate is missing"),
+        ((0.1, 1e-3), {}, "betas is missing"),
+        ((), {"weight_decay": 0.1}, "learning_rate is missing"),
+        ((SimpleNamespace(learning_rate=1e-3, betas=(0.9, 0.95)),), {}, "weight_decay is missing"),
+        ((), {"weight_decay": 0.1, "lr": 1e-3, "betas": (0.9, 0.95)}, "lr is none of these"),
+        ((0.1, 1e-3, (0.9, 0.95), "cpu", 5), {}, "5 is none of these"),
+        ((NAN, 1e-3, (0.9, 0.95), "cpu"), {}, "weight_decay=nan: a finite number of at least 0"),
+        ((0.1, NAN, (0.9, 0.95), "cpu"), {}, "lr=nan: a finite number of at least 0"),
+        ((0.1, 1e-3, 0.9, "cpu"), {}, "betas=0.9: two numbers are needed"),
+        ((0.1, 1e-3, (0.9, NAN), "cpu"), {}, r"betas=\(0.9, nan\): two numbers are needed"),
+    ],
+)
+def test_what_configure_optimizers_refuses(given, named, words):
+    """In a line that names what is wrong."""
+    with pytest.raises(InvalidArgument, match=words):
+        make().configure_optimizers(*given, **named)
 
 
 @pytest.mark.parametrize("to_torch", [False, True])

@@ -212,6 +212,26 @@ def test_passes_in_any_order():
     assert_same(grads(model), grads(gpt))
 
 
+def test_a_second_backward_is_an_error_as_in_pytorch():
+    """It would add the same gradients once more, unseen."""
+    gpt, (x, y) = make(), batch()
+    loss = gpt(x, y)[1]
+    loss.backward()
+    once = grads(gpt)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time.*retain_graph=True"):
+        loss.backward()
+    assert_same(grads(gpt), once, most=1e-12)
+
+
+def test_a_batch_without_targets_changes_nothing():
+    """Its loss is 0, where PyTorch's cross_entropy is NaN."""
+    gpt, (x, y) = make(), batch()
+    logits, loss = gpt(x, torch.full_like(y, -1))
+    assert loss == 0 and F.cross_entropy(logits.flatten(0, 1), torch.full((y.numel(),), -100)).isnan()
+    loss.backward()
+    assert all(not p.grad.any() for p in gpt.parameters())
+
+
 def test_parameters_that_changed_in_between_are_an_error():
     model, (x, y) = make(), batch()
     loss = model(x, y)[1]
@@ -483,6 +503,7 @@ def test_transformers_weights_compute_the_same():
             "max_seq_len=9, but the model 12",
         ),
         (lambda s: s.update({"transformer.ln_f.bias": torch.full((16,), math.nan)}), "is nan"),
+        (lambda s: s.clear(), "has no tensor of a GPT-2: pass that of a whole model"),
     ],
 )
 def test_state_dicts_that_do_not(change, words):
@@ -492,6 +513,8 @@ def test_state_dicts_that_do_not(change, words):
         model.load_state_dict(state)
     with pytest.raises(RuntimeError):
         model.load_state_dict({"transformer.wpe.weight": torch.ones(2, 2)}, strict=False)
+    with pytest.raises(TypeError, match="dict-like"):  # PyTorch's
+        model.load_state_dict(None)
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
