@@ -7,9 +7,9 @@ ProcessPoolExecutor shares one pipe, whose end nobody sees when a worker dies in
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
-from multiprocessing import Pipe, get_context
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 
 
 def _serve(function: Callable[[Any], Any], parent: Connection) -> None:
-    """The life of a worker: items come and results go, until the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    """The life of a worker: items come and results go, until the parent ends. Ctrl-C is the parent's business."""
     with suppress(EOFError, OSError):
         while True:
             item = parent.recv()
@@ -30,6 +29,17 @@ def _serve(function: Callable[[Any], Any], parent: Connection) -> None:
             except Exception as error:
                 answer = False, error
             parent.send(answer)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start inside never hear Ctrl-C, not even while they import; the parent hears it afterwards."""
+    resource_tracker.ensure_running()  # multiprocessing's own process, whose start would let Ctrl-C through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 DIED = (
@@ -45,7 +55,8 @@ class _Worker:
         self._pipe, theirs = Pipe()
         self._process = get_context("spawn").Process(target=_serve, args=(function, theirs), daemon=True)
         try:
-            self._process.start()
+            with _deaf_children():
+                self._process.start()
         except BrokenPipeError as e:  # before it had read what it was given
             raise DataError(DIED) from e
         except OSError as e:
