@@ -10,19 +10,16 @@ from pathlib import Path
 from bench_process import ROOT, Failed
 from bench_table import PLOT, Report, machine_line, markdown, medians, part, ratios, text, times
 
-RESULTS = ROOT / "bench/results"
+from pyllmc.planning.compute import RESULTS, reports
+
 # in a document: the names of the reports' files, then their tables
 BLOCK = "<!-- bench: {} -->\n{}\n<!-- bench: end -->"
 
 
 def kept() -> list[str]:
     """The files of the newest whole reports, one for each CPU's best instruction set, the newest first."""
-    reports = [(json.loads(path.read_text()), path.name) for path in RESULTS.glob("*.json")]
-    whole = sorted(
-        (r["date"], r["machine"]["isa"], name) for r, name in reports if r["whole"] and r.get("kind") != "gpu"
-    )
-    newest = {isa: name for _, isa, name in whole}
-    return sorted(newest.values(), key=[name for _, _, name in whole].index, reverse=True)
+    newest = sorted(reports(RESULTS).values(), key=lambda report: str(report["date"]), reverse=True)
+    return [report["file"] for report in newest]
 
 
 def machine_name(report: Report) -> str:

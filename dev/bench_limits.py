@@ -11,6 +11,7 @@ from typing import Any
 
 from bench_process import ROOT, Failed
 
+from pyllmc.planning.compute import update_bytes
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
@@ -77,11 +78,6 @@ def visible(T: int, window: int) -> int:
     return w * (w + 1) // 2 + (T - w) * w
 
 
-def parameters(c: GPTConfig) -> int:
-    """The number of parameters, with the padding of V."""
-    return sum(row.size for row, _ in layout.parameters(c))
-
-
 def weights(c: GPTConfig) -> int:
     """The number of elements in the matrices that every token is multiplied with; the head is the embedding."""
     return sum(row.size for row, _ in layout.parameters(c) if len(row.shape) == 2 and row.name != "wpe")
@@ -101,15 +97,13 @@ def step_flops(c: GPTConfig, B: int, T: int) -> float:
 def step_bytes(c: GPTConfig, B: int, T: int, precision: str) -> float:
     """Bytes that the rest of a step must read and write once.
 
-    AdamW, floats: param, m, v read and written, gradient read, and read once more for its norm: 8; and in bf16 the stored
-    weights. The others, numbers of the precision. LayerNorm, 2L + 1 of them:
-    two inputs, residual and output forward, dout, residual, and dresidual twice backward: 8. GELU, 4C wide: pre and
-    output written forward; pre, gradient in and out backward: 5. Classifier: logits written, read, written as gradient: 3.
+    AdamW's are those of update_bytes. The others are numbers of the precision. LayerNorm, 2L + 1 of them: two inputs,
+    residual and output forward, dout, residual, and dresidual twice backward: 8. GELU, 4C wide: pre and output written
+    forward; pre, gradient in and out backward: 5. Classifier: logits written, read, written as gradient: 3.
     """
     C, L = c.n_embd, c.n_layer
     per_token = 8 * (2 * L + 1) * C + 5 * L * 4 * C + 3 * c.padded_vocab_size
-    each, stored = BYTES[precision], 0 if precision == "fp32" else BYTES[precision]
-    return float(32 + stored) * parameters(c) + float(each) * B * T * per_token
+    return update_bytes(c, precision) + float(BYTES[precision]) * B * T * per_token
 
 
 def step_floor(c: GPTConfig, B: int, T: int, precision: str, limits: Limits, threads: int) -> float:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # finds pyllmc and train_gpt2 of this checkout
 
 from pyllmc.base import live  # noqa: E402, found by the line above
+from pyllmc.planning.compute import isa_name  # noqa: E402
 
 TUNED = {  # makes PyTorch fastest: large tensors cause no page faults
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
@@ -274,14 +275,6 @@ def default_threads() -> int:
     from pyllmc.engine import _ffi
 
     return int(_ffi.load().llmc_default_threads())
-
-
-def isa_name() -> str:
-    """The best instruction set, which bf16 uses: fp32 has nothing of AMX."""
-    from pyllmc.engine import _ffi
-
-    lib = _ffi.load()
-    return _ffi.text(lib.llmc_kernels(_ffi.ffi().NULL, lib.LLMC_BF16).name)
 
 
 def machine() -> dict[str, Any]:

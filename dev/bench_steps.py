@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from bench_process import TUNED, Call, Failed, Process, Skip, check_agree, measured, not_measured, one_of, say
 
+from pyllmc.planning.compute import BENCH_MODELS
 from pyllmc.tables import layout, options
 
 CLIP, LR, BETAS, EPS, DECAY = 1.0, 1e-4, (0.9, 0.95), 1e-8, 0.1
@@ -23,18 +24,10 @@ WARM, COMPARABLE = 10, 50  # the most steps before any counts, and before small 
 
 
 def config_of(model: str) -> layout.GPTConfig:
-    """The bench's names of models."""
-    if model == "124M":
-        return layout.config_of("d12")
-    if model == "demo":
-        return layout.config_of("demo", 885)  # V of the stories
-    if model == "nano-adder":
-        return layout.config_of("gpt-nano", 10)  # minGPT's adder: V is the digits
-    if model == "char-10M":
-        return layout.GPTConfig(65, 256, 6, 6, 384)  # nanoGPT's Shakespeare by characters
-    if model == "tiny":
-        return layout.GPTConfig(80, 64, 2, 2, 32)  # for --quick
-    raise Skip(f"model '{model}' is not one of the bench's")
+    """The sizes of one of the bench's models."""
+    if model not in BENCH_MODELS:
+        raise Skip(f"model '{model}' is not one of the bench's")
+    return BENCH_MODELS[model]
 
 
 class Case(NamedTuple):

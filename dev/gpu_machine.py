@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 from bench_process import ROOT, Failed, Skip
 
+from pyllmc.planning.compute import DATA_SHEETS
+
 NEEDED = ("numpy", "cffi", "torch", "pytest")
 SMI = {  # nvidia-smi's name: ours
     "name": "name", "driver_version": "driver", "compute_cap": "compute", "memory.total": "memory_mib",
     "clocks.sm": "sm_mhz", "clocks.max.sm": "sm_max_mhz", "clocks.mem": "memory_mhz", "power.limit": "power_limit_w",
     "power.draw": "power_w", "temperature.gpu": "celsius",
 }  # fmt: skip
-# dense bf16 TFLOP/s of NVIDIA's data sheets, by the beginning of the name; the first that fits counts
-PEAKS = {"NVIDIA H200": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100": 989, "NVIDIA A100": 312}
 
 
 class Setting(NamedTuple):
@@ -149,8 +149,8 @@ def number(text: str) -> Any:
 
 
 def peak(name: str) -> float:
-    """TFLOP/s by the data sheet; 0: unknown."""
-    return next((float(rate) for start, rate in PEAKS.items() if name.startswith(start)), 0.0)
+    """Dense bf16 TFLOP/s by the data sheet; 0: unknown. The first name that fits counts."""
+    return next((float(d.tflops) for d in DATA_SHEETS.values() if name.startswith(d.name)), 0.0)
 
 
 def versions() -> dict[str, str]:

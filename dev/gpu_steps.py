@@ -25,16 +25,6 @@ def sizes_of(model: str) -> layout.GPTConfig:
     return config_of(model) if model == "tiny" else layout.config_of(model)
 
 
-def num_params(c: layout.GPTConfig) -> int:
-    """The number of parameters as llm.c counts: with the padding of the vocabulary."""
-    return sum(row.size for row, _ in layout.parameters(c))
-
-
-def flops_per_token(c: layout.GPTConfig, T: int) -> float:
-    """The formula of llm.c's MFU, (6 N + 6 L C T)."""
-    return 6.0 * num_params(c) + 6.0 * c.n_layer * c.n_embd * T
-
-
 # ---- ours ----
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from bench_process import ROOT, Failed
 from bench_table import markdown, ms_text, times
 from gpu_machine import kernels_hash, peak
-from gpu_steps import flops_per_token, sizes_of
+from gpu_steps import sizes_of
+
+from pyllmc.planning.compute import flops_per_token
 
 RESULTS = ROOT / "bench/results"
 BLOCK = "<!-- gpu: {} -->\n{}\n<!-- gpu: end -->"  # in docs/gpu.md: the report's file or "none", its text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import decimal
+import math
 import re
 from collections.abc import Callable
 
@@ -52,6 +53,32 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+UNITS = {letter: 1000.0**i for i, letter in enumerate("kmgt", 1)}
+RATE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])(bit(?:/s)?|B/s)", re.ASCII)
+SIZE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])B", re.ASCII)
+
+
+def _with_unit(text: str, pattern: re.Pattern[str], what: str) -> float:
+    """A number above 0 with a decimal unit, in bytes. Bits and bytes are told apart by whole words: b and B are too alike."""
+    found = pattern.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    value = number(found[1]) * UNITS[found[2].lower()] / (8 if "bit" in text else 1)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0, or too much")
+    return value
+
+
+def rate(text: str) -> float:
+    """Bytes a second: 10Gbit, 100Mbit, 12.5GB/s. Raises argparse.ArgumentTypeError."""
+    return _with_unit(text, RATE, "a rate with its unit, such as 10Gbit, 100Mbit (a second) or 12.5GB/s")
+
+
+def size(text: str) -> float:
+    """Bytes: 24GB, 512MB, by powers of 1000. Raises argparse.ArgumentTypeError."""
+    return _with_unit(text, SIZE, "a size with its unit, such as 24GB or 512MB")
 
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}

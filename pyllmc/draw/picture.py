@@ -154,12 +154,18 @@ class Picture:
         self._label(self.axis, "loss (nats per token)")
         self._steps(x_name)
 
-    def shares(self, numbers: Sequence[int], x_name: str, y_name: str) -> None:
-        """Scales for shares 0..1, written in percent, of the whole numbers on the x axis, which are its ticks."""
+    def shares(self, numbers: Sequence[int], x_name: str, y_name: str, log: bool = False) -> None:
+        """Scales for shares 0..1, written in percent, of the whole numbers on the x axis, which are its ticks. log: the numbers
+        double, and stand equally far apart."""
         self._limits(-0.03, 1.03)
-        self.axis.set_xlim(numbers[0] - 0.02 * numbers[-1], numbers[-1] * 1.02)
         formats = _matplotlib("ticker")
-        self.axis.xaxis.set_major_locator(formats.FixedLocator(numbers))
+        if log:
+            self.axis.set_xscale("log", base=2)
+            self.axis.set_xlim(numbers[0] * 0.9, numbers[-1] * 1.1)
+            self._ticks(self.axis.xaxis, [float(n) for n in numbers])
+        else:
+            self.axis.set_xlim(numbers[0] - 0.02 * numbers[-1], numbers[-1] * 1.02)
+            self.axis.xaxis.set_major_locator(formats.FixedLocator(numbers))
         self.axis.yaxis.set_major_locator(formats.FixedLocator([0, 0.25, 0.5, 0.75, 1]))
         self.axis.yaxis.set_major_formatter(formats.PercentFormatter(1))
         self.axis.set_xlabel(x_name, color=self.style.muted, fontsize=9.5)

@@ -330,7 +330,7 @@ def add_option(parser: argparse._ActionsContainer, option: Option, hidden: bool 
 
 
 def add_options(
-    parser: argparse.ArgumentParser,
+    parser: argparse._ActionsContainer,
     names: Container[str],
     words: Mapping[str, str] | None = None,
     **defaults: Value,

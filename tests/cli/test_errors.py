@@ -26,6 +26,7 @@ COMMANDS = {
     "grade": ["-m", "pyllmc.grade", "runs/none"],
     "check": ["-m", "pyllmc.check", "--B=1", "--T=4"],
     "plot": ["-m", "pyllmc.plot", "runs/none"],
+    "plan": ["-m", "pyllmc.plan", "--step_ms=1"],
     "stories": ["-m", "pyllmc.stories", "--print=100000"],
     "tokenizer": ["-m", "pyllmc.tokenizer", "info", "runs/none"],
     "train_gpt2.py": ["train_gpt2.py", "--max_steps=0"],
@@ -38,6 +39,7 @@ PACKAGES = {
     "chat": "cffi",
     "grade": "cffi",
     "check": "torch",
+    "plan": "cffi",
     "train_gpt2.py": "torch",
     "bench": "numpy",
 }

@@ -6,19 +6,19 @@ import json
 
 import gpu_limits
 import gpu_machine
-import gpu_steps
 import gpu_table
 import pytest
 from bench_process import Failed
 from conftest import ROOT
 
+from pyllmc.planning import compute
 from pyllmc.tables import layout
 
 
 def test_llm_c_s_formula_of_124M():
     c = layout.config_of("d12")
-    assert gpu_steps.num_params(c) == 124_475_904  # the number that llm.c prints
-    assert gpu_steps.flops_per_token(c, 1024) == 6 * 124_475_904 + 6 * 12 * 768 * 1024
+    assert compute.num_params(c) == 124_475_904  # the number that llm.c prints
+    assert compute.flops_per_token(c, 1024) == 6 * 124_475_904 + 6 * 12 * 768 * 1024
 
 
 def test_products_have_gpt2_s_shapes():

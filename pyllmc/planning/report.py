@@ -1,0 +1,169 @@
+"""The plan of a cluster, as a dictionary of plain values: --json prints it, told.py tells it, and the picture is drawn from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyllmc.planning.compute import Compute
+from pyllmc.planning.memory import Plan, Planner
+from pyllmc.planning.steptime import BF16, FP32, Job, Way
+
+MOST = 1024  # processes in the table
+BF16_OPTION, ZERO_OPTION = "--reduce_precision=bf16", "--zero=1"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All that a plan is made of. memory: the bytes that a process may take; 0: not known."""
+
+    planner: Planner
+    compute: Compute
+    job: Job
+    way: Way
+    processes: int
+    aim: float
+    memory: float = 0
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return self.planner.plan(self.planner.options.B)
+
+    def tokens(self, n: int, way: Way) -> int:
+        """The tokens of an optimizer step of n processes."""
+        return n * self.planner.options.B * self.planner.T * way.accumulate
+
+
+def counts(processes: int) -> list[int]:
+    """Powers of two up to MOST, and the planned number."""
+    return sorted({processes, *(2**i for i in range(MOST.bit_length()))})
+
+
+def others(c: Cluster) -> dict[str, Way]:
+    """The ways that are compared with the one asked for, by the option that chooses each: with --grad_accum and --diloco as large
+    as the planned number of processes needs for the efficiency aimed at."""
+    each, n = replace(c.way, diloco=0), c.processes
+    k, H = c.job.accumulation_for(n, each, c.aim), c.job.diloco_for(n, each, c.aim)
+    ways = {
+        BF16_OPTION: replace(c.way, reduced=BF16),
+        ZERO_OPTION: replace(each, zero=True),
+        f"--grad_accum={k}": replace(each, accumulate=max(k, each.accumulate)),
+        f"--diloco={H}": replace(each, zero=False, diloco=H),
+    }
+    return {name: way for name, way in ways.items() if way != c.way}
+
+
+def row(c: Cluster, n: int) -> dict[str, Any]:
+    """The figures of n processes in the way that is asked for; and what others would bring."""
+    each, step = replace(c.way, diloco=0), c.job.step_s(n, c.way)
+    return {
+        "processes": n,
+        "tokens": c.tokens(n, c.way),
+        "reduce_ms": c.job.reduce_s(n, c.way) * 1e3,
+        "waiting_ms": c.job.waiting_s(n, c.way) * 1e3,
+        "step_ms": step * 1e3,
+        "efficiency": c.job.efficiency(n, c.way),
+        "tok_s": c.tokens(n, c.way) / step,
+        "memory": c.plan.of_process(n, c.way),
+        "efficiency_with": {name: c.job.efficiency(n, way) for name, way in others(c).items()},
+        "accumulation_for_aim": c.job.accumulation_for(n, each, c.aim),
+        "diloco_for_aim": c.job.diloco_for(n, each, c.aim),
+    }
+
+
+# ---- when something pays ----
+
+
+def accumulation(c: Cluster) -> dict[str, Any]:
+    """More micro-steps in an optimizer step. worth: the efficiency aimed at is not reached without."""
+    n, each = c.processes, replace(c.way, diloco=0)
+    k = c.job.accumulation_for(n, each, c.aim)
+    return {
+        "worth": k > each.accumulate,
+        "grad_accum": k,
+        "tokens": c.tokens(n, replace(each, accumulate=k)),
+        "efficiency": c.job.efficiency(n, each),
+        "not_needed_from_rate": c.job.rate_for(n, each, c.aim),
+    }
+
+
+def precision(c: Cluster) -> dict[str, Any]:
+    """Gradients that travel as bf16. worth: processes wait for them in fp32."""
+    n = c.processes
+    ways = {"fp32": replace(c.way, reduced=FP32), "bf16": replace(c.way, reduced=BF16)}
+    steps = {name: c.job.step_s(n, way) for name, way in ways.items()}
+    return {
+        "worth": steps["bf16"] < steps["fp32"],
+        "step_ms": {name: seconds * 1e3 for name, seconds in steps.items()},
+        "hidden_from_rate": {name: _finite(c.job.hidden_from(n, way)) for name, way in ways.items()},
+        "first_waiting_processes": {name: c.job.first_shown(way) for name, way in ways.items()},
+    }
+
+
+def _finite(rate: float) -> float | None:
+    return rate if math.isfinite(rate) else None
+
+
+def zero(c: Cluster) -> dict[str, Any]:
+    """ZeRO-1. worth: the batch fits only so, or the largest batch that fits so makes more tokens a second than the largest without;
+    None: the memory of a process is not known."""
+    n, B, each = c.processes, c.planner.options.B, replace(c.way, diloco=0)
+    ways = {"without": replace(each, zero=False), "with": replace(each, zero=True)}
+    fits = {name: c.planner.largest_B(c.memory, n, way) for name, way in ways.items()} if c.memory else None
+    speed = {name: _speed(c, fits[name], ways[name]) for name in ways} if fits else None
+    return {
+        "worth": fits and speed and (fits["without"] < B <= fits["with"] or speed["with"] > speed["without"]),
+        "memory": {name: c.plan.of_process(n, way) for name, way in ways.items()},
+        "step_ms": {name: c.job.step_s(n, way) * 1e3 for name, way in ways.items()},
+        "largest_B": fits,
+        "tok_s": speed,
+        "fits_from_processes": first_fit(c, ways["with"]) if c.memory else None,
+    }
+
+
+def _speed(c: Cluster, B: int, way: Way) -> float:
+    """Tokens a second with another B, to which the time of a micro-step is proportional; 0 if B is."""
+    factor = B / c.planner.options.B
+    job = replace(c.job, compute=c.job.compute * factor)
+    return factor * c.tokens(c.processes, way) / job.step_s(c.processes, way) if B else 0.0
+
+
+def first_fit(c: Cluster, way: Way) -> int | None:
+    """The fewest processes with which a process has room; None if MOST are too few."""
+    plan = c.plan
+    return next((n for n in range(1, MOST + 1) if plan.of_process(n, way) <= c.memory), None)
+
+
+def diloco(c: Cluster) -> dict[str, Any]:
+    """DiLoCo. worth: averaging in each step misses the efficiency aimed at."""
+    n, each = c.processes, replace(c.way, diloco=0)
+    alone = replace(each, zero=False)
+    return {
+        "worth": c.job.efficiency(n, each) < c.aim,
+        "faster_from": c.job.diloco_faster(n, each),
+        "diloco": c.job.diloco_for(n, each, c.aim),
+        "more_memory": c.plan.of_process(n, replace(alone, diloco=1)) - c.plan.of_process(n, alone),
+    }
+
+
+def report(c: Cluster) -> dict[str, Any]:
+    """The whole plan. Times are in ms, memory in bytes, rates in bytes a second."""
+    sizes, o, plan = dataclasses.asdict(c.planner.sizes), c.planner.options, c.plan
+    worth = {"accumulation": accumulation, "bf16": precision, "zero": zero, "diloco": diloco}
+    return {
+        "model": {"name": o.model, **sizes, "parameters": plan.num_params},
+        "batch": {"B": o.B, "T": c.planner.T, "grad_accum": c.way.accumulate},
+        "processes": c.processes,
+        "gpu": c.planner.gpu,
+        "way": dataclasses.asdict(c.way),
+        "memory": {**dataclasses.asdict(plan), "of_process": plan.of_process(c.processes, c.way), "limit": c.memory or None},
+        "compute": {"micro_step_ms": c.compute.seconds * 1e3, "kind": c.compute.kind, "source": c.compute.source},
+        "network": {"rate": c.job.rate, "overlap": c.job.overlap, "reduced_bytes": c.job.elements * c.way.reduced},
+        "aim": c.aim,
+        "rows": [row(c, n) for n in counts(c.processes)],
+        # one process has nothing to average
+        "worth": {name: find(c) for name, find in worth.items()} if c.processes > 1 else {},
+    }  # fmt: skip
