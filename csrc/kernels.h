@@ -136,16 +136,18 @@ typedef struct Kernels {
     /* out(B,T,C) = inp factor, for dropout's factors; out may be inp. Backward, dinp = dout factor. */
     void (*dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C);
 
-    /* LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * inp(B,T,C) @ A^T, then
-     * out(B,T,OC) += hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
-    void (*lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
-                         const floatX *Bw, float scale, int B, int T, int C, int OC, int r);
+    /* A matrix with LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * inp(B,T,C) @ A^T,
+     * out(B,T,OC) = inp @ weight^T + bias + hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
+    void (*lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp,
+                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw, float scale,
+                         int B, int T, int C, int OC, int r);
     /* dhidden(B,T,r) = scale * dout(B,T,OC) @ Bw */
     void (*lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale,
                                  int B, int T, int OC, int r);
-    /* dinp(B,T,C) += dhidden @ A, or (dhidden @ A) * gelu'(pre(B,T,C)) unless pre is NULL */
-    void (*lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
-                                int B, int T, int C, int r);
+    /* dinp(B,T,C) = dout(B,T,OC) @ weight + dhidden @ A, times gelu'(pre(B,T,C)) unless pre is NULL */
+    void (*lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
+                                const floatX *dhidden, const floatX *A, const floatX *pre, int B, int T, int C, int OC,
+                                int r);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, j > i - window where window > 0, and j >= i - offsets[i], those of

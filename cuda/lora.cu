@@ -58,8 +58,10 @@ static void up(Context *ctx, floatX *out, floatX *activated, const floatX *hidde
     (out, activated, hidden, w, slope, rows * N, N, r);
 }
 
-void gpu_lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
-                      const floatX *Bw, float scale, int B, int T, int C, int OC, int r) {
+void gpu_lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *weight,
+                      const floatX *bias, const floatX *A, const floatX *Bw, float scale, int B, int T, int C, int OC,
+                      int r) {
+    gpu_matmul_forward(ctx, out, inp, weight, bias, B, T, C, OC);
     down(ctx, hidden, inp, by_rank(A, C), scale, (int64_t)B * T, C, r);
     up(ctx, out, gelu, hidden, transposed(Bw, r), nullptr, (int64_t)B * T, OC, r);
 }
@@ -69,7 +71,10 @@ void gpu_lora_backward_hidden(Context *ctx, floatX *dhidden, const floatX *dout,
     down(ctx, dhidden, dout, transposed(Bw, r), scale, (int64_t)B * T, OC, r);
 }
 
-void gpu_lora_backward_input(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
-                             int B, int T, int C, int r) {
+void gpu_lora_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
+                             const floatX *dhidden, const floatX *A, const floatX *pre, int B, int T, int C, int OC,
+                             int r) {
+    if (pre) gpu_matmul_gelu_backward_input(ctx, dinp, dout, weight, pre, B, T, C, OC);
+    else gpu_matmul_backward_input(ctx, dinp, dout, weight, B, T, C, OC);
     up(ctx, dinp, nullptr, dhidden, by_rank(A, C), pre, (int64_t)B * T, C, r);
 }

@@ -6,12 +6,14 @@
  *   block   A part of C that one thread computes, panel by panel, for one part of K after another. The block's part of
  *           A stays in the second cache: as a copy in panels of mr rows, or where it lies (floats, not transposed).
  *   amx     The way of bf16 where the CPU has AMX: gemm_amx.c.
+ *   thin    The way of gradients with few rows or columns on AMX: gemm_thin.c.
  *   dots    The way for few rows: every row of B^T is read once, where it lies.
  *
  * Sums are floats until they are whole. Between two parts of K they wait in C if that has floats, else in a buffer. The
  * sizes are those of struct Tiles (gemm_block.h). The shape of the product alone decides in which order an element is summed
  * over K, so threads may share out C freely. */
 #include "gemm_plan.h"
+#include "gemm_thin.h"
 #include "threads.h"
 
 enum {
@@ -99,7 +101,8 @@ void K(gemm)(Context *ctx, const Gemm *given) {
         return;
     }
 #if HAS_AMX
-    K(gemm_amx)(&g, ctx->workspace, threads_for(ctx, ops));
+    if (K(gemm_is_thin)(&g)) K(gemm_thin)(ctx, &g);
+    else K(gemm_amx)(&g, ctx->workspace, threads_for(ctx, ops));
 #else
     g.stream = is_streamed(&g);
     blocks(ctx, &g, threads_for(ctx, ops));

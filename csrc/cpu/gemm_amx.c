@@ -51,7 +51,19 @@ typedef struct Slab {
 } Slab;
 
 static int64_t panels_in(int64_t n) { return ceil_div(n, PANEL); }
-static int64_t steps_in(const Slab *s) { return ceil_div(s->K - s->k, DEPTH); }
+static int64_t more_steps(const Slab *s) { return ceil_div(s->g.more_K, DEPTH); }
+static int64_t steps_in(const Slab *s) { return ceil_div(s->K - s->k, DEPTH) + more_steps(s); }
+
+/* Packs a step of a panel of A, or of B; the last steps are those of more_a and more_b. */
+static void place(const Slab *s, int columns, char *dst, int64_t panel, int64_t step) {
+    const Gemm *g = &s->g;
+    const int64_t count = columns ? g->N : g->M, more = step - (steps_in(s) - more_steps(s));
+    if (more < 0) pack_step(dst, columns ? &g->b : &g->a, columns, panel, count, s->k + step * DEPTH, s->K);
+    else pack_step(dst, columns ? &g->more_b : &g->more_a, columns, panel, count, more * DEPTH, g->more_K);
+}
+
+/* Whether the sums are cut, and wait. More products do not count, because they are few. */
+static int sums_wait(const Slab *s) { return steps_in(s) - more_steps(s) > LONG; }
 
 /* ---- a pass: a square over some steps ---- */
 
@@ -185,13 +197,12 @@ static void pack_own(State *x, char *own) {
     for (int64_t at = 0; at < count; at++) {
         const int64_t panel = s->g.b.transposed ? at / x->steps : at % panels;
         const int64_t step = s->g.b.transposed ? at % x->steps : at / panels;
-        pack_step(step_of(x->at_b, panel, step), &s->g.b, 1, x->b->n / PANEL + panel, s->g.N,
-                  s->k + (x->from + step) * DEPTH, s->K);
+        place(s, 1, step_of(x->at_b, panel, step), x->b->n / PANEL + panel, x->from + step);
     }
 }
 
 static void block(const Slab *s, const Block *b, float *scratch) {
-    const int64_t total = steps_in(s), parts = total <= LONG ? 1 : ceil_div(total, PART);
+    const int64_t total = steps_in(s), parts = sums_wait(s) ? ceil_div(total, PART) : 1;
     const int64_t part = ceil_div(total, parts);
     char *own = (char *)scratch;
     State x = {.s = s, .b = b, .sums = scratch + OWN_FLOATS - WAITING};
@@ -223,13 +234,13 @@ static void pack_some(const void *given, Part p) {
     const Slab *s = a.s;
     const Operand *x = a.columns ? &s->g.b : &s->g.a;
     const Panels to = a.columns ? s->b : s->a;
-    const int64_t first = (a.columns ? s->n : s->m) / PANEL, all = a.columns ? s->g.N : s->g.M;
+    const int64_t first = (a.columns ? s->n : s->m) / PANEL;
     const int64_t panels = panels_in((a.columns ? s->n_end : s->m_end) - first * PANEL), steps = steps_in(s);
     const int by_panel = x->transposed == a.columns;
     for (int64_t i = p.from; i < p.to; i++)
         for (int64_t j = 0; j < (by_panel ? steps : panels); j++) {
             const int64_t panel = by_panel ? i : j, step = by_panel ? j : i;
-            pack_step(step_of(to, panel, step), x, a.columns, first + panel, all, s->k + step * DEPTH, s->K);
+            place(s, a.columns, step_of(to, panel, step), first + panel, step);
         }
 }
 
@@ -259,7 +270,7 @@ static void blocks_of(const void *given, Part p) {
 
 static void multiply(const Slab *s, float *workspace, int threads) {
     const int64_t steps = steps_in(s);
-    const int waits = steps > LONG, columns = (int)(smaller(B_BYTES / (steps * STEP_BYTES), 1152 / PANEL) * PANEL);
+    const int waits = sums_wait(s), columns = (int)(smaller(B_BYTES / (steps * STEP_BYTES), 1152 / PANEL) * PANEL);
     const Gemm size = {.M = s->m_end - s->m, .N = s->n_end - s->n};
     const Sizes t = {PANEL, PANEL, waits ? WAITING_ROWS : MANY, waits ? WAITING_COLS : columns, 64};
     const Plan p = best_plan(&size, &t, threads);
@@ -296,7 +307,7 @@ static void slices(const Gemm *g, Region r, float *workspace, int threads) {
     for (int64_t k = 0; k < g->K; k += each) {
         const int last = k + each >= g->K;
         Slab s = {.g = *g, .k = k, .K = smaller(g->K, k + each)};
-        if (!last) s.g.bias = NULL, s.g.gelu = NULL, s.g.slope = NULL;
+        if (!last) s.g.bias = NULL, s.g.gelu = NULL, s.g.slope = NULL, s.g.more_K = 0;
         s.g.stream = count == 1 && !g->accumulate && can_stream(g);
         s.kind = kind_of(&s.g, g->accumulate || k > 0, !last || g->is_float);
         slice(s, r, workspace, threads);

@@ -60,7 +60,6 @@ int K(gemm_blas)(Context *ctx, const Gemm *g); /* 0 if it left the product to us
 void K(gemm_amx)(const Gemm *g, float *workspace, int threads);
 int64_t K(gemm_amx_own_floats)(void);
 int64_t K(gemm_amx_shared_floats)(int64_t largest, int threads); /* they lie behind the threads' own parts */
-int K(gemm_is_few)(const Gemm *g);                               /* A has so few rows that dots are faster */
 void K(gemm_dots)(const Gemm *g, float *workspace, int threads);
 
 /* The rows and columns of a block whose sums wait in a buffer of its thread, because C has bf16 and K more than one part. */

@@ -3,11 +3,13 @@
  *   down   hidden(rows,r) = rows of numbers @ a matrix with r rows, or r columns
  *   up     out(rows,N) += hidden @ a matrix (r,N), or the transpose of one (N,r)
  *
+ * Where the CPU multiplies tiles, gemm_thin.c computes `down`, and `up` is a part of the matrix' own product (Gemm.more_K).
+ *
  * A thread takes some rows at a time, and works in tiles, whose sums stay in registers. Each row is computed by itself, so no
  * result depends on how rows are shared out. */
 #include "element.h"
 #include "gelu.h"
-#include "isa.h"
+#include "gemm_thin.h"
 #include "threads.h"
 
 enum {
@@ -181,8 +183,30 @@ static void run(Context *ctx, const Product *given) {
     parallel_static(threads_among(ctx, blocks, elements), blocks, blocks_of, &p);
 }
 
-void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
-                     const floatX *Bw, float scale, int B, int T, int C, int OC, int r) {
+void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *weight,
+                     const floatX *bias, const floatX *A, const floatX *Bw, float scale, int B, int T, int C, int OC,
+                     int r) {
+    const int64_t rows = (int64_t)B * T;
+#if HAS_AMX
+    const Narrow narrow = {.c = hidden, .a = inp, .b = transposed(A, C), .M = rows, .N = r, .K = C, .scale = scale};
+    const Gemm g = {.M = rows,
+                    .N = OC,
+                    .K = C,
+                    .a = rows_of(inp, C),
+                    .b = transposed(weight, C),
+                    .c = out,
+                    .bias = bias,
+                    .gelu = gelu,
+                    .more_a = rows_of(hidden, r),
+                    .more_b = transposed(Bw, r),
+                    .more_K = r};
+    if (!K(gemm_is_few)(&g) && K(gemm_is_narrow)(&narrow)) {
+        K(gemm_narrow)(ctx, &narrow);
+        K(gemm)(ctx, &g);
+        return;
+    }
+#endif
+    K(matmul_forward)(ctx, out, inp, weight, bias, B, T, C, OC);
     run(ctx, &(Product){.out = out,
                         .gelu = gelu,
                         .hidden = hidden,
@@ -190,7 +214,7 @@ void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, co
                         .down = A,
                         .up = Bw,
                         .scale = scale,
-                        .rows = (int64_t)B * T,
+                        .rows = rows,
                         .C = C,
                         .N = OC,
                         .r = r,
@@ -199,6 +223,14 @@ void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, co
 
 void K(lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale, int B,
                              int T, int OC, int r) {
+#if HAS_AMX
+    const Narrow narrow = {
+        .c = dhidden, .a = dout, .b = rows_of(Bw, r), .M = (int64_t)B * T, .N = r, .K = OC, .scale = scale};
+    if (K(gemm_is_narrow)(&narrow)) {
+        K(gemm_narrow)(ctx, &narrow);
+        return;
+    }
+#endif
     run(ctx, &(Product){.hidden = dhidden,
                         .inp = dout,
                         .down = Bw,
@@ -209,8 +241,23 @@ void K(lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, 
                         .down_columns = 1});
 }
 
-void K(lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
-                            int B, int T, int C, int r) {
+void K(lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, const floatX *dhidden,
+                            const floatX *A, const floatX *pre, int B, int T, int C, int OC, int r) {
+#if HAS_AMX
+    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
+                         .N = C,
+                         .K = OC,
+                         .a = rows_of(dout, OC),
+                         .b = rows_of(weight, C),
+                         .c = dinp,
+                         .slope = pre,
+                         .more_a = rows_of(dhidden, r),
+                         .more_b = rows_of(A, C),
+                         .more_K = r});
+    return;
+#endif
+    if (pre) K(matmul_gelu_backward_input)(ctx, dinp, dout, weight, pre, B, T, C, OC);
+    else K(matmul_backward_input)(ctx, dinp, dout, weight, B, T, C, OC);
     run(ctx,
         &(Product){
             .out = dinp, .hidden = (floatX *)dhidden, .slope = pre, .up = A, .rows = (int64_t)B * T, .N = C, .r = r});

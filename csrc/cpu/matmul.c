@@ -4,10 +4,6 @@
 #include "gemm.h"
 #include "threads.h"
 
-static Operand rows_of(const floatX *at, int64_t ld) { return (Operand){.at = at, .ld = ld, .format = ELEMENT_FORMAT}; }
-static Operand transposed(const floatX *at, int64_t ld) {
-    return (Operand){.at = at, .ld = ld, .transposed = 1, .format = ELEMENT_FORMAT};
-}
 static Operand stored(const Context *ctx, const floatX *weight, int64_t C) { /* the columns of B are rows of weights */
     return (Operand){.at = weight, .ld = C, .transposed = 1, .format = ctx->weight_format};
 }

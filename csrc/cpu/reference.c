@@ -194,8 +194,10 @@ static double dot_of(const floatX *a, const floatX *b, int n) {
     return sum;
 }
 
-static void lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *A,
-                         const floatX *Bw, float scale, int B, int T, int C, int OC, int r) {
+static void lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp,
+                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw, float scale,
+                         int B, int T, int C, int OC, int r) {
+    matmul_forward(ctx, out, inp, weight, bias, B, T, C, OC);
     for (int64_t i = 0; i < (int64_t)B * T * r; i++) put(hidden, i, scale * dot_of(inp + i / r * C, A + i % r * C, C));
     for (int64_t i = 0; i < (int64_t)B * T * OC; i++)
         put(out, i, get(out, i) + dot_of(hidden + i / OC * r, Bw + i % OC * r, r));
@@ -209,13 +211,15 @@ static void lora_backward_hidden(Context *ctx, floatX *dhidden, const floatX *do
         put(dhidden, i, scale * times_column(dout + i / r * OC, Bw, (int)(i % r), r, OC));
 }
 
-static void lora_backward_input(Context *ctx, floatX *dinp, const floatX *dhidden, const floatX *A, const floatX *pre,
-                                int B, int T, int C, int r) {
+static void lora_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
+                                const floatX *dhidden, const floatX *A, const floatX *pre, int B, int T, int C, int OC,
+                                int r) {
     (void)ctx;
     for (int64_t i = 0; i < (int64_t)B * T * C; i++)
         put(dinp, i,
-            get(dinp, i) +
-                times_column(dhidden + i / C * r, A, (int)(i % C), C, r) * (pre ? 0.5 * gelu_slope(get(pre, i)) : 1));
+            ((double)times_column(dout + i / C * OC, weight, (int)(i % C), C, OC) +
+             times_column(dhidden + i / C * r, A, (int)(i % C), C, r)) *
+                (pre ? 0.5 * gelu_slope(get(pre, i)) : 1));
 }
 
 static int first_key(int i, int window) { return window > 0 && i >= window ? i - window + 1 : 0; }

@@ -36,6 +36,17 @@ static void attend_spans(const llmc_model *m, const Pass *pass, int l, floatX *a
                       pass->counts[i]);
 }
 
+/* out = inp w^T + b for a matrix of a layer, with its adapters if it has some. gelu: becomes gelu(out), unless it is NULL. */
+static void linear(const llmc_model *m, const Pass *pass, int l, int target, floatX *out, floatX *gelu,
+                   const floatX *inp, const floatX *w, const floatX *b) {
+    const int64_t *shape = m->layout.table[lora_matrices[target]].shape;
+    const int B = pass->B, T = pass->T, OC = (int)shape[0], C = (int)shape[1];
+    Context *ctx = (Context *)&m->ctx;
+    if (lora_is_on(m, target)) lora_forward(m, pass, l, target, out, gelu, inp, w, b);
+    else if (gelu) m->k->matmul_gelu_forward(ctx, gelu, out, inp, w, b, B, T, C, OC);
+    else m->k->matmul_forward(ctx, out, inp, w, b, B, T, C, OC);
+}
+
 /* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
 static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Kernels *k = m->k;
@@ -44,27 +55,12 @@ static void attention(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
     const Acts a = acts_of(m, pass, l);
     floatX *qkv = pass->cached ? a.dqkv : gpt2_qkv(m, l);
-    k->matmul_forward(ctx, qkv, a.ln1, w.qkvw, w.qkvb, B, T, C, 3 * C);
-    lora_forward(m, pass, l, LORA_QKV, qkv, NULL, a.ln1);
+    linear(m, pass, l, LORA_QKV, qkv, NULL, a.ln1, w.qkvw, w.qkvb);
     if (pass->spans) attend_spans(m, pass, l, a.atty, qkv);
     else if (pass->cached) attend_cached(m, l, a.atty, qkv, a.positions, B, T);
     else
         k->attention_forward(ctx, a.atty, a.lse, qkv, offsets_of(m, pass), dropout_of(m, pass, LLMC_DROP_ATTENTION, l),
                              B, T, C, NH, window_of(m, l));
-}
-
-/* From ln2 to fch_gelu. */
-static void expand(const llmc_model *m, const Pass *pass, int l) {
-    Context *ctx = (Context *)&m->ctx;
-    const int B = pass->B, T = pass->T, C = m->config.C;
-    const Params w = params_at(m, l);
-    const Acts a = acts_of(m, pass, l);
-    if (!lora_is_on(m, LORA_FC)) {
-        m->k->matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
-        return;
-    }
-    m->k->matmul_forward(ctx, a.fch, a.ln2, w.fcw, w.fcb, B, T, C, 4 * C);
-    lora_forward(m, pass, l, LORA_FC, a.fch, a.fch_gelu, a.ln2);
 }
 
 /* From ln1 to fch_gelu: all that backward computes again at recompute=3. It is inline so that the buffers of a layer are worked
@@ -76,11 +72,10 @@ static inline void layer_inside(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
     const Acts a = acts_of(m, pass, l);
     attention(m, pass, l);
-    k->matmul_forward(ctx, a.branch, a.atty, w.attprojw, w.attprojb, B, T, C, C);
-    lora_forward(m, pass, l, LORA_ATTPROJ, a.branch, NULL, a.atty);
+    linear(m, pass, l, LORA_ATTPROJ, a.branch, NULL, a.atty, w.attprojw, w.attprojb);
     k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
                                   w.ln2b, dropout_of(m, pass, LLMC_DROP_ATTPROJ, l), B, T, C);
-    expand(m, pass, l);
+    linear(m, pass, l, LORA_FC, a.fch, a.fch_gelu, a.ln2, w.fcw, w.fcb);
 }
 
 /* From ln1 to the next layer's, or to lnf. */
@@ -92,8 +87,7 @@ static void layer_forward(const llmc_model *m, const Pass *pass, int l) {
     const Acts a = acts_of(m, pass, l), next = acts_of(m, pass, last ? 0 : l + 1);
     const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_FCPROJ, l);
     layer_inside(m, pass, l);
-    k->matmul_forward(ctx, a.branch, a.fch_gelu, w.fcprojw, w.fcprojb, B, T, 4 * C, C);
-    lora_forward(m, pass, l, LORA_FCPROJ, a.branch, NULL, a.fch_gelu);
+    linear(m, pass, l, LORA_FCPROJ, a.branch, NULL, a.fch_gelu, w.fcprojw, w.fcprojb);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
                                       w.lnfb, dropout, B, T, C);
@@ -176,7 +170,18 @@ static void weight_backward(const llmc_model *m, const Pass *pass, int l, int ta
     if (dw || db)
         m->k->matmul_backward_weight((Context *)&m->ctx, dw, db, dout, inp, accumulate, pass->B, pass->T,
                                      (int)matrix->shape[1], (int)matrix->shape[0]);
-    lora_backward(m, pass, l, target, dout, inp, accumulate);
+    if (lora_is_on(m, target)) lora_backward(m, pass, l, target, dout, inp, accumulate);
+}
+
+/* dinp = dout w for a matrix of a layer, with its adapters if it has some; times gelu'(pre) unless pre is NULL. */
+static void input_backward(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *dout,
+                           const floatX *w, const floatX *pre) {
+    const int64_t *shape = m->layout.table[lora_matrices[target]].shape;
+    const int B = pass->B, T = pass->T, OC = (int)shape[0], C = (int)shape[1];
+    Context *ctx = (Context *)&m->ctx;
+    if (lora_is_on(m, target)) lora_backward_input(m, pass, l, target, dinp, dout, w, pre);
+    else if (pre) m->k->matmul_gelu_backward_input(ctx, dinp, dout, w, pre, B, T, C, OC);
+    else m->k->matmul_backward_input(ctx, dinp, dout, w, B, T, C, OC);
 }
 
 /* Nobody asks for the gradient of the input of the lowest layer that is trained. */
@@ -189,23 +194,19 @@ static void layer_backward(const llmc_model *m, const Pass *pass, int l, int acc
     const Acts a = acts_at(m, l);
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_FCPROJ, l);
     weight_backward(m, pass, l, LORA_FCPROJ, dw.fcprojw, dw.fcprojb, d, a.fch_gelu, accumulate);
-    k->matmul_gelu_backward_input(ctx, a.dfch, d, w.fcprojw, a.fch, B, T, 4 * C, C);
-    lora_backward_input(m, pass, l, LORA_FCPROJ, a.dfch, a.fch);
+    input_backward(m, pass, l, LORA_FCPROJ, a.dfch, d, w.fcprojw, a.fch);
     weight_backward(m, pass, l, LORA_FC, dw.fcw, dw.fcb, a.dfch, a.ln2, accumulate);
-    k->matmul_backward_input(ctx, a.branch, a.dfch, w.fcw, B, T, C, 4 * C);
-    lora_backward_input(m, pass, l, LORA_FC, a.branch, NULL);
+    input_backward(m, pass, l, LORA_FC, a.branch, a.dfch, w.fcw, NULL);
     k->layernorm_backward(ctx, a.dresidual, dw.ln2w, dw.ln2b, a.branch, a.residual2, w.ln2w, a.ln2_mean, a.ln2_rstd, B,
                           T, C);
     d = branch_gradient(m, pass, a.dqkv, LLMC_DROP_ATTPROJ, l);
     weight_backward(m, pass, l, LORA_ATTPROJ, dw.attprojw, dw.attprojb, d, a.atty, accumulate);
-    k->matmul_backward_input(ctx, a.branch, d, w.attprojw, B, T, C, C);
-    lora_backward_input(m, pass, l, LORA_ATTPROJ, a.branch, NULL);
+    input_backward(m, pass, l, LORA_ATTPROJ, a.branch, d, w.attprojw, NULL);
     k->attention_backward(ctx, a.dqkv, a.branch, a.atty, a.lse, gpt2_qkv(m, l), offsets_of(m, pass),
                           gpt2_dropout(m, LLMC_DROP_ATTENTION, l), B, T, C, NH, window_of(m, l));
     weight_backward(m, pass, l, LORA_QKV, dw.qkvw, dw.qkvb, a.dqkv, a.ln1, accumulate);
     if (is_lowest && !dw.ln1w && !dw.ln1b) return;
-    k->matmul_backward_input(ctx, a.branch, a.dqkv, w.qkvw, B, T, C, 3 * C);
-    lora_backward_input(m, pass, l, LORA_QKV, a.branch, NULL);
+    input_backward(m, pass, l, LORA_QKV, a.branch, a.dqkv, w.qkvw, NULL);
     k->layernorm_backward(ctx, a.dresidual, dw.ln1w, dw.ln1b, a.branch, a.residual1, w.ln1w, a.ln1_mean, a.ln1_rstd, B,
                           T, C);
 }

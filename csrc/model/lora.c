@@ -31,28 +31,27 @@ static Adapter adapter_at(const llmc_model *m, const Pass *pass, int l, int targ
 }
 
 void lora_forward(const llmc_model *m, const Pass *pass, int l, int target, floatX *out, floatX *gelu,
-                  const floatX *inp) {
-    if (!lora_is_on(m, target)) return;
+                  const floatX *inp, const floatX *w, const floatX *b) {
     const Adapter a = adapter_at(m, pass, l, target);
-    m->k->lora_forward((Context *)&m->ctx, out, gelu, a.hidden, inp, a.A, a.B, a.scale, pass->B, pass->T, a.C, a.OC,
-                       a.rank);
+    m->k->lora_forward((Context *)&m->ctx, out, gelu, a.hidden, inp, w, b, a.A, a.B, a.scale, pass->B, pass->T, a.C,
+                       a.OC, a.rank);
 }
 
 void lora_backward(const llmc_model *m, const Pass *pass, int l, int target, const floatX *dout, const floatX *inp,
                    int accumulate) {
     Context *ctx = (Context *)&m->ctx;
     const int B = pass->B, T = pass->T;
-    if (!lora_is_on(m, target)) return;
     const Adapter a = adapter_at(m, pass, l, target);
     m->k->lora_backward_hidden(ctx, a.dhidden, dout, a.B, a.scale, B, T, a.OC, a.rank);
     m->k->matmul_backward_weight(ctx, a.dB, NULL, dout, a.hidden, accumulate, B, T, a.rank, a.OC);
     m->k->matmul_backward_weight(ctx, a.dA, NULL, a.dhidden, inp, accumulate, B, T, a.C, a.rank);
 }
 
-void lora_backward_input(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *pre) {
-    if (!lora_is_on(m, target)) return;
+void lora_backward_input(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *dout,
+                         const floatX *w, const floatX *pre) {
     const Adapter a = adapter_at(m, pass, l, target);
-    m->k->lora_backward_input((Context *)&m->ctx, dinp, a.dhidden, a.A, pre, pass->B, pass->T, a.C, a.rank);
+    m->k->lora_backward_input((Context *)&m->ctx, dinp, dout, w, a.dhidden, a.A, pre, pass->B, pass->T, a.C, a.OC,
+                              a.rank);
 }
 
 static void add_product(float *W, const float *A, const float *B, int64_t OC, int64_t C, int rank, float scale) {

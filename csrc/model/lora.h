@@ -1,6 +1,6 @@
 /* LoRA: low-rank adapters beside the matrices of a layer (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
  * y = x W^T + b + scale (x A^T) B^T with scale = alpha / rank, A (rank,C) and B (OC,rank); W and b are frozen.
- * Each function does nothing where the matrix has no adapters. */
+ * The functions below are for a matrix that has adapters. */
 #ifndef LORA_H
 #define LORA_H
 #include "model/pass.h"
@@ -12,12 +12,13 @@ extern const int lora_matrices[LORA_TARGETS]; /* their rows in the table */
 static inline int lora_is_on(const llmc_model *m, int target) {
     return m->room.lora_rank && m->room.lora_on >> target & 1;
 }
-/* Adds the adapters' part to out = inp W^T + b. gelu: becomes gelu(out), unless it is NULL. */
+/* out = inp w^T + b and the adapters' part. gelu: becomes gelu(out), unless it is NULL. */
 void lora_forward(const llmc_model *m, const Pass *pass, int l, int target, floatX *out, floatX *gelu,
-                  const floatX *inp);
+                  const floatX *inp, const floatX *w, const floatX *b);
 /* The gradients of A and B. inp must still be there: what lies over it is written by lora_backward_input, which follows. */
 void lora_backward(const llmc_model *m, const Pass *pass, int l, int target, const floatX *dout, const floatX *inp,
                    int accumulate);
-/* Adds the adapters' part to dinp = dout W. pre: it is multiplied by gelu'(pre), as dinp is already, unless pre is NULL. */
-void lora_backward_input(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *pre);
+/* dinp = dout w and the adapters' part, times gelu'(pre) unless pre is NULL. It follows lora_backward of the same matrix. */
+void lora_backward_input(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *dout,
+                         const floatX *w, const floatX *pre);
 #endif

@@ -161,7 +161,9 @@ ONLY_ON_CPUS = {"compress"}
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in HOUSEKEEPING])
 def test_every_kernel_has_its_file_and_its_test(entry):
     defined = [
-        path.name for path in CPU if re.search(rf"\bK\({entry}\)\(", path.read_text()) and path.suffix == ".c"
+        path.name
+        for path in CPU
+        if path.suffix == ".c" and re.search(rf"^void K\({entry}\)\(", path.read_text(), re.M)
     ]
     assert len(defined) == 1, f"{entry} is defined in {defined}"
     files = [path.name for path in CUDA if re.search(rf"^void gpu_{entry}\(", path.read_text(), re.M)]

@@ -13,6 +13,7 @@ SHAPES = [
     (1, 1, 1, 1, 1), (1, 1, 8, 3, 8), (1, 2, 3, 5, 2), (1, 3, 17, 7, 5), (2, 2, 31, 33, 4), (1, 5, 48, 130, 7),
     (1, 4, 64, 63, 8), (1, 63, 20, 65, 8), (1, 65, 19, 64, 3), (2, 64, 33, 129, 16), (1, 130, 24, 48, 17),
     (1, 9, 257, 31, 8), (1, 5, 255, 40, 33), (1, 3, 768, 96, 8), (1, 4, 96, 768, 9), (1, 7, 300, 17, 256),
+    (1, 31, 1056, 40, 8), (1, 20, 40, 1056, 33), (1, 40, 4200, 20, 16), (1, 33, 24, 4200, 5),
 ]  # fmt: skip
 SCALE = 1.7
 
@@ -27,6 +28,7 @@ class Case:
         self.buffers, self.kind = buffers, getattr(torch, stored)
         self.inp, self.dout = self.input("inp", self.M, C), self.input("dout", self.M, OC)
         self.A, self.B = self.input("A", r, C), self.input("B", OC, r)
+        self.W, self.b = self.input("W", OC, C), self.input("b", OC)
         self.pre, self.hidden = self.input("pre", self.M, C), self.input("hidden", self.M, r)
 
     def input(self, name: str, *shape: int) -> np.ndarray:
@@ -38,11 +40,11 @@ class Case:
 
 
 def check_forward(kernels: Kernel, c: Case) -> None:
-    start = c.input("out", c.M, c.OC)
     for with_gelu in (False, True):
-        out, hidden = c.buffers.guarded(start), c.buffers.out(c.M, c.r)
+        out, hidden = c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
         active = c.buffers.out(c.M, c.OC) if with_gelu else None
-        kernels.lora_forward(out, active, hidden, c.inp, c.A, c.B, SCALE, *c.size, c.C, c.OC, c.r)
+        sizes = *c.size, c.C, c.OC, c.r
+        kernels.lora_forward(out, active, hidden, c.inp, c.W, c.b, c.A, c.B, SCALE, *sizes)
         assert_parity(
             hidden,
             *c.both(lambda x, a: SCALE * (x @ a.T), c.inp, c.A),
@@ -50,7 +52,7 @@ def check_forward(kernels: Kernel, c: Case) -> None:
             stored=kernels.stored,
         )
         # the kernel multiplies hidden as it is stored
-        expected = c.both(lambda y, h, b: y + h @ b.T, start, hidden, c.B)
+        expected = c.both(lambda x, w, b, h, B: x @ w.T + b + h @ B.T, c.inp, c.W, c.b, hidden, c.B)
         assert_parity(out, *expected, what=f"out, {c.name}", stored=kernels.stored)
         if active is not None:
             again = c.buffers.out(c.M, c.OC)
@@ -64,15 +66,14 @@ def check_backward(kernels: Kernel, c: Case) -> None:
     kernels.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
     expected = c.both(lambda d, b: SCALE * (d @ b), c.dout, c.B)
     assert_parity(dhidden, *expected, what=f"dhidden, {c.name}", stored=kernels.stored)
-    start = c.input("dinp", c.M, c.C)
     for pre in (None, c.pre):
-        dinp = c.buffers.guarded(start)
-        kernels.lora_backward_input(dinp, c.hidden, c.A, pre, *c.size, c.C, c.r)
+        dinp = c.buffers.out(c.M, c.C)
+        kernels.lora_backward_input(dinp, c.dout, c.W, c.hidden, c.A, pre, *c.size, c.C, c.OC, c.r)
 
-        def formula(y, h, a, p, sloped=pre is not None):
-            return y + (h @ a) * slope(p) if sloped else y + h @ a
+        def formula(d, w, h, a, p, sloped=pre is not None):
+            return (d @ w + h @ a) * (slope(p) if sloped else 1)
 
-        expected = c.both(formula, start, c.hidden, c.A, c.pre)
+        expected = c.both(formula, c.dout, c.W, c.hidden, c.A, c.pre)
         assert_parity(dinp, *expected, what=f"dinp, {c.name}", stored=kernels.stored)
 
 
@@ -82,6 +83,15 @@ def test_parity(kernels, buffers, check):
     for shape in SHAPES:
         check(kernels, Case(buffers, *shape, kernels.stored))
         buffers.check()
+
+
+def test_the_workspace_of_a_model_is_enough(kernels, buffers):
+    """Its products are (C,3C), (C,C), (C,4C) and (4C,C), and r may be C: where the kernels copy operands, these are longer by r."""
+    for T, C in ((128, 32), (120, 30), (33, 8), (260, 64)):
+        kernels.workspace(1, T, C)
+        for inp, out in ((C, 4 * C), (4 * C, C)):
+            for check in (check_forward, check_backward):
+                check(kernels, Case(buffers, 1, T, inp, out, C, kernels.stored))
 
 
 def test_parity_unaligned(kernels, unaligned):
@@ -96,10 +106,14 @@ def test_results_do_not_depend_on_the_threads(kernels, buffers):
     seen = set()
     for some in in_every_way(kernels):
         some.workspace(4, 120, 130)
-        out, active, hidden = c.input("out", c.M, c.OC), c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
-        some.lora_forward(out, active, hidden, c.inp, c.A, c.B, SCALE, *c.size, c.C, c.OC, c.r)
-        dhidden, dinp = c.buffers.out(c.M, c.r), c.input("dinp", c.M, c.C)
+        out, active, hidden = c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
+        sizes = *c.size, c.C, c.OC, c.r
+        some.lora_forward(out, active, hidden, c.inp, c.W, c.b, c.A, c.B, SCALE, *sizes)
+        dhidden, dinp = c.buffers.out(c.M, c.r), c.buffers.out(c.M, c.C)
         some.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
-        some.lora_backward_input(dinp, dhidden, c.A, c.pre, *c.size, c.C, c.r)
-        seen.add(b"".join(x.tobytes() for x in (out, active, hidden, dhidden, dinp)))
+        some.lora_backward_input(dinp, c.dout, c.W, dhidden, c.A, c.pre, *sizes)
+        dA, dB = c.buffers.out(c.r, c.C), c.buffers.out(c.OC, c.r)
+        some.matmul_backward_weight(dA, None, dhidden, c.inp, 0, *c.size, c.C, c.r)
+        some.matmul_backward_weight(dB, None, c.dout, hidden, 0, *c.size, c.r, c.OC)
+        seen.add(b"".join(x.tobytes() for x in (out, active, hidden, dhidden, dinp, dA, dB)))
     assert len(seen) == 1

@@ -85,7 +85,7 @@ def test_bits_of_the_hardware(isa, kind):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shape", [(65, 64, 33), (97, 200, 1100), (65, 1, 8200), (600, 70, 40)])
+@pytest.mark.parametrize("shape", [(65, 64, 33), (97, 200, 1100), (65, 1, 8200), (600, 70, 40), (8, 97, 70)])
 def test_every_product_has_the_bits_of_the_emulation(shape, seed):
     """Long sums are cut at the same places; each bit depends on the shape alone."""
     if "amx" not in AMX:
@@ -93,6 +93,38 @@ def test_every_product_has_the_bits_of_the_emulation(shape, seed):
     M, N, K = shape
     a, b = operands("near one", seed, M, N, K)
     assert_same_bits(*(product(isa, a, b) for isa in ("amx", "amx_emulated")))
+
+
+@pytest.mark.parametrize("isa", AMX)
+def test_a_thin_gradient_has_the_bits_of_a_part_of_a_wide_one(isa):
+    """It is computed otherwise (csrc/cpu/gemm_thin.c), but each sum in the same order."""
+    a, b = operands("near one", 5, 40, 130, 4300)
+    whole = product(isa, a, b)
+    assert_same_bits(product(isa, a[:9].copy(), b), whole[:9].copy())
+    assert_same_bits(product(isa, a, b[:16].copy()), whole[:, :16].copy())
+
+
+@pytest.mark.parametrize("r", [8, 16, 40])
+def test_adapters_have_the_bits_of_the_emulation(r):
+    if "amx" not in AMX:
+        pytest.skip("this CPU has no AMX")
+    M, C, OC = 70, 200, 97
+    rng = np.random.default_rng(r)
+    shapes = {"x": (M, C), "W": (OC, C), "b": (OC,), "A": (r, C), "B": (OC, r), "dout": (M, OC)}
+    given = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+    def results(isa: str) -> list[np.ndarray]:
+        kernels = Kernel(isa, 2, "bf16")
+        kernels.workspace(1, M, C)
+        x, W, b, A, B, dout = given.values()
+        out, hidden, dhidden, dinp = (np.full((M, n), np.nan, np.float32) for n in (OC, r, r, C))
+        kernels.lora_forward(out, None, hidden, x, W, b, A, B, 2.0, 1, M, C, OC, r)
+        kernels.lora_backward_hidden(dhidden, dout, B, 2.0, 1, M, OC, r)
+        kernels.lora_backward_input(dinp, dout, W, dhidden, A, None, 1, M, C, OC, r)
+        return [out, hidden, dhidden, dinp]
+
+    for one, two in zip(results("amx"), results("amx_emulated")):
+        assert_same_bits(one, two)
 
 
 def aligned(*shape: int) -> np.ndarray:

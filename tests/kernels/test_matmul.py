@@ -42,9 +42,11 @@ DEVICE_SHAPES = [(1, 128, 32, 128), (1, 129, 40, 136), (1, 127, 88, 120), (2, 65
                  (1, 1030, 64, 152), (1, 65, 33, 63), (3, 40, 192, 130)]  # fmt: skip
 
 
-# around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 4,096, slabs of 8 MiB
+# around what csrc/cpu/gemm_amx.c cuts K, M and N into: parts of 768, slices of 4,096, slabs of 8 MiB; and around the 16 rows
+# or columns and the groups of 96 of csrc/cpu/gemm_thin.c
 AMX_SHAPES = [(1, 97, 1100, 70), (1, 1100, 70, 97), (1, 130, 4096, 1030), (1, 66, 4128, 40), (1, 66, 40, 4128),
-              (1, 4128, 40, 33), (1, 12, 768, 50)]  # fmt: skip
+              (1, 4128, 40, 33), (1, 12, 768, 50), (1, 4200, 40, 8), (1, 4200, 8, 40), (1, 33, 16, 200),
+              (1, 70, 97, 16), (1, 31, 16, 15), (1, 64, 193, 9)]  # fmt: skip
 
 
 def workspace(kernels: Kernel, shape: tuple[int, int, int, int]) -> None:
