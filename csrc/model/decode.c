@@ -32,6 +32,30 @@ int gpt2_remembers(const llmc_model *m, int i, int pos) { return remembers(m, m-
 /* How far a sequence has reached once n rows have followed position pos. */
 static int reach(int reached, int pos, int n) { return pos && reached > pos + n ? reached : pos + n; }
 
+/* The bytes of b sequences in one ring. */
+static int64_t bytes_of_ring(const llmc_model *m, int b) {
+    return (int64_t)b * layout_ring_rows(&m->layout) * 3 * m->config.C * element_bytes(m->k->element);
+}
+
+static int rings(const llmc_model *m) { return layout_rings_before(&m->layout, &m->config, m->config.L); }
+
+int64_t gpt2_ring_bytes(const llmc_model *m, int b) { return rings(m) * bytes_of_ring(m, b); }
+
+int gpt2_save_rings(const llmc_model *m, int b, void *to) {
+    const int64_t bytes = bytes_of_ring(m, b);
+    for (int i = 0; i < rings(m); i++)
+        m->k->copy_out((Context *)&m->ctx, (char *)to + i * bytes, act_at(m, A_ring, i), bytes);
+    return m->k->sync((Context *)&m->ctx);
+}
+
+int gpt2_load_rings(llmc_model *m, int b, int pos, const void *from) {
+    const int64_t bytes = bytes_of_ring(m, b);
+    for (int i = 0; i < rings(m); i++)
+        m->k->copy_in(&m->ctx, act_at(m, A_ring, i), (const char *)from + i * bytes, bytes);
+    for (int i = 0; i < b; i++) m->reached[i] = pos;
+    return m->k->sync(&m->ctx);
+}
+
 /* ---- new rows ---- */
 
 #define FORGOTTEN                                                                                               \

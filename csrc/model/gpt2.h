@@ -109,6 +109,11 @@ Cache gpt2_cache(const llmc_model *model, int l);
 floatX *gpt2_qkv(const llmc_model *model, int l);
 /* True if sequence i can go on from position pos: what its next token sees is still cached. */
 int gpt2_remembers(const llmc_model *model, int i, int pos);
+/* The bytes of the rings of b sequences; 0: the model has none. And their copies to and from the host: the rings that are brought
+ * back are those of `pos` positions. */
+int64_t gpt2_ring_bytes(const llmc_model *model, int b);
+int gpt2_save_rings(const llmc_model *model, int b, void *rings);
+int gpt2_load_rings(llmc_model *model, int b, int pos, const void *rings);
 
 /* The matrix that makes the logits, and its gradient. */
 static inline const floatX *gpt2_head(const llmc_model *model) {

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "base/pulse.h"
+#include "write/generate.h"
 #include "write/sampler.h"
 
 /* b texts of the same length, which grow together. */
@@ -12,7 +13,10 @@ struct llmc_generation {
     llmc_sampling how;
     int b, T, held; /* held: the tokens of each text */
     int cached;     /* how many leading tokens have cached keys and values, unless the model did something else since */
-    int has_drawn;  /* logits, own and drawn are those of a step */
+    int again;      /* the ids that the text is cut to again and again */
+    int saved;      /* as many, if `rings` holds what banded layers cached there; else 0 */
+    void *rings;
+    int has_drawn;         /* logits, own and drawn are those of a step */
     Candidate *candidates; /* (V) */
     float *logits;         /* (b,V): what ids are drawn by */
     float *own;            /* (b,V): the model's logits before the penalty; `logits` itself if there is no penalty */
@@ -64,6 +68,7 @@ void llmc_generation_free(llmc_generation *g) {
     free(g->coins);
     free(g->ids);
     free(g->pos);
+    free(g->rings);
     free(g);
 }
 
@@ -82,7 +87,10 @@ static void cut(llmc_generation *g, int from, int to) {
     }
     g->held -= to - from;
     if (g->cached > from) g->cached = from;
+    if (g->saved > from) g->saved = 0;
 }
+
+void generation_return_to(llmc_generation *g, int n) { g->again = n; }
 
 int llmc_generation_cut(llmc_generation *g, int from, int to) {
     CHECK(0 <= from && from <= to && to <= g->held, LLMC_EINVAL, "ids %d..%d are not among the %d held", from, to,
@@ -105,26 +113,51 @@ int llmc_generation_feed(llmc_generation *g, const int *ids, int n) {
 
 /* ---- one id for each text ---- */
 
-/* True if no other text has overwritten the keys, no forward pass, and no ids of this one that were cut since. */
-static int is_cached(const llmc_generation *g) {
-    const llmc_model *m = g->model;
-    int same = m->cache_of == g && m->state == EMPTY;
-    for (int i = 0; same && i < g->b; i++) same = gpt2_remembers(m, i, g->cached);
-    return same;
+static int remembers(const llmc_generation *g) {
+    for (int i = 0; i < g->b; i++)
+        if (!gpt2_remembers(g->model, i, g->cached)) return 0;
+    return 1;
 }
 
-static int read_on(llmc_generation *g) {
-    llmc_model *m = g->model;
+/* Finds from where the ids must be read. */
+static int find_cached(llmc_generation *g) {
+    const llmc_model *m = g->model;
+    if (m->cache_of != g || m->state != EMPTY)
+        g->cached = g->saved = 0;          /* the keys are those of another text, or a forward pass overwrote them */
     if (g->cached == g->held) g->cached--; /* the last id is read again for its logits */
-    if (!is_cached(g)) g->cached = 0;
-    const int n = g->held - g->cached;
+    if (remembers(g)) return LLMC_OK;
+    g->cached = g->saved <= g->cached ? g->saved : 0;
+    return g->cached ? gpt2_load_rings(g->model, g->b, g->saved, g->rings) : LLMC_OK;
+}
+
+static int save_rings(llmc_generation *g) {
+    const int64_t bytes = gpt2_ring_bytes(g->model, g->b);
+    if (!g->rings) g->rings = malloc((size_t)bytes);
+    CHECK(g->rings, LLMC_ENOMEM, "no memory to keep %lld bytes of what banded layers cache", (long long)bytes);
+    TRY(gpt2_save_rings(g->model, g->b, g->rings));
+    return g->saved = g->again, LLMC_OK;
+}
+
+/* Reads the ids up to `end`. */
+static int read_to(llmc_generation *g, int end) {
+    llmc_model *m = g->model;
+    const int n = end - g->cached;
     for (int i = 0; i < g->b; i++) {
         g->pos[i] = g->cached;
         memcpy(g->feed + (int64_t)i * n, g->ids + (int64_t)i * g->T + g->cached, (size_t)n * sizeof *g->feed);
     }
     TRY(llmc_model_extend(m, g->feed, g->pos, g->b, n, g->logits));
     m->cache_of = g;
-    return g->cached = g->held, LLMC_OK;
+    return g->cached = end, LLMC_OK;
+}
+
+static int read_on(llmc_generation *g) {
+    TRY(find_cached(g));
+    if (g->cached < g->again && g->again < g->held && gpt2_ring_bytes(g->model, g->b)) {
+        TRY(read_to(g, g->again));
+        TRY(save_rings(g));
+    }
+    return read_to(g, g->held);
 }
 
 /* Applies the penalty of CTRL (Keskar et al. 2019, section 4.1) as Hugging Face does: a negative logit is multiplied, and an id

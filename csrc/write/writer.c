@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/error.h"
 #include "text/vocab.h"
+#include "write/generate.h"
 #include "write/locate.h"
 #include "write/template.h"
 #include "base/utf8.h"
@@ -241,6 +242,7 @@ void writer_restart(llmc_writer *w, int n) { forget(w, n); }
 int llmc_writer_rewind(llmc_writer *w, int n, int64_t seed, int64_t most) {
     CHECK(most >= 0, LLMC_EINVAL, "%lld tokens to write", (long long)most);
     TRY(forget(w, n));
+    generation_return_to(w->generation, n);
     llmc_generation_reseed(w->generation, seed);
     return w->made = 0, w->most = most, w->end = LLMC_GOING_ON, LLMC_OK;
 }

@@ -16,15 +16,16 @@ from test_tokenizer_c import EOT
 import pyllmc
 from pyllmc import GPTConfig, InvalidArgument, Model, Primer, Tokenizer, Writer, prime
 from pyllmc.draw.shots import draw_shots
+from pyllmc.engine import _ffi
 from pyllmc.priming import Form, read_examples
 
 PAIRS = [("ab", "ba"), ("ca", "ac"), ("bb", "bb")]
 LETTERS = [b"a", b"b", b"c", b"\n", b" ", b"=", b">"]
 
 
-def make_model(T: int = 64, pieces=LETTERS, eot: bool = True) -> Model:
+def make_model(T: int = 64, pieces=LETTERS, eot: bool = True, window: int = 0) -> Model:
     V = len(pieces) + eot
-    config = GPTConfig(vocab_size=V, max_seq_len=T, n_layer=2, n_head=2, n_embd=16)
+    config = GPTConfig(vocab_size=V, max_seq_len=T, n_layer=2, n_head=2, n_embd=16, window=window)
     model = Model(config, B=1, seed=1, training=False, keep_logits=False, init_std=0.5)
     table = Tokenizer([*pieces, EOT] if eot else pieces, "longest", len(pieces) if eot else -1)
     model.tokenizer_bytes = table.to_bytes()
@@ -80,9 +81,10 @@ def test_what_the_form_cannot_write_is_refused(model, arguments, says):
 )
 @pytest.mark.parametrize("shots", [0, 1, 3])
 @pytest.mark.parametrize("eot", [True, False])
-def test_an_answer_is_what_a_writer_writes_after_the_prompt(form, shots, eot):
+@pytest.mark.parametrize("window", [0, 1])
+def test_an_answer_is_what_a_writer_writes_after_the_prompt(form, shots, eot, window):
     """Whatever was asked before: the end, the document's end and the limit are those of the writer."""
-    model = make_model(eot=eot)
+    model = make_model(eot=eot, window=window)
     how, ends = dict(temperature=1.0, max_new_tokens=7), set()
     primer = Primer(Writer(model), PAIRS[:shots], seed=3, **form, **how)
     gap = Form(**form).gap
@@ -110,7 +112,23 @@ def test_the_examples_are_read_once(model):
         primer.answer("ab")
 
 
-def test_another_writer_between_two_queries_changes_nothing(model):
+def test_what_banded_layers_cache_of_the_examples_is_kept():
+    """Their rings forget the examples during an answer. The keys of dense layers are spoilt, as above."""
+    model, ffi = make_model(window=1, eot=False), _ffi.ffi()
+    primer = Primer(model, PAIRS, separator=">", end="\n\n", temperature=1.0, max_new_tokens=25)
+    asked = [primer.answer(query, seed=6) for query in ("ab", "ca", "ab", "ca")]
+    assert asked[:2] == asked[2:] and max(map(len, asked)) > 20
+    lib, row = model._lib, model._arena.rows["qkv"]
+    acts = ffi.cast("float *", lib.llmc_model_block(model._handle, lib.LLMC_ACTS))
+    keys = np.frombuffer(ffi.buffer(acts + row.offset, 4 * 3 * 16 * primer.tokens), np.float32)
+    keys[:] = np.nan
+    with pytest.raises(pyllmc.NotFinite):
+        primer.answer("ab")
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_another_writer_between_two_queries_changes_nothing(window):
+    model = make_model(window=window)
     primer = Primer(model, PAIRS, separator=">", temperature=1.0)
     first = [primer.answer(query) for query in ("ab", "ca")]
     assert Writer(model).write("abc", 30)
