@@ -237,8 +237,8 @@ def choose_template(args: argparse.Namespace, sources: list[Source], how: How) -
         raise DataError("--field names the field of a text, and --template, --learn_prompt and --max_len are for "
                         "prompts and answers: leave one out")  # fmt: skip
     record = None if args.field_given else pairs.first_record(sources, how)
-    found = pairs.looks_like_pairs(record)
     has_text = isinstance(record, dict) and isinstance(record.get(how.field), str)
+    found = pairs.looks_like_pairs(record) or (not has_text and pairs.lacks_an_answer(record))
     if found and has_text and not asked:
         warn(
             args,

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.base import live
+from pyllmc.base.errors import DataError, counted
 from pyllmc.draw import chances
 from pyllmc.engine.checkpoint import OPTIONS as RECORD
 from pyllmc.engine.checkpoint import lines_of, section
@@ -179,8 +180,13 @@ def answer_to(query: str, writer: Writer, how: dict[str, Any]) -> Source:
     form = Form(**{name: how.pop(name) for name in OF_FORM if how[name] is not None})
     for name in OF_FORM:
         how.pop(name, None)
-    pairs = read_examples(how.pop("examples"), form.checked())
-    primer = Primer(writer, pairs[: how.pop("shots")], **form._asdict(), **how, longest=query)
+    path, shots = how.pop("examples"), how.pop("shots")
+    pairs = read_examples(path, form.checked())
+    if shots is not None and shots > len(pairs):
+        raise DataError(
+            f"--shots={shots}, but {path} has {counted(len(pairs), 'example')}: lower it, or add some"
+        )
+    primer = Primer(writer, pairs[:shots], **form._asdict(), **how, longest=query)
     return Source(
         f"{query}{form.separator}",
         lambda seed: primer.stream(query, seed),

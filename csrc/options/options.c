@@ -141,7 +141,7 @@ static int parse_float(const Option *o, const char *text, double *value) {
     CHECK(rc >= 0, LLMC_EINVAL, "--%s=%.60s is not a number", o->name, text);
     CHECK(!rc || x, LLMC_EINVAL, "--%s=%.60s is too small for a number, and is not 0: write 0", o->name, text);
     CHECK(!rc && x >= o->least && x <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.10g..%.10g%s", o->name, text,
-          o->least, o->most, o->most < 1 ? ": it must be below 1" : "");
+          o->least, o->most, o->most < 1 ? ": it must be at least 0 and below 1" : "");
     *value = x;
     return LLMC_OK;
 }

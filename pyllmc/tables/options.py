@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Union
 
 from pyllmc import __version__
-from pyllmc.base.errors import EXIT_CODES
+from pyllmc.base.errors import EXIT_CODES, run_command
 from pyllmc.base.files import is_named_pipe
 from pyllmc.base.values import at_least, number, unescaped, whole
 from pyllmc.tables.help import EXAMPLES, Help
@@ -48,7 +48,7 @@ class Option(NamedTuple):
             return WORDS[text]
         value = whole(text) if self.type == "INT" else number(text)
         if not self.least <= value <= self.most:
-            below = ": it must be below 1" if self.most < 1 else ""
+            below = ": it must be at least 0 and below 1" if self.most < 1 else ""
             bounds = (
                 f"{self.least:.0f}..{self.most:.0f}"
                 if self.type == "INT"
@@ -308,6 +308,13 @@ class Parser(argparse.ArgumentParser):
             return f"{arg!r} is not an option: write --name=value; --help lists them"
         name = arg[2:].partition("=")[0]
         return f"unknown option --{name}: {did_you_mean(name, self._names())}"
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """What --help and --version print. argparse ignores an error there; here it is one as in all other output."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif code := run_command(self.prog, lambda: print(message, end="")):
+            raise SystemExit(code)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {re.sub('^argument ', '', message)}\n")

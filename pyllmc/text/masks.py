@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyllmc.base.errors import BadFile, need
+from pyllmc.base.errors import BadFile, DataError, need
 from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
 
 if TYPE_CHECKING:
@@ -80,10 +80,17 @@ def crc_of(path: str) -> int:
     return crc
 
 
+def _flag(value: Any) -> bool:
+    if value not in (0, 1):
+        raise DataError(f"learnt holds {value}: give True or False for each token")
+    return bool(value)
+
+
 def write_mask(tokens: str | os.PathLike[str], learnt: Iterable[bool]) -> None:
-    """Write the mask of a token file that exists, whole or not at all. learnt: for each of its tokens, in order."""
+    """Write the mask of a token file that exists, whole or not at all. learnt: a bool, or 0 or 1, for each of its tokens, in
+    order. Raises DataError for other values, such as token ids, all of which would count as learnt."""
     path, writer = os.fspath(tokens) + ENDING, MaskWriter()
-    writer.append(bytes(map(bool, learnt)))
+    writer.append(bytes(map(_flag, learnt)))
     with atomic_path(path) as tmp:
         writer.write(tmp, os.fspath(tokens), path)
 

@@ -52,6 +52,11 @@ def looks_like_pairs(record: Any) -> bool:
     )
 
 
+def lacks_an_answer(record: Any) -> bool:
+    """True if a record has a prompt, and no answer to it."""
+    return isinstance(record, dict) and not looks_like_pairs(record) and any(a in record for a, _ in PAIRS)
+
+
 def talk_of(record: Any, alpaca: bool = False) -> Talk:
     """The turns of a record. Raises DataError, which says what is wrong and the remedy, but not where."""
     if not isinstance(record, dict):

@@ -245,6 +245,16 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     assert examples and all(line.strip().startswith(f"python -m {module}") for line in examples)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("module", MODULES)
+def test_help_that_cannot_be_written_is_an_error(module):
+    """As for all other output; argparse would say nothing, and exit with 0."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", module, "--help"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5 and "No space left on device" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("module", ["pyllmc", *MODULES])
 def test_every_command_tells_its_version(module):
     done = subprocess.run(

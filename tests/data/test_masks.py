@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_dataloader import Loader, lib, write
 
 from pyllmc import BadFile, LlmcError
+from pyllmc.base.errors import DataError
 from pyllmc.text import bins, masks
 
 EOT = 9
@@ -179,3 +180,14 @@ def test_a_file_of_numpy_masks(tmp_path):
     path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
     masks.write_mask(path, np.array([0, 1, 0, 1], bool))
     assert masks.read_mask(path, 4).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "learnt", [np.array([EOT, 1, 2, EOT]), [0.5, 1, 0, 1], [None] * 4, ["0", "1", "0", "1"]]
+)
+def test_what_is_no_mask_is_refused(tmp_path, learnt):
+    """Token ids, for one: all of them would count as learnt."""
+    path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
+    with pytest.raises(DataError, match=f"learnt holds {learnt[0]}: give True or False for each token"):
+        masks.write_mask(path, learnt)
+    assert masks.read_mask(path, 4) is None

@@ -156,6 +156,13 @@ def test_a_bad_record_is_one_line_with_its_place(tmp_path, capsys, line, words):
     assert not (tmp_path / "d").exists()
 
 
+def test_a_first_record_without_an_answer_is_named_as_such(tmp_path, capsys):
+    """It has no text either; yet who asks, wants an answer."""
+    assert prepare(tmp_path, '{"prompt": "a"}', {"prompt": "a", "completion": "b"}) in (2, 4)
+    told = capsys.readouterr().err
+    assert "a.jsonl:1: no fields of a prompt and its answer (it has prompt)" in told and told.count("\n") == 1
+
+
 def test_bad_pairs_may_be_left_out(tmp_path, capsys):
     records = [{"prompt": "Hi", "completion": "Hello!"}, {"prompt": "a"}, {"prompt": "a", "completion": ""}]
     assert prepare(tmp_path, *records, options=("--skip_null",)) == 0

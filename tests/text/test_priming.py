@@ -308,6 +308,7 @@ def test_the_command_tells_what_the_context_holds(checkpoint, tmp_path):
         (["--shots=2"], 2, "--shots belongs to --examples=FILE"),
         (["--separator=>"], 2, "--separator belongs to --examples=FILE"),
         (["--examples=FILE", "--prompt=ca", "--shots=-1"], 2, "'-1' is not a whole number of at least 0"),
+        (["--examples=FILE", "--prompt=ca", "--shots=99"], 2, "good.jsonl has "),
         (["--examples=FILE", "--prompt=ca", "--separator="], 2, "separator is empty"),
         (["--examples=FILE", "--prompt=a\nb"], 2, "the query holds"),
         (["--examples=FILE", "--prompt=x"], 2, "character 'x'"),

@@ -56,9 +56,9 @@ def test_the_run_tells_it(data):
 
 @pytest.mark.parametrize("name", ["dropout", *NAMES])
 def test_1_is_refused(name):
-    with pytest.raises(pyllmc.InvalidArgument, match=f"--{name}=1 .*it must be below 1$"):
+    with pytest.raises(pyllmc.InvalidArgument, match=f"--{name}=1 .*it must be at least 0 and below 1$"):
         pyllmc.Trainer(**{name: 1})
-    with pytest.raises(pyllmc.InvalidArgument, match=f"--{name}=-0.1 "):
+    with pytest.raises(pyllmc.InvalidArgument, match=f"--{name}=-0.1 .*it must be at least 0 and below 1$"):
         pyllmc.Trainer(**{name: -0.1})
 
 
