@@ -323,6 +323,7 @@ class Loader:
     an epoch. `position` (the number of windows consumed by all ranks) is the whole state: window number p of the
     stream is i = p % N of epoch p // N, or permute(i, N, seed, epoch) when shuffled. A batch of rank r takes
     windows position + r*B .. + B-1, then position advances by world*B.
+    pack: in shards with a loss mask a window holds as many whole documents as fit, instead of one.
     """
 
     def __init__(
@@ -338,10 +339,8 @@ class Loader:
         self._shards = [inspect_shard(p) for p in self.paths]
         self._masks = [read_mask(p, info.ntok) for p, info in zip(self.paths, self._shards)]
         self._starts = [
-            window_starts(read_shard(p), T, eot)
-            if m is None
-            else document_starts(read_shard(p), T, eot, pack)
-            for p, m in zip(self.paths, self._masks)
+            window_starts(ids, T, eot) if m is None else document_starts(ids, T, eot, pack)
+            for ids, m in zip(map(read_shard, self.paths), self._masks)
         ]
         self.masked = any(m is not None for m in self._masks)
         lengths = [len(s) - (m is not None) for s, m in zip(self._starts, self._masks)]
