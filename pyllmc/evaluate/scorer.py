@@ -114,7 +114,7 @@ class Scorer:
             yield found
 
     def _spans_of(self, items: Sequence[Choice]) -> Iterator[Span]:
-        """Of each item: its context but for the last token, then every choice behind that token."""
+        """The spans of each item: its context but for the last token, then every choice behind that token."""
         held = NONE
         for item in items:
             before, last = item.context[:-1], item.context[-1:]
