@@ -731,6 +731,11 @@ def make_default_data(folder: str) -> None:
 
 PROG = "train_gpt2.py"
 SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # the names of fresh models of OpenAI's sizes
+SEVERAL = (
+    "reduce_precision",
+    "zero",
+    "timeout",
+)  # options of several processes, which the reference does not start
 EXTRA = {  # options that only this front end has
     "export": ("", "write the weights as llm.c's model file at the end"),
     "export_version": ("3", "version of that file; 3: fp32, 5: bf16"),
@@ -740,7 +745,7 @@ EXTRA = {  # options that only this front end has
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    hidden = ("out", "overwrite", "resume", "plan", "train_only", "lora_rank", "lora_alpha", "lora_on")
+    hidden = (*"out overwrite resume plan train_only lora_rank lora_alpha lora_on".split(), *SEVERAL)
     parser = options.make_parser(PROG, about, hidden=hidden)
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")

@@ -5,6 +5,30 @@
 #include "pyllmc.h"
 #pragma GCC visibility push(default)
 /* cffi: begin */
+/* ---- several processes that train one model together (model/team.c, train/meet.c) ---- */
+/* The processes, and how they reach each other. All of them make the same calls in the same order; a call returns 0, or -1 if
+ * another process cannot be reached. */
+typedef struct llmc_team {
+    int rank, world;                          /* the number of this process, and how many there are */
+    int local;                                /* how many of them are on this machine */
+    void *self;                               /* is handed to each function */
+    const char *(*why)(void *self);           /* after a call has failed: a line that names the process that was lost */
+    int (*sum)(void *self, double *x, int n); /* x[n] becomes the sum of all ranks' x, the same bits on each */
+    int (*begin_sum)(void *self, float *x, int64_t n); /* begins that for x[n] on the device, and returns at once */
+    int (*end_sums)(void *self);                       /* waits until all sums that were begun are there */
+    int (*gather)(void *self, float *x,
+                  int64_t each); /* x (world,each) on the device: each rank has its row, and gets all */
+    int (*fetch)(void *self, float *x, int64_t n,
+                 int from); /* rank `from` sends x[n] to rank 0; both are on the host */
+} llmc_team;
+/* Makes a model one of several. The team must outlive it. Passes that drop are numbered as if one process made the passes of all
+ * ranks in turn. If the room has shards, llmc_model_update changes this rank's share of the parameters and gathers the others'. */
+int llmc_model_join(llmc_model *model, const llmc_team *team);
+/* Begins the sum of each gradient in the next llmc_model_micro_step, as soon as that has made it: of the last layers first. */
+int llmc_model_sum_next(llmc_model *model);
+/* With shards: sends this rank's moments while rank 0 is in llmc_checkpoint_save. */
+int llmc_checkpoint_send(llmc_model *model);
+
 /* ---- learning rate (schedule.c) ---- */
 /* The learning rate of the step that goes from `done` to `done + size`. Both count steps (size 1) or tokens, as do `end` and
  * `warmup`. It is lr (done+size)/warmup, at most lr, while done < warmup. Then it goes from lr to
@@ -27,6 +51,8 @@ int llmc_options_set(llmc_options *options, const char *name, const char *value)
 int llmc_options_set_model_file(llmc_options *options, const char *path);
 /* The same for the base of adapters, if --model or --resume names a file of those. */
 int llmc_options_set_base_file(llmc_options *options, const char *path);
+/* A trainer that is made with these options is one of several, which train together. NULL: it is alone. */
+int llmc_options_set_team(llmc_options *options, const llmc_team *team);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* Takes --name=value, --name value, --flag, --no_flag; the last one of a name counts. 1 if --help is among them, 2 if
@@ -85,6 +111,8 @@ typedef struct llmc_event {
 } llmc_event;
 /* Checks all that can be checked before there is data: 1 if the default data must be made first (pyllmc.stories), else 0. */
 int llmc_trainer_check(const llmc_options *options);
+/* --resume=auto becomes the run in --out, or, where that has no checkpoint, a fresh run in its place. */
+int llmc_options_settle_resume(llmc_options *options);
 /* Opens the data; allocates nothing large. The options are copied. */
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
 void llmc_trainer_free(llmc_trainer *trainer);

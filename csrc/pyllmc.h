@@ -112,6 +112,9 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int lora_on;   /* the matrices that have adapters, as llmc_lora_targets gives them */
     float lora_alpha;
     const char *train_only; /* patterns of names, see options.def; NULL or "": all is trained, or LoRA's adapters */
+    /* ZeRO-1 (llmc_team): the moments are shared out among so many processes, of which this is number `shard`; 0, 1: it has all. */
+    int shards, shard;
+    int neighbours; /* the processes that share the machine's memory, itself among them, for what would fit; 0: 1 */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */

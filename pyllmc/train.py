@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pyllmc.base.errors import (
     INTERRUPTED,
     LlmcError,
     begin_command,
+    exit_code,
     how_to_install,
     python_command,
     run_command,
@@ -20,12 +22,15 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.base import live
+from pyllmc.distributed.place import Place, is_one_of_several, settle_machine
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
 
-PROG = "pyllmc.train"
+if TYPE_CHECKING:
+    from pyllmc.distributed.team import Team
 
+PROG = "pyllmc.train"
 
 WRITING = " --max_steps=0 --prompt="
 
@@ -65,24 +70,73 @@ def run(trainer: Trainer) -> int:
         return INTERRUPTED if interrupted() else 0
 
 
+def write(options: Options) -> int:
+    """Writes one text with a model, instead of training it."""
+    pieces = write_text(options)
+    before = f"{python_command()} -m {PROG} --model="
+    tell_weights(PROG, options.get("model"), before, WRITING)
+    for piece in pieces:
+        live.clear()
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+# ---- several processes, started by torchrun ----
+
+
+def run_together(options: Options, team: Team) -> int:
+    """Trains with the other processes. Rank 0 alone prints and writes."""
+    trainer = Trainer(options, team=team)
+    if team.place.rank == 0:
+        code = run(trainer)
+    else:
+        with stopped_by_signals(trainer.stop, lambda: "") as interrupted:
+            for _ in trainer:
+                pass
+            code = INTERRUPTED if interrupted() else 0
+    return INTERRUPTED if team.any(code == INTERRUPTED) else code
+
+
+def train_together(options: Options, place: Place) -> int:
+    """The same, where one process of a machine tells an error, after which the others end without a line."""
+    from pyllmc.distributed.team import Team
+
+    team = None
+    try:
+        team = Team(options, place)
+        return run_together(options, team)
+    except Exception as error:
+        if team:
+            team.leave(error)
+        if (team.speaks if team else place.local_rank == 0) or not exit_code(error):
+            raise
+        raise SystemExit(exit_code(error)) from None
+    finally:
+        if team:
+            team.close()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    several = is_one_of_several()
 
     def work() -> int:
+        place = None
+        if several:
+            place = Place.read()
+            settle_machine()
+            if place.rank:
+                live.hide()
         options = Options(_ffi.load())
         asked = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if place and not asked and not options.only_write():
+            return train_together(options, place)
+        if place and place.rank:
+            return 0
         if asked:
             show(asked.rstrip())
             return 0
-        if options.only_write():
-            pieces = write_text(options)
-            before = f"{python_command()} -m {PROG} --model="
-            tell_weights(PROG, options.get("model"), before, WRITING)
-            for piece in pieces:
-                live.clear()
-                print(piece, end="", flush=True)
-            print()
-            return 0
-        return run(Trainer(options))
+        return write(options) if options.only_write() else run(Trainer(options))
 
     return run_command(PROG, work)
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_path, refuse
@@ -15,6 +15,9 @@ from pyllmc.engine import _ffi
 from pyllmc.engine.settings import Options
 from pyllmc.model import Model
 from pyllmc.stories import telling
+
+if TYPE_CHECKING:
+    from pyllmc.distributed.team import Team
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
@@ -44,16 +47,31 @@ class Event:
     text: str
 
 
-def check_and_make_data(options: Options, lib: Any) -> None:
-    """Refuses what can be refused first; then makes the stories, once, if neither --data nor --resume is given."""
-    if not _ffi.check(lib, lib.llmc_trainer_check(options.handle)):
+def make_data(data: str) -> None:
+    """Makes the stories, unless another process has made them meanwhile."""
+    if os.path.exists(os.path.join(data, "meta.json")):
         return
-    data = options.get("data")
     print(f"making {data}", file=sys.stderr)
     try:
         telling.write_dataset(data)
     except DataError as error:
         raise type(error)(f"{error}, or give --data") from error
+
+
+def prepare(options: Options, team: Team | None) -> Any:
+    """Returns the library of the options' device, after a check of all that can be refused first.
+
+    Reads weights of formats that the engine does not know, and makes the stories, once, if neither --data nor --resume is
+    given. Several processes do so one after another, so that what the first writes is there for the others."""
+    if team:
+        _ffi.check(options.lib, options.lib.llmc_options_set_team(options.handle, team.pointer))
+    in_turn = team.in_turn if team else lambda work: work()
+    in_turn(lambda: _ffi.check(options.lib, options.lib.llmc_options_settle_resume(options.handle)))
+    lib = options.load()
+    in_turn(lambda: adopt_model(options))
+    missing = _ffi.check(lib, lib.llmc_trainer_check(options.handle))
+    in_turn(lambda: make_data(options.get("data")) if missing else None)
+    return lib
 
 
 class Trainer(NotCopied):
@@ -64,6 +82,7 @@ class Trainer(NotCopied):
 
     Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event
     when a step's gradients are complete, before they are clipped and applied: change `trainer.model.grads` then.
+    team: pyllmc.distributed.join(options) where torchrun has started several processes, which then train together.
     Raises InvalidArgument for an impossible option or shape, BadFile, OutOfMemory, SystemFailure, NotFinite.
     """
 
@@ -74,6 +93,7 @@ class Trainer(NotCopied):
         options: Options | None = None,
         *,
         yield_gradients: bool = False,
+        team: Team | None = None,
         **named: Any,
     ) -> None:
         if options is not None and not isinstance(options, Options):
@@ -87,9 +107,8 @@ class Trainer(NotCopied):
             self.options.set("out", "")  # a library call writes nothing unless it is told where
         for name, value in named.items():
             self.options.set(name, value)
-        self._lib = self.options.load()
-        adopt_model(self.options)
-        check_and_make_data(self.options, self._lib)
+        self._team = team  # C calls it as long as the trainer lives
+        self._lib = prepare(self.options, team)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)

@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include "base/crc32.h"
 #include "base/error.h"
-#include "model/gpt2.h"
+#include "model/team.h"
 #include "files/adapterfile.h"
 #include "files/modelfile.h"
 #include "files/state.h"
@@ -57,18 +57,24 @@ static int put_header(Output *o, const llmc_model *m) {
     return put(o, text, header[TEXT_AT]);
 }
 
+/* Writes the n floats of o->x. */
+static int put_part(Output *o, const char *what, const char *name, int64_t n) {
+    const int64_t bad = gpt2_find_nonfinite(o->x, n);
+    CHECK(bad < 0, LLMC_ENUMERIC,
+          "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", o->path, what,
+          name, o->x[bad]);
+    TRY(put(o, o->x, n * 4));
+    pulse_share(&o->share, n); /* its answer is ignored: a stop waits until the file is written */
+    return LLMC_OK;
+}
+
 /* Writes n floats of the device, which begin at `block`. */
 static int put_floats(Output *o, llmc_model *m, const char *what, const char *name, const float *block, int64_t n) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
         m->k->copy_out(&m->ctx, o->x, block + i, turn * 4);
         TRY(m->k->sync(&m->ctx));
-        const int64_t bad = gpt2_find_nonfinite(o->x, turn);
-        CHECK(bad < 0, LLMC_ENUMERIC,
-              "%s is not written: the %s of %s hold %g; go back to the last checkpoint, with a lower lr", o->path, what,
-              name, o->x[bad]);
-        TRY(put(o, o->x, turn * 4));
-        pulse_share(&o->share, turn); /* its answer is ignored: a stop waits until the file is written */
+        TRY(put_part(o, what, name, turn));
     }
     return LLMC_OK;
 }
@@ -119,10 +125,61 @@ static int put_state(Output *o, const char *state, const llmc_model *m) {
     return put(o, state, (int64_t)strlen(state));
 }
 
-static int put_moments(Output *o, llmc_model *m) {
-    TRY(put_section_header(o, MOMENTS, 2 * m->layout.num_trained * 4));
-    TRY(put_trained(o, m, "moments", m->m));
-    return put_trained(o, m, "moments", m->v);
+/* ---- moments that are shared out ---- */
+
+/* Moves part of a block of rank `from` to rank 0, into x[n]: both call this, and no other rank does. */
+static int move_part(llmc_model *m, float *x, const float *block, int64_t n, int from) {
+    const int own = m->team->rank == from;
+    if (own) m->k->copy_out(&m->ctx, x, block, n * 4);
+    if (own) TRY(m->k->sync(&m->ctx));
+    if (own && !from) return LLMC_OK;
+    return m->team->fetch(m->team->self, x, n, from) == 0 ? LLMC_OK : team_lost(m->team);
+}
+
+/* Takes n elements of a block from their rank and writes them. After an error `rc` of the file they are only taken, because the
+ * other processes send them in any case. */
+static int put_share(Output *o, llmc_model *m, const float *block, int64_t n, int from, int rc) {
+    for (int64_t i = 0; i < n; i += AT_A_TIME) {
+        const int64_t turn = next_turn(n - i);
+        TRY(move_part(m, o->x, block + i, turn, from));
+        if (rc == 0) rc = put_part(o, "moments", "a process", turn);
+    }
+    return rc;
+}
+
+static int put_shares(Output *o, llmc_model *m, int rc) {
+    const int64_t each = moments_each(m->layout.num_trained, &m->room);
+    const float *const blocks[] = {m->m, m->v};
+    for (int b = 0; b < 2; b++) {
+        for (int rank = 0; rank < m->room.shards; rank++) {
+            const int status = put_share(o, m, blocks[b], each, rank, rc);
+            if (rc == 0) rc = status;
+        }
+        rc = put_share(o, m, blocks[b] + each, m->layout.num_moments - each, 0, rc);
+    }
+    return rc;
+}
+
+int llmc_checkpoint_send(llmc_model *m) {
+    const int64_t each = moments_each(m->layout.num_trained, &m->room);
+    const float *const blocks[] = {m->m, m->v};
+    CHECK(m->team && m->room.shards > 1, LLMC_EINVAL, "this model has all moments: there is nothing to send");
+    float *x = malloc(AT_A_TIME * sizeof *x);
+    CHECK(x, LLMC_ENOMEM, "no memory to send moments");
+    int rc = LLMC_OK;
+    for (int b = 0; b < 2; b++)
+        for (int64_t i = 0; rc == 0 && i < each; i += AT_A_TIME)
+            rc = move_part(m, x, blocks[b] + i, next_turn(each - i), m->team->rank);
+    free(x);
+    return rc;
+}
+
+/* `rc`: the status of the file so far. */
+static int put_moments(Output *o, llmc_model *m, int rc) {
+    if (rc == 0) rc = put_section_header(o, MOMENTS, 2 * m->layout.num_trained * 4);
+    if (m->room.shards > 1) return put_shares(o, m, rc);
+    if (rc == 0) rc = put_trained(o, m, "moments", m->m);
+    return rc == 0 ? put_trained(o, m, "moments", m->v) : rc;
 }
 
 static int put_crc(Output *o) {
@@ -192,7 +249,7 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     if (rc == 0) rc = put_section(o, OPTIONS, options, options ? (int64_t)strlen(options) : 0);
     if (rc == 0) rc = put_state(o, state, m);
     if (rc == 0) rc = put_section(o, TOKENIZR, tokenizer, tokenizer_size);
-    if (rc == 0 && with_moments) rc = put_moments(o, m);
+    if (with_moments) rc = put_moments(o, m, rc);
     if (rc == 0) rc = put_crc(o);
     if (rc == 0) rc = commit(o);
     pulse("%s", "");

@@ -291,8 +291,11 @@ static int load(Reader *r, llmc_model *m) {
     if (m->room.training && !has_moments) return llmc_model_reset_moments(m);
     m->step = step;
     if (!m->room.training) return LLMC_OK;
-    TRY(copy_in(r, m, m->m, moments, n, 4));
-    TRY(copy_in(r, m, m->v, moments + n * 4, n, 4));
+    for (int i = 0; i < MOMENT_PARTS; i++) {
+        const Moments own = moments_part(&m->layout, &m->room, i);
+        TRY(copy_in(r, m, m->m + own.at, moments + own.first * 4, own.end - own.first, 4));
+        TRY(copy_in(r, m, m->v + own.at, moments + (n + own.first) * 4, own.end - own.first, 4));
+    }
     return m->k->sync(&m->ctx);
 }
 

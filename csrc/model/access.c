@@ -26,7 +26,14 @@ static float *block_of(const llmc_model *m, int block) {
     return block >= 0 && block < 5 ? blocks[block] : NULL;
 }
 
-void *llmc_model_block(llmc_model *m, int block) { return m->k->host ? block_of(m, block) : NULL; }
+/* ZeRO-1 leaves only a share of the moments here, whose place is that of no tensor. */
+static int is_shared_out(const llmc_model *m, int block) {
+    return m->room.shards > 1 && (block == LLMC_M || block == LLMC_V);
+}
+
+void *llmc_model_block(llmc_model *m, int block) {
+    return m->k->host && !is_shared_out(m, block) ? block_of(m, block) : NULL;
+}
 
 void gpt2_widen(float *to, const uint16_t *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -58,7 +65,7 @@ int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_weights);
 /* The first element of layer l of row i in a block; NULL, with an error, if the block has not `end` elements of it. */
 static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
     const llmc_tensor *t = llmc_model_tensor(m, i);
-    float *base = block_of(m, block);
+    float *base = is_shared_out(m, block) ? NULL : block_of(m, block);
     const int there = t && base && (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) &&
                       end >= 0 && end <= t->size;
     const int of_gradients = block == LLMC_GRADS || block == LLMC_M || block == LLMC_V;

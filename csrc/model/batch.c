@@ -215,13 +215,15 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     TRY(gpt2_need_training(m));
     CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
     TRY(take_batch(m, tokens, targets, weights, b, t));
-    if (!accumulate) m->drop.micro_step = 0;
+    if (!accumulate) m->drop.micro_step = m->drop.first;
     gpt2_begin_dropout(m, 1);
     const int64_t key[4] = {b, t, (accumulate != 0) + 2 * (m->separator >= 0) + 4 * m->drop.dropped, bits_of(scale)};
-    if (!m->k->replay(&m->ctx, key)) {
+    /* What a device has recorded cannot call the team between two layers. */
+    if (m->summing || !m->k->replay(&m->ctx, key)) {
         forward_and_backward(m, scale, accumulate);
-        m->k->recorded(&m->ctx);
+        if (!m->summing) m->k->recorded(&m->ctx);
     }
+    m->summing = 0;
     m->state = BACKWARD_DONE;
     if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
     return LLMC_OK;

@@ -59,7 +59,7 @@ void gpt2_begin_dropout(llmc_model *m, int on) {
         for (int kind = 0; kind < KINDS; kind++) rows[kind] = dropout_at(m, kind, l);
         m->k->copy_in(&m->ctx, to + (int64_t)l * KINDS, rows, sizeof rows);
     }
-    if (on) m->drop.micro_step++;
+    if (on) m->drop.micro_step += 1 + m->drop.others;
 }
 
 const Dropout *gpt2_dropout(const llmc_model *m, int kind, int l) {

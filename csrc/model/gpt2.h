@@ -1,6 +1,7 @@
 /* The struct behind llmc_model, for the files that compute with a model, save, load and sample it. */
 #ifndef GPT2_H
 #define GPT2_H
+#include "frontends.h"
 #include "model/layout.h"
 
 enum { EMPTY, FORWARD_DONE, LOSS_DONE, BACKWARD_DONE };
@@ -18,10 +19,14 @@ struct llmc_model {
         double p[4];      /* the probability of each kind (kernels.h) */
         int64_t seed;
         int64_t micro_step; /* the number of the next pass that drops, since the last update */
+        int64_t first;      /* the number of the first pass after an update: the rank */
+        int64_t others;     /* the numbers between two passes, which are those of other ranks */
         int in_forward;     /* llmc_model_forward drops, too */
         int dropped;        /* the last forward pass did */
     } drop;
-    const Kernels *k; /* chosen once, when the model is made, as is the number of threads in ctx */
+    const llmc_team *team; /* NULL: this process trains alone */
+    int summing;           /* the next micro-step begins the sums of its gradients */
+    const Kernels *k;      /* chosen once, when the model is made, as is the number of threads in ctx */
     Context ctx;
     Layout layout;
     char *arena; /* the one allocation, which layout.h draws */

@@ -3,6 +3,7 @@
 #include "base/pulse.h"
 #include "model/layers.h"
 #include "model/lora.h"
+#include "model/team.h"
 
 /* ---- forward ---- */
 
@@ -230,13 +231,16 @@ void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
     k->fill(&m->ctx, a.dresidual, 0, (int64_t)B * T * C * element_bytes(k->element));
     k->layernorm_backward(&m->ctx, a.dresidual, dw.lnfw, dw.lnfb, a.branch, a.residual3, w.lnfw, a.lnf_mean, a.lnf_rstd,
                           B, T, C);
+    if (m->summing) team_sum_head(m);
     for (int l = L - 1; l >= 0 && l >= lowest; l--) {
         tell_layer(m, pass, "backward", l);
         if (l < L - 1) layer_recompute(m, pass, l);
         else last_layer_recompute(m, pass, l);
         layer_backward(m, pass, l, accumulate, l == lowest);
+        if (m->summing) team_sum_layer(m, l);
     }
     if (!dw.wte && !dw.wpe) return;
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_EMBEDDING, 0);
     k->encoder_backward(&m->ctx, dw.wte, dw.wpe, d, a.tokens, offsets_of(m, pass), B, T, C);
+    if (m->summing) team_sum_embeddings(m);
 }

@@ -177,6 +177,13 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
     layout->num_params = layout->table[NUM_PARAM_TENSORS].offset;
     TRY(layout_check_trained(layout, room));
     count_trained(layout, room);
+    CHECK(room->shards <= 1 || layout->num_trained == layout->num_weights || !room->training, LLMC_EINVAL,
+          "the moments are shared out (--zero) only where all of a model is trained: leave it out, as these are few");
+    layout->num_moments = 0;
+    for (int i = 0; i < MOMENT_PARTS; i++) {
+        const Moments part = moments_part(layout, room, i);
+        layout->num_moments += part.end - part.first;
+    }
     return LLMC_OK;
 }
 

@@ -7,7 +7,8 @@
  *
  *   stored      the parameters as kernels read them; left out where floatX is float and params serve for both
  *   params      the tensors of tensors.def in their order, without gaps: those of model files, then LoRA's adapters
- *   grads, m, v only in training; each has what is trained of params, in the same order, without gaps
+ *   grads, m, v only in training; each has what is trained of params, in the same order, without gaps; with ZeRO-1 m and v have
+ *               this process's share of that
  *
  * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
  *
@@ -57,7 +58,8 @@ typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];
     int64_t num_params, num_acts; /* elements of model files; words of 4 bytes */
     int64_t num_weights;          /* elements of params: num_params, and the adapters */
-    int64_t num_trained;          /* elements of grads, m and v; 0 without training */
+    int64_t num_trained;          /* elements of grads; 0 without training */
+    int64_t num_moments;          /* elements of m and of v: num_trained, or this process's share of it */
 } Layout;
 /* room->precision must be settled: LLMC_FP32 or LLMC_BF16. */
 int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room);
@@ -69,6 +71,26 @@ static inline int layout_ring_rows(const Layout *layout) { return (int)layout->t
 /* How many of the layers before layer l have a ring. */
 int layout_rings_before(const Layout *layout, const llmc_config *config, int l);
 static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }
+
+/* ---- what each process has of the moments ---- */
+
+/* ZeRO-1 (Rajbhandari et al. 2020, "optimizer state partitioning"): of n trained elements each of W processes has the moments of
+ * its own n / W, a multiple of 16. What is left over at the end, fewer than 16 W, every process has, and updates to the same bits. */
+enum { MOMENT_PARTS = 2 };
+typedef struct Moments {
+    int64_t first, end; /* the elements, counted as gradients are */
+    int64_t at;         /* where their moments begin in m and v */
+} Moments;
+
+/* The elements in a process's own share; all of them if nothing is shared out. */
+static inline int64_t moments_each(int64_t trained, const llmc_room *room) {
+    return room->shards > 1 ? trained / room->shards / 16 * 16 : trained;
+}
+
+static inline Moments moments_part(const Layout *layout, const llmc_room *room, int part) {
+    const int64_t n = layout->num_trained, each = moments_each(n, room), shards = room->shards > 1 ? room->shards : 1;
+    return part ? (Moments){shards * each, n, each} : (Moments){room->shard * each, (room->shard + 1) * each, 0};
+}
 
 /* ---- what is trained (trained.c) ---- */
 

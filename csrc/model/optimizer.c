@@ -2,7 +2,7 @@
 #include <float.h>
 #include <math.h>
 #include "base/error.h"
-#include "model/gpt2.h"
+#include "model/team.h"
 
 int llmc_model_zero_grad(llmc_model *m) {
     TRY(gpt2_need_training(m));
@@ -11,9 +11,9 @@ int llmc_model_zero_grad(llmc_model *m) {
 }
 
 int llmc_model_reset_moments(llmc_model *m) {
-    const int64_t bytes = m->layout.num_trained * (int64_t)sizeof(float);
+    const int64_t bytes = m->layout.num_moments * (int64_t)sizeof(float);
     TRY(gpt2_need_training(m));
-    m->step = m->drop.micro_step = 0;
+    m->step = 0, m->drop.micro_step = m->drop.first;
     m->k->fill(&m->ctx, m->m, 0, bytes);
     m->k->fill(&m->ctx, m->v, 0, bytes);
     return m->k->sync(&m->ctx);
@@ -76,15 +76,25 @@ static int decays(const llmc_model *m, const llmc_tensor *p, const llmc_adamw *h
     return p->decay && !(h->still_embeddings && (p == t + P_wte || p == t + P_wpe));
 }
 
-static void update(llmc_model *m, const llmc_adamw *h, const float *factor) {
+/* Updates the parameters from `at` on, whose n gradients begin at g, as far as their moments are here. */
+static void update_run(llmc_model *m, int64_t at, int64_t g, int64_t n, int decay, const float *factor) {
     const AdamW *step = (const AdamW *)acts_at(m, 0).adamw;
+    for (int i = 0; i < MOMENT_PARTS; i++) {
+        const Moments own = moments_part(&m->layout, &m->room, i);
+        const int64_t from = g > own.first ? g : own.first, to = g + n < own.end ? g + n : own.end;
+        if (from >= to) continue;
+        const int64_t x = at + from - g, mv = own.at + from - own.first;
+        m->k->adamw(&m->ctx, m->params + x, gpt2_at(m, m->stored, x), m->m + mv, m->v + mv, m->grads + from, factor,
+                    step, decay, to - from);
+    }
+}
+
+static void update(llmc_model *m, const llmc_adamw *h, const float *factor) {
     for (int i = 0; i < NUM_TRAINABLE; i++)
         for (int l = 0, n; l < layers_stored(&m->layout.table[i]); l += n ? n : 1) {
             const llmc_tensor *p = &m->layout.table[i];
             const int64_t at = p->offset + l * p->stride, g = gradient_at(m, i, l);
-            if ((n = gpt2_trained_in_a_row(m, i, l)))
-                m->k->adamw(&m->ctx, m->params + at, gpt2_at(m, m->stored, at), m->m + g, m->v + g, m->grads + g,
-                            factor, step, decays(m, p, h), n * p->size);
+            if ((n = gpt2_trained_in_a_row(m, i, l))) update_run(m, at, g, n * p->size, decays(m, p, h), factor);
         }
 }
 
@@ -95,17 +105,17 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const AdamW step = make_step(h, ++m->step);
-    m->drop.micro_step = 0;
+    m->drop.micro_step = m->drop.first;
     _Static_assert(sizeof step == 8 * sizeof(float), "tensors.def has room for 8");
     m->k->copy_in(&m->ctx, a.adamw, &step, sizeof step);
     if (!m->k->replay(&m->ctx, key)) {
         update(m, h, clip ? a.norm + 1 : NULL);
         m->k->recorded(&m->ctx);
     }
-    return LLMC_OK;
+    return m->room.shards > 1 ? team_gather(m) : LLMC_OK;
 }
 
 void gpt2_skip_update(llmc_model *m) {
-    m->drop.micro_step = 0;
+    m->drop.micro_step = m->drop.first;
     m->step++;
 }

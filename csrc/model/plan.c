@@ -21,7 +21,7 @@ int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
     plan->stored = k->element == LLMC_FP32 ? 0 : bytes_of(layout.num_weights, element_bytes(k->element));
     plan->trained = layout.num_trained;
     plan->grads = bytes_of(layout.num_trained, 4);
-    plan->moments = 2 * plan->grads;
+    plan->moments = 2 * bytes_of(layout.num_moments, 4);
     plan->acts = bytes_of(layout.num_acts, 4);
     plan->workspace = k->workspace_bytes(room->B, room->T, config->C, config->NH, (int)Vp, threads);
     plan->total = plan->params + plan->stored + plan->grads + plan->moments + plan->acts + plan->workspace;
@@ -95,6 +95,7 @@ static int refuse(Sizes s, const llmc_plan *plan, int64_t available) {
 static int check(llmc_plan *plan, const Sizes *s, int64_t *available) {
     TRY(plan_make(plan, s->k, s->config, &s->room, s->threads));
     *available = s->k->memory_available();
+    if (*available >= 0 && s->room.neighbours > 1) *available /= s->room.neighbours;
     return *available < 0 || plan->total <= *available ? LLMC_OK : refuse(*s, plan, *available);
 }
 

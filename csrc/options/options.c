@@ -228,6 +228,12 @@ int llmc_options_get(const llmc_options *options, const char *name, char *text, 
     return LLMC_OK;
 }
 
+int llmc_options_set_team(llmc_options *options, const llmc_team *team) {
+    CHECK(!team || (team->world >= 1 && team->rank >= 0 && team->rank < team->world && team->local >= 1), LLMC_EINVAL,
+          "rank %d of %d processes: expected 0 <= rank < world", team->rank, team->world);
+    return options->team = team, LLMC_OK;
+}
+
 int llmc_options_is_given(const llmc_options *options, const char *name) {
     const Option *o = NULL;
     TRY(option_find(options, name, &o));

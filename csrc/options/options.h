@@ -2,7 +2,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 #include <stddef.h>
-#include "pyllmc.h"
+#include "frontends.h"
 
 enum { OPTION_TEXT = 1024 }; /* the most bytes of a STRING */
 typedef int64_t OPTION_INT;
@@ -16,6 +16,7 @@ enum { BY_FILE = 1, BY_CALL = 2 };
 
 struct llmc_options {
     int program;
+    const llmc_team *team; /* NULL: this process trains alone */
     /* The --model that the file of --config sets; "" if it sets none. */
     char file_model[OPTION_TEXT];
     /* The file to read for --model, if a front end has converted those weights to our format; "": --model itself. */

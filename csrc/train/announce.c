@@ -30,11 +30,15 @@ static void add_device(Growing *text, const llmc_trainer *t) {
 
 /* Starts the threads, and tells how many there are; if that is not one for each core, also why. */
 static void start_threads(Growing *text, llmc_trainer *t) {
-    const int cores = cores_here(), asked = (int)t->options.threads, wanted = threads_asked(asked);
+    const int cores = cores_here(), asked = (int)t->options.threads, local = t->team.local;
+    const int each = cores_to_use() / local > 0 ? cores_to_use() / local : 1;
+    const int wanted = !asked && local > 1 ? each : threads_asked(asked);
     const int threads = t->threads = llmc_start_threads(wanted);
     growing_add(text, ", %d thread%s", threads, s_of(threads));
     if (threads < wanted)
         growing_add(text, " of %d: the system starts no more (ulimit -u, or its container's limit)", wanted);
+    else if (local > 1 && !asked)
+        growing_add(text, " of %d core%s, which %d processes share", cores, s_of(cores), local);
     else if (threads > cores) growing_add(text, " on %d core%s: more than cores are slower", cores, s_of(cores));
     else if (t->k->host && !asked && threads < cores) growing_add(text, " of %d cores: OMP_NUM_THREADS is set", cores);
     growing_add(text, "\n");
@@ -103,7 +107,7 @@ static void add_validation(Growing *text, const llmc_trainer *t) {
 /* What a plain run, of so many steps of one size, does not have. */
 static void add_course(Growing *text, const llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const int64_t each = (int64_t)t->B * t->T;
+    const int64_t each = global_B(t) * t->T;
     char length[64];
     length_name(t, 1, length, sizeof length);
     if ((o->epochs > 0 && t->train) || o->max_tokens)
@@ -133,17 +137,30 @@ static void add_training(Growing *text, const llmc_trainer *t) {
     if (o->separate_documents) growing_add(text, "; documents do not see each other");
 }
 
+/* The processes, if there are several, and the batch that they share. */
+static void add_processes(Growing *text, const llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    const int64_t windows = global_B(t) * o->grad_accum;
+    if (t->team.world == 1) return;
+    growing_add(text, "processes: %d, %d of them on this machine; a step takes %lld windows, %lld tokens: %d ",
+                t->team.world, t->team.local, (long long)windows, (long long)(windows * t->T), t->B);
+    if (o->grad_accum > 1) growing_add(text, "x %lld ", (long long)o->grad_accum);
+    growing_add(text, "in each process; gradients are summed in %s%s; --timeout=%lld s\n", o->reduce_precision,
+                o->zero ? ", and the moments are shared out" : "", (long long)o->timeout);
+}
+
 static int add_all(Growing *text, llmc_trainer *t) {
     const llmc_room room = setup_room(t);
     char memory[1024];
     llmc_plan plan;
+    add_processes(text, t);
     add_device(text, t);
     start_threads(text, t);
     TRY(plan_text(&plan, t->k, &t->config, &room, t->threads, memory, sizeof memory));
     add_model(text, t, &plan);
     add_data(text, t);
     add_validation(text, t);
-    growing_add(text, "%s\n", memory);
+    growing_add(text, "%s%s\n", t->team.world > 1 ? "each process: " : "", memory);
     add_training(text, t);
     return tell_resume(t, text);
 }

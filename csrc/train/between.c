@@ -12,31 +12,38 @@ int between_due(const llmc_trainer *t, int64_t every) {
     return every > 0 && (t->step % every == 0 || t->step == between_last(t));
 }
 
-/* Computes the loss of one validation set: 1, or 0 if the run was stopped between two batches. */
+/* The loss of the next batch of a validation set, and what it weighs: 1, and with a loss mask as much as its learnt targets. */
+static int validate_batch(llmc_trainer *t, const ValSet *set, float *loss, double *weight) {
+    TRY(llmc_loader_next(set->loader, t->inputs, t->targets));
+    *weight = step_is_masked(set->loader) ? (double)step_learnt(t, set->loader, t->B) : 1;
+    const int T = step_shorten(t, set->loader);
+    return llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, T, loss);
+}
+
+/* Computes the loss of one validation set: 1, or 0 if the run was stopped between two batches. Of several processes each has its
+ * part of every batch. */
 static int validate(llmc_trainer *t, ValSet *set) {
     const double began = tell_now();
-    const int64_t batches_in_all = (llmc_loader_windows(set->loader) + t->B - 1) / t->B;
+    const int64_t batches_in_all = (llmc_loader_windows(set->loader) + global_B(t) - 1) / global_B(t);
     const int64_t asked = t->options.val_batches;
     const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
-    double sum = 0, weight = 0; /* each batch weighs 1, and with a loss mask as many as its learnt targets */
-    const int masked = step_is_masked(set->loader);
+    double sum[2] = {0};                           /* the losses times their weights, and the weights */
     TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
     for (int64_t i = 0; i < batches; i++) {
         float loss;
-        if (!t->stop) tell_batch(t, set, i, batches, weight > 0 ? sum / weight : 0, tell_now() - began);
+        double n = 0;
+        if (!t->stop) tell_batch(t, set, i, batches, sum[1] > 0 ? sum[0] / sum[1] : 0, tell_now() - began);
         if (t->stop) return 0;
-        TRY(llmc_loader_next(set->loader, t->inputs, t->targets));
-        const double n = masked ? (double)step_learnt(t, set->loader, t->B) : 1;
-        const int T = step_shorten(t, set->loader);
-        const int rc = llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, T, &loss);
+        const int rc = meet(t, validate_batch(t, set, &loss, &n));
         if (rc == LLMC_STOPPED) return t->stop = 1, 0;
         TRY(rc);
-        sum += n * loss, weight += n;
+        sum[0] += n * loss, sum[1] += n;
     }
-    CHECK(weight > 0, LLMC_EINVAL,
+    TRY(meet_sum(t, sum, 2));
+    CHECK(sum[1] > 0, LLMC_EINVAL,
           "none of the %lld batches of a validation has a target that is learnt: raise --val_batches (0: all)",
           (long long)batches);
-    set->loss = sum / weight;
+    set->loss = sum[0] / sum[1];
     return isfinite(set->loss) ? 1 : tell_nonfinite(t, "validation loss", set->loss);
 }
 
@@ -63,23 +70,32 @@ static char *state_text(const llmc_trainer *t) {
     return growing_end(&state);
 }
 
-int between_save(llmc_trainer *t, const char *name, int with_moments) {
+static int write_checkpoint(llmc_trainer *t, const char *name, int with_moments) {
     char path[2 * OPTION_TEXT];
     const void *bytes = NULL;
     int64_t size = 0;
-    if (!*t->run.folder) return LLMC_OK;
     run_path(&t->run, name, path, sizeof path);
-    t->doing = SAVING;
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     char *options = options_record(&t->options, t->history ? t->history : ""), *state = state_text(t);
     const int rc = options && state ? llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments)
                                     : LLMC_ENOMEM;
     free(options);
     free(state);
-    TRY(rc);
-    t->saved |= with_moments;
-    if (with_moments) run_saved(&t->run);
-    return LLMC_OK;
+    if (rc == 0 && with_moments) run_saved(&t->run);
+    return rc;
+}
+
+int between_save_alone(llmc_trainer *t, const char *name, int with_moments) {
+    if (!meet_keeps(t)) return LLMC_OK;
+    t->doing = SAVING;
+    if (!t->team.rank) return write_checkpoint(t, name, with_moments);
+    return t->options.zero && with_moments ? llmc_checkpoint_send(t->model) : LLMC_OK;
+}
+
+int between_save(llmc_trainer *t, const char *name, int with_moments) {
+    if (!meet_keeps(t)) return LLMC_OK;
+    TRY(meet(t, between_save_alone(t, name, with_moments)));
+    return t->saved |= with_moments, LLMC_OK;
 }
 
 /* Ends the run at this step if the loss has not become better for as many validations as --patience allows. */
@@ -141,7 +157,7 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     return rc == LLMC_STOPPED ? 0 : rc < 0 ? rc : rc == 0;
 }
 
-int between_sample(llmc_trainer *t) {
+static int sample(llmc_trainer *t) {
     llmc_writer *w;
     llmc_sampling how = writer_sampling(&t->options);
     how.seed = (int64_t)((uint64_t)how.seed + (uint64_t)t->step);
@@ -153,14 +169,27 @@ int between_sample(llmc_trainer *t) {
     return LLMC_SAMPLE;
 }
 
-int between_keep(llmc_trainer *t) {
+/* Rank 0 of several processes writes, and the others wait. */
+int between_sample(llmc_trainer *t) {
+    const int rc = meet(t, t->team.rank ? LLMC_SAMPLE : sample(t));
+    return rc > 0 && t->team.world > 1 && t->stop ? 0 : rc;
+}
+
+/* Gives last.ckpt its second name; writes the file again where a file has only one. */
+static int keep_numbered(llmc_trainer *t) {
     char name[32];
-    if (!t->options.keep || !*t->run.folder) return LLMC_OK;
     snprintf(name, sizeof name, "step_%08lld.ckpt", (long long)t->step);
-    const int linked = run_link(&t->run, "last.ckpt", name);
-    TRY(linked);
-    if (!linked) TRY(between_save(t, name, 1));
-    return run_drop_numbered(&t->run, t->step, t->options.keep);
+    const int rc = meet(t, t->team.rank ? 0 : run_link(&t->run, "last.ckpt", name));
+    double linked = rc;
+    TRY(rc);
+    TRY(meet_sum(t, &linked, 1));
+    return linked > 0 ? LLMC_OK : between_save(t, name, 1);
+}
+
+int between_keep(llmc_trainer *t) {
+    if (!t->options.keep || !meet_keeps(t)) return LLMC_OK;
+    TRY(keep_numbered(t));
+    return meet(t, t->team.rank ? LLMC_OK : run_drop_numbered(&t->run, t->step, t->options.keep));
 }
 
 int between_save_last(llmc_trainer *t) {

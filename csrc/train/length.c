@@ -57,12 +57,15 @@ static int64_t micro_steps_after(const llmc_options *o, int64_t tokens) {
 }
 
 int64_t length_windows(const llmc_trainer *t) {
-    const int64_t full = t->B * micro_steps_after(&t->options, t->tokens);
+    const int64_t full = global_B(t) * micro_steps_after(&t->options, t->tokens);
     const int64_t left = t->last_window - t->position;
     return t->last_window && left < full ? left : full;
 }
 
-int length_micro_steps(const llmc_trainer *t) { return (int)((t->windows + t->B - 1) / t->B); }
+int length_micro_steps(const llmc_trainer *t) {
+    const int64_t B = global_B(t);
+    return (int)((t->windows + B - 1) / B);
+}
 
 typedef struct Walk {
     int64_t steps, tokens;
@@ -77,7 +80,7 @@ static int64_t end_of_size(const llmc_options *o, int64_t micro_steps) {
 /* Goes from one place of a run to the first step at or behind either end; all steps of one size are taken at once. */
 static Walk walk(const llmc_trainer *t, Walk at, int64_t last_step, int64_t last_token) {
     while (at.steps < last_step && at.tokens < last_token) {
-        const int64_t m = micro_steps_after(&t->options, at.tokens), each = m * t->B * t->T;
+        const int64_t m = micro_steps_after(&t->options, at.tokens), each = m * global_B(t) * t->T;
         const int64_t size_ends = end_of_size(&t->options, m), end = size_ends < last_token ? size_ends : last_token;
         int64_t n = (end - at.tokens + each - 1) / each;
         if (n > last_step - at.steps) n = last_step - at.steps;

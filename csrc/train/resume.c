@@ -56,14 +56,28 @@ static void folder_of(const char *path, char *folder, size_t size) {
     else snprintf(folder, size, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
 }
 
+int llmc_options_settle_resume(llmc_options *o) {
+    char path[2 * OPTION_TEXT];
+    if (strcmp(o->resume, "auto") != 0) return LLMC_OK;
+    CHECK(*o->out && strcmp(o->out, "auto") != 0, LLMC_EINVAL,
+          "--resume=auto goes on with the run in --out, and that names none: give --out=runs/NAME");
+    if (!o->team || !o->team->rank) TRY(run_settle(o->out));
+    snprintf(path, sizeof path, "%s/last.ckpt", o->out);
+    if (access(path, F_OK) == 0) return llmc_options_set(o, "resume", o->out);
+    *o->resume = 0, o->resume_given = 0;
+    o->overwrite = 1; /* a run that was ended before its first checkpoint begins again */
+    return LLMC_OK;
+}
+
 int resume_open(llmc_trainer *t) {
     llmc_options *o = &t->options;
+    TRY(llmc_options_settle_resume(o));
     char folder[OPTION_TEXT];
     CHECK(*o->resume || !o->resume_given, LLMC_EINVAL, "--resume is empty: name a run folder or a checkpoint");
     if (!*o->resume) return LLMC_OK;
     t->resumed = 1;
     folder_of(o->resume, folder, sizeof folder);
-    TRY(run_settle(folder));
+    if (!t->team.rank) TRY(run_settle(folder));
     TRY(find_checkpoint(o, t->start_file, sizeof t->start_file));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
     t->in_place = t->saved = !strcmp(o->out, folder);

@@ -39,12 +39,12 @@ static int open_data(llmc_trainer *t, const char *data) {
           t->tokenizer ? "prepare the data again with python -m pyllmc.prepro" : "name it with --tokenizer");
     const int V = t->config.V, eot = o->documents ? document_id(t) : -1;
     __typeof__(llmc_loader_open) *const open = o->separate_documents ? llmc_loader_open_packed : llmc_loader_open;
-    TRY(open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, 0, 1, V, eot));
+    TRY(open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, t->team.rank, t->team.world, V, eot));
     const int own = !t->num_vals && is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
     TRY(own);
     if (own) snprintf(t->vals[t->num_vals++].path, OPTION_TEXT, "%s", data);
     for (ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
-        TRY(open(&set->loader, set->path, "val", t->B, t->T, 0, 0, 0, 1, V, eot));
+        TRY(open(&set->loader, set->path, "val", t->B, t->T, 0, 0, t->team.rank, t->team.world, V, eot));
         set->loss = NAN;
     }
     CHECK(!o->patience || (t->num_vals && o->val_every), LLMC_EINVAL,
@@ -82,6 +82,8 @@ int setup_check(llmc_trainer *t) {
     const int element = llmc_precision(o->precision); /* the resumed run's, unless the call gave another */
     TRY(element);
     if (!(t->k = llmc_kernels(NULL, element))) return LLMC_EDEVICE;
+    CHECK(!strcmp(o->reduce_precision, "fp32") || !strcmp(o->reduce_precision, "bf16"), LLMC_EINVAL,
+          "--reduce_precision=%s is neither fp32 nor bf16", o->reduce_precision);
     if (t->k->element == LLMC_BF16) strcpy(o->precision, "bf16"); /* in the record too, where auto may become fp32 */
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, 1, 0, 0, 0, 0, 0));
@@ -91,7 +93,8 @@ int setup_check(llmc_trainer *t) {
     TRY(tuning_check(t));
     t->gentle = o->lr == 0 && *t->start_file && !t->resumed && !o->lora_rank;
     if (o->lr == 0) o->lr = own_lr(t);
-    return o->plan ? LLMC_OK : t->in_place ? resume_check_later_steps(t) : run_check(o);
+    if (o->plan || (t->team.rank && !t->in_place)) return LLMC_OK; /* only rank 0 of several processes has a folder */
+    return t->in_place ? resume_check_later_steps(t) : run_check(o);
 }
 
 static int default_data_is_missing(const llmc_trainer *t) {
@@ -147,7 +150,27 @@ llmc_room setup_room(const llmc_trainer *t) {
                        .lora_rank = (int)o->lora_rank,
                        .lora_on = t->lora_on,
                        .lora_alpha = (float)o->lora_alpha,
-                       .train_only = o->train_only};
+                       .train_only = o->train_only,
+                       .shards = o->zero ? t->team.world : 1,
+                       .shard = o->zero ? t->team.rank : 0,
+                       .neighbours = t->k->host ? t->team.local : 1};
+}
+
+/* Rank 0 alone of several processes opens the folder. */
+static int open_run(llmc_trainer *t) {
+    if (t->team.rank) return LLMC_OK;
+    return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
+}
+
+/* Drops what a run that goes back in its own folder has of later steps. */
+static int drop_later(llmc_trainer *t) {
+    const int rc = meet(t, t->team.rank ? LLMC_OK : run_drop_later(&t->run, t->step));
+    double dropped = rc;
+    TRY(rc);
+    TRY(meet_sum(t, &dropped, 1));
+    t->early = 0; /* The run goes on, because the validations that ended it are dropped. */
+    if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
+    return LLMC_OK;
 }
 
 int setup_model(llmc_trainer *t) {
@@ -160,6 +183,7 @@ int setup_model(llmc_trainer *t) {
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
     t->shares = t->losses + t->options.grad_accum;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
+    if (t->team.world > 1) TRY(llmc_model_join(t->model, &t->team));
     TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->seed));
     if (o->separate_documents) TRY(llmc_model_separate(t->model, document_id(t)));
     if (t->file) TRY(tuning_load(t));
@@ -168,10 +192,10 @@ int setup_model(llmc_trainer *t) {
     if (t->resumed) TRY(resume_note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
     llmc_file_free(t->file), t->file = NULL;
-    TRY(run_open(&t->run, o, t->history, t->in_place, t->step, t->evaluated));
-    if (!t->in_place || !o->overwrite) return LLMC_OK;
-    t->early = 0; /* The run goes on, because the validations that ended it are dropped. */
-    const int dropped = run_drop_later(&t->run, t->step);
-    if (dropped > 0) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
-    return dropped < 0 ? dropped : LLMC_OK;
+    return LLMC_OK;
+}
+
+int setup_run(llmc_trainer *t) {
+    TRY(meet(t, open_run(t)));
+    return t->in_place && t->options.overwrite ? drop_later(t) : LLMC_OK;
 }

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 #include "base/error.h"
+#include "model/team.h"
 #include "train/trainer.h"
 
 int step_is_masked(const llmc_loader *d) { return llmc_loader_learnt(d) >= 0; }
@@ -40,19 +41,24 @@ int step_shorten(llmc_trainer *t, const llmc_loader *d) {
     return longest;
 }
 
-/* The micro-steps of the present step as a number that counts one smaller than B, the last of --epochs, as its share of B. */
-static double micro_steps(const llmc_trainer *t) { return (double)t->windows / t->B; }
+/* The batches of the present step, those of all processes, as a number that counts one smaller than B, the last of --epochs, as
+ * its share of B. */
+static double batches(const llmc_trainer *t) { return (double)t->windows / t->B; }
 
-/* The share of B that micro-step i has: 1, but for that last one. */
-static double share_of_batch(const llmc_trainer *t, int i) { return fmin(1, micro_steps(t) - i); }
+/* The number of micro-step i among those batches: the processes take them in turn. */
+static int64_t number_of(const llmc_trainer *t, int i) { return (int64_t)i * t->team.world + t->team.rank; }
 
-static int rows_of(const llmc_trainer *t, int i) {
-    const int64_t left = t->windows - (int64_t)i * t->B;
-    return left < t->B ? (int)left : t->B;
+/* The share of B that micro-step i has: 1, but for that last one, and 0 where none is left for this process. */
+static double share_of_batch(const llmc_trainer *t, int i) {
+    return fmax(0, fmin(1, batches(t) - (double)number_of(t, i)));
 }
 
-/* Counts the learnt targets of the step, and goes back to its beginning. */
-static int count_ahead(llmc_trainer *t, int n) {
+static int rows_of(const llmc_trainer *t, int i) {
+    const int64_t left = t->windows - number_of(t, i) * t->B;
+    return left < 0 ? 0 : left < t->B ? (int)left : t->B;
+}
+
+static int count_own(llmc_trainer *t, int n) {
     t->learnt = 0;
     for (int i = 0; i < n; i++) {
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
@@ -61,37 +67,66 @@ static int count_ahead(llmc_trainer *t, int n) {
     return llmc_loader_set_position(t->train, t->position);
 }
 
+/* Counts the learnt targets of the step in all processes, and goes back to its beginning. */
+static int count_ahead(llmc_trainer *t, int n) {
+    TRY(meet(t, count_own(t, n)));
+    double learnt = (double)t->learnt;
+    TRY(meet_sum(t, &learnt, 1));
+    return t->learnt = (int64_t)learnt, LLMC_OK;
+}
+
 /* The share of the step's loss that micro-step i has, whose batch is loaded. */
 static float share_of(const llmc_trainer *t, int i) {
-    if (!step_is_masked(t->train)) return (float)share_of_batch(t, i) / (float)micro_steps(t);
+    if (!step_is_masked(t->train)) return (float)share_of_batch(t, i) / (float)batches(t);
     return t->learnt ? (float)step_learnt(t, t->train, rows_of(t, i)) / (float)t->learnt : 0;
 }
 
+/* Computes a micro-step, whose batch is loaded. A process that has no row left computes one that counts nothing. */
+static int compute(llmc_trainer *t, int i, int is_last) {
+    const float share = t->shares[i] = share_of(t, i);
+    const int rows = rows_of(t, i), T = step_shorten(t, t->train);
+    if (t->team.world > 1 && is_last) TRY(llmc_model_sum_next(t->model));
+    t->read += (int64_t)rows * T;
+    return llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, rows ? rows : 1, T, share, i > 0,
+                                 &t->losses[i]);
+}
+
+/* The step's loss, as far as it is that of this process. */
+static double own_loss(const llmc_trainer *t) {
+    double loss = 0;
+    for (int i = 0; i < length_micro_steps(t); i++) {
+        const double l = t->losses[i];
+        loss += step_is_masked(t->train) ? l * t->shares[i] : l * share_of_batch(t, i) / batches(t);
+    }
+    return loss;
+}
+
+/* Waits for the sums of the gradients, and sums the loss. */
+static int sum_all(llmc_trainer *t) {
+    if (t->team.world == 1) return LLMC_OK;
+    if (t->team.end_sums(t->team.self) != 0) return team_lost(&t->team);
+    TRY(llmc_model_sync(t->model));
+    double x[] = {own_loss(t), (double)t->read};
+    TRY(meet_sum(t, x, 2));
+    return t->summed_loss = x[0], t->read = (int64_t)x[1], LLMC_OK;
+}
+
 int step_accumulate(llmc_trainer *t) {
-    const int n = length_micro_steps(t);
+    const int n = length_micro_steps(t), several = t->team.world > 1, counted = n > 1 || several;
     t->doing = n > 1 ? MICRO_STEPPING : STEPPING;
     t->read = 0;
-    if (step_is_masked(t->train) && n > 1) TRY(count_ahead(t, n));
+    if (step_is_masked(t->train) && counted) TRY(count_ahead(t, n));
     for (int i = 0; i < n; i++) {
         if (!t->stop) tell_micro_step(t, i);
-        if (i && t->stop) return 0;
-        TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        if (n == 1) t->learnt = step_learnt(t, t->train, rows_of(t, 0));
-        const float share = t->shares[i] = share_of(t, i);
-        const int rows = rows_of(t, i), T = step_shorten(t, t->train);
-        TRY(llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, rows, T, share, i > 0, &t->losses[i]));
-        t->read += (int64_t)rows * T;
+        TRY(meet(t, llmc_loader_next(t->train, t->inputs, t->targets)));
+        if (t->stop && (i || several)) return 0;
+        if (!counted) t->learnt = step_learnt(t, t->train, rows_of(t, 0));
+        TRY(compute(t, i, i + 1 == n));
     }
+    TRY(sum_all(t));
     if (t->yield_gradients) TRY(llmc_model_sync(t->model));
     TRY(llmc_loader_set_position(t->train, t->position + t->windows)); /* the last batch may have read further */
     return 1;
 }
 
-double step_loss(const llmc_trainer *t) {
-    double loss = 0;
-    for (int i = 0; i < length_micro_steps(t); i++) {
-        const double l = t->losses[i];
-        loss += step_is_masked(t->train) ? l * t->shares[i] : l * share_of_batch(t, i) / micro_steps(t);
-    }
-    return loss;
-}
+double step_loss(const llmc_trainer *t) { return t->team.world > 1 ? t->summed_loss : own_loss(t); }

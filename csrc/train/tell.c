@@ -25,21 +25,21 @@ enum { LONG_STEP = 500 }; /* ms: a shorter step needs no signs of life within it
 
 void tell_micro_step(llmc_trainer *t, int i) {
     if (t->ms > 0 && t->ms < LONG_STEP) return;
-    t->stop |= pulse("step %lld/%lld: micro-step %d of %d", (long long)t->step + 1, (long long)t->options.max_steps,
-                     i + 1, length_micro_steps(t)) < 0;
+    meet_ask_stop(t, pulse("step %lld/%lld: micro-step %d of %d", (long long)t->step + 1,
+                           (long long)t->options.max_steps, i + 1, length_micro_steps(t)) < 0);
 }
 
 void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, double loss, double seconds) {
     char so_far[96] = "", eta[32];
     tell_clock(i ? seconds / (double)i * (double)(batches - i) : 0, eta, sizeof eta);
     if (i) snprintf(so_far, sizeof so_far, ", loss %.4f so far, ETA %s", loss, eta);
-    t->stop |= pulse("step %lld: validation%s%s, batch %lld of %lld%s", (long long)t->step, *set->name ? " of " : "",
-                     set->name, (long long)i + 1, (long long)batches, so_far) < 0;
+    meet_ask_stop(t, pulse("step %lld: validation%s%s, batch %lld of %lld%s", (long long)t->step,
+                           *set->name ? " of " : "", set->name, (long long)i + 1, (long long)batches, so_far) < 0);
 }
 
 void tell_token(llmc_trainer *t, int64_t i) {
-    t->stop |= pulse("step %lld: sample, token %lld of at most %lld", (long long)t->step, (long long)i + 1,
-                     (long long)t->options.sample_tokens) < 0;
+    meet_ask_stop(t, pulse("step %lld: sample, token %lld of at most %lld", (long long)t->step, (long long)i + 1,
+                           (long long)t->options.sample_tokens) < 0);
 }
 
 void tell_nothing_learnt(llmc_trainer *t) {
@@ -87,9 +87,10 @@ int tell_text(llmc_trainer *t, const char *text) {
 int tell_nonfinite(llmc_trainer *t, const char *what, double value) {
     char name[128];
     TRY(llmc_model_find_nonfinite(t->model, name, sizeof name));
-    FAIL(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
-         (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
-         t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
+    llmc_fail(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
+              (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
+              t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
+    return meet_fail(t, LLMC_ENUMERIC, *name != 0); /* the tensor may have been seen by another process only */
 }
 
 int tell_line(llmc_trainer *t, Growing *line) {

@@ -11,26 +11,38 @@ enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };
 
 /* ---- life ---- */
 
-int llmc_trainer_check(const llmc_options *options) {
+static llmc_trainer *new_trainer(const llmc_options *options) {
     llmc_trainer *t = calloc(1, sizeof *t);
-    CHECK(t, LLMC_ENOMEM, "no memory for a trainer");
+    if (!t) llmc_fail(LLMC_ENOMEM, "no memory for a trainer");
+    if (!t) return NULL;
     t->options = *options;
-    int rc = setup_check(t);
-    if (rc >= 0) rc = setup_needs_data_made(t);
+    t->team = options->team ? *options->team : (llmc_team){.world = 1, .local = 1};
+    return t;
+}
+
+static int check(llmc_trainer *t) {
+    TRY(setup_check(t));
+    return setup_needs_data_made(t);
+}
+
+int llmc_trainer_check(const llmc_options *options) {
+    llmc_trainer *t = new_trainer(options);
+    const int rc = t ? meet_in_turn(t, check) : LLMC_ENOMEM;
     llmc_trainer_free(t);
     return rc;
 }
 
 int llmc_trainer_new(llmc_trainer **out, const llmc_options *options) {
-    llmc_trainer *t = calloc(1, sizeof *t);
+    llmc_trainer *t = new_trainer(options);
     *out = NULL;
-    CHECK(t, LLMC_ENOMEM, "no memory for a trainer");
-    t->options = *options;
+    if (!t) return LLMC_ENOMEM;
     t->best_val_loss = INFINITY;
     t->val_loss = NAN;
     t->kept = t->best_step = -1;
     t->text = calloc(1, TEXT_SIZE), t->text_capacity = TEXT_SIZE;
-    const int rc = t->text ? setup_open(t) : llmc_fail(LLMC_ENOMEM, "no memory for a trainer's text");
+    int rc = t->text ? setup_open(t) : llmc_fail(LLMC_ENOMEM, "no memory for a trainer's text");
+    rc = meet(t, rc);
+    if (rc >= 0) rc = agree_on_setup(t);
     if (rc < 0) llmc_trainer_free(t);
     else *out = t;
     return rc;
@@ -53,7 +65,7 @@ void llmc_trainer_free(llmc_trainer *t) {
     free(t);
 }
 
-void llmc_trainer_stop(llmc_trainer *t) { t->stop = 1; }
+void llmc_trainer_stop(llmc_trainer *t) { meet_ask_stop(t, 1); }
 int llmc_trainer_yield_gradients(llmc_trainer *t, int on) { return t->yield_gradients = on, LLMC_OK; }
 llmc_model *llmc_trainer_model(llmc_trainer *t) { return t->model; }
 const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
@@ -100,9 +112,9 @@ static void measure(llmc_trainer *t, llmc_event *e) {
     if (t->options.batch_ramp_tokens) e->eta_s = (double)(t->all_tokens - t->tokens) / tokens * t->ms * 1e-3;
 }
 
-/* Appends what only some steps have: a batch of their own size, an outlier. */
+/* Appends what only some steps have: a batch of their own size or of several processes, an outlier. */
 static void add_special(const llmc_trainer *t, const char *batch, const char *skipped, Growing *text) {
-    if (t->options.batch_ramp_tokens) growing_add(text, batch, (long long)(t->windows * t->T));
+    if (t->options.batch_ramp_tokens || t->team.world > 1) growing_add(text, batch, (long long)(t->windows * t->T));
     if (t->skipped) growing_add(text, skipped, t->skipped, t->z);
 }
 
@@ -141,8 +153,11 @@ static int announce_step(llmc_trainer *t, llmc_event *e) {
 static int begin(llmc_trainer *t) {
     if (t->options.plan || t->stop) return t->phase = FINISHED, LLMC_OK;
     t->doing = LOADING;
-    const int rc = setup_model(t);
-    if (rc == LLMC_STOPPED) return t->stop = 1, t->phase = FINISHED, LLMC_OK;
+    int rc = meet(t, setup_model(t));
+    if (rc >= 0) rc = agree_on_weights(t);
+    if (rc >= 0 && (t->team.world == 1 || !t->stop)) rc = setup_run(t);
+    if (rc == LLMC_STOPPED || (rc >= 0 && t->team.world > 1 && t->stop))
+        return t->stop = 1, t->phase = FINISHED, LLMC_OK;
     t->phase = t->evaluated == EVALUATED ? SAVE : t->evaluated == VALIDATED ? SAMPLE : EVALUATE;
     return rc;
 }
@@ -166,7 +181,10 @@ static int at_sample(llmc_trainer *t) {
 
 /* A run that was stopped before its first step is saved too, so that it can be resumed; but not over a run that is being
  * replaced, which comes back instead. */
-static int may_save(const llmc_trainer *t) { return *t->run.folder && (t->step || (t->stop && !t->run.replacing)); }
+static int may_save(const llmc_trainer *t) {
+    const int replacing = t->options.overwrite && !t->saved;
+    return meet_keeps(t) && (t->step || (t->stop && !replacing));
+}
 
 /* True if the run goes on in its own folder, from last.ckpt. */
 static int started_from_last(const llmc_trainer *t) {
@@ -231,8 +249,8 @@ static int move(llmc_trainer *t, llmc_event *e) {
 static void rescue(llmc_trainer *t, int status) {
     char reason[1024];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
-    const int saved = *t->run.folder && t->step && llmc_loader_set_position(t->train, t->position) == 0 &&
-                      between_save(t, "last.ckpt", 1) == 0;
+    const int saved = meet_keeps(t) && t->step && llmc_loader_set_position(t->train, t->position) == 0 &&
+                      between_save_alone(t, "last.ckpt", 1) == 0;
     llmc_fail(status, "%s%s", reason, saved ? "; the steps so far are saved, continue with --resume" : "");
 }
 

@@ -31,7 +31,7 @@ typedef struct Outliers {
 struct llmc_trainer {
     llmc_options options;
     llmc_config config;
-    int B, T;
+    int B, T;         /* B: that of this process */
     int lora_on;      /* the bits of --lora_on */
     const Kernels *k; /* chosen by setup_check; the model finds the same */
     int threads;      /* as many as have been started for the plan */
@@ -52,6 +52,9 @@ struct llmc_trainer {
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* saved: there is a checkpoint to go back to */
     volatile sig_atomic_t stop, doing;
+    llmc_team team;                 /* world 1: this process trains alone */
+    volatile sig_atomic_t asked;    /* one of several was asked to stop: `stop` follows where all meet (meet.c) */
+    double summed_loss;             /* the step's loss over all of several processes */
     int64_t step, tokens, position; /* position: that of the data when the present step began */
     int found;                      /* `evaluated`, as read from the resumed checkpoint */
     int64_t kept, best_step;        /* the step of last.ckpt, -1: none yet; the step of the best, -1: not known */
@@ -67,7 +70,7 @@ struct llmc_trainer {
     double z;              /* its z-score */
     double loss, norm, lr; /* the present step's */
     double started, ms;    /* when it began; the smoothed time of a step */
-    int *inputs, *targets; /* (B, T) */
+    int *inputs, *targets; /* (B, T), those of this process */
     float *losses;         /* one for each micro-step */
     float *shares;         /* behind them: the share that each has of the step's loss */
     int64_t read;     /* the tokens that the present step reads: windows T, fewer with a loss mask (step_shorten) */
@@ -88,8 +91,33 @@ int setup_needs_data_made(const llmc_trainer *trainer);
 int setup_open(llmc_trainer *trainer);
 /* The sizes that the run's model is made for. */
 llmc_room setup_room(const llmc_trainer *trainer);
-/* Makes the model with its weights, and opens the run folder. */
+/* Makes the model with its weights. */
 int setup_model(llmc_trainer *trainer);
+/* Opens the run folder. */
+int setup_run(llmc_trainer *trainer);
+
+/* ---- meet.c: several processes train together ---- */
+/* The sequences that all processes have in a micro-step. */
+static inline int64_t global_B(const llmc_trainer *trainer) { return (int64_t)trainer->B * trainer->team.world; }
+/* Notes that this process is asked to stop. */
+void meet_ask_stop(llmc_trainer *trainer, int asked);
+/* All processes come here, each with the status of its own work: an error of one of them is then the error of all. If one was
+ * asked to stop, `stop` is set in all. LLMC_STOPPED of this process is returned to it. */
+int meet(llmc_trainer *trainer, int status);
+/* x[n] becomes the sum over all processes. */
+int meet_sum(llmc_trainer *trainer, double *x, int n);
+/* All fail with `status` and the last error of the first process that knows more, or of rank 0 if none does. */
+int meet_fail(llmc_trainer *trainer, int status, int knows);
+/* Rank 0 works first, then the others. */
+int meet_in_turn(llmc_trainer *trainer, int (*work)(llmc_trainer *));
+/* True if the run is written; of several processes only rank 0 has its folder. */
+int meet_keeps(const llmc_trainer *trainer);
+
+/* ---- agree.c ---- */
+/* Refuses processes that would not train the same: of another version, with other options or data. */
+int agree_on_setup(llmc_trainer *trainer);
+/* Refuses processes that have other weights. */
+int agree_on_weights(llmc_trainer *trainer);
 
 /* ---- length.c ---- */
 /* Decides which option says how long the run is, and refuses options of length that contradict each other. */
@@ -103,7 +131,7 @@ void length_name(const llmc_trainer *trainer, int64_t factor, char *text, size_t
 int length_counts_tokens(const llmc_options *options);
 /* The windows of the step that begins at the present tokens and position. */
 int64_t length_windows(const llmc_trainer *trainer);
-/* The micro-steps of the present step, whose `windows` are known. The last one may be smaller than B. */
+/* The micro-steps of the present step, whose `windows` are known. The last one may be smaller than global_B. */
 int length_micro_steps(const llmc_trainer *trainer);
 /* Sets the learning rate of the present step. */
 int length_rate(llmc_trainer *trainer);
@@ -211,6 +239,8 @@ int between_evaluate(llmc_trainer *trainer);
 int between_sample(llmc_trainer *trainer);
 /* Writes a checkpoint of this name, if the run has a folder. */
 int between_save(llmc_trainer *trainer, const char *name, int with_moments);
+/* The same for one process, which the others do not wait for. */
+int between_save_alone(llmc_trainer *trainer, const char *name, int with_moments);
 /* Saves last.ckpt, unless it already is of this step, and keeps older ones; returns LLMC_CHECKPOINT. */
 int between_save_last(llmc_trainer *trainer);
 /* --keep: gives last.ckpt a second name, by its step, which costs no space while both are one file; then removes older

@@ -27,6 +27,13 @@ def begin() -> None:
     _running, _visible = True, _has_terminal()
 
 
+def hide() -> None:
+    """Show no line: of several processes one shows its own."""
+    global _visible
+    clear()
+    _visible = False
+
+
 def end() -> None:
     global _running, _visible
     clear()

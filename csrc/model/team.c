@@ -1,0 +1,54 @@
+/* A model joins others: its gradients are summed while the backward pass still runs, its parameters gathered after an update. */
+#include "model/team.h"
+#include "base/error.h"
+
+int llmc_model_join(llmc_model *m, const llmc_team *team) {
+    TRY(gpt2_need_training(m));
+    CHECK(team->rank >= 0 && team->rank < team->world, LLMC_EINVAL, "rank %d is not in 0..%d", team->rank,
+          team->world - 1);
+    CHECK(m->room.shards <= 1 || (m->room.shards == team->world && m->room.shard == team->rank), LLMC_EINVAL,
+          "the model has share %d of %d, the process is number %d of %d", m->room.shard, m->room.shards, team->rank,
+          team->world);
+    m->team = team;
+    m->drop.first = m->drop.micro_step = team->rank, m->drop.others = team->world - 1;
+    return LLMC_OK;
+}
+
+int team_lost(const llmc_team *team) { return llmc_fail(LLMC_EIO, "%s", team->why(team->self)); }
+
+int llmc_model_sum_next(llmc_model *m) {
+    CHECK(m->team, LLMC_EINVAL, "this model has joined no others: llmc_model_join comes first");
+    return m->summing = 1, LLMC_OK;
+}
+
+/* An error comes again from end_sums, so none is looked at here. */
+static void begin_sum(llmc_model *m, int i, int l) {
+    float *gradient = gradient_of(m, i, l);
+    if (gradient && m->layout.table[i].size) m->team->begin_sum(m->team->self, gradient, m->layout.table[i].size);
+}
+
+void team_sum_head(llmc_model *m) {
+    m->k->sync(&m->ctx);
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        if (!m->layout.table[i].layers && i != P_wte && i != P_wpe) begin_sum(m, i, 0);
+}
+
+void team_sum_layer(llmc_model *m, int l) {
+    m->k->sync(&m->ctx);
+    for (int i = 0; i < NUM_TRAINABLE; i++)
+        if (m->layout.table[i].layers) begin_sum(m, i, l);
+}
+
+void team_sum_embeddings(llmc_model *m) {
+    m->k->sync(&m->ctx);
+    begin_sum(m, P_wpe, 0);
+    begin_sum(m, P_wte, 0);
+}
+
+int team_gather(llmc_model *m) {
+    TRY(m->k->sync(&m->ctx));
+    CHECK(m->team, LLMC_EINVAL, "this model has a share of the moments only: llmc_model_join comes first");
+    if (m->team->gather(m->team->self, m->params, moments_each(m->layout.num_trained, &m->room)) != 0)
+        return team_lost(m->team);
+    return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
+}

@@ -1,0 +1,14 @@
+/* A model as one of several that are trained together (llmc_team): the sums of its gradients, and ZeRO-1's shares. */
+#ifndef TEAM_H
+#define TEAM_H
+#include "model/gpt2.h"
+
+/* Begin the sums of gradients that are final: those above all layers, those of a layer, those of the embeddings. */
+void team_sum_head(llmc_model *model);
+void team_sum_layer(llmc_model *model, int l);
+void team_sum_embeddings(llmc_model *model);
+/* Fails because another process was lost: the team says which. */
+int team_lost(const llmc_team *team);
+/* Gathers the parameters that other processes have updated. */
+int team_gather(llmc_model *model);
+#endif

@@ -1,0 +1,67 @@
+"""What torchrun, or srun, tells a process in its environment: its number, how many there are, and where they meet."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from pyllmc.base.errors import InvalidArgument
+
+
+def is_one_of_several() -> bool:
+    """True if this process was started as one of several, by torchrun or in its way."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _number(name: str, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    if text is None or not text.isdigit():
+        raise InvalidArgument(
+            f"the environment says RANK={os.environ.get('RANK')}, but {name} is {text or 'not set'}: start with torchrun"
+        )
+    return int(text)
+
+
+class Place(NamedTuple):
+    """One process among several. local_rank, local_world: among those of its machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    host: str
+    port: int
+    attempt: str  # differs each time that torchrun starts the processes anew
+    agent_serves: bool  # True if torchrun itself keeps the store where the processes meet; else rank 0 does
+
+    @classmethod
+    def read(cls) -> Place:
+        """The place that the environment gives. Raises InvalidArgument if a variable is missing."""
+        rank, world, local = _number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", "1")
+        if rank >= world:
+            raise InvalidArgument(f"RANK={rank} is not below WORLD_SIZE={world}: start with torchrun")
+        attempt = (
+            f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        )
+        serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "") == "True"
+        host, port = os.environ.get("MASTER_ADDR", "localhost"), _number("MASTER_PORT")
+        return cls(rank, world, _number("LOCAL_RANK", "0"), local, host, port, f"{attempt}/{world}", serves)
+
+    @property
+    def turn(self) -> int:
+        """0: rank 0; 1: the first process of another machine; 2: all others."""
+        return 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+
+
+def settle_machine() -> None:
+    """Gives this process its part of the machine, before the engine and torch are loaded.
+
+    torchrun sets OMP_NUM_THREADS=1 unless it is set; without it the engine shares the cores out among the processes. Each
+    process sees one GPU, its own."""
+    local = _number("LOCAL_WORLD_SIZE", "1")
+    if local > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    own = _number("LOCAL_RANK", "0")
+    if local > 1 and (not seen or own < len(seen)):
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[own] if seen else str(own)

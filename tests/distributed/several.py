@@ -1,0 +1,144 @@
+"""Starts processes by torchrun, for the tests beside it; run by torchrun itself, it trains several cases after each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+LIMIT = 300  # seconds: far more than any of these runs takes on a busy machine
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The caller's, without what torchrun sets; the package is that of this checkout."""
+    kept = {
+        k: v for k, v in os.environ.items() if not re.match(r"(TORCHELASTIC|MASTER|LOCAL_|RANK|WORLD)", k)
+    }
+    return {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/distributed'}", **more}
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    return [f"--{name}={int(v) if isinstance(v, bool) else v}" for name, v in options.items()]
+
+
+def told(output: str) -> list[str]:
+    """The lines of pyllmc, without torchrun's own."""
+    theirs = r"([WE]\d{4} |\[|={5}|-{5}|Traceback|Failures|Root Cause|  |torch\.dist|pyllmc.train FAILED|$)"
+    return [line for line in output.splitlines() if not re.match(theirs, line)]
+
+
+class Run:
+    """`torchrun -m pyllmc.train` under way. Its lines are read by a thread, so that a test can wait for one of them."""
+
+    def __init__(self, processes: int, *launch: str, before: Any = None, env: Any = None, **options: Any):
+        command = [*TORCHRUN, f"--nproc_per_node={processes}", *launch, "-m", "pyllmc.train"]
+        self.process = subprocess.Popen(
+            [*command, *words(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env or environment(),
+            preexec_fn=before,
+        )
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+
+    def wait_for(self, pattern: str) -> None:
+        with self._news:
+            found = self._news.wait_for(lambda: any(re.search(pattern, x) for x in self.lines), LIMIT)
+        assert found, f"no line has {pattern}: {self.lines[-30:]}"
+
+    def worker(self, rank: int) -> int:
+        """The process id of a rank."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == self.process.pid and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                    return int(folder.name)
+            except OSError:
+                continue
+        raise AssertionError(f"rank {rank} is not there: {self.lines[-30:]}")
+
+    def send(self, rank: int, number: int) -> int:
+        worker = self.worker(rank)
+        os.kill(worker, number)
+        return worker
+
+    def end(self) -> int:
+        """Waits for the end; returns the exit code."""
+        try:
+            return self.process.wait(LIMIT)
+        finally:
+            self.process.send_signal(signal.SIGTERM)
+            self._reader.join(10)
+
+    @property
+    def told(self) -> list[str]:
+        return told("\n".join(self.lines))
+
+
+def train(processes: int, *launch: str, **options: Any) -> tuple[int, list[str]]:
+    """A whole run: its exit code and its lines."""
+    run = Run(processes, *launch, **options)
+    return run.end(), run.told
+
+
+def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[list[float]]]:
+    """Trains every case with so many processes, which are started once. Returns loss and norm of each step."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    done = subprocess.run(
+        [*TORCHRUN, f"--nproc_per_node={processes}", __file__, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads((folder / f"steps{rank}.json").read_text()) for rank in range(processes)]
+    assert all(one == found[0] for one in found), "the processes differ"
+    return found[0]
+
+
+def steps_of(trainer: Any) -> list[list[float]]:
+    return [[event.loss, event.norm] for event in trainer if event.kind == "step"]
+
+
+def main() -> None:
+    import pyllmc
+    from pyllmc import distributed
+    from pyllmc.distributed.place import settle_machine
+    from pyllmc.engine import _ffi
+    from pyllmc.trainer import Options
+
+    settle_machine()
+    folder, rank, found = Path(sys.argv[1]), os.environ["RANK"], []
+    for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
+        os.environ["TORCHELASTIC_RUN_ID"] = f"case{number}"
+        options = Options(_ffi.load())
+        for name, value in case.items():
+            options.set(name, value)
+        team = distributed.join(options)
+        found.append(steps_of(pyllmc.Trainer(options, team=team)))
+        team.close()
+    (folder / f"steps{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The command under torchrun: its lines and files, and what it does when a process is lost, stopped or wrong."""
+
+# ruff: noqa: F401, F811 (fixtures are imported)
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import several
+from test_together import SMALL
+from test_trainer import TINY, content, data, metrics, without_times
+
+import pyllmc
+from pyllmc.text import bins
+
+LONG = {**SMALL, "max_steps": 400, "checkpoint_every": 20, "timeout": 10}
+
+
+def moments(run: Path) -> bytes:
+    """The bytes of a checkpoint from its moments on, which follow from all that went before, without the last checksum."""
+    content = (run / "last.ckpt").read_bytes()
+    return content[content.rindex(b"MOMENTS ") : -20]
+
+
+def lines_without_times(lines: list[str]) -> list[str]:
+    return [re.sub(r" \| [\d.]+ ms .*", "", line) for line in lines if line.startswith(("step", "sample"))]
+
+
+def test_the_lines_and_files_are_those_of_one_process(data, tmp_path):
+    """Rank 0 alone prints and writes. The checkpoint is one file, which one process resumes, and so do two."""
+    options = {**SMALL, "data": data, "max_steps": 8, "val_every": 4, "sample_every": 8, "sample_tokens": 5}
+    code, lines = several.train(2, **options, out=tmp_path / "two", zero=1)
+    assert code == 0, lines
+    alone = list(pyllmc.Trainer(**{**options, "grad_accum": 2, "out": tmp_path / "one"}))
+    for name in ("config.txt", "metrics.jsonl", "last.ckpt", "best.ckpt"):
+        assert (tmp_path / "two" / name).exists()
+    assert {p.name for p in (tmp_path / "two").iterdir()} <= {
+        *(p.name for p in (tmp_path / "one").iterdir()),
+        "loss.png",
+    }
+    steps = [line for line in lines if line.startswith("step")]
+    assert len(steps) == len(
+        [event for event in alone if event.kind != "plan" and event.text and event.kind != "sample"]
+    )
+    assert all(" | batch 28" in line for line in steps if "loss" in line and "val" not in line)
+    assert len([line for line in lines if line.startswith("sample")]) == 1
+    plan = "\n".join(lines)
+    assert "processes: 2, 2 of them on this machine; a step takes 4 windows, 28 tokens" in plan
+    assert "each process: memory plan" in plan and "the moments are shared out" in plan
+    shutil.copytree(tmp_path / "two", tmp_path / "again")
+    list(pyllmc.Trainer(resume=tmp_path / "again", max_steps=10, grad_accum=2))
+    code, lines = several.train(2, resume=tmp_path / "two", max_steps=10, zero=0)
+    assert code == 0, lines
+    for one, two in zip(metrics(tmp_path / "again"), metrics(tmp_path / "two")):
+        assert one.get("loss", 1) == pytest.approx(two.get("loss", 1), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, lines = several.train(2, **LONG, data=data, out=run)
+    assert code == 0, lines
+    return run
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_and_a_restart_give_the_same_bits(data, tmp_path, undisturbed, rank):
+    """torchrun starts the processes anew, and --resume=auto goes on. This also tells if torch's restarts change: with torchrun's
+    own store they failed until each attempt got keys of its own (pytorch issues 135712, 167288)."""
+    out = tmp_path / "run"
+    run = several.Run(2, "--max-restarts=1", **LONG, data=data, out=out, resume="auto")
+    run.wait_for(r"step +60/")
+    run.send(rank, signal.SIGKILL)
+    assert run.end() == 0, run.lines
+    assert any(line.startswith("resume: ") for line in run.lines), run.lines
+    assert moments(out) == moments(undisturbed)
+    assert without_times(metrics(out)) == without_times(metrics(undisturbed))
+
+
+def test_a_process_that_hangs_is_named(data, tmp_path):
+    run = several.Run(2, **{**LONG, "max_steps": 100000, "timeout": 5}, data=data, out=tmp_path / "run")
+    run.wait_for(r"step +40/")
+    hanging = run.send(1, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        run.wait_for("^pyllmc.train: ")
+        assert time.monotonic() - began < 15, run.lines
+    finally:
+        os.kill(hanging, signal.SIGKILL)
+    assert run.end() != 0
+    line = next(line for line in run.told if line.startswith("pyllmc.train: "))
+    assert "rank 1 of 2 does not answer" in line
+    assert (tmp_path / "run/last.ckpt").exists()
+
+
+def test_sigterm_saves_a_checkpoint(data, tmp_path):
+    """torchrun hands SIGTERM on, as a machine that is being taken away gets it."""
+    run = several.Run(
+        2, **{**LONG, "max_steps": 100000, "checkpoint_every": 0}, data=data, out=tmp_path / "run"
+    )
+    run.wait_for(r"step +40/")
+    run.process.send_signal(signal.SIGTERM)
+    run.end()
+    assert any("last.ckpt; stopped" in line for line in run.lines), run.lines
+    assert pyllmc.Model(tmp_path / "run/last.ckpt", B=1, T=4)
+
+
+def only_line(code: int, lines: list[str]) -> str:
+    assert code != 0
+    mine = [line for line in lines if line.startswith("pyllmc.train: ")]
+    assert len(mine) == 1, lines
+    return mine[0]
+
+
+def test_a_full_disk_on_rank_0_ends_all_with_one_line(data, tmp_path):
+    """Rank 0 still takes the moments that the other sends."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    run = several.Run(2, before=limit, **{**SMALL, "max_steps": 5}, data=data, out=tmp_path / "run", zero=1)
+    line = only_line(run.end(), run.told)
+    assert "last.ckpt cannot be written: File too large" in line
+    assert not (tmp_path / "run/last.ckpt").exists() and not list((tmp_path / "run").glob("*.tmp"))
+
+
+def by_rank(tmp_path: Path, ranked: str) -> list[str]:
+    """A program that runs pyllmc.train after a line of its own, for torchrun instead of -m pyllmc.train."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import os, sys\nrank = os.environ['RANK']\n{ranked}\nfrom pyllmc.train import main\nsys.exit(main())\n"
+    )
+    return [str(program)]
+
+
+@pytest.mark.parametrize(
+    "ranked, expected",
+    [
+        ("sys.argv[1] += 'ab'[int(rank)]", "rank 1 has other data than rank 0"),
+        ("sys.argv.append('--lr=0.00' + rank)", "rank 1 has other options than rank 0"),
+        ("if rank == '1': os.environ['PYLLMC_ISA'] = 'reference'", "rank 1 has kernels of another instruction set"),
+        ("if rank == '1': sys.argv[1] += 'nowhere'", "rank 1: "),
+    ],
+)  # fmt: skip
+def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
+    """Each option is right by itself, so nobody would see that the processes train on different things."""
+    import subprocess
+
+    for name in "ab":
+        shutil.copytree(data, tmp_path / name)
+    shard = min((tmp_path / "b").glob("train*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[1024:1026] = content[1026:1028]
+    shard.write_bytes(content)
+    where = [f"--data={tmp_path}/"] if "argv[1]" in ranked and "nowhere" not in ranked else [f"--data={data}"]
+    arguments = [*where, *several.words({**SMALL, "out": ""})]
+    command = [*several.TORCHRUN, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=several.environment(), timeout=300)
+    line = only_line(done.returncode, several.told(done.stdout + done.stderr))
+    assert expected in line
+
+
+def test_help_and_a_mistake_are_told_once(tmp_path):
+    code, lines = several.train(2, batch=4)
+    assert code != 0 and len([line for line in lines if "batch" in line]) == 1, lines
+
+
+def test_one_process_imports_no_torch(data, tmp_path):
+    """Not even under torchrun."""
+    import subprocess
+    import sys
+
+    code = "import sys, pyllmc.train; pyllmc.train.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    options = several.words({**SMALL, "data": data, "max_steps": 1, "out": ""})
+    env = several.environment(RANK="0", WORLD_SIZE="1")
+    done = subprocess.run([sys.executable, "-c", code, *options], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
