@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def read_hub(part: Part, task: str, fields: tuple[str, ...]) -> Iterator[dict[st
         datasets = need("datasets", f"{task}: fetching {part.hub}")
     except MissingDependency as error:
         raise MissingDependency(f"{error}; or {remedy}") from error
+    logging.disable(logging.WARNING)  # each attempt to reach the hub would be told
     try:
         if part.scripted:
             files = CONVERTED.format(part.hub, part.config, part.split)
@@ -124,5 +126,7 @@ def read_hub(part: Part, task: str, fields: tuple[str, ...]) -> Iterator[dict[st
     except Exception as error:  # datasets and what it calls raise errors of many kinds
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MOST_SHOWN]
         raise DataError(f"{task}: {part.hub} cannot be fetched ({why}): {remedy}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     for number, row in enumerate(rows, 1):
         yield checked(row, fields, f"{part.hub}, row {number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import sys
 import types
 
@@ -158,6 +159,7 @@ def hub(monkeypatch):
     """A `datasets` whose data sets are what a test puts there; the calls that it got."""
 
     def load_dataset(*args, **kwargs):
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s")
         fake.calls.append((args, kwargs))
         if isinstance(fake.rows, Exception):
             raise fake.rows
@@ -205,7 +207,7 @@ def test_how_the_hub_is_asked(hub):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_network_is_one_line_that_names_the_file(hub, name):
+def test_no_network_is_one_line_that_names_the_file(hub, caplog, name):
     hub.rows = ConnectionError("Couldn't reach the hub\nafter 5 tries")
     with pytest.raises(DataError) as error:
         TASKS[name].read()
@@ -214,6 +216,9 @@ def test_no_network_is_one_line_that_names_the_file(hub, name):
         f"{name}: {test.hub} cannot be fetched (ConnectionError: Couldn't reach the hub after 5 tries): "
         f"put {test.wanted()} into a folder and name that with --data"
     )
+    assert not caplog.records
+    logging.getLogger("another").warning("heard")
+    assert len(caplog.records) == 1
 
 
 def test_without_the_package_the_line_names_both_remedies(monkeypatch):
