@@ -146,7 +146,7 @@ ROWS = {  # as the hub has them
     "wikitext103": [{"text": f"{line}\n" if line.strip() else ""} for line in ARTICLES],
     "ptb": [{"sentence": line.strip()} for line in TREEBANK],
     "lm1b": [{"text": line} for line in SENTENCES],
-    "enwik8": [{"text": line} for line in (XML * 60_000).split("\n")],
+    "enwik8": [{"text": (XML * 60_000).encode()[-5_000_000:].decode()}],
     "text8": [{"text": whole("the heron ", 5_000_000)}],
     "hellaswag": [hellaswag_row(n) | {"label": str(hellaswag_row(n)["label"])} for n in range(12)],
     "hellaswag_lm_eval": [hellaswag_row(n) | {"label": str(hellaswag_row(n)["label"])} for n in range(12)],
@@ -190,8 +190,11 @@ def test_the_hubs_texts_are_read(hub, name):
     hub.rows = ROWS[name]
     found = TASKS[name].read()
     if name in ("enwik8", "text8"):
-        joined = "\n".join(row["text"] for row in ROWS[name]).encode()[-5_000_000:]
+        joined = "".join(row["text"] for row in ROWS[name]).encode()[-5_000_000:]
         assert (b"" if name == "enwik8" else "").join(found) in (joined, joined.decode())
+        hub.rows = [{"text": "the heron"}]
+        with pytest.raises(BadFile, match=" has 9 .*: is it cut short"):
+            TASKS[name].read()
     else:
         assert len(found) == len(ROWS[name])
 

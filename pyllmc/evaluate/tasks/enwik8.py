@@ -25,22 +25,18 @@ class Enwik8(Stream):
         ("enwik8", "enwik8/test.txt"),
         "the 100,000,000 bytes, or the last 5,000,000",
         "LTCB/enwik8",
-        "enwik8",
+        "enwik8-raw",
         "train",
         scripted=True,
     )
 
     def from_file(self, path: Path) -> Iterable[bytes]:
-        data = read_bytes(path)
-        if len(data) not in (WHOLE, TEST):
-            raise BadFile(
-                f"{path} has {len(data):,} bytes, and enwik8 has {WHOLE:,} (its test part {TEST:,}): is it cut short? Fetch it again"
-            )
-        return _blocks(data, path)
+        return _blocks(read_bytes(path), path)
 
     def from_hub(self, part: Part) -> Iterable[bytes]:
-        lines = [row["text"] for row in read_hub(part, self.name, self.fields)]
-        return _blocks("\n".join(lines).encode(), Path(part.hub))
+        """The hub's enwik8-raw is one text; its other edition has lines without the spaces at their ends."""
+        texts = [row["text"] for row in read_hub(part, self.name, self.fields)]
+        return _blocks("".join(texts).encode(), Path(part.hub))
 
     def texts(self, records: Records) -> Iterable[tuple[str, float, int]]:
         text = whole_characters(b"".join(records), Path(self.name))
@@ -49,6 +45,10 @@ class Enwik8(Stream):
 
 
 def _blocks(data: bytes, path: Path) -> Iterable[bytes]:
+    if len(data) not in (WHOLE, TEST):
+        raise BadFile(
+            f"{path} has {len(data):,} bytes, and enwik8 has {WHOLE:,} (its test part {TEST:,}): is it cut short? Fetch it again"
+        )
     data = data[-TEST:]
     whole_characters(data, path)
     return (data[at : at + BLOCK] for at in range(0, len(data), BLOCK))

@@ -1,4 +1,4 @@
-"""text8: enwik8's successor in 27 characters, a to z and space. The last 5 million are the test part."""
+"""text8: the text of Wikipedia in 27 characters, a to z and space. The last 5 million are the test part."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ class Text8(Stream):
 
     def from_file(self, path: Path) -> Iterable[str]:
         text = decoded(read_bytes(path), path).rstrip("\n")
-        if len(text) not in (WHOLE, TEST):
-            raise BadFile(
-                f"{path} has {len(text):,} characters, and text8 has {WHOLE:,} (its test part {TEST:,}): is it cut short? Fetch it again"
-            )
-        return self._blocks(text[-TEST:], str(path))
+        return _blocks(text, str(path))
 
     def from_hub(self, part: Part) -> Iterable[str]:
         text = "".join(row["text"] for row in read_hub(part, self.name, self.fields))
-        return self._blocks(text[-TEST:], part.hub)
-
-    def _blocks(self, text: str, where: str) -> Iterable[str]:
-        if other := re.search("[^a-z ]", text):
-            raise BadFile(
-                f"{where} holds {other[0]!r}, and text8 has a to z and spaces only: is this another file?"
-            )
-        return (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
+        return _blocks(text, part.hub)
 
     def texts(self, records: Records) -> Iterable[tuple[str, float, int]]:
         text = "".join(records)
         yield text, len(text), len(text)
+
+
+def _blocks(text: str, where: str) -> Iterable[str]:
+    if len(text) not in (WHOLE, TEST):
+        raise BadFile(
+            f"{where} has {len(text):,} characters, and text8 has {WHOLE:,} (its test part {TEST:,}): is it cut short? Fetch it again"
+        )
+    text = text[-TEST:]
+    if other := re.search("[^a-z ]", text):
+        raise BadFile(
+            f"{where} holds {other[0]!r}, and text8 has a to z and spaces only: is this another file?"
+        )
+    return (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
