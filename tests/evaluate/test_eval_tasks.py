@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -427,3 +429,19 @@ def test_a_tokenizer_that_cannot_write_the_text(folder):
     letters = Scorer(make_scorer(T=32, steps=1).model, train("char", ["abc "]))
     with pytest.raises(DataError, match="the tokenizer cannot write"):
         items_of("ptb", folder, letters)
+
+
+def test_the_documents_say_the_same():
+    """Each task has a row in docs/evaluate.md, with its file, its data set of the hub, its published figure and its command."""
+    page = (Path(__file__).parents[2] / "docs/evaluate.md").read_text()
+    rows = {row[1]: row[0] for row in re.finditer(r"^\| `(\w+)` \|.*$", page, re.M)}
+    assert list(rows) == [*TASKS, "hellaswag_bin"]
+    for name, task in TASKS.items():
+        row, (_, data, *_) = rows[name], rows[name].strip("| ").split(" | ")
+        assert data == "the same" or (task.test.files[0] in data and task.test.hub in data)
+        assert f"`python -m pyllmc.evaluate MODEL --tasks={name}`" in row
+        for metric in task.metrics:
+            figure = (published(name, metric) or {}).get("124M")
+            if figure is not None:
+                told = re.search(rf"\b{metric} ([\d.]+)( %)?", row.split(" | ")[4])
+                assert told and float(told[1]) / (100 if told[2] else 1) == pytest.approx(figure)
