@@ -1,30 +1,47 @@
-"""python dev/bench_network.py: measured all-reduces beside those that python -m pyllmc.plan predicts.
+"""python dev/bench_network.py: measured all-reduces, or with --train whole steps, beside those that python -m pyllmc.plan predicts.
 
 Ranks of torch.distributed (gloo) on machines of their own, which are namespaces joined by links of a limited rate, average the
-gradients of a model. Needs Linux and `unshare`, `ip` and `tc`; nothing of it is left behind. Exit status: 0 all predictions
+gradients of a model, or train it under torchrun. Needs Linux and `unshare`, `ip` and `tc`; nothing of it is left behind. Exit status: 0 all predictions
 are within 15 %, 1 one is not, 2 usage, 6 no network can be made here.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import namespaces
 from bench_process import ROOT
 
 from pyllmc.planning import steptime
 from pyllmc.tables import layout
+from pyllmc.text import dataset
 
 TOLERANCE = 0.15  # as a share of the measured time
 PORT = 29500
 RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a second
+
+
+TRAINING = "--B=4 --T=128 --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
+
+
+class Settings(NamedTuple):
+    ranks: list[int]
+    rates: list[str]
+    elements: int  # floats that are averaged
+    rounds: int
+    train: bool
+    json: bool
+    training: list[str]  # options of training
 
 
 # ---- one rank ----
@@ -73,19 +90,83 @@ def measure(n: int, rate: float, elements: int, rounds: int) -> list[float]:
     return [float(seconds) for seconds in json.loads(said[0])]
 
 
-def compare(counts: Sequence[int], rates: Sequence[str], elements: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each number of ranks and each rate."""
+def compare(o: Settings) -> list[dict[str, Any]]:
+    """A row of all-reduces for each number of ranks and each rate."""
     rows = []
-    for rate in rates:
-        for n in counts:
-            planned = steptime.all_reduce_s(n, elements * steptime.FP32, RATES[rate])
+    for rate in o.rates:
+        for n in o.ranks:
+            planned = steptime.all_reduce_s(n, o.elements * steptime.FP32, RATES[rate])
             # the least of several, because neighbours on the same cores only make a round longer
-            measured = min(measure(n, RATES[rate], elements, rounds))
-            rows.append({"ranks": n, "rate": rate, "measured_s": measured, "planned_s": planned})
-            off = planned / measured - 1
-            print(f"{n} ranks at {rate:>7}: measured {measured * 1e3:7.1f} ms, planned {planned * 1e3:7.1f} ms, "
-                  f"{off:+.1%}", file=sys.stderr, flush=True)  # fmt: skip
+            measured = min(measure(n, RATES[rate], o.elements, o.rounds))
+            rows.append(told("all-reduce", n, rate, measured, planned))
     return rows
+
+
+def told(what: str, n: int, rate: str, measured: float, planned: float) -> dict[str, Any]:
+    """Prints a row, and returns it."""
+    figures = (
+        f"measured {measured * 1e3:7.1f} ms, planned {planned * 1e3:7.1f} ms, {planned / measured - 1:+.1%}"
+    )
+    print(f"{what}, {n} ranks at {rate:>7}: {figures}", file=sys.stderr, flush=True)
+    return {"what": what, "ranks": n, "rate": rate, "measured_s": measured, "planned_s": planned}
+
+
+# ---- whole steps ----
+
+
+def train(o: Settings) -> list[dict[str, Any]]:
+    """A row of training steps for each number of ranks and each rate. The time of a step alone is that of as many trainings at once
+    that do not know of each other, because they share this machine's cores just so."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "data")
+        letters = random.Random(0)
+        texts = ["".join(letters.choices("abcdefghij ", k=400)) for _ in range(500)]
+        dataset.write_dataset(texts, data, tokenizer="char", val_fraction=0.1)
+        for n in o.ranks:
+            alone = [step_of(o, n, 0.0, data, Path(folder, f"alone{n}"))]
+            for rate in o.rates:
+                together = step_of(o, n, RATES[rate], data, Path(folder, f"{n}at{rate}"))
+                alone.append(step_of(o, n, 0.0, data, Path(folder, f"alone{n}at{rate}")))
+                job = steptime.Job(min(alone), o.elements, RATES[rate])
+                rows.append(told("step", n, rate, together, job.step_s(n, steptime.Way())))
+    return rows
+
+
+def step_of(o: Settings, n: int, rate: float, data: Path, out: Path) -> float:
+    """The seconds of the fastest step of n ranks on links of a rate; 0: of n trainings that run at once, each alone."""
+    words = ["-m", "pyllmc.train", f"--data={data}", *o.training, f"--max_steps={o.rounds + 2}"]
+    with namespaces.Network(n, rate) as network:
+        runs = [out / (str(i) if not rate else "all") for i in range(n)]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={n}", "--nproc_per_node=1", "--rdzv_backend=static",
+                    f"--master_addr={network.address(0)}", f"--master_port={PORT}"]  # fmt: skip
+        ranks = [
+            network.start(
+                i,
+                [
+                    *(torchrun if rate else [sys.executable]),
+                    *([f"--node_rank={i}"] if rate else []),
+                    *words,
+                    f"--out={runs[i]}",
+                ],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "GLOO_SOCKET_IFNAME": "eth0"},
+            )
+            for i in range(n)
+        ]
+        said = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit(
+            f"bench_network: a training failed:\n{next(t for t, r in zip(said, ranks) if r.returncode)}"
+        )
+    return max(fastest(run) for run in dict.fromkeys(runs))
+
+
+def fastest(run: Path) -> float:
+    """The seconds of a run's fastest step; the first two do not count."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return min(json.loads(line)["ms"] for line in lines[2:]) * 1e-3
 
 
 def elements_of(model: str, vocab_size: int) -> int:
@@ -97,6 +178,21 @@ def main() -> int:
     if sys.argv[1:2] == ["--serve"]:
         serve(*sys.argv[2:])
         return 0
+    o = parse()
+    reason = namespaces.why_not()
+    if reason and not os.environ.get(namespaces.MARK):
+        print(f"bench_network: no network can be made here: {reason}", file=sys.stderr)
+        return 6
+    namespaces.enter()
+    os.environ.update(PYTHONPATH=str(ROOT), TORCH_CPP_LOG_LEVEL="ERROR")  # names of hosts are not known there
+    print(f"{o.elements * 4e-6:.1f} MB of gradients in fp32", file=sys.stderr)
+    rows = train(o) if o.train else compare(o)
+    if o.json:
+        print(json.dumps(rows))
+    return int(any(abs(row["planned_s"] / row["measured_s"] - 1) > TOLERANCE for row in rows))
+
+
+def parse() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", default="2,3,4", help="numbers of ranks [2,3,4]")
     parser.add_argument("--rates", default=",".join(RATES), help=f"rates of links [{','.join(RATES)}]")
@@ -105,22 +201,23 @@ def main() -> int:
     )
     parser.add_argument("--vocab_size", type=int, default=65, help="its vocabulary [65]")
     parser.add_argument(
-        "--rounds", type=int, default=6, help="all-reduces of each kind, of which the fastest counts [6]"
+        "--rounds",
+        type=int,
+        default=6,
+        help="all-reduces or steps of each kind, of which the fastest counts [6]",
+    )
+    parser.add_argument(
+        "--train", action="store_true", help="train it, with one thread a rank, instead of only averaging"
     )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     o = parser.parse_args()
-    reason = namespaces.why_not()
-    if reason and not os.environ.get(namespaces.MARK):
-        print(f"bench_network: no network can be made here: {reason}", file=sys.stderr)
-        return 6
-    namespaces.enter()
-    os.environ.update(PYTHONPATH=str(ROOT), TORCH_CPP_LOG_LEVEL="ERROR")  # names of hosts are not known there
-    elements = elements_of(o.model, o.vocab_size)
-    print(f"{o.model}: {elements * 4e-6:.1f} MB of gradients in fp32", file=sys.stderr)
-    rows = compare([int(n) for n in o.ranks.split(",")], o.rates.split(","), elements, o.rounds)
-    if o.json:
-        print(json.dumps(rows))
-    return int(any(abs(row["planned_s"] / row["measured_s"] - 1) > TOLERANCE for row in rows))
+    if o.train and importlib.util.find_spec("pyllmc.distributed") is None:
+        parser.error("--train: this version does not train under torchrun yet")
+    training = f"--model={o.model} --vocab_size={o.vocab_size} {TRAINING}".split()
+    ranks = [int(n) for n in o.ranks.split(",")]
+    return Settings(
+        ranks, o.rates.split(","), elements_of(o.model, o.vocab_size), o.rounds, o.train, o.json, training
+    )
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ def test_the_image_has_what_the_build_needs():
 # ---- on loopback ----
 
 DISTRIBUTED = importlib.util.find_spec("pyllmc.distributed") is not None
+PATIENCE = 600  # seconds; on a busy machine torch alone takes a minute to begin
 needs_training = pytest.mark.skipif(not DISTRIBUTED, reason="this version does not train under torchrun yet")
 
 
@@ -194,6 +195,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
+def together(command: list[str], n: int) -> tuple[list[int], list[str]]:
+    """Runs n copies of a command at once; returns their exit codes and what they print. None outlives the test."""
+    how = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, **how) for _ in range(n)]
+    try:
+        said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+        return [process.returncode for process in processes], said
+    finally:
+        for process in processes:
+            process.terminate()  # torchrun ends what it has started
+
+
 def check_run(out: Path, steps: int) -> None:
     assert (out / "last.ckpt").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == steps
@@ -209,14 +222,8 @@ def test_the_command_runs_on_loopback(name, data, tmp_path):
     own = [f"--data={data}", f"--out={tmp_path / 'run'}"]
     for steps in (2, 4):
         command = [*here(words, 2, f"localhost:{free_port()}"), *own, *SMALL[:-1], f"{SMALL[-1]}{steps}"]
-        both = [
-            subprocess.Popen(
-                command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            for _ in range(2)
-        ]
-        said = [process.communicate(timeout=180)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0], said
+        codes, said = together(command, 2)
+        assert codes == [0, 0], said
         check_run(tmp_path / "run", steps)
 
 
@@ -225,6 +232,6 @@ def test_the_script_runs_on_loopback(data, tmp_path):
     variables = {"DATA": str(data), "OUT": str(tmp_path / "run")}
     command = ["bash", str(FOLDER / "slurm.sh"), *SMALL[:-1], f"{SMALL[-1]}2"]
     machine = {**slurm_machine(tmp_path, 2), **variables}
-    done = subprocess.run(command, env=machine, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=machine, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     check_run(tmp_path / "run", 2)

@@ -297,7 +297,18 @@ def test_files_stay_short():
 
 # The rooms of pyllmc/, the lowest first: a file imports from its own room and from lower ones. Above them is the face,
 # the files of pyllmc/ itself. pyllmc/__init__.py, which every import runs first, imports nothing and holds the version.
-ROOMS = ["base", "tables", "text", "stories", "engine", "draw", "convert", "planning", "parity", "distributed"]
+ROOMS = [
+    "base",
+    "tables",
+    "text",
+    "stories",
+    "engine",
+    "draw",
+    "convert",
+    "planning",
+    "parity",
+    "distributed",
+]
 ABOVE = ["evaluate", "nn", "mingpt"]  # rooms that build on the face; the last two need torch
 PYTHON = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from conftest import ROOT
 
 pytest.importorskip("torch")
 REASON = namespaces.why_not() if sys.platform == "linux" else "this is not Linux"
+DISTRIBUTED = importlib.util.find_spec("pyllmc.distributed") is not None
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no network can be made here: {REASON}")
 
 
@@ -52,6 +54,16 @@ def test_predictions_are_within_15_percent(ranks, rate, rounds):
     for row in rows:
         assert row["planned_s"] == pytest.approx(row["measured_s"], rel=bench_network.TOLERANCE), done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.skipif(not DISTRIBUTED, reason="this version does not train under torchrun yet")
+def test_steps_of_a_training_are_within_15_percent():
+    words = command("--train", "--ranks=2", "--rates=100Mbit", "--rounds=6", "--model=gpt-micro", "--json")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode in (0, 1), done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["what"] == "step"
+    assert row["planned_s"] == pytest.approx(row["measured_s"], rel=bench_network.TOLERANCE), done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
