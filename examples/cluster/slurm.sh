@@ -30,7 +30,7 @@ DATA=${DATA:-data/my} # made beforehand: python -m pyllmc.prepro --input my.txt 
 OUT=${OUT:-runs/d12}
 
 # The processes meet at the first machine of the job, at a port that another job on it is unlikely to have.
-HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
 
 # If a machine has several networks, name the one between machines here: export GLOO_SOCKET_IFNAME=ib0

@@ -44,9 +44,10 @@ def services() -> dict[str, dict]:
 
 
 def slurm_machine(folder: Path, nodes: int) -> dict[str, str]:
-    """An environment as Slurm gives it to a job, and programs that stand for its own: srun starts a task for each machine."""
+    """An environment as Slurm gives it to a job, and programs that stand for its own: srun starts a task for each machine, and
+    scontrol names so many that it is still writing when the first has been read."""
     for name, text in (
-        ("scontrol", '[ "$*" = "show hostnames a[0-1]" ] && printf "localhost\\nother\\n"'),
+        ("scontrol", '[ "$*" = "show hostnames a[0-1]" ] && echo localhost && seq -f "machine-%g" 20000'),
         ("srun", 'for i in $(seq "$SLURM_NNODES"); do SLURM_PROCID=$((i - 1)) "$@" & done; status=0\n'
                  'for job in $(jobs -p); do wait "$job" || status=$?; done; exit $status'),
     ):  # fmt: skip
@@ -56,7 +57,7 @@ def slurm_machine(folder: Path, nodes: int) -> dict[str, str]:
     job = {
         "SLURM_NNODES": str(nodes),
         "SLURM_JOB_NODELIST": "a[0-1]",
-        "SLURM_JOB_ID": str(free_port() - 20000),
+        "SLURM_JOB_ID": str(free_job()),
     }
     return {**os.environ, **job, "PATH": path, "PYTHONPATH": str(ROOT)}
 
@@ -81,6 +82,15 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])
+
+
+def free_job() -> int:
+    """A number of a job whose port, by the script's rule, nobody has."""
+    for job in range(os.getpid() % 10_000, 20_000):
+        with socket.socket() as tried:
+            if tried.connect_ex(("localhost", 20_000 + job)):
+                return job
+    raise AssertionError("every port is taken")
 
 
 # ---- form ----
