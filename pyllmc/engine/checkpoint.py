@@ -167,7 +167,7 @@ def training(source: Source) -> dict[str, Any]:
         "options": given,
         "meta": _meta(given.get("data", "")),
         "loss": _loss(Path(source), state),
-        "scores": _scores(path.parent, state),
+        "scores": _scores(path),
     }
 
 
@@ -179,11 +179,21 @@ def _meta(folder: str) -> dict[str, Any]:
         return {}
 
 
-def _scores(folder: Path, state: dict[str, str]) -> list[dict[str, Any]]:
-    """What python -m pyllmc.evaluate has found of this step's weights, from the run's evaluate.json."""
+def checksum_in(path: Source) -> str:
+    """The checksum that ends a checkpoint, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return f"{int.from_bytes(file.read(), 'little'):08x}"
+
+
+def _scores(path: Path) -> list[dict[str, Any]]:
+    """What python -m pyllmc.evaluate has found of this very file, from the run's evaluate.json."""
     try:
-        found = json.loads((folder / SCORES).read_text(encoding="utf-8"))["scores"]
-        return [score for score in found if str(score["step"]) == state.get("step")]
+        found, own = (
+            json.loads((path.parent / SCORES).read_text(encoding="utf-8"))["scores"],
+            checksum_in(path),
+        )
+        return [score for score in found if score["checkpoint"] == own]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

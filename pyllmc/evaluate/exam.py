@@ -8,6 +8,7 @@ from typing import Any
 
 from pyllmc.base import live
 from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine.checkpoint import checkpoint_of, checksum_in
 from pyllmc.evaluate.items import Rolling
 from pyllmc.evaluate.journal import Journal, answers, checksum_of, key_of, place_for
 from pyllmc.evaluate.scorer import Scorer
@@ -47,7 +48,9 @@ class Exam:
         """Yields the records of each task's scores of one model, as soon as it is done. What an interrupted call has found
         out is not computed again; its files go when all tasks are done."""
         journals, checksum = [], checksum_of(scorer.model)
+        file = checkpoint_of(source)
         model = {"model": source, "step": step, "weights": f"{checksum:08x}"}
+        model["checkpoint"] = checksum_in(file) if file else None
         asked = {"shots": self.shots, "seed": self.seed, "limit": self.limit}
         try:
             for task in self.tasks:

@@ -113,6 +113,8 @@ def test_scores_are_in_the_model_card(run, files):
     )
     row = next(line for line in card.splitlines() if line.startswith("| my.txt | bpb"))
     assert "one stream" in row
+    other = training(min(run.glob("step_*.ckpt")))  # another step, whose scores these are not
+    assert other["state"]["step"] == "2" and {score["step"] for score in other["scores"]} <= {2}
     assert "## Evaluation" not in model_card(
         "x", pyllmc.GPTConfig(257, 64, 1, 1, 16), "fp32", None, {}, [], "", False
     )
