@@ -121,7 +121,8 @@ static void attention(int B, int T, int C, int NH, int window) {
     compare("attention_forward", OUT, BF16, out, ATTENTION);
     compare("lse", LSE, FLOAT, (int64_t)B * NH * T, PRODUCT);
     memcpy(fast.at[OUT], reference.at[OUT], (size_t)out * BF16);
-    CALL(attention_backward, s->at[DQKV], s->at[DOUT], s->at[OUT], s->at[LSE], s->at[QKV], NULL, NULL, B, T, C, NH, window)
+    CALL(attention_backward, s->at[DQKV], s->at[DOUT], s->at[OUT], s->at[LSE], s->at[QKV], NULL, NULL, B, T, C, NH,
+         window)
     compare("attention_backward", DQKV, BF16, 3 * out, ATTENTION);
     for (int n = 1; n <= T && n < 40; n = 3 * n + 1) { /* the last n rows are new */
         int pos[8];

@@ -14,9 +14,9 @@ struct llmc_model {
     int64_t step;         /* AdamW steps taken */
     const void *cache_of; /* the generation whose keys and values are cached, while state is EMPTY; NULL: none */
     int64_t ones;         /* the first `ones` loss weights on the device are 1 */
-    int separator;        /* the id that begins a document which sees nothing before it; -1: documents are not separated */
-    struct {              /* dropout.c */
-        double p[4];      /* the probability of each kind (kernels.h) */
+    int separator;   /* the id that begins a document, which sees nothing before it; -1: documents see each other */
+    struct {         /* dropout.c */
+        double p[4]; /* the probability of each kind (kernels.h) */
         int64_t seed;
         int64_t micro_step; /* the number of the next pass that drops, since the last update */
         int64_t first;      /* the number of the first pass after an update: the rank */

@@ -31,6 +31,7 @@ MUTANTS = [  # file, the code that is replaced, its replacement, the tests that 
     ("cpu/gemm_amx_pack.h", r"row \+ 1 < K && lanes", "lanes", "tests/kernels/test_matmul.py"),
     ("cpu/attention_gradient.h", r"- s->D\[i\]\)", "+ s->D[i])", "tests/kernels/test_attention.py"),
     ("cpu/attention_gradient.h", r"\* kept - s->D", "- s->D", "tests/kernels/test_dropout.py"),
+    ("cpu/attention.h", r"own\[i\] \+ 1\)", "own[i])", "tests/kernels/test_documents.py"),
     ("model/dropout.c", r"if \(on\) m->drop\.micro_step\+\+;", "", "tests/model/test_model_dropout.py"),
     (
         "cpu/classifier.c",
