@@ -128,7 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place.rank:
                 live.hide()
         options = Options(_ffi.load())
-        asked = options.parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            asked = options.parse(sys.argv[1:] if arguments is None else arguments)
+        except LlmcError as error:
+            if place and place.local_rank:  # another process of this machine tells the same
+                raise SystemExit(exit_code(error)) from None
+            raise
         if place and not asked and not options.only_write():
             return train_together(options, place)
         if place and place.rank:

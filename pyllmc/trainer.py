@@ -6,18 +6,16 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyllmc.adopt import adopt_model
 from pyllmc.base.checks import NotCopied, as_flag, as_path, refuse
 from pyllmc.base.errors import DataError, InvalidArgument
+from pyllmc.distributed.team import Team
 from pyllmc.engine import _ffi
 from pyllmc.engine.settings import Options
 from pyllmc.model import Model
 from pyllmc.stories import telling
-
-if TYPE_CHECKING:
-    from pyllmc.distributed.team import Team
 
 KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
 
@@ -102,6 +100,8 @@ class Trainer(NotCopied):
                 options,
                 "the Options of pyllmc.trainer; name options singly: pyllmc.Trainer(max_steps=100)",
             )
+        if team is not None and not isinstance(team, Team):
+            refuse("team", team, "what pyllmc.distributed.join(options) returns")
         self.options = options or Options(_ffi.load())
         if options is None and not {"out", "resume"} & set(named):
             self.options.set("out", "")  # a library call writes nothing unless it is told where

@@ -151,10 +151,11 @@ def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
 
     for name in "ab":
         shutil.copytree(data, tmp_path / name)
-    shard = min((tmp_path / "b").glob("train*.bin"))
-    content = bytearray(shard.read_bytes())
-    content[1024:1026] = content[1026:1028]
-    shard.write_bytes(content)
+    for shard in (tmp_path / "b").glob("train*.bin"):
+        content = shard.read_bytes()
+        shard.write_bytes(
+            content[:1024] + content[1026:] + content[1024:1026]
+        )  # every token is one place further on
     where = [f"--data={tmp_path}/"] if "argv[1]" in ranked and "nowhere" not in ranked else [f"--data={data}"]
     arguments = [*where, *several.words({**SMALL, "out": ""})]
     command = [*several.TORCHRUN, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
