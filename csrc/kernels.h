@@ -58,16 +58,18 @@ typedef struct AdamW {
  *
  * The numbers lie in the device's memory, as those of AdamW do. */
 typedef struct Dropout {
-    uint32_t key[2];    /* the low and the high half of the seed */
-    uint32_t step;      /* AdamW steps taken, modulo 2^32 */
-    uint32_t place;     /* micro-step * 4096 + layer * 4 + kind, modulo 2^32 */
+    uint32_t key[2]; /* the low and the high half of the seed */
+    uint32_t step;   /* AdamW steps taken, modulo 2^32 */
+    uint32_t
+        place; /* micro-step * 4096 + layer * 4 + kind, modulo 2^32; from LLMC_DROP_LORA on 2^31 more, and kind - 4 */
     uint32_t threshold; /* 65536 p to the nearest, 1..65535 */
     float scale;        /* 65536 / (65536 - threshold), which is 1 / (1 - p) for this p */
 } Dropout;
 /* The kinds of a model's dropouts, with the rows and columns of their matrices: on the sum of the embeddings (B T, C), layer 0; on
  * attention's weights (B NH T, T), where the rows are queries and the columns keys; and on each branch before it is added to
- * the residual stream (B T, C), after attention and after the MLP. */
-enum { LLMC_DROP_EMBEDDING, LLMC_DROP_ATTENTION, LLMC_DROP_ATTPROJ, LLMC_DROP_FCPROJ };
+ * the residual stream (B T, C), after attention and after the MLP. The last four are on what LoRA's A reads (B T, its columns), in
+ * the order of the adapters in tensors.def. */
+enum { LLMC_DROP_EMBEDDING, LLMC_DROP_ATTENTION, LLMC_DROP_ATTPROJ, LLMC_DROP_FCPROJ, LLMC_DROP_LORA };
 
 typedef struct Kernels {
     const char *name;
@@ -136,18 +138,18 @@ typedef struct Kernels {
     /* out(B,T,C) = inp factor, for dropout's factors; out may be inp. Backward, dinp = dout factor. */
     void (*dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C);
 
-    /* A matrix with LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * inp(B,T,C) @ A^T,
-     * out(B,T,OC) = inp @ weight^T + bias + hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
+    /* A matrix with LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * (inp(B,T,C) factor) @ A^T
+     * with dropout's factors, 1 if it is NULL; inp factor is rounded to floatX, as by dropout. out(B,T,OC) = inp @ weight^T + bias + hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
     void (*lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp,
-                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw, float scale,
-                         int B, int T, int C, int OC, int r);
+                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw,
+                         const Dropout *dropout, float scale, int B, int T, int C, int OC, int r);
     /* dhidden(B,T,r) = scale * dout(B,T,OC) @ Bw */
     void (*lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, const floatX *Bw, float scale,
                                  int B, int T, int OC, int r);
-    /* dinp(B,T,C) = dout(B,T,OC) @ weight + dhidden @ A, times gelu'(pre(B,T,C)) unless pre is NULL */
+    /* dinp(B,T,C) = dout(B,T,OC) @ weight + (dhidden @ A) factor, times gelu'(pre(B,T,C)) unless pre is NULL */
     void (*lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
-                                const floatX *dhidden, const floatX *A, const floatX *pre, int B, int T, int C, int OC,
-                                int r);
+                                const floatX *dhidden, const floatX *A, const floatX *pre, const Dropout *dropout,
+                                int B, int T, int C, int OC, int r);
 
     /* Causal attention. qkv (B,T,3C): query, key, value, each NH heads of hs; out (B,T,C); lse (B,NH,T) = log sum exp
      * of the scores q.k/sqrt(hs). Query i sees the keys j <= i, j > i - window where window > 0, and j >= i - offsets[i], those of

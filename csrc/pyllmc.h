@@ -196,10 +196,10 @@ int llmc_model_backward_from(llmc_model *model, const float *dlogits, float scal
 int llmc_model_micro_step(llmc_model *model, const int *tokens, const int *targets, const float *loss_weights, int b,
                           int t, float scale, int accumulate, float *loss);
 /* Dropout as in GPT-2, with probabilities in [0, 1): on the sum of the embeddings (embd), on attention's weights (attn), and on
- * what attention and MLP add to the residual stream (resid). kernels.h says which elements drop: they follow from the seed,
+ * what attention and MLP add to the residual stream (resid); and of what LoRA's A reads (lora), 0 in a model without adapters. kernels.h says which elements drop: they follow from the seed,
  * llmc_model_step, llmc_model_micro_steps and the place. llmc_model_micro_step drops; llmc_model_forward only after
- * llmc_model_drop_in_forward(model, 1); generation never. 0, 0, 0 as at first: no random number is drawn. */
-int llmc_model_set_dropout(llmc_model *model, double embd, double attn, double resid, int64_t seed);
+ * llmc_model_drop_in_forward(model, 1); generation never. 0, 0, 0, 0 as at first: no random number is drawn. */
+int llmc_model_set_dropout(llmc_model *model, double embd, double attn, double resid, double lora, int64_t seed);
 int llmc_model_drop_in_forward(llmc_model *model, int on);
 /* The number of the next pass that drops: it counts them from the last update on, and from a micro-step that does not
  * accumulate. Whoever updates the weights without llmc_model_update may set it, so that a resumed training goes on with the

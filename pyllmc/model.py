@@ -260,16 +260,18 @@ class Model(NotCopied):
 
     # ---- dropout ----
 
-    def set_dropout(self, embd: float = 0.0, attn: float = 0.0, resid: float = 0.0, seed: int = 0) -> None:
+    def set_dropout(
+        self, embd: float = 0.0, attn: float = 0.0, resid: float = 0.0, seed: int = 0, lora: float = 0.0
+    ) -> None:
         """Sets GPT-2's dropout: probabilities in [0, 1) for the sum of the embeddings, for attention's weights, and for what
-        attention and MLP add to the residual stream. What is kept is multiplied by 1 / (1 - p). p counts as the nearest
+        attention and MLP add to the residual stream; lora: for what the adapters' A reads (PEFT's lora_dropout). What is kept is multiplied by 1 / (1 - p). p counts as the nearest
         multiple of 1/65536.
 
         micro_step drops; forward only after train(); generation never. Which elements drop follows from the seed, step,
         micro_steps and the place, by the rule in csrc/kernels.h: they are the same on every device and for any number of threads.
         Raises InvalidArgument.
         """
-        names = {"embd": embd, "attn": attn, "resid": resid}
+        names = {"embd": embd, "attn": attn, "resid": resid, "lora": lora}
         p = [as_float(name, value) for name, value in names.items()]
         self._check(self._lib.llmc_model_set_dropout(self._handle, *p, as_int("seed", seed, 64)))
 

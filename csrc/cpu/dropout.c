@@ -3,15 +3,6 @@
 #include "isa.h"
 #include "threads.h"
 
-static void drop_row(floatX *out, const floatX *inp, const Dropout *d, uint32_t row, int C) {
-    float factors[COLUMNS];
-    for (int c = 0; c < C; c += VL) {
-        if (c % COLUMNS == 0) factors_of_row(d, row, (uint32_t)c / 8, factors);
-        const int n = LANES(c, C);
-        fx_store_n(out + c, fx_load_n(inp + c, n) * vf_load(factors + c % COLUMNS), n);
-    }
-}
-
 typedef struct Dropped {
     floatX *out;
     const floatX *inp;
@@ -22,7 +13,7 @@ static void drop_rows(const void *given, Part rows) {
     const Dropped a = *(const Dropped *)given;
     const Dropout d = *a.dropout;
     for (int64_t row = rows.from; row < rows.to; row++)
-        drop_row(a.out + row * a.C, a.inp + row * a.C, &d, (uint32_t)row, a.C);
+        drop_columns(a.out + row * a.C, a.inp + row * a.C, &d, (uint32_t)row, 0, a.C);
 }
 
 void K(dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C) {

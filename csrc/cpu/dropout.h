@@ -84,4 +84,13 @@ enum { COLUMNS = 64 };
 INLINE void factors_of_row(const Dropout *d, uint32_t row, uint32_t group, float factors[COLUMNS]) {
     for (int c = 0; c < COLUMNS; c += FACTORS) factors_of_columns(d, row, group + (uint32_t)c / 8, factors + c);
 }
+
+/* out = inp times its factors, for n columns of a row from column `first` on, a multiple of 8. out may be inp. */
+INLINE void drop_columns(floatX *out, const floatX *inp, const Dropout *d, uint32_t row, int first, int n) {
+    float factors[COLUMNS];
+    for (int c = 0; c < n; c += VL) {
+        if (c % COLUMNS == 0) factors_of_row(d, row, (uint32_t)(first + c) / 8, factors);
+        fx_store_n(out + c, fx_load_n(inp + c, LANES(c, n)) * vf_load(factors + c % COLUMNS), LANES(c, n));
+    }
+}
 #endif

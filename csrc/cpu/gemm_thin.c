@@ -1,13 +1,14 @@
 /* Products on Intel's tiles (amx.h) of which one size is as small as the rank of LoRA's adapters. Memory bounds them, so the large
  * operand is read once, where it lies, and not packed before.
  *
- *   narrow    C(M,N) = scale A(M,K) B(K,N) with few columns. All of B is packed once; then rows of A meet all of it.
+ *   narrow    C(M,N) = scale (A(M,K) factor) B(K,N) with few columns. All of B is packed once; then rows of A meet all of it.
  *   thin      C(M,N) = A(M,K) B(K,N), or +=, in floats, with M or N <= 16: gradients of weights. The operand with few rows or
  *             columns is packed, and the other passes by, some of its columns at a time. If N is the small one, C is computed
  *             transposed.
  *
  * The order of an element's sum is that of gemm_amx.c. */
 #include "gemm_thin.h"
+#include "dropout.h"
 #include "threads.h"
 #if HAS_AMX
 #include "gemm_amx_pack.h"
@@ -16,6 +17,7 @@ enum {
     SLICE = 4096, /* the most of K in a sum that floats do not cut, as in gemm_amx.c */
     PANELS = 3,   /* panels of columns side by side, whose sums are six tiles */
     GROUP = PANELS * PANEL,
+    DROPPED = 256,         /* numbers of a row that are dropped at a time */
     MOST_PACKED = 8 << 20, /* the most bytes of a narrow B, which the workspace always has */
 };
 
@@ -50,16 +52,26 @@ INLINE const char *tiles_of_a(const Narrow *p, int64_t m, int64_t k, char *packe
     return packed;
 }
 
+/* The same with the numbers dropped: DROPPED of each row at a time, in `dropped`. */
+static const char *dropped_tiles(const Narrow *p, int64_t m, int64_t k, floatX dropped[PANEL * DROPPED]) {
+    const int rows = (int)smaller(PANEL, p->M - m), n = (int)smaller(DROPPED, p->K - k);
+    if (k % DROPPED) return (const char *)(dropped + k % DROPPED);
+    if (rows < PANEL || n < DROPPED) memset(dropped, 0, PANEL * DROPPED * sizeof *dropped);
+    for (int i = 0; i < rows; i++)
+        drop_columns(dropped + i * DROPPED, p->a + (m + i) * p->K + k, p->dropout, (uint32_t)(m + i), (int)k, n);
+    return (const char *)dropped;
+}
+
 /* The sums of 32 rows and of a panel of B, or of its left 16 columns unless both. */
 INLINE void square_of(const Narrow *p, const char *b, int64_t m, float *sums, const int both) {
-    char packed[STEP_BYTES] __attribute__((aligned(64)));
-    int64_t stride;
+    floatX packed[PANEL * DROPPED] __attribute__((aligned(64)));
+    int64_t stride = DROPPED * (int64_t)sizeof(floatX);
     AMX_ZERO(0);
     AMX_ZERO(1);
     AMX_ZERO(2);
     AMX_ZERO(3);
     for (int64_t k = 0; k < p->K; k += DEPTH, b += STEP_BYTES) {
-        const char *a = tiles_of_a(p, m, k, packed, &stride);
+        const char *a = p->dropout ? dropped_tiles(p, m, k, packed) : tiles_of_a(p, m, k, (char *)packed, &stride);
         AMX_LOAD(4, a, stride);
         AMX_LOAD(5, a + TILE * stride, stride);
         AMX_LOAD(6, b, 64);

@@ -3,13 +3,14 @@
 #define GEMM_THIN_H
 #include "gemm.h"
 
-/* C(M,N) = scale A(M,K) B(K,N) for few columns; A and C are row-major without gaps. */
+/* C(M,N) = scale (A(M,K) factor) B(K,N) for few columns, with dropout's factors, 1 if it is NULL; A and C are row-major without gaps. */
 typedef struct Narrow {
     floatX *c;
     const floatX *a;
     Operand b;
     int64_t M, N, K;
     float scale;
+    const Dropout *dropout;
 } Narrow;
 
 int K(gemm_is_narrow)(const Narrow *p); /* whether the workspace has room for B */

@@ -7,7 +7,7 @@
  *
  * A thread takes some rows at a time, and works in tiles, whose sums stay in registers. Each row is computed by itself, so no
  * result depends on how rows are shared out. */
-#include "element.h"
+#include "dropout.h"
 #include "gelu.h"
 #include "gemm_thin.h"
 #include "threads.h"
@@ -25,6 +25,7 @@ static inline int smaller(int a, int b) { return a < b ? a : b; }
 typedef struct Product {
     floatX *out, *gelu, *hidden;
     const floatX *inp, *down, *up, *slope;
+    const Dropout *dropout; /* of inp on its way down, and of what comes up */
     float scale;
     int64_t rows;
     int C, N, r;      /* columns of inp and of out */
@@ -38,13 +39,14 @@ typedef struct Product {
 /* Row i of a tile that has `rows` of them. Rows that are missing repeat the last, and nobody stores their sums. */
 static inline int64_t tile_row(int i, int rows) { return i < rows ? i : rows - 1; }
 
-/* sums[i][k] += inp[i][c] . down[k][c] over n numbers, for TILE rows of both. */
-INLINE void add_dots(float sums[TILE][TILE], const floatX *inp, int rows, const floatX *down, int ranks, int C, int n) {
+/* sums[i][k] += inp[i][c] . down[k][c] over n numbers, for TILE rows of both; those of inp lie ld apart, those of down C. */
+INLINE void add_dots(float sums[TILE][TILE], const floatX *inp, int rows, int64_t ld, const floatX *down, int ranks,
+                     int C, int n) {
     vf acc[TILE][TILE] = {{{0}}};
     for (int c = 0; c < n; c += VL) {
         const int lanes = LANES(c, n);
         vf x[TILE];
-        for (int i = 0; i < TILE; i++) x[i] = fx_load_n(inp + tile_row(i, rows) * C + c, lanes);
+        for (int i = 0; i < TILE; i++) x[i] = fx_load_n(inp + tile_row(i, rows) * ld + c, lanes);
         for (int k = 0; k < TILE; k++) {
             const vf w = fx_load_n(down + tile_row(k, ranks) * C + c, lanes);
             for (int i = 0; i < TILE; i++) acc[i][k] += x[i] * w;
@@ -59,9 +61,25 @@ static void dots(const Product *p, float *hidden, const floatX *inp, int rows, i
     const int ranks = smaller(TILE, p->r - k);
     float sums[TILE][TILE] = {{0}};
     for (int c = 0; c < p->C; c += PART)
-        add_dots(sums, inp + c, rows, p->down + (int64_t)k * p->C + c, ranks, p->C, smaller(PART, p->C - c));
+        add_dots(sums, inp + c, rows, p->C, p->down + (int64_t)k * p->C + c, ranks, p->C, smaller(PART, p->C - c));
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < ranks; j++) hidden[i * p->r + k + j] = sums[i][j];
+}
+
+/* All of hidden of a tile, for down (r,C) and rows of inp that are dropped, which is done once for all ranks. */
+APART void dropped_dots(const Product *p, float *hidden, int64_t row, int rows) {
+    const Dropout d = *p->dropout;
+    floatX x[TILE * PART];
+    float sums[MOST_RANK / TILE][TILE][TILE] = {{{0}}};
+    for (int c = 0; c < p->C; c += PART) {
+        const int n = smaller(PART, p->C - c);
+        for (int i = 0; i < rows; i++)
+            drop_columns(x + i * PART, p->inp + (row + i) * p->C + c, &d, (uint32_t)(row + i), c, n);
+        for (int k = 0; k < p->r; k += TILE)
+            add_dots(sums[k / TILE], x, rows, PART, p->down + (int64_t)k * p->C + c, smaller(TILE, p->r - k), p->C, n);
+    }
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < p->r; k++) hidden[i * p->r + k] = sums[k / TILE][i][k % TILE];
 }
 
 /* The same for down (C,r): VL ranks at a time. */
@@ -96,7 +114,9 @@ static void store_hidden(const Product *p, float *hidden, int64_t row, int rows)
 }
 
 static void go_down(const Product *p, float *hidden, int64_t row, int rows) {
-    for (int i = 0; i < rows; i += TILE)
+    for (int i = 0; i < rows && p->dropout; i += TILE)
+        dropped_dots(p, hidden + i * p->r, row + i, smaller(TILE, rows - i));
+    for (int i = 0; i < rows && !p->dropout; i += TILE)
         for (int k = 0; k < p->r; k += p->down_columns ? VL : TILE)
             (p->down_columns ? columns : dots)(p, hidden + i * p->r, p->inp + (row + i) * p->C, smaller(TILE, rows - i),
                                                k);
@@ -134,6 +154,13 @@ INLINE void finish(const Product *p, int64_t at, vf sum, int lanes) {
     if (p->gelu) fx_store_n(p->gelu + at, gelu(fx_rounded(y)), lanes);
 }
 
+/* Multiplies the sums of columns j .. j + NV VL of a row by dropout's factors. */
+static void drop_sums(const Dropout *d, uint32_t row, int j, vf sums[NV]) {
+    float factors[COLUMNS];
+    factors_of_row(d, row, (uint32_t)j / 8, factors);
+    for (int v = 0; v < NV; v++) sums[v] *= vf_load(factors + v * VL);
+}
+
 static void up_tile(const Product *p, const float *hidden, Strip strip, int64_t row, int rows, int j) {
     vf acc[TILE][NV] = {{{0}}};
     for (int k = 0; k < p->r; k++)
@@ -141,11 +168,13 @@ static void up_tile(const Product *p, const float *hidden, Strip strip, int64_t 
             const float h = hidden[tile_row(i, rows) * p->r + k];
             for (int v = 0; v < NV; v++) acc[i][v] += h * strip[k][v];
         }
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++) {
+        if (p->dropout && !p->down) drop_sums(p->dropout, (uint32_t)(row + i), j, acc[i]);
         for (int v = 0; v < NV; v++) {
             const int from = j + v * VL;
             if (from < p->N) finish(p, (row + i) * p->N + from, acc[i][v], LANES(from, p->N));
         }
+    }
 }
 
 static void go_up(const Product *p, const float *hidden, int64_t row, int rows) {
@@ -184,11 +213,12 @@ static void run(Context *ctx, const Product *given) {
 }
 
 void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp, const floatX *weight,
-                     const floatX *bias, const floatX *A, const floatX *Bw, float scale, int B, int T, int C, int OC,
-                     int r) {
+                     const floatX *bias, const floatX *A, const floatX *Bw, const Dropout *dropout, float scale, int B,
+                     int T, int C, int OC, int r) {
     const int64_t rows = (int64_t)B * T;
 #if HAS_AMX
-    const Narrow narrow = {.c = hidden, .a = inp, .b = transposed(A, C), .M = rows, .N = r, .K = C, .scale = scale};
+    const Narrow narrow = {
+        .c = hidden, .a = inp, .b = transposed(A, C), .M = rows, .N = r, .K = C, .scale = scale, .dropout = dropout};
     const Gemm g = {.M = rows,
                     .N = OC,
                     .K = C,
@@ -213,6 +243,7 @@ void K(lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, co
                         .inp = inp,
                         .down = A,
                         .up = Bw,
+                        .dropout = dropout,
                         .scale = scale,
                         .rows = rows,
                         .C = C,
@@ -242,23 +273,30 @@ void K(lora_backward_hidden)(Context *ctx, floatX *dhidden, const floatX *dout, 
 }
 
 void K(lora_backward_input)(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight, const floatX *dhidden,
-                            const floatX *A, const floatX *pre, int B, int T, int C, int OC, int r) {
-#if HAS_AMX
-    K(gemm)(ctx, &(Gemm){.M = (int64_t)B * T,
-                         .N = C,
-                         .K = OC,
-                         .a = rows_of(dout, OC),
-                         .b = rows_of(weight, C),
-                         .c = dinp,
-                         .slope = pre,
-                         .more_a = rows_of(dhidden, r),
-                         .more_b = rows_of(A, C),
-                         .more_K = r});
-    return;
-#endif
+                            const floatX *A, const floatX *pre, const Dropout *dropout, int B, int T, int C, int OC,
+                            int r) {
+    const int64_t rows = (int64_t)B * T;
+    if (HAS_AMX && !dropout) {
+        K(gemm)(ctx, &(Gemm){.M = rows,
+                             .N = C,
+                             .K = OC,
+                             .a = rows_of(dout, OC),
+                             .b = rows_of(weight, C),
+                             .c = dinp,
+                             .slope = pre,
+                             .more_a = rows_of(dhidden, r),
+                             .more_b = rows_of(A, C),
+                             .more_K = r});
+        return;
+    }
     if (pre) K(matmul_gelu_backward_input)(ctx, dinp, dout, weight, pre, B, T, C, OC);
     else K(matmul_backward_input)(ctx, dinp, dout, weight, B, T, C, OC);
-    run(ctx,
-        &(Product){
-            .out = dinp, .hidden = (floatX *)dhidden, .slope = pre, .up = A, .rows = (int64_t)B * T, .N = C, .r = r});
+    run(ctx, &(Product){.out = dinp,
+                        .hidden = (floatX *)dhidden,
+                        .slope = pre,
+                        .up = A,
+                        .dropout = dropout,
+                        .rows = rows,
+                        .N = C,
+                        .r = r});
 }

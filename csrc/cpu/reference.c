@@ -195,10 +195,15 @@ static double dot_of(const floatX *a, const floatX *b, int n) {
 }
 
 static void lora_forward(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp,
-                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw, float scale,
-                         int B, int T, int C, int OC, int r) {
+                         const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw, const Dropout *d,
+                         float scale, int B, int T, int C, int OC, int r) {
     matmul_forward(ctx, out, inp, weight, bias, B, T, C, OC);
-    for (int64_t i = 0; i < (int64_t)B * T * r; i++) put(hidden, i, scale * dot_of(inp + i / r * C, A + i % r * C, C));
+    for (int64_t i = 0; i < (int64_t)B * T * r; i++) {
+        double sum = 0;
+        for (int c = 0; c < C; c++)
+            sum += operand(get(inp, i / r * C + c) * factor(d, i / r, c)) * get(A, i % r * C + c);
+        put(hidden, i, scale * sum);
+    }
     for (int64_t i = 0; i < (int64_t)B * T * OC; i++)
         put(out, i, get(out, i) + dot_of(hidden + i / OC * r, Bw + i % OC * r, r));
     if (gelu) gelu_forward(ctx, gelu, out, (int64_t)B * T * OC);
@@ -212,13 +217,13 @@ static void lora_backward_hidden(Context *ctx, floatX *dhidden, const floatX *do
 }
 
 static void lora_backward_input(Context *ctx, floatX *dinp, const floatX *dout, const floatX *weight,
-                                const floatX *dhidden, const floatX *A, const floatX *pre, int B, int T, int C, int OC,
-                                int r) {
+                                const floatX *dhidden, const floatX *A, const floatX *pre, const Dropout *d, int B,
+                                int T, int C, int OC, int r) {
     (void)ctx;
     for (int64_t i = 0; i < (int64_t)B * T * C; i++)
         put(dinp, i,
             ((double)times_column(dout + i / C * OC, weight, (int)(i % C), C, OC) +
-             times_column(dhidden + i / C * r, A, (int)(i % C), C, r)) *
+             times_column(dhidden + i / C * r, A, (int)(i % C), C, r) * factor(d, i / C, (int)(i % C))) *
                 (pre ? 0.5 * gelu_slope(get(pre, i)) : 1));
 }
 

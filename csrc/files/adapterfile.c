@@ -18,9 +18,10 @@ int adapterfile_text(const llmc_model *m, char text[ADAPTER_TEXT]) {
           "model "
           "first, and adapt that");
     layout_target_names(m->room.lora_on, on, sizeof on);
-    const int n =
-        snprintf(text, ADAPTER_TEXT, "base=%s\nchecksum=%u\nlora_rank=%d\nlora_alpha=%.9g\nlora_on=%s\ntrain_only=%s\n",
-                 m->base, m->base_crc, m->room.lora_rank, (double)m->room.lora_alpha, on, m->train_only);
+    const int n = snprintf(
+        text, ADAPTER_TEXT,
+        "base=%s\nchecksum=%u\nlora_rank=%d\nlora_alpha=%.9g\nlora_dropout=%.9g\nlora_on=%s\ntrain_only=%s\n", m->base,
+        m->base_crc, m->room.lora_rank, (double)m->room.lora_alpha, m->drop.p[LLMC_DROP_LORA], on, m->train_only);
     CHECK(n < ADAPTER_TEXT, LLMC_EINVAL, "the path of %s is too long for a checkpoint", m->base);
     return n;
 }

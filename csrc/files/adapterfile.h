@@ -1,7 +1,7 @@
 /* A file that holds LoRA's adapters, and what else was trained, instead of a model:
  *
  *     256 int32 as in llmcfile.h: version 1000, and behind the pattern the bytes of the text that follows
- *     lines name=value: base, checksum, lora_rank, lora_alpha, lora_on, train_only
+ *     lines name=value: base, checksum, lora_rank, lora_alpha, lora_dropout, lora_on, train_only
  *     what was trained, as float: parameters and adapters in the order of tensors.def, layer after layer
  *     sections, as in llmcfile.h; MOMENTS have the form of what was trained */
 #ifndef ADAPTERFILE_H

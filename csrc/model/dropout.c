@@ -3,7 +3,8 @@
 #include "base/error.h"
 #include "model/gpt2.h"
 
-enum { KINDS = 4 };
+/* PLACES: how many kinds of a layer are told apart by the last digit of a place (struct Dropout). */
+enum { KINDS = sizeof((llmc_model *)0)->drop.p / sizeof(double), PLACES = LLMC_DROP_LORA };
 
 /* 65536 p to the nearest. The next to last number is the most, so that something is kept. */
 static uint32_t threshold_of(double p) {
@@ -11,13 +12,15 @@ static uint32_t threshold_of(double p) {
     return (uint32_t)(nearest < 65535 ? nearest : 65535);
 }
 
-int llmc_model_set_dropout(llmc_model *m, double embd, double attn, double resid, int64_t seed) {
-    const double p[KINDS] = {embd, attn, resid, resid};
-    const char *const names[KINDS] = {"embd", "attn", "resid", "resid"};
+int llmc_model_set_dropout(llmc_model *m, double embd, double attn, double resid, double lora, int64_t seed) {
+    const double p[KINDS] = {embd, attn, resid, resid, lora, lora, lora, lora};
+    const char *const names[KINDS] = {"embd", "attn", "resid", "resid", "lora", "lora", "lora", "lora"};
     TRY(gpt2_need_training(m));
     for (int i = 0; i < KINDS; i++)
         CHECK(p[i] >= 0 && p[i] < 1, LLMC_EINVAL, "dropout: %s=%g is not in [0, 1): 0 drops nothing, 0.1 is usual",
               names[i], p[i]);
+    CHECK(lora == 0 || m->room.lora_rank, LLMC_EINVAL,
+          "dropout: lora=%g is for adapters, and this model has none: create it with a lora_rank", lora);
     for (int i = 0; i < KINDS; i++) m->drop.p[i] = p[i];
     m->drop.seed = seed;
     return LLMC_OK;
@@ -43,9 +46,10 @@ int gpt2_dropped_kinds(const llmc_model *m) {
 static Dropout dropout_at(const llmc_model *m, int kind, int l) {
     const uint32_t threshold = threshold_of(m->drop.p[kind]);
     const uint64_t seed = (uint64_t)m->drop.seed;
+    const uint32_t adapters = kind < PLACES ? 0 : (uint32_t)1 << 31;
     return (Dropout){.key = {(uint32_t)seed, (uint32_t)(seed >> 32)},
                      .step = (uint32_t)m->step,
-                     .place = (uint32_t)m->drop.micro_step * 4096 + (uint32_t)l * KINDS + (uint32_t)kind,
+                     .place = adapters + (uint32_t)m->drop.micro_step * 4096 + (uint32_t)(l * PLACES + kind % PLACES),
                      .threshold = threshold,
                      .scale = 65536.0f / (float)(65536 - threshold)};
 }

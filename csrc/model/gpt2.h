@@ -16,7 +16,7 @@ struct llmc_model {
     int64_t ones;         /* the first `ones` loss weights on the device are 1 */
     int separator;   /* the id that begins a document, which sees nothing before it; -1: documents see each other */
     struct {         /* dropout.c */
-        double p[4]; /* the probability of each kind (kernels.h) */
+        double p[8]; /* the probability of each kind (kernels.h) */
         int64_t seed;
         int64_t micro_step; /* the number of the next pass that drops, since the last update */
         int64_t first;      /* the number of the first pass after an update: the rank */

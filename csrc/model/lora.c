@@ -8,8 +8,9 @@ const int lora_matrices[LORA_TARGETS] = {P_qkvw, P_attprojw, P_fcw, P_fcprojw};
 typedef struct Adapter {
     const floatX *A, *B;
     float *dA, *dB;
-    floatX *hidden;  /* (B,T,rank) = scale x A^T, which the forward pass leaves for the gradient of B */
-    floatX *dhidden; /* (B,T,rank) = scale dy B */
+    floatX *hidden;         /* (B,T,rank) = scale x A^T, which the forward pass leaves for the gradient of B */
+    floatX *dhidden;        /* (B,T,rank) = scale dy B */
+    const Dropout *dropout; /* of what A reads; NULL: nothing drops */
     int C, OC, rank;
     float scale;
 } Adapter;
@@ -24,6 +25,7 @@ static Adapter adapter_at(const llmc_model *m, const Pass *pass, int l, int targ
                      .dB = gradient_of(m, B, l),
                      .hidden = gpt2_at(m, acts.lora, (int64_t)target * pass->B * pass->T * rank),
                      .dhidden = acts.dlora,
+                     .dropout = pass->cached ? NULL : gpt2_dropout(m, LLMC_DROP_LORA + target, l),
                      .C = (int)a->shape[1],
                      .OC = (int)b->shape[0],
                      .rank = rank,
@@ -33,8 +35,19 @@ static Adapter adapter_at(const llmc_model *m, const Pass *pass, int l, int targ
 void lora_forward(const llmc_model *m, const Pass *pass, int l, int target, floatX *out, floatX *gelu,
                   const floatX *inp, const floatX *w, const floatX *b) {
     const Adapter a = adapter_at(m, pass, l, target);
-    m->k->lora_forward((Context *)&m->ctx, out, gelu, a.hidden, inp, w, b, a.A, a.B, a.scale, pass->B, pass->T, a.C,
-                       a.OC, a.rank);
+    m->k->lora_forward((Context *)&m->ctx, out, gelu, a.hidden, inp, w, b, a.A, a.B, a.dropout, a.scale, pass->B,
+                       pass->T, a.C, a.OC, a.rank);
+}
+
+/* inp as A has read it: with dropout, in a buffer whose turn comes only after this. That of fcproj may be inp itself, which
+ * nobody reads again. */
+static const floatX *what_was_read(const llmc_model *m, const Pass *pass, int l, int target, const Adapter *a,
+                                   const floatX *inp) {
+    const Acts acts = acts_at(m, l);
+    floatX *to = target == LORA_FCPROJ ? acts.dfch : acts.branch;
+    if (!a->dropout) return inp;
+    m->k->dropout((Context *)&m->ctx, to, inp, a->dropout, pass->B, pass->T, a->C);
+    return to;
 }
 
 void lora_backward(const llmc_model *m, const Pass *pass, int l, int target, const floatX *dout, const floatX *inp,
@@ -42,16 +55,17 @@ void lora_backward(const llmc_model *m, const Pass *pass, int l, int target, con
     Context *ctx = (Context *)&m->ctx;
     const int B = pass->B, T = pass->T;
     const Adapter a = adapter_at(m, pass, l, target);
+    const floatX *read = what_was_read(m, pass, l, target, &a, inp);
     m->k->lora_backward_hidden(ctx, a.dhidden, dout, a.B, a.scale, B, T, a.OC, a.rank);
     m->k->matmul_backward_weight(ctx, a.dB, NULL, dout, a.hidden, accumulate, B, T, a.rank, a.OC);
-    m->k->matmul_backward_weight(ctx, a.dA, NULL, a.dhidden, inp, accumulate, B, T, a.C, a.rank);
+    m->k->matmul_backward_weight(ctx, a.dA, NULL, a.dhidden, read, accumulate, B, T, a.C, a.rank);
 }
 
 void lora_backward_input(const llmc_model *m, const Pass *pass, int l, int target, floatX *dinp, const floatX *dout,
                          const floatX *w, const floatX *pre) {
     const Adapter a = adapter_at(m, pass, l, target);
-    m->k->lora_backward_input((Context *)&m->ctx, dinp, dout, w, a.dhidden, a.A, pre, pass->B, pass->T, a.C, a.OC,
-                              a.rank);
+    m->k->lora_backward_input((Context *)&m->ctx, dinp, dout, w, a.dhidden, a.A, pre, a.dropout, pass->B, pass->T, a.C,
+                              a.OC, a.rank);
 }
 
 static void add_product(float *W, const float *A, const float *B, int64_t OC, int64_t C, int rank, float scale) {

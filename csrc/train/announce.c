@@ -50,6 +50,7 @@ static void add_trained(Growing *text, const llmc_trainer *t, const llmc_plan *p
     if (!o->lora_rank && !*o->train_only) return;
     growing_add(text, ", of which %.3fM are trained (", (double)plan->trained * 1e-6);
     if (o->lora_rank) growing_add(text, "LoRA of rank %lld on %s", (long long)o->lora_rank, o->lora_on);
+    if (o->lora_dropout > 0) growing_add(text, " with dropout %g", o->lora_dropout);
     if (*o->train_only) growing_add(text, "%s%s", o->lora_rank ? ", and " : "", o->train_only);
     growing_add(text, ")");
 }

@@ -184,7 +184,7 @@ int setup_model(llmc_trainer *t) {
     t->shares = t->losses + t->options.grad_accum;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
     if (t->team.world > 1) TRY(llmc_model_join(t->model, &t->team));
-    TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->seed));
+    TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->lora_dropout, o->seed));
     if (o->separate_documents) TRY(llmc_model_separate(t->model, document_id(t)));
     if (t->file) TRY(tuning_load(t));
     else TRY(llmc_model_init(t->model, o->seed, o->init_std));

@@ -36,6 +36,11 @@ static int check_base(const llmc_trainer *t) {
     CHECK(!o->lora_rank || *t->start_file || o->plan || !*o->out, LLMC_EINVAL,
           "LoRA adapts a model that is trained already, and --model=%s is a size: name a weight file or a run folder",
           o->model);
+    CHECK(
+        !(o->lora_dropout > 0) || o->lora_rank, LLMC_EINVAL,
+        "--lora_dropout=%g drops what adapters read, and there are none: give --lora_rank, or --dropout for the whole "
+        "model",
+        o->lora_dropout);
     return LLMC_OK;
 }
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = ("embedding", "attention", "attproj", "fcproj")  # in the order of csrc/kernels.h
+KINDS = (
+    "embedding", "attention", "attproj", "fcproj", "lora_qkv", "lora_attproj", "lora_fc", "lora_fcproj",
+)  # fmt: skip # in the order of csrc/kernels.h
 ROUNDS = 7
 FACTORS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
@@ -50,7 +52,8 @@ class Dropout(NamedTuple):
 
     @property
     def place(self) -> int:
-        return (self.micro_step * 4096 + self.layer * 4 + self.kind) & 0xFFFFFFFF
+        adapters = 2**31 if self.kind >= KINDS.index("lora_qkv") else 0
+        return (adapters + self.micro_step * 4096 + self.layer * 4 + self.kind % 4) & 0xFFFFFFFF
 
     def words(self) -> np.ndarray:
         """The struct in memory, as six words of 32 bits, which numpy takes for int32."""
@@ -85,10 +88,12 @@ class Dropouts(NamedTuple):
     seed: int = 0
     step: int = 0
     micro_step: int = 0
+    lora: float = 0.0
 
     def of(self, kind: str, layer: int = 0) -> Dropout:
         """The dropout of a kind (KINDS) in a layer."""
         p = {"embedding": self.embd, "attention": self.attn}.get(kind, self.resid)
+        p = self.lora if kind.startswith("lora_") else p
         return Dropout(p, self.seed, self.step, self.micro_step, layer, KINDS.index(kind))
 
     def drop(self, x: Any, kind: str, layer: int = 0) -> Any:

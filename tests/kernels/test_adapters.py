@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import Kernel, assert_parity, in_every_way
+from conftest import Kernel, assert_parity, in_every_way, storable
 from test_matmul import both, gelu, normal, slope
+
+from pyllmc.parity.dropout import KINDS, Dropout
 
 # (B, T, C, OC, r): ones, primes, tiles of 4 rows, strips of 32 and 64 columns, blocks of 64 rows, parts of 256 numbers
 SHAPES = [
@@ -16,6 +18,19 @@ SHAPES = [
     (1, 31, 1056, 40, 8), (1, 20, 40, 1056, 33), (1, 40, 4200, 20, 16), (1, 33, 24, 4200, 5),
 ]  # fmt: skip
 SCALE = 1.7
+DROPOUT = Dropout(0.3, seed=(5 << 32) + 7, step=11, micro_step=3, layer=2, kind=KINDS.index("lora_fc"))
+
+
+def words(buffers, drop: Dropout | None) -> np.ndarray | None:
+    return drop and buffers.guarded(drop.words())
+
+
+def factors(drop: Dropout | None, rows: int, columns: int) -> np.ndarray:
+    return (
+        np.ones((rows, columns), np.float32)
+        if drop is None
+        else drop.factors(rows, columns).astype(np.float32)
+    )
 
 
 class Case:
@@ -39,15 +54,18 @@ class Case:
         return both(formula, *arrays, kind=self.kind)
 
 
-def check_forward(kernels: Kernel, c: Case) -> None:
+def check_forward(kernels: Kernel, c: Case, drop: Dropout | None = None) -> None:
+    read = storable(kernels, c.inp * factors(drop, c.M, c.C))
     for with_gelu in (False, True):
         out, hidden = c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
         active = c.buffers.out(c.M, c.OC) if with_gelu else None
         sizes = *c.size, c.C, c.OC, c.r
-        kernels.lora_forward(out, active, hidden, c.inp, c.W, c.b, c.A, c.B, SCALE, *sizes)
+        kernels.lora_forward(
+            out, active, hidden, c.inp, c.W, c.b, c.A, c.B, words(c.buffers, drop), SCALE, *sizes
+        )
         assert_parity(
             hidden,
-            *c.both(lambda x, a: SCALE * (x @ a.T), c.inp, c.A),
+            *c.both(lambda x, a: SCALE * (x @ a.T), read, c.A),
             what=f"hidden, {c.name}",
             stored=kernels.stored,
         )
@@ -61,27 +79,30 @@ def check_forward(kernels: Kernel, c: Case) -> None:
             assert_parity(active, *c.both(gelu, out), what=f"gelu, {c.name}", stored=kernels.stored)
 
 
-def check_backward(kernels: Kernel, c: Case) -> None:
+def check_backward(kernels: Kernel, c: Case, drop: Dropout | None = None) -> None:
+    kept = factors(drop, c.M, c.C)
     dhidden = c.buffers.out(c.M, c.r)
     kernels.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
     expected = c.both(lambda d, b: SCALE * (d @ b), c.dout, c.B)
     assert_parity(dhidden, *expected, what=f"dhidden, {c.name}", stored=kernels.stored)
     for pre in (None, c.pre):
         dinp = c.buffers.out(c.M, c.C)
-        kernels.lora_backward_input(dinp, c.dout, c.W, c.hidden, c.A, pre, *c.size, c.C, c.OC, c.r)
+        sizes = *c.size, c.C, c.OC, c.r
+        kernels.lora_backward_input(dinp, c.dout, c.W, c.hidden, c.A, pre, words(c.buffers, drop), *sizes)
 
-        def formula(d, w, h, a, p, sloped=pre is not None):
-            return (d @ w + h @ a) * (slope(p) if sloped else 1)
+        def formula(d, w, h, a, p, f, sloped=pre is not None):
+            return (d @ w + h @ a * f) * (slope(p) if sloped else 1)
 
-        expected = c.both(formula, c.dout, c.W, c.hidden, c.A, c.pre)
+        expected = c.both(formula, c.dout, c.W, c.hidden, c.A, c.pre, kept)
         assert_parity(dinp, *expected, what=f"dinp, {c.name}", stored=kernels.stored)
 
 
+@pytest.mark.parametrize("drop", [None, DROPOUT], ids=["", "dropout"])
 @pytest.mark.parametrize("check", [check_forward, check_backward])
-def test_parity(kernels, buffers, check):
+def test_parity(kernels, buffers, check, drop):
     kernels.workspace(2, 65, 768)
     for shape in SHAPES:
-        check(kernels, Case(buffers, *shape, kernels.stored))
+        check(kernels, Case(buffers, *shape, kernels.stored), drop)
         buffers.check()
 
 
@@ -98,20 +119,21 @@ def test_parity_unaligned(kernels, unaligned):
     kernels.workspace(2, 65, 768)
     for shape in SHAPES[::3]:
         for check in (check_forward, check_backward):
-            check(kernels, Case(unaligned, *shape, kernels.stored))
+            check(kernels, Case(unaligned, *shape, kernels.stored), DROPOUT)
 
 
-def test_results_do_not_depend_on_the_threads(kernels, buffers):
+@pytest.mark.parametrize("drop", [None, DROPOUT], ids=["", "dropout"])
+def test_results_do_not_depend_on_the_threads(kernels, buffers, drop):
     c = Case(buffers, 4, 120, 96, 130, 8, kernels.stored)
-    seen = set()
+    seen, masks = set(), words(buffers, drop)
     for some in in_every_way(kernels):
         some.workspace(4, 120, 130)
         out, active, hidden = c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.OC), c.buffers.out(c.M, c.r)
         sizes = *c.size, c.C, c.OC, c.r
-        some.lora_forward(out, active, hidden, c.inp, c.W, c.b, c.A, c.B, SCALE, *sizes)
+        some.lora_forward(out, active, hidden, c.inp, c.W, c.b, c.A, c.B, masks, SCALE, *sizes)
         dhidden, dinp = c.buffers.out(c.M, c.r), c.buffers.out(c.M, c.C)
         some.lora_backward_hidden(dhidden, c.dout, c.B, SCALE, *c.size, c.OC, c.r)
-        some.lora_backward_input(dinp, c.dout, c.W, dhidden, c.A, c.pre, *sizes)
+        some.lora_backward_input(dinp, c.dout, c.W, dhidden, c.A, c.pre, masks, *sizes)
         dA, dB = c.buffers.out(c.r, c.C), c.buffers.out(c.OC, c.r)
         some.matmul_backward_weight(dA, None, dhidden, c.inp, 0, *c.size, c.C, c.r)
         some.matmul_backward_weight(dB, None, c.dout, hidden, 0, *c.size, c.r, c.OC)

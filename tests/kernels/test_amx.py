@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import BF16_ISAS, CANARY, Kernel
 
+from pyllmc.parity.dropout import Dropout
+
 AMX = [isa for isa in BF16_ISAS if isa in ("amx", "amx_emulated")]
 if not AMX:
     pytest.skip("neither AMX nor AVX2, which its emulation is compiled for", allow_module_level=True)
@@ -104,8 +106,9 @@ def test_a_thin_gradient_has_the_bits_of_a_part_of_a_wide_one(isa):
     assert_same_bits(product(isa, a, b[:16].copy()), whole[:, :16].copy())
 
 
+@pytest.mark.parametrize("drop", [None, Dropout(0.2, seed=3)], ids=["", "dropout"])
 @pytest.mark.parametrize("r", [8, 16, 40])
-def test_adapters_have_the_bits_of_the_emulation(r):
+def test_adapters_have_the_bits_of_the_emulation(r, drop):
     if "amx" not in AMX:
         pytest.skip("this CPU has no AMX")
     M, C, OC = 70, 200, 97
@@ -117,10 +120,11 @@ def test_adapters_have_the_bits_of_the_emulation(r):
         kernels = Kernel(isa, 2, "bf16")
         kernels.workspace(1, M, C)
         x, W, b, A, B, dout = given.values()
+        masks = drop and drop.words()
         out, hidden, dhidden, dinp = (np.full((M, n), np.nan, np.float32) for n in (OC, r, r, C))
-        kernels.lora_forward(out, None, hidden, x, W, b, A, B, 2.0, 1, M, C, OC, r)
+        kernels.lora_forward(out, None, hidden, x, W, b, A, B, masks, 2.0, 1, M, C, OC, r)
         kernels.lora_backward_hidden(dhidden, dout, B, 2.0, 1, M, OC, r)
-        kernels.lora_backward_input(dinp, dout, W, dhidden, A, None, 1, M, C, OC, r)
+        kernels.lora_backward_input(dinp, dout, W, dhidden, A, None, masks, 1, M, C, OC, r)
         return [out, hidden, dhidden, dinp]
 
     for one, two in zip(results("amx"), results("amx_emulated")):

@@ -15,22 +15,24 @@ from pyllmc.tables import layout
 
 torch = pytest.importorskip("torch")
 from pyllmc.parity import yardstick  # noqa: E402
+from pyllmc.parity.dropout import KINDS, Dropouts  # noqa: E402
 
 ALL = "qkv,attproj,fc,fcproj"
 MODULES = {"qkv": "attn.c_attn", "attproj": "attn.c_proj", "fc": "mlp.c_fc", "fcproj": "mlp.c_proj"}
 ALPHA = 5.0
+SEED = (3 << 32) + 41  # of dropout
 
 
 class LoraLinear(torch.nn.Module):
-    """PEFT's linear layer, in any type of number: W x + b + alpha / r B (A x)."""
+    """PEFT's linear layer, in any type of number: W x + b + alpha / r B (A drop(x))."""
 
-    def __init__(self, base, A, B) -> None:
+    def __init__(self, base, A, B, drop) -> None:
         super().__init__()
-        self.base, self.scale = base, ALPHA / len(A)
+        self.base, self.scale, self.drop = base, ALPHA / len(A), drop
         self.A, self.B = torch.nn.Parameter(torch.from_numpy(A)), torch.nn.Parameter(torch.from_numpy(B))
 
     def forward(self, x):
-        added = torch.nn.functional.linear(torch.nn.functional.linear(x, self.A), self.B)
+        added = torch.nn.functional.linear(torch.nn.functional.linear(self.drop(x), self.A), self.B)
         return self.base(x) + self.scale * added
 
 
@@ -55,32 +57,30 @@ def make_lora(name: str, rank: int, on: str = ALL, **options) -> pyllmc.Model:
     return m
 
 
-def make_torch(name: str, rank: int, on: str = ALL):
-    """The reference with adapters in place of its linear layers."""
+def make_torch(name: str, rank: int, on: str = ALL, p: float = 0):
+    """The reference with adapters in place of its linear layers, with the masks of the first pass."""
     c, gpt = CASES[name], make_reference(CASES[name])
-    adapters = random_adapters(c.config, rank, on)
+    adapters, masks = random_adapters(c.config, rank, on), Dropouts(lora=p, seed=SEED)
     for target in on.split(","):
         for l, block in enumerate(gpt.transformer["h"]):
             parent, leaf = MODULES[target].split(".")
             inner = block.get_submodule(parent)
             base = getattr(inner, leaf)
-            setattr(
-                inner,
-                leaf,
-                LoraLinear(base, adapters[f"{target}A"][l].copy(), adapters[f"{target}B"][l].copy()),
-            )
+            a, b = (adapters[target + part][l].copy() for part in "AB")
+            drop = functools.partial(masks.drop, kind=f"lora_{target}", layer=l)
+            setattr(inner, leaf, LoraLinear(base, a, b, drop))
     return gpt
 
 
 @functools.cache
-def expected(name: str, rank: int, on: str = ALL, kind: torch.dtype = torch.float32):
+def expected(name: str, rank: int, on: str = ALL, kind: torch.dtype = torch.float32, p: float = 0):
     """(names, in `kind`, in float64): the loss, the gradient of every adapter, and those of the norms, from PyTorch."""
     batch = [torch.as_tensor(x, dtype=torch.long) for x in batch_of(CASES[name])[:2]]
     weights = torch.from_numpy(batch_of(CASES[name])[2])
     names: list[tuple[str, int]] = []
 
     def run(k: torch.dtype) -> list[np.ndarray]:
-        gpt = make_torch(name, rank, on).to(k)
+        gpt = make_torch(name, rank, on, p).to(k)
         _, loss = gpt(*batch, weights.to(k))
         loss.backward()
         names.clear()
@@ -108,16 +108,19 @@ LORA_CASES = [("one_token", 1, ALL), ("odd_tokens", 3, ALL), ("smaller_than_room
               ("odd_channels", 2, ALL), ("thirteen_layers", 4, "qkv,fcproj")]  # fmt: skip
 
 
+@pytest.mark.parametrize("p", [0, 0.3], ids=["", "dropout"])
 @pytest.mark.parametrize("name, rank, on", LORA_CASES)
-def test_the_gradient_of_every_adapter(isa, name, rank, on):  # noqa: F811
-    names, single, double = expected(name, rank, on)
+def test_the_gradient_of_every_adapter(isa, name, rank, on, p):  # noqa: F811
+    names, single, double = expected(name, rank, on, p=p)
     m = make_lora(name, rank, on, train_only="h.*.ln2w")
+    m.set_dropout(lora=p, seed=SEED)
     loss = step(m, name)
     assert m.isa == isa
     assert_parity(np.array(loss), single[0], double[0], "loss")
     for (tensor, layer), s, d in zip(names, single[1:], double[1:]):
         assert_parity(m.grads[tensor][layer], s, d, f"h.{layer}.{tensor}", floor=4 * 2.0**-24)
     first = {key: m.grads[key].copy() for key in m.grads}
+    m.micro_steps = 0  # the same masks
     step(m, name, accumulate=True)
     for key, x in first.items():
         assert np.allclose(m.grads[key], 2 * x, rtol=1e-5, atol=1e-7 * np.abs(x).max()), key
@@ -126,25 +129,67 @@ def test_the_gradient_of_every_adapter(isa, name, rank, on):  # noqa: F811
 @pytest.mark.parametrize("recompute", [1, 2, 3])
 @pytest.mark.parametrize("on", [ALL, "qkv", "fc", "attproj,fcproj"])
 def test_recompute_gives_the_same_bits(isa, recompute, on):  # noqa: F811
+    """So does another number of threads. Every kind of dropout is on."""
     name = "smaller_than_room"
     kept = make_lora(name, 3, on, keep_logits=False)
-    again = make_lora(name, 3, on, keep_logits=False, recompute=recompute)
+    again = make_lora(name, 3, on, keep_logits=False, recompute=recompute, threads=recompute)
+    for m in kept, again:
+        m.set_dropout(0.1, 0.1, 0.1, SEED, lora=0.2)
     assert step(kept, name) == step(again, name)
     assert len(kept.grads) == 2 * len(on.split(",")) * kept.config.n_layer
     for key in kept.grads:
         assert (kept.grads[key] == again.grads[key]).all(), key
 
 
+def test_only_training_drops():
+    """Neither the validation nor generation does; a step does, with other masks each time."""
+    name = "banded"
+    m, plain = make_lora(name, 4), make_lora(name, 4)
+    m.set_dropout(lora=0.3, seed=SEED)
+    batch = batch_of(CASES[name])
+    assert m.forward(*batch) == plain.forward(*batch)
+    assert m.generate([1, 2, 3], 9, temperature=0) == plain.generate([1, 2, 3], 9, temperature=0)
+    losses = {step(m, name), step(m, name, accumulate=True), plain.forward(*batch)}
+    assert len(losses) == 3
+    m.set_dropout()
+    assert step(m, name) == step(plain, name)
+
+
+def test_the_sites_of_dropout_are_apart():
+    """Each layer and matrix has masks of its own, and no place of GPT-2's own dropouts."""
+    places = [
+        Dropouts(lora=0.5, micro_step=i).of(kind, l).place
+        for i in (0, 1)
+        for kind in KINDS
+        for l in range(99)
+    ]
+    assert len(set(places)) == len(places)
+
+
+def test_dropout_of_adapters_needs_adapters():
+    m = pyllmc.Model(CASES["banded"].config, B=1, T=8)
+    with pytest.raises(InvalidArgument, match="lora=0.1 is for adapters, and this model has none"):
+        m.set_dropout(lora=0.1)
+    with pytest.raises(InvalidArgument, match="lora=1.5 is not in"):
+        make_lora("banded", 4).set_dropout(lora=1.5)
+    with pytest.raises(
+        InvalidArgument, match="--lora_dropout=0.1 drops what adapters read, and there are none"
+    ):
+        pyllmc.Trainer(lora_dropout=0.1)
+
+
+@pytest.mark.parametrize("p", [0, 0.3], ids=["", "dropout"])
 @pytest.mark.parametrize(
     "name", [*(f"{name}-bf16" for name in BF16_ISAS), *(d for d in DEVICES if "fp32" not in d)]
 )
-def test_gradients_in_bf16(monkeypatch, name):
+def test_gradients_in_bf16(monkeypatch, name, p):
     """They are as near to the float64 answer as PyTorch's bfloat16, on the whole tensor."""
     monkeypatch.setenv("PYLLMC_ISA", "" if name in DEVICES else name.removesuffix("-bf16"))
     on = {"device": name} if name in DEVICES else {}
     case, rank = "smaller_than_room", 4
-    names, single, double = expected(case, rank, ALL, torch.bfloat16)
+    names, single, double = expected(case, rank, ALL, torch.bfloat16, p)
     m = make_lora(case, rank, precision="bf16", **on)
+    m.set_dropout(lora=p, seed=SEED)
     step(m, case)
     theirs = next(iter([single])) if isinstance(single, list) else single
     for (tensor, layer), s, d in zip(names, theirs[1:], double[1:]):

@@ -76,7 +76,7 @@ def test_resume_is_bit_exact(data, tmp_path, precision, rank):
     options |= {"dropout": 0.2, "attn_pdrop": 0.3, "precision": precision}
     if rank:  # LoRA
         run(data=data, out=tmp_path / "base", max_steps=1, **TINY, **QUIET)
-        options |= {"model": tmp_path / "base", "lora_rank": rank, "lr": 1e-2}
+        options |= {"model": tmp_path / "base", "lora_rank": rank, "lora_dropout": 0.25, "lr": 1e-2}
     run(out=tmp_path / "whole", threads=1, **options)
     trainer = pyllmc.Trainer(out=tmp_path / "parts", threads=3, **options)
     for event in trainer:
