@@ -7,8 +7,10 @@ import tempfile
 import weakref
 from typing import Any
 
+from pyllmc.base.errors import BadFile, InvalidArgument
+from pyllmc.convert import peft_adapter
 from pyllmc.convert.base import base_file
-from pyllmc.convert.kinds import Found, find
+from pyllmc.convert.kinds import ADAPTER, Found, find
 from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import adapters_of
@@ -24,7 +26,11 @@ def adopt_model(options: Any) -> None:
     The temporary file also holds the tokenizer that lies beside the weights, as a checkpoint does. Where the system has
     /proc, the file keeps no name, so it vanishes with the options, or with the process, however that ends. A run does not
     need it to be resumed.
+
+    An adapter of PEFT's is trained further, with its rank, alpha, matrices and dropout. With lora_rank=0, and in a chat, it is
+    merged into its base.
     """
+    _refuse_resume(options)
     _adopt_base(options)
     name = options.get("model")
     if not options.is_given("model") or (not options.is_chat and options.get("resume")):
@@ -32,8 +38,56 @@ def adopt_model(options: Any) -> None:
     found = _foreign(name, options.lib)
     if found is None:
         return
+    merged = options.is_chat or (options.is_given("lora_rank") and options.get("lora_rank") == "0")
+    if found.kind == ADAPTER and not merged:
+        _adopt_adapter(options, found)
+        return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, _place(options), options))
+
+
+def _refuse_resume(options: Any) -> None:
+    name = "" if options.is_chat else options.get("resume")
+    config = os.path.join(name, peft_adapter.CONFIG)
+    if name and os.path.exists(config) and not adapters_of(os.path.join(name, "last.ckpt")):
+        raise InvalidArgument(
+            f"--resume={name}: an adapter of PEFT's has no step and no moments to go on with: begin a run from it, with "
+            f"--model={name}"
+        )
+
+
+def _adopt_adapter(options: Any, found: Found) -> None:
+    """Makes a file of ours from an adapter of PEFT's. Raises InvalidArgument for options that are not the adapter's, BadFile
+    if its base has other weights than it was trained on."""
+    folder = found.where
+    a = peft_adapter.read_folder(folder)
+    on = a.on(folder)
+    for option, value in (("lora_rank", a.rank), ("lora_alpha", a.alpha), ("lora_on", on)):
+        given = options.get(option) if options.is_given(option) else ""
+        options.set(option, value)
+        if given and sorted(options.get(option).split(",")) != sorted(given.split(",")):
+            raise InvalidArgument(
+                f"--{option}={given}, but {folder} has {options.get(option)}: leave the option out, or train the merged model with "
+                "--lora_rank=0"
+            )
+    if not options.is_given("lora_dropout"):
+        options.set("lora_dropout", a.dropout)
+    model = Model(
+        a.base, B=1, T=1, keep_logits=False, lora_rank=a.rank, lora_alpha=a.alpha, lora_on=on
+    )  # with gradients, because a file of adapters holds what is trained
+    for name, tensor in a.tensors.items():
+        model.params[name] = tensor.read()
+    path = _file_of(model, _place(options), options)
+    file = WeightFile(options.lib, path)
+    expected, has = peft_adapter.base_checksum(folder), int(file.adapters["checksum"])
+    if expected not in (None, has):
+        raise BadFile(
+            f"{folder} holds adapters of other weights than {a.base.path} has now: expected checksum {expected:08x}, found "
+            f"{has:08x}; put the file back that they were trained on"
+        )
+    options.set_model_file(path)
+    if base := base_file(file, options, find):
+        options.set_base_file(base)
 
 
 def _adopt_base(options: Any) -> None:

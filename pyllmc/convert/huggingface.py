@@ -78,16 +78,25 @@ def read_tensor(path: Path, name: str, dtype: str) -> Any:
     return np.frombuffer(raw, np.dtype(DTYPES[dtype]).newbyteorder("<")).astype(np.float32)
 
 
+def _opened(path: Path) -> Any:
+    library = need("safetensors", f"reading {path.name}")
+    try:
+        with reading(str(path)):
+            return library.safe_open(str(path), framework="numpy")
+    except library.SafetensorError as error:
+        raise BadFile(f"{path} is damaged ({error}): copy it again") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file of safetensors says about itself."""
+    return dict(_opened(path).metadata() or {})
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file; each is read when it is asked for."""
     import numpy as np
 
-    library = need("safetensors", f"reading {path.name}")
-    try:
-        with reading(str(path)):
-            opened = library.safe_open(str(path), framework="numpy")
-    except library.SafetensorError as error:
-        raise BadFile(f"{path} is damaged ({error}): copy it again") from None
+    opened = _opened(path)
 
     def read(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         with reading(str(path)), np.errstate(over="ignore"):

@@ -1,4 +1,5 @@
-"""LoRA adapters in the format of Hugging Face's PEFT: written from a run with --lora_rank, and read as a whole model.
+"""LoRA adapters in the format of Hugging Face's PEFT: written from a run with --lora_rank, and read as a whole model, or to
+train them further (pyllmc.adopt).
 
 A folder holds adapter_config.json, which names the base model, the rank and the layers, and adapter_model.safetensors with
 base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r). W becomes W + alpha / r (B @ A); see PEFT's docs,
@@ -11,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.base.files import atomic_directory, writing
@@ -22,6 +23,7 @@ from pyllmc.tables.layout import GPTConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CHECKSUM = "pyllmc_base_checksum"  # in the metadata of TENSORS, which other readers skip
 ENDS = (".lora_A.weight", ".lora_B.weight")
 # options of PEFT's that make another formula of it, and the values at which they do not
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -32,17 +34,47 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------
-# reading: the base with the adapters merged
+# reading: the base with the adapters merged, or both apart
+
+
+class Adapter(NamedTuple):
+    """An adapter and its base."""
+
+    base: Any  # the base's place, a pyllmc.convert.kinds.Found
+    weights: Weights  # its weights
+    rank: int
+    alpha: float
+    dropout: float
+    tensors: Mapping[str, Tensor]  # A and B by the names of our table
+
+    def on(self, folder: Path) -> str:
+        """The matrices that have adapters, as --lora_on names them. Raises BadFile if only some layers of one have them."""
+        layers = range(self.weights.config.n_layer)
+        held = {target: [f"transformer.h.{l}.{leaf}{ENDS[0]}" in self.tensors for l in layers]
+                for target, leaf in _layers().items()}  # fmt: skip
+        for target, each in held.items():
+            if any(each) and not all(each):
+                raise BadFile(
+                    f"{folder} adapts {target} in some layers only, which cannot be trained further: merge it, with --lora_rank=0"
+                )
+        return ",".join(target for target, each in held.items() if all(each))
 
 
 def open_folder(folder: Path, said: Any = None) -> Weights:
     """The base's weights with an adapter merged into them. Raises BadFile if the adapter is of another model or kind."""
+    a = read_folder(folder)
+    what = f"PEFT adapter of rank {a.rank}, merged into {a.base.path}: {a.weights.what}"
+    return Weights(what, a.weights.config, _merged(a.weights, a.tensors, a.alpha / a.rank), a.weights.notes)
+
+
+def read_folder(folder: Path) -> Adapter:
+    """Opens an adapter and its base. Raises BadFile if the adapter is of another model or kind."""
     from pyllmc.convert import hub
     from pyllmc.convert.kinds import find
     from pyllmc.convert.source import locate
 
     about = read_json(folder / CONFIG)
-    scale = _scale(folder, about)
+    _check(folder, about)
     base = about.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise BadFile(f"{folder / CONFIG} names no base model: write its path as base_model_name_or_path")
@@ -51,13 +83,28 @@ def open_folder(folder: Path, said: Any = None) -> Weights:
         raise BadFile(
             f"{folder} holds adapters of {base}, which does not exist here: put its path into {CONFIG}"
         )
-    weights = find(place).open()
-    tensors = _tensors(folder, weights.config, int(about["r"]))
-    what = f"PEFT adapter of rank {about['r']}, merged into {base}: {weights.what}"
-    return Weights(what, weights.config, _merged(weights, tensors, scale), weights.notes)
+    found = find(place)
+    weights, rank = found.open(), int(about["r"])
+    tensors = _tensors(folder, weights.config, rank)
+    return Adapter(found, weights, rank, float(about["lora_alpha"]), _dropout(folder, about), tensors)
 
 
-def _scale(folder: Path, about: Mapping[str, Any]) -> float:
+def _dropout(folder: Path, about: Mapping[str, Any]) -> float:
+    p = about.get("lora_dropout") or 0.0
+    if not isinstance(p, (int, float)) or not 0 <= p < 1:
+        raise BadFile(f"{folder / CONFIG}: lora_dropout={p} is no probability below 1")
+    return float(p)
+
+
+def base_checksum(folder: Path) -> int | None:
+    """The checksum of the base's weights that save_adapter wrote; None: another program wrote the adapter."""
+    from pyllmc.convert.huggingface import read_metadata
+
+    text = read_metadata(folder / TENSORS).get(CHECKSUM, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _check(folder: Path, about: Mapping[str, Any]) -> None:
     where = folder / CONFIG
     if about.get("peft_type") != "LORA":
         raise BadFile(f"{where}: peft_type is {about.get('peft_type')}, only LORA is read")
@@ -69,7 +116,6 @@ def _scale(folder: Path, about: Mapping[str, Any]) -> float:
     rank, alpha = about.get("r"), about.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise BadFile(f"{where}: r={rank} and lora_alpha={alpha} are no rank and no factor")
-    return alpha / rank
 
 
 def _tensors(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
@@ -153,7 +199,7 @@ def adapter_json(about: Mapping[str, str], base: str) -> dict[str, Any]:
         "base_model_name_or_path": base,
         "r": int(about["lora_rank"]),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": float(about.get("lora_dropout", 0)),
         "target_modules": [
             layers[target] for layers in [_layers()] for target in about["lora_on"].split(",")
         ],
@@ -190,7 +236,8 @@ def save_adapter(path: str | os.PathLike[str], source: Path, overwrite: bool = F
     named = [(PREFIX + name, x) for name, x in tensors.items()]
     with atomic_directory(place, lambda: check_place(place, overwrite)) as folder, writing(place):
         write_json(folder, CONFIG, adapter_json(about, base or about["base"]))
-        write_safetensors(os.path.join(folder, TENSORS), iter(named), iter(named), "fp32")
+        checksum = {CHECKSUM: about["checksum"]}
+        write_safetensors(os.path.join(folder, TENSORS), iter(named), iter(named), "fp32", checksum)
     return f"PEFT adapter of rank {about['lora_rank']} on {about['lora_on']}, {len(named)} tensors, for {base or about['base']}"
 
 

@@ -89,13 +89,15 @@ def check_hf(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def write_safetensors(path: str, state: State, shapes: State, dtype: str) -> None:
+def write_safetensors(
+    path: str, state: State, shapes: State, dtype: str, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes the format of safetensors: u64 length of a JSON header, the header, the tensors.
 
     It is written here, one tensor at a time, so that memory holds no second copy of the model and a full disk stays an
     OSError.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, x in shapes:
         size = x.size * np.dtype(DTYPES[dtype]).itemsize

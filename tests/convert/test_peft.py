@@ -40,7 +40,16 @@ def run(data, base) -> Path:
     """A LoRA run whose adapters have learnt something."""
     out = base.parent / "run"
     return train(
-        data, out, model=str(base), B=3, max_steps=8, lora_rank=4, lora_alpha=6, lr=3e-2, warmup_steps=0
+        data,
+        out,
+        model=str(base),
+        B=3,
+        max_steps=8,
+        lora_rank=4,
+        lora_alpha=6,
+        lora_dropout=0.1,
+        lr=3e-2,
+        warmup_steps=0,
     )
 
 
@@ -62,6 +71,7 @@ def test_a_checkpoint_holds_what_was_trained(base, run):
     assert (run / "last.ckpt").stat().st_size < 0.5 * (base / "last.ckpt").stat().st_size
     about = WeightFile(pyllmc.engine._ffi.load(), run / "last.ckpt").adapters
     assert about["base"] == str(base / "last.ckpt") and about["lora_on"] == "qkv,attproj,fc,fcproj"
+    assert about["lora_dropout"] == "0.1"
     apart = pyllmc.Model(run, lora_rank=4, lora_alpha=6, training=False)
     merged, plain = (pyllmc.Model(path, training=False) for path in (run, base))
     ids = ids_for(plain)
@@ -209,6 +219,7 @@ def test_peft_reads_our_adapter(run, exported):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    assert json.loads((adapter / "adapter_config.json").read_text())["lora_dropout"] == 0.1
     m = pyllmc.Model(run, lora_rank=4, lora_alpha=6, training=False)
     ids = ids_for(m)
     gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
@@ -220,15 +231,90 @@ def test_peft_reads_our_adapter(run, exported):
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]])
 def test_we_read_pefts_adapter(exported, tmp_path, targets):
     whole, _ = exported
-    gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
-    how = peft.LoraConfig(
-        r=3, lora_alpha=7, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False
-    )
-    theirs = peft.get_peft_model(gpt, how)
-    theirs.save_pretrained(tmp_path / "adapter")
+    theirs = make_adapter(whole, tmp_path / "adapter", target_modules=targets)
     m = pyllmc.Model(tmp_path / "adapter", training=False)
     ids = ids_for(m)
     assert close(logits_of(m, ids), logits_in_torch(theirs, ids))
+
+
+def make_adapter(whole: Path, to: Path, **options) -> peft.PeftModel:
+    """An adapter as PEFT makes and saves it, on a base for transformers."""
+    how = {
+        "r": 3,
+        "lora_alpha": 7,
+        "lora_dropout": 0.25,
+        "target_modules": ["c_attn", "mlp.c_proj"],
+        **options,
+    }
+    gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
+    theirs = peft.get_peft_model(gpt, peft.LoraConfig(fan_in_fan_out=True, init_lora_weights=False, **how))
+    theirs.save_pretrained(to)
+    return theirs
+
+
+def test_pefts_adapter_is_trained_further(data, exported, tmp_path):
+    """With its rank, alpha, matrices and dropout, from its numbers on; back in PEFT it has the same logits as here."""
+    whole, _ = exported
+    theirs = make_adapter(whole, tmp_path / "adapter")
+    still = train(data, tmp_path / "still", model=str(tmp_path / "adapter"), B=3, max_steps=1, lr=1e-12)
+    about = WeightFile(pyllmc.engine._ffi.load(), still / "last.ckpt").adapters
+    assert {key: about[key] for key in ("base", "lora_rank", "lora_alpha", "lora_dropout", "lora_on")} == {
+        "base": str(whole), "lora_rank": "3", "lora_alpha": "7", "lora_dropout": "0.25", "lora_on": "qkv,fcproj",
+    }  # fmt: skip
+    m = pyllmc.Model(still, training=False)
+    ids = ids_for(m)
+    assert close(logits_of(m, ids), logits_in_torch(theirs, ids))
+    out = train(data, tmp_path / "run", model=str(tmp_path / "adapter"), B=3, max_steps=4, lr=1e-2)
+    again = train(data, tmp_path / "again", resume=str(out), max_steps=6)
+    assert convert([str(again), str(tmp_path / "back")]) == 0
+    gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
+    back = logits_in_torch(peft.PeftModel.from_pretrained(gpt, tmp_path / "back"), ids)
+    assert close(logits_of(pyllmc.Model(again, training=False), ids), back)
+    assert not close(back, logits_in_torch(theirs, ids))
+
+
+def test_an_adapter_of_ours_comes_back_from_peft(data, run, exported, tmp_path):
+    """A step of training has the same bits whether the adapter went through PEFT's format or not."""
+    how = {"B": 3, "max_steps": 1, "lr": 1e-2}
+    own = train(data, tmp_path / "own", model=str(run), lora_rank=4, lora_alpha=6, lora_dropout=0.1, **how)
+    theirs = train(data, tmp_path / "theirs", model=str(exported[1]), **how)
+    one, two = (pyllmc.Model(path, lora_rank=4, lora_alpha=6, training=False) for path in (own, theirs))
+    for name in one.params:
+        assert (one.params[name] == two.params[name]).all(), name
+
+
+def test_a_merged_adapter_is_trained_whole(data, exported, tmp_path):
+    out = train(data, tmp_path / "run", model=str(exported[1]), B=3, max_steps=1, lora_rank=0)
+    assert not WeightFile(pyllmc.engine._ffi.load(), out / "last.ckpt").adapters
+
+
+def test_adapters_that_cannot_be_trained_further(data, base, exported, tmp_path):
+    whole, adapter = exported
+    for options, message in (
+        (
+            {"model": str(adapter), "lora_rank": 8},
+            "--lora_rank=8, but .* has 4: leave the option out, or train the merged",
+        ),
+        ({"model": str(adapter), "lora_alpha": 1}, "--lora_alpha=1, but .* has 6"),
+        ({"model": str(adapter), "lora_on": "qkv"}, "--lora_on=qkv, but .* has qkv,attproj,fc,fcproj"),
+        (
+            {"resume": str(adapter)},
+            "has no step and no moments to go on with: begin a run from it, with --model=",
+        ),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            pyllmc.Trainer(data=str(data), out=str(tmp_path / "x"), **options)
+    make_adapter(whole, tmp_path / "some", layers_to_transform=[1], layers_pattern="h")
+    with pytest.raises(BadFile, match="adapts qkv in some layers only"):
+        pyllmc.Trainer(data=str(data), out=str(tmp_path / "x"), model=str(tmp_path / "some"))
+    other = train(data, tmp_path / "other", max_steps=1, **SIZES)
+    shutil.copytree(adapter, tmp_path / "moved")
+    path = tmp_path / "moved" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(other)}))
+    with pytest.raises(
+        BadFile, match="holds adapters of other weights than .*other has now: expected checksum"
+    ):
+        pyllmc.Trainer(data=str(data), out=str(tmp_path / "x"), model=str(tmp_path / "moved"))
 
 
 def test_a_merged_export(run, exported, tmp_path, capsys):
@@ -270,6 +356,7 @@ WRONG = [
     ({"use_dora": True}, "use_dora=True is not read"),
     ({"r": 5}, r"is \(4, 32\), expected \(5, 32\): it is an adapter of another model"),
     ({"r": "4"}, "are no rank and no factor"),
+    ({"lora_dropout": 1.5}, "lora_dropout=1.5 is no probability below 1"),
     ({"base_model_name_or_path": None}, "names no base model"),
     ({"base_model_name_or_path": "/nowhere"}, "holds adapters of /nowhere, which does not exist here"),
 ]
