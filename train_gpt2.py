@@ -745,7 +745,10 @@ EXTRA = {  # options that only this front end has
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
-    hidden = (*"out overwrite resume plan train_only lora_rank lora_alpha lora_dropout lora_on".split(), *SEVERAL)
+    hidden = (
+        *"out overwrite resume plan train_only lora_rank lora_alpha lora_dropout lora_on".split(),
+        *SEVERAL,
+    )
     parser = options.make_parser(PROG, about, hidden=hidden)
     for name, (default, text) in EXTRA.items():
         parser.add_argument(f"--{name}", default=default, metavar="TEXT", help=f"{text} [{default}]")
