@@ -119,7 +119,7 @@ def run(kernels, buffers, packed: Packed, drop: bool = False, dout=None, qkv=Non
 def test_attention(kernels, buffers, packed, drop):
     want_out, want_lse, want_dqkv = expected(packed, kernels.stored, drop)
     out, lse, dqkv = run(kernels, buffers, packed, drop)
-    rounding = float(np.abs(want_lse[1]).max())  # of a score and of its lse, as test_attention.py says
+    rounding = float(np.abs(want_lse[1]).max())  # the largest score: test_attention.py says why
     floor = 2e-7 if packed.case.gain == 1 else 2.0**-22 * rounding
     assert_parity(out, *want_out, "out", floor)
     assert_parity(lse, *want_lse, "lse")
@@ -137,7 +137,7 @@ def test_no_number_crosses_a_boundary(kernels, buffers, packed, drop):
     """Other documents may hold any numbers: results keep every bit. And their gradients are exactly 0."""
     case, offsets = packed.case, packed.offsets()
     qkv, dout = inputs(case, kernels.stored)
-    number = np.cumsum(offsets == 0, 1)  # of the document, for each row
+    number = np.cumsum(offsets == 0, 1)  # each row tells its document, counted from 1
     mine = number == 3
     before = run(kernels, buffers, packed, drop)
     other = np.where(mine[..., None], qkv, storable(kernels, qkv * np.float32(-30)))
