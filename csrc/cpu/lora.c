@@ -25,7 +25,7 @@ static inline int smaller(int a, int b) { return a < b ? a : b; }
 typedef struct Product {
     floatX *out, *gelu, *hidden;
     const floatX *inp, *down, *up, *slope;
-    const Dropout *dropout; /* of inp on its way down, and of what comes up */
+    const Dropout *dropout; /* drops inp on its way down, or what comes up */
     float scale;
     int64_t rows;
     int C, N, r;      /* columns of inp and of out */

@@ -10,7 +10,7 @@ typedef struct Adapter {
     float *dA, *dB;
     floatX *hidden;         /* (B,T,rank) = scale x A^T, which the forward pass leaves for the gradient of B */
     floatX *dhidden;        /* (B,T,rank) = scale dy B */
-    const Dropout *dropout; /* of what A reads; NULL: nothing drops */
+    const Dropout *dropout; /* drops what A reads, unless it is NULL */
     int C, OC, rank;
     float scale;
 } Adapter;

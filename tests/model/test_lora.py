@@ -20,7 +20,7 @@ from pyllmc.parity.dropout import KINDS, Dropouts  # noqa: E402
 ALL = "qkv,attproj,fc,fcproj"
 MODULES = {"qkv": "attn.c_attn", "attproj": "attn.c_proj", "fc": "mlp.c_fc", "fcproj": "mlp.c_proj"}
 ALPHA = 5.0
-SEED = (3 << 32) + 41  # of dropout
+SEED = (3 << 32) + 41  # dropout's
 
 
 class LoraLinear(torch.nn.Module):
