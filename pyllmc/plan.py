@@ -142,16 +142,7 @@ def _add_compute(group: Any) -> None:
 
 
 def _add_way(group: Any) -> None:
-    group.add_argument(
-        "--reduce_precision", choices=("fp32", "bf16"), default="fp32", help="how gradients travel [fp32]"
-    )
-    group.add_argument(
-        "--zero",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="1: moments and updates are shared out (ZeRO-1) [0]",
-    )
+    add_options(group, ("reduce_precision", "zero"))
     group.add_argument(
         "--diloco",
         type=at_least(0),
@@ -229,6 +220,8 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
         raise InvalidArgument(
             "--zero shares out the moments, which --diloco changes on each process by itself: give one"
         )
+    if o.reduce_precision not in ("fp32", "bf16"):
+        raise InvalidArgument(f"--reduce_precision={o.reduce_precision} is neither fp32 nor bf16")
     gpu = is_gpu(o.device)
     planner = memory.Planner(o, gpu)
     taken, plan = time_of(o, planner), planner.plan(o.B)

@@ -38,6 +38,8 @@ class Scorer:
         if as_count("B", B) > room.B:
             raise InvalidArgument(f"B={B} is more than the model's, which was made for B={room.B}")
         self._rows = (B or room.B) * room.T
+        # A ring (csrc/tensors.def) forgets a context while its first continuation is scored.
+        self._shares = "ring" not in model._arena.names("acts")
 
     @property
     def T(self) -> int:
@@ -100,11 +102,12 @@ class Scorer:
     def choices(self, items: Sequence[Choice]) -> Iterator[list[np.ndarray]]:
         """For each item, in order: the log-probabilities of the tokens of each choice, float64.
 
-        What a context shares with the one before it, from its beginning on, is not computed again.
+        What a context shares with the one before it, from its beginning on, is not computed again; but a model whose banded
+        layers keep less than T rows computes each context anew for each choice.
         """
         for at, item in enumerate(items):
             self._check_choice(at, item)
-        logs = self._each(self._spans_of(items))
+        logs = self._each((self._spans_of if self._shares else self._whole_spans_of)(items))
         for item in items:
             found: list[np.ndarray] = []
             while len(found) < len(item.choices):
@@ -124,6 +127,12 @@ class Scorer:
             for choice in item.choices:
                 yield Span(np.concatenate([last, choice[:-1]]), choice, len(before))
             held = before
+
+    def _whole_spans_of(self, items: Sequence[Choice]) -> Iterator[Span]:
+        """The same where a context cannot be shared: every choice behind the whole of it."""
+        for item in items:
+            for choice in item.choices:
+                yield Span(np.concatenate([item.context, choice[:-1]]), choice, 0)
 
     def _check_choice(self, at: int, item: Choice) -> None:
         where = f"item {at + 1}"

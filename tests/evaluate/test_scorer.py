@@ -79,9 +79,13 @@ def test_on_every_instruction_set(isa, monkeypatch):
     assert_choices(model)
 
 
-@pytest.mark.parametrize("config", [{"window": 6}, {"untied": 1}])
-def test_banded_and_untied_models(config):
-    assert_choices(model_of(config=config))
+@pytest.mark.parametrize("config", [{"window": 6}, {"window": 6, "pattern": "L"}, {"untied": 1}])
+@pytest.mark.parametrize("training", [True, False])
+def test_banded_and_untied_models(config, training):
+    """Without training a banded layer keeps a ring, which forgets a context while a choice is scored."""
+    model = model_of(config=config, training=training)
+    assert ("ring" in model._arena.names("acts")) == (not training and "window" in config)
+    assert_choices(model)
 
 
 @pytest.mark.skipif("emu_fp32" not in EMULATED, reason="needs make emu")
