@@ -148,7 +148,7 @@ def _add_way(group: Any) -> None:
         type=at_least(0),
         default=0,
         metavar="H",
-        help="steps without communication before an outer step; 0: none [0]",
+        help="steps without communication before an outer step (DiLoCo), which training cannot do yet; 0: none [0]",
     )
     group.add_argument(
         "--overlap",
@@ -219,6 +219,10 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
     if o.zero and o.diloco:
         raise InvalidArgument(
             "--zero shares out the moments, which --diloco changes on each process by itself: give one"
+        )
+    if o.zero and (o.lora_rank or o.train_only):
+        raise InvalidArgument(
+            "--zero=1 is for whole models: with --lora_rank or --train_only moments are few, and each has all"
         )
     if o.reduce_precision not in ("fp32", "bf16"):
         raise InvalidArgument(f"--reduce_precision={o.reduce_precision} is neither fp32 nor bf16")

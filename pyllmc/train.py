@@ -22,6 +22,7 @@ if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
 from pyllmc.base import live
+from pyllmc.base.signals import expect_copies
 from pyllmc.distributed.place import Place, is_one_of_several, settle_machine
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
@@ -84,10 +85,13 @@ def write(options: Options) -> int:
 
 # ---- several processes, started by torchrun ----
 
+COPIES_S = 5.0  # a cluster signals every process, and torchrun passes the signal on
+
 
 def run_together(options: Options, team: Team) -> int:
     """Trains with the other processes. Rank 0 alone prints and writes."""
     trainer = Trainer(options, team=team)
+    expect_copies(COPIES_S)
     if team.place.rank == 0:
         code = run(trainer)
     else:
@@ -106,9 +110,11 @@ def train_together(options: Options, place: Place) -> int:
     try:
         team = Team(options, place)
         return run_together(options, team)
-    except Exception as error:
+    except BaseException as error:
         if team:
             team.leave(error)
+        if not isinstance(error, Exception):
+            raise
         if (team.speaks if team else place.local_rank == 0) or not exit_code(error):
             raise
         raise SystemExit(exit_code(error)) from None

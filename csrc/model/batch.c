@@ -148,7 +148,7 @@ int llmc_model_forward(llmc_model *m, const int *tokens, const int *targets, con
           "without targets there is nothing to keep: this model was made without the logits of every token");
     const Pass pass = {.B = b, .T = t, .told = "forward", .may_stop = 1};
     TRY(take_batch(m, tokens, targets, weights, b, t));
-    m->state = EMPTY;
+    m->state = EMPTY, m->cache_of = NULL;
     gpt2_begin_dropout(m, m->drop.in_forward);
     TRY(layers_forward(m, &pass));
     m->state = FORWARD_DONE;
@@ -212,11 +212,14 @@ static int64_t bits_of(float x) {
 int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, const float *weights, int b, int t,
                           float scale, int accumulate, float *loss) {
     const Acts a = acts_at(m, 0);
+    const int summing = m->summing;
+    m->summing = 0; /* a batch that is refused begins no sums */
     TRY(gpt2_need_training(m));
     CHECK(targets, LLMC_EINVAL, "a micro-step needs targets");
     TRY(take_batch(m, tokens, targets, weights, b, t));
     if (!accumulate) m->drop.micro_step = m->drop.first;
     gpt2_begin_dropout(m, 1);
+    m->summing = summing;
     const int64_t key[4] = {b, t, (accumulate != 0) + 2 * (m->separator >= 0) + 4 * m->drop.dropped, bits_of(scale)};
     /* What a device has recorded cannot call the team between two layers. */
     if (m->summing || !m->k->replay(&m->ctx, key)) {

@@ -45,7 +45,7 @@ static uint32_t of_options(const llmc_trainer *t) {
         option_value(&t->options, o, value);
         add_text(&crc, value);
     }
-    add_text(&crc, t->start_file);
+    add_text(&crc, *t->start_file ? sizes_weights_name(t) : "");
     crc32_add(&crc, &writes, 1), crc32_add(&crc, &plan, 1), crc32_add(&crc, &overwrite, 1);
     return crc.value;
 }

@@ -31,7 +31,8 @@ static void add_device(Growing *text, const llmc_trainer *t) {
 /* Starts the threads, and tells how many there are; if that is not one for each core, also why. */
 static void start_threads(Growing *text, llmc_trainer *t) {
     const int cores = cores_here(), asked = (int)t->options.threads, local = t->team.local;
-    const int each = cores_to_use() / local > 0 ? cores_to_use() / local : 1;
+    const int share = cores_here() / local > 0 ? cores_here() / local : 1;
+    const int each = cores_to_use() < share ? cores_to_use() : share; /* OMP_NUM_THREADS counts for each process */
     const int wanted = !asked && local > 1 ? each : threads_asked(asked);
     const int threads = t->threads = llmc_start_threads(wanted);
     growing_add(text, ", %d thread%s", threads, s_of(threads));

@@ -145,7 +145,7 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     free(prompt);
     t->sample_size = 0;
     t->doing = SAMPLING;
-    for (int64_t i = 0; rc >= 0 && !t->stop; i++) {
+    for (int64_t i = 0; rc >= 0 && !t->stop && !t->asked; i++) {
         tell_token(t, i);
         if ((rc = llmc_writer_next(w, &piece, &size)) <= 0) break;
         TRY(tell_reserve(t, t->sample_size + size + 1));

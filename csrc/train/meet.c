@@ -63,16 +63,17 @@ int meet_fail(llmc_trainer *t, int status, int knows) {
 }
 
 int meet(llmc_trainer *t, int status) {
-    const int failed = status < 0 && status != LLMC_STOPPED;
+    const int stopped = status == LLMC_STOPPED, failed = status < 0 && !stopped;
     if (is_alone(t)) return status;
-    if (status == LLMC_STOPPED) t->asked = 1;
-    double x[] = {t->asked != 0, failed};
+    if (stopped) t->asked = 1;
+    double x[] = {t->asked != 0, failed, stopped};
     char reason[MESSAGE];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
-    TRY(meet_sum(t, x, 2));
+    TRY(meet_sum(t, x, 3));
     if (x[0] > 0) t->stop = 1;
     if (failed) llmc_fail(status, "%s", reason);
-    return x[1] > 0 ? meet_fail(t, status, failed) : status;
+    if (x[1] > 0) return meet_fail(t, status, failed);
+    return x[2] > 0 ? LLMC_STOPPED : status;
 }
 
 int meet_in_turn(llmc_trainer *t, int (*work)(llmc_trainer *)) {

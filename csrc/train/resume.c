@@ -64,6 +64,11 @@ int llmc_options_settle_resume(llmc_options *o) {
     if (!o->team || !o->team->rank) TRY(run_settle(o->out));
     snprintf(path, sizeof path, "%s/last.ckpt", o->out);
     if (access(path, F_OK) == 0) return llmc_options_set(o, "resume", o->out);
+    CHECK(errno == ENOENT || errno == ENOTDIR, LLMC_EIO, "%s cannot be read: %s%s", path, strerror(errno),
+          remedy_for(errno));
+    CHECK(run_reached(o->out) < 0, LLMC_EINVAL,
+          "--resume=auto: %s has no last.ckpt, but older checkpoints: name one of them with --resume, or another --out",
+          o->out);
     *o->resume = 0, o->resume_given = 0;
     o->overwrite = 1; /* a run that was ended before its first checkpoint begins again */
     return LLMC_OK;

@@ -242,7 +242,13 @@ static void add_longer(const llmc_trainer *t, Growing *text) {
 static void add_go_on(const Ending *e, Growing *text) {
     const llmc_options *o = &e->t->options;
     if (!*e->run) return;
-    growing_add(text, "  go on    %s --resume=%s", e->program, e->run);
+    const llmc_team *team = &e->t->team;
+    growing_add(text, "  go on    ");
+    if (team->world == 1) growing_add(text, "%s", e->program);
+    else
+        growing_add(text, "%s -m torch.distributed.run --nnodes=%d --nproc_per_node=%d -m pyllmc.train", e->python,
+                    team->world / team->local, team->local);
+    growing_add(text, " --resume=%s", e->run);
     add_longer(e->t, text);
     if (o->device_given && strcmp(o->device, "auto")) growing_add(text, " --device=%s", o->device);
     growing_add(text, "\n");

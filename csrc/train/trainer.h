@@ -102,7 +102,7 @@ static inline int64_t global_B(const llmc_trainer *trainer) { return (int64_t)tr
 /* Notes that this process is asked to stop. */
 void meet_ask_stop(llmc_trainer *trainer, int asked);
 /* All processes come here, each with the status of its own work: an error of one of them is then the error of all. If one was
- * asked to stop, `stop` is set in all. LLMC_STOPPED of this process is returned to it. */
+ * asked to stop, `stop` is set in all. If the work of one was stopped, all get LLMC_STOPPED, so that they stay together. */
 int meet(llmc_trainer *trainer, int status);
 /* x[n] becomes the sum over all processes. */
 int meet_sum(llmc_trainer *trainer, double *x, int n);

@@ -33,6 +33,9 @@ OUT=${OUT:-runs/d12}
 HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
 
+# torchrun kills its processes half a minute after it has passed a signal on, unless told: they have nearly two to save a checkpoint.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+
 # If a machine has several networks, name the one between machines here: export GLOO_SOCKET_IFNAME=ib0
 srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=1 \
     --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$HOST:$PORT" \

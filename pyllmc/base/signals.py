@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -27,6 +28,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.came = 0
+        self.copies_s = 0.0  # for so long after the first signal, others are copies of it
+        self._first = 0.0
         self.stop: Callable[[], None] = lambda: None
         self.answer: Callable[[], str] = lambda: "stopping; again to quit now"
         self._ear, self._mouth = os.pipe()
@@ -55,8 +58,12 @@ class Watch:
         os.close(self._ear)
 
     def hear(self) -> None:
+        if self.came and time.monotonic() - self._first < self.copies_s:
+            return
         self.came += 1
-        if self.came > 1:
+        if self.came == 1:
+            self._first = time.monotonic()
+        else:
             live.clear()
             os._exit(INTERRUPTED)
         self.stop()
@@ -65,6 +72,12 @@ class Watch:
 
 
 _watch: Watch | None = None  # set while a command runs
+
+
+def expect_copies(seconds: float) -> None:
+    """Take signals that follow the first one at once for the same: a cluster and torchrun may both send it to a process."""
+    if _watch:
+        _watch.copies_s = seconds
 
 
 def _end(number: int, frame: Any) -> None:

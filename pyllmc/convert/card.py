@@ -23,6 +23,7 @@ HIDDEN = (
     "overwrite",
     "plan",
     "threads",
+    "zero",
     "log_every",
     "keep",
 )  # options that mean something on this machine only

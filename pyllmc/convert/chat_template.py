@@ -35,6 +35,8 @@ JINJA = """\
 {%- for message in messages[first:] %}
     {%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}
         {{- raise_exception('after a system text, if there is one, messages of user and assistant must take turns') }}
+    {%- elif BEGIN and BEGIN in text(message) %}
+        {{- raise_exception('a message holds the text that stands for the end of a document') }}
     {%- elif not text(message) %}
         {{- raise_exception('a message is empty') }}
     {%- elif loop.index0 % 2 %}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyllmc.distributed.place import Place, is_one_of_several
+from pyllmc.distributed.place import Place, is_one_of_several, settle_machine
 
 if TYPE_CHECKING:
     from pyllmc.distributed.team import Team
@@ -20,4 +20,5 @@ def join(options: Any) -> Team:
     Raises MissingDependency without torch, SystemFailure if a process does not come within --timeout."""
     from pyllmc.distributed.team import Team
 
+    settle_machine()
     return Team(options, Place.read())

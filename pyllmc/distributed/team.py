@@ -94,8 +94,8 @@ class Team:
         if not self._failure:
             self._torch.distributed.destroy_process_group()
 
-    def leave(self, error: Exception) -> None:
-        """Tells the others why this process ends, unless all of them know."""
+    def leave(self, error: BaseException) -> None:
+        """Tells the others why this process ends."""
         self.roll.leave(str(error))
 
     @property

@@ -75,7 +75,7 @@ def read_bytes(path: Path) -> bytes:
 
 def decoded(data: bytes, path: Path) -> str:
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise BadFile(
             f"{path}: byte {error.start} is no UTF-8, which the published file is: fetch it again, or rewrite it with iconv -t UTF-8"

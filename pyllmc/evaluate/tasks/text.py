@@ -13,6 +13,9 @@ from pyllmc.base.errors import BadFile, InvalidArgument
 from pyllmc.evaluate.fetch import Folder, decoded, read_bytes
 from pyllmc.evaluate.items import Rolling, Score
 from pyllmc.evaluate.task import Records, Task, beginning, perplexity, ratio
+from pyllmc.text.bpe import EOT_PIECE
+
+DELIMITER = EOT_PIECE.decode()  # what stands between documents, as for python -m pyllmc.prepro
 
 
 class OwnText(Task):
@@ -20,7 +23,7 @@ class OwnText(Task):
     ppl_word (by words, which white space separates) compare any."""
 
     metrics = ("loss", "ppl", "ppl_word", "bpb")
-    protocol = "one stream, windows of T tokens that move by T / 2; loss and ppl per token, ppl_word per word"
+    protocol = "one stream, cut into documents at <|endoftext|>, windows of T tokens that move by T / 2; loss and ppl per token, ppl_word per word"
     record = "text"
 
     def __init__(self, path: str) -> None:
@@ -34,12 +37,15 @@ class OwnText(Task):
         return Records([text], None)
 
     def items(self, records: Records, scorer: Any, shots: int = 0, seed: int = 0) -> list[Rolling]:
-        """The text begins with the token that ends documents; without one, its first token is context only."""
+        """Each document, after prepro's delimiter, begins with the token that ends documents; without one, the text is a single
+        document, and its first token is context only."""
         if shots:
             raise InvalidArgument(f"{self.name} is a text and takes no examples: leave --shots out")
         (text,) = records
-        ids = np.concatenate([beginning(scorer), scorer.encode(text)])
-        return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(len(text.split())), len(text.encode()))]
+        parts = [part for part in text.split(DELIMITER) if part.strip()] if scorer.eot >= 0 else [text]
+        ids = np.concatenate([x for part in parts for x in (beginning(scorer), scorer.encode(part))])
+        words, size = sum(len(part.split()) for part in parts), sum(len(part.encode()) for part in parts)
+        return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(words), size)]
 
     def score(self, items: Sequence[Rolling], results: Sequence[np.ndarray], shots: int = 0) -> list[Score]:
         """The tokens are the samples that errors come from, as if they were independent."""
