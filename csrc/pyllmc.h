@@ -88,17 +88,8 @@ int llmc_config_check(llmc_config *config); /* fills Vp and pattern; refuses imp
 int llmc_config_set_pattern(llmc_config *config, const char *pattern); /* "": the default; the check is yours */
 
 /* ---- layout (layout.c) ---- */
-enum {
-    LLMC_PARAM,
-    LLMC_ADAPTER,
-    LLMC_ACT,
-    LLMC_LAYER_ACT,
-    LLMC_CACHE,
-    LLMC_RING,
-    LLMC_CHUNK_ACT,
-    LLMC_OVER_ACT,
-    LLMC_GRAD_ACT
-};
+enum { LLMC_PARAM, LLMC_ADAPTER, LLMC_ACT, LLMC_LAYER_ACT, LLMC_CACHE };
+enum { LLMC_RING = LLMC_CACHE + 1, LLMC_CHUNK_ACT, LLMC_OVER_ACT, LLMC_GRAD_ACT };
 enum { LLMC_F, LLMC_I, LLMC_X }; /* float, int32, floatX (kernels.h) */
 enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL, LLMC_UNIFORM };
 typedef struct llmc_room { /* the sizes that a model's memory is made for */

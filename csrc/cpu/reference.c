@@ -17,18 +17,6 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 
 /* ---- numbers ---- */
 
-/* Number c of a row of weights, in the format in which compress stored it. */
-static float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {
-    if (ctx->weight_format == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
-    if (ctx->weight_format == LLMC_INT8) {
-        const char *start = (const char *)weight + row * (C + 4);
-        float scale;
-        memcpy(&scale, start, 4);
-        return scale * (float)((const signed char *)start)[4 + c];
-    }
-    return get(weight, row * C + c);
-}
-
 static void compress(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C) {
     float *x = ctx->workspace;
     for (int64_t r = 0; r < rows; r++) {

@@ -25,4 +25,16 @@ static inline float operand(double x) {
     return get(&stored, 0);
 }
 
+/* Number c of a row of weights, in the format in which compress stored it. */
+static inline float weight_at(const Context *ctx, const floatX *weight, int64_t row, int C, int c) {
+    if (ctx->weight_format == LLMC_BF16) return float_of((uint32_t)((const uint16_t *)weight)[row * C + c] << 16);
+    if (ctx->weight_format == LLMC_INT8) {
+        const char *start = (const char *)weight + row * (C + 4);
+        float scale;
+        memcpy(&scale, start, 4);
+        return scale * (float)((const signed char *)start)[4 + c];
+    }
+    return get(weight, row * C + c);
+}
+
 #endif
