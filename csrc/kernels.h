@@ -139,7 +139,8 @@ typedef struct Kernels {
     void (*dropout)(Context *ctx, floatX *out, const floatX *inp, const Dropout *dropout, int B, int T, int C);
 
     /* A matrix with LoRA's adapters A(r,C) and Bw(OC,r), r <= C and r <= 256: hidden(B,T,r) = scale * (inp(B,T,C) factor) @ A^T
-     * with dropout's factors, 1 if it is NULL; inp factor is rounded to floatX, as by dropout. out(B,T,OC) = inp @ weight^T + bias + hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
+     * with dropout's factors, 1 if it is NULL; inp factor is rounded to floatX, as by dropout. out(B,T,OC) = inp @ weight^T +
+     * bias + hidden @ Bw^T, and unless gelu(B,T,OC) is NULL it is what gelu_forward makes of out */
     void (*lora_forward)(Context *ctx, floatX *out, floatX *gelu, floatX *hidden, const floatX *inp,
                          const floatX *weight, const floatX *bias, const floatX *A, const floatX *Bw,
                          const Dropout *dropout, float scale, int B, int T, int C, int OC, int r);

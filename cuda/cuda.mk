@@ -68,7 +68,7 @@ $(EMULATED):
 # The second gate runs some kernels as nvcc's PTX of them: products, attention with heads of 64 and
 # without dropout (with it the kernels have local memory), GELU and AdamW.
 PTX_adamw     := [0-9](adamw|scale|store)_kernel
-PTX_attention := mma(7forward|8backward)ILi64ELb0
+PTX_attention := mma(7forwardILi64ELb0ELb0E|8backwardILi64ELb0)
 PTX_gelu      := gelu_kernel
 PTX_gemm_mma  := gemm_mma_kernel
 PTX_OBJECTS   := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention gelu gemm_mma)

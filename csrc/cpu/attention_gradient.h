@@ -6,8 +6,8 @@
 
 /* One thread's part of the workspace. */
 typedef struct {
-    float *k, *k_t, *v_t, *dk,
-        *dv; /* (keys of a segment, hp); k_t and v_t, on tiles dk and dv too, (hp, KB) per block of keys */
+    /* (keys of a segment, hp); k_t and v_t, on tiles dk and dv too, (hp, KB) per block of keys */
+    float *k, *k_t, *v_t, *dk, *dv;
     float *dq, *p, *ds, *ds_rows;           /* (QB, hp); (QB, KB) */
     float *dq_sum;                          /* (T, hp): the parts of dq so far */
     float *q, *dout, *q_pairs, *dout_pairs; /* all queries, packed; on tiles the pairs are (hp, QB/2) per block */

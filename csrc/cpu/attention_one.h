@@ -77,9 +77,10 @@ static void values_of_rows(float *out, const float *p, const Head *h, int key, i
     }
 }
 
-/* The same for the positions key.., which are in the rows key % R..; the first `split` of them lie before the end of the ring. */
+/* How many of the positions key.. lie before the end of the ring; the others lie at its beginning. */
 static int before_the_end(const Head *h, int key, int keys) { return min(keys, h->R - key % h->R); }
 
+/* scores_of_rows, and values_of_rows, for positions: position key is in row key % R. */
 static float scores_of_block(float *p, const float *q, const Head *h, int key, int keys) {
     const int split = before_the_end(h, key, keys);
     const float largest = scores_of_rows(p, q, h, key % h->R, split);

@@ -18,6 +18,6 @@ int windows_find(int64_t **starts, int64_t *count, const IdRange *ids, int T, in
  * starts[count] is the last token. The next window starts at the first `eot` in (s, s + T], or at s + T if there is none, which
  * cuts a document; *cut counts those. eot -1: the windows follow each other every T tokens. n >= 2.
  * pack: as many whole documents as fit share a window; the next starts at the last `eot` in (s, s + T], and what is left at the end is
- * one window if it fits. */
+ * one window if it fits, whether or not a document begins there. */
 int windows_part(int64_t **starts, int64_t *count, int64_t *cut, const IdRange *ids, int T, int eot, int pack);
 #endif

@@ -18,8 +18,8 @@
  *   |                           |        dqkv                    |
  *   |                           |        dfch                    |
  *
- * logits, dqkv and dfch share the memory of fch_gelu if that is not kept, and `whole` that of fch. A tensor that cannot share lies at the end, in
- * the turn OVER: all three at --recompute=0, and logits if they are kept for every token. */
+ * logits, dqkv and dfch share the memory of fch_gelu if that is not kept, and `whole` that of fch. A tensor that cannot share lies
+ * at the end, in the turn OVER: logits, dqkv and dfch at --recompute=0, and logits if they are kept for every token. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
 #include <string.h>

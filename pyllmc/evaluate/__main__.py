@@ -31,9 +31,9 @@ PROG = "pyllmc.evaluate"
 EXAMPLES = (
     "python -m pyllmc.evaluate hub:gpt2 --tasks=lambada,wikitext2",
     "python -m pyllmc.evaluate runs/demo --text=my.txt --choices=my.jsonl",
-    "python -m pyllmc.evaluate runs/a runs/b --tasks=hellaswag --data=data --out=both.png",
+    "python -m pyllmc.evaluate runs/a runs/b --tasks=ptb --out=both.png",
     "python -m pyllmc.evaluate runs/demo --text=my.txt --every_checkpoint",
-    "python -m pyllmc.evaluate hub:gpt2 --tasks=hellaswag --shots=5 --limit=100 --json",
+    "python -m pyllmc.evaluate hub:gpt2 --tasks=hellaswag --shots=5 --json",
 )
 OPTIONS = ("threads", "precision", "device")  # rows of csrc/options.def
 

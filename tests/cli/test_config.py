@@ -133,7 +133,15 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
 def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
     values, run = longest_values(data, tmp_path), tmp_path / "run"
     strings = {name for name, option in as_text.options().items() if option.type == "STRING"}
-    assert strings - values.keys() == {"resume", "device", "precision", "schedule", "pattern", "lora_on"}
+    assert strings - values.keys() == {
+        "resume",
+        "device",
+        "precision",
+        "schedule",
+        "pattern",
+        "lora_on",
+        "reduce_precision",
+    }
     assert sum(len(value) == 1023 for value in values.values()) == 9
     train(**values)
     saved = read_section(lib, str(run / "last.ckpt").encode(), b"OPTIONS ").decode()

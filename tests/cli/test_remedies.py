@@ -37,6 +37,8 @@ APT = {
 HOLE = "%s"  # stands where a message names its input
 FOREIGN = {  # options of other programs, which messages name as theirs
     "--help",
+    "--nnodes",
+    "--nproc_per_node",
     "--editable",
     "--force-reinstall",
     "--name",

@@ -127,7 +127,13 @@ class Good:
         }  # otherwise the default data is made, which takes seconds
         ids = [[0, 1, 2, 3]]
         self.values = dict(
-            inputs=ids, targets=ids, weights=None, ids=[1, 2], max_norm=1.0, path=place / "run" / "last.ckpt"
+            inputs=ids,
+            targets=ids,
+            weights=None,
+            ids=[1, 2],
+            token=1,
+            max_norm=1.0,
+            path=place / "run" / "last.ckpt",
         )
         self.values.update(
             source=str(place / "run"), text="the", data=b"the", name="wte", answer=True, values=1.0, key="wte"

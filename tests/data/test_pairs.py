@@ -169,7 +169,7 @@ def test_bad_pairs_may_be_left_out(tmp_path, capsys):
     assert "left out 2 records without a prompt and its answer" in capsys.readouterr().err
     assert learnt_of(tmp_path / "d") == f"#{PLAIN}#"
     assert prepare(tmp_path, records[1], options=("--skip_null", "--template=plain")) == 2
-    assert "no prompts and answers (it has prompt)" in capsys.readouterr().err
+    assert "no record with a prompt and an answer: name a file with some" in capsys.readouterr().err
 
 
 def test_text_stays_text(tmp_path, capsys):

@@ -304,7 +304,7 @@ WRONG = {
     "--tok_s=0": "not above 0",
     "--step_ms=1 --tok_s=5": "give one",
     "--peak_tflops=5": "needs --mfu",
-    "--zero=2": "choose from 0, 1",
+    "--zero=2": "is not in 0..1",
     "--zero=1 --diloco=5": "give one",
     "--model=gpt-nano": "give --vocab_size",
     "--model=nope": "neither a file nor a known size",

@@ -1,4 +1,4 @@
-"""HellaSwag as llm.c has prepared it: token ids in an eval file (dev/data/hellaswag.py there; 20240522 is its magic number)."""
+"""HellaSwag as llm.c has prepared it: token ids in an eval file (its hellaswag.py; 20240522 is its magic number)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HellaSwagBin(HellaSwag):
 
     def from_hub(self, part: Part) -> Iterable[Any]:
         raise DataError(
-            f"{self.name} has no data set on the hub: make {part.files[0]} with llm.c's dev/data/hellaswag.py, and name it or its "
+            f"{self.name} has no data set on the hub: make {part.files[0]} with llm.c's hellaswag.py, and name it or its "
             "folder with --data"
         )
 
