@@ -154,7 +154,7 @@ def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
     ).text
     for name, value in (("data", data), ("val_data", "none"), ("tokenizer", "none"), ("prompt", "none")):
         assert f"\n{name}: {values[name]} -> {value}" in plan
-    of_run, options = set(values) - {"out", "config", "threads"}, Options(lib)
+    of_run, options = set(values) - {"out", "config", "threads", "timeout"}, Options(lib)
     options.set("config", run)
     assert {name: options.get(name) for name in of_run} == {name: expected[name] for name in of_run}
 

@@ -172,7 +172,7 @@ def test_what_is_forgotten_is_refused():
     extend(m, ids_of(2)[None], [60 - SLACK - 1])
     extend(m, ids_of(2)[None], [60 - SLACK - 1])  # what it overwrote are rows that no one needs
     with pytest.raises(
-        InvalidArgument, match="sequence 0 cannot go on from token 42: after 60 tokens its banded"
+        InvalidArgument, match="sequence 0 cannot go on from token 42: after 60 tokens the banded"
     ):
         extend(m, ids_of(2)[None], [42])
     extend(m, ids_of(5)[None], [0])

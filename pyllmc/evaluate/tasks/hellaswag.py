@@ -27,7 +27,7 @@ class Question(NamedTuple):
 
 
 class HellaSwag(Task):
-    """llm.c's protocol (dev/data/hellaswag.py): the context and the endings as they are; the ending with the smallest mean loss of a token
+    """llm.c's protocol (hellaswag.py): the context and the endings as they are; the ending with the smallest mean loss of a token
     is chosen (acc_norm), or with the smallest sum (acc)."""
 
     name = "hellaswag"
