@@ -80,7 +80,7 @@ class Network:
         for where, device in ((f"m{i}", "lo"), (f"m{i}", "eth0"), ("switch", f"port{i}")):
             _ip(f"-n {where} link set {device} up")
         _ip(f"-n switch link set port{i} master bridge")
-        if self.rate:  # what leaves a device is limited: eth0 sends, port sends what eth0 receives
+        if self.rate:  # a limit is for what leaves a device: eth0 sends, and port sends what eth0 receives
             for where, device in ((f"m{i}", "eth0"), ("switch", f"port{i}")):
                 self._limit(where, device)
 

@@ -12,7 +12,7 @@ from pyllmc.base.checks import NotCopied, as_count, as_flag, as_int, as_path, as
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
 from pyllmc.convert import hub
 from pyllmc.convert.companions import named, why_none_beside
-from pyllmc.convert.kinds import find
+from pyllmc.convert.kinds import Found, find
 from pyllmc.convert.source import locate
 from pyllmc.engine import _ffi
 from pyllmc.engine.arguments import make_sampling
@@ -187,13 +187,18 @@ class Writer(NotCopied):
 
 def open_model(path: Path, **how: Any) -> Model:
     """Opens weights of any kind that Model loads; for one text at a time, unless B is given. Raises DataError or LlmcError."""
+    return Model(find_weights(path), **{"B": 1, "training": False, "keep_logits": False, **how})
+
+
+def find_weights(path: Path) -> Found:
+    """The weights at a path, or of the hub. Raises DataError or LlmcError."""
     name = as_path("path", path)
     place = locate(name)
     if place is None and name in hub.OPENAI:
         raise SystemFailure(f"{name} is a size, and only trained weights write: OpenAI's are hub:{name}")
     if place is None:
         raise SystemFailure(f"{name} does not exist: give a run folder, a checkpoint or other weights")
-    return Model(find(place), **{"B": 1, "training": False, "keep_logits": False, **how})
+    return find(place)
 
 
 def open_writer(path: Path, tokenizer: str = "", **how: Any) -> Writer:

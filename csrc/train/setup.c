@@ -38,13 +38,13 @@ static int open_data(llmc_trainer *t, const char *data) {
           t->tokenizer ? "this one has none" : "the data has none",
           t->tokenizer ? "prepare the data again with python -m pyllmc.prepro" : "name it with --tokenizer");
     const int V = t->config.V, eot = o->documents ? document_id(t) : -1;
-    __typeof__(llmc_loader_open) *const open = o->separate_documents ? llmc_loader_open_packed : llmc_loader_open;
-    TRY(open(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, t->team.rank, t->team.world, V, eot));
+    __typeof__(llmc_loader_open) *const open_set = o->separate_documents ? llmc_loader_open_packed : llmc_loader_open;
+    TRY(open_set(&t->train, data, "train", t->B, t->T, (int)o->shuffle, o->seed, t->team.rank, t->team.world, V, eot));
     const int own = !t->num_vals && is_folder(data) && o->val_every ? has_shards(data, "val") : 0;
     TRY(own);
     if (own) snprintf(t->vals[t->num_vals++].path, OPTION_TEXT, "%s", data);
     for (ValSet *set = t->vals; set < t->vals + t->num_vals; set++) {
-        TRY(open(&set->loader, set->path, "val", t->B, t->T, 0, 0, t->team.rank, t->team.world, V, eot));
+        TRY(open_set(&set->loader, set->path, "val", t->B, t->T, 0, 0, t->team.rank, t->team.world, V, eot));
         set->loss = NAN;
     }
     CHECK(!o->patience || (t->num_vals && o->val_every), LLMC_EINVAL,

@@ -53,7 +53,9 @@ static int asked_in(const llmc_trainer *t, const int *inputs, const int *targets
     TRY(size);
     *text = calloc(1, (size_t)size + 1);
     CHECK(*text, LLMC_ENOMEM, "no memory for a prompt of %d bytes", size);
-    return llmc_tokenizer_decode(t->tokenizer, inputs + 1, n, *text, size);
+    const int rc = llmc_tokenizer_decode(t->tokenizer, inputs + 1, n, *text, size);
+    if (rc < 0) free(*text), *text = NULL;
+    return rc;
 }
 
 /* Makes the first prompt of the validation data, or else of the training data, up to its answer. NULL: no prompt is among their

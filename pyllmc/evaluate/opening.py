@@ -8,10 +8,12 @@ from typing import Any
 
 from pyllmc.base.errors import InvalidArgument, OutOfMemory
 from pyllmc.convert.companions import find_tokenizer, is_for
+from pyllmc.convert.source import make_config
+from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import RUN, is_run, training
 from pyllmc.evaluate.scorer import B_for, Scorer
 from pyllmc.text.tokenizer import Tokenizer
-from pyllmc.writer import open_model
+from pyllmc.writer import find_weights, open_model
 
 NUMBERED = re.compile(r"step_(\d+)\.ckpt")
 
@@ -19,14 +21,18 @@ NUMBERED = re.compile(r"step_(\d+)\.ckpt")
 def open_scorer(source: str, tokenizer: str = "", B: int = 0, **how: Any) -> Scorer:
     """A scorer of the weights at `source`, of any kind that Model loads. tokenizer: as find_tokenizer takes it; B: sequences of T tokens
     in memory, 0: some 2,048 tokens. how: of Model. Raises DataError or LlmcError."""
-    model = open_model(source, B=B or 1, **how)
-    wanted = B or B_for(model.config.max_seq_len)
-    if wanted > (B or 1):
-        try:
-            model = open_model(source, B=wanted, **how)
-        except OutOfMemory:
-            pass  # the shorter batches of the first one are slower, but fit
+    try:
+        model = open_model(source, B=B or B_for(_longest(source, **how)), **how)
+    except OutOfMemory:
+        if B:
+            raise
+        model = open_model(source, B=1, **how)  # shorter batches are slower, but may fit
     return Scorer(model, _tokenizer_of(source, tokenizer, model.tokenizer_bytes, model.config.vocab_size))
+
+
+def _longest(source: str, device: str = "cpu", precision: str = "auto", **_: Any) -> int:
+    """The most tokens that the weights at `source` see, which their header tells."""
+    return int(make_config(find_weights(source), _ffi.load(device, precision)).config.maxT)
 
 
 def _tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer | None:

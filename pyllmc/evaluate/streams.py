@@ -37,13 +37,14 @@ class Stream(Task):
             found.append(Rolling(ids, stride, None, 1, units, size))
         return found
 
+    def units(self, items: Sequence[Rolling], tokens: Sequence[float]) -> dict[str, Sequence[float]]:
+        """The units that each metric divides by, for each text."""
+        own = [item.units for item in items]
+        return {"loss": tokens, "bpb": [item.bytes for item in items], self.metrics[0]: own}
+
     def score(self, items: Sequence[Rolling], results: Sequence[np.ndarray], shots: int = 0) -> list[Score]:
         """Errors: texts are the samples; where there is one alone, its tokens are, as if they were independent."""
-        units: dict[str, Sequence[float]] = {
-            "loss": [len(logs) for logs in results],
-            "bpb": [item.bytes for item in items],
-            self.metrics[0]: [item.units for item in items],
-        }
+        units = self.units(items, [len(logs) for logs in results])
         return [
             self.told(metric, *_as(metric, *_per_unit(results, units[metric])), round(sum(units[metric])))
             for metric in self.metrics
@@ -52,7 +53,7 @@ class Stream(Task):
 
 def _as(metric: str, loss: float, error: float | None) -> tuple[float, float | None]:
     """A loss in nats as a metric has it: exp for ppl, bits for bpb and bpc."""
-    if metric == "ppl":
+    if metric.startswith("ppl"):
         return perplexity(loss, error)
     bit = 1.0 if metric == "loss" else math.log(2)
     return loss / bit, None if error is None else error / bit

@@ -32,7 +32,8 @@ class Task:
     """One benchmark by one protocol.
 
     name: what --tasks calls it. metrics: of its scores, the published one first. protocol: a sentence that is printed beside the scores.
-    test: its data; train: where examples (shots) are drawn from, None if it has none. record: what --limit counts.
+    test: its data; train: where examples (shots) are drawn from, None if it has none. record: what --limit counts. fields: what each row
+    of the hub must have.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Task:
     test: Part
     train: Part | None = None
     record: str = "item"
-    fields: tuple[str, ...] = ("text",)  # what a row of the hub must have
+    fields: tuple[str, ...] = ("text",)
 
     def read(self, folder: Folder = None, limit: int | None = None) -> Records:
         """The first `limit` records of the test part: from a file, or from one in a folder; None: from the hub.
@@ -113,6 +114,24 @@ class Task:
     def accuracy(self, metric: str, right: Sequence[bool], shots: int = 0) -> Score:
         """The share of right answers. Its error is that of a mean, as in lm-eval: sqrt(p (1 - p) / (n - 1))."""
         return self.told(metric, *ratio(right, [1.0] * len(right)), len(right), shots)
+
+
+class Questions(Task):
+    """A task that asks which of several texts goes on with a context. acc: the one with the largest log-probability; acc_norm: with the
+    largest one divided by the item's lengths."""
+
+    def score(
+        self, items: Sequence[Choice], results: Sequence[list[np.ndarray]], shots: int = 0
+    ) -> list[Score]:
+        sums = [np.array([logs.sum() for logs in result]) for result in results]
+        normed = [s / np.array(item.lengths) for s, item in zip(sums, items)]
+        compared = {"acc": sums, "acc_norm": normed}
+        return [
+            self.accuracy(
+                metric, [int(s.argmax()) == item.answer for s, item in zip(compared[metric], items)], shots
+            )
+            for metric in self.metrics
+        ]
 
 
 def ratio(sums: Any, units: Any) -> tuple[float, float | None]:

@@ -170,7 +170,7 @@ def test_what_is_forgotten_is_refused():
     m, _ = two_models(banded(3, "DL"), {})
     extend(m, ids_of(60)[None], [0])
     extend(m, ids_of(2)[None], [60 - SLACK - 1])
-    extend(m, ids_of(2)[None], [60 - SLACK - 1])  # what it overwrote are rows that no one needs
+    extend(m, ids_of(2)[None], [60 - SLACK - 1])  # the rows that it overwrote are needed by no one
     with pytest.raises(
         InvalidArgument, match="sequence 0 cannot go on from token 42: after 60 tokens the banded"
     ):

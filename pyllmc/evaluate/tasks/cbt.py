@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from pyllmc.base.errors import BadFile
 from pyllmc.evaluate.detokenize import BOOKS
 from pyllmc.evaluate.fetch import Part, read_lines
-from pyllmc.evaluate.items import Choice, Score
-from pyllmc.evaluate.task import Records, Task, choice, cited
+from pyllmc.evaluate.items import Choice
+from pyllmc.evaluate.task import Questions, Records, choice, cited
 
 BLANK = "XXXXX"
 SENTENCES = 21
@@ -28,7 +26,7 @@ class Question(NamedTuple):
     candidates: list[str]
 
 
-class ChildrensBookTest(Task):
+class ChildrensBookTest(Questions):
     """The GPT-2 paper's protocol (section 3.2): the probability of each choice and of the rest of the sentence after it. It takes the
     validation part, because a book of the test part is in GPT-2's training data, and a de-tokenizer."""
 
@@ -72,12 +70,6 @@ class ChildrensBookTest(Task):
             context = f"{head}{_context(q)} {before}"
             found.append(choice(scorer, context, texts, answer, [1.0] * len(texts), cut=not shots))
         return found
-
-    def score(
-        self, items: Sequence[Choice], results: Sequence[list[np.ndarray]], shots: int = 0
-    ) -> list[Score]:
-        chosen = [int(np.argmax([logs.sum() for logs in result])) for result in results]
-        return [self.accuracy("acc", [k == item.answer for k, item in zip(chosen, items)], shots)]
 
 
 def _question(lines: list[str], where: str) -> Question:

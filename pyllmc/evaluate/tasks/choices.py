@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pyllmc.base.errors import BadFile, InvalidArgument, counted
 from pyllmc.evaluate.fetch import Folder, read_json_lines
-from pyllmc.evaluate.items import Choice, Score
-from pyllmc.evaluate.task import Records, Task, choice, cited
+from pyllmc.evaluate.items import Choice
+from pyllmc.evaluate.task import Questions, Records, choice, cited
 
 FIELDS = ("context", "choices", "answer")
 
@@ -25,7 +22,7 @@ class Question(NamedTuple):
     answer: int
 
 
-class OwnChoices(Task):
+class OwnChoices(Questions):
     """Lines {"context": text, "choices": [text, ...], "answer": number of the right one, from 0}. A space stands between the context and a
     choice, unless there is white space already."""
 
@@ -55,16 +52,6 @@ class OwnChoices(Task):
             choice(scorer, head + q.context, q.choices, q.answer, lengths_of(q), cut=False)
             for i, q in enumerate(records)
             if i not in drawn
-        ]
-
-    def score(
-        self, items: Sequence[Choice], results: Sequence[list[np.ndarray]], shots: int = 0
-    ) -> list[Score]:
-        sums = [np.array([logs.sum() for logs in result]) for result in results]
-        normed = [s / np.array(item.lengths) for s, item in zip(sums, items)]
-        return [
-            self.accuracy(metric, [int(s.argmax()) == item.answer for s, item in zip(which, items)], shots)
-            for metric, which in (("acc", sums), ("acc_norm", normed))
         ]
 
 

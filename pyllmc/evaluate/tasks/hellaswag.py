@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pyllmc.base.errors import BadFile
 from pyllmc.evaluate.fetch import Part, read_json_lines
-from pyllmc.evaluate.items import Choice, Score
-from pyllmc.evaluate.task import Records, Task, choice, cited
+from pyllmc.evaluate.items import Choice
+from pyllmc.evaluate.task import Questions, Records, choice, cited
 
 FORM = "JSON lines with ind, activity_label, ctx_a, ctx_b, ctx, endings, label"
 CHOICES = 4
@@ -26,7 +24,7 @@ class Question(NamedTuple):
     answer: int
 
 
-class HellaSwag(Task):
+class HellaSwag(Questions):
     """llm.c's protocol (hellaswag.py): the context and the endings as they are; the ending with the smallest mean loss of a token
     is chosen (acc_norm), or with the smallest sum (acc)."""
 
@@ -73,16 +71,6 @@ class HellaSwag(Task):
             item = choice(scorer, head + q.context, endings, q.answer, [], cut=not shots)
             found.append(Choice(item.context, item.choices, item.answer, self.lengths(q, item)))
         return found
-
-    def score(
-        self, items: Sequence[Choice], results: Sequence[list[np.ndarray]], shots: int = 0
-    ) -> list[Score]:
-        sums = [np.array([logs.sum() for logs in result]) for result in results]
-        normed = [s / np.array(item.lengths) for s, item in zip(sums, items)]
-        return [
-            self.accuracy(metric, [int(s.argmax()) == item.answer for s, item in zip(which, items)], shots)
-            for metric, which in (("acc_norm", normed), ("acc", sums))
-        ]
 
 
 class LmEval(HellaSwag):

@@ -16,9 +16,8 @@ from pyllmc.evaluate.tasks.hellaswag import CHOICES, HellaSwag
 from pyllmc.text.bins import HEADER_BYTES, unpack_header
 
 MAGIC, VERSION, START = 20240522, 1, 65535
-HEAD = (
-    6  # numbers of an example before its context: START, bytes, index, label, choices, length of the context
-)
+# the numbers of an example before its context: START, bytes, index, label, choices, length of the context
+HEAD = 6
 
 
 class HellaSwagBin(HellaSwag):

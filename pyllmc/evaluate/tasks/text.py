@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,22 @@ import numpy as np
 
 from pyllmc.base.errors import BadFile, InvalidArgument
 from pyllmc.evaluate.fetch import Folder, decoded, read_bytes
-from pyllmc.evaluate.items import Rolling, Score
-from pyllmc.evaluate.task import Records, Task, beginning, perplexity, ratio
+from pyllmc.evaluate.items import Rolling
+from pyllmc.evaluate.streams import HALF, Stream
+from pyllmc.evaluate.task import Records, beginning
 from pyllmc.text.bpe import EOT_PIECE
 
-DELIMITER = EOT_PIECE.decode()  # what stands between documents, as for python -m pyllmc.prepro
+DELIMITER = EOT_PIECE.decode()  # the text between documents, as python -m pyllmc.prepro takes it
 
 
-class OwnText(Task):
+class OwnText(Stream):
     """A text as one stream. loss and ppl are those of a token, so they compare models of one tokenizer only; bpb (bits per byte) and
     ppl_word (by words, which white space separates) compare any."""
 
     metrics = ("loss", "ppl", "ppl_word", "bpb")
-    protocol = "one stream, cut into documents at <|endoftext|>, windows of T tokens that move by T / 2; loss and ppl per token, ppl_word per word"
+    protocol = (
+        f"one stream, cut into documents at <|endoftext|>, {HALF}; loss and ppl per token, ppl_word per word"
+    )
     record = "text"
 
     def __init__(self, path: str) -> None:
@@ -47,14 +49,7 @@ class OwnText(Task):
         words, size = sum(len(part.split()) for part in parts), sum(len(part.encode()) for part in parts)
         return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(words), size)]
 
-    def score(self, items: Sequence[Rolling], results: Sequence[np.ndarray], shots: int = 0) -> list[Score]:
-        """The tokens are the samples that errors come from, as if they were independent."""
-        (item,), (logs,) = items, results
-        units = {"loss": len(logs), "ppl": len(logs), "ppl_word": item.units, "bpb": item.bytes * math.log(2)}
-        scores = []
-        for metric in self.metrics:
-            told = ratio(-logs, np.full(len(logs), units[metric] / len(logs)))
-            value, error = perplexity(*told) if metric.startswith("ppl") else told
-            n = {"ppl_word": round(item.units), "bpb": item.bytes}.get(metric, len(logs))
-            scores.append(self.told(metric, value, error, n))
-        return scores
+    def units(self, items: Sequence[Rolling], tokens: Sequence[float]) -> dict[str, Sequence[float]]:
+        """Of ppl they are tokens, because no published figure is compared."""
+        words, size = [item.units for item in items], [item.bytes for item in items]
+        return {"loss": tokens, "ppl": tokens, "ppl_word": words, "bpb": size}
