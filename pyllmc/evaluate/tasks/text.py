@@ -50,6 +50,6 @@ class OwnText(Stream):
         return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(words), size)]
 
     def units(self, items: Sequence[Rolling], tokens: Sequence[float]) -> dict[str, Sequence[float]]:
-        """Of ppl they are tokens, because no published figure is compared."""
+        """The ppl is that of a token, because no published figure is compared."""
         words, size = [item.units for item in items], [item.bytes for item in items]
         return {"loss": tokens, "ppl": tokens, "ppl_word": words, "bpb": size}
