@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pyllmc.base.errors import MissingDependency, need
+from pyllmc.base.errors import need
 from pyllmc.base.values import ESCAPES
 from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import WHY, eot_text
 
 PART = "<|part|>"
-# one text for each kind of character that GPT-2's regular expression tells apart, and the apostrophe of "it's"
-KINDS = ("a", "s", "1", ".", "'")
+# What GPT-2's regular expression tells apart: a letter, a digit, another sign, and the ends of "it's", "we've", ...
+SHORT = ("s", "t", "re", "ve", "m", "ll", "d")
+KINDS = ("a", "1", ".", "'", *SHORT, *("'" + end for end in SHORT))
 
 # Jinja, as transformers renders it. The words in capitals stand for expressions.
 JINJA = """\
@@ -88,12 +89,13 @@ def mark(tokenizer: Tokenizer, left: str, right: str) -> str:
     `right`; else "". Each may also hold other text, whose outer characters are no blanks."""
     if tokenizer.kind == "longest":
         return PART if spanned(tokenizer, left.encode(), right.encode()) else ""
-    try:
-        pairs = [(a + left, right + b) for a in KINDS for b in KINDS]
-        same = all(tokenizer.encode(a + b) == tokenizer.encode(a) + tokenizer.encode(b) for a, b in pairs)
-    except MissingDependency:  # without tiktoken we cannot encode ourselves
-        same = False
-    return "" if same else PART
+    words = need("tokenizers", WHY).pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    def cut(text: str) -> list[str]:
+        return [word for word, _ in words.pre_tokenize_str(text)]
+
+    pairs = [(a + left, right + b) for a in KINDS for b in KINDS]
+    return "" if all(cut(a + b) == cut(a) + cut(b) for a, b in pairs) else PART
 
 
 def spanned(tokenizer: Tokenizer, left: bytes, right: bytes) -> bool:
