@@ -95,7 +95,7 @@ enum { LLMC_ZERO, LLMC_ONE, LLMC_NORMAL, LLMC_RESIDUAL, LLMC_UNIFORM };
 typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int B, T;              /* at most B sequences of at most T tokens */
     int training;          /* 0: without gradients and moments */
-    int recompute;         /* 0..3: how much backward computes again instead of keeping it (tensors.def); same bits */
+    int recompute;         /* 0..4: how much backward computes again instead of keeping it (tensors.def); same bits */
     int logits;            /* 1: keeps the logits of every token; 0: computes a few at a time, which cannot be read */
     int precision;         /* LLMC_FP32, LLMC_BF16, or LLMC_AUTO (0), for which llmc_model_room names one of them */
     /* LoRA (Hu et al. 2021): y = x W^T + b + (alpha / rank) (x A^T) B^T. W and all else is frozen, unless train_only names it. */
@@ -212,7 +212,7 @@ int llmc_model_update(llmc_model *model, const llmc_adamw *hyper, int clip);
 int64_t llmc_model_step(const llmc_model *model);         /* AdamW steps taken */
 int llmc_model_set_step(llmc_model *model, int64_t step); /* for moments that were written from outside */
 /* Appends tokens (b,n) to b sequences, of which sequence i holds pos[i] tokens; last_logits (b,V) are those of the last token
- * of each. A training model made with recompute=3 has memory for b = 1 only. pos[i] may be less than was appended so far; but
+ * of each. A training model made with recompute >= 3 has memory for b = 1 only. pos[i] may be less than was appended so far; but
  * rings (tensors.def) have then forgotten what is more than 17 tokens back: LLMC_EINVAL unless pos[i] is 0. */
 int llmc_model_extend(llmc_model *model, const int *tokens, const int *pos, int b, int n, float *last_logits);
 /* How likely tokens are that follow others, in spans of counts[i] >= 1 tokens each. Span i begins at position pos[i], behind what the

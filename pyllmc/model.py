@@ -49,8 +49,9 @@ class Model(NotCopied):
     weights: how generation (training=False) keeps the matrices: "fp32" (as precision stores them), "bf16" or "int8" with a
         scale per row. Fewer bytes to read make more tokens a second; in a model of fp32 the parameters can then be neither
         read nor saved.
-    recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU,
-        2 the norms, too, 3 all but the input of each layer (generation then takes one sequence at a time).
+    recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU, 2 the norms,
+        too, 3 qkv and what attention adds to, too (generation then takes one sequence at a time), 4 all but the input of each
+        layer.
     keep_logits=False: logits exist for a few tokens at a time only; then train with micro_step.
     train_only: patterns of the names of tensors, separated by commas, such as "h.11.*,lnf*" (our names, or PyTorch's with or
         without "transformer."). All others are frozen: they have no gradient and no moments.

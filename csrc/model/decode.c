@@ -71,7 +71,7 @@ static int check_extend(const llmc_model *m, const int *tokens, const int *pos, 
     for (int i = 0; i < b; i++)
         CHECK(gpt2_remembers(m, i, pos[i]), LLMC_EINVAL, FORGOTTEN, "sequence", i, pos[i], m->reached[i]);
     CHECK(b == 1 || !m->room.training || m->layout.table[A_qkv].kept, LLMC_EINVAL,
-          "%d sequences at once: made with recompute=3 the model keeps the keys and values of one", b);
+          "%d sequences at once: made with recompute=3 or more, the model keeps the keys and values of one", b);
     return LLMC_OK;
 }
 

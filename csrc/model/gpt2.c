@@ -21,11 +21,11 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
     model->ctx.workspace = at;
 }
 
-/* True if backward computes GELU alone again, from the kept fch. At recompute=3 the whole product runs again instead, and
+/* True if backward computes GELU alone again, from the kept fch. At recompute=4 the whole product runs again instead, and
  * gives the same bits by itself. */
 static int computes_gelu_again(const llmc_model *m) {
     const llmc_tensor *t = m->layout.table;
-    return m->room.training && !t[A_fch_gelu].kept && t[A_qkv].kept;
+    return m->room.training && !t[A_fch_gelu].kept && t[A_fch].kept;
 }
 
 static int allocate(llmc_model *model) {

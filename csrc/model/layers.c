@@ -48,34 +48,47 @@ static void linear(const llmc_model *m, const Pass *pass, int l, int target, flo
     else m->k->matmul_forward(ctx, out, inp, w, b, B, T, C, OC);
 }
 
-/* From ln1 to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
-static void attention(const llmc_model *m, const Pass *pass, int l) {
-    const Kernels *k = m->k;
-    Context *ctx = (Context *)&m->ctx;
-    const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
+/* Where a pass has qkv of layer l: all rows, or the new ones of generation. */
+static floatX *qkv_of(const llmc_model *m, const Pass *pass, int l) {
+    return pass->cached ? acts_of(m, pass, l).dqkv : gpt2_qkv(m, l);
+}
+
+/* The four parts of a layer. They are inline so that the buffers of a layer are worked out once, which is 3 % of the time of a
+ * token in a small model. */
+
+/* From ln1 to qkv. */
+static inline void to_qkv(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
+    linear(m, pass, l, LORA_QKV, qkv_of(m, pass, l), NULL, acts_of(m, pass, l).ln1, w.qkvw, w.qkvb);
+}
+
+/* From qkv to atty. Generation stores the new rows of qkv in the layer's cache, and attends to all that is there. */
+static inline void to_atty(const llmc_model *m, const Pass *pass, int l) {
+    const int B = pass->B, T = pass->T;
     const Acts a = acts_of(m, pass, l);
-    floatX *qkv = pass->cached ? a.dqkv : gpt2_qkv(m, l);
-    linear(m, pass, l, LORA_QKV, qkv, NULL, a.ln1, w.qkvw, w.qkvb);
+    const floatX *qkv = qkv_of(m, pass, l);
     if (pass->spans) attend_spans(m, pass, l, a.atty, qkv);
     else if (pass->cached) attend_cached(m, l, a.atty, qkv, a.positions, B, T);
     else
-        k->attention_forward(ctx, a.atty, a.lse, qkv, offsets_of(m, pass), dropout_of(m, pass, LLMC_DROP_ATTENTION, l),
-                             B, T, C, NH, window_of(m, l));
+        m->k->attention_forward((Context *)&m->ctx, a.atty, a.lse, qkv, offsets_of(m, pass),
+                                dropout_of(m, pass, LLMC_DROP_ATTENTION, l), B, T, m->config.C, m->config.NH,
+                                window_of(m, l));
 }
 
-/* From ln1 to fch_gelu: all that backward computes again at recompute=3. It is inline so that the buffers of a layer are worked
- * out once, which is 3 % of the time of a token in a small model. */
-static inline void layer_inside(const llmc_model *m, const Pass *pass, int l) {
-    const Kernels *k = m->k;
-    Context *ctx = (Context *)&m->ctx;
-    const int B = pass->B, T = pass->T, C = m->config.C;
+/* From atty to residual2 and ln2. */
+static inline void to_residual2(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
     const Acts a = acts_of(m, pass, l);
-    attention(m, pass, l);
     linear(m, pass, l, LORA_ATTPROJ, a.branch, NULL, a.atty, w.attprojw, w.attprojb);
-    k->residual_layernorm_forward(ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1, a.branch, w.ln2w,
-                                  w.ln2b, dropout_of(m, pass, LLMC_DROP_ATTPROJ, l), B, T, C);
+    m->k->residual_layernorm_forward((Context *)&m->ctx, a.residual2, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual1,
+                                     a.branch, w.ln2w, w.ln2b, dropout_of(m, pass, LLMC_DROP_ATTPROJ, l), pass->B,
+                                     pass->T, m->config.C);
+}
+
+/* From ln2 to fch and fch_gelu. */
+static inline void to_fch(const llmc_model *m, const Pass *pass, int l) {
+    const Params w = params_at(m, l);
+    const Acts a = acts_of(m, pass, l);
     linear(m, pass, l, LORA_FC, a.fch, a.fch_gelu, a.ln2, w.fcw, w.fcb);
 }
 
@@ -87,7 +100,10 @@ static void layer_forward(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l), next_w = params_at(m, last ? 0 : l + 1);
     const Acts a = acts_of(m, pass, l), next = acts_of(m, pass, last ? 0 : l + 1);
     const Dropout *dropout = dropout_of(m, pass, LLMC_DROP_FCPROJ, l);
-    layer_inside(m, pass, l);
+    to_qkv(m, pass, l);
+    to_atty(m, pass, l);
+    to_residual2(m, pass, l);
+    to_fch(m, pass, l);
     linear(m, pass, l, LORA_FCPROJ, a.branch, NULL, a.fch_gelu, w.fcprojw, w.fcprojb);
     if (last)
         k->residual_layernorm_forward(ctx, a.residual3, a.lnf, a.lnf_mean, a.lnf_rstd, a.residual2, a.branch, w.lnfw,
@@ -134,12 +150,13 @@ static void layer_recompute(const llmc_model *m, const Pass *pass, int l) {
     const Params w = params_at(m, l);
     const Acts a = acts_at(m, l);
     if (!t[A_ln1].kept) k->layernorm_forward(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, a.residual1, w.ln1w, w.ln1b, B, T, C);
-    if (!t[A_qkv].kept) {
-        layer_inside(m, pass, l);
-        return;
-    }
-    if (!t[A_ln2].kept) k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
-    if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
+    if (!t[A_qkv].kept) to_qkv(m, pass, l);
+    if (!t[A_atty].kept) to_atty(m, pass, l);
+    if (!t[A_residual2].kept) to_residual2(m, pass, l);
+    else if (!t[A_ln2].kept)
+        k->layernorm_forward(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, w.ln2w, w.ln2b, B, T, C);
+    if (!t[A_fch].kept) to_fch(m, pass, l);
+    else if (!t[A_fch_gelu].kept) k->gelu_forward(ctx, a.fch_gelu, a.fch, (int64_t)B * T * 4 * C);
 }
 
 /* In the last layer only fch_gelu was overwritten, by a chunk of logits. The kernel that made it makes it again, so its

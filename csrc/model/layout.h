@@ -52,7 +52,7 @@ static inline int layout_window(const llmc_config *config, int l) {
 }
 
 /* The highest --recompute. A tensor of tensors.def whose level is above it is kept whenever the model is trained. */
-enum { RECOMPUTE_MOST = 3 };
+enum { RECOMPUTE_MOST = 4 };
 
 typedef struct Layout {
     llmc_tensor table[NUM_TENSORS];

@@ -83,7 +83,7 @@ def failures() -> dict:
 
 
 def behaviours() -> dict:
-    found = {f"level {level}": steps(recompute=level) for level in range(4)}
+    found = {f"level {level}": steps(recompute=level) for level in range(5)}
     found |= {f"level {level}, none": steps(recompute=level, epilogues="0") for level in (0, 1)}
     for name, epilogue in (("gelu", GELU), ("dgelu", DGELU), ("sums", SUMS)):
         found |= {f"{how} {name}": steps(**{how: epilogue}) for how in ("refuse", "wrong")}

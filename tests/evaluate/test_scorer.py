@@ -93,7 +93,9 @@ def test_on_the_emulated_device():
     assert_choices(model_of(device="emu", precision="fp32"), near=3e-5)
 
 
-@pytest.mark.parametrize("how", [{"recompute": 3}, {"training": False, "keep_logits": False}])
+@pytest.mark.parametrize(
+    "how", [{"recompute": 3}, {"recompute": 4}, {"training": False, "keep_logits": False}]
+)
 def test_in_any_room(how):
     """A model without logits and one that keeps few activations score the same."""
     items, whole_room = questions(), Scorer(model_of())

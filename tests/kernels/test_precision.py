@@ -120,7 +120,7 @@ def test_threads_do_not_change_a_bit(isa, name):
     assert all(other == one for other in others)
 
 
-@pytest.mark.parametrize("recompute", [1, 2, 3])
+@pytest.mark.parametrize("recompute", [1, 2, 3, 4])
 def test_recompute_changes_no_bit(isa, recompute):
     """It does not in the layers and in chunks of logits."""
     c = CASES["smaller_than_room"]

@@ -126,7 +126,7 @@ def test_the_gradient_of_every_adapter(isa, name, rank, on, p):  # noqa: F811
         assert np.allclose(m.grads[key], 2 * x, rtol=1e-5, atol=1e-7 * np.abs(x).max()), key
 
 
-@pytest.mark.parametrize("recompute", [1, 2, 3])
+@pytest.mark.parametrize("recompute", [1, 2, 3, 4])
 @pytest.mark.parametrize("on", [ALL, "qkv", "fc", "attproj,fcproj"])
 def test_recompute_gives_the_same_bits(isa, recompute, on):  # noqa: F811
     """So does another number of threads. Every kind of dropout is on."""

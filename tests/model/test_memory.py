@@ -33,7 +33,7 @@ from test_model import (  # noqa: E402
 )
 from test_trainer import data, metrics, without_times  # noqa: E402, F401
 
-LEVELS = (0, 1, 2, 3)
+LEVELS = (0, 1, 2, 3, 4)
 # more rows than a chunk, in chunks of unequal size; fewer than the model has room for
 MANY = {
     "chunks": case(97, 350, 2, 2, 24, 3, 347),
@@ -216,8 +216,8 @@ def test_many_sequences_at_once_have_their_logits_and_their_cache():
 
 def test_what_cannot_be_is_refused():
     config = CASES["odd_tokens"].config
-    for level in (-1, 4):
-        with pytest.raises(pyllmc.InvalidArgument, match=r"is not in 0\.\.3"):
+    for level in (-1, 5):
+        with pytest.raises(pyllmc.InvalidArgument, match=r"is not in 0\.\.4"):
             pyllmc.Model(config, 1, 4, recompute=level)
     ids = np.zeros((1, 4), np.int32)
     with pytest.raises(pyllmc.InvalidArgument, match="without gradients"):
@@ -234,7 +234,7 @@ def test_where_an_infinity_came_from_is_found_among_what_is_kept(level):
     m.params["transformer.h.5.mlp.c_fc.weight"][:] *= 1e38
     assert not np.isfinite(m.micro_step(*batch_of(c)))
     m._check(lib.llmc_model_find_nonfinite(m._handle, name, 128))
-    assert _ffi.text(name) == ("activation h.5.fch" if level < 3 else "activation h.6.residual1")
+    assert _ffi.text(name) == ("activation h.5.fch" if level < 4 else "activation h.6.residual1")
 
 
 # ---- runs ----
@@ -273,7 +273,7 @@ def test_a_run_does_not_depend_on_recompute(data, tmp_path):  # noqa: F811
     first = contents(runs[0])
     assert len(first[1]) == 1
     assert all(contents(run) == first for run in runs[1:])
-    trainer = pyllmc.Trainer(data=data, out=tmp_path / "parts", recompute=3, **RUN)
+    trainer = pyllmc.Trainer(data=data, out=tmp_path / "parts", recompute=4, **RUN)
     for event in trainer:
         if event.kind == "step" and event.step == 4:
             trainer.stop()
@@ -314,7 +314,7 @@ def test_each_level_saves_what_the_table_says():
         less = plan(config, B, T, level, False)
         assert kept.acts - less.acts == pytest.approx(saved, abs=11 * 128 * len(rows))
         assert kept.total - less.total == kept.acts - less.acts
-    assert [row.name for row in rows if row.level == 4] == ["residual1"]
+    assert [row.name for row in rows if row.level == 5] == ["residual1"]
     logits = 4 * 50304 * (B * T - 512)
     assert plan(config, B, T, 0, True).acts - kept.acts == pytest.approx(logits, abs=256)
 
@@ -379,4 +379,4 @@ def test_less_memory_is_first_bought_with_time():
     room = ffi.new("llmc_room *", (B, 1024, 1, 0, 0))
     status = lib.llmc_plan_text(make_config(config, lib)[0], room, 1, text, 512)
     assert status == lib.LLMC_ENOMEM
-    assert re.search(r"available; recompute=[123] would fit", _ffi.message(lib))
+    assert re.search(r"available; recompute=[1234] would fit", _ffi.message(lib))

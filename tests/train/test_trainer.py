@@ -143,7 +143,7 @@ def test_a_refusal_for_memory_names_both_ways_out(data):
     """It names a B that fits, and a recompute that fits, if both exist."""
     plan = next(pyllmc.Trainer(data=data, model="d12", T=512, plan=True, **QUIET)).text
     largest = int(re.search(r"with B up to (\d+)", plan)[1])
-    with pytest.raises(pyllmc.OutOfMemory, match=r"recompute=3 would fit, or B=\d+ T=512$"):
+    with pytest.raises(pyllmc.OutOfMemory, match=r"recompute=[34] would fit, or B=\d+ T=512$"):
         list(pyllmc.Trainer(data=data, model="d12", T=512, B=largest * 5 // 4, plan=True, **QUIET))
 
 
