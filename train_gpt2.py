@@ -369,8 +369,25 @@ def check_length(o: argparse.Namespace) -> None:
         o.warmup_tokens = 0
     if o.overfit_batch and o.epochs:
         raise ValueError("--overfit_batch trains on one batch: give --max_steps instead of --epochs")
+    settle_batch(o, called)
     if o.batch_ramp_tokens and o.grad_accum < 2:
         raise ValueError("--batch_ramp_tokens lets a batch grow to --grad_accum, which is 1: raise it")
+
+
+def settle_batch(o: argparse.Namespace, called: frozenset[str]) -> None:
+    """Makes micro-steps of --global_batch, as csrc/train/length.c does for one process; but B must divide it."""
+    if "grad_accum" in called and not ("global_batch" in called and o.global_batch):
+        o.global_batch = 0
+    if o.global_batch and o.grad_accum > 1:
+        raise ValueError(
+            "--global_batch and --grad_accum both say how large a step is: leave one of them out"
+        )
+    if o.global_batch % o.B:
+        raise ValueError(
+            f"--global_batch={o.global_batch} is no multiple of --B={o.B}, as the reference needs it"
+        )
+    if o.global_batch:
+        o.grad_accum = o.global_batch // o.B
 
 
 FOREVER = 1 << 61  # steps or tokens that no run reaches

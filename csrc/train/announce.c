@@ -109,14 +109,14 @@ static void add_validation(Growing *text, const llmc_trainer *t) {
 /* What a plain run, of so many steps of one size, does not have. */
 static void add_course(Growing *text, const llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const int64_t each = global_B(t) * t->T;
+    const int64_t each = t->unit * t->T;
     char length[64];
     length_name(t, 1, length, sizeof length);
     if ((o->epochs > 0 && t->train) || o->max_tokens)
         growing_add(text, "; %s makes %lld step%s", length, (long long)o->max_steps, s_of(o->max_steps));
     if (o->batch_ramp_tokens)
         growing_add(text, "; batches grow from %lld to %lld tokens over the first %lld", (long long)each,
-                    (long long)(each * o->grad_accum), (long long)o->batch_ramp_tokens);
+                    (long long)(t->batch * t->T), (long long)o->batch_ramp_tokens);
     if (o->overfit_batch) growing_add(text, "; on the first batch alone (--overfit_batch)");
 }
 
@@ -139,15 +139,29 @@ static void add_training(Growing *text, const llmc_trainer *t) {
     if (o->separate_documents) growing_add(text, "; documents do not see each other");
 }
 
+/* The batch, and what a process computes of it at once. */
+static void add_step(Growing *text, const llmc_trainer *t) {
+    const int uneven = t->batch < global_B(t) * t->most_micro_steps;
+    growing_add(text, "a step takes %lld windows, %lld tokens: %s%d", (long long)t->batch, (long long)(t->batch * t->T),
+                uneven ? "at most " : "", t->B);
+    if (t->most_micro_steps > 1) growing_add(text, " x %d", t->most_micro_steps);
+}
+
+/* The same for a process that computes alone what its options do not say: a batch of more processes, or --global_batch. */
+static void add_batch(Growing *text, const llmc_trainer *t) {
+    if (t->team.world > 1 || !trainer_has_other_batch(t)) return;
+    growing_add(text, "batch: ");
+    add_step(text, t);
+    growing_add(text, "\n");
+}
+
 /* The processes, if there are several, and the batch that they share. */
 static void add_processes(Growing *text, const llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const int64_t windows = global_B(t) * o->grad_accum;
     if (t->team.world == 1) return;
-    growing_add(text, "processes: %d, %d of them on this machine; a step takes %lld windows, %lld tokens: %d ",
-                t->team.world, t->team.local, (long long)windows, (long long)(windows * t->T), t->B);
-    if (o->grad_accum > 1) growing_add(text, "x %lld ", (long long)o->grad_accum);
-    growing_add(text, "in each process; gradients are summed in %s%s; --timeout=%lld s\n", o->reduce_precision,
+    growing_add(text, "processes: %d, %d of them on this machine; ", t->team.world, t->team.local);
+    add_step(text, t);
+    growing_add(text, " in each process; gradients are summed in %s%s; --timeout=%lld s\n", o->reduce_precision,
                 o->zero ? ", and the moments are shared out" : "", (long long)o->timeout);
 }
 
@@ -156,6 +170,7 @@ static int add_all(Growing *text, llmc_trainer *t) {
     char memory[1024];
     llmc_plan plan;
     add_processes(text, t);
+    add_batch(text, t);
     add_device(text, t);
     start_threads(text, t);
     TRY(plan_text(&plan, t->k, &t->config, &room, t->threads, memory, sizeof memory));

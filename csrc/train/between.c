@@ -12,37 +12,42 @@ int between_due(const llmc_trainer *t, int64_t every) {
     return every > 0 && (t->step % every == 0 || t->step == between_last(t));
 }
 
-/* The loss of the next batch of a validation set, and what it weighs: 1, and with a loss mask as much as its learnt targets. */
-static int validate_batch(llmc_trainer *t, const ValSet *set, float *loss, double *weight) {
+/* The loss of the next batch of a validation set, of which `rows` count, and what it weighs: 1 if all do, and with a loss mask as much
+ * as its learnt targets. */
+static int validate_batch(llmc_trainer *t, const ValSet *set, int rows, float *loss, double *weight) {
     TRY(llmc_loader_next(set->loader, t->inputs, t->targets));
-    *weight = step_is_masked(set->loader) ? (double)step_learnt(t, set->loader, t->B) : 1;
+    *weight = step_is_masked(set->loader) ? (double)step_learnt(t, set->loader, rows) : (double)rows / t->B;
     const int T = step_shorten(t, set->loader);
-    return llmc_model_forward(t->model, t->inputs, t->targets, NULL, t->B, T, loss);
+    return llmc_model_forward(t->model, t->inputs, t->targets, NULL, rows ? rows : 1, T, loss);
+}
+
+/* The windows of a validation. They do not depend on the number of processes, so that a best loss stays comparable. */
+static int64_t windows_to_validate(const llmc_trainer *t, const ValSet *set) {
+    const int64_t in_all = (llmc_loader_windows(set->loader) + t->unit - 1) / t->unit, asked = t->options.val_batches;
+    return t->unit * (asked && asked < in_all ? asked : in_all);
 }
 
 /* Computes the loss of one validation set: 1, or 0 if the run was stopped between two batches. Of several processes each has its
  * part of every batch. */
 static int validate(llmc_trainer *t, ValSet *set) {
     const double began = tell_now();
-    const int64_t batches_in_all = (llmc_loader_windows(set->loader) + global_B(t) - 1) / global_B(t);
-    const int64_t asked = t->options.val_batches;
-    const int64_t batches = asked && asked < batches_in_all ? asked : batches_in_all;
+    const int64_t windows = windows_to_validate(t, set);
+    const int batches = length_micro_steps(t, windows);
     double sum[2] = {0};                           /* the losses times their weights, and the weights */
     TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
-    for (int64_t i = 0; i < batches; i++) {
+    for (int i = 0; i < batches; i++) {
         float loss;
         double n = 0;
         if (!t->stop) tell_batch(t, set, i, batches, sum[1] > 0 ? sum[0] / sum[1] : 0, tell_now() - began);
         if (t->stop) return 0;
-        const int rc = meet(t, validate_batch(t, set, &loss, &n));
+        const int rc = meet(t, validate_batch(t, set, step_rows(t, windows, i), &loss, &n));
         if (rc == LLMC_STOPPED) return t->stop = 1, 0;
         TRY(rc);
         sum[0] += n * loss, sum[1] += n;
     }
     TRY(meet_sum(t, sum, 2));
     CHECK(sum[1] > 0, LLMC_EINVAL,
-          "none of the %lld batches of a validation has a target that is learnt: raise --val_batches (0: all)",
-          (long long)batches);
+          "none of the %d batches of a validation has a target that is learnt: raise --val_batches (0: all)", batches);
     set->loss = sum[0] / sum[1];
     return isfinite(set->loss) ? 1 : tell_nonfinite(t, "validation loss", set->loss);
 }
@@ -62,9 +67,9 @@ static char *state_text(const llmc_trainer *t) {
     Growing state = {0};
     growing_add(&state,
                 "step=%lld\ntokens=%lld\nposition=%lld\nbest_val_loss=%.17g\nbest_step=%lld\nval_loss=%.17g\n"
-                "evaluated=%d\n",
+                "evaluated=%d\nbatch=%lld\n",
                 (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
-                (long long)t->best_step, t->val_loss, t->evaluated);
+                (long long)t->best_step, t->val_loss, t->evaluated, (long long)t->batch);
     if (t->options.patience) growing_add(&state, "stale=%lld\n", (long long)t->stale);
     if (t->options.skip_outliers > 0) outliers_add(&t->outliers, &state);
     return growing_end(&state);

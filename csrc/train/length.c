@@ -26,6 +26,19 @@ static int choose_length(llmc_options *o) {
     return LLMC_OK;
 }
 
+/* Lets the option that the call gave count, if a file or checkpoint gives the other. */
+static int choose_batch(llmc_options *o) {
+    const int whole = by_call(o->global_batch_given, o->global_batch > 0), own = by_call(o->grad_accum_given, 1);
+    if (own && !whole) o->global_batch = 0;
+    if (whole && !own) o->grad_accum = 1;
+    CHECK(!o->global_batch || o->grad_accum == 1, LLMC_EINVAL,
+          "--global_batch=%lld and --grad_accum=%lld both say how large a step is: leave one of them out",
+          (long long)o->global_batch, (long long)o->grad_accum);
+    CHECK(!o->batch_ramp_tokens || o->grad_accum > 1 || o->global_batch > o->B, LLMC_EINVAL,
+          "--batch_ramp_tokens lets a batch grow from 1 micro-step to --grad_accum, which is 1: raise it");
+    return LLMC_OK;
+}
+
 int length_check(llmc_options *o) {
     TRY(choose_length(o));
     CHECK(!by_call(o->warmup_steps_given, 1) || !by_call(o->warmup_tokens_given, o->warmup_tokens > 0), LLMC_EINVAL,
@@ -34,9 +47,7 @@ int length_check(llmc_options *o) {
     CHECK(!o->overfit_batch || !(o->epochs > 0), LLMC_EINVAL,
           "--overfit_batch trains on one batch, so there are no passes over the data: give --max_steps instead of "
           "--epochs");
-    CHECK(!o->batch_ramp_tokens || o->grad_accum > 1, LLMC_EINVAL,
-          "--batch_ramp_tokens lets a batch grow from 1 micro-step to --grad_accum, which is 1: raise it");
-    return LLMC_OK;
+    return choose_batch(o);
 }
 
 void length_name(const llmc_trainer *t, int64_t factor, char *text, size_t size) {
@@ -50,39 +61,75 @@ void length_name(const llmc_trainer *t, int64_t factor, char *text, size_t size)
 
 /* ---- the size of a step ---- */
 
-/* The micro-steps of a step that begins after so many tokens. */
-static int64_t micro_steps_after(const llmc_options *o, int64_t tokens) {
-    const int64_t ramp = o->batch_ramp_tokens; /* at most 1e12, and grad_accum 1e6, so their product fits */
-    return tokens >= ramp ? o->grad_accum : 1 + (o->grad_accum - 1) * tokens / ramp;
+enum { MOST_SIZES = 1000000 }; /* also the most micro-steps */
+
+static int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* True if this call says the same of the batch as the run that it resumes, whose command it may be, given once more. */
+static int leaves_batch(const llmc_trainer *t) {
+    const llmc_options *now = &t->options, *before = t->before;
+    return t->resumed && before->B == now->B && before->grad_accum == now->grad_accum &&
+           before->global_batch == now->global_batch;
 }
 
+/* --B and --grad_accum mean a batch that follows from the number of processes with which the run began. */
+static int find_batch(llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    char state[STATE_TEXT] = "";
+    t->batch = o->B * o->grad_accum * t->team.world;
+    if (leaves_batch(t)) TRY(state_read(t->file, state));
+    t->batch = state_whole(state, "batch", t->batch);
+    CHECK(t->batch > 0 && t->batch < FOREVER && t->batch % o->grad_accum == 0, LLMC_EFORMAT,
+          "%s is damaged: its batch of %lld is not made of %lld parts; use an earlier checkpoint", t->start_file,
+          (long long)t->batch, (long long)o->grad_accum);
+    t->sizes = o->grad_accum, t->unit = t->batch / t->sizes;
+    return LLMC_OK;
+}
+
+int length_share(llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    if (o->global_batch) t->batch = o->global_batch, t->unit = o->B, t->sizes = ceil_of(t->batch, t->unit);
+    else TRY(find_batch(t));
+    const int64_t together = o->B * t->team.world, most = ceil_of(t->batch, together);
+    CHECK(t->sizes <= MOST_SIZES && most <= MOST_SIZES, LLMC_EINVAL,
+          "a batch of %lld sequences takes more than %d micro-steps of --B=%lld: raise --B", (long long)t->batch,
+          MOST_SIZES, (long long)o->B);
+    t->most_micro_steps = (int)most;
+    t->B = (int)ceil_of(t->batch, most * t->team.world); /* so that processes have equal parts, as far as they can */
+    return LLMC_OK;
+}
+
+/* How many units a step has that begins after so many tokens; the last one may be smaller. */
+static int64_t size_after(const llmc_trainer *t, int64_t tokens) {
+    const int64_t ramp = t->options.batch_ramp_tokens; /* at most 1e12, and `sizes` 1e6, so their product fits */
+    return tokens >= ramp ? t->sizes : 1 + (t->sizes - 1) * tokens / ramp;
+}
+
+static int64_t windows_of(const llmc_trainer *t, int64_t size) { return size < t->sizes ? size * t->unit : t->batch; }
+
 int64_t length_windows(const llmc_trainer *t) {
-    const int64_t full = global_B(t) * micro_steps_after(&t->options, t->tokens);
+    const int64_t full = windows_of(t, size_after(t, t->tokens));
     const int64_t left = t->last_window - t->position;
     return t->last_window && left < full ? left : full;
 }
 
-int length_micro_steps(const llmc_trainer *t) {
-    const int64_t B = global_B(t);
-    return (int)((t->windows + B - 1) / B);
-}
+int length_micro_steps(const llmc_trainer *t, int64_t windows) { return (int)ceil_of(windows, global_B(t)); }
 
 typedef struct Walk {
     int64_t steps, tokens;
 } Walk;
 
 /* The tokens after which steps are no longer as large as those that begin now. */
-static int64_t end_of_size(const llmc_options *o, int64_t micro_steps) {
-    const int64_t more = o->grad_accum - 1;
-    return micro_steps < o->grad_accum ? (micro_steps * o->batch_ramp_tokens + more - 1) / more : FOREVER;
+static int64_t end_of_size(const llmc_trainer *t, int64_t size) {
+    return size < t->sizes ? ceil_of(size * t->options.batch_ramp_tokens, t->sizes - 1) : FOREVER;
 }
 
 /* Goes from one place of a run to the first step at or behind either end; all steps of one size are taken at once. */
 static Walk walk(const llmc_trainer *t, Walk at, int64_t last_step, int64_t last_token) {
     while (at.steps < last_step && at.tokens < last_token) {
-        const int64_t m = micro_steps_after(&t->options, at.tokens), each = m * global_B(t) * t->T;
-        const int64_t size_ends = end_of_size(&t->options, m), end = size_ends < last_token ? size_ends : last_token;
-        int64_t n = (end - at.tokens + each - 1) / each;
+        const int64_t size = size_after(t, at.tokens), each = windows_of(t, size) * t->T;
+        const int64_t size_ends = end_of_size(t, size), end = size_ends < last_token ? size_ends : last_token;
+        int64_t n = ceil_of(end - at.tokens, each);
         if (n > last_step - at.steps) n = last_step - at.steps;
         at.steps += n, at.tokens += n * each;
     }

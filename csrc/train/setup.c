@@ -90,6 +90,7 @@ int setup_check(llmc_trainer *t) {
     TRY(length_check(o));
     TRY(valsets_parse(t));
     TRY(sizes_choose(t));
+    TRY(length_share(t));
     TRY(tuning_check(t));
     t->gentle = o->lr == 0 && *t->start_file && !t->resumed && !o->lora_rank;
     if (o->lr == 0) o->lr = own_lr(t);
@@ -179,9 +180,9 @@ int setup_model(llmc_trainer *t) {
     const size_t batch = (size_t)t->B * (size_t)t->T * sizeof(int);
     t->inputs = malloc(batch);
     t->targets = malloc(batch);
-    t->losses = malloc(2 * (size_t)o->grad_accum * sizeof *t->losses);
+    t->losses = malloc(2 * (size_t)t->most_micro_steps * sizeof *t->losses);
     CHECK(t->inputs && t->targets && t->losses, LLMC_ENOMEM, "no memory for a batch of tokens");
-    t->shares = t->losses + t->options.grad_accum;
+    t->shares = t->losses + t->most_micro_steps;
     TRY(llmc_model_create(&t->model, &t->config, &room, t->threads));
     if (t->team.world > 1) TRY(llmc_model_join(t->model, &t->team));
     TRY(llmc_model_set_dropout(t->model, o->embd_pdrop, o->attn_pdrop, o->resid_pdrop, o->lora_dropout, o->seed));

@@ -90,7 +90,6 @@ int sizes_choose(llmc_trainer *t) {
         override(&c->untied, o->untied);
         TRY(llmc_config_set_pattern(c, o->pattern));
     }
-    t->B = (int)o->B;
     t->T = o->T ? (int)o->T : c->maxT;
     CHECK(t->T <= c->maxT, LLMC_EINVAL, "--T=%d is longer than the model's context of %d: lower --T%s", t->T, c->maxT,
           *t->start_file ? "" : " or raise --max_seq_len");

@@ -53,8 +53,8 @@ static double share_of_batch(const llmc_trainer *t, int i) {
     return fmax(0, fmin(1, batches(t) - (double)number_of(t, i)));
 }
 
-static int rows_of(const llmc_trainer *t, int i) {
-    const int64_t left = t->windows - number_of(t, i) * t->B;
+int step_rows(const llmc_trainer *t, int64_t windows, int i) {
+    const int64_t left = windows - number_of(t, i) * t->B;
     return left < 0 ? 0 : left < t->B ? (int)left : t->B;
 }
 
@@ -62,7 +62,7 @@ static int count_own(llmc_trainer *t, int n) {
     t->learnt = 0;
     for (int i = 0; i < n; i++) {
         TRY(llmc_loader_next(t->train, t->inputs, t->targets));
-        t->learnt += step_learnt(t, t->train, rows_of(t, i));
+        t->learnt += step_learnt(t, t->train, step_rows(t, t->windows, i));
     }
     return llmc_loader_set_position(t->train, t->position);
 }
@@ -78,13 +78,13 @@ static int count_ahead(llmc_trainer *t, int n) {
 /* The share of the step's loss that micro-step i has, whose batch is loaded. */
 static float share_of(const llmc_trainer *t, int i) {
     if (!step_is_masked(t->train)) return (float)share_of_batch(t, i) / (float)batches(t);
-    return t->learnt ? (float)step_learnt(t, t->train, rows_of(t, i)) / (float)t->learnt : 0;
+    return t->learnt ? (float)step_learnt(t, t->train, step_rows(t, t->windows, i)) / (float)t->learnt : 0;
 }
 
 /* Computes a micro-step, whose batch is loaded. A process that has no row left computes one that counts nothing. */
 static int compute(llmc_trainer *t, int i, int is_last) {
     const float share = t->shares[i] = share_of(t, i);
-    const int rows = rows_of(t, i), T = step_shorten(t, t->train);
+    const int rows = step_rows(t, t->windows, i), T = step_shorten(t, t->train);
     if (t->team.world > 1 && is_last) TRY(llmc_model_sum_next(t->model));
     t->read += (int64_t)rows * T;
     return llmc_model_micro_step(t->model, t->inputs, t->targets, NULL, rows ? rows : 1, T, share, i > 0,
@@ -94,7 +94,7 @@ static int compute(llmc_trainer *t, int i, int is_last) {
 /* The step's loss, as far as it is that of this process. */
 static double own_loss(const llmc_trainer *t) {
     double loss = 0;
-    for (int i = 0; i < length_micro_steps(t); i++) {
+    for (int i = 0; i < length_micro_steps(t, t->windows); i++) {
         const double l = t->losses[i];
         loss += step_is_masked(t->train) ? l * t->shares[i] : l * share_of_batch(t, i) / batches(t);
     }
@@ -112,7 +112,7 @@ static int sum_all(llmc_trainer *t) {
 }
 
 int step_accumulate(llmc_trainer *t) {
-    const int n = length_micro_steps(t), several = t->team.world > 1, counted = n > 1 || several;
+    const int n = length_micro_steps(t, t->windows), several = t->team.world > 1, counted = n > 1 || several;
     t->doing = n > 1 ? MICRO_STEPPING : STEPPING;
     t->read = 0;
     if (step_is_masked(t->train) && counted) TRY(count_ahead(t, n));
@@ -120,7 +120,7 @@ int step_accumulate(llmc_trainer *t) {
         if (!t->stop) tell_micro_step(t, i);
         TRY(meet(t, llmc_loader_next(t->train, t->inputs, t->targets)));
         if (t->stop && (i || several)) return 0;
-        if (!counted) t->learnt = step_learnt(t, t->train, rows_of(t, 0));
+        if (!counted) t->learnt = step_learnt(t, t->train, step_rows(t, t->windows, 0));
         TRY(compute(t, i, i + 1 == n));
     }
     TRY(sum_all(t));

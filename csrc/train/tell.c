@@ -26,7 +26,7 @@ enum { LONG_STEP = 500 }; /* ms: a shorter step needs no signs of life within it
 void tell_micro_step(llmc_trainer *t, int i) {
     if (t->ms > 0 && t->ms < LONG_STEP) return;
     meet_ask_stop(t, pulse("step %lld/%lld: micro-step %d of %d", (long long)t->step + 1,
-                           (long long)t->options.max_steps, i + 1, length_micro_steps(t)) < 0);
+                           (long long)t->options.max_steps, i + 1, length_micro_steps(t, t->windows)) < 0);
 }
 
 void tell_batch(llmc_trainer *t, const ValSet *set, int64_t i, int64_t batches, double loss, double seconds) {

@@ -114,7 +114,8 @@ static void measure(llmc_trainer *t, llmc_event *e) {
 
 /* Appends what only some steps have: a batch of their own size or of several processes, an outlier. */
 static void add_special(const llmc_trainer *t, const char *batch, const char *skipped, Growing *text) {
-    if (t->options.batch_ramp_tokens || t->team.world > 1) growing_add(text, batch, (long long)(t->windows * t->T));
+    const int told = t->options.batch_ramp_tokens || t->team.world > 1 || trainer_has_other_batch(t);
+    if (told) growing_add(text, batch, (long long)(t->windows * t->T));
     if (t->skipped) growing_add(text, skipped, t->skipped, t->z);
 }
 

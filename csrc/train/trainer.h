@@ -31,10 +31,14 @@ typedef struct Outliers {
 struct llmc_trainer {
     llmc_options options;
     llmc_config config;
-    int B, T;         /* B: that of this process */
-    int lora_on;      /* the bits of --lora_on */
-    const Kernels *k; /* chosen by setup_check; the model finds the same */
-    int threads;      /* as many as have been started for the plan */
+    int B, T;             /* B: that of this process, at most --B (length_share) */
+    int64_t batch;        /* the sequences in a full step of all processes */
+    int64_t unit;         /* those by which --batch_ramp_tokens lets a step grow, and in a batch of --val_batches */
+    int64_t sizes;        /* how many sizes a step has while it grows: the last one is `batch` */
+    int most_micro_steps; /* how many this process makes in a full step */
+    int lora_on;          /* the bits of --lora_on */
+    const Kernels *k;     /* chosen by setup_check; the model finds the same */
+    int threads;          /* as many as have been started for the plan */
     llmc_loader *train;
     ValSet vals[MOST_VALS];    /* the first decides what is best */
     int num_vals;              /* 0: no validation data */
@@ -99,6 +103,10 @@ int setup_run(llmc_trainer *trainer);
 /* ---- meet.c: several processes train together ---- */
 /* The sequences that all processes have in a micro-step. */
 static inline int64_t global_B(const llmc_trainer *trainer) { return (int64_t)trainer->B * trainer->team.world; }
+/* True if the batch is not that which --B and --grad_accum give one process. */
+static inline int trainer_has_other_batch(const llmc_trainer *trainer) {
+    return trainer->batch != trainer->options.B * trainer->options.grad_accum;
+}
 /* Notes that this process is asked to stop. */
 void meet_ask_stop(llmc_trainer *trainer, int asked);
 /* All processes come here, each with the status of its own work: an error of one of them is then the error of all. If one was
@@ -122,6 +130,9 @@ int agree_on_weights(llmc_trainer *trainer);
 /* ---- length.c ---- */
 /* Decides which option says how long the run is, and refuses options of length that contradict each other. */
 int length_check(llmc_options *options);
+/* Sets the batch of a step, and what this process computes of it at once: B. A resumed run keeps its batch with another number of
+ * processes, unless the call changes it. To be called once the checkpoint's options are known. */
+int length_share(llmc_trainer *trainer);
 /* Sets max_steps as --epochs or --max_tokens asks, the warm-up of a fine-tuning run, and the schedule. The data may be NULL,
  * for a plan; then --epochs says nothing yet. */
 int length_settle(llmc_trainer *trainer);
@@ -131,8 +142,8 @@ void length_name(const llmc_trainer *trainer, int64_t factor, char *text, size_t
 int length_counts_tokens(const llmc_options *options);
 /* The windows of the step that begins at the present tokens and position. */
 int64_t length_windows(const llmc_trainer *trainer);
-/* The micro-steps of the present step, whose `windows` are known. The last one may be smaller than global_B. */
-int length_micro_steps(const llmc_trainer *trainer);
+/* The micro-steps that `windows` of all processes take. The last one may be smaller than global_B. */
+int length_micro_steps(const llmc_trainer *trainer, int64_t windows);
 /* Sets the learning rate of the present step. */
 int length_rate(llmc_trainer *trainer);
 
@@ -226,6 +237,8 @@ int step_shorten(llmc_trainer *trainer, const llmc_loader *loader);
 int step_is_masked(const llmc_loader *loader); /* it has a loss mask */
 /* True if the loss mask lets no target of the present step be learnt. */
 int step_learns_nothing(const llmc_trainer *trainer);
+/* How many rows micro-step i of this process has, out of `windows` of all processes: B, fewer at the end, or 0. */
+int step_rows(const llmc_trainer *trainer, int64_t windows, int i);
 /* How many targets in the first `rows` rows of the batch from `loader` are learnt. */
 int64_t step_learnt(const llmc_trainer *trainer, const llmc_loader *loader, int rows);
 

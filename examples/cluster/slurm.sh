@@ -5,6 +5,7 @@
 #     sbatch examples/cluster/slurm.sh --max_steps=20000 --lr=3e-4       further options of python -m pyllmc.train
 #     DATA=data/my OUT=runs/my sbatch --nodes=8 examples/cluster/slurm.sh
 #
+# A run keeps its batch on another number of machines.
 # The same command begins the run and goes on with it (--resume=auto). If it takes longer than the cluster allows, submit it several
 # times with `sbatch --dependency=singleton`: each job waits for the one before, and goes on where that one has ended.
 # The folder from which it is submitted, with the data and the run, must be seen by all machines; so must Python with pyllmc and torch.

@@ -119,7 +119,13 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
             "window": "0",
         },
         **{"max_steps": "1", "B": "2", "T": "8", "grad_accum": "1", "threads": "1", "sample_tokens": "1"},
-        **{"epochs": "0", "max_tokens": "0", "warmup_tokens": "0", "batch_ramp_tokens": "0"},
+        **{
+            "epochs": "0",
+            "max_tokens": "0",
+            "warmup_tokens": "0",
+            "batch_ramp_tokens": "0",
+            "global_batch": "0",
+        },
         **{"repetition_penalty": "1.1234567890123457", "val_batches": "1", "recompute": "3", "top_k": "1"},
     }
     for name, option in as_text.options().items():

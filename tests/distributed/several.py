@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+STANDALONE = [*TORCHRUN, "--standalone"]
 LIMIT = 300  # seconds: far more than any of these runs takes on a busy machine
 
 
@@ -36,10 +39,12 @@ def told(output: str) -> list[str]:
 
 
 class Run:
-    """`torchrun -m pyllmc.train` under way. Its lines are read by a thread, so that a test can wait for one of them."""
+    """`torchrun -m pyllmc.train` under way. Its lines are read by a thread, so that a test can wait for one of them.
+    --nnodes in `launch`: one torchrun of several, which meet where it says."""
 
     def __init__(self, processes: int, *launch: str, before: Any = None, env: Any = None, **options: Any):
-        command = [*TORCHRUN, f"--nproc_per_node={processes}", *launch, "-m", "pyllmc.train"]
+        begin = TORCHRUN if any(word.startswith("--nnodes") for word in launch) else STANDALONE
+        command = [*begin, f"--nproc_per_node={processes}", *launch, "-m", "pyllmc.train"]
         self.process = subprocess.Popen(
             [*command, *words(options)],
             stdout=subprocess.PIPE,
@@ -65,19 +70,21 @@ class Run:
             found = self._news.wait_for(lambda: any(re.search(pattern, x) for x in self.lines), LIMIT)
         assert found, f"no line has {pattern}: {self.lines[-30:]}"
 
-    def worker(self, rank: int) -> int:
-        """The process id of a rank."""
+    def workers(self) -> dict[int, int]:
+        """The process ids by rank."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if parent == self.process.pid and f"\0RANK={rank}\0" in (folder / "environ").read_text():
-                    return int(folder.name)
+                rank = re.search(r"\0RANK=(\d+)\0", (folder / "environ").read_text())
+                if parent == self.process.pid and rank:
+                    found[int(rank[1])] = int(folder.name)
             except OSError:
                 continue
-        raise AssertionError(f"rank {rank} is not there: {self.lines[-30:]}")
+        return found
 
     def send(self, rank: int, number: int) -> int:
-        worker = self.worker(rank)
+        worker = self.workers()[rank]
         os.kill(worker, number)
         return worker
 
@@ -94,6 +101,18 @@ class Run:
         return told("\n".join(self.lines))
 
 
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_for_any(runs: list[Run], pattern: str) -> None:
+    """Waits for a line of the one that has rank 0."""
+    wait_until(lambda: any(re.search(pattern, line) for run in runs for line in list(run.lines)))
+
+
 def train(processes: int, *launch: str, **options: Any) -> tuple[int, list[str]]:
     """A whole run: its exit code and its lines."""
     run = Run(processes, *launch, **options)
@@ -101,10 +120,11 @@ def train(processes: int, *launch: str, **options: Any) -> tuple[int, list[str]]
 
 
 def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[list[float]]]:
-    """Trains every case with so many processes, which are started once. Returns loss and norm of each step."""
+    """Trains every case with so many processes, which are started once; stop_at: the step after which it is stopped. Returns loss and
+    norm of each step."""
     (folder / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(
-        [*TORCHRUN, f"--nproc_per_node={processes}", __file__, str(folder)],
+        [*STANDALONE, f"--nproc_per_node={processes}", __file__, str(folder)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -116,8 +136,14 @@ def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> li
     return found[0]
 
 
-def steps_of(trainer: Any) -> list[list[float]]:
-    return [[event.loss, event.norm] for event in trainer if event.kind == "step"]
+def steps_of(trainer: Any, stop_at: int = 0) -> list[list[float]]:
+    steps = []
+    for event in trainer:
+        if event.kind == "step":
+            steps.append([event.loss, event.norm])
+        if event.kind == "step" and event.step == stop_at:
+            trainer.stop()
+    return steps
 
 
 def main() -> None:
@@ -131,11 +157,12 @@ def main() -> None:
     folder, rank, found = Path(sys.argv[1]), os.environ["RANK"], []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         os.environ["TORCHELASTIC_RUN_ID"] = f"case{number}"
+        stop_at = case.pop("stop_at", 0)
         options = Options(_ffi.load())
         for name, value in case.items():
             options.set(name, value)
         team = distributed.join(options)
-        found.append(steps_of(pyllmc.Trainer(options, team=team)))
+        found.append(steps_of(pyllmc.Trainer(options, team=team), stop_at))
         team.close()
     (folder / f"steps{rank}.json").write_text(json.dumps(found))
 

@@ -158,7 +158,7 @@ def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
         )  # every token is one place further on
     where = [f"--data={tmp_path}/"] if "argv[1]" in ranked and "nowhere" not in ranked else [f"--data={data}"]
     arguments = [*where, *several.words({**SMALL, "out": ""})]
-    command = [*several.TORCHRUN, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
+    command = [*several.STANDALONE, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=several.environment(), timeout=300)
     line = only_line(done.returncode, several.told(done.stdout + done.stderr))
     assert expected in line
