@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_module import CONFIG, batch, make, twin
+from modules import CONFIG, batch, make, twin
 
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.nn import GPT, AdamW
