@@ -223,12 +223,10 @@ def check_run(out: Path, steps: int) -> None:
 
 
 @needs_training
-@pytest.mark.parametrize("name", ["kubernetes", "compose"])
-def test_the_command_runs_on_loopback(name, data, tmp_path):
-    """Twice: the second time it goes on with the run."""
-    words = {"kubernetes": pod()["containers"][0]["command"], "compose": services()["node-0"]["command"]}[
-        name
-    ]
+def test_the_command_runs_on_loopback(data, tmp_path):
+    """Twice: the second time it goes on with the run. On this machine the commands of pods and containers are one."""
+    words, other = pod()["containers"][0]["command"], services()["node-0"]["command"]
+    assert here(words, 2, "localhost:1") == here(other, 2, "localhost:1")
     own = [f"--data={data}", f"--out={tmp_path / 'run'}"]
     for steps in (2, 4):
         command = [*here(words, 2, f"localhost:{free_port()}"), *own, *SMALL[:-1], f"{SMALL[-1]}{steps}"]

@@ -6,6 +6,8 @@ learns is told by its own exam, in the docs.
 
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -55,17 +57,20 @@ def started(name: str, words: list[str], folder, **how) -> subprocess.Popen[str]
     return subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes, **how)
 
 
-LONG = {
-    "adder": "--trainer.max_iters=100000",
-    "chargpt": "--steps=100000",
-    "finetune_chat": "--steps=100000 --model=gpt-nano",
-    "image": "--steps=100000",
-    "priming": "--documents=400 --steps=100000 --out=.",
-    "sort": "--trainer.max_iters=100000",
-}
+# One example for each kind of training loop: minGPT's and the engine's.
+LONG = {"adder": "--trainer.max_iters=100000", "chargpt": "--steps=100000"}
+ON_CTRL_C = "signal.signal(signal.SIGINT, lambda *_: sys.exit(130))"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_takes_ctrl_c_before_it_imports_what_takes_long(name):
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    first = re.split(r"^(?:import|from) (?:matplotlib|numpy|torch|sklearn|pyllmc)", text, flags=re.M)[0]
+    assert ON_CTRL_C in first and len(first) < len(text)
+    assert text.count("signal.signal(") == 1, "nothing takes it back"
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_ctrl_c_is_no_traceback(name, tmp_path):
     """In the midst of the training."""
     process = started(name, LONG[name].split(), tmp_path)
@@ -88,15 +93,31 @@ def test_ctrl_c_amid_the_imports_is_no_traceback(tmp_path):
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
 
 
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """Runs an example here until it ends itself: what it prints, and what it says at its end."""
+
+    def run(name: str, *words: str) -> tuple[str, str]:
+        path = str(ROOT / "examples" / f"{name}.py")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # Ctrl-C stays this process's
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        assert end.value.code
+        printed, told = capsys.readouterr()
+        return printed, told + (end.value.code if isinstance(end.value.code, str) else "")
+
+    return run
+
+
 @pytest.mark.parametrize("name", ["adder", "finetune_chat", "sort"])
-def test_a_folder_that_is_not_there_is_told_before_the_training(name, tmp_path):
-    process = started(name, ["--out=no/such.png"], tmp_path)
-    printed, told = process.communicate(timeout=60)
-    assert process.returncode and "Traceback" not in told and not printed
-    assert told.endswith(
-        f"{name}.py: error: --out=no/such.png: there is no such folder: make it first\n".replace(
-            "error: ", "", name in ("adder", "sort")
-        )
+def test_a_folder_that_is_not_there_is_told_before_the_training(name, tmp_path, ended):
+    printed, told = ended(name, "--out=no/such.png")
+    error = "" if name in ("adder", "sort") else "error: "
+    assert not printed
+    assert told.rstrip().endswith(
+        f"{name}.py: {error}--out=no/such.png: there is no such folder: make it first"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -123,9 +144,8 @@ def test_the_exam_of_own_pairs_asks_them(tmp_path):
 @pytest.mark.parametrize(
     "content, why", [("{", "Expecting"), ('{"prompt": "a"}', "no fields of a prompt"), (None, "No such file")]
 )
-def test_own_pairs_that_are_wrong_are_one_line(tmp_path, content, why):
+def test_own_pairs_that_are_wrong_are_one_line(tmp_path, ended, content, why):
     if content is not None:
         (tmp_path / "mine.jsonl").write_text(content)
-    process = started("finetune_chat", ["--pairs=mine.jsonl"], tmp_path)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 2 and "finetune_chat.py: error: --pairs=mine.jsonl: " in told and why in told
+    _, told = ended("finetune_chat", "--pairs=mine.jsonl")
+    assert "finetune_chat.py: error: --pairs=mine.jsonl: " in told and why in told
