@@ -41,6 +41,7 @@ def enter() -> None:
         threading.Thread(target=_end_with_the_caller, daemon=True).start()
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
         os.mkdir("/run/netns")
+        _ip("link set lo up")  # localhost
         return
     words = [*_unshare(), sys.executable, *sys.argv]
     within = subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, MARK: "1"})

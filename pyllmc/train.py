@@ -13,6 +13,7 @@ from pyllmc.base.errors import (
     begin_command,
     exit_code,
     how_to_install,
+    line_of,
     python_command,
     run_command,
     stopped_by_signals,
@@ -23,7 +24,7 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.base.signals import expect_copies
-from pyllmc.distributed.place import Place, is_one_of_several, settle_machine
+from pyllmc.distributed.place import Place, is_one_of_several, settle_machine, tell_torchrun
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
@@ -123,31 +124,38 @@ def train_together(options: Options, place: Place) -> int:
             team.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    several = is_one_of_several()
+def start(arguments: Sequence[str]) -> int:
+    place = None
+    if is_one_of_several():
+        place = Place.read()
+        settle_machine()
+        if place.rank:
+            live.hide()
+    options = Options(_ffi.load())
+    try:
+        asked = options.parse(arguments)
+    except LlmcError as error:
+        if place and place.local_rank:  # another process of this machine tells the same
+            raise SystemExit(exit_code(error)) from None
+        raise
+    if place and not asked and not options.only_write():
+        return train_together(options, place)
+    if place and place.rank:
+        return 0
+    if asked:
+        show(asked.rstrip())
+        return 0
+    return write(options) if options.only_write() else run(Trainer(options))
 
+
+def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
-        place = None
-        if several:
-            place = Place.read()
-            settle_machine()
-            if place.rank:
-                live.hide()
-        options = Options(_ffi.load())
         try:
-            asked = options.parse(sys.argv[1:] if arguments is None else arguments)
-        except LlmcError as error:
-            if place and place.local_rank:  # another process of this machine tells the same
-                raise SystemExit(exit_code(error)) from None
+            return start(sys.argv[1:] if arguments is None else arguments)
+        except Exception as error:
+            if exit_code(error):
+                tell_torchrun(line_of(error), exit_code(error))
             raise
-        if place and not asked and not options.only_write():
-            return train_together(options, place)
-        if place and place.rank:
-            return 0
-        if asked:
-            show(asked.rstrip())
-            return 0
-        return write(options) if options.only_write() else run(Trainer(options))
 
     return run_command(PROG, work)
 

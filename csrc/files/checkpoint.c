@@ -137,7 +137,7 @@ static int move_part(llmc_model *m, float *x, const float *block, int64_t n, int
 }
 
 /* Takes n elements of a block from their rank and writes them. After an error `rc` of the file they are only taken, because the
- * other processes send them in any case. */
+ * other processes go on sending. */
 static int put_share(Output *o, llmc_model *m, const float *block, int64_t n, int from, int rc) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
@@ -147,7 +147,8 @@ static int put_share(Output *o, llmc_model *m, const float *block, int64_t n, in
     return rc;
 }
 
-static int put_shares(Output *o, llmc_model *m, int rc) {
+static int put_shares(Output *o, llmc_model *m) {
+    int rc = LLMC_OK;
     const int64_t each = moments_each(m->layout.num_trained, &m->room);
     const float *const blocks[] = {m->m, m->v};
     for (int b = 0; b < 2; b++) {
@@ -165,8 +166,7 @@ int llmc_checkpoint_send(llmc_model *m) {
     const float *const blocks[] = {m->m, m->v};
     CHECK(m->team && m->room.shards > 1, LLMC_EINVAL, "this model has all moments: there is nothing to send");
     float *x = malloc(AT_A_TIME * sizeof *x);
-    CHECK(x, LLMC_ENOMEM, "no memory to send moments");
-    int rc = LLMC_OK;
+    int rc = team_ready(m, x ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to send moments"));
     for (int b = 0; b < 2; b++)
         for (int64_t i = 0; rc == 0 && i < each; i += AT_A_TIME)
             rc = move_part(m, x, blocks[b] + i, next_turn(each - i), m->team->rank);
@@ -174,12 +174,10 @@ int llmc_checkpoint_send(llmc_model *m) {
     return rc;
 }
 
-/* `rc`: the status of the file so far. */
-static int put_moments(Output *o, llmc_model *m, int rc) {
-    if (rc == 0) rc = put_section_header(o, MOMENTS, 2 * m->layout.num_trained * 4);
-    if (m->room.shards > 1) return put_shares(o, m, rc);
-    if (rc == 0) rc = put_trained(o, m, "moments", m->m);
-    return rc == 0 ? put_trained(o, m, "moments", m->v) : rc;
+static int put_moments(Output *o, llmc_model *m) {
+    if (m->room.shards > 1) return put_shares(o, m);
+    TRY(put_trained(o, m, "moments", m->m));
+    return put_trained(o, m, "moments", m->v);
 }
 
 static int put_crc(Output *o) {
@@ -234,24 +232,34 @@ static int close_output(Output *o, int rc) {
     return rc;
 }
 
+/* Opens the file and writes what comes before the moments. */
+static int put_beginning(Output *o, llmc_model *m, const char *path, const char *options, const char *state,
+                         const void *tokenizer, int64_t tokenizer_size, int with_moments) {
+    TRY(open_beside(o, path));
+    o->share.all = (m->room.lora_rank ? m->layout.num_trained : m->layout.num_params) +
+                   (with_moments ? 2 * m->layout.num_trained : 0);
+    TRY(put_header(o, m));
+    TRY(put_weights(o, m));
+    TRY(put_section(o, OPTIONS, options, options ? (int64_t)strlen(options) : 0));
+    TRY(put_state(o, state, m));
+    TRY(put_section(o, TOKENIZR, tokenizer, tokenizer_size));
+    return with_moments ? put_section_header(o, MOMENTS, 2 * m->layout.num_trained * 4) : LLMC_OK;
+}
+
+/* Whatever fails before the moments are sent, the processes that would send them learn it. */
 int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, const char *state, const void *tokenizer,
                          int64_t tokenizer_size, int with_moments) {
     CHECK(!with_moments || m->room.training, LLMC_EINVAL,
           "this model was made without moments (training=False): save without");
     CHECK(!gpt2_lost_params(m), LLMC_EINVAL, "compressed weights cannot be saved: make the model with weights in fp32");
     Output *o = calloc(1, sizeof *o);
-    CHECK(o, LLMC_ENOMEM, "no memory to write %s", path);
-    int rc = open_beside(o, path);
-    o->share.all = (m->room.lora_rank ? m->layout.num_trained : m->layout.num_params) +
-                   (with_moments ? 2 * m->layout.num_trained : 0);
-    if (rc == 0) rc = put_header(o, m);
-    if (rc == 0) rc = put_weights(o, m);
-    if (rc == 0) rc = put_section(o, OPTIONS, options, options ? (int64_t)strlen(options) : 0);
-    if (rc == 0) rc = put_state(o, state, m);
-    if (rc == 0) rc = put_section(o, TOKENIZR, tokenizer, tokenizer_size);
-    if (with_moments) rc = put_moments(o, m, rc);
+    int rc = o ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to write %s", path);
+    if (o) o->fd = -1;
+    if (rc == 0) rc = put_beginning(o, m, path, options, state, tokenizer, tokenizer_size, with_moments);
+    if (with_moments && m->room.shards > 1) rc = team_ready(m, rc);
+    if (rc == 0 && with_moments) rc = put_moments(o, m);
     if (rc == 0) rc = put_crc(o);
     if (rc == 0) rc = commit(o);
     pulse("%s", "");
-    return close_output(o, rc);
+    return o ? close_output(o, rc) : rc;
 }

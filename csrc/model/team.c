@@ -16,6 +16,14 @@ int llmc_model_join(llmc_model *m, const llmc_team *team) {
 
 int team_lost(const llmc_team *team) { return llmc_fail(LLMC_EIO, "%s", team->why(team->self)); }
 
+int team_ready(llmc_model *m, int status) {
+    double failed = status < 0;
+    if (m->team->sum(m->team->self, &failed, 1) != 0) return status < 0 ? status : team_lost(m->team);
+    if (status < 0) return status;
+    CHECK(failed == 0, LLMC_EIO, "another process cannot take or send the moments");
+    return LLMC_OK;
+}
+
 int llmc_model_sum_next(llmc_model *m) {
     CHECK(m->team, LLMC_EINVAL, "this model has joined no others: llmc_model_join comes first");
     return m->summing = 1, LLMC_OK;

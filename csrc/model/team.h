@@ -9,6 +9,9 @@ void team_sum_layer(llmc_model *model, int l);
 void team_sum_embeddings(llmc_model *model);
 /* Fails because another process was lost: the team says which. */
 int team_lost(const llmc_team *team);
+/* All processes come here before they move their shares of the moments, each with the status of what it needs for that: if one
+ * has failed, all fail, and none waits for another. */
+int team_ready(llmc_model *model, int status);
 /* Gathers the parameters that other processes have updated. */
 int team_gather(llmc_model *model);
 #endif

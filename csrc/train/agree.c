@@ -5,6 +5,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "base/growing.h"
+#include "model/gpt2.h"
 #include "train/trainer.h"
 
 typedef struct Item {
@@ -34,23 +35,32 @@ static uint32_t of_kernels(const llmc_trainer *t) {
     return crc.value;
 }
 
+/* True for an option that names a file or a folder: machines may have the same under other names. What is in it is compared
+ * itself. */
+static int is_path(const llmc_trainer *t, const Option *o) {
+    const size_t at = o->offset;
+    return at == offsetof(llmc_options, data) || at == offsetof(llmc_options, val_data) ||
+           at == offsetof(llmc_options, tokenizer) || (at == offsetof(llmc_options, model) && *t->start_file);
+}
+
 /* The options that results depend on, and those of the call that decide what the processes do together. */
 static uint32_t of_options(const llmc_trainer *t) {
     Crc32 crc;
     char value[OPTION_TEXT];
-    const char writes = *t->options.out != 0, plan = t->options.plan != 0, overwrite = t->options.overwrite != 0;
+    const char flags[] = {*t->options.out != 0, t->options.plan != 0, t->options.overwrite != 0, *t->start_file != 0,
+                          t->resumed != 0};
     crc32_start(&crc, CRC_ZLIB);
     for (EACH_OPTION(o, &t->options)) {
-        if (!option_is_of_run(o)) continue;
+        if (!option_is_of_run(o) || is_path(t, o)) continue;
         option_value(&t->options, o, value);
         add_text(&crc, value);
     }
-    add_text(&crc, *t->start_file ? sizes_weights_name(t) : "");
-    crc32_add(&crc, &writes, 1), crc32_add(&crc, &plan, 1), crc32_add(&crc, &overwrite, 1);
+    crc32_add(&crc, flags, sizeof flags);
     return crc.value;
 }
 
-/* Adds the numbers of a data set, and some of its windows, from its beginning to its end. */
+/* Adds the numbers of a data set, and some of its windows, from its beginning to its end: data may be far larger than memory, so
+ * not all of it is read. */
 static int add_data(Crc32 *crc, llmc_trainer *t, llmc_loader *d, int *window) {
     enum { LOOKED_AT = 64 };
     const int64_t numbers[] = {llmc_loader_windows(d), llmc_loader_tokens(d), llmc_loader_num_shards(d),
@@ -69,6 +79,12 @@ static int add_data(Crc32 *crc, llmc_trainer *t, llmc_loader *d, int *window) {
     return llmc_loader_set_position(d, before);
 }
 
+static void add_tokenizer(Crc32 *crc, const llmc_trainer *t) {
+    int64_t size = 0;
+    const void *bytes = t->tokenizer ? llmc_tokenizer_bytes(t->tokenizer, &size) : NULL;
+    crc32_add(crc, bytes, size);
+}
+
 static int of_data(llmc_trainer *t, uint32_t *value) {
     Crc32 crc;
     int *window = malloc(2 * (size_t)t->B * (size_t)t->T * sizeof *window);
@@ -77,23 +93,44 @@ static int of_data(llmc_trainer *t, uint32_t *value) {
     int rc = t->train ? add_data(&crc, t, t->train, window) : LLMC_OK;
     for (int i = 0; t->train && rc == 0 && i < t->num_vals; i++) rc = add_data(&crc, t, t->vals[i].loader, window);
     free(window);
+    add_tokenizer(&crc, t);
     return *value = crc.value, rc;
 }
 
-/* The first numbers of each layer of each tensor. */
-static int of_weights(const llmc_trainer *t, uint32_t *value) {
-    enum { LOOKED_AT = 64 };
-    float x[LOOKED_AT];
+enum { AT_A_TIME = 1 << 16 }; /* numbers */
+
+/* Adds layer l of a block's tensor i, all n numbers of it. */
+static int add_layer(Crc32 *crc, const llmc_model *m, int block, int i, int l, int64_t n, float *x) {
+    for (int64_t from = 0; from < n; from += AT_A_TIME) {
+        const int64_t turn = n - from < AT_A_TIME ? n - from : AT_A_TIME;
+        TRY(gpt2_read(m, block, i, l, from, turn, x));
+        crc32_add(crc, x, turn * (int64_t)sizeof *x);
+    }
+    return LLMC_OK;
+}
+
+static int add_block(Crc32 *crc, const llmc_model *m, int block, float *x) {
     const llmc_tensor *row;
+    for (int i = 0; (row = llmc_model_tensor(m, i)) && row->kind <= LLMC_ADAPTER; i++)
+        for (int l = 0; row->size && l < (row->layers ? row->layers : 1); l++)
+            if (block == LLMC_PARAMS || llmc_model_gradient_at(m, i, l) >= 0)
+                TRY(add_layer(crc, m, block, i, l, row->size, x));
+    return LLMC_OK;
+}
+
+/* All parameters, and the moments of a run that goes on, unless each process has a share of them only. */
+static int of_weights(const llmc_trainer *t, uint32_t *value) {
     Crc32 crc;
+    float *x = malloc(AT_A_TIME * sizeof *x);
+    CHECK(x, LLMC_ENOMEM, "no memory to compare weights");
     crc32_start(&crc, CRC_ZLIB);
-    for (int i = 0; (row = llmc_model_tensor(t->model, i)); i++)
-        for (int l = 0; row->kind <= LLMC_ADAPTER && row->size && l < (row->layers ? row->layers : 1); l++) {
-            const int64_t n = row->size < LOOKED_AT ? row->size : LOOKED_AT;
-            TRY(llmc_model_read(t->model, LLMC_PARAMS, i, l, n, x));
-            crc32_add(&crc, x, n * (int64_t)sizeof *x);
-        }
-    return *value = crc.value, LLMC_OK;
+    int rc = add_block(&crc, t->model, LLMC_PARAMS, x);
+    for (int block = LLMC_M; rc == 0 && t->resumed && !t->options.zero && block <= LLMC_V; block++)
+        rc = add_block(&crc, t->model, block, x);
+    free(x);
+    const int64_t place[] = {t->step, t->tokens, llmc_loader_position(t->train)};
+    crc32_add(&crc, place, sizeof place);
+    return *value = crc.value, rc;
 }
 
 /* ---- the comparison ---- */

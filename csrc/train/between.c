@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "model/team.h"
 #include "train/trainer.h"
 #include "write/writer.h"
 
@@ -82,8 +83,9 @@ static int write_checkpoint(llmc_trainer *t, const char *name, int with_moments)
     run_path(&t->run, name, path, sizeof path);
     if (t->tokenizer) bytes = llmc_tokenizer_bytes(t->tokenizer, &size);
     char *options = options_record(&t->options, t->history ? t->history : ""), *state = state_text(t);
-    const int rc = options && state ? llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments)
-                                    : LLMC_ENOMEM;
+    int rc = options && state ? llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments)
+                              : LLMC_ENOMEM;
+    if (!(options && state) && t->options.zero && with_moments) rc = team_ready(t->model, rc);
     free(options);
     free(state);
     if (rc == 0 && with_moments) run_saved(&t->run);

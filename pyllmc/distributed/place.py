@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from typing import NamedTuple
 
 from pyllmc.base.errors import InvalidArgument
@@ -65,3 +67,17 @@ def settle_machine() -> None:
     own = _number("LOCAL_RANK", "0")
     if local > 1 and (not seen or own < len(seen)):
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[own] if seen else str(own)
+
+
+def tell_torchrun(line: str, code: int) -> None:
+    """Leaves the reason of a failure where torchrun looks for it. torchrun prints a long traceback of its own after a failure, which
+    ends with that reason (torch.distributed.elastic.multiprocessing.errors). Does nothing elsewhere."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    told = {"message": line, "errorCode": code, "extraInfo": {"timestamp": int(time.time())}}
+    try:
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            json.dump({"message": told}, file)
+    except OSError:
+        pass  # the line was printed, too

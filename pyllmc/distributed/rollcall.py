@@ -1,7 +1,8 @@
 """Who was lost? After a call has failed the processes that are left answer a roll call; whoever does not is named.
 
 The answers go through torch's store, which torchrun or rank 0 keeps, and a thread of each process gives them, so that a process
-answers while it computes."""
+answers while it computes. A call of the store has no end while a link is down, whatever the store's timeout is; so no call is waited
+for longer than this file says."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 EVERY = 0.25  # seconds between two looks at the store
@@ -19,13 +21,40 @@ def named(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` returns, or raises. Raises TimeoutError if it takes longer; it is then left to itself."""
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append((work(), None))
+        except Exception as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"nothing came within {seconds:g} s")
+    value, error = done[0]
+    if error:
+        raise error
+    return value
+
+
 class RollCall:
     """Answers roll calls from the start on. calls: how often this process has met the others; busy_since: the time since which
-    it computes, 0 while it waits for others."""
+    it computes, 0 while it waits for others. keeps: this process keeps the store, which ends with it."""
 
-    def __init__(self, store: Any, rank: int, world: int, patience: float) -> None:
+    def __init__(self, store: Any, rank: int, world: int, patience: float, keeps: bool = False) -> None:
         self._store, self._rank, self._world = store, rank, world
-        self._patience = patience
+        self._patience, self._keeps = patience, keeps
+        self._awaited = (
+            ""  # what each other process sets when it needs the store no longer; "": nothing went wrong
+        )
+        self._left: dict[
+            int, str
+        ] = {}  # why others have ended, as far as they had said it when the alarm came
         self.calls, self.busy_since = 0, time.monotonic()
         self.speaks = rank == 0  # True if it is this process that tells the user
         self._over = threading.Event()
@@ -33,21 +62,43 @@ class RollCall:
         self._thread.start()
 
     def close(self) -> None:
+        """After something went wrong, whoever keeps the store waits until the others have read what it holds, or do not answer."""
         self._over.set()
         self._thread.join(2 * EVERY)
+        if not self._awaited:
+            return
+        try:
+            within(self._patience, self._end)
+        except Exception:
+            pass  # those that answered have read it
+
+    def _end(self) -> None:
+        self._store.set(f"read/{self._rank}", "1")
+        self._store.set(f"heard/{self._rank}", "1")
+        while self._keeps and not all(
+            self._store.check([f"{self._awaited}/{rank}"]) for rank in self._others
+        ):
+            time.sleep(EVERY / 4)
 
     def leave(self, why: str) -> None:
         """Tell the others why this process ends."""
+        self._awaited = self._awaited or "heard"
         try:
-            self._store.set(f"left/{self._rank}", why[:500])
+            within(self._patience, lambda: self._say(why[:500]))
         except Exception:
             pass  # they name it as one that does not answer
+
+    def _say(self, why: str) -> None:
+        self._store.set(f"left/{self._rank}", why)
+        self._store.set("alarm", "1")
 
     def _listen(self) -> None:
         try:
             while not self._over.wait(EVERY):
                 if self._store.check(["alarm"]):
-                    return self._answer()
+                    self._answer()
+                    self._left = self._those_who("left")
+                    return self._store.set(f"heard/{self._rank}", "1")
         except Exception:
             pass  # the store has gone, and with it whoever would ask
 
@@ -59,13 +110,24 @@ class RollCall:
     def _get(self, key: str) -> str:
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self._world) if rank != self._rank]
+
+    def _those_who(self, what: str) -> dict[int, str]:
+        """What other processes have set, by rank."""
+        return {rank: text for rank in self._others if (text := self._get(f"{what}/{rank}"))}
+
     def who_was_lost(self, reason: str) -> str:
         """Calls the roll, and waits for answers as long as `patience` says. Returns a line; `reason`: what the failed call
         said."""
+        self._awaited = "read"
         try:
-            return self._ask(reason)
+            return str(within(2 * self._patience, lambda: self._ask(reason)))
         except Exception:
             self.speaks = True
+            if self._left:
+                return self._ended(self._left)
             return (
                 f"rank {self._rank} reaches no other process: the store where they meet, which torchrun or rank 0 keeps, "
                 "does not answer; it has ended, or the network is cut"
@@ -74,18 +136,20 @@ class RollCall:
     def _ask(self, reason: str) -> str:
         self._store.set("alarm", "1")
         self._answer()
-        others = [rank for rank in range(self._world) if rank != self._rank]
         deadline = time.monotonic() + self._patience
         answers: dict[int, str] = {}
         left: dict[int, str] = {}
-        while len(answers.keys() | left.keys()) < len(others) and time.monotonic() < deadline:
+        while len(answers.keys() | left.keys()) < len(self._others) and time.monotonic() < deadline:
             time.sleep(EVERY / 2)
-            left = {rank: why for rank in others if (why := self._get(f"left/{rank}"))}
-            answers = {rank: text for rank in others if (text := self._get(f"here/{rank}"))}
+            left, answers = self._those_who("left"), self._those_who("here")
         host = socket.gethostname()
         here = [rank for rank, text in answers.items() if json.loads(text)["host"] == host]
         self.speaks = self._rank < min([*here, self._world])
-        return self._line(others, answers, left, reason)
+        return self._line(self._others, answers, left, reason)
+
+    def _ended(self, left: dict[int, str]) -> str:
+        rank = min(left)
+        return f"rank {rank} of {self._world} has ended: {left[rank]}"
 
     def _line(self, others: list[int], answers: dict[int, str], left: dict[int, str], reason: str) -> str:
         lost = [rank for rank in others if rank not in answers and rank not in left]
@@ -93,8 +157,7 @@ class RollCall:
             verb = "do" if len(lost) > 1 else "does"
             return f"{named(lost)} of {self._world} {verb} not answer: it has ended, hangs, or its network is cut"
         if left:
-            rank = min(left)
-            return f"rank {rank} of {self._world} has ended: {left[rank]}"
+            return self._ended(left)
         read = {rank: json.loads(text) for rank, text in answers.items()}
         slow = [rank for rank, answer in read.items() if answer["busy"] and answer["calls"] < self.calls]
         if slow:

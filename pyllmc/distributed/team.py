@@ -76,8 +76,20 @@ class Team:
                 f"rank {place.rank} of {place.world} did not meet the others at {place.host}:{place.port} within --timeout: "
                 f"{str(error).splitlines()[0][:200]}"
             ) from error
-        store.set_timeout(datetime.timedelta(seconds=max(grace, 1)))
-        self.roll = RollCall(store, place.rank, place.world, grace)
+        self.roll = RollCall(self._store_of_roll_call(grace), place.rank, place.world, grace, keeps=serves)
+
+    def _store_of_roll_call(self, grace: float) -> Any:
+        """A connection of its own to the same store, because it is given up much sooner than the process group's."""
+        dist, place = self._torch.distributed, self.place
+        soon = datetime.timedelta(seconds=max(grace, 1))
+        try:
+            store = dist.TCPStore(place.host, place.port, None, False, soon, wait_for_workers=False)
+        except Exception as error:
+            raise SystemFailure(
+                f"rank {place.rank} of {place.world} has lost the store at {place.host}:{place.port} where processes meet: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from error
+        return dist.PrefixStore(f"pyllmc/{place.attempt}/roll", store)
 
     def _come(self, store: Any, wait: datetime.timedelta) -> None:
         """Waits until all are there, so that one that does not come is named."""

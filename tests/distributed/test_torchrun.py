@@ -164,9 +164,14 @@ def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
     assert expected in line
 
 
-def test_help_and_a_mistake_are_told_once(tmp_path):
-    code, lines = several.train(2, batch=4)
-    assert code != 0 and len([line for line in lines if "batch" in line]) == 1, lines
+def test_a_mistake_is_told_once_and_torchrun_ends_with_it(tmp_path):
+    """torchrun prints a traceback of its own behind the line; the last lines of all say it again."""
+    run = several.Run(2, batch=4)
+    assert run.end() != 0
+    line = only_line(1, run.told)
+    assert "batch" in line
+    cause = run.lines.index("Root Cause (first observed failure):")
+    assert f"  traceback : {line.removeprefix('pyllmc.train: ')}" in run.lines[cause:]
 
 
 def test_one_process_imports_no_torch(data, tmp_path):
