@@ -32,6 +32,7 @@ RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a s
 
 
 TRAINING = "--B=4 --T=128 --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
+TOKENS = 4 * 128  # of a step of each rank
 
 
 class Settings(NamedTuple):
@@ -119,10 +120,7 @@ def train(o: Settings) -> list[dict[str, Any]]:
     that do not know of each other, because they share this machine's cores just so."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "data")
-        letters = random.Random(0)
-        texts = ["".join(letters.choices("abcdefghij ", k=400)) for _ in range(500)]
-        dataset.write_dataset(texts, data, tokenizer="char", val_fraction=0.1)
+        data = letters(Path(folder))
         for n in o.ranks:
             alone = [step_of(o, n, 0.0, data, Path(folder, f"alone{n}"))]
             for rate in o.rates:
@@ -133,34 +131,50 @@ def train(o: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def letters(folder: Path) -> Path:
+    """Makes data to train on, random letters, unless they are there."""
+    data = folder / "data"
+    if not data.exists():
+        draw = random.Random(0)
+        texts = ["".join(draw.choices("abcdefghij ", k=400)) for _ in range(500)]
+        dataset.write_dataset(texts, data, tokenizer="char", val_fraction=0.1)
+    return data
+
+
+def start_together(network: namespaces.Network, n: int, words: list[str]) -> list[subprocess.Popen[str]]:
+    """Starts a training of n ranks, one on each machine, by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", f"--nnodes={n}", "--nproc_per_node=1", "--rdzv_backend=static",
+                f"--master_addr={network.address(0)}", f"--master_port={PORT}"]  # fmt: skip
+    return [
+        start(network, i, [*torchrun, f"--node_rank={i}", "-m", "pyllmc.train", *words]) for i in range(n)
+    ]
+
+
+def start(network: namespaces.Network, i: int, words: list[str]) -> subprocess.Popen[str]:
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0"}
+    return network.start(
+        i, [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    )
+
+
+def finish(ranks: list[subprocess.Popen[str]]) -> None:
+    said = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        failed = next(text for text, rank in zip(said, ranks) if rank.returncode)
+        raise SystemExit(f"bench_network: a training failed:\n{failed}")
+
+
 def step_of(o: Settings, n: int, rate: float, data: Path, out: Path) -> float:
     """The seconds of the fastest step of n ranks on links of a rate; 0: of n trainings that run at once, each alone."""
-    words = ["-m", "pyllmc.train", f"--data={data}", *o.training, f"--max_steps={o.rounds + 2}"]
+    words = [f"--data={data}", *o.training, f"--max_steps={o.rounds + 2}"]
+    runs = [out / "all"] if rate else [out / str(i) for i in range(n)]
     with namespaces.Network(n, rate) as network:
-        runs = [out / (str(i) if not rate else "all") for i in range(n)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={n}", "--nproc_per_node=1", "--rdzv_backend=static",
-                    f"--master_addr={network.address(0)}", f"--master_port={PORT}"]  # fmt: skip
-        ranks = [
-            network.start(
-                i,
-                [
-                    *(torchrun if rate else [sys.executable]),
-                    *([f"--node_rank={i}"] if rate else []),
-                    *words,
-                    f"--out={runs[i]}",
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "GLOO_SOCKET_IFNAME": "eth0"},
-            )
-            for i in range(n)
-        ]
-        said = [rank.communicate()[0] for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        raise SystemExit(
-            f"bench_network: a training failed:\n{next(t for t, r in zip(said, ranks) if r.returncode)}"
-        )
-    return max(fastest(run) for run in dict.fromkeys(runs))
+        if rate:
+            finish(start_together(network, n, [*words, f"--out={runs[0]}"]))
+        else:
+            alone = ["-m", "pyllmc.train", *words]
+            finish([start(network, i, [*alone, f"--out={run}"]) for i, run in enumerate(runs)])
+    return max(fastest(run) for run in runs)
 
 
 def fastest(run: Path) -> float:
@@ -192,6 +206,14 @@ def main() -> int:
     return int(any(abs(row["planned_s"] / row["measured_s"] - 1) > TOLERANCE for row in rows))
 
 
+def settings(
+    ranks: str, rates: str, model: str, vocab_size: int, rounds: int, train: bool, json: bool = False
+) -> Settings:
+    training = f"--model={model} --vocab_size={vocab_size} {TRAINING}".split()
+    counts = [int(n) for n in ranks.split(",")]
+    return Settings(counts, rates.split(","), elements_of(model, vocab_size), rounds, train, json, training)
+
+
 def parse() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", default="2,3,4", help="numbers of ranks [2,3,4]")
@@ -213,11 +235,7 @@ def parse() -> Settings:
     o = parser.parse_args()
     if o.train and importlib.util.find_spec("pyllmc.distributed") is None:
         parser.error("--train: this version does not train under torchrun yet")
-    training = f"--model={o.model} --vocab_size={o.vocab_size} {TRAINING}".split()
-    ranks = [int(n) for n in o.ranks.split(",")]
-    return Settings(
-        ranks, o.rates.split(","), elements_of(o.model, o.vocab_size), o.rounds, o.train, o.json, training
-    )
+    return settings(o.ranks, o.rates, o.model, o.vocab_size, o.rounds, o.train, o.json)
 
 
 if __name__ == "__main__":

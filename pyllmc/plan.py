@@ -179,8 +179,9 @@ def measure(o: argparse.Namespace, planner: memory.Planner) -> Compute:
     device = "cuda" if planner.gpu else "cpu"
     model = pyllmc.Model(
         planner.sizes, o.B, planner.T, device=device, precision=o.precision, recompute=o.recompute, keep_logits=False,
-        train_only=o.train_only, lora_rank=o.lora_rank, lora_on=o.lora_on,
+        train_only=o.train_only, lora_rank=o.lora_rank, lora_on=o.lora_on, threads=o.threads,
     )  # fmt: skip
+    model.set_dropout(lora=o.lora_dropout)
     ids = np.random.default_rng(0).integers(0, planner.sizes.vocab_size, (o.B, planner.T + 1))
     taken = []
     for _ in range(MEASURED_STEPS + 1):
@@ -216,6 +217,7 @@ def unlike_bench(o: argparse.Namespace) -> str:
 
 
 def make_plan(o: argparse.Namespace) -> dict[str, Any]:
+    memory.adopt_adapter(o)
     if o.zero and o.diloco:
         raise InvalidArgument(
             "--zero shares out the moments, which --diloco changes on each process by itself: give one"

@@ -56,7 +56,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 UNITS = {letter: 1000.0**i for i, letter in enumerate("kmgt", 1)}
-RATE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])(bit(?:/s)?|B/s)", re.ASCII)
+RATE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])(bit(?:/s)?|bps|B/s)", re.ASCII)
 SIZE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])B", re.ASCII)
 
 
@@ -65,14 +65,14 @@ def _with_unit(text: str, pattern: re.Pattern[str], what: str) -> float:
     found = pattern.fullmatch(text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    value = number(found[1]) * UNITS[found[2].lower()] / (8 if "bit" in text else 1)
+    value = number(found[1]) * UNITS[found[2].lower()] / (8 if "b" in text[found.end(2) :] else 1)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0, or too much")
     return value
 
 
 def rate(text: str) -> float:
-    """Bytes a second: 10Gbit, 100Mbit, 12.5GB/s. Raises argparse.ArgumentTypeError."""
+    """Bytes a second: 10Gbit, 10Gbps, 100Mbit, 12.5GB/s. Raises argparse.ArgumentTypeError."""
     return _with_unit(text, RATE, "a rate with its unit, such as 10Gbit, 100Mbit (a second) or 12.5GB/s")
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyllmc.base.errors import InvalidArgument, NoDevice
-from pyllmc.convert.source import Source, make_config
+from pyllmc.convert import peft_adapter
+from pyllmc.convert.kinds import ADAPTER, find
+from pyllmc.convert.source import Source, locate, make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import config_of
 from pyllmc.engine.arguments import choose_trained, make_room
@@ -19,7 +21,8 @@ from pyllmc.tables.layout import GPTConfig
 # the options of training that change a model's sizes or its memory
 SIZES = ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied", "pattern")
 OPTIONS = (
-    "model", *SIZES, "vocab_size", "B", "T", "grad_accum", "train_only", "lora_rank", "lora_alpha", "lora_on", "precision", "recompute",
+    "model", *SIZES, "vocab_size", "B", "T", "grad_accum", "train_only", "lora_rank", "lora_alpha", "lora_on",
+    "lora_dropout", "precision", "recompute", "threads",
 )  # fmt: skip
 MOST_B = 1 << 24
 
@@ -80,7 +83,7 @@ class Planner:
             self.lib, room, o.train_only, o.lora_rank, o.lora_alpha, o.lora_on
         )
         out = _ffi.ffi().new("llmc_plan *")
-        _ffi.check(self.lib, self.lib.llmc_plan_memory(self.config, room, 0, out))
+        _ffi.check(self.lib, self.lib.llmc_plan_memory(self.config, room, o.threads, out))
         found = {f.name: int(getattr(out, f.name)) for f in dataclasses.fields(Plan) if f.name != "device"}
         return Plan(**found, device=self.device)
 
@@ -110,6 +113,15 @@ def library(precision: str, gpu: bool) -> tuple[Any, str]:
         except NoDevice:
             pass
     return _ffi.load(), "cpu"
+
+
+def adopt_adapter(o: argparse.Namespace) -> None:
+    """Lets an adapter of PEFT's say what is trained, as training does (pyllmc.adopt), unless --lora_rank says it."""
+    path = None if layout.is_size(o.model) or o.lora_rank else locate(o.model)
+    found = path and find(path)
+    if found and found.kind == ADAPTER:
+        adapter = peft_adapter.read_folder(found.where)
+        o.lora_rank, o.lora_alpha, o.lora_on = adapter.rank, adapter.alpha, adapter.on(found.where)
 
 
 def _source(o: argparse.Namespace) -> Source:

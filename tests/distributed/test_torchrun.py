@@ -8,12 +8,14 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import several
-from test_together import SMALL
+from test_together import QUIET, SMALL
 from test_trainer import TINY, content, data, metrics, without_times
 
 import pyllmc
@@ -83,9 +85,15 @@ def test_a_killed_process_and_a_restart_give_the_same_bits(data, tmp_path, undis
     assert without_times(metrics(out)) == without_times(metrics(undisturbed))
 
 
-def test_a_process_that_hangs_is_named(data, tmp_path):
+def test_a_slow_process_is_waited_for_and_one_that_hangs_is_named(data, tmp_path):
     run = several.Run(2, **{**LONG, "max_steps": 100000, "timeout": 5}, data=data, out=tmp_path / "run")
     run.wait_for(r"step +40/")
+    slow = run.send(1, signal.SIGSTOP)
+    time.sleep(2)
+    before = len(run.lines)
+    os.kill(slow, signal.SIGCONT)
+    run.wait_for(rf"step +{int(run.lines[before - 1].split('/')[0].split()[1]) + 100}/")
+    assert not [line for line in run.lines if line.startswith("pyllmc.train: ")], run.lines
     hanging = run.send(1, signal.SIGSTOP)
     began = time.monotonic()
     try:
@@ -97,6 +105,15 @@ def test_a_process_that_hangs_is_named(data, tmp_path):
     line = next(line for line in run.told if line.startswith("pyllmc.train: "))
     assert "rank 1 of 2 does not answer" in line
     assert (tmp_path / "run/last.ckpt").exists()
+
+
+def test_both_sides_of_a_cut_network_end_with_a_line():
+    """dev/faults.py makes the network, and cuts it."""
+    command = [sys.executable, str(several.ROOT / "dev/faults.py"), "cut", "--short"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=several.LIMIT)
+    if done.returncode == 6:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_sigterm_saves_a_checkpoint(data, tmp_path):
@@ -136,10 +153,19 @@ def by_rank(tmp_path: Path, ranked: str) -> list[str]:
     return [str(program)]
 
 
+def start_by_rank(tmp_path: Path, ranked: str, *arguments: str) -> tuple[int, list[str]]:
+    command = [*several.TORCHRUN, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=several.environment(), timeout=300)
+    return done.returncode, several.told(done.stdout + done.stderr)
+
+
+BY_PATH = "sys.argv[1] += 'ab'[int(rank)]"
+
+
 @pytest.mark.parametrize(
     "ranked, expected",
     [
-        ("sys.argv[1] += 'ab'[int(rank)]", "rank 1 has other data than rank 0"),
+        (BY_PATH, "rank 1 has other data than rank 0"),
         ("sys.argv.append('--lr=0.00' + rank)", "rank 1 has other options than rank 0"),
         ("if rank == '1': os.environ['PYLLMC_ISA'] = 'reference'", "rank 1 has kernels of another instruction set"),
         ("if rank == '1': sys.argv[1] += 'nowhere'", "rank 1: "),
@@ -147,8 +173,6 @@ def by_rank(tmp_path: Path, ranked: str) -> list[str]:
 )  # fmt: skip
 def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
     """Each option is right by itself, so nobody would see that the processes train on different things."""
-    import subprocess
-
     for name in "ab":
         shutil.copytree(data, tmp_path / name)
     for shard in (tmp_path / "b").glob("train*.bin"):
@@ -156,12 +180,28 @@ def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
         shard.write_bytes(
             content[:1024] + content[1026:] + content[1024:1026]
         )  # every token is one place further on
-    where = [f"--data={tmp_path}/"] if "argv[1]" in ranked and "nowhere" not in ranked else [f"--data={data}"]
-    arguments = [*where, *several.words({**SMALL, "out": ""})]
-    command = [*several.STANDALONE, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=several.environment(), timeout=300)
-    line = only_line(done.returncode, several.told(done.stdout + done.stderr))
+    where = f"--data={tmp_path}/" if ranked == BY_PATH else f"--data={data}"
+    line = only_line(*start_by_rank(tmp_path, ranked, where, *several.words({**SMALL, "out": ""})))
     assert expected in line
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_weights_are_compared_by_all_their_numbers_and_not_by_their_path(data, tmp_path, changed):
+    """The same data and weights under other names are the same; one number amid the weights makes them others."""
+    trained = {**TINY, "data": data, "max_steps": 1, **QUIET}
+    list(pyllmc.Trainer(**trained, out=tmp_path / "run"))
+    for name in "ab":
+        shutil.copytree(data, tmp_path / f"data{name}")
+        model = pyllmc.Model(tmp_path / "run/last.ckpt", B=1)
+        if changed and name == "b":
+            model.params["fcw"][1, 77, 5] += 0.5
+        model.save(tmp_path / f"model{name}.ckpt")
+    ranked = f"sys.argv += [o + 'ab'[int(rank)] + e for o, e in (('--data={tmp_path}/data', ''), ('--model={tmp_path}/model', '.ckpt'))]"
+    code, lines = start_by_rank(tmp_path, ranked, "--max_steps=1", "--B=2", "--out=", *several.words(QUIET))
+    if changed:
+        assert "rank 1 has other weights than rank 0" in only_line(code, lines)
+    else:
+        assert code == 0, lines
 
 
 def test_a_mistake_is_told_once_and_torchrun_ends_with_it(tmp_path):
@@ -177,7 +217,6 @@ def test_a_mistake_is_told_once_and_torchrun_ends_with_it(tmp_path):
 def test_one_process_imports_no_torch(data, tmp_path):
     """Not even under torchrun."""
     import subprocess
-    import sys
 
     code = "import sys, pyllmc.train; pyllmc.train.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     options = several.words({**SMALL, "data": data, "max_steps": 1, "out": ""})

@@ -36,7 +36,7 @@ def row_of(found: dict, n: int) -> dict:
 
 @pytest.mark.parametrize(
     "options",
-    ["", "--precision=bf16", "--recompute=3 --B=5", "--recompute=4", "--lora_rank=4 --lora_on=qkv", "--train_only=h.1.*", "--n_layer=5 --untied"],
+    ["", "--precision=bf16", "--recompute=3 --B=5", "--recompute=4", "--lora_rank=4 --lora_on=qkv", "--train_only=h.1.*", "--n_layer=5 --untied", "--threads=3 --lora_rank=4 --lora_dropout=0.1"],
 )  # fmt: skip
 def test_memory_is_what_training_plans(options):
     asked = [*SMALL, *options.split()]
@@ -274,6 +274,15 @@ def test_rates_are_told_as_networks_are_named():
         "800 bit",
     ]
     assert [told.mb(size) for size in (1.25e6, 24e9)] == ["1.2 MB", "24.0 GB"]
+
+
+def test_rates_are_read_as_networks_are_named():
+    read = [
+        plan.make_parser().parse_args([f"--network={text}"]).network
+        for text in ("10Gbit", "10Gbps", "10 Gbit/s", "1.25GB/s")
+    ]
+    assert read == [1.25e9] * 4
+    assert plan.make_parser().parse_args(["--memory=24GB"]).memory == 24e9
 
 
 def test_the_numbers_in_the_table():

@@ -1,0 +1,103 @@
+"""What a process does when another one cannot do its part, played by functions instead of other processes."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pytest
+
+from pyllmc.distributed.place import Place
+from pyllmc.engine import _ffi
+from pyllmc.trainer import Options
+
+
+class Played:
+    """A team of two, whose other process says in each sum whether it has failed."""
+
+    def __init__(self, rank: int, other_failed: float) -> None:
+        ffi = _ffi.ffi()
+        self.calls: list[str] = []
+
+        def add(_, x, n):
+            self.calls.append("sum")
+            x[0] += other_failed
+            return 0
+
+        def fetch(*_):
+            self.calls.append("fetch")
+            return 0
+
+        self.held = [ffi.callback("int(void *, double *, int)", add), ffi.callback("int(void *, float *, int64_t, int)", fetch)]  # fmt: skip
+        self.team = ffi.new("llmc_team *")
+        self.team.rank, self.team.world, self.team.local = rank, 2, 2
+        self.team.sum, self.team.fetch = self.held
+
+
+def shared_out(rank: int, other_failed: float):
+    """A model with one of two shares of the moments, and its team."""
+    ffi, lib = _ffi.ffi(), _ffi.load()
+    config = ffi.new("llmc_config *")
+    _ffi.check(lib, lib.llmc_config_parse(config, b"gpt-nano"))
+    config.V, config.maxT = 50, 8
+    room = ffi.new("llmc_room *", {"B": 1, "T": 8, "training": 1, "shards": 2, "shard": rank})
+    model = ffi.new("llmc_model **")
+    _ffi.check(lib, lib.llmc_model_create(model, config, room, 1))
+    handle = ffi.gc(model[0], lib.llmc_model_free)
+    _ffi.check(lib, lib.llmc_model_init(handle, 42, 0.02))
+    _ffi.check(lib, lib.llmc_model_reset_moments(handle))
+    played = Played(rank, other_failed)
+    _ffi.check(lib, lib.llmc_model_join(handle, played.team))
+    return lib, handle, played
+
+
+def save(lib, model, path) -> int:
+    ffi = _ffi.ffi()
+    return lib.llmc_checkpoint_save(model, str(path).encode(), ffi.NULL, ffi.NULL, ffi.NULL, 0, 1)
+
+
+def test_nobody_sends_moments_to_a_file_that_cannot_be_begun(tmp_path):
+    lib, model, played = shared_out(0, other_failed=0)
+    assert save(lib, model, tmp_path / "missing/x.ckpt") == -4
+    assert "cannot be written: No such file or directory" in _ffi.text(lib.llmc_last_error())
+    assert played.calls == ["sum"], "the other process learns it, and none waits in a transfer"
+    lib, model, played = shared_out(1, other_failed=1)
+    assert lib.llmc_checkpoint_send(model) == -4
+    assert played.calls == ["sum"]
+
+
+def test_a_process_that_cannot_send_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(b"old")
+    lib, model, played = shared_out(0, other_failed=1)
+    assert save(lib, model, path) == -4
+    assert played.calls == ["sum"]
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_moments_travel_where_all_are_ready(tmp_path):
+    lib, model, played = shared_out(0, other_failed=0)
+    assert save(lib, model, tmp_path / "x.ckpt") == 0
+    assert played.calls[0] == "sum" and set(played.calls[1:]) == {"fetch"}
+    lib, model, played = shared_out(1, other_failed=0)
+    assert lib.llmc_checkpoint_send(model) == 0
+    assert played.calls[0] == "sum" and set(played.calls[1:]) == {"fetch"}
+
+
+def test_the_roll_call_leaves_the_process_groups_store_its_timeout():
+    """Whoever gives up a dead store soon has a connection of its own, because nccl uses the group's store later."""
+    dist = pytest.importorskip("torch").distributed
+    from pyllmc.distributed.team import Team
+
+    free = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    options = Options(_ffi.load())
+    options.set("timeout", 50)
+    team = Team(options, Place(0, 1, 0, 1, "localhost", free.port, "test", agent_serves=True))
+    try:
+        group, roll = dist.distributed_c10d._get_default_store(), team.roll._store
+        assert roll.timeout == datetime.timedelta(seconds=2)
+        assert group.timeout == datetime.timedelta(seconds=48)
+        x = np.ones(3)
+        assert team._guarded(team._sum)(None, _ffi.ffi().from_buffer("double[]", x), 3) == 0
+    finally:
+        team.close()
