@@ -38,7 +38,7 @@ TRAINING = (
 TIMEOUT = 6  # seconds
 EACH = 5  # kills in a run
 MOST_STEPS = 50  # between the beginning of an attempt and its kill
-LIMIT = 300  # seconds: far more than a run takes on a busy machine
+LIMIT = 900  # seconds: far more than a run takes on a busy machine
 PORT = 29500
 LINE = re.compile(r"pyllmc\.train: (.*)")  # how a run says why it ends
 
@@ -49,7 +49,7 @@ class Run:
     def __init__(
         self, folder: Path, steps: int, network: namespaces.Network | None = None, restarts: int = 0
     ) -> None:
-        self.folder, self.lines = folder, [""]
+        self.folder, self.lines, self.steps = folder, [""], 0
         self._news = threading.Condition()
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--max-restarts={restarts}"]
         train = ["-m", "pyllmc.train", f"--data={folder.parent}", f"--out={folder}", "--resume=auto",
@@ -81,6 +81,7 @@ class Run:
         for line in process.stdout or ():
             with self._news:
                 self.lines.append(line.rstrip("\n"))
+                self.steps += line.startswith("step")
                 self._news.notify_all()
 
     def wait_for(self, pattern: str) -> None:
@@ -91,9 +92,8 @@ class Run:
 
     def wait_for_steps(self, count: int) -> None:
         """Waits for so many steps from now on, or for the end of the run."""
-        seen = len(self.lines)
-        deadline = time.monotonic() + LIMIT
-        while sum(line.startswith("step") for line in self.lines[seen:]) < count and not self.ended:
+        goal, deadline = self.steps + count, time.monotonic() + LIMIT
+        while self.steps < goal and not self.ended:
             if time.monotonic() > deadline:
                 self.fail("the run takes no step")
             time.sleep(0.01)

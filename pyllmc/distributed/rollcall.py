@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 EVERY = 0.25  # seconds between two looks at the store
+LONGEST = 60.0  # seconds that a look takes at most where nothing has failed, on a machine that is very busy
 
 
 def named(ranks: list[int]) -> str:
@@ -64,7 +65,8 @@ class RollCall:
     def close(self) -> None:
         """After something went wrong, whoever keeps the store waits until the others have read what it holds, or do not answer."""
         self._over.set()
-        self._thread.join(2 * EVERY)
+        # a thread that is in a call of the store while Python ends would abort the process; a dead store never returns
+        self._thread.join(2 * EVERY if self._awaited else LONGEST)
         if not self._awaited:
             return
         try:
