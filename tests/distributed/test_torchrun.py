@@ -154,7 +154,7 @@ def by_rank(tmp_path: Path, ranked: str) -> list[str]:
 
 
 def start_by_rank(tmp_path: Path, ranked: str, *arguments: str) -> tuple[int, list[str]]:
-    command = [*several.TORCHRUN, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
+    command = [*several.STANDALONE, "--nproc_per_node=2", *by_rank(tmp_path, ranked), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=several.environment(), timeout=300)
     return done.returncode, several.told(done.stdout + done.stderr)
 
