@@ -40,7 +40,7 @@ from pyllmc.base import live
 from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
-from pyllmc.engine.checkpoint import OWN_VERSION, checkpoint_of, parse_header
+from pyllmc.engine.checkpoint import OUTER_VERSION, OWN_VERSION, checkpoint_of, parse_header
 from pyllmc.parity.dropout import Dropouts
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
@@ -234,7 +234,7 @@ def read_model(path: str) -> GPT:
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
             raise BadFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
         version, config = parse_header(head)
-        if version not in (FP32_UNPADDED, FP32, BF16, OWN_VERSION):
+        if version not in (FP32_UNPADDED, FP32, BF16, OWN_VERSION, OUTER_VERSION):
             raise BadFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
         model = GPT(config)
         dtype = np.dtype("<i2" if version == BF16 else "<f4")
@@ -751,6 +751,9 @@ SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # the names of fres
 SEVERAL = (
     "reduce_precision",
     "zero",
+    "diloco",
+    "diloco_lr",
+    "diloco_momentum",
     "timeout",
 )  # options of several processes, which the reference does not start
 EXTRA = {  # options that only this front end has

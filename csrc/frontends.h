@@ -26,8 +26,15 @@ typedef struct llmc_team {
 int llmc_model_join(llmc_model *model, const llmc_team *team);
 /* Begins the sum of each gradient in the next llmc_model_micro_step, as soon as that has made it: of the last layers first. */
 int llmc_model_sum_next(llmc_model *model);
-/* With shards: sends this rank's moments while rank 0 is in llmc_checkpoint_save. */
+/* With shards, or an outer step: sends this rank's moments while rank 0 is in llmc_checkpoint_save. */
 int llmc_checkpoint_send(llmc_model *model);
+/* DiLoCo (Douillard et al. 2023, arXiv:2311.08105): a model whose room has `outer` keeps the weights of the last outer step, and
+ * a momentum. The first call notes the present weights, which must be the same on all ranks, as those of the last outer step. The
+ * second takes the mean over all ranks of how far their weights have come since, g = last - present, as the gradient of SGD with
+ * Nesterov momentum: u = momentum u + g, weights = last - lr (g + momentum u). All ranks then have the same weights; each keeps its
+ * own moments of AdamW. The gradients are overwritten. */
+int llmc_model_outer_begin(llmc_model *model);
+int llmc_model_outer_step(llmc_model *model, double lr, double momentum);
 
 /* ---- learning rate (schedule.c) ---- */
 /* The learning rate of the step that goes from `done` to `done + size`. Both count steps (size 1) or tokens, as do `end` and

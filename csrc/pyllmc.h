@@ -105,6 +105,7 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     const char *train_only; /* patterns of names, see options.def; NULL or "": all is trained, or LoRA's adapters */
     /* ZeRO-1 (llmc_team): the moments are shared out among so many processes, of which this is number `shard`; 0, 1: it has all. */
     int shards, shard;
+    int outer;      /* 1: the model keeps what the outer step of DiLoCo needs (llmc_model_outer_step) */
     int neighbours; /* the processes that share the machine's memory, itself among them, for what would fit; 0: 1 */
 } llmc_room;
 typedef struct llmc_tensor {
@@ -122,6 +123,7 @@ typedef struct llmc_tensor {
 int llmc_lora_targets(const char *names);
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
+    int64_t outer;      /* the outer step's weights and momentum */
     int64_t stored;     /* the parameters in floatX, if that is not float */
     int64_t num_params; /* elements of model files, without the padding of V */
     int64_t trained;    /* elements that have gradients and moments */
@@ -307,8 +309,8 @@ int llmc_model_generate(llmc_model *model, const int *prompts, int b, int n, int
                         int *out, int eot);
 
 /* ---- checkpoints and other files of weights (csrc/files/) ---- */
-/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3; 103 if that cannot say the model), then
- * sections {char tag[8]; int64 size; payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "CRC32   " (zlib's,
+/* Weights and all that resuming needs in one file: llm.c's model .bin (version 3; 103 if that cannot say the model; 104 with OUTER), then
+ * sections {char tag[8]; int64 size; payload} "OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS " (m, then v), "OUTER   " (llmcfile.h), "CRC32   " (zlib's,
  * of all bytes before). options, state: lines key=value; tokenizer: a tokenizer.bin; each may be NULL. A state without a line
  * step= gets the model's.
  * The old file stays until the new one is whole and on the disk. Refuses what is not finite. */

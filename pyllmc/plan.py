@@ -148,7 +148,7 @@ def _add_way(group: Any) -> None:
         type=at_least(0),
         default=0,
         metavar="H",
-        help="steps without communication before an outer step (DiLoCo), which training cannot do yet; 0: none [0]",
+        help="steps without communication before an outer step (DiLoCo); 0: none [0]",
     )
     group.add_argument(
         "--overlap",

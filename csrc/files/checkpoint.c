@@ -42,9 +42,10 @@ static int put(Output *o, const void *data, int64_t n) {
 
 /* ---- the contents, in order ---- */
 
-static int put_header(Output *o, const llmc_model *m) {
+static int put_header(Output *o, const llmc_model *m, int with_moments) {
     const llmc_config *c = &m->config;
-    const int version = m->room.lora_rank ? ADAPTER_VERSION : checkpoint_version(c);
+    const int plain = m->room.outer && with_moments ? OUTER_VERSION : checkpoint_version(c);
+    const int version = m->room.lora_rank ? ADAPTER_VERSION : plain;
     int32_t header[HEADER_INTS] = {MODEL_MAGIC, version, c->maxT, c->V, c->L, c->NH, c->C, c->Vp, c->window};
     char text[ADAPTER_TEXT];
     if (version != 3) {
@@ -125,7 +126,7 @@ static int put_state(Output *o, const char *state, const llmc_model *m) {
     return put(o, state, (int64_t)strlen(state));
 }
 
-/* ---- moments that are shared out ---- */
+/* ---- moments of other processes: shared out by ZeRO-1, or apart by DiLoCo ---- */
 
 /* Moves part of a block of rank `from` to rank 0, into x[n]: both call this, and no other rank does. */
 static int move_part(llmc_model *m, float *x, const float *block, int64_t n, int from) {
@@ -161,10 +162,28 @@ static int put_shares(Output *o, llmc_model *m) {
     return rc;
 }
 
+/* The blocks of OUTER: the outer step's momentum, and two for each process but rank 0. */
+static int64_t outer_blocks(const llmc_model *m) { return 2 * (int64_t)(m->team ? m->team->world : 1) - 1; }
+
+/* Writes what OUTER holds. After an error `rc` the moments are only taken, as in put_share. */
+static int put_outer(Output *o, llmc_model *m, int rc) {
+    const int64_t n = m->layout.num_trained;
+    const float *const blocks[] = {m->m, m->v};
+    if (rc == 0) rc = put_section_header(o, OUTER, outer_blocks(m) * n * 4);
+    if (rc == 0) rc = put_floats(o, m, "momentum", "the outer step", team_momentum(m), n);
+    for (int rank = 1; m->team && rank < m->team->world; rank++)
+        for (int b = 0; b < 2; b++) {
+            const int status = put_share(o, m, blocks[b], n, rank, rc);
+            if (rc == 0) rc = status;
+        }
+    return rc;
+}
+
 int llmc_checkpoint_send(llmc_model *m) {
     const int64_t each = moments_each(m->layout.num_trained, &m->room);
     const float *const blocks[] = {m->m, m->v};
-    CHECK(m->team && m->room.shards > 1, LLMC_EINVAL, "this model has all moments: there is nothing to send");
+    CHECK(m->team && (m->room.shards > 1 || m->room.outer), LLMC_EINVAL,
+          "this model's moments are those of rank 0: there is nothing to send");
     float *x = malloc(AT_A_TIME * sizeof *x);
     int rc = team_ready(m, x ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to send moments"));
     for (int b = 0; b < 2; b++)
@@ -178,6 +197,11 @@ static int put_moments(Output *o, llmc_model *m) {
     if (m->room.shards > 1) return put_shares(o, m);
     TRY(put_trained(o, m, "moments", m->m));
     return put_trained(o, m, "moments", m->v);
+}
+
+static int put_all_moments(Output *o, llmc_model *m) {
+    const int rc = put_moments(o, m);
+    return m->room.outer ? put_outer(o, m, rc) : rc;
 }
 
 static int put_crc(Output *o) {
@@ -237,8 +261,9 @@ static int put_beginning(Output *o, llmc_model *m, const char *path, const char 
                          const void *tokenizer, int64_t tokenizer_size, int with_moments) {
     TRY(open_beside(o, path));
     o->share.all = (m->room.lora_rank ? m->layout.num_trained : m->layout.num_params) +
-                   (with_moments ? 2 * m->layout.num_trained : 0);
-    TRY(put_header(o, m));
+                   (with_moments ? 2 * m->layout.num_trained : 0) +
+                   (with_moments && m->room.outer ? outer_blocks(m) * m->layout.num_trained : 0);
+    TRY(put_header(o, m, with_moments));
     TRY(put_weights(o, m));
     TRY(put_section(o, OPTIONS, options, options ? (int64_t)strlen(options) : 0));
     TRY(put_state(o, state, m));
@@ -256,8 +281,8 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     int rc = o ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to write %s", path);
     if (o) o->fd = -1;
     if (rc == 0) rc = put_beginning(o, m, path, options, state, tokenizer, tokenizer_size, with_moments);
-    if (with_moments && m->room.shards > 1) rc = team_ready(m, rc);
-    if (rc == 0 && with_moments) rc = put_moments(o, m);
+    if (with_moments && m->team && (m->room.shards > 1 || m->room.outer)) rc = team_ready(m, rc);
+    if (rc == 0 && with_moments) rc = put_all_moments(o, m);
     if (rc == 0) rc = put_crc(o);
     if (rc == 0) rc = commit(o);
     pulse("%s", "");

@@ -13,8 +13,16 @@ typedef struct Version {
     int version, width, norm_width, padded; /* bytes of an element; padded: wte has Vp rows, not V */
     const char *precision;
 } Version;
-static const Version versions[] = {{1, 4, 4, 0, "fp32"},  {2, 2, 4, 0, "mixed"}, {3, 4, 4, 1, "fp32"},
-                                   {4, 2, 4, 1, "mixed"}, {5, 2, 2, 1, "bf16"},  {OWN_VERSION, 4, 4, 1, "fp32"}};
+static const Version versions[] = {{1, 4, 4, 0, "fp32"},
+                                   {2, 2, 4, 0, "mixed"},
+                                   {3, 4, 4, 1, "fp32"},
+                                   {4, 2, 4, 1, "mixed"},
+                                   {5, 2, 2, 1, "bf16"},
+                                   {OWN_VERSION, 4, 4, 1, "fp32"},
+                                   {OUTER_VERSION, 4, 4, 1, "fp32"}};
+
+/* True for versions that llm.c does not know, which always have sections. */
+static int is_own(int version) { return version == OWN_VERSION || version == OUTER_VERSION; }
 
 static const Version *version_of(int number) {
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++)
@@ -28,7 +36,7 @@ static int read_config(llmc_file *f, const int32_t *header, int padded) {
     llmc_config *c = &f->config;
     *c = (llmc_config){
         .maxT = header[2], .V = header[3], .L = header[4], .NH = header[5], .C = header[6], .window = header[8]};
-    if (f->version == OWN_VERSION || f->version == ADAPTER_VERSION) {
+    if (is_own(f->version) || f->version == ADAPTER_VERSION) {
         c->untied = header[9];
         memcpy(c->pattern, header + PATTERN_AT, sizeof c->pattern);
     }
@@ -155,14 +163,24 @@ static int read_section(llmc_file *f, int64_t *at) {
     return LLMC_OK;
 }
 
+/* OUTER holds one number, and two for each process but the first, where MOMENTS hold two. */
+static int check_outer(const llmc_file *f) {
+    const int64_t size = f->sections[OUTER].size, each = f->sections[MOMENTS].size / 2;
+    const int expected = f->version == OUTER_VERSION;
+    CHECK(!f->sections[OUTER].at == !expected && (!expected || (each && size % each == 0 && size / each % 2)),
+          LLMC_EFORMAT, "%s: expected %s outer step, found %lld bytes of one beside %lld of moments; write it again",
+          f->path, expected ? "an" : "no", (long long)size, (long long)(2 * each));
+    return LLMC_OK;
+}
+
 static int read_sections(llmc_file *f) {
     int64_t at = f->end;
-    const int has_sections = f->version == 3 || f->version == OWN_VERSION || f->adapters;
+    const int has_sections = f->version == 3 || is_own(f->version) || f->adapters;
     CHECK(at == f->file.size || has_sections, LLMC_EFORMAT,
           "%s has trailing bytes: expected %lld bytes, found %lld; copy "
           "or write it again",
           f->path, (long long)at, (long long)f->file.size);
-    if (at == f->file.size && f->version != OWN_VERSION) return LLMC_OK; /* llm.c's own file has no sections */
+    if (at == f->file.size && !is_own(f->version)) return LLMC_OK; /* llm.c's own file has no sections */
     while (at < f->file.size) TRY(read_section(f, &at));
     const Section *crc = &f->sections[CRC32], *moments = &f->sections[MOMENTS];
     CHECK(crc->at && crc->size == 4 && crc->at + 4 == at, LLMC_EFORMAT,
@@ -175,7 +193,7 @@ static int read_sections(llmc_file *f) {
           "%s: expected %lld bytes of moments, found %lld; "
           "write it again",
           f->path, (long long)most, (long long)moments->size);
-    return LLMC_OK;
+    return check_outer(f);
 }
 
 /* ---- the whole file ---- */

@@ -6,8 +6,11 @@
  *                                                  2 and 4: as 1 and 3, but in bf16, only the norms in float;
  *                                                  103: as 3, but of a model that version 3 does not tell: it is untied, or
  *                                                  other layers than the odd ones see the window;
+ *                                                  104: as 103, of any model, with the section OUTER;
  *                                                  1000: see adapterfile.h
- *     sections, versions 3, 103 and 1000 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it */
+ *     sections, versions 3, 103, 104 and 1000 only: {char tag[8]; int64 size; payload}; the last is CRC32, over all bytes before it
+ *     MOMENTS: m, then v, of all that is trained, in the order of the parameters; OUTER, of a run with --diloco: the momentum of the
+ *                 outer step, then the moments of each process but the first, whose moments are MOMENTS */
 #ifndef LLMCFILE_H
 #define LLMCFILE_H
 #include "files/modelfile.h"

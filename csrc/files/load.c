@@ -4,6 +4,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "model/lora.h"
+#include "model/team.h"
 #include "files/modelfile.h"
 #include "files/state.h"
 #include "base/pulse.h"
@@ -81,7 +82,8 @@ static int check_moments(Reader *r, int64_t at) {
 /* Checks header, parameters, texts, moments and checksum, in the order of the file. */
 static int check_content(Reader *r) {
     const llmc_file *f = r->f;
-    const Section *moments = &f->sections[MOMENTS], *crc = &f->sections[CRC32];
+    const Section *moments = &f->sections[MOMENTS], *outer = &f->sections[OUTER], *crc = &f->sections[CRC32];
+    int64_t done = f->end;
     uint32_t expected;
     crc32_start(&r->crc, f->has_crcs ? CRC_CASTAGNOLI : CRC_ZLIB);
     TRY(check_bytes(r, 0, f->begin));
@@ -90,8 +92,15 @@ static int check_content(Reader *r) {
     if (moments->at) {
         TRY(check_bytes(r, f->end, moments->at));
         TRY(check_moments(r, moments->at));
+        done = moments->at + moments->size;
     }
-    TRY(check_bytes(r, moments->at ? moments->at + moments->size : f->end, crc->at - SECTION_HEADER));
+    if (outer->at) {
+        CHECK(outer->at > done, LLMC_EFORMAT, "%s: OUTER stands before MOMENTS; write it again", f->path);
+        TRY(check_bytes(r, done, outer->at));
+        TRY(check_numbers(r, "numbers of the outer step", -1, outer->at, outer->size / 4, 4));
+        done = outer->at + outer->size;
+    }
+    TRY(check_bytes(r, done, crc->at - SECTION_HEADER));
     TRY(binfile_read(&f->file, &expected, 4, crc->at));
     CHECK(r->crc.value == expected, LLMC_EFORMAT,
           "%s is damaged: expected checksum %08x, found %08x; use another copy or an "
@@ -275,9 +284,29 @@ static Share share_of(const llmc_file *f, const llmc_model *m) {
     return (Share){.what = "loading", .path = f->path, .all = checked + weights + moments, .percent = -1};
 }
 
+/* Where the moments of this process begin. A run that had other processes gives its rank r those of number r modulo as many. */
+static int64_t moments_at(const llmc_file *f, const llmc_model *m) {
+    const Section *first = &f->sections[MOMENTS], *outer = &f->sections[OUTER];
+    const int64_t had = outer->at ? (outer->size / (first->size / 2) + 1) / 2 : 1;
+    const int64_t i = m->team && m->room.outer ? m->team->rank % had : 0;
+    return i ? outer->at + first->size / 2 + (i - 1) * first->size : first->at;
+}
+
+/* Loads the moments, and the momentum of the outer step, which is 0 if the file has none. */
+static int load_moments(Reader *r, llmc_model *m) {
+    const int64_t moments = moments_at(r->f, m), outer = r->f->sections[OUTER].at, n = m->layout.num_trained;
+    for (int i = 0; i < MOMENT_PARTS; i++) {
+        const Moments own = moments_part(&m->layout, &m->room, i);
+        TRY(copy_in(r, m, m->m + own.at, moments + own.first * 4, own.end - own.first, 4));
+        TRY(copy_in(r, m, m->v + own.at, moments + (n + own.first) * 4, own.end - own.first, 4));
+    }
+    if (m->room.outer && outer) TRY(copy_in(r, m, team_momentum(m), outer, n, 4));
+    if (m->room.outer && !outer) m->k->fill(&m->ctx, team_momentum(m), 0, n * 4);
+    return m->k->sync(&m->ctx);
+}
+
 static int load(Reader *r, llmc_model *m) {
     const llmc_file *f = r->f;
-    const int64_t moments = f->sections[MOMENTS].at, n = m->layout.num_trained;
     int64_t step = 0;
     int has_moments = 0;
     TRY(check_same(f, &m->config));
@@ -290,13 +319,7 @@ static int load(Reader *r, llmc_model *m) {
     TRY(gpt2_store(m));
     if (m->room.training && !has_moments) return llmc_model_reset_moments(m);
     m->step = step;
-    if (!m->room.training) return LLMC_OK;
-    for (int i = 0; i < MOMENT_PARTS; i++) {
-        const Moments own = moments_part(&m->layout, &m->room, i);
-        TRY(copy_in(r, m, m->m + own.at, moments + own.first * 4, own.end - own.first, 4));
-        TRY(copy_in(r, m, m->v + own.at, moments + (n + own.first) * 4, own.end - own.first, 4));
-    }
-    return m->k->sync(&m->ctx);
+    return m->room.training ? load_moments(r, m) : LLMC_OK;
 }
 
 int llmc_model_load_from(llmc_model *m, const llmc_file *f) {

@@ -5,7 +5,7 @@
 #include <string.h>
 #include "base/error.h"
 
-const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "CRC32   "};
+const char *const section_tags[NUM_SECTIONS] = {"OPTIONS ", "STATE   ", "TOKENIZR", "MOMENTS ", "OUTER   ", "CRC32   "};
 
 int modelfile_open(llmc_file *f, const char *path) {
     f->path = strdup(path);

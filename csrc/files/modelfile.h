@@ -5,9 +5,10 @@
 #include "base/binfile.h"
 #include "model/layout.h"
 
-/* The version of a checkpoint whose model llm.c's version 3 cannot say. Older readers refuse it by its number. */
-enum { OWN_VERSION = 103 };
-/* The version that a checkpoint of this model has: 3 wherever that says all, as it does if odd layers are the banded ones. */
+/* The versions of a checkpoint whose model llm.c's version 3 cannot say, and of one that holds OUTER, whatever its model is. Older
+ * readers refuse them by their numbers. */
+enum { OWN_VERSION = 103, OUTER_VERSION };
+/* The version that a checkpoint of this model has without OUTER: 3 wherever that says all, as it does if odd layers are the banded ones. */
 static inline int checkpoint_version(const llmc_config *config) {
     return config->untied || !config_has_usual_pattern(config) ? OWN_VERSION : 3;
 }
@@ -15,7 +16,7 @@ static inline int checkpoint_version(const llmc_config *config) {
 enum { PATTERN_AT = 10, TEXT_AT = 42 };
 
 /* The sections of a checkpoint (llmcfile.h); files of other formats have none. */
-enum { OPTIONS, STATE, TOKENIZR, MOMENTS, CRC32, NUM_SECTIONS };
+enum { OPTIONS, STATE, TOKENIZR, MOMENTS, OUTER, CRC32, NUM_SECTIONS };
 enum { TAG_BYTES = 8, SECTION_HEADER = TAG_BYTES + 8 };
 extern const char *const section_tags[NUM_SECTIONS];
 
@@ -59,7 +60,7 @@ struct llmc_file {
     Adapters *adapters;     /* NULL: the file holds a model */
     int64_t padded, params; /* elements in the file: those of a tensor that memory pads, such as wte; and all */
     int64_t begin, end;     /* the bytes before `begin` are a header, the parameters end at `end` */
-    int version;            /* the version of llm.c's format, 1 to 5, or OWN_VERSION, or that of adapterfile.h */
+    int version;            /* the version of llm.c's format, 1 to 5, or one of those above, or that of adapterfile.h */
     int has_crcs;           /* each extent has its checksum; there is none of the whole file */
     Section sections[NUM_SECTIONS];
 };

@@ -16,6 +16,7 @@ static void place_blocks(llmc_model *model, const llmc_plan *plan) {
         model->grads = (float *)at, at += plan->grads;
         model->m = (float *)at, at += plan->moments / 2;
         model->v = (float *)at, at += plan->moments / 2;
+        model->outer = (float *)at, at += plan->outer;
     }
     model->acts = (float *)at, at += plan->acts;
     model->ctx.workspace = at;
@@ -39,7 +40,7 @@ static int allocate(llmc_model *model) {
     place_blocks(model, &plan);
     model->ctx.gelu_again = computes_gelu_again(model);
     model->k->fill(&model->ctx, model->arena, 0xff, plan.total); /* NaN, so that a read before a write shows */
-    if (model->room.training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments);
+    if (model->room.training) model->k->fill(&model->ctx, model->grads, 0, plan.grads + plan.moments + plan.outer);
     return model->k->sync(&model->ctx);
 }
 

@@ -32,6 +32,7 @@ struct llmc_model {
     char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
     float *params, *grads, *m, *v;
+    float *outer;         /* with an outer step: its weights, then its momentum, both as grads */
     int64_t *gradient_at; /* (NUM_TRAINABLE,L): where each layer's gradient lies in grads, m and v; -1: it is frozen */
     char *train_only;     /* room.train_only points here */
     char *base;           /* the file of the weights that LoRA's adapters belong to; NULL: it has no name */

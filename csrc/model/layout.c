@@ -179,6 +179,8 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
     count_trained(layout, room);
     CHECK(room->shards <= 1 || layout->num_trained == layout->num_weights || !room->training, LLMC_EINVAL,
           "the moments are shared out (--zero) only where all of a model is trained: leave it out, as these are few");
+    CHECK(!room->outer || (room->training && room->shards <= 1), LLMC_EINVAL,
+          "an outer step needs a model that is trained, and all of its moments");
     layout->num_moments = 0;
     for (int i = 0; i < MOMENT_PARTS; i++) {
         const Moments part = moments_part(layout, room, i);

@@ -2,13 +2,14 @@
  *
  * A model is one allocation, its arena, laid out in this order (place_blocks in gpt2.c; each block is 64-byte aligned):
  *
- *   | params | stored | grads | m | v | acts                     | workspace |
- *     float    floatX   float          float, int32, floatX        scratch of the kernels
+ *   | params | stored | grads | m | v | outer | acts                     | workspace |
+ *     float    floatX   float          float   float, int32, floatX        scratch of the kernels
  *
  *   stored      the parameters as kernels read them; left out where floatX is float and params serve for both
  *   params      the tensors of tensors.def in their order, without gaps: those of model files, then LoRA's adapters
  *   grads, m, v only in training; each has what is trained of params, in the same order, without gaps; with ZeRO-1 m and v have
  *               this process's share of that
+ *   outer       only with an outer step (DiLoCo): the weights after the last one, then its momentum, each as long as grads
  *
  * The activations, acts, are laid out in three turns, and a gap of 16 to 31 words follows each layer of a tensor:
  *

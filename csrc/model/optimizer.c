@@ -16,6 +16,7 @@ int llmc_model_reset_moments(llmc_model *m) {
     m->step = 0, m->drop.micro_step = m->drop.first;
     m->k->fill(&m->ctx, m->m, 0, bytes);
     m->k->fill(&m->ctx, m->v, 0, bytes);
+    if (m->room.outer) m->k->fill(&m->ctx, team_momentum(m), 0, bytes);
     return m->k->sync(&m->ctx);
 }
 

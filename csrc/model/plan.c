@@ -22,9 +22,11 @@ int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
     plan->trained = layout.num_trained;
     plan->grads = bytes_of(layout.num_trained, 4);
     plan->moments = 2 * bytes_of(layout.num_moments, 4);
+    plan->outer = room->outer ? 2 * bytes_of(layout.num_trained, 4) : 0;
     plan->acts = bytes_of(layout.num_acts, 4);
     plan->workspace = k->workspace_bytes(room->B, room->T, config->C, config->NH, (int)Vp, threads);
-    plan->total = plan->params + plan->stored + plan->grads + plan->moments + plan->acts + plan->workspace;
+    plan->total =
+        plan->params + plan->stored + plan->grads + plan->moments + plan->outer + plan->acts + plan->workspace;
     plan->num_params = layout.num_params - (Vp - config->V) * config->C * (config->untied ? 2 : 1);
     return LLMC_OK;
 }
@@ -71,11 +73,13 @@ static int batch_that_fits(Sizes *s, int64_t available) {
 
 static int plan_line(const llmc_plan *p, const llmc_room *room, char *line, size_t size) {
     const double MB = 1e-6;
+    char outer[64] = "";
+    if (p->outer) snprintf(outer, sizeof outer, "outer step %.1f, ", p->outer * MB);
     return snprintf(line, size,
-                    "memory plan: params %.1f MB, grads %.1f, moments %.1f, activations %.1f, workspace %.1f; "
+                    "memory plan: params %.1f MB, grads %.1f, moments %.1f, %sactivations %.1f, workspace %.1f; "
                     "total %.1f MB for B=%d T=%d recompute=%d",
-                    (p->params + p->stored) * MB, p->grads * MB, p->moments * MB, p->acts * MB, p->workspace * MB,
-                    p->total * MB, room->B, room->T, room->recompute);
+                    (p->params + p->stored) * MB, p->grads * MB, p->moments * MB, outer, p->acts * MB,
+                    p->workspace * MB, p->total * MB, room->B, room->T, room->recompute);
 }
 
 /* Refuses a plan, and names what would fit: a higher recompute, or a smaller batch. */

@@ -12,6 +12,8 @@ int team_lost(const llmc_team *team);
 /* All processes come here before they move their shares of the moments, each with the status of what it needs for that: if one
  * has failed, all fail, and none waits for another. */
 int team_ready(llmc_model *model, int status);
+/* The outer step's momentum, which has as many elements as the gradients. */
+static inline float *team_momentum(const llmc_model *model) { return model->outer + model->layout.num_trained; }
 /* Gathers the parameters that other processes have updated. */
 int team_gather(llmc_model *model);
 #endif

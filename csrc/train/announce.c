@@ -137,6 +137,9 @@ static void add_training(Growing *text, const llmc_trainer *t) {
         growing_add(text, "; dropout of embeddings %g, attention %g, residual %g", o->embd_pdrop, o->attn_pdrop,
                     o->resid_pdrop);
     if (o->separate_documents) growing_add(text, "; documents do not see each other");
+    if (o->diloco)
+        growing_add(text, "; DiLoCo: an exchange after every %lld steps, outer lr %g, momentum %g",
+                    (long long)o->diloco, o->diloco_lr, o->diloco_momentum);
 }
 
 /* The batch, and what a process computes of it at once. */
@@ -161,7 +164,8 @@ static void add_processes(Growing *text, const llmc_trainer *t) {
     if (t->team.world == 1) return;
     growing_add(text, "processes: %d, %d of them on this machine; ", t->team.world, t->team.local);
     add_step(text, t);
-    growing_add(text, " in each process; gradients are summed in %s%s; --timeout=%lld s\n", o->reduce_precision,
+    growing_add(text, " in each process; %s in %s%s; --timeout=%lld s\n",
+                o->diloco ? "changes of weights are averaged" : "gradients are summed", o->reduce_precision,
                 o->zero ? ", and the moments are shared out" : "", (long long)o->timeout);
 }
 

@@ -10,7 +10,8 @@
 int64_t between_last(const llmc_trainer *t) { return t->early ? t->step : t->options.max_steps; }
 
 int between_due(const llmc_trainer *t, int64_t every) {
-    return every > 0 && (t->step % every == 0 || t->step == between_last(t));
+    const int64_t apart = t->options.diloco ? t->options.diloco : 1; /* the steps since the work could be done last */
+    return every > 0 && (t->step % every < apart || t->step == between_last(t));
 }
 
 /* The loss of the next batch of a validation set, of which `rows` count, and what it weighs: 1 if all do, and with a loss mask as much
@@ -96,7 +97,7 @@ int between_save_alone(llmc_trainer *t, const char *name, int with_moments) {
     if (!meet_keeps(t)) return LLMC_OK;
     t->doing = SAVING;
     if (!t->team.rank) return write_checkpoint(t, name, with_moments);
-    return t->options.zero && with_moments ? llmc_checkpoint_send(t->model) : LLMC_OK;
+    return (t->options.zero || t->options.diloco) && with_moments ? llmc_checkpoint_send(t->model) : LLMC_OK;
 }
 
 int between_save(llmc_trainer *t, const char *name, int with_moments) {

@@ -10,8 +10,9 @@ enum { MESSAGE = 1024 }; /* bytes */
 
 static int is_alone(const llmc_trainer *t) { return t->team.world == 1; }
 
+/* With --diloco one process, too, stops only where several would meet. */
 void meet_ask_stop(llmc_trainer *t, int asked) {
-    if (is_alone(t)) t->stop |= asked;
+    if (is_alone(t) && !t->options.diloco) t->stop |= asked;
     else t->asked |= asked;
 }
 
@@ -64,7 +65,7 @@ int meet_fail(llmc_trainer *t, int status, int knows) {
 
 int meet(llmc_trainer *t, int status) {
     const int stopped = status == LLMC_STOPPED, failed = status < 0 && !stopped;
-    if (is_alone(t)) return status;
+    if (is_alone(t)) return t->stop |= t->asked, status;
     if (stopped) t->asked = 1;
     double x[] = {t->asked != 0, failed, stopped};
     char reason[MESSAGE];
@@ -74,6 +75,21 @@ int meet(llmc_trainer *t, int status) {
     if (failed) llmc_fail(status, "%s", reason);
     if (x[1] > 0) return meet_fail(t, status, failed);
     return x[2] > 0 ? LLMC_STOPPED : status;
+}
+
+/* ---- DiLoCo ---- */
+
+int meet_within_step(llmc_trainer *t, int status) { return t->options.diloco ? status : meet(t, status); }
+
+int meet_is_due(const llmc_trainer *t) {
+    return !t->options.diloco || t->step % t->options.diloco == 0 || t->step == t->options.max_steps;
+}
+
+int meet_after_step(llmc_trainer *t, int status) {
+    const llmc_options *o = &t->options;
+    if (!o->diloco || (status >= 0 && !meet_is_due(t))) return status;
+    TRY(meet(t, status));
+    return llmc_model_outer_step(t->model, o->diloco_lr, o->diloco_momentum);
 }
 
 int meet_in_turn(llmc_trainer *t, int (*work)(llmc_trainer *)) {

@@ -73,6 +73,18 @@ static double own_lr(const llmc_trainer *t) {
     return t->options.lora_rank ? adapting_lr(C) : tuning_lr(C);
 }
 
+/* Processes that are apart cannot share moments, nor decide together which step is an outlier. */
+static int check_diloco(const llmc_options *o) {
+    CHECK(!o->diloco || !o->zero, LLMC_EINVAL,
+          "--zero shares out the moments, which --diloco changes on each process by itself: give one");
+    CHECK(
+        !o->diloco || !(o->skip_outliers > 0), LLMC_EINVAL,
+        "--skip_outliers looks at the loss of all processes in each step, which --diloco does not exchange: give one");
+    CHECK(!o->diloco || !o->lora_rank, LLMC_EINVAL,
+          "--diloco saves little with --lora_rank, whose gradients are few: leave one out");
+    return LLMC_OK;
+}
+
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
@@ -84,6 +96,7 @@ int setup_check(llmc_trainer *t) {
     if (!(t->k = llmc_kernels(NULL, element))) return LLMC_EDEVICE;
     CHECK(!strcmp(o->reduce_precision, "fp32") || !strcmp(o->reduce_precision, "bf16"), LLMC_EINVAL,
           "--reduce_precision=%s is neither fp32 nor bf16", o->reduce_precision);
+    TRY(check_diloco(o));
     if (t->k->element == LLMC_BF16) strcpy(o->precision, "bf16"); /* in the record too, where auto may become fp32 */
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, 1, 0, 0, 0, 0, 0));
@@ -154,6 +167,7 @@ llmc_room setup_room(const llmc_trainer *t) {
                        .train_only = o->train_only,
                        .shards = o->zero ? t->team.world : 1,
                        .shard = o->zero ? t->team.rank : 0,
+                       .outer = o->diloco > 0,
                        .neighbours = t->k->host ? t->team.local : 1};
 }
 
@@ -192,6 +206,7 @@ int setup_model(llmc_trainer *t) {
     if (t->resumed) TRY(resume_restore(t));
     if (t->resumed) TRY(resume_note_changes(t));
     else TRY(llmc_model_reset_moments(t->model)); /* a file may bring those of another run */
+    if (o->diloco) TRY(llmc_model_outer_begin(t->model));
     llmc_file_free(t->file), t->file = NULL;
     return LLMC_OK;
 }

@@ -53,6 +53,8 @@ void tell_nothing_learnt(llmc_trainer *t) {
 }
 
 const char *llmc_trainer_stopping(const llmc_trainer *t) {
+    if (t->options.diloco && (t->doing == STEPPING || t->doing == MICRO_STEPPING))
+        return "stopping at the next exchange (--diloco); again to quit now";
     switch (t->doing) {
     case STEPPING: return "stopping after this step; again to quit now";
     case MICRO_STEPPING: return "stopping after this micro-step; again to quit now";
@@ -90,6 +92,7 @@ int tell_nonfinite(llmc_trainer *t, const char *what, double value) {
     llmc_fail(LLMC_ENUMERIC, "step %lld: the %s is %g, first seen in %s; %s with a lower --lr or --grad_clip",
               (long long)t->step + 1, what, value, *name ? name : "the gradient norm",
               t->saved ? "the last checkpoint is untouched: --resume from it" : "nothing was saved yet: start again");
+    if (t->options.diloco && t->doing != VALIDATING) return LLMC_ENUMERIC; /* the others are apart */
     return meet_fail(t, LLMC_ENUMERIC, *name != 0); /* the tensor may have been seen by another process only */
 }
 

@@ -219,16 +219,16 @@ static int at_accumulate(llmc_trainer *t) {
     t->position = llmc_loader_position(t->train);
     t->windows = length_windows(t);
     const int rc = step_accumulate(t);
-    if (rc <= 0) return rc < 0 ? rc : drop_step(t);
+    if (rc <= 0) return rc < 0 ? meet_after_step(t, rc) : drop_step(t);
     t->phase = UPDATE;
     if (!t->yield_gradients) return LLMC_OK;
     t->loss = step_loss(t);
-    return isfinite(t->loss) ? LLMC_GRADIENTS : tell_nonfinite(t, "loss", t->loss);
+    return isfinite(t->loss) ? LLMC_GRADIENTS : meet_after_step(t, tell_nonfinite(t, "loss", t->loss));
 }
 
 static int at_update(llmc_trainer *t, llmc_event *e) {
-    TRY(update(t));
-    t->phase = EVALUATE;
+    TRY(meet_after_step(t, update(t)));
+    t->phase = meet_is_due(t) ? EVALUATE : ACCUMULATE;
     t->evaluated = NOT_EVALUATED;
     return announce_step(t, e);
 }
@@ -246,11 +246,13 @@ static int move(llmc_trainer *t, llmc_event *e) {
     }
 }
 
-/* Saves the steps so far when data cannot be read within a step: the weights are still those of the step before. */
+/* Saves the steps so far when data cannot be read within a step: the weights are still those of the step before, but with --diloco
+ * those of one process. */
 static void rescue(llmc_trainer *t, int status) {
     char reason[1024];
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
-    const int saved = meet_keeps(t) && t->step && llmc_loader_set_position(t->train, t->position) == 0 &&
+    const int saved = !t->options.diloco && meet_keeps(t) && t->step &&
+                      llmc_loader_set_position(t->train, t->position) == 0 &&
                       between_save_alone(t, "last.ckpt", 1) == 0;
     llmc_fail(status, "%s%s", reason, saved ? "; the steps so far are saved, continue with --resume" : "");
 }

@@ -57,7 +57,7 @@ struct llmc_trainer {
     int yield_gradients, saved; /* saved: there is a checkpoint to go back to */
     volatile sig_atomic_t stop, doing;
     llmc_team team;                 /* world 1: this process trains alone */
-    volatile sig_atomic_t asked;    /* one of several was asked to stop: `stop` follows where all meet (meet.c) */
+    volatile sig_atomic_t asked;    /* a stop is wanted, and `stop` follows where all meet (meet.c) */
     double summed_loss;             /* the step's loss over all of several processes */
     int64_t step, tokens, position; /* position: that of the data when the present step began */
     int found;                      /* `evaluated`, as read from the resumed checkpoint */
@@ -118,6 +118,13 @@ int meet_sum(llmc_trainer *trainer, double *x, int n);
 int meet_fail(llmc_trainer *trainer, int status, int knows);
 /* Rank 0 works first, then the others. */
 int meet_in_turn(llmc_trainer *trainer, int (*work)(llmc_trainer *));
+/* With --diloco the processes are apart between two exchanges, and meet nobody. Within a step: returns the status of one's own work,
+ * which without --diloco is that of all. After it: an error waits for the others at their next exchange, where all fail; a step
+ * after which an exchange is due ends with that. */
+int meet_within_step(llmc_trainer *trainer, int status);
+int meet_after_step(llmc_trainer *trainer, int status);
+/* True at the steps after which all weights are the same: each, or with --diloco those of the exchanges. */
+int meet_is_due(const llmc_trainer *trainer);
 /* True if the run is written; of several processes only rank 0 has its folder. */
 int meet_keeps(const llmc_trainer *trainer);
 
@@ -243,7 +250,7 @@ int step_rows(const llmc_trainer *trainer, int64_t windows, int i);
 int64_t step_learnt(const llmc_trainer *trainer, const llmc_loader *loader, int rows);
 
 /* ---- between.c ---- */
-/* True at each multiple of `every`, and at the run's last step. */
+/* True at each multiple of `every`, with --diloco at the exchange that comes then or next, and at the run's last step. */
 int between_due(const llmc_trainer *trainer, int64_t every);
 /* The step at which the run ends, which may be the present one by --patience. */
 int64_t between_last(const llmc_trainer *trainer);

@@ -25,6 +25,7 @@ SCORES = "evaluate.json"  # a run's file of scores (pyllmc/evaluate/report.py)
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
+OUTER_VERSION = 104  # a checkpoint with DiLoCo's outer step
 ADAPTER_VERSION = 1000  # a file that holds LoRA adapters instead of a model (csrc/files/adapterfile.h)
 
 
@@ -90,7 +91,7 @@ def read_header(path: Source) -> tuple[int, GPTConfig] | None:
 def parse_header(header: bytes) -> tuple[int, GPTConfig]:
     """The same of the first bytes of a model file. Raises ValueError for impossible sizes."""
     version, maxT, V, L, NH, C, _, window, untied, pattern = struct.unpack_from("<9i128s", header, 4)
-    if version not in (OWN_VERSION, ADAPTER_VERSION):
+    if version not in (OWN_VERSION, OUTER_VERSION, ADAPTER_VERSION):
         untied, pattern = 0, b""
     return version, GPTConfig(
         V, maxT, L, NH, C, window, untied, pattern.partition(b"\0")[0].decode("latin-1")

@@ -119,9 +119,10 @@ def train(processes: int, *launch: str, **options: Any) -> tuple[int, list[str]]
     return run.end(), run.told
 
 
-def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[list[float]]]:
-    """Trains every case with so many processes, which are started once; stop_at: the step after which it is stopped. Returns loss and
-    norm of each step."""
+def train_apart(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
+    """Trains every case with so many processes, which are started once. Returns for each process and case "steps": loss and norm
+    of each, "sent": the bytes of floats that it handed to sums, and "error": the line of it. A case's "stop" is (rank, step): the
+    process that asks for a stop, or None for all, and after which step."""
     (folder / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(
         [*STANDALONE, f"--nproc_per_node={processes}", __file__, str(folder)],
@@ -131,19 +132,46 @@ def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> li
         timeout=LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads((folder / f"steps{rank}.json").read_text()) for rank in range(processes)]
+    return [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(processes)]
+
+
+def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[list[float]]]:
+    """The same where all processes have the same losses and norms; returns those of each case."""
+    found = [[case["steps"] for case in one] for one in train_apart(processes, cases, folder)]
     assert all(one == found[0] for one in found), "the processes differ"
     return found[0]
 
 
-def steps_of(trainer: Any, stop_at: int = 0) -> list[list[float]]:
-    steps = []
-    for event in trainer:
-        if event.kind == "step":
+def count_sent() -> list[int]:
+    """From now on counts the bytes of floats that are handed to sums."""
+    import torch.distributed as dist
+
+    plain, sent = dist.all_reduce, [0]
+
+    def counted(x: Any, *arguments: Any, **named: Any) -> Any:
+        sent[0] += x.numel() * x.element_size() if x.element_size() < 8 else 0
+        return plain(x, *arguments, **named)
+
+    dist.all_reduce = counted
+    return sent
+
+
+def steps_of(trainer: Any) -> list[list[float]]:
+    return run_case(trainer, None)["steps"]
+
+
+def run_case(trainer: Any, stop: int | None) -> dict[str, Any]:
+    steps, error = [], ""
+    try:
+        for event in trainer:
+            if event.kind != "step":
+                continue
             steps.append([event.loss, event.norm])
-        if event.kind == "step" and event.step == stop_at:
-            trainer.stop()
-    return steps
+            if event.step == stop:
+                trainer.stop()
+    except ArithmeticError as raised:  # the weights are no longer finite
+        error = str(raised)
+    return {"steps": steps, "error": error}
 
 
 def main() -> None:
@@ -154,17 +182,20 @@ def main() -> None:
     from pyllmc.trainer import Options
 
     settle_machine()
+    sent = count_sent()
     folder, rank, found = Path(sys.argv[1]), os.environ["RANK"], []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         os.environ["TORCHELASTIC_RUN_ID"] = f"case{number}"
-        stop_at = case.pop("stop_at", 0)
+        stopper, stop = case.pop("stop", (None, None))
         options = Options(_ffi.load())
         for name, value in case.items():
             options.set(name, value)
         team = distributed.join(options)
-        found.append(steps_of(pyllmc.Trainer(options, team=team), stop_at))
+        sent[0] = 0
+        one = run_case(pyllmc.Trainer(options, team=team), stop if stopper in (None, int(rank)) else None)
+        found.append({**one, "sent": sent[0]})
         team.close()
-    (folder / f"steps{rank}.json").write_text(json.dumps(found))
+    (folder / f"found{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

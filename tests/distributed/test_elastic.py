@@ -127,7 +127,7 @@ def runs(data, uneven, tmp_path_factory) -> tuple[Path, dict[str, list[list[floa
     found["plain 1"] = several.steps_of(pyllmc.Trainer(**one), 5)
     shutil.copytree(home / "plain 1", home / "plain 12")
 
-    cases = [{**fresh[name], "out": at(f"{name} 2"), "stop_at": 5} for name in names]
+    cases = [{**fresh[name], "out": at(f"{name} 2"), "stop": (None, 5)} for name in names]
     cases += [{"resume": at("plain 12")}]
     parts = several.train_cases(2, cases, home)
     found.update(zip([*(f"{name} 2" for name in names), "plain 12"], parts))
@@ -136,7 +136,7 @@ def runs(data, uneven, tmp_path_factory) -> tuple[Path, dict[str, list[list[floa
         shutil.copytree(home / f"{name} 2", home / f"{name} 21")
         found[f"{name} 21"] = several.steps_of(pyllmc.Trainer(resume=at(f"{name} 21"), zero=0))
 
-    cases = [{"resume": at(f"{name} 23"), "stop_at": 8 if name == "epoch" else 0} for name in names]
+    cases = [{"resume": at(f"{name} 23"), "stop": (None, 8 if name == "epoch" else 0)} for name in names]
     found.update(zip([f"{name} 23" for name in names], several.train_cases(3, cases, home)))
     shutil.copytree(home / "epoch 23", home / "epoch 231")
     found["epoch 231"] = several.steps_of(pyllmc.Trainer(resume=at("epoch 231")))
