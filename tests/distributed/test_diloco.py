@@ -260,16 +260,21 @@ def test_work_between_steps_waits_for_an_exchange(data):
     assert [event.step for event in pyllmc.Trainer(**options) if event.kind == "eval"] == [0, 8, 12, 14]
 
 
-def test_a_stop_waits_for_an_exchange(data, tmp_path):
-    """A resumed run then comes to the bits of one that was never stopped."""
+@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cpu", "bf16"), ("emu", "fp32")])
+def test_a_stop_waits_for_an_exchange(data, tmp_path, device, precision):
+    """A resumed run then comes to the bits of one that was never stopped. It begins with weights that it has loaded, so the outer
+    step must have left the same for the kernels."""
+    if device == "emu" and not (_ffi.PACKAGE / "lib/libpyllmc_emu_fp32.so").exists():
+        pytest.skip("the emulated library is not built")
+    how = {"device": device, "precision": precision}
     for name, stop in (("whole", None), ("stopped", 5)):
-        trainer = pyllmc.Trainer(**APART, data=data, out=tmp_path / name)
+        trainer = pyllmc.Trainer(**APART, **how, data=data, out=tmp_path / name)
         for event in trainer:
             if event.kind == "step" and event.step == stop:
                 assert "next exchange" in trainer.stopping
                 trainer.stop()
     assert event.kind == "checkpoint" and event.step == 2 * H
-    list(pyllmc.Trainer(resume=tmp_path / "stopped"))
+    list(pyllmc.Trainer(resume=tmp_path / "stopped", device=device))
     assert moments(tmp_path / "stopped") == moments(tmp_path / "whole")
 
 
