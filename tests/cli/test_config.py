@@ -125,6 +125,7 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
             "warmup_tokens": "0",
             "batch_ramp_tokens": "0",
             "global_batch": "0",
+            "diloco": "0",
         },
         **{"repetition_penalty": "1.1234567890123457", "val_batches": "1", "recompute": "3", "top_k": "1"},
     }
