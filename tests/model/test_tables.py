@@ -117,7 +117,7 @@ def test_a_chunk_of_logits_lies_over_what_is_idle(B, T):
 def test_the_arena_lies_as_layout_h_draws_it():
     header = (ROOT / "csrc/model/layout.h").read_text()
     drawn = re.search(r"\| (params .*) \|", header)[1].replace("|", " ").split()
-    assert drawn == ["params", "stored", "grads", "m", "v", "acts", "workspace"]
+    assert drawn == ["params", "stored", "grads", "m", "v", "outer", "acts", "workspace"]
     blocks = {
         "params": lib.LLMC_PARAMS,
         "grads": lib.LLMC_GRADS,
