@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyllmc.base.checks import as_path
 from pyllmc.base.errors import DataError, MissingDependency, SystemFailure
+from pyllmc.convert import peft_adapter
 from pyllmc.convert.native import is_bundle
 from pyllmc.engine import checkpoint
 from pyllmc.engine.named import open_tokenizer
@@ -80,7 +81,19 @@ def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # another model's may lie beside a file
             return found, f"of {folder / name}"
-    return of_hugging_face(source) if source.is_dir() else (None, "")
+    if not source.is_dir():
+        return None, ""
+    found, where = of_hugging_face(source)
+    is_adapter = not where and (source / peft_adapter.CONFIG).exists()
+    return _of_base(source, V) if is_adapter else (found, where)
+
+
+def _of_base(adapter: Path, V: int) -> tuple[Tokenizer | None, str]:
+    """The tokenizer of the model that a folder of PEFT's adapters belongs to."""
+    base = peft_adapter.place_of_base(adapter)
+    if carried := checkpoint.section(base, checkpoint.TOKENIZER):
+        return Tokenizer.from_bytes(carried, os.fspath(base)), f"of {base}"
+    return _beside(base, V)
 
 
 def _look(source: Path, V: int) -> tuple[Tokenizer | None, str]:

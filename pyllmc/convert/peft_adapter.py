@@ -69,13 +69,22 @@ def open_folder(folder: Path, said: Any = None) -> Weights:
 
 def read_folder(folder: Path) -> Adapter:
     """Opens an adapter and its base. Raises BadFile if the adapter is of another model or kind."""
-    from pyllmc.convert import hub
     from pyllmc.convert.kinds import find
-    from pyllmc.convert.source import locate
 
     about = read_json(folder / CONFIG)
     _check(folder, about)
-    base = about.get("base_model_name_or_path")
+    found = find(place_of_base(folder))
+    weights, rank = found.open(), int(about["r"])
+    tensors = _tensors(folder, weights.config, rank)
+    return Adapter(found, weights, rank, float(about["lora_alpha"]), _dropout(folder, about), tensors)
+
+
+def place_of_base(folder: Path) -> Path:
+    """The path of the model that an adapter belongs to; one of the hub is fetched. Raises BadFile."""
+    from pyllmc.convert import hub
+    from pyllmc.convert.source import locate
+
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise BadFile(f"{folder / CONFIG} names no base model: write its path as base_model_name_or_path")
     place = locate(base) or (locate(f"hub:{base}") if hub.NAME.fullmatch(base) else None)
@@ -83,10 +92,7 @@ def read_folder(folder: Path) -> Adapter:
         raise BadFile(
             f"{folder} holds adapters of {base}, which does not exist here: put its path into {CONFIG}"
         )
-    found = find(place)
-    weights, rank = found.open(), int(about["r"])
-    tensors = _tensors(folder, weights.config, rank)
-    return Adapter(found, weights, rank, float(about["lora_alpha"]), _dropout(folder, about), tensors)
+    return place
 
 
 def _dropout(folder: Path, about: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ import pyllmc
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.convert.__main__ import main as convert
 from pyllmc.engine.weightfile import WeightFile
+from pyllmc.evaluate.opening import open_scorer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -359,6 +360,24 @@ def test_a_base_that_only_python_reads(data, exported, tmp_path):
     again = train(data, tmp_path / "again", resume=str(out), max_steps=6)
     ids = ids_for(m := pyllmc.Model(again, training=False))
     assert close(logits_of(m, ids), logits_of(pyllmc.Model(again, lora_rank=2, training=False), ids))
+
+
+def test_the_tokenizer_of_the_base_writes_and_is_scored_with(exported, run, tmp_path):
+    """Adapters come without one: the base has it, in its folder, or, where the base is a run, in its checkpoint."""
+    whole, adapter = exported
+    carried = pyllmc.Model(run, training=False).tokenizer_bytes
+    assert carried and open_scorer(str(whole)).tokenizer is not None
+    of_run = tmp_path / "adapter"
+    shutil.copytree(adapter, of_run)
+    path = of_run / "adapter_config.json"
+    config = json.loads(path.read_text())
+    base = WeightFile(pyllmc.engine._ffi.load(), run / "last.ckpt").adapters["base"]
+    path.write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    for folder in (adapter, of_run):
+        assert not list(folder.glob("*token*")) and not list(folder.glob("vocab*"))
+        assert pyllmc.Model(folder, training=False).tokenizer_bytes
+        assert pyllmc.Writer(folder).write("the", 3).startswith("the")
+        assert open_scorer(str(folder)).tokenizer is not None
 
 
 WRONG = [
