@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllmc.base.errors import BadFile, DataError, InvalidArgument
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
 from pyllmc.draw import curves
 from pyllmc.draw.curves import OF_SET, Curve, Run, read_run
 from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
@@ -176,8 +176,10 @@ def _about_all(runs: Sequence[Run], ringed: bool) -> str:
 
 
 def checked_path(path: str | Path) -> Path:
-    """The path. Raises InvalidArgument if pictures of its kind are not drawn."""
+    """The path. Raises InvalidArgument if pictures of its kind are not drawn, SystemFailure if its folder is not there."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")
+    if not path.parent.is_dir():
+        raise SystemFailure(f"{path}: {path.parent} is no folder: make it, or choose another place")
     return path

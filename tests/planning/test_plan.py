@@ -338,6 +338,12 @@ def test_bad_input_is_one_line(words, capsys):
     assert WRONG[words] in err
 
 
+def test_a_picture_in_a_missing_folder_is_refused_at_once(tmp_path, capsys):
+    assert plan.main([*TIMED, f"--out={tmp_path / 'no/plan.png'}"]) == 5
+    out, err = capsys.readouterr()
+    assert out == "" and f"{tmp_path / 'no'} is no folder: make it" in err
+
+
 def test_a_gpu_s_plan_is_made_without_a_gpu():
     memory = made("--model=d12", "--device=h200", "--mfu=0.4")["memory"]
     assert memory["stored"] == memory["params"] / 2, "bf16 beside fp32 masters"
