@@ -766,6 +766,7 @@ EXTRA = {  # options that only this front end has
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     about = "GPT-2 in PyTorch, beside ./train_gpt2; run folders, samples and checkpoints are only there"
     hidden = (
+        *"eval_tasks eval_every eval_data eval_limit".split(),
         *"out overwrite resume plan train_only lora_rank lora_alpha lora_dropout lora_on".split(),
         *SEVERAL,
     )
@@ -776,6 +777,10 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     o.given, o.called = parser.given, parser.called
     if o.train_only or o.lora_rank:
         parser.error("--train_only and LoRA are ./train_gpt2's: the reference trains all tensors")
+    if o.eval_tasks:
+        parser.error(
+            "--eval_tasks is python -m pyllmc.train's: export weights, and score them with python -m pyllmc.evaluate"
+        )
     if o.resume or o.plan or o.overwrite or o.out not in ("", options.options()["out"].default):
         parser.error(
             "--out, --overwrite, --resume and --plan are ./train_gpt2's: the reference writes no runs and plans no "

@@ -60,6 +60,8 @@ int llmc_options_set_model_file(llmc_options *options, const char *path);
 int llmc_options_set_base_file(llmc_options *options, const char *path);
 /* A trainer that is made with these options is one of several, which train together. NULL: it is alone. */
 int llmc_options_set_team(llmc_options *options, const llmc_team *team);
+/* The front end scores --eval_tasks at each LLMC_EXAM. Other trainers refuse the option. */
+int llmc_options_examine(llmc_options *options, int on);
 int llmc_options_is_given(const llmc_options *options, const char *name); /* set since the defaults: 1 or 0 */
 int llmc_options_get(const llmc_options *options, const char *name, char *value, size_t size);
 /* Takes --name=value, --name value, --flag, --no_flag; the last one of a name counts. 1 if --help is among them, 2 if
@@ -106,7 +108,7 @@ const char *llmc_chat_label(const llmc_chat *chat, int answer);        /* the te
 
 /* ---- trainer (trainer.c): the loop as a step machine ---- */
 typedef struct llmc_trainer llmc_trainer;
-enum { LLMC_DONE, LLMC_PLAN, LLMC_STEP, LLMC_GRADIENTS, LLMC_EVAL, LLMC_SAMPLE, LLMC_CHECKPOINT };
+enum { LLMC_DONE, LLMC_PLAN, LLMC_STEP, LLMC_GRADIENTS, LLMC_EVAL, LLMC_SAMPLE, LLMC_CHECKPOINT, LLMC_EXAM };
 typedef struct llmc_event {
     int kind;
     int64_t step, tokens;  /* optimizer steps and tokens so far */
@@ -124,7 +126,9 @@ int llmc_options_settle_resume(llmc_options *options);
 int llmc_trainer_new(llmc_trainer **trainer, const llmc_options *options);
 void llmc_trainer_free(llmc_trainer *trainer);
 /* Runs to the next event and returns its kind: PLAN first (before the arena is allocated), DONE (0) last and ever after.
- * GRADIENTS comes only if it is asked for: the gradients of all micro-steps are complete and may be changed. */
+ * GRADIENTS comes only if it is asked for: the gradients of all micro-steps are complete and may be changed. EXAM comes after
+ * the checkpoint of a step, if any, wherever --eval_tasks are due: the front end scores them before its next call. A run that is
+ * resumed tells it again of the step that it begins with. */
 int llmc_trainer_next(llmc_trainer *trainer, llmc_event *event);
 int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
 /* Stops the run; may be called from a signal handler or another thread. At most one micro-step, batch of a validation or token
@@ -132,14 +136,20 @@ int llmc_trainer_yield_gradients(llmc_trainer *trainer, int on);
 void llmc_trainer_stop(llmc_trainer *trainer);
 /* The line that answers a first Ctrl-C, which depends on the present work; may be called from a signal handler. */
 const char *llmc_trainer_stopping(const llmc_trainer *trainer);
+/* Writes a line into the run's metrics.jsonl, if it has a folder: it begins {"step": N, has less than 1,024 bytes, and ends with
+ * \n. */
+int llmc_trainer_note(llmc_trainer *trainer, const char *line);
+/* The value of an option as the run has it: that of the checkpoint it goes on from, and the sizes of its model. */
+int llmc_trainer_option(const llmc_trainer *trainer, const char *name, char *value, size_t size);
 /* Writes a text for the user after DONE: the best loss, where its weights are, and whole commands for what to do next. In these
  * `program` is the command that trains, and `python` is Python; if Python trains, program begins with it. */
 int llmc_trainer_ending(const llmc_trainer *trainer, const char *program, const char *python, char *text, size_t size);
 /* The number of validation sets; for i among them also the name ("" if it is the only one, without a name) and the loss of its
  * last validation (NaN before the first; a resumed run knows that of set 0 from its checkpoint). */
 int llmc_trainer_val(const llmc_trainer *trainer, int i, const char **name, double *loss);
-llmc_model *llmc_trainer_model(llmc_trainer *trainer);     /* NULL before the first event after PLAN */
-const char *llmc_trainer_out(const llmc_trainer *trainer); /* the run folder; "" if none */
+llmc_tokenizer *llmc_trainer_tokenizer(llmc_trainer *trainer); /* NULL: neither data nor weights have one */
+llmc_model *llmc_trainer_model(llmc_trainer *trainer);         /* NULL before the first event after PLAN */
+const char *llmc_trainer_out(const llmc_trainer *trainer);     /* the run folder; "" if none */
 /* cffi: end */
 #pragma GCC visibility pop
 #endif

@@ -338,6 +338,8 @@ int llmc_model_name_base(llmc_model *model, const char *path);
  * and train_only=. Returns the whole length, 0 if the file holds a model. Loading such a file loads its base, too; a model of
  * lora_rank 0 gets the adapters merged. */
 int llmc_file_adapters(const llmc_file *file, char *text, int64_t size);
+/* Copies the weights of a model of the same sizes, whatever both are made for; its adapters are merged. `model` has none. */
+int llmc_model_copy_weights(llmc_model *model, const llmc_model *from);
 /* Reads the base of a file of adapters from another place than where it was. */
 int llmc_file_set_base(llmc_file *file, const char *path);
 /* The same by path, each opening the file for a single question. */

@@ -28,6 +28,7 @@ _HOMES = {
     "GPTConfig": "tables.layout",
     "Trainer": "trainer",
     "Event": "trainer",
+    "Examiner": "evaluate.training",
     "Tokenizer": "text.tokenizer",
     "Writer": "writer",
     "Chat": "writer",

@@ -26,8 +26,10 @@ EXAMPLES = (
 def parse_panels(text: str) -> tuple[str, ...]:
     names = tuple(PANELS) if text == "all" else tuple(name for name in text.split(",") if name)
     for name in names:
-        if name not in PANELS:
-            raise InvalidArgument(f"--panels={name} is not one of {', '.join(PANELS)}, all")
+        if name not in PANELS and ":" not in name:
+            raise InvalidArgument(
+                f"--panels={name} is not one of {', '.join(PANELS)}, all, or a score of --eval_tasks, such as lambada:acc"
+            )
     return names
 
 
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dark", action="store_true", help="light curves on dark paper")
     parser.add_argument("--x", choices=("step", "tokens"), default="step", help="the horizontal axis [step]")
     parser.add_argument(
-        "--panels", default="", help="curves below the losses of one run: lr, norm, tok_s, or all"
+        "--panels",
+        default="",
+        help="curves below the losses of one run: lr, norm, tok_s, or all; and scores of --eval_tasks, such as lambada:acc",
     )
     o = parser.parse_args(arguments)
 

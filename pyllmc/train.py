@@ -31,10 +31,18 @@ from pyllmc.writer import tell_weights, write_text
 
 if TYPE_CHECKING:
     from pyllmc.distributed.team import Team
+    from pyllmc.evaluate.training import Examiner
 
 PROG = "pyllmc.train"
 
 WRITING = " --max_steps=0 --prompt="
+
+
+def examiner(trainer: Trainer) -> Examiner:
+    """Is called for runs with --eval_tasks only, so that others do not wait for the import."""
+    from pyllmc.evaluate.training import Examiner
+
+    return Examiner(trainer)
 
 
 def draw(trainer: Trainer) -> None:
@@ -91,7 +99,7 @@ COPIES_S = 5.0  # a cluster signals every process, and torchrun passes the signa
 
 def run_together(options: Options, team: Team) -> int:
     """Trains with the other processes. Rank 0 alone prints and writes."""
-    trainer = Trainer(options, team=team)
+    trainer = Trainer(options, team=team, examiner=examiner)
     expect_copies(COPIES_S)
     if team.place.rank == 0:
         code = run(trainer)
@@ -145,7 +153,7 @@ def start(arguments: Sequence[str]) -> int:
     if asked:
         show(asked.rstrip())
         return 0
-    return write(options) if options.only_write() else run(Trainer(options))
+    return write(options) if options.only_write() else run(Trainer(options, examiner=examiner))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from pyllmc.adopt import adopt_model
-from pyllmc.base.checks import NotCopied, as_flag, as_path, refuse
+from pyllmc.base.checks import NotCopied, as_flag, as_path, as_word, refuse
 from pyllmc.base.errors import DataError, InvalidArgument
 from pyllmc.distributed.team import Team
 from pyllmc.engine import _ffi
@@ -17,14 +18,24 @@ from pyllmc.engine.settings import Options
 from pyllmc.model import Model
 from pyllmc.stories import telling
 
-KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint")
+KINDS = ("done", "plan", "step", "gradients", "eval", "sample", "checkpoint", "exam")
+MOST_NOTED = 1024  # bytes of a line of metrics.jsonl, which the engine reads back (csrc/train/run.c)
+
+
+class Examiner(Protocol):
+    """Scores --eval_tasks. It is made once all that training needs is checked, and refuses then what it cannot score."""
+
+    def examine(self, step: int, again: bool) -> str:
+        """Scores the model in training: the line to print. again: the run was resumed at this step, and may have scored it before;
+        then "" if it has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
     """One event of a run.
 
-    kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", and "gradients" if asked for.
+    kind: "plan" first, before memory is taken; then "step", "eval", "sample", "checkpoint", "exam" (--eval_tasks), and
+    "gradients" if asked for.
     step, tokens: optimizer steps and tokens done. loss, lr, norm, ms, tok_s, eta_s: this step's; val_loss: the last one, of
     the first validation set. skipped: this step changed nothing, because the z-score of its loss or norm is above
     skip_outliers: z = (x - mean) / std over the last 128 steps, this one among them, as llm.c's outlier_detector.h has it.
@@ -81,6 +92,7 @@ class Trainer(NotCopied):
     Options are those of `python -m pyllmc.train --help`; out="" writes no files. yield_gradients=True adds an event
     when a step's gradients are complete, before they are clipped and applied: change `trainer.model.grads` then.
     team: pyllmc.distributed.join(options) where torchrun has started several processes, which then train together.
+    examiner: pyllmc.Examiner, for eval_tasks="lambada,..."; it is called with the trainer.
     Raises InvalidArgument for an impossible option or shape, BadFile, OutOfMemory, SystemFailure, NotFinite.
     """
 
@@ -92,6 +104,7 @@ class Trainer(NotCopied):
         *,
         yield_gradients: bool = False,
         team: Team | None = None,
+        examiner: Callable[[Trainer], Examiner] | None = None,
         **named: Any,
     ) -> None:
         if options is not None and not isinstance(options, Options):
@@ -102,12 +115,17 @@ class Trainer(NotCopied):
             )
         if team is not None and not isinstance(team, Team):
             refuse("team", team, "what pyllmc.distributed.join(options) returns")
+        if examiner is not None and not callable(examiner):
+            refuse("examiner", examiner, "pyllmc.Examiner")
         self.options = options or Options(_ffi.load())
         if options is None and not {"out", "resume"} & set(named):
             self.options.set("out", "")  # a library call writes nothing unless it is told where
         for name, value in named.items():
             self.options.set(name, value)
-        self._team = team  # C calls it as long as the trainer lives
+        self.team = team  # C calls it as long as the trainer lives
+        _ffi.check(
+            self.options.lib, self.options.lib.llmc_options_examine(self.options.handle, examiner is not None)
+        )
         self._lib = prepare(self.options, team)
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
@@ -116,11 +134,30 @@ class Trainer(NotCopied):
             self._lib,
             self._lib.llmc_trainer_yield_gradients(self._handle, as_flag("yield_gradients", yield_gradients)),
         )
+        self.stopped = False  # True: the run shall end soon
+        self._has_stepped = False
+        self._examiner = self._make(examiner) if examiner is not None and self.setting("eval_tasks") else None
+
+    def _make(self, examiner: Callable[[Trainer], Examiner]) -> Examiner | None:
+        """Makes the examiner; several processes do so one after another."""
+        made: list[Examiner] = []
+        if self.setting("plan") == "0":
+            (self.team.in_turn if self.team else lambda work: work())(lambda: made.append(examiner(self)))
+        return made[0] if made else None
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
+        while True:
+            event = self._next()
+            self._has_stepped |= event.kind == "step"
+            if event.kind != "exam":
+                return event
+            if self._examiner and (line := self._examiner.examine(event.step, not self._has_stepped)):
+                return dataclasses.replace(event, text=line)
+
+    def _next(self) -> Event:
         event = _ffi.ffi().new("llmc_event *")
         if _ffi.check(self._lib, self._lib.llmc_trainer_next(self._handle, event)) == self._lib.LLMC_DONE:
             raise StopIteration
@@ -138,7 +175,34 @@ class Trainer(NotCopied):
         At most one micro-step, one batch of a validation or one token of a sample is still computed. The call is safe in a
         signal handler and in another thread.
         """
+        self.stopped = True
         self._lib.llmc_trainer_stop(self._handle)
+
+    def setting(self, name: str) -> str:
+        """The value of an option as the run has it: that of the checkpoint it goes on from, and the sizes of its model."""
+        value = _ffi.ffi().new("char[1024]")
+        told = self._lib.llmc_trainer_option
+        _ffi.check(self._lib, told(self._handle, as_word("option", name), value, 1024))
+        return os.fsdecode(_ffi.ffi().string(value))
+
+    def _note(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a line of JSON into metrics.jsonl, if the run has a folder. Raises InvalidArgument for one of 1,024 bytes or more,
+        SystemFailure."""
+        line = _ffi.encoded(json.dumps({"step": step, **values}) + "\n")
+        if len(line) >= MOST_NOTED:
+            raise InvalidArgument(
+                f"a line of {len(line)} bytes for metrics.jsonl: note less than {MOST_NOTED} at once"
+            )
+        _ffi.check(self._lib, self._lib.llmc_trainer_note(self._handle, line))
+
+    @property
+    def tokenizer_bytes(self) -> bytes:
+        """The tokenizer.bin of the data or of the weights, which the run's checkpoints carry; b"" without one."""
+        tokenizer, size = self._lib.llmc_trainer_tokenizer(self._handle), _ffi.ffi().new("int64_t *")
+        if tokenizer == _ffi.ffi().NULL:
+            return b""
+        data = self._lib.llmc_tokenizer_bytes(tokenizer, size)
+        return bytes(_ffi.ffi().buffer(data, size[0]))
 
     @property
     def stopping(self) -> str:

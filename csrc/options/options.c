@@ -234,6 +234,8 @@ int llmc_options_set_team(llmc_options *options, const llmc_team *team) {
     return options->team = team, LLMC_OK;
 }
 
+int llmc_options_examine(llmc_options *options, int on) { return options->examines = on, LLMC_OK; }
+
 int llmc_options_is_given(const llmc_options *options, const char *name) {
     const Option *o = NULL;
     TRY(option_find(options, name, &o));

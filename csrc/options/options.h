@@ -17,6 +17,7 @@ enum { BY_FILE = 1, BY_CALL = 2 };
 struct llmc_options {
     int program;
     const llmc_team *team; /* NULL: this process trains alone */
+    int examines;          /* the front end scores --eval_tasks */
     /* The --model that the file of --config sets; "" if it sets none. */
     char file_model[OPTION_TEXT];
     /* The file to read for --model, if a front end has converted those weights to our format; "": --model itself. */

@@ -14,6 +14,12 @@ int between_due(const llmc_trainer *t, int64_t every) {
     return every > 0 && (t->step % every < apart || t->step == between_last(t));
 }
 
+/* Not before the first step: the scores of what a run begins with are those of its --model. */
+int between_exam_due(const llmc_trainer *t) {
+    const int now = t->step == between_last(t) || between_due(t, t->options.eval_every);
+    return *t->options.eval_tasks && t->step && now;
+}
+
 /* The loss of the next batch of a validation set, of which `rows` count, and what it weighs: 1 if all do, and with a loss mask as much
  * as its learnt targets. */
 static int validate_batch(llmc_trainer *t, const ValSet *set, int rows, float *loss, double *weight) {

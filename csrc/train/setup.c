@@ -85,6 +85,24 @@ static int check_diloco(const llmc_options *o) {
     return LLMC_OK;
 }
 
+/* --eval_every without tasks is refused, because other trainers mean validations by it. */
+static int check_exam(const llmc_options *o) {
+    const int data = *o->eval_data && o->eval_data_given == BY_CALL;
+    const int limit = o->eval_limit && o->eval_limit_given == BY_CALL;
+    CHECK(!*o->eval_tasks || o->examines, LLMC_EINVAL,
+          "--eval_tasks=%s: tasks are scored by python -m pyllmc.train, and by pyllmc.Trainer with "
+          "examiner=pyllmc.Examiner: take one of them, or leave the tasks out with --eval_tasks=",
+          o->eval_tasks);
+    CHECK(*o->eval_tasks || !o->eval_every || o->eval_every_given != BY_CALL, LLMC_EINVAL,
+          "--eval_every=%lld is the number of steps between scores of --eval_tasks, and no task is named; that between "
+          "validations is --val_every",
+          (long long)o->eval_every);
+    CHECK(*o->eval_tasks || !(data || limit), LLMC_EINVAL,
+          "--eval_data and --eval_limit are about the tasks of --eval_tasks, and none is named: name one, or leave "
+          "them out");
+    return LLMC_OK;
+}
+
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
@@ -101,6 +119,7 @@ int setup_check(llmc_trainer *t) {
     CHECK(*o->data, LLMC_EINVAL, "--data is empty: name a folder, a glob or a file of tokens");
     TRY(llmc_schedule_lr(&lr, o->schedule, 0, 1, 0, 0, 0, 0, 0));
     TRY(length_check(o));
+    TRY(check_exam(o));
     TRY(valsets_parse(t));
     TRY(sizes_choose(t));
     TRY(length_share(t));

@@ -60,6 +60,7 @@ const char *llmc_trainer_stopping(const llmc_trainer *t) {
     case MICRO_STEPPING: return "stopping after this micro-step; again to quit now";
     case VALIDATING: return "stopping after this batch of the validation; again to quit now";
     case SAMPLING: return "stopping after this token of the sample; again to quit now";
+    case EXAMINING: return "stopping after this batch of --eval_tasks; again to quit now";
     case SAVING: return "stopping after this checkpoint; again to quit now";
     default: return "stopping; again to quit now";
     }

@@ -6,8 +6,8 @@
 #include "model/gpt2.h"
 #include "train/trainer.h"
 
-/* Between two steps the machine goes through EVALUATE, SAMPLE and SAVE; ACCUMULATE and UPDATE make the next step. */
-enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, ACCUMULATE, UPDATE, FINISHED };
+/* Between two steps the machine goes through EVALUATE, SAMPLE, SAVE and EXAMINE; ACCUMULATE and UPDATE make the next step. */
+enum { OPEN, BEGIN, EVALUATE, SAMPLE, SAVE, EXAMINE, ACCUMULATE, UPDATE, LEAVE, FINISHED };
 
 /* ---- life ---- */
 
@@ -68,7 +68,13 @@ void llmc_trainer_free(llmc_trainer *t) {
 void llmc_trainer_stop(llmc_trainer *t) { meet_ask_stop(t, 1); }
 int llmc_trainer_yield_gradients(llmc_trainer *t, int on) { return t->yield_gradients = on, LLMC_OK; }
 llmc_model *llmc_trainer_model(llmc_trainer *t) { return t->model; }
+llmc_tokenizer *llmc_trainer_tokenizer(llmc_trainer *t) { return t->tokenizer; }
 const char *llmc_trainer_out(const llmc_trainer *t) { return t->run.folder; }
+int llmc_trainer_note(llmc_trainer *t, const char *line) { return run_metric(&t->run, line); }
+
+int llmc_trainer_option(const llmc_trainer *t, const char *name, char *value, size_t size) {
+    return llmc_options_get(&t->options, name, value, size);
+}
 
 /* ---- one step ---- */
 
@@ -199,11 +205,18 @@ static int at_save(llmc_trainer *t) {
     const int fresh = t->resumed && t->started == 0 && t->found == t->evaluated; /* as the checkpoint has it */
     if (fresh && started_from_last(t))
         TRY(between_keep(t)); /* a kill may have come before last.ckpt got its second name */
-    if (fresh && ending && !t->stop) return t->phase = FINISHED, tell_nothing_to_do(t), LLMC_CHECKPOINT;
+    if (fresh && ending && !t->stop) return t->phase = EXAMINE, tell_nothing_to_do(t), LLMC_CHECKPOINT;
     const int kind = may_save(t) && wanted && !fresh ? between_save_last(t) : LLMC_OK;
-    if (kind >= 0)
-        t->phase = ending ? FINISHED : ACCUMULATE; /* not if saving failed: rescue() is for ACCUMULATE alone */
+    if (kind >= 0) t->phase = EXAMINE; /* not if saving failed: rescue() is for ACCUMULATE alone */
     return kind;
+}
+
+/* An exam may take hours, so it comes after the checkpoint: a run that is killed meanwhile loses no step, and is told of the exam
+ * again once it is resumed. */
+static int at_examine(llmc_trainer *t) {
+    t->phase = t->stop || t->step >= between_last(t) ? LEAVE : ACCUMULATE;
+    if (t->stop || !between_exam_due(t)) return LLMC_OK;
+    return t->doing = EXAMINING, LLMC_EXAM;
 }
 
 /* Forgets the present step, as if it had never begun. */
@@ -241,8 +254,10 @@ static int move(llmc_trainer *t, llmc_event *e) {
     case EVALUATE: return at_evaluate(t);
     case SAMPLE: return at_sample(t);
     case SAVE: return at_save(t);
+    case EXAMINE: return at_examine(t);
     case ACCUMULATE: return at_accumulate(t);
-    default: return at_update(t, e);
+    case UPDATE: return at_update(t, e);
+    default: return t->phase = FINISHED, LLMC_OK;
     }
 }
 

@@ -10,7 +10,7 @@
 enum { TEXT_SIZE = 1 << 16 }; /* bytes */
 /* The progress of the work between two steps: none, all of it, or the validation without the sample. */
 enum { NOT_EVALUATED, EVALUATED, VALIDATED };
-enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING };
+enum { LOADING, STEPPING, MICRO_STEPPING, VALIDATING, SAMPLING, SAVING, EXAMINING };
 
 /* --val_data */
 enum { MOST_VALS = 8, VAL_NAME = 33 };
@@ -252,6 +252,8 @@ int64_t step_learnt(const llmc_trainer *trainer, const llmc_loader *loader, int 
 /* ---- between.c ---- */
 /* True at each multiple of `every`, with --diloco at the exchange that comes then or next, and at the run's last step. */
 int between_due(const llmc_trainer *trainer, int64_t every);
+/* True where --eval_tasks are scored. */
+int between_exam_due(const llmc_trainer *trainer);
 /* The step at which the run ends, which may be the present one by --patience. */
 int64_t between_last(const llmc_trainer *trainer);
 /* Makes LLMC_EVAL or LLMC_SAMPLE, and returns that; 0 if the run was stopped meanwhile. */

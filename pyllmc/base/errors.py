@@ -63,6 +63,10 @@ class NotFinite(LlmcError, ArithmeticError):
     """A loss or a gradient is NaN or infinite."""
 
 
+class Stopped(LlmcError):
+    """The caller wanted no more of a work that was under way."""
+
+
 for _public in (LlmcError, InvalidArgument, OutOfMemory, BadFile, SystemFailure, NoDevice, NotFinite):
     _public.__module__ = "pyllmc"  # users catch it by that name, so a traceback shows that name
 
@@ -88,7 +92,7 @@ ENDINGS = (
     Ending(-5, NoDevice, ImportError, "device"),
     Ending(-6, NotFinite, None, "not finite"),
 )
-ERRORS = {ending.status: ending.error for ending in ENDINGS}
+ERRORS: dict[int, type[LlmcError]] = {ending.status: ending.error for ending in ENDINGS} | {-7: Stopped}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_CODES = f"exit status: 0 done, {', '.join(f'{end.code} {end.words}' for end in ENDINGS)}, {INTERRUPTED} interrupted"
 

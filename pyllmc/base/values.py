@@ -1,4 +1,4 @@
-"""Values on a command line: numbers as csrc/base/number.c reads them, and text with escapes."""
+"""Values on a command line: numbers as csrc/base/number.c reads them, and text with escapes; and numbers in JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import decimal
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from pyllmc.base.errors import typed
 
@@ -53,6 +54,11 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The values for JSON, which has no number that is not finite: None takes its place."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
 UNITS = {letter: 1000.0**i for i, letter in enumerate("kmgt", 1)}

@@ -20,6 +20,7 @@ from pyllmc.tables.layout import GPTConfig, parameters
 KINDS = {
     "loss": ("step", "loss", "lr"),
     "val_loss": ("step", "val_loss"),
+    "scores": ("step",),
 }  # the key that marks a line, and the numbers that such a line must hold
 MAY_BE_NAN = ("loss", "val_loss")
 OF_SET = "val_loss "  # begins the name of the curve of a validation set that has a name
@@ -46,7 +47,7 @@ class Run:
     folder: Path
     curves: dict[str, Curve] = field(
         default_factory=dict
-    )  # loss, lr, norm, tok_s, tokens, val_loss, OF_SET + name
+    )  # loss, lr, norm, tok_s, tokens, val_loss, OF_SET + name, TASK:METRIC
     max_steps: int = 0  # 0: not known
     parameters: int = 0  # 0: not known
 
@@ -83,7 +84,7 @@ class Run:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The steps and validations in metrics.jsonl; a line cut short by a kill is left out.
+    """The steps, validations and scores in metrics.jsonl; a line cut short by a kill is left out.
 
     Raises SystemFailure if there is no such file, BadFile for a line that holds something else.
     """
@@ -137,7 +138,22 @@ def read_run(folder: str | Path) -> Run:
             run.curves["tokens"] = _tokens(ordered)
         else:
             run.curves |= _curves_of_sets(ordered)
+    run.curves |= _curves_of_scores(lines)
     return run
+
+
+def _curves_of_scores(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+    """The scores of --eval_tasks, such as lambada:acc. A step that was scored again counts once."""
+    found: dict[str, dict[float, float]] = {}
+    for line in lines:
+        scores = line["scores"] if isinstance(line.get("scores"), dict) else {}
+        for metric, value in scores.items():
+            at = found.setdefault(f"{line.get('task')}:{metric}", {})
+            at[line["step"]] = value if _is_number(value) else math.nan
+    return {
+        name: Curve(np.array(sorted(at), float), np.array([at[step] for step in sorted(at)], float))
+        for name, at in found.items()
+    }
 
 
 def _curves_of_sets(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:

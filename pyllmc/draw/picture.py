@@ -208,7 +208,7 @@ class Picture:
             axis,
             0,
             1.04,
-            PANELS[name],
+            PANELS.get(name, name),  # a score has its own name
             transform=axis.transAxes,
             color=self.style.muted,
             fontsize=9.5,

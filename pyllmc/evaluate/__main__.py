@@ -58,7 +58,10 @@ def make_parser() -> Parser:
         help='questions of your own: lines {"context": "...", "choices": ["...", "..."], "answer": 0}',
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=at_least(1), metavar="N", help="the first N records of each task alone"
+        "--limit",
+        type=at_least(1),
+        metavar="N",
+        help="the first N records of each task, questions of --choices and documents of --text alone",
     )
     parser.add_argument(
         "--shots",

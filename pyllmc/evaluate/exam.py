@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pyllmc.base import live
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine.checkpoint import checkpoint_of, checksum_in
 from pyllmc.evaluate.items import Rolling
-from pyllmc.evaluate.journal import Journal, answers, checksum_of, key_of, place_for
+from pyllmc.evaluate.journal import (
+    Journal,
+    answers,
+    checksum_of,
+    digest_of,
+    key_of,
+    place_for,
+    precision_of,
+)
 from pyllmc.evaluate.scorer import Scorer
 from pyllmc.evaluate.task import Task
 from pyllmc.evaluate.tasks import TASKS
@@ -18,6 +27,7 @@ from pyllmc.evaluate.tasks.hellaswag_bin import HellaSwagBin
 from pyllmc.tables.options import meant, one_of
 
 Record = dict[str, Any]
+Asked = tuple[Task, list[Any]]
 KNOWN: dict[str, Task] = {**TASKS, HellaSwagBin.name: HellaSwagBin()}
 
 
@@ -45,20 +55,37 @@ class Exam:
     seed: int = 0
 
     def run(self, source: str, scorer: Scorer, step: int | None = None) -> Iterator[list[Record]]:
-        """Yields the records of each task's scores of one model, as soon as it is done. What an interrupted call has found
-        out is not computed again; its files go when all tasks are done."""
-        journals, checksum = [], checksum_of(scorer.model)
+        """Yields the records of each task's scores of the model at `source`, as soon as it is done."""
         file = checkpoint_of(source)
-        model = {"model": source, "step": step, "weights": f"{checksum:08x}"}
-        model["checkpoint"] = checksum_in(file) if file else None
-        asked = {"shots": self.shots, "seed": self.seed, "limit": self.limit}
+        about = {"model": source, "step": step, "checkpoint": checksum_in(file) if file else None}
+        return self.ask(self.asked(scorer), scorer, about, place_for(source))
+
+    def asked(self, scorer: Scorer) -> Iterator[Asked]:
+        """Yields each task with what it asks of a model. Raises the errors of Task.read and Task.items, and InvalidArgument for what
+        the model cannot be asked."""
+        for task in self.tasks:
+            items = task.items(task.read(self.data, self.limit), scorer, self.shots, self.seed)
+            try:
+                scorer.check(items)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{task.where}: {error}") from None
+            yield task, items
+
+    def ask(
+        self, asked: Iterable[Asked], scorer: Scorer, about: Record, place: Path | None
+    ) -> Iterator[list[Record]]:
+        """Yields the records of each task's scores, which begin with `about`, as soon as it is done. What an interrupted call has found
+        out is not computed again: it lies in `place`, None: nowhere, until all tasks are done."""
+        journals, checksum = [], checksum_of(scorer.model)
+        about = {**about, "weights": f"{checksum:08x}", "precision": precision_of(scorer.model)}
+        about |= {"shots": self.shots, "seed": self.seed, "limit": self.limit}
         try:
-            for task in self.tasks:
-                items = task.items(task.read(self.data, self.limit), scorer, self.shots, self.seed)
-                place = f"{task.name}-{key_of(scorer.model, checksum, items)}"
-                journals.append(Journal(place_for(source), place))
+            for task, items in asked:
+                digest = digest_of(items)
+                journals.append(Journal(place, f"{task.name}-{key_of(scorer.model, checksum, digest)}"))
                 scores = task.score(items, self._results(task, scorer, items, journals[-1]), self.shots)
-                yield [{**model, **asked, "task": score.name, **_without_name(score)} for score in scores]
+                fixed = {**about, "data": digest}
+                yield [{**fixed, "task": score.name, **_without_name(score)} for score in scores]
         except BaseException:
             for journal in journals:
                 journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,50 +63,54 @@ def _below(root: Path, name: str) -> list[Path]:
     return [path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(depth + name))]
 
 
-def read_bytes(path: Path) -> bytes:
+# In what follows, own is True for a user's own file, which nobody has published.
+
+
+def read_bytes(path: Path, own: bool = False) -> bytes:
     """The bytes of a file, unpacked if it is compressed. Raises BadFile, SystemFailure."""
     with opened(Source(str(path), str(path), "txt")) as f:
         data: bytes = f.read()
     if data.startswith(b"PK\x03\x04"):
         raise BadFile(f"{path} is a zip archive: unzip it, and name the file in it")
     if not data.strip():
-        raise BadFile(f"{path} is empty: fetch it again")
+        raise BadFile(f"{path} is empty: {'name another file' if own else 'fetch it again'}")
     return data
 
 
-def decoded(data: bytes, path: Path) -> str:
+def decoded(data: bytes, path: Path, own: bool = False) -> str:
     try:
         return data.decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
+        published = "" if own else ", which the published file is: fetch it again, or"
         raise BadFile(
-            f"{path}: byte {error.start} is no UTF-8, which the published file is: fetch it again, or rewrite it with iconv -t UTF-8"
+            f"{path}: byte {error.start} is no UTF-8{published or ':'} rewrite it with iconv -t UTF-8"
         ) from None
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, own: bool = False) -> list[str]:
     """The lines of a text file, without their ends. Raises BadFile, SystemFailure."""
-    lines = decoded(read_bytes(path), path).replace("\r\n", "\n").split("\n")
+    lines = decoded(read_bytes(path, own), path, own).replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
-def read_json_lines(path: Path, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path, fields: tuple[str, ...], own: bool = False) -> Iterator[dict[str, Any]]:
     """The objects of a file that has one on each line, each with those fields. Raises BadFile, SystemFailure."""
-    for number, line in enumerate(read_lines(path), 1):
+    remedy = "write one object on each line" if own else "is the file cut short? Fetch it again"
+    for number, line in enumerate(read_lines(path, own), 1):
         if line.strip():
             try:
                 record = json.loads(line)
             except ValueError:
-                raise BadFile(
-                    f"{path}:{number}: not a JSON line: is the file cut short? Fetch it again"
-                ) from None
-            yield checked(record, fields, f"{path}:{number}")
+                raise BadFile(f"{path}:{number}: not a JSON line: {remedy}") from None
+            yield checked(record, fields, f"{path}:{number}", own)
 
 
-def checked(record: Any, fields: tuple[str, ...], where: str) -> dict[str, Any]:
+def checked(record: Any, fields: tuple[str, ...], where: str, own: bool = False) -> dict[str, Any]:
     """A record that has those fields. Raises BadFile."""
     lacking = [name for name in fields if not isinstance(record, dict) or name not in record]
     if lacking:
-        raise BadFile(f"{where}: no field {lacking[0]!r}: is this the file of another data set?")
+        remedy = f"each line has {', '.join(fields)}" if own else "is this the file of another data set?"
+        raise BadFile(f"{where}: no field {lacking[0]!r}: {remedy}")
     return dict(record)
 
 
@@ -116,6 +121,9 @@ def read_hub(part: Part, task: str, fields: tuple[str, ...]) -> Iterator[dict[st
         datasets = need("datasets", f"{task}: fetching {part.hub}")
     except MissingDependency as error:
         raise MissingDependency(f"{error}; or {remedy}") from error
+    print(
+        f"{task}: reading {part.hub}, which is fetched from the hub once", file=sys.stderr
+    )  # it may take long
     logging.disable(logging.WARNING)  # each attempt to reach the hub would be told
     try:
         if part.scripted:

@@ -14,6 +14,7 @@ from typing import Any, Union
 import numpy as np
 
 from pyllmc.base.files import writing
+from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import is_run
 from pyllmc.evaluate.items import Choice, Rolling, Word
 from pyllmc.evaluate.scorer import Scorer
@@ -41,13 +42,25 @@ def arrays_of(item: Item) -> Iterator[np.ndarray]:
         yield from (item.context, *item.choices)
 
 
-def key_of(model: Model, checksum: int, items: Sequence[Item]) -> str:
-    """A name for these items asked of this model: the same only if every result must be the same."""
-    digest = hashlib.sha256(f"{checksum} {model._arena.room.precision} {model.config}".encode())
+def digest_of(items: Sequence[Item]) -> str:
+    """A checksum of all that is asked."""
+    digest = hashlib.sha256()
     for item in items:
         for array in arrays_of(item):
             digest.update(len(array).to_bytes(8, "little") + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def precision_of(model: Model) -> str:
+    """The number format that the model computes in."""
+    return "bf16" if model._arena.room.precision == model._lib.LLMC_BF16 else "fp32"
+
+
+def key_of(model: Model, checksum: int, digest: str) -> str:
+    """A name for items of this digest, asked of this model: the same only if every result must be the same to the last bit, which
+    depends on the device and the instruction set, too."""
+    kernels = f"{_ffi.text(model._lib.llmc_backend())} {model.isa} {precision_of(model)}"
+    return hashlib.sha256(f"{checksum} {kernels} {model.config} {digest}".encode()).hexdigest()[:16]
 
 
 def place_for(source: str) -> Path:
@@ -59,9 +72,13 @@ def place_for(source: str) -> Path:
 
 
 class Journal:
-    """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count."""
+    """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count. folder None: nothing
+    is kept."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path | None, name: str) -> None:
+        if folder is None:
+            self.path, self.known, self._file = Path(os.devnull), [], open(os.devnull, "ab")
+            return
         self.path = folder / f"evaluate-{name}{ENDING}"
         self.known = list(self._lines())
         with writing(str(self.path)):
@@ -82,12 +99,20 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
+        """Ends the writing. A file that nothing was written to goes."""
+        empty = self._file.tell() == 0
         self._file.close()
+        if empty:
+            self._unlink()
 
     def remove(self) -> None:
-        self.close()
+        self._file.close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         with suppress(OSError):
-            self.path.unlink()
+            if self.path.is_file():
+                self.path.unlink()
 
 
 def answers(scorer: Scorer, items: Sequence[Any], journal: Journal) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import RUN, is_run, training
 from pyllmc.evaluate.scorer import B_for, Scorer
+from pyllmc.model import Model
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.writer import find_weights, open_model
 
@@ -21,13 +23,19 @@ NUMBERED = re.compile(r"step_(\d+)\.ckpt")
 def open_scorer(source: str, tokenizer: str = "", B: int = 0, **how: Any) -> Scorer:
     """A scorer of the weights at `source`, of any kind that Model loads. tokenizer: as find_tokenizer takes it; B: sequences of T tokens
     in memory, 0: some 2,048 tokens. how: of Model. Raises DataError or LlmcError."""
+    longest = 0 if B else _longest(source, **how)
+    model = with_room(lambda B: open_model(source, B=B, **how), longest, B)
+    return Scorer(model, tokenizer_of(source, tokenizer, model.tokenizer_bytes, model.config.vocab_size))
+
+
+def with_room(make: Callable[[int], Model], longest: int, B: int = 0) -> Model:
+    """The model that `make` makes for B sequences of `longest` tokens; 0: for as many as score fast, or fit."""
     try:
-        model = open_model(source, B=B or B_for(_longest(source, **how)), **how)
+        return make(B or B_for(longest))
     except OutOfMemory:
         if B:
             raise
-        model = open_model(source, B=1, **how)  # shorter batches are slower, but may fit
-    return Scorer(model, _tokenizer_of(source, tokenizer, model.tokenizer_bytes, model.config.vocab_size))
+        return make(1)  # shorter batches are slower, but may fit
 
 
 def _longest(source: str, device: str = "cpu", precision: str = "auto", **_: Any) -> int:
@@ -35,7 +43,8 @@ def _longest(source: str, device: str = "cpu", precision: str = "auto", **_: Any
     return int(make_config(find_weights(source), _ffi.load(device, precision)).config.maxT)
 
 
-def _tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer | None:
+def tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer | None:
+    """The tokenizer of weights with V ids: the `choice`, as find_tokenizer takes it; else the one that they carry, or one that fits."""
     if carried and not choice:
         found = Tokenizer.from_bytes(carried, source)
         if found.vocab_size <= V or is_for(found, V):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.files import atomic_path, writing
+from pyllmc.base.values import finite
 from pyllmc.engine.checkpoint import SCORES
 
 Record = dict[str, Any]
@@ -22,6 +23,8 @@ SAME = (
     "seed",
     "limit",
     "protocol",
+    "precision",
+    "data",
 )  # a later record replaces one with the same
 NAMES = {
     "loss": "loss per token",
@@ -48,6 +51,14 @@ def with_error(record: Record) -> str:
     if error is None or not math.isfinite(error):
         return told
     return f"{told} ± {100 * error:.2f}" if metric.startswith("acc") else f"{told} ± {error:.2g}"
+
+
+def line(step: int, records: Sequence[Record]) -> str:
+    """The scores at a step of training: step 20 | lambada acc 12.50 % ± 4.2, ppl 930.1 ± 88."""
+    tasks: dict[str, list[str]] = {}
+    for record in records:
+        tasks.setdefault(record["task"], []).append(f"{record['metric']} {with_error(record)}")
+    return " | ".join([f"step {step}", *(f"{task} {', '.join(told)}" for task, told in tasks.items())])
 
 
 def published(record: Record) -> str:
@@ -97,9 +108,5 @@ def keep(folder: Path, records: Sequence[Record]) -> None:
 
 def as_json(records: Sequence[Record]) -> str:
     """{"scores": [...]}, one record a line. A score that is not finite becomes null, because JSON has no such number."""
-    lines = [json.dumps({name: _finite(x) for name, x in record.items()}) for record in records]
+    lines = [json.dumps(finite(record)) for record in records]
     return '{"scores": [\n' + ",\n".join(lines) + "\n]}\n"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

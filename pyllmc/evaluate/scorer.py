@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,18 @@ class Scorer:
     """A model that is asked how likely tokens are. All logarithms are natural.
 
     model: any Model; it computes up to B T tokens at once, of however many items, without padding. tokenizer: the one that its ids
-    belong to; None: texts cannot be encoded. B: less than the model's, for shorter batches. Raises InvalidArgument.
+    belong to; None: texts cannot be encoded. B: less than the model's, for shorter batches. between: is called before each batch,
+    and may end the scoring by what it raises. Raises InvalidArgument.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, B: int = 0) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer | None = None,
+        B: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.tokenizer, self._between = model, tokenizer, between
         room = model._arena.room
         if as_count("B", B) > room.B:
             raise InvalidArgument(f"B={B} is more than the model's, which was made for B={room.B}")
@@ -61,6 +68,16 @@ class Scorer:
             return np.array(self.tokenizer.encode(text), np.int32)
         except DataError as error:
             raise DataError(f"the tokenizer cannot write {text!r:.60}: {error}") from None
+
+    def check(self, items: Sequence[Any]) -> None:
+        """Refuses what the model cannot be asked. Raises InvalidArgument."""
+        for at, item in enumerate(items):
+            if isinstance(item, Rolling):
+                self._windows(item)
+            elif isinstance(item, Choice):
+                self._check_choice(at, item)
+            else:
+                self._check_word(at, item)
 
     # ---- streams ----
 
@@ -105,8 +122,7 @@ class Scorer:
         What a context shares with the one before it, from its beginning on, is not computed again; but a model whose banded
         layers keep less than T rows computes each context anew for each choice.
         """
-        for at, item in enumerate(items):
-            self._check_choice(at, item)
+        self.check(items)
         logs = self._each((self._spans_of if self._shares else self._whole_spans_of)(items))
         for item in items:
             found: list[np.ndarray] = []
@@ -156,12 +172,7 @@ class Scorer:
 
         A context too long for the model loses its beginning.
         """
-        for at, item in enumerate(items):
-            if not len(item.context) or not 0 < len(item.target) <= self.T:
-                raise InvalidArgument(
-                    f"item {at + 1} has {counted(len(item.context), 'token')} of context and {len(item.target)} of the target: "
-                    f"the context needs one, the target 1 to {self.T}"
-                )
+        self.check(items)
         ids = (np.concatenate([item.context, item.target])[-self.T - 1 :] for item in items)
         spans = (Span(x[:-1], item.target, 0) for x, item in zip(ids, items))
         rest = iter(items)
@@ -170,6 +181,13 @@ class Scorer:
             for logs, row, item in zip(told, logits, rest):
                 row[0, NONE if item.banned is None else item.banned] = -np.inf
                 yield float(logs.sum()), bool((row.argmax(1) == item.target).all())
+
+    def _check_word(self, at: int, item: Word) -> None:
+        if not len(item.context) or not 0 < len(item.target) <= self.T:
+            raise InvalidArgument(
+                f"item {at + 1} has {counted(len(item.context), 'token')} of context and {len(item.target)} of the target: "
+                f"the context needs one, the target 1 to {self.T}"
+            )
 
     # ---- batches ----
 
@@ -193,6 +211,7 @@ class Scorer:
 
     def _run(self, spans: list[Span], logits: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The log-probabilities of each span's targets, and their logits (targets, V) if they are wanted."""
+        self._between()
         tokens = np.concatenate([span.tokens for span in spans]).astype(np.int32)
         counts = np.array([len(span.tokens) for span in spans], np.int32)
         pos = np.array([span.pos for span in spans], np.int32)

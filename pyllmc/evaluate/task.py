@@ -44,6 +44,11 @@ class Task:
     record: str = "item"
     fields: tuple[str, ...] = ("text",)
 
+    @property
+    def where(self) -> str:
+        """The name that messages begin with."""
+        return self.name
+
     def read(self, folder: Folder = None, limit: int | None = None) -> Records:
         """The first `limit` records of the test part: from a file, or from one in a folder; None: from the hub.
 

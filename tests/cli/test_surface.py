@@ -93,6 +93,7 @@ NOT_CALLED = {  # takes no argument from callers, or belongs to the inside of th
     "write_text",
     "as_texts",
     "adopt_model",
+    "Examiner.examine",
 }
 
 
@@ -154,6 +155,7 @@ class Good:
             arguments=[],
             value="1",
         )
+        self.values.update(trainer=None)  # an Examiner is made by the trainer itself
         self.values.update(examples=[("a", "the")], query="o")
         self.values.update(arena=self.model._arena, default=None, betas=(0.9, 0.95))
         self.values.update({field.name: 0 for field in dataclasses.fields(pyllmc.Event)})

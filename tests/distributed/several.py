@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,17 @@ class Run:
     """`torchrun -m pyllmc.train` under way. Its lines are read by a thread, so that a test can wait for one of them.
     --nnodes in `launch`: one torchrun of several, which meet where it says."""
 
-    def __init__(self, processes: int, *launch: str, before: Any = None, env: Any = None, **options: Any):
+    def __init__(
+        self,
+        processes: int,
+        *launch: str,
+        before: Any = None,
+        env: Any = None,
+        program: Sequence[str] = ("-m", "pyllmc.train"),
+        **options: Any,
+    ):
         begin = TORCHRUN if any(word.startswith("--nnodes") for word in launch) else STANDALONE
-        command = [*begin, f"--nproc_per_node={processes}", *launch, "-m", "pyllmc.train"]
+        command = [*begin, f"--nproc_per_node={processes}", *launch, *program]
         self.process = subprocess.Popen(
             [*command, *words(options)],
             stdout=subprocess.PIPE,

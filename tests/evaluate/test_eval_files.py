@@ -210,11 +210,12 @@ def test_how_the_hub_is_asked(hub):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_network_is_one_line_that_names_the_file(hub, caplog, name):
+def test_no_network_is_one_line_that_names_the_file(hub, caplog, capfd, name):
     hub.rows = ConnectionError("Couldn't reach the hub\nafter 5 tries")
     with pytest.raises(DataError) as error:
         TASKS[name].read()
     test = TASKS[name].test
+    assert capfd.readouterr().err == f"{name}: reading {test.hub}, which is fetched from the hub once\n"
     assert str(error.value) == (
         f"{name}: {test.hub} cannot be fetched (ConnectionError: Couldn't reach the hub after 5 tries): "
         f"put {test.wanted()} into a folder and name that with --data"

@@ -18,7 +18,7 @@ from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import Exam
 from pyllmc.evaluate.items import Rolling, Word
-from pyllmc.evaluate.journal import Journal, answers, key_of, place_for
+from pyllmc.evaluate.journal import Journal, answers, digest_of, key_of, place_for
 from pyllmc.evaluate.tasks import TASKS
 from pyllmc.evaluate.tasks.choices import OwnChoices
 from pyllmc.evaluate.tasks.hellaswag_bin import HellaSwagBin, read_eval_file
@@ -127,6 +127,25 @@ def test_a_score_takes_the_place_of_the_same_one_before(run, files):
     assert report.read(run) == before
 
 
+def test_a_score_of_other_data_or_precision_stands_beside_the_first(run, tmp_path):
+    text = write(tmp_path / "twice.txt", TEXTS[0])
+    count = lambda: len([r for r in report.read(run) if r["task"] == "twice.txt"])  # noqa: E731
+    command.main([str(run), f"--text={text}"])
+    assert count() == 4
+    command.main([str(run), f"--text={text}", "--precision=bf16"])
+    assert count() == 8
+    write(text, TEXTS[1])
+    command.main([str(run), f"--text={text}"])
+    assert count() == 12
+
+
+def test_limit_counts_the_documents_of_a_text(run, tmp_path, capsys):
+    text = write(tmp_path / "my.txt", "<|endoftext|>".join(TEXTS))
+    assert command.main([str(run), f"--text={text}", "--limit=2", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores[-1]["n"] == sum(len(one.encode()) for one in TEXTS[:2])
+
+
 # ---- interruptions ----
 
 
@@ -172,15 +191,20 @@ def test_an_interrupted_evaluation_goes_on(name, tmp_path, monkeypatch):
     assert sum(asked) < sum(everything)
 
 
-def test_results_of_other_weights_or_other_items_are_not_taken(tmp_path):
+def test_results_of_other_weights_items_or_kernels_are_not_taken(tmp_path, monkeypatch):
     scorer = make_scorer()
     item = Rolling(scorer.encode(TEXTS[0]), 5, None, 1, 1.0, 1)
-    key = key_of(scorer.model, 1, [item])
-    assert key == key_of(scorer.model, 1, [item])
-    assert key != key_of(scorer.model, 2, [item])
-    assert key != key_of(scorer.model, 1, [Rolling(item.ids, 6, None, 1, 1.0, 1)])
+    digest = digest_of([item])
+    key = key_of(scorer.model, 1, digest)
+    assert key == key_of(scorer.model, 1, digest_of([item]))
+    assert key != key_of(scorer.model, 2, digest)
+    assert digest != digest_of([Rolling(item.ids, 6, None, 1, 1.0, 1)])
     free, filtered = Word(item.ids, item.ids), Word(item.ids, item.ids, item.ids[:1])
-    assert key_of(scorer.model, 1, [free]) != key_of(scorer.model, 1, [filtered])
+    assert digest_of([free]) != digest_of([filtered])
+    sizes = scorer.model.config
+    assert key != key_of(pyllmc.Model(sizes, precision="bf16"), 1, digest)
+    monkeypatch.setenv("PYLLMC_ISA", "reference")  # results of other kernels differ in their last bits
+    assert key != key_of(pyllmc.Model(sizes), 1, digest)
     journal = Journal(tmp_path, key)
     (first,) = answers(scorer, [item], journal)
     journal.close()
@@ -258,18 +282,27 @@ def test_a_damaged_eval_file_is_one_line(tmp_path, spoil, says):
         (["{run}", "--text={files}/none.txt"], 5, "none.txt is no file"),
         (["{run}", "--text={files}/my.txt", "--text={files}/b/my.txt"], 2, "my.txt is named twice"),
         (["{run}", "--text={files}/my.txt", "--shots=1"], 2, "leave --shots out"),
-        (["{run}", "--text={files}/white.txt"], 4, "white.txt is empty"),
-        (["{run}", "--text={files}/latin.txt"], 4, "byte 2 is no UTF-8"),
+        (["{run}", "--text={files}/white.txt"], 4, "white.txt is empty: name another file"),
+        (["{run}", "--text={files}/latin.txt"], 4, "byte 2 is no UTF-8: rewrite it with iconv"),
         (["{run}", "--text={files}/my.txt", "--out=x.gif"], 2, "a picture ends with"),
-        (["{run}", "--choices={files}/my.txt"], 4, "my.txt:1: not a JSON line"),
+        (["{run}", "--text={files}/my.txt", "--out={files}/no/x.png"], 5, "/no is no folder: make it"),
+        (
+            ["{run}", "--choices={files}/my.txt"],
+            4,
+            "my.txt:1: not a JSON line: write one object on each line",
+        ),
         (
             ["{run}", "--choices={files}/answer.jsonl"],
             4,
             "record 1: answer 2 is not the number of a choice, 0 to 1",
         ),
         (["{run}", "--choices={files}/one.jsonl"], 4, "record 1: choices must be a list of two or more"),
-        (["{run}", "--choices={files}/field.jsonl"], 4, "no field 'choices'"),
-        (["{run}", "--choices={files}/long.jsonl"], 2, "item 1 takes .* sees 64"),
+        (
+            ["{run}", "--choices={files}/field.jsonl"],
+            4,
+            "no field 'choices': each line has context, choices, answer",
+        ),
+        (["{run}", "--choices={files}/long.jsonl"], 2, "{files}/long.jsonl: item 1 takes .* sees 64"),
         (["{run}", "--choices={files}/my.jsonl", "--shots=3"], 2, "leave none to ask"),
         (["{run}", "--tasks=hellaswag_bin"], 2, "has no data set on the hub: make hellaswag_val.bin"),
         (["{run}", "--tasks=hellaswag", "--data={files}"], 2, "put hellaswag_val.jsonl"),
@@ -292,7 +325,8 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, code, says):
     assert command.main(given) == code
     told = capsys.readouterr().err
     assert told.startswith("pyllmc.evaluate: ") and told.count("\n") == 1
-    assert re.search(says, told), told
+    assert re.search(says.format(files=tmp_path), told), told
+    assert not list(run.glob("evaluate-*")), "an empty file stays"
 
 
 def test_shots_are_drawn_from_the_file_and_not_asked(tmp_path):

@@ -321,13 +321,13 @@ COMMANDS = [
 
 
 def floor_of(module: str) -> int:
-    """The height of its room; the command of a room below the face, its __main__, belongs to the face."""
+    """The height of its room. A command stands above all rooms, because no module imports it."""
     parts = module.split(".")
     if module == "pyllmc":
         return -1
-    floors = [*ROOMS, "the face", *ABOVE]
-    in_room = parts[1] in ABOVE or (parts[1] in ROOMS and parts[-1] != "__main__")
-    return floors.index(parts[1] if in_room else "the face")
+    floors = [*ROOMS, "the face", *ABOVE, "commands"]
+    room = parts[1] if parts[1] in [*ROOMS, *ABOVE] else "the face"
+    return floors.index("commands" if module in COMMANDS else room)
 
 
 def imports(module: str) -> set[str]:

@@ -33,9 +33,13 @@ class OwnChoices(Questions):
     def __init__(self, path: str) -> None:
         self.path, self.name = Path(path), Path(path).name
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
     def read(self, folder: Folder = None, limit: int | None = None) -> Records:
         """The first `limit` questions of the file. Raises BadFile, SystemFailure."""
-        lines = enumerate(read_json_lines(self.path, FIELDS), 1)
+        lines = enumerate(read_json_lines(self.path, FIELDS, own=True), 1)
         found = Records((question_of(line, f"{self.path}, record {i}") for i, line in lines), None)
         return Records(found[:limit], None)
 

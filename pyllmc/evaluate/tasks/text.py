@@ -26,16 +26,22 @@ class OwnText(Stream):
     protocol = (
         f"one stream, cut into documents at <|endoftext|>, {HALF}; loss and ppl per token, ppl_word per word"
     )
-    record = "text"
+    record = "document"
 
     def __init__(self, path: str) -> None:
         self.path, self.name = Path(path), Path(path).name
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
     def read(self, folder: Folder = None, limit: int | None = None) -> Records:
-        """The text. Raises BadFile, SystemFailure."""
-        text = decoded(read_bytes(self.path), self.path)
+        """The text, or its first `limit` documents. Raises BadFile, SystemFailure."""
+        text = decoded(read_bytes(self.path, own=True), self.path, own=True)
         if not text.strip():
             raise BadFile(f"{self.path} holds no text but white space: name another file")
+        if limit is not None:
+            text = DELIMITER.join([part for part in text.split(DELIMITER) if part.strip()][:limit])
         return Records([text], None)
 
     def items(self, records: Records, scorer: Any, shots: int = 0, seed: int = 0) -> list[Rolling]:
