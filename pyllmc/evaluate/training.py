@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.checks import refuse
-from pyllmc.base.errors import InvalidArgument, LlmcError, Stopped
+from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory, Stopped
 from pyllmc.base.values import finite
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import RUN, checksum_in
@@ -21,9 +21,8 @@ from pyllmc.model import Model
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.trainer import Trainer
 
-OPTION = re.compile(
-    r"--(tasks|data|limit)\b"
-)  # options of pyllmc.evaluate, which have eval_ before them in training
+# Options of pyllmc.evaluate, whose names have eval_ before them in training.
+OPTION = re.compile(r"--(tasks|data|limit)\b")
 
 
 class Examiner:
@@ -57,6 +56,11 @@ class Examiner:
             tokenizer = tokenizer_of("the data", "", self._trainer.tokenizer_bytes, model.config.vocab_size)
             self._scorer = Scorer(model, tokenizer, between=self._between)
             self._asked = list(self._exam.asked(self._scorer))
+        except OutOfMemory as error:
+            raise OutOfMemory(
+                f"--eval_tasks takes a second model, for which memory is short ({error}): leave the tasks out, and score what --keep "
+                "has kept with python -m pyllmc.evaluate --every_checkpoint"
+            ) from error
         except LlmcError as error:
             raise type(error)(OPTION.sub(r"--eval_\1", str(error))) from error
 
