@@ -123,10 +123,9 @@ typedef struct llmc_tensor {
 int llmc_lora_targets(const char *names);
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
-    int64_t outer;      /* the outer step's weights and momentum */
-    int64_t stored;     /* the parameters in floatX, if that is not float */
-    int64_t num_params; /* elements of model files, without the padding of V */
-    int64_t trained;    /* elements that have gradients and moments */
+    int64_t outer, stored; /* the outer step's weights and momentum; the parameters in floatX, if that is not float */
+    int64_t num_params;    /* elements of model files, without the padding of V */
+    int64_t trained;       /* elements that have gradients and moments */
 } llmc_plan;
 int llmc_num_tensors(void);
 /* Fills table[llmc_num_tensors()] for these sizes. */
@@ -338,7 +337,7 @@ int llmc_model_name_base(llmc_model *model, const char *path);
  * and train_only=. Returns the whole length, 0 if the file holds a model. Loading such a file loads its base, too; a model of
  * lora_rank 0 gets the adapters merged. */
 int llmc_file_adapters(const llmc_file *file, char *text, int64_t size);
-/* Copies the weights of a model of the same sizes, whatever both are made for; its adapters are merged. `model` has none. */
+/* Copies the weights of a model of the same sizes; its adapters are merged, and `model` has none. */
 int llmc_model_copy_weights(llmc_model *model, const llmc_model *from);
 /* Reads the base of a file of adapters from another place than where it was. */
 int llmc_file_set_base(llmc_file *file, const char *path);

@@ -113,13 +113,11 @@ def test_sequences_at_different_positions(on, window):
         assert_close(ours[i], np.array(rows.logits[0, end - 1]), on["precision"])
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_texts_are_the_same(on, pattern):
-    """With room for more than the context, which is then begun anew."""
-    rings, rows = two_models(banded(3, pattern), on, B=2)
-    for how in (dict(temperature=0.0), dict(temperature=1.0, seed=5)):
-        ours = rings.generate([1, 2, 3], 200, **how)
-        assert ours == rows.generate([1, 2, 3], 200, **how) and len(set(ours)) > 5
+def test_texts_are_the_same(on):
+    """Longer than the context, which is then begun anew."""
+    rings, rows = two_models(banded(3, "DL"), on, B=2)
+    ours = rings.generate([1, 2, 3], T + 10, temperature=1.0, seed=5)
+    assert ours == rows.generate([1, 2, 3], T + 10, temperature=1.0, seed=5) and len(set(ours)) > 5
 
 
 def read_again(m: Model) -> int:
@@ -127,7 +125,7 @@ def read_again(m: Model) -> int:
     return int(np.array(m.acts["positions"])[0])
 
 
-@pytest.mark.parametrize("window", [1, 3, 29])
+@pytest.mark.parametrize("window", [1, 29])
 def test_after_a_cut(on, window):
     """A text goes on where its rows are still there, and is read again where they are not."""
     R = window + SLACK
@@ -194,19 +192,18 @@ def test_nothing_is_written_outside(on, pattern):
     assert np.array_equal(logits[: len(logits) // 2], logits[len(logits) // 2 :])
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_training_that_computes_again_has_rings(on, pattern):
+def test_training_that_computes_again_has_rings(on):
     """From recompute=3 on each layer keeps one sequence for generation. Its steps and its texts have the bits of recompute=2."""
-    config, results = banded(3, pattern), []
+    config, results = banded(3, "DLLL"), []
     batch = ids_of(2 * 41).reshape(2, 41)
     for recompute in (2, 3, 4):
         m = Model(config, 2, T, recompute=recompute, seed=1, **on)
         assert ("ring" in list(m.acts)) == (recompute >= 3)
         losses = []
-        for _ in range(3):
+        for _ in range(2):
             losses.append(m.micro_step(batch[:, :-1], batch[:, 1:], accumulate=False))
             m.update(lr=1e-2)
-            losses.append(m.generate([1, 2, 3], 100, temperature=1.0))
+            losses.append(m.generate([1, 2, 3], 30, temperature=1.0))
         results.append((losses, [np.array(m.params[name]).tobytes() for name in m.params]))
     assert results[0] == results[1] == results[2]
 
