@@ -29,7 +29,7 @@ from bench_process import ROOT
 from pyllmc.planning import steptime
 
 STEPS = 40
-TOLERANCE = 1e-6  # of losses, relative
+TOLERANCE = 1e-6  # the losses may differ by this share
 HIDDEN = 0.6  # the share of the communication that must not be seen
 QUIET = ["--val_every=0", "--sample_every=0", "--checkpoint_every=0", "--threads=1", "--log_every=1000"]
 BATCH = 8  # sequences of all ranks together

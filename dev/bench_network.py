@@ -32,7 +32,7 @@ RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a s
 
 
 TRAINING = "--B=4 --T=128 --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
-TOKENS = 4 * 128  # of a step of each rank
+TOKENS = 4 * 128  # each rank has so many in a step
 
 
 class Settings(NamedTuple):

@@ -107,7 +107,7 @@ static uint64_t train(int threads, int recompute) {
     return sum;
 }
 
-enum { LEVELS = 5 }; /* of recompute */
+enum { LEVELS = 5 }; /* --recompute=0 to 4 */
 static uint64_t expected[LEVELS];
 static void *train_in_a_thread(void *number) {
     const int i = (int)(uintptr_t)number;
