@@ -25,7 +25,7 @@ def draw_run(
     x: str = "step",
 ) -> Path:
     """Draws the training loss, each step faint and smoothed, and the validation loss, into `path` or RUN/loss.png."""
-    path = checked_path(path or Path(run) / "loss.png")
+    path = checked_path(path) if path else Path(run) / "loss.png"
     picture = picture_of(read_run(run), style, panels, x)
     return picture.save(path)
 
