@@ -101,7 +101,7 @@ def longest(path: Path) -> str:
 
 
 def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
-    """Every option of training with the longest value that a run can have; but device, precision, schedule, and flags."""
+    """Every option of training with the longest value that a run can have; but those that have other options beside them, words, and flags."""
     train(data=data, out=tmp_path / "first", max_steps=1, **SIZES, **OFTEN)
     (tmp_path / "empty.txt").write_text("")
     values = {
@@ -126,6 +126,8 @@ def longest_values(data: Path, tmp_path: Path) -> dict[str, str]:
             "batch_ramp_tokens": "0",
             "global_batch": "0",
             "diloco": "0",
+            "eval_every": "0",
+            "eval_limit": "0",
         },
         **{"repetition_penalty": "1.1234567890123457", "val_batches": "1", "recompute": "3", "top_k": "1"},
     }
@@ -148,6 +150,8 @@ def test_every_option_at_its_longest_is_saved_and_read_back(data, tmp_path):
         "pattern",
         "lora_on",
         "reduce_precision",
+        "eval_tasks",
+        "eval_data",
     }
     assert sum(len(value) == 1023 for value in values.values()) == 9
     train(**values)
