@@ -118,14 +118,15 @@ static int add_block(Crc32 *crc, const llmc_model *m, int block, float *x) {
     return LLMC_OK;
 }
 
-/* All parameters, and the moments of a run that goes on, unless each process has a share of them only. */
+/* All parameters, and the moments of a run that goes on, unless each process has a share of them, or its own. */
 static int of_weights(const llmc_trainer *t, uint32_t *value) {
     Crc32 crc;
     float *x = malloc(AT_A_TIME * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory to compare weights");
     crc32_start(&crc, CRC_ZLIB);
+    const int same_moments = t->resumed && !t->options.zero && !t->options.diloco;
     int rc = add_block(&crc, t->model, LLMC_PARAMS, x);
-    for (int block = LLMC_M; rc == 0 && t->resumed && !t->options.zero && block <= LLMC_V; block++)
+    for (int block = LLMC_M; rc == 0 && same_moments && block <= LLMC_V; block++)
         rc = add_block(&crc, t->model, block, x);
     free(x);
     const int64_t place[] = {t->step, t->tokens, llmc_loader_position(t->train)};

