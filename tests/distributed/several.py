@@ -164,8 +164,8 @@ def count_sent() -> list[int]:
     return sent
 
 
-def steps_of(trainer: Any) -> list[list[float]]:
-    return run_case(trainer, None)["steps"]
+def steps_of(trainer: Any, stop: int | None = None) -> list[list[float]]:
+    return run_case(trainer, stop)["steps"]
 
 
 def run_case(trainer: Any, stop: int | None) -> dict[str, Any]:

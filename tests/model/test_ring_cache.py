@@ -18,7 +18,7 @@ from pyllmc.engine import _ffi
 V, T, SLACK = 61, 90, 16
 PATTERNS = ["DL", "L", "DLLL"]
 BANDED = [("DL", 1), ("L", 3), ("DLLL", 29), ("DL", 60), ("L", T + 5)]  # patterns and windows
-PIECES = {"at once": [80], "in pieces": [1, 40, 2, 5, 32], "then one by one": [50, *[1] * 30]}
+PIECES = {"in pieces": [1, 40, 2, 5, 32], "then one by one": [50, *[1] * 30]}
 ON_CPU = [(isa, "cpu", "fp32") for isa in ISAS] + [(isa, "cpu", "bf16") for isa in BF16_ISAS]
 ON_DEVICES = [
     ("", name.removesuffix("_fp32"), "fp32" if name.endswith("_fp32") else "bf16") for name in DEVICES
@@ -125,7 +125,7 @@ def read_again(m: Model) -> int:
     return int(np.array(m.acts["positions"])[0])
 
 
-@pytest.mark.parametrize("window", [1, 29])
+@pytest.mark.parametrize("window", [3])
 def test_after_a_cut(on, window):
     """A text goes on where its rows are still there, and is read again where they are not."""
     R = window + SLACK

@@ -56,8 +56,8 @@ def measured(*words: str) -> list[dict]:
 
 
 def test_no_sum_is_faster_than_its_plan():
-    rows = measured("--ranks=2,4", "--rates=100Mbit", "--rounds=2", "--model=gpt-micro")
-    assert [row["ranks"] for row in rows] == [2, 4]
+    rows = measured("--ranks=2", "--rates=100Mbit", "--rounds=2", "--model=gpt-micro")
+    assert [row["ranks"] for row in rows] == [2]
     for row in rows:
         assert row["measured_s"] > row["planned_s"] * (1 - bench_network.TOLERANCE)
 
