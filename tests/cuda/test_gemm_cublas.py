@@ -128,11 +128,13 @@ def test_epilogues_are_used_where_they_are_right(steps: Steps):
 
 
 def test_recompute_changes_no_bit_but_where_gelu_is_the_library_s(steps: Steps):
-    """The library computes GELU of numbers that are not yet rounded. Levels 1 and 2 compute GELU again, so all their
-    GELU is ours; 0 and 3 have the library's GELU everywhere, 3 once more for each layer."""
-    assert steps.bits("level 0") == steps.bits("level 3")
-    assert steps.bits("level 1") == steps.bits("level 2") == steps.bits("refuse gelu")
-    assert [steps.epilogues(f"level {level}")[0] for level in range(4)] == [8, 0, 0, 16]
+    """The library computes GELU of numbers that are not yet rounded. Levels 1 to 3 compute GELU again, so all their
+    GELU is ours; 0 and 4 have the library's GELU everywhere, 4 once more for each layer."""
+    assert steps.bits("level 0") == steps.bits("level 4")
+    assert (
+        steps.bits("level 1") == steps.bits("level 2") == steps.bits("level 3") == steps.bits("refuse gelu")
+    )
+    assert [steps.epilogues(f"level {level}")[0] for level in range(5)] == [8, 0, 0, 0, 16]
     assert steps.bits("level 0, none") == steps.bits("level 1, none")
 
 
