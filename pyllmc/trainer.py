@@ -67,6 +67,11 @@ def make_data(data: str) -> None:
         raise type(error)(f"{error}, or give --data") from error
 
 
+def turns_of(team: Team | None) -> Callable[[Callable[[], Any]], Any]:
+    """Calls what it gets: on several processes on one after another."""
+    return team.in_turn if team else lambda work: work()
+
+
 def prepare(options: Options, team: Team | None) -> Any:
     """Returns the library of the options' device, after a check of all that can be refused first.
 
@@ -74,7 +79,7 @@ def prepare(options: Options, team: Team | None) -> Any:
     given. Several processes do so one after another, so that what the first writes is there for the others."""
     if team:
         _ffi.check(options.lib, options.lib.llmc_options_set_team(options.handle, team.pointer))
-    in_turn = team.in_turn if team else lambda work: work()
+    in_turn = turns_of(team)
     in_turn(lambda: _ffi.check(options.lib, options.lib.llmc_options_settle_resume(options.handle)))
     lib = options.load()
     in_turn(lambda: adopt_model(options))
@@ -142,7 +147,7 @@ class Trainer(NotCopied):
         """Makes the examiner; several processes do so one after another."""
         made: list[Examiner] = []
         if self.setting("plan") == "0":
-            (self.team.in_turn if self.team else lambda work: work())(lambda: made.append(examiner(self)))
+            turns_of(self.team)(lambda: made.append(examiner(self)))
         return made[0] if made else None
 
     def __iter__(self) -> Iterator[Event]:

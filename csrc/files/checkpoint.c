@@ -142,7 +142,8 @@ static int move_part(llmc_model *m, float *x, const float *block, int64_t n, int
 static int put_share(Output *o, llmc_model *m, const float *block, int64_t n, int from, int rc) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
-        TRY(move_part(m, o->x, block + i, turn, from));
+        const int moved = move_part(m, o->x, block + i, turn, from);
+        if (moved < 0) return rc < 0 ? rc : moved;
         if (rc == 0) rc = put_part(o, "moments", "a process", turn);
     }
     return rc;
@@ -153,10 +154,7 @@ static int put_shares(Output *o, llmc_model *m) {
     const int64_t each = moments_each(m->layout.num_trained, &m->room);
     const float *const blocks[] = {m->m, m->v};
     for (int b = 0; b < 2; b++) {
-        for (int rank = 0; rank < m->room.shards; rank++) {
-            const int status = put_share(o, m, blocks[b], each, rank, rc);
-            if (rc == 0) rc = status;
-        }
+        for (int rank = 0; rank < m->room.shards; rank++) rc = put_share(o, m, blocks[b], each, rank, rc);
         rc = put_share(o, m, blocks[b] + each, m->layout.num_moments - each, 0, rc);
     }
     return rc;
@@ -172,18 +170,14 @@ static int put_outer(Output *o, llmc_model *m, int rc) {
     if (rc == 0) rc = put_section_header(o, OUTER, outer_blocks(m) * n * 4);
     if (rc == 0) rc = put_floats(o, m, "momentum", "the outer step", team_momentum(m), n);
     for (int rank = 1; m->team && rank < m->team->world; rank++)
-        for (int b = 0; b < 2; b++) {
-            const int status = put_share(o, m, blocks[b], n, rank, rc);
-            if (rc == 0) rc = status;
-        }
+        for (int b = 0; b < 2; b++) rc = put_share(o, m, blocks[b], n, rank, rc);
     return rc;
 }
 
 int llmc_checkpoint_send(llmc_model *m) {
     const int64_t each = moments_each(m->layout.num_trained, &m->room);
     const float *const blocks[] = {m->m, m->v};
-    CHECK(m->team && (m->room.shards > 1 || m->room.outer), LLMC_EINVAL,
-          "this model's moments are those of rank 0: there is nothing to send");
+    CHECK(team_has_moments(m), LLMC_EINVAL, "this model's moments are those of rank 0: there is nothing to send");
     float *x = malloc(AT_A_TIME * sizeof *x);
     int rc = team_ready(m, x ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to send moments"));
     for (int b = 0; b < 2; b++)
@@ -281,7 +275,7 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
     int rc = o ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to write %s", path);
     if (o) o->fd = -1;
     if (rc == 0) rc = put_beginning(o, m, path, options, state, tokenizer, tokenizer_size, with_moments);
-    if (with_moments && m->team && (m->room.shards > 1 || m->room.outer)) rc = team_ready(m, rc);
+    if (with_moments && team_has_moments(m)) rc = team_ready(m, rc);
     if (rc == 0 && with_moments) rc = put_all_moments(o, m);
     if (rc == 0) rc = put_crc(o);
     if (rc == 0) rc = commit(o);

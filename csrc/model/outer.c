@@ -82,30 +82,29 @@ static int sum(llmc_model *m) {
     return LLMC_OK;
 }
 
-static Outer *new_outer(llmc_model *m) {
-    Outer *o = m->room.outer ? malloc(sizeof *o) : NULL;
-    if (!m->room.outer) llmc_fail(LLMC_EINVAL, "the model was made without an outer step: room.outer asks for it");
-    else if (!o) llmc_fail(LLMC_ENOMEM, "no memory for an outer step");
-    if (o) o->m = m, o->ranks = m->team ? (float)m->team->world : 1;
-    return o;
+static int new_outer(Outer **out, llmc_model *m) {
+    CHECK(m->room.outer, LLMC_EINVAL, "the model was made without an outer step: room.outer asks for it");
+    Outer *o = *out = malloc(sizeof *o);
+    CHECK(o, LLMC_ENOMEM, "no memory for an outer step");
+    o->m = m, o->ranks = m->team ? (float)m->team->world : 1;
+    return LLMC_OK;
 }
 
 int llmc_model_outer_begin(llmc_model *m) {
-    Outer *o = new_outer(m);
-    const int rc = o ? on_all_trained(o, keep) : LLMC_EINVAL;
+    Outer *o;
+    TRY(new_outer(&o, m));
+    const int rc = on_all_trained(o, keep);
     free(o);
     return rc;
 }
 
 int llmc_model_outer_step(llmc_model *m, double lr, double momentum) {
-    Outer *o = new_outer(m);
-    int rc = LLMC_EINVAL;
-    if (o) {
-        o->lr = (float)lr, o->momentum = (float)momentum;
-        rc = on_all_trained(o, measure);
-        if (rc == 0) rc = sum(m);
-        if (rc == 0) rc = on_all_trained(o, step);
-    }
+    Outer *o;
+    TRY(new_outer(&o, m));
+    o->lr = (float)lr, o->momentum = (float)momentum;
+    int rc = on_all_trained(o, measure);
+    if (rc == 0) rc = sum(m);
+    if (rc == 0) rc = on_all_trained(o, step);
     free(o);
-    return rc == 0 && m->k->element != LLMC_FP32 ? gpt2_store(m) : rc;
+    return rc == 0 ? gpt2_store(m) : rc;
 }

@@ -12,6 +12,10 @@ int team_lost(const llmc_team *team);
 /* All processes come here before they move their shares of the moments, each with the status of what it needs for that: if one
  * has failed, all fail, and none waits for another. */
 int team_ready(llmc_model *model, int status);
+/* True if other processes have moments that a checkpoint needs: they are shared out, or apart. */
+static inline int team_has_moments(const llmc_model *model) {
+    return model->team && (model->room.shards > 1 || model->room.outer);
+}
 /* The outer step's momentum, which has as many elements as the gradients. */
 static inline float *team_momentum(const llmc_model *model) { return model->outer + model->layout.num_trained; }
 /* Gathers the parameters that other processes have updated. */

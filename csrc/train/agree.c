@@ -112,7 +112,7 @@ static int add_layer(Crc32 *crc, const llmc_model *m, int block, int i, int l, i
 static int add_block(Crc32 *crc, const llmc_model *m, int block, float *x) {
     const llmc_tensor *row;
     for (int i = 0; (row = llmc_model_tensor(m, i)) && row->kind <= LLMC_ADAPTER; i++)
-        for (int l = 0; row->size && l < (row->layers ? row->layers : 1); l++)
+        for (int l = 0; row->size && l < layers_stored(row); l++)
             if (block == LLMC_PARAMS || llmc_model_gradient_at(m, i, l) >= 0)
                 TRY(add_layer(crc, m, block, i, l, row->size, x));
     return LLMC_OK;

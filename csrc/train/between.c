@@ -92,7 +92,7 @@ static int write_checkpoint(llmc_trainer *t, const char *name, int with_moments)
     char *options = options_record(&t->options, t->history ? t->history : ""), *state = state_text(t);
     int rc = options && state ? llmc_checkpoint_save(t->model, path, options, state, bytes, size, with_moments)
                               : LLMC_ENOMEM;
-    if (!(options && state) && t->options.zero && with_moments) rc = team_ready(t->model, rc);
+    if (!(options && state) && with_moments && team_has_moments(t->model)) rc = team_ready(t->model, rc);
     free(options);
     free(state);
     if (rc == 0 && with_moments) run_saved(&t->run);
@@ -103,7 +103,7 @@ int between_save_alone(llmc_trainer *t, const char *name, int with_moments) {
     if (!meet_keeps(t)) return LLMC_OK;
     t->doing = SAVING;
     if (!t->team.rank) return write_checkpoint(t, name, with_moments);
-    return (t->options.zero || t->options.diloco) && with_moments ? llmc_checkpoint_send(t->model) : LLMC_OK;
+    return with_moments && team_has_moments(t->model) ? llmc_checkpoint_send(t->model) : LLMC_OK;
 }
 
 int between_save(llmc_trainer *t, const char *name, int with_moments) {

@@ -43,10 +43,10 @@ int step_shorten(llmc_trainer *t, const llmc_loader *d) {
 /* True if the gradients of a step are those of this process: it is alone, or apart from the others (--diloco). */
 static int is_apart(const llmc_trainer *t) { return t->team.world == 1 || t->options.diloco; }
 
-/* The number of micro-step i among those batches: the processes take them in turn. */
+/* The step's windows are cut into batches of B, which the processes take in turn: the number of that of micro-step i. */
 static int64_t number_of(const llmc_trainer *t, int i) { return (int64_t)i * t->team.world + t->team.rank; }
 
-/* The share of B that micro-step i has: 1, but for that last one, and 0 where none is left for this process. */
+/* The share of B that micro-step i has: 1, but for the last batch, which may be smaller, and 0 where none is left for this process. */
 static double share_of_batch(const llmc_trainer *t, int i) {
     return fmax(0, fmin(1, (double)t->windows / t->B - (double)number_of(t, i)));
 }
@@ -57,10 +57,10 @@ int step_rows(const llmc_trainer *t, int64_t windows, int i) {
 }
 static int rows_of(const llmc_trainer *t, int i) { return step_rows(t, t->windows, i); }
 
+/* Only the last micro-step may have less than a batch. */
 static double own_batches(const llmc_trainer *t) {
-    double n = 0;
-    for (int i = 0; i < length_micro_steps(t, t->windows); i++) n += share_of_batch(t, i);
-    return n;
+    const int last = length_micro_steps(t, t->windows) - 1;
+    return last + share_of_batch(t, last);
 }
 
 /* The batches whose mean is the step's loss: those of all processes, or, apart, one's own. One smaller than B, the last of --epochs,

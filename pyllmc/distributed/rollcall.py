@@ -50,12 +50,9 @@ class RollCall:
     def __init__(self, store: Any, rank: int, world: int, patience: float, keeps: bool = False) -> None:
         self._store, self._rank, self._world = store, rank, world
         self._patience, self._keeps = patience, keeps
-        self._awaited = (
-            ""  # what each other process sets when it needs the store no longer; "": nothing went wrong
-        )
-        self._left: dict[
-            int, str
-        ] = {}  # why others have ended, as far as they had said it when the alarm came
+        # _awaited: what each other process sets when it needs the store no longer; "": nothing went wrong.
+        # _left: why others have ended, as far as they had said it when the alarm came.
+        self._awaited, self._left = "", dict[int, str]()
         self.calls, self.busy_since = 0, time.monotonic()
         self.speaks = rank == 0  # True if it is this process that tells the user
         self._over = threading.Event()

@@ -121,9 +121,8 @@ def read_hub(part: Part, task: str, fields: tuple[str, ...]) -> Iterator[dict[st
         datasets = need("datasets", f"{task}: fetching {part.hub}")
     except MissingDependency as error:
         raise MissingDependency(f"{error}; or {remedy}") from error
-    print(
-        f"{task}: reading {part.hub}, which is fetched from the hub once", file=sys.stderr
-    )  # it may take long
+    # Fetching may take long, so it is told before.
+    print(f"{task}: reading {part.hub}, which is fetched from the hub once", file=sys.stderr)
     logging.disable(logging.WARNING)  # each attempt to reach the hub would be told
     try:
         if part.scripted:

@@ -145,7 +145,9 @@ def train_apart(processes: int, cases: list[dict[str, Any]], folder: Path) -> li
 
 def train_cases(processes: int, cases: list[dict[str, Any]], folder: Path) -> list[list[list[float]]]:
     """The same where all processes have the same losses and norms; returns those of each case."""
-    found = [[case["steps"] for case in one] for one in train_apart(processes, cases, folder)]
+    done = train_apart(processes, cases, folder)
+    assert not [case["error"] for one in done for case in one if case["error"]]
+    found = [[case["steps"] for case in one] for one in done]
     assert all(one == found[0] for one in found), "the processes differ"
     return found[0]
 
@@ -165,7 +167,9 @@ def count_sent() -> list[int]:
 
 
 def steps_of(trainer: Any, stop: int | None = None) -> list[list[float]]:
-    return run_case(trainer, stop)["steps"]
+    done = run_case(trainer, stop)
+    assert not done["error"]
+    return done["steps"]
 
 
 def run_case(trainer: Any, stop: int | None) -> dict[str, Any]:

@@ -10,11 +10,10 @@ import pytest
 import several
 
 sys.path.insert(0, str(several.ROOT / "tests/evaluate"))
-from benchmarks import TEXTS, make_files
+from benchmarks import make_folder
 
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
-from pyllmc.text import dataset
 
 OPTIONS = {
     "n_layer": 1, "n_head": 1, "n_embd": 16, "max_seq_len": 256, "T": 32, "B": 2, "threads": 1, "max_steps": 4, "sample_every": 0,
@@ -39,10 +38,7 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("together")
-    dataset.write_dataset(TEXTS * 40, folder / "data", tokenizer="byte", val_fraction=0.1)
-    make_files(folder / "files")
-    return folder
+    return make_folder(tmp_path_factory.mktemp("together"))
 
 
 def test_a_long_exam_is_waited_for_and_a_stop_is_heard_within_it(folder, tmp_path, capsys):

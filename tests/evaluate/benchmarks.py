@@ -12,6 +12,7 @@ import pyllmc
 from pyllmc.convert.export import save
 from pyllmc.evaluate.items import Choice, Rolling
 from pyllmc.evaluate.scorer import Scorer
+from pyllmc.text import dataset
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import train
 
@@ -130,6 +131,13 @@ def make_files(folder: Path) -> Path:
     write(folder / "text8/test.txt", whole(LETTERS, 5_000_000))
     write(folder / "hellaswag_val.jsonl", json_lines([hellaswag_row(n) for n in range(12)]))
     write(folder / "hellaswag_train.jsonl", json_lines([hellaswag_row(n) for n in (2, 3, 0)]))
+    return folder
+
+
+def make_folder(folder: Path) -> Path:
+    """data: tokens of bytes; files: the tasks'."""
+    dataset.write_dataset(TEXTS * 40, folder / "data", tokenizer="byte", val_fraction=0.1)
+    make_files(folder / "files")
     return folder
 
 

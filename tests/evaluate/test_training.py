@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import TEXTS, make_files
+from benchmarks import make_folder
 from conftest import ROOT
 
 import pyllmc
@@ -20,7 +20,6 @@ from pyllmc.engine import _ffi
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
 from pyllmc.evaluate.training import Examiner
-from pyllmc.text import dataset
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 16, "max_seq_len": 256, "T": 32, "B": 2, "threads": 1}
 RUN = {
@@ -37,11 +36,7 @@ TASKS = "lambada,hellaswag,wikitext2"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """data: tokens of bytes; files: the tasks'."""
-    folder = tmp_path_factory.mktemp("training")
-    dataset.write_dataset(TEXTS * 40, folder / "data", tokenizer="byte", val_fraction=0.1)
-    make_files(folder / "files")
-    return folder
+    return make_folder(tmp_path_factory.mktemp("training"))
 
 
 def asked(folder: Path) -> dict[str, Any]:
