@@ -63,7 +63,6 @@ ISA_BUILDS   := $(foreach isa,$(ISAS),$(addprefix $(isa)_,$(call isa_part,$(isa)
 KERNELS := $(filter-out reference memory dispatch,$(patsubst csrc/cpu/%.c,%,$(wildcard csrc/cpu/*.c)))
 # The library consists of all rooms of csrc/ except cpu and programs; tests/house/test_house.py has the order of the rooms.
 ENGINE  := $(filter-out cpu/% programs/% main chat_,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c csrc/*/*.c)))
-HEADERS := $(wildcard csrc/*.h csrc/*.def csrc/*/*.h csrc/*/*.def)
 # Python reads these files as text. The library carries their checksum, so that a stale build is noticed.
 TABLES  := csrc/kernels.h csrc/pyllmc.h csrc/frontends.h csrc/tensors.def csrc/options.def csrc/models.def csrc/devices.def
 OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.o \
@@ -105,16 +104,19 @@ TABLES_FLAG = -D'TABLES_CKSUM="$(firstword $(shell cat $(TABLES) | cksum))"' \
               -D'VERSION="$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)"'
 $(BUILD)/base/error.o: CFLAGS += $(TABLES_FLAG)
 
-$(BUILD)/%.o: csrc/%.c $(HEADERS) $(BUILD)/flags Makefile
+# WRITE_D (cuda/emu/emu.mk) makes the compiler note the headers of each object in a .d file, which make reads the next time.
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)
+
+$(BUILD)/%.o: csrc/%.c $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
-	$(Q)$(CC) $(CFLAGS) $(THREADS) $(EACH_BUILD) -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(THREADS) $(EACH_BUILD) $(WRITE_D) -c $< -o $@
 
 define rule_for_build
-$(BUILD)/$(1)_$(2)/%.o: csrc/cpu/%.c $(HEADERS) $(BUILD)/flags Makefile
+$(BUILD)/$(1)_$(2)/%.o: csrc/cpu/%.c $(BUILD)/flags Makefile
 	@mkdir -p $$(@D)
 	@echo "  cc $$< ($(1), $(2))"
-	$$(Q)$$(CC) $$(CFLAGS) $$(THREADS) $$(ISA_$(1)) -DISA=$(1) $$(ELEMENT_$(2)) -c $$< -o $$@
+	$$(Q)$$(CC) $$(CFLAGS) $$(THREADS) $$(ISA_$(1)) -DISA=$(1) $$(ELEMENT_$(2)) $$(WRITE_D) -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS) reference,$(foreach element,$(ELEMENTS),$(eval $(call rule_for_build,$(isa),$(element)))))
 
@@ -216,10 +218,10 @@ FORMATS  := base/binfile model/config data/dataloader files/formats files/llmcfi
 COMPUTES := reference_fp32/reference model/decode write/generate model/gpt2 model/batch model/layers write/sampler
 $(filter-out $(FORMATS:%=$(BUILD)/%.o),$(OBJECTS)) $(BUILD)/fuzz%.o: CFLAGS += $(UNGUIDED)
 $(COMPUTES:%=$(BUILD)/%.o): CFLAGS += $(COMPUTING)
-$(BUILD)/%.o: tests/fuzz/%.c tests/fuzz/fuzz.h $(HEADERS) $(BUILD)/flags Makefile
+$(BUILD)/%.o: tests/fuzz/%.c $(BUILD)/flags Makefile
 	@mkdir -p $(@D)
 	@echo "  cc $<"
-	$(Q)$(CC) $(CFLAGS) -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(WRITE_D) -c $< -o $@
 
 .PRECIOUS: $(BUILD)/%.o
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o $(BUILD)/fuzz.o $(filter %.o,$(FUZZ_MAIN)) $(OBJECTS)

@@ -13,7 +13,6 @@ NVCC_FLAGS += $(foreach code,$(CUDA_PTX) $(CUDA_ARCHS:%=sm_%),-gencode arch=$(CU
 NVCC_FLAGS += -Xptxas -v
 
 CUDA_SOURCES := $(wildcard cuda/*.cu)
--include $(wildcard $(BUILD)/cuda_*/*.d)
 LIBS         := $(dir $(LIB))
 
 # the engine, which is the same for every device and element
@@ -72,7 +71,6 @@ PTX_attention := mma(7forwardILi64ELb0ELb0E|8backwardILi64ELb0)
 PTX_gelu      := gelu_kernel
 PTX_gemm_mma  := gemm_mma_kernel
 PTX_OBJECTS   := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention gelu gemm_mma)
--include $(wildcard $(BUILD)/ptx/*.d)
 $(BUILD)/ptx/%.ptx: cuda/%.cu cuda/cuda.mk
 	@mkdir -p $(@D)
 	@echo "  nvcc -ptx $<"
@@ -98,7 +96,6 @@ emu: $(EMULATED) ## the CUDA kernels as the CPU runs them, to test them without 
 $(BUILD)/libmma_cuda.so: dev/gpu_mma.cu cuda/ptx.cuh
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -shared -cudart static -o $@ $<
--include $(wildcard $(BUILD)/mma_emu.d)
 $(BUILD)/mma_emu.o: dev/gpu_mma.cu cuda/emu/emu.mk
 	@mkdir -p $(@D)
 	$(Q)$(call emu_compile,)

@@ -24,7 +24,13 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.base.signals import expect_copies
-from pyllmc.distributed.place import Place, is_one_of_several, settle_machine, tell_torchrun
+from pyllmc.distributed.place import (
+    Place,
+    is_one_of_several,
+    settle_machine,
+    tell_torchrun,
+    tells_for_machine,
+)
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options, Trainer
 from pyllmc.writer import tell_weights, write_text
@@ -111,6 +117,12 @@ def run_together(options: Options, team: Team) -> int:
     return INTERRUPTED if team.any(code == INTERRUPTED) else code
 
 
+def without_a_line(error: Exception) -> SystemExit:
+    """Ends a process whose error another one tells. torchrun shows the reason of whichever has ended first."""
+    tell_torchrun(line_of(error), exit_code(error))
+    return SystemExit(exit_code(error))
+
+
 def train_together(options: Options, place: Place) -> int:
     """The same, where one process of a machine tells an error, after which the others end without a line."""
     from pyllmc.distributed.team import Team
@@ -124,9 +136,9 @@ def train_together(options: Options, place: Place) -> int:
             team.leave(error)
         if not isinstance(error, Exception):
             raise
-        if (team.speaks if team else place.local_rank == 0) or not exit_code(error):
+        if not exit_code(error) or (team.speaks if team else tells_for_machine(place.local_rank)):
             raise
-        raise SystemExit(exit_code(error)) from None
+        raise without_a_line(error) from None
     finally:
         if team:
             team.close()
@@ -143,8 +155,8 @@ def start(arguments: Sequence[str]) -> int:
     try:
         asked = options.parse(arguments)
     except LlmcError as error:
-        if place and place.local_rank:  # another process of this machine tells the same
-            raise SystemExit(exit_code(error)) from None
+        if place and not tells_for_machine(place.local_rank):
+            raise without_a_line(error) from None
         raise
     if place and not asked and not options.only_write():
         return train_together(options, place)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from pyllmc.adopt import adopt_model
+from pyllmc.base import live
 from pyllmc.base.checks import NotCopied, as_flag, as_path, as_word, refuse
 from pyllmc.base.errors import DataError, InvalidArgument
 from pyllmc.distributed.team import Team
@@ -60,7 +60,7 @@ def make_data(data: str) -> None:
     """Makes the stories, unless another process has made them meanwhile."""
     if os.path.exists(os.path.join(data, "meta.json")):
         return
-    print(f"making {data}", file=sys.stderr)
+    live.tell(f"making {data}")
     try:
         telling.write_dataset(data)
     except DataError as error:

@@ -81,6 +81,13 @@ def clear() -> None:
     show("")
 
 
+def tell(line: str) -> None:
+    """Print a line that stays, on stderr, if a command runs: a library prints nothing."""
+    if _running:
+        clear()
+        print(line, file=sys.stderr, flush=True)
+
+
 def answer(line: str) -> None:
     """Show the answer to a signal, on a line of its own."""
     if _width:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from pyllmc.base.errors import InvalidArgument
@@ -67,6 +68,23 @@ def settle_machine() -> None:
     own = _number("LOCAL_RANK", "0")
     if local > 1 and (not seen or own < len(seen)):
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[own] if seen else str(own)
+
+
+def tells_for_machine(local_rank: int) -> bool:
+    """True for the process that tells an error which each process of a machine finds by itself: under torchrun for the first that
+    asks, because torchrun ends the others as soon as one has left; elsewhere for the machine's first process."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
+    if path == os.devnull:
+        return local_rank == 0
+    # torchrun has a folder for each attempt, with one for each process of the machine
+    attempt = Path(path).parent.parent
+    try:
+        (attempt / "pyllmc.told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return local_rank == 0
+    return True
 
 
 def tell_torchrun(line: str, code: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
+from pyllmc.base import live
 from pyllmc.base.errors import BadFile, DataError, MissingDependency, need
 from pyllmc.text.characters import Source, opened
 
@@ -122,7 +122,7 @@ def read_hub(part: Part, task: str, fields: tuple[str, ...]) -> Iterator[dict[st
     except MissingDependency as error:
         raise MissingDependency(f"{error}; or {remedy}") from error
     # Fetching may take long, so it is told before.
-    print(f"{task}: reading {part.hub}, which is fetched from the hub once", file=sys.stderr)
+    live.tell(f"{task}: reading {part.hub}, which is fetched from the hub once")
     logging.disable(logging.WARNING)  # each attempt to reach the hub would be told
     try:
         if part.scripted:

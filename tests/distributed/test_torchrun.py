@@ -160,6 +160,16 @@ def start_by_rank(tmp_path: Path, ranked: str, *arguments: str) -> tuple[int, li
 
 
 BY_PATH = "sys.argv[1] += 'ab'[int(rank)]"
+LIBRARY = Path(os.environ.get("PYLLMC_LIB") or several.ROOT / "pyllmc/lib/libpyllmc.so")
+OTHER_VERSION = "if rank == '1': os.environ['PYLLMC_LIB'] = os.path.dirname(__file__) + '/other.so'"
+
+
+def write_other_version(path: Path) -> None:
+    """The engine's library, but it says that it is of another version."""
+    was, other = (f"\0{number}\0".encode() for number in (pyllmc.__version__, "9" + pyllmc.__version__[1:]))
+    library = LIBRARY.read_bytes()
+    assert library.count(was) == 1
+    path.write_bytes(library.replace(was, other))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,7 @@ BY_PATH = "sys.argv[1] += 'ab'[int(rank)]"
         ("sys.argv.append('--lr=0.00' + rank)", "rank 1 has other options than rank 0"),
         ("if rank == '1': os.environ['PYLLMC_ISA'] = 'reference'", "rank 1 has kernels of another instruction set"),
         ("if rank == '1': sys.argv[1] += 'nowhere'", "rank 1: "),
+        (OTHER_VERSION, "rank 1 has another version of pyllmc than rank 0"),
     ],
 )  # fmt: skip
 def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
@@ -180,6 +191,7 @@ def test_a_process_that_differs_is_named(data, tmp_path, ranked, expected):
         shard.write_bytes(
             content[:1024] + content[1026:] + content[1024:1026]
         )  # every token is one place further on
+    write_other_version(tmp_path / "other.so")
     where = f"--data={tmp_path}/" if ranked == BY_PATH else f"--data={data}"
     line = only_line(*start_by_rank(tmp_path, ranked, where, *several.words({**SMALL, "out": ""})))
     assert expected in line
@@ -205,8 +217,10 @@ def test_weights_are_compared_by_all_their_numbers_and_not_by_their_path(data, t
 
 
 def test_a_mistake_is_told_once_and_torchrun_ends_with_it(tmp_path):
-    """torchrun prints a traceback of its own behind the line; the last lines of all say it again."""
-    run = several.Run(2, batch=4)
+    """torchrun prints a traceback of its own behind the line; the last lines of all say it again. Whichever process is first tells
+    it, because torchrun ends the other, here rank 0, before that has read its options."""
+    slow = by_rank(tmp_path, "import time\nif rank == '0': time.sleep(60)")
+    run = several.Run(2, program=slow, batch=4)
     assert run.end() != 0
     line = only_line(1, run.told)
     assert "batch" in line

@@ -22,8 +22,11 @@ from pyllmc.tables import layout
 WARNINGS = "-std=gnu11 -Wall -Wextra -Wshadow -Wmissing-prototypes -Wundef -Werror".split()
 
 
+NO_CHECKS = "-O0 -fno-sanitize=undefined"  # zig adds checks to what it does not optimize, which takes long
+
+
 def build(folder: Path, *variables: str) -> None:
-    """Builds with -O1, because only compiling is tested."""
+    """Builds with -O1 unless told otherwise, because only compiling is tested."""
     command = ["make", "-C", str(ROOT), "-j2", f"BUILD={folder}", "OPT=-O1", *variables]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -33,7 +36,7 @@ def build(folder: Path, *variables: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the package ziglang")
 def test_aarch64_compiles_from_the_same_source(tmp_path):
-    build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu")
+    build(tmp_path, f"CC={sys.executable} -m ziglang cc -target aarch64-linux-gnu", f"OPT={NO_CHECKS}")
     with open(tmp_path / "libpyllmc.so", "rb") as f:
         assert f.read(20)[18:20] == (183).to_bytes(2, "little")  # ELF: AArch64
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
@@ -126,6 +129,7 @@ def test_the_engine_compiles_elsewhere(target, isa, tmp_path):
         "cc",
         "-target",
         *target.split(),
+        *NO_CHECKS.split(),
         *WARNINGS,
         f"-I{ROOT / 'csrc'}",
     ]
@@ -166,7 +170,7 @@ def test_an_older_compiler_leaves_out_the_sets_that_it_cannot_compile(tmp_path):
 )
 def test_clang_compiles_without_a_warning(tmp_path):
     compiler = CLANG or f"{sys.executable} -m ziglang cc -target x86_64-linux-gnu"
-    build(tmp_path, f"CC={compiler}")
+    build(tmp_path, f"CC={compiler}", f"OPT={NO_CHECKS}")
 
 
 @pytest.mark.skipif("PYLLMC_LIB" in os.environ, reason="builds the ordinary library")
