@@ -20,11 +20,16 @@ ENGINE_OBJECTS := $(ENGINE:%=$(BUILD)/%.o)
 
 # ---- the kernels, for either device and either element ----
 
+# so that other flags, such as those of other GPUs, make a new build
+$(BUILD)/nvcc_flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || echo '$(NVCC) $(NVCC_FLAGS)' > $@
+
 FLAGS_fp32 := -DFLOATX_FP32
 FLAGS_bf16 := -DFLOATX_BF16
 # $(1) element
 define nvcc_rule
-$(BUILD)/cuda_$(1)/%.o: cuda/%.cu cuda/cuda.mk $(BUILD)/flags
+$(BUILD)/cuda_$(1)/%.o: cuda/%.cu cuda/cuda.mk $(BUILD)/nvcc_flags
 	@mkdir -p $$(@D)
 	@echo "  nvcc $$< ($(1))"
 	$$(Q)$$(NVCC) $$(NVCC_FLAGS) $(FLAGS_$(1)) -DBACKEND='"cuda"' $$(WRITE_D) -c $$< -o $$@ 2>$$(@:.o=.ptxas) \
@@ -64,14 +69,14 @@ $(EMULATED):
 	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)
 	$(Q)cp $(TABLES) $(LIBS)
 
-# The second gate runs some kernels as nvcc's PTX of them: products, attention with heads of 64 and
-# without dropout (with it the kernels have local memory), GELU and AdamW.
-PTX_adamw     := [0-9](adamw|scale|store)_kernel
-PTX_attention := mma(7forwardILi64ELb0ELb0E|8backwardILi64ELb0)
-PTX_gelu      := gelu_kernel
-PTX_gemm_mma  := gemm_mma_kernel
-PTX_OBJECTS   := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention gelu gemm_mma)
-$(BUILD)/ptx/%.ptx: cuda/%.cu cuda/cuda.mk
+# The second gate runs some kernels as nvcc's PTX of them: products, attention (cuda/emu/attention_ptx.cu), GELU and AdamW.
+PTX_adamw         := [0-9](adamw|scale|store)_kernel
+PTX_attention_ptx := mma(7forward|8backward)
+PTX_gelu          := gelu_kernel
+PTX_gemm_mma      := gemm_mma_kernel
+PTX_OBJECTS       := $(patsubst %,$(BUILD)/ptx/%.o,adamw attention_ptx gelu gemm_mma)
+vpath %.cu cuda cuda/emu
+$(BUILD)/ptx/%.ptx: %.cu cuda/cuda.mk
 	@mkdir -p $(@D)
 	@echo "  nvcc -ptx $<"
 	$(Q)$(NVCC) -O3 -std=c++17 -Icuda -Icsrc -arch=$(CUDA_PTX) $(FLAGS_bf16) -DBACKEND='"cuda"' \
@@ -80,7 +85,7 @@ $(BUILD)/ptx/%.cpp: $(BUILD)/ptx/%.ptx cuda/emu/ptx.py cuda/emu/ptx_isa.py cuda/
 	$(Q)$(PYTHON) cuda/emu/ptx_instead.py $< $@ '$(PTX_$*)'
 $(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk
 	@echo "  c++ $<"
-	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -Wno-unused-variable -c $< -o $@
+	$(Q)$(CXX) $(EMU_CXXFLAGS) -O1 -g0 -Wno-unused-variable -c $< -o $@
 $(BUILD)/libpyllmc_ptx.so: $(PTX_OBJECTS) $(ENGINE_OBJECTS) $(call emu_objects,emu,bf16,$(EMU_RUNTIME))
 	@echo "  ld $@"
 	$(Q)$(CXX) -shared $(THREADS) -o $@ $^ -lm $(EMU_LIBS) $(LDFLAGS)

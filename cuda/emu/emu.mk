@@ -7,7 +7,7 @@
 
 CXX ?= g++
 # -fvisibility=hidden also keeps two such libraries in one process from sharing their variables
-EMU_CXXFLAGS += $(or $(EMU_OPT),-O2) -g -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno
+EMU_CXXFLAGS += $(or $(EMU_OPT),-O2) $(or $(DEBUG),-g1) -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno
 EMU_CXXFLAGS += -Wall -Wextra -Wpointer-arith -Wno-unknown-pragmas -Werror -Icuda -Icuda/emu -Icsrc
 # The compiler's hooks before each access; they are ours (emu_check.cpp), no sanitizer library is linked.
 EMU_WATCH := -DEMU_CHECK $(addprefix -fsanitize=,thread alignment bounds shift integer-divide-by-zero)

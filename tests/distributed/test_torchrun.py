@@ -71,14 +71,13 @@ def undisturbed(data, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_and_a_restart_give_the_same_bits(data, tmp_path, undisturbed, rank):
-    """torchrun starts the processes anew, and --resume=auto goes on. This also tells if torch's restarts change: with torchrun's
+def test_a_killed_process_and_a_restart_give_the_same_bits(data, tmp_path, undisturbed):
+    """torchrun starts the processes anew, and --resume=auto goes on (dev/faults.py kills either rank, often). This also tells if torch's restarts change: with torchrun's
     own store they failed until each attempt got keys of its own (pytorch issues 135712, 167288)."""
     out = tmp_path / "run"
     run = several.Run(2, "--max-restarts=1", **LONG, data=data, out=out, resume="auto")
     run.wait_for(r"step +60/")
-    run.send(rank, signal.SIGKILL)
+    run.send(0, signal.SIGKILL)
     assert run.end() == 0, run.lines
     assert any(line.startswith("resume: ") for line in run.lines), run.lines
     assert moments(out) == moments(undisturbed)

@@ -25,6 +25,15 @@ ON_DEVICES = [
 ]
 
 
+def each(name: str, cases: list, on_devices: list):
+    """Parametrizes with all cases on CPUs, and with some on devices, because an emulated one takes long."""
+    where = [(on, case) for on in ON_CPU for case in cases] + [
+        (on, case) for on in ON_DEVICES for case in on_devices
+    ]
+    ids = ["-".join([*on, str(case)]) for on, case in where]
+    return pytest.mark.parametrize(f"on, {name}", where, ids=ids, indirect=["on"])
+
+
 @pytest.fixture(params=ON_CPU + ON_DEVICES, ids="-".join)
 def on(request, monkeypatch) -> dict[str, str]:
     """A device and a precision, with the instruction set in the environment."""
@@ -78,9 +87,13 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, precision: str) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=share * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.parametrize("pattern, window", BANDED)
-def test_the_logits_are_those_of_all_rows(on, pattern, window, pieces):
+IN_PIECES, ONE_BY_ONE = PIECES
+FED = [(pattern, window, pieces) for pattern, window in BANDED for pieces in PIECES]
+
+
+@each("case", FED, [("DLLL", 29, IN_PIECES), ("L", 3, ONE_BY_ONE)])
+def test_the_logits_are_those_of_all_rows(on, case):
+    pattern, window, pieces = case
     rings, rows = two_models(banded(window, pattern), on)
     assert ("ring" in list(rings.acts)) == (window < T) and "ring" not in list(rows.acts)
     ids = ids_of(80)
@@ -93,7 +106,7 @@ def test_the_logits_are_those_of_all_rows(on, pattern, window, pieces):
     assert np.array_equal(whole, rows.logits[0])
 
 
-@pytest.mark.parametrize("window", [1, 3, 29])
+@each("window", [1, 3, 29], [3])
 def test_sequences_at_different_positions(on, window):
     """The first one has gone around its ring when the second begins."""
     rings, rows = two_models(banded(window, "DLLL"), on, B=3)
@@ -125,20 +138,16 @@ def read_again(m: Model) -> int:
     return int(np.array(m.acts["positions"])[0])
 
 
-@pytest.mark.parametrize("window", [3])
-def test_after_a_cut(on, window):
+WINDOW = 3
+R = WINDOW + SLACK  # the rows of its ring
+CUTS = [(60, SLACK + 1), (60, SLACK + 2), (60, 1), (60, SLACK), (60, 40), (R, R - 1), (R - 5, 4)]
+
+
+@each("cuts", [CUTS], [CUTS[:2]])
+def test_after_a_cut(on, cuts):
     """A text goes on where its rows are still there, and is read again where they are not."""
-    R = window + SLACK
-    rings, rows = two_models(banded(window, "DL"), on)
-    for length, back in (
-        (60, 1),
-        (60, SLACK),
-        (60, SLACK + 1),
-        (60, SLACK + 2),
-        (60, 40),
-        (R, R - 1),
-        (R - 5, 4),
-    ):
+    rings, rows = two_models(banded(WINDOW, "DL"), on)
+    for length, back in cuts:
         drawn = []
         for m in (rings, rows):
             generation = Generation(m, temperature=0.0)
@@ -171,7 +180,7 @@ def test_what_is_forgotten_is_refused():
     extend(m, ids_of(2)[None], [2])
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@each("pattern", PATTERNS, PATTERNS[-1:])
 def test_nothing_is_written_outside(on, pattern):
     """The words after a ring keep their canary, and no row is read before it was written: what was there does not matter."""
     if on["device"] == "cuda":
