@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 
 SMALL = {
     "adder": "--trainer.max_iters=3",
-    "chargpt": "--steps=6 --tokens=20",
+    "chargpt": "--steps=2 --tokens=20",
     "finetune_chat": "--steps=4 --model=gpt-nano",
     "image": "--steps=3 --each=1",
     "priming": "--documents=400 --steps=3 --questions=4 --out=.",
