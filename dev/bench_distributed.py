@@ -97,7 +97,7 @@ def turns_of(
     found = []
     for turn in range(turns):
         step = bench_network.step_of(o, n, bench_network.RATES[rate], data, folder / f"{turn}-{n}-{rate}")
-        compute = bench_network.step_of(o, n, 0.0, data, folder / f"{turn}-{n}-alone")
+        compute = bench_network.step_of(o, n, 0.0, data, folder / f"{turn}-{n}-{rate}-alone")
         sums = statistics.median(bench_network.measure(n, bench_network.RATES[rate], o.elements, o.rounds))
         found.append(Turn(compute, step, sums))
         print(f"  {n} ranks at {rate}: compute {compute * 1e3:.0f} ms, step {step * 1e3:.0f} ms, sums alone {sums * 1e3:.0f} ms",
@@ -193,6 +193,12 @@ def main() -> int:
         default=8,
         help="overlap, ranks: steps of a turn, of which the fastest counts [8]",
     )
+    parser.add_argument(
+        "--B",
+        type=int,
+        default=16,
+        help="overlap: the sequences of each rank; few make the communication longer than the backward pass [16]",
+    )
     parser.add_argument("--turns", type=int, default=3, help="overlap, ranks: turns, whose median counts [3]")
     parser.add_argument("--out", type=Path, help="ranks: the picture")
     asked = parser.parse_args()
@@ -212,7 +218,8 @@ def work(asked: Any, folder: Path) -> bool:
     counts = asked.ranks or ("2,4" if asked.what == "overlap" else "1,2,4")
     o = bench_network.settings(counts, asked.rates, asked.model, 65, asked.rounds, train=True)
     if asked.what == "overlap":
-        return overlap(o, folder, asked.turns)
+        training = [f"--B={asked.B}" if word.startswith("--B=") else word for word in o.training]
+        return overlap(o._replace(training=training), folder, asked.turns)
     return ranks(o, folder, asked.turns, asked.out)
 
 
