@@ -73,7 +73,8 @@ OBJECTS := $(ENGINE:%=$(BUILD)/%.o) $(BUILD)/cpu/memory.o $(BUILD)/cpu/dispatch.
 each_build  = X($(1))
 EACH_BUILD := -D'EACH_BUILD(X)=$(foreach build,$(ISA_BUILDS) $(ELEMENTS:%=reference_%),$(call each_build,$(build)))'
 
-# $(BUILD)/flags holds all flags, so that other flags make a new build.
+# $(BUILD)/flags holds all flags, so that other flags make a new build: the file is written only if they differ from those in it.
+write_flags = @mkdir -p $(@D); echo "$(subst ",\",$(1))" | cmp -s - $@ || echo "$(subst ",\",$(1))" > $@
 FLAGS := $(CC) $(CFLAGS) $(THREADS) $(EACH_BUILD) $(LDFLAGS)
 NO_CC   = there is no C compiler called $(CC): install one, e.g. apt-get install gcc, or say which: make CC=clang
 NO_BLAS = there is no library $(BLAS) with $(BLAS_PREFIX)cblas_sgemm: $(if $(findstring /,$(BLAS)),give another path,apt-get \
@@ -82,8 +83,7 @@ $(BUILD)/flags: FORCE
 	@$(if $(MACHINE),:,echo "$(NO_CC)" >&2; exit 2)
 	@$(if $(BLAS),echo 'int $(BLAS_PREFIX)cblas_sgemm(void); int main(void) { return $(BLAS_PREFIX)cblas_sgemm(); }' | \
 		$(CC) -xc - -xnone -o /dev/null $(LDFLAGS) 2>/dev/null || { echo "$(NO_BLAS)" >&2; exit 2; },:)
-	@mkdir -p $(@D)
-	@echo "$(subst ",\",$(FLAGS))" | cmp -s - $@ || echo "$(subst ",\",$(FLAGS))" > $@
+	$(call write_flags,$(FLAGS))
 FORCE:
 
 all: $(LIB) $(PROGRAMS) ## the engine: the library, ./train_gpt2 and ./chat_gpt2

@@ -22,8 +22,7 @@ ENGINE_OBJECTS := $(ENGINE:%=$(BUILD)/%.o)
 
 # so that other flags, such as those of other GPUs, make a new build
 $(BUILD)/nvcc_flags: FORCE
-	@mkdir -p $(@D)
-	@echo '$(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || echo '$(NVCC) $(NVCC_FLAGS)' > $@
+	$(call write_flags,$(NVCC) $(NVCC_FLAGS))
 
 FLAGS_fp32 := -DFLOATX_FP32
 FLAGS_bf16 := -DFLOATX_BF16
@@ -80,7 +79,7 @@ $(BUILD)/ptx/%.ptx: %.cu cuda/cuda.mk
 	@mkdir -p $(@D)
 	@echo "  nvcc -ptx $<"
 	$(Q)$(NVCC) -O3 -std=c++17 -Icuda -Icsrc -arch=$(CUDA_PTX) $(FLAGS_bf16) -DBACKEND='"cuda"' \
-		-MMD -MP -MF $(@:.ptx=.d) -MT $@ -ptx $< -o $@
+		$(WRITE_D) -ptx $< -o $@
 $(BUILD)/ptx/%.cpp: $(BUILD)/ptx/%.ptx cuda/emu/ptx.py cuda/emu/ptx_isa.py cuda/emu/ptx_instead.py
 	$(Q)$(PYTHON) cuda/emu/ptx_instead.py $< $@ '$(PTX_$*)'
 $(BUILD)/ptx/%.o: $(BUILD)/ptx/%.cpp cuda/emu/ptx_run.h cuda/emu/emu.mk

@@ -216,10 +216,10 @@ def work(asked: Any, folder: Path) -> bool:
     if asked.what == "losses":
         return losses(folder)
     counts = asked.ranks or ("2,4" if asked.what == "overlap" else "1,2,4")
-    o = bench_network.settings(counts, asked.rates, asked.model, 65, asked.rounds, train=True)
+    sizes = (counts, asked.rates, asked.model, 65, asked.rounds)
     if asked.what == "overlap":
-        training = [f"--B={asked.B}" if word.startswith("--B=") else word for word in o.training]
-        return overlap(o._replace(training=training), folder, asked.turns)
+        return overlap(bench_network.settings(*sizes, train=True, B=asked.B), folder, asked.turns)
+    o = bench_network.settings(*sizes, train=True)
     return ranks(o, folder, asked.turns, asked.out)
 
 

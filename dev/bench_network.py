@@ -31,8 +31,9 @@ PORT = 29500
 RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a second
 
 
-TRAINING = "--B=4 --T=128 --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
-TOKENS = 4 * 128  # each rank has so many in a step
+B, T = 4, 128  # each rank has them
+TRAINING = f"--T={T} --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
+TOKENS = B * T  # each rank has so many in a step
 
 
 class Settings(NamedTuple):
@@ -207,9 +208,16 @@ def main() -> int:
 
 
 def settings(
-    ranks: str, rates: str, model: str, vocab_size: int, rounds: int, train: bool, json: bool = False
+    ranks: str,
+    rates: str,
+    model: str,
+    vocab_size: int,
+    rounds: int,
+    train: bool,
+    json: bool = False,
+    B: int = B,
 ) -> Settings:
-    training = f"--model={model} --vocab_size={vocab_size} {TRAINING}".split()
+    training = f"--model={model} --vocab_size={vocab_size} --B={B} {TRAINING}".split()
     counts = [int(n) for n in ranks.split(",")]
     return Settings(counts, rates.split(","), elements_of(model, vocab_size), rounds, train, json, training)
 

@@ -16,7 +16,7 @@ EMU_LIBS  := -pthread -Wl,-z,defs
 EMU_RUNTIME := $(filter-out cuda/emu/emu_check%,$(wildcard cuda/emu/emu_*.cpp))
 EMU_CHECKER := $(wildcard cuda/emu/emu_*.cpp)
 # each object's .d names the headers that it was made of
-WRITE_D = -MMD -MP -MF $(@:.o=.d) -MT $@
+WRITE_D = -MMD -MP -MF $(basename $@).d -MT $@
 
 # In the checked build every variable of a function is followed by 64 bytes that are no variable's, so that running from
 # one __shared__ array into the next is seen: after the label _ZZ..., ".zero 256" becomes ".zero 256+64".
