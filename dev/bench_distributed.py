@@ -5,8 +5,8 @@
     overlap    a step must take at most compute + 0.4 x communication, where communication is shorter than the backward pass
     ranks      tok/s of 1, 2 and 4 ranks, measured and planned (python -m pyllmc.plan), as a picture with --out
 
-Each rank is a machine of its own (dev/namespaces.py), but all of them share this one's cores. Compute is therefore measured with as
-many trainings at once that do not know of each other, and everything by turns. Exit status: 0 held, 1 broken, 2 usage, 6 no network
+Each rank is a machine of its own (dev/namespaces.py), but all of them share this one's cores. Compute is therefore the time of steps of
+the same run that sum no gradients (dev/every_second.py). Exit status: 0 held, 1 broken, 2 usage, 6 no network
 can be made here.
 """
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import bench_network
 import namespaces
@@ -33,6 +33,7 @@ TOLERANCE = 1e-6  # the losses may differ by this share
 HIDDEN = 0.6  # the share of the communication that must not be seen
 QUIET = ["--val_every=0", "--sample_every=0", "--checkpoint_every=0", "--threads=1", "--log_every=1000"]
 BATCH = 8  # sequences of all ranks together
+ROUNDS = 8  # sums alone
 
 
 # ---- losses ----
@@ -78,50 +79,23 @@ def losses(folder: Path) -> bool:
 # ---- overlap ----
 
 
-class Turn(NamedTuple):
-    """Seconds: of the step of trainings that do not know of each other, of a step together, and of the sums alone."""
-
-    compute: float
-    step: float
-    sums: float
-
-    @property
-    def shown(self) -> float:
-        """The share of the communication that a step is longer than its computation."""
-        return (self.step - self.compute) / self.sums
-
-
-def turns_of(
-    o: bench_network.Settings, n: int, rate: str, data: Path, folder: Path, turns: int
-) -> list[Turn]:
-    found = []
-    for turn in range(turns):
-        step = bench_network.step_of(o, n, bench_network.RATES[rate], data, folder / f"{turn}-{n}-{rate}")
-        compute = bench_network.step_of(o, n, 0.0, data, folder / f"{turn}-{n}-{rate}-alone")
-        sums = statistics.median(bench_network.measure(n, bench_network.RATES[rate], o.elements, o.rounds))
-        found.append(Turn(compute, step, sums))
-        print(f"  {n} ranks at {rate}: compute {compute * 1e3:.0f} ms, step {step * 1e3:.0f} ms, sums alone {sums * 1e3:.0f} ms",
-              file=sys.stderr, flush=True)  # fmt: skip
-    return found
-
-
 def overlap(o: bench_network.Settings, folder: Path, turns: int) -> bool:
-    held = True
+    """Whether what a step is longer than one without communication is at most a share of the communication."""
+    held, data = True, bench_network.letters(folder)
     for n in o.ranks:
         for rate in o.rates:
-            found = turns_of(o, n, rate, bench_network.letters(folder), folder, turns)
-            compute, sums, shown = (
-                statistics.median(value) for value in zip(*((t.compute, t.sums, t.shown) for t in found))
-            )
+            found = [
+                bench_network.steps_of(o, n, rate, data, folder / f"{turn}-{n}-{rate}")
+                for turn in range(turns)
+            ]
+            rounds = bench_network.measure(n, bench_network.RATES[rate], o.elements, ROUNDS)
+            compute, sums = statistics.median(f.compute for f in found), statistics.median(rounds)
+            shown = [f.shown / sums for f in found]
             counts = sums < steptime.OVERLAP * compute
-            held &= not counts or shown <= 1 - HIDDEN
-            says = f"{shown:.2f} of the communication shows" + (
-                "" if counts else ", which is longer than the backward pass"
-            )
-            print(
-                f"{n} ranks at {rate}: compute {compute * 1e3:.0f} ms, communication {sums * 1e3:.0f} ms, {says}",
-                flush=True,
-            )
+            held &= not counts or statistics.median(shown) <= 1 - HIDDEN
+            says = f"{statistics.median(shown):.2f} of the communication shows ({min(shown):.2f}-{max(shown):.2f})"
+            print(f"{n} ranks at {rate}: compute {compute * 1e3:.0f} ms, communication {sums * 1e3:.0f} ms, {says}"
+                  + ("" if counts else ", which is longer than the backward pass"), flush=True)  # fmt: skip
     return held
 
 
@@ -129,19 +103,20 @@ def overlap(o: bench_network.Settings, folder: Path, turns: int) -> bool:
 
 
 def ranks(o: bench_network.Settings, folder: Path, turns: int, out: Path | None) -> bool:
-    """Planned and measured steps of 1, 2 and 4 ranks. The plan is given the time that a step takes alone among so many."""
+    """Planned and measured steps of 2 and more ranks. The plan is given the time that a step takes without communication."""
     data, held = bench_network.letters(folder), True
     lines: dict[str, list[tuple[int, float]]] = {}
     for rate in o.rates:
         for n in o.ranks:
-            found = turns_of(o, n, rate, data, folder, turns) if n > 1 else []
-            compute = (
-                statistics.median(t.compute for t in found)
-                if found
-                else bench_network.step_of(o, 1, 0.0, data, folder / f"{rate}1")
+            found = [
+                bench_network.steps_of(o, n, rate, data, folder / f"{turn}-{n}-{rate}")
+                for turn in range(turns)
+            ]
+            compute, measured = (
+                statistics.median(f.compute for f in found),
+                statistics.median(f.step for f in found),
             )
             planned = steptime.Job(compute, o.elements, bench_network.RATES[rate]).step_s(n, steptime.Way())
-            measured = statistics.median(t.step for t in found) if found else compute
             tokens = n * bench_network.TOKENS
             lines.setdefault(f"{rate}, measured", []).append((n, tokens / measured))
             lines.setdefault(f"{rate}, planned", []).append((n, tokens / planned))
@@ -190,14 +165,8 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        default=8,
-        help="overlap, ranks: steps of a turn, of which the fastest counts [8]",
-    )
-    parser.add_argument(
-        "--B",
-        type=int,
-        default=16,
-        help="overlap: the sequences of each rank; few make the communication longer than the backward pass [16]",
+        default=40,
+        help="overlap, ranks: pairs of steps of a turn, one without and one with communication [40]",
     )
     parser.add_argument("--turns", type=int, default=3, help="overlap, ranks: turns, whose median counts [3]")
     parser.add_argument("--out", type=Path, help="ranks: the picture")
@@ -217,10 +186,12 @@ def work(asked: Any, folder: Path) -> bool:
         return losses(folder)
     counts = asked.ranks or ("2,4" if asked.what == "overlap" else "1,2,4")
     sizes = (counts, asked.rates, asked.model, 65, asked.rounds)
-    if asked.what == "overlap":
-        return overlap(bench_network.settings(*sizes, train=True, B=asked.B), folder, asked.turns)
     o = bench_network.settings(*sizes, train=True)
-    return ranks(o, folder, asked.turns, asked.out)
+    return (
+        overlap(o, folder, asked.turns)
+        if asked.what == "overlap"
+        else ranks(o, folder, asked.turns, asked.out)
+    )
 
 
 if __name__ == "__main__":

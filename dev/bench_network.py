@@ -12,10 +12,12 @@ import importlib.util
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ PORT = 29500
 RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a second
 
 
-B, T = 4, 128  # each rank has them
+B, T = 16, 128  # each rank has them
 TRAINING = f"--T={T} --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
 TOKENS = B * T  # each rank has so many in a step
 
@@ -117,18 +119,15 @@ def told(what: str, n: int, rate: str, measured: float, planned: float) -> dict[
 
 
 def train(o: Settings) -> list[dict[str, Any]]:
-    """A row of training steps for each number of ranks and each rate. The time of a step alone is that of as many trainings at once
-    that do not know of each other, because they share this machine's cores just so."""
+    """A row of training steps for each number of ranks and each rate."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = letters(Path(folder))
         for n in o.ranks:
-            alone = [step_of(o, n, 0.0, data, Path(folder, f"alone{n}"))]
             for rate in o.rates:
-                together = step_of(o, n, RATES[rate], data, Path(folder, f"{n}at{rate}"))
-                alone.append(step_of(o, n, 0.0, data, Path(folder, f"alone{n}at{rate}")))
-                job = steptime.Job(min(alone), o.elements, RATES[rate])
-                rows.append(told("step", n, rate, together, job.step_s(n, steptime.Way())))
+                found = steps_of(o, n, rate, data, Path(folder, f"{n}at{rate}"))
+                job = steptime.Job(found.compute, o.elements, RATES[rate])
+                rows.append(told("step", n, rate, found.step, job.step_s(n, steptime.Way())))
     return rows
 
 
@@ -142,20 +141,18 @@ def letters(folder: Path) -> Path:
     return data
 
 
-def start_together(network: namespaces.Network, n: int, words: list[str]) -> list[subprocess.Popen[str]]:
+def start_together(
+    network: namespaces.Network, n: int, words: list[str], program: Sequence[str] = ("-m", "pyllmc.train")
+) -> list[subprocess.Popen[str]]:
     """Starts a training of n ranks, one on each machine, by torchrun."""
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={n}", "--nproc_per_node=1", "--rdzv_backend=static",
                 f"--master_addr={network.address(0)}", f"--master_port={PORT}"]  # fmt: skip
-    return [
-        start(network, i, [*torchrun, f"--node_rank={i}", "-m", "pyllmc.train", *words]) for i in range(n)
-    ]
-
-
-def start(network: namespaces.Network, i: int, words: list[str]) -> subprocess.Popen[str]:
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0"}
-    return network.start(
-        i, [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
-    )
+    return [
+        network.start(i, [sys.executable, *torchrun, f"--node_rank={i}", *program, *words],
+                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+        for i in range(n)
+    ]  # fmt: skip
 
 
 def finish(ranks: list[subprocess.Popen[str]]) -> None:
@@ -165,23 +162,26 @@ def finish(ranks: list[subprocess.Popen[str]]) -> None:
         raise SystemExit(f"bench_network: a training failed:\n{failed}")
 
 
-def step_of(o: Settings, n: int, rate: float, data: Path, out: Path) -> float:
-    """The seconds of the fastest step of n ranks on links of a rate; 0: of n trainings that run at once, each alone."""
-    words = [f"--data={data}", *o.training, f"--max_steps={o.rounds + 2}"]
-    runs = [out / "all"] if rate else [out / str(i) for i in range(n)]
-    with namespaces.Network(n, rate) as network:
-        if rate:
-            finish(start_together(network, n, [*words, f"--out={runs[0]}"]))
-        else:
-            alone = ["-m", "pyllmc.train", *words]
-            finish([start(network, i, [*alone, f"--out={run}"]) for i, run in enumerate(runs)])
-    return max(fastest(run) for run in runs)
+class Steps(NamedTuple):
+    """Seconds, medians of one run: of the steps that sum no gradients, of those that do, and how much longer one of these takes
+    than the step before it."""
+
+    compute: float
+    step: float
+    shown: float
 
 
-def fastest(run: Path) -> float:
-    """The seconds of a run's fastest step; the first two do not count."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return min(json.loads(line)["ms"] for line in lines[2:]) * 1e-3
+def steps_of(o: Settings, n: int, rate: str, data: Path, out: Path) -> Steps:
+    """How n ranks train on links of a rate, in twice o.rounds steps, of which every second one sums gradients. The two kinds take
+    turns because neighbours make a core a third slower for some seconds."""
+    words = [f"--data={data}", *o.training, f"--max_steps={2 * o.rounds + 2}", f"--out={out}"]
+    with namespaces.Network(n, RATES[rate]) as network:
+        finish(start_together(network, n, words, [str(Path(__file__).with_name("every_second.py"))]))
+    lines = (out / "metrics.jsonl").read_text().splitlines()[2:]  # the first two do not count
+    seconds = [json.loads(line)["ms"] * 1e-3 for line in lines]
+    without, summed = seconds[0::2], seconds[1::2]
+    longer = [b - a for a, b in zip(without, summed)]
+    return Steps(statistics.median(without), statistics.median(summed), statistics.median(longer))
 
 
 def elements_of(model: str, vocab_size: int) -> int:
@@ -215,7 +215,6 @@ def settings(
     rounds: int,
     train: bool,
     json: bool = False,
-    B: int = B,
 ) -> Settings:
     training = f"--model={model} --vocab_size={vocab_size} --B={B} {TRAINING}".split()
     counts = [int(n) for n in ranks.split(",")]
@@ -234,7 +233,7 @@ def parse() -> Settings:
         "--rounds",
         type=int,
         default=6,
-        help="all-reduces or steps of each kind, of which the fastest counts [6]",
+        help="all-reduces, of which the fastest counts, or pairs of steps, whose median does [6]",
     )
     parser.add_argument(
         "--train", action="store_true", help="train it, with one thread a rank, instead of only averaging"

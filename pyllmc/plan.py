@@ -230,7 +230,7 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
         raise InvalidArgument(f"--reduce_precision={o.reduce_precision} is neither fp32 nor bf16")
     gpu = is_gpu(o.device)
     planner = memory.Planner(o, gpu)
-    taken, plan = time_of(o, planner), planner.plan(o.B)
+    plan, taken = planner.plan(o.B), time_of(o, planner)
     way = Way(BF16 if o.reduce_precision == "bf16" else FP32, bool(o.zero), o.grad_accum, o.diloco)
     job = Job(taken.seconds, plan.trained, o.network, o.overlap, scatters=gpu)
     sheet = compute.DATA_SHEETS.get(o.device)

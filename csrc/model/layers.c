@@ -181,14 +181,16 @@ static const floatX *branch_gradient(const llmc_model *m, const Pass *pass, floa
     return to;
 }
 
-/* The gradients of a matrix and its bias, as far as they are trained, and those of its adapters. */
-static void weight_backward(const llmc_model *m, const Pass *pass, int l, int target, float *dw, float *db,
+/* The gradients of a matrix and its bias, as far as they are trained, and those of its adapters. They are final then, and other
+ * processes' are added while the pass goes on. */
+static void weight_backward(llmc_model *m, const Pass *pass, int l, int target, float *dw, float *db,
                             const floatX *dout, const floatX *inp, int accumulate) {
     const llmc_tensor *matrix = &m->layout.table[lora_matrices[target]];
     if (dw || db)
-        m->k->matmul_backward_weight((Context *)&m->ctx, dw, db, dout, inp, accumulate, pass->B, pass->T,
-                                     (int)matrix->shape[1], (int)matrix->shape[0]);
+        m->k->matmul_backward_weight(&m->ctx, dw, db, dout, inp, accumulate, pass->B, pass->T, (int)matrix->shape[1],
+                                     (int)matrix->shape[0]);
     if (lora_is_on(m, target)) lora_backward(m, pass, l, target, dout, inp, accumulate);
+    if (m->summing) team_sum_matrix(m, l, target);
 }
 
 /* dinp = dout w for a matrix of a layer, with its adapters if it has some; times gelu'(pre) unless pre is NULL. */
@@ -203,9 +205,9 @@ static void input_backward(const llmc_model *m, const Pass *pass, int l, int tar
 }
 
 /* Nobody asks for the gradient of the input of the lowest layer that is trained. */
-static void layer_backward(const llmc_model *m, const Pass *pass, int l, int accumulate, int is_lowest) {
+static void layer_backward(llmc_model *m, const Pass *pass, int l, int accumulate, int is_lowest) {
     const Kernels *k = m->k;
-    Context *ctx = (Context *)&m->ctx;
+    Context *ctx = &m->ctx;
     const int B = pass->B, T = pass->T, C = m->config.C, NH = m->config.NH;
     const Params w = params_at(m, l);
     const Grads dw = grads_at(m, l);
@@ -254,7 +256,7 @@ void layers_backward(llmc_model *m, const Pass *pass, int accumulate) {
         if (l < L - 1) layer_recompute(m, pass, l);
         else last_layer_recompute(m, pass, l);
         layer_backward(m, pass, l, accumulate, l == lowest);
-        if (m->summing) team_sum_layer(m, l);
+        if (m->summing) team_sum_norms(m, l);
     }
     if (!dw.wte && !dw.wpe) return;
     const floatX *d = branch_gradient(m, pass, a.branch, LLMC_DROP_EMBEDDING, 0);

@@ -1,6 +1,7 @@
 /* A model joins others: its gradients are summed while the backward pass still runs, its parameters gathered after an update. */
 #include "model/team.h"
 #include "base/error.h"
+#include "model/lora.h"
 
 int llmc_model_join(llmc_model *m, const llmc_team *team) {
     TRY(gpt2_need_training(m));
@@ -29,11 +30,12 @@ int llmc_model_sum_next(llmc_model *m) {
     return m->summing = 1, LLMC_OK;
 }
 
-/* An error comes again from end_sums, so none is looked at here. */
-static void begin_sum(llmc_model *m, int i, int l) {
+/* Begins the sum of a gradient, or of so many of its numbers. An error comes again from end_sums, so none is looked at here. */
+static void begin_sum_of(llmc_model *m, int i, int l, int64_t size) {
     float *gradient = gradient_of(m, i, l);
-    if (gradient && m->layout.table[i].size) m->team->begin_sum(m->team->self, gradient, m->layout.table[i].size);
+    if (gradient && size) m->team->begin_sum(m->team->self, gradient, size);
 }
+static void begin_sum(llmc_model *m, int i, int l) { begin_sum_of(m, i, l, m->layout.table[i].size); }
 
 void team_sum_head(llmc_model *m) {
     m->k->sync(&m->ctx);
@@ -41,15 +43,20 @@ void team_sum_head(llmc_model *m) {
         if (!m->layout.table[i].layers && i != P_wte && i != P_wpe) begin_sum(m, i, 0);
 }
 
-void team_sum_layer(llmc_model *m, int l) {
+void team_sum_matrix(llmc_model *m, int l, int target) {
+    const int w = lora_matrices[target], b = w + 1, A = P_qkvA + 2 * target, B = A + 1;
     m->k->sync(&m->ctx);
-    for (int i = 0; i < NUM_TRAINABLE; i++)
-        if (m->layout.table[i].layers) begin_sum(m, i, l);
+    begin_sum(m, w, l), begin_sum(m, b, l), begin_sum(m, A, l), begin_sum(m, B, l);
+}
+
+void team_sum_norms(llmc_model *m, int l) {
+    m->k->sync(&m->ctx);
+    begin_sum(m, P_ln1w, l), begin_sum(m, P_ln1b, l), begin_sum(m, P_ln2w, l), begin_sum(m, P_ln2b, l);
 }
 
 void team_sum_embeddings(llmc_model *m) {
     m->k->sync(&m->ctx);
-    begin_sum(m, P_wpe, 0);
+    begin_sum_of(m, P_wpe, 0, (int64_t)m->room.T * m->config.C); /* no process has trained a position behind T */
     begin_sum(m, P_wte, 0);
 }
 

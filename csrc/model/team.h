@@ -3,9 +3,11 @@
 #define TEAM_H
 #include "model/gpt2.h"
 
-/* Begin the sums of gradients that are final: those above all layers, those of a layer, those of the embeddings. */
+/* Begin the sums of gradients that are final: those above all layers; in a layer, those of a matrix with its bias and adapters,
+ * and those of the norms; those of the embeddings. */
 void team_sum_head(llmc_model *model);
-void team_sum_layer(llmc_model *model, int l);
+void team_sum_matrix(llmc_model *model, int l, int target);
+void team_sum_norms(llmc_model *model, int l);
 void team_sum_embeddings(llmc_model *model);
 /* Fails because another process was lost: the team says which. */
 int team_lost(const llmc_team *team);

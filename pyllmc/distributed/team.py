@@ -17,8 +17,8 @@ from pyllmc.distributed.place import Place
 from pyllmc.distributed.rollcall import RollCall
 from pyllmc.engine import _ffi
 
-ALONE = 1 << 18  # elements: a gradient of at least so many is summed by itself, smaller ones are packed
-PACK = 1 << 20  # elements in a pack: below some MB the network's delay counts more than its rate
+ALONE = 1 << 15  # elements: a gradient of at least so many is summed by itself, smaller ones are packed
+PACK = 1 << 18  # elements in a pack: more would still travel when nothing is left to compute
 GRACE = 2.0  # seconds that a roll call waits for answers, at most a fifth of --timeout
 
 
