@@ -14,12 +14,14 @@ static int has_ring(const llmc_model *m, int l) { return layout_ring_rows(&m->la
 Cache gpt2_cache(const llmc_model *m, int l) {
     const int rings = layout_rings_before(&m->layout, &m->config, l);
     if (has_ring(m, l)) return (Cache){act_at(m, A_ring, rings), layout_ring_rows(&m->layout)};
-    return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
+    const int64_t in_fch = layout_cache_in_fch(&m->config, &m->room);
+    if (in_fch < 0) return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
+    return (Cache){(floatX *)((float *)act_at(m, A_fch, l) + in_fch), m->room.T};
 }
 
 /* A layer with a ring has no rows for a batch. In training it borrows those of a dense layer, which are computed again. */
 floatX *gpt2_qkv(const llmc_model *m, int l) {
-    if (!has_ring(m, l)) return gpt2_cache(m, l).qkv;
+    if (!has_ring(m, l)) return act_at(m, A_qkv, l - layout_rings_before(&m->layout, &m->config, l));
     return act_at(m, m->room.training ? A_qkv : A_whole, 0);
 }
 

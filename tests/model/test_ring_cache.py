@@ -198,13 +198,15 @@ def test_nothing_is_written_outside(on, pattern):
     assert np.array_equal(logits[: len(logits) // 2], logits[len(logits) // 2 :])
 
 
-def test_training_that_computes_again_has_rings(on):
-    """From recompute=3 on each layer keeps one sequence for generation. Its steps and its texts have the bits of recompute=2."""
+@pytest.mark.parametrize("B, ringed", [(1, (3, 4)), (2, (4,))])
+def test_training_that_computes_again_has_rings(on, B, ringed):
+    """From recompute=3 on each layer keeps one sequence for generation: in fch where that has room, else banded layers have rings.
+    Its steps and its texts have the bits of recompute=2."""
     config, results = banded(3, "DLLL"), []
-    batch = ids_of(2 * 41).reshape(2, 41)
+    batch = ids_of(B * 41).reshape(B, 41)
     for recompute in (2, 3, 4):
-        m = Model(config, 2, T, recompute=recompute, seed=1, **on)
-        assert ("ring" in list(m.acts)) == (recompute >= 3)
+        m = Model(config, B, T, recompute=recompute, seed=1, **on)
+        assert ("ring" in list(m.acts)) == (recompute in ringed)
         losses = []
         for _ in range(2):
             losses.append(m.micro_step(batch[:, :-1], batch[:, 1:], accumulate=False))
@@ -249,12 +251,12 @@ def test_where_rings_save_nothing_there_are_none():
     dense = replace(config, window=0, pattern="")
     assert not acts_of(config, 1, 256 + SLACK)[1]["ring"].size
     assert acts_of(config, 1, 256 + SLACK + 1)[1]["ring"].size
-    for recompute in range(3):
+    for recompute in range(4):  # at 3 a sequence of each layer's lies in fch
         assert acts_of(config, 2, 1024, 1, recompute)[0] == acts_of(dense, 2, 1024, 1, recompute)[0]
     saved = 4 * 3 * 64 * 6 * (1024 - 256 - SLACK)
-    whole = 4 * 2 * 1024 * 3 * 64  # it lies over fch, unless this is kept
-    for recompute, own in ((3, whole), (4, 0)):
-        fewer = acts_of(dense, 2, 1024, 1, recompute)[0] - acts_of(config, 2, 1024, 1, recompute)[0]
+    whole = 4 * 1024 * 3 * 64  # it lies over fch, unless this is kept
+    for B, recompute, own in ((1, 3, whole), (2, 4, 0)):
+        fewer = acts_of(dense, B, 1024, 1, recompute)[0] - acts_of(config, B, 1024, 1, recompute)[0]
         assert fewer == pytest.approx(saved - own, abs=4 * 32 * 12 + 128)
 
 
