@@ -205,8 +205,14 @@ def make_report(names: list[str], plan: Plan) -> dict[str, Any]:
 
 
 def default_path(report: dict[str, Any]) -> Path:
-    """<machine>-<date>.json for a whole run; for a part, the name also has its rows."""
-    words = [report["machine"]["cpu"], report["date"][:10], *([] if report["whole"] else report["rows"])]
+    """<machine>-<instruction set>-<date>.json for a whole run; for a part, the name also has its rows. Machines that call their CPU
+    by the same name may differ in its instructions."""
+    words = [
+        report["machine"]["cpu"],
+        report["machine"]["isa"],
+        report["date"][:10],
+        *([] if report["whole"] else report["rows"]),
+    ]
     name = re.sub(r"\W+", "-", "-".join(words)).strip("-").lower()
     return bench_documents.RESULTS / f"{name or 'limits'}.json"
 
@@ -227,7 +233,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every row still run?")
     parser.add_argument(
-        "--out", type=Path, help="the report [bench/results/MACHINE-DATE.json; none with --quick]"
+        "--out", type=Path, help="the report [bench/results/MACHINE-ISA-DATE.json; none with --quick]"
     )
     parser.add_argument(
         "--readme",

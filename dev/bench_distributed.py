@@ -103,7 +103,7 @@ def overlap(o: bench_network.Settings, folder: Path, turns: int) -> bool:
 
 
 def ranks(o: bench_network.Settings, folder: Path, turns: int, out: Path | None) -> bool:
-    """Planned and measured steps of 2 and more ranks. The plan is given the time that a step takes without communication."""
+    """Planned and measured steps. The plan is given the time that a step takes without communication."""
     data, held = bench_network.letters(folder), True
     lines: dict[str, list[tuple[int, float]]] = {}
     for rate in o.rates:
@@ -116,8 +116,9 @@ def ranks(o: bench_network.Settings, folder: Path, turns: int, out: Path | None)
                 statistics.median(f.compute for f in found),
                 statistics.median(f.step for f in found),
             )
-            planned = steptime.Job(compute, o.elements, bench_network.RATES[rate]).step_s(n, steptime.Way())
-            tokens = n * bench_network.TOKENS
+            job = steptime.Job(compute, o.elements, bench_network.RATES[rate], carried=steptime.TCP)
+            planned = job.step_s(n, steptime.Way())
+            tokens = n * o.tokens
             lines.setdefault(f"{rate}, measured", []).append((n, tokens / measured))
             lines.setdefault(f"{rate}, planned", []).append((n, tokens / planned))
             held &= abs(planned / measured - 1) <= bench_network.TOLERANCE
@@ -168,6 +169,12 @@ def main() -> int:
         default=40,
         help="overlap, ranks: pairs of steps of a turn, one without and one with communication [40]",
     )
+    parser.add_argument(
+        "--B",
+        type=int,
+        default=bench_network.B,
+        help=f"overlap, ranks: sequences of each rank; more make the backward pass longer [{bench_network.B}]",
+    )
     parser.add_argument("--turns", type=int, default=3, help="overlap, ranks: turns, whose median counts [3]")
     parser.add_argument("--out", type=Path, help="ranks: the picture")
     asked = parser.parse_args()
@@ -186,7 +193,7 @@ def work(asked: Any, folder: Path) -> bool:
         return losses(folder)
     counts = asked.ranks or ("2,4" if asked.what == "overlap" else "1,2,4")
     sizes = (counts, asked.rates, asked.model, 65, asked.rounds)
-    o = bench_network.settings(*sizes, train=True)
+    o = bench_network.settings(*sizes, train=True, B=asked.B)
     return (
         overlap(o, folder, asked.turns)
         if asked.what == "overlap"

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,7 @@ RATES = {"100Mbit": 100e6 / 8, "1Gbit": 1e9 / 8}  # as tc writes them: bytes a s
 
 
 B, T = 16, 128  # each rank has them
-TRAINING = f"--T={T} --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
-TOKENS = B * T  # each rank has so many in a step
+TRAINING = f"--T={T} --max_seq_len={T} --threads=1 --val_every=0 --sample_every=0 --checkpoint_every=0"
 
 
 class Settings(NamedTuple):
@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     train: bool
     json: bool
     training: list[str]  # options of training
+    tokens: int  # each rank has so many in a step
 
 
 # ---- one rank ----
@@ -99,7 +100,7 @@ def compare(o: Settings) -> list[dict[str, Any]]:
     rows = []
     for rate in o.rates:
         for n in o.ranks:
-            planned = steptime.all_reduce_s(n, o.elements * steptime.FP32, RATES[rate])
+            planned = steptime.all_reduce_s(n, o.elements * steptime.FP32, steptime.TCP * RATES[rate])
             # the least of several, because neighbours on the same cores only make a round longer
             measured = min(measure(n, RATES[rate], o.elements, o.rounds))
             rows.append(told("all-reduce", n, rate, measured, planned))
@@ -126,7 +127,7 @@ def train(o: Settings) -> list[dict[str, Any]]:
         for n in o.ranks:
             for rate in o.rates:
                 found = steps_of(o, n, rate, data, Path(folder, f"{n}at{rate}"))
-                job = steptime.Job(found.compute, o.elements, RATES[rate])
+                job = steptime.Job(found.compute, o.elements, RATES[rate], carried=steptime.TCP)
                 rows.append(told("step", n, rate, found.step, job.step_s(n, steptime.Way())))
     return rows
 
@@ -186,7 +187,8 @@ def steps_of(o: Settings, n: int, rate: str, data: Path, out: Path) -> Steps:
 
 def elements_of(model: str, vocab_size: int) -> int:
     """The number of a model's parameters, as the engine lays them out."""
-    return sum(row.size for row, _ in layout.parameters(layout.config_of(model, vocab_size)))
+    config = replace(layout.config_of(model, vocab_size), max_seq_len=T)
+    return sum(row.size for row, _ in layout.parameters(config))
 
 
 def main() -> int:
@@ -215,10 +217,12 @@ def settings(
     rounds: int,
     train: bool,
     json: bool = False,
+    B: int = B,
 ) -> Settings:
     training = f"--model={model} --vocab_size={vocab_size} --B={B} {TRAINING}".split()
     counts = [int(n) for n in ranks.split(",")]
-    return Settings(counts, rates.split(","), elements_of(model, vocab_size), rounds, train, json, training)
+    sizes = counts, rates.split(","), elements_of(model, vocab_size)
+    return Settings(*sizes, rounds, train, json, training, B * T)
 
 
 def parse() -> Settings:

@@ -1,7 +1,7 @@
 """python dev/every_second.py OPTIONS: python -m pyllmc.train, but only every second step sums gradients.
 
 The steps between meet as all do, so that they show what a step takes without its communication, in the same minute and on the same
-cores. bench_network.py measures with it; nothing is learnt so.
+cores. bench_network.py measures with it. The ranks' weights part in such a run, so it is good for nothing else.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pyllmc.draw.losses import checked_path
 from pyllmc.draw.picture import DARK, LIGHT
 from pyllmc.planning import compute, memory, report, told
 from pyllmc.planning.compute import Compute, Work
-from pyllmc.planning.steptime import BF16, FP32, OVERLAP, Job, Way
+from pyllmc.planning.steptime import BF16, FP32, OVERLAP, TCP, Job, Way
 from pyllmc.tables.options import Parser, add_options
 
 PROG = "pyllmc.plan"
@@ -232,7 +232,8 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
     planner = memory.Planner(o, gpu)
     plan, taken = planner.plan(o.B), time_of(o, planner)
     way = Way(BF16 if o.reduce_precision == "bf16" else FP32, bool(o.zero), o.grad_accum, o.diloco)
-    job = Job(taken.seconds, plan.trained, o.network, o.overlap, scatters=gpu)
+    carried = 1.0 if gpu else TCP  # gloo's way
+    job = Job(taken.seconds, planner.summed(plan), o.network, o.overlap, scatters=gpu, carried=carried)
     sheet = compute.DATA_SHEETS.get(o.device)
     limit = o.memory or (sheet.memory if sheet else 0.0)
     cluster = report.Cluster(planner, taken, job, way, o.nodes * o.nproc_per_node, o.aim, limit)

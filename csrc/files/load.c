@@ -199,7 +199,7 @@ static int load_base(const llmc_file *f, llmc_model *m) {
 /* Reads A and B of a target in layer l, and adds their product to the model's matrix. */
 static int merge(Reader *r, llmc_model *m, int target, int l) {
     const llmc_room *room = &r->f->adapters->room;
-    const int A = P_qkvA + 2 * target, B = A + 1;
+    const int A = lora_row_of_A(target), B = A + 1;
     const int64_t n = elements_of(r->f, A), all = n + elements_of(r->f, B);
     if (!holds(r->f, A, l)) return LLMC_OK;
     float *x = malloc((size_t)all * sizeof *x);

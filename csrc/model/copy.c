@@ -16,7 +16,7 @@ static int copy_tensor(llmc_model *m, const llmc_model *from, int i, int l, floa
 
 /* Adds what the adapters of one matrix in layer l do, as a file of adapters is merged (files/load.c). x: memory for both. */
 static int merge(llmc_model *m, const llmc_model *from, int target, int l, float *x) {
-    const int A = P_qkvA + 2 * target, B = A + 1;
+    const int A = lora_row_of_A(target), B = A + 1;
     const int64_t n = from->layout.table[A].size, more = from->layout.table[B].size;
     if (!lora_is_on(from, target)) return LLMC_OK;
     TRY(llmc_model_read(from, LLMC_PARAMS, A, l, n, x));

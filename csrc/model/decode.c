@@ -14,9 +14,8 @@ static int has_ring(const llmc_model *m, int l) { return layout_ring_rows(&m->la
 Cache gpt2_cache(const llmc_model *m, int l) {
     const int rings = layout_rings_before(&m->layout, &m->config, l);
     if (has_ring(m, l)) return (Cache){act_at(m, A_ring, rings), layout_ring_rows(&m->layout)};
-    const int64_t in_fch = layout_cache_in_fch(&m->config, &m->room);
-    if (in_fch < 0) return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
-    return (Cache){(floatX *)((float *)act_at(m, A_fch, l) + in_fch), m->room.T};
+    if (l && layout_caches_in_fch(&m->room)) return (Cache){act_at(m, A_fch, l), m->room.T};
+    return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
 }
 
 /* A layer with a ring has no rows for a batch. In training it borrows those of a dense layer, which are computed again. */

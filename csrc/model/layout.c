@@ -22,22 +22,14 @@ enum { /* the level of each tensor that has one */
 #include "tensors.def"
 };
 
-static int64_t with_gap(int64_t words) { return (words + 2 * ALIGN - 1) / ALIGN * ALIGN; }
-static int64_t words_of_x(int64_t elements, const llmc_room *room) {
-    return (elements * element_bytes(room->precision) + 3) / 4;
-}
-
-int64_t layout_cache_in_fch(const llmc_config *config, const llmc_room *room) {
-    const int64_t T = room->T, C = config->C, first = with_gap(words_of_x(T * 4 * C, room));
-    const int has_room = first + words_of_x(T * 3 * C, room) <= words_of_x(room->B * T * 4 * C, room);
-    const int each_layer = room->recompute >= LEVEL_qkv && room->recompute < LEVEL_fch;
-    return room->training && each_layer && has_room ? first : -1;
+int layout_caches_in_fch(const llmc_room *room) {
+    return room->training && room->recompute >= LEVEL_qkv && room->recompute < LEVEL_fch;
 }
 
 /* The rows of a ring; 0: the model has none, because training keeps all rows of qkv, or has memory for them, or because there are
  * hardly more. */
 static int ring_rows(const llmc_config *config, const llmc_room *room) {
-    const int keeps_all = room->training && (room->recompute < LEVEL_qkv || layout_cache_in_fch(config, room) >= 0);
+    const int keeps_all = room->training && (room->recompute < LEVEL_qkv || layout_caches_in_fch(room));
     const int R = config->window + SLACK;
     return !keeps_all && strchr(config->pattern, 'L') && R < room->T ? R : 0;
 }
@@ -91,21 +83,23 @@ static int64_t rows_of_chunk(const llmc_room *room) {
     return rows < enough ? rows : enough;
 }
 
+static int64_t with_gap(int64_t words) { return (words + 2 * ALIGN - 1) / ALIGN * ALIGN; }
+
 static int64_t words(const llmc_tensor *t, int64_t elements, const llmc_room *room) {
-    return t->type == LLMC_X ? words_of_x(elements, room) : elements;
+    return t->type == LLMC_X ? (elements * element_bytes(room->precision) + 3) / 4 : elements;
 }
 
-/* The words between two layers of a tensor that has a buffer of `own` words for each. The layers of a cache that is not kept are one
- * sequence apart, which is all that generation needs then, or lie in fch; in training they share what the first has, or each layer's B
- * sequences overwrite those of the layers behind it. */
-static int64_t stride_of(const llmc_tensor *t, int64_t own, const llmc_config *config, const llmc_room *room) {
+/* The words between two layers of a tensor that has a buffer of `own` words for each. Where a training model does not keep qkv, its
+ * layers have one buffer for a batch if caches lie in fch. If they do not, the layers' buffers are one sequence apart, which is all that
+ * generation needs; a batch's B sequences in one then overwrite those of the layers behind it. */
+static int64_t stride_of(const llmc_tensor *t, int64_t own, const llmc_room *room) {
     if (t->kind != LLMC_CACHE || !room->training || t->kept) return own;
-    return layout_cache_in_fch(config, room) < 0 ? with_gap(words(t, t->size / room->B, room)) : 0;
+    return layout_caches_in_fch(room) ? 0 : with_gap(words(t, t->size / room->B, room));
 }
 
 /* Gives a tensor its size, and `end` as its offset; returns the new end. A gap follows each layer of an activation,
  * which tests fill with a canary. */
-static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_config *config, const llmc_room *room) {
+static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_room *room) {
     if (t->kind == LLMC_CHUNK_ACT && !t->kept) t->shape[0] = 1, t->shape[1] = rows_of_chunk(room);
     t->size = 1;
     for (int i = 0; i < t->rank; i++) t->size *= t->shape[i];
@@ -113,7 +107,7 @@ static int64_t lay_out(llmc_tensor *t, int64_t end, const llmc_config *config, c
     const int is_weight = t->kind == LLMC_PARAM || t->kind == LLMC_ADAPTER;
     const int64_t own = is_weight || !t->size ? t->size : with_gap(words(t, t->size, room));
     t->offset = end;
-    t->stride = t->layers > 1 ? stride_of(t, own, config, room) : 0;
+    t->stride = t->layers > 1 ? stride_of(t, own, room) : 0;
     if (t->kind == LLMC_GRAD_ACT && !room->training) return end;
     return end + own + t->stride * (t->layers > 1 ? t->layers - 1 : 0);
 }
@@ -130,11 +124,10 @@ static int other_of(int i) {
 }
 
 /* Lays a tensor over the start of `other`, unless one of the two must be kept. */
-static int64_t lay_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_config *config,
-                        const llmc_room *room) {
-    if (other->kept || (t->kind == LLMC_CHUNK_ACT && t->kept)) return lay_out(t, end, config, room);
+static int64_t lay_over(llmc_tensor *t, const llmc_tensor *other, int64_t end, const llmc_room *room) {
+    if (other->kept || (t->kind == LLMC_CHUNK_ACT && t->kept)) return lay_out(t, end, room);
     t->kept = 0;
-    const int64_t own_end = lay_out(t, other->offset, config, room);
+    const int64_t own_end = lay_out(t, other->offset, room);
     return own_end > end ? own_end : end;
 }
 
@@ -191,8 +184,7 @@ int layout_make(Layout *layout, const llmc_config *config, const llmc_room *room
             int64_t *end = i < NUM_TRAINABLE ? &layout->num_weights : &layout->num_acts;
             llmc_tensor *t = layout->table;
             if (turn_of(t, i) != turn) continue;
-            *end = turn < OVER ? lay_out(&t[i], *end, &checked, room)
-                               : lay_over(&t[i], &t[other_of(i)], *end, &checked, room);
+            *end = turn < OVER ? lay_out(&t[i], *end, room) : lay_over(&t[i], &t[other_of(i)], *end, room);
         }
     layout->num_params = layout->table[NUM_PARAM_TENSORS].offset;
     TRY(layout_check_trained(layout, room));

@@ -20,7 +20,7 @@
  *   |                           |        dfch                    |
  *
  * logits, dqkv and dfch share the memory of fch_gelu if that is not kept, and `whole` that of fch; while a training model generates,
- * the layers' keys and values share that of fch if every layer has one (layout_cache_in_fch). A tensor that cannot share lies
+ * the layers' keys and values share that of fch if every layer has one (layout_caches_in_fch). A tensor that cannot share lies
  * at the end, in the turn OVER: logits, dqkv and dfch at --recompute=0, and logits if they are kept for every token. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
@@ -70,9 +70,9 @@ int layout_kernels(const Kernels **k, llmc_room *room);
 /* The rows of a ring, each position's keys and values in one of them; 0: the model has none. Banded layers have rings, dense
  * layers caches; without rings all layers have caches. */
 static inline int layout_ring_rows(const Layout *layout) { return (int)layout->table[A_ring].shape[1]; }
-/* Where in each layer of fch generation keeps a layer's keys and values of one sequence: in words from its start, behind the rows of
- * the sequence that it computes there. -1: qkv itself has them, because it has rows for every layer, or fch has no room. */
-int64_t layout_cache_in_fch(const llmc_config *config, const llmc_room *room);
+/* True if a training model's caches, of one sequence, lie in fch, which generation needs of layer 0 only: layer l's at the start of its
+ * fch, that of layer 0 in qkv. */
+int layout_caches_in_fch(const llmc_room *room);
 /* How many of the layers before layer l have a ring. */
 int layout_rings_before(const Layout *layout, const llmc_config *config, int l);
 static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }

@@ -16,7 +16,7 @@ typedef struct Adapter {
 } Adapter;
 
 static Adapter adapter_at(const llmc_model *m, const Pass *pass, int l, int target) {
-    const int A = P_qkvA + 2 * target, B = A + 1, rank = m->room.lora_rank;
+    const int A = lora_row_of_A(target), B = A + 1, rank = m->room.lora_rank;
     const llmc_tensor *a = &m->layout.table[A], *b = &m->layout.table[B];
     const Acts acts = acts_at(m, pass->cached ? 0 : l);
     return (Adapter){.A = gpt2_at(m, m->stored, a->offset + l * a->stride),

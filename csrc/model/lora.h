@@ -7,7 +7,8 @@
 
 /* The matrices that may have adapters, in the order of tensors.def. */
 enum { LORA_QKV, LORA_ATTPROJ, LORA_FC, LORA_FCPROJ, LORA_TARGETS };
-extern const int lora_matrices[LORA_TARGETS]; /* their rows in the table */
+extern const int lora_matrices[LORA_TARGETS]; /* their rows in the table, each before that of its bias */
+static inline int lora_row_of_A(int target) { return P_qkvA + 2 * target; } /* B's is the next */
 
 static inline int lora_is_on(const llmc_model *m, int target) {
     return m->room.lora_rank && m->room.lora_on >> target & 1;

@@ -30,7 +30,7 @@ int llmc_model_sum_next(llmc_model *m) {
     return m->summing = 1, LLMC_OK;
 }
 
-/* Begins the sum of a gradient, or of so many of its numbers. An error comes again from end_sums, so none is looked at here. */
+/* Begins the sum of a gradient's first `size` numbers. An error comes again from end_sums, so none is looked at here. */
 static void begin_sum_of(llmc_model *m, int i, int l, int64_t size) {
     float *gradient = gradient_of(m, i, l);
     if (gradient && size) m->team->begin_sum(m->team->self, gradient, size);
@@ -43,16 +43,21 @@ void team_sum_head(llmc_model *m) {
         if (!m->layout.table[i].layers && i != P_wte && i != P_wpe) begin_sum(m, i, 0);
 }
 
-void team_sum_matrix(llmc_model *m, int l, int target) {
-    const int w = lora_matrices[target], b = w + 1, A = P_qkvA + 2 * target, B = A + 1;
+/* Begins the sums of four tensors of a layer, as far as they are trained. */
+static void sum_four(llmc_model *m, int l, const int rows[4]) {
+    int any = 0;
+    for (int i = 0; i < 4; i++) any |= gradient_of(m, rows[i], l) && m->layout.table[rows[i]].size;
+    if (!any) return;
     m->k->sync(&m->ctx);
-    begin_sum(m, w, l), begin_sum(m, b, l), begin_sum(m, A, l), begin_sum(m, B, l);
+    for (int i = 0; i < 4; i++) begin_sum(m, rows[i], l);
 }
 
-void team_sum_norms(llmc_model *m, int l) {
-    m->k->sync(&m->ctx);
-    begin_sum(m, P_ln1w, l), begin_sum(m, P_ln1b, l), begin_sum(m, P_ln2w, l), begin_sum(m, P_ln2b, l);
+void team_sum_matrix(llmc_model *m, int l, int target) {
+    const int w = lora_matrices[target], A = lora_row_of_A(target);
+    sum_four(m, l, (int[]){w, w + 1, A, A + 1});
 }
+
+void team_sum_norms(llmc_model *m, int l) { sum_four(m, l, (int[]){P_ln1w, P_ln1b, P_ln2w, P_ln2b}); }
 
 void team_sum_embeddings(llmc_model *m) {
     m->k->sync(&m->ctx);

@@ -1,8 +1,8 @@
 """The time of a step on n processes, from the time of one process and the rate of the network.
 
 Times are in seconds, sizes in bytes, rates in bytes a second. The rate is that of the slowest link in the ring, each way. The
-formulas leave out what a message costs besides its bytes, so real steps take longer where pieces are small (below 1 to 4 MB)
-or where the ring is long (hundreds of processes). Standard library only.
+formulas leave out what a message costs besides its bytes, so real steps take longer where the ring is long (hundreds of processes),
+and the gradients that are final last, the embeddings', which nothing hides. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 FP32, BF16 = 4, 2  # bytes of an element
+TCP = (
+    1448 / 1514
+)  # the share of what an Ethernet carries that is not headers: 14 bytes of its own and 52 of IP and TCP in a packet
 OVERLAP = 0.66  # the share of a step in which gradients can travel: the backward pass is two thirds of it
 
 
@@ -46,7 +49,7 @@ class Job:
     """What one process computes and sends.
 
     compute: the seconds of a micro-step alone, with clip and update. elements: those that have gradients. rate: of the slowest
-    link. overlap: the share of `compute` in which gradients can travel. scatters: ZeRO-1 replaces the all-reduce by its first
+    link. carried: the share of the rate that carries gradients. overlap: the share of `compute` in which they can travel. scatters: ZeRO-1 replaces the all-reduce by its first
     half (NCCL); else it reduces all gradients, because gloo's reduce-scatter takes twice the time of its all-reduce.
     """
 
@@ -55,16 +58,18 @@ class Job:
     rate: float
     overlap: float = OVERLAP
     scatters: bool = False
+    carried: float = 1.0
 
     def reduce_s(self, n: int, way: Way) -> float:
         """Averaging the gradients, or DiLoCo's changes of the parameters, once."""
         size = float(self.elements * way.reduced)
         half = way.zero and self.scatters
-        return half_turn_s(n, size, self.rate) if half else all_reduce_s(n, size, self.rate)
+        rate = self.carried * self.rate
+        return half_turn_s(n, size, rate) if half else all_reduce_s(n, size, rate)
 
     def gather_s(self, n: int, way: Way) -> float:
         """ZeRO-1's second half: the updated parameters, as floats. Nothing is computed meanwhile."""
-        return half_turn_s(n, float(self.elements * FP32), self.rate) if way.zero else 0.0
+        return half_turn_s(n, float(self.elements * FP32), self.carried * self.rate) if way.zero else 0.0
 
     def waiting_s(self, n: int, way: Way) -> float:
         """The seconds of an optimizer step in which a process waits for the network.

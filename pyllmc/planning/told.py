@@ -12,9 +12,9 @@ from pyllmc.planning.steptime import BF16
 
 WIDTH = 100
 NOTE = (
-    "Not in these figures: what a message costs besides its bytes, which shows in pieces below 1 to 4 MB and in rings of "
-    "hundreds; loading of data, checkpoints, neighbours. With larger batches or with DiLoCo a model may need more tokens for "
-    "the same loss."
+    "Not in these figures: what a message costs besides its bytes, which shows in rings of hundreds; the cores' time to move "
+    "bytes; the embeddings' gradients, which are final last; loading of data, checkpoints, neighbours. With larger batches or "
+    "with DiLoCo a model may need more tokens for the same loss."
 )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import pyllmc
+from pyllmc import GPTConfig
 from pyllmc.distributed.place import Place
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options
@@ -82,6 +85,48 @@ def test_moments_travel_where_all_are_ready(tmp_path):
     lib, model, played = shared_out(1, other_failed=0)
     assert lib.llmc_checkpoint_send(model) == 0
     assert played.calls[0] == "sum" and set(played.calls[1:]) == {"fetch"}
+
+
+# ---- the sums of gradients ----
+
+CONFIG = GPTConfig(vocab_size=50, max_seq_len=8, n_layer=3, n_head=2, n_embd=8)
+KINDS = {
+    "whole": (CONFIG, {}),
+    "untied": (replace(CONFIG, untied=True), {}),
+    "banded": (replace(CONFIG, window=2, pattern="DL"), {"recompute": 4}),
+    "lora": (CONFIG, {"lora_rank": 2}),
+    "lora-some": (CONFIG, {"lora_rank": 2, "lora_on": "attproj,fc"}),
+    "some": (CONFIG, {"train_only": "h.1.*,h.2.ln2w,wpe"}),
+    "above-ln1": (CONFIG, {"train_only": "h.1.qkvw,h.2.*"}),
+    "head": (CONFIG, {"train_only": "lnfw,lnfb"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_gradient_is_summed_once(kind):
+    """All that is trained, but the positions that no process sees; a new tensor that nobody sums would be missing."""
+    config, how = KINDS[kind]
+    T, ffi, lib = 5, _ffi.ffi(), _ffi.load()
+    m = pyllmc.Model(config, 2, T, keep_logits=False, **how)
+    base, spans = int(ffi.cast("uintptr_t", lib.llmc_model_block(m._handle, lib.LLMC_GRADS))), []
+
+    def begin(_, x, n):
+        spans.append(((int(ffi.cast("uintptr_t", x)) - base) // 4, n))
+        return 0
+
+    played = Played(0, 0)
+    held = ffi.callback("int(void *, float *, int64_t)", begin)
+    played.team.begin_sum = held
+    _ffi.check(lib, lib.llmc_model_join(m._handle, played.team))
+    _ffi.check(lib, lib.llmc_model_sum_next(m._handle))
+    ids = np.arange(2 * (T + 1)).reshape(2, T + 1) % 50
+    m.micro_step(ids[:, :-1], ids[:, 1:], accumulate=False)
+    trained = sum(m.grads[name].size for name in m.grads)
+    summed = np.zeros(trained, int)
+    for first, n in spans:
+        summed[first : first + n] += 1
+    unseen = (config.max_seq_len - T) * config.n_embd if "transformer.wpe.weight" in list(m.grads) else 0
+    assert summed.max() == 1 and (summed == 0).sum() == unseen
 
 
 def test_the_roll_call_leaves_the_process_groups_store_its_timeout():

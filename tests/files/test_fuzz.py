@@ -32,7 +32,7 @@ PLANTED = {
     "bpe": ("bpe.c", r"if \(child \+ 1 < w->waiting && .*child\+\+;", "", "memcmp(ids, plain"),
     "chat": ("chat.c", r"line \+ 1, n - 1", "line, n", "expect_no_line_of"),
     "config": ("config.c", r"params < 1e14", "1", "layout.c"),
-    "mask": ("mask.c", r"\(size_t\)bytes \+ 1", "(size_t)bytes / 2 + 1", "mask.c"),
+    "mask": ("mask.c", r"\(size_t\)bytes \+ 1", "(size_t)bytes / 2 + 1", "in read_bits"),
     "model": ("load.c", r"CHECK\(bad < 0", "CHECK(1", "gpt2_find_nonfinite(blocks"),
     "options": (
         "growing.c",

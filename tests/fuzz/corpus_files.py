@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
@@ -216,6 +217,14 @@ def masks() -> dict[str, bytes]:
     ) -> bytes:
         return bytes([how, B - 1, T - 1]) + ints(eot) + bytes([len(ids)]) + ids + mask
 
+    def whole(bits: bytes, summed: bytes, ids: bytes = ids) -> bytes:
+        """A mask that has the checksums of these bits and these ids."""
+        tokens = ints(20240520, 1, len(ids)).ljust(bins.HEADER_BYTES, b"\0") + b"".join(
+            bytes([i, 0]) for i in ids
+        )
+        crcs = struct.pack("<II", zlib.crc32(tokens), zlib.crc32(summed))
+        return ints(20261130, 1, len(ids), 0) + crcs + bytes(8) + bits
+
     return {
         "all": one(header + b"\xff\xff\x0f"),
         "some": one(header + b"\x0e\x0a\x08", B=2, T=6),
@@ -226,7 +235,8 @@ def masks() -> dict[str, bytes]:
         "long": one(header + b"\xff\xff\x0f\0"),
         "count": one(ints(20261130, 1, 19, 0) + b"\xff\xff\x07", how=0),
         "version": one(ints(20261130, 2, 0, 0) + b"\xff\xff\x0f"),
-        "damaged": one(header + bytes(16) + b"\xff\xff\x0f", how=AS_IS),
+        "damaged": one(whole(b"\xff\xff\x0f", b"\xfe\xff\x0f"), how=AS_IS),
+        "other-tokens": one(whole(b"\xff\xff\x0f", b"\xff\xff\x0f", ids[::-1]), how=AS_IS),
         "truncated": one(header, how=AS_IS),
         "one-token": one(header + b"\1", ids=b"\7"),
         "no-token": one(header, ids=b""),

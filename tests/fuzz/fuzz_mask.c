@@ -4,8 +4,6 @@
 #include "data/mask.h"
 #include "fuzz.h"
 
-enum { TOKENS_HEADER = 1024, TOKENS_MAGIC = 20240520 };
-
 static uint32_t crc_of(Input x) {
     Crc32 crc;
     crc32_start(&crc, CRC_ZLIB);
@@ -14,11 +12,11 @@ static uint32_t crc_of(Input x) {
 }
 
 static Input token_file(Input ids) {
-    static uint8_t file[TOKENS_HEADER + 2 * 255];
-    const int32_t header[] = {TOKENS_MAGIC, 1, (int32_t)ids.left};
+    static uint8_t file[HEADER_BYTES + 2 * 255];
+    const int32_t header[] = {UINT16_MAGIC, 1, (int32_t)ids.left};
     memcpy(file, header, sizeof header);
-    for (size_t i = 0; i < ids.left; i++) file[TOKENS_HEADER + 2 * i] = ids.at[i];
-    return (Input){file, TOKENS_HEADER + 2 * ids.left};
+    for (size_t i = 0; i < ids.left; i++) file[HEADER_BYTES + 2 * i] = ids.at[i];
+    return (Input){file, HEADER_BYTES + 2 * ids.left};
 }
 
 static Input mask_file(Input in, int how, Input tokens, int64_t n) {

@@ -311,8 +311,7 @@ def test_each_level_saves_what_the_table_says():
     kept = plan(config, B, T, 0, False)
     for level in LEVELS[1:]:
         dropped = [row for row in rows if row.level and row.level <= level]
-        # one sequence of each layer's cache lies in fch, as long as each layer has one
-        own_cache = level == 4
+        own_cache = level == 4  # where layers share fch, one sequence of each has memory of its own
         saved = 4 * sum(
             row.size
             if row.other

@@ -198,15 +198,15 @@ def test_nothing_is_written_outside(on, pattern):
     assert np.array_equal(logits[: len(logits) // 2], logits[len(logits) // 2 :])
 
 
-@pytest.mark.parametrize("B, ringed", [(1, (3, 4)), (2, (4,))])
-def test_training_that_computes_again_has_rings(on, B, ringed):
-    """From recompute=3 on each layer keeps one sequence for generation: in fch where that has room, else banded layers have rings.
+@pytest.mark.parametrize("B", [1, 2])
+def test_training_that_computes_again_has_rings(on, B):
+    """From recompute=3 on each layer keeps one sequence for generation: in fch, or, if the layers share that, banded ones have rings.
     Its steps and its texts have the bits of recompute=2."""
     config, results = banded(3, "DLLL"), []
     batch = ids_of(B * 41).reshape(B, 41)
     for recompute in (2, 3, 4):
         m = Model(config, B, T, recompute=recompute, seed=1, **on)
-        assert ("ring" in list(m.acts)) == (recompute in ringed)
+        assert ("ring" in list(m.acts)) == (recompute == 4)
         losses = []
         for _ in range(2):
             losses.append(m.micro_step(batch[:, :-1], batch[:, 1:], accumulate=False))
@@ -254,10 +254,8 @@ def test_where_rings_save_nothing_there_are_none():
     for recompute in range(4):  # at 3 a sequence of each layer's lies in fch
         assert acts_of(config, 2, 1024, 1, recompute)[0] == acts_of(dense, 2, 1024, 1, recompute)[0]
     saved = 4 * 3 * 64 * 6 * (1024 - 256 - SLACK)
-    whole = 4 * 1024 * 3 * 64  # it lies over fch, unless this is kept
-    for B, recompute, own in ((1, 3, whole), (2, 4, 0)):
-        fewer = acts_of(dense, B, 1024, 1, recompute)[0] - acts_of(config, B, 1024, 1, recompute)[0]
-        assert fewer == pytest.approx(saved - own, abs=4 * 32 * 12 + 128)
+    fewer = acts_of(dense, 2, 1024, 1, 4)[0] - acts_of(config, 2, 1024, 1, 4)[0]
+    assert fewer == pytest.approx(saved, abs=4 * 32 * 12 + 128)
 
 
 def test_the_plan_tells_it():

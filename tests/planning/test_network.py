@@ -64,7 +64,8 @@ def test_no_sum_is_faster_than_its_plan():
 
 def test_a_step_of_a_training_is_measured():
     (row,) = measured("--train", "--ranks=2", "--rates=100Mbit", "--rounds=2", "--model=gpt-micro")
-    assert row["what"] == "step" and row["measured_s"] > 0 and row["planned_s"] > 0
+    assert row["what"] == "step"
+    assert row["measured_s"] > row["planned_s"] * (1 - bench_network.TOLERANCE) > 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
