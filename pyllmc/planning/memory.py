@@ -87,10 +87,10 @@ class Planner:
         found = {f.name: int(getattr(out, f.name)) for f in dataclasses.fields(Plan) if f.name != "device"}
         return Plan(**found, device=self.device)
 
-    def summed(self, plan: Plan) -> int:
-        """The gradients that travel: all that are trained, but those of positions behind T, which are zeros in every process."""
+    def unseen(self) -> int:
+        """The elements of positions behind T, if they are trained with the whole model: their gradients are zeros in every process."""
         whole = not (self.options.lora_rank or self.options.train_only)
-        return plan.trained - whole * (self.sizes.max_seq_len - self.T) * self.sizes.n_embd
+        return whole * (self.sizes.max_seq_len - self.T) * self.sizes.n_embd
 
     def largest_B(self, memory: float, n: int, way: Way) -> int:
         """The most sequences whose memory fits; 0 if not even one does."""

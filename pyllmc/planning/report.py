@@ -161,7 +161,7 @@ def report(c: Cluster) -> dict[str, Any]:
         "way": dataclasses.asdict(c.way),
         "memory": {**dataclasses.asdict(plan), "of_process": plan.of_process(c.processes, c.way), "limit": c.memory or None},
         "compute": {"micro_step_ms": c.compute.seconds * 1e3, "kind": c.compute.kind, "source": c.compute.source},
-        "network": {"rate": c.job.rate, "overlap": c.job.overlap, "reduced_bytes": c.job.elements * c.way.reduced},
+        "network": {"rate": c.job.rate, "overlap": c.job.overlap, "reduced_bytes": c.job.sent(c.way) * c.way.reduced},
         "aim": c.aim,
         "rows": [row(c, n) for n in counts(c.processes)],
         # one process has nothing to average

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 FP32, BF16 = 4, 2  # bytes of an element
-TCP = (
-    1448 / 1514
-)  # the share of what an Ethernet carries that is not headers: 14 bytes of its own and 52 of IP and TCP in a packet
+TCP = 1448 / 1514  # the share of what an Ethernet carries that is not headers of its own, of IP or of TCP
 OVERLAP = 0.66  # the share of a step in which gradients can travel: the backward pass is two thirds of it
 
 
@@ -49,8 +47,9 @@ class Job:
     """What one process computes and sends.
 
     compute: the seconds of a micro-step alone, with clip and update. elements: those that have gradients. rate: of the slowest
-    link. carried: the share of the rate that carries gradients. overlap: the share of `compute` in which they can travel. scatters: ZeRO-1 replaces the all-reduce by its first
-    half (NCCL); else it reduces all gradients, because gloo's reduce-scatter takes twice the time of its all-reduce.
+    link. overlap: the share of `compute` in which gradients can travel. scatters: ZeRO-1 replaces the all-reduce by its first
+    half (NCCL); else it reduces all gradients, because gloo's reduce-scatter takes twice the time of its all-reduce. carried: the
+    share of the rate that carries gradients. unseen: elements whose gradients are zeros, so that only DiLoCo and ZeRO-1 send them.
     """
 
     compute: float
@@ -59,10 +58,15 @@ class Job:
     overlap: float = OVERLAP
     scatters: bool = False
     carried: float = 1.0
+    unseen: int = 0
+
+    def sent(self, way: Way) -> int:
+        """The elements that an averaging of gradients, or DiLoCo's exchange, is about."""
+        return self.elements - (0 if way.diloco else self.unseen)
 
     def reduce_s(self, n: int, way: Way) -> float:
         """Averaging the gradients, or DiLoCo's changes of the parameters, once."""
-        size = float(self.elements * way.reduced)
+        size = float(self.sent(way) * way.reduced)
         half = way.zero and self.scatters
         rate = self.carried * self.rate
         return half_turn_s(n, size, rate) if half else all_reduce_s(n, size, rate)
@@ -125,7 +129,7 @@ class Job:
     def diloco_for(self, n: int, way: Way, aim: float) -> int:
         """The fewest steps between outer steps that reach an efficiency: k t / (k t + t_reduce / H) >= aim."""
         way = replace(way, zero=False)
-        least = aim / (1 - aim) * self.reduce_s(n, way) / (way.accumulate * self.compute)
+        least = aim / (1 - aim) * self.reduce_s(n, replace(way, diloco=1)) / (way.accumulate * self.compute)
         return self._least(least, lambda H: self.efficiency(n, replace(way, diloco=H)) >= aim)
 
     def diloco_faster(self, n: int, way: Way) -> int | None:
@@ -135,8 +139,8 @@ class Job:
         waiting = self.waiting_s(n, each)
         if not waiting:
             return None
-        least = self.reduce_s(n, way) / waiting
-        return self._least(least, lambda H: self.reduce_s(n, way) / H < waiting)
+        exchange = self.reduce_s(n, replace(way, diloco=1))
+        return self._least(exchange / waiting, lambda H: exchange / H < waiting)
 
     @staticmethod
     def _least(near: float, holds: Callable[[int], bool]) -> int:

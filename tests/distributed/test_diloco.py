@@ -21,6 +21,7 @@ import pyllmc
 from pyllmc import plan
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import make_handle
+from pyllmc.planning.steptime import TCP
 from pyllmc.text.tokenizer import Tokenizer
 
 H, STEPS = 4, 10  # exchanges after steps 4, 8 and, as the last, 10
@@ -168,7 +169,7 @@ def test_an_exchange_sends_what_the_plan_says(two, data):
         found = plan.make_plan(plan.make_parser().parse_args(words))
         row = next(row for row in found["rows"] if row["processes"] == 2)
         assert row["step_ms"] == pytest.approx(1 + row["reduce_ms"] / H)
-        planned = row["reduce_ms"] * 1e-3 * 1e9 / 8  # the time, times the rate
+        planned = row["reduce_ms"] * 1e-3 * 1e9 / 8 * TCP  # the time, times the rate without headers
         assert all(one["sent"] == pytest.approx(3 * planned) for one in two[case])
 
 

@@ -19,6 +19,7 @@ JOBS = st.builds(
     rate=st.floats(1e5, 1e12),
     overlap=st.just(0.0) | st.floats(0.01, 1),
     scatters=st.booleans(),
+    carried=st.floats(0.5, 1),
 )
 WAYS = st.builds(
     Way,
@@ -152,5 +153,8 @@ def test_a_hand_made_example():
     assert replace(job, scatters=True).step_s(2, Way(zero=True)) == 4 + 5 - 3 + 5
     assert job.step_s(2, Way(accumulate=3)) == 12 + 10 - 3
     assert job.step_s(2, Way(diloco=5)) == 4 + 10 / 5
+    part = replace(job, unseen=500_000, carried=0.5)
+    assert part.reduce_s(2, Way()) == 16 and part.reduce_s(2, Way(diloco=5)) == 20
+    assert part.gather_s(2, Way(zero=True)) == 10
     assert job.accumulation_for(2, Way(), 0.9) == 16  # 64 / (64 + 7) is 90.1 %, 60 / 67 is 89.6 %
     assert job.diloco_faster(2, Way()) == 2  # 10 / 2 < 7
