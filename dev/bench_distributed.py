@@ -154,9 +154,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("losses", "overlap", "ranks"))
-    parser.add_argument("--ranks", help="overlap, ranks: numbers of ranks [2,4; 1,2,4]")
+    parser.add_argument(
+        "--ranks", type=bench_network.ranks_of, help="overlap, ranks: numbers of ranks [2,4; 1,2,4]"
+    )
     parser.add_argument(
         "--rates",
+        type=bench_network.rates_of,
         default=",".join(bench_network.RATES),
         help=f"rates of links [{','.join(bench_network.RATES)}]",
     )
@@ -191,7 +194,7 @@ def main() -> int:
 def work(asked: Any, folder: Path) -> bool:
     if asked.what == "losses":
         return losses(folder)
-    counts = asked.ranks or ("2,4" if asked.what == "overlap" else "1,2,4")
+    counts = asked.ranks or ([2, 4] if asked.what == "overlap" else [1, 2, 4])
     sizes = (counts, asked.rates, asked.model, 65, asked.rounds)
     o = bench_network.settings(*sizes, train=True, B=asked.B)
     return (

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import namespaces
 from bench_process import ROOT
 
+from pyllmc.base.values import at_least
 from pyllmc.planning import steptime
 from pyllmc.tables import layout
 from pyllmc.text import dataset
@@ -210,8 +211,8 @@ def main() -> int:
 
 
 def settings(
-    ranks: str,
-    rates: str,
+    ranks: list[int],
+    rates: list[str],
     model: str,
     vocab_size: int,
     rounds: int,
@@ -220,15 +221,29 @@ def settings(
     B: int = B,
 ) -> Settings:
     training = f"--model={model} --vocab_size={vocab_size} --B={B} {TRAINING}".split()
-    counts = [int(n) for n in ranks.split(",")]
-    sizes = counts, rates.split(","), elements_of(model, vocab_size)
+    sizes = ranks, rates, elements_of(model, vocab_size)
     return Settings(*sizes, rounds, train, json, training, B * T)
+
+
+def ranks_of(text: str) -> list[int]:
+    """The type of --ranks."""
+    return [at_least(1)(word) for word in text.split(",")]
+
+
+def rates_of(text: str) -> list[str]:
+    """The type of --rates."""
+    for word in text.split(","):
+        if word not in RATES:
+            raise argparse.ArgumentTypeError(f"{word} is none of {', '.join(RATES)}")
+    return text.split(",")
 
 
 def parse() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ranks", default="2,3,4", help="numbers of ranks [2,3,4]")
-    parser.add_argument("--rates", default=",".join(RATES), help=f"rates of links [{','.join(RATES)}]")
+    parser.add_argument("--ranks", type=ranks_of, default="2,3,4", help="numbers of ranks [2,3,4]")
+    parser.add_argument(
+        "--rates", type=rates_of, default=",".join(RATES), help=f"rates of links [{','.join(RATES)}]"
+    )
     parser.add_argument(
         "--model", default="gpt-mini", help="the model whose gradients are averaged [gpt-mini]"
     )
