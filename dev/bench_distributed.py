@@ -79,15 +79,19 @@ def losses(folder: Path) -> bool:
 # ---- overlap ----
 
 
+def turns_of(
+    o: bench_network.Settings, n: int, rate: str, folder: Path, turns: int
+) -> list[bench_network.Steps]:
+    data = bench_network.letters(folder)
+    return [bench_network.steps_of(o, n, rate, data, folder / f"{turn}-{n}-{rate}") for turn in range(turns)]
+
+
 def overlap(o: bench_network.Settings, folder: Path, turns: int) -> bool:
     """Whether what a step is longer than one without communication is at most a share of the communication."""
-    held, data = True, bench_network.letters(folder)
+    held = True
     for n in o.ranks:
         for rate in o.rates:
-            found = [
-                bench_network.steps_of(o, n, rate, data, folder / f"{turn}-{n}-{rate}")
-                for turn in range(turns)
-            ]
+            found = turns_of(o, n, rate, folder, turns)
             rounds = bench_network.measure(n, bench_network.RATES[rate], o.elements, ROUNDS)
             compute, sums = statistics.median(f.compute for f in found), statistics.median(rounds)
             shown = [f.shown / sums for f in found]
@@ -104,20 +108,13 @@ def overlap(o: bench_network.Settings, folder: Path, turns: int) -> bool:
 
 def ranks(o: bench_network.Settings, folder: Path, turns: int, out: Path | None) -> bool:
     """Planned and measured steps. The plan is given the time that a step takes without communication."""
-    data, held = bench_network.letters(folder), True
+    held = True
     lines: dict[str, list[tuple[int, float]]] = {}
     for rate in o.rates:
         for n in o.ranks:
-            found = [
-                bench_network.steps_of(o, n, rate, data, folder / f"{turn}-{n}-{rate}")
-                for turn in range(turns)
-            ]
-            compute, measured = (
-                statistics.median(f.compute for f in found),
-                statistics.median(f.step for f in found),
-            )
-            job = steptime.Job(compute, o.elements, bench_network.RATES[rate], carried=steptime.TCP)
-            planned = job.step_s(n, steptime.Way())
+            found = turns_of(o, n, rate, folder, turns)
+            measured = statistics.median(f.step for f in found)
+            planned = bench_network.planned_step_s(o, n, rate, statistics.median(f.compute for f in found))
             tokens = n * o.tokens
             lines.setdefault(f"{rate}, measured", []).append((n, tokens / measured))
             lines.setdefault(f"{rate}, planned", []).append((n, tokens / planned))

@@ -120,6 +120,11 @@ def told(what: str, n: int, rate: str, measured: float, planned: float) -> dict[
 # ---- whole steps ----
 
 
+def planned_step_s(o: Settings, n: int, rate: str, compute: float) -> float:
+    """The plan's seconds of a step that takes `compute` without communication."""
+    return steptime.Job(compute, o.elements, RATES[rate], carried=steptime.TCP).step_s(n, steptime.Way())
+
+
 def train(o: Settings) -> list[dict[str, Any]]:
     """A row of training steps for each number of ranks and each rate."""
     rows = []
@@ -128,8 +133,8 @@ def train(o: Settings) -> list[dict[str, Any]]:
         for n in o.ranks:
             for rate in o.rates:
                 found = steps_of(o, n, rate, data, Path(folder, f"{n}at{rate}"))
-                job = steptime.Job(found.compute, o.elements, RATES[rate], carried=steptime.TCP)
-                rows.append(told("step", n, rate, found.step, job.step_s(n, steptime.Way())))
+                planned = planned_step_s(o, n, rate, found.compute)
+                rows.append(told("step", n, rate, found.step, planned))
     return rows
 
 

@@ -10,10 +10,10 @@ import sys
 from typing import Any
 
 from pyllmc import train
-from pyllmc.distributed.team import Team
+from pyllmc.distributed import team
 
 
-class EverySecond(Team):
+class EverySecond(team.Team):
     """Sums the gradients of steps 2, 4, ..."""
 
     steps = 0
@@ -29,7 +29,5 @@ class EverySecond(Team):
 
 
 if __name__ == "__main__":
-    import pyllmc.distributed.team
-
-    pyllmc.distributed.team.Team = EverySecond  # type: ignore[misc]
+    team.Team = EverySecond  # type: ignore[misc]
     sys.exit(train.main())

@@ -233,7 +233,15 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
     plan, taken = planner.plan(o.B), time_of(o, planner)
     way = Way(BF16 if o.reduce_precision == "bf16" else FP32, bool(o.zero), o.grad_accum, o.diloco)
     carried = 1.0 if gpu else TCP  # gloo's way
-    job = Job(taken.seconds, plan.trained, o.network, o.overlap, gpu, carried, planner.unseen())
+    job = Job(
+        taken.seconds,
+        plan.trained,
+        o.network,
+        o.overlap,
+        scatters=gpu,
+        carried=carried,
+        unseen=planner.unseen(),
+    )
     sheet = compute.DATA_SHEETS.get(o.device)
     limit = o.memory or (sheet.memory if sheet else 0.0)
     cluster = report.Cluster(planner, taken, job, way, o.nodes * o.nproc_per_node, o.aim, limit)

@@ -11,16 +11,18 @@ static floatX *act_at(const llmc_model *m, int i, int l) {
 
 static int has_ring(const llmc_model *m, int l) { return layout_ring_rows(&m->layout) && window_of(m, l); }
 
+static int rings_before(const llmc_model *m, int l) { return layout_rings_before(&m->layout, &m->config, l); }
+static floatX *rows_of_dense(const llmc_model *m, int l) { return act_at(m, A_qkv, l - rings_before(m, l)); }
+
 Cache gpt2_cache(const llmc_model *m, int l) {
-    const int rings = layout_rings_before(&m->layout, &m->config, l);
-    if (has_ring(m, l)) return (Cache){act_at(m, A_ring, rings), layout_ring_rows(&m->layout)};
+    if (has_ring(m, l)) return (Cache){act_at(m, A_ring, rings_before(m, l)), layout_ring_rows(&m->layout)};
     if (l && layout_caches_in_fch(&m->room)) return (Cache){act_at(m, A_fch, l), m->room.T};
-    return (Cache){act_at(m, A_qkv, l - rings), m->room.T};
+    return (Cache){rows_of_dense(m, l), m->room.T};
 }
 
 /* A layer with a ring has no rows for a batch. In training it borrows those of a dense layer, which are computed again. */
 floatX *gpt2_qkv(const llmc_model *m, int l) {
-    if (!has_ring(m, l)) return act_at(m, A_qkv, l - layout_rings_before(&m->layout, &m->config, l));
+    if (!has_ring(m, l)) return rows_of_dense(m, l);
     return act_at(m, m->room.training ? A_qkv : A_whole, 0);
 }
 
@@ -38,7 +40,7 @@ static int64_t bytes_of_ring(const llmc_model *m, int b) {
     return (int64_t)b * layout_ring_rows(&m->layout) * 3 * m->config.C * element_bytes(m->k->element);
 }
 
-static int rings(const llmc_model *m) { return layout_rings_before(&m->layout, &m->config, m->config.L); }
+static int rings(const llmc_model *m) { return rings_before(m, m->config.L); }
 
 int64_t gpt2_ring_bytes(const llmc_model *m, int b) { return rings(m) * bytes_of_ring(m, b); }
 

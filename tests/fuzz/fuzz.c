@@ -81,10 +81,17 @@ char *take_line(Input *in) {
 
 /* ---- files ---- */
 
+uint32_t fuzz_crc(Input x) {
+    static Crc32 crc;
+    if (!crc.table[0][1]) crc32_start(&crc, CRC_ZLIB);
+    crc.value = 0;
+    crc32_add(&crc, x.at, (int64_t)x.left);
+    return crc.value;
+}
+
 Input fuzz_file(Input in, int how, int ints) {
     static uint8_t bytes[2][HEADER_BYTES + FUZZ_FILE + 20];
     static int turn;
-    static Crc32 crc;
     uint8_t *file = bytes[turn ^= 1], *end = file;
     if (!(how & AS_IS)) {
         memset(file, 0, HEADER_BYTES);
@@ -95,11 +102,9 @@ Input fuzz_file(Input in, int how, int ints) {
     if (rest.left) memcpy(end, rest.at, rest.left);
     end += rest.left;
     if (how & CHECKSUM) {
-        if (!crc.table[0][1]) crc32_start(&crc, CRC_ZLIB);
-        crc.value = 0;
-        crc32_add(&crc, file, end - file);
+        const uint32_t crc = fuzz_crc((Input){file, (size_t)(end - file)});
         memcpy(end, "CRC32   \4\0\0\0\0\0\0", 16);
-        memcpy(end + 16, &crc.value, 4);
+        memcpy(end + 16, &crc, 4);
         end += 20;
     }
     return (Input){file, (size_t)(end - file)};

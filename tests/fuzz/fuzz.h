@@ -34,6 +34,7 @@ char *take_line(Input *in);
 Input take_input(Input *in, size_t n);
 
 /* ---- a file ---- */
+uint32_t fuzz_crc(Input x);   /* zlib's checksum */
 enum { FUZZ_FILE = 1 << 16 }; /* the most bytes of a file */
 /* The file that an input stands for. AS_IS: its own bytes. Else its first `ints` int32 become a header of 1,024 bytes,
  * so that mutations hit bytes that are read. CHECKSUM: a right CRC32 section follows. */

@@ -1,15 +1,7 @@
 /* Loss masks: {u8 how; u8 B, T; int32 eot; u8 n; n ids of a byte each; the mask}. Unless AS_IS the mask's first four int32 are its
  * header, as mask.h has it, to which the right checksums are added; CHECKSUM: and as many tokens as there are. */
-#include "base/crc32.h"
 #include "data/mask.h"
 #include "fuzz.h"
-
-static uint32_t crc_of(Input x) {
-    Crc32 crc;
-    crc32_start(&crc, CRC_ZLIB);
-    crc32_add(&crc, x.at, (int64_t)x.left);
-    return crc.value;
-}
 
 static Input token_file(Input ids) {
     static uint8_t file[HEADER_BYTES + 2 * 255];
@@ -25,7 +17,7 @@ static Input mask_file(Input in, int how, Input tokens, int64_t n) {
     take(&in, file, 16);
     if (how & CHECKSUM) memcpy(file + 8, &n, sizeof n);
     const Input bits = take_input(&in, FUZZ_FILE);
-    const uint32_t crcs[] = {crc_of(tokens), crc_of(bits)};
+    const uint32_t crcs[] = {fuzz_crc(tokens), fuzz_crc(bits)};
     memcpy(file + 16, crcs, sizeof crcs);
     if (bits.left) memcpy(file + MASK_HEADER, bits.at, bits.left);
     return (Input){file, MASK_HEADER + bits.left};

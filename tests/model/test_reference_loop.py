@@ -246,7 +246,8 @@ def test_a_place_that_cannot_be_written_is_told_before_training(data, tmp_path, 
     assert os.listdir(tmp_path) == ["folder.bin"]
 
 
-@pytest.mark.parametrize("number, export", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("export", [True, False])
 def test_an_interrupted_training_exports_what_there_is(data, tmp_path, number, export):
     model = tmp_path / "model.bin"
     arguments = [*TINY, f"--data={data}", "--max_steps=1000000", *([f"--export={model}"] if export else [])]

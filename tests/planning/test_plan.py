@@ -124,7 +124,7 @@ def test_other_sizes_are_estimated_well(isa, precision):
         alone = {**found, "rows": {"steps": {rows[known].name: found["rows"]["steps"][rows[known].name]}}}
         estimate = compute.from_report(alone, rows[other].work)
         assert estimate.kind == "scaled" and estimate.source.startswith("an estimate")
-        assert estimate.seconds == pytest.approx(rows[other].seconds, rel=0.12)
+        assert estimate.seconds == pytest.approx(rows[other].seconds, rel=0.12 if isa == "avx512" else 0.06)
 
 
 @pytest.mark.parametrize("options", ["--lora_rank=4", "--train_only=wte", "--recompute=4"])
@@ -183,7 +183,8 @@ def test_the_newest_whole_report_of_a_class_counts(tmp_path):
 def test_rows_are_by_the_formula():
     found = made(*TIMED, "--nodes=3", "--nproc_per_node=2", "--network=100Mbit")
     assert [row["processes"] for row in found["rows"]] == sorted([6, *(2**i for i in range(11))])
-    size, row = found["network"]["reduced_bytes"], row_of(found, 6)
+    behind_T = (found["model"]["max_seq_len"] - found["batch"]["T"]) * found["model"]["n_embd"]
+    size, row = 4 * (found["memory"]["trained"] - behind_T), row_of(found, 6)
     reduce_s = 2 * 5 / 6 * size / 12.5e6 * 1514 / 1448  # the headers travel, too
     assert row["reduce_ms"] == pytest.approx(reduce_s * 1e3)
     assert row["step_ms"] == pytest.approx(5 + reduce_s * 1e3 - 0.66 * 5)
