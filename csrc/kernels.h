@@ -36,6 +36,7 @@ typedef struct Context {
     int threads;
     int weight_format; /* the format of weight and wte in matmul_forward, matmul_gelu_forward and encoder_forward: see compress */
     int gelu_again; /* gelu_forward will repeat what matmul_gelu_forward computed, and must give the same bits */
+    int split;      /* the masters are split: param, in adamw and compress, is the lower halves of floats. See adamw */
     void *workspace;
     void *device; /* streams and handles that open made; NULL on the CPU */
 } Context;
@@ -76,6 +77,7 @@ typedef struct Kernels {
     int (*supported)(void);            /* true if this machine can run them */
     int element;                       /* LLMC_FP32 or LLMC_BF16 */
     int host;                          /* true if the host can read and write memory from alloc */
+    int splits;                        /* true if masters may be split, which only bf16 in the host's memory can be */
     int64_t (*memory_available)(void); /* bytes that may be allocated now; -1 if unknown */
     int (*open)(Context *ctx);         /* comes before all that follows; 0, or a status with its message */
     void (*close)(Context *ctx);
@@ -181,7 +183,7 @@ typedef struct Kernels {
     /* For generation: stored = param(rows,C) in a format, without gaps. LLMC_BF16: C numbers in bf16 a row. LLMC_INT8: a float
      * and C int8 a row, and each number is the product of the float and an int8. The two may be the same memory, and a row
      * must not become longer. */
-    void (*compress)(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C);
+    void (*compress)(Context *ctx, floatX *stored, const void *param, int format, int64_t rows, int C);
 
     /* norm[0] = sqrt(sum grads^2), norm[1] = min(1, max_norm / (norm[0] + 1e-6)); max_norm <= 0: 1 */
     void (*global_norm)(Context *ctx, float *norm, const float *grads, float max_norm, int64_t N);
@@ -191,8 +193,10 @@ typedef struct Kernels {
      * grad_scale[0] unless NULL:  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
      *                 param -= lr (weight_decay param + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps))
      * with the numbers in step[0]; without weight decay unless decayed. Then stored = param in floatX; if floatX is float
-     * the two are the same memory. */
-    void (*adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+     * the two are the same memory.
+     * Masters that are split (ctx->split) take half the memory: param (N) is then uint16, and bf16_split and bf16_join of
+     * csrc/base/bf16.h make the upper halves, `stored`, and these of floats, and floats of both. */
+    void (*adamw)(Context *ctx, void *param, floatX *stored, float *m, float *v, const float *grad,
                   const float *grad_scale, const AdamW *step, int decayed, int64_t N);
     /* stored = param in floatX, to nearest, ties to even */
     void (*store)(Context *ctx, floatX *stored, const float *param, int64_t N);

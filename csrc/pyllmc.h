@@ -107,6 +107,7 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int shards, shard;
     int outer;      /* 1: the model keeps what the outer step of DiLoCo needs (llmc_model_outer_step) */
     int neighbours; /* the processes that share the machine's memory, itself among them, for what would fit; 0: 1 */
+    int whole;      /* 1: the masters of bf16 are floats, which llmc_model_block shows; 0: on a CPU, half as large */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
@@ -162,8 +163,8 @@ const char *llmc_model_isa(const llmc_model *model);
 int llmc_model_threads(const llmc_model *model);
 /* Row i of the model's table, with its place in a block; NULL if there is no such row. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
-/* The memory of a block; NULL if there is none, or if the host cannot read it (on_host 0). A model of bf16 computes with a
- * copy of its LLMC_PARAMS, which llmc_model_write brings up to date; and its LLMC_ACTS of type LLMC_X are bf16. */
+/* The memory of a block; NULL if there is none, or if it is not floats that the host can read (on_host 0, whole 0). A model of
+ * bf16 computes with a copy of its LLMC_PARAMS, which llmc_model_write brings up to date; its LLMC_ACTS of type LLMC_X are bf16. */
 void *llmc_model_block(llmc_model *model, int block);
 int llmc_model_on_host(const llmc_model *model);
 int llmc_model_weights(const llmc_model *model); /* the model's element, or the format that they are compressed to */
@@ -261,8 +262,7 @@ int llmc_loader_set_position(llmc_loader *loader, int64_t position);
 int64_t llmc_loader_windows(const llmc_loader *loader); /* N, the windows of an epoch */
 int64_t llmc_loader_tokens(const llmc_loader *loader);
 int llmc_loader_num_shards(const llmc_loader *loader);
-int64_t llmc_loader_learnt(
-    const llmc_loader *loader); /* the targets that are learnt in an epoch; -1: no file has a mask */
+int64_t llmc_loader_learnt(const llmc_loader *loader); /* targets learnt in an epoch; -1: no file has a mask */
 int64_t llmc_loader_cut(const llmc_loader *loader); /* documents of files with a mask that are longer than T */
 /* The place of i in [0, N) in the permutation of an epoch: a keyed Feistel network, applied until the result is below N.
  * Negative if i is not in [0, N). */

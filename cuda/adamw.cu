@@ -112,8 +112,9 @@ __global__ void __launch_bounds__(THREADS)
         for (int64_t k = i; k < N; k++) adamw_at<1>(param + k, stored + k, m + k, v + k, grad + k, step, by, decay);
 }
 
-void gpu_adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+void gpu_adamw(Context *ctx, void *masters, floatX *stored, float *m, float *v, const float *grad,
                const float *grad_scale, const AdamW *step, int decayed, int64_t N) {
+    float *const param = static_cast<float *>(masters);
     const bool wide =
         in_vectors(param, 0) && in_vectors(stored, 0) && in_vectors(m, 0) && in_vectors(v, 0) && in_vectors(grad, 0);
     by_width<FLOATS>(wide, [&](auto W) {

@@ -63,6 +63,7 @@ class Model(NotCopied):
     """
 
     params: Views
+    _WHOLE = False  # True: in bf16 on a CPU the masters of the weights are floats in memory
     _INSTEAD = "save it with model.save(path), and open pyllmc.Model(path) where it is needed"
 
     def __init__(
@@ -93,6 +94,7 @@ class Model(NotCopied):
         config = origin.with_vocabulary(as_int("vocab_size", vocab_size), source)
         element = _ffi.check(lib, lib.llmc_precision(how))
         room = make_room(B, config.maxT if T is None else T, training, recompute, keep_logits, element)
+        room.whole = self._WHOLE
         held = choose_trained(lib, room, train_only, lora_rank, lora_alpha, lora_on)  # noqa: F841, room points there
         seed = as_int("seed", seed, 64)
         self._adopt(lib, make_handle(lib, config, room, as_int("threads", threads)))

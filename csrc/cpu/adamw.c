@@ -3,12 +3,10 @@
 #include <math.h>
 #include "element.h"
 #include "isa.h"
+#include "master.h"
 #include "threads.h"
 
-enum {
-    PIECE = 1 << 13, /* the elements that a thread takes at once: a multiple of every VL */
-    LARGE = 1 << 20, /* elements that the second cache cannot hold */
-};
+enum { PIECE = 1 << 13 }; /* the elements that a thread takes at once: a multiple of every VL */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -99,44 +97,37 @@ static Step make_step(const AdamW *s, const float *grad_scale, int decayed) {
     };
 }
 
-INLINE void adamw_lanes(float *param, floatX *stored, float *m, float *v, const float *grad, const Step *s, int n,
-                        int streams) {
-    const vf g = vf_load_n(grad, n) * s->grad_scale, p = vf_load_n(param, n);
+INLINE void adamw_lanes(const Master *master, int64_t i, float *m, float *v, const float *grad, const Step *s, int n,
+                        const int split) {
+    const vf g = vf_load_n(grad, n) * s->grad_scale, p = master_load(master, i, n, split);
     const vf m1 = s->beta1 * vf_load_n(m, n) + s->gain1 * g;
     const vf v1 = s->beta2 * vf_load_n(v, n) + s->gain2 * (g * g);
     const vf step = s->rate * m1 / (vf_sqrt(v1) * s->unbias + s->eps);
     vf_store_n(m, m1, n);
     vf_store_n(v, v1, n);
-    const vf moved = p - (s->decay * p + step);
-    vf_store_n(param, moved, n);
-    if (sizeof *stored == sizeof *param) return; /* the same memory */
-    if (streams && n == VL) fx_stream(stored, moved);
-    else fx_store_n(stored, moved, n);
+    master_store(master, i, p - (s->decay * p + step), n, split);
 }
 
 typedef struct Moved {
-    float *param;
-    floatX *stored;
+    Master master;
     float *m, *v;
     const float *grad;
     const Step *step;
     int64_t N;
 } Moved;
-static void adamw_pieces(const void *given, Part p) {
-    const Moved a = *(const Moved *)given;
-    const Step step = *a.step;
-    /* What is too large for the caches is stored past them: nothing reads it before the next step. */
-    const int streams = a.N >= LARGE && (uintptr_t)a.stored % (VL * sizeof *a.stored) == 0;
-    for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a.N); i < end; i += VL)
-        adamw_lanes(a.param + i, a.stored + i, a.m + i, a.v + i, a.grad + i, &step, LANES(i, end), streams);
-    if (streams) end_streams();
+INLINE void move_pieces(const Moved *a, Part p, const int split) {
+    const Step step = *a->step;
+    for (int64_t i = p.from * PIECE, end = smaller(p.to * PIECE, a->N); i < end; i += VL)
+        adamw_lanes(&a->master, i, a->m + i, a->v + i, a->grad + i, &step, LANES(i, end), split);
 }
+static void whole_pieces(const void *given, Part p) { move_pieces(given, p, 0); }
+static void split_pieces(const void *given, Part p) { move_pieces(given, p, 1); }
 
-void K(adamw)(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
-              const float *grad_scale, const AdamW *numbers, int decayed, int64_t N) {
+void K(adamw)(Context *ctx, void *param, floatX *stored, float *m, float *v, const float *grad, const float *grad_scale,
+              const AdamW *numbers, int decayed, int64_t N) {
     const Step step = make_step(numbers, grad_scale, decayed);
-    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), adamw_pieces,
-                    &(Moved){param, stored, m, v, grad, &step, N});
+    parallel_static(threads_for(ctx, N), ceil_div(N, PIECE), ctx->split ? split_pieces : whole_pieces,
+                    &(Moved){{param, stored}, m, v, grad, &step, N});
 }
 
 typedef struct Stored {

@@ -1,5 +1,6 @@
 /* Weights in fewer bytes, because generation reads every weight for every token, and little else. */
 #include <math.h>
+#include "master.h"
 #include "weights.h"
 
 static void row_to_bf16(char *dst, const float *x, int C) {
@@ -18,11 +19,15 @@ static void row_to_int8(char *dst, const float *x, int C) {
 }
 
 /* The stored row may lie over its floats, which are therefore copied first. */
-void K(compress)(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C) {
+void K(compress)(Context *ctx, floatX *stored, const void *param, int format, int64_t rows, int C) {
     float *row = ctx->workspace;
+    const Master master = {(void *)param, stored};
     for (int64_t r = 0; r < rows; r++) {
         char *dst = (char *)stored + r * row_bytes(format, C);
-        memcpy(row, param + r * C, (size_t)C * sizeof *row);
+        for (int c = 0; c < C; c += VL) {
+            const int n = LANES(c, C);
+            vf_store_n(row + c, master_load(&master, r * C + c, n, ctx->split), n);
+        }
         (format == LLMC_BF16 ? row_to_bf16 : row_to_int8)(dst, row, C);
     }
 }

@@ -17,21 +17,25 @@ static inline vf vf_from_bf16(vh v) { /* by instruction, because the compiler's 
 #endif
 }
 
+/* The lower halves of words whose upper halves are 0. */
+static inline vh vh_from_words(vu words) {
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtepi32_epi16((__m512i)words);
+#elif defined(__AVX2__)
+    const __m128i low = _mm256_castsi256_si128((__m256i)words), high = _mm256_extracti128_si256((__m256i)words, 1);
+    return (vh)_mm_packus_epi32(low, high);
+#else
+    return __builtin_convertvector(words, vh);
+#endif
+}
+
 static inline vh vf_to_bf16(vf v) {
 #if defined(__AVX512BF16__)
     return (vh)_mm512_cvtneps_pbh(v);
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
     return (vh)vcvt_bf16_f32(v);
 #else
-    const vu bits = bf16_upper(v) >> 16;
-#if defined(__AVX512F__)
-    return (vh)_mm512_cvtepi32_epi16((__m512i)bits);
-#elif defined(__AVX2__)
-    const __m128i low = _mm256_castsi256_si128((__m256i)bits), high = _mm256_extracti128_si256((__m256i)bits, 1);
-    return (vh)_mm_packus_epi32(low, high);
-#else
-    return __builtin_convertvector(bits, vh);
-#endif
+    return vh_from_words(bf16_upper(v) >> 16);
 #endif
 }
 
@@ -98,14 +102,6 @@ static inline vf fx_load_n(const floatX *p, int n) { return vf_from_bf16(vh_load
 static inline void fx_store_n(floatX *p, vf v, int n) { vh_store_n(p, vf_to_bf16(v), n); }
 /* v as it will be read back. */
 static inline vf fx_rounded(vf v) { return vf_from_bf16(vf_to_bf16(v)); }
-/* Stores past the caches. */
-static inline void fx_stream(floatX *aligned, vf v) {
-#if defined(__AVX512F__)
-    _mm256_stream_si256((__m256i *)aligned, (__m256i)vf_to_bf16(v));
-#else
-    fx_store_n(aligned, v, VL);
-#endif
-}
 static inline float fx_load_one(const floatX *p) {
     const uint32_t bits = (uint32_t)p->bits << 16;
     float x;
@@ -117,7 +113,6 @@ static inline void fx_store_one(floatX *p, float x) { fx_store_n(p, vf_set(x), 1
 static inline vf fx_load_n(const floatX *p, int n) { return vf_load_n(p, n); }
 static inline void fx_store_n(floatX *p, vf v, int n) { vf_store_n(p, v, n); }
 static inline vf fx_rounded(vf v) { return v; }
-static inline void fx_stream(floatX *aligned, vf v) { stream(aligned, v); }
 static inline float fx_load_one(const floatX *p) { return *p; }
 static inline void fx_store_one(floatX *p, float x) { *p = x; }
 #endif

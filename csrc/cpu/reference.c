@@ -17,11 +17,11 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 
 /* ---- numbers ---- */
 
-static void compress(Context *ctx, floatX *stored, const float *param, int format, int64_t rows, int C) {
+static void compress(Context *ctx, floatX *stored, const void *param, int format, int64_t rows, int C) {
     float *x = ctx->workspace;
     for (int64_t r = 0; r < rows; r++) {
         float largest = 0;
-        memcpy(x, param + r * C, (size_t)C * 4);
+        for (int c = 0; c < C; c++) x[c] = get_master(ctx, param, stored, r * C + c);
         for (int c = 0; c < C; c++) largest = fmaxf(largest, fabsf(x[c]));
         const float scale = largest / 127;
         signed char *start = (signed char *)stored + r * (C + 4);
@@ -370,16 +370,16 @@ static void scale(Context *ctx, float *x, const float *factor, int64_t N) {
     for (int64_t i = 0; i < N; i++) x[i] *= factor[0];
 }
 
-static void adamw(Context *ctx, float *param, floatX *stored, float *m, float *v, const float *grad,
+static void adamw(Context *ctx, void *param, floatX *stored, float *m, float *v, const float *grad,
                   const float *grad_scale, const AdamW *step, int decayed, int64_t N) {
-    (void)ctx;
     for (int64_t i = 0; i < N; i++) {
         const double g = (double)grad[i] * (grad_scale ? grad_scale[0] : 1);
         m[i] = (float)((double)step->beta1 * m[i] + step->gain1 * g);
         v[i] = (float)((double)step->beta2 * v[i] + step->gain2 * g * g);
-        const double decay = decayed ? (double)step->decay * param[i] : 0;
-        param[i] -= (float)(decay + step->rate * (double)m[i] / (sqrt(v[i]) * step->unbias + step->eps));
-        put(stored, i, param[i]);
+        const float x = get_master(ctx, param, stored, i);
+        const double decay = decayed ? (double)step->decay * x : 0;
+        const float moved = (float)(decay + step->rate * (double)m[i] / (sqrt(v[i]) * step->unbias + step->eps));
+        put_master(ctx, param, stored, i, x - moved);
     }
 }
 
@@ -392,6 +392,7 @@ static void store(Context *ctx, floatX *stored, const float *param, int64_t N) {
 const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
                             .supported = supported,
                             .element = sizeof(floatX) == sizeof(float) ? LLMC_FP32 : LLMC_BF16,
+                            .splits = sizeof(floatX) != sizeof(float),
                             .workspace_bytes = workspace_bytes,
                             CPU_MEMORY,
                             EACH_KERNEL(ENTRY)};

@@ -18,6 +18,20 @@ static inline float get(const floatX *x, int64_t i) { return x[i]; }
 static inline void put(floatX *x, int64_t i, double value) { x[i] = (float)value; }
 #endif
 
+/* The masters of weights, the floats that AdamW moves: whole, or split (bf16_split). */
+static inline float get_master(const Context *ctx, const void *param, const floatX *stored, int64_t i) {
+    if (!ctx->split) return ((const float *)param)[i];
+    return bf16_join(((const uint16_t *)stored)[i], ((const uint16_t *)param)[i]);
+}
+static inline void put_master(const Context *ctx, void *param, floatX *stored, int64_t i, float x) {
+    if (ctx->split) {
+        bf16_split(x, (uint16_t *)stored + i, (uint16_t *)param + i);
+        return;
+    }
+    ((float *)param)[i] = x;
+    put(stored, i, x);
+}
+
 /* x as an operand of a product: what would be stored of it. */
 static inline float operand(double x) {
     floatX stored;

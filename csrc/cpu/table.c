@@ -15,6 +15,7 @@ static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads)
 const Kernels K(kernels) = {.name = ISA_TEXT(ISA),
                             .supported = OF_ISA(may_run),
                             .element = sizeof(floatX) == sizeof(float) ? LLMC_FP32 : LLMC_BF16,
+                            .splits = sizeof(floatX) != sizeof(float),
                             .workspace_bytes = workspace_bytes,
                             CPU_MEMORY,
                             EACH_KERNEL(ENTRY)};

@@ -69,12 +69,12 @@ static int put_part(Output *o, const char *what, const char *name, int64_t n) {
     return LLMC_OK;
 }
 
-/* Writes n floats of the device, which begin at `block`. */
-static int put_floats(Output *o, llmc_model *m, const char *what, const char *name, const float *block, int64_t n) {
+/* Writes n floats of a block, which begin at element `at`. */
+static int put_floats(Output *o, llmc_model *m, const char *what, const char *name, const float *block, int64_t at,
+                      int64_t n) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
-        m->k->copy_out(&m->ctx, o->x, block + i, turn * 4);
-        TRY(m->k->sync(&m->ctx));
+        TRY(gpt2_get(m, o->x, block, at + i, turn));
         TRY(put_part(o, what, name, turn));
     }
     return LLMC_OK;
@@ -86,7 +86,7 @@ static int put_trained(Output *o, llmc_model *m, const char *what, const float *
         for (int l = 0; l < layers_stored(&m->layout.table[i]); l++) {
             const llmc_tensor *t = &m->layout.table[i];
             const int64_t g = gradient_at(m, i, l), at = block == m->params ? t->offset + l * t->stride : g;
-            if (g >= 0) TRY(put_floats(o, m, what, t->name, block + at, t->size));
+            if (g >= 0) TRY(put_floats(o, m, what, t->name, block, at, t->size));
         }
     return LLMC_OK;
 }
@@ -95,7 +95,7 @@ static int put_weights(Output *o, llmc_model *m) {
     if (m->room.lora_rank) return put_trained(o, m, "weights", m->params);
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
         const llmc_tensor *t = &m->layout.table[i];
-        TRY(put_floats(o, m, "weights", t->name, m->params + t->offset, t->size * layers_stored(t)));
+        TRY(put_floats(o, m, "weights", t->name, m->params, t->offset, t->size * layers_stored(t)));
     }
     return LLMC_OK;
 }
@@ -128,21 +128,20 @@ static int put_state(Output *o, const char *state, const llmc_model *m) {
 
 /* ---- moments of other processes: shared out by ZeRO-1, or apart by DiLoCo ---- */
 
-/* Moves part of a block of rank `from` to rank 0, into x[n]: both call this, and no other rank does. */
-static int move_part(llmc_model *m, float *x, const float *block, int64_t n, int from) {
+/* Moves n floats of a block of rank `from`, from element `at` on, to rank 0, into x: both call this, and no other rank does. */
+static int move_part(llmc_model *m, float *x, const float *block, int64_t at, int64_t n, int from) {
     const int own = m->team->rank == from;
-    if (own) m->k->copy_out(&m->ctx, x, block, n * 4);
-    if (own) TRY(m->k->sync(&m->ctx));
+    if (own) TRY(gpt2_get(m, x, block, at, n));
     if (own && !from) return LLMC_OK;
     return m->team->fetch(m->team->self, x, n, from) == 0 ? LLMC_OK : team_lost(m->team);
 }
 
-/* Takes n elements of a block from their rank and writes them. After an error `rc` of the file they are only taken, because the
+/* Takes n elements of a block, from element `at` on, from their rank and writes them. After an error `rc` of the file they are only taken, because the
  * other processes go on sending. */
-static int put_share(Output *o, llmc_model *m, const float *block, int64_t n, int from, int rc) {
+static int put_share(Output *o, llmc_model *m, const float *block, int64_t at, int64_t n, int from, int rc) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
-        const int moved = move_part(m, o->x, block + i, turn, from);
+        const int moved = move_part(m, o->x, block, at + i, turn, from);
         if (moved < 0) return rc < 0 ? rc : moved;
         if (rc == 0) rc = put_part(o, "moments", "a process", turn);
     }
@@ -154,8 +153,8 @@ static int put_shares(Output *o, llmc_model *m) {
     const int64_t each = moments_each(m->layout.num_trained, &m->room);
     const float *const blocks[] = {m->m, m->v};
     for (int b = 0; b < 2; b++) {
-        for (int rank = 0; rank < m->room.shards; rank++) rc = put_share(o, m, blocks[b], each, rank, rc);
-        rc = put_share(o, m, blocks[b] + each, m->layout.num_moments - each, 0, rc);
+        for (int rank = 0; rank < m->room.shards; rank++) rc = put_share(o, m, blocks[b], 0, each, rank, rc);
+        rc = put_share(o, m, blocks[b], each, m->layout.num_moments - each, 0, rc);
     }
     return rc;
 }
@@ -168,9 +167,9 @@ static int put_outer(Output *o, llmc_model *m, int rc) {
     const int64_t n = m->layout.num_trained;
     const float *const blocks[] = {m->m, m->v};
     if (rc == 0) rc = put_section_header(o, OUTER, outer_blocks(m) * n * 4);
-    if (rc == 0) rc = put_floats(o, m, "momentum", "the outer step", team_momentum(m), n);
+    if (rc == 0) rc = put_floats(o, m, "momentum", "the outer step", team_momentum(m), 0, n);
     for (int rank = 1; m->team && rank < m->team->world; rank++)
-        for (int b = 0; b < 2; b++) rc = put_share(o, m, blocks[b], n, rank, rc);
+        for (int b = 0; b < 2; b++) rc = put_share(o, m, blocks[b], 0, n, rank, rc);
     return rc;
 }
 
@@ -182,7 +181,7 @@ int llmc_checkpoint_send(llmc_model *m) {
     int rc = team_ready(m, x ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to send moments"));
     for (int b = 0; b < 2; b++)
         for (int64_t i = 0; rc == 0 && i < each; i += AT_A_TIME)
-            rc = move_part(m, x, blocks[b] + i, next_turn(each - i), m->team->rank);
+            rc = move_part(m, x, blocks[b], i, next_turn(each - i), m->team->rank);
     free(x);
     return rc;
 }

@@ -130,12 +130,12 @@ static int check_same(const llmc_file *f, const llmc_config *model) {
     return LLMC_OK;
 }
 
-/* Reads n elements and copies them to the model. */
-static int copy_in(Reader *r, llmc_model *m, float *to, int64_t at, int64_t n, int width) {
+/* Reads n elements and copies them to a block of the model, from element `to` on. */
+static int copy_in(Reader *r, llmc_model *m, float *block, int64_t to, int64_t at, int64_t n, int width) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
         TRY(read_elements(r, at + i * width, turn, width));
-        m->k->copy_in(&m->ctx, to + i, r->x, turn * 4);
+        gpt2_set(m, block, to + i, r->x, turn);
     }
     return LLMC_OK;
 }
@@ -152,7 +152,7 @@ static void transpose(float *to, int64_t C, int64_t c0, int64_t o0, const float 
 
 /* Reads a matrix (C,OC) and copies it to the model as (OC,C). It reads some rows at a time, or a part of a row, and copies the
  * matrix when it is complete. */
-static int copy_transposed(Reader *r, llmc_model *m, float *to, const Extent *e, int64_t OC, int64_t C) {
+static int copy_transposed(Reader *r, llmc_model *m, int64_t to, const Extent *e, int64_t OC, int64_t C) {
     const int64_t rows = OC < AT_A_TIME ? AT_A_TIME / OC : 1, columns = OC < AT_A_TIME ? OC : AT_A_TIME;
     for (int64_t c = 0; c < C; c += rows)
         for (int64_t o = 0; o < OC; o += columns) {
@@ -160,20 +160,20 @@ static int copy_transposed(Reader *r, llmc_model *m, float *to, const Extent *e,
             TRY(read_elements(r, e->at + (c * OC + o) * e->width, nc * no, e->width));
             transpose(r->transposed, C, c, o, r->x, nc, no);
         }
-    m->k->copy_in(&m->ctx, to, r->transposed, OC * C * 4);
+    gpt2_set(m, m->params, to, r->transposed, OC * C);
     return m->k->sync(&m->ctx); /* the next tensor uses r->transposed again */
 }
 
 static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
     const llmc_tensor *t = &m->layout.table[i];
     const Extent *e = extent_of(r->f, i, l);
-    float *to = m->params + t->offset + l * t->stride;
-    if (r->f->adapters) return copy_in(r, m, to, e->at, t->size, e->width);
+    const int64_t to = t->offset + l * t->stride;
+    if (r->f->adapters) return copy_in(r, m, m->params, to, e->at, t->size, e->width);
     if (e->transposed) return copy_transposed(r, m, to, e, t->shape[0], t->shape[1]);
-    if (!t->size || !layout_is_padded(i)) return copy_in(r, m, to, e->at, t->size, e->width);
+    if (!t->size || !layout_is_padded(i)) return copy_in(r, m, m->params, to, e->at, t->size, e->width);
     const int64_t real = (int64_t)m->config.V * m->config.C;
-    m->k->fill(&m->ctx, to + real, 0, (t->size - real) * 4); /* the padding is 0, whatever the file holds there */
-    return copy_in(r, m, to, e->at, real, e->width);
+    gpt2_clear(m, to + real, t->size - real); /* the padding is 0, whatever the file holds there */
+    return copy_in(r, m, m->params, to, e->at, real, e->width);
 }
 
 /* ---- adapters ---- */
@@ -297,10 +297,10 @@ static int load_moments(Reader *r, llmc_model *m) {
     const int64_t moments = moments_at(r->f, m), outer = r->f->sections[OUTER].at, n = m->layout.num_trained;
     for (int i = 0; i < MOMENT_PARTS; i++) {
         const Moments own = moments_part(&m->layout, &m->room, i);
-        TRY(copy_in(r, m, m->m + own.at, moments + own.first * 4, own.end - own.first, 4));
-        TRY(copy_in(r, m, m->v + own.at, moments + (n + own.first) * 4, own.end - own.first, 4));
+        TRY(copy_in(r, m, m->m, own.at, moments + own.first * 4, own.end - own.first, 4));
+        TRY(copy_in(r, m, m->v, own.at, moments + (n + own.first) * 4, own.end - own.first, 4));
     }
-    if (m->room.outer && outer) TRY(copy_in(r, m, team_momentum(m), outer, n, 4));
+    if (m->room.outer && outer) TRY(copy_in(r, m, team_momentum(m), 0, outer, n, 4));
     if (m->room.outer && !outer) m->k->fill(&m->ctx, team_momentum(m), 0, n * 4);
     return m->k->sync(&m->ctx);
 }

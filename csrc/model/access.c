@@ -1,5 +1,6 @@
 /* The tensors of a model, as the host reads and writes them. */
 #include <string.h>
+#include "base/bf16.h"
 #include "base/error.h"
 #include "model/gpt2.h"
 
@@ -19,7 +20,7 @@ const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
     return i >= 0 && i < NUM_TENSORS ? &m->layout.table[i] : NULL;
 }
 
-/* NULL if the model has no such block, or none of floats. */
+/* NULL if the model has no such block. */
 static float *block_of(const llmc_model *m, int block) {
     float *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
     if (block == LLMC_PARAMS && gpt2_lost_params(m)) return NULL;
@@ -32,7 +33,8 @@ static int is_shared_out(const llmc_model *m, int block) {
 }
 
 void *llmc_model_block(llmc_model *m, int block) {
-    return m->k->host && !is_shared_out(m, block) ? block_of(m, block) : NULL;
+    const int whole = block != LLMC_PARAMS || !m->ctx.split;
+    return m->k->host && whole && !is_shared_out(m, block) ? block_of(m, block) : NULL;
 }
 
 void gpt2_widen(float *to, const uint16_t *from, int64_t n) {
@@ -54,33 +56,64 @@ int gpt2_fetch(const llmc_model *m, float *out, const floatX *src, int64_t rows,
     return LLMC_OK;
 }
 
+/* ---- floats of blocks ---- */
+
+/* A model whose masters are split lies in the host's memory, and its kernels have ended when they return. */
+static int is_split(const llmc_model *m, const float *block) { return m->ctx.split && block == m->params; }
+
+int gpt2_get(const llmc_model *m, float *x, const float *block, int64_t at, int64_t n) {
+    if (is_split(m, block)) {
+        const uint16_t *upper = (const uint16_t *)m->stored + at, *lower = gpt2_master(m, at);
+        for (int64_t i = 0; i < n; i++) x[i] = bf16_join(upper[i], lower[i]);
+        return LLMC_OK;
+    }
+    m->k->copy_out((Context *)&m->ctx, x, block + at, n * 4);
+    return m->k->sync((Context *)&m->ctx);
+}
+
+void gpt2_set(llmc_model *m, float *block, int64_t at, const float *x, int64_t n) {
+    if (is_split(m, block)) {
+        uint16_t *upper = (uint16_t *)m->stored + at, *lower = gpt2_master(m, at);
+        for (int64_t i = 0; i < n; i++) bf16_split(x[i], upper + i, lower + i);
+        return;
+    }
+    m->k->copy_in(&m->ctx, block + at, x, n * 4);
+}
+
+void gpt2_clear(llmc_model *m, int64_t at, int64_t n) {
+    m->k->fill(&m->ctx, gpt2_master(m, at), 0, n * (m->ctx.split ? 2 : 4));
+    m->k->fill(&m->ctx, gpt2_at(m, m->stored, at), 0, n * element_bytes(m->k->element));
+}
+
 /* Brings n elements of `stored` up to date, beginning at element `at`. */
 static int store(const llmc_model *m, int64_t at, int64_t n) {
+    if (m->ctx.split) return LLMC_OK;
     m->k->store((Context *)&m->ctx, gpt2_at(m, m->stored, at), m->params + at, n);
     return m->k->sync((Context *)&m->ctx);
 }
 
 int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_weights); }
 
-/* The first element of layer l of row i in a block; NULL, with an error, if the block has not `end` elements of it. */
-static float *find(const llmc_model *m, int block, int i, int l, int64_t end) {
+/* ---- tensors ---- */
+
+/* Where layer l of row i begins in a block; LLMC_EINVAL if the block has not `end` elements of it. */
+static int64_t find(const llmc_model *m, int block, int i, int l, int64_t end) {
     const llmc_tensor *t = llmc_model_tensor(m, i);
-    float *base = is_shared_out(m, block) ? NULL : block_of(m, block);
-    const int there = t && base && (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) &&
+    CHECK(block != LLMC_PARAMS || !gpt2_lost_params(m), LLMC_EINVAL,
+          "compressed weights are neither read nor written: make the model with weights in fp32");
+    const int there = t && block_of(m, block) && !is_shared_out(m, block) && (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) &&
                       end >= 0 && end <= t->size;
     const int of_gradients = block == LLMC_GRADS || block == LLMC_M || block == LLMC_V;
-    if (there && !of_gradients) return base + t->offset + l * t->stride;
-    if (there && gradient_at(m, i, l) >= 0) return base + gradient_at(m, i, l);
-    llmc_fail(LLMC_EINVAL, "block %d has no %lld numbers of tensor %d, layer %d", block, (long long)end, i, l);
-    return NULL;
+    if (there && !of_gradients) return t->offset + l * t->stride;
+    if (there && gradient_at(m, i, l) >= 0) return gradient_at(m, i, l);
+    FAIL(LLMC_EINVAL, "block %d has no %lld numbers of tensor %d, layer %d", block, (long long)end, i, l);
 }
 
 int gpt2_read(const llmc_model *m, int block, int i, int l, int64_t from, int64_t n, void *out) {
-    const float *at = find(m, block, i, l, from + n);
-    if (!at) return LLMC_EINVAL;
-    if (m->layout.table[i].type == LLMC_X) return gpt2_fetch(m, out, gpt2_at(m, (const floatX *)at, from), 1, n, n);
-    m->k->copy_out((Context *)&m->ctx, out, at + from, n * 4);
-    return m->k->sync((Context *)&m->ctx);
+    const int64_t at = find(m, block, i, l, from + n);
+    if (at < 0) return (int)at;
+    if (m->layout.table[i].type != LLMC_X) return gpt2_get(m, out, block_of(m, block), at + from, n);
+    return gpt2_fetch(m, out, gpt2_at(m, (const floatX *)(m->acts + at), from), 1, n, n);
 }
 
 int llmc_model_read(const llmc_model *m, int block, int i, int l, int64_t n, void *out) {
@@ -88,17 +121,15 @@ int llmc_model_read(const llmc_model *m, int block, int i, int l, int64_t n, voi
 }
 
 int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const float *in) {
-    float *at = find(m, block, i, l, n);
-    if (!at) return LLMC_EINVAL;
+    const int64_t at = find(m, block, i, l, n);
+    if (at < 0) return (int)at;
     CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
-    CHECK(block != LLMC_PARAMS || m->ctx.weight_format == m->k->element, LLMC_EINVAL,
-          "compressed weights cannot be written: make the model with weights in fp32");
-    m->k->copy_in(&m->ctx, at, in, n * 4);
-    return block == LLMC_PARAMS ? store(m, at - m->params, n) : m->k->sync(&m->ctx);
+    gpt2_set(m, block_of(m, block), at, in, n);
+    return block == LLMC_PARAMS ? store(m, at, n) : m->k->sync(&m->ctx);
 }
 
 int llmc_model_refresh(llmc_model *m) {
-    CHECK(m->ctx.weight_format == m->k->element, LLMC_EINVAL,
+    CHECK(!gpt2_lost_params(m), LLMC_EINVAL,
           "compressed weights cannot be refreshed: make the model with weights in fp32");
     return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
 }

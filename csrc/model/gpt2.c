@@ -74,6 +74,8 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
     *model = (llmc_model){
         .config = *config, .room = settled, .k = k, .separator = -1, .ctx.threads = threads_asked(threads)};
     model->ctx.weight_format = k->element;
+    model->ctx.split = plan_splits(k, room);
+    model->room.whole = !model->ctx.split;
     int rc = layout_make(&model->layout, config, &settled);
     if (rc == 0) rc = llmc_config_check(&model->config);
     if (rc == 0) rc = place_gradients(model, &settled);
@@ -93,7 +95,7 @@ int gpt2_is_matrix(const llmc_model *m, const llmc_tensor *t) { return t->rank =
 
 static void compress(llmc_model *m, const llmc_tensor *t, int l) {
     const int64_t at = t->offset + l * t->stride;
-    m->k->compress(&m->ctx, gpt2_at(m, m->stored, at), m->params + at, m->ctx.weight_format, t->shape[0],
+    m->k->compress(&m->ctx, gpt2_at(m, m->stored, at), gpt2_master(m, at), m->ctx.weight_format, t->shape[0],
                    (int)t->shape[1]);
 }
 

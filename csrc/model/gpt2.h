@@ -31,7 +31,8 @@ struct llmc_model {
     Layout layout;
     char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
-    float *params, *grads, *m, *v;
+    float *params; /* the masters of the weights; if ctx.split, the lower halves of them: gpt2_get and gpt2_set read and write both */
+    float *grads, *m, *v;
     float *outer;         /* with an outer step: its weights, then its momentum, both as grads */
     int64_t *gradient_at; /* (NUM_TRAINABLE,L): where each layer's gradient lies in grads, m and v; -1: it is frozen */
     char *train_only;     /* room.train_only points here */
@@ -156,10 +157,16 @@ int gpt2_need_training(const llmc_model *model); /* an error where there are no 
 
 /* ---- numbers for the host ---- */
 
-/* True if compressed weights have taken the memory of params. In bf16 they take that of `stored`, and params stay. */
-static inline int gpt2_lost_params(const llmc_model *m) {
-    return m->k->element == LLMC_FP32 && m->ctx.weight_format != LLMC_FP32;
-}
+/* True if compressed weights have taken the memory of the masters. */
+static inline int gpt2_lost_params(const llmc_model *m) { return m->ctx.weight_format != m->k->element; }
+/* The address of the master of element n, as kernels take it. */
+static inline void *gpt2_master(const llmc_model *m, int64_t n) { return (char *)m->params + n * (m->ctx.split ? 2 : 4); }
+/* Copies n floats of a block (params, grads, m, v, outer), from element `at` on, to the host, which waits for them. */
+int gpt2_get(const llmc_model *m, float *x, const float *block, int64_t at, int64_t n);
+/* The reverse. x may be used again at once. gpt2_store must follow a change of params. */
+void gpt2_set(llmc_model *m, float *block, int64_t at, const float *x, int64_t n);
+/* Makes n parameters 0, from element `at` on. */
+void gpt2_clear(llmc_model *m, int64_t at, int64_t n);
 /* to[n] = from[n], which are bf16; they may be the end of to's memory. */
 void gpt2_widen(float *to, const uint16_t *from, int64_t n);
 /* out (rows,n) = rows of src, which lie `stride` elements apart, as float. Waits for the device, once. */
@@ -168,7 +175,7 @@ int gpt2_fetch(const llmc_model *model, float *out, const floatX *src, int64_t r
 int gpt2_read(const llmc_model *model, int block, int i, int l, int64_t from, int64_t n, void *out);
 /* Adds scale B A to the matrix of a target (lora.h) in layer l: A (rank,C), B (OC,rank) on the host. gpt2_store must follow. */
 int gpt2_merge(llmc_model *model, int target, int l, const float *A, const float *B, int rank, float scale);
-/* Brings `stored` up to date after params have changed. */
+/* Brings `stored` up to date after params have changed. Split masters always are. */
 int gpt2_store(const llmc_model *model);
 /* The first of x[n], which are on the host, that is NaN or infinite; -1: none. */
 int64_t gpt2_find_nonfinite(const float *x, int64_t n);

@@ -15,19 +15,19 @@ enum { NUMBERS_AT_A_TIME = 1 << 20 }; /* few, so that hardly more memory is used
 static int64_t next_part(int64_t left) { return left < 2 * NUMBERS_AT_A_TIME ? left : NUMBERS_AT_A_TIME; }
 
 /* Draws n elements of one layer. The rows behind V, which pad a tensor to Vp, are zero. */
-static int draw(const llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, float *dst, int64_t n, double std,
+static int draw(llmc_model *m, llmc_rng *rng, float *x, const llmc_tensor *t, int l, int64_t n, double std,
                 Share *share) {
-    Context *ctx = (Context *)&m->ctx;
+    const int64_t first = t->offset + l * t->stride;
     if (t->init == LLMC_RESIDUAL) std /= sqrt(2.0 * m->config.L);
     for (int64_t at = 0, count; at < n; at += count) {
         count = next_part(n - at);
         if (t->init == LLMC_NORMAL || t->init == LLMC_RESIDUAL) llmc_rng_normal(rng, x, count, 0, (float)std);
         else
             for (int64_t i = 0; i < count; i++) x[i] = t->init == LLMC_ONE;
-        m->k->copy_in(ctx, dst + at, x, count * (int64_t)sizeof *x);
+        gpt2_set(m, m->params, first + at, x, count);
         TRY(pulse_share(share, count));
     }
-    m->k->fill(ctx, dst + n, 0, (t->size - n) * (int64_t)sizeof *x);
+    gpt2_clear(m, first + n, t->size - n);
     return LLMC_OK;
 }
 
@@ -37,7 +37,7 @@ static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
         const llmc_tensor *t = &m->layout.table[i];
         const int64_t n = layout_is_padded(i) && t->size ? (int64_t)m->config.V * m->config.C : t->size;
         for (int l = 0; l < (t->layers ? t->layers : 1); l++)
-            TRY(draw(m, rng, x, t, m->params + t->offset + l * t->stride, n, std, &share));
+            TRY(draw(m, rng, x, t, l, n, std, &share));
     }
     return LLMC_OK;
 }

@@ -6,7 +6,8 @@
  *     float    floatX   float          float   float, int32, floatX        scratch of the kernels
  *
  *   stored      the parameters as kernels read them; left out where floatX is float and params serve for both
- *   params      the tensors of tensors.def in their order, without gaps: those of model files, then LoRA's adapters
+ *   params      the tensors of tensors.def in their order, without gaps: those of model files, then LoRA's adapters; of bf16 on a
+ *               CPU only what `stored` lacks of a float, 16 bits for each, unless room.whole asks for floats
  *   grads, m, v only in training; each has what is trained of params, in the same order, without gaps; with ZeRO-1 m and v have
  *               this process's share of that
  *   outer       only with an outer step (DiLoCo): the weights after the last one, then its momentum, each as long as grads

@@ -78,12 +78,12 @@ static void add_product(float *W, const float *A, const float *B, int64_t OC, in
 
 int gpt2_merge(llmc_model *m, int target, int l, const float *A, const float *B, int rank, float scale) {
     const llmc_tensor *t = &m->layout.table[lora_matrices[target]];
-    float *at = m->params + t->offset + l * t->stride, *W = malloc((size_t)t->size * sizeof *W);
+    const int64_t at = t->offset + l * t->stride;
+    float *W = malloc((size_t)t->size * sizeof *W);
     CHECK(W, LLMC_ENOMEM, "no memory to merge adapters");
-    m->k->copy_out(&m->ctx, W, at, t->size * 4);
-    int rc = m->k->sync(&m->ctx);
+    int rc = gpt2_get(m, W, m->params, at, t->size);
     if (rc == 0) add_product(W, A, B, t->shape[0], t->shape[1], rank, scale);
-    if (rc == 0) m->k->copy_in(&m->ctx, at, W, t->size * 4);
+    if (rc == 0) gpt2_set(m, m->params, at, W, t->size);
     if (rc == 0) rc = m->k->sync(&m->ctx);
     free(W);
     return rc;

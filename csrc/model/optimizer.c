@@ -85,7 +85,7 @@ static void update_run(llmc_model *m, int64_t at, int64_t g, int64_t n, int deca
         const int64_t from = g > own.first ? g : own.first, to = g + n < own.end ? g + n : own.end;
         if (from >= to) continue;
         const int64_t x = at + from - g, mv = own.at + from - own.first;
-        m->k->adamw(&m->ctx, m->params + x, gpt2_at(m, m->stored, x), m->m + mv, m->v + mv, m->grads + from, factor,
+        m->k->adamw(&m->ctx, gpt2_master(m, x), gpt2_at(m, m->stored, x), m->m + mv, m->v + mv, m->grads + from, factor,
                     step, decay, to - from);
     }
 }

@@ -15,44 +15,37 @@ typedef struct Outer {
 /* Work on n elements, which begin at `at` among the parameters, and at `g` among the gradients. */
 typedef int (*Work)(Outer *o, int64_t at, int64_t g, int64_t n);
 
-static int get(llmc_model *m, float *x, const float *block, int64_t n) {
-    m->k->copy_out(&m->ctx, x, block, n * 4);
-    return m->k->sync(&m->ctx);
-}
-
-static int set(llmc_model *m, float *block, const float *x, int64_t n) {
-    m->k->copy_in(&m->ctx, block, x, n * 4);
-    return m->k->sync(&m->ctx);
-}
-
 /* last = weights */
 static int keep(Outer *o, int64_t at, int64_t g, int64_t n) {
-    TRY(get(o->m, o->weights, o->m->params + at, n));
-    return set(o->m, o->m->outer + g, o->weights, n);
+    TRY(gpt2_get(o->m, o->weights, o->m->params, at, n));
+    gpt2_set(o->m, o->m->outer, g, o->weights, n);
+    return LLMC_OK;
 }
 
 /* gradient = last - weights */
 static int measure(Outer *o, int64_t at, int64_t g, int64_t n) {
-    TRY(get(o->m, o->weights, o->m->params + at, n));
-    TRY(get(o->m, o->last, o->m->outer + g, n));
+    TRY(gpt2_get(o->m, o->weights, o->m->params, at, n));
+    TRY(gpt2_get(o->m, o->last, o->m->outer, g, n));
     for (int64_t i = 0; i < n; i++) o->g[i] = o->last[i] - o->weights[i];
-    return set(o->m, o->m->grads + g, o->g, n);
+    gpt2_set(o->m, o->m->grads, g, o->g, n);
+    return LLMC_OK;
 }
 
 /* The gradients hold the sums of all ranks. */
 static int step(Outer *o, int64_t at, int64_t g, int64_t n) {
-    float *const last = o->m->outer + g, *const u = team_momentum(o->m) + g;
-    TRY(get(o->m, o->g, o->m->grads + g, n));
-    TRY(get(o->m, o->last, last, n));
-    TRY(get(o->m, o->u, u, n));
+    float *const last = o->m->outer, *const u = team_momentum(o->m);
+    TRY(gpt2_get(o->m, o->g, o->m->grads, g, n));
+    TRY(gpt2_get(o->m, o->last, last, g, n));
+    TRY(gpt2_get(o->m, o->u, u, g, n));
     for (int64_t i = 0; i < n; i++) {
         const float mean = o->g[i] / o->ranks;
         o->u[i] = o->momentum * o->u[i] + mean;
         o->last[i] -= o->lr * (mean + o->momentum * o->u[i]);
     }
-    TRY(set(o->m, u, o->u, n));
-    TRY(set(o->m, last, o->last, n));
-    return set(o->m, o->m->params + at, o->last, n);
+    gpt2_set(o->m, u, g, o->u, n);
+    gpt2_set(o->m, last, g, o->last, n);
+    gpt2_set(o->m, o->m->params, at, o->last, n);
+    return LLMC_OK;
 }
 
 static int in_pieces(Outer *o, Work work, int64_t at, int64_t g, int64_t n) {
@@ -61,14 +54,14 @@ static int in_pieces(Outer *o, Work work, int64_t at, int64_t g, int64_t n) {
 }
 
 static int on_all_trained(Outer *o, Work work) {
-    const llmc_model *m = o->m;
+    llmc_model *m = o->m;
     for (int i = 0; i < NUM_TRAINABLE; i++)
         for (int l = 0, n; l < layers_stored(&m->layout.table[i]); l += n ? n : 1) {
             const llmc_tensor *t = &m->layout.table[i];
             n = gpt2_trained_in_a_row(m, i, l);
             if (n) TRY(in_pieces(o, work, t->offset + l * t->stride, gradient_at(m, i, l), n * t->size));
         }
-    return LLMC_OK;
+    return m->k->sync(&m->ctx);
 }
 
 /* Sums the gradients over all ranks, some at a time, because bf16 takes memory for as many. */

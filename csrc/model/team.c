@@ -65,10 +65,15 @@ void team_sum_embeddings(llmc_model *m) {
     begin_sum(m, P_wte, 0);
 }
 
+/* Each process gets the others' shares of a block that has a float, or half of one, for each parameter. */
+static int gather(const llmc_model *m, float *block, int halves) {
+    const int64_t each = moments_each(m->layout.num_trained, &m->room); /* a multiple of 16 */
+    return m->team->gather(m->team->self, block, halves ? each / 2 : each) == 0 ? LLMC_OK : team_lost(m->team);
+}
+
 int team_gather(llmc_model *m) {
     TRY(m->k->sync(&m->ctx));
     CHECK(m->team, LLMC_EINVAL, "this model has a share of the moments only: llmc_model_join comes first");
-    if (m->team->gather(m->team->self, m->params, moments_each(m->layout.num_trained, &m->room)) != 0)
-        return team_lost(m->team);
-    return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
+    TRY(gather(m, m->params, m->ctx.split));
+    return m->ctx.split ? gather(m, (float *)m->stored, 1) : gpt2_store(m);
 }

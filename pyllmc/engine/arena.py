@@ -113,7 +113,7 @@ class Arena:
 
     @property
     def bf16(self) -> bool:
-        """True if weights and activations are bf16. There are float masters of the weights beside them."""
+        """True if weights and activations are bf16. AdamW moves float masters of the weights."""
         return bool(self.room.precision == self.lib.LLMC_BF16)
 
     @property
@@ -143,11 +143,7 @@ class Arena:
         row = self.rows.get(name)
         if row is None or self.is_weight(row) != (block != "acts"):
             raise NoTensor(self._no_tensor(block, name))
-        if (
-            block == "params"
-            and not self.bf16
-            and self.lib.llmc_model_weights(self.handle) != self.lib.LLMC_FP32
-        ):
+        if block == "params" and self.lib.llmc_model_weights(self.handle) != self.room.precision:
             raise InvalidArgument("params: these weights are compressed; make the model with weights='fp32'")
         of_gradients = block in GRADIENTS or row.kind == self.lib.LLMC_GRAD_ACT
         if of_gradients and not self.training:
@@ -241,13 +237,12 @@ class Arena:
     def flat(self, block: str) -> np.ndarray:
         """Parameters, gradients or moments as one array over the host's memory.
 
-        Of a model of bf16 the parameters are the float masters: llmc_model_refresh must follow a change.
+        Of a model of bf16 the parameters are the float masters, if its room asks for whole ones: llmc_model_refresh must follow a
+        change.
         """
         pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
         if pointer == _ffi.ffi().NULL:
-            raise InvalidArgument(
-                f"{block} are not in this machine's memory: make the model with device='cpu'"
-            )
+            raise InvalidArgument(f"{block} are not floats in this machine's memory")
         sizes = [self.rows[self.by_torch_name[name][0]].size for name in self.names(block)]
         return np.asarray(_Block(self.owner, pointer, sum(sizes)))
 

@@ -15,7 +15,7 @@ from pyllmc.convert.source import Source
 from pyllmc.model import Model
 from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import ORIGIN, Gradients, resized, tensors
+from pyllmc.nn.memory import ORIGIN, Engine, Gradients, resized, tensors
 from pyllmc.nn.optimizer import AdamW, hyper_of
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
@@ -69,7 +69,7 @@ class GPT(nn.Module):
         self._how: dict[str, Any] = {**kept, "threads": threads}
         self._drops: dict[str, Any] = {"embd": embd_pdrop, "attn": attn_pdrop, "resid": resid_pdrop}
         self._next_draw = int(torch.randint(2**62, ())) if any(self._drops.values()) else 0
-        self._adopt(Model(source, B, T, **self._how, **drawn))  # type: ignore[arg-type]
+        self._adopt(Engine(source, B, T, **self._how, **drawn))  # type: ignore[arg-type]
         self._engine.set_dropout(**self._drops)
 
     def _adopt(self, model: Model) -> None:
@@ -383,7 +383,7 @@ class GPT(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         weights, others, origin = (state.pop(name) for name in ("_weights", "_modules", "_from"))
         super().__setstate__({**state, "_modules": {}})
-        self._adopt(Model(self.sizes, 1, 1, **self._how))
+        self._adopt(Engine(self.sizes, 1, 1, **self._how))
         vars(self._engine).update(origin)
         for name, part in others.items():
             self.add_module(name, part)

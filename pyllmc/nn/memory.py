@@ -21,6 +21,12 @@ Grads = tuple[Optional[Tensor], ...]
 Slices = list[tuple[slice, tuple[int, ...]]]
 
 
+class Engine(Model):
+    """A Model whose parameters are floats in memory even in bf16, so that they can be PyTorch's."""
+
+    _WHOLE = True
+
+
 def resized(model: Model, B: int, T: int, training: bool = True) -> Model:
     """The same model, its weights, gradients and moments, with room for B sequences of T tokens. Raises OutOfMemory.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BF16_ISAS, CPU_KERNELS, Buffers, Kernel, assert_parity, lib, make_kernels, storable
+from conftest import BF16_ISAS, CPU_KERNELS, Buffers, Kernel, assert_parity, ffi, lib, make_kernels, storable
 
 import pyllmc
 from pyllmc import InvalidArgument
@@ -151,9 +151,19 @@ def test_model_equals_one_with_the_stored_numbers(form: str):
     assert small.num_params == plain.num_params
 
 
-def test_what_compressed_weights_cannot_do(tmp_path):
-    small = make("int8")
-    for forbidden in (lambda: small.params["wte"], lambda: small.save(tmp_path / "x.ckpt")):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_compressed_weights_cannot_do(tmp_path, precision):
+    small = make("int8", precision=precision)
+    numbers = ffi.new("float[1]")
+    of_wte = small._handle, lib.LLMC_PARAMS, 0, 0, 1, numbers
+    for forbidden in (
+        lambda: small.params["wte"],
+        lambda: small.params.__setitem__("wte", np.float32(0)),
+        lambda: small._check(lib.llmc_model_read(*of_wte)),
+        lambda: small._check(lib.llmc_model_write(*of_wte)),
+        lambda: small._check(lib.llmc_model_refresh(small._handle)),
+        lambda: small.save(tmp_path / "x.ckpt"),
+    ):
         with pytest.raises(InvalidArgument, match="compressed"):
             forbidden()
     with pytest.raises(InvalidArgument, match="training=False"):
@@ -163,21 +173,16 @@ def test_what_compressed_weights_cannot_do(tmp_path):
 
 
 def test_a_model_of_bf16(tmp_path):
-    """Its weights are bf16 already; beside those of int8 there are its masters."""
+    """Its weights are bf16 already. Those of int8 take their place, and that of the masters."""
     plain, same, small = (make(form, precision="bf16") for form in ("fp32", "bf16", "int8"))
     ids = np.random.default_rng(0).integers(0, 67, (2, 32))
     for m in (plain, same, small):
         m.forward(ids)
     assert plain.logits.tobytes() == same.logits.tobytes()
     assert 0 < np.linalg.norm(small.logits - plain.logits) < 0.03 * np.linalg.norm(plain.logits)
-    np.testing.assert_array_equal(small.params["wte"], plain.params["wte"])
-    with pytest.raises(InvalidArgument, match="compressed"):
-        small.params["wte"] = plain.params["wte"]
-    small.save(tmp_path / "small.ckpt")
-    loaded = pyllmc.Model(tmp_path / "small.ckpt", B=2, training=False, precision="bf16")
-    loaded.forward(ids)
-    assert loaded.logits.tobytes() == plain.logits.tobytes()
-    small._check(lib.llmc_model_load(small._handle, str(tmp_path / "small.ckpt").encode()))
+    np.testing.assert_array_equal(same.params["wte"], plain.params["wte"])
+    plain.save(tmp_path / "plain.ckpt")
+    small._check(lib.llmc_model_load(small._handle, str(tmp_path / "plain.ckpt").encode()))
     small.forward(ids)
     assert small.logits.tobytes() == plain.logits.tobytes()
 
