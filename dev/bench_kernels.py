@@ -37,10 +37,10 @@ class Kernel(NamedTuple):
         return self.name.split()[0]
 
     def bytes(self, precision: str) -> float:
-        """What a call must read and write. A floatX has the precision's bytes, all else 4."""
+        """What a call must read and write. A floatX and a split master have the precision's bytes, all else 4."""
         kinds = _ffi.ffi().typeof("Kernels").fields
         types = next(of.type for name, of in kinds if name == self.entry).args[1:]
-        each = [BYTES[precision] if "floatX" in kind.cname else 4 for kind in types]
+        each = [BYTES[precision] if "floatX" in kind.cname or kind.cname == "void *" else 4 for kind in types]
         return sum(
             float(size * self.touched.get(i, elements(spec)))
             for i, (size, spec) in enumerate(zip(each, self.arrays))
@@ -99,8 +99,8 @@ def kernels(model: str, B: int, T: int, precision: str = "bf16") -> Iterator[Ker
     numbers = np.array([0.9, 0.1, 0.95, 0.05, 1e-4, 1, 1e-8, 1e-5], np.float32)  # struct AdamW
     update = [(N,), (N,), (N,), Squares(N), (N,), None, numbers]
     yield Kernel("global_norm", tensors, [(2,), (N,)], [1.0, N])
-    # where floats are stored, they are the parameters
-    yield Kernel("adamw", tensors, update, [1, N], touched={0: 2 * N, 1: stored * N, 2: 2 * N, 3: 2 * N})
+    # where floats are stored, they are the parameters; of bf16 they are one half of them
+    yield Kernel("adamw", tensors, update, [1, N], touched={0: 2 * N, 1: stored * 2 * N, 2: 2 * N, 3: 2 * N})
 
 
 def products(C: int, L: int, M: int, R: int, Vp: int) -> Iterator[Kernel]:

@@ -103,7 +103,7 @@ def step_bytes(c: GPTConfig, B: int, T: int, precision: str) -> float:
     """
     C, L = c.n_embd, c.n_layer
     per_token = 8 * (2 * L + 1) * C + 5 * L * 4 * C + 3 * c.padded_vocab_size
-    return update_bytes(c, precision) + float(BYTES[precision]) * B * T * per_token
+    return update_bytes(c) + float(BYTES[precision]) * B * T * per_token
 
 
 def step_floor(c: GPTConfig, B: int, T: int, precision: str, limits: Limits, threads: int) -> float:

@@ -91,7 +91,8 @@ class Engine:
         self.table = lib.llmc_kernels(self.ffi.NULL, element)
         if self.table == self.ffi.NULL:
             raise Skip(_ffi.message(lib))
-        self.context = self.ffi.new("Context *", {"threads": threads, "weight_format": element})
+        context = {"threads": threads, "weight_format": element, "split": self.table.splits}
+        self.context = self.ffi.new("Context *", context)
         size = self.table.workspace_bytes(B, T, C, NH, Vp, threads)
         self.scratch = self.ffi.gc(self.table.alloc(size), lambda memory: self.table.free(memory, size))
         self.context.workspace = self.scratch

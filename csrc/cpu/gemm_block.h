@@ -120,6 +120,8 @@ static inline float *sum_at(const Gemm *g, int64_t m, int64_t n) {
     return s.at ? s.at + (m - s.m) * s.ld + (n - s.n) : (float *)g->c + m * g->N + n;
 }
 
+static inline int64_t sums_ld(const Gemm *g) { return g->sums.at ? g->sums.ld : g->N; }
+
 /* x, which becomes the lanes of C from `at` on, after GELU's slope; GELU gets what C will hold. */
 INLINE vf with_gelu(const Gemm *g, int64_t at, vf x, int lanes) {
     if (g->gelu) x = fx_rounded(x), fx_store_n(g->gelu + at, gelu(x), lanes);

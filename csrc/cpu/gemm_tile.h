@@ -24,22 +24,36 @@ typedef struct Piece {
     int add, last;       /* there is a part of the sum already; the sum is whole now */
     Ahead *next;         /* two of them */
     const float *scales; /* (cols) factors of the tile's sums, or NULL */
+    const char *ask;     /* the rows that the tile ends in: `asked` of them, ask_ld bytes apart */
+    int64_t ask_ld, ask_bytes;
+    int asked;
 } Piece;
 
 static inline Piece piece(const Gemm *g, const Block *s, int64_t m, int64_t n, int cols, Ahead *next) {
-    const int rows = (int)smaller(MR, s->m_end - m);
-    return (Piece){g, m, n, rows, cols, g->accumulate || s->k > 0, s->k + s->kc == g->K, next, NULL};
+    const int rows = (int)smaller(MR, s->m_end - m), waits = g->sums.at != NULL;
+    const int64_t each = waits || has_floats(g) ? sizeof(float) : sizeof(floatX);
+    return (Piece){.g = g,
+                   .m = m,
+                   .n = n,
+                   .rows = rows,
+                   .cols = cols,
+                   .add = g->accumulate || s->k > 0,
+                   .last = s->k + s->kc == g->K,
+                   .next = next,
+                   .ask = waits ? (const char *)sum_at(g, m, n) : (const char *)g->c + (m * g->N + n) * each,
+                   .ask_ld = sums_ld(g) * each,
+                   .ask_bytes = cols * each,
+                   .asked = g->stream ? 0 : rows};
 }
 
-/* Asks for a row of C in each of a tile's last steps, because a row that is asked for earlier leaves the first cache again.
- * A tile with fewer steps than rows does not ask for all of them; it needs so little room that C stays in the caches. */
+/* Asks for a row of C, or of the sums that wait, in each of a tile's last steps, because a row that is asked for earlier leaves the
+ * first cache again. A tile with fewer steps than rows does not ask for all of them; it needs so little room that they stay in the
+ * caches. */
 INLINE void ask_for_c(const Piece *p, int64_t products_left) {
     const int64_t i = MR - (products_left + STEP - 1) / STEP;
-    if (p->g->stream || i < 0 || i >= p->rows) return;
-    const Gemm *g = p->g;
-    const int64_t each = has_floats(g) ? sizeof(float) : sizeof(floatX);
-    const char *at = (const char *)g->c + ((p->m + i) * g->N + p->n) * each;
-    for (int64_t j = 0; j < p->cols * each; j += 64) __builtin_prefetch(at + j, 1);
+    if (i < 0 || i >= p->asked) return;
+    const char *at = p->ask + i * p->ask_ld;
+    for (int64_t j = 0; j < p->ask_bytes; j += 64) __builtin_prefetch(at + j, 1);
 }
 
 /* The scales of int8 columns, or NULL for other formats. The sums are multiplied by them, not the numbers. */
@@ -63,29 +77,50 @@ APART void store_piece(const Piece *p, const float *sums) {
             put(p->g, p->m + i, p->n + j, LANES(j, p->cols), vf_load(sums + i * NR + j), p->add, p->last);
 }
 
-/* Ends a tile: its nv vectors of sums in each row go to C. */
+/* Whether a tile has lanes behind C's edge, or GELU to compute before it is rounded. */
+INLINE int is_special(const Piece *p, const int nv) {
+    const int gelu = !has_floats(p->g) && p->last && (p->g->gelu || p->g->slope);
+    return gelu || p->rows < MR || p->cols < nv * VL;
+}
+
+/* Stores a tile of whole sums, in C. */
+INLINE void store_whole(const Piece *p, vf acc[MR][NV], const int nv) {
+    const Gemm *g = p->g;
+    const int64_t at = p->m * g->N + p->n;
+    float *c = (float *)g->c + at;
+    if (g->bias) {
+        vf bias[NV];
+        UNROLL for (int j = 0; j < nv; j++) bias[j] = fx_load(g->bias + p->n + j * VL);
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
+    }
+    if (!has_floats(g))
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            fx_store_n((floatX *)g->c + at + i * g->N + j * VL, acc[i][j], VL);
+    else if (g->stream)
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            stream(c + i * g->N + j * VL, acc[i][j]);
+    else
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            vf_store(c + i * g->N + j * VL, acc[i][j]);
+}
+
+/* Ends a tile: its nv vectors of sums in each row go to C, or to where they wait for the next part of K. */
 INLINE void store_tile(const Piece *p, vf acc[MR][NV], const int nv) {
-    const int64_t ld = p->g->N;
-    float *c = (float *)p->g->c + p->m * ld + p->n;
-    if (!has_floats(p->g) || p->rows < MR || p->cols < nv * VL) {
+    if (is_special(p, nv)) {
         float sums[MR * NR];
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
             vf_store(sums + i * NR + j * VL, acc[i][j]);
         store_piece(p, sums);
         return;
     }
+    float *part = p->add || !p->last ? sum_at(p->g, p->m, p->n) : NULL;
+    const int64_t ld = sums_ld(p->g);
     if (p->add)
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] +=
-            vf_load(c + i * ld + j * VL);
-    if (p->last && p->g->bias) {
-        vf bias[NV];
-        UNROLL for (int j = 0; j < nv; j++) bias[j] = fx_load(p->g->bias + p->n + j * VL);
-        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) acc[i][j] += bias[j];
-    }
-    if (p->g->stream) {
-        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) stream(c + i * ld + j * VL, acc[i][j]);
-        return;
-    }
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++) vf_store(c + i * ld + j * VL, acc[i][j]);
+            vf_load(part + i * ld + j * VL);
+    if (p->last) store_whole(p, acc, nv);
+    else
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
+            vf_store(part + i * ld + j * VL, acc[i][j]);
 }
 #endif
