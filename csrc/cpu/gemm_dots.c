@@ -8,17 +8,24 @@ enum {
     FEW = VREGS == 32 ? 64 : 16,
     FEW_ON_AMX = 8, /* the same where AMX multiplies */
     FEW_K = 8,
+    FIRST_CACHE = 1 << 13, /* words, fewer than any CPU's first cache holds */
     /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
     COLS = 4,
     COLS_OF_ONE = VL < 8 ? VL : 8,
-    PAIRS = 4, /* is added to the format of B's rows if pairs of bf16 are multiplied, instead of floats */
+    PAIRS = 4, /* is added to the format of rows if pairs of bf16 are multiplied, instead of floats */
+    /* How several rows are multiplied: as pairs where the CPU can. A single row is not: it reads each weight once, as fast as it
+     * comes. Rows of another format than READY are brought into it once for all rows of the other operand. */
+    HOW = HAS_BF16 ? PAIRS : 0,
+    READY = HAS_BF16 ? LLMC_BF16 : LLMC_FP32,
+    COPIES_A = (int)READY != (int)ELEMENT_FORMAT,
 };
 
-static int64_t pairs_of(int64_t K) { return up(K, 2 * VL) / 2; }
+/* The words of a row that is ready. */
+static int64_t ready_words(int64_t K) { return HAS_BF16 ? up(K, 2 * VL) / 2 : up(K, VL); }
 
-/* Whether the workspace has room: rows of B lie at the end of each thread's part. */
-static int fits(const Gemm *g) { return COLS * pairs_of(g->K) <= own_floats(); }
+/* Whether the workspace has room: A lies at the start of each thread's part, rows of B at its end. */
+static int fits(const Gemm *g) { return (COLS + (COPIES_A ? g->M : 0)) * ready_words(g->K) <= own_floats(); }
 
 int K(gemm_is_few)(const Gemm *g) {
     const int64_t few = HAS_AMX ? FEW_ON_AMX : FEW;
@@ -42,13 +49,14 @@ INLINE void ask_for(const void *row, int64_t k, int64_t ahead, const int how) {
 }
 
 INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *const b[], const int rows,
-                     const int cols, int64_t k, int64_t K, int64_t ahead, const int how, int32_t *const copy[]) {
+                     const int cols, int64_t k, int64_t K, int64_t ahead, const int a_how, const int how,
+                     int32_t *const copy[]) {
     vf x[ROWS];
     UNROLL for (int j = 0; j < cols; j++) ask_for(b[j], k, ahead, how);
-    UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, ELEMENT_FORMAT + (how & PAIRS));
+    UNROLL for (int i = 0; i < rows; i++) x[i] = dot_operand(a[i], k, K, a_how);
     UNROLL for (int j = 0; j < cols; j++) {
         const vf y = dot_operand(b[j], k, K, how);
-        if (copy) vi_store(copy[j] + k / 2, (vi)y);
+        if (copy) vi_store(copy[j] + (how & PAIRS ? k / 2 : k), (vi)y);
         UNROLL for (int i = 0; i < rows; i++) acc[i][j] = multiply_add(acc[i][j], x[i], y, how & PAIRS);
     }
 }
@@ -56,13 +64,13 @@ INLINE void dot_step(vf acc[][COLS_OF_ONE], const void *const a[], const void *c
 /* sums[i * cols + j] = the products of a[i] and b[j], rows of A and of B^T, summed lane by lane. copy, unless NULL, gets b
  * in the form in which it is multiplied. */
 INLINE void dot(int64_t K, const void *const a[], const void *const b[], const int rows, const int cols, int64_t ahead,
-                const int how, int32_t *const copy[], vf *sums) {
+                const int a_how, const int how, int32_t *const copy[], vf *sums) {
     const int step = how & PAIRS ? 2 * VL : VL;
     int64_t k = 0;
     vf acc[ROWS][COLS_OF_ONE];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (vf){0};
-    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, ahead, how, copy);
-    if (k < K) dot_step(acc, a, b, rows, cols, k, K, ahead, how, copy);
+    for (; k + step <= K; k += step) dot_step(acc, a, b, rows, cols, k, k + step, ahead, a_how, how, copy);
+    if (k < K) dot_step(acc, a, b, rows, cols, k, K, ahead, a_how, how, copy);
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < cols; j++) sums[i * cols + j] = acc[i][j];
 }
 
@@ -99,14 +107,22 @@ INLINE void put_strip(const Gemm *g, int64_t n, float sums[][VL], const int form
     }
 }
 
-INLINE void strip_of_one(const Gemm *g, int64_t n, const int format, int32_t *unused) {
+/* The rows of A, `stride` bytes apart, and memory for COLS rows of B^T. */
+typedef struct Few {
+    const Gemm *g;
+    const char *a;
+    int64_t stride;
+    int32_t *copies;
+} Few;
+
+INLINE void strip_of_one(const Few *f, int64_t n, const int format) {
+    const Gemm *g = f->g;
     const void *b[VL], *a = g->a.at;
     vf r[VL];
     float sums[1][VL];
-    (void)unused;
     for (int j = 0; j < VL; j++) b[j] = row_of_strip(g, n, j, format);
     for (int j = 0; j < VL; j += COLS_OF_ONE)
-        dot(g->K, &a, b + j, 1, COLS_OF_ONE, VL * row_bytes(format, g->b.ld), format, NULL, r + j);
+        dot(g->K, &a, b + j, 1, COLS_OF_ONE, VL * row_bytes(format, g->b.ld), ELEMENT_FORMAT, format, NULL, r + j);
     vf_store(sums[0], sums_of(r));
     put_strip(g, n, sums, format);
 }
@@ -120,11 +136,10 @@ INLINE void store_sums(float (*sums)[VL], int j, vf r[ROWS * COLS]) {
     }
 }
 
-/* COLS rows of B^T stay in the first cache until all rows of A were multiplied with them. The first rows of A bring int8 into
- * pairs for the others. If they do, they also ask for the next strip; else the last rows do, which need not wait for this
- * one. */
-INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy) {
-    const int format = how & ~PAIRS, copied = how & PAIRS && format != LLMC_BF16;
+/* COLS rows of B^T stay in the first cache until all rows of A were multiplied with them. If they are copied, the first rows of A
+ * bring them into READY for the others, and ask for the next strip; else the last rows of A do, which need not wait for this one. */
+INLINE void strip_in(const Few *f, int64_t n, const int a_format, const int format, const int copied) {
+    const Gemm *g = f->g;
     const int64_t next = VL * row_bytes(format, g->b.ld);
     float sums[FEW][VL];
     for (int j = 0; j < VL; j += COLS) {
@@ -132,37 +147,44 @@ INLINE void strip_of_more(const Gemm *g, int64_t n, const int how, int32_t *copy
         int32_t *copies[COLS];
         for (int at = 0; at < COLS; at++) {
             b[at] = row_of_strip(g, n, j + at, format);
-            copies[at] = copy + at * pairs_of(g->K);
+            copies[at] = f->copies + at * ready_words(g->K);
         }
         for (int64_t m = 0; m < g->M; m += ROWS) {
             vf r[ROWS * COLS];
-            for (int i = 0; i < ROWS; i++)
-                a[i] = weight_row(g->a.at, ELEMENT_FORMAT, g->a.ld, smaller(m + i, g->M - 1));
+            const int64_t ahead = copied || m + ROWS < g->M ? 0 : next;
+            for (int i = 0; i < ROWS; i++) a[i] = f->a + smaller(m + i, g->M - 1) * f->stride;
             if (copied && m == 0) {
-                dot(g->K, a, b, ROWS, COLS, next, how, copies, r);
+                dot(g->K, a, b, ROWS, COLS, next, a_format + HOW, format + HOW, copies, r);
                 memcpy(b, copies, sizeof b);
             } else
-                dot(g->K, a, b, ROWS, COLS, copied || m + ROWS < g->M ? 0 : next, copied ? LLMC_BF16 + PAIRS : how,
-                    NULL, r);
+                dot(g->K, a, b, ROWS, COLS, ahead, a_format + HOW, (copied ? READY : format) + HOW, NULL, r);
             store_sums(sums + m, j, r);
         }
     }
     put_strip(g, n, sums, format);
 }
 
-typedef void (*Strip)(const Gemm *, int64_t, int32_t *);
-#define STRIP(name, strip, how) \
-    APART void name(const Gemm *g, int64_t n, int32_t *copy) { strip(g, n, how, copy); }
-/* Several rows multiply pairs where they can. A single row does not: it reads each weight once, as fast as it comes. */
-enum { MORE = HAS_BF16 ? PAIRS : 0 };
+/* True if so many tiles multiply each row of B^T that a copy of it pays: three, or two where it stays in the first cache. */
+static inline int is_reused(const Gemm *g) {
+    return g->M > 2 * ROWS || (g->M > ROWS && COLS * ready_words(g->K) <= FIRST_CACHE);
+}
+
+INLINE void strip_of_more(const Few *f, int64_t n, const int format) {
+    if (is_reused(f->g)) strip_in(f, n, READY, format, format != (int)READY);
+    else strip_in(f, n, ELEMENT_FORMAT, format, 0);
+}
+
+typedef void (*Strip)(const Few *, int64_t);
+#define STRIP(name, strip, format) \
+    APART void name(const Few *f, int64_t n) { strip(f, n, format); }
 #if defined(FLOATX_FP32)
 STRIP(one_fp32, strip_of_one, LLMC_FP32)
 STRIP(more_fp32, strip_of_more, LLMC_FP32)
 #endif
 STRIP(one_bf16, strip_of_one, LLMC_BF16)
 STRIP(one_int8, strip_of_one, LLMC_INT8)
-STRIP(more_bf16, strip_of_more, LLMC_BF16 + MORE)
-STRIP(more_int8, strip_of_more, LLMC_INT8 + MORE)
+STRIP(more_bf16, strip_of_more, LLMC_BF16)
+STRIP(more_int8, strip_of_more, LLMC_INT8)
 /* The strip for one row and the strip for more, by the format of B. */
 static const Strip of_format[][2] = {
 #if defined(FLOATX_FP32)
@@ -172,18 +194,32 @@ static const Strip of_format[][2] = {
     [LLMC_INT8] = {one_int8, more_int8},
 };
 
+/* The rows of A as floats, `words` apart. */
+static void widen_rows(float *to, int64_t words, const Gemm *g) {
+    for (int64_t m = 0; m < g->M; m++)
+        for (int64_t k = 0; k < g->K; k += VL)
+            vf_store(to + m * words + k, fx_load_n(g->a.at + m * g->a.ld + k, LANES(k, g->K)));
+}
+
 typedef struct Dots {
     const Gemm *g;
-    int32_t *scratch;
+    float *workspace;
 } Dots;
 
 static void strips(const void *dots, Part p) {
     const Dots d = *(const Dots *)dots;
     const Strip strip = of_format[d.g->b.format][d.g->M > 1];
-    for (int64_t n = p.from * VL; n < p.to * VL; n += VL)
-        strip(d.g, n, d.scratch + (p.thread + 1) * own_floats() - COLS * pairs_of(d.g->K));
+    const int64_t words = ready_words(d.g->K);
+    float *own = d.workspace + p.thread * own_floats();
+    Few f = {d.g, (const char *)d.g->a.at, row_bytes(ELEMENT_FORMAT, d.g->a.ld),
+             (int32_t *)(own + own_floats() - COLS * words)};
+    if (COPIES_A && is_reused(d.g)) {
+        widen_rows(own, words, d.g);
+        f.a = (const char *)own, f.stride = words * (int64_t)sizeof *own;
+    }
+    for (int64_t n = p.from * VL; n < p.to * VL; n += VL) strip(&f, n);
 }
 
 void K(gemm_dots)(const Gemm *g, float *workspace, int threads) {
-    parallel_static(threads, ceil_div(g->N, VL), strips, &(Dots){g, (int32_t *)workspace});
+    parallel_static(threads, ceil_div(g->N, VL), strips, &(Dots){g, workspace});
 }
