@@ -79,6 +79,7 @@ class Planner:
         """The plan for B sequences of T tokens, as training takes them."""
         o = self.options
         room = make_room(B, self.T, True, o.recompute, False, self.element)
+        room.whole = self.gpu  # a GPU keeps whole masters, whatever library plans
         held = choose_trained(  # noqa: F841, room points there
             self.lib, room, o.train_only, o.lora_rank, o.lora_alpha, o.lora_on
         )
