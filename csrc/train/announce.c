@@ -56,13 +56,20 @@ static void add_trained(Growing *text, const llmc_trainer *t, const llmc_plan *p
     growing_add(text, ")");
 }
 
+/* Sizes of banded layers, and why they change nothing if they do not. */
+static void add_window(Growing *text, const llmc_config *c, int T) {
+    if (c->window) growing_add(text, " window=%d", c->window);
+    if (!config_has_usual_pattern(c)) growing_add(text, " pattern=%s", c->pattern);
+    if (c->window && !strchr(c->pattern, 'L')) growing_add(text, " (no layer is banded: the window has no effect)");
+    else if (c->window >= T) growing_add(text, " (no text is longer than %d: the window has no effect)", T);
+}
+
 /* A bare gpt2 is only a size, but might be taken for OpenAI's weights: the line then says how to get those. */
 static void add_model(Growing *text, const llmc_trainer *t, const llmc_plan *plan) {
     const llmc_config *c = &t->config;
     const char *model = t->options.model;
     growing_add(text, "model: L=%d NH=%d C=%d T=%d V=%d", c->L, c->NH, c->C, c->maxT, c->V);
-    if (c->window) growing_add(text, " window=%d", c->window);
-    if (!config_has_usual_pattern(c)) growing_add(text, " pattern=%s", c->pattern);
+    add_window(text, c, t->T);
     if (c->untied) growing_add(text, " untied");
     growing_add(text, ", %.2fM parameters", (double)plan->num_params * 1e-6);
     add_trained(text, t, plan);

@@ -115,12 +115,33 @@ def test_what_other_files_cannot_say(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_keeps_it(tmp_path):
+@pytest.fixture
+def tiny(tmp_path) -> dict:
+    """Options of a small run."""
     data = tmp_path / "data"
     dataset.write_dataset(["the cat sat on the mat " * 9] * 20, data, tokenizer="char", val_fraction=0.1)
-    tiny = dict(
+    return dict(
         data=str(data), n_layer=4, n_head=2, n_embd=16, max_seq_len=16, B=2, val_every=0, sample_every=0
     )
+
+
+@pytest.mark.parametrize(
+    "sizes, note",
+    [
+        ({}, ","),
+        ({"window": 15}, " window=15,"),
+        ({"window": 16}, " window=16 (no text is longer than 16: the window has no effect),"),
+        ({"window": 15, "T": 8}, " window=15 (no text is longer than 8: the window has no effect),"),
+        ({"window": 3, "pattern": "D"}, " pattern=D (no layer is banded: the window has no effect),"),
+    ],
+)
+def test_a_window_without_effect_is_told(tiny, sizes, note):
+    texts = "".join(event.text for event in pyllmc.Trainer(**tiny, **sizes, max_steps=0, out=""))
+    line = next(line for line in texts.splitlines() if line.startswith("model: "))
+    assert note in line and ("effect" in line) == ("effect" in note)
+
+
+def test_a_run_keeps_it(tiny, tmp_path):
     run = str(tmp_path / "run")
     first = pyllmc.Trainer(**tiny, window=4, pattern="LLD", max_steps=1, out=run)
     assert " window=4 pattern=LLD," in "".join(event.text for event in first)
