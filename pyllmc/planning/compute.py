@@ -87,10 +87,14 @@ def isa_name() -> str:
     return _ffi.text(lib.llmc_kernels(_ffi.ffi().NULL, lib.LLMC_BF16).name)
 
 
+# Bytes a parameter that an update on a CPU must move, 4 for a number: param, m, v read and written, gradient read; and the gradient
+# once more for its norm. In bf16 a param is the stored number and the half that this lacks of a float.
+UPDATE, NORM = 7 * 4, 4
+
+
 def update_bytes(c: GPTConfig) -> float:
-    """Bytes that AdamW must move on a CPU, 4 for a number: param, m, v read and written, gradient read, and read once more for its
-    norm. In bf16 a param is the stored number and the half that this lacks of a float."""
-    return float(8 * 4) * num_params(c)
+    """Bytes that an update of a model moves."""
+    return float(UPDATE + NORM) * num_params(c)
 
 
 # ---- measured by make bench ----
@@ -103,6 +107,7 @@ class Row(NamedTuple):
     name: str
     seconds: float
     words: str  # the machine and the file
+    moved: float  # bytes a parameter that its update moved
 
 
 def reports(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -123,7 +128,19 @@ def rows_of(report: dict[str, Any]) -> Iterator[Row]:
             taken = case.get("systems", {}).get("pyllmc", {}).get("ms")
             if taken and case["model"] in BENCH_MODELS:
                 work = Work(BENCH_MODELS[case["model"]], case["B"], case["T"], case["precision"])
-                yield Row(work, name, statistics.median(taken) * 1e-3, words)
+                yield Row(
+                    work, name, statistics.median(taken) * 1e-3, words, moved_in(report, work.precision)
+                )
+
+
+def moved_in(report: dict[str, Any], precision: str) -> float:
+    """The bytes a parameter that the update moved when a report was made, by its profile of a step of this precision; those of today
+    where it has none."""
+    for case in report["rows"].get("kernels", {}).values():
+        adamw = case["kernels"]["adamw"]
+        if case["precision"] == precision and "bytes" in adamw:
+            return float(adamw["calls"] * adamw["bytes"]) / num_params(BENCH_MODELS[case["model"]]) + NORM
+    return UPDATE + NORM
 
 
 def from_report(report: dict[str, Any], work: Work) -> Compute:
@@ -150,7 +167,7 @@ def _distance(a: Work, b: Work) -> float:
 
 def _scaled(row: Row, work: Work, rate: float) -> float:
     """The update by the bytes that it moves, and all else by FLOPs. rate: bytes a second."""
-    updates = [update_bytes(w.config) / rate for w in (row.work, work)]
+    updates = row.moved * num_params(row.work.config) / rate, update_bytes(work.config) / rate
     return max(row.seconds - updates[0], 0.0) * work.flops / row.work.flops + updates[1]
 
 
