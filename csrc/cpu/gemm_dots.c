@@ -8,7 +8,8 @@ enum {
     FEW = VREGS == 32 ? 64 : 16,
     FEW_ON_AMX = 8, /* the same where AMX multiplies */
     FEW_K = 8,
-    FIRST_CACHE = 1 << 13, /* words, fewer than any CPU's first cache holds */
+    FIRST_CACHE = 1 << 13,        /* words, fewer than any CPU's first cache holds */
+    MANY = VREGS == 32 ? 12 : 20, /* rows of A for which a copy of B's pays even if it lies in the second cache */
     /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
     COLS = 4,
@@ -156,17 +157,16 @@ INLINE void strip_in(const Few *f, int64_t n, const int a_format, const int form
             if (copied && m == 0) {
                 dot(g->K, a, b, ROWS, COLS, next, a_format + HOW, format + HOW, copies, r);
                 memcpy(b, copies, sizeof b);
-            } else
-                dot(g->K, a, b, ROWS, COLS, ahead, a_format + HOW, (copied ? READY : format) + HOW, NULL, r);
+            } else dot(g->K, a, b, ROWS, COLS, ahead, a_format + HOW, (copied ? READY : format) + HOW, NULL, r);
             store_sums(sums + m, j, r);
         }
     }
     put_strip(g, n, sums, format);
 }
 
-/* True if so many tiles multiply each row of B^T that a copy of it pays: three, or two where it stays in the first cache. */
+/* True if so many rows multiply each row of B^T that a copy of it pays: more than a tile's if it stays in the first cache. */
 static inline int is_reused(const Gemm *g) {
-    return g->M > 2 * ROWS || (g->M > ROWS && COLS * ready_words(g->K) <= FIRST_CACHE);
+    return g->M >= MANY || (g->M > ROWS && COLS * ready_words(g->K) <= FIRST_CACHE);
 }
 
 INLINE void strip_of_more(const Few *f, int64_t n, const int format) {

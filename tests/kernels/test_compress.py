@@ -14,7 +14,7 @@ from pyllmc.parity import yardstick
 
 FORMATS = {"bf16": lib.LLMC_BF16, "int8": lib.LLMC_INT8}
 SHAPES = [(1, 2, 1), (1, 7, 5), (1, 33, 18), (3, 48, 49), (5, 131, 40), (1, 768, 50), (4, 770, 33), (40, 331, 17),
-          (70, 97, 53), (130, 40, 100), (66, 8200, 9)]  # fmt: skip
+          (70, 97, 53), (130, 40, 100), (66, 8200, 9), (13, 2100, 19), (21, 2100, 19)]  # fmt: skip
 
 
 def normal(*shape: int) -> np.ndarray:
