@@ -226,6 +226,10 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
         raise InvalidArgument(
             "--zero=1 is for whole models: with --lora_rank or --train_only moments are few, and each has all"
         )
+    if o.global_batch and o.grad_accum != 1:
+        raise InvalidArgument(
+            f"--global_batch={o.global_batch} and --grad_accum={o.grad_accum} both say how large a step is: leave one of them out"
+        )
     if o.reduce_precision not in ("fp32", "bf16"):
         raise InvalidArgument(f"--reduce_precision={o.reduce_precision} is neither fp32 nor bf16")
     gpu = is_gpu(o.device)
@@ -244,7 +248,8 @@ def make_plan(o: argparse.Namespace) -> dict[str, Any]:
     )
     sheet = compute.DATA_SHEETS.get(o.device)
     limit = o.memory or (sheet.memory if sheet else 0.0)
-    cluster = report.Cluster(planner, taken, job, way, o.nodes * o.nproc_per_node, o.aim, limit)
+    processes = o.nodes * o.nproc_per_node
+    cluster = report.Cluster(planner, taken, job, way, processes, o.aim, limit, o.global_batch)
     return report.report(cluster)
 
 

@@ -21,7 +21,7 @@ from pyllmc.tables.layout import GPTConfig
 # the options of training that change a model's sizes or its memory
 SIZES = ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied", "pattern")
 OPTIONS = (
-    "model", *SIZES, "vocab_size", "B", "T", "grad_accum", "train_only", "lora_rank", "lora_alpha", "lora_on",
+    "model", *SIZES, "vocab_size", "B", "T", "grad_accum", "global_batch", "train_only", "lora_rank", "lora_alpha", "lora_on",
     "lora_dropout", "precision", "recompute", "threads",
 )  # fmt: skip
 MOST_B = 1 << 24

@@ -18,7 +18,8 @@ BF16_OPTION, ZERO_OPTION = "--reduce_precision=bf16", "--zero=1"
 
 @dataclass(frozen=True)
 class Cluster:
-    """All that a plan is made of. memory: the bytes that a process may take; 0: not known."""
+    """All that a plan is made of. memory: the bytes that a process may take; 0: not known. global_batch: the sequences of a step of all
+    processes; 0: each has B in each of its micro-steps."""
 
     planner: Planner
     compute: Compute
@@ -27,6 +28,7 @@ class Cluster:
     processes: int
     aim: float
     memory: float = 0
+    global_batch: int = 0
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -34,7 +36,42 @@ class Cluster:
 
     def tokens(self, n: int, way: Way) -> int:
         """The tokens of an optimizer step of n processes."""
-        return n * self.planner.options.B * self.planner.T * way.accumulate
+        return (self.global_batch or n * self.planner.options.B * way.accumulate) * self.planner.T
+
+    def share(self, n: int) -> tuple[int, int]:
+        """(micro-steps, sequences in each) of the process that has most of a global batch, as training shares it out."""
+        steps = math.ceil(self.global_batch / (n * self.planner.options.B))
+        return steps, math.ceil(self.global_batch / (n * steps))
+
+    def of(self, n: int) -> Cluster:
+        """The same with the micro-steps of n processes, to whose sequences their time is proportional."""
+        if not self.global_batch:
+            return self
+        steps, sequences = self.share(n)
+        compute = self.job.compute * sequences / self.planner.options.B
+        way = replace(self.way, accumulate=steps)
+        return replace(self, job=replace(self.job, compute=compute), way=way)
+
+    def evenness(self, n: int) -> float:
+        """The share of n processes' time that is left if some have fewer sequences of a global batch than others, 0..1."""
+        return self.global_batch / (n * math.prod(self.share(n))) if self.global_batch else 1.0
+
+    def efficiency(self, n: int, way: Way) -> float:
+        """The speed of n processes over n times that of one, 0..1."""
+        return self.job.efficiency(n, way) * self.evenness(n)
+
+    def first_waiting(self, way: Way) -> int | None:
+        """The fewest processes that wait for gradients; None if MOST do not."""
+        if not self.global_batch:
+            return self.job.first_shown(way)
+        return next((n for n in range(2, MOST + 1) if self.of(n).job.shows(n, way)), None)
+
+    def batch_for(self, n: int) -> int:
+        """What reaches the efficiency aimed at: micro-steps, or the sequences of a global batch of full micro-steps."""
+        B, each = self.planner.options.B, replace(self.way, diloco=0)
+        whole = replace(self.job, compute=self.compute.seconds)
+        steps = whole.accumulation_for(n, each, self.aim)
+        return steps * n * B if self.global_batch else steps
 
 
 def counts(processes: int) -> list[int]:
@@ -45,31 +82,38 @@ def counts(processes: int) -> list[int]:
 def others(c: Cluster) -> dict[str, Way]:
     """The ways that are compared with the one asked for, by the option that chooses each: with --grad_accum and --diloco as large
     as the planned number of processes needs for the efficiency aimed at."""
-    each, n = replace(c.way, diloco=0), c.processes
-    k, H = c.job.accumulation_for(n, each, c.aim), c.job.diloco_for(n, each, c.aim)
+    n, at = c.processes, c.of(c.processes)
+    k, H = c.batch_for(n), at.job.diloco_for(n, replace(at.way, diloco=0), c.aim)
+    each = replace(c.way, diloco=0)
     ways = {
         BF16_OPTION: replace(c.way, reduced=BF16),
         ZERO_OPTION: replace(each, zero=True),
         f"--grad_accum={k}": replace(each, accumulate=max(k, each.accumulate)),
         f"--diloco={H}": replace(each, zero=False, diloco=H),
     }
-    return {name: way for name, way in ways.items() if way != c.way}
+    return {
+        name: way for name, way in ways.items() if way != c.way and not (c.global_batch and "accum" in name)
+    }
 
 
 def row(c: Cluster, n: int) -> dict[str, Any]:
     """The figures of n processes in the way that is asked for; and what others would bring."""
+    compared, c = others(c), c.of(n)
     each, step = replace(c.way, diloco=0), c.job.step_s(n, c.way)
+    if c.global_batch:
+        compared = {name: replace(way, accumulate=c.way.accumulate) for name, way in compared.items()}
     return {
         "processes": n,
         "tokens": c.tokens(n, c.way),
+        "micro_steps": c.way.accumulate,
         "reduce_ms": c.job.reduce_s(n, c.way) * 1e3,
         "waiting_ms": c.job.waiting_s(n, c.way) * 1e3,
         "step_ms": step * 1e3,
-        "efficiency": c.job.efficiency(n, c.way),
+        "efficiency": c.efficiency(n, c.way),
         "tok_s": c.tokens(n, c.way) / step,
         "memory": c.plan.of_process(n, c.way),
-        "efficiency_with": {name: c.job.efficiency(n, way) for name, way in others(c).items()},
-        "accumulation_for_aim": c.job.accumulation_for(n, each, c.aim),
+        "efficiency_with": {name: c.efficiency(n, way) for name, way in compared.items()},
+        "batch_for_aim": c.batch_for(n),
         "diloco_for_aim": c.job.diloco_for(n, each, c.aim),
     }
 
@@ -78,14 +122,15 @@ def row(c: Cluster, n: int) -> dict[str, Any]:
 
 
 def accumulation(c: Cluster) -> dict[str, Any]:
-    """More micro-steps in an optimizer step. worth: the efficiency aimed at is not reached without."""
-    n, each = c.processes, replace(c.way, diloco=0)
-    k = c.job.accumulation_for(n, each, c.aim)
+    """A larger batch, of more micro-steps. worth: the efficiency aimed at is not reached without."""
+    n, each, most = c.processes, replace(c.way, diloco=0), c.batch_for(c.processes)
     return {
-        "worth": k > each.accumulate,
-        "grad_accum": k,
-        "tokens": c.tokens(n, replace(each, accumulate=k)),
+        "worth": most > (c.global_batch or each.accumulate),
+        "option": f"--{'global_batch' if c.global_batch else 'grad_accum'}={most}",
+        "tokens": most * c.planner.T * (1 if c.global_batch else n * c.planner.options.B),
         "efficiency": c.job.efficiency(n, each),
+        "evenness": c.evenness(n),
+        "even_batch": n * c.planner.options.B,
         "not_needed_from_rate": c.job.rate_for(n, each, c.aim),
     }
 
@@ -99,7 +144,7 @@ def precision(c: Cluster) -> dict[str, Any]:
         "worth": steps["bf16"] < steps["fp32"],
         "step_ms": {name: seconds * 1e3 for name, seconds in steps.items()},
         "hidden_from_rate": {name: _finite(c.job.hidden_from(n, way)) for name, way in ways.items()},
-        "first_waiting_processes": {name: c.job.first_shown(way) for name, way in ways.items()},
+        "first_waiting_processes": {name: c.first_waiting(way) for name, way in ways.items()},
     }
 
 
@@ -113,9 +158,12 @@ def zero(c: Cluster) -> dict[str, Any]:
     n, B, each = c.processes, c.planner.options.B, replace(c.way, diloco=0)
     ways = {"without": replace(each, zero=False), "with": replace(each, zero=True)}
     fits = {name: c.planner.largest_B(c.memory, n, way) for name, way in ways.items()} if c.memory else None
-    speed = {name: _speed(c, fits[name], ways[name]) for name in ways} if fits else None
+    speed = (
+        {name: _speed(c, fits[name], ways[name]) for name in ways} if fits and not c.global_batch else None
+    )
+    faster = speed and speed["with"] > speed["without"]
     return {
-        "worth": fits and speed and (fits["without"] < B <= fits["with"] or speed["with"] > speed["without"]),
+        "worth": bool(fits["without"] < B <= fits["with"] or faster) if fits else None,
         "memory": {name: c.plan.of_process(n, way) for name, way in ways.items()},
         "step_ms": {name: c.job.step_s(n, way) * 1e3 for name, way in ways.items()},
         "largest_B": fits,
@@ -155,7 +203,7 @@ def report(c: Cluster) -> dict[str, Any]:
     worth = {"accumulation": accumulation, "bf16": precision, "zero": zero, "diloco": diloco}
     return {
         "model": {"name": o.model, **sizes, "parameters": plan.num_params},
-        "batch": {"B": o.B, "T": c.planner.T, "grad_accum": c.way.accumulate},
+        "batch": {"B": o.B, "T": c.planner.T, "grad_accum": c.way.accumulate, "global_batch": c.global_batch or None},
         "processes": c.processes,
         "gpu": c.planner.gpu,
         "way": dataclasses.asdict(c.way),
@@ -165,5 +213,5 @@ def report(c: Cluster) -> dict[str, Any]:
         "aim": c.aim,
         "rows": [row(c, n) for n in counts(c.processes)],
         # one process has nothing to average
-        "worth": {name: find(c) for name, find in worth.items()} if c.processes > 1 else {},
+        "worth": {name: find(c.of(c.processes)) for name, find in worth.items()} if c.processes > 1 else {},
     }  # fmt: skip

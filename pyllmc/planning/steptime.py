@@ -116,9 +116,10 @@ class Job:
         if share >= 1:
             return None
         n = max(2, math.floor(1 / (1 - share)))
-        return n if self._shown(n, way) else n + 1
+        return n if self.shows(n, way) else n + 1
 
-    def _shown(self, n: int, way: Way) -> bool:
+    def shows(self, n: int, way: Way) -> bool:
+        """True if n processes wait for gradients."""
         return self.reduce_s(n, way) > self.overlap * self.compute
 
     def accumulation_for(self, n: int, way: Way, aim: float) -> int:

@@ -57,7 +57,10 @@ def _head(found: dict[str, Any]) -> Iterator[str]:
 def _model(found: dict[str, Any]) -> str:
     m, b = found["model"], found["batch"]
     sizes = f"L={m['n_layer']} NH={m['n_head']} C={m['n_embd']} V={m['vocab_size']}"
-    batch = f"B={b['B']} T={b['T']}, {counted(b['grad_accum'], 'micro-step')} a step"
+    step = f"{counted(b['grad_accum'], 'micro-step')} a step"
+    if b["global_batch"]:
+        step = f"{counted(b['global_batch'], 'sequence')} a step of all processes"
+    batch = f"B={b['B']} T={b['T']}, {step}"
     return f"model: {sizes}, {m['parameters'] * 1e-6:.2f}M parameters; {batch}"
 
 
@@ -117,7 +120,7 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
         "efficiency",
         "bf16",
         "zero=1",
-        "grad_accum",
+        "batch" if found["batch"]["global_batch"] else "grad_accum",
         "diloco",
     )
     yield _line(heads)
@@ -127,7 +130,7 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
         times = ms(r["reduce_ms"]), ms(r["step_ms"]), f"{r['tok_s']:,.0f}"
         told = [r["efficiency"], *(r["efficiency_with"].get(name) for name in (BF16_OPTION, ZERO_OPTION))]
         shares = ("" if value is None else share(value) for value in told)
-        yield _line((*counts, *times, *shares, f"{r['accumulation_for_aim']:,}", f"{r['diloco_for_aim']:,}"))
+        yield _line((*counts, *times, *shares, f"{r['batch_for_aim']:,}", f"{r['diloco_for_aim']:,}"))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -149,13 +152,13 @@ def _processes(n: int) -> str:
 
 
 def _accumulation(found: dict[str, Any], w: dict[str, Any]) -> str:
-    aim, has = share(found["aim"]), share(w["efficiency"])
-    if not w["worth"]:
-        return f"more accumulation: {has} is reached without, and the aim, {aim}, from {rate_text(w['not_needed_from_rate'])} on"
-    return (
-        f"accumulation: --grad_accum={w['grad_accum']} brings {has} to {aim}, with batches of {w['tokens']:,} tokens; it is not needed "
-        f"from {rate_text(w['not_needed_from_rate'])} on"
-    )
+    aim, has, rate = share(found["aim"]), share(w["efficiency"]), rate_text(w["not_needed_from_rate"])
+    told = f"a larger batch: {has} is reached without, and the aim, {aim}, from {rate} on"
+    if w["worth"]:
+        told = f"a larger batch: {w['option']} brings {has} to {aim}, with {w['tokens']:,} tokens a step; it is not needed from {rate} on"
+    if w["evenness"] == 1:
+        return told
+    return f"{told}; {share(1 - w['evenness'])} is lost to uneven shares, which a multiple of {w['even_batch']:,} sequences has not"
 
 
 def _bf16(found: dict[str, Any], w: dict[str, Any]) -> str:
@@ -185,8 +188,10 @@ def _zero(found: dict[str, Any], w: dict[str, Any]) -> str:
     )
     if not fits:
         return told + "whether that pays depends on the memory of a process: give --memory"
-    told += f"B up to {fits['with']:,} instead of {fits['without']:,} in {mb(found['memory']['limit'])}, and then "
-    told += f"{w['tok_s']['with']:,.0f} tok/s instead of {w['tok_s']['without']:,.0f}; this batch "
+    told += f"B up to {fits['with']:,} instead of {fits['without']:,} in {mb(found['memory']['limit'])}"
+    if w["tok_s"]:
+        told += f", and then {w['tok_s']['with']:,.0f} tok/s instead of {w['tok_s']['without']:,.0f}"
+    told += "; this batch "
     first = w["fits_from_processes"]
     return told + (f"fits from {_processes(first)} on" if first else f"does not fit with {MOST:,} either")
 

@@ -204,7 +204,7 @@ def test_the_verdicts_follow_from_the_figures():
     slow = made(*TIMED, "--network=10Mbit", "--memory=1MB")
     worth, told_text = slow["worth"], told.text(slow)
     assert worth["accumulation"]["worth"] and worth["bf16"]["worth"] and worth["diloco"]["worth"]
-    k = worth["accumulation"]["grad_accum"]
+    k = int(worth["accumulation"]["option"].removeprefix("--grad_accum="))
     assert f"--grad_accum={k} brings" in " ".join(told_text.split())
     assert row_of(made(*TIMED, "--network=10Mbit", f"--grad_accum={k}"), 8)["efficiency"] >= 0.9
     assert row_of(made(*TIMED, "--network=10Mbit", f"--grad_accum={k - 1}"), 8)["efficiency"] < 0.9
