@@ -187,7 +187,7 @@ asan: .venv/setup.done ## the engine's tests under AddressSanitizer and Undefine
 
 # threads.c finds races in the pool, and Python with the library finds them in the whole engine. -R is there because some
 # kernels place memory at addresses that gcc's ThreadSanitizer does not expect.
-TSAN_TESTS ?= tests/model/test_model.py tests/train/test_trainer.py tests/train/test_resume.py tests/model/test_generate.py tests/kernels/test_attention.py tests/kernels/test_matmul.py
+TSAN_TESTS ?= tests/model/test_model.py tests/model/test_model_steps.py tests/train/test_trainer.py tests/train/test_resume.py tests/model/test_generate.py tests/kernels/test_attention.py tests/kernels/test_matmul.py
 TSAN_RUN   := setarch -R env TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 $(TSAN_OPTIONS)"
 tsan: .venv/setup.done ## the engine's threads under ThreadSanitizer: loops, models side by side, then tests of the engine
 	$(MAKE) BUILD=build/tsan OPT=-O1 EXTRA=-fsanitize=thread LDFLAGS=-fsanitize=thread all build/tsan/threads

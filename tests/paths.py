@@ -26,7 +26,7 @@ PATHS: dict[str, dict[str, str]] = {
 # all files that compare numbers with PyTorch's; the emulation's own (test_emulated, test_gemm_cublas) compare with the
 # CPU's kernels
 NAMES = (
-    "matmul model attention layernorm encoder classifier adamw gelu compress precision check memory rng "
+    "matmul model model_steps attention layernorm encoder classifier adamw gelu compress precision check memory rng "
     "reference reference_loop convert_in convert_in_files convert_out convert_gguf"
 )
 FILES = [f"{next(ROOT.glob(f'tests/*/test_{name}.py')).relative_to(ROOT)}" for name in NAMES.split()]

@@ -6,12 +6,8 @@ test asks for a good value of it (GOOD).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import importlib
 import inspect
-import pickle
-import re
 import signal
 import types
 from collections.abc import Callable, Iterator
@@ -19,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wrong_values import WRONG
 
 import pyllmc
 from pyllmc import adopt, convert, priming, trainer, writer
@@ -29,62 +26,6 @@ from pyllmc.text import dataset
 from pyllmc.text.tokenizer import Tokenizer
 
 SECONDS = 20  # the most seconds that one call may take
-
-
-class Hostile:
-    """An object that answers nothing."""
-
-    def __repr__(self) -> str:
-        return "line one\nline two " + "x" * 500
-
-
-STRIDED = np.arange(24).reshape(4, 6)[::2, ::3]
-WRONG: dict[str, object] = {
-    "None": None,
-    "5": 5,
-    "-1": -1,
-    "2**40": 2**40,
-    "2**70": 2**70,
-    "-2**70": -(2**70),
-    "1.5": 1.5,
-    "nan": float("nan"),
-    "inf": float("inf"),
-    "True": True,
-    "1j": 1j,
-    "text": "a",
-    "empty text": "",
-    "surrogate": "\ud800",
-    "NUL": "a\0b",
-    "two lines": "a\nb",
-    "bytes": b"a",
-    "bytes that are no UTF-8": b"\xff\x00",
-    "list": [],
-    "list of None": [None],
-    "list of texts": ["a", "b"],
-    "ragged": [[1], [2, 3]],
-    "tuple": (1, 2),
-    "dict": {},
-    "set": {1},
-    "object": object(),
-    "hostile": Hostile(),
-    "type": str,
-    "function": len,
-    "generator": (i for i in ()),
-    "path": Path("none/such"),
-    "float64 array": np.zeros((2, 3)),
-    "strided array": STRIDED,
-    "int8 array": np.zeros((1, 4), np.int8),
-    "uint64 array": np.full((1, 4), 2**64 - 1, np.uint64),
-    "array of NaN": np.full((1, 4), np.nan, np.float32),
-    "array of no dimension": np.array(3),
-    "array of three": np.zeros((1, 2, 2), int),
-    "empty array": np.zeros((0, 4), int),
-    "array of objects": np.array([None, "a"], object),
-    "array of texts": np.array([["a", "b"]]),
-    "complex array": np.zeros((1, 4), complex),
-    "bool array": np.ones((1, 4), bool),
-    "numpy's nan": np.float32("nan"),
-}
 MODULES = (convert, hub, adopt, writer, priming)  # documented beside the names of the package
 MORE = (trainer.Options, arena.Views)  # classes whose objects the package returns
 FUNCTIONS = (layout.config_of, layout.is_size)
@@ -396,37 +337,3 @@ def test_named_options_of_wrong_types(maker, good, in_time):
                 }
             assert problem_of(lambda named=named: maker(**named)) == "", f"{name}={label}"
         assert problem_of(lambda: maker(nonsense=1)) == ""
-
-
-@pytest.mark.parametrize(
-    "kind", [pyllmc.Model, pyllmc.Trainer, pyllmc.Writer, pyllmc.Chat, trainer.Options, arena.Views]
-)
-@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_what_lives_in_the_engine_says_what_to_do_instead_of_copying(kind, way, good):
-    remedy = "can neither be pickled nor copied: (save it with|give it|make|copy the arrays)"
-    with pytest.raises(pyllmc.InvalidArgument, match=f"^a {kind.__name__} lives in .*{remedy}") as caught:
-        way(good.object_of(kind))
-    assert isinstance(caught.value, TypeError)  # pickle and copy raise this elsewhere
-
-
-def test_the_rest_is_copied(good):
-    for thing in (
-        good.model.config,
-        good.tokenizer,
-        next(pyllmc.Trainer(**{**TINY, "vocab_size": 1000}, plan=True)),
-    ):
-        for again in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
-            assert repr(again) == repr(thing)
-    arrays = {name: x.copy() for name, x in good.model.params.items()}
-    assert pickle.loads(pickle.dumps(arrays)).keys() == good.model.params.keys()
-
-
-def test_what_moves_within_the_package_keeps_its_public_name():
-    """A pickle, or a traceback, says pyllmc.GPTConfig; older ones said where the file was."""
-    config, tokenizer = pyllmc.GPTConfig(7, 8, 1, 1, 4), Tokenizer([b"a", b"b"], "longest", -1)
-    for thing in (config, tokenizer):
-        data = pickle.dumps(thing, protocol=0)
-        assert re.findall(rb"pyllmc[\w.]*", data) == [b"pyllmc"]
-        assert vars(pickle.loads(data)) == vars(thing)
-    assert {getattr(pyllmc, name).__module__ for name in ("BadFile", "NoDevice", "LlmcError")} == {"pyllmc"}
-    assert importlib.import_module("pyllmc.tokenizer").Tokenizer is Tokenizer

@@ -23,7 +23,7 @@ MUTANTS = [  # file, the code that is replaced, its replacement, the tests that 
         "optimizer.c",
         r"return p->decay && .*;",
         "return 1;",
-        "tests/model/test_model.py::test_ten_adamw_steps",
+        "tests/model/test_model_steps.py::test_ten_adamw_steps",
     ),
     (
         "layers.c",

@@ -13,7 +13,7 @@ from pyllmc.parity import yardstick
 
 PART = [
     "tests/kernels/test_matmul.py::test_parity[generic-check_forward]",
-    "tests/model/test_model.py::test_ten_adamw_steps[generic-thirteen_layers]",
+    "tests/model/test_model_steps.py::test_ten_adamw_steps[generic-thirteen_layers]",
 ]
 
 
