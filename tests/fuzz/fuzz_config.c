@@ -15,9 +15,10 @@ static void check_layout(const llmc_config *config, const llmc_room *room, const
         if (t[i].kind != LLMC_PARAM) continue;
         fuzz_expect(t[i].offset == end);
         end = last + t[i].size;
-        fuzz_expect(4 * end <= plan->params);
+        fuzz_expect(4 * end <= plan->params + plan->stored); /* whole masters, or both halves of them */
     }
-    fuzz_expect(plan->acts >= 0 && plan->workspace >= 0 && plan->total >= plan->params && plan->num_params > 0);
+    fuzz_expect(plan->acts >= 0 && plan->workspace >= 0 && plan->total >= plan->params + plan->stored &&
+                plan->num_params > 0);
 }
 
 static void plan(llmc_config *config, const llmc_room *room, int threads, size_t size) {
