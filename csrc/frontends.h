@@ -17,7 +17,7 @@ typedef struct llmc_team {
     int (*begin_sum)(void *self, float *x, int64_t n); /* begins that for x[n] on the device, and returns at once */
     int (*end_sums)(void *self);                       /* waits until all sums that were begun are there */
     int (*gather)(void *self, float *x,
-                  int64_t each); /* x (world,each) on the device: each rank has its row, and gets all */
+                  int64_t each); /* x (world,each) on the device: each rank has its row, and gets all, bit by bit */
     int (*fetch)(void *self, float *x, int64_t n,
                  int from); /* rank `from` sends x[n] to rank 0; both are on the host */
 } llmc_team;

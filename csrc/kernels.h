@@ -13,7 +13,7 @@
 
 /* The element in which weights and activations are stored: float, or bfloat16. A file of kernels is compiled for one of them;
  * all else only hands pointers to it around. Statistics, losses, gradients of parameters, their masters and moments are
- * always float. */
+ * always float; but see adamw for masters in two halves. */
 #if defined(FLOATX_FP32)
 typedef float floatX;
 #elif !defined(FLOATX_BF16)

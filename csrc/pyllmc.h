@@ -107,7 +107,7 @@ typedef struct llmc_room { /* the sizes that a model's memory is made for */
     int shards, shard;
     int outer;      /* 1: the model keeps what the outer step of DiLoCo needs (llmc_model_outer_step) */
     int neighbours; /* the processes that share the machine's memory, itself among them, for what would fit; 0: 1 */
-    int whole;      /* 1: the masters of bf16 are floats, which llmc_model_block shows; 0: on a CPU, half as large */
+    int whole;      /* 1: the masters of bf16 are floats; 0: on a CPU only the 16 bits that `stored` lacks of them */
 } llmc_room;
 typedef struct llmc_tensor {
     const char *name, *torch_name; /* torch_name has %d for the layer; it is "" for activations */
@@ -124,7 +124,7 @@ typedef struct llmc_tensor {
 int llmc_lora_targets(const char *names);
 typedef struct llmc_plan { /* bytes */
     int64_t params, grads, moments, acts, workspace, total;
-    int64_t outer, stored; /* the outer step's weights and momentum; the parameters in floatX, if that is not float */
+    int64_t outer, stored; /* the outer step's weights and momentum; parameters as floatX (params: all, or the rest) */
     int64_t num_params;    /* elements of model files, without the padding of V */
     int64_t trained;       /* elements that have gradients and moments */
 } llmc_plan;
@@ -147,8 +147,8 @@ enum { LLMC_PARAMS, LLMC_GRADS, LLMC_M, LLMC_V, LLMC_ACTS };
 int llmc_model_create(llmc_model **model, const llmc_config *config, const llmc_room *room, int threads);
 void llmc_model_free(llmc_model *model);
 /* For generation: compresses the weight matrices to "bf16", or to "int8" with a scale per row; "fp32", and "bf16" in a model
- * of bf16, does nothing. After a compression parameters cannot be written or trained until they are loaded again. In a model of fp32
- * they cannot be read or saved either, because nothing but the compressed weights is left. */
+ * of bf16, does nothing. Parameters can then be neither read, written nor saved until they are loaded again, because nothing but
+ * the compressed weights is left. */
 int llmc_model_compress(llmc_model *model, const char *format);
 /* Draws fresh weights, those of the PyTorch reference for torch.Generator().manual_seed(seed).
  * std 0: 0.02 sqrt(max(1, 768/C)). */
@@ -163,8 +163,8 @@ const char *llmc_model_isa(const llmc_model *model);
 int llmc_model_threads(const llmc_model *model);
 /* Row i of the model's table, with its place in a block; NULL if there is no such row. */
 const llmc_tensor *llmc_model_tensor(const llmc_model *model, int i);
-/* The memory of a block; NULL if there is none, or if it is not floats that the host can read (on_host 0, whole 0). A model of
- * bf16 computes with a copy of its LLMC_PARAMS, which llmc_model_write brings up to date; its LLMC_ACTS of type LLMC_X are bf16. */
+/* The memory of a block; NULL if there is none, or if it is not floats that the host can read (on_host 0, whole 0). With whole 1 a
+ * model of bf16 computes with a copy of LLMC_PARAMS, which llmc_model_write brings up to date; its LLMC_ACTS of type LLMC_X are bf16. */
 void *llmc_model_block(llmc_model *model, int block);
 int llmc_model_on_host(const llmc_model *model);
 int llmc_model_weights(const llmc_model *model); /* the model's element, or the format that they are compressed to */
@@ -263,7 +263,7 @@ int64_t llmc_loader_windows(const llmc_loader *loader); /* N, the windows of an 
 int64_t llmc_loader_tokens(const llmc_loader *loader);
 int llmc_loader_num_shards(const llmc_loader *loader);
 int64_t llmc_loader_learnt(const llmc_loader *loader); /* targets learnt in an epoch; -1: no file has a mask */
-int64_t llmc_loader_cut(const llmc_loader *loader); /* documents of files with a mask that are longer than T */
+int64_t llmc_loader_cut(const llmc_loader *loader);    /* documents of files with a mask that are longer than T */
 /* The place of i in [0, N) in the permutation of an epoch: a keyed Feistel network, applied until the result is below N.
  * Negative if i is not in [0, N). */
 int64_t llmc_permute(int64_t i, int64_t N, int64_t seed, int64_t epoch);

@@ -47,8 +47,8 @@ class Model(NotCopied):
     threads: 0 takes every core that the process and its container may use; results do not depend on it.
     training=False leaves out gradients and moments.
     weights: how generation (training=False) keeps the matrices: "fp32" (as precision stores them), "bf16" or "int8" with a
-        scale per row. Fewer bytes to read make more tokens a second; in a model of fp32 the parameters can then be neither
-        read nor saved.
+        scale per row. Fewer bytes to read make more tokens a second; the parameters of a model that compresses them can then be
+        neither read nor saved.
     recompute: activations that the backward pass computes again, to the same bits, instead of keeping them: 1 GELU, 2 the norms,
         too, 3 qkv and what attention adds to, too (generation then takes one sequence at a time), 4 all but the input of each
         layer.

@@ -8,7 +8,7 @@ enum {
     FEW = VREGS == 32 ? 64 : 16,
     FEW_ON_AMX = 8, /* the same where AMX multiplies */
     FEW_K = 8,
-    FIRST_CACHE = 1 << 13,        /* words, fewer than any CPU's first cache holds */
+    FIRST_CACHE = 1 << 13,        /* words that any CPU's first cache holds */
     MANY = VREGS == 32 ? 12 : 20, /* rows of A for which a copy of B's pays even if it lies in the second cache */
     /* The rows of A and of B^T in a tile, so that its sums, a vector each, fill the registers. */
     ROWS = VREGS == 32 ? 4 : 2,
@@ -25,8 +25,13 @@ enum {
 /* The words of a row that is ready. */
 static int64_t ready_words(int64_t K) { return HAS_BF16 ? up(K, 2 * VL) / 2 : up(K, VL); }
 
-/* Whether the workspace has room: A lies at the start of each thread's part, rows of B at its end. */
-static int fits(const Gemm *g) { return (COLS + (COPIES_A ? g->M : 0)) * ready_words(g->K) <= own_floats(); }
+/* True if so many rows multiply each row of B^T that a copy of it pays: more than a tile's if it stays in the first cache. */
+static int is_reused(const Gemm *g) { return g->M >= MANY || (g->M > ROWS && COLS * ready_words(g->K) <= FIRST_CACHE); }
+
+/* Whether the workspace has room: copies of A lie at the start of each thread's part, rows of B at its end. */
+static int fits(const Gemm *g) {
+    return (COLS + (COPIES_A && is_reused(g) ? g->M : 0)) * ready_words(g->K) <= own_floats();
+}
 
 int K(gemm_is_few)(const Gemm *g) {
     const int64_t few = HAS_AMX ? FEW_ON_AMX : FEW;
@@ -162,11 +167,6 @@ INLINE void strip_in(const Few *f, int64_t n, const int a_format, const int form
         }
     }
     put_strip(g, n, sums, format);
-}
-
-/* True if so many rows multiply each row of B^T that a copy of it pays: more than a tile's if it stays in the first cache. */
-static inline int is_reused(const Gemm *g) {
-    return g->M >= MANY || (g->M > ROWS && COLS * ready_words(g->K) <= FIRST_CACHE);
 }
 
 INLINE void strip_of_more(const Few *f, int64_t n, const int format) {

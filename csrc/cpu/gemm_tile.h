@@ -24,7 +24,7 @@ typedef struct Piece {
     int add, last;       /* there is a part of the sum already; the sum is whole now */
     Ahead *next;         /* two of them */
     const float *scales; /* (cols) factors of the tile's sums, or NULL */
-    const char *ask;     /* the rows that the tile ends in: `asked` of them, ask_ld bytes apart */
+    const char *ask;     /* the rows to ask for, of C or of the sums that wait: `asked` of them, ask_ld bytes apart */
     int64_t ask_ld, ask_bytes;
     int asked;
 } Piece;
@@ -87,7 +87,6 @@ INLINE int is_special(const Piece *p, const int nv) {
 INLINE void store_whole(const Piece *p, vf acc[MR][NV], const int nv) {
     const Gemm *g = p->g;
     const int64_t at = p->m * g->N + p->n;
-    float *c = (float *)g->c + at;
     if (g->bias) {
         vf bias[NV];
         UNROLL for (int j = 0; j < nv; j++) bias[j] = fx_load(g->bias + p->n + j * VL);
@@ -98,10 +97,10 @@ INLINE void store_whole(const Piece *p, vf acc[MR][NV], const int nv) {
             fx_store_n((floatX *)g->c + at + i * g->N + j * VL, acc[i][j], VL);
     else if (g->stream)
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
-            stream(c + i * g->N + j * VL, acc[i][j]);
+            stream((float *)g->c + at + i * g->N + j * VL, acc[i][j]);
     else
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < nv; j++)
-            vf_store(c + i * g->N + j * VL, acc[i][j]);
+            vf_store((float *)g->c + at + i * g->N + j * VL, acc[i][j]);
 }
 
 /* Ends a tile: its nv vectors of sums in each row go to C, or to where they wait for the next part of K. */

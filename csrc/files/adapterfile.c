@@ -40,7 +40,7 @@ int llmc_model_name_base(llmc_model *m, const char *path) {
     char absolute[PATH_MAX];
     const char *name = realpath(path, absolute) ? absolute : path;
     CHECK(!strchr(name, '\n'), LLMC_EINVAL, "the path of a model that is adapted holds a line break");
-    CHECK(!gpt2_lost_params(m), LLMC_EINVAL, "compressed weights have no checksum");
+    CHECK(!gpt2_is_compressed(m), LLMC_EINVAL, "compressed weights have no checksum");
     float *x = malloc(AT_A_TIME * sizeof *x);
     free(m->base);
     m->base = strdup(name);

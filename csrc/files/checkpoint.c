@@ -136,8 +136,8 @@ static int move_part(llmc_model *m, float *x, const float *block, int64_t at, in
     return m->team->fetch(m->team->self, x, n, from) == 0 ? LLMC_OK : team_lost(m->team);
 }
 
-/* Takes n elements of a block, from element `at` on, from their rank and writes them. After an error `rc` of the file they are only taken, because the
- * other processes go on sending. */
+/* Takes n elements of a block, the first of which is number `at`, from their rank and writes them. After an error `rc` of the
+ * file they are only taken, because the other processes go on sending. */
 static int put_share(Output *o, llmc_model *m, const float *block, int64_t at, int64_t n, int from, int rc) {
     for (int64_t i = 0; i < n; i += AT_A_TIME) {
         const int64_t turn = next_turn(n - i);
@@ -269,7 +269,8 @@ int llmc_checkpoint_save(llmc_model *m, const char *path, const char *options, c
                          int64_t tokenizer_size, int with_moments) {
     CHECK(!with_moments || m->room.training, LLMC_EINVAL,
           "this model was made without moments (training=False): save without");
-    CHECK(!gpt2_lost_params(m), LLMC_EINVAL, "compressed weights cannot be saved: make the model with weights in fp32");
+    CHECK(!gpt2_is_compressed(m), LLMC_EINVAL,
+          "compressed weights cannot be saved: make the model with weights in fp32");
     Output *o = calloc(1, sizeof *o);
     int rc = o ? LLMC_OK : llmc_fail(LLMC_ENOMEM, "no memory to write %s", path);
     if (o) o->fd = -1;

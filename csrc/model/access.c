@@ -23,7 +23,7 @@ const llmc_tensor *llmc_model_tensor(const llmc_model *m, int i) {
 /* NULL if the model has no such block. */
 static float *block_of(const llmc_model *m, int block) {
     float *const blocks[] = {m->params, m->grads, m->m, m->v, m->acts};
-    if (block == LLMC_PARAMS && gpt2_lost_params(m)) return NULL;
+    if (block == LLMC_PARAMS && gpt2_is_compressed(m)) return NULL;
     return block >= 0 && block < 5 ? blocks[block] : NULL;
 }
 
@@ -99,10 +99,11 @@ int gpt2_store(const llmc_model *m) { return store(m, 0, m->layout.num_weights);
 /* Where layer l of row i begins in a block; LLMC_EINVAL if the block has not `end` elements of it. */
 static int64_t find(const llmc_model *m, int block, int i, int l, int64_t end) {
     const llmc_tensor *t = llmc_model_tensor(m, i);
-    CHECK(block != LLMC_PARAMS || !gpt2_lost_params(m), LLMC_EINVAL,
+    CHECK(block != LLMC_PARAMS || !gpt2_is_compressed(m), LLMC_EINVAL,
           "compressed weights are neither read nor written: make the model with weights in fp32");
-    const int there = t && block_of(m, block) && !is_shared_out(m, block) && (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) &&
-                      end >= 0 && end <= t->size;
+    const int there = t && block_of(m, block) && !is_shared_out(m, block) &&
+                      (i < NUM_TRAINABLE) == (block != LLMC_ACTS) && l >= 0 && l < layers_stored(t) && end >= 0 &&
+                      end <= t->size;
     const int of_gradients = block == LLMC_GRADS || block == LLMC_M || block == LLMC_V;
     if (there && !of_gradients) return t->offset + l * t->stride;
     if (there && gradient_at(m, i, l) >= 0) return gradient_at(m, i, l);
@@ -129,7 +130,7 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
 }
 
 int llmc_model_refresh(llmc_model *m) {
-    CHECK(!gpt2_lost_params(m), LLMC_EINVAL,
+    CHECK(!gpt2_is_compressed(m), LLMC_EINVAL,
           "compressed weights cannot be refreshed: make the model with weights in fp32");
     return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
 }

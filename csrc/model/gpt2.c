@@ -75,7 +75,6 @@ int llmc_model_create(llmc_model **out, const llmc_config *config, const llmc_ro
         .config = *config, .room = settled, .k = k, .separator = -1, .ctx.threads = threads_asked(threads)};
     model->ctx.weight_format = k->element;
     model->ctx.split = plan_splits(k, room);
-    model->room.whole = !model->ctx.split;
     int rc = layout_make(&model->layout, config, &settled);
     if (rc == 0) rc = llmc_config_check(&model->config);
     if (rc == 0) rc = place_gradients(model, &settled);

@@ -31,7 +31,7 @@ struct llmc_model {
     Layout layout;
     char *arena; /* the one allocation, which layout.h draws */
     int64_t bytes;
-    float *params; /* the masters of the weights; if ctx.split, the lower halves of them: gpt2_get and gpt2_set read and write both */
+    float *params; /* the masters of the weights; if ctx.split, their lower halves: gpt2_get and gpt2_set know both */
     float *grads, *m, *v;
     float *outer;         /* with an outer step: its weights, then its momentum, both as grads */
     int64_t *gradient_at; /* (NUM_TRAINABLE,L): where each layer's gradient lies in grads, m and v; -1: it is frozen */
@@ -157,10 +157,12 @@ int gpt2_need_training(const llmc_model *model); /* an error where there are no 
 
 /* ---- numbers for the host ---- */
 
-/* True if compressed weights have taken the memory of the masters. */
-static inline int gpt2_lost_params(const llmc_model *m) { return m->ctx.weight_format != m->k->element; }
+/* True if the weights are compressed: parameters are then neither read nor written. */
+static inline int gpt2_is_compressed(const llmc_model *m) { return m->ctx.weight_format != m->k->element; }
 /* The address of the master of element n, as kernels take it. */
-static inline void *gpt2_master(const llmc_model *m, int64_t n) { return (char *)m->params + n * (m->ctx.split ? 2 : 4); }
+static inline void *gpt2_master(const llmc_model *m, int64_t n) {
+    return (char *)m->params + n * (m->ctx.split ? 2 : 4);
+}
 /* Copies n floats of a block (params, grads, m, v, outer), from element `at` on, to the host, which waits for them. */
 int gpt2_get(const llmc_model *m, float *x, const float *block, int64_t at, int64_t n);
 /* The reverse. x may be used again at once. gpt2_store must follow a change of params. */

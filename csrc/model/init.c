@@ -36,8 +36,7 @@ static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
     for (int i = 0; i < NUM_PARAM_TENSORS; i++) {
         const llmc_tensor *t = &m->layout.table[i];
         const int64_t n = layout_is_padded(i) && t->size ? (int64_t)m->config.V * m->config.C : t->size;
-        for (int l = 0; l < (t->layers ? t->layers : 1); l++)
-            TRY(draw(m, rng, x, t, l, n, std, &share));
+        for (int l = 0; l < (t->layers ? t->layers : 1); l++) TRY(draw(m, rng, x, t, l, n, std, &share));
     }
     return LLMC_OK;
 }

@@ -30,7 +30,7 @@ static int has_nonfinite(const llmc_model *m, int block, int i, int l, int64_t n
 static int row_is_bad(const llmc_model *m, const Layout *used, int i, int l, float *x) {
     const llmc_tensor *t = &m->layout.table[i];
     const int block = i < NUM_TRAINABLE ? LLMC_PARAMS : LLMC_ACTS;
-    if (block == LLMC_PARAMS && gpt2_lost_params(m)) return 0;
+    if (block == LLMC_PARAMS && gpt2_is_compressed(m)) return 0;
     return t->type != LLMC_I && t->kept && has_nonfinite(m, block, i, l, used->table[i].size, x);
 }
 

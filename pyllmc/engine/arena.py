@@ -242,7 +242,9 @@ class Arena:
         """
         pointer = self.lib.llmc_model_block(self.handle, BLOCKS[block])
         if pointer == _ffi.ffi().NULL:
-            raise InvalidArgument(f"{block} are not floats in this machine's memory")
+            raise InvalidArgument(
+                f"{block} are not floats in this machine's memory: read and write model.{block}[name]"
+            )
         sizes = [self.rows[self.by_torch_name[name][0]].size for name in self.names(block)]
         return np.asarray(_Block(self.owner, pointer, sum(sizes)))
 

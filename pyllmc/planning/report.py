@@ -39,22 +39,24 @@ class Cluster:
         return (self.global_batch or n * self.planner.options.B * way.accumulate) * self.planner.T
 
     def share(self, n: int) -> tuple[int, int]:
-        """(micro-steps, sequences in each) of the process that has most of a global batch, as training shares it out."""
+        """(micro-steps, sequences) of the process that has most of a global batch. Training deals out `each` to n processes in turn until
+        nothing is left (csrc/train/step.c)."""
         steps = math.ceil(self.global_batch / (n * self.planner.options.B))
-        return steps, math.ceil(self.global_batch / (n * steps))
+        each = math.ceil(self.global_batch / (n * steps))
+        return steps, sum(min(each, max(0, self.global_batch - i * n * each)) for i in range(steps))
 
     def of(self, n: int) -> Cluster:
         """The same with the micro-steps of n processes, to whose sequences their time is proportional."""
         if not self.global_batch:
             return self
         steps, sequences = self.share(n)
-        compute = self.job.compute * sequences / self.planner.options.B
+        compute = self.compute.seconds * sequences / (steps * self.planner.options.B)
         way = replace(self.way, accumulate=steps)
         return replace(self, job=replace(self.job, compute=compute), way=way)
 
     def evenness(self, n: int) -> float:
         """The share of n processes' time that is left if some have fewer sequences of a global batch than others, 0..1."""
-        return self.global_batch / (n * math.prod(self.share(n))) if self.global_batch else 1.0
+        return self.global_batch / (n * self.share(n)[1]) if self.global_batch else 1.0
 
     def efficiency(self, n: int, way: Way) -> float:
         """The speed of n processes over n times that of one, 0..1."""
@@ -79,29 +81,26 @@ def counts(processes: int) -> list[int]:
     return sorted({processes, *(2**i for i in range(MOST.bit_length()))})
 
 
-def others(c: Cluster) -> dict[str, Way]:
+def others(c: Cluster, n: int) -> dict[str, Way]:
     """The ways that are compared with the one asked for, by the option that chooses each: with --grad_accum and --diloco as large
-    as the planned number of processes needs for the efficiency aimed at."""
-    n, at = c.processes, c.of(c.processes)
-    k, H = c.batch_for(n), at.job.diloco_for(n, replace(at.way, diloco=0), c.aim)
-    each = replace(c.way, diloco=0)
-    ways = {
-        BF16_OPTION: replace(c.way, reduced=BF16),
-        ZERO_OPTION: replace(each, zero=True),
-        f"--grad_accum={k}": replace(each, accumulate=max(k, each.accumulate)),
-        f"--diloco={H}": replace(each, zero=False, diloco=H),
-    }
-    return {
-        name: way for name, way in ways.items() if way != c.way and not (c.global_batch and "accum" in name)
-    }
+    as the planned number of processes needs for the efficiency aimed at. A global batch leaves no choice of --grad_accum."""
+    planned, way = c.of(c.processes), c.of(n).way
+    each, H = (
+        replace(way, diloco=0),
+        planned.job.diloco_for(c.processes, replace(planned.way, diloco=0), c.aim),
+    )
+    ways = {BF16_OPTION: replace(way, reduced=BF16), ZERO_OPTION: replace(each, zero=True)}
+    if not c.global_batch:
+        k = c.batch_for(c.processes)
+        ways[f"--grad_accum={k}"] = replace(each, accumulate=max(k, each.accumulate))
+    ways[f"--diloco={H}"] = replace(each, zero=False, diloco=H)
+    return {name: other for name, other in ways.items() if other != way}
 
 
 def row(c: Cluster, n: int) -> dict[str, Any]:
     """The figures of n processes in the way that is asked for; and what others would bring."""
-    compared, c = others(c), c.of(n)
+    compared, c = others(c, n), c.of(n)
     each, step = replace(c.way, diloco=0), c.job.step_s(n, c.way)
-    if c.global_batch:
-        compared = {name: replace(way, accumulate=c.way.accumulate) for name, way in compared.items()}
     return {
         "processes": n,
         "tokens": c.tokens(n, c.way),
@@ -123,15 +122,23 @@ def row(c: Cluster, n: int) -> dict[str, Any]:
 
 def accumulation(c: Cluster) -> dict[str, Any]:
     """A larger batch, of more micro-steps. worth: the efficiency aimed at is not reached without."""
-    n, each, most = c.processes, replace(c.way, diloco=0), c.batch_for(c.processes)
+    n, each, B = c.processes, replace(c.way, diloco=0), c.planner.options.B
+    most, name, tokens = c.batch_for(n), "grad_accum", n * B * c.planner.T
+    if c.global_batch:
+        most, name, tokens = (
+            max(most, math.ceil(c.global_batch / (n * B)) * n * B),
+            "global_batch",
+            c.planner.T,
+        )
+    aim = c.aim / c.evenness(n)
     return {
-        "worth": most > (c.global_batch or each.accumulate),
-        "option": f"--{'global_batch' if c.global_batch else 'grad_accum'}={most}",
-        "tokens": most * c.planner.T * (1 if c.global_batch else n * c.planner.options.B),
-        "efficiency": c.job.efficiency(n, each),
+        "worth": c.efficiency(n, each) < c.aim,
+        "option": f"--{name}={most}",
+        "tokens": most * tokens,
+        "efficiency": c.efficiency(n, each),
         "evenness": c.evenness(n),
-        "even_batch": n * c.planner.options.B,
-        "not_needed_from_rate": c.job.rate_for(n, each, c.aim),
+        "even_batch": n * B,
+        "not_needed_from_rate": c.job.rate_for(n, each, aim) if aim < 1 else None,
     }
 
 

@@ -152,13 +152,15 @@ def _processes(n: int) -> str:
 
 
 def _accumulation(found: dict[str, Any], w: dict[str, Any]) -> str:
-    aim, has, rate = share(found["aim"]), share(w["efficiency"]), rate_text(w["not_needed_from_rate"])
-    told = f"a larger batch: {has} is reached without, and the aim, {aim}, from {rate} on"
+    aim, has, rate = share(found["aim"]), share(w["efficiency"]), w["not_needed_from_rate"]
+    told = f"a larger batch: {has} is reached without, and the aim, {aim}, from {_rate(rate)} on"
     if w["worth"]:
-        told = f"a larger batch: {w['option']} brings {has} to {aim}, with {w['tokens']:,} tokens a step; it is not needed from {rate} on"
-    if w["evenness"] == 1:
-        return told
-    return f"{told}; {share(1 - w['evenness'])} is lost to uneven shares, which a multiple of {w['even_batch']:,} sequences has not"
+        told = f"a larger batch: {w['option']} brings {has} to {aim}, with {w['tokens']:,} tokens a step"
+        told += f"; it is not needed from {_rate(rate)} on" if rate else ""
+    if w["evenness"] < 1:
+        even = f"a multiple of {w['even_batch']:,} sequences is shared evenly"
+        told += f"; {share(1 - w['evenness'])} is lost because the shares are uneven: {even}"
+    return told
 
 
 def _bf16(found: dict[str, Any], w: dict[str, Any]) -> str:
