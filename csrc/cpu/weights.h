@@ -56,7 +56,9 @@ INLINE vf weights_at(const void *row, int64_t k, int lanes, const int format) {
         const char *at = (const char *)row + sizeof(float) + k;
         vb v = {0};
         if (lanes == VL) memcpy(&v, at, sizeof v);
-        else memcpy(&v, at, (size_t)lanes);
+        else
+            memcpy(&v, at,
+                   lanes < VL ? (size_t)lanes : sizeof v); /* the bound is for GCC 12, which else warns with -O1 */
         return vf_from_int8(v);
     }
     return vf_load_n((const float *)row + k, lanes);
