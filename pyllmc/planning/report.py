@@ -85,10 +85,8 @@ def others(c: Cluster, n: int) -> dict[str, Way]:
     """The ways that are compared with the one asked for, by the option that chooses each: with --grad_accum and --diloco as large
     as the planned number of processes needs for the efficiency aimed at. A global batch leaves no choice of --grad_accum."""
     planned, way = c.of(c.processes), c.of(n).way
-    each, H = (
-        replace(way, diloco=0),
-        planned.job.diloco_for(c.processes, replace(planned.way, diloco=0), c.aim),
-    )
+    each = replace(way, diloco=0)
+    H = planned.job.diloco_for(c.processes, replace(planned.way, diloco=0), c.aim)
     ways = {BF16_OPTION: replace(way, reduced=BF16), ZERO_OPTION: replace(each, zero=True)}
     if not c.global_batch:
         k = c.batch_for(c.processes)
@@ -125,11 +123,8 @@ def accumulation(c: Cluster) -> dict[str, Any]:
     n, each, B = c.processes, replace(c.way, diloco=0), c.planner.options.B
     most, name, tokens = c.batch_for(n), "grad_accum", n * B * c.planner.T
     if c.global_batch:
-        most, name, tokens = (
-            max(most, math.ceil(c.global_batch / (n * B)) * n * B),
-            "global_batch",
-            c.planner.T,
-        )
+        even = math.ceil(c.global_batch / (n * B)) * n * B
+        most, name, tokens = max(most, even), "global_batch", c.planner.T
     aim = c.aim / c.evenness(n)
     return {
         "worth": c.efficiency(n, each) < c.aim,

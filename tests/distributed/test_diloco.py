@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import several
+from conftest import not_under_asan
 from test_checkpoint import sections
 from test_finetune import uneven
 from test_together import SMALL, largest_difference
@@ -261,7 +262,9 @@ def test_work_between_steps_waits_for_an_exchange(data):
     assert [event.step for event in pyllmc.Trainer(**options) if event.kind == "eval"] == [0, 8, 12, 14]
 
 
-@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cpu", "bf16"), ("emu", "fp32")])
+@pytest.mark.parametrize(
+    "device, precision", [("cpu", "fp32"), ("cpu", "bf16"), pytest.param("emu", "fp32", marks=not_under_asan)]
+)
 def test_a_stop_waits_for_an_exchange(data, tmp_path, device, precision):
     """A resumed run then comes to the bits of one that was never stopped. It begins with weights that it has loaded, so the outer
     step must have left the same for the kernels."""

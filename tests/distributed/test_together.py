@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import several
+from conftest import not_under_asan
 from test_finetune import uneven
 from test_trainer import TINY, content, data, metrics
 
@@ -94,6 +95,7 @@ def test_three_processes(data, tmp_path):
     assert largest_difference(several.steps_of(pyllmc.Trainer(**whole(case, 3))), plain) < 1e-6
 
 
+@not_under_asan
 def test_the_emulated_device(data, tmp_path):
     """The same calls reach a device's memory."""
     if not (pyllmc.engine._ffi.PACKAGE / "lib" / "libpyllmc_emu_fp32.so").exists():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, not_under_asan
 
 import pyllmc
 from pyllmc import prepro
@@ -109,6 +109,7 @@ def test_micro_steps_weigh_by_their_targets(uneven):
     assert max(counts) > 1.3 * min(counts)  # a mean of means would be another number
 
 
+@not_under_asan
 @pytest.mark.skipif(not (ROOT / "pyllmc/lib/libpyllmc_emu_fp32.so").exists(), reason="make emu builds it")
 def test_the_cuda_kernels_do_the_same(uneven):
     how = {"data": uneven, "B": 2, "grad_accum": 2, "max_steps": 2, "precision": "fp32"}
