@@ -117,4 +117,8 @@ static inline float fx_load_one(const floatX *p) { return *p; }
 static inline void fx_store_one(floatX *p, float x) { *p = x; }
 #endif
 static inline vf fx_load(const floatX *p) { return fx_load_n(p, VL); }
+/* to[n] = from[n] as floats, and zeros up to a whole vector. */
+static inline void fx_widen(float *to, const floatX *from, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) vf_store(to + i, fx_load_n(from + i, LANES(i, n)));
+}
 #endif

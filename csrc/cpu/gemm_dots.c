@@ -194,13 +194,6 @@ static const Strip of_format[][2] = {
     [LLMC_INT8] = {one_int8, more_int8},
 };
 
-/* The rows of A as floats, `words` apart. */
-static void widen_rows(float *to, int64_t words, const Gemm *g) {
-    for (int64_t m = 0; m < g->M; m++)
-        for (int64_t k = 0; k < g->K; k += VL)
-            vf_store(to + m * words + k, fx_load_n(g->a.at + m * g->a.ld + k, LANES(k, g->K)));
-}
-
 typedef struct Dots {
     const Gemm *g;
     float *workspace;
@@ -214,7 +207,7 @@ static void strips(const void *dots, Part p) {
     Few f = {d.g, (const char *)d.g->a.at, row_bytes(ELEMENT_FORMAT, d.g->a.ld),
              (int32_t *)(own + own_floats() - COLS * words)};
     if (COPIES_A && is_reused(d.g)) {
-        widen_rows(own, words, d.g);
+        for (int64_t m = 0; m < d.g->M; m++) fx_widen(own + m * words, d.g->a.at + m * d.g->a.ld, d.g->K);
         f.a = (const char *)own, f.stride = words * (int64_t)sizeof *own;
     }
     for (int64_t n = p.from * VL; n < p.to * VL; n += VL) strip(&f, n);

@@ -60,7 +60,7 @@ enum { GROUP = 8, ROOM = (GROUP * MR + VL - 1) / VL * VL };
 /* The n numbers at src as floats: where they lie, or widened in `room`, which holds n rounded up to whole vectors. */
 static inline const float *as_floats(const floatX *src, int64_t n, float *room) {
     if (!WIDENS) return (const float *)src;
-    for (int64_t i = 0; i < n; i += VL) vf_store(room + i, fx_load_n(src + i, LANES(i, n)));
+    fx_widen(room, src, n);
     return room;
 }
 
@@ -87,8 +87,7 @@ static void copy_a(const Gemm *g, const Block *s) {
 
 /* Copies a panel of a B that is not transposed. */
 static void pack_b_rows(float *dst, const floatX *src, int64_t ld, int64_t cols, int64_t kc) {
-    for (int64_t k = 0; k < kc; k++, src += ld, dst += up(cols, VL))
-        for (int64_t j = 0; j < cols; j += VL) vf_store(dst + j, fx_load_n(src + j, LANES(j, cols)));
+    for (int64_t k = 0; k < kc; k++, src += ld, dst += up(cols, VL)) fx_widen(dst, src, cols);
 }
 
 /* Copies numbers k..k+kc of VL rows of weights to VL columns of dst, whose rows are `width` apart. */

@@ -90,9 +90,7 @@ static void columns(const Product *p, float *hidden, const floatX *inp, int rows
         const int n = smaller(PART, p->C - first);
         float x[TILE][PART];
         vf acc[TILE] = {{0}};
-        for (int i = 0; i < TILE; i++)
-            for (int c = 0; c < n; c += VL)
-                vf_store(x[i] + c, fx_load_n(inp + tile_row(i, rows) * p->C + first + c, LANES(c, n)));
+        for (int i = 0; i < TILE; i++) fx_widen(x[i], inp + tile_row(i, rows) * p->C + first, n);
         for (int c = 0; c < n; c++) {
             const vf w = fx_load_n(p->down + (int64_t)(first + c) * p->r + k, lanes);
             for (int i = 0; i < TILE; i++) acc[i] += x[i][c] * w;

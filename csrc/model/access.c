@@ -81,7 +81,7 @@ void gpt2_set(llmc_model *m, float *block, int64_t at, const float *x, int64_t n
 }
 
 void gpt2_clear(llmc_model *m, int64_t at, int64_t n) {
-    m->k->fill(&m->ctx, gpt2_master(m, at), 0, n * (m->ctx.split ? 2 : 4));
+    m->k->fill(&m->ctx, gpt2_master(m, at), 0, n * master_bytes(m->ctx.split));
     m->k->fill(&m->ctx, gpt2_at(m, m->stored, at), 0, n * element_bytes(m->k->element));
 }
 
@@ -132,5 +132,5 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
 int llmc_model_refresh(llmc_model *m) {
     CHECK(!gpt2_is_compressed(m), LLMC_EINVAL,
           "compressed weights cannot be refreshed: make the model with weights in fp32");
-    return (void *)m->stored == (void *)m->params ? LLMC_OK : gpt2_store(m);
+    return gpt2_store(m);
 }

@@ -161,7 +161,7 @@ int gpt2_need_training(const llmc_model *model); /* an error where there are no 
 static inline int gpt2_is_compressed(const llmc_model *m) { return m->ctx.weight_format != m->k->element; }
 /* The address of the master of element n, as kernels take it. */
 static inline void *gpt2_master(const llmc_model *m, int64_t n) {
-    return (char *)m->params + n * (m->ctx.split ? 2 : 4);
+    return (char *)m->params + n * master_bytes(m->ctx.split);
 }
 /* Copies n floats of a block (params, grads, m, v, outer), from element `at` on, to the host, which waits for them. */
 int gpt2_get(const llmc_model *m, float *x, const float *block, int64_t at, int64_t n);

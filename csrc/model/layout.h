@@ -77,6 +77,8 @@ int layout_caches_in_fch(const llmc_room *room);
 /* How many of the layers before layer l have a ring. */
 int layout_rings_before(const Layout *layout, const llmc_config *config, int l);
 static inline int64_t element_bytes(int element) { return element == LLMC_BF16 ? 2 : 4; }
+/* The bytes of a master in params: a float, or its lower half. */
+static inline int64_t master_bytes(int split) { return split ? 2 : 4; }
 
 /* ---- what each process has of the moments ---- */
 

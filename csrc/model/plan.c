@@ -17,7 +17,7 @@ int plan_make(llmc_plan *plan, const Kernels *k, const llmc_config *config, cons
     Layout layout;
     TRY(layout_make(&layout, config, room));
     const int64_t Vp = layout.table[P_wte].shape[0];
-    plan->params = bytes_of(layout.num_weights, plan_splits(k, room) ? 2 : 4);
+    plan->params = bytes_of(layout.num_weights, master_bytes(plan_splits(k, room)));
     plan->stored = k->element == LLMC_FP32 ? 0 : bytes_of(layout.num_weights, element_bytes(k->element));
     plan->trained = layout.num_trained;
     plan->grads = bytes_of(layout.num_trained, 4);
