@@ -60,7 +60,7 @@ INLINE vi that_see(Block b, const int *own, int i, int j) {
 
 /* exp(score - largest) of VL queries, from i on, with key j. */
 INLINE vf weights(Block b, const int *own, const float *p, vf largest, Log2 to_log2, int i, int j, const int masked) {
-    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, 0);
+    const vf x = weight_of(vf_load(p + j * QB + i) - largest, to_log2, TERMS_OF_SUMS);
     return masked ? (vf)((vi)x & that_see(b, own, i, j)) : x;
 }
 
@@ -71,20 +71,34 @@ static void drop_lanes(vf factors[KB], Block b, const Queries *q, const Head *h,
         factors_of_rows(h->dropout, h->row + (uint32_t)at, (uint32_t)(key + j) / 8, factors + j);
 }
 
+/* The scores of VL queries from i on with key j; where it is invisible, less than any score. */
+INLINE vf score_of(Block b, const int *own, const float *p, int i, int j, const int masked) {
+    const vf x = vf_load(p + j * QB + i);
+    return masked ? vf_pick(that_see(b, own, i, j), x, vf_set(-FLT_MAX)) : x;
+}
+
+/* The largest of these scores with some keys, and `largest`. Four maxima go on by turns, as one alone would wait for itself. */
+INLINE vf largest_of(Block b, const int *own, const float *p, vf largest, int i, Range keys, const int masked) {
+    enum { TURNS = 4 };
+    vf most[TURNS] = {largest, largest, largest, largest};
+    int j = keys.from;
+    for (; j + TURNS <= keys.to; j += TURNS)
+        UNROLL for (int l = 0; l < TURNS; l++) most[l] = vf_max(most[l], score_of(b, own, p, i, j + l, masked));
+    for (; j < keys.to; j++) most[0] = vf_max(most[0], score_of(b, own, p, i, j, masked));
+    return vf_max(vf_max(most[0], most[1]), vf_max(most[2], most[3]));
+}
+
 /* For VL queries p becomes exp(score - largest), times its factor where weights are dropped; where HAS_BF16, two keys to a
  * word; 0 for invisible keys. */
 INLINE void softmax_lanes(Block b, const int *own, Queries *q, float *p, const Head *h, int i, float *shrink,
                           const int masked, const int drops) {
     const Range all = {0, b.keys}, seen = in_steps(masked ? keys_of(b, i, i + VL) : all);
-    const vf before = vf_load(q->largest + i), low = vf_set(-FLT_MAX);
     const Log2 to_log2 = h->to_log2;
     const int each = HAS_BF16 ? 2 : 1;
-    vf largest = before, sum = vf_set(0), factors[KB];
-    if (drops) drop_lanes(factors, b, q, h, i, (Range){seen.from * each, seen.to * each});
-    for (int j = seen.from * each; j < seen.to * each; j++) {
-        const vf x = vf_load(p + j * QB + i);
-        largest = vf_max(largest, masked ? vf_pick(that_see(b, own, i, j), x, low) : x);
-    }
+    const Range keys = {seen.from * each, seen.to * each};
+    const vf before = vf_load(q->largest + i), largest = largest_of(b, own, p, before, i, keys, masked);
+    vf sum = vf_set(0), factors[KB];
+    if (drops) drop_lanes(factors, b, q, h, i, keys);
     for (int j = seen.from; j < seen.to; j++) {
         const vf x = weights(b, own, p, largest, to_log2, i, j * each, masked);
         sum += x;
@@ -99,7 +113,7 @@ INLINE void softmax_lanes(Block b, const int *own, Queries *q, float *p, const H
     }
     for (int j = 0; j < seen.from; j++) vf_store(p + j * QB + i, vf_set(0));
     for (int j = max(seen.from, seen.to); j < steps(b.keys); j++) vf_store(p + j * QB + i, vf_set(0));
-    const vf factor = weight_of(before - largest, to_log2, 0);
+    const vf factor = weight_of(before - largest, to_log2, TERMS_OF_SUMS);
     vf_store(q->largest + i, largest);
     vf_store(q->sum + i, vf_load(q->sum + i) * factor + sum);
     vf_store(shrink + i, factor);

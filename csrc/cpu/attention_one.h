@@ -47,7 +47,7 @@ static float scores_of_rows(float *p, const float *q, const Head *h, int key, in
 static float softmax_of_block(float *p, int keys, float largest, Log2 to_log2) {
     vf sum = vf_set(0);
     for (int j = 0; j < keys; j += VL) {
-        const vf x = weight_of(vf_load(p + j) - largest, to_log2, 0);
+        const vf x = weight_of(vf_load(p + j) - largest, to_log2, TERMS_OF_SUMS);
         sum += x;
         vf_store(p + j, x);
     }

@@ -9,17 +9,20 @@
 enum { BLOCK = 1024 };
 
 static float block_max(const floatX *x, int n) {
-    vf max = vf_set(-FLT_MAX);
+    enum { TURNS = 4 }; /* maxima that go on by turns, as one would wait for itself */
+    vf max[TURNS];
+    for (int l = 0; l < TURNS; l++) max[l] = vf_set(-FLT_MAX);
     int i = 0;
-    for (; i + VL <= n; i += VL) max = vf_max(max, fx_load(x + i));
-    if (i < n) max = vf_max(max, vf_pick(vi_lanes(0) < n - i, fx_load_n(x + i, n - i), max));
-    return vf_max_of(max);
+    for (; i + TURNS * VL <= n; i += TURNS * VL)
+        UNROLL for (int l = 0; l < TURNS; l++) max[l] = vf_max(max[l], fx_load(x + i + l * VL));
+    for (; i < n; i += VL) max[0] = vf_max(max[0], vf_pick(vi_lanes(0) < n - i, fx_load_n(x + i, LANES(i, n)), max[0]));
+    return vf_max_of(vf_max(vf_max(max[0], max[1]), vf_max(max[2], max[3])));
 }
 
 /* e^x, x <= 0 but for rounding. In bf16 it is 2^(x log2(e)), which is 2 times as fast: the rounding of that product is far
- * below the rounding of the logits themselves; rough, see vf_exp2, is for what is rounded to bf16 again. */
-static inline vf exp_of(vf x, const int rough) {
-    return sizeof(floatX) == sizeof(float) ? vf_exp(x) : vf_exp2(x * 1.44269504f, rough);
+ * below the rounding of the logits themselves. */
+INLINE vf exp_of(vf x, const int terms) {
+    return sizeof(floatX) == sizeof(float) ? vf_exp(x) : vf_exp2(x * 1.44269504f, terms);
 }
 
 /* Returns the sum of exp(x - shift) and stores each term to out, unless out is NULL. */
@@ -27,7 +30,7 @@ static inline float block_exp(floatX *out, const floatX *x, float shift, int n) 
     vf sum = {0};
     for (int i = 0; i < n; i += VL) {
         const int lanes = LANES(i, n);
-        const vf e = vf_keep_n(exp_of(fx_load_n(x + i, lanes) - shift, 0), lanes);
+        const vf e = vf_keep_n(exp_of(fx_load_n(x + i, lanes) - shift, TERMS_OF_SUMS), lanes);
         if (out) fx_store_n(out + i, e, lanes);
         sum += e;
     }
@@ -97,7 +100,7 @@ APART void row_backward(floatX *x, float lse, int target, double factor, int V) 
     const float of_target = (float)(expm1((double)fx_load_one(x + target) - lse) * factor), scale = (float)factor;
     for (int i = 0; i < V; i += VL) {
         const int lanes = LANES(i, V);
-        fx_store_n(x + i, exp_of(fx_load_n(x + i, lanes) - lse, 1) * scale, lanes);
+        fx_store_n(x + i, exp_of(fx_load_n(x + i, lanes) - lse, TERMS) * scale, lanes);
     }
     fx_store_one(x + target, of_target);
 }

@@ -12,7 +12,7 @@ enum { GELU_ROUGH = 0 };
 
 /* gelu(x) = x s with s = (1 + tanh(u)) / 2 = 1 / (1 + e^-2u): nothing cancels, also far below 0. e^-2u is computed as
  * 2^(-2u log2(e)). It is 0 if x^3 overflows; below x = -10, where nobody uses it, it may be anything. */
-static inline vf gelu_exp(vf x) { return vf_exp2(x * (-2.3022082f - 0.10294324f * (x * x)), GELU_ROUGH); }
+static inline vf gelu_exp(vf x) { return vf_exp2(x * (-2.3022082f - 0.10294324f * (x * x)), TERMS); }
 /* numerator / denominator */
 static inline vf gelu_ratio(vf numerator, vf denominator) {
     return GELU_ROUGH ? numerator * vf_rough_reciprocal(denominator) : numerator / denominator;

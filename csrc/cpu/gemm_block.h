@@ -9,14 +9,6 @@
 #include "gemm.h"
 #include "weights.h"
 
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_2 _Pragma("clang loop unroll_count(2)")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#define UNROLL_2 _Pragma("GCC unroll 2")
-#endif
-
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
