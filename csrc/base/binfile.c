@@ -12,6 +12,11 @@ int is_folder(const char *path) {
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
+int is_same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 static int measure(BinFile *f) {
     struct stat s;
     CHECK(fstat(f->fd, &s) == 0, LLMC_EIO, "%s cannot be measured: %s", f->path, strerror(errno));

@@ -16,6 +16,8 @@ typedef struct BinFile {
 } BinFile;
 /* 1 if `path`, or the target of a link there, is a folder */
 int is_folder(const char *path);
+/* 1 if both paths lead to the same file or folder, however they are spelled */
+int is_same_file(const char *a, const char *b);
 int binfile_open(BinFile *f, const char *path);
 void binfile_close(BinFile *f);
 /* Reads all n bytes from offset `at`. If fewer are there, the file changed after it was measured: an error. */

@@ -76,10 +76,10 @@ static int read_room(const llmc_file *f) {
     char *on = copy_of(a->text, "lora_on");
     a->name = copy_of(a->text, "base"), a->base = copy_of(a->text, "base");
     a->train_only = copy_of(a->text, "train_only");
-    CHECK(a->name && a->base && a->train_only && on, LLMC_ENOMEM, "no memory to open %s", f->path);
     a->base_crc = (uint32_t)state_whole(a->text, "checksum", 0);
-    const int bits = llmc_lora_targets(on);
+    const int has_all = a->name && a->base && a->train_only && on, bits = on ? llmc_lora_targets(on) : 0;
     free(on);
+    CHECK(has_all, LLMC_ENOMEM, "no memory to open %s", f->path);
     a->room = (llmc_room){.B = 1,
                           .T = 1,
                           .training = 1,

@@ -184,7 +184,11 @@ static int load_base(const llmc_file *f, llmc_model *m) {
     llmc_file *base;
     int rc = llmc_file_open(&base, a->base);
     CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, a->base, llmc_last_error());
-    rc = llmc_model_load_from(m, base);
+    rc = base->adapters ? llmc_fail(LLMC_EFORMAT,
+                                    "%s holds adapters of %s, which holds adapters itself: put back the model that was "
+                                    "there",
+                                    f->path, a->base)
+                        : llmc_model_load_from(m, base);
     llmc_file_free(base);
     TRY(rc);
     TRY(llmc_model_name_base(m, a->name));

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -61,11 +62,22 @@ static int next_free_folder(Run *run) {
     FAIL(LLMC_EINVAL, "runs/ is full: name a folder with --out");
 }
 
+/* Puts a file that is written in the place of another, or removes it if that failed, which errno says. */
+static int put_in_place(const char *fresh, const char *path, int failed) {
+    if (!failed && rename(fresh, path) == 0) return LLMC_OK;
+    const int rc = run_system_error(path, "written");
+    unlink(fresh);
+    return rc;
+}
+
 static int write_file(const char *path, const char *text, size_t size) {
-    FILE *f = fopen(path, "we");
+    char fresh[4 * OPTION_TEXT];
+    snprintf(fresh, sizeof fresh, "%s.tmp", path);
+    FILE *f = fopen(fresh, "we");
     if (!f) return run_system_error(path, "written");
-    const int failed = fwrite(text, 1, size, f) < size;
-    return fclose(f) == 0 && !failed ? LLMC_OK : run_system_error(path, "written");
+    int failed = fwrite(text, 1, size, f) < size;
+    if (fclose(f) != 0) failed = 1;
+    return put_in_place(fresh, path, failed);
 }
 
 /* ---- metrics.jsonl ---- */
@@ -93,10 +105,7 @@ static int drop_later_metrics(const Run *run, int64_t step, int evaluated) {
     int failed = !to || copy_metrics(from, to, step, evaluated) < 0;
     if (to && fclose(to) != 0) failed = 1;
     fclose(from);
-    if (!failed && rename(fresh, path) == 0) return LLMC_OK;
-    const int rc = run_system_error(path, "rewritten");
-    unlink(fresh);
-    return rc;
+    return put_in_place(fresh, path, failed);
 }
 
 int run_metric(Run *run, const char *line) {
@@ -239,6 +248,16 @@ static int check_path(const char *path) {
               "%s cannot be made: %s is not a folder; name another --out", path, part);
         if (!path[n]) return LLMC_OK;
     }
+}
+
+int run_replaces(const char *out, const char *path) {
+    char own[OPTION_TEXT + PATH_MAX], absolute[PATH_MAX];
+    if (!realpath(path, absolute)) return 0;
+    const char *name = strrchr(absolute, '/') + 1;
+    int is_own = run_is_numbered(name, NULL);
+    for (int i = 0; i < NUM_FILES; i++) is_own |= !strcmp(name, files[i]);
+    snprintf(own, sizeof own, "%s/%s", out, name);
+    return is_own && is_same_file(own, absolute);
 }
 
 int run_check(const llmc_options *options) {

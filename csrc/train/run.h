@@ -16,6 +16,8 @@ typedef struct Run {
 int run_settle(const char *folder);
 /* Refuses a folder that holds a run, unless that is to be overwritten, and one that cannot be made because a file is there. */
 int run_check(const llmc_options *options);
+/* 1 if the file at `path` belongs to the run in the folder `out`, which would go if another run took its place */
+int run_replaces(const char *out, const char *path);
 /* Makes the folder. in_place: goes on in it from a checkpoint of `step`, so later metrics are dropped, and that step's
  * validation loss too unless it was evaluated. history: comments for config.txt about options before that step; may be NULL.
  * A run that is overwritten comes back if this one ends before run_saved. */

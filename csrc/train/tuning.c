@@ -1,6 +1,7 @@
 /* What a run trains: all tensors, some of them, or LoRA's adapters. */
 #include <string.h>
 #include "base/error.h"
+#include "files/modelfile.h"
 #include "train/trainer.h"
 #include "write/locate.h"
 
@@ -44,6 +45,16 @@ static int check_base(const llmc_trainer *t) {
     return LLMC_OK;
 }
 
+/* Adapters are of use only with the weights that they adapt, so these must not go when a run takes the place of another. */
+static int check_base_stays(const llmc_trainer *t) {
+    const llmc_options *o = &t->options;
+    const char *base = t->file && t->file->adapters ? t->file->adapters->base : t->start_file;
+    if (*o->base_file && t->file && t->file->adapters) base = o->base_file;
+    CHECK(!o->lora_rank || t->in_place || o->plan || !*o->out || !run_replaces(o->out, base), LLMC_EINVAL,
+          "the adapters will need %s, which a new run in --out=%s would replace: name another --out", base, o->out);
+    return LLMC_OK;
+}
+
 int tuning_load(llmc_trainer *t) {
     TRY(locate_base(&t->options, t->file));
     TRY(llmc_model_load_from(t->model, t->file));
@@ -55,5 +66,6 @@ int tuning_load(llmc_trainer *t) {
 int tuning_check(llmc_trainer *t) {
     TRY(refuse_change(t));
     TRY(check_base(t));
+    TRY(check_base_stays(t));
     return check_trained(t);
 }

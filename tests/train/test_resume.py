@@ -49,6 +49,26 @@ def test_metrics_written_after_the_checkpoint_are_dropped_on_resume(data, tmp_pa
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("spelled", ["{}/", "{}/../run", "{}/samples/.."])
+def test_a_run_goes_on_in_its_folder_however_that_is_spelled(spelled, data, tmp_path):
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
+    list(pyllmc.Trainer(resume=run, out=spelled.format(run), max_steps=3))
+    list(pyllmc.Trainer(resume=spelled.format(run), out=run, max_steps=4))
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
+
+
+def test_a_config_that_cannot_be_written_again_stays(data, tmp_path):
+    """A full disk, or a kill, must not leave it empty, because a run can be repeated from it."""
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=data, out=run, max_steps=2, **TINY, **QUIET))
+    before = content(run)
+    (run / "config.txt.tmp").mkdir()
+    with pytest.raises(pyllmc.SystemFailure, match="config.txt cannot be written"):
+        list(pyllmc.Trainer(resume=run, max_steps=3, lr=1e-5))
+    assert content(run) == before
+
+
 def test_a_run_is_not_overwritten_unasked(data, tmp_path):
     options = {"data": data, "out": tmp_path / "run", "max_steps": 1, **TINY, **QUIET}
     list(pyllmc.Trainer(**options))
