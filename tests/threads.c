@@ -71,6 +71,9 @@ static void pool(void) {
     expect(parallel_start(4) == 4, "threads that start", parallel_start(4));
     run_loops(1, 2000);
     for (int n = 2; n <= 6; n += 2) at_once(n, loops_of_a_thread);
+    const int many = parallel_start(MOST_THREADS + 100); /* the system may give fewer */
+    expect(many >= 4 && many <= MOST_THREADS, "threads of very many", many);
+    run_loops(2, 10);
 }
 
 /* ---- a model, whose bits do not depend on the number of threads ---- */

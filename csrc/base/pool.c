@@ -241,8 +241,9 @@ int parallel_start(int threads) {
     Team *team = inside ? NULL : take_team();
     if (!team) return 1;
     team->refused = 0;
-    grow(team, threads - 1);
-    const int there = (int)smaller(threads, team->helpers + 1);
+    const int most = (int)smaller(threads, MOST_THREADS);
+    grow(team, most - 1);
+    const int there = (int)smaller(most, team->helpers + 1);
     give_back(team);
     return there;
 }

@@ -87,7 +87,8 @@ int llmc_config_check(llmc_config *c) {
     const double params = 12.0 * c->L * c->C * c->C + ((c->untied ? 2.0 : 1.0) * c->V + c->maxT) * c->C;
     CHECK(params < 1e14, LLMC_EINVAL, "n_layer=%d n_embd=%d make %.1e parameters: more than any machine holds", c->L,
           c->C, params);
-    CHECK(c->window >= 0, LLMC_EINVAL, "window=%d: 0 means dense attention, w > 0 the last w positions", c->window);
+    CHECK(c->window >= 0 && c->window <= LIMIT, LLMC_EINVAL,
+          "window=%d is not in 0..%d: 0 means dense attention, w > 0 the last w positions", c->window, LIMIT);
     TRY(check_pattern(c));
     CHECK(c->untied == 0 || c->untied == 1, LLMC_EINVAL, "untied=%d is not 0 or 1", c->untied);
     c->Vp = (c->V + 127) / 128 * 128;

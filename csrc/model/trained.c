@@ -8,9 +8,10 @@
 #include "model/layout.h"
 
 enum {
-    NAME = 128,
-    MOST_RANK = 256
-}; /* a pattern's longest text; the kernels of adapters keep a row of so many numbers */
+    NAME = 128,             /* a pattern's longest text */
+    MOST_RANK = 256,        /* the kernels of adapters keep a row of so many numbers */
+    TRAIN_ONLY_TEXT = 2048, /* an adapter file has room for so many bytes beside a path */
+};
 
 /* ---- names ---- */
 
@@ -98,6 +99,9 @@ static int refuse_pattern(const Layout *layout, const char *pattern) {
 static int check_patterns(const Layout *layout, const llmc_room *room) {
     char pattern[NAME];
     int words = 0;
+    CHECK(strlen(patterns_of(room)) < TRAIN_ONLY_TEXT, LLMC_EINVAL,
+          "train_only has %zu bytes, and a checkpoint records at most %d: name many tensors by a pattern, as h.*.attn*",
+          strlen(patterns_of(room)), TRAIN_ONLY_TEXT - 1);
     for (const char *rest = patterns_of(room); (rest = next_word(rest, pattern)); words++)
         if (!names_something(layout, pattern)) return refuse_pattern(layout, pattern);
     CHECK(words || !*patterns_of(room), LLMC_EINVAL, "train_only='%s' holds no pattern of names", room->train_only);

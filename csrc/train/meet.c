@@ -12,8 +12,9 @@ static int is_alone(const llmc_trainer *t) { return t->team.world == 1; }
 
 /* With --diloco one process, too, stops only where several would meet. */
 void meet_ask_stop(llmc_trainer *t, int asked) {
-    if (is_alone(t) && !t->options.diloco) t->stop |= asked;
-    else t->asked |= asked;
+    if (!asked) return;
+    if (is_alone(t) && !t->options.diloco) t->stop = 1;
+    else t->asked = 1;
 }
 
 int meet_keeps(const llmc_trainer *t) { return t->team.rank ? *t->options.out != 0 : *t->run.folder != 0; }
@@ -65,7 +66,8 @@ int meet_fail(llmc_trainer *t, int status, int knows) {
 
 int meet(llmc_trainer *t, int status) {
     const int stopped = status == LLMC_STOPPED, failed = status < 0 && !stopped;
-    if (is_alone(t)) return t->stop |= t->asked, status;
+    if (is_alone(t) && t->asked) t->stop = 1;
+    if (is_alone(t)) return status;
     if (stopped) t->asked = 1;
     double x[] = {t->asked != 0, failed, stopped};
     char reason[MESSAGE];

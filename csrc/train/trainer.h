@@ -55,9 +55,10 @@ struct llmc_trainer {
 
     int phase;                  /* see trainer.c */
     int yield_gradients, saved; /* saved: there is a checkpoint to go back to */
-    volatile sig_atomic_t stop, doing;
+    volatile sig_atomic_t doing;
+    /* set by signals and other threads, which never reset them. asked: a stop is wanted; `stop` follows where all meet (meet.c) */
+    volatile sig_atomic_t stop, asked;
     llmc_team team;                 /* world 1: this process trains alone */
-    volatile sig_atomic_t asked;    /* a stop is wanted, and `stop` follows where all meet (meet.c) */
     double summed_loss;             /* the step's loss over all of several processes */
     int64_t step, tokens, position; /* position: that of the data when the present step began */
     int found;                      /* `evaluated`, as read from the resumed checkpoint */

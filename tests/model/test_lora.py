@@ -320,6 +320,10 @@ WRONG = [
     ({"train_only": "h.7.*"}, r"no tensor is called 'h.7.\*': names are wte"),
     ({"train_only": "wpe,lmw"}, "no tensor is called 'lmw'"),
     ({"train_only": " , "}, "holds no pattern"),
+    (
+        {"train_only": ",".join(["transformer.h.1.mlp.c_fc.weight"] * 65)},
+        "train_only has 2079 bytes, and a checkpoint records at most 2047",
+    ),
     ({"lora_rank": -1}, r"lora_rank=-1 is not in 0..256"),
     ({"lora_rank": 65}, "lora_rank=65 is more than the model's 64 channels"),
     (
@@ -335,6 +339,17 @@ WRONG = [
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(InvalidArgument, match=message):
         pyllmc.Model(CASES["banded"].config, B=1, T=8, **options)
+
+
+def test_moments_of_many_names_are_loaded(tmp_path):
+    """With the longest list that a checkpoint records."""
+    names = ",".join(["transformer.h.1.mlp.c_fc.weight"] * 64)
+    m = pyllmc.Model(CASES["banded"].config, B=1, T=8, train_only=names)
+    m.forward(np.arange(8)[None], np.arange(1, 9)[None])
+    m.backward()
+    m.update()
+    m.save(tmp_path / "m.ckpt")
+    assert pyllmc.Model(tmp_path / "m.ckpt", B=1, T=8, train_only=names).step == 1
 
 
 def test_every_target_is_listed():
