@@ -37,7 +37,8 @@ def built() -> tempfile.TemporaryDirectory[str]:
     """Compiles dev/peak.c for this machine, once a process. The folder is removed when the process ends."""
     folder = tempfile.TemporaryDirectory()
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread", f"-I{ROOT / 'csrc'}"]
-    sources = [str(ROOT / name) for name in ("dev/peak.c", "csrc/base/pool.c", "csrc/base/cores.c")]
+    base = (f"csrc/base/{name}.c" for name in ("pool", "cores", "cgroup"))
+    sources = [str(ROOT / name) for name in ("dev/peak.c", *base)]
     command(["cc", *flags, *sources, "-o", str(Path(folder.name) / "peak")])
     return folder
 

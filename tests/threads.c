@@ -1,5 +1,5 @@
-/* The engine's threads without Python: ./threads pool | model | forks | refused N | cores ROOT. Prints each fault and
- * ends with 1; without a fault, with 0. tests/base/test_threads.py and `make tsan` build and run it. */
+/* The engine's threads without Python: ./threads pool | model | forks | refused N | cores ROOT | memory ROOT. Prints each fault and
+ * ends with 1; without a fault, with 0. tests/base/ and `make tsan` build and run it. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "base/cores.h"
 #include "base/pool.h"
+#include "cpu/memory.h"
 #include "pyllmc.h"
 
 static _Atomic int wrong;
@@ -202,6 +203,7 @@ int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     for (int i = 0; i < 64; i++) tokens[i] = i * 37 % 300, first[i] = i * 11 % 300;
     if (!strcmp(what, "cores") && argc > 2) printf("%d\n", cores_granted(argv[2]));
+    else if (!strcmp(what, "memory") && argc > 2) printf("%lld\n", (long long)cpu_memory_granted(argv[2]));
     else if (!strcmp(what, "refused") && argc > 2) refused(atoi(argv[2]));
     else if (!strcmp(what, "pool")) pool();
     else if (!strcmp(what, "model")) model();

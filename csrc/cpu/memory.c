@@ -1,37 +1,40 @@
 /* The arena's memory on the CPU: how much is available, how it is taken and given back. */
 #define _GNU_SOURCE
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __linux__
 #include <sys/mman.h> /* MADV_HUGEPAGE, which is Linux's alone */
 #endif
 #include <unistd.h>
+#include "base/cgroup.h"
 #include "memory.h"
 #include "threads.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 
-static int64_t number_after(const char *path, const char *format) {
-    long long value = -1;
-    char line[256];
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, format, &value) == 1) break;
-    if (f) fclose(f);
-    return value;
+/* The bytes that a control group has left, at least 1; 0: it has no limit. The files that it keeps in memory are not counted,
+ * because the system gives those up. Version 1 has other names, and a limit that no machine reaches if there is none. */
+static double left_in(const char *folder) {
+    const double most = 1ull << 60;
+    double limit = 0, used = 0, unused;
+    const int is_2 = cgroup_numbers(folder, "memory.max", &limit, &unused) == 1;
+    if (!is_2 && cgroup_numbers(folder, "memory.limit_in_bytes", &limit, &unused) != 1) return 0;
+    if (cgroup_numbers(folder, is_2 ? "memory.current" : "memory.usage_in_bytes", &used, &unused) != 1) return 0;
+    const double files = cgroup_entry(folder, "memory.stat", is_2 ? "inactive_file" : "total_inactive_file");
+    const double left = limit - used + files;
+    return limit >= most ? 0 : left < 1 ? 1 : left;
 }
 
-/* The memory that the operating system would give without swapping, within the control group's limit. */
+int64_t cpu_memory_granted(const char *root) {
+    const double left = cgroup_limit(root, "memory", left_in);
+    return left > 0 ? (int64_t)left : -1;
+}
+
+/* The memory that the operating system would give without swapping, within the limits of control groups. */
 int64_t cpu_memory_available(void) {
-    const int64_t kib = number_after("/proc/meminfo", "MemAvailable: %lld kB");
-    const int64_t limit = number_after("/sys/fs/cgroup/memory.max", "%lld");
-    const int64_t used = number_after("/sys/fs/cgroup/memory.current", "%lld");
-    const int64_t cache = number_after("/sys/fs/cgroup/memory.stat", "inactive_file %lld"); /* the system gives it up */
-    const int64_t left = limit - used + (cache > 0 ? cache : 0);
-    int64_t room = kib < 0 ? -1 : kib * 1024;
-    if (limit >= 0 && used >= 0 && (room < 0 || left < room)) room = left;
-    return room;
+    const double kib = cgroup_entry("/proc", "meminfo", "MemAvailable:");
+    const int64_t room = kib > 0 ? (int64_t)(kib * 1024) : -1, granted = cpu_memory_granted("");
+    return room < 0 || (granted >= 0 && granted < room) ? granted : room;
 }
 
 void *cpu_alloc(int64_t bytes) {

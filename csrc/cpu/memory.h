@@ -3,6 +3,8 @@
 #define MEMORY_H
 #include "../kernels.h"
 int64_t cpu_memory_available(void);
+/* The bytes that the control groups of this process have left; -1: no limit. root: as that of cgroup_limit */
+int64_t cpu_memory_granted(const char *root);
 void *cpu_alloc(int64_t bytes);
 void cpu_free(void *memory, int64_t bytes);
 int cpu_open(Context *ctx);
