@@ -9,10 +9,10 @@
 
 static int supported(void) { return 1; }
 
-/* The gradients of a head, which has at most C channels; or less: a row of attention scores, or of weights. */
+/* The gradients of a head, which has at most C channels; or less: a row of attention scores. And a row of weights, 4 C. */
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
     (void)B, (void)NH, (void)Vp, (void)threads;
-    return (int64_t)T * 3 * C * (int64_t)sizeof(float);
+    return (T > 1 ? (int64_t)T * 3 : 4) * C * (int64_t)sizeof(float);
 }
 
 /* ---- numbers ---- */

@@ -80,13 +80,15 @@ static int find_last(Scan *scan, int64_t *at, int64_t last, int eot) {
     return LLMC_OK;
 }
 
-/* Counts the windows, and writes their starts unless `starts` is NULL. */
-static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, int T, int eot, int pack) {
+/* Counts the windows, and writes their starts, at most so many, unless `starts` is NULL. */
+static int part_all(int64_t *starts, int64_t most, int64_t *count, int64_t *cut, Scan *scan, int T, int eot, int pack) {
     const int64_t end = scan->ids->n - 1;
     int begins = 1; /* the window starts where a document does */
     *count = *cut = 0;
     for (int64_t s = 0, next; s < end; s = next) {
         const int64_t last = end - s < T ? end : s + T;
+        CHECK(!starts || *count < most, LLMC_EFORMAT, "%s changed while it was read; start again",
+              scan->ids->file->path);
         if (starts) starts[*count] = s;
         ++*count;
         next = eot >= 0 ? s + 1 : last + 1;
@@ -104,11 +106,11 @@ static int part_all(int64_t *starts, int64_t *count, int64_t *cut, Scan *scan, i
 
 int windows_part(int64_t **starts, int64_t *count, int64_t *cut, const IdRange *ids, int T, int eot, int pack) {
     Scan scan = {.ids = ids, .buffer = malloc(BUFFER_BYTES)};
-    int rc = scan.buffer ? part_all(NULL, count, cut, &scan, T, eot, pack) : LLMC_ENOMEM;
+    int rc = scan.buffer ? part_all(NULL, 0, count, cut, &scan, T, eot, pack) : LLMC_ENOMEM;
     if (rc == 0) *starts = malloc(((size_t)*count + 1) * sizeof **starts);
     if (!scan.buffer || (rc == 0 && !*starts))
         rc = llmc_fail(LLMC_ENOMEM, "%s: no memory for the starts of its windows", ids->file->path);
-    if (rc == 0) rc = part_all(*starts, count, cut, &scan, T, eot, pack);
+    if (rc == 0) rc = part_all(*starts, *count, count, cut, &scan, T, eot, pack);
     free(scan.buffer);
     return rc;
 }

@@ -106,6 +106,12 @@ def test_embedding(kernels: Kernel, buffers: Buffers, form: str):
         assert_parity(out, *expected, what=f"{form} C={C}", stored=kernels.stored)
 
 
+def test_the_longest_row_fits_the_workspace_of_one_position(kernels: Kernel, buffers: Buffers):
+    """A row of fcprojw is 4 C long."""
+    kernels.workspace(1, 1, 24)
+    compressed(kernels, buffers, normal(3, 4 * 24), "int8")
+
+
 def test_numbers_that_are_special(kernels: Kernel, buffers: Buffers):
     """bf16 of infinities, of NaN, and of numbers halfway between two; a product with 1 reads them back."""
     special = [np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3.4e38, 1e-30]
