@@ -5,7 +5,8 @@
  * Order    context, outputs, inputs, sizes. Every matrix is row-major; a weight is (OC, C) as in nn.Linear.
  * Gradient Gradients are "d" + name. Parameter gradients accumulate (+=), activation gradients are
  *          written (=), except dresidual, the residual stream's, to which layernorm_backward adds.
- * Results  do not depend on the number of threads. No kernel allocates: scratch memory is ctx->workspace.
+ * Results  do not depend on the number of threads. Scratch memory is ctx->workspace; no kernel allocates, but one that
+ *          measures what is fastest for a shape (cuda/cublaslt_choose.cu).
  * This header is plain C, which cffi reads as it is. */
 #ifndef KERNELS_H
 #define KERNELS_H

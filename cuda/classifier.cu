@@ -83,11 +83,6 @@ static unsigned row_threads(int V, int W) {
     return needed < MAX_THREADS ? needed : MAX_THREADS;
 }
 
-int64_t gpu_classifier_workspace(int B, int T, int Vp) {
-    (void)B, (void)T, (void)Vp;
-    return 0;
-}
-
 void gpu_classifier_forward(Context *ctx, float *losses, float *lse, const floatX *logits, const int *targets, int B,
                             int T, int V, int Vp) {
     by_width(wide_rows(logits, Vp), [&](auto W) {

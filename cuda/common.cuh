@@ -1,7 +1,8 @@
 /* The common part of all layers: the entries of struct Kernels, the device, 16-byte accesses, sums over warps and blocks.
  *
  * Element   floatX is the stored element (kernels.h): float or bfloat16. All arithmetic is in float.
- * Order     Everything runs on one stream, in the order of the calls. No entry waits for the device or allocates.
+ * Order     Everything runs on one stream, in the order of the calls. No entry waits for the device or allocates; but cuBLASLt's
+ *           product does both when it meets a shape for the first time (cublaslt_choose.cu).
  * Results   are the same bits on every run: no sum depends on which block or warp comes first. */
 #pragma once
 #include "ptx.cuh"
@@ -19,7 +20,6 @@ int64_t gpu_encoder_workspace(int B, int T, int C, int Vp);
 int64_t gpu_layernorm_workspace(int B, int T, int C);
 int64_t gpu_matmul_workspace(int B, int T, int C, int Vp);
 int64_t gpu_attention_workspace(int B, int T, int C, int NH);
-int64_t gpu_classifier_workspace(int B, int T, int Vp);
 int64_t gpu_adamw_workspace(void);
 
 /* ---- the device ---- */

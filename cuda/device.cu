@@ -1,5 +1,5 @@
-/* The device: how it is opened, its memory, and the copies to and from it. Only sync waits for the device, and copy_in if
- * the host is far ahead. */
+/* The device: how it is opened, its memory, and the copies to and from it. Of these, only sync waits for the device, and
+ * copy_in if the host is far ahead. */
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
@@ -8,8 +8,16 @@ extern "C" {
 #include "../csrc/base/error.h"
 }
 
+static const char *remedy(cudaError_t error) {
+    if (error == cudaErrorMemoryAllocation)
+        return "end other processes on it, which nvidia-smi lists, or choose a smaller B";
+    if (error == cudaErrorNoKernelImageForDevice)
+        return "it must have compute capability 8.0 or later; with an older one take --device=cpu";
+    return "nvidia-smi and dmesg may tell what the device met; start again, from the last checkpoint";
+}
 static int fail(cudaError_t error, const char *what) {
-    return llmc_fail(LLMC_EDEVICE, "%s: %s failed: %s", llmc_backend(), what, cudaGetErrorString(error));
+    return llmc_fail(LLMC_EDEVICE, "%s: %s failed: %s; %s", llmc_backend(), what, cudaGetErrorString(error),
+                     remedy(error));
 }
 
 int gpu_present(void) {

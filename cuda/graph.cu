@@ -1,5 +1,6 @@
 /* CUDA graphs: calls that come again with the same arguments are recorded, and hundreds of kernels start at once. The first
- * time the calls are made as they are, which also loads their kernels; the second time they are recorded. */
+ * time the calls are made as they are, which also loads their kernels; the second time they are recorded. Calls that never
+ * came again, as those whose scale depends on a batch's masks, make room for others. */
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
@@ -12,6 +13,7 @@ struct Graphs {
         cudaGraphExec_t graph; /* NULL: the calls were seen once */
     } seen[MOST];
     int count, recording; /* recording: the number of the graph that is being recorded, or -1 */
+    int turn;             /* the place that was used again last */
 };
 
 static bool wanted(void) {
@@ -36,16 +38,26 @@ static int find(const Graphs *g, const int64_t key[4]) {
     return -1;
 }
 
+/* A place for calls that are seen for the first time: a new one, or the next whose calls were seen once; -1: all have graphs. */
+static int place(Graphs *g) {
+    if (g->count < MOST) return g->count++;
+    for (int i = 0; i < MOST; i++) {
+        g->turn = (g->turn + 1) % MOST;
+        if (!g->seen[g->turn].graph) return g->turn;
+    }
+    return -1;
+}
+
 int gpu_replay(Context *ctx, const int64_t key[4]) {
     Device *d = device_of(ctx);
     Graphs *g = graphs_of(d);
-    const int i = g ? find(g, key) : -1;
+    int i = g ? find(g, key) : -1;
     if (i >= 0 && g->seen[i].graph) {
         note(d, cudaGraphLaunch(g->seen[i].graph, d->stream));
         return 1;
     }
     if (i >= 0 && cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) g->recording = i;
-    if (g && i < 0 && g->count < MOST) memcpy(g->seen[g->count++].key, key, sizeof g->seen[0].key);
+    if (g && i < 0 && (i = place(g)) >= 0) memcpy(g->seen[i].key, key, sizeof g->seen[i].key);
     return 0;
 }
 

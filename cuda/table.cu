@@ -8,8 +8,8 @@ extern "C" {
 static int64_t workspace_bytes(int B, int T, int C, int NH, int Vp, int threads) {
     (void)threads;
     const int64_t needs[] = {gpu_encoder_workspace(B, T, C, Vp), gpu_layernorm_workspace(B, T, C),
-                             gpu_matmul_workspace(B, T, C, Vp),  gpu_attention_workspace(B, T, C, NH),
-                             gpu_classifier_workspace(B, T, Vp), gpu_adamw_workspace()};
+                             gpu_matmul_workspace(B, T, C, Vp), gpu_attention_workspace(B, T, C, NH),
+                             gpu_adamw_workspace()};
     int64_t most = 0;
     for (int64_t need : needs) most = need > most ? need : most;
     return divide_up(most, (int64_t)256) * 256;
@@ -40,12 +40,15 @@ static const char *name_of(int element) { return element == LLMC_FP32 ? "fp32" :
 extern "C" const Kernels *llmc_kernels(const char *isa, int element) {
     static const Kernels table = make_table();
     if (isa && *isa && strcmp(isa, table.name)) {
-        llmc_fail(LLMC_EDEVICE, "no kernels called '%s': this library has '%s'", isa, table.name);
+        llmc_fail(LLMC_EDEVICE, "no kernels called '%s': this library has '%s'; name that, or none", isa, table.name);
         return NULL;
     }
     if (element != LLMC_AUTO && element != table.element) {
-        llmc_fail(LLMC_EDEVICE, "%s was built for %s: its build for %s is another library", table.name,
-                  name_of(table.element), name_of(element));
+        llmc_fail(
+            LLMC_EDEVICE,
+            "%s was built for %s, and its build for %s is another library: choose the precision %s or auto, or run "
+            "python -m pyllmc.train, which finds both",
+            table.name, name_of(table.element), name_of(element), name_of(table.element));
         return NULL;
     }
     return table.supported() ? &table : NULL;

@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ffi, lib = _ffi.ffi(), _ffi.load()
 # only the builds for emulation have these
 ffi.cdef("int emu_options(const char *schedule, uint64_t seed, int defer);")
-ffi.cdef("void emu_statistics(uint64_t counts[5]);")
+ffi.cdef("void emu_statistics(uint64_t counts[6]);")
 
 
 def pytest_configure(config) -> None:

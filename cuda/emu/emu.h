@@ -126,7 +126,7 @@ void emu_workers(int workers);
 void emu_skip_barrier(const char *file_line);
 /* The number of errors that the checked build found since the last call, with a line each in text. -1: no checked build. */
 int emu_report(char *text, size_t size);
-/* The counts so far: launches, blocks, threads, switches, and how often the host waited for the device. */
-void emu_statistics(uint64_t counts[5]);
+/* The counts so far: launches, blocks, threads, switches, how often the host waited for the device, and started graphs. */
+void emu_statistics(uint64_t counts[6]);
 }
 #pragma GCC visibility pop

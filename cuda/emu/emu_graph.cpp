@@ -110,6 +110,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     return sticky_error();
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    graphs += 1;
     return submit(stream, [work = exec->work] { replay(work); });
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return sticky_error(); }

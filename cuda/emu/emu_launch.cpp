@@ -64,6 +64,7 @@ uint32_t Random::next() {
 
 static std::atomic<uint64_t> launches, blocks, threads, switches;
 std::atomic<uint64_t> synchronisations;
+std::atomic<uint64_t> graphs;
 
 void count_block(Worker &w, unsigned n) {
     blocks += 1;
@@ -247,12 +248,13 @@ void emu_skip_barrier(const char *file_line) {
     emu::options().skip_file = given ? text.substr(0, colon) : "";
     emu::options().skip_line = given ? atoi(text.c_str() + colon + 1) : 0;
 }
-void emu_statistics(uint64_t counts[5]) {
+void emu_statistics(uint64_t counts[6]) {
     counts[0] = emu::launches;
     counts[1] = emu::blocks;
     counts[2] = emu::threads;
     counts[3] = emu::switches;
     counts[4] = emu::synchronisations;
+    counts[5] = emu::graphs;
 }
 #ifndef EMU_CHECK
 int emu_report(char *, size_t) { return -1; }

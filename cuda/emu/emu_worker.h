@@ -137,6 +137,7 @@ Options &options(); /* the environment's at first */
 void run_grid(const Launch &launch);
 void count_block(Worker &w, unsigned threads);
 extern std::atomic<uint64_t> synchronisations; /* times the host waited for the device */
+extern std::atomic<uint64_t> graphs;           /* those that were started */
 
 /* The largest dynamic shared memory, without a request for more and with one. */
 constexpr size_t shared_default = 48 << 10, shared_most = 227 << 10;

@@ -96,18 +96,35 @@ def test_a_graph_changes_no_bit(name: str, dropout: float, monkeypatch):
     assert everything(*train(dropout, **on(name))) == expected
 
 
-def waits() -> int:
-    """The number of times that the host has waited for the device so far."""
-    counts = ffi.new("uint64_t[5]")
-    DEVICES["emu"].emu_statistics(counts)
-    return counts[4]
+def counts() -> dict[str, int]:
+    """How often the host has waited for the device so far, and the graphs that it has started."""
+    found = ffi.new("uint64_t[6]")
+    DEVICES["emu"].emu_statistics(found)
+    return {"waits": found[4], "graphs": found[5]}
+
+
+@pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
+def test_steps_that_never_come_again_leave_room_for_graphs():
+    """Masked data gives nearly every micro-step its own scale."""
+    m = pyllmc.Model(SMALLER, B=1, T=3, keep_logits=False, **on("emu"))
+    ids = np.arange(3)[None]
+
+    def started(scale: float) -> int:
+        before = counts()["graphs"]
+        m.micro_step(ids, ids, scale=scale)
+        return counts()["graphs"] - before
+
+    assert [started(0.5) for _ in range(3)] == [0, 1, 1]
+    assert not any(started(1 + i / 64) for i in range(1, 50))
+    assert [started(0.25) for _ in range(3)] == [0, 1, 1]
+    assert started(0.5) == 1  # a graph stays
 
 
 @pytest.mark.skipif("emu" not in EMULATED, reason="needs make emu")
 def test_a_step_waits_for_the_device_once(letters):
     """This includes micro-steps, norm, clipping and AdamW, from the first step on."""
     trainer = pyllmc.Trainer(out="", max_steps=5, **{**letters, "val_every": 0, "checkpoint_every": 0})
-    seen = [waits() for event in trainer if event.kind == "step"]
+    seen = [counts()["waits"] for event in trainer if event.kind == "step"]
     assert len(seen) == 5 and set(np.diff(seen)) == {1}
 
 
