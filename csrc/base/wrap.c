@@ -26,7 +26,11 @@ static int columns_of(uint32_t code) {
     return value_in(ranges, sizeof ranges / sizeof *ranges, code, code >= 32 && code != 127);
 }
 
-llmc_wrap *llmc_wrap_new(void) { return calloc(1, sizeof(llmc_wrap)); }
+llmc_wrap *llmc_wrap_new(void) {
+    llmc_wrap *w = calloc(1, sizeof *w);
+    if (!w) llmc_fail(LLMC_ENOMEM, "no memory to wrap a text");
+    return w;
+}
 
 void llmc_wrap_free(llmc_wrap *w) {
     if (w) free(w->out);

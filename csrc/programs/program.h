@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "pyllmc.h"
+#include "base/error.h"
 #include "base/signals.h"
 #include "programs/terminal.h"
 
@@ -64,7 +65,7 @@ static inline int show_about(int parsed, const char *command, const llmc_options
     }
     const int width = help_columns(), n = llmc_options_help(options, command, width, NULL, 0);
     char *text = n < 0 ? NULL : malloc((size_t)n + 1);
-    if (!text) return fail(command, LLMC_ENOMEM);
+    if (!text) return fail(command, n < 0 ? n : llmc_fail(LLMC_ENOMEM, "no memory for the help"));
     llmc_options_help(options, command, width, text, (size_t)n + 1);
     show(text, n);
     free(text);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/binfile.h"
+#include "text/agree.h"
 #include "text/bpe.h"
 #include "base/crc32.h"
 #include "base/error.h"
@@ -210,7 +211,7 @@ int llmc_tokenizer_size(const llmc_tokenizer *t) { return t->vocab.n; }
 
 int llmc_tokenizer_fits(const llmc_tokenizer *t, int V, const char *name) {
     const int n = t->vocab.n;
-    CHECK(n <= V && V <= (n + 127) / 128 * 128, LLMC_EINVAL,
+    CHECK(vocabulary_fits(n, V), LLMC_EINVAL,
           "%s has %d ids, the model V=%d: it is another model's tokenizer, name the one it was trained with", name, n,
           V);
     return LLMC_OK;

@@ -280,7 +280,9 @@ def test_a_tokenizer_is_found_beside_the_weights(letters, checkpoint, tmp_path, 
     assert (done.returncode, done.stdout.decode()) == (0, text + "\n")
 
 
-@pytest.mark.parametrize("V, fits", [(13, True), (128, True), (129, False), (12, False)])
+@pytest.mark.parametrize(
+    "V, fits", [(13, True), (14, True), (128, True), (15, False), (129, False), (12, False)]
+)
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, V, fits):
     """Fewer ids than in the model are padding, more would make garbage; the model's own tokenizer may have fewer."""
     model, path = make_model(PIECES, vocab=V), tmp_path / "tokenizer.bin"
