@@ -558,7 +558,7 @@ class Trainer:
             make_config(o, fallback=1)  # refuses impossible sizes before data is made
         data = o.data
         if data == telling.default_folder():
-            make_default_data(data)
+            telling.make_default(data)
         shards = find_shards(data)
         for path in shards:
             inspect_shard(path)  # reports bad data before a vocabulary that the model lacks
@@ -737,13 +737,6 @@ class Trainer:
             mean, n = self.counted(val)
             total, weight = total + n * mean.item(), weight + n
         return total / weight
-
-
-def make_default_data(folder: str) -> None:
-    """Makes the stories if they are not there."""
-    if not Path(folder, "meta.json").exists():
-        print(f"making {folder}", file=sys.stderr)
-        telling.write_dataset(folder)
 
 
 PROG = "train_gpt2.py"
