@@ -643,7 +643,8 @@ class Trainer:
     def report(self, loss: float, lr: float, norm: float, ms: float, eta: float) -> None:
         size = self.windows * self.data.T
         last, tok_s = self.o.max_steps, size / ms * 1e3
-        special = f" | batch {size}" if self.o.batch_ramp_tokens else ""
+        other = self.o.batch_ramp_tokens or self.o.global_batch > self.o.B
+        special = f" | batch {size}" if other else ""
         live.clear()
         print(
             f"step {self.step:{len(str(last))}}/{last} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | "
@@ -749,6 +750,10 @@ SEVERAL = (
     "diloco_momentum",
     "timeout",
 )  # options of several processes, which the reference does not start
+WITHOUT_EFFECT = (  # options of samples, checkpoints and memory, which a command line for ./train_gpt2 may hold
+    *"template sample_every sample_tokens prompt temperature top_k top_p repetition_penalty".split(),
+    *"checkpoint_every keep recompute".split(),
+)
 EXTRA = {  # options that only this front end has
     "export": ("", "write the weights as llm.c's model file at the end"),
     "export_version": ("3", "version of that file; 3: fp32, 5: bf16"),
@@ -761,6 +766,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     hidden = (
         *"eval_tasks eval_every eval_data eval_limit".split(),
         *"out overwrite resume plan train_only lora_rank lora_alpha lora_dropout lora_on".split(),
+        *WITHOUT_EFFECT,
         *SEVERAL,
     )
     parser = options.make_parser(PROG, about, hidden=hidden)

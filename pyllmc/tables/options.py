@@ -360,7 +360,7 @@ def make_parser(
 ) -> Parser:
     """A parser of the options in `names`, or of all options of training under their headings.
 
-    hidden: options that --help does not show, because the program only refuses them; defaults: replace the table's.
+    hidden: options that --help does not show, because the program refuses them, or does nothing with them; defaults: replace the table's.
     """
     usage = "%(prog)s [--name=value ...]"
     twice = "If an option is given twice, the last one counts."
