@@ -122,7 +122,9 @@ def test_a_measured_step_is_told_as_measured(isa, precision):
 @pytest.mark.parametrize("isa", compute.reports())
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_sizes_are_estimated_well(isa, precision):
-    """A step of 256 tokens from one of 4,096, and the other way round, each of which was measured."""
+    """A step of 256 tokens from one of 4,096, and the other way round, each of which was measured: as well as the page says."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    share = int(re.findall(r"the other way round, within (\d+) % on all CPUs", page)[0]) / 100
     found = compute.reports()[isa]
     rows = {
         row.work.T: row
@@ -134,7 +136,7 @@ def test_other_sizes_are_estimated_well(isa, precision):
         alone = {**found, "rows": {"kernels": found["rows"]["kernels"], "steps": steps}}
         estimate = compute.from_report(alone, rows[other].work)
         assert estimate.kind == "scaled" and estimate.source.startswith("an estimate")
-        assert estimate.seconds == pytest.approx(rows[other].seconds, rel=0.12 if isa == "avx512" else 0.06)
+        assert estimate.seconds == pytest.approx(rows[other].seconds, rel=share)
 
 
 @pytest.mark.parametrize("options", ["--lora_rank=4", "--train_only=wte", "--recompute=4"])
