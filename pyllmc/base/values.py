@@ -61,7 +61,7 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
-MOST_BYTES = 1e18  # of a size, or of a second
+MOST_BYTES = 1e18  # a size or a rate above it is a mistake
 UNITS = {letter: 1000.0**i for i, letter in enumerate("kmgt", 1)}
 RATE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])(bit(?:/s)?|bps|B/s)", re.ASCII)
 SIZE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])B", re.ASCII)
