@@ -558,7 +558,7 @@ class Trainer:
             make_config(o, fallback=1)  # refuses impossible sizes before data is made
         data = o.data
         if data == telling.default_folder():
-            make_default_data(data)
+            telling.make_default(data)
         shards = find_shards(data)
         for path in shards:
             inspect_shard(path)  # reports bad data before a vocabulary that the model lacks
@@ -643,7 +643,8 @@ class Trainer:
     def report(self, loss: float, lr: float, norm: float, ms: float, eta: float) -> None:
         size = self.windows * self.data.T
         last, tok_s = self.o.max_steps, size / ms * 1e3
-        special = f" | batch {size}" if self.o.batch_ramp_tokens else ""
+        other = self.o.batch_ramp_tokens or self.o.global_batch > self.o.B
+        special = f" | batch {size}" if other else ""
         live.clear()
         print(
             f"step {self.step:{len(str(last))}}/{last} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | "
@@ -739,13 +740,6 @@ class Trainer:
         return total / weight
 
 
-def make_default_data(folder: str) -> None:
-    """Makes the stories if they are not there."""
-    if not Path(folder, "meta.json").exists():
-        print(f"making {folder}", file=sys.stderr)
-        telling.write_dataset(folder)
-
-
 PROG = "train_gpt2.py"
 SIZES = dict(zip(hub.OPENAI, ("d12", "d24", "d36", "d48")))  # the names of fresh models of OpenAI's sizes
 SEVERAL = (
@@ -756,6 +750,10 @@ SEVERAL = (
     "diloco_momentum",
     "timeout",
 )  # options of several processes, which the reference does not start
+WITHOUT_EFFECT = (  # options of samples, checkpoints and memory, which a command line for ./train_gpt2 may hold
+    *"template sample_every sample_tokens prompt temperature top_k top_p repetition_penalty".split(),
+    *"checkpoint_every keep recompute".split(),
+)
 EXTRA = {  # options that only this front end has
     "export": ("", "write the weights as llm.c's model file at the end"),
     "export_version": ("3", "version of that file; 3: fp32, 5: bf16"),
@@ -768,6 +766,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     hidden = (
         *"eval_tasks eval_every eval_data eval_limit".split(),
         *"out overwrite resume plan train_only lora_rank lora_alpha lora_dropout lora_on".split(),
+        *WITHOUT_EFFECT,
         *SEVERAL,
     )
     parser = options.make_parser(PROG, about, hidden=hidden)

@@ -279,7 +279,7 @@ def stay_down(case: Case) -> None:
         seconds = time.monotonic() - began
     one = [line for line in run.reasons if "rank 1 of 2 does not answer" in line]
     other = [line for line in run.reasons if "rank 1 reaches no other process" in line]
-    step = soak.sections(run.folder / "last.ckpt")["STATE"].decode().split("\n")[0]
+    step = soak.state(run.folder / "last.ckpt").split("\n")[0]
     case.tell(
         f"the link of rank 1 stays down: all end within {seconds:.1f} s, --timeout={TIMEOUT}, each machine with a line: "
         f"{run.reasons}; last.ckpt of {step} is whole",
@@ -316,7 +316,7 @@ def disk(case: Case) -> None:
         run = case.start("disk")
         codes = run.end()
         full = len(run.reasons) == 1 and "cannot be written: No space left on device" in run.reasons[0]
-        left = soak.sections(run_folder / "last.ckpt")["STATE"].decode().split("\n")[0]
+        left = soak.state(run_folder / "last.ckpt").split("\n")[0]
         case.tell(
             f"the disk of rank 0 is full: one line: {run.reasons}; last.ckpt of {left} is whole",
             any(codes) and full,

@@ -14,7 +14,6 @@ import json
 import random
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pyllmc.convert.to_bin import section  # noqa: E402
+from pyllmc.engine import _ffi  # noqa: E402
+from pyllmc.engine.checkpoint import CHECKSUM, OPTIONS, STATE, read_section  # noqa: E402
 from pyllmc.text import bins  # noqa: E402
 
 Sample = dict[str, float]
@@ -46,17 +48,15 @@ def write_tokens(folder: Path) -> Path:
     return folder
 
 
-def sections(checkpoint: Path) -> dict[str, bytes]:
-    """A checkpoint's sections, without the options, which name its path, and without the checksum."""
-    data = checkpoint.read_bytes()
-    maxT, _, L, _, C, Vp = struct.unpack_from("<6i", data, 8)
-    end = bins.HEADER_BYTES + 4 * (Vp * C + maxT * C + L * (12 * C * C + 13 * C) + 2 * C)
-    found = {"weights": data[:end]}
-    while end < len(data):
-        tag, size = data[end : end + 8].decode().strip(), int.from_bytes(data[end + 8 : end + 16], "little")
-        found[tag] = data[end + 16 : end + 16 + size]
-        end += 16 + size
-    return {tag: part for tag, part in found.items() if tag not in ("OPTIONS", "CRC32")}
+def content(checkpoint: Path) -> bytes:
+    """A checkpoint without the options, which name its path, and without the checksum."""
+    options = read_section(_ffi.load(), checkpoint, OPTIONS)
+    return checkpoint.read_bytes().replace(section(OPTIONS, options), b"", 1)[:-CHECKSUM]
+
+
+def state(checkpoint: Path) -> str:
+    """The lines that say where a checkpoint's run stands; step=N is the first."""
+    return read_section(_ffi.load(), checkpoint, STATE).decode()
 
 
 def metrics(run: Path) -> list[tuple[Any, ...]]:
@@ -67,7 +67,7 @@ def metrics(run: Path) -> list[tuple[Any, ...]]:
 
 def outcome(run: Path) -> tuple[Any, ...]:
     best = run / "best.ckpt"
-    return sections(run / "last.ckpt"), sections(best) if best.exists() else {}, metrics(run)
+    return content(run / "last.ckpt"), content(best) if best.exists() else b"", metrics(run)
 
 
 def train(program: str, *options: str) -> None:

@@ -16,6 +16,7 @@ from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import adapters_of
 from pyllmc.engine.weightfile import WeightFile
 from pyllmc.model import Model
+from pyllmc.tables import options as table
 
 MODEL = "model.bin"
 
@@ -38,9 +39,8 @@ def adopt_model(options: Any) -> None:
     found = _foreign(name, options.lib)
     if found is None:
         return
-    merged = options.is_chat or (options.is_given("lora_rank") and options.get("lora_rank") == "0")
-    if found.kind == ADAPTER and not merged:
-        _adopt_adapter(options, found)
+    if found.kind == ADAPTER and not options.is_chat and not peft_adapter.is_merged(given := _given(options)):
+        _adopt_adapter(options, found, given)
         return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, _place(options), options))
@@ -56,24 +56,23 @@ def _refuse_resume(options: Any) -> None:
         )
 
 
-def _adopt_adapter(options: Any, found: Found) -> None:
+def _given(options: Any) -> dict[str, Any]:
+    """The options about adapters that were set after the defaults, as values."""
+    known = table.options()
+    return {
+        name: known[name].read(options.get(name)) for name in peft_adapter.OPTIONS if options.is_given(name)
+    }
+
+
+def _adopt_adapter(options: Any, found: Found, given: dict[str, Any]) -> None:
     """Makes a file of ours from an adapter of PEFT's. Raises InvalidArgument for options that are not the adapter's, BadFile
     if its base has other weights than it was trained on."""
     folder = found.where
     a = peft_adapter.read_folder(folder)
-    on = a.on(folder)
-    for option, value in (("lora_rank", a.rank), ("lora_alpha", a.alpha), ("lora_on", on)):
-        given = options.get(option) if options.is_given(option) else ""
-        options.set(option, value)
-        if given and sorted(options.get(option).split(",")) != sorted(given.split(",")):
-            raise InvalidArgument(
-                f"--{option}={given}, but {folder} has {options.get(option)}: leave the option out, or train the merged model with "
-                "--lora_rank=0"
-            )
-    if not options.is_given("lora_dropout"):
-        options.set("lora_dropout", a.dropout)
+    for name, value in (how := a.options(folder, given)).items():
+        options.set(name, value)
     model = Model(
-        a.base, B=1, T=1, keep_logits=False, lora_rank=a.rank, lora_alpha=a.alpha, lora_on=on
+        a.base, B=1, T=1, keep_logits=False, lora_rank=a.rank, lora_alpha=a.alpha, lora_on=how["lora_on"]
     )  # with gradients, because a file of adapters holds what is trained
     for name, tensor in a.tensors.items():
         model.params[name] = tensor.read()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import InvalidArgument, begin_command, run_command
+from pyllmc.base.errors import InvalidArgument, begin_command, need, run_command
 
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 from pyllmc.base.values import at_least, number, rate, size
 from pyllmc.draw.efficiency import draw_efficiency
 from pyllmc.draw.losses import checked_path
-from pyllmc.draw.picture import DARK, LIGHT
+from pyllmc.draw.picture import DARK, LIGHT, WHY
 from pyllmc.planning import compute, memory, report, told
 from pyllmc.planning.compute import Compute, Work
 from pyllmc.planning.steptime import BF16, FP32, OVERLAP, TCP, Job, Way
@@ -33,20 +33,8 @@ EXAMPLES = (
     "python -m pyllmc.plan --tok_s=3e5 --memory=24GB --zero=1 --out=plan.png",
 )
 MEASURED_STEPS = 3
+LEAST, MOST = 1e-6, 1e12  # bounds of what is measured or assumed, so that what follows is finite
 LONGER = {3: "about 4 %", 4: "up to a fifth"}  # a step, by --recompute
-
-
-def positive(most: float = float("inf")) -> Callable[[str], float]:
-    """The type of an argument that is a number above 0, and below `most`."""
-
-    def read(text: str) -> float:
-        value = number(text)
-        if not 0 < value < most:
-            bound = f" and below {most:g}" if most < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text} is not above 0{bound}")
-        return value
-
-    return read
 
 
 def between(low: float, high: float) -> Callable[[str], float]:
@@ -111,11 +99,15 @@ def _add_cluster(group: Any) -> None:
 
 def _add_compute(group: Any) -> None:
     group.add_argument(
-        "--step_ms", type=positive(), default=0.0, metavar="X", help="milliseconds that you have measured"
+        "--step_ms",
+        type=between(LEAST, MOST),
+        default=0.0,
+        metavar="X",
+        help="milliseconds that you have measured",
     )
     group.add_argument(
         "--tok_s",
-        type=positive(),
+        type=between(LEAST, MOST),
         default=0.0,
         metavar="X",
         help="tokens a second of one process that you have measured",
@@ -127,14 +119,14 @@ def _add_compute(group: Any) -> None:
     )
     group.add_argument(
         "--mfu",
-        type=positive(1.000001),
+        type=between(LEAST, 1),
         default=0.0,
         metavar="X",
         help="assume this share of the peak, by llm.c's formula (6 N + 6 L C T); 0.4 is 40 %%",
     )
     group.add_argument(
         "--peak_tflops",
-        type=positive(),
+        type=between(LEAST, MOST),
         default=0.0,
         metavar="X",
         help="the peak; default: dense bf16 of the GPU's data sheet",
@@ -158,8 +150,20 @@ def _add_way(group: Any) -> None:
         help=f"share of a micro-step in which gradients travel unnoticed [{OVERLAP}]",
     )
     group.add_argument(
-        "--aim", type=positive(1), default=0.9, metavar="X", help="the efficiency aimed at [0.9]"
+        "--aim",
+        type=between(LEAST, 1 - LEAST),
+        default=0.9,
+        metavar="X",
+        help="the efficiency aimed at [0.9]",
     )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options by name, and `given`: the names of those that the user gave."""
+    parser = make_parser()
+    o = parser.parse_args(arguments)
+    o.given = parser.given
+    return o
 
 
 # ---- the work ----
@@ -217,6 +221,7 @@ def unlike_bench(o: argparse.Namespace) -> str:
 
 
 def make_plan(o: argparse.Namespace) -> dict[str, Any]:
+    """The plan of what parse() returns, as a dictionary. Raises InvalidArgument, BadFile, NoDevice."""
     memory.adopt_adapter(o)
     if o.zero and o.diloco:
         raise InvalidArgument(
@@ -265,11 +270,12 @@ def draw(o: argparse.Namespace, found: dict[str, Any]) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    o = make_parser().parse_args(arguments)
+    o = parse(arguments)
 
     def work() -> None:
         if o.out:
             checked_path(o.out)
+            need("matplotlib", WHY)
         found = make_plan(o)
         print(json.dumps(found, indent=2) if o.json else told.text(found))
         if o.out:

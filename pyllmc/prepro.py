@@ -104,7 +104,7 @@ def _encoding(text: str) -> str:
     try:
         if codecs.lookup(text)._is_text_encoding:  # type: ignore[attr-defined]
             return text
-    except LookupError:
+    except (LookupError, ValueError):  # a ValueError is about a name that no encoding can have
         pass
     raise argparse.ArgumentTypeError(
         f"{text!r} is no encoding: utf-8, cp1252, latin-1, utf-16 and the like are"
@@ -376,7 +376,7 @@ def run(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace, meta: dict[str, Any]) -> None:
     tokens, name, V = meta["tokens"], meta["tokenizer"]["name"], meta["vocab_size"]
-    warning = validation_warning(**tokens) if args.input else ""
+    warning = validation_warning(**tokens) if args.input and not args.split else ""
     if warning:
         warn(args, f"warning: {warning}")
     print(f"{args.out}: {tokens['train']:,} train and {tokens['val']:,} validation tokens ({name}, V={V})")

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     begin_command()
 
 from pyllmc.base.checks import text_bytes
+from pyllmc.base.values import whole
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser
 from pyllmc.text.bpe import merge_steps, split_words
@@ -39,6 +40,7 @@ EXAMPLES = (
     "python -m pyllmc.tokenizer decode vocab.bpe 15496 995",
     "python -m pyllmc.tokenizer info runs/demo",
 )
+MOST_OF_AN_ID = 40  # characters of a wrong id that are shown
 MOST_SHOWN = 2000  # bytes of a text whose merges are shown one by one
 
 
@@ -54,13 +56,21 @@ def encode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     print(*ids)
 
 
+def id_in(word: str) -> int:
+    """The id that a word is. Raises DataError if it is none."""
+    try:
+        if word.isdecimal():
+            return whole(word)
+    except argparse.ArgumentTypeError:
+        pass
+    shown_part = word if len(word) <= MOST_OF_AN_ID else f"{word[:MOST_OF_AN_ID]}..."
+    raise DataError(f"{shown_part!r} is no id: ids are whole numbers, with spaces between")
+
+
 def decode(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     """Writes the very bytes of the text; ends the line only on a terminal."""
     words = re.split(r"[\s,]+", " ".join(args.ids) if args.ids else sys.stdin.read())
-    wrong = next((word for word in words if word and not word.isdecimal()), None)
-    if wrong is not None:
-        raise DataError(f"{wrong!r} is no id: ids are whole numbers, with spaces between")
-    text = tokenizer.decode_bytes(int(word) for word in words if word)
+    text = tokenizer.decode_bytes([id_in(word) for word in words if word])
     sys.stdout.buffer.write(text + b"\n" * sys.stdout.isatty())
 
 

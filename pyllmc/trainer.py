@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from pyllmc.adopt import adopt_model
-from pyllmc.base import live
 from pyllmc.base.checks import NotCopied, as_flag, as_path, as_word, refuse
-from pyllmc.base.errors import DataError, InvalidArgument
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.distributed.team import Team
 from pyllmc.engine import _ffi
 from pyllmc.engine.settings import Options
@@ -56,17 +55,6 @@ class Event:
     text: str
 
 
-def make_data(data: str) -> None:
-    """Makes the stories, unless another process has made them meanwhile."""
-    if os.path.exists(os.path.join(data, "meta.json")):
-        return
-    live.tell(f"making {data}")
-    try:
-        telling.write_dataset(data)
-    except DataError as error:
-        raise type(error)(f"{error}, or give --data") from error
-
-
 def turns_of(team: Team | None) -> Callable[[Callable[[], Any]], Any]:
     """Calls what it gets: on several processes on one after another."""
     return team.in_turn if team else lambda work: work()
@@ -84,7 +72,7 @@ def prepare(options: Options, team: Team | None) -> Any:
     lib = options.load()
     in_turn(lambda: adopt_model(options))
     missing = _ffi.check(lib, lib.llmc_trainer_check(options.handle))
-    in_turn(lambda: make_data(options.get("data")) if missing else None)
+    in_turn(lambda: telling.make_default(options.get("data")) if missing else None)
     return lib
 
 

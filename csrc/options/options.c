@@ -125,12 +125,15 @@ int option_find(const llmc_options *options, const char *name, const Option **fo
 
 /* ---- values ---- */
 
+/* The bound of a whole number; a double holds 2^63 in place of 2^63 - 1. */
+static long long whole_bound(double bound) { return bound < 0x1p63 ? (long long)bound : INT64_MAX; }
+
 static int parse_int(const Option *o, const char *text, int64_t *value) {
     int64_t n = 0;
     const int rc = number_whole(text, &n);
     CHECK(rc >= 0, LLMC_EINVAL, "--%s=%.60s is not a whole number", o->name, text);
-    CHECK(!rc && (double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %.0f..%.0f", o->name,
-          text, o->least, o->most);
+    CHECK(!rc && (double)n >= o->least && (double)n <= o->most, LLMC_EINVAL, "--%s=%.60s is not in %lld..%lld", o->name,
+          text, whole_bound(o->least), whole_bound(o->most));
     *value = n;
     return LLMC_OK;
 }

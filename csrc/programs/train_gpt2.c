@@ -74,7 +74,8 @@ static int on_pulse(void *context, const char *text) {
 /* ---- the default data ---- */
 
 #ifdef __wasi__
-static int make_stories(const char *data) {
+static int make_stories(const llmc_options *options, const char *data) {
+    (void)options;
     fprintf(stderr, "train_gpt2: there is no %s, and this system starts no program that would make it: give --data\n",
             data);
     return 5;
@@ -139,8 +140,8 @@ static int tell_maker_failed(const char *data, const char *line, int status) {
     return its_own ? WEXITSTATUS(status) : 1 - LLMC_EIO;
 }
 
-/* Makes the stories with python3. */
-static int make_stories(const char *data) {
+/* Makes the stories with python3, unless another process makes them meanwhile. */
+static int make_stories(const llmc_options *options, const char *data) {
     char line[4096] = "";
     fprintf(stderr, "making %s\n", data);
     const int status = run_maker(data, line, sizeof line);
@@ -148,7 +149,7 @@ static int make_stories(const char *data) {
     if (status == 0) return 0;
     if (status > 0 && (WIFSIGNALED(status) || WEXITSTATUS(status) == INTERRUPTED))
         return INTERRUPTED; /* Ctrl-C reaches the child too */
-    return tell_maker_failed(data, line, status);
+    return llmc_trainer_check(options) ? tell_maker_failed(data, line, status) : 0;
 }
 #endif
 
@@ -159,7 +160,7 @@ static int check_and_make_data(const llmc_options *options) {
     const int needed = llmc_trainer_check(options);
     if (needed < 0) return fail(PROGRAM, needed);
     llmc_options_get(options, "data", data, sizeof data);
-    return needed ? make_stories(data) : 0;
+    return needed ? make_stories(options, data) : 0;
 }
 
 /* ---- training ---- */

@@ -61,19 +61,20 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
+MOST_BYTES = 1e18  # a size or a rate above it is a mistake
 UNITS = {letter: 1000.0**i for i, letter in enumerate("kmgt", 1)}
 RATE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])(bit(?:/s)?|bps|B/s)", re.ASCII)
 SIZE = re.compile(r"([\d._eE+-]+) ?([kmgtKMGT])B", re.ASCII)
 
 
 def _with_unit(text: str, pattern: re.Pattern[str], what: str) -> float:
-    """A number above 0 with a decimal unit, in bytes. Bits and bytes are told apart by whole words: b and B are too alike."""
+    """A number with a decimal unit, in bytes: one byte or more. Bits and bytes are told apart by whole words: b and B are too alike."""
     found = pattern.fullmatch(text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     value = number(found[1]) * UNITS[found[2].lower()] / (8 if "b" in text[found.end(2) :] else 1)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0, or too much")
+    if not 1 <= value <= MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in 1..{MOST_BYTES:g} bytes")
     return value
 
 

@@ -13,7 +13,7 @@ from pyllmc.base.errors import InvalidArgument, begin_command, run_command, type
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc.convert import open_weights
+from pyllmc.convert import hub, open_weights
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
@@ -111,6 +111,7 @@ def holds_adapters(o: Any) -> bool:
 
 def convert(o: Any) -> None:
     """Converts SRC into DST; refuses what can be refused before it reads anything large."""
+    hub.check_revision(o.source, o.revision)
     if holds_adapters(o):
         print(f"wrote {o.destination}: {save_adapter(o.destination, Path(o.source), o.overwrite, o.base)}")
         return

@@ -199,7 +199,7 @@ def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(meta.get("source"), str):
         rows.append(("data", meta["source"]))
     tokens = meta.get("tokens")
-    if isinstance(tokens, dict):
+    if isinstance(tokens, dict) and tokens and all(isinstance(n, int) for n in tokens.values()):
         rows.append(("tokens of the data", ", ".join(f"{n:,} {split}" for split, n in tokens.items())))
     return rows
 

@@ -34,6 +34,15 @@ def repository(name: str) -> str:
     return name if is_name and not os.path.exists(name) else ""
 
 
+def check_revision(name: str, revision: str | None) -> None:
+    """Raises InvalidArgument if a revision is asked of something that is not of the hub."""
+    revision = None if revision is None else as_text("revision", revision)
+    if revision is not None and not repository(name):
+        raise InvalidArgument(
+            f"{name} is not of the hub, whose models a revision chooses among: leave the revision out"
+        )
+
+
 def fetch(name: str, revision: str | None = None) -> Path:
     """Downloads a model of the hub and its tokenizer, once; returns the folder. Pickles are taken only if need be."""
     name = as_path("name", name)

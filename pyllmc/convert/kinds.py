@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllmc.base.checks import as_path, as_text
+from pyllmc.base.checks import as_path
 from pyllmc.base.errors import BadFile, InvalidArgument, SystemFailure
 from pyllmc.base.files import check_regular, explain_os_errors, reading
 from pyllmc.convert import hub
@@ -100,9 +100,10 @@ def _kind_of_file(path: Path) -> Found:
 
 
 def find(path: str | os.PathLike[str], revision: str | None = None) -> Found:
-    """Finds the weights at a path or under a name of the hub. Raises BadFile or SystemFailure if there are none."""
+    """Finds the weights at a path or under a name of the hub. Raises BadFile or SystemFailure if there are none,
+    InvalidArgument for a revision of something that is not of the hub."""
     name = as_path("path", path)
-    revision = None if revision is None else as_text("revision", revision)
+    hub.check_revision(name, revision)
     local = Path(name)
     with explain_os_errors("read", name, "check the path and its permissions"):
         if local.is_dir():

@@ -25,6 +25,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 CHECKSUM = "pyllmc_base_checksum"  # in the metadata of TENSORS, which other readers skip
 ENDS = (".lora_A.weight", ".lora_B.weight")
+OPTIONS = ("lora_rank", "lora_alpha", "lora_on", "lora_dropout")  # options of training that an adapter brings
 # options of PEFT's that make another formula of it, and the values at which they do not
 PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",), "use_dora": (None, False), "use_rslora": (None, False), "rank_pattern": (None, {}),
@@ -58,6 +59,32 @@ class Adapter(NamedTuple):
                     f"{folder} adapts {target} in some layers only, which cannot be trained further: merge it, with --lora_rank=0"
                 )
         return ",".join(target for target, each in held.items() if all(each))
+
+    def options(self, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """OPTIONS of a training that goes on with the adapter; given: those that the user gave. Raises InvalidArgument for one that is not
+        the adapter's, but for the dropout, which may change; BadFile as on() does."""
+        own = {"lora_rank": self.rank, "lora_alpha": self.alpha, "lora_on": self.on(folder)}
+        for name, value in own.items():
+            asked = given.get(name, "")
+            if asked != "" and _parts(asked) != _parts(value):
+                raise InvalidArgument(
+                    f"--{name}={_told(asked)}, but {folder} has {_told(value)}: leave the option out, or train the merged model "
+                    "with --lora_rank=0"
+                )
+        return {**own, "lora_dropout": given.get("lora_dropout", self.dropout)}
+
+
+def is_merged(given: Mapping[str, Any]) -> bool:
+    """True if the options that the user gave ask for training the merged model."""
+    return given.get("lora_rank") == 0
+
+
+def _parts(value: Any) -> Any:
+    return set(value.split(",")) if isinstance(value, str) else value
+
+
+def _told(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def open_folder(folder: Path, said: Any = None) -> Weights:

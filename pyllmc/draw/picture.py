@@ -16,7 +16,7 @@ from pyllmc.base.files import atomic_path, writing
 from pyllmc.draw import curves
 from pyllmc.draw.curves import Curve
 
-WHY = "the loss curve"
+WHY = "the picture"
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_s": "tokens/s"}
 NOTE_SIDES = (0, -30, 30, -70, 70, -110, 110, -160, 160, -220, 220)  # points to the right of the best value
 NOTE_HEIGHTS = (30, 45, 70, 100, 140, 180, -30, -45, -70, -100)  # points above the best value

@@ -122,12 +122,13 @@ def library(precision: str, gpu: bool) -> tuple[Any, str]:
 
 
 def adopt_adapter(o: argparse.Namespace) -> None:
-    """Lets an adapter of PEFT's say what is trained, as training does (pyllmc.adopt), unless --lora_rank says it."""
-    path = None if layout.is_size(o.model) or o.lora_rank else locate(o.model)
+    """Lets an adapter of PEFT's say what is trained, as training does (pyllmc.adopt). Raises InvalidArgument for options that are
+    not the adapter's."""
+    path = None if layout.is_size(o.model) else locate(o.model)
     found = path and find(path)
-    if found and found.kind == ADAPTER:
-        adapter = peft_adapter.read_folder(found.where)
-        o.lora_rank, o.lora_alpha, o.lora_on = adapter.rank, adapter.alpha, adapter.on(found.where)
+    given = {name: getattr(o, name) for name in peft_adapter.OPTIONS if name in o.given}
+    if found and found.kind == ADAPTER and not peft_adapter.is_merged(given):
+        vars(o).update(peft_adapter.read_folder(found.where).options(found.where, given))
 
 
 def _source(o: argparse.Namespace) -> Source:

@@ -9,12 +9,14 @@ agree as long as every variable has a value left. Standard library only; the sam
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pyllmc.base import live
+from pyllmc.base.errors import DataError, SystemFailure
 from pyllmc.stories import book, plots
 from pyllmc.stories.dice import Dice
 from pyllmc.tables.options import options
@@ -254,6 +256,23 @@ def write_dataset(out: str | Path, stories: int = DEFAULT, seed: int = 1, overwr
         progress=show,
     )
     live.clear()
+
+
+def make_default(folder: str) -> None:
+    """Makes the stories for a training unless they are there. Where another process makes them meanwhile, its data set stands.
+
+    Raises DataError if something else lies there, SystemFailure.
+    """
+    meta = os.path.join(folder, "meta.json")
+    if os.path.exists(meta):
+        return
+    live.tell(f"making {folder}")
+    try:
+        write_dataset(folder)
+    except (DataError, SystemFailure) as error:
+        if not os.path.exists(meta):
+            raise type(error)(f"{error}, or give --data") from error
+        live.clear()
 
 
 def default_folder() -> str:

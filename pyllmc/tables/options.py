@@ -33,7 +33,7 @@ class Option(NamedTuple):
     type: str  # INT, FLOAT, STRING or FLAG
     name: str
     default: Value
-    least: float  # bounds of a number: least <= value <= most
+    least: float  # bounds of a number: least <= value <= most; of an INT they are whole, because a float would round 2^63 - 1
     most: float
     help: str
     group: str = ""  # the option's heading in --help
@@ -49,12 +49,10 @@ class Option(NamedTuple):
         value = whole(text) if self.type == "INT" else number(text)
         if not self.least <= value <= self.most:
             below = ": it must be at least 0 and below 1" if self.most < 1 else ""
-            bounds = (
-                f"{self.least:.0f}..{self.most:.0f}"
-                if self.type == "INT"
-                else f"{self.least:.10g}..{self.most:.10g}"
+            form = "d" if self.type == "INT" else ".10g"
+            raise argparse.ArgumentTypeError(
+                f"{text} is not in {self.least:{form}}..{self.most:{form}}{below}"
             )
-            raise argparse.ArgumentTypeError(f"{text} is not in {bounds}{below}")
         return value
 
 
@@ -83,7 +81,8 @@ def options(*kinds: str) -> dict[str, Option]:
                 f"options.def: this row is not OPTION(type, name, default, least, most, help): {line}"
             )
         table, kind, name, default, least, most, text = row.groups()
-        option = Option(kind, name, "", float(least), float(most), text, group)
+        bound = whole if kind == "INT" else float
+        option = Option(kind, name, "", bound(least), bound(most), text, group)
         if table in (kinds or OF_TRAINING):
             found[name] = option._replace(default=option.read(default.strip('"')))
     return found
@@ -360,7 +359,7 @@ def make_parser(
 ) -> Parser:
     """A parser of the options in `names`, or of all options of training under their headings.
 
-    hidden: options that --help does not show, because the program only refuses them; defaults: replace the table's.
+    hidden: options that --help does not show, because the program refuses them, or does nothing with them; defaults: replace the table's.
     """
     usage = "%(prog)s [--name=value ...]"
     twice = "If an option is given twice, the last one counts."

@@ -103,6 +103,15 @@ def test_a_number_that_a_type_cannot_hold_is_refused_in_c_and_python(text):
         assert float(options.get("lr")) == value and (value > 0) == (exact > 0)
 
 
+@pytest.mark.parametrize("text", ["9223372036854775808", "99999999999999999999", "-1"])
+def test_the_bounds_of_whole_numbers_are_exact(text):
+    with pytest.raises(InvalidArgument, match=r"is not in 0\.\.9223372036854775807$"):
+        Options(lib).set("seed", text)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not in 0\.\.9223372036854775807$"):
+        as_text.options()["seed"].read(text)
+    assert as_text.options()["seed"].read("9223372036854775807") == 2**63 - 1
+
+
 def test_a_count_has_an_end():
     assert as_text.at_least(1)("9223372036854775807") == 2**63 - 1
     for text in ("1e400", "9223372036854775808"):

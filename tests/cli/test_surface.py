@@ -97,7 +97,7 @@ class Good:
             value="1",
         )
         self.values.update(trainer=None)  # an Examiner is made by the trainer itself
-        self.values.update(examples=[("a", "the")], query="o")
+        self.values.update(examples=[("a", "the")], query="o", revision="main")
         self.values.update(arena=self.model._arena, default=None, betas=(0.9, 0.95))
         self.values.update({field.name: 0 for field in dataclasses.fields(pyllmc.Event)})
 
@@ -115,6 +115,7 @@ class Good:
             ("Options.get", "name"): "max_steps",
             ("Options.is_given", "name"): "max_steps",
             ("repository", "name"): "hub:gpt2",
+            ("check_revision", "name"): "hub:gpt2",
         }
         if (called, name) in own:
             return own[called, name]

@@ -19,8 +19,8 @@ from converted import make_model, tokenizer_of
 
 import pyllmc
 from pyllmc import GPTConfig, Model, Writer
-from pyllmc.base.errors import BadFile, DataError, SystemFailure
-from pyllmc.convert import dtypes, export
+from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
+from pyllmc.convert import card, dtypes, export
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.export import save
@@ -300,6 +300,21 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, says):
 
 
 # ---- failures ----
+
+
+def test_a_revision_is_of_the_hub(run, tmp_path, capsys):
+    assert main([str(run), str(tmp_path / "x"), "--revision=main"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"{run} is not of the hub" in err and err.count("\n") == 1
+    with pytest.raises(InvalidArgument, match="is not of the hub, .*: leave the revision out"):
+        pyllmc.convert.load(run, revision="main")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tokens", [{"train": "x"}, {"train": 1.5, "val": 2}, {}, ["x"], "x"])
+def test_the_card_leaves_out_what_an_odd_meta_json_says(tokens):
+    about = {"state": {}, "options": {}, "loss": "", "meta": {"tokens": tokens, "source": "mats"}}
+    assert card.training_rows(about) == [("steps", "0 of 0"), ("data", "mats")]
 
 
 @TO

@@ -153,6 +153,16 @@ def test_odd_splits_are_pointed_out(tmp_path, capsys, name, says):
     assert said.count("\n") == bool(says) and says in said
 
 
+@pytest.mark.parametrize("name, sections", [("nanogpt", 9), ("llmc", 4500)])
+def test_a_split_that_was_asked_for_is_not_pointed_out(tmp_path, capsys, name, sections):
+    """The remedies, --val_fraction and --val_tokens, are refused beside --split."""
+    (tmp_path / "a.txt").write_text("abc def\n\n" * sections)
+    script.main(
+        ["--input", f"{tmp_path}/a.txt", "--out", f"{tmp_path}/d", "--tokenizer", "byte", "--split", name]
+    )
+    assert capsys.readouterr().err == ""
+
+
 class FakeHub:
     """Stands in for the `datasets` package, because there is no network."""
 

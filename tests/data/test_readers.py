@@ -134,6 +134,7 @@ BAD = {
     "white.txt": (b" \n<|endoftext|>\n", [], 2, "white.txt: no documents: white space, delimiters or skipped records are all there is"),
     "none.jsonl": (b'{"text": null}\n', ["--skip_null"], 2, "none.jsonl: no documents: white space, delimiters or skipped"),
     "x.txt": (b"x", ["--encoding", "latin-99"], 2, "--encoding: 'latin-99' is no encoding: utf-8, cp1252"),
+    "w.txt": (b"x", ["--encoding", "a\udcffb"], 2, r"--encoding: 'a\udcffb' is no encoding: utf-8, cp1252"),
     "y.txt": (b"x", ["--delimiter", r"\d"], 2, "is no escape"),
 }  # fmt: skip
 

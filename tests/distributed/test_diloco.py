@@ -167,7 +167,7 @@ def test_an_exchange_sends_what_the_plan_says(two, data):
     options = f"--model=gpt-nano --n_layer=2 --max_seq_len=16 --T=7 --B=2 --step_ms=1 --vocab_size={sizes_of(data).vocab_size}"
     for case, asked in (("first", []), ("bf16", ["--reduce_precision=bf16"])):
         words = [*options.split(), "--nodes=2", "--network=1Gbit", f"--diloco={H}", *asked]
-        found = plan.make_plan(plan.make_parser().parse_args(words))
+        found = plan.make_plan(plan.parse(words))
         row = next(row for row in found["rows"] if row["processes"] == 2)
         assert row["step_ms"] == pytest.approx(1 + row["reduce_ms"] / H)
         planned = row["reduce_ms"] * 1e-3 * 1e9 / 8 * TCP  # the time, times the rate without headers
@@ -184,7 +184,7 @@ def test_the_memory_is_that_of_the_plan(data):
         "--step_ms=5",
         f"--diloco={H}",
     ]
-    memory = plan.make_plan(plan.make_parser().parse_args(words))["memory"]
+    memory = plan.make_plan(plan.parse(words))["memory"]
     out = _ffi.ffi().new("llmc_plan *")
     room = room_of(B=2, T=64)
     config = _ffi.ffi().new("llmc_config *", {"maxT": 1024, "V": 1000, "L": 3, "NH": 3, "C": 48})

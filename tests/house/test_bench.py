@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT
 
 import bench
-from pyllmc.planning.compute import num_params
+from pyllmc.planning.compute import num_params, reports
 
 MEASURED = {"pyllmc", "eager"}  # systems that --quick measures
 ALLOWED = (
@@ -101,6 +101,37 @@ def test_documents_show_a_report_that_is_kept(file):
     assert len(names) == 1
     shown = bench_documents.with_table(document, names[0], bench_documents.DOCUMENTS[file])
     assert shown == document, "run `python dev/bench.py --readme`"
+
+
+def faster(case: dict, than: dict) -> float:
+    """How many times as fast one case is as another."""
+    fp32, other = (bench_table.median(each["ms"]) for each in (than, case))
+    return fp32 / other
+
+
+def test_the_readme_says_which_cpus_gain_from_bf16():
+    gains = {}
+    for isa, report in reports().items():
+        steps = {name: case["systems"]["pyllmc"] for name, case in report["rows"]["steps"].items()}
+        names = [f"124M B=4 T={T}" for T in (64, 1024)]
+        gains[isa] = [faster(steps[f"{name} bf16"], steps[f"{name} fp32"]) for name in names]
+    words = r"CPUs with (.*) train GPT-2 124M faster with .*, and one with `(\w+)` alone .* within (\d+) %"
+    said = re.search(words, " ".join((ROOT / "README.md").read_text().split()))
+    assert said
+    winners, equal, share = re.findall(r"`(\w+)`", said[1]), said[2], int(said[3]) / 100
+    assert {*winners, equal} == set(gains)
+    assert all(min(gains[isa]) > 1.1 for isa in winners)
+    assert all(abs(each - 1) < share + 0.005 for each in gains[equal])
+
+
+def test_the_page_says_what_int8_gains():
+    rows = [
+        {name: {"ms": case["ms"]["pyllmc"]} for name, case in r["rows"]["generate"].items()}
+        for r in reports().values()
+    ]
+    gains = [faster(row["256 tokens, int8"], row["256 tokens, fp32"]) for row in rows]
+    said = f"8 bits: {min(gains):.1f} to {max(gains):.1f} times the tokens a second of fp32 at 124M"
+    assert said in (ROOT / "docs/use.md").read_text()
 
 
 def test_reports_have_every_repeat_and_where_they_are_from():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -257,6 +258,17 @@ def test_every_folder_is_a_room_and_is_installed():
     assert sorted(listed) == sorted(folders)
     rooms = dict.fromkeys(name.split(".")[1] for name in listed[1:])  # a room may have folders within it
     assert list(rooms) == [*ROOMS, *ABOVE]
+
+
+def test_the_picture_has_every_room_in_its_place():
+    """docs/architecture.md draws Python's rooms and C's side by side, each on those below it."""
+    picture = (ROOT / "docs/architecture.md").read_text().split("```")[1].splitlines()
+    top = next(i for i, line in enumerate(picture) if "┌" in line)
+    drawn = []
+    for left in (found.start() for found in re.finditer("┌", picture[top])):
+        box = itertools.takewhile(lambda line: line[left] == "│", picture[top + 1 :])  # noqa: B023
+        drawn.append([name for line in box if (name := line[left + 1 :].split()[0]).isalpha()])
+    assert drawn == [["commands", *ABOVE[::-1], "pyllmc", *ROOMS[::-1]], ROOMS_OF_C[::-1]]
 
 
 @pytest.mark.parametrize("module", PYTHON)

@@ -84,7 +84,11 @@ def numbers(text: str) -> list[tuple[str, ...]]:
     )
 
 
-INSTEAD = {"max_steps": ("epochs", "max_tokens"), "warmup_steps": ("warmup_tokens",)}
+INSTEAD = {
+    "max_steps": ("epochs", "max_tokens"),
+    "warmup_steps": ("warmup_tokens",),
+    "grad_accum": ("global_batch",),
+}
 
 
 def tiny(data: Path, more: list[str]) -> list[str]:
@@ -118,6 +122,8 @@ def engines_lines(arguments: list[str]) -> str:
         (["--val_data=x={data},y={data}/train_000000.bin", "--patience=1", "--lr=9", "--val_every=1"], 2),
         (["--max_tokens=700", "--grad_accum=4", "--batch_ramp_tokens=200", "--decay_tokens=250"], 4),
         (["--epochs=0.05", "--warmup_tokens=100", "--no_shuffle"], 2),
+        (["--global_batch=9"], 3),
+        (["--global_batch=3"], 3),
         (["--overfit_batch"], 3),
         (["--separate_documents", "--dropout=0.1"], 3),
     ],
@@ -130,6 +136,18 @@ def test_the_same_lines_as_the_engine(data, capsys, more, validations):
     assert len(re.findall("val loss", ours)) == validations
     told = [re.search(r"^training: .*$", text, re.M)[0] for text in (ours, theirs)]
     assert told[0] == told[1]
+
+
+def test_help_shows_what_has_an_effect(capsys):
+    """Other options of ./train_gpt2 are accepted, so that its command lines run here, too."""
+    with pytest.raises(SystemExit):
+        reference.parse(["--help"])
+    shown = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M)) & set(options.options())
+    source = Path(reference.__file__).read_text()
+    used = {name for name in shown if re.search(rf'\bo\.{name}\b|"{name}"', source)}
+    assert len(shown) > 40 and shown - used == {"config"}, "the parser reads it"
+    assert not shown & set(reference.WITHOUT_EFFECT)
+    assert reference.parse(["--temperature=0.5", "--keep=2"]).temperature == 0.5
 
 
 def test_outliers_are_the_engines(data, capsys):

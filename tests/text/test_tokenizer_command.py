@@ -145,6 +145,8 @@ def test_the_work_is_shown(data, tmp_path, capsys):
     (["encode", "byte", "x" * 2001, "--show_work"], 2, "2001 bytes of text: the work is shown for at most 2000: give less"),
     (["decode", "byte", "1", "-2"], 2, "'-2' is no id"),
     (["decode", "byte", "1e3"], 2, "'1e3' is no id"),
+    (["decode", "byte", "1" * 5000], 2, f"'{'1' * 40}...' is no id: ids are whole numbers"),
+    (["decode", "byte", "٣"], 2, "'٣' is no id"),
     (["decode", "byte", "257"], 2, "id 257 is outside [0, 257)"),
 ])  # fmt: skip
 def test_bad_input(tmp_path, capsys, arguments, code, message):

@@ -266,5 +266,5 @@ def test_data_that_shrinks_loses_no_step(data, whole, tmp_path):
     assert "it is truncated, or was changed while it was read" in last, done.stderr
     assert "the steps so far are saved, continue with --resume" in last
     shutil.copytree(data, copy, dirs_exist_ok=True)
-    assert soak.sections(run / "last.ckpt")["STATE"].startswith(b"step=3\n")
+    assert soak.state(run / "last.ckpt").startswith("step=3\n")
     assert finish(run) == soak.outcome(whole)

@@ -69,6 +69,28 @@ def test_two_runs_in_one_folder(data, whole, half, tmp_path):
     assert finish(run) == soak.outcome(whole)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [[ROOT / "train_gpt2"], [sys.executable, "-m", "pyllmc.train"], [sys.executable, ROOT / "train_gpt2.py"]],
+    ids=["binary", "python", "reference"],
+)
+def test_two_first_runs_at_once(program, tmp_path):
+    """Each makes the stories, because neither finds them; the one that comes second trains on the first one's."""
+    brief = "--max_steps=1 --val_every=0 --B=1 --T=8 --n_layer=1 --n_embd=16 --n_head=1 --threads=1".split()
+    folder = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    if "train_gpt2.py" not in str(program[-1]):
+        brief = [*brief, "--plan", "--out="]
+    runs = [
+        subprocess.Popen([*program, *brief], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **folder)
+        for _ in range(2)
+    ]
+    for run in runs:
+        out, err = run.communicate(timeout=120)
+        assert (run.returncode, err) == (0, "making data/stories\n")
+        assert "V=" in out
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["stories"]
+
+
 MANY = 8192
 
 
