@@ -1,10 +1,11 @@
-/* The matrix products and attention of instruction sets in bf16, compared with the reference, without Python: an emulator of
- * another CPU runs this program. ./sets ISA... prints each kernel whose error is larger than allowed and ends with 1;
+/* The matrix products, attention and AdamW of instruction sets in bf16, compared with the reference, without Python: an emulator
+ * of another CPU runs this program. ./sets ISA... prints each kernel whose error is larger than allowed and ends with 1;
  * without such an error, with 0. tests/house/test_build.py builds and runs it. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/bf16.h"
 #include "pyllmc.h"
 
 enum { BUFFERS = 16, LARGEST = 1 << 19, SCRATCH = 1 << 26, BF16 = 2, FLOAT = 4 };
@@ -133,6 +134,28 @@ static void attention(int B, int T, int C, int NH, int window) {
     }
 }
 
+/* A step of AdamW on whole masters, compared with the reference's, and on masters in two halves, which must get the same bits. */
+static void update(int64_t n) {
+    enum { WHOLE, STORED, M, V, GRAD, UPPER, LOWER, M_OF_HALVES, V_OF_HALVES };
+    static const AdamW step = {0.9f, 0.1f, 0.95f, 0.05f, 1e-2f, 4, 1e-8f, 1e-3f};
+    fill(WHOLE, FLOAT, n, 1), fill(M, FLOAT, n, 1), fill(V, FLOAT, n, 1), fill(GRAD, FLOAT, n, 1);
+    for (int64_t i = 0; i < n; i++) ((float *)reference.at[V])[i] = fabsf(((float *)reference.at[V])[i]);
+    memcpy(fast.at[V], reference.at[V], (size_t)n * FLOAT);
+    memcpy(fast.at[M_OF_HALVES], fast.at[M], (size_t)n * FLOAT),
+        memcpy(fast.at[V_OF_HALVES], fast.at[V], (size_t)n * FLOAT);
+    uint16_t *const upper = fast.at[UPPER], *const lower = fast.at[LOWER];
+    for (int64_t i = 0; i < n; i++) bf16_split(((float *)fast.at[WHOLE])[i], upper + i, lower + i);
+    CALL(adamw, s->at[WHOLE], s->at[STORED], s->at[M], s->at[V], s->at[GRAD], NULL, &step, 1, n)
+    compare("adamw", WHOLE, FLOAT, n, 1e-6);
+    fast.ctx.split = 1;
+    fast.k->adamw(&fast.ctx, lower, fast.at[UPPER], fast.at[M_OF_HALVES], fast.at[V_OF_HALVES], fast.at[GRAD], NULL,
+                  &step, 1, n);
+    fast.ctx.split = 0;
+    int differ = memcmp(fast.at[M], fast.at[M_OF_HALVES], (size_t)n * FLOAT) != 0;
+    for (int64_t i = 0; i < n; i++) differ |= bf16_join(upper[i], lower[i]) != ((float *)fast.at[WHOLE])[i];
+    if (differ) wrong = 1, printf("%s: halves of masters get other bits\n", fast.k->name);
+}
+
 /* The numbers that rounding could spoil are stored as what they are. */
 static void special_numbers(void) {
     static const float given[] = {0,         -0.f,      INFINITY,       -INFINITY, 3.4e38f,
@@ -155,6 +178,7 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) products(shapes[i][0], shapes[i][1], shapes[i][2]);
         attention(1, 1, 1, 1, 0), attention(1, 7, 3, 1, 0), attention(2, 65, 26, 2, 0), attention(1, 131, 40, 2, 33);
         attention(1, 200, 64, 1, 0);
+        update(1), update(1003);
         special_numbers();
         close_set(&reference), close_set(&fast);
         if (!wrong) printf("%s agrees with the reference\n", argv[set]);
