@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.draw.curves import names_of
-from pyllmc.draw.losses import checked_path
+from pyllmc.draw.picture import checked_path
 from pyllmc.draw.scores import Panel, draw_bars, draw_course
 from pyllmc.engine.checkpoint import is_run
 from pyllmc.evaluate import report
