@@ -212,6 +212,24 @@ def test_results_of_other_weights_items_or_kernels_are_not_taken(tmp_path, monke
     assert (first == second).all()
 
 
+def test_of_two_evaluations_of_the_same_one_keeps_its_results(tmp_path):
+    one, other = Journal(tmp_path, "x"), Journal(tmp_path, "x")
+    for result in range(3):
+        one.add([result])
+        other.add([result])
+    other.close()
+    one.close()
+    third = Journal(tmp_path, "x")
+    assert [result for _, result in third.known] == [[0], [1], [2]]
+    (file,) = tmp_path.iterdir()
+    with open(file, "ab") as half:
+        half.write(b"[3")  # the line that the third is about to write
+    assert Journal(tmp_path, "x").known == []
+    assert file.read_bytes().endswith(b"[3")
+    third.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_results_are_kept_where_the_model_is_a_run(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert place_for(str(run)) == place_for(str(run / "last.ckpt")) == run
