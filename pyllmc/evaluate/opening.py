@@ -11,7 +11,7 @@ from pyllmc.base.errors import InvalidArgument, OutOfMemory
 from pyllmc.convert.companions import find_tokenizer, is_for
 from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
-from pyllmc.engine.checkpoint import RUN, is_run, training
+from pyllmc.engine.checkpoint import RUN, is_run, recorded
 from pyllmc.evaluate.scorer import B_for, Scorer
 from pyllmc.model import Model
 from pyllmc.text.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer 
 
 def step_of(source: str) -> int | None:
     """The step of a run's or a checkpoint's weights; None for weights of other programs."""
-    state = training(source).get("state", {})
+    _, state = recorded(source)
     return int(state["step"]) if "step" in state else None
 
 

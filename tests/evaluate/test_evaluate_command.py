@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import pyllmc
 from pyllmc.base.errors import BadFile
 from pyllmc.convert.card import model_card
 from pyllmc.engine.checkpoint import training
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import Exam
@@ -62,7 +66,7 @@ def test_own_texts_and_questions_are_scored(run, files, capsys):
     ):
         assert words in shown
     assert "published" not in shown
-    scores = {(s["task"], s["metric"]): s for s in report.read(run)}
+    scores = {(s["task"], s["metric"]): s for s in read_scores(run)}
     text, loss = " ".join(TEXTS), scores["my.txt", "loss"]
     nats = loss["value"] * loss["n"]
     assert loss["n"] == len(text.encode())  # a token a byte
@@ -122,14 +126,14 @@ def test_scores_are_in_the_model_card(run, files):
 
 def test_a_score_takes_the_place_of_the_same_one_before(run, files):
     command.main([str(run), *files])
-    before = report.read(run)
+    before = read_scores(run)
     command.main([str(run), *files])
-    assert report.read(run) == before
+    assert read_scores(run) == before
 
 
 def test_a_score_of_other_data_or_precision_stands_beside_the_first(run, tmp_path):
     text = write(tmp_path / "twice.txt", TEXTS[0])
-    count = lambda: len([r for r in report.read(run) if r["task"] == "twice.txt"])  # noqa: E731
+    count = lambda: len([r for r in read_scores(run) if r["task"] == "twice.txt"])  # noqa: E731
     command.main([str(run), f"--text={text}"])
     assert count() == 4
     command.main([str(run), f"--text={text}", "--precision=bf16"])
@@ -137,6 +141,52 @@ def test_a_score_of_other_data_or_precision_stands_beside_the_first(run, tmp_pat
     write(text, TEXTS[1])
     command.main([str(run), f"--text={text}"])
     assert count() == 12
+
+
+KEEPS = """
+import sys
+from pathlib import Path
+from pyllmc.evaluate import report
+for step in range(60):
+    report.keep(Path(sys.argv[1]), [{"task": sys.argv[2], "metric": "acc", "protocol": "x", "n": 1, "step": step}])
+"""
+
+
+def test_scores_that_two_processes_keep_at_once_are_all_there(tmp_path):
+    both = [subprocess.Popen([sys.executable, "-c", KEEPS, str(tmp_path), task]) for task in ("a", "b")]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len(read_scores(tmp_path)) == 120
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluate.json"]
+
+
+def test_scores_are_on_the_disk_before_they_replace_others(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: (done.append("fsync"), sync(*a))[1])
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("replace"), replace(*a))[1])
+    report.keep(tmp_path, [])
+    assert done[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", '{"scores": 1}', '{"scores": [1]}', '{"scores": [{}]}']
+)
+def test_a_file_that_scores_cannot_be_added_to_is_refused_before_the_work(
+    run, tmp_path, monkeypatch, capsys, text
+):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes())
+    write(copy / "evaluate.json", text)
+    monkeypatch.setattr(command, "open_scorer", None)
+    assert command.main([str(copy), f"--text={write(tmp_path / 'my.txt', 'a text')}"]) == 4
+    assert re.fullmatch(
+        f"pyllmc.evaluate: {copy}/evaluate.json holds no scores .* move it away.*\n", capsys.readouterr().err
+    )
+    assert (copy / "evaluate.json").read_text() == text
+    with pytest.raises(BadFile):
+        report.keep(copy, [])
+    assert (copy / "evaluate.json").read_text() == text
+    assert training(copy)["scores"] == []
 
 
 def test_limit_counts_the_documents_of_a_text(run, tmp_path, capsys):
