@@ -28,6 +28,8 @@ from pyllmc.evaluate.tasks.choices import OwnChoices
 from pyllmc.evaluate.tasks.hellaswag_bin import HellaSwagBin, read_eval_file
 from pyllmc.evaluate.tasks.text import OwnText
 from pyllmc.text import bins, dataset
+from pyllmc.text.characters import How, Source
+from pyllmc.text.readers import read_txt
 
 QUESTIONS = [
     {"context": "The baker", "choices": ["sells bread", "kept bees"], "answer": 0},
@@ -89,6 +91,15 @@ def test_a_benchmark_stands_beside_the_paper(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "124M 29.41, 355M 22.76" in shown
     assert "wikitext2: " in shown
+
+
+def test_a_file_called_like_a_benchmark_does_not_stand_beside_the_paper(run, tmp_path, capsys):
+    text = write(tmp_path / "enwik8", TEXTS[0])
+    questions = write(tmp_path / "hellaswag", json_lines(QUESTIONS))
+    assert command.main([str(run), f"--text={text}", f"--choices={questions}", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert {(s["task"], s["metric"]) for s in scores} > {("enwik8", "bpb"), ("hellaswag", "acc_norm")}
+    assert [s["paper"] for s in scores] == [None] * len(scores)
 
 
 def test_several_models_in_a_table_and_a_picture(run, files, tmp_path, capsys):
@@ -404,6 +415,20 @@ def test_shots_are_drawn_from_the_file_and_not_asked(tmp_path):
     assert len(items) == 1
     assert scorer.tokenizer.decode(items[0].context).count("\n\n") == 2
     assert "after 2 examples" in task.score(items, list(scorer.choices(items)), 2)[0].protocol
+
+
+def test_a_text_is_cut_as_prepro_cuts_it(tmp_path):
+    text = "\n A tale.\r\nIt ends. \n<|endoftext|>\n \n<|endoftext|>\rAnother\rone.\n<|endoftext|>"
+    path = tmp_path / "my.txt"
+    path.write_bytes(text.encode())
+    scorer, task = make_scorer(), OwnText(str(path))
+    found = read_txt(Source(str(path), path.name, "txt"), How())
+    dataset.write_dataset(found, tmp_path / "data", scorer.tokenizer, val_fraction=0)
+    (item,) = task.items(task.read(), scorer)
+    assert item.ids.tolist() == bins.read_shard(tmp_path / "data/train_000000.bin").tolist()
+    assert (item.units, item.bytes) == (6, len("A tale.\nIt ends.Another\none."))
+    (first,) = task.items(task.read(limit=1), scorer)
+    assert first.bytes == len("A tale.\nIt ends.")
 
 
 def test_a_text_of_one_token_has_nothing_to_score(tmp_path):
