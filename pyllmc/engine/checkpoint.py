@@ -49,7 +49,7 @@ def find_checkpoint(path: Source) -> Path:
     if found := _in_run(path):
         return found
     if path.is_dir():
-        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
+        raise SystemFailure(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
     if not path.exists():
         raise SystemFailure(f"{path} does not exist: give a run folder or a checkpoint")
     return path

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.base.errors import OutOfMemory, SystemFailure
 from pyllmc.convert.companions import find_tokenizer, is_for
 from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
@@ -59,10 +59,10 @@ def step_of(source: str) -> int | None:
 
 
 def checkpoints_of(run: str) -> dict[int, str]:
-    """The checkpoints that a run's folder keeps, by step. Raises InvalidArgument if it is none."""
+    """The checkpoints that a run's folder keeps, by step. Raises SystemFailure if it is none."""
     folder = Path(run)
     if not is_run(folder):
-        raise InvalidArgument(f"--every_checkpoint: {run} is no run folder with checkpoints: name one")
+        raise SystemFailure(f"--every_checkpoint: {run} is no run folder with checkpoints: name one")
     found: dict[int, str] = {}
     for name in RUN:
         if (folder / name).exists() and (step := step_of(str(folder / name))) is not None:

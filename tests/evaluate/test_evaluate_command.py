@@ -384,10 +384,11 @@ def test_a_damaged_eval_file_is_one_line(tmp_path, spoil, says):
         (["{run}", "--choices={files}/long.jsonl"], 2, "{files}/long.jsonl: item 1 takes .* sees 64"),
         (["{run}", "--choices={files}/my.jsonl", "--shots=3"], 2, "leave none to ask"),
         (["{run}", "--tasks=hellaswag_bin"], 2, "has no data set on the hub: make hellaswag_val.bin"),
-        (["{run}", "--tasks=hellaswag", "--data={files}"], 2, "put hellaswag_val.jsonl"),
+        (["{run}", "--tasks=hellaswag", "--data={files}"], 5, "put hellaswag_val.jsonl"),
+        (["{run}", "--tasks=lambada", "--data={files}/none"], 5, "none is no folder: put lambada_test.jsonl"),
         (["{run}/none", "--text={files}/my.txt"], 5, "does not exist"),
         (["{run}", "{run}/last.ckpt", "--text={files}/my.txt", "--every_checkpoint"], 2, "is of one run"),
-        (["{files}", "--text={files}/my.txt", "--every_checkpoint"], 2, "is no run folder"),
+        (["{files}", "--text={files}/my.txt", "--every_checkpoint"], 5, "is no run folder"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, code, says):

@@ -189,7 +189,7 @@ def test_a_run_that_is_stopped_while_it_scores_goes_on_with_that(folder, tmp_pat
 
 REFUSED = [
     (["--eval_tasks=lambda"], 2, "--eval_tasks: 'lambda' is no task: did you mean lambada"),
-    (["--eval_tasks=ptb", "--eval_data={files}/none"], 2, "none is no folder: put ptb.test.txt"),
+    (["--eval_tasks=ptb", "--eval_data={files}/none"], 5, "none is no folder: put ptb.test.txt"),
     (["--eval_tasks=hellaswag_bin"], 2, "name it or its folder with --eval_data"),
     (["--eval_tasks=hellaswag_bin", "--eval_data={files}/ptb.test.txt"], 4, "expected magic"),
     (["--eval_every=5"], 2, "that between validations is --val_every"),
