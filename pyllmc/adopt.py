@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import weakref
 from typing import Any
 
 from pyllmc.base.errors import BadFile, InvalidArgument
+from pyllmc.base.temporary import temporary_file
 from pyllmc.convert import peft_adapter
 from pyllmc.convert.base import base_file
 from pyllmc.convert.kinds import ADAPTER, Found, find
@@ -24,9 +23,8 @@ MODEL = "model.bin"
 def adopt_model(options: Any) -> None:
     """Lets a trainer or a chat with these pyllmc.trainer.Options begin with weights of any kind that pyllmc.convert reads.
 
-    The temporary file also holds the tokenizer that lies beside the weights, as a checkpoint does. Where the system has
-    /proc, the file keeps no name, so it vanishes with the options, or with the process, however that ends. A run does not
-    need it to be resumed.
+    The temporary file also holds the tokenizer that lies beside the weights, as a checkpoint does. It vanishes with the options
+    (pyllmc/base/temporary.py). A run does not need it to be resumed.
 
     An adapter of PEFT's is trained further, with its rank, alpha, matrices and dropout. With lora_rank=0, and in a chat, it is
     merged into its base.
@@ -43,7 +41,7 @@ def adopt_model(options: Any) -> None:
         _adopt_adapter(options, found, given)
         return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
-    options.set_model_file(_file_of(model, _place(options), options))
+    options.set_model_file(_file_of(model, options))
 
 
 def _refuse_resume(options: Any) -> None:
@@ -76,7 +74,7 @@ def _adopt_adapter(options: Any, found: Found, given: dict[str, Any]) -> None:
     )  # with gradients, because a file of adapters holds what is trained
     for name, tensor in a.tensors.items():
         model.params[name] = tensor.read()
-    path = _file_of(model, _place(options), options)
+    path = _file_of(model, options)
     file = WeightFile(options.lib, path)
     expected, has = peft_adapter.base_checksum(folder), int(file.adapters["checksum"])
     if expected not in (None, has):
@@ -112,21 +110,12 @@ def _foreign(name: str, lib: Any) -> Found | None:
 
 
 def _place(options: Any) -> str:
-    """The folder of the temporary file: beside the run, where there is room for its checkpoints, else the system's own."""
+    """The folder of the temporary file: beside the run, where there is room for its checkpoints; "" is the system's own."""
     out = "" if options.is_chat else options.get("out")
     folder = os.path.dirname(os.path.abspath(out)) if out else ""
-    return folder if os.access(folder, os.W_OK) else tempfile.gettempdir()
+    return folder if os.access(folder, os.W_OK) else ""
 
 
-def _file_of(model: Model, place: str, owner: Any) -> str:
-    """Saves `model` as a checkpoint in `place`; returns its path, which is good as long as `owner` lives."""
-    folder = tempfile.TemporaryDirectory(prefix=".pyllmc-", dir=place)
-    path = os.path.join(folder.name, MODEL)
-    model.save(path)
-    if not os.path.exists("/proc/self/fd"):
-        weakref.finalize(owner, folder.cleanup)
-        return path
-    number = os.open(path, os.O_RDONLY)
-    weakref.finalize(owner, os.close, number)
-    folder.cleanup()  # removes the name; the open file stays
-    return f"/proc/self/fd/{number}"
+def _file_of(model: Model, options: Any) -> str:
+    """Saves `model` as a temporary checkpoint; returns its path, which is good as long as the options live."""
+    return temporary_file(model.save, MODEL, options, _place(options))

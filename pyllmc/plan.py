@@ -19,8 +19,7 @@ if __name__ == "__main__":
 
 from pyllmc.base.values import at_least, number, rate, size
 from pyllmc.draw.efficiency import draw_efficiency
-from pyllmc.draw.losses import checked_path
-from pyllmc.draw.picture import DARK, LIGHT, WHY
+from pyllmc.draw.picture import DARK, LIGHT, WHY, checked_path
 from pyllmc.planning import compute, memory, report, told
 from pyllmc.planning.compute import Compute, Work
 from pyllmc.planning.steptime import BF16, FP32, OVERLAP, TCP, Job, Way

@@ -43,9 +43,9 @@ static int list_folder(Shards *shards, const char *folder, const char *split) {
     }
     closedir(dir);
     TRY(rc);
-    CHECK(shards->n || !*other, LLMC_EINVAL, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
+    CHECK(shards->n || !*other, LLMC_EIO, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
           split, other);
-    CHECK(shards->n, LLMC_EINVAL, "%s has no %s*.bin: " NO_DATA, folder, split);
+    CHECK(shards->n, LLMC_EIO, "%s has no %s*.bin: " NO_DATA, folder, split);
     return LLMC_OK;
 }
 
@@ -60,7 +60,7 @@ static int list_glob(Shards *shards, const char *pattern) {
         globfree(&found);
     }
     TRY(rc);
-    CHECK(shards->n, LLMC_EINVAL, "no token file matches %s: " NO_DATA, pattern);
+    CHECK(shards->n, LLMC_EIO, "no token file matches %s: " NO_DATA, pattern);
     return LLMC_OK;
 }
 

@@ -117,8 +117,9 @@ def line_of(error: BaseException) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """A number with its noun: 1 layer, 2 layers."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    """A number with its noun: 1 layer, 1,024 layers, 2 processes."""
+    ending = "" if n == 1 else "es" if what.endswith("s") else "s"
+    return f"{n:,} {what}{ending}"
 
 
 def how_to_install(package: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyllmc.base.errors import DataError
+from pyllmc.base.temporary import temporary_file
 
 if TYPE_CHECKING:
     from pyllmc.engine.weightfile import WeightFile
@@ -29,11 +27,11 @@ def base_file(file: WeightFile, owner: Any, find: Callable[[str], Any]) -> str:
     if found is None or found.is_engines:
         return ""
     weights = found.open()
-    folder = tempfile.TemporaryDirectory(prefix=".pyllmc-")
-    weakref.finalize(owner, folder.cleanup)
-    path = os.path.join(folder.name, "base.bin")
-    to_bin.write_bin(path, weights.config, dict(weights.tensors), "fp32", b"")
-    return path
+
+    def write(path: str) -> None:
+        to_bin.write_bin(path, weights.config, dict(weights.tensors), "fp32", b"")
+
+    return temporary_file(write, "base.bin", owner)
 
 
 def settle_base(file: WeightFile, find: Callable[[str], Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base.errors import BadFile, DataError, SystemFailure
-from pyllmc.base.files import check_regular
 from pyllmc.engine.checkpoint import RUN, lines_of, read_header
+from pyllmc.engine.run_files import METRICS, is_number, metrics_lines
 from pyllmc.tables.layout import GPTConfig, parameters
 
 KINDS = {
@@ -24,7 +23,6 @@ KINDS = {
 }  # the key that marks a line, and the numbers that such a line must hold
 MAY_BE_NAN = ("loss", "val_loss")
 OF_SET = "val_loss "  # begins the name of the curve of a validation set that has a name
-LARGEST = 1e30  # a larger number is refused
 MOST_POINTS = 4000  # points drawn of a curve, because more cannot be seen
 
 
@@ -88,20 +86,12 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
     Raises SystemFailure if there is no such file, BadFile for a line that holds something else.
     """
-    path = Path(run) / "metrics.jsonl"
+    path = Path(run, METRICS)
     if os.path.exists(run) and not os.path.isdir(run):
         raise SystemFailure(f"{run} is no folder: give the folder of a run that has trained")
     if not path.exists():
         raise SystemFailure(f"{path} does not exist: give the folder of a run that has trained")
-    check_regular(path)  # a pipe or a device may never end
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        lines += _checked(f"{path}:{number}", line)
-    return lines
+    return [kept for number, line in metrics_lines(run) for kept in _checked(f"{path}:{number}", line)]
 
 
 def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
@@ -111,14 +101,10 @@ def _checked(where: str, line: Any) -> Iterator[dict[str, Any]]:
     for kind, names in KINDS.items():
         if kind in line:
             for name in names:
-                if not _is_number(line.get(name)) and not (name in MAY_BE_NAN and _is_not_finite(line[name])):
+                if not is_number(line.get(name)) and not (name in MAY_BE_NAN and _is_not_finite(line[name])):
                     raise BadFile(f"{where}: {name}={line.get(name)!r:.40} is not a number: remove the line")
             yield line
             return
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _is_not_finite(value: Any) -> bool:
@@ -149,7 +135,7 @@ def _curves_of_scores(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
         scores = line["scores"] if isinstance(line.get("scores"), dict) else {}
         for metric, value in scores.items():
             at = found.setdefault(f"{line.get('task')}:{metric}", {})
-            at[line["step"]] = value if _is_number(value) else math.nan
+            at[line["step"]] = value if is_number(value) else math.nan
     return {
         name: Curve(np.array(sorted(at), float), np.array([at[step] for step in sorted(at)], float))
         for name, at in found.items()
@@ -162,7 +148,7 @@ def _curves_of_sets(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     found = {}
     for name in dict.fromkeys(name for losses in of_line for name in losses):
         own = [
-            {"step": line["step"], name: losses[name] if _is_number(losses[name]) else math.nan}
+            {"step": line["step"], name: losses[name] if is_number(losses[name]) else math.nan}
             for line, losses in zip(lines, of_line)
             if name in losses
         ]

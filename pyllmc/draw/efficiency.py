@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllmc.draw.curves import Curve
-from pyllmc.draw.losses import checked_path
-from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
+from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style, checked_path
 
 
 def draw_efficiency(

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllmc.base.errors import BadFile, DataError, InvalidArgument, SystemFailure
+from pyllmc.base.errors import BadFile, DataError, counted
 from pyllmc.draw import curves
 from pyllmc.draw.curves import OF_SET, Curve, Run, read_run
-from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
+from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style, checked_path
 
-FORMATS = (".png", ".svg", ".pdf")
 MOST_LETTERS = 36  # letters in a run's name
 
 
@@ -91,13 +90,9 @@ def _about(run: Run) -> str:
     """The model's size, its steps and the tokens it has seen, as far as they are known."""
     going_on = run.steps < run.max_steps
     parts = [f"{curves.short(run.parameters)} parameters"] if run.parameters else []
-    parts.append(f"{run.steps:,} of {run.max_steps:,} steps" if going_on else _count(run.steps, "step"))
+    parts.append(f"{run.steps:,} of {run.max_steps:,} steps" if going_on else counted(run.steps, "step"))
     parts += [f"{curves.short(run.tokens)} tokens"] if run.tokens else []
     return "  ·  ".join(parts)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _panel(run: Run, name: str) -> Curve:
@@ -167,19 +162,9 @@ def _comparable(runs: Sequence[Run]) -> str:
 
 def _about_all(runs: Sequence[Run], ringed: bool) -> str:
     sizes = sorted({run.parameters for run in runs if run.parameters})
-    parts = [_count(len(runs), "run")]
+    parts = [counted(len(runs), "run")]
     if sizes:
         parts.append(
             " to ".join(curves.short(n) for n in dict.fromkeys((sizes[0], sizes[-1]))) + " parameters"
         )
     return "  ·  ".join([*parts, "with the best of each"] if ringed else parts)
-
-
-def checked_path(path: str | Path) -> Path:
-    """The path. Raises InvalidArgument if pictures of its kind are not drawn, SystemFailure if its folder is not there."""
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")
-    if not path.parent.is_dir():
-        raise SystemFailure(f"{path}: {path.parent} is no folder: make it, or choose another place")
-    return path

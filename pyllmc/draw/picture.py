@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllmc.base.errors import need
+from pyllmc.base.errors import InvalidArgument, SystemFailure, need
 from pyllmc.base.files import atomic_path, writing
 from pyllmc.draw import curves
 from pyllmc.draw.curves import Curve
@@ -20,6 +20,7 @@ WHY = "the picture"
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_s": "tokens/s"}
 NOTE_SIDES = (0, -30, 30, -70, 70, -110, 110, -160, 160, -220, 220)  # points to the right of the best value
 NOTE_HEIGHTS = (30, 45, 70, 100, 140, 180, -30, -45, -70, -100)  # points above the best value
+FORMATS = (".png", ".svg", ".pdf")
 LEFT = 0.8  # inches to the left of the axes
 GOLD = 0.62  # a picture's height, as a share of its width
 
@@ -317,6 +318,16 @@ class Picture:
     def save(self, path: Path) -> Path:
         """Writes the picture whole or not at all, with the same bytes each time."""
         return save_figure(self.figure, path, self.style.paper)
+
+
+def checked_path(path: str | Path) -> Path:
+    """The path. Raises InvalidArgument if pictures of its kind are not drawn, SystemFailure if its folder is not there."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidArgument(f"{path}: a picture ends with {', '.join(FORMATS)}: name it so")
+    if not path.parent.is_dir():
+        raise SystemFailure(f"{path}: {path.parent} is no folder: make it, or choose another place")
+    return path
 
 
 def save_figure(figure: Any, path: Path, paper: str) -> Path:

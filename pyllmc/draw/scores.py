@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from pyllmc.base.errors import need
 from pyllmc.draw.curves import short, shortened
-from pyllmc.draw.losses import checked_path
-from pyllmc.draw.picture import LIGHT, Style, fonts, save_figure
+from pyllmc.draw.picture import LIGHT, Style, checked_path, fonts, save_figure
 
 ACROSS = 3  # panels beside each other
 WIDTH, HEIGHT = 3.4, 2.4  # inches of a panel

@@ -9,8 +9,7 @@ import numpy as np
 
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.draw.curves import Curve
-from pyllmc.draw.losses import checked_path
-from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style
+from pyllmc.draw.picture import DASHES, LIGHT, Line, Picture, Style, checked_path
 
 
 def draw_shots(

@@ -10,10 +10,12 @@ import json
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Union
 
 from pyllmc.base.errors import BadFile, DataError, SystemFailure
+from pyllmc.engine.run_files import is_number, metrics_lines, read_scores
 from pyllmc.tables.layout import GPTConfig
 from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.tokenizer import Tokenizer
@@ -21,7 +23,6 @@ from pyllmc.text.tokenizer import Tokenizer
 Source = Union[str, "os.PathLike[str]"]
 RUN = ("best.ckpt", "last.ckpt")  # a run folder means the first of these that exists
 TOKENIZER, OPTIONS, STATE = b"TOKENIZR", b"OPTIONS ", b"STATE   "  # tags of sections
-SCORES = "evaluate.json"  # a run's file of scores (pyllmc/evaluate/report.py)
 CHECKSUM = 20  # bytes of the last section: its tag, its size, the checksum
 HEADER_INTS = 42  # so many int32 of the header are read here; the last 32 are the pattern
 OWN_VERSION = 103  # a model file that llm.c's version 3 cannot say has this version (csrc/files/llmcfile.h)
@@ -48,7 +49,7 @@ def find_checkpoint(path: Source) -> Path:
     if found := _in_run(path):
         return found
     if path.is_dir():
-        raise DataError(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
+        raise SystemFailure(f"{path} holds neither best.ckpt nor last.ckpt: is it a run folder?")
     if not path.exists():
         raise SystemFailure(f"{path} does not exist: give a run folder or a checkpoint")
     return path
@@ -151,16 +152,22 @@ def lines_of(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
 
 
-def training(source: Source) -> dict[str, Any]:
-    """The state and options of a run or a checkpoint, its data's meta.json, its loss and its scores; {} for anything else."""
+def recorded(source: Source) -> tuple[dict[str, str], dict[str, str]]:
+    """The options and the state that a run or a checkpoint carries; both are empty for anything else."""
     from pyllmc.engine import _ffi
     from pyllmc.engine.weightfile import WeightFile
 
     path = checkpoint_of(source)
     if not path:
-        return {}
+        return {}, {}
     file = WeightFile(_ffi.load(), path)
     given, state = (lines_of(file.section(tag).decode("utf-8", "replace")) for tag in (OPTIONS, STATE))
+    return (given, state) if given else ({}, {})
+
+
+def training(source: Source) -> dict[str, Any]:
+    """The state and options of a run or a checkpoint, its data's meta.json, its loss and its scores; {} for anything else."""
+    given, state = recorded(source)
     if not given:
         return {}
     return {
@@ -168,7 +175,7 @@ def training(source: Source) -> dict[str, Any]:
         "options": given,
         "meta": _meta(given.get("data", "")),
         "loss": _loss(Path(source), state),
-        "scores": _scores(path),
+        "scores": _scores(find_checkpoint(source)),
     }
 
 
@@ -190,22 +197,17 @@ def checksum_in(path: Source) -> str:
 def _scores(path: Path) -> list[dict[str, Any]]:
     """What python -m pyllmc.evaluate has found of this very file, from the run's evaluate.json."""
     try:
-        found, own = (
-            json.loads((path.parent / SCORES).read_text(encoding="utf-8"))["scores"],
-            checksum_in(path),
-        )
-        return [score for score in found if score["checkpoint"] == own]
-    except (OSError, ValueError, KeyError, TypeError):
+        own = checksum_in(path)
+        return [score for score in read_scores(path.parent) if score.get("checkpoint") == own]
+    except (OSError, DataError):
         return []
 
 
-def _loss(source: Path, state: dict[str, str]) -> str:
-    """The training loss of the checkpoint's step, from the run's metrics.jsonl."""
-    try:
-        for line in (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if str(entry.get("step")) == state.get("step") and "loss" in entry:
-                return f"{entry['loss']:.4f}"
-    except (OSError, ValueError):
-        pass
-    return ""
+def _loss(folder: Path, state: dict[str, str]) -> str:
+    """The training loss of the checkpoint's step, from the run's metrics.jsonl; "" if no line tells it."""
+    loss = None
+    with suppress(SystemFailure):
+        for _, line in metrics_lines(folder):
+            if isinstance(line, dict) and str(line.get("step")) == state.get("step"):
+                loss = line.get("loss", loss)
+    return f"{loss:.4f}" if is_number(loss) else ""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyllmc.base.checks import NotCopied, as_int, as_path, as_word, is_array, refuse
 from pyllmc.engine import _ffi
-from pyllmc.engine.checkpoint import training
+from pyllmc.engine.checkpoint import recorded
 
 
 class Options(NotCopied):
@@ -81,7 +81,7 @@ class Options(NotCopied):
         if device in ("auto", "cpu") or not resume or self.is_given("precision"):
             return precision
         path = Path(resume, "last.ckpt") if os.path.isdir(resume) else Path(resume)
-        return str(training(path).get("options", {}).get("precision", precision))
+        return str(recorded(path)[0].get("precision", precision))
 
     def version(self) -> str:
         return f"pyllmc {_ffi.text(self._lib.llmc_version())}\n"

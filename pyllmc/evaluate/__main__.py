@@ -16,9 +16,10 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.draw.curves import names_of
-from pyllmc.draw.losses import checked_path
+from pyllmc.draw.picture import checked_path
 from pyllmc.draw.scores import Panel, draw_bars, draw_course
 from pyllmc.engine.checkpoint import is_run
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import KNOWN, Exam, Record, named
 from pyllmc.evaluate.opening import checkpoints_of, open_scorer, step_of
@@ -118,11 +119,10 @@ def models_of(o: Any) -> dict[str, tuple[str, int | None]]:
     return {source: (name, step_of(source)) for source, name in zip(sources, names)}
 
 
-def keep(source: str, records: Sequence[Record]) -> None:
-    """Keeps scores in the run's folder that their weights belong to."""
+def run_of(source: str) -> Path | None:
+    """The run's folder that weights belong to, where their scores are kept."""
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    if is_run(folder):
-        report.keep(folder, records)
+    return folder if is_run(folder) else None
 
 
 def panels_of(records: Sequence[Record], names: dict[str, str]) -> list[Panel]:
@@ -160,12 +160,16 @@ def evaluate(o: Any) -> None:
         o.out = o.out or str(Path(o.model[0], "evaluate.png"))
     if o.out:
         checked_path(o.out)
+    folders = {source: run_of(source) for source in models}
+    for folder in filter(None, folders.values()):
+        read_scores(folder)  # a file that scores cannot be added to is refused before the work begins
     for source, (_, step) in models.items():
         live.show(f"opening {source}")
         scorer = open_scorer(source, o.tokenizer, o.B, **{name: getattr(o, name) for name in OPTIONS})
         for scores in exam.run(source, scorer, step):
             records += scores
-            keep(source, scores)
+            if run := folders[source]:
+                report.keep(run, scores)
     live.clear()
     print(report.as_json(records) if o.json else report.table(records, names), end="" if o.json else "\n")
     if picture := draw(o, records, names):

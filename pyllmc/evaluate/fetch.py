@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from pyllmc.base import live
-from pyllmc.base.errors import BadFile, DataError, MissingDependency, need
+from pyllmc.base.errors import BadFile, DataError, MissingDependency, SystemFailure, need
 from pyllmc.text.characters import Source, opened
 
 Folder = Union[str, "os.PathLike[str]", None]
@@ -44,7 +44,7 @@ class Part:
 def locate(part: Part, folder: str | os.PathLike[str], task: str) -> Path:
     """The file of a part: `folder` itself if that is a file, else what lies in it or at most two folders below.
 
-    Raises DataError, which says what to put where.
+    Raises SystemFailure, which says what to put where.
     """
     root = Path(folder)
     if root.is_file():
@@ -56,7 +56,7 @@ def locate(part: Part, folder: str | os.PathLike[str], task: str) -> Path:
         if found:
             return found[0]
     where = f"{root} is no folder" if not root.is_dir() else f"nothing of it lies in {root}"
-    raise DataError(f"{task}: {where}: put {part.wanted()} there")
+    raise SystemFailure(f"{task}: {where}: put {part.wanted()} there")
 
 
 def _below(root: Path, name: str) -> list[Path]:

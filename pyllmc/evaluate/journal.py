@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 
 from pyllmc.base.files import writing
+from pyllmc.base.locks import open_locked
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import is_run
 from pyllmc.evaluate.items import Choice, Rolling, Word
@@ -72,47 +73,49 @@ def place_for(source: str) -> Path:
 
 
 class Journal:
-    """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count. folder None: nothing
-    is kept."""
+    """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count. Nothing is kept if
+    folder is None, or while another process keeps the same, because both would write the same lines."""
 
     def __init__(self, folder: Path | None, name: str) -> None:
-        if folder is None:
-            self.path, self.known, self._file = Path(os.devnull), [], open(os.devnull, "ab")
+        self.known: list[tuple[bytes, Any]] = []  # each line, and what it says
+        self._file = None
+        if not folder:
             return
-        self.path = folder / f"evaluate-{name}{ENDING}"
-        self.known = list(self._lines())
-        with writing(str(self.path)):
+        self._path = folder / f"evaluate-{name}{ENDING}"
+        with writing(str(self._path)):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")
-            self._file.truncate(sum(len(line) for line, _ in self.known))
-
-    def _lines(self) -> Iterator[tuple[bytes, Any]]:
-        with suppress(FileNotFoundError, ValueError), open(self.path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                yield line, json.loads(line)
+            self._file = open_locked(self._path, wait=False)
+            if self._file:
+                self._file.seek(0)
+                self.known = list(_lines(self._file))
+                self._file.truncate(sum(len(line) for line, _ in self.known))
 
     def add(self, result: Any) -> None:
-        with writing(str(self.path)):
-            self._file.write(json.dumps(result).encode() + b"\n")
-            self._file.flush()
+        if self._file:
+            with writing(str(self._path)):
+                self._file.write(json.dumps(result).encode() + b"\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Ends the writing. A file that nothing was written to goes."""
-        empty = self._file.tell() == 0
-        self._file.close()
-        if empty:
-            self._unlink()
+        if self._file and os.path.getsize(self._file.fileno()):
+            self._file.close()
+        self.remove()
 
     def remove(self) -> None:
-        self._file.close()
-        self._unlink()
+        """Ends the writing, and removes the file while it is locked, so that no other process has begun to write to it."""
+        if self._file and not self._file.closed:
+            with suppress(OSError):
+                self._path.unlink()
+            self._file.close()
 
-    def _unlink(self) -> None:
-        with suppress(OSError):
-            if self.path.is_file():
-                self.path.unlink()
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, Any]]:
+    with suppress(ValueError):
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield line, json.loads(line)
 
 
 def answers(scorer: Scorer, items: Sequence[Any], journal: Journal) -> Iterator[Any]:

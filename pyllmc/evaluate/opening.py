@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import InvalidArgument, OutOfMemory
+from pyllmc.base.errors import OutOfMemory, SystemFailure
 from pyllmc.convert.companions import find_tokenizer, is_for
 from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
-from pyllmc.engine.checkpoint import RUN, is_run, training
+from pyllmc.engine.checkpoint import RUN, is_run, recorded
 from pyllmc.evaluate.scorer import B_for, Scorer
 from pyllmc.model import Model
 from pyllmc.text.tokenizer import Tokenizer
@@ -54,15 +54,15 @@ def tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer 
 
 def step_of(source: str) -> int | None:
     """The step of a run's or a checkpoint's weights; None for weights of other programs."""
-    state = training(source).get("state", {})
+    _, state = recorded(source)
     return int(state["step"]) if "step" in state else None
 
 
 def checkpoints_of(run: str) -> dict[int, str]:
-    """The checkpoints that a run's folder keeps, by step. Raises InvalidArgument if it is none."""
+    """The checkpoints that a run's folder keeps, by step. Raises SystemFailure if it is none."""
     folder = Path(run)
     if not is_run(folder):
-        raise InvalidArgument(f"--every_checkpoint: {run} is no run folder with checkpoints: name one")
+        raise SystemFailure(f"--every_checkpoint: {run} is no run folder with checkpoints: name one")
     found: dict[int, str] = {}
     for name in RUN:
         if (folder / name).exists() and (step := step_of(str(folder / name))) is not None:

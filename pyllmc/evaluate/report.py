@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.files import atomic_path, writing
+from pyllmc.base.files import atomic_path, flush_to_disk, writing
+from pyllmc.base.locks import only_one
 from pyllmc.base.values import finite
-from pyllmc.engine.checkpoint import SCORES
+from pyllmc.engine.run_files import SCORES, read_scores
 
 Record = dict[str, Any]
 SAME = (
@@ -87,23 +87,21 @@ def _columns(lines: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
-def read(folder: Path) -> list[Record]:
-    """The records in a run's folder; none if it has no such file, or one that nothing can be read from."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return list(json.loads((folder / SCORES).read_text(encoding="utf-8"))["scores"])
-    return []
-
-
 def keep(folder: Path, records: Sequence[Record]) -> None:
-    """Adds records to those of a run's folder; each takes the place of an earlier one of the same weights, task and protocol."""
+    """Adds records to those of a run's folder; each takes the place of an earlier one of the same weights, task and protocol.
 
-    def key(record: Record) -> tuple[Any, ...]:
-        return tuple(record.get(name) for name in SAME)
+    Raises SystemFailure; BadFile if the file that is there holds something else, which stays.
+    """
 
-    merged = {key(record): record for record in [*read(folder), *records]}
+    def key(record: Record) -> str:
+        return json.dumps([record.get(name) for name in SAME])
+
     path = str(folder / SCORES)
-    with atomic_path(path) as tmp, writing(path):
-        Path(tmp).write_text(as_json(list(merged.values())), encoding="utf-8")
+    with only_one(path):
+        merged = {key(record): record for record in [*read_scores(folder), *records]}
+        with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as file:
+            file.write(as_json(list(merged.values())).encode())
+            flush_to_disk(file)
 
 
 def as_json(records: Sequence[Record]) -> str:

@@ -33,7 +33,7 @@ class Task:
 
     name: what --tasks calls it. metrics: of its scores, the published one first. protocol: a sentence that is printed beside the scores.
     test: its data; train: where examples (shots) are drawn from, None if it has none. record: what --limit counts. fields: what each row
-    of the hub must have.
+    of the hub must have. own: True for a user's own file, whatever it is called, which nobody has published figures of.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Task:
     train: Part | None = None
     record: str = "item"
     fields: tuple[str, ...] = ("text",)
+    own: bool = False
 
     @property
     def where(self) -> str:
@@ -109,7 +110,7 @@ class Task:
 
     def told(self, metric: str, value: float, error: float | None, n: int, shots: int = 0) -> Score:
         """A score of this task. The published figures are those without examples."""
-        paper = None if shots else published(self.name, metric)
+        paper = None if shots or self.own else published(self.name, metric)
         return Score(self.name, metric, value, error, n, self.told_with(shots), paper)
 
     def told_with(self, shots: int) -> str:

@@ -12,6 +12,7 @@ from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory, Stopped
 from pyllmc.base.values import finite
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import RUN, checksum_in
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import KNOWN, Asked, Exam, Record, named
 from pyllmc.evaluate.journal import checksum_of, digest_of
@@ -51,6 +52,8 @@ class Examiner:
             tasks = named(o("eval_tasks"))
             if not tasks:
                 raise InvalidArgument(f"--tasks names no task: the tasks are {', '.join(KNOWN)}")
+            if o("out"):
+                read_scores(o("out"))  # a file that the scores cannot be added to is refused now
             self._exam = Exam(tasks, o("eval_data") or None, int(o("eval_limit")) or None)
             model = model_like(self._trainer)
             tokenizer = tokenizer_of("the data", "", self._trainer.tokenizer_bytes, model.config.vocab_size)
@@ -95,9 +98,9 @@ class Examiner:
     def _is_known(self, folder: Path, step: int) -> bool:
         """True if the run has scored these weights at this step before it was resumed."""
         own = step, f"{checksum_of(self._scorer.model):08x}"
-        kept = [r for r in report.read(folder) if (r.get("step"), r.get("weights")) == own]
-        wanted = {(task.name, digest_of(items)) for task, items in self._asked}
-        return wanted <= {(r.get("task"), r.get("data")) for r in kept}
+        kept = [r for r in read_scores(folder) if (r.get("step"), r.get("weights")) == own]
+        known = [(r["task"], r.get("data")) for r in kept]
+        return all((task.name, digest_of(items)) in known for task, items in self._asked)
 
     # ---- several processes ----
 

@@ -140,15 +140,11 @@ def _line(cells: Sequence[str]) -> str:
 def _worth(found: dict[str, Any]) -> Iterator[str]:
     if not found["worth"]:
         return
-    yield f"is it worth it, with {_processes(found['processes'])}?"
+    yield f"is it worth it, with {counted(found['processes'], 'process')}?"
     for name, tell in TELLERS.items():
         verdict = {True: "yes", False: "no", None: "?"}[found["worth"][name]["worth"]]
         yield _wrapped(f"  {verdict:<4}{tell(found, found['worth'][name])}", 6)
     yield ""
-
-
-def _processes(n: int) -> str:
-    return f"{n:,} process{'' if n == 1 else 'es'}"
 
 
 def _accumulation(found: dict[str, Any], w: dict[str, Any]) -> str:
@@ -179,7 +175,7 @@ def _rate(rate: float | None) -> str:
 
 
 def _first(n: int | None) -> str:
-    return _processes(n) if n else "no number"
+    return counted(n, "process") if n else "no number"
 
 
 def _zero(found: dict[str, Any], w: dict[str, Any]) -> str:
@@ -195,7 +191,9 @@ def _zero(found: dict[str, Any], w: dict[str, Any]) -> str:
         told += f", and then {w['tok_s']['with']:,.0f} tok/s instead of {w['tok_s']['without']:,.0f}"
     told += "; this batch "
     first = w["fits_from_processes"]
-    return told + (f"fits from {_processes(first)} on" if first else f"does not fit with {MOST:,} either")
+    return told + (
+        f"fits from {counted(first, 'process')} on" if first else f"does not fit with {MOST:,} either"
+    )
 
 
 def _diloco(found: dict[str, Any], w: dict[str, Any]) -> str:

@@ -242,13 +242,13 @@ def find_shards(data: str | os.PathLike[str], split: str = "train") -> list[str]
     if os.path.isdir(data):
         found = glob.glob(os.path.join(glob.escape(data), f"{split}*.bin"))
         if not found:
-            raise DataError(f"{data} has no {split}*.bin{_shards_beside(data)}")
+            raise SystemFailure(f"{data} has no {split}*.bin{_shards_beside(data)}")
         return shard_order(found)
     if data and not os.path.exists(data) and not glob.has_magic(data):
         raise SystemFailure(f"there is no data at {data}{NO_DATA}")
     found = [data] if os.path.exists(data) else [p for p in glob.glob(data) if os.path.isfile(p)]
     if not found:
-        raise DataError(f"no token file matches {data}{NO_DATA}")
+        raise SystemFailure(f"no token file matches {data}{NO_DATA}")
     return shard_order(found)
 
 

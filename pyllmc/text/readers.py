@@ -24,7 +24,8 @@ class NoField(DataError):
     """A record lacks the field."""
 
 
-def _line_ends(text: str, how: How) -> str:
+def line_ends(text: str, how: How) -> str:
+    """The text with "\\n" at the ends of its lines, unless they are to be kept."""
     return text if how.keep_line_ends or "\r" not in text else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -34,21 +35,22 @@ def _line_ends(text: str, how: How) -> str:
 
 def read_txt(source: Source, how: How) -> Iterator[str]:
     """The documents between delimiters, stripped. An empty delimiter gives the whole file as it is."""
-    for number, text in enumerate(_documents(source, how), 1):
+    delimiter = line_ends(how.delimiter, how)
+    for number, text in enumerate(documents(read_blocks(source, how), delimiter), 1):
         check_characters(text, where=f"{source.name}: document {number}: ")
         yield text
 
 
-def _documents(source: Source, how: How) -> Iterator[str]:
-    delimiter = _line_ends(how.delimiter, how)
+def documents(blocks: Iterable[str], delimiter: str) -> Iterator[str]:
+    """The documents of a text that comes in blocks, as read_txt gives them."""
     if not delimiter:
-        yield "".join(read_blocks(source, how))
+        yield "".join(blocks)
         return
     pending: list[str] = []  # parts of the unfinished document; the last may end within a delimiter
-    for block in read_blocks(source, how):
+    for block in blocks:
         tail = pending.pop() if pending else ""
-        *documents, rest = (tail + block).split(delimiter)
-        for document in documents:
+        *whole, rest = (tail + block).split(delimiter)
+        for document in whole:
             pending.append(document)
             yield "".join(pending).strip()
             pending = []
@@ -139,7 +141,7 @@ def _texts(records: Iterable[tuple[str, Any]], how: How) -> Iterator[str]:
             how.skipped += 1
             continue
         check_characters(text, f"field {how.field!r}", f"{where}: ")
-        yield _line_ends(text, how)
+        yield line_ends(text, how)
     if absent and not found:
         raise absent
 
@@ -311,7 +313,7 @@ def read_ipynb(source: Source, how: How) -> Iterator[str]:
         raise BadFile(f"{source.name}: not a notebook with cells: {remedy}") from e
     joined = "\n\n".join(filter(None, sources))
     check_characters(joined, where=f"{source.name}: ")
-    yield _line_ends(joined, how)
+    yield line_ends(joined, how)
 
 
 READERS: dict[str, Callable[[Source, How], Iterator[str]]] = {

@@ -107,6 +107,20 @@ def test_a_mistake_in_the_program_is_not_hidden():
         errors.run_command("prog", lambda: {}["x"])
 
 
+@pytest.mark.parametrize(
+    "n, what, told",
+    [
+        (1, "layer", "1 layer"),
+        (0, "layer", "0 layers"),
+        (1024, "step", "1,024 steps"),
+        (1, "process", "1 process"),
+        (2, "process", "2 processes"),
+    ],
+)
+def test_a_number_with_its_noun(n, what, told):
+    assert errors.counted(n, what) == told
+
+
 def test_a_file_error_is_not_explained_twice():
     with pytest.raises(errors.SystemFailure) as caught, files.writing("outer"), files.writing("inner"):
         raise OSError(errno.ENOSPC, "No space left")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyllmc
 import train_gpt2 as reference
 from pyllmc import check, convert, grade, sample
 from pyllmc.base import errors
+from pyllmc.base.temporary import temporary_file
 from pyllmc.convert import hf_config, hub
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import read_tokenizer
@@ -87,6 +89,35 @@ def test_training_starts_from_weights_of_any_kind(origin, data, tmp_path, kind, 
     assert f"parameters, from {name}\n" in ours[0].text
     assert f"model={name}\n" in (tmp_path / "run" / "config.txt").read_text()
     assert os.listdir(tmp_path) == ["run"] and not list((tmp_path / "run").glob("**/.pyllmc*"))
+
+
+KILLED = """
+import os, signal, sys
+from pyllmc.base.temporary import temporary_file
+temporary_file(lambda path: (open(path, "w").close(), os.kill(os.getpid(), signal.SIGKILL)), "x", object, sys.argv[1])
+"""
+
+
+def test_what_a_kill_leaves_of_temporary_weights_goes_with_the_next(tmp_path):
+    """What living processes write stays, and so does what others have put there."""
+    for name in (".pyllmc-tmp-mine", ".pyllmc-settings"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".pyllmc-tmp-a_link__").symlink_to(tmp_path / ".pyllmc-settings")
+    others = set(os.listdir(tmp_path))
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    (left,) = set(os.listdir(tmp_path)) - others
+
+    owners = [Options(_ffi.load()), Options(_ffi.load())]
+
+    def write(path: str) -> None:
+        assert not (tmp_path / left).exists()
+        temporary_file(lambda other: Path(other).write_text("b"), "b", owners[1], str(tmp_path))
+        Path(path).write_text("a")
+
+    path = temporary_file(write, "a", owners[0], str(tmp_path))
+    assert Path(path).read_text() == "a"
+    owners.clear()
+    assert set(os.listdir(tmp_path)) == others and not Path(path).exists()
 
 
 def test_a_run_goes_on_without_the_weights_it_began_with(origin, data, tmp_path, tokenizer):

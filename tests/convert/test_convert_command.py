@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pyllmc.convert import card, dtypes, export
 from pyllmc.convert.__main__ import main
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.export import save
+from pyllmc.engine.checkpoint import training
 from pyllmc.text import dataset
 from pyllmc.text.tokenizer import Tokenizer
 
@@ -84,6 +86,20 @@ def test_the_card_has_the_run_s_figures(run, tmp_path):
     ):
         assert line in text.splitlines()
     assert str(run.parent) not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", '{"step": 5, "lo', "7", '{"step": 6, "loss": null}', '{"step": 6, "loss": 1' + "0" * 400 + "}"],
+)
+def test_a_line_that_tells_no_loss_is_passed_over(run, tmp_path, line):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    steps = (run / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(f"{line}\n{steps}")
+    assert training(copy)["loss"] == training(run)["loss"] != ""
+    (copy / "metrics.jsonl").write_text(f"{line}\n")
+    assert training(copy)["loss"] == ""
 
 
 def test_nothing_is_said_of_a_model_of_which_nothing_is_known(tmp_path):

@@ -153,10 +153,11 @@ def test_bad_path(tmp_path):
         ("", r"has no train\*.bin; it has (other|dir).bin: name the files with a glob"),
         ("dir.bin", r"has no train\*.bin: make the data with python -m pyllmc.prepro"),
         ("none*.bin", "no token file matches"),
+        ("none", "(no token file matches|there is no data at) .*none"),
         ("loop", "no token file matches|symbolic links"),
         ("fifo", "is not a regular file: copy its content into one"),
     ]:
-        with pytest.raises((_ffi.InvalidArgument, _ffi.SystemFailure), match=message):
+        with pytest.raises(_ffi.SystemFailure, match=message):
             Loader(tmp_path / name)
     with pytest.raises(_ffi.InvalidArgument, match="no data is named"):
         Loader("")

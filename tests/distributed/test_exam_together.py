@@ -12,8 +12,8 @@ import several
 sys.path.insert(0, str(several.ROOT / "tests/evaluate"))
 from benchmarks import make_folder
 
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import __main__ as command
-from pyllmc.evaluate import report
 
 OPTIONS = {
     "n_layer": 1, "n_head": 1, "n_embd": 16, "max_seq_len": 256, "T": 32, "B": 2, "threads": 1, "max_steps": 4, "sample_every": 0,
@@ -57,7 +57,7 @@ def test_a_long_exam_is_waited_for_and_a_stop_is_heard_within_it(folder, tmp_pat
     assert 4 <= len(batches) < 8, lines
     assert not any(line.startswith("step 4") and "hellaswag" in line for line in lines), lines
 
-    kept = [(r["task"], r["metric"], r["value"]) for r in report.read(run) if r["step"] == 2]
+    kept = [(r["task"], r["metric"], r["value"]) for r in read_scores(run) if r["step"] == 2]
     given = ["--tasks=lm1b,hellaswag", f"--data={folder / 'files'}", "--threads=1", "--json"]
     capsys.readouterr()
     assert command.main([str(run / "step_00000002.ckpt"), *given]) == 0

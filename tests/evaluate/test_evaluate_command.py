@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import pyllmc
 from pyllmc.base.errors import BadFile
 from pyllmc.convert.card import model_card
 from pyllmc.engine.checkpoint import training
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import report
 from pyllmc.evaluate.exam import Exam
@@ -24,6 +28,8 @@ from pyllmc.evaluate.tasks.choices import OwnChoices
 from pyllmc.evaluate.tasks.hellaswag_bin import HellaSwagBin, read_eval_file
 from pyllmc.evaluate.tasks.text import OwnText
 from pyllmc.text import bins, dataset
+from pyllmc.text.characters import How, Source
+from pyllmc.text.readers import read_txt
 
 QUESTIONS = [
     {"context": "The baker", "choices": ["sells bread", "kept bees"], "answer": 0},
@@ -62,7 +68,7 @@ def test_own_texts_and_questions_are_scored(run, files, capsys):
     ):
         assert words in shown
     assert "published" not in shown
-    scores = {(s["task"], s["metric"]): s for s in report.read(run)}
+    scores = {(s["task"], s["metric"]): s for s in read_scores(run)}
     text, loss = " ".join(TEXTS), scores["my.txt", "loss"]
     nats = loss["value"] * loss["n"]
     assert loss["n"] == len(text.encode())  # a token a byte
@@ -85,6 +91,15 @@ def test_a_benchmark_stands_beside_the_paper(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "124M 29.41, 355M 22.76" in shown
     assert "wikitext2: " in shown
+
+
+def test_a_file_called_like_a_benchmark_does_not_stand_beside_the_paper(run, tmp_path, capsys):
+    text = write(tmp_path / "enwik8", TEXTS[0])
+    questions = write(tmp_path / "hellaswag", json_lines(QUESTIONS))
+    assert command.main([str(run), f"--text={text}", f"--choices={questions}", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert {(s["task"], s["metric"]) for s in scores} > {("enwik8", "bpb"), ("hellaswag", "acc_norm")}
+    assert [s["paper"] for s in scores] == [None] * len(scores)
 
 
 def test_several_models_in_a_table_and_a_picture(run, files, tmp_path, capsys):
@@ -122,14 +137,14 @@ def test_scores_are_in_the_model_card(run, files):
 
 def test_a_score_takes_the_place_of_the_same_one_before(run, files):
     command.main([str(run), *files])
-    before = report.read(run)
+    before = read_scores(run)
     command.main([str(run), *files])
-    assert report.read(run) == before
+    assert read_scores(run) == before
 
 
 def test_a_score_of_other_data_or_precision_stands_beside_the_first(run, tmp_path):
     text = write(tmp_path / "twice.txt", TEXTS[0])
-    count = lambda: len([r for r in report.read(run) if r["task"] == "twice.txt"])  # noqa: E731
+    count = lambda: len([r for r in read_scores(run) if r["task"] == "twice.txt"])  # noqa: E731
     command.main([str(run), f"--text={text}"])
     assert count() == 4
     command.main([str(run), f"--text={text}", "--precision=bf16"])
@@ -137,6 +152,52 @@ def test_a_score_of_other_data_or_precision_stands_beside_the_first(run, tmp_pat
     write(text, TEXTS[1])
     command.main([str(run), f"--text={text}"])
     assert count() == 12
+
+
+KEEPS = """
+import sys
+from pathlib import Path
+from pyllmc.evaluate import report
+for step in range(60):
+    report.keep(Path(sys.argv[1]), [{"task": sys.argv[2], "metric": "acc", "protocol": "x", "n": 1, "step": step}])
+"""
+
+
+def test_scores_that_two_processes_keep_at_once_are_all_there(tmp_path):
+    both = [subprocess.Popen([sys.executable, "-c", KEEPS, str(tmp_path), task]) for task in ("a", "b")]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len(read_scores(tmp_path)) == 120
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluate.json"]
+
+
+def test_scores_are_on_the_disk_before_they_replace_others(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: (done.append("fsync"), sync(*a))[1])
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("replace"), replace(*a))[1])
+    report.keep(tmp_path, [])
+    assert done[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", '{"scores": 1}', '{"scores": [1]}', '{"scores": [{}]}']
+)
+def test_a_file_that_scores_cannot_be_added_to_is_refused_before_the_work(
+    run, tmp_path, monkeypatch, capsys, text
+):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes())
+    write(copy / "evaluate.json", text)
+    monkeypatch.setattr(command, "open_scorer", None)
+    assert command.main([str(copy), f"--text={write(tmp_path / 'my.txt', 'a text')}"]) == 4
+    assert re.fullmatch(
+        f"pyllmc.evaluate: {copy}/evaluate.json holds no scores .* move it away.*\n", capsys.readouterr().err
+    )
+    assert (copy / "evaluate.json").read_text() == text
+    with pytest.raises(BadFile):
+        report.keep(copy, [])
+    assert (copy / "evaluate.json").read_text() == text
+    assert training(copy)["scores"] == []
 
 
 def test_limit_counts_the_documents_of_a_text(run, tmp_path, capsys):
@@ -210,6 +271,24 @@ def test_results_of_other_weights_items_or_kernels_are_not_taken(tmp_path, monke
     journal.close()
     (second,) = answers(None, [item], Journal(tmp_path, key))  # type: ignore[arg-type]
     assert (first == second).all()
+
+
+def test_of_two_evaluations_of_the_same_one_keeps_its_results(tmp_path):
+    one, other = Journal(tmp_path, "x"), Journal(tmp_path, "x")
+    for result in range(3):
+        one.add([result])
+        other.add([result])
+    other.close()
+    one.close()
+    third = Journal(tmp_path, "x")
+    assert [result for _, result in third.known] == [[0], [1], [2]]
+    (file,) = tmp_path.iterdir()
+    with open(file, "ab") as half:
+        half.write(b"[3")  # the line that the third is about to write
+    assert Journal(tmp_path, "x").known == []
+    assert file.read_bytes().endswith(b"[3")
+    third.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_are_kept_where_the_model_is_a_run(run, monkeypatch, tmp_path):
@@ -305,10 +384,11 @@ def test_a_damaged_eval_file_is_one_line(tmp_path, spoil, says):
         (["{run}", "--choices={files}/long.jsonl"], 2, "{files}/long.jsonl: item 1 takes .* sees 64"),
         (["{run}", "--choices={files}/my.jsonl", "--shots=3"], 2, "leave none to ask"),
         (["{run}", "--tasks=hellaswag_bin"], 2, "has no data set on the hub: make hellaswag_val.bin"),
-        (["{run}", "--tasks=hellaswag", "--data={files}"], 2, "put hellaswag_val.jsonl"),
+        (["{run}", "--tasks=hellaswag", "--data={files}"], 5, "put hellaswag_val.jsonl"),
+        (["{run}", "--tasks=lambada", "--data={files}/none"], 5, "none is no folder: put lambada_test.jsonl"),
         (["{run}/none", "--text={files}/my.txt"], 5, "does not exist"),
         (["{run}", "{run}/last.ckpt", "--text={files}/my.txt", "--every_checkpoint"], 2, "is of one run"),
-        (["{files}", "--text={files}/my.txt", "--every_checkpoint"], 2, "is no run folder"),
+        (["{files}", "--text={files}/my.txt", "--every_checkpoint"], 5, "is no run folder"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, code, says):
@@ -336,6 +416,20 @@ def test_shots_are_drawn_from_the_file_and_not_asked(tmp_path):
     assert len(items) == 1
     assert scorer.tokenizer.decode(items[0].context).count("\n\n") == 2
     assert "after 2 examples" in task.score(items, list(scorer.choices(items)), 2)[0].protocol
+
+
+def test_a_text_is_cut_as_prepro_cuts_it(tmp_path):
+    text = "\n A tale.\r\nIt ends. \n<|endoftext|>\n \n<|endoftext|>\rAnother\rone.\n<|endoftext|>"
+    path = tmp_path / "my.txt"
+    path.write_bytes(text.encode())
+    scorer, task = make_scorer(), OwnText(str(path))
+    found = read_txt(Source(str(path), path.name, "txt"), How())
+    dataset.write_dataset(found, tmp_path / "data", scorer.tokenizer, val_fraction=0)
+    (item,) = task.items(task.read(), scorer)
+    assert item.ids.tolist() == bins.read_shard(tmp_path / "data/train_000000.bin").tolist()
+    assert (item.units, item.bytes) == (6, len("A tale.\nIt ends.Another\none."))
+    (first,) = task.items(task.read(limit=1), scorer)
+    assert first.bytes == len("A tale.\nIt ends.")
 
 
 def test_a_text_of_one_token_has_nothing_to_score(tmp_path):

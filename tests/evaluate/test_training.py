@@ -17,8 +17,8 @@ import pyllmc
 from pyllmc import train
 from pyllmc.draw.curves import read_run
 from pyllmc.engine import _ffi
+from pyllmc.engine.run_files import read_scores
 from pyllmc.evaluate import __main__ as command
-from pyllmc.evaluate import report
 from pyllmc.evaluate.training import Examiner
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 16, "max_seq_len": 256, "T": 32, "B": 2, "threads": 1}
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_checkpoint_to_the_last_bit(folder, tmp_path, ca
         trained(folder, out=tmp_path / "base", max_steps=1)
         how = {**how, "model": tmp_path / "base/last.ckpt"}
     _, events = trained(folder, out=tmp_path / "run", **asked(folder), **how)
-    kept = report.read(tmp_path / "run")
+    kept = read_scores(tmp_path / "run")
     same = [f"--{name}={how[name]}" for name in ("precision", "device") if name in how]
     assert [event.step for event in events if event.kind == "exam"] == [2, 4]
     for step in (2, 4):
@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_checkpoint_to_the_last_bit(folder, tmp_path, ca
         assert len(values(found, step)) == 7
     assert values(kept, 2) != values(kept, 4)
     # a record of the command takes the place of the same one of the training
-    assert len(report.read(tmp_path / "run")) == len(kept)
+    assert len(read_scores(tmp_path / "run")) == len(kept)
     assert not list((tmp_path / "run").glob("evaluate-*"))
 
 
@@ -96,7 +96,7 @@ def test_scores_are_printed_drawn_and_found_by_the_model_card(folder, tmp_path):
         r"step 4 \| lambada acc [\d.]+ % ± .*, ppl .* \| hellaswag acc_norm .* \| wikitext2 ppl .*, bpb .*, loss .*", line
     ), line  # fmt: skip
     curve = read_run(tmp_path / "run").curves["wikitext2:loss"]
-    kept = report.read(tmp_path / "run")
+    kept = read_scores(tmp_path / "run")
     assert curve.x.tolist() == [2, 4]
     assert curve.y.tolist() == [values(kept, step)["wikitext2", "loss"] for step in (2, 4)]
     from pyllmc import plot
@@ -112,7 +112,7 @@ def test_scores_on_the_emulated_device(folder, tmp_path, capsys):
     if not (_ffi.PACKAGE / "lib" / "libpyllmc_emu_fp32.so").exists():
         pytest.skip("needs make emu")
     trained(folder, out=tmp_path / "run", **{**asked(folder), **EMU})
-    kept = values(report.read(tmp_path / "run"), 4)
+    kept = values(read_scores(tmp_path / "run"), 4)
     found = evaluated(
         folder, tmp_path / "run/last.ckpt", capsys, "--device=emu", "--precision=fp32", tasks="hellaswag"
     )
@@ -139,7 +139,7 @@ def test_training_does_not_notice(folder, tmp_path, how):
     assert losses(rest) == losses(without)[2:]
     for name, x in params(plain).items():
         assert (params(scored)[name] == x).all() and (params(resumed)[name] == x).all()
-    assert values(report.read(tmp_path / "resumed"), 4) == values(report.read(tmp_path / "scored"), 4)
+    assert values(read_scores(tmp_path / "resumed"), 4) == values(read_scores(tmp_path / "scored"), 4)
 
 
 def test_tasks_are_scored_at_the_end_only_unless_told(folder, tmp_path):
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_while_it_scores_goes_on_with_that(folder, tmp_pat
 
     examiner._scorer._between = stop_soon
     assert [event.kind for event in trainer][-1] == "checkpoint"
-    assert {task for task, _ in values(report.read(run), 2)} == {"lambada", "hellaswag"}
+    assert {task for task, _ in values(read_scores(run), 2)} == {"lambada", "hellaswag"}
     assert len(list(run.glob("evaluate-*"))) == 2  # an empty one goes
     _, whole = trained(folder, out=tmp_path / "whole", **asked(folder))
 
@@ -189,7 +189,7 @@ def test_a_run_that_is_stopped_while_it_scores_goes_on_with_that(folder, tmp_pat
 
 REFUSED = [
     (["--eval_tasks=lambda"], 2, "--eval_tasks: 'lambda' is no task: did you mean lambada"),
-    (["--eval_tasks=ptb", "--eval_data={files}/none"], 2, "none is no folder: put ptb.test.txt"),
+    (["--eval_tasks=ptb", "--eval_data={files}/none"], 5, "none is no folder: put ptb.test.txt"),
     (["--eval_tasks=hellaswag_bin"], 2, "name it or its folder with --eval_data"),
     (["--eval_tasks=hellaswag_bin", "--eval_data={files}/ptb.test.txt"], 4, "expected magic"),
     (["--eval_every=5"], 2, "that between validations is --val_every"),
@@ -215,6 +215,15 @@ def test_what_cannot_be_scored_is_refused_before_the_first_step(folder, tmp_path
     assert told.err.startswith("pyllmc.train: ") and told.err.count("\n") == 1 and "step" not in told.out
     assert re.search(says, told.err), told.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_scores_cannot_be_added_to_is_refused_before_the_first_step(folder, tmp_path):
+    run = tmp_path / "run"
+    list(pyllmc.Trainer(data=folder / "data", out=run, **{**RUN, "max_steps": 1}))
+    (run / "evaluate.json").write_text("nonsense")
+    with pytest.raises(pyllmc.BadFile, match="holds no scores that can be read"):
+        next(iter(pyllmc.Trainer(resume=run, max_steps=2, examiner=Examiner, **asked(folder))))
+    assert (run / "evaluate.json").read_text() == "nonsense"
 
 
 def test_other_front_ends_refuse_tasks(folder, tmp_path):

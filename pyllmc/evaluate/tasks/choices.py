@@ -29,6 +29,7 @@ class OwnChoices(Questions):
     metrics = ("acc", "acc_norm")
     protocol = "acc: the choice with the largest log-probability; acc_norm: per byte of the choice"
     record = "question"
+    own = True
 
     def __init__(self, path: str) -> None:
         self.path, self.name = Path(path), Path(path).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from pyllmc.evaluate.fetch import Folder, decoded, read_bytes
 from pyllmc.evaluate.items import Rolling
 from pyllmc.evaluate.streams import HALF, Stream
 from pyllmc.evaluate.task import Records, beginning
-from pyllmc.text.bpe import EOT_PIECE
+from pyllmc.text.characters import How
+from pyllmc.text.readers import documents, line_ends
 
-DELIMITER = EOT_PIECE.decode()  # the text between documents, as python -m pyllmc.prepro takes it
+AS_PREPRO = How()  # the options that python -m pyllmc.prepro reads text with unless told otherwise
 
 
 class OwnText(Stream):
@@ -27,6 +29,7 @@ class OwnText(Stream):
         f"one stream, cut into documents at <|endoftext|>, {HALF}; loss and ppl per token, ppl_word per word"
     )
     record = "document"
+    own = True
 
     def __init__(self, path: str) -> None:
         self.path, self.name = Path(path), Path(path).name
@@ -36,23 +39,20 @@ class OwnText(Stream):
         return str(self.path)
 
     def read(self, folder: Folder = None, limit: int | None = None) -> Records:
-        """The text, or its first `limit` documents. Raises BadFile, SystemFailure."""
-        text = decoded(read_bytes(self.path, own=True), self.path, own=True)
-        if not text.strip():
+        """The documents of the text, or the first `limit` of them. Raises BadFile, SystemFailure."""
+        text = line_ends(decoded(read_bytes(self.path, own=True), self.path, own=True), AS_PREPRO)
+        found = list(islice(filter(None, documents([text], AS_PREPRO.delimiter)), limit))
+        if not found:
             raise BadFile(f"{self.path} holds no text but white space: name another file")
-        if limit is not None:
-            text = DELIMITER.join([part for part in text.split(DELIMITER) if part.strip()][:limit])
-        return Records([text], None)
+        return Records(found, None)
 
     def items(self, records: Records, scorer: Any, shots: int = 0, seed: int = 0) -> list[Rolling]:
-        """Each document, after prepro's delimiter, begins with the token that ends documents; without one, the text is a single
-        document, and its first token is context only."""
+        """Each document begins with the token that ends documents; without one, they follow each other, as in the token files that
+        prepro makes then, and the first token of all is context only."""
         if shots:
             raise InvalidArgument(f"{self.name} is a text and takes no examples: leave --shots out")
-        (text,) = records
-        parts = [part for part in text.split(DELIMITER) if part.strip()] if scorer.eot >= 0 else [text]
-        ids = np.concatenate([x for part in parts for x in (beginning(scorer), scorer.encode(part))])
-        words, size = sum(len(part.split()) for part in parts), sum(len(part.encode()) for part in parts)
+        ids = np.concatenate([x for part in records for x in (beginning(scorer), scorer.encode(part))])
+        words, size = sum(len(part.split()) for part in records), sum(len(part.encode()) for part in records)
         return [Rolling(ids, max(1, scorer.T // 2), None, 1, float(words), size)]
 
     def units(self, items: Sequence[Rolling], tokens: Sequence[float]) -> dict[str, Sequence[float]]:
