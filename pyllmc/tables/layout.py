@@ -97,9 +97,9 @@ class GPTConfig:
                 f"n_layer={self.n_layer} n_embd={self.n_embd} make {params:.1e} parameters: "
                 "more than any machine holds"
             )
-        if self.window < 0:
+        if not 0 <= self.window <= MAX_SIZE:
             raise InvalidArgument(
-                f"window={self.window}: 0 means dense attention, w > 0 the last w positions"
+                f"window={self.window} is not in 0..{MAX_SIZE}: 0 means dense attention, w > 0 the last w positions"
             )
         object.__setattr__(self, "pattern", self._pattern())
 
