@@ -1,6 +1,6 @@
 /* CUDA graphs: calls that come again with the same arguments are recorded, and hundreds of kernels start at once. The first
- * time the calls are made as they are, which also loads their kernels; the second time they are recorded. Calls that never
- * came again, as those whose scale depends on a batch's masks, make room for others. */
+ * time the calls are made as they are, which also loads their kernels; the second time they are recorded. Those that have not
+ * come for the longest time make room for others: where a batch's masks give the scale, most never come again. */
 #include <cstdlib>
 #include <cstring>
 #include "device.cuh"
@@ -11,9 +11,10 @@ struct Graphs {
     struct {
         int64_t key[4];
         cudaGraphExec_t graph; /* NULL: the calls were seen once */
+        int64_t used;          /* the number of the last call of gpu_replay that asked for it */
     } seen[MOST];
     int count, recording; /* recording: the number of the graph that is being recorded, or -1 */
-    int turn;             /* the place that was used again last */
+    int64_t calls;        /* of gpu_replay */
 };
 
 static bool wanted(void) {
@@ -38,26 +39,33 @@ static int find(const Graphs *g, const int64_t key[4]) {
     return -1;
 }
 
-/* A place for calls that are seen for the first time: a new one, or the next whose calls were seen once; -1: all have graphs. */
-static int place(Graphs *g) {
+/* A place for calls that are seen for the first time: a new one, or that of the calls that were last asked for longest ago. */
+static int place(Device *d, Graphs *g) {
     if (g->count < MOST) return g->count++;
-    for (int i = 0; i < MOST; i++) {
-        g->turn = (g->turn + 1) % MOST;
-        if (!g->seen[g->turn].graph) return g->turn;
+    int oldest = 0;
+    for (int i = 1; i < MOST; i++)
+        if (g->seen[i].used < g->seen[oldest].used) oldest = i;
+    if (g->seen[oldest].graph) {
+        note(d, cudaStreamSynchronize(d->stream)); /* it may be running still */
+        cudaGraphExecDestroy(g->seen[oldest].graph);
     }
-    return -1;
+    g->seen[oldest].graph = NULL;
+    return oldest;
 }
 
 int gpu_replay(Context *ctx, const int64_t key[4]) {
     Device *d = device_of(ctx);
     Graphs *g = graphs_of(d);
-    int i = g ? find(g, key) : -1;
-    if (i >= 0 && g->seen[i].graph) {
+    if (!g) return 0;
+    const int found = find(g, key), i = found < 0 ? place(d, g) : found;
+    memcpy(g->seen[i].key, key, sizeof g->seen[i].key);
+    g->seen[i].used = ++g->calls;
+    if (found < 0) return 0;
+    if (g->seen[i].graph) {
         note(d, cudaGraphLaunch(g->seen[i].graph, d->stream));
         return 1;
     }
-    if (i >= 0 && cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) g->recording = i;
-    if (g && i < 0 && (i = place(g)) >= 0) memcpy(g->seen[i].key, key, sizeof g->seen[i].key);
+    if (cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) g->recording = i;
     return 0;
 }
 

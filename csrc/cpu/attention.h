@@ -99,7 +99,8 @@ typedef struct {
 static inline Log2 log2_of(double x) { return (Log2){(float)x, (float)(x - (double)(float)x)}; }
 /* log2(e) / sqrt(hs) */
 static inline Log2 log2_of_score(int hs) { return log2_of(1.4426950408889634 / sqrt(hs)); }
-/* exp(x / sqrt(hs)) of a difference x of scores, by a polynomial of so many terms. */
+/* exp(x / sqrt(hs)) of a difference x of scores, by a polynomial of so many terms. Only 6 are so exact that the factor's lower part
+ * shows. */
 INLINE vf weight_of(vf x, Log2 to_log2, const int terms) {
     return vf_exp2(terms == 6 ? x * to_log2.high + x * to_log2.low : x * to_log2.high, terms);
 }

@@ -34,7 +34,7 @@ INLINE Block seen_by(Block b, const Scratch *s, int i) {
 INLINE void gradient_of_lanes(Block b, const Scratch *s, int i, int j, Log2 scale, vf *p, vf *ds, const float *factors,
                               const int masked) {
     const vf x = vf_load(s->p + i * KB + j) - s->lse[i];
-    *p = weight_of(HAS_BF16 ? x : x - s->rest[i], scale, TERMS);
+    *p = weight_of(TERMS == 6 ? x - s->rest[i] : x, scale, TERMS);
     if (factors) {
         const vf kept = vf_load(factors + j), rest = vf_load(s->ds + i * KB + j) * kept - s->D[i];
         *ds = s->at + i == 0 || b.window == 1 ? vf_set(0) : *p * rest;

@@ -208,7 +208,7 @@ static inline vf vf_exp(vf x) {
     return vf_pick(x < low, vf_set(0), p);
 }
 
-/* The terms of a power of 2 whose sums stay floats, and of one that is rounded to floatX itself. */
+/* The terms of a power of 2 whose sums stay floats, and of one that is rounded to floatX, or makes what is. */
 #if defined(FLOATX_BF16)
 enum { TERMS_OF_SUMS = 5, TERMS = 4 };
 #else

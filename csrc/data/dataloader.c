@@ -157,6 +157,7 @@ static int inspect_shards(llmc_loader *d) {
 
 static int loader_open(llmc_loader *d, const char *paths, const char *split) {
     TRY(shards_find(&d->files, paths, split));
+    TRY(shards_check(&d->files, paths, split));
     d->shards = calloc((size_t)d->files.n, sizeof *d->shards);
     CHECK(d->shards, LLMC_ENOMEM, "no memory for a list of %d token files", d->files.n);
     TRY(inspect_shards(d));

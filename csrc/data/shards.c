@@ -35,18 +35,13 @@ static int list_folder(Shards *shards, const char *folder, const char *split) {
     DIR *dir = opendir(folder);
     CHECK(dir, LLMC_EIO, "the folder %s cannot be read: %s%s", folder, strerror(errno), remedy_for(errno));
     int rc = LLMC_OK;
-    char other[256] = "";
     for (struct dirent *entry; rc == 0 && (entry = readdir(dir));) {
         if (is_bin(entry->d_name, split)) rc = shards_add(shards, folder, entry->d_name);
         else if (is_bin(entry->d_name, "") && strcmp(entry->d_name, "tokenizer.bin"))
-            snprintf(other, sizeof other, "%.200s", entry->d_name);
+            snprintf(shards->other, sizeof shards->other, "%.200s", entry->d_name);
     }
     closedir(dir);
-    TRY(rc);
-    CHECK(shards->n || !*other, LLMC_EIO, "%s has no %s*.bin; it has %s: name the files with a glob instead", folder,
-          split, other);
-    CHECK(shards->n, LLMC_EIO, "%s has no %s*.bin: " NO_DATA, folder, split);
-    return LLMC_OK;
+    return rc;
 }
 
 static int list_glob(Shards *shards, const char *pattern) {
@@ -59,9 +54,7 @@ static int list_glob(Shards *shards, const char *pattern) {
             if (!is_folder(found.gl_pathv[i])) rc = shards_add(shards, "", found.gl_pathv[i]);
         globfree(&found);
     }
-    TRY(rc);
-    CHECK(shards->n, LLMC_EIO, "no token file matches %s: " NO_DATA, pattern);
-    return LLMC_OK;
+    return rc;
 }
 
 static int by_bytes(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
@@ -73,6 +66,14 @@ int shards_find(Shards *shards, const char *data, const char *split) {
     else if (stat(data, &s) == 0) TRY(shards_add(shards, "", data));
     else TRY(list_glob(shards, data));
     qsort(shards->names, (size_t)shards->n, sizeof *shards->names, by_bytes);
+    return LLMC_OK;
+}
+
+int shards_check(const Shards *shards, const char *data, const char *split) {
+    CHECK(shards->n || !*shards->other, LLMC_EIO, "%s has no %s*.bin; it has %s: name the files with a glob instead",
+          data, split, shards->other);
+    CHECK(shards->n || !is_folder(data), LLMC_EIO, "%s has no %s*.bin: " NO_DATA, data, split);
+    CHECK(shards->n, LLMC_EIO, "no token file matches %s: " NO_DATA, data);
     return LLMC_OK;
 }
 

@@ -85,7 +85,7 @@ int resume_open(llmc_trainer *t) {
     if (!t->team.rank) TRY(run_settle(folder));
     TRY(find_checkpoint(o, t->start_file, sizeof t->start_file));
     if (!o->out_given) TRY(llmc_options_set(o, "out", folder));
-    t->in_place = t->saved = is_same_file(o->out, folder);
+    t->in_place = t->saved = strcmp(o->out, "auto") && is_same_file(o->out, folder);
     TRY(llmc_file_open(&t->file, t->start_file));
     return adopt_options(t);
 }

@@ -75,7 +75,7 @@ static int write_file(const char *path, const char *text, size_t size) {
     snprintf(fresh, sizeof fresh, "%s.tmp", path);
     FILE *f = fopen(fresh, "we");
     if (!f) return run_system_error(path, "written");
-    int failed = fwrite(text, 1, size, f) < size;
+    int failed = fwrite(text, 1, size, f) < size || fflush(f) != 0 || fsync(fileno(f)) != 0;
     if (fclose(f) != 0) failed = 1;
     return put_in_place(fresh, path, failed);
 }

@@ -23,9 +23,9 @@ static int open_tokenizer(llmc_trainer *t, const char *data) {
 /* 1, 0, or an error if the folder cannot be read. */
 static int has_shards(const char *data, const char *split) {
     Shards shards = {0};
-    const int rc = shards_find(&shards, data, split);
+    const int rc = shards_find(&shards, data, split), found = shards.n > 0;
     shards_free(&shards);
-    return rc == LLMC_EINVAL ? 0 : rc < 0 ? rc : 1;
+    return rc < 0 ? rc : found;
 }
 
 /* The id that begins a document; -1: none is known. */

@@ -49,14 +49,12 @@ static int check_base(const llmc_trainer *t) {
 static int check_base_stays(const llmc_trainer *t) {
     const llmc_options *o = &t->options;
     const char *base = t->file && t->file->adapters ? t->file->adapters->base : t->start_file;
-    if (*o->base_file && t->file && t->file->adapters) base = o->base_file;
     CHECK(!o->lora_rank || t->in_place || o->plan || !*o->out || !run_replaces(o->out, base), LLMC_EINVAL,
           "the adapters will need %s, which a new run in --out=%s would replace: name another --out", base, o->out);
     return LLMC_OK;
 }
 
 int tuning_load(llmc_trainer *t) {
-    TRY(locate_base(&t->options, t->file));
     TRY(llmc_model_load_from(t->model, t->file));
     if (!t->options.lora_rank || llmc_file_adapters(t->file, NULL, 0)) return LLMC_OK;
     TRY(llmc_model_name_base(t->model, sizes_weights_name(t)));
@@ -66,6 +64,7 @@ int tuning_load(llmc_trainer *t) {
 int tuning_check(llmc_trainer *t) {
     TRY(refuse_change(t));
     TRY(check_base(t));
+    if (t->file) TRY(locate_base(&t->options, t->file));
     TRY(check_base_stays(t));
     return check_trained(t);
 }

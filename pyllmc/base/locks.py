@@ -10,19 +10,21 @@ from typing import BinaryIO
 
 from pyllmc.base.files import writing
 
+TRIES = 100  # so often its last holder may have removed the file; a file system that never tells the same twice must not hang
+
 
 def open_locked(path: str | os.PathLike[str], wait: bool) -> BinaryIO | None:
     """The file, made if need be, for reading and appending, and locked until it is closed; None if another has it locked.
 
     wait: wait for the other instead. Where the file system knows no locks, everyone gets one, as in csrc/train/run.c. Raises OSError.
     """
-    while True:
+    for left in reversed(range(TRIES)):
         file = open(path, "a+b")
         try:
             if not _lock(file, wait):
                 file.close()
                 return None
-            if _is_at(file, path):
+            if _is_at(file, path) or not left:
                 return file
         except BaseException:
             file.close()

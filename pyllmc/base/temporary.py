@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-PREFIX = ".pyllmc-tmp-"
+# A folder may be one of several machines, and a lock may hold on one of them only.
+PREFIX = f".pyllmc-tmp-{re.sub(r'[^A-Za-z0-9.]', '_', os.uname().nodename)}-"
 OURS = re.compile(re.escape(PREFIX) + r"\w{8}")
 
 
@@ -21,7 +22,7 @@ def temporary_file(write: Callable[[str], object], name: str, owner: Any, place:
     as long as `owner` lives.
 
     Where the system has /proc, the file loses its name as soon as it is written. Until then a lock says that the process lives; what a
-    killed one has left goes with the next call. Raises OSError, and what `write` raises.
+    killed one has left goes with this machine's next call, where the file system locks folders. Raises OSError, and what `write` raises.
     """
     folder, lock = _new_folder(place or tempfile.gettempdir())
     path = os.path.join(folder, name)

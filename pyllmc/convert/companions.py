@@ -17,7 +17,16 @@ from pyllmc.text.bpe import GPT2_VOCAB, NANOGPT_VOCAB
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.vocabularies import FILES, gpt2
 
-ROUNDED = (1, 8, 16, 32, 64, 128)  # a vocabulary is padded to a multiple of one of these
+ROUNDED = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+)  # a vocabulary is padded to a multiple of one of these, as vocabulary_fits in C says
 
 
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pyllmc.base.errors import DataError
+from pyllmc.base.errors import SystemFailure
 from pyllmc.base.files import check_regular, reading
 from pyllmc.engine.checkpoint import RUN, find_checkpoint, is_model_file, read_tokenizer
 from pyllmc.text import foreign_tokenizer
@@ -29,12 +29,12 @@ def open_tokenizer(source: str) -> Tokenizer:
 
 
 def file_in(folder: str) -> str:
-    """The file in a folder that holds its tokenizer. Raises DataError if there is none."""
+    """The file in a folder that holds its tokenizer. Raises SystemFailure if there is none."""
     inside = [path for name in FILES if os.path.exists(path := os.path.join(folder, name))]
     if inside or any(os.path.exists(os.path.join(folder, name)) for name in RUN):
         return inside[0] if inside else os.fspath(find_checkpoint(folder))
     found = foreign_tokenizer.file_in(folder)
     if not found:
         names = ", ".join((*FILES, *RUN, *foreign_tokenizer.NAMES))
-        raise DataError(f"{folder} holds none of {names}: name the tokenizer's file")
+        raise SystemFailure(f"{folder} holds none of {names}: name the tokenizer's file")
     return found

@@ -36,8 +36,9 @@ def read_scores(folder: Folder) -> list[dict[str, Any]]:
     path = Path(folder, SCORES)
     if not os.path.lexists(path):
         return []
+    text = _bytes_of(path)
     try:
-        found = json.loads(_bytes_of(path))
+        found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
     scores = found.get("scores") if isinstance(found, dict) else None

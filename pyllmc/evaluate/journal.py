@@ -98,9 +98,10 @@ class Journal:
 
     def close(self) -> None:
         """Ends the writing. A file that nothing was written to goes."""
-        if self._file and os.path.getsize(self._file.fileno()):
+        if self._file and not self._file.closed and os.path.getsize(self._file.fileno()):
             self._file.close()
-        self.remove()
+        else:
+            self.remove()
 
     def remove(self) -> None:
         """Ends the writing, and removes the file while it is locked, so that no other process has begun to write to it."""

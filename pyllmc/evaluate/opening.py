@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.errors import OutOfMemory, SystemFailure
-from pyllmc.convert.companions import find_tokenizer, is_for
+from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.source import make_config
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import RUN, is_run, recorded
@@ -47,7 +47,7 @@ def tokenizer_of(source: str, choice: str, carried: bytes, V: int) -> Tokenizer 
     """The tokenizer of weights with V ids: the `choice`, as find_tokenizer takes it; else the one that they carry, or one that fits."""
     if carried and not choice:
         found = Tokenizer.from_bytes(carried, source)
-        if found.vocab_size <= V or is_for(found, V):
+        if found.vocab_size <= V:
             return found
     return find_tokenizer(source, V, choice)[0]
 

@@ -200,6 +200,17 @@ def test_a_file_that_scores_cannot_be_added_to_is_refused_before_the_work(
     assert training(copy)["scores"] == []
 
 
+def test_scores_that_cannot_be_read_are_no_damaged_file(run, tmp_path, capsys):
+    """Else the remedy would make the user move good scores away."""
+    copy = tmp_path / "run"
+    (copy / "evaluate.json").mkdir(parents=True)
+    (copy / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes())
+    assert command.main([str(copy), f"--text={write(tmp_path / 'my.txt', 'a text')}"]) == 5
+    assert re.fullmatch(
+        f"pyllmc.evaluate: {copy}/evaluate.json is not a regular file.*\n", capsys.readouterr().err
+    )
+
+
 def test_limit_counts_the_documents_of_a_text(run, tmp_path, capsys):
     text = write(tmp_path / "my.txt", "<|endoftext|>".join(TEXTS))
     assert command.main([str(run), f"--text={text}", "--limit=2", "--json"]) == 0

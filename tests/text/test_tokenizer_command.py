@@ -136,7 +136,7 @@ def test_the_work_is_shown(data, tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["info", "{dir}/none"], 5, "cannot read"),
-    (["info", "{dir}/empty"], 2, "empty holds none of tokenizer.bin, vocab.bpe, best.ckpt, last.ckpt, tokenizer.json, "),
+    (["info", "{dir}/empty"], 5, "empty holds none of tokenizer.bin, vocab.bpe, best.ckpt, last.ckpt, tokenizer.json, "),
     (["info", "{dir}/fifo"], 5, "fifo is not a regular file"),
     (["info", "{dir}"], 4, "vocab.bpe:2: expected two symbols"),
     (["info", "{dir}/junk"], 4, "expected a header of 1024 bytes, found 4"),

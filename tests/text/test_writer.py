@@ -17,6 +17,7 @@ from test_tokenizer_c import EOT, file_bytes
 
 import pyllmc
 from pyllmc import GPTConfig, InvalidArgument, Model, Tokenizer, Writer
+from pyllmc.convert.companions import is_for
 from pyllmc.convert.export import save
 from pyllmc.engine import _ffi
 from pyllmc.text.tokenizer import BYTES
@@ -294,6 +295,15 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, V, fits):
             Writer(model, path)
     if V > 128:
         assert Writer(model).write("a", 3)
+
+
+def test_python_and_c_agree_on_which_vocabulary_is_a_models():
+    data = file_bytes([*PIECES, EOT])
+    tokenizer, handle = Tokenizer.from_bytes(data, ""), ffi.new("llmc_tokenizer **")
+    _ffi.check(lib, lib.llmc_tokenizer_read(handle, data, len(data), b"it"))
+    for V in range(1, 300):
+        assert is_for(tokenizer, V) == (lib.llmc_tokenizer_fits(handle[0], V, b"it") == 0), V
+    lib.llmc_tokenizer_free(handle[0])
 
 
 # ---- the command

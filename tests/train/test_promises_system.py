@@ -84,10 +84,13 @@ def test_two_first_runs_at_once(program, tmp_path):
         subprocess.Popen([*program, *brief], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **folder)
         for _ in range(2)
     ]
+    made = 0
     for run in runs:
         out, err = run.communicate(timeout=120)
-        assert (run.returncode, err) == (0, "making data/stories\n")
-        assert "V=" in out
+        assert run.returncode == 0 and "V=" in out, err
+        assert err in ("", "making data/stories\n")
+        made += err != ""
+    assert made  # both, unless one began so late that the other was done
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["stories"]
 
 
