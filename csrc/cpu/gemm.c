@@ -4,7 +4,7 @@
  *   panel   Up to nr columns of a block. Its part of B is copied, so that every tile reads it in a straight line.
  *           Meanwhile the second cache is asked for the next panel's part.
  *   block   A part of C that one thread computes, panel by panel, for one part of K after another. The block's part of
- *           A stays in the second cache: as a copy in panels of mr rows, or where it lies (floats, not transposed).
+ *           A stays in the second cache: as a copy, or where it lies (floats, not transposed, rows not in one another's way).
  *   amx     The way of bf16 where the CPU has AMX: gemm_amx.c.
  *   thin    The way of gradients with few rows or columns on AMX: gemm_thin.c.
  *   dots    The way for few rows: every row of B^T is read once, where it lies.

@@ -77,12 +77,14 @@ static void copy_a_columns(const Gemm *g, const Block *s) {
         }
 }
 
-/* An A that is not transposed is read where it lies if it has floats; else its rows are copied, KC floats apart. */
+/* Whether rows of A are copied, KC floats apart, rather than read where they lie. Rows a multiple of 4 KiB apart have the same sets of
+ * the first cache, so that those of a tile would drive each other and the panel of B out of it. */
+static int copies_rows(const Gemm *g) { return WIDENS || g->a.ld * (int64_t)sizeof(float) % 4096 == 0; }
+
 static void copy_a(const Gemm *g, const Block *s) {
     if (g->a.transposed) copy_a_columns(g, s);
-    else
-        for (int64_t m = s->m; WIDENS && m < s->m_end; m++)
-            as_floats(element(&g->a, m, s->k), s->kc, s->a + (m - s->m) * KC);
+    else if (copies_rows(g))
+        for (int64_t m = s->m; m < s->m_end; m++) fx_widen(s->a + (m - s->m) * KC, element(&g->a, m, s->k), s->kc);
 }
 
 /* Copies a panel of a B that is not transposed. */
@@ -119,9 +121,10 @@ static void pack_b_columns(const Gemm *g, const Block *s, int64_t n, int64_t col
 
 /* Where the tiles find the rows of A from m on, and how far apart these lie. */
 static const float *rows_of_a(const Gemm *g, const Block *s, int64_t m, int64_t *ld) {
-    *ld = g->a.transposed ? MR : WIDENS ? KC : g->a.ld;
+    const int copied = copies_rows(g);
+    *ld = g->a.transposed ? MR : copied ? KC : g->a.ld;
     if (g->a.transposed) return s->a + (m - s->m) * s->kc;
-    return WIDENS ? s->a + (m - s->m) * KC : (const float *)element(&g->a, m, s->k);
+    return copied ? s->a + (m - s->m) * KC : (const float *)element(&g->a, m, s->k);
 }
 
 static void panel(const Gemm *g, const Block *s, int64_t n) {
