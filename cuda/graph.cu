@@ -14,7 +14,7 @@ struct Graphs {
         int64_t used;          /* the number of the last call of gpu_replay that asked for it */
     } seen[MOST];
     int count, recording; /* recording: the number of the graph that is being recorded, or -1 */
-    int64_t calls;        /* of gpu_replay */
+    int64_t calls;        /* those of gpu_replay so far */
 };
 
 static bool wanted(void) {
