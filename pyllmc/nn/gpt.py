@@ -16,7 +16,7 @@ from pyllmc.model import Model
 from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
 from pyllmc.nn.layers import make_layers
 from pyllmc.nn.memory import ORIGIN, Engine, Gradients, resized, tensors
-from pyllmc.nn.optimizer import AdamW, hyper_of
+from pyllmc.nn.optimizer import hyper_of, make_optimizer
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
@@ -254,9 +254,9 @@ class GPT(nn.Module):
     # ---- optimizers ----
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """torch.nn.utils.clip_grad_norm_ of all parameters by the engine; returns the norm before.
+        """torch.nn.utils.clip_grad_norm_ of the engine's parameters, not of a subclass' own; returns the norm before.
 
-        Raises NotFinite if the norm is; the gradients then stay what they are.
+        Raises NotFinite if the norm is not finite; the gradients then stay what they are.
         """
         self._gradients.collect(self._with_gradients())
         norm = torch.tensor(self._engine.clip_grad_norm(max_norm))
@@ -283,10 +283,9 @@ class GPT(nn.Module):
     def configure_optimizers(self, *given: Any, **named: Any) -> Any:
         """An optimizer, called as minGPT does, (train_config), or as nanoGPT: (weight_decay, learning_rate, betas, device_type).
 
-        It is the engine's own AdamW, or PyTorch's if some parameters are frozen. minGPT does not decay embeddings.
+        It is the engine's own AdamW, or PyTorch's if parameters are frozen or a subclass has its own. minGPT does not decay embeddings.
         """
-        made = AdamW(self, **hyper_of(given, named))
-        return made if all(p.requires_grad for p in self.parameters()) else made.as_torch()
+        return make_optimizer(self, **hyper_of(given, named))
 
     # ---- generation ----
 

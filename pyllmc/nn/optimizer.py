@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.nn.memory import tensors
-from pyllmc.tables import layout
 
-EMBEDDINGS = ("wte", "wpe")
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
-
-
 MINGPTS = ("learning_rate", "betas", "weight_decay")
 CALLED = (
     "configure_optimizers takes minGPT's train config alone, with {}; or as nanoGPT "
@@ -52,12 +49,35 @@ def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
 
 
+def groups_of(model: nn.Module, weight_decay: float, still_embeddings: bool) -> list[dict[str, Any]]:
+    """A model's parameters in groups for AdamW: the matrices, which decay, and the others. See AdamW."""
+    embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    still = set(embeddings) if still_embeddings else set()
+    kinds: dict[bool, list[Any]] = {True: [], False: []}
+    for p in model.parameters():
+        kinds[p.ndim >= 2 and p not in still].append(p)
+    groups = [{"params": kinds[decays], "weight_decay": weight_decay * decays} for decays in kinds]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: Any, lr: float, betas: Any, weight_decay: float, still_embeddings: bool) -> Any:
+    """The engine's AdamW, if the engine updates all that is to be trained; else PyTorch's for what is not frozen."""
+    check_hyper(lr, betas, 0, weight_decay)
+    params = list(model.parameters())
+    if all(p.requires_grad for p in params) and set(params) == set(model._params()):
+        return AdamW(model, lr, betas, weight_decay=weight_decay, still_embeddings=still_embeddings)
+    groups = groups_of(model, weight_decay, still_embeddings)
+    trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return torch.optim.AdamW([group for group in trained if group["params"]], lr=lr, betas=tuple(betas))
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW of a pyllmc.nn.GPT, run by the engine in one call; its moments are the engine's.
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
     and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike. Raises InvalidArgument
-    for numbers that would poison the weights, such as NaN.
+    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not compute with, such as a
+    subclass' own: model.configure_optimizers(...) trains those, too.
     """
 
     def __init__(
@@ -71,26 +91,19 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         check_hyper(lr, betas, eps, weight_decay)
         self.model, self.still_embeddings = model, bool(still_embeddings)
-        still = EMBEDDINGS if still_embeddings else ()
-        decays = {
-            row.torch_name_of(layer): row.decay and row.name not in still
-            for row, layer in layout.parameters(model.sizes)
-        }
-        named = list(model.named_parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in named if decays.get(name, False)]},
-            {"params": [p for name, p in named if not decays.get(name, False)], "weight_decay": 0.0},
-        ]
         kept = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__([group for group in groups if group["params"]], kept)
+        super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)
 
-    def as_torch(self) -> torch.optim.AdamW:
-        """The same groups for PyTorch's AdamW, without frozen parameters."""
-        groups = [
-            {**group, "params": [p for p in group["params"] if p.requires_grad]}
-            for group in self.param_groups
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]])
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's, for parameters of the engine. Raises InvalidArgument."""
+        super().add_param_group(param_group)
+        engines = set(self.model._params())
+        if any(p not in engines for p in self.param_groups[-1]["params"]):
+            shapes = [tuple(p.shape) for p in self.param_groups.pop()["params"] if p not in engines]
+            raise InvalidArgument(
+                f"the engine does not update parameters that are not its own, such as one of {shapes[0]}: use "
+                "model.configure_optimizers(...) or torch.optim.AdamW"
+            )
 
     def _hyper(self) -> dict[str, Any]:
         first, *others = self.param_groups

@@ -206,6 +206,46 @@ def test_whose_optimizer_is_configured():
         assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
 
 
+class Valued(GPT):
+    """A subclass with layers of its own, which its loss goes through."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG, seed=5)
+        self.value, self.kind = torch.nn.Linear(33, 1), torch.nn.Embedding(2, 1)
+
+    def forward(self, idx):
+        return self.value(super().forward(idx)[0]) + self.kind(idx % 2)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_layers_of_ones_own_are_trained(still):
+    """And by nanoGPT's rule or minGPT's decay, or not."""
+    numbers = {"weight_decay": 0.1, "learning_rate": 1e-2, "betas": (0.9, 0.95)}
+    model, (x, _) = Valued(), batch()
+    given = ((SimpleNamespace(**numbers),), {}) if still else ((), {**numbers, "device_type": "cpu"})
+    optimizer = model.configure_optimizers(*given[0], **given[1])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    decayed = [{id(p) for p in group["params"]} for group in optimizer.param_groups if group["weight_decay"]]
+    assert id(model.value.weight) in decayed[0] and len(decayed) == 1
+    assert (id(model.kind.weight) in decayed[0]) != still
+    assert (id(model.transformer.wpe.weight) in decayed[0]) != still
+
+
+def test_the_engines_optimizer_refuses_parameters_that_are_not_the_engines():
+    """It would leave them what they are."""
+    with pytest.raises(InvalidArgument, match=r"not its own, such as one of \(1, 33\): use model.configure"):
+        AdamW(Valued())
+    optimizer = AdamW(make())
+    with pytest.raises(InvalidArgument, match=r"such as one of \(3,\)"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 28
+
+
 def test_accelerate_trains_it():
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
