@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,14 @@ from pyllmc.convert.source import Source
 from pyllmc.model import Model
 from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import ORIGIN, Engine, Gradients, resized, tensors
+from pyllmc.nn.memory import ORIGIN, Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
 from pyllmc.nn.optimizer import hyper_of, make_optimizer
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
 AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
 LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
-OWN = ("_engine", "_gradients", "_addresses", "_held")  # attributes that are the engine's memory
+OWN = ("_engine", "_gradients", "_addresses", "_held", "_turn")  # attributes that no copy gets
 
 
 class GPT(nn.Module):
@@ -42,7 +43,7 @@ class GPT(nn.Module):
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
     change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
-    embedding, unless the sizes are untied.
+    embedding, unless the sizes are untied. Calls from several threads wait for each other.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class GPT(nn.Module):
     def _adopt(self, model: Model) -> None:
         """Builds the layers over a model's memory."""
         self.sizes = model.config
+        self._turn = threading.RLock()
         self._mark = 0  # changes whenever the engine's activations do
         self.transformer, self.lm_head = make_layers(self.sizes)
         self._set_engine(model)
@@ -117,18 +119,8 @@ class GPT(nn.Module):
                 raise InvalidArgument(f"the engine cannot train without a plain parameter {name} in {part}")
             found.append(p)
             if p.data_ptr() != address:
-                self._take_back(p, len(found) - 1)
+                take_back(p, self._engine._arena, len(found) - 1)
         return found
-
-    def _take_back(self, p: nn.Parameter, i: int) -> None:
-        memory = tensors(self._engine._arena, "params")[i]
-        if p.shape != memory.shape or p.device.type != "cpu":
-            name = list(self._engine._arena.places())[i]
-            raise InvalidArgument(
-                f"{name} {tuple(p.shape)} on {p.device} does not fit {tuple(memory.shape)} on the CPU: make another GPT"
-            )
-        memory.copy_(p.data)
-        p.data = memory
 
     def _refresh(self) -> list[nn.Parameter]:
         """Brings what the engine computes with up to date after any change of the parameters."""
@@ -175,6 +167,7 @@ class GPT(nn.Module):
 
     # ---- forward and backward ----
 
+    @in_turn
     def forward(
         self,
         idx: Tensor | None = None,
@@ -215,6 +208,7 @@ class GPT(nn.Module):
         logits = torch.from_numpy(self._engine.logits.copy()) if self._how["keep_logits"] else None
         return logits, None if loss is None else torch.tensor(loss)
 
+    @in_turn
     def _backward(self, ctx: Any, dlogits: Tensor | None, dloss: Tensor | None) -> Sequence[Tensor | None]:
         if versions(ctx.params) != ctx.versions:
             raise InvalidArgument(
@@ -236,6 +230,7 @@ class GPT(nn.Module):
         found = self._gradients.run(backward, ctx.params, is_plain(ctx))
         return [grad if wanted else None for grad, wanted in zip(found, ctx.needs_input_grad[2:])]
 
+    @in_turn
     def micro_step(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """zero_grad(), the forward pass and loss.backward() at once, which is faster; returns the loss.
 
@@ -253,6 +248,7 @@ class GPT(nn.Module):
 
     # ---- optimizers ----
 
+    @in_turn
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """torch.nn.utils.clip_grad_norm_ of the engine's parameters, not of a subclass' own; returns the norm before.
 
@@ -263,6 +259,7 @@ class GPT(nn.Module):
         self._gradients.bind(self._params())
         return norm
 
+    @in_turn
     def update(self, **hyper: Any) -> None:
         """One step of the engine's AdamW with the .grad of all parameters: see Model.update."""
         self._gradients.collect(self._with_gradients())
@@ -289,6 +286,7 @@ class GPT(nn.Module):
 
     # ---- generation ----
 
+    @in_turn
     @torch.no_grad()
     def generate(
         self,
@@ -359,15 +357,7 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """to(), cuda(), half() and their like: the engine's memory stays where and what it is."""
-        try:
-            tried = fn(torch.zeros(1))
-        except (AssertionError, RuntimeError) as error:  # a device that this PyTorch has not
-            raise InvalidArgument(f"pyllmc.nn.GPT computes on the CPU: {error}") from None
-        if tried.device.type != "cpu" or tried.dtype != torch.float32 or tried.is_shared():
-            raise InvalidArgument(
-                f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "
-                f"{tried.dtype}: for bf16 make it with precision='bf16', for a GPU use pyllmc.Model(device='cuda')"
-            )
+        refuse_move(fn)
         for part in self._others().values():
             part._apply(fn)
         return self

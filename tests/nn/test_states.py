@@ -50,6 +50,16 @@ def test_a_parameter_that_was_moved_comes_back():
         model(x, y)
 
 
+def test_tensors_that_only_take_a_parameters_place_are_refused():
+    """torch.func.functional_call would otherwise write over the weights for good."""
+    model, (x, y) = make(), batch()
+    before = model(x, y)[1]
+    zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    with pytest.raises(InvalidArgument, match="place of transformer.wte.weight.*copy.deepcopy of the model"):
+        torch.func.functional_call(model, zeros, (x, y))
+    assert torch.equal(model(x, y)[1], before)
+
+
 # ---- state dicts, copies ----
 
 
