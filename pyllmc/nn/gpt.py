@@ -14,7 +14,7 @@ from pyllmc.base.checks import as_int
 from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory
 from pyllmc.convert.source import Source
 from pyllmc.model import Model
-from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
+from pyllmc.nn.autograd import Batch, Pass, as_batch, check_ids, check_mask, is_plain, versions
 from pyllmc.nn.layers import make_layers
 from pyllmc.nn.memory import ORIGIN, Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
 from pyllmc.nn.optimizer import hyper_of, make_optimizer
@@ -23,6 +23,7 @@ from pyllmc.tables.layout import GPTConfig
 
 AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
 LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
+MANNERS = "forward takes either idx, targets and weights, or, as transformers calls it, input_ids, labels and attention_mask"
 OWN = ("_engine", "_gradients", "_addresses", "_held", "_turn")  # attributes that no copy gets
 
 
@@ -43,7 +44,8 @@ class GPT(nn.Module):
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
     change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
-    embedding, unless the sizes are untied. Calls from several threads wait for each other.
+    embedding, unless the sizes are untied. Calls from several threads wait for each other; gradients are
+    one memory, so give each thread that trains a model of its own.
     """
 
     def __init__(
@@ -183,20 +185,22 @@ class GPT(nn.Module):
         If every target is ignored, loss and gradients are 0, where torch.nn.functional.cross_entropy gives NaN: such a batch,
         which fine-tuning on answers meets now and then, changes nothing instead of making every weight NaN.
         idx, targets: integers (b, t). weights: floats (b, t), >= 0, for sum(w l) / sum(w).
-        input_ids, labels, attention_mask: the names of transformers, whose Trainer calls a model by them; labels are shifted
-        here, and a dict is returned.
+        input_ids, labels, attention_mask, all (b, t): the names of transformers, whose Trainer calls a model by them; labels are
+        shifted here, and a dict is returned. As there, input_ids may come first, without its name. Raises InvalidArgument.
         """
-        if input_ids is not None:
-            return self._as_transformers(input_ids, labels, attention_mask)
+        if any(x is not None for x in (input_ids, labels, attention_mask)):
+            if (idx is None) == (input_ids is None) or targets is not None or weights is not None:
+                raise InvalidArgument(MANNERS)
+            return self._as_transformers(idx if input_ids is None else input_ids, labels, attention_mask)
         if idx is None:
             raise InvalidArgument("forward needs idx, or input_ids for transformers' manner")
         return Pass.apply(self, as_batch(idx, targets, weights)._replace(draw=self._draw()), *self._params())
 
-    def _as_transformers(self, ids: Tensor, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
-        if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise InvalidArgument("attention_mask hides the beginning of a sequence: pad on the right")
-        targets = None if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        logits, loss = self(ids, targets)
+    def _as_transformers(self, ids: Any, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        check_mask(mask, check_ids("input_ids", ids))
+        if labels is not None:
+            labels = nn.functional.pad(check_ids("labels", labels)[:, 1:], (0, 1), value=-100)
+        logits, loss = self(ids, labels)
         return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
 
     def _forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
@@ -336,20 +340,22 @@ class GPT(nn.Module):
     ) -> Any:
         """Takes a state dict by GPT-2's names, nn.Linear's or Conv1D's (transformers), or minGPT's of 2020.
 
-        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile; or, for
-        what a subclass has of its own, PyTorch's RuntimeError.
+        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile or NotFinite; or,
+        for what a subclass has of its own, PyTorch's RuntimeError. The engine's parameters then stay what they are.
         """
         if not strict or not isinstance(state_dict, Mapping):
             return super().load_state_dict(state_dict, strict=strict)
         own = {*self._others(), *self._parameters, *self._buffers}
         others = {name: x for name, x in state_dict.items() if name.partition(".")[0] in own}
         rest = {name: x for name, x in state_dict.items() if name not in others}
+        read = list(read_state(rest, self.sizes))  # all of it is checked before any of it is copied
+        here = {name: x for name, x in self.state_dict().items() if name.partition(".")[0] in LAYERS}
+        loaded = super().load_state_dict({**here, **others})
         named = dict(zip(self._engine._arena.places(), self._params()))
         with torch.no_grad():
-            for name, values in read_state(rest, self.sizes):
+            for name, values in read:
                 named[name].copy_(torch.from_numpy(values))
-        here = {name: x for name, x in self.state_dict().items() if name.partition(".")[0] in LAYERS}
-        return super().load_state_dict({**here, **others})
+        return loaded
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that GPT(path), Model(path) and every command of pyllmc read; see Model.save."""

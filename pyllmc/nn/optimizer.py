@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from pyllmc.nn.memory import tensors
 
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
 MINGPTS = ("learning_rate", "betas", "weight_decay")
+MADE_ANEW = "take an earlier state, or begin without one"
 CALLED = (
     "configure_optimizers takes minGPT's train config alone, with {}; or as nanoGPT "
     "(weight_decay, learning_rate, betas, device_type)"
@@ -47,6 +47,27 @@ def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
             raise InvalidArgument(f"{name}={value}: a finite number of at least 0 is needed")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
+
+
+def check_moments(params: list[Any], held: dict[Any, Any]) -> int:
+    """The step of the state that PyTorch's AdamW holds for the parameters. Raises InvalidArgument for one that is not whole."""
+    if any(p not in held for p in params):
+        raise InvalidArgument("this state lacks the moments of some parameters: use torch.optim.AdamW")
+    for p in params:
+        for name in ("exp_avg", "exp_avg_sq"):
+            x = held[p].get(name)
+            if not isinstance(x, torch.Tensor) or x.shape != p.shape:
+                raise InvalidArgument(
+                    f"this state has no {name} {tuple(p.shape)} for a parameter of that shape"
+                )
+            if not x.isfinite().all() or name == "exp_avg_sq" and (x < 0).any():
+                raise InvalidArgument(
+                    f"this state's {name} {tuple(p.shape)} has a number that cannot be: {MADE_ANEW}"
+                )
+    steps = [float(held[p].get("step", -1)) for p in params]
+    if not all(0 <= step < 2**53 for step in steps):
+        raise InvalidArgument(f"this state has a step that cannot be: {MADE_ANEW}")
+    return int(max(steps))
 
 
 def groups_of(model: nn.Module, weight_decay: float, still_embeddings: bool) -> list[dict[str, Any]]:
@@ -145,17 +166,27 @@ class AdamW(torch.optim.Optimizer):
             self.state.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state of its own or of torch.optim.AdamW for the same groups. Raises InvalidArgument."""
-        super().load_state_dict(state_dict)
-        kept, self.state = self.state, defaultdict(dict)  # type: ignore[assignment]
+        """Takes a state of its own or of torch.optim.AdamW for the same groups. Raises InvalidArgument; nothing is then changed."""
         engine, moments = self.model._engine, self._moments()
-        if not kept:
+        held, step = self._read(state_dict)
+        super().load_state_dict({**state_dict, "state": {}})
+        if not held:
             engine._check(engine._lib.llmc_model_reset_moments(engine._handle))
             return
-        if any(p not in kept for p, _, _ in moments):
-            raise InvalidArgument("this state lacks the moments of some parameters: use torch.optim.AdamW")
         for p, m, v in moments:
-            m.copy_(kept[p]["exp_avg"])
-            v.copy_(kept[p]["exp_avg_sq"])
-        step = max(int(its["step"]) for its in kept.values())
+            m.copy_(held[p]["exp_avg"])
+            v.copy_(held[p]["exp_avg_sq"])
         engine._check(engine._lib.llmc_model_set_step(engine._handle, step))
+
+    def _read(self, state_dict: Any) -> tuple[dict[Any, Any], int]:
+        """The state of each parameter and their step, as PyTorch's AdamW reads a state dict. Raises InvalidArgument."""
+        reader = torch.optim.AdamW([dict(group) for group in self.param_groups])
+        try:
+            reader.load_state_dict(state_dict)
+            for group in reader.param_groups:
+                check_hyper(*(group[name] for name in ("lr", "betas", "eps", "weight_decay")))
+            return reader.state, check_moments(self.model._params(), reader.state) if reader.state else 0
+        except InvalidArgument:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"this is no state of an AdamW of these parameters: {error!r}") from None

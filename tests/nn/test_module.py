@@ -63,7 +63,7 @@ def test_it_stays_where_and_what_it_is(how):
     assert model(*batch())[1] > 0
 
 
-@pytest.mark.parametrize("kind", ["loss", "logits", "backward", "generate"])
+@pytest.mark.parametrize("kind", ["loss", "logits", "generate"])
 def test_threads_that_share_a_model_get_their_own_numbers(kind):
     """Each computes what it would alone: their calls wait for each other."""
 
@@ -71,8 +71,6 @@ def test_threads_that_share_a_model_get_their_own_numbers(kind):
         if kind == "generate":
             return model.generate(x, 3).tolist()
         logits, loss = model(x, y)
-        if kind == "backward":
-            return [grad.sum().item() for grad in torch.autograd.grad(loss, list(model.parameters()))]
         return loss.item() if kind == "loss" else logits.sum().item()
 
     model, batches = make(B=3, T=12), [batch(seed=seed) for seed in (1, 2)]
@@ -319,6 +317,22 @@ def test_without_logits():
 def test_what_is_refused(idx, words):
     with pytest.raises(InvalidArgument, match=words):
         make()(idx)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([[1.0]], "weights: a FloatTensor .* not list"),
+        (torch.ones(3), r"weights: .* not torch.float32 \(3,\)"),
+        (torch.ones(3, 8), r"weights \(3, 8\) and inputs \(3, 9\) differ"),
+    ],
+)
+def test_loss_weights_that_are_refused(weights, words):
+    model, (x, y) = make(), batch()
+    with pytest.raises(InvalidArgument, match=words):
+        model(x, y, weights)
+    halves = torch.rand(3, 9).bfloat16()
+    assert torch.equal(model(x, y, halves)[1], model(x, y, halves.float())[1])
 
 
 # ---- dropout ----

@@ -151,9 +151,13 @@ def test_transformers_weights_compute_the_same():
 )
 def test_state_dicts_that_do_not(change, words):
     model, state = make(), make().state_dict()
+    for values in state.values():
+        values += 1
     change(state)
+    before = [p.clone() for p in model.parameters()]
     with pytest.raises((BadFile, LlmcError), match=words):
         model.load_state_dict(state)
+    assert all(map(torch.equal, model.parameters(), before)), "what is refused changes nothing"
     with pytest.raises(RuntimeError):
         model.load_state_dict({"transformer.wpe.weight": torch.ones(2, 2)}, strict=False)
     with pytest.raises(TypeError, match="dict-like"):  # PyTorch's
@@ -216,7 +220,8 @@ def test_a_subclass_loads_what_it_has_of_its_own(change):
         ({**own, "scale": torch.ones(4)}, "size mismatch for scale"),
     ):
         with pytest.raises(RuntimeError, match=words):
-            model.load_state_dict({**theirs, **wrong})
+            model.load_state_dict({**{n: x + 1 for n, x in theirs.items()}, **wrong})
+        assert torch.equal(model.transformer.wte.weight, source.transformer.wte.weight)
 
 
 def test_a_checkpoint_of_it_is_the_engines(tmp_path):
