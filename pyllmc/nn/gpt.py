@@ -44,8 +44,8 @@ class GPT(nn.Module):
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
     change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
-    embedding, unless the sizes are untied. Calls from several threads wait for each other; gradients are
-    one memory, so give each thread that trains a model of its own.
+    embedding, unless the sizes are untied. Calls from several threads wait for each other; gradients are one memory, so give each
+    thread that trains a model of its own.
     """
 
     def __init__(
