@@ -59,6 +59,8 @@ class Model(NotCopied):
         and B (OC, rank), params["qkvA"], params["qkvB"], ..., drawn as PEFT draws them with `seed`:
         y = x W^T + b + lora_alpha / lora_rank (x A^T) B^T. They alone are trained, and what train_only names.
 
+    Calls from several threads wait for each other. A forward pass and what reads it (logits, backward) are several calls, so give
+    each thread that trains a model of its own.
     Raises InvalidArgument, OutOfMemory (with the B and T that would fit), BadFile, NoDevice.
     """
 
@@ -127,7 +129,8 @@ class Model(NotCopied):
         return model
 
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
-        self._lib, self._handle = lib, handle
+        self._lib = lib = _ffi.InTurn(lib)
+        self._handle = handle
         self._untargeted = False  # True if the last forward pass had no targets
         self._origin = "in training"
         self._tokenizer, self._source = b"", ""  # the tokenizer's bytes; a path beside which it may lie

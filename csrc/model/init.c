@@ -46,9 +46,10 @@ static int draw_all(llmc_model *m, llmc_rng *rng, float *x, double std) {
 static double usual_std(int C) { return C < 768 ? 0.02 * sqrt(768.0 / C) : 0.02; }
 
 int llmc_model_init(llmc_model *m, int64_t seed, double std) {
+    CHECK(std >= 0 && std <= 100, LLMC_EINVAL, "init_std=%g is not in 0..100; 0 means the usual", std);
     float *x = malloc(2 * NUMBERS_AT_A_TIME * sizeof *x);
     CHECK(x, LLMC_ENOMEM, "no memory to draw fresh weights");
-    if (std <= 0) std = usual_std(m->config.C);
+    if (std == 0) std = usual_std(m->config.C);
     m->ctx.weight_format = m->k->element;
     llmc_rng rng;
     llmc_rng_seed(&rng, seed);

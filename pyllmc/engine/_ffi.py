@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,36 @@ def _load(device: str, name: str) -> Any:
         raise NoDevice(f"{path} was built from other headers than csrc/ has now: {remedy}")
     live.listen(ffi(), lib)
     return lib
+
+
+class InTurn:
+    """A library whose calls wait for each other if several threads make them: those of one model, which share its activations.
+
+    plain: the library itself.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        self.plain, self._turn = (
+            plain,
+            threading.RLock(),
+        )  # a handler of signals may call again in the same thread
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.plain, name)
+        if callable(found):
+            found = in_turn(self._turn, found)
+        vars(self)[name] = found
+        return found
+
+
+def in_turn(turn: Any, call: Any) -> Any:
+    """The call, made while `turn` is held."""
+
+    def made(*args: Any) -> Any:
+        with turn:
+            return call(*args)
+
+    return made
 
 
 def message(lib: Any) -> str:

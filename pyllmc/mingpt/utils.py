@@ -41,7 +41,8 @@ class CfgNode:
         vars(self).update(d)
 
     def merge_from_args(self, args: Iterable[str]) -> None:
-        """Takes settings from words that begin with the name of a part, as in minGPT. Raises InvalidArgument for one that is not there."""
+        """Takes settings from words such as --trainer.batch_size=8, as in minGPT. Raises InvalidArgument for one that is not there, or
+        that is a whole branch."""
         for word in args:
             name, equals, text = word.partition("=")
             if not name.startswith("--") or not equals:
@@ -51,10 +52,15 @@ class CfgNode:
     def _set(self, path: list[str], value: Any, word: str) -> None:
         node: Any = self
         for name in path[:-1]:
-            node = getattr(node, name, None)
-        if not isinstance(node, CfgNode) or not hasattr(node, path[-1]):
-            known = ", ".join(vars(node)) if isinstance(node, CfgNode) else ", ".join(vars(self))
+            node = vars(node).get(name) if isinstance(node, CfgNode) else None
+        if not isinstance(node, CfgNode) or path[-1] not in vars(node):
+            known = ", ".join(vars(node if isinstance(node, CfgNode) else self))
             raise InvalidArgument(f"'{word}': no such setting; there are {known}")
+        if isinstance(branch := vars(node)[path[-1]], CfgNode):
+            name = word.partition("=")[0]
+            raise InvalidArgument(
+                f"'{word}': {name} is a branch; set {name}.NAME, one of {', '.join(vars(branch))}"
+            )
         setattr(node, path[-1], value)
 
 

@@ -27,14 +27,38 @@ class Batch(NamedTuple):
         return self.inputs, self.targets, self.weights
 
 
+def check_ids(name: str, x: Any) -> Tensor:
+    """Ids or targets, if they are integers (b, t). Raises InvalidArgument."""
+    if not isinstance(x, Tensor) or x.ndim != 2 or x.is_floating_point():
+        raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {_told(x)}")
+    return x
+
+
+def check_mask(mask: Any, ids: Tensor) -> None:
+    """Raises InvalidArgument for a mask that is not of the shape of ids, or that hides more than the ends of sequences."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        raise InvalidArgument(
+            f"attention_mask: a tensor {tuple(ids.shape)}, as input_ids, is needed, not {_told(mask)}"
+        )
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise InvalidArgument("attention_mask hides the beginning of a sequence: pad on the right")
+
+
+def _told(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
 def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Batch:
     """The arrays of a batch; a target of -100, PyTorch's sign for one that is ignored, becomes the engine's -1."""
-    for name, x in (("idx", idx), ("targets", targets)):
-        if x is not None and (not isinstance(x, Tensor) or x.ndim != 2 or x.is_floating_point()):
-            told = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidArgument(f"{name}: a LongTensor (b, t) is needed, not {told}")
+    check_ids("idx", idx)
     if targets is not None:
-        targets = targets.masked_fill(targets == -100, -1)
+        targets = check_ids("targets", targets).masked_fill(targets == -100, -1)
+    if weights is not None:
+        if not isinstance(weights, Tensor) or weights.ndim != 2 or weights.is_complex():
+            raise InvalidArgument(f"weights: a FloatTensor (b, t) is needed, not {_told(weights)}")
+        weights = weights.float()
     given = (idx, targets, weights)
     inputs, wanted, shares = (None if x is None else x.detach().cpu().numpy() for x in given)
     return Batch(inputs, wanted, shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,16 +14,17 @@ from pyllmc.base.checks import as_int
 from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory
 from pyllmc.convert.source import Source
 from pyllmc.model import Model
-from pyllmc.nn.autograd import Batch, Pass, as_batch, is_plain, versions
+from pyllmc.nn.autograd import Batch, Pass, as_batch, check_ids, check_mask, is_plain, versions
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import ORIGIN, Engine, Gradients, resized, tensors
-from pyllmc.nn.optimizer import AdamW, hyper_of
+from pyllmc.nn.memory import ORIGIN, Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
+from pyllmc.nn.optimizer import hyper_of, make_optimizer
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
 AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
 LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
-OWN = ("_engine", "_gradients", "_addresses", "_held")  # attributes that are the engine's memory
+MANNERS = "forward takes either idx, targets and weights, or, as transformers calls it, input_ids, labels and attention_mask"
+OWN = ("_engine", "_gradients", "_addresses", "_held", "_turn")  # attributes that no copy gets
 
 
 class GPT(nn.Module):
@@ -42,7 +44,8 @@ class GPT(nn.Module):
 
     Parameters and their gradients are views of the engine's memory, by GPT-2's names and in nn.Linear's orientation. A
     change in place (an optimizer of PyTorch's, load_state_dict) counts from the next forward pass on. lm_head.weight is the
-    embedding, unless the sizes are untied.
+    embedding, unless the sizes are untied. Calls from several threads wait for each other; gradients are one memory, so give each
+    thread that trains a model of its own.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class GPT(nn.Module):
     def _adopt(self, model: Model) -> None:
         """Builds the layers over a model's memory."""
         self.sizes = model.config
+        self._turn = threading.RLock()
         self._mark = 0  # changes whenever the engine's activations do
         self.transformer, self.lm_head = make_layers(self.sizes)
         self._set_engine(model)
@@ -117,18 +121,8 @@ class GPT(nn.Module):
                 raise InvalidArgument(f"the engine cannot train without a plain parameter {name} in {part}")
             found.append(p)
             if p.data_ptr() != address:
-                self._take_back(p, len(found) - 1)
+                take_back(p, self._engine._arena, len(found) - 1)
         return found
-
-    def _take_back(self, p: nn.Parameter, i: int) -> None:
-        memory = tensors(self._engine._arena, "params")[i]
-        if p.shape != memory.shape or p.device.type != "cpu":
-            name = list(self._engine._arena.places())[i]
-            raise InvalidArgument(
-                f"{name} {tuple(p.shape)} on {p.device} does not fit {tuple(memory.shape)} on the CPU: make another GPT"
-            )
-        memory.copy_(p.data)
-        p.data = memory
 
     def _refresh(self) -> list[nn.Parameter]:
         """Brings what the engine computes with up to date after any change of the parameters."""
@@ -175,6 +169,7 @@ class GPT(nn.Module):
 
     # ---- forward and backward ----
 
+    @in_turn
     def forward(
         self,
         idx: Tensor | None = None,
@@ -190,20 +185,22 @@ class GPT(nn.Module):
         If every target is ignored, loss and gradients are 0, where torch.nn.functional.cross_entropy gives NaN: such a batch,
         which fine-tuning on answers meets now and then, changes nothing instead of making every weight NaN.
         idx, targets: integers (b, t). weights: floats (b, t), >= 0, for sum(w l) / sum(w).
-        input_ids, labels, attention_mask: the names of transformers, whose Trainer calls a model by them; labels are shifted
-        here, and a dict is returned.
+        input_ids, labels, attention_mask, all (b, t): the names of transformers, whose Trainer calls a model by them; labels are
+        shifted here, and a dict is returned. As there, input_ids may come first, without its name. Raises InvalidArgument.
         """
-        if input_ids is not None:
-            return self._as_transformers(input_ids, labels, attention_mask)
+        if any(x is not None for x in (input_ids, labels, attention_mask)):
+            if (idx is None) == (input_ids is None) or targets is not None or weights is not None:
+                raise InvalidArgument(MANNERS)
+            return self._as_transformers(idx if input_ids is None else input_ids, labels, attention_mask)
         if idx is None:
             raise InvalidArgument("forward needs idx, or input_ids for transformers' manner")
         return Pass.apply(self, as_batch(idx, targets, weights)._replace(draw=self._draw()), *self._params())
 
-    def _as_transformers(self, ids: Tensor, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
-        if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise InvalidArgument("attention_mask hides the beginning of a sequence: pad on the right")
-        targets = None if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        logits, loss = self(ids, targets)
+    def _as_transformers(self, ids: Any, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        check_mask(mask, check_ids("input_ids", ids))
+        if labels is not None:
+            labels = nn.functional.pad(check_ids("labels", labels)[:, 1:], (0, 1), value=-100)
+        logits, loss = self(ids, labels)
         return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
 
     def _forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
@@ -215,6 +212,7 @@ class GPT(nn.Module):
         logits = torch.from_numpy(self._engine.logits.copy()) if self._how["keep_logits"] else None
         return logits, None if loss is None else torch.tensor(loss)
 
+    @in_turn
     def _backward(self, ctx: Any, dlogits: Tensor | None, dloss: Tensor | None) -> Sequence[Tensor | None]:
         if versions(ctx.params) != ctx.versions:
             raise InvalidArgument(
@@ -236,6 +234,7 @@ class GPT(nn.Module):
         found = self._gradients.run(backward, ctx.params, is_plain(ctx))
         return [grad if wanted else None for grad, wanted in zip(found, ctx.needs_input_grad[2:])]
 
+    @in_turn
     def micro_step(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """zero_grad(), the forward pass and loss.backward() at once, which is faster; returns the loss.
 
@@ -253,16 +252,18 @@ class GPT(nn.Module):
 
     # ---- optimizers ----
 
+    @in_turn
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """torch.nn.utils.clip_grad_norm_ of all parameters by the engine; returns the norm before.
+        """torch.nn.utils.clip_grad_norm_ of the engine's parameters, not of a subclass' own; returns the norm before.
 
-        Raises NotFinite if the norm is; the gradients then stay what they are.
+        Raises NotFinite if the norm is not finite; the gradients then stay what they are.
         """
         self._gradients.collect(self._with_gradients())
         norm = torch.tensor(self._engine.clip_grad_norm(max_norm))
         self._gradients.bind(self._params())
         return norm
 
+    @in_turn
     def update(self, **hyper: Any) -> None:
         """One step of the engine's AdamW with the .grad of all parameters: see Model.update."""
         self._gradients.collect(self._with_gradients())
@@ -283,13 +284,13 @@ class GPT(nn.Module):
     def configure_optimizers(self, *given: Any, **named: Any) -> Any:
         """An optimizer, called as minGPT does, (train_config), or as nanoGPT: (weight_decay, learning_rate, betas, device_type).
 
-        It is the engine's own AdamW, or PyTorch's if some parameters are frozen. minGPT does not decay embeddings.
+        It is the engine's own AdamW, or PyTorch's if parameters are frozen or a subclass has its own. minGPT does not decay embeddings.
         """
-        made = AdamW(self, **hyper_of(given, named))
-        return made if all(p.requires_grad for p in self.parameters()) else made.as_torch()
+        return make_optimizer(self, **hyper_of(given, named))
 
     # ---- generation ----
 
+    @in_turn
     @torch.no_grad()
     def generate(
         self,
@@ -339,20 +340,22 @@ class GPT(nn.Module):
     ) -> Any:
         """Takes a state dict by GPT-2's names, nn.Linear's or Conv1D's (transformers), or minGPT's of 2020.
 
-        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile; or, for
-        what a subclass has of its own, PyTorch's RuntimeError.
+        The values are copied, whatever `assign` says, because the parameters are the engine's memory. Raises BadFile or NotFinite; or,
+        for what a subclass has of its own, PyTorch's RuntimeError. The engine's parameters then stay what they are.
         """
         if not strict or not isinstance(state_dict, Mapping):
             return super().load_state_dict(state_dict, strict=strict)
         own = {*self._others(), *self._parameters, *self._buffers}
         others = {name: x for name, x in state_dict.items() if name.partition(".")[0] in own}
         rest = {name: x for name, x in state_dict.items() if name not in others}
+        read = list(read_state(rest, self.sizes))  # all of it is checked before any of it is copied
+        here = {name: x for name, x in self.state_dict().items() if name.partition(".")[0] in LAYERS}
+        loaded = super().load_state_dict({**here, **others})
         named = dict(zip(self._engine._arena.places(), self._params()))
         with torch.no_grad():
-            for name, values in read_state(rest, self.sizes):
+            for name, values in read:
                 named[name].copy_(torch.from_numpy(values))
-        here = {name: x for name, x in self.state_dict().items() if name.partition(".")[0] in LAYERS}
-        return super().load_state_dict({**here, **others})
+        return loaded
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that GPT(path), Model(path) and every command of pyllmc read; see Model.save."""
@@ -360,15 +363,7 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """to(), cuda(), half() and their like: the engine's memory stays where and what it is."""
-        try:
-            tried = fn(torch.zeros(1))
-        except (AssertionError, RuntimeError) as error:  # a device that this PyTorch has not
-            raise InvalidArgument(f"pyllmc.nn.GPT computes on the CPU: {error}") from None
-        if tried.device.type != "cpu" or tried.dtype != torch.float32 or tried.is_shared():
-            raise InvalidArgument(
-                f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "
-                f"{tried.dtype}: for bf16 make it with precision='bf16', for a GPU use pyllmc.Model(device='cuda')"
-            )
+        refuse_move(fn)
         for part in self._others().values():
             part._apply(fn)
         return self

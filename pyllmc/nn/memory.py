@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.engine import _ffi
 from pyllmc.engine.arena import Arena, make_handle
 from pyllmc.model import Model
@@ -18,6 +20,7 @@ from pyllmc.model import Model
 BLOCKS = ("params", "grads", "m", "v")
 ORIGIN = ("_tokenizer", "_source", "_origin")  # attributes in which a Model keeps where its weights came from
 Grads = tuple[Optional[Tensor], ...]
+Method = TypeVar("Method", bound=Callable[..., Any])
 Slices = list[tuple[slice, tuple[int, ...]]]
 
 
@@ -27,12 +30,23 @@ class Engine(Model):
     _WHOLE = True
 
 
+def in_turn(method: Method) -> Method:
+    """A method of GPT that one thread at a time runs; others wait, because they would write over its activations."""
+
+    @functools.wraps(method)
+    def made(gpt: Any, *args: Any, **named: Any) -> Any:
+        with gpt._turn:
+            return method(gpt, *args, **named)
+
+    return made  # type: ignore[return-value]
+
+
 def resized(model: Model, B: int, T: int, training: bool = True) -> Model:
     """The same model, its weights, gradients and moments, with room for B sequences of T tokens. Raises OutOfMemory.
 
     training=False: with its weights alone, for generation.
     """
-    lib, arena = model._lib, model._arena
+    lib, arena = model._lib.plain, model._arena
     room = _ffi.ffi().new("llmc_room *", arena.room)
     room.B, room.T, room.training = B, T, training
     room.logits = room.logits and training
@@ -59,6 +73,40 @@ def _slices(arena: Arena) -> Slices:
 
 def _cut(flat: np.ndarray, slices: Slices) -> list[Tensor]:
     return [torch.from_numpy(flat[part].reshape(shape)) for part, shape in slices]
+
+
+def take_back(p: Tensor, arena: Arena, i: int) -> None:
+    """Copies a parameter that was moved elsewhere into the engine's memory, and moves it there. Raises InvalidArgument."""
+    memory, name = tensors(arena, "params")[i], list(arena.places())[i]
+    if not isinstance(p, torch.nn.Parameter):
+        raise InvalidArgument(
+            f"another tensor takes the place of {name} for a while, as in torch.func.functional_call, and would write over the "
+            "model's weights: load such tensors into a copy.deepcopy of the model"
+        )
+    if p.shape != memory.shape or p.device.type != "cpu":
+        raise InvalidArgument(
+            f"{name} {tuple(p.shape)} on {p.device} does not fit {tuple(memory.shape)} on the CPU: make another GPT"
+        )
+    memory.copy_(p.data)
+    p.data = memory
+
+
+def refuse_move(fn: Callable[[Tensor], Tensor]) -> None:
+    """Raises InvalidArgument if fn, which is to be applied to every tensor, would move it or change its type."""
+    try:
+        tried = fn(torch.zeros(1))
+    except (AssertionError, RuntimeError) as error:  # a device that this PyTorch has not
+        raise InvalidArgument(f"pyllmc.nn.GPT computes on the CPU: {error}") from None
+    if tried.is_shared():
+        raise InvalidArgument(
+            "pyllmc.nn.GPT computes on the CPU in its own memory, which processes cannot share: pass each process a copy, or "
+            "model.save(path), and GPT(path) there"
+        )
+    if tried.device.type != "cpu" or tried.dtype != torch.float32:
+        raise InvalidArgument(
+            f"pyllmc.nn.GPT computes on the CPU in its own memory, with float parameters, not on {tried.device} in "
+            f"{tried.dtype}: for bf16 make it with precision='bf16', for a GPU use pyllmc.Model(device='cuda')"
+        )
 
 
 class Gradients:

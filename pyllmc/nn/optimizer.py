@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.nn.memory import tensors
-from pyllmc.tables import layout
 
-EMBEDDINGS = ("wte", "wpe")
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
-
-
 MINGPTS = ("learning_rate", "betas", "weight_decay")
+MADE_ANEW = "take an earlier state, or begin without one"
 CALLED = (
     "configure_optimizers takes minGPT's train config alone, with {}; or as nanoGPT "
     "(weight_decay, learning_rate, betas, device_type)"
@@ -52,12 +49,56 @@ def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
 
 
+def check_moments(params: list[Any], held: dict[Any, Any]) -> int:
+    """The step of the state that PyTorch's AdamW holds for the parameters. Raises InvalidArgument for one that is not whole."""
+    if any(p not in held for p in params):
+        raise InvalidArgument("this state lacks the moments of some parameters: use torch.optim.AdamW")
+    for p in params:
+        for name in ("exp_avg", "exp_avg_sq"):
+            x = held[p].get(name)
+            if not isinstance(x, torch.Tensor) or x.shape != p.shape:
+                raise InvalidArgument(
+                    f"this state has no {name} {tuple(p.shape)} for a parameter of that shape"
+                )
+            if not x.isfinite().all() or name == "exp_avg_sq" and (x < 0).any():
+                raise InvalidArgument(
+                    f"this state's {name} {tuple(p.shape)} has a number that cannot be: {MADE_ANEW}"
+                )
+    steps = [float(held[p].get("step", -1)) for p in params]
+    if not all(0 <= step < 2**53 for step in steps):
+        raise InvalidArgument(f"this state has a step that cannot be: {MADE_ANEW}")
+    return int(max(steps))
+
+
+def groups_of(model: nn.Module, weight_decay: float, still_embeddings: bool) -> list[dict[str, Any]]:
+    """A model's parameters in groups for AdamW: the matrices, which decay, and the others. See AdamW."""
+    embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    still = set(embeddings) if still_embeddings else set()
+    kinds: dict[bool, list[Any]] = {True: [], False: []}
+    for p in model.parameters():
+        kinds[p.ndim >= 2 and p not in still].append(p)
+    groups = [{"params": kinds[decays], "weight_decay": weight_decay * decays} for decays in kinds]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: Any, lr: float, betas: Any, weight_decay: float, still_embeddings: bool) -> Any:
+    """The engine's AdamW, if the engine updates all that is to be trained; else PyTorch's for what is not frozen."""
+    check_hyper(lr, betas, 0, weight_decay)
+    params = list(model.parameters())
+    if all(p.requires_grad for p in params) and set(params) == set(model._params()):
+        return AdamW(model, lr, betas, weight_decay=weight_decay, still_embeddings=still_embeddings)
+    groups = groups_of(model, weight_decay, still_embeddings)
+    trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return torch.optim.AdamW([group for group in trained if group["params"]], lr=lr, betas=tuple(betas))
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW of a pyllmc.nn.GPT, run by the engine in one call; its moments are the engine's.
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
     and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike. Raises InvalidArgument
-    for numbers that would poison the weights, such as NaN.
+    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not compute with, such as a
+    subclass' own: model.configure_optimizers(...) trains those, too.
     """
 
     def __init__(
@@ -71,26 +112,19 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         check_hyper(lr, betas, eps, weight_decay)
         self.model, self.still_embeddings = model, bool(still_embeddings)
-        still = EMBEDDINGS if still_embeddings else ()
-        decays = {
-            row.torch_name_of(layer): row.decay and row.name not in still
-            for row, layer in layout.parameters(model.sizes)
-        }
-        named = list(model.named_parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in named if decays.get(name, False)]},
-            {"params": [p for name, p in named if not decays.get(name, False)], "weight_decay": 0.0},
-        ]
         kept = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__([group for group in groups if group["params"]], kept)
+        super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)
 
-    def as_torch(self) -> torch.optim.AdamW:
-        """The same groups for PyTorch's AdamW, without frozen parameters."""
-        groups = [
-            {**group, "params": [p for p in group["params"] if p.requires_grad]}
-            for group in self.param_groups
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]])
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's, for parameters of the engine. Raises InvalidArgument."""
+        super().add_param_group(param_group)
+        engines = set(self.model._params())
+        if any(p not in engines for p in self.param_groups[-1]["params"]):
+            shapes = [tuple(p.shape) for p in self.param_groups.pop()["params"] if p not in engines]
+            raise InvalidArgument(
+                f"the engine does not update parameters that are not its own, such as one of {shapes[0]}: use "
+                "model.configure_optimizers(...) or torch.optim.AdamW"
+            )
 
     def _hyper(self) -> dict[str, Any]:
         first, *others = self.param_groups
@@ -132,17 +166,27 @@ class AdamW(torch.optim.Optimizer):
             self.state.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state of its own or of torch.optim.AdamW for the same groups. Raises InvalidArgument."""
-        super().load_state_dict(state_dict)
-        kept, self.state = self.state, defaultdict(dict)  # type: ignore[assignment]
+        """Takes a state of its own or of torch.optim.AdamW for the same groups. Raises InvalidArgument; nothing is then changed."""
         engine, moments = self.model._engine, self._moments()
-        if not kept:
+        held, step = self._read(state_dict)
+        super().load_state_dict({**state_dict, "state": {}})
+        if not held:
             engine._check(engine._lib.llmc_model_reset_moments(engine._handle))
             return
-        if any(p not in kept for p, _, _ in moments):
-            raise InvalidArgument("this state lacks the moments of some parameters: use torch.optim.AdamW")
         for p, m, v in moments:
-            m.copy_(kept[p]["exp_avg"])
-            v.copy_(kept[p]["exp_avg_sq"])
-        step = max(int(its["step"]) for its in kept.values())
+            m.copy_(held[p]["exp_avg"])
+            v.copy_(held[p]["exp_avg_sq"])
         engine._check(engine._lib.llmc_model_set_step(engine._handle, step))
+
+    def _read(self, state_dict: Any) -> tuple[dict[Any, Any], int]:
+        """The state of each parameter and their step, as PyTorch's AdamW reads a state dict. Raises InvalidArgument."""
+        reader = torch.optim.AdamW([dict(group) for group in self.param_groups])
+        try:
+            reader.load_state_dict(state_dict)
+            for group in reader.param_groups:
+                check_hyper(*(group[name] for name in ("lr", "betas", "eps", "weight_decay")))
+            return reader.state, check_moments(self.model._params(), reader.state) if reader.state else 0
+        except InvalidArgument:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"this is no state of an AdamW of these parameters: {error!r}") from None

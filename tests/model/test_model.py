@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -194,6 +195,18 @@ def test_threads_do_not_change_a_bit(isa, name):
     one = bits(make_engine(CASES[name], threads=1), batches)
     for threads in (2, 3, 8):
         assert bits(make_engine(CASES[name], threads=threads), batches) == one
+
+
+def test_calls_from_two_threads_wait_for_each_other():
+    """Each returns what it would alone, although both use the same activations."""
+    c = CASES["banded"]
+    m, batches = make_engine(c, threads=1), [batch_of(c, seed) for seed in range(2)]
+
+    def computed(i: int):
+        return m.forward(*batches[i % 2]), m.generate(batches[i % 2][0][:1, :4], 4, seed=i % 2)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(computed, range(200))) == [computed(0), computed(1)] * 100
 
 
 # ---- targets that count, and targets that do not ----

@@ -33,6 +33,13 @@ def test_a_size_that_is_no_whole_number_is_refused(B):
         pyllmc.Model("d12", B=B, T=4)
 
 
+@pytest.mark.parametrize("std", [-0.5, 101])
+def test_a_spread_of_weights_that_no_option_has_is_refused(std):
+    """As --init_std refuses it; a negative one was taken for the usual."""
+    with pytest.raises(pyllmc.InvalidArgument, match=rf"^init_std={std} is not in 0..100"):
+        pyllmc.Model(CASES["odd_tokens"].config, B=1, T=4, init_std=std)
+
+
 def test_numpy_integers_are_whole_numbers():
     m = pyllmc.Model(CASES["odd_tokens"].config, B=np.int64(2), T=np.int32(3), seed=np.uint8(1))
     assert len(m.generate([1], max_new_tokens=np.int16(2))) == 2

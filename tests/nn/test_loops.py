@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -191,6 +192,34 @@ def test_an_optimizers_state_goes_on(to_torch):
     assert third.engine.step == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s["state"][5].update(exp_avg=torch.ones(3)), r"no exp_avg \(\d+,( \d+)?\) for a parameter"),
+        (lambda s: s["state"][5].pop("exp_avg_sq"), "no exp_avg_sq"),
+        (lambda s: s["state"][5]["exp_avg"].fill_(NAN), "exp_avg .* has a number that cannot be: take an earlier"),
+        (lambda s: s["state"][5]["exp_avg_sq"].neg_(), "exp_avg_sq .* has a number that cannot be"),
+        (lambda s: s["state"][5].update(step=torch.tensor(-1.0)), "a step that cannot be"),
+        (lambda s: s["param_groups"][0].update(lr=NAN), "lr=nan: a finite number"),
+        (lambda s: s["param_groups"][0].pop("eps"), "no state of an AdamW of these parameters: KeyError"),
+        (lambda s: s["param_groups"].pop(), "no state of an AdamW of these parameters: ValueError"),
+        (lambda s: s.clear(), "no state of an AdamW of these parameters: KeyError"),
+    ],
+)  # fmt: skip
+def test_an_optimizers_state_that_is_refused_changes_nothing(change, words):
+    source, model = make(), make()
+    train(source, o := AdamW(source, **HYPER), steps=2)
+    train(model, mine := AdamW(model, lr=1e-3), steps=1)
+    change(state := copy.deepcopy(o.state_dict()))
+    before = copy.deepcopy(mine.state_dict())
+    with pytest.raises(InvalidArgument, match=words):
+        mine.load_state_dict(state)
+    after = mine.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for i, its in before["state"].items():
+        assert all(torch.equal(after["state"][i][name], x) for name, x in its.items())
+
+
 def test_whose_optimizer_is_configured():
     class Said:
         learning_rate, betas, weight_decay = 1e-3, (0.8, 0.9), 0.2
@@ -204,6 +233,46 @@ def test_whose_optimizer_is_configured():
         assert [len(group["params"]) for group in optimizer.param_groups] == [decayed, 28 - decayed]
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
         assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
+
+
+class Valued(GPT):
+    """A subclass with layers of its own, which its loss goes through."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG, seed=5)
+        self.value, self.kind = torch.nn.Linear(33, 1), torch.nn.Embedding(2, 1)
+
+    def forward(self, idx):
+        return self.value(super().forward(idx)[0]) + self.kind(idx % 2)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_layers_of_ones_own_are_trained(still):
+    """And by nanoGPT's rule or minGPT's decay, or not."""
+    numbers = {"weight_decay": 0.1, "learning_rate": 1e-2, "betas": (0.9, 0.95)}
+    model, (x, _) = Valued(), batch()
+    given = ((SimpleNamespace(**numbers),), {}) if still else ((), {**numbers, "device_type": "cpu"})
+    optimizer = model.configure_optimizers(*given[0], **given[1])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    decayed = [{id(p) for p in group["params"]} for group in optimizer.param_groups if group["weight_decay"]]
+    assert id(model.value.weight) in decayed[0] and len(decayed) == 1
+    assert (id(model.kind.weight) in decayed[0]) != still
+    assert (id(model.transformer.wpe.weight) in decayed[0]) != still
+
+
+def test_the_engines_optimizer_refuses_parameters_that_are_not_the_engines():
+    """It would leave them what they are."""
+    with pytest.raises(InvalidArgument, match=r"not its own, such as one of \(1, 33\): use model.configure"):
+        AdamW(Valued())
+    optimizer = AdamW(make())
+    with pytest.raises(InvalidArgument, match=r"such as one of \(3,\)"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 28
 
 
 def test_accelerate_trains_it():
@@ -258,3 +327,23 @@ def test_transformers_manner_of_calling():
     mask[0, 0] = 0
     with pytest.raises(InvalidArgument, match="pad on the right"):
         model(input_ids=x, attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"targets": torch.zeros(2, 8)}, "either idx, targets and weights, or, as transformers"),
+        ({"input_ids": torch.zeros(2, 8)}, "either idx, targets and weights, or, as transformers"),
+        ({"attention_mask": torch.ones(2, 3)}, r"a tensor \(2, 8\), as input_ids, .* not torch.float32 \(2, 3\)"),
+        ({"attention_mask": torch.ones(8)}, r"attention_mask: .* not torch.float32 \(8,\)"),
+        ({"attention_mask": [[1]]}, "attention_mask: .* not list"),
+        ({"labels": [[1]]}, r"labels: a LongTensor \(b, t\) is needed, not list"),
+    ],
+)  # fmt: skip
+def test_what_transformers_manner_refuses(named, words):
+    """And what it serves: input_ids without their name."""
+    model, (x, _) = make(), batch(2, 8)
+    with pytest.raises(InvalidArgument, match=words):
+        model(x, **{"labels": x, **named})
+    found = model(x, labels=x, attention_mask=torch.ones_like(x))
+    assert torch.equal(found["loss"], model(input_ids=x, labels=x)["loss"])

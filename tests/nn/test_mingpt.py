@@ -269,7 +269,17 @@ def test_configs_are_trees(tmp_path, monkeypatch):
     config.merge_from_args(["--system.seed=7", "--n=(2, 3)", "--system.work_dir=" + str(tmp_path / "x=y")])
     assert config.to_dict() == {"system": {"work_dir": str(tmp_path / "x=y"), "seed": 7}, "n": (2, 3)}
     assert str(config).splitlines()[0] == "system:" and "    seed: 7" in str(config).splitlines()
-    for word in ("system.seed=1", "--system.seed", "--system.sed=1", "--sys.seed=1", "--n.seed=1"):
+    for word in (
+        "system.seed=1",
+        "--system.seed",
+        "--system.sed=1",
+        "--sys.seed=1",
+        "--n.seed=1",
+        "--system=1",
+        "--to_dict=1",
+        "--__dict__=1",
+        "--__class__.x=1",
+    ):
         with pytest.raises(InvalidArgument, match=word):
             config.merge_from_args([word])
     monkeypatch.setattr("sys.argv", ["program", "--a=b"])

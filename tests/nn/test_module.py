@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from modules import CONFIG, assert_same, batch, grads, in_engine, make, reference, twin
@@ -44,7 +46,7 @@ def test_the_layers_compute_what_the_engine_does():
     assert model.transformer.h[1].mlp.c_fc.weight.shape == (64, 16)
 
 
-@pytest.mark.parametrize("how", ["cuda", "half", "double", "bf16", "shared"])
+@pytest.mark.parametrize("how", ["cuda", "half", "double", "bf16"])
 def test_it_stays_where_and_what_it_is(how):
     model = make()
     assert model.to("cpu") is model and model.float().cpu() is model
@@ -53,11 +55,29 @@ def test_it_stays_where_and_what_it_is(how):
         "half": model.half,
         "double": model.double,
         "bf16": lambda: model.to(torch.bfloat16),
-        "shared": model.share_memory,
     }
     with pytest.raises(InvalidArgument, match="on the CPU in its own memory.*precision='bf16'"):
         calls[how]()
+    with pytest.raises(InvalidArgument, match="its own memory, which processes cannot share: pass each"):
+        model.share_memory()
     assert model(*batch())[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["loss", "logits", "generate"])
+def test_threads_that_share_a_model_get_their_own_numbers(kind):
+    """Each computes what it would alone: their calls wait for each other."""
+
+    def computed(x, y):
+        if kind == "generate":
+            return model.generate(x, 3).tolist()
+        logits, loss = model(x, y)
+        return loss.item() if kind == "loss" else logits.sum().item()
+
+    model, batches = make(B=3, T=12), [batch(seed=seed) for seed in (1, 2)]
+    wanted = [computed(*one) for one in batches]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: computed(*batches[i % 2]), range(400)))
+    assert found == wanted * 200
 
 
 # ---- forward and backward ----
@@ -297,6 +317,22 @@ def test_without_logits():
 def test_what_is_refused(idx, words):
     with pytest.raises(InvalidArgument, match=words):
         make()(idx)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([[1.0]], "weights: a FloatTensor .* not list"),
+        (torch.ones(3), r"weights: .* not torch.float32 \(3,\)"),
+        (torch.ones(3, 8), r"weights \(3, 8\) and inputs \(3, 9\) differ"),
+    ],
+)
+def test_loss_weights_that_are_refused(weights, words):
+    model, (x, y) = make(), batch()
+    with pytest.raises(InvalidArgument, match=words):
+        model(x, y, weights)
+    halves = torch.rand(3, 9).bfloat16()
+    assert torch.equal(model(x, y, halves)[1], model(x, y, halves.float())[1])
 
 
 # ---- dropout ----

@@ -50,6 +50,16 @@ def test_a_parameter_that_was_moved_comes_back():
         model(x, y)
 
 
+def test_tensors_that_only_take_a_parameters_place_are_refused():
+    """torch.func.functional_call would otherwise write over the weights for good."""
+    model, (x, y) = make(), batch()
+    before = model(x, y)[1]
+    zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    with pytest.raises(InvalidArgument, match="place of transformer.wte.weight.*copy.deepcopy of the model"):
+        torch.func.functional_call(model, zeros, (x, y))
+    assert torch.equal(model(x, y)[1], before)
+
+
 # ---- state dicts, copies ----
 
 
@@ -141,9 +151,13 @@ def test_transformers_weights_compute_the_same():
 )
 def test_state_dicts_that_do_not(change, words):
     model, state = make(), make().state_dict()
+    for values in state.values():
+        values += 1
     change(state)
+    before = [p.clone() for p in model.parameters()]
     with pytest.raises((BadFile, LlmcError), match=words):
         model.load_state_dict(state)
+    assert all(map(torch.equal, model.parameters(), before)), "what is refused changes nothing"
     with pytest.raises(RuntimeError):
         model.load_state_dict({"transformer.wpe.weight": torch.ones(2, 2)}, strict=False)
     with pytest.raises(TypeError, match="dict-like"):  # PyTorch's
@@ -206,7 +220,8 @@ def test_a_subclass_loads_what_it_has_of_its_own(change):
         ({**own, "scale": torch.ones(4)}, "size mismatch for scale"),
     ):
         with pytest.raises(RuntimeError, match=words):
-            model.load_state_dict({**theirs, **wrong})
+            model.load_state_dict({**{n: x + 1 for n, x in theirs.items()}, **wrong})
+        assert torch.equal(model.transformer.wte.weight, source.transformer.wte.weight)
 
 
 def test_a_checkpoint_of_it_is_the_engines(tmp_path):
