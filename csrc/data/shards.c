@@ -65,7 +65,7 @@ int shards_find(Shards *shards, const char *data, const char *split) {
     if (is_folder(data)) TRY(list_folder(shards, data, split));
     else if (stat(data, &s) == 0) TRY(shards_add(shards, "", data));
     else TRY(list_glob(shards, data));
-    qsort(shards->names, (size_t)shards->n, sizeof *shards->names, by_bytes);
+    if (shards->n) qsort(shards->names, (size_t)shards->n, sizeof *shards->names, by_bytes);
     return LLMC_OK;
 }
 

@@ -18,13 +18,15 @@ def open_locked(path: str | os.PathLike[str], wait: bool) -> BinaryIO | None:
 
     wait: wait for the other instead. Where the file system knows no locks, everyone gets one, as in csrc/train/run.c. Raises OSError.
     """
-    for left in reversed(range(TRIES)):
+    tries = 0
+    while True:
+        tries += 1
         file = open(path, "a+b")
         try:
             if not _lock(file, wait):
                 file.close()
                 return None
-            if _is_at(file, path) or not left:
+            if _is_at(file, path) or tries == TRIES:
                 return file
         except BaseException:
             file.close()

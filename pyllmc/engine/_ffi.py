@@ -94,10 +94,8 @@ class InTurn:
     """
 
     def __init__(self, plain: Any) -> None:
-        self.plain, self._turn = (
-            plain,
-            threading.RLock(),
-        )  # a handler of signals may call again in the same thread
+        self.plain = plain
+        self._turn = threading.RLock()  # a handler of signals may call again in the same thread
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.plain, name)
