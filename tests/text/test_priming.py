@@ -343,6 +343,7 @@ def test_a_picture_with_too_few_shares_or_of_no_kind_is_refused(tmp_path):
 
 
 def test_an_answer_that_another_query_cuts_short_says_so(model):
+    """Even one of which nothing was read yet."""
     primer = Primer(model, PAIRS, separator=">", temperature=1.0, max_new_tokens=30)
     wholes = ([step.id for step in primer.steps("a", seed=seed)] for seed in range(20))
     seed, whole = next((seed, ids) for seed, ids in enumerate(wholes) if len(ids) > 2)
@@ -351,3 +352,7 @@ def test_an_answer_that_another_query_cuts_short_says_so(model):
     assert [step.id for step in primer.steps("a", seed=seed)] == whole
     with pytest.raises(InvalidArgument, match="another query was asked"):
         list(steps)
+    unread, newer = primer.stream("a"), primer.answer("b")
+    assert isinstance(newer, str)
+    with pytest.raises(InvalidArgument, match="another query was asked"):
+        next(unread)
