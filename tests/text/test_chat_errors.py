@@ -79,6 +79,14 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
 
 
 @FRONT_ENDS
+def test_a_standard_input_that_is_closed_is_told(program, checkpoint):
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command(program, checkpoint)]
+    done = subprocess.run(closed, capture_output=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (5, b"", 1)
+    assert b"standard input" in done.stderr and b"leave it open, or make it /dev/null" in done.stderr
+
+
+@FRONT_ENDS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_pipe_is_answered(program, number, checkpoint):
     command = [*program, str(checkpoint), "--sample_tokens=2"]
