@@ -76,6 +76,8 @@ def template_of(run: str, asked: str) -> template.Template | None:
     if asked == "auto":
         record = section(run, RECORD).decode("utf-8", "replace")
         asked = lines_of(record).get("template", asked)
+    if asked == "auto":
+        asked = template.beside(run) or asked
     return template.meant(asked)
 
 
