@@ -312,6 +312,12 @@ def test_the_command_tells_what_the_context_holds(checkpoint, tmp_path):
         (["--examples=FILE", "--prompt=ca", "--separator="], 2, "separator is empty"),
         (["--examples=FILE", "--prompt=a\nb"], 2, "the query holds"),
         (["--examples=FILE", "--prompt=x"], 2, "character 'x'"),
+        (["--examples=FILE", "--prompt=\udcff"], 2, "character 0 of query is a lone surrogate"),
+        (
+            ["--examples=FILE", "--prompt=ca", "--template=plain"],
+            2,
+            "and --examples a query: leave one of them out",
+        ),
         (["--examples=none.jsonl", "--prompt=ca"], 5, "none.jsonl"),
         (["--examples=EMPTY", "--prompt=ca"], 4, "holds no example"),
         (["--examples=BAD", "--prompt=ca"], 4, "bad.jsonl:2: "),
