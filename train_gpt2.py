@@ -25,7 +25,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyllmc.base.errors import INTERRUPTED, BadFile, NoDevice, begin_command, run_command, stopped_by_signals
+from pyllmc.base.errors import (
+    INTERRUPTED,
+    BadFile,
+    InvalidArgument,
+    NoDevice,
+    begin_command,
+    run_command,
+    stopped_by_signals,
+)
 
 if __name__ == "__main__":
     begin_command("numpy", "torch")
@@ -40,7 +48,7 @@ from pyllmc.base import live
 from pyllmc.base.files import atomic_path, check_writable, writing
 from pyllmc.convert import hub, native, to_bin
 from pyllmc.convert.recipes import Weights, parameter_count
-from pyllmc.engine.checkpoint import OUTER_VERSION, OWN_VERSION, checkpoint_of, parse_header
+from pyllmc.engine.checkpoint import ADAPTER_VERSION, OUTER_VERSION, OWN_VERSION, checkpoint_of, parse_header
 from pyllmc.parity.dropout import Dropouts
 from pyllmc.stories import telling
 from pyllmc.tables import layout, options
@@ -234,6 +242,11 @@ def read_model(path: str) -> GPT:
         if len(head) < HEADER_BYTES or struct.unpack_from("<i", head)[0] != to_bin.MAGIC:
             raise BadFile(f"{path} is not a model file: it does not begin with {to_bin.MAGIC}")
         version, config = parse_header(head)
+        if version == ADAPTER_VERSION:
+            raise BadFile(
+                f"{path} holds LoRA adapters, which the reference does not know: write the whole model with "
+                f"python -m pyllmc.convert {path} DIR --merge"
+            )
         if version not in (FP32_UNPADDED, FP32, BF16, OWN_VERSION, OUTER_VERSION):
             raise BadFile(f"{path}: version {version} of the model file is not known (1, 3 and 5 are)")
         model = GPT(config)
@@ -268,14 +281,30 @@ def write_state(model: GPT, path: str, x: Tensor, y: Tensor) -> None:
 # training
 
 
+SHAPE = ("n_layer", "n_head", "n_embd", "max_seq_len", "vocab_size", "window", "untied", "pattern")
+
+
 def load_model(o: argparse.Namespace, V: int = 0) -> GPT:
     """The model of --model: with the weights of a file that pyllmc.convert reads or of the hub, or with fresh weights
     of a size."""
     if not names_weights(o.model):
         return GPT(make_config(o, V), o.seed, o.init_std)
-    if found := checkpoint_of(o.model):  # llm.c's format is read here, without compiled code
-        return read_model(os.fspath(found))
-    return from_weights(convert.open_weights(o.model))
+    found = checkpoint_of(o.model)  # llm.c's format is read here, without compiled code
+    gpt = read_model(os.fspath(found)) if found else from_weights(convert.open_weights(o.model))
+    refuse_other_sizes(o, gpt.config)
+    return gpt
+
+
+def refuse_other_sizes(o: argparse.Namespace, c: GPTConfig) -> None:
+    """What weights say of their model cannot be changed by options: csrc/train/sizes.c."""
+    asked = {name: getattr(o, name) for name in SHAPE}
+    given = [name for name in SHAPE if asked[name] or (name in ("window", "untied") and name in o.given)]
+    if o.pattern:
+        asked["pattern"] = dataclasses.replace(c, pattern=o.pattern).pattern  # as short as the model's
+    for name in given:
+        if asked[name] != (has := getattr(c, name)):
+            shown = [x if isinstance(x, str) else int(x) for x in (asked[name], has)]
+            raise InvalidArgument(f"--{name}={shown[0]}, but {o.model} has {shown[1]}: leave the option out")
 
 
 def told(o: argparse.Namespace, c: GPTConfig) -> str:
@@ -312,10 +341,7 @@ def from_weights(weights: Weights) -> GPT:
 def make_config(o: argparse.Namespace, V: int = 0, fallback: int = 0) -> GPTConfig:
     """The sizes of --model, changed by --n_layer ...; V: from the data; fallback: V if nothing else gives it."""
     c = layout.config_of(o.model, o.vocab_size or V, fallback)
-    changed = {
-        name: getattr(o, name)
-        for name in ("max_seq_len", "n_layer", "n_head", "n_embd", "window", "untied", "pattern")
-    }
+    changed = {name: getattr(o, name) for name in SHAPE if name != "vocab_size"}
     return dataclasses.replace(c, **{name: value for name, value in changed.items() if value})
 
 

@@ -8,9 +8,12 @@ float. FILE holds a (n,16,16) and b (n,16,8) as bf16's bits, c and d (n,16,8) as
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +162,22 @@ def prepare(device: str, out: str, n: int = 64) -> Any:
     return lambda: call
 
 
-def main(path: Path) -> None:
-    kept = dict(np.load(path))
+def read(path: Path) -> dict[str, Any]:
+    """The cases and results of a file. Ends the program if it has none."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("a", "b", "c", "d", "kind")}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        sys.exit(f"gpu_mma.py: {path} is no file of mma's cases, as dev/gpu_check.py makes it: {error}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    about, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE.npz", type=Path, help="cases and the results of a GPU")
+    kept = read(parser.parse_args(arguments).file)
     subprocess.run(["make", "--no-print-directory", "build/libmma_emu.so"], cwd=ROOT, check=True)
     for kind, row in compare(kept, kept["d"], multiply("emu", kept)).items():
         print(
@@ -170,4 +187,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1])) if len(sys.argv) == 2 and "=" not in sys.argv[1] else measured(prepare)
+    measured(prepare) if any("=" in word for word in sys.argv[1:]) else main()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
@@ -79,23 +79,29 @@ def table() -> str:
     return filled(lines, (f"{name}({first:#x}, {last:#x})" for first, last, name in sorted(found)))
 
 
-def run(check: bool) -> int:
-    text = table()
+def run(path: str, text: str, maker: str, check: bool) -> int:
     if not check:
-        with writing(PATH), open(PATH, "w", encoding="ascii") as f:
+        with writing(path), open(path, "w", encoding="ascii") as f:
             f.write(text)
         return 0
-    with open(PATH, encoding="ascii") as f:
+    with open(path, encoding="ascii") as f:
         same = f.read() == text
-    print(f"{os.path.relpath(PATH)} is {'' if same else 'not '}what this tiktoken makes of it")
+    print(f"{os.path.relpath(path)} is {'' if same else 'not '}what this {maker} makes of it")
     return 0 if same else 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+def command(
+    prog: str, about: str | None, path: str, table: Callable[[], str], maker: str, argv: list[str] | None
+) -> int:
+    """The command that writes the file of a table, or with --check compares it; maker: whose table it is."""
+    parser = Parser(prog=prog, description=about, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it differs")
     args = parser.parse_args(argv)
-    return run_command(PROG, lambda: run(args.check))
+    return run_command(prog, lambda: run(path, table(), maker, args.check))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command(PROG, __doc__, PATH, table, "tiktoken", argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Write csrc/base/width.def: the characters that take two columns of a terminal, and those that take none, by Python's own table.
 
-python dev/width_table.py
+python dev/width_table.py            writes the table
+python dev/width_table.py --check    tells whether this Python would make the same table
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import unicodedata
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from unicode_table import filled, ranges
+from unicode_table import begin_command, command, filled, ranges
 
+PROG = "width_table.py"
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "csrc", "base", "width.def")
 
 
@@ -40,6 +42,10 @@ def table() -> str:
     )
 
 
+def main(argv: list[str] | None = None) -> int:
+    return command(PROG, __doc__, PATH, table, "Python", argv)
+
+
 if __name__ == "__main__":
-    with open(PATH, "w", encoding="ascii") as file:
-        file.write(table())
+    begin_command()
+    sys.exit(main())

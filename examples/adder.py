@@ -41,6 +41,22 @@ def get_config():
     return config
 
 
+def check(config):
+    """Raises ValueError for a setting with which the program would end later."""
+    for name, value, least, most in (
+        ("digits", config.digits, 1, 3),
+        ("seed", config.seed, 0, 2**32 - 1),
+        ("trainer.max_iters", config.trainer.max_iters, 1, 10**9),
+        ("trainer.batch_size", config.trainer.batch_size, 1, 10**6),
+    ):
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"--{name}={value} is no whole number in {least}..{most}")
+    if os.path.splitext(str(config.out))[1].lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out={config.out}: a picture ends with .png, .svg or .pdf: name it so")
+    if not os.path.isdir(os.path.dirname(config.out) or "."):
+        raise ValueError(f"--out={config.out}: there is no such folder: make it first")
+
+
 # %% The data: every question with its answer.
 def digits_of(numbers, n):
     """The n digits of each number, the last one first: 135 -> 5 3 1."""
@@ -99,20 +115,19 @@ def main(arguments):
         return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
     try:
         config.merge_from_args(arguments)
-    except (ValueError, AssertionError, AttributeError) as error:
+        check(config)
+        set_seed(config.seed)
+        config.model.vocab_size = 10
+        config.model.block_size = 3 * config.digits  # the last digit is never read
+        model = GPT(config.model)
+    except (ValueError, AssertionError, AttributeError, LookupError) as error:
         raise SystemExit(f"adder.py: {error}") from None
-    if not os.path.isdir(os.path.dirname(config.out) or "."):
-        raise SystemExit(f"adder.py: --out={config.out}: there is no such folder: make it first")
-    set_seed(config.seed)
     n = config.digits
     sums = make_sums(n)
     sums = sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(1337))]
     exam = min(500, len(sums) // 5)
     held_out, seen = sums[:exam], sums[exam:]
 
-    config.model.vocab_size = 10
-    config.model.block_size = 3 * n  # the last digit is never read
-    model = GPT(config.model)
     trainer = Trainer(config.trainer, model, make_dataset(seen, n))
 
     def slow_down(trainer):

@@ -20,8 +20,11 @@ signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the progra
 
 import pyllmc
 from pyllmc import plot, prepro
+from pyllmc.base.errors import end_in_one_line
+from pyllmc.draw.picture import checked_path
 from pyllmc.tables.options import at_least
 
+end_in_one_line()
 parser = argparse.ArgumentParser(description="Train a character model on any text, and let it write.")
 parser.add_argument("--text", help="a text file of 100 kB or more [the manual of Python]")
 parser.add_argument("--steps", type=at_least(1), default=600, help="optimizer steps [%(default)s]")
@@ -31,8 +34,7 @@ parser.add_argument(
 parser.add_argument("--run", default="runs/chargpt", help="the folder for data and model [%(default)s]")
 parser.add_argument("--out", default="chargpt.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
-if not Path(args.out).absolute().parent.is_dir():
-    parser.error(f"--out={args.out}: there is no such folder: make it first")
+checked_path(args.out)
 
 # %% The data: characters become ids. The last tenth of the text validates, as in nanoGPT.
 run = Path(args.run)

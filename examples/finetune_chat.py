@@ -20,10 +20,12 @@ signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the progra
 
 import pyllmc
 from pyllmc import plot, prepro
-from pyllmc.base.errors import DataError
+from pyllmc.base.errors import DataError, end_in_one_line
+from pyllmc.draw.picture import checked_path
 from pyllmc.stories import questions
 from pyllmc.text.pairs import talk_of
 
+end_in_one_line()
 parser = argparse.ArgumentParser(description="Fine-tune a model on prompts and answers, and talk with it.")
 parser.add_argument("--model", default="demo", help="a size, a run folder or a weight file [%(default)s]")
 parser.add_argument("--pairs", help="a .jsonl of prompts and answers [questions about the stories' figures]")
@@ -32,8 +34,7 @@ parser.add_argument("--lr", type=float, default=1e-3, help="learning rate [%(def
 parser.add_argument("--run", default="runs/finetune_chat", help="folder for data and model [%(default)s]")
 parser.add_argument("--out", default="finetune_chat.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
-if not Path(args.out).absolute().parent.is_dir():
-    parser.error(f"--out={args.out}: there is no such folder: make it first")
+checked_path(args.out)
 
 # %% The pairs: one JSON object a line, with a prompt and its completion; or with the messages of a talk of several turns.
 run = Path(args.run)
@@ -100,4 +101,5 @@ for name, asked, turns in (
     print(f"{right_of(asked, turns)} right of {len(asked)} questions {name}")
 
 # %% The picture: both losses against the steps
-plot.main([str(tuned), "--out", args.out])
+if plot.main([str(tuned), "--out", args.out]):
+    raise SystemExit("the picture could not be drawn: see above")

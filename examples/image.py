@@ -13,7 +13,6 @@ import argparse
 import signal
 import sys
 import time
-from pathlib import Path
 
 signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
@@ -22,8 +21,11 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import pyllmc
+from pyllmc.base.errors import end_in_one_line
+from pyllmc.draw.picture import checked_path
 from pyllmc.tables.options import at_least
 
+end_in_one_line()
 parser = argparse.ArgumentParser(description="Train a GPT to draw digits, and let a classifier read them.")
 parser.add_argument("--steps", type=at_least(1), default=500, help="optimizer steps [%(default)s]")
 parser.add_argument(
@@ -31,8 +33,7 @@ parser.add_argument(
 )
 parser.add_argument("--out", default="image.png", help="the picture to write [%(default)s]")
 args = parser.parse_args()
-if not Path(args.out).absolute().parent.is_dir():
-    parser.error(f"--out={args.out}: there is no such folder: make it first")
+checked_path(args.out)
 
 # %% The data: 1,797 scanned digits that scikit-learn brings along. Every fifth is kept for the exam.
 GREYS, DIGITS = 17, 10  # the ids 0..16 are grey levels, 17..26 say which digit follows

@@ -28,6 +28,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends the program without a traceback
 
 import pyllmc
+from pyllmc.base.errors import end_in_one_line
 from pyllmc.draw.shots import draw_shots
 from pyllmc.stories import tasks
 from pyllmc.stories.dice import Dice
@@ -64,6 +65,7 @@ def examine(run: Path, kind: str, shots: int, questions: int) -> tuple[float, fl
 
 # %% All of it.
 def main() -> None:
+    end_in_one_line()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--out",

@@ -44,6 +44,22 @@ def get_config():
     return config
 
 
+def check(config):
+    """Raises ValueError for a setting with which the program would end later."""
+    for name, value, least, most in (
+        ("length", config.length, 2, 12),
+        ("seed", config.seed, 0, 2**32 - 1),
+        ("trainer.max_iters", config.trainer.max_iters, 1, 10**9),
+        ("trainer.batch_size", config.trainer.batch_size, 1, 10**6),
+    ):
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"--{name}={value} is no whole number in {least}..{most}")
+    if os.path.splitext(str(config.out))[1].lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out={config.out}: a picture ends with .png, .svg or .pdf: name it so")
+    if not os.path.isdir(os.path.dirname(config.out) or "."):
+        raise ValueError(f"--out={config.out}: there is no such folder: make it first")
+
+
 # %% The data: every question with its answer.
 def make_rows(length):
     """Every row of digits, with the same digits in order behind it: 2 0 1 becomes 2 0 1 0 1 2."""
@@ -93,19 +109,18 @@ def main(arguments):
         return print(f"{__doc__}\nEvery setting, with its value:\n\n{config}")
     try:
         config.merge_from_args(arguments)
-    except (ValueError, AssertionError, AttributeError) as error:
+        check(config)
+        set_seed(config.seed)
+        config.model.vocab_size = DIGITS
+        config.model.block_size = 2 * config.length - 1  # the last digit is never read
+        model = GPT(config.model)
+    except (ValueError, AssertionError, AttributeError, LookupError) as error:
         raise SystemExit(f"sort.py: {error}") from None
-    if not os.path.isdir(os.path.dirname(config.out) or "."):
-        raise SystemExit(f"sort.py: --out={config.out}: there is no such folder: make it first")
-    set_seed(config.seed)
     rows = make_rows(config.length)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1337))]
     exam = len(rows) // 4
     held_out, seen = rows[:exam], rows[exam:]
 
-    config.model.vocab_size = DIGITS
-    config.model.block_size = 2 * config.length - 1  # the last digit is never read
-    model = GPT(config.model)
     trainer = Trainer(config.trainer, model, make_dataset(seen, config.length))
 
     def slow_down(trainer):

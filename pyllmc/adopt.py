@@ -16,6 +16,7 @@ from pyllmc.engine.checkpoint import adapters_of
 from pyllmc.engine.weightfile import WeightFile
 from pyllmc.model import Model
 from pyllmc.tables import options as table
+from pyllmc.text import template
 
 MODEL = "model.bin"
 
@@ -42,6 +43,14 @@ def adopt_model(options: Any) -> None:
         return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, options))
+    _adopt_template(options, found)
+
+
+def _adopt_template(options: Any, found: Found) -> None:
+    """Lets turns be written as the template beside the weights says, unless another is named. A training has its data's."""
+    writes = options.is_chat or options.only_write()
+    if writes and options.get("template") == "auto" and (line := template.beside(found.path)):
+        options.set("template", line)
 
 
 def _refuse_resume(options: Any) -> None:

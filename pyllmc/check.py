@@ -267,7 +267,8 @@ def open_models(o: Any, reference: ModuleType) -> tuple[Model, Any]:
     how = {"threads": o.threads, "precision": "fp32"}
     if reference.names_weights(o.model):
         name = os.path.join(os.curdir, o.model) if os.path.exists(o.model) else o.model  # d12 may be a folder
-        return Model(name, o.B, o.T or None, **how), reference.load_model(o)
+        gpt = reference.load_model(o)  # first, because it refuses options that are not the weights'
+        return Model(name, o.B, o.T or None, **how), gpt
     config = reference.make_config(o, fallback=OWN_VOCAB)
     m = Model(config, o.B, o.T or config.max_seq_len, seed=o.seed, **how)
     return m, reference.GPT(config, o.seed)
@@ -277,6 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(PROG, ABOUT, OPTIONS, examples=EXAMPLES, words=WORDS, B=2, T=64)
     parser.add_argument("path", nargs="?", default="", help="weights of any kind, instead of --model")
     o = parser.parse_args(arguments)
+    o.given = parser.given
+    if o.path and "model" in o.given:
+        parser.error(f"{o.path} and --model={o.model} both name a model: give one of them")
     o.model = o.path or o.model
     return run_command(PROG, lambda: compare_models(o))
 

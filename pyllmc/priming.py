@@ -16,7 +16,7 @@ from pyllmc.engine.arguments import make_sampling
 from pyllmc.engine.steps import Step
 from pyllmc.model import Model
 from pyllmc.text.tokenizer import check_characters, shown
-from pyllmc.writer import Path, Writer, as_texts, open_model
+from pyllmc.writer import Answers, Path, Writer, as_texts, open_model
 
 SEPARATOR, END = " => ", "\n"
 FIELDS = ("query", "answer")
@@ -197,7 +197,9 @@ class Primer(NotCopied):
         if head := self.form.head(self.examples):
             self.writer._prompt(self._handle, head.encode())
         self.tokens = self._held()  # the examples', and the one that begins a document
-        self._queries = 0  # queries so far
+        self._answers = Answers(
+            "another query was asked before this answer had ended: take an answer to its end, or make a Primer for each"
+        )
 
     @property
     def shots(self) -> int:
@@ -208,7 +210,7 @@ class Primer(NotCopied):
         """Yields the answer in pieces, as Writer.stream does. seed: takes the place of the primer's."""
         self._ask(query, seed)
         pieces = self.writer._follow(self._handle)
-        return self._alone(_without(self.form.gap, pieces))
+        return self._answers.parts(_without(self.form.gap, pieces))
 
     def answer(self, query: str, seed: int | None = None) -> str:
         """The answer to a query, without the separator's spaces and without the end."""
@@ -218,17 +220,7 @@ class Primer(NotCopied):
         """Yields each token of the answer, as Writer.steps does; the last one may complete the end."""
         most = as_count("alternatives", alternatives)
         self._ask(query, seed)
-        return self._alone(self.writer._follow_steps(self._handle, most))
-
-    def _alone(self, parts: Iterator[Any]) -> Iterator[Any]:
-        """The parts of one answer. Raises InvalidArgument if another query was asked before its end."""
-        query = self._queries
-        while (part := next(parts, None)) is not None:
-            yield part
-            if query != self._queries:
-                raise InvalidArgument(
-                    "another query was asked before this answer had ended: take an answer to its end, or make a Primer for each"
-                )
+        return self._answers.parts(self.writer._follow_steps(self._handle, most))
 
     # ---- the context ----
 
@@ -289,7 +281,7 @@ class Primer(NotCopied):
             )
         most = min(self._most, room)
         seed = self._seed if seed is None else as_int("seed", seed, 64)
-        self._queries += 1
+        self._answers.ask()
         _ffi.check(lib, lib.llmc_writer_rewind(self._handle, self.tokens, seed, most))
         self.writer._prompt(self._handle, asked.encode())
 

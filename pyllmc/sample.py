@@ -19,7 +19,7 @@ from pyllmc.draw import chances
 from pyllmc.engine.checkpoint import OPTIONS as RECORD
 from pyllmc.engine.checkpoint import lines_of, section
 from pyllmc.engine.steps import Step
-from pyllmc.priming import MOST, Form, Primer, read_examples
+from pyllmc.priming import MOST, Form, Primer, prime, read_examples
 from pyllmc.tables.options import Parser, add_options, at_least, unescaped
 from pyllmc.text import template
 from pyllmc.text.tokenizer import shown
@@ -76,6 +76,8 @@ def template_of(run: str, asked: str) -> template.Template | None:
     if asked == "auto":
         record = section(run, RECORD).decode("utf-8", "replace")
         asked = lines_of(record).get("template", asked)
+    if asked == "auto":
+        asked = template.beside(run) or asked
     return template.meant(asked)
 
 
@@ -152,6 +154,10 @@ def parse(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
                 parser.error(f"--{name} belongs to --examples=FILE")
     elif not o["prompt"]:
         parser.error("--examples needs a query: --prompt=TEXT")
+    elif o["template"] not in ("auto", "story"):
+        parser.error(
+            f"--template={o['template']} makes a turn of the prompt, and --examples a query: leave one of them out"
+        )
     elif "temperature" not in parser.given:
         o["temperature"] = 0.0
     if o["max_new_tokens"] is None:
@@ -186,6 +192,7 @@ def answer_to(query: str, writer: Writer, how: dict[str, Any]) -> Source:
         raise DataError(
             f"--shots={shots}, but {path} has {counted(len(pairs), 'example')}: lower it, or add some"
         )
+    prime([], query, **form._asdict())  # refuses a query that the form cannot write
     primer = Primer(writer, pairs[:shots], **form._asdict(), **how, longest=query)
     return Source(
         f"{query}{form.separator}",

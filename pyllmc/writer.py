@@ -52,6 +52,30 @@ def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
         yield bytes(_ffi.ffi().buffer(piece[0], size[0])).decode("utf-8", "replace")
 
 
+class Answers:
+    """The answers of one talk, which share a context: each can be read until the next one is asked for."""
+
+    def __init__(self, remedy: str) -> None:
+        self._asked, self._remedy = 0, remedy
+
+    def ask(self) -> None:
+        """Ends the answer before."""
+        self._asked += 1
+
+    def parts(self, parts: Iterator[Any]) -> Iterator[Any]:
+        """The parts of the newest answer. They raise InvalidArgument once another one was asked for."""
+        return self._parts(parts, self._asked)
+
+    def _parts(self, parts: Iterator[Any], number: int) -> Iterator[Any]:
+        while self._check(number) and (part := next(parts, None)) is not None:
+            yield part
+
+    def _check(self, number: int) -> bool:
+        if number != self._asked:
+            raise InvalidArgument(self._remedy)
+        return True
+
+
 def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
     """Makes a C tokenizer of Python's, of a tokenizer.bin's bytes, or of the path of a tokenizer.bin or vocab.bpe."""
     out = _ffi.ffi().new("llmc_tokenizer **")
@@ -273,12 +297,19 @@ class Chat(NotCopied):
         out = _ffi.ffi().new("llmc_chat **")
         _ffi.check(self._lib, self._lib.llmc_chat_new(out, self.options.handle))
         self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_chat_free)
+        self._answers = Answers(
+            "another turn was said before this answer had ended: take an answer to its end, or make a Chat for each talk"
+        )
 
     def say(self, text: str | bytes) -> Iterator[str]:
-        """Takes a turn (bytes are UTF-8); returns the pieces of its answer. Pieces that are not read are forgotten."""
+        """Takes a turn (bytes are UTF-8); returns the pieces of its answer.
+
+        Pieces that are not read before the next turn are forgotten: reading them then raises InvalidArgument.
+        """
         data = _utf8(text)
+        self._answers.ask()
         _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
-        return _pieces(self._lib, self._lib.llmc_chat_next, self._handle)
+        return self._answers.parts(_pieces(self._lib, self._lib.llmc_chat_next, self._handle))
 
     @property
     def end(self) -> str:

@@ -33,12 +33,12 @@ int llmc_file_find(const char *path, char *file, size_t size) {
 /* ---- opening ---- */
 
 static int refuse_folder(const char *path) {
-    FAIL(
-        LLMC_EIO,
-        "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
-        "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s, or converted by python -m pyllmc.convert %s "
-        "model.bin",
-        path, path, path);
+    FAIL(LLMC_EIO,
+         "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
+         "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s and python -m pyllmc.chat %s, or converted "
+         "by "
+         "python -m pyllmc.convert %s model.bin",
+         path, path, path, path);
 }
 
 static int open_found(llmc_file *f, const char *path) {

@@ -161,7 +161,9 @@ int option_assign(llmc_options *options, const Option *o, const char *text) {
     if (o->type == IS_INT) return parse_int(o, text, at);
     if (o->type == IS_FLOAT) return parse_float(o, text, at);
     if (o->type == IS_FLAG) return parse_flag(o, text, at);
-    CHECK(strlen(text) < OPTION_TEXT, LLMC_EINVAL, "--%s is longer than %d bytes", o->name, OPTION_TEXT - 1);
+    CHECK(strlen(text) < OPTION_TEXT, LLMC_EINVAL, "--%s is longer than %d bytes: %s", o->name, OPTION_TEXT - 1,
+          options->program == FOR_CHAT && !strcmp(o->name, "prompt") ? "pipe the turn into standard input instead"
+                                                                     : "shorten it");
     CHECK(options->program == FOR_CHAT || !strpbrk(text, "\r\n"), LLMC_EINVAL, "--%s holds a line break", o->name);
     strcpy(at, text);
     return LLMC_OK;

@@ -68,7 +68,7 @@ static int line_comes(const char *label) {
     sigaddset(&interrupt, SIGINT);
     show(label, (int64_t)strlen(label));
     sigprocmask(SIG_BLOCK, &interrupt, &usual);
-    if (interrupts == before) pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &usual);
+    if (interrupts == before && !ferror(stdout)) pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &usual);
     sigprocmask(SIG_SETMASK, &usual, NULL);
     return interrupts == before;
 #endif
@@ -91,7 +91,7 @@ static int talk_at_terminal(llmc_chat *chat, char **line, size_t *capacity) {
     introduce(llmc_chat_about(chat));
     for (;;) {
         while (!line_comes(llmc_chat_label(chat, 0))) puts("");
-        if ((n = getline(line, capacity, stdin)) < 0) return puts(""), 0;
+        if (ferror(stdout) || (n = getline(line, capacity, stdin)) < 0) return puts(""), 0;
         interrupts = 0;
         rc = answer(chat, *line, n, llmc_chat_label(chat, 1));
         if (rc < 0 && !report_refusal(rc)) return rc;
@@ -107,7 +107,10 @@ static int talk_in_a_pipe(llmc_chat *chat, char **line, size_t *capacity) {
         if (rc && !refused) return rc;
         if (refused) code = refused;
     }
-    return interrupts ? INTERRUPTED : code;
+    if (interrupts) return INTERRUPTED;
+    CHECK(!ferror(stdin), LLMC_EIO, "standard input cannot be read: %s; leave it open, or make it /dev/null",
+          strerror(errno));
+    return code;
 }
 
 static int talk(const llmc_options *options) {

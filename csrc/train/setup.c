@@ -106,7 +106,7 @@ static int check_exam(const llmc_options *o) {
 int setup_check(llmc_trainer *t) {
     llmc_options *o = &t->options;
     double lr;
-    TRY(locate_check_device(o->device));
+    TRY(locate_check_device(o));
     TRY(resume_open(t));
     options_settle_dropout(o);
     const int element = llmc_precision(o->precision); /* the resumed run's, unless the call gave another */

@@ -26,12 +26,13 @@ static const char *program_of(const char *device) {
     return strcmp(device, "auto") ? NULL : "";
 }
 
-int locate_check_device(const char *device) {
-    const char *built = llmc_backend(), *program = program_of(device);
+int locate_check_device(const llmc_options *o) {
+    const char *device = o->device, *built = llmc_backend(), *program = program_of(device);
+    const int chats = o->program == FOR_CHAT;
     CHECK(program, LLMC_EDEVICE, "device '%s' is not one of %s", device, DEVICES);
     CHECK(!strcmp(device, "auto") || !strcmp(device, built), LLMC_EDEVICE,
-          "this was built for device=%s, not '%s': run python -m pyllmc.train --device=%s%s", built, device, device,
-          program);
+          "this was built for device=%s, not '%s': run python -m pyllmc.%s --device=%s%s", built, device,
+          chats ? "chat" : "train", device, chats ? "" : program);
     /* A device that is missing is told before the data is read. */
     return llmc_kernels(NULL, LLMC_AUTO) ? LLMC_OK : LLMC_EDEVICE;
 }
@@ -131,7 +132,7 @@ int locate_open(const llmc_options *o, llmc_model **m, llmc_tokenizer **t, char 
     char path[2 * OPTION_TEXT];
     llmc_file *file;
     llmc_config size;
-    TRY(locate_check_device(o->device));
+    TRY(locate_check_device(o));
     TRY(template_check(o->template));
     CHECK(o->model_given, LLMC_EINVAL, "no model is named: give a run folder or a weight file; --help says more");
     CHECK(llmc_config_parse(&size, o->model) < 0, LLMC_EINVAL,

@@ -3,7 +3,7 @@
 #define LOCATE_H
 #include "options/options.h"
 /* LLMC_EDEVICE if this library was built for another device than --device. */
-int locate_check_device(const char *device);
+int locate_check_device(const llmc_options *options);
 /* The weight file that --model means: 1 and its path, or 0 if --model is a size. A front end may have converted the file
  * (llmc_options_set_model_file). LLMC_EINVAL: the name is one of the hub, and only Python fetches from there. */
 int locate_weight_file(const llmc_options *options, char *path, size_t size);

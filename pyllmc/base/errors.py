@@ -254,6 +254,32 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _code_after(prog: str, error: BaseException) -> int | None:
+    """Tells an error in one line; returns the exit code, or None if the error is not the user's."""
+    if isinstance(error, BrokenPipeError):  # the reader, `head` for instance, has had enough
+        _discard_output()
+        return 0
+    if not exit_code(error):
+        return None
+    _tell(f"{prog}: {line_of(error)}")
+    if isinstance(error, OSError) and error.errno in (*FULL, errno.EBADF):
+        _discard_output()
+    return exit_code(error)
+
+
+def end_in_one_line() -> None:
+    """Let errors end a script that has no function to give run_command, such as a notebook's, as they end a command."""
+
+    def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        code = _code_after(os.path.basename(sys.argv[0]), error)
+        if code is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            sys.exit(code)
+
+    sys.excepthook = tell
+
+
 def run_command(prog: str, work: Callable[[], int | None]) -> int:
     """Do a command's `work` after its arguments were read, and return its exit code. An error becomes one line."""
     print_anything()
@@ -263,15 +289,10 @@ def run_command(prog: str, work: Callable[[], int | None]) -> int:
             code = work()
             sys.stdout.flush()
             return code or 0
-        except BrokenPipeError:  # the reader, `head` for instance, has had enough
-            _discard_output()
-            return 0
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            if not exit_code(error):
+            found = _code_after(prog, error)
+            if found is None:
                 raise
-            _tell(f"{prog}: {line_of(error)}")
-            if isinstance(error, OSError) and error.errno in (*FULL, errno.EBADF):
-                _discard_output()
-            return exit_code(error)
+            return found

@@ -169,6 +169,8 @@ def _still(path: str, overwrite: bool) -> None:
 def _fill(folder: str, job: Job) -> list[str]:
     notes = ["no tokenizer is known: the folder has none, and takes and gives ids"]
     form = template.meant(job.run["options"].get("template", "auto")) if job.run else None
+    if form:  # for this project's programs; transformers reads the tokenizer's chat_template
+        to_hf.write_text(folder, template.FILE, f"{form.line}\n")
     if job.tokenizer:
         notes = to_hf.write_tokenizer(folder, job.tokenizer, job.config.max_seq_len, form)
     if job.config.banded:

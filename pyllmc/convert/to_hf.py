@@ -22,6 +22,7 @@ from pyllmc.convert.dtypes import DTYPES, narrow
 from pyllmc.convert.recipes import MATRICES, targets
 from pyllmc.convert.sayable import banded_bias, instead
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.template import FILE as TEMPLATE
 from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import (
@@ -38,7 +39,7 @@ TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SAFETENSORS_NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 MARK = "pyllmc_version"  # the key of config.json in a folder of ours: no other is replaced
 FILES = (  # all files that such a folder may hold
-    *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin"),
+    *("config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.bin", TEMPLATE),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
 PIPELINE_TOKENS = 256  # tokens that transformers' pipeline writes by default

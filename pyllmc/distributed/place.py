@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from pyllmc.base.errors import InvalidArgument
 
+MAX_PORT = 65535
+
 
 def is_one_of_several() -> bool:
     """True if this process was started as one of several, by torchrun or in its way."""
@@ -18,10 +20,10 @@ def is_one_of_several() -> bool:
 
 def _number(name: str, default: str | None = None) -> int:
     text = os.environ.get(name, default)
-    if text is None or not text.isdigit():
-        raise InvalidArgument(
-            f"the environment says RANK={os.environ.get('RANK')}, but {name} is {text or 'not set'}: start with torchrun"
-        )
+    if not text:
+        raise InvalidArgument(f"the environment has no {name}: start with torchrun, which sets it")
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidArgument(f"{name}={text} in the environment is no whole number: start with torchrun")
     return int(text)
 
 
@@ -39,7 +41,7 @@ class Place(NamedTuple):
 
     @classmethod
     def read(cls) -> Place:
-        """The place that the environment gives. Raises InvalidArgument if a variable is missing."""
+        """The place that the environment gives. Raises InvalidArgument if a variable is missing or impossible."""
         rank, world, local = _number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", "1")
         if rank >= world:
             raise InvalidArgument(f"RANK={rank} is not below WORLD_SIZE={world}: start with torchrun")
@@ -48,6 +50,10 @@ class Place(NamedTuple):
         )
         serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "") == "True"
         host, port = os.environ.get("MASTER_ADDR", "localhost"), _number("MASTER_PORT")
+        if not 1 <= port <= MAX_PORT:
+            raise InvalidArgument(
+                f"MASTER_PORT={port} in the environment is not in 1..{MAX_PORT}: give the port where the processes meet"
+            )
         return cls(rank, world, _number("LOCAL_RANK", "0"), local, host, port, f"{attempt}/{world}", serves)
 
     @property

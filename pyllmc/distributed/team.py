@@ -74,7 +74,8 @@ class Team:
         except Exception as error:
             raise SystemFailure(
                 f"rank {place.rank} of {place.world} did not meet the others at {place.host}:{place.port} within --timeout: "
-                f"{str(error).splitlines()[0][:200]}"
+                f"{str(error).splitlines()[0][:200]}; start all with one MASTER_ADDR and MASTER_PORT, and give them time with "
+                "--timeout"
             ) from error
         self.roll = RollCall(self._store_of_roll_call(grace), place.rank, place.world, grace, keeps=serves)
 

@@ -12,11 +12,11 @@ from pyllmc.base.errors import DataError
 from pyllmc.base.files import flush_to_disk, sha256_of, writing
 from pyllmc.text.bins import ShardWriter, format_for
 from pyllmc.text.masks import ENDING, MaskWriter
+from pyllmc.text.template import FILE as TEMPLATE
 from pyllmc.text.tokenizer import Tokenizer
 
 META = "meta.json"
 TOKENIZER = "tokenizer.bin"
-TEMPLATE = "template.txt"
 SPLITS = ("train", "val")
 UNDECIDED = ""  # the split of a document while val_tokens decides token by token
 MAX_SHARDS = 10**6  # a shard's name has six digits, so that names sort in order

@@ -88,9 +88,16 @@ def _flag(value: Any) -> bool:
 
 def write_mask(tokens: str | os.PathLike[str], learnt: Iterable[bool]) -> None:
     """Write the mask of a token file that exists, whole or not at all. learnt: a bool, or 0 or 1, for each of its tokens, in
-    order. Raises DataError for other values, such as token ids, all of which would count as learnt."""
+    order. Raises DataError for another number of them and for other values, such as token ids, all of which would count as learnt;
+    BadFile for a file without tokens."""
+    from pyllmc.text.bins import inspect_shard  # here, because it imports this module
+
     path, writer = os.fspath(tokens) + ENDING, MaskWriter()
     writer.append(bytes(map(_flag, learnt)))
+    if writer.ntok != (ntok := inspect_shard(os.fspath(tokens)).ntok):
+        raise DataError(
+            f"learnt has {writer.ntok} values, and {os.fspath(tokens)} {ntok} tokens: give one for each"
+        )
     with atomic_path(path) as tmp:
         writer.write(tmp, os.fspath(tokens), path)
 

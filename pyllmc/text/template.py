@@ -3,7 +3,7 @@ r"""Templates: how a turn and its answer become text, in fine-tuning as in a cha
     {system}\n\nUser: {prompt}\nAssistant: {answer}\n
 
 A template is one line, in which \n, \t, \r and \\ stand for characters. csrc/write/template.h describes it; the engine
-parses it by the same rules. It travels in template.txt of a data set and in the options of a run and its checkpoints.
+parses it by the same rules. It travels in template.txt of a data set or an export, and in the options of a run and its checkpoints.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pyllmc.base.values import ESCAPES
 from pyllmc.tables.options import templates
 from pyllmc.text.masks import Marked
 
+FILE = "template.txt"
 PLACES = ("{system}", "{turn}", "{prompt}", "{answer}")
 PART = re.compile(r"(\{system\}|\{turn\}|\{prompt\}|\{answer\})")
 MOST = 1023  # bytes of an option's text (csrc/options/options.h)
@@ -137,6 +138,15 @@ def find(value: str) -> Template:
         f"--template={value} is not one of {', '.join(templates())}, nor a template with {{prompt}} and {{answer}}, nor "
         "a file with one"
     )
+
+
+def beside(path: str | os.PathLike[str]) -> str:
+    """The line of template.txt in a folder of weights; "" if there is none."""
+    name = os.path.join(path, FILE)
+    if not os.path.isfile(name):
+        return ""
+    with reading(name), open(name, encoding="utf-8", errors="replace") as f:
+        return f.readline(1 << 16).strip("\r\n")
 
 
 def meant(value: str) -> Template | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+import pytest
 import width_table
 from conftest import ffi, lib
 from hypothesis import given, settings
@@ -71,3 +72,22 @@ def test_columns_are_pythons_table():
                 assert fits, hex(code)
                 if expected:
                     assert "\n" in wrapped([f"a{c}b"], expected + 1), hex(code)
+
+
+@pytest.mark.parametrize("words, code", [(["--help"], 0), (["--chek"], 2), (["now"], 2)])
+def test_the_table_is_written_only_if_that_is_asked(tmp_path, monkeypatch, words, code):
+    path = tmp_path / "width.def"
+    monkeypatch.setattr(width_table, "PATH", str(path))
+    with pytest.raises(SystemExit) as end:
+        width_table.main(words)
+    assert end.value.code == code and not path.exists()
+
+
+def test_the_table_is_written_and_compared(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "width.def"
+    monkeypatch.setattr(width_table, "PATH", str(path))
+    assert width_table.main([]) == 0 and path.read_text() == width_table.table()
+    assert width_table.main(["--check"]) == 0
+    path.write_text("")
+    assert width_table.main(["--check"]) == 1 and path.read_text() == ""
+    assert "is not what this Python makes of it" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 
-from pyllmc import Chat, GPTConfig  # noqa: E402
+from pyllmc import Chat, GPTConfig, sample  # noqa: E402
 from pyllmc.convert import to_hf  # noqa: E402
 from pyllmc.convert.__main__ import main as convert  # noqa: E402
 from pyllmc.convert.chat_template import PART, chat_template  # noqa: E402
@@ -21,6 +21,7 @@ from pyllmc.tables.options import templates  # noqa: E402
 from pyllmc.text import pairs, template  # noqa: E402
 from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
 from pyllmc.text.vocabularies import train  # noqa: E402
+from pyllmc.train import main as train_command  # noqa: E402
 
 LINES = [
     *templates().values(),
@@ -175,9 +176,31 @@ def test_the_card_s_chat_is_ours(tmp_path, monkeypatch, capsys, line):
     )
 
 
+def test_the_template_travels_with_the_folder(tmp_path, capsys):
+    """To a chat, to a sample, and to a training program that only writes; a template that is named is the one that counts."""
+    run, folder = tuned(tmp_path, "plain"), tmp_path / "hf"
+    assert convert([str(run), str(folder)]) == 0
+    assert template.beside(folder) == template.find("plain").line
+    written = []
+    for model in (run, folder):
+        for name in ("auto", "story"):
+            how = {"temperature": 0, "sample_tokens": 20, "template": name}
+            written.append("".join(Chat(model, **how).say("say 3")))
+            capsys.readouterr()
+            options = ["--temperature=0", "--max_new_tokens=20", f"--template={name}"]
+            assert sample.main([str(model), "--prompt=say 3", *options]) == 0
+            written.append(capsys.readouterr().out)
+            options = [f"--{option}={value}" for option, value in how.items()]
+            assert train_command([f"--model={model}", "--max_steps=0", "--prompt=say 3", *options]) == 0
+            written.append(capsys.readouterr().out)
+    assert written[:6] == written[6:] and written[0] != written[3] and written[1] != written[4]
+    assert convert([str(run), str(folder), "--overwrite"]) == 0
+
+
 def test_a_model_that_was_not_fine_tuned_has_none(tmp_path):
     tokenizer = tokenizer_of("byte")
     m = make_model(GPTConfig(tokenizer.vocab_size, 12, 1, 1, 8), tokenizer)
     save(tmp_path / "hf", m.config, m.params, tokenizer=tokenizer)
     assert "chat_template" not in json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
     assert "messages" not in (tmp_path / "hf/README.md").read_text()
+    assert not (tmp_path / "hf/template.txt").exists()

@@ -37,3 +37,25 @@ def test_comparing_bits_counts_each_difference():
     found = gpu_mma.compare(given, d, other)
     assert found["normal"]["same_bits"] == 127 / 128 and 0 < found["normal"]["apart"] < 1e-6
     assert found["wide"]["specials"] == 1 and found["cancelling"]["same_bits"] == 1
+
+
+@pytest.mark.parametrize("content", [None, b"no archive", b"PK\x03\x04", "an array", "another archive"])
+def test_a_file_without_cases_is_one_line(tmp_path, content):
+    path = tmp_path / "kept.npz"
+    if content == "an array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif content == "another archive":
+        np.savez(path, a=np.zeros(3))
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match="kept.npz is no file of mma's cases") as end:
+        gpu_mma.main([str(path)])
+    assert str(end.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("words, code", [(["--help"], 0), ([], 2), (["a.npz", "b.npz"], 2)])
+def test_the_command_tells_its_use(capsys, words, code):
+    with pytest.raises(SystemExit) as end:
+        gpu_mma.main(words)
+    assert end.value.code == code and "FILE.npz" in "".join(capsys.readouterr())

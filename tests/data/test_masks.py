@@ -87,6 +87,14 @@ def test_each_learnt_token_is_a_target_once(scratch, documents, T, fmt, eot, dat
             assert loader.windows == len(documents)
 
 
+@pytest.mark.parametrize("n", [0, 5, 7])
+def test_a_mask_of_another_number_of_tokens_is_refused(tmp_path, n):
+    path = write(tmp_path / "a.bin", range(6))
+    with pytest.raises(DataError, match=f"learnt has {n} values, and .*a.bin 6 tokens: give one for each"):
+        masks.write_mask(path, [True] * n)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_shards_with_and_without_masks(tmp_path):
     write(tmp_path / "train_0.bin", [EOT, 1, 2, EOT, 3, EOT])
     write(tmp_path / "train_1.bin", [EOT, 4, 5, 6, 7, 8, 1])

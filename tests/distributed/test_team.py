@@ -11,6 +11,7 @@ import pytest
 import pyllmc
 from pyllmc import GPTConfig
 from pyllmc.distributed.place import Place
+from pyllmc.distributed.team import Team
 from pyllmc.engine import _ffi
 from pyllmc.trainer import Options
 
@@ -146,3 +147,37 @@ def test_the_roll_call_leaves_the_process_groups_store_its_timeout():
         assert team._guarded(team._sum)(None, _ffi.ffi().from_buffer("double[]", x), 3) == 0
     finally:
         team.close()
+
+
+# ---- the environment
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "name, value, why",
+    [
+        ("RANK", "x", "RANK=x in the environment is no whole number"),
+        ("RANK", None, "the environment has no RANK: start with torchrun"),
+        ("RANK", "²", "RANK=² in the environment is no whole number"),
+        ("WORLD_SIZE", "", "the environment has no WORLD_SIZE"),
+        ("MASTER_PORT", "99999", "MASTER_PORT=99999 in the environment is not in 1..65535"),
+        ("MASTER_PORT", "0", "MASTER_PORT=0 in the environment is not in 1..65535"),
+    ],
+)
+def test_an_environment_that_is_wrong_is_told(monkeypatch, name, value, why):
+    for key, text in {**WHOLE, name: value}.items():
+        monkeypatch.setenv(key, text) if text is not None else monkeypatch.delenv(key, raising=False)
+    with pytest.raises(pyllmc.InvalidArgument, match=why):
+        Place.read()
+
+
+def test_a_process_that_nobody_meets_says_what_to_do():
+    """It is alone, and waits for a second."""
+    torch = pytest.importorskip("torch")
+    store = torch.distributed.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    options = Options(_ffi.load())
+    options.set("timeout", 1)
+    place = Place(0, 2, 0, 2, "localhost", store.port, "a/0/2", agent_serves=True)
+    with pytest.raises(pyllmc.SystemFailure, match="rank 1 did not come; start all with one MASTER_ADDR"):
+        Team(options, place)

@@ -111,15 +111,41 @@ def ended(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", ["adder", "finetune_chat", "sort"])
-def test_a_folder_that_is_not_there_is_told_before_the_training(name, tmp_path, ended):
-    printed, told = ended(name, "--out=no/such.png")
-    error = "" if name in ("adder", "sort") else "error: "
-    assert not printed
-    assert told.rstrip().endswith(
-        f"{name}.py: {error}--out=no/such.png: there is no such folder: make it first"
-    )
-    assert list(tmp_path.iterdir()) == []
+DRAWS = ("adder", "chargpt", "finetune_chat", "image", "sort")  # priming makes the folder of its picture
+NO_FOLDER = ("there is no such folder: make it first", "no is no folder: make it, or choose another place")
+WRONG = [  # each is told before the training
+    *((f"{name} --out=no/such.png", NO_FOLDER) for name in DRAWS),
+    *((f"{name} --out=a.xyz", "a.xyz: a picture ends with") for name in DRAWS),
+    ("adder --out=5", "--out=5: a picture ends with"),
+    ("adder --digits=0", "--digits=0 is no whole number in 1..3"),
+    ("adder --digits=x", "--digits=x is no whole number"),
+    ("adder --trainer.max_iters=0", "--trainer.max_iters=0 is no whole number"),
+    ("adder --model.model_type=gpt9", "gpt9"),
+    ("sort --length=0", "--length=0 is no whole number in 2..12"),
+    ("sort --trainer.batch_size=0", "--trainer.batch_size=0 is no whole number"),
+    ("priming --out=/proc/x", "/proc/x: No such file"),
+    ("finetune_chat --model=nope", "model 'nope' is neither"),
+    ("finetune_chat --lr=-1", "--lr=-1.0 is not in"),
+    ("chargpt --text=short.txt", "use more data or a smaller T"),
+]
+
+
+@pytest.mark.parametrize("call, why", WRONG, ids=[call for call, _ in WRONG])
+def test_a_wrong_setting_is_one_line(tmp_path, call, why):
+    (tmp_path / "short.txt").write_text("a word or two\n" * 60)
+    name, *words = call.split()
+    process = started(name, words, tmp_path)
+    printed, told = process.communicate(timeout=120)
+    assert process.returncode and "loss" not in printed
+    assert told.startswith(f"{name}.py: ") and told.count("\n") == 1, told
+    assert any(words in told for words in ([why] if isinstance(why, str) else why)), told
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    process = started("finetune_chat", ["--steps=2", "--model=gpt-nano", "--out=taken.png"], tmp_path)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode and told.endswith("the picture could not be drawn: see above\n")
 
 
 def test_the_exam_of_own_pairs_asks_them(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 
 import pytest
 from conftest import KNOWN_ISAS, ROOT
@@ -101,3 +102,31 @@ def test_rows_stand_in_the_order_of_the_rooms():
 
 def is_in_a_room(path: str) -> bool:
     return path.startswith("csrc/") and not path.startswith("csrc/cpu/")
+
+
+# ---- tests/README.md: what each test file holds ----
+
+
+def suite_rows() -> set[str]:
+    """The patterns of test files, below tests/, in the table of the suite. `<layer>` stands for each file of csrc/cpu/ that has a test."""
+    table = (ROOT / "tests/README.md").read_text().partition("| folder | file |")[2].partition("\n\n")[0]
+    layers = [path.stem for path in (ROOT / "csrc/cpu").glob("*.c")]
+    found, folder = set(), ""
+    for row in table.splitlines()[2:]:
+        _, first, files, _ = row.split("|", 3)
+        folder = first.strip(" `") or folder
+        for name in re.findall(r"`((?:\w+/)?test_[^`]+)`", files):
+            path = name if "/" in name else folder + name
+            of_layers = [path.replace("<layer>", layer) for layer in layers if "<layer>" in path]
+            found.update([one for one in of_layers if (ROOT / "tests" / one).exists()] or [path])
+    return found
+
+
+def test_every_test_file_has_its_row():
+    tests = ROOT / "tests"
+    rows = suite_rows()
+    files = {path.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")}
+    lacking = {name for name in files if not any(PurePath(name).match(row) for row in rows)}
+    assert not lacking, f"tests/README.md lacks: {sorted(lacking)}"
+    gone = {row for row in rows if not any(tests.glob(row))}
+    assert not gone, f"tests/README.md names what is not there: {sorted(gone)}"

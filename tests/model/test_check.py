@@ -187,6 +187,53 @@ def test_a_checkpoint_of_the_engine(capsys, tmp_path):
     assert check.main([str(tmp_path / "model.ckpt"), "--B=1", "--T=7"]) == 0
 
 
+@pytest.fixture
+def banded(tmp_path) -> str:
+    pyllmc.Model(GPTConfig(50, 16, 2, 2, 8, window=3), B=1, T=4).save(tmp_path / "model.ckpt")
+    return str(tmp_path / "model.ckpt")
+
+
+OTHER = {
+    "n_layer": 3,
+    "n_head": 1,
+    "n_embd": 6,
+    "max_seq_len": 17,
+    "vocab_size": 5,
+    "window": 0,
+    "pattern": "LD",
+}
+
+
+@pytest.mark.parametrize("option", [*(f"--{name}={value}" for name, value in OTHER.items()), "--untied"])
+def test_sizes_that_are_not_the_weights_are_refused(capsys, banded, option):
+    """By the reference's training, too."""
+    assert check.main([banded, option]) == 2
+    told = capsys.readouterr().err
+    assert f"but {banded} has" in told and told.endswith(": leave the option out\n") and told.count("\n") == 1
+    with pytest.raises(pyllmc.InvalidArgument, match="leave the option out"):
+        reference.load_model(reference.parse([f"--model={banded}", option]))
+
+
+def test_sizes_that_are_the_weights_are_taken(capsys, banded):
+    same = ["--n_layer=2", "--window=3", "--pattern=DL", "--no_untied", "--vocab_size=50"]
+    assert check.main([banded, "--B=1", "--T=7", *same]) == 0
+
+
+def test_two_models_are_refused(capsys, banded):
+    with pytest.raises(SystemExit) as stop:
+        check.main([banded, "--model=d12"])
+    assert stop.value.code == 2
+    assert "both name a model: give one of them" in capsys.readouterr().err
+
+
+def test_adapters_are_refused_with_the_command_that_merges_them(capsys, banded, tmp_path):
+    m = pyllmc.Model(banded, B=1, T=4, lora_rank=2)
+    m.save(tmp_path / "adapters.ckpt")
+    assert check.main([str(tmp_path / "adapters.ckpt")]) == 4
+    told = capsys.readouterr().err
+    assert f"python -m pyllmc.convert {tmp_path / 'adapters.ckpt'} DIR --merge" in told
+
+
 @pytest.mark.parametrize("changed", [{"model": "d13"}, {"model": "no.bin"}, {"T": 17}, {"n_head": 5}])
 def test_usage_errors_are_one_line_and_2(capsys, changed):
     assert check.main(arguments(**changed)) == 2

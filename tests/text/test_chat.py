@@ -322,3 +322,18 @@ def test_an_introduction_that_does_not_fit_is_left_out(vocab_bpe, tmp_path):
 def test_help(program):
     done = run(program, "--help")
     assert done.returncode == 0 and b"--template" in done.stdout and b"exit status" in done.stdout
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_that_another_turn_cuts_short_says_so(checkpoint, begun):
+    """Whether it has begun or not; the newer answer is whole."""
+    how = dict(template="chat", system="", temperature=1.0, sample_tokens=12, **NAMES)
+    seed = next(s for s in range(20) if len(list(Chat(checkpoint, seed=s, **how).say("a"))) > 2)
+    alone, chat = (Chat(checkpoint, seed=seed, **how) for _ in range(2))
+    old, first = chat.say("a"), alone.say("a")
+    if begun:
+        assert next(old) == next(first)
+    newer = chat.say("b")
+    with pytest.raises(InvalidArgument, match="another turn was said before this answer had ended"):
+        next(old)
+    assert "".join(newer) == "".join(alone.say("b"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_chat import FRONT_ENDS, T, checkpoint, command, run
+from test_chat import FRONT_ENDS, PROGRAMS, T, checkpoint, command, run
 from test_tokenizer_c import EOT, file_bytes
 
 from pyllmc import GPTConfig, Model
@@ -58,6 +58,12 @@ BAD = [  # arguments, exit code, the words in the line
     (["{m}", "{m}", "{m}"], 2, "is not an option"),
     ([], 2, "no model is named"),
     (["d12"], 2, "d12 is a size of model"),
+    (
+        ["{m}", "--prompt=" + 1024 * "a"],
+        2,
+        "longer than 1023 bytes: pipe the turn into standard input instead",
+    ),
+    (["{m}", "--user=" + 1024 * "a"], 2, "longer than 1023 bytes: shorten it"),
     (["{m}", "--lr=1"], 2, "unknown option --lr"),
     (["{m}", "--temperature=-1"], 2, "temperature"),
     (["{m}", "--prompt=x"], 2, "character 'x'"),
@@ -76,6 +82,27 @@ def test_bad_input_is_one_clear_line(program, arguments, code, says, checkpoint,
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
     assert done.stderr.count(b"\n") == 1 and says in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "model, options, code, remedy",
+    [
+        ("{m}", ["--device=emu"], 6, "not 'emu': run python -m pyllmc.chat --device=emu"),
+        ("{hollow}", [], 5, "and python -m pyllmc.chat {hollow}, or converted"),
+    ],
+)
+def test_a_chat_s_remedies_name_the_chat(checkpoint, tmp_path, model, options, code, remedy):
+    files = {**bad_files(tmp_path, checkpoint), "m": checkpoint}
+    done = run(PROGRAMS[0], model.format_map(files), *options)
+    assert done.returncode == code and remedy.format_map(files) in done.stderr.decode()
+
+
+@FRONT_ENDS
+def test_a_standard_input_that_is_closed_is_told(program, checkpoint):
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command(program, checkpoint)]
+    done = subprocess.run(closed, capture_output=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (5, b"", 1)
+    assert b"standard input" in done.stderr and b"leave it open, or make it /dev/null" in done.stderr
 
 
 @FRONT_ENDS

@@ -193,3 +193,24 @@ def test_at_a_terminal_the_shell_gets_a_line_of_its_own(checkpoint):
     assert process.wait(timeout=30) == 130
     assert read_until(terminal, b"\n") == b"\r\n"
     os.close(terminal)
+
+
+@FRONT_ENDS
+def test_a_reader_that_has_gone_ends_the_talk(program, endless):
+    """Nobody would see the answer, which never ends."""
+    terminal, typed = pty.openpty()
+    reader, written = os.pipe()
+    with subprocess.Popen(
+        command(program, endless, "--sample_tokens=16000000"), stdin=typed, stdout=written, cwd=ROOT
+    ) as process:
+        os.close(written)
+        seen = b""
+        while not seen.endswith(b"\n> "):
+            seen += os.read(reader, 4096)
+        os.close(reader)
+        os.write(terminal, b"ab\nab\n")
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+    os.close(terminal), os.close(typed)

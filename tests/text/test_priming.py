@@ -312,6 +312,12 @@ def test_the_command_tells_what_the_context_holds(checkpoint, tmp_path):
         (["--examples=FILE", "--prompt=ca", "--separator="], 2, "separator is empty"),
         (["--examples=FILE", "--prompt=a\nb"], 2, "the query holds"),
         (["--examples=FILE", "--prompt=x"], 2, "character 'x'"),
+        (["--examples=FILE", "--prompt=\udcff"], 2, "character 0 of query is a lone surrogate"),
+        (
+            ["--examples=FILE", "--prompt=ca", "--template=plain"],
+            2,
+            "and --examples a query: leave one of them out",
+        ),
         (["--examples=none.jsonl", "--prompt=ca"], 5, "none.jsonl"),
         (["--examples=EMPTY", "--prompt=ca"], 4, "holds no example"),
         (["--examples=BAD", "--prompt=ca"], 4, "bad.jsonl:2: "),
@@ -343,6 +349,7 @@ def test_a_picture_with_too_few_shares_or_of_no_kind_is_refused(tmp_path):
 
 
 def test_an_answer_that_another_query_cuts_short_says_so(model):
+    """Even one of which nothing was read yet."""
     primer = Primer(model, PAIRS, separator=">", temperature=1.0, max_new_tokens=30)
     wholes = ([step.id for step in primer.steps("a", seed=seed)] for seed in range(20))
     seed, whole = next((seed, ids) for seed, ids in enumerate(wholes) if len(ids) > 2)
@@ -351,3 +358,7 @@ def test_an_answer_that_another_query_cuts_short_says_so(model):
     assert [step.id for step in primer.steps("a", seed=seed)] == whole
     with pytest.raises(InvalidArgument, match="another query was asked"):
         list(steps)
+    unread, newer = primer.stream("a"), primer.answer("b")
+    assert isinstance(newer, str)
+    with pytest.raises(InvalidArgument, match="another query was asked"):
+        next(unread)
