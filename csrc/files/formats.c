@@ -35,9 +35,8 @@ int llmc_file_find(const char *path, char *file, size_t size) {
 static int refuse_folder(const char *path) {
     FAIL(LLMC_EIO,
          "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
-         "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s and python -m pyllmc.chat %s, or converted "
-         "by "
-         "python -m pyllmc.convert %s model.bin",
+         "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s and python -m pyllmc.chat %s, "
+         "or converted by python -m pyllmc.convert %s model.bin",
          path, path, path, path);
 }
 
