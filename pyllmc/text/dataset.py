@@ -30,11 +30,11 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from pyllmc.base.errors import DataError
-from pyllmc.base.files import atomic_directory, writing
+from pyllmc.base.files import atomic_directory, atomic_path, writing
 from pyllmc.base.workers import in_order
-from pyllmc.text.bins import MAX_SHARD_TOKENS, format_for
+from pyllmc.text.bins import MAX_SHARD_TOKENS, format_for, inspect_shard
 from pyllmc.text.dataset_folder import SPLITS, UNDECIDED, Chunk, DatasetWriter, check_out
-from pyllmc.text.masks import Marked
+from pyllmc.text.masks import ENDING, Marked, MaskWriter
 from pyllmc.text.tokenizer import Tokenizer, check_characters
 from pyllmc.text.vocabularies import DEFAULT_MAX_VOCAB, FIXED, train
 
@@ -292,3 +292,23 @@ def _encode_chunk(
             chunk.learnt.setdefault(split, bytearray()).extend(learnt)
             chunk.sizes.setdefault(split, []).append(len(found))
     return chunk
+
+
+def _flag(value: Any) -> bool:
+    if value not in (0, 1):
+        raise DataError(f"learnt holds {value}: give True or False for each token")
+    return bool(value)
+
+
+def write_mask(tokens: str | os.PathLike[str], learnt: Iterable[bool]) -> None:
+    """Write the mask of a token file that exists, whole or not at all. learnt: a bool, or 0 or 1, for each of its tokens, in
+    order. Raises DataError for another number of them and for other values, such as token ids, all of which would count as learnt;
+    BadFile for a file without tokens."""
+    path, writer = os.fspath(tokens) + ENDING, MaskWriter()
+    writer.append(bytes(map(_flag, learnt)))
+    if writer.ntok != (ntok := inspect_shard(os.fspath(tokens)).ntok):
+        raise DataError(
+            f"learnt has {writer.ntok} values, and {os.fspath(tokens)} {ntok} tokens: give one for each"
+        )
+    with atomic_path(path) as tmp:
+        writer.write(tmp, os.fspath(tokens), path)

@@ -13,8 +13,8 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyllmc.base.errors import BadFile, DataError, need
-from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
+from pyllmc.base.errors import BadFile, need
+from pyllmc.base.files import flush_to_disk, reading, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,28 +78,6 @@ def crc_of(path: str) -> int:
         while block := f.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _flag(value: Any) -> bool:
-    if value not in (0, 1):
-        raise DataError(f"learnt holds {value}: give True or False for each token")
-    return bool(value)
-
-
-def write_mask(tokens: str | os.PathLike[str], learnt: Iterable[bool]) -> None:
-    """Write the mask of a token file that exists, whole or not at all. learnt: a bool, or 0 or 1, for each of its tokens, in
-    order. Raises DataError for another number of them and for other values, such as token ids, all of which would count as learnt;
-    BadFile for a file without tokens."""
-    from pyllmc.text.bins import inspect_shard  # here, because it imports this module
-
-    path, writer = os.fspath(tokens) + ENDING, MaskWriter()
-    writer.append(bytes(map(_flag, learnt)))
-    if writer.ntok != (ntok := inspect_shard(os.fspath(tokens)).ntok):
-        raise DataError(
-            f"learnt has {writer.ntok} values, and {os.fspath(tokens)} {ntok} tokens: give one for each"
-        )
-    with atomic_path(path) as tmp:
-        writer.write(tmp, os.fspath(tokens), path)
 
 
 def read_mask(tokens: str | os.PathLike[str], ntok: int) -> np.ndarray[Any, Any] | None:

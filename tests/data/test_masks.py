@@ -19,7 +19,7 @@ from test_dataloader import Loader, lib, write
 
 from pyllmc import BadFile, LlmcError
 from pyllmc.base.errors import DataError
-from pyllmc.text import bins, masks
+from pyllmc.text import bins, dataset, masks
 
 EOT = 9
 FORMATS = ["uint16", "uint32", "raw"]
@@ -46,7 +46,7 @@ def scratch(tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_bytes_of_a_mask(scratch, learnt, piece):
     path = write(scratch(), range(len(learnt)))
-    masks.write_mask(path, learnt)
+    dataset.write_mask(path, learnt)
     found = path.with_name(path.name + ".mask").read_bytes()
     assert found == mask_bytes(path, learnt)
     assert masks.read_mask(path, len(learnt)).tolist() == learnt
@@ -69,7 +69,7 @@ def test_each_learnt_token_is_a_target_once(scratch, documents, T, fmt, eot, dat
     learnt = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     learnt[-1] = True
     path = write(scratch(), ids, fmt)
-    masks.write_mask(path, learnt)
+    dataset.write_mask(path, learnt)
     loader, reference = Loader(path, T=T, eot=eot), bins.Loader([path], B=1, T=T, eot=eot)
     assert loader.windows == reference.windows
     assert lib.llmc_loader_learnt(loader.handle) == sum(learnt[1:])
@@ -91,14 +91,14 @@ def test_each_learnt_token_is_a_target_once(scratch, documents, T, fmt, eot, dat
 def test_a_mask_of_another_number_of_tokens_is_refused(tmp_path, n):
     path = write(tmp_path / "a.bin", range(6))
     with pytest.raises(DataError, match=f"learnt has {n} values, and .*a.bin 6 tokens: give one for each"):
-        masks.write_mask(path, [True] * n)
+        dataset.write_mask(path, [True] * n)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_shards_with_and_without_masks(tmp_path):
     write(tmp_path / "train_0.bin", [EOT, 1, 2, EOT, 3, EOT])
     write(tmp_path / "train_1.bin", [EOT, 4, 5, 6, 7, 8, 1])
-    masks.write_mask(tmp_path / "train_0.bin", [1, 0, 1, 1, 0, 1])
+    dataset.write_mask(tmp_path / "train_0.bin", [1, 0, 1, 1, 0, 1])
     loader = Loader(tmp_path, T=3, eot=EOT)
     batches = [loader.next() for _ in range(loader.windows)]
     assert [y.tolist() for _, y in batches] == [[[-1, 2, 9]], [[-1, 9, -1]], [[4, 5, 6]], [[7, 8, 1]]]
@@ -109,7 +109,7 @@ def test_shards_with_and_without_masks(tmp_path):
 def test_checking_a_mask_gives_signs_of_life(tmp_path):
     """And whoever hears them may stop it."""
     path, heard = write(tmp_path / "a.bin", [EOT, *[1] * (1 << 20), EOT]), []
-    masks.write_mask(path, [1] * ((1 << 20) + 2))
+    dataset.write_mask(path, [1] * ((1 << 20) + 2))
     stops = ["nothing"]
 
     def pulse(context, text) -> int:
@@ -165,7 +165,7 @@ def test_a_mask_that_is_not_of_the_file_is_refused(tmp_path, damage, words):
 
 def test_tokens_that_were_changed_are_refused(tmp_path):
     path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
-    masks.write_mask(path, [1] * 4)
+    dataset.write_mask(path, [1] * 4)
     write(path, [EOT, 1, 3, EOT])
     with pytest.raises(LlmcError, match="of other tokens"):
         Loader(path, T=2, eot=EOT)
@@ -173,7 +173,7 @@ def test_tokens_that_were_changed_are_refused(tmp_path):
 
 def test_data_of_which_nothing_is_learnt_is_refused(tmp_path):
     path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
-    masks.write_mask(path, [1, 0, 0, 0])  # nothing predicts the first token
+    dataset.write_mask(path, [1, 0, 0, 0])  # nothing predicts the first token
     with pytest.raises(LlmcError, match="lets no token be learnt: prepare the data again"):
         Loader(path, T=2, eot=EOT)
 
@@ -186,7 +186,7 @@ def test_marked_texts_are_kept():
 
 def test_a_file_of_numpy_masks(tmp_path):
     path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
-    masks.write_mask(path, np.array([0, 1, 0, 1], bool))
+    dataset.write_mask(path, np.array([0, 1, 0, 1], bool))
     assert masks.read_mask(path, 4).tolist() == [False, True, False, True]
 
 
@@ -197,5 +197,5 @@ def test_what_is_no_mask_is_refused(tmp_path, learnt):
     """Token ids, for one: all of them would count as learnt."""
     path = write(tmp_path / "a.bin", [EOT, 1, 2, EOT])
     with pytest.raises(DataError, match=f"learnt holds {learnt[0]}: give True or False for each token"):
-        masks.write_mask(path, learnt)
+        dataset.write_mask(path, learnt)
     assert masks.read_mask(path, 4) is None

@@ -147,14 +147,14 @@ def test_a_step_that_learns_nothing_says_so_once(tmp_path):
     path = tmp_path / "d" / "train_000000.bin"
     learnt = masks.read_mask(path, bins.inspect_shard(path).ntok)
     learnt[bins.read_shard(path) == 256] = False
-    masks.write_mask(path, learnt)
+    dataset.write_mask(path, learnt)
     events = [
         e for e in run(data=tmp_path / "d", B=1, max_steps=8, shuffle=False, out="") if e.kind == "step"
     ]
     assert [event.loss == 0 for event in events] == [False, True] * 4
     told = [event.text for event in events if "learnt nothing" in event.text]
     assert len(told) == 1 and "step 2 | every target of its batch is masked" in told[0]
-    masks.write_mask(path, np.zeros(len(learnt), bool))
+    dataset.write_mask(path, np.zeros(len(learnt), bool))
     with pytest.raises(pyllmc.InvalidArgument, match="lets no token be learnt"):
         run(data=tmp_path / "d", out="")
 
@@ -167,7 +167,7 @@ def test_validation_data_of_which_the_first_batches_are_masked(tmp_path):
     path = tmp_path / "d" / "val_000000.bin"
     learnt = masks.read_mask(path, bins.inspect_shard(path).ntok)
     learnt[bins.read_shard(path) == 256] = False
-    masks.write_mask(path, learnt)
+    dataset.write_mask(path, learnt)
     how = {"data": tmp_path / "d", "B": 1, "max_steps": 1, "val_every": 1, "out": ""}
     with pytest.raises(pyllmc.InvalidArgument, match="none of the 2 batches .* raise --val_batches"):
         run(**how, val_batches=2)

@@ -19,7 +19,7 @@ from test_trainer import QUIET, metrics, without_times
 import pyllmc
 from pyllmc import check
 from pyllmc.engine.checkpoint import training
-from pyllmc.text import bins, dataset, masks, template
+from pyllmc.text import bins, dataset, template
 from pyllmc.text.template import Talk, Turn
 
 TINY = {"model": "gpt-nano", "max_seq_len": 48, "n_layer": 2, "n_head": 2, "n_embd": 16, "B": 3, "seed": 7}
@@ -160,7 +160,7 @@ def test_each_learnt_token_is_a_target_once(scratch, documents, T, fmt, eot, dat
     learnt = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     learnt[-1] = True
     path = write(scratch(), ids, fmt)
-    masks.write_mask(path, learnt)
+    dataset.write_mask(path, learnt)
     loader = Loader(path, T=T, eot=eot, opens=lib.llmc_loader_open_packed)
     reference, targets = bins.Loader([path], B=1, T=T, eot=eot, pack=True), []
     assert loader.windows == reference.windows
