@@ -358,7 +358,7 @@ int llmc_tokenizer_read(llmc_tokenizer **tokenizer, const void *bytes, int64_t s
 int llmc_file_tokenizer(const llmc_file *file, int beside, llmc_tokenizer **tokenizer);
 void llmc_tokenizer_free(llmc_tokenizer *tokenizer);
 int llmc_tokenizer_size(const llmc_tokenizer *tokenizer); /* V */
-/* LLMC_EINVAL unless the tokenizer fits a model of V ids, which may be padded to a multiple of 2, 4, ... or 128; `name` as above. */
+/* LLMC_EINVAL unless the tokenizer fits a model of V ids, which may be padded to a multiple of 128; `name` as above. */
 int llmc_tokenizer_fits(const llmc_tokenizer *tokenizer, int V, const char *name);
 int llmc_tokenizer_eot(const llmc_tokenizer *tokenizer); /* the id that ends a document, or -1 */
 const void *llmc_tokenizer_bytes(const llmc_tokenizer *tokenizer,

@@ -1,4 +1,4 @@
-/* Compares tokenizers with each other, and their sizes with a model's. */
+/* Whether two tokenizers are the same one. */
 #include "text/agree.h"
 #include <string.h>
 
@@ -13,10 +13,4 @@ int tokenizers_agree(const llmc_tokenizer *a, const llmc_tokenizer *b) {
     int same = V == llmc_tokenizer_size(b) && llmc_tokenizer_eot(a) == llmc_tokenizer_eot(b);
     for (int id = 0; same && id < V; id++) same = same_bytes(a, b, id);
     return same;
-}
-
-int vocabulary_fits(int ids, int V) {
-    for (int multiple = 1; multiple <= 128; multiple *= 2)
-        if ((ids + multiple - 1) / multiple * multiple == V) return 1;
-    return 0;
 }

@@ -99,12 +99,19 @@ int sizes_choose(llmc_trainer *t) {
     return llmc_config_set_pattern(c, known.pattern);
 }
 
+/* True if a model of V rows may belong to a vocabulary of `ids`: some are padded to a multiple of 2, 4, ... or 128. */
+static int is_padded(int ids, int V) {
+    for (int multiple = 1; multiple <= 128; multiple *= 2)
+        if ((ids + multiple - 1) / multiple * multiple == V) return 1;
+    return 0;
+}
+
 /* Refuses data whose ids mean other text than the weights have learnt. */
 static int check_vocabulary(const llmc_trainer *t, const char *data) {
     llmc_tokenizer *own = NULL;
     const int V = t->tokenizer ? llmc_tokenizer_size(t->tokenizer) : t->config.V;
     TRY(llmc_file_tokenizer(t->file, 0, &own));
-    const int fits = own ? V == llmc_tokenizer_size(own) : vocabulary_fits(V, t->config.V);
+    const int fits = own ? V == llmc_tokenizer_size(own) : is_padded(V, t->config.V);
     if (!fits) llmc_tokenizer_free(own);
     CHECK(fits, LLMC_EINVAL,
           "%s has V=%d, the tokenizer of the data %d: prepare the data with the model's tokenizer: python -m "

@@ -26,7 +26,7 @@ ROUNDED = (
     32,
     64,
     128,
-)  # a vocabulary is padded to a multiple of one of these, as vocabulary_fits in C says
+)  # a vocabulary is padded to a multiple of one of these, as csrc/train/sizes.c says
 
 
 def find_tokenizer(source: str | os.PathLike[str], V: int, choice: str = "") -> tuple[Tokenizer | None, str]:

@@ -197,8 +197,9 @@ def checksum_in(path: Source) -> str:
 def _scores(path: Path) -> list[dict[str, Any]]:
     """What python -m pyllmc.evaluate has found of this very file, from the run's evaluate.json."""
     try:
-        own = checksum_in(path)
-        return [score for score in read_scores(path.parent) if score.get("checkpoint") == own]
+        scores = read_scores(path.parent)
+        own = checksum_in(path) if scores else ""
+        return [score for score in scores if score.get("checkpoint") == own]
     except (OSError, DataError):
         return []
 

@@ -41,8 +41,8 @@ class CfgNode:
         vars(self).update(d)
 
     def merge_from_args(self, args: Iterable[str]) -> None:
-        """Takes settings from words such as --trainer.batch_size=8, as in minGPT. Raises InvalidArgument for one that is not there, or
-        that is a whole branch."""
+        """Takes settings from words that begin with the name of a part, as in minGPT. Raises InvalidArgument for one that is not there,
+        or that is a whole branch."""
         for word in args:
             name, equals, text = word.partition("=")
             if not name.startswith("--") or not equals:

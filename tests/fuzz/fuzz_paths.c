@@ -35,7 +35,7 @@ static void find(const char *name, const char *split) {
     fuzz_expect(path);
     snprintf(path, size, "%s/%s", folder, name);
     const int rc = fuzz_status(shards_find(&found, path, split));
-    fuzz_expect(rc < 0 || found.n > 0);
+    fuzz_expect(rc < 0 || (shards_check(&found, path, split) == 0) == (found.n > 0));
     for (int i = 1; i < found.n; i++) fuzz_expect(strcmp(found.names[i - 1], found.names[i]) <= 0);
     shards_free(&found);
     free(path);
