@@ -15,7 +15,8 @@ Folder = Union[str, "os.PathLike[str]"]
 METRICS = "metrics.jsonl"
 SCORES = "evaluate.json"  # pyllmc/evaluate/report.py writes it
 LARGEST = 1e30  # a larger number is none that a run writes
-NEEDED = {"task": str, "metric": str, "protocol": str, "n": int}  # what each score must have
+# Every score has these fields, of these types.
+NEEDED = {"task": str, "metric": str, "protocol": str, "n": int}
 
 
 def metrics_lines(folder: Folder) -> Iterator[tuple[int, Any]]:

@@ -116,7 +116,7 @@ def test_steps_that_never_come_again_leave_room_for_graphs():
 
     assert [started(0.5) for _ in range(3)] == [0, 1, 1]
     assert not any(started(1 + i / 64) for i in range(1, 30))
-    assert started(0.5) == 1  # what comes now and then stays
+    assert started(0.5) == 1  # a graph that is wanted now and then stays
     assert not any(started(3 + i / 64) for i in range(1, 50))
     assert [started(0.25) for _ in range(3)] == [0, 1, 1]
     assert sum(started(1 + i % 40 / 64) for i in range(400)) == 0  # each comes again, but too late
