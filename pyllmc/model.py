@@ -380,9 +380,8 @@ class Model(NotCopied):
             raise InvalidArgument(f"ids {prompts.shape}: steps are those of one text: give ids (n)")
         most, eot = as_count("max_new_tokens", max_new_tokens), as_int("eot", eot)
         how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        return steps_of(
-            self._lib, self._handle, prompts, most, how, eot, as_count("alternatives", alternatives)
-        )
+        count = as_count("alternatives", alternatives)
+        return steps_of(self._lib, self._handle, self._arena.owner, prompts, most, how, eot, count)
 
     # ---- files ----
 

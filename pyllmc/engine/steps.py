@@ -54,19 +54,22 @@ class Watch:
 
 
 def steps_of(
-    lib: Any, model: Any, ids: np.ndarray, max_new_tokens: int, how: Any, eot: int, most: int
+    lib: Any, model: Any, owner: Any, ids: np.ndarray, max_new_tokens: int, how: Any, eot: int, most: int
 ) -> Iterator[Step]:
-    """The steps of a text that follows ids (1,n) in the C model; up to and with the first `eot`."""
+    """The steps of a text that follows ids (1,n) in the C model, which `owner` keeps alive; up to and with the first `eot`."""
     ffi, out = _ffi.ffi(), _ffi.ffi().new("llmc_generation **")
     _ffi.check(lib, lib.llmc_generation_new(out, model, 1, how))
     generation = ffi.gc(out[0], lib.llmc_generation_free)
     pointer = ffi.cast("int *", ids.ctypes.data)
     _ffi.check(lib, lib.llmc_generation_feed(generation, pointer, ids.shape[1]))
     watch = Watch(lib, generation, lib.llmc_model_config(model).V, most, lambda id: "")
-    return _drawn(lib, generation, watch, max_new_tokens, eot)
+    return _drawn(lib, generation, watch, max_new_tokens, eot, owner)
 
 
-def _drawn(lib: Any, generation: Any, watch: Watch, max_new_tokens: int, eot: int) -> Iterator[Step]:
+def _drawn(
+    lib: Any, generation: Any, watch: Watch, max_new_tokens: int, eot: int, owner: Any
+) -> Iterator[Step]:
+    """The steps still to draw; they hold the generation's model, which the caller may let go of meanwhile."""
     drawn = _ffi.ffi().new("int *")
     for _ in range(max_new_tokens):
         _ffi.check(lib, lib.llmc_generation_next(generation, drawn))

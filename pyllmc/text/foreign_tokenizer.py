@@ -52,7 +52,7 @@ def load(path: str) -> Tokenizer:
         if data.lstrip()[:1] != b"{":
             return _of_meta(_unpickled(data))
         said = json.loads(data)
-        if "model" in said:
+        if isinstance(said.get("model"), dict):  # in GPT-2's own vocab.json "model" is a piece, with an id
             return _of_json(said)
         return of_vocab(said, _read(os.path.join(os.path.dirname(path), MERGES)).decode().split("\n"))
     except DataError as e:

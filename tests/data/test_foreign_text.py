@@ -156,6 +156,16 @@ def test_every_file_of_a_tokenizer_gives_the_same(tmp_path, capsys, kind):
         assert tokens(out)[1:] == own.encode(TEXT[: int(len(TEXT.strip()) * 0.99)])
 
 
+def test_a_vocabulary_with_the_piece_model_is_no_tokenizer_json(tmp_path):
+    """GPT-2's own vocab.json has that piece."""
+    pytest.importorskip("tokenizers")
+    own = vocabularies.train("bpe", ["model\n" * 40], 300)
+    folder = hugging_face(tmp_path / "hf", own)
+    os.remove(folder / "tokenizer.json")
+    assert isinstance(json.loads((folder / "vocab.json").read_text())["model"], int)
+    assert open_tokenizer(str(folder)).pieces == own.pieces
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("pwned",)

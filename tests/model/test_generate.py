@@ -3,6 +3,8 @@ pass."""
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from conftest import ffi, lib
@@ -117,6 +119,15 @@ def test_any_sequence_of_feeding_drawing_and_cutting(model, steps):
                 assert id == likeliest(model, held)
                 held = [*(held if len(held) < T else held[T - T // 2 :]), id]
         assert generation.ids == held
+
+
+def test_steps_keep_their_model():
+    def make() -> Model:
+        return Model("gpt-nano", vocab_size=65, B=1, training=False)
+
+    steps, kept = make().steps([1, 2, 3], 20), make()
+    gc.collect()
+    assert [step.id for step in steps] == [step.id for step in kept.steps([1, 2, 3], 20)]
 
 
 def test_texts_that_take_turns_on_one_model(model):
