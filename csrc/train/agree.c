@@ -85,10 +85,26 @@ static void add_tokenizer(Crc32 *crc, const llmc_trainer *t) {
     crc32_add(crc, bytes, size);
 }
 
+static int *new_window(const llmc_trainer *t) {
+    int *window = malloc(2 * (size_t)t->B * (size_t)t->T * sizeof *window);
+    if (!window) llmc_fail(LLMC_ENOMEM, "no memory for a batch of tokens");
+    return window;
+}
+
+int agree_on_set(llmc_trainer *t, llmc_loader *d, uint32_t *checksum) {
+    Crc32 crc;
+    int *window = new_window(t);
+    if (!window) return LLMC_ENOMEM;
+    crc32_start(&crc, CRC_ZLIB);
+    const int rc = add_data(&crc, t, d, window);
+    free(window);
+    return *checksum = crc.value, rc;
+}
+
 static int of_data(llmc_trainer *t, uint32_t *value) {
     Crc32 crc;
-    int *window = malloc(2 * (size_t)t->B * (size_t)t->T * sizeof *window);
-    CHECK(window, LLMC_ENOMEM, "no memory for a batch of tokens");
+    int *window = new_window(t);
+    if (!window) return LLMC_ENOMEM;
     crc32_start(&crc, CRC_ZLIB);
     int rc = t->train ? add_data(&crc, t, t->train, window) : LLMC_OK;
     for (int i = 0; t->train && rc == 0 && i < t->num_vals; i++) rc = add_data(&crc, t, t->vals[i].loader, window);

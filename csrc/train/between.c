@@ -78,6 +78,7 @@ static char *state_text(const llmc_trainer *t) {
                 "evaluated=%d\nbatch=%lld\n",
                 (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
                 (long long)t->best_step, t->val_loss, t->evaluated, (long long)t->batch);
+    if (t->num_vals) growing_add(&state, "val_checksum=%lld\n", (long long)t->val_checksum);
     if (t->options.patience) growing_add(&state, "stale=%lld\n", (long long)t->stale);
     if (t->options.skip_outliers > 0) outliers_add(&t->outliers, &state);
     return growing_end(&state);

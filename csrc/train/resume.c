@@ -118,7 +118,7 @@ int resume_restore(llmc_trainer *t) {
     t->val_loss = state_number(state, "val_loss", NAN);
     t->vals[0].loss = t->val_loss;
     t->stale = t->options.patience ? state_whole(state, "stale", 0) : 0;
-    const int same = valsets_same_first(t->before, &t->options);
+    const int same = valsets_same_first(t, state);
     TRY(same);
     if (!same) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0; /* losses of other data do not compare */
     t->early = t->options.patience && t->stale >= t->options.patience;

@@ -47,6 +47,7 @@ static int open_data(llmc_trainer *t, const char *data) {
         TRY(open_set(&set->loader, set->path, "val", t->B, t->T, 0, 0, t->team.rank, t->team.world, V, eot));
         set->loss = NAN;
     }
+    if (t->num_vals) TRY(agree_on_set(t, t->vals[0].loader, &t->val_checksum));
     CHECK(!o->patience || (t->num_vals && o->val_every), LLMC_EINVAL,
           "--patience=%lld counts validations, and there are none: give --val_data and --val_every",
           (long long)o->patience);

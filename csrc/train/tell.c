@@ -146,7 +146,7 @@ int tell_resume(const llmc_trainer *t, Growing *text) {
                 (long long)t->options.max_steps);
     add_changes(text, t->before, &t->options);
     const double best = state_number(state, "best_val_loss", INFINITY);
-    const int same = valsets_same_first(t->before, &t->options);
+    const int same = valsets_same_first(t, state);
     TRY(same);
     if (!same && isfinite(best))
         growing_add(text, "\nbest: the val loss of %.4f is forgotten, because the first validation set is another",

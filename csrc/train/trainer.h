@@ -42,6 +42,7 @@ struct llmc_trainer {
     llmc_loader *train;
     ValSet vals[MOST_VALS];    /* the first decides what is best */
     int num_vals;              /* 0: no validation data */
+    uint32_t val_checksum;     /* agree_on_set, of the first */
     llmc_tokenizer *tokenizer; /* NULL: no samples */
     llmc_model *model;
     Run run;
@@ -134,6 +135,8 @@ int meet_keeps(const llmc_trainer *trainer);
 int agree_on_setup(llmc_trainer *trainer);
 /* Refuses processes that have other weights. */
 int agree_on_weights(llmc_trainer *trainer);
+/* The checksum by which a data set is known again: the same in each process, and wherever its files lie. */
+int agree_on_set(llmc_trainer *trainer, llmc_loader *data, uint32_t *checksum);
 
 /* ---- length.c ---- */
 /* Decides which option says how long the run is, and refuses options of length that contradict each other. */
@@ -157,8 +160,8 @@ int length_rate(llmc_trainer *trainer);
 
 /* ---- valsets.c ---- */
 int valsets_parse(llmc_trainer *trainer);
-/* 1 if both begin with the same path of validation data, by which the best is chosen; 0; or an error. */
-int valsets_same_first(const llmc_options *a, const llmc_options *b);
+/* 1 if the first set, by which the best is chosen, is that of the resumed checkpoint with this STATE; 0; or an error. */
+int valsets_same_first(const llmc_trainer *trainer, const char *state);
 /* Appends the losses that are known, each after its set's name. */
 void valsets_tell(const llmc_trainer *trainer, const char *after_first, Growing *text);
 /* Appends the losses by name to a line of metrics.jsonl, if the sets have names. */

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/error.h"
+#include "files/state.h"
 #include "train/trainer.h"
 
 #define SPELLING "write --val_data=PATH or --val_data=NAME=PATH,NAME=PATH"
@@ -57,12 +58,22 @@ static int check_names(llmc_trainer *t) {
 /* The length of the first set in a text. A path that is there may hold commas. */
 static size_t first_length(const char *text) { return access(text, F_OK) == 0 ? strlen(text) : strcspn(text, ","); }
 
-int valsets_same_first(const llmc_options *a, const llmc_options *b) {
-    ValSet sets[2] = {0};
-    const char *texts[] = {a->val_data, b->val_data};
-    for (int i = 0; i < 2; i++)
-        if (*texts[i]) TRY(take(&sets[i], texts[i], first_length(texts[i])));
-    return !strcmp(sets[0].path, sets[1].path);
+/* The path of the first set: --data has one of its own where --val_data names none. */
+static int first_path(const llmc_options *o, ValSet *set) {
+    *set = (ValSet){0};
+    if (*o->val_data) return take(set, o->val_data, first_length(o->val_data));
+    snprintf(set->path, sizeof set->path, "%s", o->data);
+    return LLMC_OK;
+}
+
+int valsets_same_first(const llmc_trainer *t, const char *state) {
+    ValSet before, now;
+    const int64_t checksum = state_whole(state, "val_checksum", -1);
+    if (!t->num_vals) return 1;
+    if (checksum >= 0) return checksum == t->val_checksum;
+    TRY(first_path(t->before, &before)); /* the checkpoint is of a version that kept no checksum */
+    TRY(first_path(&t->options, &now));
+    return !strcmp(before.path, now.path);
 }
 
 int valsets_parse(llmc_trainer *t) {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pyllmc.draw import losses as drawn
 from pyllmc.draw.curves import read_run
 from pyllmc.engine.checkpoint import training
 from pyllmc.text import bins, dataset
+from pyllmc.text.tokenizer import Tokenizer
 
 # ---- patience
 
@@ -151,16 +153,29 @@ def test_a_run_with_several_sets_resumes_and_repeats(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sets, forgotten", [("b={0}/train_000000.bin", True), ("b={0},a={0}/train_000000.bin", False), ("", True)]
+    "changed, forgotten",
+    [
+        ({"val_data": "b={data}/train_000000.bin"}, True),
+        ({"val_data": "b={data},a={data}/train_000000.bin"}, False),
+        ({"val_data": ""}, False),
+        ({"val_data": "", "data": "{moved}"}, False),
+        ({"val_data": "", "data": "{other}"}, True),
+        ({"val_data": "{other}"}, True),
+    ],
 )
-def test_a_best_of_another_first_set_is_forgotten_and_that_is_said(data, tmp_path, sets, forgotten):
-    """Its loss does not compare. A set that only has another name, or that others follow, is the same one."""
+def test_a_best_of_another_first_set_is_forgotten_and_that_is_said(data, tmp_path, changed, forgotten):
+    """Its loss does not compare. A set with another name or place, or that others follow, is the same one."""
     run, options = tmp_path / "run", {"val_every": 2, "sample_every": 0, "patience": 50}
     list(pyllmc.Trainer(data=data, out=run, max_steps=4, val_data=data, **options, **TINY))
     path = run / "last.ckpt"
     before = training(path)["state"]
     assert before["best_step"] == "4"
-    events = list(pyllmc.Trainer(resume=run, val_data=sets.format(data), max_steps=6, lr=10))  # it gets worse
+    places = {"data": data, "moved": tmp_path / "moved", "other": tmp_path / "other"}
+    shutil.copytree(data, places["moved"])
+    letters = Tokenizer.load(data / "tokenizer.bin")
+    dataset.write_dataset(["we all ran on the cat"] * 60, places["other"], letters, val_fraction=0.3)
+    changed = {name: value.format(**places) for name, value in changed.items()}
+    events = list(pyllmc.Trainer(resume=run, max_steps=6, lr=10, **changed))  # it gets worse
     said = f"best: the val loss of {float(before['best_val_loss']):.4f} is forgotten"
     assert (said in events[0].text) == forgotten
     after = training(path)["state"]
