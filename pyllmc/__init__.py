@@ -42,10 +42,13 @@ _HOMES = {
     "NoDevice": "base.errors",
     "NotFinite": "base.errors",
 }
+_ROOMS = ("convert", "distributed", "evaluate", "mingpt", "nn", "priming")  # rooms that users name
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"pyllmc.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pyllmc' has no attribute '{name}'")
     return getattr(importlib.import_module(f"pyllmc.{_HOMES[name]}"), name)

@@ -229,7 +229,9 @@ class Trainer(NotCopied):
             raise InvalidArgument(
                 "the model is made after the plan: take the first event before you ask for it"
             )
-        return Model._borrow(self._lib, pointer, self._handle)
+        model = Model._borrow(self._lib, pointer, self._handle)
+        model._tokenizer = self.tokenizer_bytes
+        return model
 
     @property
     def out(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.files import atomic_path, check_writable, flush_to_disk, writing
 from pyllmc.mingpt.utils import CfgNode
 from pyllmc.nn import gpt
 
@@ -104,6 +106,12 @@ class Trainer:
         self.loss: Any = None
         self.tokens = 0  # targets seen, by which the learning rate of train() decays
 
+    @property
+    def _bare(self) -> Any:
+        """The model itself, without what torch.nn.parallel wraps around it."""
+        wrapped = hasattr(self.model, "module") and not hasattr(self.model, "configure_optimizers")
+        return self.model.module if wrapped else self.model
+
     def add_callback(self, onevent: str, callback: Callable[[Trainer], Any]) -> None:
         self.callbacks[onevent].append(callback)
 
@@ -119,7 +127,7 @@ class Trainer:
     def run(self) -> None:
         """Trains for config.max_iters iterations, or for ever; each ends with the callbacks of 'on_batch_end'."""
         config = self.config
-        self.optimizer = self.model.configure_optimizers(config)
+        self.optimizer = self._bare.configure_optimizers(config)
         self.model.train()
         self.iter_num, self.iter_time = 0, time.time()
         for x, y in self._endless():
@@ -144,7 +152,9 @@ class Trainer:
 
     def train(self) -> None:
         """Trains for config.max_epochs epochs; keeps the weights of the least test loss in config.ckpt_path."""
-        self.optimizer = self.model.configure_optimizers(self.config)
+        if self.config.ckpt_path is not None:
+            check_writable(os.fspath(self.config.ckpt_path))
+        self.optimizer = self._bare.configure_optimizers(self.config)
         self.tokens, best = 0, math.inf
         for epoch in range(self.config.max_epochs):
             self._train_epoch(epoch)
@@ -155,7 +165,10 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         logger.info("saving %s", self.config.ckpt_path)
-        torch.save(self.model.state_dict(), self.config.ckpt_path)
+        path = os.fspath(self.config.ckpt_path)
+        with atomic_path(path) as tmp, writing(path), open(tmp, "wb") as f:
+            torch.save(self._bare.state_dict(), f)
+            flush_to_disk(f)
 
     def _batches(self, dataset: Any) -> DataLoader[Any]:
         how = {"batch_size": self.config.batch_size, "num_workers": self.config.num_workers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,11 @@ def check_ids(name: str, x: Any) -> Tensor:
     return x
 
 
+def as_targets(name: str, x: Any) -> Tensor:
+    """Targets or labels as 64-bit numbers, because the signs -1 and -100 are ids in bytes. Raises InvalidArgument."""
+    return check_ids(name, x).long()
+
+
 def check_mask(mask: Any, ids: Tensor) -> None:
     """Raises InvalidArgument for a mask that is not of the shape of ids, or that hides more than the ends of sequences."""
     if mask is None:
@@ -46,6 +52,15 @@ def check_mask(mask: Any, ids: Tensor) -> None:
         raise InvalidArgument("attention_mask hides the beginning of a sequence: pad on the right")
 
 
+def check_none_frozen(params: Sequence[Tensor]) -> None:
+    """Raises InvalidArgument unless the gradients of all parameters are wanted."""
+    if frozen := sum(not p.requires_grad for p in params):
+        raise InvalidArgument(
+            f"micro_step computes the gradients of all parameters, and {frozen} are frozen: call model(idx, targets) and "
+            "backward() on its loss"
+        )
+
+
 def _told(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
@@ -54,7 +69,8 @@ def as_batch(idx: Tensor, targets: Tensor | None, weights: Tensor | None) -> Bat
     """The arrays of a batch; a target of -100, PyTorch's sign for one that is ignored, becomes the engine's -1."""
     check_ids("idx", idx)
     if targets is not None:
-        targets = check_ids("targets", targets).masked_fill(targets == -100, -1)
+        targets = as_targets("targets", targets)
+        targets = targets.masked_fill(targets == -100, -1)
     if weights is not None:
         if not isinstance(weights, Tensor) or weights.ndim != 2 or weights.is_complex():
             raise InvalidArgument(f"weights: a FloatTensor (b, t) is needed, not {_told(weights)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,20 @@ from pyllmc.base.checks import as_int
 from pyllmc.base.errors import InvalidArgument, LlmcError, OutOfMemory
 from pyllmc.convert.source import Source
 from pyllmc.model import Model
-from pyllmc.nn.autograd import Batch, Pass, as_batch, check_ids, check_mask, is_plain, versions
+from pyllmc.nn.autograd import (
+    Batch,
+    Pass,
+    as_batch,
+    as_targets,
+    check_ids,
+    check_mask,
+    check_none_frozen,
+    is_plain,
+    versions,
+)
+from pyllmc.nn.copies import become_copy, state_for_copy
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import ORIGIN, Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
+from pyllmc.nn.memory import Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
 from pyllmc.nn.optimizer import hyper_of, make_optimizer
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
@@ -24,7 +36,6 @@ from pyllmc.tables.layout import GPTConfig
 AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
 LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
 MANNERS = "forward takes either idx, targets and weights, or, as transformers calls it, input_ids, labels and attention_mask"
-OWN = ("_engine", "_gradients", "_addresses", "_held", "_turn")  # attributes that no copy gets
 
 
 class GPT(nn.Module):
@@ -75,6 +86,7 @@ class GPT(nn.Module):
         self._adopt(Engine(source, B, T, **self._how, **drawn))  # type: ignore[arg-type]
         self._engine.set_dropout(**self._drops)
 
+    @torch.inference_mode(False)  # the memory is for training, too, whenever it is made
     def _adopt(self, model: Model) -> None:
         """Builds the layers over a model's memory."""
         self.sizes = model.config
@@ -84,6 +96,9 @@ class GPT(nn.Module):
         self._set_engine(model)
         for (part, name), memory in zip(self._held, tensors(model._arena, "params")):
             setattr(part, name, nn.Parameter(memory))
+        self._tie()
+
+    def _tie(self) -> None:
         if not self.sizes.untied:
             self.lm_head.weight = self.transformer.wte.weight  # type: ignore[union-attr, assignment]
 
@@ -159,6 +174,7 @@ class GPT(nn.Module):
         except LlmcError:
             self._move(resized(self._engine, b, t))
 
+    @torch.inference_mode(False)  # the memory is for training, too, whenever it is made
     def _move(self, model: Model) -> None:
         params, held = self._params(), self._gradients.in_place(self._params())
         self._set_engine(model)
@@ -169,6 +185,7 @@ class GPT(nn.Module):
 
     # ---- forward and backward ----
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile would trace what the engine computes in C
     @in_turn
     def forward(
         self,
@@ -199,8 +216,8 @@ class GPT(nn.Module):
     def _as_transformers(self, ids: Any, labels: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
         check_mask(mask, check_ids("input_ids", ids))
         if labels is not None:
-            labels = nn.functional.pad(check_ids("labels", labels)[:, 1:], (0, 1), value=-100)
-        logits, loss = self(ids, labels)
+            labels = nn.functional.pad(as_targets("labels", labels)[:, 1:], (0, 1), value=-100)
+        logits, loss = GPT.forward(self, ids, labels)  # not self(...), which would call hooks a second time
         return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
 
     def _forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
@@ -240,7 +257,9 @@ class GPT(nn.Module):
 
         Every parameter's .grad is then the engine's memory. Hooks are not called. Earlier gradients that somebody still holds,
         as after zero_grad(set_to_none=True), may be that memory, too, and are then written over: clone those to be kept.
+        Raises InvalidArgument if parameters are frozen.
         """
+        check_none_frozen(self._params())
         batch = as_batch(idx, targets, weights)
         self._fit(*batch.inputs.shape)
         params = self._refresh()
@@ -368,25 +387,14 @@ class GPT(nn.Module):
             part._apply(fn)
         return self
 
+    def __copy__(self) -> GPT:
+        return copy.deepcopy(self)  # two models cannot have one memory
+
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy.deepcopy: the weights as copies, without gradients and moments."""
-        state = {name: value for name, value in self.__dict__.items() if name not in OWN}
-        weights = [(p.detach().clone(), p.requires_grad) for p in self._params()]
-        origin = {name: getattr(self._engine, name) for name in ORIGIN}
-        return {**state, "_modules": self._others(), "_weights": weights, "_from": origin}
+        return state_for_copy(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        weights, others, origin = (state.pop(name) for name in ("_weights", "_modules", "_from"))
-        super().__setstate__({**state, "_modules": {}})
-        self._adopt(Engine(self.sizes, 1, 1, **self._how))
-        vars(self._engine).update(origin)
-        for name, part in others.items():
-            self.add_module(name, part)
-        with torch.no_grad():
-            for p, (values, trains) in zip(self._params(), weights):
-                p.copy_(values)
-                p.requires_grad_(trains)
-        self.train(self.training)
+        become_copy(self, state)
 
 
 __all__ = ["GPT", "GPTConfig"]

@@ -71,6 +71,7 @@ def _slices(arena: Arena) -> Slices:
     return [(slice(at, at + math.prod(shape)), shape) for at, shape in arena.places().values()]
 
 
+@torch.inference_mode(False)
 def _cut(flat: np.ndarray, slices: Slices) -> list[Tensor]:
     return [torch.from_numpy(flat[part].reshape(shape)) for part, shape in slices]
 

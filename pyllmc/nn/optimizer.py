@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyllmc.base.checks import NotCopied
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.nn.memory import tensors
 
@@ -92,7 +93,7 @@ def make_optimizer(model: Any, lr: float, betas: Any, weight_decay: float, still
     return torch.optim.AdamW([group for group in trained if group["params"]], lr=lr, betas=tuple(betas))
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(NotCopied, torch.optim.Optimizer):
     """AdamW of a pyllmc.nn.GPT, run by the engine in one call; its moments are the engine's.
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
@@ -100,6 +101,8 @@ class AdamW(torch.optim.Optimizer):
     for numbers that would poison the weights, such as NaN, and for parameters that the engine does not compute with, such as a
     subclass' own: model.configure_optimizers(...) trains those, too.
     """
+
+    _INSTEAD = "make AdamW(copy) of the copied model, and load_state_dict(optimizer.state_dict())"
 
     def __init__(
         self,
@@ -111,6 +114,11 @@ class AdamW(torch.optim.Optimizer):
         still_embeddings: bool = False,
     ) -> None:
         check_hyper(lr, betas, eps, weight_decay)
+        if not hasattr(model, "_engine"):
+            raise InvalidArgument(
+                f"pyllmc.nn.AdamW takes the GPT itself, not a {type(model).__name__}: AdamW(model), or AdamW(ddp.module) of a "
+                "wrapped one"
+            )
         self.model, self.still_embeddings = model, bool(still_embeddings)
         kept = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import PurePath
 
 import pytest
@@ -24,6 +26,19 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+def test_python_names_exist_after_import_pyllmc():
+    pages = "\n".join(path.read_text() for path in PAGES)
+    names = set(re.findall(r"(?<!-m )\bpyllmc\.(\w+)\.\w+\(", pages)) | {
+        "nn",
+        "mingpt",
+        "distributed",
+        "priming",
+    }
+    assert "convert" in names
+    code = f"import pyllmc; [getattr(pyllmc, name) for name in {sorted(names)}]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_readme_commands_exist():

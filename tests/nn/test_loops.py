@@ -134,6 +134,15 @@ def test_what_the_engines_optimizer_refuses():
         optimizer.step()
 
 
+def test_the_engines_optimizer_takes_the_model_itself_and_is_not_copied():
+    model = make()
+    for other in (model.parameters(), torch.nn.Sequential(model)):
+        with pytest.raises(InvalidArgument, match="takes the GPT itself, not a .*: AdamW"):
+            AdamW(other)
+    with pytest.raises(InvalidArgument, match=r"make AdamW\(copy\) of the copied model"):
+        copy.deepcopy(AdamW(model))
+
+
 NAN = math.nan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pyllmc import check
-from pyllmc.base.errors import InvalidArgument
+from pyllmc.base.errors import InvalidArgument, SystemFailure
 from pyllmc.mingpt.bpe import BPETokenizer, get_encoder
 from pyllmc.mingpt.model import GPT, GPT1Config, GPTConfig
 from pyllmc.mingpt.trainer import Trainer, TrainerConfig
@@ -252,6 +253,37 @@ def test_without_a_test_set_every_epoch_is_saved(tmp_path):
     model = GPT(old_config())
     Trainer(model, Counting(), None, TrainerConfig(max_epochs=2, ckpt_path=str(path))).train()
     assert torch.equal(torch.load(path)["lm_head.weight"], model.lm_head.weight)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "best.pt"
+    trainer = Trainer(GPT(old_config()), Counting(), None, TrainerConfig(max_epochs=1, ckpt_path=str(path)))
+    trainer.train()
+    before = path.read_bytes()
+
+    def half(state, f):
+        f.write(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(SystemFailure, match=f"cannot write {path}: No space left"):
+        trainer.save_checkpoint()
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+    nowhere = TrainerConfig(max_epochs=1, ckpt_path=str(tmp_path / "none/best.pt"))
+    trainer = Trainer(GPT(old_config()), Counting(), None, nowhere)
+    with pytest.raises(SystemFailure, match="cannot write .*none/best.pt"):
+        trainer.train()
+    assert trainer.optimizer is None, "it is told before the first epoch"
+
+
+def test_a_wrapped_model_is_trained(tmp_path):
+    """DistributedDataParallel keeps the model as .module, as this does."""
+    model = GPT(old_config())
+    wrapped = torch.nn.Module()
+    wrapped.module, wrapped.forward = model, model.forward
+    config = TrainerConfig(max_epochs=1, ckpt_path=str(tmp_path / "x.pt"))
+    Trainer(wrapped, Counting(), None, config).train()
+    assert torch.load(tmp_path / "x.pt").keys() == model.state_dict().keys()
 
 
 def test_trainers_that_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -108,6 +109,16 @@ def test_without_targets():
 def test_minus_100_is_ignored_too():
     model, (x, y) = make(), batch()
     assert torch.equal(model(x, y)[1], model(x, y.masked_fill(y == -1, -100))[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_targets_of_any_integers(dtype):
+    """In bytes -1 is 255 and -100 is 156, which are ids."""
+    model, z = GPT(dataclasses.replace(CONFIG, vocab_size=256), seed=5), torch.tensor([[156, 255, 3, 156]])
+    wanted = model(z, z)[1]
+    assert torch.equal(model(z.to(dtype), z.to(dtype))[1], wanted)
+    assert torch.equal(model.micro_step(z.to(dtype), z.to(dtype)), wanted.detach())
+    assert torch.equal(model(input_ids=z, labels=z.to(dtype))["loss"], model(input_ids=z, labels=z)["loss"])
 
 
 def test_loss_weights():
@@ -279,6 +290,41 @@ def test_micro_step_is_forward_and_backward():
     model.zero_grad()
     model.micro_step(x, y)
     assert_same(grads(model), right, most=1e-6)
+    assert in_engine(model)
+
+
+def test_micro_step_refuses_frozen_parameters():
+    model = make()
+    model.transformer.wte.requires_grad_(False)
+    with pytest.raises(InvalidArgument, match="1 are frozen: call model"):
+        model.micro_step(*batch())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_transformers_manner_calls_hooks_once():
+    model, (x, _), seen = make(), batch(), []
+    model.register_forward_hook(lambda net, args, out: seen.append(type(out)))
+    model(input_ids=x)
+    assert seen == [dict]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_learns_the_same(backend):
+    model, other = make(), make()
+    for net in (torch.compile(model, backend=backend), other):
+        net(*batch())[1].backward()
+    assert_same(grads(model), grads(other), most=1e-6)
+
+
+def test_memory_made_in_inference_mode_is_for_training_too():
+    with torch.inference_mode():
+        model = make()
+        model(*batch(1, 2))
+    model.micro_step(*batch(1, 2))
+    with torch.inference_mode():
+        model(*batch(4, 9))  # the room grows
+    model.clip_grad_norm_(1.0)
+    model(*batch())[1].backward()
     assert in_engine(model)
 
 

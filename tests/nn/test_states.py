@@ -192,6 +192,35 @@ def test_copies_compute_the_same_and_share_nothing(how):
     assert averaged(x, y)[1] > 0
 
 
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_an_optimizer_that_is_copied_along_trains_the_copy(how):
+    model = make()
+    model.own = torch.nn.Linear(16, 33, bias=False)
+    model.own.weight = model.transformer.wte.weight
+    made, optimizer = how((model, torch.optim.SGD(model.parameters(), lr=0.1)))
+    assert made.own.weight is made.transformer.wte.weight is made.lm_head.weight
+    before = [p.clone() for p in made.parameters()]
+    made(*batch())[1].backward()
+    optimizer.step()
+    assert not any(map(torch.equal, made.parameters(), before))
+    assert all(map(torch.equal, model.parameters(), before)) and copy.copy(model)(*batch())[1] > 0
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def loss_of(model, there):
+    there.put(model(*batch())[1].item())
+
+
+def test_a_spawned_process_gets_a_copy():
+    model, context = make(), torch.multiprocessing.get_context("spawn")
+    loss = model(*batch())[1].item()
+    there = context.SimpleQueue()
+    process = context.Process(target=loss_of, args=(model, there))
+    process.start()
+    assert there.get() == loss
+    process.join()
+
+
 class Scored(GPT):
     """A subclass with a layer, a parameter and a buffer of its own."""
 

@@ -121,6 +121,13 @@ def test_gradients_can_be_changed_before_they_are_applied(data):
     assert np.array_equal(trainer.model.params["qkvw"], before)
 
 
+def test_a_file_of_the_model_in_training_has_the_tokenizer(data, tmp_path):
+    trainer = pyllmc.Trainer(data=data, max_steps=1, **TINY)
+    list(trainer)
+    trainer.model.save(tmp_path / "x.ckpt")
+    assert pyllmc.Model(tmp_path / "x.ckpt").tokenizer_bytes == trainer.tokenizer_bytes != b""
+
+
 def test_a_broken_run_stops_names_the_tensor_and_keeps_its_checkpoint(data, tmp_path):
     run = tmp_path / "run"
     trainer = pyllmc.Trainer(
