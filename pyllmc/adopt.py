@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pyllmc.base.errors import BadFile, InvalidArgument
+from pyllmc.base.errors import InvalidArgument
 from pyllmc.base.temporary import temporary_file
 from pyllmc.convert import peft_adapter
 from pyllmc.convert.base import base_file
@@ -85,12 +85,7 @@ def _adopt_adapter(options: Any, found: Found, given: dict[str, Any]) -> None:
         model.params[name] = tensor.read()
     path = _file_of(model, options)
     file = WeightFile(options.lib, path)
-    expected, has = peft_adapter.base_checksum(folder), int(file.adapters["checksum"])
-    if expected not in (None, has):
-        raise BadFile(
-            f"{folder} holds adapters of other weights than {a.base.path} has now: expected checksum {expected:08x}, found "
-            f"{has:08x}; put the file back that they were trained on"
-        )
+    peft_adapter.check_base(folder, a.base.path, int(file.adapters["checksum"]))
     options.set_model_file(path)
     if base := base_file(file, options, find):
         options.set_base_file(base)

@@ -13,11 +13,13 @@ from pyllmc.base.errors import InvalidArgument, begin_command, run_command, type
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc.convert import hub, open_weights
+from pyllmc.convert import open_weights
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
-from pyllmc.convert.peft_adapter import save_adapter
+from pyllmc.convert.kinds import ADAPTER, Found, find
+from pyllmc.convert.native import open_native
+from pyllmc.convert.peft_adapter import place_of_base, save_adapter
 from pyllmc.convert.recipes import Weights
 from pyllmc.engine.checkpoint import adapters_of, training
 from pyllmc.tables.options import Parser, at_least
@@ -89,10 +91,11 @@ def read(o: Any) -> tuple[Weights, dict[str, Any]]:
     return weights, tensors
 
 
-def holds_adapters(o: Any) -> bool:
-    """True if SRC holds LoRA adapters that are to stay such. Raises InvalidArgument if DST cannot hold them."""
+def holds_adapters(o: Any, found: Found) -> bool:
+    """True if SRC holds LoRA adapters that are to stay such. Raises InvalidArgument if DST cannot hold them. Those of PEFT become a
+    whole model always."""
     adapters = adapters_of(o.source) is not None
-    if o.merge and not adapters:
+    if o.merge and not adapters and found.kind != ADAPTER:
         raise InvalidArgument(f"{o.source} holds no adapters to merge: leave --merge out")
     if not adapters and (o.base or o.to == PEFT):
         raise InvalidArgument(
@@ -109,16 +112,25 @@ def holds_adapters(o: Any) -> bool:
     return adapters and not o.merge
 
 
+def read_from(found: Found) -> list[str]:
+    """The places that an export may not replace: that of the weights and, if these are adapters, that of their base."""
+    if found.kind == ADAPTER:
+        return [str(found.path), str(place_of_base(found.where))]
+    path = adapters_of(found.where)
+    return [str(found.path), *([open_native(path).adapters["base"]] if path else [])]
+
+
 def convert(o: Any) -> None:
     """Converts SRC into DST; refuses what can be refused before it reads anything large."""
-    hub.check_revision(o.source, o.revision)
-    if holds_adapters(o):
+    found = find(o.source, o.revision)
+    if holds_adapters(o, found):
         print(f"wrote {o.destination}: {save_adapter(o.destination, Path(o.source), o.overwrite, o.base)}")
         return
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
     check_untied(to, o.untied)
-    check_place(o.destination, to, o.overwrite, o.source)
+    for place in read_from(found):
+        check_place(o.destination, to, o.overwrite, place)
     weights, tensors = read(o)
     tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
     what = f"{tokenizer.name}, {where}" if tokenizer else f"none, {where}"

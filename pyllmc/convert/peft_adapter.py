@@ -9,7 +9,9 @@ base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r). W be
 from __future__ import annotations
 
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,10 +90,12 @@ def _told(value: Any) -> str:
 
 
 def open_folder(folder: Path, said: Any = None) -> Weights:
-    """The base's weights with an adapter merged into them. Raises BadFile if the adapter is of another model or kind."""
+    """The base's weights with an adapter merged into them. Raises BadFile if the adapter is of another model or kind, and, after the
+    last tensor, if it was trained on other weights."""
     a = read_folder(folder)
     what = f"PEFT adapter of rank {a.rank}, merged into {a.base.path}: {a.weights.what}"
-    return Weights(what, a.weights.config, _merged(a.weights, a.tensors, a.alpha / a.rank), a.weights.notes)
+    base = _checked(folder, a)
+    return Weights(what, a.weights.config, _merged(base, a.tensors, a.alpha / a.rank), a.weights.notes)
 
 
 def read_folder(folder: Path) -> Adapter:
@@ -184,8 +188,31 @@ def _other(name: str) -> str:
     return name.removesuffix(mine) + others
 
 
-def _merged(weights: Weights, tensors: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Any]]:
-    for name, x in weights.tensors:
+def check_base(folder: Path, base: Path, found: int) -> None:
+    """Raises BadFile if the base has another checksum now than save_adapter wrote."""
+    expected = base_checksum(folder)
+    if expected not in (None, found):
+        raise BadFile(
+            f"{folder} holds adapters of other weights than {base} has now: expected checksum {expected:08x}, found "
+            f"{found:08x}; put the file back that they were trained on"
+        )
+
+
+def _checked(folder: Path, a: Adapter) -> Iterator[tuple[str, Any]]:
+    """The base's tensors, which come in the order of the table, as the checksum wants them (csrc/files/adapterfile.c)."""
+    rows, crc = {row.torch_name: row for row in layout.table(a.weights.config)}, 0
+    for name, x in a.weights.tensors:
+        crc = zlib.crc32(x.astype("<f4", copy=False).tobytes(), crc)
+        if name in rows:  # rows of zeros pad the vocabulary
+            crc = zlib.crc32(bytes(4 * (math.prod(rows[name].shape) - x.size)), crc)
+        yield name, x
+    check_base(folder, a.base.path, crc)
+
+
+def _merged(
+    base: Iterator[tuple[str, Any]], tensors: Mapping[str, Tensor], scale: float
+) -> Iterator[tuple[str, Any]]:
+    for name, x in base:
         stem = name.removesuffix(".weight")
         if stem + ENDS[0] in tensors:
             a, b = (tensors[stem + end].read() for end in ENDS)
@@ -220,6 +247,11 @@ def read_adapters(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     file.load_into(handle)
     del held
     arena = Arena(lib, handle, handle)
+    if arena.config.banded:
+        raise DataError(
+            f"{path} adapts a model with banded layers, which is a GPT-Neo for PEFT: its q, k and v are apart there; write the "
+            "whole model with --merge"
+        )
     return about, {name: np.array(x) for name, x in arena.parameters() if name.endswith(ENDS)}
 
 
@@ -266,12 +298,23 @@ def save_adapter(path: str | os.PathLike[str], source: Path, overwrite: bool = F
             f"{source} has trained {about['train_only']}, too, which an adapter of PEFT cannot hold: write the whole model "
             "with --merge"
         )
+    _check_gpt2(about["base"])
     named = [(PREFIX + name, x) for name, x in tensors.items()]
     with atomic_directory(place, lambda: check_place(place, overwrite)) as folder, writing(place):
         write_json(folder, CONFIG, adapter_json(about, base or about["base"]))
         checksum = {CHECKSUM: about["checksum"]}
         write_safetensors(os.path.join(folder, TENSORS), iter(named), iter(named), "fp32", checksum)
     return f"PEFT adapter of rank {about['lora_rank']} on {about['lora_on']}, {len(named)} tensors, for {base or about['base']}"
+
+
+def _check_gpt2(base: str) -> None:
+    """Raises DataError if transformers knows the base as another model than GPT-2."""
+    folder = Path(base) if os.path.isdir(base) else Path(base).parent
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if kind not in (None, "gpt2"):
+        raise DataError(
+            f"{base} is a {kind}, whose matrices have other names for PEFT: write the whole model with --merge"
+        )
 
 
 def check_place(place: str, overwrite: bool) -> None:

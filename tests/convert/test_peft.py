@@ -316,6 +316,8 @@ def test_adapters_that_cannot_be_trained_further(data, base, exported, tmp_path)
         BadFile, match="holds adapters of other weights than .*other has now: expected checksum"
     ):
         pyllmc.Trainer(data=str(data), out=str(tmp_path / "x"), model=str(tmp_path / "moved"))
+    with pytest.raises(BadFile, match="holds adapters of other weights than .*other has now"):
+        pyllmc.Model(tmp_path / "moved", training=False)
 
 
 def test_a_merged_export(run, exported, tmp_path, capsys):
@@ -336,10 +338,44 @@ def test_a_merged_export(run, exported, tmp_path, capsys):
         ),
         ([str(run), str(exported[1])], "exists: replace it with --overwrite"),
         ([str(run), str(exported[0])], "exists and is no adapter"),
+        ([str(tmp_path / "nothing"), str(tmp_path / "x"), "--merge"], "nothing does not exist"),
+        ([str(exported[1]), str(exported[0]), "--overwrite"], "is where the weights are read from"),
     ):
         assert convert(words) != 0
         assert message in capsys.readouterr().err
     assert convert([str(run), str(exported[1]), "--overwrite", "--base", str(exported[0])]) == 0
+
+
+def test_the_base_of_adapters_is_not_replaced(data, exported, tmp_path, capsys):
+    """Adapters of a base that is overwritten belong to nothing any more."""
+    whole = shutil.copytree(exported[0], tmp_path / "whole")
+    run = train(data, tmp_path / "run", model=str(whole), B=3, max_steps=1, lora_rank=2)
+    before = (whole / "model.safetensors").read_bytes()
+    assert convert([str(run), str(whole), "--merge", "--overwrite"]) != 0
+    assert "is where the weights are read from: name another destination" in capsys.readouterr().err
+    assert (whole / "model.safetensors").read_bytes() == before
+
+
+def test_adapters_of_a_gpt_neo_without_bands_are_merged_only(data, exported, tmp_path, capsys):
+    """Here it is a GPT-2."""
+    V = json.loads((exported[0] / "config.json").read_text())["vocab_size"]
+    neo = transformers.GPTNeoConfig(
+        vocab_size=V, hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=16,
+        attention_types=[[["global"], 2]],
+    )  # fmt: skip
+    transformers.GPTNeoForCausalLM(neo).save_pretrained(tmp_path / "neo")
+    run = train(data, tmp_path / "run", model=str(tmp_path / "neo"), B=3, max_steps=1, lora_rank=2)
+    assert convert([str(run), str(tmp_path / "peft")]) != 0
+    assert "is a gpt_neo, whose matrices have other names for PEFT" in capsys.readouterr().err
+
+
+def test_adapters_of_banded_models_are_merged_only(data, tmp_path, capsys):
+    """PEFT would know their model as a GPT-Neo, where q, k and v are apart."""
+    banded = train(data, tmp_path / "banded", max_steps=1, window=4, **SIZES)
+    run = train(data, tmp_path / "run", model=str(banded), B=3, max_steps=1, lora_rank=2)
+    assert convert([str(run), str(tmp_path / "peft")]) != 0
+    assert "a GPT-Neo for PEFT" in (said := capsys.readouterr().err) and "with --merge" in said
+    assert not (tmp_path / "peft").exists() and convert([str(run), str(tmp_path / "x.bin"), "--merge"]) == 0
 
 
 def test_a_base_that_only_python_reads(data, exported, tmp_path):
