@@ -226,7 +226,7 @@ int llmc_model_score(llmc_model *model, const int *tokens, const int *targets, c
                      int spans, float *losses, float *logits);
 /* Names the first tensor, in the order of computation, that holds a NaN or infinity; "" if all are finite. */
 int llmc_model_find_nonfinite(llmc_model *model, char *name, size_t size);
-/* Tells b and t of the last forward pass; 0, 0 before the first. */
+/* Tells b and t of the last forward pass; 0, 0 before the first, and after its memory served extend or score. */
 int llmc_model_shape(const llmc_model *model, int *b, int *t);
 
 /* ---- random numbers (rng.c) ---- */

@@ -177,7 +177,7 @@ class Model(NotCopied):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(b, t) of the last forward pass, (0, 0) before the first."""
+        """(b, t) of the last forward pass, (0, 0) before the first, and after a text was written or scored in its memory."""
         return self._arena.shape
 
     @property
@@ -219,7 +219,9 @@ class Model(NotCopied):
 
     def _need_forward(self, what: str) -> None:
         if self.shape == (0, 0):
-            raise InvalidArgument(f"{what}: there was no forward pass yet; call forward() first")
+            raise InvalidArgument(
+                f"{what}: there was no forward pass yet, or a text was written since, in its memory; call forward() first"
+            )
 
     # ---- training ----
 

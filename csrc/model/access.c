@@ -126,11 +126,13 @@ int llmc_model_write(llmc_model *m, int block, int i, int l, int64_t n, const fl
     if (at < 0) return (int)at;
     CHECK(block != LLMC_ACTS, LLMC_EINVAL, "activations are what the model computes: nothing writes them from outside");
     gpt2_set(m, block_of(m, block), at, in, n);
+    if (block == LLMC_PARAMS) m->cache_of = NULL; /* old weights computed the keys and values of texts */
     return block == LLMC_PARAMS ? store(m, at, n) : m->k->sync(&m->ctx);
 }
 
 int llmc_model_refresh(llmc_model *m) {
     CHECK(!gpt2_is_compressed(m), LLMC_EINVAL,
           "compressed weights cannot be refreshed: make the model with weights in fp32");
+    m->cache_of = NULL; /* old weights computed the keys and values of texts */
     return gpt2_store(m);
 }

@@ -97,13 +97,16 @@ static int extend(llmc_model *m, int b, int n) {
     return LLMC_OK;
 }
 
+/* The activations are no longer those of the last forward pass. */
+static void forget_batch(llmc_model *m) { m->state = EMPTY, m->cache_of = NULL, m->b = m->t = 0; }
+
 int llmc_model_extend(llmc_model *m, const int *tokens, const int *pos, int b, int n, float *last_logits) {
     const Kernels *k = m->k;
     const int V = m->config.V, Vp = m->config.Vp;
     const int64_t one_token[4] = {b}; /* a key that differs from any micro-step's, whose second number is not 0 */
     const Acts a = acts_at(m, 0);
     TRY(check_extend(m, tokens, pos, b, n));
-    m->state = EMPTY, m->cache_of = NULL;
+    forget_batch(m);
     for (int i = 0; i < b; i++) m->reached[i] = reach(m->reached[i], pos[i], n);
     k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)b * n * 4);
     k->copy_in(&m->ctx, a.positions, pos, (int64_t)b * 4);
@@ -194,7 +197,7 @@ int llmc_model_score(llmc_model *m, const int *tokens, const int *targets, const
     TRY(rows);
     TRY(gpt2_check_ids("tokens", tokens, rows, 0, m->config.V));
     TRY(gpt2_check_ids("targets", targets, rows, -1, m->config.V));
-    m->state = EMPTY, m->cache_of = NULL;
+    forget_batch(m);
     for (int i = 0; i < spans; i++) m->reached[0] = reach(m->reached[0], pos[i], counts[i]);
     m->k->copy_in(&m->ctx, a.tokens, tokens, (int64_t)rows * 4);
     place_rows(m, counts, pos, spans);

@@ -106,6 +106,7 @@ int llmc_model_update(llmc_model *m, const llmc_adamw *h, int clip) {
     TRY(gpt2_need_training(m));
     TRY(check_adamw(h));
     const AdamW step = make_step(h, ++m->step);
+    m->cache_of = NULL; /* old weights computed the keys and values of texts */
     m->drop.micro_step = m->drop.first;
     _Static_assert(sizeof step == 8 * sizeof(float), "tensors.def has room for 8");
     m->k->copy_in(&m->ctx, a.adamw, &step, sizeof step);

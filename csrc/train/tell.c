@@ -161,6 +161,7 @@ typedef struct Ending {
     const char *program, *python;
     char folder[QUOTED], exported[QUOTED]; /* quoted for a shell, as is run */
     char run[QUOTED];                      /* the run or checkpoint to resume; "" if there is none */
+    const char *merge;                     /* the option that the export needs, after a space; "" */
     int has_best, has_last, in_python;
 } Ending;
 
@@ -268,23 +269,26 @@ static void add_next(const Ending *e, Growing *text) {
     if (!ended) add_write(e, text);
     if (!e->has_last) return;
     if (t->step) growing_add(text, "  draw     %s -m pyllmc.plot %s\n", e->python, e->folder);
-    if (*e->exported) growing_add(text, "  export   %s -m pyllmc.convert %s %s\n", e->python, e->folder, e->exported);
+    if (*e->exported)
+        growing_add(text, "  export   %s -m pyllmc.convert %s %s%s\n", e->python, e->folder, e->exported, e->merge);
 }
 
-/* The export lies beside the run: a folder runs/demo-hf. A banded model that was trained has biases which GPT-Neo, in such a folder,
- * cannot say, so it becomes llm.c's file, runs/demo.bin; "" if that cannot say it either (pyllmc/convert/sayable.py). Adapters are
- * a folder always. */
-static void export_name(const llmc_trainer *t, char *quoted) {
+/* The export lies beside the run: a folder runs/demo-hf, also for adapters. A banded model that was trained has biases which GPT-Neo,
+ * in such a folder, cannot say, so it becomes llm.c's file, runs/demo.bin, with its adapters merged; "" if that cannot say it either
+ * (pyllmc/convert/sayable.py). */
+static void export_name(Ending *e) {
+    const llmc_trainer *t = e->t;
     const llmc_config *c = &t->config;
-    const int banded = c->window && c->window < c->maxT && strchr(c->pattern, 'L') && !t->options.lora_rank;
+    const int banded = c->window && c->window < c->maxT && strchr(c->pattern, 'L');
     const char *folder = t->run.folder, *ending = banded ? ".bin" : "-hf";
     char name[OPTION_TEXT + 5];
     size_t n = strlen(folder);
-    *quoted = 0;
+    e->merge = banded && t->options.lora_rank ? " --merge" : "";
+    *e->exported = 0;
     if (banded && (c->untied || !config_has_usual_pattern(c))) return;
     while (n > 1 && folder[n - 1] == '/') n--;
     snprintf(name, sizeof name, "%.*s%s", (int)n, folder, ending);
-    quote(name, quoted);
+    quote(name, e->exported);
 }
 
 int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *python, char *buffer, size_t size) {
@@ -296,7 +300,7 @@ int llmc_trainer_ending(const llmc_trainer *t, const char *program, const char *
     e.has_best = has(t, "best.ckpt"), e.has_last = has(t, "last.ckpt");
     e.in_python = !strncmp(program, python, strlen(python));
     quote(t->run.folder, e.folder);
-    export_name(t, e.exported);
+    export_name(&e);
     if (e.has_last) quote(t->run.folder, e.run);
     else if (t->resumed) quote(t->options.resume, e.run);
     add_best(&e, &text);

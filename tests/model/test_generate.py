@@ -155,6 +155,32 @@ def test_weights_that_change_are_read_again(model, tmp_path):
     assert cached(model) == 0
 
 
+def set_by_name(m: Model) -> None:
+    m.params["qkvw"] = 2 * m.params["qkvw"]
+
+
+def set_in_place(m: Model) -> None:
+    m.params["qkvw"][...] *= 2
+    _ffi.check(lib, lib.llmc_model_refresh(m._handle))
+
+
+def learn(m: Model) -> None:
+    for name in m.grads:
+        m.grads[name] = np.ones_like(m.grads[name])
+    m.update(lr=0.1)
+
+
+@pytest.mark.parametrize("change", [set_by_name, set_in_place, learn])
+def test_texts_go_on_with_weights_that_change(change):
+    model = Model(GPTConfig(V, T, 2, 2, 8), B=2, seed=3)
+    generation = Generation(model)
+    generation.feed([1, 2, 3])
+    generation.next()
+    change(model)
+    assert cached(model) == 0
+    assert generation.next() == [likeliest(model, generation.ids[:-1])]
+
+
 def test_several_texts_each_as_if_alone(model):
     generation = Generation(model, 2, temperature=1.0, seed=8)
     generation.feed([[1, 2], [3, 4]])

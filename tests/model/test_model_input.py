@@ -56,6 +56,10 @@ def test_there_are_no_logits_before_a_forward_pass():
         print(m.losses)
     m.forward([[1, 2]], [[2, 3]])
     assert m.losses.shape == (1, 2)
+    m.generate([1], 2)
+    assert m.shape == (0, 0)
+    with pytest.raises(pyllmc.InvalidArgument, match="logits: .*or a text was written since"):
+        print(m.logits)
 
 
 @pytest.mark.parametrize(
