@@ -119,10 +119,10 @@ class Trainer(NotCopied):
         _ffi.check(
             self.options.lib, self.options.lib.llmc_options_examine(self.options.handle, examiner is not None)
         )
-        self._lib = prepare(self.options, team)
+        self._lib = _ffi.InTurn(prepare(self.options, team))  # calls of its model wait for its own
         out = _ffi.ffi().new("llmc_trainer **")
         _ffi.check(self._lib, self._lib.llmc_trainer_new(out, self.options.handle))
-        self._handle = _ffi.ffi().gc(out[0], self._lib.llmc_trainer_free)
+        self._handle = _ffi.ffi().gc(out[0], self._lib.plain.llmc_trainer_free)
         _ffi.check(
             self._lib,
             self._lib.llmc_trainer_yield_gradients(self._handle, as_flag("yield_gradients", yield_gradients)),
@@ -169,7 +169,7 @@ class Trainer(NotCopied):
         signal handler and in another thread.
         """
         self.stopped = True
-        self._lib.llmc_trainer_stop(self._handle)
+        self._lib.plain.llmc_trainer_stop(self._handle)  # which does not wait for the step under way
 
     def setting(self, name: str) -> str:
         """The value of an option as the run has it: that of the checkpoint it goes on from, and the sizes of its model."""
@@ -200,7 +200,7 @@ class Trainer(NotCopied):
     @property
     def stopping(self) -> str:
         """The line that answers a first Ctrl-C; it says what is under way."""
-        return _ffi.text(self._lib.llmc_trainer_stopping(self._handle))
+        return _ffi.text(self._lib.plain.llmc_trainer_stopping(self._handle))
 
     def ending(self, program: str, python: str) -> str:
         """The end of a run in words: its best result, the file of it, and next commands, by `program` and `python`."""

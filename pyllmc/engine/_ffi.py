@@ -105,6 +105,11 @@ class InTurn:
         return found
 
 
+def taking_turns(lib: Any) -> InTurn:
+    """The library itself, if calls of it wait for each other; else one whose do."""
+    return lib if isinstance(lib, InTurn) else InTurn(lib)
+
+
 def in_turn(turn: Any, call: Any) -> Any:
     """The call, made while `turn` is held."""
 

@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,28 @@ def test_gradients_can_be_changed_before_they_are_applied(data):
             for name in trainer.model.grads:
                 trainer.model.grads[name][...] = 0
     assert np.array_equal(trainer.model.params["qkvw"], before)
+
+
+def test_a_thread_that_writes_with_the_model_in_training_waits_for_its_turn(data):
+    """Without turns it writes over the activations of the step under way."""
+    options = {"data": data, **TINY, **QUIET, "B": 8, "T": 16, "max_steps": 300, "threads": 1}
+    alone = losses(**options)
+    trainer = pyllmc.Trainer(**options)
+    events = [next(trainer), next(trainer)]  # the plan, after which the model is made, and a step
+    model, ended = trainer.model, threading.Event()
+
+    def write() -> int:
+        n = 0
+        while not ended.is_set():
+            model.generate([1, 2, 3], 12)
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        together = [event.loss for event in (*events, *trainer) if event.kind == "step"]
+        ended.set()
+    assert together == alone and writing.result() > 0
 
 
 def test_a_file_of_the_model_in_training_has_the_tokenizer(data, tmp_path):
