@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -69,7 +70,10 @@ def show(line: str) -> None:
     live.clear()
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # the reader of the lines has gone; the run goes on
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # the reader of the lines, or the terminal, has gone; the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -39,9 +39,14 @@ static void answer(int number) {
     errno = error;
 }
 
+/* The signals that end a run: Ctrl-C, a system's or a cluster's request (Slurm sends SIGUSR1 where it is told to), a terminal that has
+ * gone. */
+static const int ENDING[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+enum { NUM_ENDING = sizeof ENDING / sizeof *ENDING };
+
 static void catch_signals(void) {
-    if (!is_ignored(SIGINT)) on_signal(SIGINT, answer, 1);
-    if (!is_ignored(SIGTERM)) on_signal(SIGTERM, answer, 1);
+    for (int i = 0; i < NUM_ENDING; i++)
+        if (!is_ignored(ENDING[i])) on_signal(ENDING[i], answer, 1);
     on_signal(SIGPIPE, SIG_IGN, 0); /* if the reader of the lines has gone, the run goes on */
 #ifdef SIGXFSZ
     on_signal(SIGXFSZ, SIG_IGN, 0); /* at a file-size limit a write fails instead */
@@ -61,8 +66,7 @@ static int on_pulse(void *context, const char *text) {
     sigset_t ending, usual;
     (void)context;
     sigemptyset(&ending);
-    sigaddset(&ending, SIGINT);
-    sigaddset(&ending, SIGTERM);
+    for (int i = 0; i < NUM_ENDING; i++) sigaddset(&ending, ENDING[i]);
     sigprocmask(SIG_BLOCK, &ending, &usual);
     if (!interrupted || is_answered) show_live(text);
     is_answered = interrupted;

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first is answered in a line and stops a command's work, the second ends the process at once.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP: the first is answered in a line and stops a command's work, the second ends the process at once.
 
 Python runs a handler in the main thread, between two of its own instructions, and so not while a library works there.
 Therefore a thread of ours hears of each signal, too (signal.set_wakeup_fd). It answers, and ends the process if needed.
@@ -10,17 +10,23 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
 from pyllmc.base import live
 
 INTERRUPTED = 130
-# the signals that end a command -> Python's default handler
-WAYS_TO_END = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+# the signals that end a command, as in csrc/programs/train_gpt2.c -> Python's default handler
+WAYS_TO_END: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 class Watch:
@@ -54,10 +60,12 @@ class Watch:
         while numbers := os.read(self._ear, 64):
             for number in numbers:
                 if number in WAYS_TO_END:
-                    self.hear()
+                    self.hear(number)
         os.close(self._ear)
 
-    def hear(self) -> None:
+    def hear(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self.came and time.monotonic() - self._first < self.copies_s:
             return
         self.came += 1
@@ -69,6 +77,15 @@ class Watch:
         self.stop()
         if line := self.answer():
             live.answer(line)
+
+
+def leave_terminal() -> None:
+    """Send output that would go to a terminal which has gone to /dev/null, because writing it fails."""
+    for fd in (1, 2):
+        with suppress(OSError):
+            if not stat.S_ISCHR(os.fstat(fd).st_mode):  # isatty() is false once the terminal has gone
+                continue
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 _watch: Watch | None = None  # set while a command runs
@@ -152,7 +169,7 @@ def stopped_by_signals(
     def note(number: int, frame: Any) -> None:
         came.append(number)
         if watch.is_deaf:
-            watch.hear()
+            watch.hear(number)
 
     handlers = {number: signal.signal(number, note) for number in caught}
     try:

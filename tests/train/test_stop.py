@@ -131,6 +131,12 @@ class Terminal:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def hang_up(self) -> None:
+        """Closes, as a window does, or a connection that breaks."""
+        os.close(self.ear)
+        self.ear = os.open(os.devnull, os.O_RDONLY)
+        self.send(signal.SIGHUP)
+
     def end(self) -> int:
         while self.read(60):
             pass
@@ -141,7 +147,7 @@ LONG = {**TINY, "max_seq_len": 64, "T": 64, "B": 512, "n_layer": 8, "max_steps":
 
 
 @FRONT_ENDS
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_in_a_validation_is_answered_and_the_run_goes_on_later(program, number, data, tmp_path):
     out = tmp_path / "run"
     options = {**TINY, "B": 1, "max_steps": 1, "val_batches": 0, "val_every": 1, "sample_every": 0}
@@ -245,6 +251,18 @@ def test_a_library_user_keeps_their_handlers(data):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+@FRONT_ENDS
+def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint(program, data, tmp_path):
+    """Its lines can go nowhere then."""
+    out = tmp_path / "run"
+    options = {**TINY, "max_steps": 100_000, "val_every": 0, "sample_every": 0, "checkpoint_every": 0}
+    with Terminal([*program, f"--data={data}", f"--out={out}", *words(**options)]) as terminal:
+        terminal.wait_for(r"step +5/")
+        terminal.hang_up()
+        assert terminal.process.wait(timeout=60) == 130
+    assert (out / "last.ckpt").exists()
 
 
 def test_the_maker_of_the_data_is_stopped_too(tmp_path):
