@@ -169,7 +169,7 @@ class Trainer(NotCopied):
         signal handler and in another thread.
         """
         self.stopped = True
-        self._lib.plain.llmc_trainer_stop(self._handle)  # which does not wait for the step under way
+        self._lib.plain.llmc_trainer_stop(self._handle)  # without a turn: the step under way has it
 
     def setting(self, name: str) -> str:
         """The value of an option as the run has it: that of the checkpoint it goes on from, and the sizes of its model."""
