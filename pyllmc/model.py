@@ -129,7 +129,7 @@ class Model(NotCopied):
         return model
 
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
-        self._lib = lib = _ffi.taking_turns(lib)  # of a trainer: its own turns
+        self._lib = lib = _ffi.taking_turns(lib)  # a trainer's model has its turns
         self._handle = handle
         self._untargeted = False  # True if the last forward pass had no targets
         self._origin = "in training"
