@@ -13,7 +13,6 @@ from pyllmc.base.errors import InvalidArgument, begin_command, run_command, type
 if __name__ == "__main__":
     begin_command("numpy", "cffi")
 
-from pyllmc.convert import open_weights
 from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.destination import FORMATS, check_dtype, check_place, check_untied, format_of
 from pyllmc.convert.export import save
@@ -79,11 +78,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def read(o: Any) -> tuple[Weights, dict[str, Any]]:
+def read(o: Any, found: Found) -> tuple[Weights, dict[str, Any]]:
     """Reads SRC; warnings, such as about a pickle, become one line each."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        weights = open_weights(o.source, revision=o.revision, n_head=o.n_head)
+        weights = found.open(o.n_head)
         tensors = dict(weights.tensors)
     for message in {str(warning.message): 0 for warning in warned}:
         if not any(note in message for note in weights.notes):
@@ -131,7 +130,7 @@ def convert(o: Any) -> None:
     check_untied(to, o.untied)
     for place in read_from(found):
         check_place(o.destination, to, o.overwrite, place)
-    weights, tensors = read(o)
+    weights, tensors = read(o, found)
     tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
     what = f"{tokenizer.name}, {where}" if tokenizer else f"none, {where}"
     print(f"read {o.source}: {weights.told()}; tokenizer: {what}", flush=True)
