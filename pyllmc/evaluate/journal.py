@@ -120,7 +120,7 @@ class Journal:
 
     def _release(self) -> None:
         if self._file:
-            with suppress(OSError):  # of a line that could not be written, which is told
+            with suppress(OSError):  # a line that could not be written fails again, and is told already
                 self._file.close()
 
     def remove(self) -> None:
