@@ -21,6 +21,8 @@ DEVICES = re.findall(r"^DEVICE\((\w+)", (HERE / "csrc/devices.def").read_text(en
 LIBRARIES = {name: [f"libpyllmc_{name}.so", f"libpyllmc_{name}_fp32.so"] for name in DEVICES} | {
     "cpu": ["libpyllmc.so"]
 }
+# read by pyllmc.check, which compares with the first, and by pyllmc.plan
+READ = ("train_gpt2.py", "csrc/cpu/isas.def", "bench/results")
 MISSING = "pyllmc's engine is compiled here, and there is no {}: apt-get install make gcc, or name a compiler: CC=clang pip install ..."
 FAILED = "pyllmc's engine was not built: what make says stands above"
 
@@ -79,7 +81,9 @@ class BuildEngine(Command):
         folder = Path(self.build_lib).resolve() / "pyllmc" / "lib"
         folder.mkdir(parents=True, exist_ok=True)
         make(folder, asked_devices())
-        shutil.copy2(HERE / "train_gpt2.py", folder)  # pyllmc.check compares with it
+        for place in READ:
+            copy = shutil.copytree if (HERE / place).is_dir() else shutil.copy2
+            copy(HERE / place, folder / Path(place).name)
 
     def get_source_files(self) -> list:
         return []  # MANIFEST.in lists them

@@ -41,7 +41,10 @@ def commands() -> Iterator[tuple[str, str]]:
         source = path.read_text(encoding="utf-8")
         if path == PACKAGE / "__main__.py" or "begin_command(" not in source.partition("__main__")[2]:
             continue
-        use = USE.search(ast.get_docstring(ast.parse(source)) or "")
+        told = ast.get_docstring(ast.parse(source)) or ""
+        use = USE.search(
+            re.sub(r"(?<=\S)\n(?=\S)(?!python3? -m)", " ", told)
+        )  # a sentence may take two lines
         if use:
             module, arguments, does = use.groups()
             yield f"python -m {module}{arguments}", re.split(r"[.;](?=\s|$)", does)[0]

@@ -88,7 +88,7 @@ def _add_cluster(group: Any) -> None:
         "--device",
         default="cpu",
         metavar="TEXT",
-        help="cpu, which is this machine's class; another class that was measured, such as amx; or a GPU: "
+        help="cpu, which is this machine's class; another class of CPUs, by its best instruction set, such as amx; or a GPU: "
         f"{', '.join(compute.DATA_SHEETS)}, or any name if you give its time [cpu]",
     )
     group.add_argument(
@@ -169,7 +169,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def is_gpu(device: str) -> bool:
-    return device not in ("cpu", *compute.reports())
+    return device not in ("cpu", *compute.cpu_classes())
 
 
 def measure(o: argparse.Namespace, planner: memory.Planner) -> Compute:

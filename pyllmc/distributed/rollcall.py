@@ -142,24 +142,30 @@ class RollCall:
             time.sleep(EVERY / 2)
             left, answers = self._those_who("left"), self._those_who("here")
         host = socket.gethostname()
-        here = [rank for rank, text in answers.items() if json.loads(text)["host"] == host]
+        read = {rank: json.loads(text) for rank, text in answers.items()}
+        # torchrun ends one that is at work before it could tell
+        here = [rank for rank, answer in read.items() if answer["host"] == host and not answer["busy"]]
         self.speaks = self._rank < min([*here, self._world])
-        return self._line(self._others, answers, left, reason)
+        return self._line(self._others, read, left, reason)
 
     def _ended(self, left: dict[int, str]) -> str:
         rank = min(left)
         return f"rank {rank} of {self._world} has ended: {left[rank]}"
 
-    def _line(self, others: list[int], answers: dict[int, str], left: dict[int, str], reason: str) -> str:
+    def _line(
+        self, others: list[int], answers: dict[int, dict[str, Any]], left: dict[int, str], reason: str
+    ) -> str:
         lost = [rank for rank in others if rank not in answers and rank not in left]
         if lost:
             verb = "do" if len(lost) > 1 else "does"
             return f"{named(lost)} of {self._world} {verb} not answer: it has ended, hangs, or its network is cut"
         if left:
             return self._ended(left)
-        read = {rank: json.loads(text) for rank, text in answers.items()}
-        slow = [rank for rank, answer in read.items() if answer["busy"] and answer["calls"] < self.calls]
-        if slow:
-            busy = read[slow[0]]["busy"]
-            return f"{named(slow)} of {self._world} still computes, for {busy:.0f} s now: raise --timeout"
+        slow = [rank for rank, answer in answers.items() if answer["busy"] and answer["calls"] <= self.calls]
+        if slow and not self.busy_since:
+            busy = max(answers[rank]["busy"] for rank in slow)
+            verb = "are" if len(slow) > 1 else "is"
+            return (
+                f"{named(slow)} of {self._world} {verb} still at work, for {busy:.0f} s now: raise --timeout"
+            )
         return f"every process answers, but the connection between two has failed: {reason}"

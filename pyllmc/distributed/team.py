@@ -127,16 +127,24 @@ class Team:
             self._raise_first(error)
 
     def _raise_first(self, error: Exception | None) -> None:
+        """Tells the others this process's error, or None, and hears theirs. One that is lost, or at work for longer than --timeout, is
+        named."""
         told: list[Any] = [None] * self.place.world
         mine = (
             (type(error), str(error))
             if isinstance(error, LlmcError)
             else error and (SystemFailure, str(error))
         )
-        self._torch.distributed.all_gather_object(told, mine)
+        gather = self._torch.distributed.all_gather_object
+        if self._guarded(lambda: self._wait(lambda: gather(told, mine)))(None) < 0:
+            raise error or self._lost()
         for rank, one in enumerate(told):
             if one:
                 raise one[0](one[1] if rank == 0 else f"rank {rank}: {one[1]}") from error
+
+    def _lost(self) -> SystemFailure:
+        """The error after a failed call."""
+        return SystemFailure(_ffi.text(self._why(None)))
 
     def any(self, flag: bool) -> bool:
         """True for all if it is for one; its own answer if the others are lost."""
@@ -151,7 +159,7 @@ class Team:
         """The sum of each number over all processes. Raises SystemFailure, which names the process that was lost."""
         x = np.array(numbers, np.float64)
         if self._guarded(self._sum)(None, _ffi.ffi().from_buffer("double[]", x), len(x)) < 0:
-            raise SystemFailure(_ffi.text(self._why(None)))
+            raise self._lost()
         return [float(value) for value in x]
 
     # ---- the calls of the engine ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def draw(o: Any, records: Sequence[Record], names: dict[str, str]) -> Path | Non
     return draw_bars(o.out, panels, "Scores") if o.out else None
 
 
+def why_not_kept(run: Path | None, scores: Sequence[Record]) -> str:
+    """Keeps scores in their run's folder, if they have one. Returns why they cannot be written there; the work goes on without."""
+    try:
+        if run:
+            report.keep(run, scores)
+    except SystemFailure as error:
+        return str(error)
+    return ""
+
+
 def evaluate(o: Any) -> None:
     exam = Exam(tasks_of(o), o.data, o.limit, o.shots, o.seed)
     models, records = models_of(o), []
@@ -163,15 +174,21 @@ def evaluate(o: Any) -> None:
     folders = {source: run_of(source) for source in models}
     for folder in filter(None, folders.values()):
         read_scores(folder)  # a file that scores cannot be added to is refused before the work begins
+    not_kept = ""
     for source, (_, step) in models.items():
         live.show(f"opening {source}")
         scorer = open_scorer(source, o.tokenizer, o.B, **{name: getattr(o, name) for name in OPTIONS})
         for scores in exam.run(source, scorer, step):
             records += scores
-            if run := folders[source]:
-                report.keep(run, scores)
+            not_kept = not_kept or why_not_kept(folders[source], scores)
     live.clear()
     print(report.as_json(records) if o.json else report.table(records, names), end="" if o.json else "\n")
+    if not_kept:
+        warnings.warn(
+            f"the scores are only shown (--json > FILE keeps them elsewhere): {not_kept}",
+            RuntimeWarning,
+            stacklevel=1,
+        )
     if picture := draw(o, records, names):
         print(f"picture: {picture}", file=sys.stderr if o.json else sys.stdout)
 

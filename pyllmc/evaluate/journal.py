@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 import numpy as np
 
-from pyllmc.base.files import writing
 from pyllmc.base.locks import open_locked
 from pyllmc.engine import _ffi
 from pyllmc.engine.checkpoint import is_run
@@ -74,15 +74,17 @@ def place_for(source: str) -> Path:
 
 class Journal:
     """A file of lines, one for each result or part of a stream. A line that was cut off by a crash does not count. Nothing is kept if
-    folder is None, or while another process keeps the same, because both would write the same lines."""
+    folder is None, or while another process keeps the same, because both would write the same lines; nor where
+    nothing can be written, which is told by a RuntimeWarning."""
 
     def __init__(self, folder: Path | None, name: str) -> None:
         self.known: list[tuple[bytes, Any]] = []  # each line, and what it says
-        self._file = None
+        self._file: BinaryIO | None = None
+        self._fails = False
         if not folder:
             return
         self._path = folder / f"evaluate-{name}{ENDING}"
-        with writing(str(self._path)):
+        with self._told_once():
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open_locked(self._path, wait=False)
             if self._file:
@@ -91,24 +93,42 @@ class Journal:
                 self._file.truncate(sum(len(line) for line, _ in self.known))
 
     def add(self, result: Any) -> None:
-        if self._file:
-            with writing(str(self._path)):
+        if self._file and not self._fails:
+            with self._told_once():
                 self._file.write(json.dumps(result).encode() + b"\n")
                 self._file.flush()
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
+        """Lets the evaluation go on after an error of the system, with the results that are already kept."""
+        try:
+            yield
+        except OSError as error:
+            self._fails = True
+            why = f"{error.strerror or error}: an evaluation that is interrupted begins there anew"
+            # the text is the same for each task, so that Python tells it once
+            warnings.warn(
+                f"results cannot be kept in {self._path.parent}: {why}", RuntimeWarning, stacklevel=1
+            )
 
     def close(self) -> None:
         """Ends the writing. A file that nothing was written to goes."""
         if self._file and not self._file.closed and os.path.getsize(self._file.fileno()):
-            self._file.close()
+            self._release()
         else:
             self.remove()
+
+    def _release(self) -> None:
+        if self._file:
+            with suppress(OSError):  # a line that could not be written fails again, and is told already
+                self._file.close()
 
     def remove(self) -> None:
         """Ends the writing, and removes the file while it is locked, so that no other process has begun to write to it."""
         if self._file and not self._file.closed:
             with suppress(OSError):
                 self._path.unlink()
-            self._file.close()
+            self._release()
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, Any]]:

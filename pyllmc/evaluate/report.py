@@ -75,11 +75,17 @@ def table(records: Sequence[Record], names: dict[str, str]) -> str:
     for (task, metric), found in rows.items():
         one = next(iter(found.values()))
         scores = [with_error(found[model]) if model in found else "-" for model in names]
-        lines.append([task, NAMES.get(metric, metric), f"{one['n']:,}", *scores, published(one)])
+        lines.append([task, NAMES.get(metric, metric), _counts(found, names), *scores, published(one)])
     if not any(line[-1] for line in lines[1:]):
         lines = [line[:-1] for line in lines]
     protocols = dict.fromkeys(f"{record['task']}: {record['protocol']}" for record in records)
     return "\n".join([*_columns(lines), "", *protocols])
+
+
+def _counts(found: dict[str, Record], names: dict[str, str]) -> str:
+    """How many each score is of: one number, or that of each model where they differ, as tokens do."""
+    counts = [f"{found[model]['n']:,}" if model in found else "-" for model in names]
+    return " / ".join(counts) if len({*counts} - {"-"}) > 1 else next(n for n in counts if n != "-")
 
 
 def _columns(lines: list[list[str]]) -> list[str]:

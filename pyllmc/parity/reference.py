@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.checkout import of_source
 from pyllmc.base.errors import DataError, need
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
@@ -37,9 +37,8 @@ GRADIENT_OF = {"logits": "logits", "dfch": "fch", "dqkv": "qkv", "branch": "ln1"
 def load_reference() -> ModuleType:
     """Imports train_gpt2.py of this checkout or of the installed package. Raises DataError without it or without PyTorch."""
     need("torch", "comparing with PyTorch")
-    places = [folder / "train_gpt2.py" for folder in (PACKAGE.parent, PACKAGE / "lib")]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
+    path = of_source("train_gpt2.py")
+    if not path.exists():
         raise DataError("train_gpt2.py, with which pyllmc.check compares, is missing: install pyllmc again")
     if "train_gpt2" not in sys.modules:
         spec = importlib.util.spec_from_file_location("train_gpt2", path)

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyllmc.base.checkout import PACKAGE
+from pyllmc.base.checkout import of_source
 from pyllmc.base.errors import InvalidArgument
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
 
-RESULTS = PACKAGE.parent / "bench/results"  # in a checkout
+RESULTS = of_source("bench/results")
 REMEDY = "--step_ms or --tok_s gives its time, --mfu assumes one, and on a machine of the cluster --measure takes it"
 
 
@@ -85,6 +86,11 @@ def isa_name() -> str:
 
     lib = _ffi.load()
     return _ffi.text(lib.llmc_kernels(_ffi.ffi().NULL, lib.LLMC_BF16).name)
+
+
+def cpu_classes() -> list[str]:
+    """The instruction sets that name a class of CPUs, of whatever machine."""
+    return re.findall(r"^SET\((\w+)", of_source("csrc/cpu/isas.def").read_text("utf-8"), re.M)
 
 
 # Bytes a parameter that an update on a CPU must move, 4 for a number: param, m, v read and written, gradient read; and the gradient

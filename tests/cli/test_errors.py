@@ -409,5 +409,9 @@ def test_the_commands_are_listed():
     listed = re.findall(r"^  python -m (pyllmc\.\w+).*  \S.*$", done.stdout, re.M)
     commands = {command[1] for command in COMMANDS.values() if command[0] == "-m"}
     assert len(listed) == len(set(listed)) and set(listed) == {*commands, "pyllmc.convert"}
+    assert "own texts and questions\n" in done.stdout, "a description of two lines is whole"
+    assert re.search(r"pyllmc\.stories +makes the training data\n", done.stdout), (
+        "one of several uses stands alone"
+    )
     done = run(["-m", "pyllmc", "train"])
     assert done.returncode == 2 and done.stderr.count("\n") == 1

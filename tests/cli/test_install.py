@@ -105,7 +105,7 @@ def test_the_wheel_has_the_engine_and_says_so(wheel):
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    wanted = ("libpyllmc.so", "options.def", "tensors.def", "pyllmc.h", "train_gpt2.py")
+    wanted = ("libpyllmc.so", "options.def", "tensors.def", "pyllmc.h", "train_gpt2.py", "isas.def")
     assert {f"pyllmc/lib/{name}" for name in wanted} <= set(names)
     assert not [name for name in names if "purelib" in name or "emu" in name or name.startswith("tests")]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pyllmc").rglob("*.py")}
@@ -152,6 +152,13 @@ def test_the_installed_commands_work_in_an_empty_folder(python, tmp_path):
         assert done.returncode == code, f"{module}: {done.stderr}"
         assert word in (done.stderr if code else done.stdout), module
     assert (tmp_path / "data" / "stories" / "meta.json").exists()
+
+
+def test_the_installed_plan_knows_what_was_measured(python, tmp_path):
+    """It is the plan of the checkout, to the letter."""
+    plan = ["-m", "pyllmc.plan", "--nodes=8", "--network=1Gbit", "--device=amx"]
+    there, here = run(python, *plan, cwd=tmp_path), run(sys.executable, *plan, cwd=ROOT)
+    assert (there.returncode, there.stdout) == (0, here.stdout), there.stderr
 
 
 @pytest.mark.parametrize("missing", ["make", "no-such-compiler"])

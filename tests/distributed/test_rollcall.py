@@ -35,6 +35,15 @@ def test_whoever_does_not_answer_is_named(server):
     assert one.who_was_lost("") == line
 
 
+def test_whoever_is_still_at_work_is_named_by_one_that_waits(server):
+    """The slow one does not tell, because torchrun may end it before it could."""
+    zero, one = (member(server, rank, 2) for rank in (0, 1))
+    one.busy_since = 0
+    assert one.who_was_lost("timed out") == "rank 0 of 2 is still at work, for 0 s now: raise --timeout"
+    assert one.speaks
+    zero.close()
+
+
 def test_whoever_keeps_the_store_waits_until_the_others_have_read_it(server):
     """Rank 1 begins to ask when rank 0, with whose end the store ends, already has its line."""
     zero, one = (member(server, rank, 2, keeps=rank == 0) for rank in (0, 1))

@@ -159,6 +159,19 @@ def start_by_rank(tmp_path: Path, ranked: str, *arguments: str) -> tuple[int, li
     return done.returncode, several.told(done.stdout + done.stderr)
 
 
+@pytest.mark.parametrize(
+    "work, expected",
+    [("time.sleep(60)", "rank 0 of 2 is still at work, for 4 s now: raise --timeout"), ("os._exit(0)", "rank 0 of 2 does not answer")],
+)  # fmt: skip
+def test_a_process_that_is_slow_or_lost_in_preparation_is_named(data, tmp_path, work, expected):
+    """Rank 0 works first, as when it reads weights of another format. torchrun would end the other one after any exit code but 0."""
+    ranked = (
+        f"import time, pyllmc.trainer\nif rank == '0': pyllmc.trainer.adopt_model = lambda options: {work}"
+    )
+    given = several.words({**SMALL, "out": "", "timeout": 5})
+    assert expected in only_line(*start_by_rank(tmp_path, ranked, f"--data={data}", *given))
+
+
 BY_PATH = "sys.argv[1] += 'ab'[int(rank)]"
 LIBRARY = Path(os.environ.get("PYLLMC_LIB") or several.ROOT / "pyllmc/lib/libpyllmc.so")
 OTHER_VERSION = "if rank == '1': os.environ['PYLLMC_LIB'] = os.path.dirname(__file__) + '/other.so'"

@@ -108,6 +108,15 @@ def test_several_models_in_a_table_and_a_picture(run, files, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("ns, told", [((144, 66), "144 / 66"), ((1200, 1200), "1,200"), ((7, None), "7")])
+def test_the_table_says_of_how_many_each_score_is(ns, told):
+    """Models with other tokenizers cut a text into more tokens, or into fewer."""
+    given = {"task": "my.txt", "metric": "loss", "value": 2.0, "error": None, "paper": None, "protocol": "-"}
+    records = [{**given, "model": model, "n": n} for model, n in zip("ab", ns) if n]
+    row = report.table(records, {"a": "one", "b": "two"}).splitlines()[1]
+    assert re.split("  +", row) == ["my.txt", "loss per token", told, "2.000", "2.000" if ns[1] else "-"]
+
+
 def test_every_checkpoint_is_scored_and_drawn(run, files, capsys):
     assert command.main([str(run), *files, "--every_checkpoint", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]

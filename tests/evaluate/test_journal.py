@@ -3,11 +3,20 @@
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
 
+import errno
+import io
+import os
+import re
+import shutil
+
 import pytest
-from benchmarks import TEXTS, make_files, make_scorer
+from benchmarks import TEXTS, make_files, make_scorer, write
 from test_evaluate_command import run
 
 import pyllmc
+from pyllmc.base import locks
+from pyllmc.evaluate import __main__ as command
+from pyllmc.evaluate import journal
 from pyllmc.evaluate.exam import Exam
 from pyllmc.evaluate.items import Rolling, Word
 from pyllmc.evaluate.journal import Journal, answers, digest_of, key_of, place_for
@@ -93,6 +102,42 @@ def test_of_two_evaluations_of_the_same_one_keeps_its_results(tmp_path):
     assert file.read_bytes().endswith(b"[3")
     third.remove()
     assert not list(tmp_path.iterdir())
+
+
+class Full(io.FileIO):
+    """A file on a full disk."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_an_evaluation_goes_on_where_nothing_can_be_kept(run, tmp_path, monkeypatch, capfd, number):
+    """It warns once of what it keeps meanwhile, for all tasks, and once of evaluate.json. A full disk fails when a line is written, and
+    again when the file is closed."""
+    alone, reason = tmp_path / "run", os.strerror(number)
+    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("evaluate*"))
+
+    def open_locked(path, wait):
+        if number == errno.EROFS or wait:
+            raise OSError(number, reason, str(path))
+        return io.BufferedRandom(Full(path, "a+"))
+
+    for module in (journal, locks):
+        monkeypatch.setattr(module, "open_locked", open_locked)
+    texts = [f"--text={write(tmp_path / name, ' '.join(TEXTS))}" for name in ("a.txt", "b.txt")]
+    assert command.main([str(alone), *texts]) == 0
+    told = capfd.readouterr()
+    assert all(re.search(rf"^{name} +loss per token", told.out, re.M) for name in ("a.txt", "b.txt"))
+    first, second = [line for line in told.err.splitlines() if "warning" in line]
+    assert first.endswith(
+        f"results cannot be kept in {alone}: {reason}: an evaluation that is interrupted begins there anew"
+    )
+    assert (
+        f"the scores are only shown (--json > FILE keeps them elsewhere): cannot write {alone}/evaluate.json.lock: {reason}"
+        in second
+    )
+    assert not list(alone.glob("evaluate*"))
 
 
 def test_results_are_kept_where_the_model_is_a_run(run, monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import pyllmc  # noqa: E402
 from pyllmc import check  # noqa: E402
-from pyllmc.parity import reference as finder  # noqa: E402
+from pyllmc.base import checkout  # noqa: E402
 from pyllmc.tables import layout  # noqa: E402
 from pyllmc.tables.layout import GPTConfig  # noqa: E402
 
@@ -248,6 +248,6 @@ def test_an_unknown_option_is_suggested(capsys):
 
 
 def test_without_the_reference_the_error_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(finder, "PACKAGE", tmp_path / "pyllmc")
+    monkeypatch.setattr(checkout, "PACKAGE", tmp_path / "pyllmc")
     assert check.main(arguments()) == 2
     assert "train_gpt2.py, with which pyllmc.check compares, is missing" in capsys.readouterr().err

@@ -173,6 +173,20 @@ def test_a_step_is_measured_here():
     assert 0 < found["micro_step_ms"] < 10_000
 
 
+@pytest.mark.parametrize("isa", compute.cpu_classes())
+def test_a_class_of_cpus_that_nobody_has_measured_is_no_gpu(isa, monkeypatch):
+    """A GPU keeps other things in memory, and its bytes travel otherwise."""
+    monkeypatch.setattr(compute, "reports", lambda folder: {})
+    here, there = (made(*TIMED, f"--device={device}") for device in ("cpu", isa))
+    assert {**there, "device": ""} == {**here, "device": ""}
+    with pytest.raises(InvalidArgument, match=f"no report in bench/results is of '{isa}'"):
+        made(*SMALL, f"--device={isa}")
+
+
+def test_every_report_is_of_a_class():
+    assert set(compute.reports()) <= set(compute.cpu_classes())
+
+
 def test_the_newest_whole_report_of_a_class_counts(tmp_path):
     for name, date, whole, isa in (("a", "2026-01-01", True, "x"), ("b", "2026-02-01", True, "x"), ("c", "2026-03-01", False, "x"),
                                    ("d", "2025-01-01", True, "y")):  # fmt: skip

@@ -33,6 +33,7 @@ class HellaSwag(Questions):
     protocol = "llm.c's: validation part as it is; acc_norm: smallest mean loss per token of the ending"
     record = "question"
     fields = ("activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label")
+    context: tuple[str, ...] = ("ctx",)  # the fields that the context is written of
     test = Part(("hellaswag_val.jsonl",), FORM, "Rowan/hellaswag", split="validation")
     train = Part(("hellaswag_train.jsonl",), FORM, "Rowan/hellaswag", split="train")
 
@@ -45,8 +46,11 @@ class HellaSwag(Questions):
 
     def checked(self, row: dict[str, Any], where: str) -> Question:
         """The question of a record. Raises BadFile."""
+        for name in self.context:
+            if not isinstance(row[name], str):
+                raise BadFile(f"{where}: the field {name!r} is no text: fetch the file again")
         endings, label = row["endings"], str(row["label"])
-        if not isinstance(endings, list) or len(endings) != CHOICES or not all(endings):
+        if not isinstance(endings, list) or len(endings) != CHOICES or not all(map(_is_text, endings)):
             raise BadFile(f"{where}: {CHOICES} endings were expected: fetch the file again")
         if label not in map(str, range(CHOICES)):
             raise BadFile(
@@ -73,12 +77,17 @@ class HellaSwag(Questions):
         return found
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 class LmEval(HellaSwag):
     """lm-eval's task hellaswag: the activity's name before the context, WikiHow's brackets removed; the sum of an ending is divided by its
     characters."""
 
     name = "hellaswag_lm_eval"
     protocol = "lm-eval's hellaswag: activity: context, brackets removed; acc_norm: largest log-probability per character of the ending"
+    context = ("activity_label", "ctx_a", "ctx_b")
 
     def written(self, row: dict[str, Any], answer: int) -> Question:
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
