@@ -90,10 +90,9 @@ def read(o: Any, found: Found) -> tuple[Weights, dict[str, Any]]:
     return weights, tensors
 
 
-def holds_adapters(o: Any, found: Found) -> bool:
-    """True if SRC holds LoRA adapters that are to stay such. Raises InvalidArgument if DST cannot hold them. Those of PEFT become a
-    whole model always."""
-    adapters = adapters_of(o.source) is not None
+def stay_adapters(o: Any, found: Found, adapters: Path | None) -> bool:
+    """True if SRC holds LoRA adapters, in that file, that are to stay such. Raises InvalidArgument if DST cannot hold them. Those of
+    PEFT become a whole model always."""
     if o.merge and not adapters and found.kind != ADAPTER:
         raise InvalidArgument(f"{o.source} holds no adapters to merge: leave --merge out")
     if not adapters and (o.base or o.to == PEFT):
@@ -108,27 +107,27 @@ def holds_adapters(o: Any, found: Found) -> bool:
         raise InvalidArgument(
             f"{o.source} holds adapters, {o.destination} would hold a whole model: add --merge"
         )
-    return adapters and not o.merge
+    return bool(adapters) and not o.merge
 
 
-def read_from(found: Found) -> list[str]:
+def read_from(found: Found, adapters: Path | None) -> list[str]:
     """The places that an export may not replace: that of the weights and, if these are adapters, that of their base."""
     if found.kind == ADAPTER:
         return [str(found.path), str(place_of_base(found.where))]
-    path = adapters_of(found.where)
-    return [str(found.path), *([open_native(path).adapters["base"]] if path else [])]
+    return [str(found.path), *([open_native(adapters).adapters["base"]] if adapters else [])]
 
 
 def convert(o: Any) -> None:
     """Converts SRC into DST; refuses what can be refused before it reads anything large."""
     found = find(o.source, o.revision)
-    if holds_adapters(o, found):
+    adapters = adapters_of(found.where)
+    if stay_adapters(o, found, adapters):
         print(f"wrote {o.destination}: {save_adapter(o.destination, Path(o.source), o.overwrite, o.base)}")
         return
     to = format_of(o.destination, o.to)
     check_dtype(to, o.dtype)
     check_untied(to, o.untied)
-    for place in read_from(found):
+    for place in read_from(found, adapters):
         check_place(o.destination, to, o.overwrite, place)
     weights, tensors = read(o, found)
     tokenizer, where = find_tokenizer(o.source, weights.config.vocab_size, o.tokenizer)
