@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/crc32.h"
 #include "base/error.h"
 #include "files/state.h"
@@ -71,10 +72,19 @@ static int read_text(llmc_file *f, int32_t bytes) {
     return LLMC_OK;
 }
 
+/* Where the base is read: beside the adapters, if it is there (csrc/train/run.c), else by its name. */
+static char *find_base(const char *path, const char *name) {
+    const char *slash = strrchr(path, '/');
+    char beside[PATH_MAX];
+    const int n = snprintf(beside, sizeof beside, "%.*s" ADAPTED_BASE, slash ? (int)(slash - path) + 1 : 0, path);
+    return strdup(n < PATH_MAX && access(beside, F_OK) == 0 ? beside : name);
+}
+
 static int read_room(const llmc_file *f) {
     Adapters *a = f->adapters;
     char *on = copy_of(a->text, "lora_on");
-    a->name = copy_of(a->text, "base"), a->base = copy_of(a->text, "base");
+    a->name = copy_of(a->text, "base");
+    a->base = a->name ? find_base(f->path, a->name) : NULL;
     a->train_only = copy_of(a->text, "train_only");
     a->base_crc = (uint32_t)state_whole(a->text, "checksum", 0);
     const int has_all = a->name && a->base && a->train_only && on, bits = on ? llmc_lora_targets(on) : 0;

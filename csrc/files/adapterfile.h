@@ -8,6 +8,8 @@
 #define ADAPTERFILE_H
 #include "files/modelfile.h"
 enum { ADAPTER_VERSION = 1000, ADAPTER_TEXT = 8192 };
+/* The name beside the file under which the weights that it adapts are kept, if a run could give them a second one. */
+#define ADAPTED_BASE "lora_base.ckpt"
 /* Reads the text and works out where everything lies. f->config is set. */
 int adapterfile_read(llmc_file *f, int32_t text_bytes);
 /* Writes the text for a model; returns its length. LLMC_EINVAL if its base has no name. */

@@ -33,6 +33,12 @@ int llmc_file_find(const char *path, char *file, size_t size) {
 /* ---- opening ---- */
 
 static int refuse_folder(const char *path) {
+    char aside[PATH_MAX], file[PATH_MAX];
+    snprintf(aside, sizeof aside, "%s/replaced", path);
+    CHECK(!runfolder_weights(aside, file, sizeof file), LLMC_EIO,
+          "%s holds no weights yet: the run that was to be replaced lies in %s: name that, or put it back with "
+          "--resume=%s",
+          path, aside, path);
     FAIL(LLMC_EIO,
          "%s is a directory without best.ckpt, last.ckpt or model.ckpt.*: name a weight file; other weights (Hugging "
          "Face's, nanoGPT's) are read by python -m pyllmc.train --model=%s and python -m pyllmc.chat %s, "

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "base/binfile.h"
 #include "base/error.h"
+#include "files/adapterfile.h"
 #include "train/run.h"
 
 void run_path(const Run *run, const char *name, char *path, size_t size) {
@@ -121,8 +122,12 @@ int run_metric(Run *run, const char *line) {
  * kill say what to do: if there is moving/, it and the run's folder hold files of the old run only; if there is replaced/, all
  * files beside it are the new run's. */
 
-static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt"};
-enum { NUM_FILES = sizeof files / sizeof *files };
+static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt", ADAPTED_BASE};
+enum {
+    NUM_FILES = sizeof files / sizeof *files,
+    OF_A_RUN = 3,
+    NO_BASE = 4
+}; /* without the other two there is no run */
 
 static int is_by_step(const char *name) { return !strncmp(name, "step_", 5); }
 
@@ -193,6 +198,30 @@ static int settle(const Run *run) {
     return holds_folder(run, "moving") ? empty_into(run, "moving", "") : LLMC_OK;
 }
 
+/* ---- the base of adapters ----
+ * A second name in the run's folder keeps it when its own run goes on, and lets it go along when the folder is moved. Where the
+ * system gives none, as on another disk, only the path that the adapters' file has leads to it. */
+
+static int needs_base(const Run *run, int in_place) { return *run->base && !(in_place && exists(run, ADAPTED_BASE)); }
+
+/* Links it under a name for a moment, before this folder's files, of which it may be one, are set aside. */
+static int link_base(const Run *run) {
+    char beside[2 * OPTION_TEXT];
+    run_path(run, ADAPTED_BASE ".tmp", beside, sizeof beside);
+    unlink(beside); /* a process that was killed may have left one */
+    return linkat(AT_FDCWD, run->base, AT_FDCWD, beside, AT_SYMLINK_FOLLOW) == 0;
+}
+
+static int put_base(const Run *run, int linked) {
+    char beside[2 * OPTION_TEXT], path[2 * OPTION_TEXT];
+    run_path(run, ADAPTED_BASE ".tmp", beside, sizeof beside);
+    run_path(run, ADAPTED_BASE, path, sizeof path);
+    if (linked && rename(beside, path) < 0) return run_system_error(path, "put in place");
+    if (linked) unlink(beside); /* rename leaves it if both names already are the same file */
+    else if (!is_same_file(path, run->base)) unlink(path); /* it would be taken for the base of this run */
+    return LLMC_OK;
+}
+
 /* ---- the folder ---- */
 
 /* True if there is no config.txt, or one that a run has written. */
@@ -207,7 +236,7 @@ static int is_our_config(const Run *run) {
 
 static int check_free(const Run *run, int overwrite) {
     int holds = 0;
-    for (int i = 0; i < NUM_FILES - 1; i++) holds |= exists(run, files[i]); /* a config.txt alone is no run */
+    for (int i = 0; i < OF_A_RUN; i++) holds |= exists(run, files[i]);
     CHECK(holds || overwrite || run_reached(run->folder) < 0, LLMC_EINVAL,
           "%s holds a run's older checkpoints: replace them with --overwrite, or name another --out", run->folder);
     CHECK(holds || overwrite || is_our_config(run), LLMC_EINVAL,
@@ -255,7 +284,7 @@ int run_replaces(const char *out, const char *path) {
     if (!realpath(path, absolute)) return 0;
     const char *name = strrchr(absolute, '/') + 1;
     int is_own = run_is_numbered(name, NULL);
-    for (int i = 0; i < NUM_FILES; i++) is_own |= !strcmp(name, files[i]);
+    for (int i = 0; i < NO_BASE; i++) is_own |= !strcmp(name, files[i]);
     snprintf(own, sizeof own, "%s/%s", out, name);
     return is_own && is_same_file(own, absolute);
 }
@@ -290,7 +319,9 @@ int run_open(Run *run, const llmc_options *options, const char *history, int in_
     TRY(settle(run));
     if (in_place) TRY(drop_later_metrics(run, step, evaluated));
     else TRY(check_free(run, (int)options->overwrite));
+    const int needs = needs_base(run, in_place), linked = needs && link_base(run);
     if (!in_place && options->overwrite) TRY(set_aside(run));
+    if (needs) TRY(put_base(run, linked));
     TRY(write_config(run, options, history));
     run_path(run, "metrics.jsonl", path, sizeof path);
     run->metrics = fopen(path, "ae");

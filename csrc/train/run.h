@@ -1,4 +1,4 @@
-/* A run's folder: config.txt, metrics.jsonl, samples/, last.ckpt, best.ckpt. */
+/* A run's folder: config.txt, metrics.jsonl, samples/, last.ckpt, best.ckpt, and ADAPTED_BASE if it trains adapters. */
 #ifndef RUN_H
 #define RUN_H
 #include <stdio.h>
@@ -6,6 +6,8 @@
 
 typedef struct Run {
     char folder[OPTION_TEXT]; /* "" writes nothing */
+    /* The file that this run's adapters need; "": none, or one that is made anew each time */
+    char base[2 * OPTION_TEXT];
     FILE *metrics;
     int replacing; /* an older run lies aside until this one has saved */
     int lock;      /* a file descriptor of the folder, which keeps other runs out of it; 0: none */

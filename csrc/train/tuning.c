@@ -45,12 +45,16 @@ static int check_base(const llmc_trainer *t) {
     return LLMC_OK;
 }
 
-/* Adapters are of use only with the weights that they adapt, so these must not go when a run takes the place of another. */
-static int check_base_stays(const llmc_trainer *t) {
+/* Adapters are of use only with the weights that they adapt, so these must not go when a run takes the place of another; and the
+ * run's folder gives them a second name, unless Python makes the file anew each time. */
+static int keep_base(llmc_trainer *t) {
     const llmc_options *o = &t->options;
-    const char *base = t->file && t->file->adapters ? t->file->adapters->base : t->start_file;
-    CHECK(!o->lora_rank || t->in_place || o->plan || !*o->out || !run_replaces(o->out, base), LLMC_EINVAL,
-          "the adapters will need %s, which a new run in --out=%s would replace: name another --out", base, o->out);
+    const Adapters *a = t->file ? t->file->adapters : NULL;
+    const char *base = a ? a->base : t->start_file, *name = a ? a->name : base;
+    CHECK(!o->lora_rank || t->in_place || o->plan || !*o->out || !run_replaces(o->out, name), LLMC_EINVAL,
+          "the adapters will need %s, which a new run in --out=%s would replace: name another --out", name, o->out);
+    const int is_made = !strcmp(base, o->model_file) || !strcmp(base, o->base_file);
+    if (o->lora_rank && !is_made) snprintf(t->run.base, sizeof t->run.base, "%s", base);
     return LLMC_OK;
 }
 
@@ -65,6 +69,6 @@ int tuning_check(llmc_trainer *t) {
     TRY(refuse_change(t));
     TRY(check_base(t));
     if (t->file) TRY(locate_base(&t->options, t->file));
-    TRY(check_base_stays(t));
+    TRY(keep_base(t));
     return check_trained(t);
 }

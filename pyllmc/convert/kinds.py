@@ -82,6 +82,11 @@ def _kind_of_folder(path: Path) -> Found:
             return _kind_of_file(path / name)._replace(said=said)
     if said is not None:
         return Found(FOLDER, path, path, said)
+    if is_run(aside := path / "replaced"):
+        raise SystemFailure(
+            f"{path} holds no weights yet: the run that was to be replaced lies in {aside}: name that, or put it back with "
+            f"--resume={path}"
+        )
     raise SystemFailure(f"{path} is a folder without weights: expected {WANTED}")
 
 

@@ -24,6 +24,8 @@ def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
         "large.bin": file_bytes([bytes([i]) for i in range(256)]),
     }
     (tmp_path / "hollow").mkdir()
+    (tmp_path / "between" / "replaced").mkdir(parents=True)  # after a kill
+    (tmp_path / "between" / "replaced" / "last.ckpt").write_bytes(data)
     bare = Model(checkpoint, B=1, training=False)
     bare.tokenizer_bytes = b""
     (tmp_path / "alone").mkdir()
@@ -43,6 +45,7 @@ def bad_files(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
 BAD = [  # arguments, exit code, the words in the line
     (["{none}"], 5, "none"),
     (["{hollow}"], 5, "hollow"),
+    (["{between}"], 5, "between/replaced: name that, or put it back with --resume="),
     (["{cut}"], 4, "cut"),
     (["{text}"], 4, "text"),
     (["{bare}"], 2, "carries no tokenizer"),

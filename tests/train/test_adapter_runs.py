@@ -3,9 +3,12 @@
 # ruff: noqa: F401, F811 (fixtures are imported)
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_trainer import QUIET, TINY, content, data
 
@@ -62,3 +65,73 @@ def test_a_base_that_holds_adapters_now_is_refused(base, data, tmp_path):
     for path in run, base / "best.ckpt":
         with pytest.raises(pyllmc.BadFile, match="which holds adapters itself: put back the model"):
             pyllmc.Model(path)
+
+
+def logits(model: Path) -> np.ndarray:
+    read = pyllmc.Model(model, B=1, T=7)
+    read.forward([[1, 2, 3, 4, 5, 6, 7]])
+    return read.logits.copy()
+
+
+def go_on(run: Path, data: Path) -> None:
+    """Lets a run change the weights that it is named for."""
+    list(pyllmc.Trainer(resume=run, data=data, max_steps=4, checkpoint_every=1, val_every=1))
+
+
+def test_adapters_outlive_the_run_of_their_base(base, data, tmp_path):
+    """Its weights have a second name in the folder of the adapters, with which they may be moved, copied, trained further and
+    replaced by others."""
+    run, further = tmp_path / "adapters", tmp_path / "further"
+    list(pyllmc.Trainer(model=base, data=data, out=run, **ADAPTS))
+    expected = logits(run)
+    assert (run / "lora_base.ckpt").samefile(base / "best.ckpt"), "no bytes are copied"
+    go_on(base, data)
+    assert not (run / "lora_base.ckpt").samefile(base / "best.ckpt")
+    np.testing.assert_array_equal(logits(run), expected)
+    shutil.rmtree(base)
+    shutil.copytree(run, tmp_path / "copy")
+    run.rename(tmp_path / "moved")
+    for place in tmp_path / "copy", tmp_path / "moved":
+        np.testing.assert_array_equal(logits(place), expected)
+    list(pyllmc.Trainer(resume=tmp_path / "moved", data=data, max_steps=3))
+    for out in further, further, tmp_path / "copy":
+        list(pyllmc.Trainer(model=tmp_path / "copy", data=data, out=out, overwrite=True, **ADAPTS))
+        assert (out / "lora_base.ckpt").samefile(tmp_path / "copy" / "lora_base.ckpt")
+        assert logits(out).shape == expected.shape
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("replaced"))
+
+
+def test_an_older_run_of_adapters_gets_its_base_when_it_goes_on(base, data, tmp_path):
+    run = tmp_path / "adapters"
+    list(pyllmc.Trainer(model=base, data=data, out=run, **ADAPTS))
+    (run / "lora_base.ckpt").unlink()
+    list(pyllmc.Trainer(resume=run, data=data, max_steps=3))
+    assert (run / "lora_base.ckpt").samefile(base / "best.ckpt")
+
+
+def test_a_run_that_replaces_adapters_leaves_no_base(base, data, tmp_path):
+    run = tmp_path / "adapters"
+    list(pyllmc.Trainer(model=base, data=data, out=run, **ADAPTS))
+    before = content(run)
+    trainer = pyllmc.Trainer(data=data, out=run, overwrite=True, max_steps=1, **{**TINY, **QUIET})
+    assert next(event for event in trainer if event.kind == "step")
+    assert not (run / "lora_base.ckpt").exists()
+    del trainer
+    assert content(run) == before, "the adapters came back with their base"
+    list(pyllmc.Trainer(data=data, out=run, overwrite=True, max_steps=1, **{**TINY, **QUIET}))
+    assert not list(run.rglob("lora_base.ckpt"))
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
+def test_a_base_that_has_no_second_name_is_found_by_its_path(base, data, tmp_path):
+    """The kernel gives none from one file system to another."""
+    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        out = elsewhere / "run"
+        out.mkdir()
+        (out / "lora_base.ckpt").write_bytes(b"of an earlier run")
+        list(pyllmc.Trainer(model=base, data=data, out=out, **ADAPTS))
+        assert not (out / "lora_base.ckpt").exists()
+        assert np.isfinite(logits(out)).all()
+    finally:
+        shutil.rmtree(elsewhere)
