@@ -634,11 +634,11 @@ class Trainer:
         return self.counted(loader, most)[0]
 
     def counted(self, loader: Loader, most: int | None = None) -> tuple[Tensor, int]:
-        """That loss, and its weight in a validation: with a loss mask, the targets that are learnt; else 1."""
+        """That loss, and its weight in a validation: with a loss mask, the targets that are learnt; else the windows."""
         bf16 = self.o.precision == "bf16" or (self.o.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             inputs, targets = (ids[:most] for ids in self.shortened(self.batch(loader), loader))
-            return self.model(inputs, targets)[1], int((targets >= 0).sum()) if loader.masked else 1
+            return self.model(inputs, targets)[1], int((targets >= 0).sum()) if loader.masked else len(inputs)
 
     @staticmethod
     def shortened(batch: list[Tensor], loader: Loader) -> list[Tensor]:
@@ -754,14 +754,13 @@ class Trainer:
     @torch.no_grad()
     def validate(self, name: str, val: Loader) -> float:
         """The mean loss of the first val_batches, the same windows each time; NaN if the run was stopped."""
-        batches = -(-val.windows // val.B)
-        batches, val.position = min(self.o.val_batches or batches, batches), 0
+        windows, val.position = min(self.o.val_batches * val.B or val.windows, val.windows), 0
         self.doing, total, weight = "batch of the validation", 0.0, 0
         of = f" of {name}" if name else ""
-        for _ in live.each(range(batches), f"step {self.step}: validation{of}, batch"):
+        for at in live.each(range(0, windows, val.B), f"step {self.step}: validation{of}, batch"):
             if self.stopped:
                 return math.nan
-            mean, n = self.counted(val)
+            mean, n = self.counted(val, min(val.B, windows - at))
             total, weight = total + n * mean.item(), weight + n
         return total / weight
 

@@ -66,22 +66,33 @@ def draw(trainer: Trainer) -> None:
         print(f"loss curve: not drawn: {error}")
 
 
-def show(line: str) -> None:
-    live.clear()
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
-        # the reader of the lines, or the terminal, has gone; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+class Lines:
+    """The lines of a run, on standard output. Where they cannot be written, the run goes on, because its steps are worth more."""
+
+    def __init__(self) -> None:
+        self._failed: OSError | None = None
+
+    def show(self, line: str) -> None:
+        live.clear()
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            self._failed = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def finish(self, code: int) -> int:
+        """Returns the exit code of a run. Raises the OSError with which lines were lost, unless the run ended otherwise than well, or
+        their reader, or the terminal, has gone."""
+        if self._failed and code == 0 and self._failed.errno not in (errno.EPIPE, errno.EIO):
+            raise self._failed
+        return code
 
 
-def run(trainer: Trainer) -> int:
+def run(trainer: Trainer, lines: Lines) -> int:
     with stopped_by_signals(trainer.stop, lambda: trainer.stopping) as interrupted:
         for event in trainer:
             if event.text:
-                show(("sample: " if event.kind == "sample" else "") + event.text)
+                lines.show(("sample: " if event.kind == "sample" else "") + event.text)
         live.clear()
         if not interrupted():
             draw(trainer)
@@ -109,16 +120,17 @@ COPIES_S = 5.0  # a cluster signals every process, and torchrun passes the signa
 
 def run_together(options: Options, team: Team) -> int:
     """Trains with the other processes. Rank 0 alone prints and writes."""
+    lines = Lines()
     trainer = Trainer(options, team=team, examiner=examiner)
     expect_copies(COPIES_S)
     if team.place.rank == 0:
-        code = run(trainer)
+        code = run(trainer, lines)
     else:
         with stopped_by_signals(trainer.stop, lambda: "") as interrupted:
             for _ in trainer:
                 pass
             code = INTERRUPTED if interrupted() else 0
-    return INTERRUPTED if team.any(code == INTERRUPTED) else code
+    return lines.finish(INTERRUPTED if team.any(code == INTERRUPTED) else code)
 
 
 def without_a_line(error: Exception) -> SystemExit:
@@ -167,9 +179,12 @@ def start(arguments: Sequence[str]) -> int:
     if place and place.rank:
         return 0
     if asked:
-        show(asked.rstrip())
+        print(asked.rstrip())
         return 0
-    return write(options) if options.only_write() else run(Trainer(options, examiner=examiner))
+    if options.only_write():
+        return write(options)
+    lines = Lines()
+    return lines.finish(run(Trainer(options, examiner=examiner), lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 /* Loads weights into a model, from a file of any format. The whole file is checked before the model changes. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/crc32.h"
 #include "base/error.h"
 #include "model/lora.h"
@@ -178,16 +180,16 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
 
 /* ---- adapters ---- */
 
-/* Loads the model that the adapters belong to. */
-static int load_base(const llmc_file *f, llmc_model *m) {
+/* Loads the model at `path`, which the adapters belong to. */
+static int load_base_from(const llmc_file *f, llmc_model *m, const char *path) {
     const Adapters *a = f->adapters;
     llmc_file *base;
-    int rc = llmc_file_open(&base, a->base);
-    CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, a->base, llmc_last_error());
+    int rc = llmc_file_open(&base, path);
+    CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, path, llmc_last_error());
     rc = base->adapters ? llmc_fail(LLMC_EFORMAT,
                                     "%s holds adapters of %s, which holds adapters itself: put back the model that was "
                                     "there",
-                                    f->path, a->base)
+                                    f->path, path)
                         : llmc_model_load_from(m, base);
     llmc_file_free(base);
     TRY(rc);
@@ -196,8 +198,18 @@ static int load_base(const llmc_file *f, llmc_model *m) {
           "%s holds adapters of other weights than %s has now: expected checksum %08x, found %08x; put the file back "
           "that "
           "they were trained on",
-          f->path, a->base, a->base_crc, m->base_crc);
+          f->path, path, a->base_crc, m->base_crc);
     return LLMC_OK;
+}
+
+/* The file that lies beside the adapters may be the base of others, which were copied there. */
+static int load_base(const llmc_file *f, llmc_model *m) {
+    const Adapters *a = f->adapters;
+    char reason[1024];
+    const int rc = load_base_from(f, m, a->base);
+    if (rc == 0 || !strcmp(a->base, a->name) || access(a->name, R_OK) < 0) return rc;
+    snprintf(reason, sizeof reason, "%s", llmc_last_error());
+    return load_base_from(f, m, a->name) == 0 ? LLMC_OK : llmc_fail(rc, "%s", reason);
 }
 
 /* Reads A and B of a target in layer l, and adds their product to the model's matrix. */

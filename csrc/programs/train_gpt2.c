@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #endif
 #include <time.h>
+#include "base/quote.h"
 #include "programs/program.h"
 
 static const char PROGRAM[] = "train_gpt2";
@@ -157,8 +158,10 @@ static int make_stories(const llmc_options *options, const char *data) {
 }
 #endif
 
-static int check_and_make_data(const llmc_options *options) {
+static int check_and_make_data(llmc_options *options) {
     char data[4096];
+    const int settled = llmc_options_settle_resume(options);
+    if (settled < 0) return fail(PROGRAM, settled);
     if (llmc_options_is_given(options, "resume"))
         return 0; /* the run's data is there, or llmc_trainer_new says that it is not */
     const int needed = llmc_trainer_check(options);
@@ -188,8 +191,11 @@ static void find_python(const char *program, char *python, size_t size) {
 /* Tells the result and what to do next, on stderr, because stdout has the lines of the run itself. */
 static void tell_ending(const char *program) {
     char text[1 << 15], python[4096];
+    char quoted[2][QUOTED];
     find_python(program, python, sizeof python);
-    if (llmc_trainer_ending(trainer, program, python, text, sizeof text) == 0) fputs(text, stderr);
+    quote(program, quoted[0]);
+    quote(python, quoted[1]);
+    if (llmc_trainer_ending(trainer, quoted[0], quoted[1], text, sizeof text) == 0) fputs(text, stderr);
 }
 
 static int run(const llmc_options *options, const char *program) {
@@ -206,9 +212,10 @@ static int run(const llmc_options *options, const char *program) {
 
 /* Tells on stderr which checkpoint of a run folder writes, and which other one there is. */
 static void tell_weights(const llmc_options *options, const char *program) {
-    char model[4096], before[4096 + 16], text[1 << 14];
+    char model[4096], quoted[QUOTED], before[QUOTED + 16], text[1 << 14];
     llmc_options_get(options, "model", model, sizeof model);
-    snprintf(before, sizeof before, "%.4000s --model=", program);
+    quote(program, quoted);
+    snprintf(before, sizeof before, "%s --model=", quoted);
     if (llmc_run_told(model, before, " --max_steps=0 --prompt=", text, sizeof text) == 0 && *text)
         fprintf(stderr, "%s: %s\n", PROGRAM, text);
 }

@@ -29,17 +29,11 @@ static int validate_batch(llmc_trainer *t, const ValSet *set, int rows, float *l
     return llmc_model_forward(t->model, t->inputs, t->targets, NULL, rows ? rows : 1, T, loss);
 }
 
-/* The windows of a validation. They do not depend on the number of processes, so that a best loss stays comparable. */
-static int64_t windows_to_validate(const llmc_trainer *t, const ValSet *set) {
-    const int64_t in_all = (llmc_loader_windows(set->loader) + t->unit - 1) / t->unit, asked = t->options.val_batches;
-    return t->unit * (asked && asked < in_all ? asked : in_all);
-}
-
 /* Computes the loss of one validation set: 1, or 0 if the run was stopped between two batches. Of several processes each has its
  * part of every batch. */
 static int validate(llmc_trainer *t, ValSet *set) {
     const double began = tell_now();
-    const int64_t windows = windows_to_validate(t, set);
+    const int64_t windows = valsets_windows(t, set);
     const int batches = length_micro_steps(t, windows);
     double sum[2] = {0};                           /* the losses times their weights, and the weights */
     TRY(llmc_loader_set_position(set->loader, 0)); /* so that every validation reads the same windows */
@@ -78,7 +72,9 @@ static char *state_text(const llmc_trainer *t) {
                 "evaluated=%d\nbatch=%lld\n",
                 (long long)t->step, (long long)t->tokens, (long long)llmc_loader_position(t->train), t->best_val_loss,
                 (long long)t->best_step, t->val_loss, t->evaluated, (long long)t->batch);
-    if (t->num_vals) growing_add(&state, "val_checksum=%lld\n", (long long)t->val_checksum);
+    if (t->num_vals)
+        growing_add(&state, "val_checksum=%lld\nval_windows=%lld\n", (long long)t->val_checksum,
+                    (long long)valsets_windows(t, t->vals));
     if (t->options.patience) growing_add(&state, "stale=%lld\n", (long long)t->stale);
     if (t->options.skip_outliers > 0) outliers_add(&t->outliers, &state);
     return growing_end(&state);
@@ -157,6 +153,7 @@ static int write_sample(llmc_trainer *t, llmc_writer *w) {
     int64_t size;
     TRY(texts_prompt(t, &prompt));
     int rc = llmc_writer_prompt(w, prompt, (int64_t)strlen(prompt), 1);
+    if (rc == 0) rc = 1; /* there is more to write */
     free(prompt);
     t->sample_size = 0;
     t->doing = SAMPLING;

@@ -103,6 +103,13 @@ int resume_check_later_steps(const llmc_trainer *t) {
     return LLMC_OK;
 }
 
+/* Losses of other windows do not compare, so the present step is validated again. */
+static void forget_validations(llmc_trainer *t) {
+    t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0;
+    t->val_loss = t->vals[0].loss = NAN;
+    t->evaluated = NOT_EVALUATED;
+}
+
 int resume_restore(llmc_trainer *t) {
     char state[STATE_TEXT];
     TRY(state_read(t->file, state));
@@ -120,7 +127,7 @@ int resume_restore(llmc_trainer *t) {
     t->stale = t->options.patience ? state_whole(state, "stale", 0) : 0;
     const int same = valsets_same_first(t, state);
     TRY(same);
-    if (!same) t->best_val_loss = INFINITY, t->best_step = -1, t->stale = 0; /* losses of other data do not compare */
+    if (!same) forget_validations(t);
     t->early = t->options.patience && t->stale >= t->options.patience;
     if (t->options.skip_outliers > 0) outliers_read(&t->outliers, state);
     return llmc_loader_set_position(t->train, state_whole(state, "position", 0));

@@ -308,8 +308,20 @@ static int write_config(const Run *run, const llmc_options *options, const char 
     return rc;
 }
 
-int run_open(Run *run, const llmc_options *options, const char *history, int in_place, int64_t step, int evaluated) {
+/* Lets a run that goes back to an earlier checkpoint go on from there after a kill, too, before anything of later steps goes. */
+static int go_back(const Run *run, const char *to) {
+    char path[2 * OPTION_TEXT], last[2 * OPTION_TEXT];
+    const int linked = strcmp(to, "last.ckpt") ? run_link(run, to, "last.ckpt") : 1;
+    if (linked) return linked;
+    run_path(run, to, path, sizeof path); /* a file has one name here */
+    run_path(run, "last.ckpt", last, sizeof last);
+    return rename(path, last) == 0 ? LLMC_OK : run_system_error(path, "moved");
+}
+
+int run_open(Run *run, const llmc_options *options, const char *history, const char *from, int64_t step,
+             int evaluated) {
     char path[2 * OPTION_TEXT];
+    const int in_place = from != NULL;
     snprintf(run->folder, sizeof run->folder, "%s", options->out);
     if (!*run->folder) return LLMC_OK;
     if (!strcmp(run->folder, "auto")) TRY(next_free_folder(run));
@@ -317,6 +329,7 @@ int run_open(Run *run, const llmc_options *options, const char *history, int in_
     TRY(make_folders(path));
     TRY(lock_folder(run));
     TRY(settle(run));
+    if (in_place) TRY(go_back(run, from));
     if (in_place) TRY(drop_later_metrics(run, step, evaluated));
     else TRY(check_free(run, (int)options->overwrite));
     const int needs = needs_base(run, in_place), linked = needs && link_base(run);

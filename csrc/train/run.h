@@ -20,10 +20,10 @@ int run_settle(const char *folder);
 int run_check(const llmc_options *options);
 /* 1 if the file at `path` belongs to the run in the folder `out`, which would go if another run took its place */
 int run_replaces(const char *out, const char *path);
-/* Makes the folder. in_place: goes on in it from a checkpoint of `step`, so later metrics are dropped, and that step's
- * validation loss too unless it was evaluated. history: comments for config.txt about options before that step; may be NULL.
+/* Makes the folder. from: the run goes on in it from this checkpoint of `step`, which becomes last.ckpt, so later metrics are dropped,
+ * and that step's validation loss too unless it was evaluated; NULL: from none of its own. history: comments for config.txt about options before that step; may be NULL.
  * A run that is overwritten comes back if this one ends before run_saved. */
-int run_open(Run *run, const llmc_options *options, const char *history, int in_place, int64_t step, int evaluated);
+int run_open(Run *run, const llmc_options *options, const char *history, const char *from, int64_t step, int evaluated);
 void run_saved(Run *run); /* last.ckpt is there: a run that was overwritten is removed */
 void run_close(Run *run);
 int run_metric(Run *run, const char *line); /* one JSON object */

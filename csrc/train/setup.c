@@ -194,7 +194,8 @@ llmc_room setup_room(const llmc_trainer *t) {
 /* Rank 0 alone of several processes opens the folder. */
 static int open_run(llmc_trainer *t) {
     if (t->team.rank) return LLMC_OK;
-    return run_open(&t->run, &t->options, t->history, t->in_place, t->step, t->evaluated);
+    return run_open(&t->run, &t->options, t->history, t->in_place ? trainer_started_from(t) : NULL, t->step,
+                    t->evaluated);
 }
 
 /* Drops what a run that goes back in its own folder has of later steps. */

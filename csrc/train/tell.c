@@ -149,7 +149,7 @@ int tell_resume(const llmc_trainer *t, Growing *text) {
     const int same = valsets_same_first(t, state);
     TRY(same);
     if (!same && isfinite(best))
-        growing_add(text, "\nbest: the val loss of %.4f is forgotten, because the first validation set is another",
+        growing_add(text, "\nbest: the val loss of %.4f is forgotten, because validations read other windows now",
                     best);
     return LLMC_OK;
 }

@@ -58,10 +58,8 @@ static int asked_in(const llmc_trainer *t, const int *inputs, const int *targets
     return rc;
 }
 
-/* Makes the first prompt of the validation data, or else of the training data, up to its answer. NULL: no prompt is among their
- * first windows. */
-static int ask(llmc_trainer *t, char **text) {
-    llmc_loader *data = t->num_vals ? t->vals->loader : t->train;
+/* Makes the first prompt of the data, up to its answer. NULL: no prompt is among its first windows. */
+static int ask(llmc_trainer *t, llmc_loader *data, char **text) {
     const int64_t position = llmc_loader_position(data);
     *text = NULL;
     if (!step_is_masked(data)) return LLMC_OK;
@@ -71,12 +69,19 @@ static int ask(llmc_trainer *t, char **text) {
     return llmc_loader_set_position(data, position);
 }
 
+/* The same of the validation sets, or else of the training data. */
+static int ask_any(llmc_trainer *t, char **text) {
+    *text = NULL;
+    for (int i = 0; i < t->num_vals && !*text; i++) TRY(ask(t, t->vals[i].loader, text));
+    return *text ? LLMC_OK : ask(t, t->train, text);
+}
+
 int texts_prompt(llmc_trainer *t, char **text) {
     const llmc_options *o = &t->options;
     char *stop;
     const char *line;
     if (!*o->prompt && t->inputs && template_kind(o->template, &line) == TEMPLATE_TEXT) {
-        TRY(ask(t, text));
+        TRY(ask_any(t, text));
         if (*text) return LLMC_OK;
     }
     TRY(template_prompt(o->template, o->prompt, text, &stop));

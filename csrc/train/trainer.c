@@ -193,10 +193,14 @@ static int may_save(const llmc_trainer *t) {
     return meet_keeps(t) && (t->step || (t->stop && !replacing));
 }
 
+const char *trainer_started_from(const llmc_trainer *t) {
+    const char *slash = strrchr(t->start_file, '/');
+    return slash ? slash + 1 : t->start_file;
+}
+
 /* True if the run goes on in its own folder, from last.ckpt. */
 static int started_from_last(const llmc_trainer *t) {
-    const char *name = strrchr(t->start_file, '/');
-    return t->in_place && !strcmp(name ? name + 1 : t->start_file, "last.ckpt");
+    return t->in_place && !strcmp(trainer_started_from(t), "last.ckpt");
 }
 
 static int at_save(llmc_trainer *t) {

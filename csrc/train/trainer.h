@@ -102,6 +102,10 @@ int setup_model(llmc_trainer *trainer);
 /* Opens the run folder. */
 int setup_run(llmc_trainer *trainer);
 
+/* ---- trainer.c ---- */
+/* The name, without its folder, of the file that the run starts from. */
+const char *trainer_started_from(const llmc_trainer *trainer);
+
 /* ---- meet.c: several processes train together ---- */
 /* The sequences that all processes have in a micro-step. */
 static inline int64_t global_B(const llmc_trainer *trainer) { return (int64_t)trainer->B * trainer->team.world; }
@@ -160,7 +164,11 @@ int length_rate(llmc_trainer *trainer);
 
 /* ---- valsets.c ---- */
 int valsets_parse(llmc_trainer *trainer);
-/* 1 if the first set, by which the best is chosen, is that of the resumed checkpoint with this STATE; 0; or an error. */
+/* The windows that a validation reads: all of the set, or the first of them. They do not depend on the number of processes, so
+ * that a best loss stays comparable. */
+int64_t valsets_windows(const llmc_trainer *trainer, const ValSet *set);
+/* 1 if the first set, by which the best is chosen, is that of the resumed checkpoint with this STATE, and as much of it is read; 0; or
+ * an error. */
 int valsets_same_first(const llmc_trainer *trainer, const char *state);
 /* Appends the losses that are known, each after its set's name. */
 void valsets_tell(const llmc_trainer *trainer, const char *after_first, Growing *text);

@@ -66,10 +66,17 @@ static int first_path(const llmc_options *o, ValSet *set) {
     return LLMC_OK;
 }
 
+int64_t valsets_windows(const llmc_trainer *t, const ValSet *set) {
+    const int64_t in_all = llmc_loader_windows(set->loader), batches = t->options.val_batches;
+    return batches && batches <= in_all / t->unit ? batches * t->unit : in_all;
+}
+
 int valsets_same_first(const llmc_trainer *t, const char *state) {
     ValSet before, now;
     const int64_t checksum = state_whole(state, "val_checksum", -1);
-    if (!t->num_vals) return 1;
+    if (!t->num_vals || !t->vals->loader) return 1; /* not open where only memory is planned */
+    const int64_t windows = valsets_windows(t, t->vals);
+    if (state_whole(state, "val_windows", windows) != windows) return 0;
     if (checksum >= 0) return checksum == t->val_checksum;
     TRY(first_path(t->before, &before)); /* the checkpoint is of a version that kept no checksum */
     TRY(first_path(&t->options, &now));

@@ -113,9 +113,10 @@ def test_a_plan_needs_no_data_where_the_model_has_a_vocabulary(program, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_cannot_be_made_is_one_line_with_the_reason(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--out=run", "--resume=auto"]], ids=["begin", "auto"])
+def test_data_that_cannot_be_made_is_one_line_with_the_reason(more, tmp_path):
     """The program runs outside of the checkout, without the package."""
-    done = run(BINARY, "--max_steps=1", cwd=tmp_path, env={"PYTHONPATH": ""})
+    done = run(BINARY, "--max_steps=1", *more, cwd=tmp_path, env={"PYTHONPATH": ""})
     if done.returncode == 0:
         pytest.skip("the package is installed")
     assert done.returncode == 5

@@ -211,3 +211,19 @@ def test_a_chat_answers_in_valid_text(home):
         for program in ([ROOT / "chat_gpt2"], [sys.executable, "-m", "pyllmc.chat"])
     ]
     assert answers[0] == answers[1] and answers[0].decode()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "program", [["./train_gpt2"], [sys.executable, "-m", "pyllmc.train"]], ids="c py".split()
+)
+def test_a_run_outlives_the_disk_under_its_lines(program, home, tmp_path):
+    """Its steps are worth more than its log, whose loss is told at the end."""
+    sizes = [f"--{name}={value}" for name, value in {**SIZES, "max_steps": 3, "sample_every": 0}.items()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*program, *sizes, f"--data={home / 'data'}", f"--out={tmp_path / 'run'}"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 5 and "No space left" in done.stderr.splitlines()[-1]
+    assert pyllmc.Model(tmp_path / "run" / "last.ckpt").step == 3

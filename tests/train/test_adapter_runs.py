@@ -135,3 +135,19 @@ def test_a_base_that_has_no_second_name_is_found_by_its_path(base, data, tmp_pat
         assert np.isfinite(logits(out)).all()
     finally:
         shutil.rmtree(elsewhere)
+
+
+def test_adapters_that_lie_together_find_each_its_base(base, data, tmp_path):
+    """The folder has the base of the first beside them."""
+    first, second = "best.ckpt", "step_00000001.ckpt"
+    together = tmp_path / "together"
+    together.mkdir()
+    for name in first, second:
+        list(pyllmc.Trainer(model=base / name, data=data, out=tmp_path / name, **ADAPTS))
+        shutil.copy(tmp_path / name / "last.ckpt", together / f"of_{name}")
+    shutil.copy(tmp_path / first / "lora_base.ckpt", together)
+    for name in first, second:
+        np.testing.assert_array_equal(logits(together / f"of_{name}"), logits(tmp_path / name))
+    (base / second).unlink()
+    with pytest.raises(pyllmc.BadFile, match="of other weights than .*together/lora_base.ckpt has now"):
+        logits(together / f"of_{second}")

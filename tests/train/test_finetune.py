@@ -295,6 +295,24 @@ def test_without_a_prompt_samples_ask_what_the_data_asks(taught, val_every):
     assert [e.loss for e in events if e.kind == "step"] == [loss for loss, _ in losses(**how)]
 
 
+def test_the_question_of_a_later_set_is_asked_if_the_first_has_none(taught, tmp_path):
+    """A set of plain text shows what is forgotten; it has no prompt."""
+    letters = Tokenizer.load(taught / "data" / "tokenizer.bin")
+    dataset.write_dataset(["a plain text"] * 90, tmp_path / "plain", letters, val_fraction=0.5)
+    plain, pairs = f"{tmp_path / 'plain'}/val_000000.bin", f"{taught / 'data'}/val_000000.bin"
+    how = {
+        "data": taught / "data",
+        "model": taught / "run",
+        "max_steps": 1,
+        "B": 2,
+        "out": "",
+        "sample_every": 1,
+    }
+    for sets in plain, f"a={plain},b={pairs}":
+        events = run(**how, val_data=sets, val_every=1, temperature=0)
+        assert [event.text[:6] for event in events if event.kind == "sample"] == ["User: "]
+
+
 def test_where_prompts_are_learnt_a_sample_is_a_document(taught, tmp_path):
     words = [str(taught / "a.jsonl"), f"--tokenizer={taught / 'data'}", "--val_fraction=0", "--workers=1"]
     assert prepro.main([*words, "--learn_prompt", f"--out={tmp_path / 'd'}"]) == 0

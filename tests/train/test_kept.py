@@ -14,6 +14,7 @@ from test_checkpoint_faults import preloading
 
 import pyllmc
 from pyllmc.engine.checkpoint import training
+from pyllmc.engine.run_files import metrics_lines
 from pyllmc.text.dataset import write_dataset
 
 SIZES = {
@@ -73,6 +74,18 @@ def test_one_of_them_is_resumed_and_the_future_that_was_left_goes_if_that_is_wan
     assert numbered(tmp_path) == [4, 6]
     train(resume=tmp_path, max_steps=7, keep=0)  # removes nothing
     assert numbered(tmp_path) == [4, 6]
+
+
+def test_a_kill_after_going_back_does_not_bring_the_future_back(data, tmp_path):
+    """The checkpoint that is gone back to is the last one from then on."""
+    losses = train(data=data, out=tmp_path, max_steps=8, checkpoint_every=2, keep=9, **SIZES)
+    trainer = pyllmc.Trainer(resume=tmp_path / "step_00000004.ckpt", overwrite=True, lr=0.05)
+    assert next(event for event in trainer if event.kind == "step").step == 5
+    del trainer  # as a kill would
+    assert pyllmc.Model(tmp_path / "last.ckpt").step == 4 and numbered(tmp_path) == [2, 4]
+    assert train(resume=tmp_path, max_steps=8) == losses[4:]
+    steps = [line["step"] for _, line in metrics_lines(tmp_path) if "loss" in line]
+    assert steps == list(range(1, 9))
 
 
 def test_a_run_that_is_replaced_takes_them_along(data, tmp_path):

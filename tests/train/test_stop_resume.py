@@ -42,6 +42,10 @@ def content(run: Path) -> list[str]:
     return [re.sub(r', "ms".*', "", line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def samples(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
+
+
 def lines_of(events) -> list[str]:
     """The printed lines without times and without the text that a stop adds."""
     texts = [re.sub(r"\| [\d.]+ ms \|.*", "", event.text) for event in events if event.kind != "plan"]
@@ -93,9 +97,7 @@ def test_a_stop_is_seen_at_once_and_loses_nothing(stop_at, data, tmp_path, ears)
         assert all(x.tobytes() == y.tobytes() for x, y in zip(a.moments[name], b.moments[name])), name
     a, b = (pyllmc.Model(run / "best.ckpt", B=1, T=4) for run in (whole, parts))
     assert a.step == b.step and all(a.params[name].tobytes() == b.params[name].tobytes() for name in a.params)
-    assert {p.name: p.read_bytes() for p in (parts / "samples").iterdir()} == {
-        p.name: p.read_bytes() for p in (whole / "samples").iterdir()
-    }
+    assert samples(parts) == samples(whole)
 
 
 def test_a_stop_before_the_first_step_leaves_a_replaced_run_alone(data, tmp_path, ears):
@@ -123,3 +125,24 @@ def test_who_hears_a_pulse_may_stop_a_load(answer, data, tmp_path):
             assert pyllmc.Model(run / "last.ckpt", B=1, T=4).step == 1
     finally:
         lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
+
+
+@pytest.mark.parametrize("kind", ["eval", "step"])
+def test_a_sample_that_a_stop_leaves_out_is_written_by_the_resumed_run(kind, data, tmp_path):
+    """With --diloco the run itself hears of a stop at the end of a round only."""
+    options = {
+        "max_steps": 4,
+        "diloco": 2,
+        "val_every": 2,
+        "sample_every": 2,
+        "checkpoint_every": 0,
+        "lr": 0.01,
+    }
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    list(pyllmc.Trainer(data=data, out=whole, **options, **TINY))
+    trainer = pyllmc.Trainer(data=data, out=parts, **options, **TINY)
+    for event in trainer:
+        if event.step == 2 and event.kind == kind:
+            trainer.stop()
+    assert [event.step for event in pyllmc.Trainer(resume=parts) if event.kind == "sample"] == [2, 4]
+    assert samples(parts) == samples(whole)

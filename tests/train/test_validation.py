@@ -161,12 +161,15 @@ def test_a_run_with_several_sets_resumes_and_repeats(data, tmp_path):
         ({"val_data": "", "data": "{moved}"}, False),
         ({"val_data": "", "data": "{other}"}, True),
         ({"val_data": "{other}"}, True),
+        ({"val_batches": 1}, True),
+        ({"val_batches": 10**6}, False),
     ],
 )
 def test_a_best_of_another_first_set_is_forgotten_and_that_is_said(data, tmp_path, changed, forgotten):
-    """Its loss does not compare. A set with another name or place, or that others follow, is the same one."""
+    """Its loss does not compare, so the step is validated again. A set with another name or place, or that others follow, is the
+    same one."""
     run, options = tmp_path / "run", {"val_every": 2, "sample_every": 0, "patience": 50}
-    list(pyllmc.Trainer(data=data, out=run, max_steps=4, val_data=data, **options, **TINY))
+    list(pyllmc.Trainer(data=data, out=run, max_steps=4, val_data=data, val_batches=0, **options, **TINY))
     path = run / "last.ckpt"
     before = training(path)["state"]
     assert before["best_step"] == "4"
@@ -174,13 +177,40 @@ def test_a_best_of_another_first_set_is_forgotten_and_that_is_said(data, tmp_pat
     shutil.copytree(data, places["moved"])
     letters = Tokenizer.load(data / "tokenizer.bin")
     dataset.write_dataset(["we all ran on the cat"] * 60, places["other"], letters, val_fraction=0.3)
-    changed = {name: value.format(**places) for name, value in changed.items()}
+    changed = {name: str(value).format(**places) for name, value in changed.items()}
     events = list(pyllmc.Trainer(resume=run, max_steps=6, lr=10, **changed))  # it gets worse
     said = f"best: the val loss of {float(before['best_val_loss']):.4f} is forgotten"
     assert (said in events[0].text) == forgotten
+    validated = [event.step for event in events if event.kind == "eval"]
+    assert validated == ([4, 6] if forgotten else [6])
+    assert [line["step"] for line in metrics(run) if "val_loss" in line] == [0, 2, 4, 6]
     after = training(path)["state"]
-    assert (after["best_step"], after["stale"]) == (("6", "0") if forgotten else ("4", "1"))
-    assert (training(run / "best.ckpt")["state"]["step"] == "6") == forgotten
+    assert (after["best_step"], after["stale"]) == ("4", "1")
+    assert (after["best_val_loss"] != before["best_val_loss"]) == forgotten
+
+
+def test_a_validation_is_the_mean_over_its_windows(data):
+    """The last batch is smaller, and a set that is shorter than asked for is not read twice."""
+    options = {**TINY, "data": data, "max_steps": 1, "val_every": 1, "sample_every": 0, "out": "", "lr": 1e-9}
+
+    def loss(B, batches):  # fmt: skip
+        trainer = pyllmc.Trainer(**{**options, "B": B, "val_batches": batches})
+        return next(event for event in trainer if event.kind == "eval").val_loss
+
+    one = [loss(1, n) for n in (0, 10**6, 6)]
+    assert one[0] == one[1] != one[2]
+    for B in 2, 5, 64:
+        assert loss(B, 0) == pytest.approx(one[0], rel=1e-6)
+        assert loss(B, 1000) == pytest.approx(one[0], rel=1e-6)
+    assert [loss(2, 3), loss(3, 2)] == pytest.approx([one[2]] * 2, rel=1e-6)
+
+
+def test_a_set_that_was_not_validated_yet_has_no_loss(data, tmp_path):
+    list(pyllmc.Trainer(data=data, out=tmp_path, max_steps=4, val_every=4, sample_every=0, **TINY))
+    sets = f"x={data}/train_000000.bin,y={data}"
+    trainer = pyllmc.Trainer(resume=tmp_path, val_data=sets, max_steps=5, val_every=0)
+    next(iter(trainer))
+    assert all(math.isnan(loss) for loss in trainer.val_losses.values())
 
 
 def test_names_of_sets(data, tmp_path):
