@@ -251,3 +251,20 @@ def test_a_tokenizer_that_only_decodes_is_left_out(tmp_path):
     (note,) = to_hf.write_tokenizer(str(tmp_path), tokenizer, 8)
     assert "only decodes" in note
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.bin"]
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out.bin", "out"])
+def test_a_tensor_that_no_format_would_write_is_refused(name, tmp_path):
+    m = make_model(CONFIG)
+    with pytest.raises(DataError, match="extra.weight is no tensor of this model: .* are expected, .* found"):
+        save(tmp_path / name, m.config, {**m.params, "extra.weight": np.zeros(3, np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_ties_go_to_the_even_number():
+    """Every number halfway between two of bf16, which a random one seldom is."""
+    bits = np.arange(1 << 16, dtype=np.uint32) << 16 | 0x8000
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x)]
+    theirs = torch.from_numpy(x.copy()).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(dtypes.narrow(x, "bf16"), theirs)

@@ -353,3 +353,12 @@ def test_permute_agrees_with_python():
         for seed, epoch in [(0, 0), (42, 1), (2**63 - 1, 10**6)]:
             for i in {0, N - 1, N // 2, N // 3}:
                 assert lib.llmc_permute(i, N, seed, epoch) == bins.permute(i, N, seed, epoch)
+
+
+def test_file_that_grows_before_it_is_read(tmp_path):
+    """It is another file, although all that was there may still be read."""
+    path = write(tmp_path / "a.bin", np.arange(50))
+    loader = Loader(path)
+    write(path, np.arange(60)[::-1])
+    with pytest.raises(_ffi.BadFile, match="changed while it was in use: it had 1124 bytes, now 1144"):
+        loader.next()

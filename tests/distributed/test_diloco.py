@@ -327,3 +327,14 @@ def test_an_error_of_one_process_is_told_by_all_at_the_next_exchange(two):
 def test_a_stop_of_one_process_is_that_of_all_at_the_next_exchange(two):
     assert [len(one["steps"]) for one in two["stopped"]] == [2 * H, 2 * H]
     assert last_step(two["home"] / "stopped") == 2 * H
+
+
+def test_a_last_step_that_is_smaller_has_the_loss_of_its_windows(data):
+    """Until the first exchange a process alone trains as without DiLoCo."""
+    how = {**SMALL, "data": data, "out": "", "epochs": 1, "B": 5, "grad_accum": 2}
+    how.pop("max_steps", None)
+    losses = []
+    for diloco in (0, 1_000_000):
+        events = list(pyllmc.Trainer(**how, diloco=diloco))
+        losses.append([event.loss for event in events if event.kind == "step"])
+    assert losses[0] == losses[1] and len(losses[0]) > 1

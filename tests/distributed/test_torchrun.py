@@ -8,9 +8,11 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -251,3 +253,17 @@ def test_one_process_imports_no_torch(data, tmp_path):
     env = several.environment(RANK="0", WORLD_SIZE="1")
     done = subprocess.run([sys.executable, "-c", code, *options], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_moments_are_compared_too_when_a_run_goes_on(data, tmp_path):
+    """The weights of one step are the same, and would part from the next one on."""
+    list(pyllmc.Trainer(**{**TINY, "data": data, "max_steps": 2, **QUIET}, out=tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    content = bytearray((tmp_path / "b/last.ckpt").read_bytes())
+    at = content.rindex(b"MOMENTS ") + 16
+    content[at + 4000 : at + 4004] = struct.pack("<f", 1.5)
+    content[-4:] = struct.pack("<I", zlib.crc32(content[:-20]))
+    (tmp_path / "b/last.ckpt").write_bytes(content)
+    ranked = f"sys.argv.append('--resume={tmp_path}/' + 'ab'[int(rank)])"
+    line = only_line(*start_by_rank(tmp_path, ranked, "--max_steps=4", "--out="))
+    assert "rank 1 has other weights than rank 0" in line

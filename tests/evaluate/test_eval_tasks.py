@@ -326,3 +326,12 @@ def test_the_documents_say_the_same():
             if figure is not None:
                 told = re.search(rf"\b{metric} ([\d.]+)( %)?", row.split(" | ")[4])
                 assert told and float(told[1]) / (100 if told[2] else 1) == pytest.approx(figure)
+
+
+def test_own_choices_are_divided_by_their_bytes_without_the_space_before_them():
+    from pyllmc.evaluate.task import Records
+    from pyllmc.evaluate.tasks.choices import OwnChoices, question_of
+
+    line = {"context": "It is", "choices": ["größer", "a b", "\tc"], "answer": 2}
+    (item,) = OwnChoices("my.jsonl").items(Records([question_of(line, "my.jsonl")], None), make_scorer())
+    assert item.lengths == [8, 3, 1] and item.answer == 2

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 from benchmarks import TEXTS, make_files, make_scorer, write
 from test_evaluate_command import run
@@ -18,7 +19,7 @@ from pyllmc.base import locks
 from pyllmc.evaluate import __main__ as command
 from pyllmc.evaluate import journal
 from pyllmc.evaluate.exam import Exam
-from pyllmc.evaluate.items import Rolling, Word
+from pyllmc.evaluate.items import Choice, Rolling, Word
 from pyllmc.evaluate.journal import Journal, answers, digest_of, key_of, place_for
 from pyllmc.evaluate.tasks import TASKS
 
@@ -144,3 +145,9 @@ def test_results_are_kept_where_the_model_is_a_run(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert place_for(str(run)) == place_for(str(run / "last.ckpt")) == run
     assert place_for("hub:gpt2") == tmp_path / "pyllmc/evaluate"
+
+
+def test_where_a_context_ends_is_part_of_what_is_asked():
+    ids = np.arange(6, dtype=np.int32)
+    one, other = (Choice(ids[:n], [ids[n:], ids[:1]], 0, [1.0, 1.0]) for n in (2, 3))
+    assert digest_of([one]) != digest_of([other])

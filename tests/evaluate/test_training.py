@@ -233,3 +233,14 @@ def test_other_front_ends_refuse_tasks(folder, tmp_path):
     assert "tasks are scored by python -m pyllmc.train" in done.stderr
     with pytest.raises(pyllmc.InvalidArgument, match="examiner=pyllmc.Examiner"):
         pyllmc.Trainer(data=folder / "data", eval_tasks="lambada")
+
+
+def test_the_scores_of_a_run_that_was_replaced_are_not_taken_for_those_of_the_new_one(folder, tmp_path):
+    run = tmp_path / "run"
+    trained(folder, out=run, **asked(folder))
+    trained(folder, out=run, seed=1, overwrite=True)
+    old = len(read_scores(run))
+    events = list(pyllmc.Trainer(resume=run, examiner=Examiner, **asked(folder)))
+    assert [event.step for event in events if event.kind == "exam" and event.text] == [4]
+    assert len({score["weights"] for score in read_scores(run) if score["step"] == 4}) == 2
+    assert len(read_scores(run)) == old + 7

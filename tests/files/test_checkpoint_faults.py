@@ -275,3 +275,56 @@ def test_kill_at_any_moment(tmp_path):
     assert set(os.listdir(tmp_path)) <= {"m.ckpt", "m.ckpt.tmp"}
     Model(GPTConfig(37, 6, 2, 2, 8), B=1, T=4).save(path)  # a .tmp that was left over disturbs nobody
     assert os.listdir(tmp_path) == ["m.ckpt"]
+
+
+ORDER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+/* Notes each call: write, fsync of a file, fsync of a folder, rename. */
+static char calls[1 << 20];
+static int n;
+static void note(char c) { if (n < (int)sizeof calls - 1) calls[n++] = c; }
+const char *order(void) { return calls; }
+ssize_t write(int fd, const void *p, size_t size) {
+    static ssize_t (*real)(int, const void *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "write");
+    return note('w'), real(fd, p, size);
+}
+int fsync(int fd) {
+    static int (*real)(int);
+    struct stat s;
+    if (!real) real = dlsym(RTLD_NEXT, "fsync");
+    return note(fstat(fd, &s) == 0 && S_ISDIR(s.st_mode) ? 'd' : 'f'), real(fd);
+}
+int rename(const char *a, const char *b) {
+    static int (*real)(const char *, const char *);
+    if (!real) real = dlsym(RTLD_NEXT, "rename");
+    return note('r'), real(a, b);
+}
+"""
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path):
+    """A crash of the machine would else leave a name of an empty file; and the name itself is flushed with its folder."""
+    source, library = tmp_path / "order.c", tmp_path / "order.so"
+    source.write_text(ORDER)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    code = """if True:
+        import ctypes, sys, pyllmc
+        pyllmc.Model(pyllmc.GPTConfig(37, 6, 2, 2, 8), B=1, T=4).save(sys.argv[1])
+        order = ctypes.CDLL(sys.argv[2]).order
+        order.restype = ctypes.c_char_p
+        print(order().decode())"""
+    command = [sys.executable, "-c", code, tmp_path / "m.ckpt", library]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **preloading(library)},
+    )
+    assert done.stdout.strip().endswith("wfrd")

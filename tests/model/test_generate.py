@@ -261,3 +261,18 @@ def test_the_last_draw_of_each_text_is_told(model):
             assert abs(sum(own) - 1) < 1e-5 and abs(sum(chances) - 1) < 1e-5
     for i in (-1, 2):
         assert lib.llmc_generation_last(steps.handle, i, own, chances) == lib.LLMC_EINVAL
+
+
+def test_a_micro_step_overwrites_the_keys_of_a_text():
+    """No weight has changed, but the batch took the memory of the cache."""
+    model = Model(GPTConfig(V, T, 2, 2, 8), B=2, seed=3)
+    for name in model.params:
+        model.params[name][...] *= 12
+    generation = Generation(model)
+    generation.feed([1, 2, 3])
+    generation.next()
+    batch = np.arange(2 * T, dtype=np.int32).reshape(2, T) % V
+    for _ in range(5):
+        model.micro_step(batch, batch[:, ::-1])
+        (id,) = generation.next()
+        assert id == likeliest(model, generation.ids[:-1])

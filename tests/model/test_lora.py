@@ -358,3 +358,16 @@ def test_every_target_is_listed():
     assert rows == [target + part for target in ALL.split(",") for part in "AB"]
     assert list(MODULES) == ALL.split(",")
     assert len(ISAS) > 1
+
+
+def test_moments_of_other_tensors_are_not_taken(tmp_path):
+    """They are as many, under a pattern that is as long."""
+    config = pyllmc.GPTConfig(80, 16, 2, 2, 16)
+    m = pyllmc.Model(config, B=1, T=8, train_only="h.0.*")
+    m.micro_step(np.arange(8)[None], np.arange(1, 9)[None])
+    m.update(lr=1e-3)
+    m.save(tmp_path / "m.ckpt")
+    steps = {
+        only: pyllmc.Model(tmp_path / "m.ckpt", B=1, T=8, train_only=only).step for only in ("h.0.*", "h.1.*")
+    }
+    assert steps == {"h.0.*": 1, "h.1.*": 0}

@@ -197,3 +197,8 @@ def test_broken_weights_are_told(model):
     broken.params["transformer.wpe.weight"][0, 0] = np.nan
     with pytest.raises(_ffi.NotFinite):
         broken.generate([1])
+
+
+def test_an_infinite_logit_is_named():
+    with pytest.raises(pyllmc.NotFinite, match="the logit of id 1 is inf"):
+        sample([0, np.inf, 2])

@@ -356,3 +356,28 @@ def test_what_transformers_manner_refuses(named, words):
         model(x, **{"labels": x, **named})
     found = model(x, labels=x, attention_mask=torch.ones_like(x))
     assert torch.equal(found["loss"], model(input_ids=x, labels=x)["loss"])
+
+
+def test_a_decay_that_the_engine_has_not_is_refused_and_changes_nothing():
+    model = make()
+    optimizer = AdamW(model, **HYPER)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    x, y = batch()
+    model(x, y)[1].backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InvalidArgument, match="no decay in its second group"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before)) and model.engine.step == 0
+
+
+def test_the_steps_of_a_state_go_on_from_the_last_one():
+    """PyTorch counts by parameter, and one whose gradient was None has taken fewer."""
+    right, ours = make(), make()
+    optimizer = torchs(right)
+    train(right, optimizer, steps=1)
+    next(p for p in right.parameters() if p.ndim == 1).grad = None
+    right.lm_head.weight.grad = None
+    optimizer.step()
+    AdamW(ours, **HYPER).load_state_dict(optimizer.state_dict())
+    assert ours.engine.step == 2

@@ -409,3 +409,20 @@ def test_a_gpu_s_plan_is_made_without_a_gpu():
     memory = made("--model=d12", "--device=h200", "--mfu=0.4")["memory"]
     assert memory["stored"] == memory["params"] / 2, "bf16 beside fp32 masters"
     assert memory["limit"] == compute.DATA_SHEETS["h200"].memory
+
+
+@pytest.mark.parametrize("part", ["--train_only=h.*", "--lora_rank=4"])
+def test_what_is_frozen_behind_T_is_not_taken_off(part):
+    """Of wpe only T rows are exchanged; here none of it is trained."""
+    found = made("--model=d12", "--step_ms=1", "--T=128", part)
+    assert found["network"]["reduced_bytes"] == 4 * found["memory"]["trained"]
+
+
+def test_a_batch_that_just_fits_needs_no_zero():
+    """A global batch leaves no faster way: only what fits counts."""
+    total = made(*TIMED)["memory"]["total"]
+    asked = [*TIMED, "--nodes=2", "--global_batch=4"]
+    worth = [
+        made(*asked, f"--memory={(total + more) * 1e-9:.9f}GB")["worth"]["zero"]["worth"] for more in (-1, 0)
+    ]
+    assert worth == [True, False]

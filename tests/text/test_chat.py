@@ -337,3 +337,17 @@ def test_an_answer_that_another_turn_cuts_short_says_so(checkpoint, begun):
     with pytest.raises(InvalidArgument, match="another turn was said before this answer had ended"):
         next(old)
     assert "".join(newer) == "".join(alone.say("b"))
+
+
+def test_a_turn_that_fits_alone_fits_after_others(checkpoint):
+    """Those are forgotten, and the turn is written as a first one, without a line break before it."""
+
+    def answer(*turns: str) -> str:
+        chat = Chat(checkpoint, temperature=0, system="", template="chat", sample_tokens=12, **NAMES)
+        return [say(chat, turn) for turn in turns][-1]
+
+    longest = "a" * (T - 12 - len("a: \nb:") - 1)  # 1: the token that begins a text
+    alone = answer(longest)
+    with pytest.raises(InvalidArgument, match="say it in fewer words"):
+        answer(longest + "a")
+    assert answer("b", longest) == alone

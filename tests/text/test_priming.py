@@ -362,3 +362,11 @@ def test_an_answer_that_another_query_cuts_short_says_so(model):
     assert isinstance(newer, str)
     with pytest.raises(InvalidArgument, match="another query was asked"):
         next(unread)
+
+
+@pytest.mark.parametrize("T", range(24, 40))
+def test_one_more_line_as_long_as_the_longest_fits_behind_the_examples(T):
+    with pytest.warns(RuntimeWarning, match="are left out"):
+        primer = Primer(make_model(T=T), [("ab", "ba")] * 12, separator=">")
+    line = len("ab>ba\n")
+    assert primer.tokens == 1 + primer.shots * line and primer.tokens + line <= T < primer.tokens + 2 * line

@@ -213,3 +213,21 @@ def test_a_sample_is_a_turn_if_a_template_is_given(model, capsys):
     assert both.startswith("b") and both[: len(both) // 2] == both[len(both) // 2 :]
     assert sample.main([*how, "--template={prompt}"]) == 2
     assert "needs {prompt}, and behind it {answer}" in capsys.readouterr().err
+
+
+def test_the_end_of_an_answer_goes_also_where_the_text_ends_behind_it(tmp_path):
+    """So a model that has seen single turns ends them. What would stop the answer is longer here: the end and a next turn."""
+    pieces = [b"a", b"<", b">", b"\n"]
+    made = Model(GPTConfig(len(pieces) + 1, 32, 1, 1, 8), B=1, training=False, seed=2)
+    made.tokenizer_bytes = file_bytes([*pieces, EOT])
+    made.save(tmp_path / "m.ckpt")
+    seen = 0
+    for seed in range(200):
+        how = {"temperature": 3, "seed": seed}
+        writer = Writer(made)
+        written = "".join(writer.stream("<a>", max_new_tokens=6, stop=["\n<"], **how))
+        if writer.end == "eot" and written.endswith("\n"):
+            chat = Chat(tmp_path / "m.ckpt", template=r"<{prompt}>{answer}\n", sample_tokens=6, **how)
+            assert "".join(chat.say("a")) == written[:-1].lstrip() and chat.end == "eot"
+            seen += 1
+    assert seen > 3

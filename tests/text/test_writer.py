@@ -352,3 +352,17 @@ def test_a_prompt_that_is_no_text_is_for_the_tokenizer_to_judge(checkpoint):
 def test_sample_says_in_one_line_what_is_wrong(checkpoint, option, code):
     done = run(checkpoint, option)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (code, b"", 1), done.stderr
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_stops_that_end_together_the_longest_counts(turn):
+    """In whatever order they are given: a chat has an answer's end with an empty line before it, and without."""
+    model = make_model([b"a", b"b", b"c"])
+    whole = InC(model, 20, temperature=2.0, seed=3)
+    whole.prompt(b"a")
+    text = b"".join(whole.pieces())
+    stops = [text[1:4], text[2:4]][::turn]
+    assert len(text) > 4 and first_stop(text, stops) == 1
+    writer = InC(model, 20, stops, temperature=2.0, seed=3)
+    writer.prompt(b"a")
+    assert b"".join(writer.pieces()) == text[:1]

@@ -151,3 +151,18 @@ def test_adapters_that_lie_together_find_each_its_base(base, data, tmp_path):
     (base / second).unlink()
     with pytest.raises(pyllmc.BadFile, match="of other weights than .*together/lora_base.ckpt has now"):
         logits(together / f"of_{second}")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lora_alpha": 12}, "lora_alpha=2 on matrices 15, the model is made for 2, 12 and 15"),
+        ({"lora_alpha": 2, "lora_on": "qkv"}, "on matrices 15, the model is made for 2, 2 and 1"),
+    ],
+)
+def test_adapters_with_another_factor_or_on_other_matrices_are_refused(
+    options, message, base, data, tmp_path
+):
+    list(pyllmc.Trainer(model=base, data=data, out=tmp_path / "run", lora_alpha=2, **ADAPTS))
+    with pytest.raises(pyllmc.InvalidArgument, match=message):
+        pyllmc.Model(tmp_path / "run", lora_rank=2, **options)

@@ -181,3 +181,13 @@ def test_validation_data_of_another_tokenizer_are_refused(tmp_path):
     assert len(train(**options, val_data=tmp_path / "a")) == 1
     with pytest.raises(pyllmc.InvalidArgument, match="has another tokenizer than --data.*--tokenizer .*a"):
         train(**options, val_data=tmp_path / "b")
+
+
+def test_a_best_of_the_very_step_that_is_resumed_stays(data, tmp_path):
+    train(
+        data=data, out=tmp_path, max_steps=4, checkpoint_every=2, keep=9, lr=1e-2, **{**SIZES, "val_every": 2}
+    )
+    assert best_step(tmp_path) == 4
+    train(resume=tmp_path, max_steps=8, lr=10, val_every=0)
+    train(resume=tmp_path / "step_00000004.ckpt", max_steps=5, lr=10, overwrite=True, val_every=0)
+    assert best_step(tmp_path) == 4

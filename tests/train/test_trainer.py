@@ -334,3 +334,20 @@ def test_updates_that_would_poison_the_weights_are_refused(bad):
     with pytest.raises(pyllmc.InvalidArgument):
         m.update(**bad)
     assert np.array_equal(m.params["wpe"], before)
+
+
+def test_every_sample_has_random_numbers_of_its_own(data):
+    """A model that does not change would else write the same again."""
+    events = pyllmc.Trainer(
+        data=data,
+        out="",
+        max_steps=6,
+        sample_every=1,
+        sample_tokens=40,
+        temperature=1000,
+        train_only="wpe",
+        lr=1e-30,
+        **TINY,
+    )
+    texts = [event.text for event in events if event.kind == "sample"]
+    assert len(texts) == 6 and len(set(texts)) > 3

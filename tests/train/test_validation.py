@@ -241,3 +241,12 @@ def test_another_tokenizer_is_refused_for_each_set(data, tmp_path):
     dataset.write_dataset(["quite another alphabet: 0123456789"] * 20, other, tokenizer="char")
     with pytest.raises(pyllmc.InvalidArgument, match=f"--val_data={other} has another tokenizer"):
         pyllmc.Trainer(data=data, val_data=f"{data},{other}", **TINY)
+
+
+def test_patience_counts_anew_with_other_validation_data(data, tmp_path):
+    run = tmp_path / "run"
+    ended = list(pyllmc.Trainer(out=run, **worse(data, patience=2)))[-1].step
+    more = list(pyllmc.Trainer(resume=run, val_data=f"{data}/train_000000.bin"))
+    steps = [event.step for event in more if event.kind == "step"]
+    assert ended < 60 and steps and steps[0] == ended + 1
+    assert training(run / "best.ckpt")["state"]["step"] != "0"
