@@ -189,14 +189,14 @@ class Primer(NotCopied):
         pairs = _pairs(examples, self.form)
         self.writer = model if isinstance(model, Writer) else Writer(_opened(model))
         self._most = as_count("max_new_tokens", max_new_tokens)
-        self._T = self.writer._lib.llmc_model_room(self.writer.model._handle).T
+        self._T = self.writer.model._arena.room.T
         self._seed = seed
         how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        self._handle = self.writer._open(self._most, how, [end.encode(), *as_texts("stop", stop)])
+        stops = [end.encode(), *as_texts("stop", stop)]
+        self._open = lambda: self.writer._open(self._most, how, stops)
+        self._handle = self._open()
         self.examples = self._fitting(pairs, _text("longest", longest))
-        if head := self.form.head(self.examples):
-            self.writer._prompt(self._handle, head.encode())
-        self.tokens = self._held()  # the examples', and the one that begins a document
+        self._read_examples()
         self._answers = Answers(
             "another query was asked before this answer had ended: take an answer to its end, or make a Primer for each"
         )
@@ -223,6 +223,18 @@ class Primer(NotCopied):
         return self._answers.parts(self.writer._follow_steps(self._handle, most))
 
     # ---- the context ----
+
+    def _read_examples(self) -> None:
+        if head := self.form.head(self.examples):
+            self.writer._prompt(self._handle, head.encode())
+        self.tokens = self._held()  # the examples', and the one that begins a document
+        self._memory = self.writer.model._arena.owner
+
+    def _follow_model(self) -> None:
+        """Reads the examples anew if the model has moved to other memory, as that of pyllmc.nn.GPT does when it grows."""
+        if self._memory is not self.writer.model._arena.owner:
+            self._T, self._handle = self.writer.model._arena.room.T, self._open()
+            self._read_examples()
 
     def _held(self) -> int:
         lib, n = self.writer._lib, _ffi.ffi().new("int *")
@@ -270,6 +282,7 @@ class Primer(NotCopied):
     def _ask(self, query: str, seed: int | None) -> None:
         """Puts a query behind the examples, in place of the last one and its answer."""
         asked, lib = _asked(query, self.form), self.writer._lib
+        self._follow_model()
         first = (
             0 if self.tokens else 1
         )  # without examples, the query is preceded by the token that begins a document

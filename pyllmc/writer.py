@@ -107,6 +107,7 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
+        check_context(model)
         source = model._source  # read first, because asking for tokenizer_bytes clears it
         if tokenizer is None and not model.tokenizer_bytes and source:
             if why := why_none_beside(source, model.config.vocab_size):
@@ -164,7 +165,8 @@ class Writer(NotCopied):
         lib, ffi = self._lib, _ffi.ffi()
         out = ffi.new("llmc_writer **")
         _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
-        handle = ffi.gc(out[0], lib.llmc_writer_free)
+        owner = self.model._arena.owner  # held: the model may move to larger memory while a text is written
+        handle = ffi.gc(out[0], lambda pointer, owner=owner: lib.llmc_writer_free(pointer))
         for text in as_texts("stop", stop):
             _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
         return handle
@@ -207,6 +209,16 @@ class Writer(NotCopied):
     def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
         """`prompt` and the text that follows it; the arguments are those of stream."""
         return as_text("prompt", prompt) + "".join(self.stream(prompt, *args, **named))
+
+
+def check_context(model: Model) -> None:
+    """Raises InvalidArgument if a model that could see more has room for one token only, as pyllmc.nn.GPT has at first."""
+    most = model.config.max_seq_len
+    if model._arena.room.T < min(2, most):
+        raise InvalidArgument(
+            f"this model has room for 1 token at a time, so each would follow from the last one alone: make it with T={most}, "
+            f"such as pyllmc.nn.GPT(source, T={most})"
+        )
 
 
 def open_model(path: Path, **how: Any) -> Model:

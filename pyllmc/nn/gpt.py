@@ -28,7 +28,7 @@ from pyllmc.nn.autograd import (
 )
 from pyllmc.nn.copies import become_copy, state_for_copy
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
+from pyllmc.nn.memory import Engine, Gradients, in_turn, moved, refuse_move, resized, take_back, tensors
 from pyllmc.nn.optimizer import hyper_of, make_optimizer
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
@@ -113,7 +113,8 @@ class GPT(nn.Module):
 
     @property
     def engine(self) -> Model:
-        """The Model that computes. Who calls it may change the activations: a backward pass then runs its forward pass again."""
+        """The Model that computes, always the same object; its room is that of the largest batch. Who calls it may change the
+        activations: a backward pass then runs its forward pass again."""
         self._mark += 1
         self._refresh()
         return self._engine
@@ -163,11 +164,9 @@ class GPT(nn.Module):
         room = self._engine._arena.room
         if b <= room.B and t <= room.T:
             return
-        if t > self.sizes.max_seq_len:
-            raise InvalidArgument(
-                f"a sequence of {t} tokens, but the model knows {self.sizes.max_seq_len} positions: cut it"
-            )
         most = self.sizes.max_seq_len
+        if t > most:
+            raise InvalidArgument(f"a sequence of {t} tokens, but the model knows {most} positions: cut it")
         T = room.T if t <= room.T else t if room.T == 1 else min(max(t, 2 * room.T), most)
         try:
             self._move(resized(self._engine, max(b, room.B), T))
@@ -177,7 +176,7 @@ class GPT(nn.Module):
     @torch.inference_mode(False)  # the memory is for training, too, whenever it is made
     def _move(self, model: Model) -> None:
         params, held = self._params(), self._gradients.in_place(self._params())
-        self._set_engine(model)
+        self._set_engine(moved(self._engine, model))
         for p, memory in zip(params, tensors(model._arena, "params")):
             p.data = memory
         if held:
