@@ -98,8 +98,8 @@ class AdamW(NotCopied, torch.optim.Optimizer):
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
     and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike. Raises InvalidArgument
-    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not compute with, such as a
-    subclass' own: model.configure_optimizers(...) trains those, too.
+    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not update: a subclass' own,
+    or frozen ones. model.configure_optimizers(...) makes an optimizer for such a model, too.
     """
 
     _INSTEAD = "make AdamW(copy) of the copied model, and load_state_dict(optimizer.state_dict())"
@@ -124,13 +124,15 @@ class AdamW(NotCopied, torch.optim.Optimizer):
         super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As PyTorch's, for parameters of the engine. Raises InvalidArgument."""
+        """As PyTorch's, for parameters of the engine that are not frozen. Raises InvalidArgument."""
         super().add_param_group(param_group)
         engines = set(self.model._params())
-        if any(p not in engines for p in self.param_groups[-1]["params"]):
-            shapes = [tuple(p.shape) for p in self.param_groups.pop()["params"] if p not in engines]
+        wrong = [p for p in self.param_groups[-1]["params"] if p not in engines or not p.requires_grad]
+        if wrong:
+            self.param_groups.pop()
+            why = "are frozen" if wrong[0] in engines else "are not its own"
             raise InvalidArgument(
-                f"the engine does not update parameters that are not its own, such as one of {shapes[0]}: use "
+                f"the engine does not update parameters that {why}, such as one of {tuple(wrong[0].shape)}: use "
                 "model.configure_optimizers(...) or torch.optim.AdamW"
             )
 

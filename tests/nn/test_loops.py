@@ -282,6 +282,17 @@ def test_the_engines_optimizer_refuses_parameters_that_are_not_the_engines():
     with pytest.raises(InvalidArgument, match=r"such as one of \(3,\)"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 28
+    optimizer.param_groups.clear()
+    optimizer.model.transformer.ln_f.bias.requires_grad_(False)
+    for call in (
+        lambda: AdamW(optimizer.model),
+        lambda: optimizer.add_param_group({"params": optimizer.model.parameters()}),
+    ):
+        with pytest.raises(
+            InvalidArgument, match=r"that are frozen, such as one of \(16,\): use model.configure"
+        ):
+            call()
+    assert not optimizer.param_groups
 
 
 def test_accelerate_trains_it():
