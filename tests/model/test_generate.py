@@ -4,6 +4,10 @@ pass."""
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -261,3 +265,21 @@ def test_the_last_draw_of_each_text_is_told(model):
             assert abs(sum(own) - 1) < 1e-5 and abs(sum(chances) - 1) < 1e-5
     for i in (-1, 2):
         assert lib.llmc_generation_last(steps.handle, i, own, chances) == lib.LLMC_EINVAL
+
+
+def test_ctrl_c_ends_a_librarys_call_soon_and_the_model_goes_on(model):
+    """In the main thread, where Python runs handlers. Other threads generate on, as they do for any call into C."""
+    right, begun = model.generate([1, 2], 2000), time.perf_counter()
+    assert model.generate([1, 2], 2000) == right
+    whole = 200 * (time.perf_counter() - begun)
+    timer, begun = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)), time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.generate([1, 2], 400_000)
+    assert time.perf_counter() - begun < whole / 4
+    assert model.generate([1, 2], 2000) == right
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(model.generate([1, 2], 2000)))
+    thread.start()
+    thread.join()
+    assert found == [right]
