@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyllmc.base.checks import NotCopied
+from pyllmc.base.checks import NotCopied, as_float
 from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine.arguments import as_betas
 from pyllmc.nn.memory import tensors
 
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
@@ -44,10 +45,10 @@ def hyper_of(given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
 def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
     """Raises InvalidArgument for what would poison the weights."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= float(value) < float("inf"):
-            raise InvalidArgument(f"{name}={value}: a finite number of at least 0 is needed")
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
+        if as_float(name, value) < 0:
+            raise InvalidArgument(f"{name}={value} is negative")
+    if not all(0 <= beta < 1 for beta in as_betas(betas)):
+        raise InvalidArgument(f"betas={betas} are not at least 0 and below 1")
 
 
 def check_moments(params: list[Any], held: dict[Any, Any]) -> int:
