@@ -155,7 +155,8 @@ class Primer(NotCopied):
     >>> primer.answer("house")
 
     The examples are read once: the model keeps their keys and values in its cache for all queries, as long as nothing else uses
-    it. If the context cannot hold all examples, beside one more line as long as the longest of them (or `longest`), the first
+    it. What is written into an array of model.params goes unnoticed: assign params[name] = array, and the examples are read with the
+    new weights. If the context cannot hold all examples, beside one more line as long as the longest of them (or `longest`), the first
     ones are left out, with a RuntimeWarning; `shots` is the number of those that are used.
 
     model: a Writer, a Model, or what Writer takes. examples: pairs (query, answer). separator, end, task: see Form.

@@ -45,7 +45,9 @@ class Views(NotCopied, Mapping[str, Any]):
     """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
 
     On the CPU they are views, which may be written to; on a GPU, and of a model of bf16 its parameters and all that it
-    stores in bf16, they are read-only copies. `params[name] = array` sets a tensor everywhere.
+    stores in bf16, they are read-only copies. `params[name] = array` sets a tensor everywhere. A text
+    that is being written (Model.steps, Writer, Primer) does not notice what is written into a view, and goes on with keys and
+    values of the old weights: assign params[name] = array, and they are computed anew.
     """
 
     _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"

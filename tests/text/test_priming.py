@@ -362,3 +362,15 @@ def test_an_answer_that_another_query_cuts_short_says_so(model):
     assert isinstance(newer, str)
     with pytest.raises(InvalidArgument, match="another query was asked"):
         next(unread)
+
+
+def test_the_examples_are_read_anew_once_a_parameter_is_assigned():
+    model = make_model()
+    primer = Primer(model, PAIRS, separator=">", temperature=1.0)
+    first = primer.answer("ca", seed=3)
+    model.params["wte"] = model.params["wte"] * np.float32(-3)
+    assert (
+        primer.answer("ca", seed=3)
+        == Primer(model, PAIRS, separator=">", temperature=1.0).answer("ca", seed=3)
+        != first
+    )
