@@ -140,7 +140,7 @@ stop_wanted = False
 turn = threading.RLock()  # held while a line is shown or a stop is set, so that no line follows the stop
 
 
-@functools.cache  # which keeps it alive, because C holds its address
+@functools.cache  # the cache keeps it alive, because C holds its address
 def _receiver(ffi: Any) -> Any:
     """The callback that shows what a library reports. Python's signal handlers run at each report."""
 

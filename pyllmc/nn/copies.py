@@ -12,7 +12,7 @@ from torch import nn
 
 from pyllmc.nn.memory import ORIGIN, Engine, tensors
 
-OWN = ("_engine", "_gradients", "_addresses", "_held", "_turn")  # attributes that no copy gets
+OWN = ("_engine", "_gradients", "_parts", "_turn")  # attributes that no copy gets
 
 
 def state_for_copy(gpt: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def become_copy(gpt: Any, state: dict[str, Any]) -> None:
     vars(gpt._engine).update(origin)
     for name, part in others.items():
         gpt.add_module(name, part)
-    for p, memory, (part, name) in zip(weights, tensors(gpt._engine._arena, "params"), gpt._held):
+    for p, memory, (part, name) in zip(weights, tensors(gpt._engine._arena, "params"), gpt._parts.held):
         memory.copy_(p.detach())
         p.data = memory
         setattr(part, name, p)

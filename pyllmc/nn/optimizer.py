@@ -86,8 +86,10 @@ def groups_of(model: nn.Module, weight_decay: float, still_embeddings: bool) -> 
 def make_optimizer(model: Any, lr: float, betas: Any, weight_decay: float, still_embeddings: bool) -> Any:
     """The engine's AdamW, if the engine updates all that is to be trained; else PyTorch's for what is not frozen."""
     check_hyper(lr, betas, 0, weight_decay)
+    engines = model._params()  # the call comes first, because it may tie the head again
     params = list(model.parameters())
-    if all(p.requires_grad for p in params) and set(params) == set(model._params()):
+    own = len(params) == len(engines) and set(params) == set(engines)  # fewer, if layers share one
+    if own and all(p.requires_grad for p in params):
         return AdamW(model, lr, betas, weight_decay=weight_decay, still_embeddings=still_embeddings)
     groups = groups_of(model, weight_decay, still_embeddings)
     trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
@@ -120,6 +122,7 @@ class AdamW(NotCopied, torch.optim.Optimizer):
                 f"pyllmc.nn.AdamW takes the GPT itself, not a {type(model).__name__}: AdamW(model), or AdamW(ddp.module) of a "
                 "wrapped one"
             )
+        model._params()  # the call may tie the head again
         self.model, self.still_embeddings = model, bool(still_embeddings)
         kept = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)
