@@ -209,19 +209,22 @@ class Primer(NotCopied):
 
     def stream(self, query: str, seed: int | None = None) -> Iterator[str]:
         """Yields the answer in pieces, as Writer.stream does. seed: takes the place of the primer's."""
-        self._ask(query, seed)
-        pieces = self.writer._follow(self._handle)
-        return self._answers.parts(_without(self.form.gap, pieces))
+        with self._answers.turn:
+            self._ask(query, seed)
+            pieces = self.writer._follow(self._handle)
+            return self._answers.parts(_without(self.form.gap, pieces))
 
     def answer(self, query: str, seed: int | None = None) -> str:
-        """The answer to a query, without the separator's spaces and without the end."""
-        return "".join(self.stream(query, seed))
+        """The answer to a query, without the separator's spaces and without the end. Calls from several threads wait for each other."""
+        with self._answers.turn:
+            return "".join(self.stream(query, seed))
 
     def steps(self, query: str, alternatives: int = 5, seed: int | None = None) -> Iterator[Step]:
         """Yields each token of the answer, as Writer.steps does; the last one may complete the end."""
         most = as_count("alternatives", alternatives)
-        self._ask(query, seed)
-        return self._answers.parts(self.writer._follow_steps(self._handle, most))
+        with self._answers.turn:
+            self._ask(query, seed)
+            return self._answers.parts(self.writer._follow_steps(self._handle, most))
 
     # ---- the context ----
 

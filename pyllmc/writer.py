@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -53,10 +54,14 @@ def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
 
 
 class Answers:
-    """The answers of one talk, which share a context: each can be read until the next one is asked for."""
+    """The answers of one talk, which share a context: each can be read until the next one is asked for.
+
+    turn: held while one is asked for or read on, so that threads never read each other's.
+    """
 
     def __init__(self, remedy: str) -> None:
         self._asked, self._remedy = 0, remedy
+        self.turn = threading.RLock()
 
     def ask(self) -> None:
         """Ends the answer before."""
@@ -67,13 +72,14 @@ class Answers:
         return self._parts(parts, self._asked)
 
     def _parts(self, parts: Iterator[Any], number: int) -> Iterator[Any]:
-        while self._check(number) and (part := next(parts, None)) is not None:
+        while (part := self._next(parts, number)) is not None:
             yield part
 
-    def _check(self, number: int) -> bool:
-        if number != self._asked:
-            raise InvalidArgument(self._remedy)
-        return True
+    def _next(self, parts: Iterator[Any], number: int) -> Any:
+        with self.turn:
+            if number != self._asked:
+                raise InvalidArgument(self._remedy)
+            return next(parts, None)
 
 
 def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
@@ -319,9 +325,10 @@ class Chat(NotCopied):
         Pieces that are not read before the next turn are forgotten: reading them then raises InvalidArgument.
         """
         data = _utf8(text)
-        self._answers.ask()
-        _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
-        return self._answers.parts(_pieces(self._lib, self._lib.llmc_chat_next, self._handle))
+        with self._answers.turn:
+            self._answers.ask()
+            _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
+            return self._answers.parts(_pieces(self._lib, self._lib.llmc_chat_next, self._handle))
 
     @property
     def end(self) -> str:
