@@ -41,7 +41,11 @@ class Parts:
         for (part, name), address in zip(self.held, self._addresses):
             p = part._parameters.get(name)
             if p is None:
-                raise InvalidArgument(f"the engine cannot train without a plain parameter {name} in {part}")
+                whole = list(self._arena.places())[len(found)]
+                raise InvalidArgument(
+                    f"the engine cannot train without a plain parameter {whole}, and a {type(part).__name__} has none: remove what "
+                    "takes its place; for LoRA use pyllmc.Model(source, lora_rank=8)"
+                )
             found.append(p)
             if p.data_ptr() != address:
                 take_back(p, self._arena, len(found) - 1)
