@@ -43,14 +43,20 @@ def get_config():
 
 def check(config):
     """Raises ValueError for a setting with which the program would end later."""
-    for name, value, least, most in (
-        ("digits", config.digits, 1, 3),
-        ("seed", config.seed, 0, 2**32 - 1),
-        ("trainer.max_iters", config.trainer.max_iters, 1, 10**9),
-        ("trainer.batch_size", config.trainer.batch_size, 1, 10**6),
+    for node, prefix, name, kind, least, most in (
+        (config, "", "digits", int, 1, 3),
+        (config, "", "seed", int, 0, 2**32 - 1),
+        (config.trainer, "trainer.", "max_iters", int, 1, 10**9),
+        (config.trainer, "trainer.", "batch_size", int, 1, 10**6),
+        (config.trainer, "trainer.", "num_workers", int, 0, 10**3),
+        (config.trainer, "trainer.", "learning_rate", (int, float), 0, 10**3),
+        (config.trainer, "trainer.", "weight_decay", (int, float), 0, 10**3),
+        (config.trainer, "trainer.", "grad_norm_clip", (int, float), 0, 10**9),
     ):
-        if not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"--{name}={value} is no whole number in {least}..{most}")
+        value = getattr(node, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+            what = "whole number" if kind is int else "number"
+            raise ValueError(f"--{prefix}{name}={value} is no {what} in {least}..{most}")
     if os.path.splitext(str(config.out))[1].lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--out={config.out}: a picture ends with .png, .svg or .pdf: name it so")
     if not os.path.isdir(os.path.dirname(config.out) or "."):
@@ -120,7 +126,10 @@ def main(arguments):
         config.model.vocab_size = 10
         config.model.block_size = 3 * config.digits  # the last digit is never read
         model = GPT(config.model)
-    except (ValueError, AssertionError, AttributeError, LookupError) as error:
+        if config.trainer.device != "auto":
+            model.to(config.trainer.device)
+        model.configure_optimizers(config.trainer)  # so that betas which cannot be are refused here
+    except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError) as error:
         raise SystemExit(f"adder.py: {error}") from None
     n = config.digits
     sums = make_sums(n)

@@ -23,13 +23,14 @@ from pyllmc import plot, prepro
 from pyllmc.base.errors import DataError, end_in_one_line
 from pyllmc.draw.picture import checked_path
 from pyllmc.stories import questions
+from pyllmc.tables.options import at_least
 from pyllmc.text.pairs import talk_of
 
 end_in_one_line()
 parser = argparse.ArgumentParser(description="Fine-tune a model on prompts and answers, and talk with it.")
 parser.add_argument("--model", default="demo", help="a size, a run folder or a weight file [%(default)s]")
 parser.add_argument("--pairs", help="a .jsonl of prompts and answers [questions about the stories' figures]")
-parser.add_argument("--steps", type=int, default=800, help="optimizer steps [%(default)s]")
+parser.add_argument("--steps", type=at_least(1), default=800, help="optimizer steps [%(default)s]")
 parser.add_argument("--lr", type=float, default=1e-3, help="learning rate [%(default)s]")
 parser.add_argument("--run", default="runs/finetune_chat", help="folder for data and model [%(default)s]")
 parser.add_argument("--out", default="finetune_chat.png", help="the picture to write [%(default)s]")

@@ -132,6 +132,7 @@ class Model(NotCopied):
         self._lib = lib = _ffi.taking_turns(lib)  # a trainer's model has its turns
         self._handle = handle
         self._untargeted = False  # True if the last forward pass had no targets
+        self._separator: int | None = None  # the token that separate_documents was given
         self._origin = "in training"
         self._tokenizer, self._source = b"", ""  # the tokenizer's bytes; a path beside which it may lie
         self._arena = arena = Arena(lib, handle, owner or handle)
@@ -306,9 +307,9 @@ class Model(NotCopied):
         """Lets documents that share a window not see each other, from the next batch on: `token`, such as tokenizer.eot, begins
         one. Its attention and its positions begin with it, so that logits, losses and gradients are those of each document
         alone. None, as at first: a window is one document. Generation is not concerned. Raises InvalidArgument."""
-        self._check(
-            self._lib.llmc_model_separate(self._handle, -1 if token is None else as_count("token", token))
-        )
+        id = None if token is None else as_count("token", token)
+        self._check(self._lib.llmc_model_separate(self._handle, -1 if id is None else id))
+        self._separator = id
 
     def zero_grad(self) -> None:
         self._check(self._lib.llmc_model_zero_grad(self._handle))

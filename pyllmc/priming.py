@@ -155,7 +155,8 @@ class Primer(NotCopied):
     >>> primer.answer("house")
 
     The examples are read once: the model keeps their keys and values in its cache for all queries, as long as nothing else uses
-    it. If the context cannot hold all examples, beside one more line as long as the longest of them (or `longest`), the first
+    it. What is written into an array of model.params goes unnoticed: assign params[name] = array, and the examples are read with the
+    new weights. If the context cannot hold all examples, beside one more line as long as the longest of them (or `longest`), the first
     ones are left out, with a RuntimeWarning; `shots` is the number of those that are used.
 
     model: a Writer, a Model, or what Writer takes. examples: pairs (query, answer). separator, end, task: see Form.
@@ -189,14 +190,14 @@ class Primer(NotCopied):
         pairs = _pairs(examples, self.form)
         self.writer = model if isinstance(model, Writer) else Writer(_opened(model))
         self._most = as_count("max_new_tokens", max_new_tokens)
-        self._T = self.writer._lib.llmc_model_room(self.writer.model._handle).T
+        self._T = self.writer.model._arena.room.T
         self._seed = seed
         how = make_sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        self._handle = self.writer._open(self._most, how, [end.encode(), *as_texts("stop", stop)])
+        stops = [end.encode(), *as_texts("stop", stop)]
+        self._open = lambda: self.writer._open(self._most, how, stops)
+        self._handle = self._open()
         self.examples = self._fitting(pairs, _text("longest", longest))
-        if head := self.form.head(self.examples):
-            self.writer._prompt(self._handle, head.encode())
-        self.tokens = self._held()  # the examples', and the one that begins a document
+        self._read_examples()
         self._answers = Answers(
             "another query was asked before this answer had ended: take an answer to its end, or make a Primer for each"
         )
@@ -208,21 +209,36 @@ class Primer(NotCopied):
 
     def stream(self, query: str, seed: int | None = None) -> Iterator[str]:
         """Yields the answer in pieces, as Writer.stream does. seed: takes the place of the primer's."""
-        self._ask(query, seed)
-        pieces = self.writer._follow(self._handle)
-        return self._answers.parts(_without(self.form.gap, pieces))
+        with self._answers.turn:
+            self._ask(query, seed)
+            pieces = self.writer._follow(self._handle)
+            return self._answers.parts(_without(self.form.gap, pieces))
 
     def answer(self, query: str, seed: int | None = None) -> str:
-        """The answer to a query, without the separator's spaces and without the end."""
-        return "".join(self.stream(query, seed))
+        """The answer to a query, without the separator's spaces and without the end. Calls from several threads wait for each other."""
+        with self._answers.turn:
+            return "".join(self.stream(query, seed))
 
     def steps(self, query: str, alternatives: int = 5, seed: int | None = None) -> Iterator[Step]:
         """Yields each token of the answer, as Writer.steps does; the last one may complete the end."""
         most = as_count("alternatives", alternatives)
-        self._ask(query, seed)
-        return self._answers.parts(self.writer._follow_steps(self._handle, most))
+        with self._answers.turn:
+            self._ask(query, seed)
+            return self._answers.parts(self.writer._follow_steps(self._handle, most))
 
     # ---- the context ----
+
+    def _read_examples(self) -> None:
+        if head := self.form.head(self.examples):
+            self.writer._prompt(self._handle, head.encode())
+        self.tokens = self._held()  # the examples', and the one that begins a document
+        self._memory = self.writer.model._arena.owner
+
+    def _follow_model(self) -> None:
+        """Reads the examples anew if the model has moved to other memory, as that of pyllmc.nn.GPT does when it grows."""
+        if self._memory is not self.writer.model._arena.owner:
+            self._T, self._handle = self.writer.model._arena.room.T, self._open()
+            self._read_examples()
 
     def _held(self) -> int:
         lib, n = self.writer._lib, _ffi.ffi().new("int *")
@@ -270,6 +286,7 @@ class Primer(NotCopied):
     def _ask(self, query: str, seed: int | None) -> None:
         """Puts a query behind the examples, in place of the last one and its answer."""
         asked, lib = _asked(query, self.form), self.writer._lib
+        self._follow_model()
         first = (
             0 if self.tokens else 1
         )  # without examples, the query is preceded by the token that begins a document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -53,10 +54,14 @@ def _pieces(lib: Any, following: Any, handle: Any) -> Iterator[str]:
 
 
 class Answers:
-    """The answers of one talk, which share a context: each can be read until the next one is asked for."""
+    """The answers of one talk, which share a context: each can be read until the next one is asked for.
+
+    turn: held while one is asked for or read on, so that threads never read each other's.
+    """
 
     def __init__(self, remedy: str) -> None:
         self._asked, self._remedy = 0, remedy
+        self.turn = threading.RLock()
 
     def ask(self) -> None:
         """Ends the answer before."""
@@ -67,13 +72,14 @@ class Answers:
         return self._parts(parts, self._asked)
 
     def _parts(self, parts: Iterator[Any], number: int) -> Iterator[Any]:
-        while self._check(number) and (part := next(parts, None)) is not None:
+        while (part := self._next(parts, number)) is not None:
             yield part
 
-    def _check(self, number: int) -> bool:
-        if number != self._asked:
-            raise InvalidArgument(self._remedy)
-        return True
+    def _next(self, parts: Iterator[Any], number: int) -> Any:
+        with self.turn:
+            if number != self._asked:
+                raise InvalidArgument(self._remedy)
+            return next(parts, None)
 
 
 def open_tokenizer(lib: Any, source: TokenizerSource) -> Any:
@@ -107,6 +113,7 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
+        check_context(model)
         source = model._source  # read first, because asking for tokenizer_bytes clears it
         if tokenizer is None and not model.tokenizer_bytes and source:
             if why := why_none_beside(source, model.config.vocab_size):
@@ -164,7 +171,8 @@ class Writer(NotCopied):
         lib, ffi = self._lib, _ffi.ffi()
         out = ffi.new("llmc_writer **")
         _ffi.check(lib, lib.llmc_writer_new(out, self.model._handle, self._tokenizer, how, most))
-        handle = ffi.gc(out[0], lib.llmc_writer_free)
+        owner = self.model._arena.owner  # held: the model may move to larger memory while a text is written
+        handle = ffi.gc(out[0], lambda pointer, owner=owner: lib.llmc_writer_free(pointer))
         for text in as_texts("stop", stop):
             _ffi.check(lib, lib.llmc_writer_stop_at(handle, text, len(text)))
         return handle
@@ -207,6 +215,16 @@ class Writer(NotCopied):
     def write(self, prompt: str = "", *args: Any, **named: Any) -> str:
         """`prompt` and the text that follows it; the arguments are those of stream."""
         return as_text("prompt", prompt) + "".join(self.stream(prompt, *args, **named))
+
+
+def check_context(model: Model) -> None:
+    """Raises InvalidArgument if a model that could see more has room for one token only, as pyllmc.nn.GPT has at first."""
+    most = model.config.max_seq_len
+    if model._arena.room.T < min(2, most):
+        raise InvalidArgument(
+            f"this model has room for 1 token at a time, so each would follow from the last one alone: make it with T={most}, "
+            f"such as pyllmc.nn.GPT(source, T={most})"
+        )
 
 
 def open_model(path: Path, **how: Any) -> Model:
@@ -307,9 +325,10 @@ class Chat(NotCopied):
         Pieces that are not read before the next turn are forgotten: reading them then raises InvalidArgument.
         """
         data = _utf8(text)
-        self._answers.ask()
-        _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
-        return self._answers.parts(_pieces(self._lib, self._lib.llmc_chat_next, self._handle))
+        with self._answers.turn:
+            self._answers.ask()
+            _ffi.check(self._lib, self._lib.llmc_chat_say(self._handle, data, len(data)))
+            return self._answers.parts(_pieces(self._lib, self._lib.llmc_chat_next, self._handle))
 
     @property
     def end(self) -> str:

@@ -5,12 +5,14 @@ Nothing is shown unless a command runs (errors.run_command) and its standard err
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -132,17 +134,15 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------
 # the engine's signs of life
 
-_callbacks: list[Any] = []  # this keeps them alive, because C holds their addresses
 _raised: list[BaseException] = []  # exceptions of signal handlers that ran within a callback
 # True: the engine shall end its present work, without an exception (signals.stopped_by_signals)
 stop_wanted = False
 turn = threading.RLock()  # held while a line is shown or a stop is set, so that no line follows the stop
 
 
-def listen(ffi: Any, lib: Any) -> None:
-    """Show the progress that a library reports of this thread's calls. Python's signal handlers run at each report."""
-    if not _running:
-        return
+@functools.cache  # the cache keeps it alive, because C holds its address
+def _receiver(ffi: Any) -> Any:
+    """The callback that shows what a library reports. Python's signal handlers run at each report."""
 
     def pulse(context: Any, text: Any) -> int:
         with turn:
@@ -153,12 +153,34 @@ def listen(ffi: Any, lib: Any) -> None:
     def failed(kind: Any, error: BaseException, trace: Any) -> None:
         _raised.append(error)
 
-    callback = ffi.callback("int(void *, const char *)", pulse, error=1, onerror=failed)
-    _callbacks.append(callback)
-    lib.llmc_on_pulse(callback, ffi.NULL)
+    return ffi.callback("int(void *, const char *)", pulse, error=1, onerror=failed)
+
+
+def listen(ffi: Any, lib: Any) -> None:
+    """Show the progress that a library reports of this thread's calls, if a command runs."""
+    if _running:
+        lib.llmc_on_pulse(_receiver(ffi), ffi.NULL)
+
+
+@contextmanager
+def interruptible(ffi: Any, lib: Any) -> Iterator[None]:
+    """Let Ctrl-C end a library's call within, also where no command runs: the call then fails, and the next check raises.
+
+    Only the main thread runs signal handlers, so nothing changes in others.
+    """
+    if _running or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    lib.llmc_on_pulse(_receiver(ffi), ffi.NULL)
+    try:
+        yield
+    finally:
+        lib.llmc_on_pulse(ffi.NULL, ffi.NULL)
 
 
 def raise_what_came() -> None:
-    """Raise the exception that a signal's handler raised during the call that has just ended, if any."""
-    if _raised:
-        raise _raised.pop()
+    """Raise the exception that a signal's handler raised during the main thread's call that has just ended, if any."""
+    if _raised and threading.current_thread() is threading.main_thread():
+        first = _raised[0]
+        _raised.clear()
+        raise first

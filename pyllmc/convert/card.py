@@ -190,7 +190,8 @@ def training_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     state, given, meta = run["state"], run["options"], run["meta"]
     rows = [("steps", f"{int(state.get('step', 0)):,} of {int(given.get('max_steps', 0)):,}")]
     if "tokens" in state:
-        rows.append(("tokens seen", f"{int(state['tokens']):,}"))
+        padded = "masks" in meta or not meta  # windows of pairs end with padding, which the run counts, too
+        rows.append((f"tokens seen{', at most' if padded else ''}", f"{int(state['tokens']):,}"))
     if run["loss"]:
         rows.append(("training loss of the last batch", run["loss"]))
     val_loss = float(state.get("val_loss", "nan"))

@@ -45,7 +45,9 @@ class Views(NotCopied, Mapping[str, Any]):
     """Tensors by name: the table's ("qkvw", all layers stacked) or PyTorch's ("transformer.h.0.attn.c_attn.weight").
 
     On the CPU they are views, which may be written to; on a GPU, and of a model of bf16 its parameters and all that it
-    stores in bf16, they are read-only copies. `params[name] = array` sets a tensor everywhere.
+    stores in bf16, they are read-only copies. `params[name] = array` sets a tensor everywhere. A text
+    that is being written (Model.steps, Writer, Primer) does not notice what is written into a view, and goes on with keys and
+    values of the old weights: assign params[name] = array, and they are computed anew.
     """
 
     _INSTEAD = "copy the arrays: {name: x.copy() for name, x in model.params.items()}"
@@ -172,9 +174,7 @@ class Arena:
     def view(self, block: str, name: str) -> np.ndarray:
         name, row, layer = self.find(block, name)
         if not row.kept:
-            keeps = "a lower recompute" if self.training else "training=True"
-            keeps = "keep_logits=True" if row.kind == self.lib.LLMC_CHUNK_ACT else keeps
-            raise InvalidArgument(f"{name} is not kept: make the model with {keeps}")
+            raise InvalidArgument(f"{name} is not kept: {self.how_to_keep(row)}")
         in_bf16 = self.bf16 and (block == "params" or row.type == self.lib.LLMC_X)
         if in_bf16 or not self.lib.llmc_model_on_host(self.handle):
             return self.copy(block, name, row, layer)
@@ -188,6 +188,14 @@ class Arena:
             at = self.gradient_at(name, 0), row.size
         view = self.strided(pointer, row, self.shape_of(row, name), at, row.layers)
         return view if layer is None else view[layer] if row.layers else view
+
+    def how_to_keep(self, row: Any) -> str:
+        """The remedy for an activation that is not kept."""
+        if row.kind == self.lib.LLMC_CHUNK_ACT:
+            is_trainers = self.owner is not self.handle
+            other = "a trainer never keeps them; call model.save(path), and look into pyllmc.Model(path)"
+            return other if is_trainers else "make the model with keep_logits=True"
+        return f"make the model with {'a lower recompute' if self.training else 'training=True'}"
 
     def copy(self, block: str, name: str, row: Any, layer: int | None) -> np.ndarray:
         """A copy of a tensor, of one layer or of all."""

@@ -57,8 +57,15 @@ def as_array(name: str, values: Any, dtype: Any = None) -> np.ndarray:
         return array if dtype is None else array.astype(dtype, copy=False)
     except InvalidArgument:
         raise
-    except Exception:  # numpy calls the object's own methods, which may raise anything
-        refuse(name, values, "an array")
+    except Exception as error:  # numpy calls the object's own methods, which may raise anything
+        refuse(name, values, f"an array{_remedy(values, error)}")
+
+
+def _remedy(values: Any, error: Exception) -> str:
+    """What to give instead of values that numpy cannot read; "" if that is not known."""
+    if hasattr(values, "detach"):  # one of PyTorch's tensors
+        return " as it is: give x.detach(), of bfloat16 x.detach().float(), from a GPU x.detach().cpu()"
+    return ": its rows, such as prompts, must be of one length" if "inhomogeneous" in str(error) else ""
 
 
 def as_ids(name: str, array: Any) -> np.ndarray:
@@ -66,8 +73,9 @@ def as_ids(name: str, array: Any) -> np.ndarray:
     ids = as_array(name, array)
     if ids.dtype.kind not in "iu" or ids.ndim != 2:
         raise InvalidArgument(f"{name}: an integer array (b, t) is needed, not {ids.dtype} {ids.shape}")
-    if ids.size and (ids.max() >= 2**31 or ids.min() < -(2**31)):
-        raise InvalidArgument(f"{name}: token id {ids.max()} does not fit 32 bits")
+    for id in (ids.min(), ids.max()) if ids.size else ():
+        if not -(2**31) <= id < 2**31:
+            raise InvalidArgument(f"{name}: token id {id} does not fit 32 bits")
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 

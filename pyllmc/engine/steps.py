@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllmc.base import live
 from pyllmc.base.errors import OutOfMemory
 from pyllmc.engine import _ffi
 
@@ -86,6 +87,8 @@ def texts_of(lib: Any, model: Any, prompts: Any, most: int, how: Any, eot: int) 
     except (MemoryError, ValueError):
         raise OutOfMemory(f"max_new_tokens={most}: no memory for so many") from None
     ids = ffi.cast("int *", prompts.ctypes.data), ffi.cast("int *", out.ctypes.data)
-    made = _ffi.check(lib, lib.llmc_model_generate(model, ids[0], *prompts.shape, most, how, ids[1], eot))
+    with live.interruptible(ffi, lib):
+        status = lib.llmc_model_generate(model, ids[0], *prompts.shape, most, how, ids[1], eot)
+    made = _ffi.check(lib, status)
     rows = [row[:made].tolist() for row in out]
     return [row[: row.index(eot) + 1] if eot in row else row for row in rows]

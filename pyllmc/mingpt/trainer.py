@@ -55,11 +55,15 @@ class TrainerConfig:
         vars(self).update(named)
 
 
-def is_fused(model: nn.Module) -> bool:
+def is_fused(model: Any) -> bool:
     """True if the engine may train the model in its own calls: nothing of PyTorch's takes part in a step."""
-    plain = type(model).forward is gpt.GPT.forward and not any(getattr(model, name) for name in HOOKS)
-    return plain and not any(
-        p._backward_hooks or p._post_accumulate_grad_hooks or not p.requires_grad for p in model.parameters()
+    if type(model).forward is not gpt.GPT.forward or any(getattr(model, name) for name in HOOKS):
+        return False
+    params = list(
+        model.parameters()
+    )  # fewer than the engine's if layers share one, more if a subclass has its own
+    return len(params) == len(model._params()) and not any(
+        p._backward_hooks or p._post_accumulate_grad_hooks or not p.requires_grad for p in params
     )
 
 

@@ -61,6 +61,15 @@ def check_none_frozen(params: Sequence[Tensor]) -> None:
         )
 
 
+def check_none_shared(params: Sequence[Tensor]) -> None:
+    """Raises InvalidArgument unless each layer has parameters of its own, because its gradients have one place in memory each."""
+    if len(set(map(id, params))) < len(params):
+        raise InvalidArgument(
+            "layers share a parameter, and the engine's micro_step, clipping and AdamW train each by itself: call "
+            "model(idx, targets) and backward() on its loss, and use torch.nn.utils.clip_grad_norm_ and torch.optim"
+        )
+
+
 def _told(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 

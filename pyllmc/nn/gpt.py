@@ -23,18 +23,19 @@ from pyllmc.nn.autograd import (
     check_ids,
     check_mask,
     check_none_frozen,
+    check_none_shared,
     is_plain,
     versions,
 )
 from pyllmc.nn.copies import become_copy, state_for_copy
 from pyllmc.nn.layers import make_layers
-from pyllmc.nn.memory import Engine, Gradients, in_turn, refuse_move, resized, take_back, tensors
+from pyllmc.nn.memory import Engine, Gradients, in_turn, moved, refuse_move, resized, tensors
 from pyllmc.nn.optimizer import hyper_of, make_optimizer
+from pyllmc.nn.parts import LAYERS, Parts
 from pyllmc.nn.states import read_state
 from pyllmc.tables.layout import GPTConfig
 
 AT_ONCE = 16  # prompts that are continued together at most; more are hardly faster
-LAYERS = ("transformer", "lm_head")  # the parts that the engine computes; a subclass may have others
 MANNERS = "forward takes either idx, targets and weights, or, as transformers calls it, input_ids, labels and attention_mask"
 
 
@@ -94,7 +95,7 @@ class GPT(nn.Module):
         self._mark = 0  # changes whenever the engine's activations do
         self.transformer, self.lm_head = make_layers(self.sizes)
         self._set_engine(model)
-        for (part, name), memory in zip(self._held, tensors(model._arena, "params")):
+        for (part, name), memory in zip(self._parts.held, tensors(model._arena, "params")):
             setattr(part, name, nn.Parameter(memory))
         self._tie()
 
@@ -105,15 +106,13 @@ class GPT(nn.Module):
     def _set_engine(self, model: Model) -> None:
         self._engine, arena = model, model._arena
         self._gradients = Gradients(arena)
-        base = arena.flat("params").ctypes.data
-        self._addresses = [base + 4 * at for at, _ in arena.places().values()]
-        paths = (name.rpartition(".") for name in arena.places())
-        self._held = [(self.get_submodule(part), name) for part, _, name in paths]
+        self._parts = Parts(self, arena)
         self._mark += 1
 
     @property
     def engine(self) -> Model:
-        """The Model that computes. Who calls it may change the activations: a backward pass then runs its forward pass again."""
+        """The Model that computes, always the same object; its room is that of the largest batch. Who calls it may change the
+        activations: a backward pass then runs its forward pass again."""
         self._mark += 1
         self._refresh()
         return self._engine
@@ -129,15 +128,7 @@ class GPT(nn.Module):
 
     def _params(self) -> list[nn.Parameter]:
         """The parameters in the engine's order. One that was moved elsewhere (p.data = x) comes back with its new values."""
-        found: list[nn.Parameter] = []
-        for (part, name), address in zip(self._held, self._addresses):
-            p = part._parameters.get(name)
-            if p is None:
-                raise InvalidArgument(f"the engine cannot train without a plain parameter {name} in {part}")
-            found.append(p)
-            if p.data_ptr() != address:
-                take_back(p, self._engine._arena, len(found) - 1)
-        return found
+        return self._parts.params(self)
 
     def _refresh(self) -> list[nn.Parameter]:
         """Brings what the engine computes with up to date after any change of the parameters."""
@@ -163,11 +154,9 @@ class GPT(nn.Module):
         room = self._engine._arena.room
         if b <= room.B and t <= room.T:
             return
-        if t > self.sizes.max_seq_len:
-            raise InvalidArgument(
-                f"a sequence of {t} tokens, but the model knows {self.sizes.max_seq_len} positions: cut it"
-            )
         most = self.sizes.max_seq_len
+        if t > most:
+            raise InvalidArgument(f"a sequence of {t} tokens, but the model knows {most} positions: cut it")
         T = room.T if t <= room.T else t if room.T == 1 else min(max(t, 2 * room.T), most)
         try:
             self._move(resized(self._engine, max(b, room.B), T))
@@ -177,7 +166,7 @@ class GPT(nn.Module):
     @torch.inference_mode(False)  # the memory is for training, too, whenever it is made
     def _move(self, model: Model) -> None:
         params, held = self._params(), self._gradients.in_place(self._params())
-        self._set_engine(model)
+        self._set_engine(moved(self._engine, model))
         for p, memory in zip(params, tensors(model._arena, "params")):
             p.data = memory
         if held:
@@ -260,6 +249,7 @@ class GPT(nn.Module):
         Raises InvalidArgument if parameters are frozen.
         """
         check_none_frozen(self._params())
+        check_none_shared(self._params())
         batch = as_batch(idx, targets, weights)
         self._fit(*batch.inputs.shape)
         params = self._refresh()
@@ -292,6 +282,7 @@ class GPT(nn.Module):
 
     def _with_gradients(self) -> list[nn.Parameter]:
         params = self._params()
+        check_none_shared(params)
         for p, name in zip(params, self._engine._arena.places()):
             if p.grad is None:
                 raise InvalidArgument(

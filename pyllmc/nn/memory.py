@@ -55,10 +55,19 @@ def resized(model: Model, B: int, T: int, training: bool = True) -> Model:
     for block in BLOCKS if training else ("params",):
         np.copyto(made._arena.flat(block), arena.flat(block))
     made._check(lib.llmc_model_refresh(handle))
+    made.separate_documents(model._separator)
     if training:
         made._check(lib.llmc_model_set_step(handle, model.step))
     vars(made).update((name, getattr(model, name)) for name in ORIGIN)
     return made
+
+
+def moved(model: Model, made: Model) -> Model:
+    """The same model, which from now on computes in the memory of `made`, and shows it by params, grads and moments. Arrays that were
+    taken from these keep the old memory alive."""
+    vars(model._arena).update(vars(made._arena))
+    model._handle = made._handle
+    return model
 
 
 def tensors(arena: Arena, block: str) -> list[Tensor]:

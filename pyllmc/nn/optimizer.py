@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyllmc.base.checks import NotCopied
+from pyllmc.base.checks import NotCopied, as_float
 from pyllmc.base.errors import InvalidArgument
+from pyllmc.engine.arguments import as_betas
 from pyllmc.nn.memory import tensors
 
 NANOGPTS = ("weight_decay", "learning_rate", "betas", "device_type")
@@ -44,10 +45,10 @@ def hyper_of(given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
 def check_hyper(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
     """Raises InvalidArgument for what would poison the weights."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= float(value) < float("inf"):
-            raise InvalidArgument(f"{name}={value}: a finite number of at least 0 is needed")
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise InvalidArgument(f"betas={betas}: two numbers are needed, at least 0 and below 1")
+        if as_float(name, value) < 0:
+            raise InvalidArgument(f"{name}={value} is negative")
+    if not all(0 <= beta < 1 for beta in as_betas(betas)):
+        raise InvalidArgument(f"betas={betas} are not at least 0 and below 1")
 
 
 def check_moments(params: list[Any], held: dict[Any, Any]) -> int:
@@ -85,8 +86,10 @@ def groups_of(model: nn.Module, weight_decay: float, still_embeddings: bool) -> 
 def make_optimizer(model: Any, lr: float, betas: Any, weight_decay: float, still_embeddings: bool) -> Any:
     """The engine's AdamW, if the engine updates all that is to be trained; else PyTorch's for what is not frozen."""
     check_hyper(lr, betas, 0, weight_decay)
+    engines = model._params()  # the call comes first, because it may tie the head again
     params = list(model.parameters())
-    if all(p.requires_grad for p in params) and set(params) == set(model._params()):
+    own = len(params) == len(engines) and set(params) == set(engines)  # fewer, if layers share one
+    if own and all(p.requires_grad for p in params):
         return AdamW(model, lr, betas, weight_decay=weight_decay, still_embeddings=still_embeddings)
     groups = groups_of(model, weight_decay, still_embeddings)
     trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
@@ -98,8 +101,8 @@ class AdamW(NotCopied, torch.optim.Optimizer):
 
     lr, betas, eps, weight_decay: as in torch.optim.AdamW. 2-D tensors decay, and nothing else does; with still_embeddings wte
     and wpe do not, either, as in minGPT. Schedulers may change lr, for both groups of parameters alike. Raises InvalidArgument
-    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not compute with, such as a
-    subclass' own: model.configure_optimizers(...) trains those, too.
+    for numbers that would poison the weights, such as NaN, and for parameters that the engine does not update: a subclass' own,
+    or frozen ones. model.configure_optimizers(...) makes an optimizer for such a model, too.
     """
 
     _INSTEAD = "make AdamW(copy) of the copied model, and load_state_dict(optimizer.state_dict())"
@@ -119,18 +122,21 @@ class AdamW(NotCopied, torch.optim.Optimizer):
                 f"pyllmc.nn.AdamW takes the GPT itself, not a {type(model).__name__}: AdamW(model), or AdamW(ddp.module) of a "
                 "wrapped one"
             )
+        model._params()  # the call may tie the head again
         self.model, self.still_embeddings = model, bool(still_embeddings)
         kept = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups_of(model, weight_decay, self.still_embeddings), kept)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As PyTorch's, for parameters of the engine. Raises InvalidArgument."""
+        """As PyTorch's, for parameters of the engine that are not frozen. Raises InvalidArgument."""
         super().add_param_group(param_group)
         engines = set(self.model._params())
-        if any(p not in engines for p in self.param_groups[-1]["params"]):
-            shapes = [tuple(p.shape) for p in self.param_groups.pop()["params"] if p not in engines]
+        wrong = [p for p in self.param_groups[-1]["params"] if p not in engines or not p.requires_grad]
+        if wrong:
+            self.param_groups.pop()
+            why = "are frozen" if wrong[0] in engines else "are not its own"
             raise InvalidArgument(
-                f"the engine does not update parameters that are not its own, such as one of {shapes[0]}: use "
+                f"the engine does not update parameters that {why}, such as one of {tuple(wrong[0].shape)}: use "
                 "model.configure_optimizers(...) or torch.optim.AdamW"
             )
 

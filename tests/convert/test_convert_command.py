@@ -315,6 +315,15 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, says):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("meta", "what"),
+    [({"masks": []}, "tokens seen, at most"), ({}, "tokens seen, at most"), ({"source": "x"}, "tokens seen")],
+)
+def test_the_card_counts_the_padding_of_pairs_as_what_may_be_tokens(meta, what):
+    about = {"state": {"tokens": "15360"}, "options": {}, "loss": "", "meta": meta}
+    assert (what, "15,360") in card.training_rows(about)
+
+
 # ---- failures ----
 
 

@@ -123,6 +123,13 @@ WRONG = [  # each is told before the training
     ("adder --model.model_type=gpt9", "gpt9"),
     ("sort --length=0", "--length=0 is no whole number in 2..12"),
     ("sort --trainer.batch_size=0", "--trainer.batch_size=0 is no whole number"),
+    *((f"{name} --trainer.learning_rate=x", "learning_rate=x is no number") for name in ("adder", "sort")),
+    *(
+        (f"{name} --trainer.num_workers=-1", "num_workers=-1 is no whole number")
+        for name in ("adder", "sort")
+    ),
+    ("adder --trainer.betas=0.9", "betas=0.9 is not two numbers"),
+    ("sort --trainer.device=cuda", "pyllmc.nn.GPT computes on the CPU"),
     ("priming --out=/proc/x", "/proc/x: No such file"),
     ("finetune_chat --model=nope", "model 'nope' is neither"),
     ("finetune_chat --lr=-1", "--lr=-1.0 is not in"),
@@ -165,6 +172,12 @@ def test_the_exam_of_own_pairs_asks_them(tmp_path):
         json.loads(line) for line in (tmp_path / "runs/finetune_chat/train.jsonl").read_text().splitlines()
     ]
     assert learnt == [pair for i, pair in enumerate(pairs) if i % 10 != 9]
+
+
+def test_a_run_of_no_step_is_refused(ended):
+    assert (
+        "argument --steps: '0' is not a whole number of at least 1" in ended("finetune_chat", "--steps=0")[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,10 @@ pass."""
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -276,3 +280,21 @@ def test_a_micro_step_overwrites_the_keys_of_a_text():
         model.micro_step(batch, batch[:, ::-1])
         (id,) = generation.next()
         assert id == likeliest(model, generation.ids[:-1])
+
+
+def test_ctrl_c_ends_a_librarys_call_soon_and_the_model_goes_on(model):
+    """In the main thread, where Python runs handlers. Other threads generate on, as they do for any call into C."""
+    right, begun = model.generate([1, 2], 2000), time.perf_counter()
+    assert model.generate([1, 2], 2000) == right
+    whole = 200 * (time.perf_counter() - begun)
+    timer, begun = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)), time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.generate([1, 2], 400_000)
+    assert time.perf_counter() - begun < whole / 4
+    assert model.generate([1, 2], 2000) == right
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(model.generate([1, 2], 2000)))
+    thread.start()
+    thread.join()
+    assert found == [right]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from test_model import CASES, make_engine
 
 import pyllmc
@@ -24,6 +25,26 @@ TOO_LARGE = [
 @pytest.mark.parametrize("name, call", TOO_LARGE, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_number_that_no_c_integer_holds_is_refused(name, call):
     with pytest.raises(pyllmc.InvalidArgument, match=rf"^{name}=-?\d+ does not fit (32|64) bits$"):
+        call(make_engine(CASES["odd_tokens"]))
+
+
+@pytest.mark.parametrize("id", [-(2**40), 2**40, 2**31, -(2**31) - 1, np.uint64(2**63 + 5)])
+def test_the_id_that_does_not_fit_is_named(id):
+    with pytest.raises(pyllmc.InvalidArgument, match=f"^inputs: token id {id} does not fit 32 bits$"):
+        make_engine(CASES["odd_tokens"]).forward(np.array([[5, id]], np.asarray(id).dtype))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.generate([[1, 2], [3]]), "ids=.* is not an array: its rows, such as prompts, must be of one length"),
+        (lambda m: m.forward([[1]], [[1]], torch.ones(1, 1, requires_grad=True)), "weights=.*: give x.detach()"),
+        (lambda m: m.params.__setitem__("lnfw", torch.ones(1).bfloat16()), r"lnfw=.* of bfloat16 x.detach\(\).float\(\)"),
+    ],
+    ids=["ragged", "grad", "bfloat16"],
+)  # fmt: skip
+def test_what_numpy_cannot_read_is_refused_with_a_remedy(call, says):
+    with pytest.raises(pyllmc.InvalidArgument, match=says):
         call(make_engine(CASES["odd_tokens"]))
 
 

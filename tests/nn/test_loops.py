@@ -156,10 +156,13 @@ NAN = math.nan
         ((SimpleNamespace(learning_rate=1e-3, betas=(0.9, 0.95)),), {}, "weight_decay is missing"),
         ((), {"weight_decay": 0.1, "lr": 1e-3, "betas": (0.9, 0.95)}, "lr is none of these"),
         ((0.1, 1e-3, (0.9, 0.95), "cpu", 5), {}, "5 is none of these"),
-        ((NAN, 1e-3, (0.9, 0.95), "cpu"), {}, "weight_decay=nan: a finite number of at least 0"),
-        ((0.1, NAN, (0.9, 0.95), "cpu"), {}, "lr=nan: a finite number of at least 0"),
-        ((0.1, 1e-3, 0.9, "cpu"), {}, "betas=0.9: two numbers are needed"),
-        ((0.1, 1e-3, (0.9, NAN), "cpu"), {}, r"betas=\(0.9, nan\): two numbers are needed"),
+        ((NAN, 1e-3, (0.9, 0.95), "cpu"), {}, "weight_decay=nan is not a finite number"),
+        ((0.1, NAN, (0.9, 0.95), "cpu"), {}, "lr=nan is not a finite number"),
+        ((0.1, "x", (0.9, 0.95), "cpu"), {}, "lr='x' is not a number"),
+        ((0.1, -1, (0.9, 0.95), "cpu"), {}, "lr=-1 is negative"),
+        ((0.1, 1e-3, 0.9, "cpu"), {}, "betas=0.9 is not two numbers"),
+        ((0.1, 1e-3, (0.9, 1), "cpu"), {}, r"betas=\(0.9, 1\) are not at least 0 and below 1"),
+        ((0.1, 1e-3, (0.9, NAN), "cpu"), {}, r"betas\[1\]=nan is not a finite number"),
     ],
 )
 def test_what_configure_optimizers_refuses(given, named, words):
@@ -209,7 +212,7 @@ def test_an_optimizers_state_goes_on(to_torch):
         (lambda s: s["state"][5]["exp_avg"].fill_(NAN), "exp_avg .* has a number that cannot be: take an earlier"),
         (lambda s: s["state"][5]["exp_avg_sq"].neg_(), "exp_avg_sq .* has a number that cannot be"),
         (lambda s: s["state"][5].update(step=torch.tensor(-1.0)), "a step that cannot be"),
-        (lambda s: s["param_groups"][0].update(lr=NAN), "lr=nan: a finite number"),
+        (lambda s: s["param_groups"][0].update(lr=NAN), "lr=nan is not a finite number"),
         (lambda s: s["param_groups"][0].pop("eps"), "no state of an AdamW of these parameters: KeyError"),
         (lambda s: s["param_groups"].pop(), "no state of an AdamW of these parameters: ValueError"),
         (lambda s: s.clear(), "no state of an AdamW of these parameters: KeyError"),
@@ -282,6 +285,17 @@ def test_the_engines_optimizer_refuses_parameters_that_are_not_the_engines():
     with pytest.raises(InvalidArgument, match=r"such as one of \(3,\)"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 28
+    optimizer.param_groups.clear()
+    optimizer.model.transformer.ln_f.bias.requires_grad_(False)
+    for call in (
+        lambda: AdamW(optimizer.model),
+        lambda: optimizer.add_param_group({"params": optimizer.model.parameters()}),
+    ):
+        with pytest.raises(
+            InvalidArgument, match=r"that are frozen, such as one of \(16,\): use model.configure"
+        ):
+            call()
+    assert not optimizer.param_groups
 
 
 def test_accelerate_trains_it():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+
 import numpy as np
 import pytest
 import torch
 from modules import assert_same, batch, grads, in_engine, make
+from test_tokenizer_c import EOT
 
+import pyllmc
+from pyllmc import Tokenizer
 from pyllmc.base.errors import LlmcError, OutOfMemory
 from pyllmc.nn import GPT
 
@@ -47,6 +53,69 @@ def test_no_room_for_both_is_room_for_the_batch(monkeypatch):
     model = make()
     assert model(*batch(1, 12))[1] > 0 and model(*batch(6, 2))[1] > 0
     assert asked == [(1, 12), (6, 12), (6, 2)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_engine_is_the_same_model_whatever_its_room(precision):
+    model = make(precision=precision)
+    engine, views, array = model.engine, model.engine.params, model.engine.moments["lnfw"][0]
+    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.99), "cpu")
+    for b, t in ((2, 3), (3, 9)):
+        model(*batch(b, t))[1].backward()
+        optimizer.step()
+        assert model.engine is engine and engine.shape == (b, t) and engine.step == b - 1
+        assert np.array_equal(views["lnfw"], model.transformer.ln_f.weight.detach())
+    assert array.shape == (16,) and not array.any(), "an array keeps the memory that it was taken from"
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_documents_stay_separate_whatever_the_room(copied):
+    model, (x, y) = make(), batch()
+    model.engine.separate_documents(int(x[0, 4]))
+    model = copy.deepcopy(model) if copied else model
+    other = make(B=3, T=9)
+    plain = other(x, y)[1]
+    other.engine.separate_documents(int(x[0, 4]))
+    assert torch.equal(model(x, y)[1], other(x, y)[1]) and not torch.equal(plain, other(x, y)[1])
+    model.engine.separate_documents(None)
+    assert torch.equal(model(*batch(4, 12))[1], make(B=4, T=12)(*batch(4, 12))[1])
+
+
+# ---- texts ----
+
+
+def texts(**how) -> GPT:
+    """A model whose engine has a tokenizer of 33 letters."""
+    model = make(**how)
+    pieces = [bytes([i]) for i in b"abcdefghijklmnopqrstuvwxyz0123\n>"]
+    model.engine.tokenizer_bytes = Tokenizer([*pieces, EOT], "longest", 32).to_bytes()
+    return model
+
+
+def test_a_writer_needs_a_context():
+    model = texts()
+    for make_one in (pyllmc.Writer, lambda engine: pyllmc.Primer(engine, [("a", "b")])):
+        with pytest.raises(pyllmc.InvalidArgument, match=r"1 token at a time.*make it with T=12"):
+            make_one(model.engine)
+    model(*batch(1, 12))
+    assert pyllmc.Writer(model.engine).write("abc", 20) == pyllmc.Writer(texts(T=12).engine).write("abc", 20)
+
+
+def test_texts_go_on_while_the_room_grows():
+    """A text that is being written has its memory still; what is written later has the weights of then."""
+    model = texts(T=9)
+    writer = pyllmc.Writer(model.engine)
+    primer = pyllmc.Primer(writer, [("a", "b")], separator=">", temperature=1.0)
+    whole, first = writer.write("abc", 20), primer.answer("c")
+    pieces = writer.stream("abc", 20)
+    begun = "abc" + next(pieces)
+    optimizer = model.configure_optimizers(0.1, 0.5, (0.9, 0.99), "cpu")
+    model(*batch(5, 12))[1].backward()
+    optimizer.step()
+    gc.collect()
+    assert begun + "".join(pieces) == whole
+    fresh = pyllmc.Primer(model.engine, [("a", "b")], separator=">", temperature=1.0)
+    assert primer.answer("c") == fresh.answer("c") != first
 
 
 # ---- generation ----

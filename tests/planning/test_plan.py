@@ -413,7 +413,7 @@ def test_a_gpu_s_plan_is_made_without_a_gpu():
 
 @pytest.mark.parametrize("part", ["--train_only=h.*", "--lora_rank=4"])
 def test_what_is_frozen_behind_T_is_not_taken_off(part):
-    """Of wpe only T rows are exchanged; here none of it is trained."""
+    """Only the T rows of a wpe that is trained are exchanged."""
     found = made("--model=d12", "--step_ms=1", "--T=128", part)
     assert found["network"]["reduced_bytes"] == 4 * found["memory"]["trained"]
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -370,3 +371,38 @@ def test_one_more_line_as_long_as_the_longest_fits_behind_the_examples(T):
         primer = Primer(make_model(T=T), [("ab", "ba")] * 12, separator=">")
     line = len("ab>ba\n")
     assert primer.tokens == 1 + primer.shots * line and primer.tokens + line <= T < primer.tokens + 2 * line
+
+
+def test_the_examples_are_read_anew_once_a_parameter_is_assigned():
+    model = make_model()
+    primer = Primer(model, PAIRS, separator=">", temperature=1.0)
+    first = primer.answer("ca", seed=3)
+    model.params["wte"] = model.params["wte"] * np.float32(-3)
+    assert (
+        primer.answer("ca", seed=3)
+        == Primer(model, PAIRS, separator=">", temperature=1.0).answer("ca", seed=3)
+        != first
+    )
+
+
+def test_threads_that_ask_one_primer_get_their_own_answers():
+    """A piece that one thread reads is never another's: answers wait for each other, and a stream that was cut short says so."""
+    primer = Primer(
+        make_model(eot=False), PAIRS, separator=">", temperature=1.0, seed=9, end="\n\n", max_new_tokens=8
+    )
+    queries = ["ab", "ca", "bb", "cc"]
+    right = {query: primer.answer(query) for query in queries}
+    assert len(set(right.values())) == 4
+
+    def streamed(query: str) -> str:
+        try:
+            return "".join(primer.stream(query))
+        except InvalidArgument as error:
+            return str(error)
+
+    told = "another query was asked before this answer had ended"
+    with ThreadPoolExecutor(4) as pool:
+        for query, made in zip(queries * 50, pool.map(primer.answer, queries * 50)):
+            assert made == right[query]
+        for query, made in zip(queries * 100, pool.map(streamed, queries * 100)):
+            assert made == right[query] or made.startswith(told)

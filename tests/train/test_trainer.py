@@ -150,6 +150,12 @@ def test_a_file_of_the_model_in_training_has_the_tokenizer(data, tmp_path):
     list(trainer)
     trainer.model.save(tmp_path / "x.ckpt")
     assert pyllmc.Model(tmp_path / "x.ckpt").tokenizer_bytes == trainer.tokenizer_bytes != b""
+    trainer.model.forward([[1, 2]], [[2, 3]])
+    with pytest.raises(
+        pyllmc.InvalidArgument, match=r"logits is not kept: .*save\(path\), and look into"
+    ) as error:
+        print(trainer.model.logits)
+    assert "keep_logits" not in str(error.value), "no trainer has that"
 
 
 def test_a_broken_run_stops_names_the_tensor_and_keeps_its_checkpoint(data, tmp_path):
