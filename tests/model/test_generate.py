@@ -282,7 +282,15 @@ def test_a_micro_step_overwrites_the_keys_of_a_text():
         assert id == likeliest(model, generation.ids[:-1])
 
 
-def test_ctrl_c_ends_a_librarys_call_soon_and_the_model_goes_on(model):
+@pytest.fixture
+def answers_ctrl_c():
+    """As in a program that is no command; a test may have imported one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_librarys_call_soon_and_the_model_goes_on(model, answers_ctrl_c):
     """In the main thread, where Python runs handlers. Other threads generate on, as they do for any call into C."""
     right, begun = model.generate([1, 2], 2000), time.perf_counter()
     assert model.generate([1, 2], 2000) == right
