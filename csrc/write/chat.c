@@ -109,6 +109,8 @@ static void describe(llmc_chat *c, const llmc_model *m) {
                         "dialogue)");
 }
 
+static int check_frame(const llmc_chat *c);
+
 static int begin(llmc_chat *c) {
     const char *line;
     TRY(c->dialogue = template_kind(writer_template(c->writer, &c->options), &line));
@@ -126,7 +128,8 @@ static int begin(llmc_chat *c) {
         TRY(template_parse(c->form, line));
     }
     describe(c, m);
-    return c->form ? begin_form(c) : c->dialogue ? begin_dialogue(c) : LLMC_OK;
+    TRY(c->form ? begin_form(c) : c->dialogue ? begin_dialogue(c) : LLMC_OK);
+    return c->dialogue ? check_frame(c) : LLMC_OK;
 }
 
 int chat_new(llmc_chat **out, llmc_writer *writer, const llmc_options *options) {
@@ -231,6 +234,19 @@ static int count_said(const llmc_chat *c, const Said *s) {
     return turn < 0 ? turn : end + turn;
 }
 
+/* Refuses a template, or names, that the model has no ids for, before the first turn. */
+static int check_frame(const llmc_chat *c) {
+    Said s = {0};
+    char reason[1024];
+    int rc = write_said(c, "", 0, &s);
+    if (rc == 0) rc = count_said(c, &s);
+    free_said(&s);
+    if (rc != LLMC_EINVAL) return rc < 0 ? rc : LLMC_OK;
+    snprintf(reason, sizeof reason, "%s", llmc_last_error());
+    FAIL(rc, "what stands around a turn cannot be said to this model: give another --template, such as story: %s",
+         reason);
+}
+
 /* Fits a turn and its answer into the context. If turns must be forgotten, half of the context is freed, so that this happens
  * seldom. If all are, the turn is written again, as a first one. */
 static int fit_said(llmc_chat *c, const char *words, int64_t size, Said *s) {
@@ -254,6 +270,7 @@ static int fit_said(llmc_chat *c, const char *words, int64_t size, Said *s) {
 static int say_line(llmc_chat *c, const char *words, int64_t size) {
     Said s = {0};
     writer_drop_unseen(c->writer);
+    TRY(writer_count(c->writer, words, size, 1)); /* an error counts the bytes of the turn alone */
     int rc = write_said(c, words, size, &s);
     if (rc == 0) rc = fit_said(c, words, size, &s);
     if (rc == 0 && *s.end) rc = llmc_writer_prompt(c->writer, s.end, (int64_t)strlen(s.end), 0);

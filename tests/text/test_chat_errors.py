@@ -130,6 +130,17 @@ def test_a_turn_of_a_pipe_that_cannot_be_is_told_and_the_next_answered(program, 
     assert done.stderr.count(b"\n") == 1 and b"character 'x'" in done.stderr
 
 
+@FRONT_ENDS
+def test_an_error_counts_the_bytes_of_the_turn_alone(program, checkpoint):
+    """And what the template adds is refused before the first turn."""
+    names = ["--template=chat", "--user=a", "--bot=b", "--system=", "--sample_tokens=2"]
+    done = run(program, checkpoint, *names, text="abx\n")
+    assert b"character 'x' (byte 120 at byte 2)" in done.stderr
+    done = run(program, checkpoint, "--template=plain", text="ab\n")
+    assert done.returncode == 2 and done.stdout == b""
+    assert b"what stands around a turn cannot be said to this model: give another --template" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["chat_gpt2", "train_gpt2"])
 @pytest.mark.parametrize("options", [["--max_steps=0", "--prompt=ab"], ["--help"]], ids=["write", "help"])
 def test_what_could_not_be_written_is_not_done(name, options, checkpoint):
