@@ -19,6 +19,7 @@ from pyllmc import GPTConfig, Model, Writer  # noqa: E402
 from pyllmc.base.errors import DataError  # noqa: E402
 from pyllmc.convert import dtypes, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
+from pyllmc.text import foreign_tokenizer  # noqa: E402
 from pyllmc.text.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
 from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of  # noqa: E402
@@ -244,6 +245,24 @@ def test_a_piece_that_no_merge_makes(tmp_path):
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+
+
+def test_added_pieces_go_to_transformers_and_come_back(tmp_path):
+    """vocab.json and merges.txt cannot say that they come before the merges."""
+    tokenizer = tokenizer_of("added")
+    assert save_tokenizer_alone(tmp_path, tokenizer) == ["tokenizer.json", "tokenizer_config.json"]
+    assert foreign_tokenizer.load(str(tmp_path / "tokenizer.json")).to_bytes() == tokenizer.to_bytes()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|>the cat[SEP] sat <|é bot|><|user|"
+    ids = tokenizer.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.decode(ids, skip_special_tokens=True) == text
+
+
+def save_tokenizer_alone(folder, tokenizer) -> list[str]:
+    assert to_hf.write_tokenizer(str(folder), tokenizer, 8) == []
+    (folder / "tokenizer.bin").unlink()
+    return sorted(p.name for p in folder.iterdir())
 
 
 def test_a_tokenizer_that_only_decodes_is_left_out(tmp_path):
