@@ -102,7 +102,9 @@ def test_llama_cpp_computes_and_reads_the_same(tmp_path, kind):
 
 def test_llama_cpp_takes_added_pieces_first(tmp_path):
     tokenizer = tokenizer_of("added")
-    assert write(tmp_path, tokenizer)[1].notes == []  # llama.cpp itself makes [PAD] and some others control tokens
+    assert (
+        write(tmp_path, tokenizer)[1].notes == []
+    )  # llama.cpp itself makes [PAD] and some others control tokens
     llama = Llama(tmp_path / "m.gguf")
     text = "<|user|>the cat[SEP] sat<|é bot|> <|user|"
     assert llama.encode(text) == (ids := tokenizer.encode(text)) and set(tokenizer.added) < set(ids)

@@ -297,6 +297,7 @@ def test_gpt_neo(tmp_path, more, window):
         (dict(attention_types=[[["global", "banded"], 2]]), "a layer is banded, but GPT-Neo's are global or"),
         (dict(attention_types=[[["global", "local"], 3]]), "tells 6 layers, num_layers 4"),
         (dict(attention_types="all"), "attention_types is no list"),
+        (dict(attention_types=[[["global", {}], 2]]), "attention_types is no list"),
         (dict(window_size=-1), "window=-1"),
         (dict(window_size=0), "window_size=0, but local layers"),
         (dict(attention_layers=["global"] * 4), "attention_layers, .* and attention_types, .* differ"),

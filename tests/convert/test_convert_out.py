@@ -84,12 +84,17 @@ def test_the_safetensors_file_is_as_transformers_writes_it(tmp_path):
 
 
 @pytest.mark.parametrize("n_layer, n_head", [(2, 6), (3, 2)])  # sqrt(hs) is 2, or no whole number
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
     config = GPTConfig(97, 12, n_layer, n_head, 24, window=3)
     m = make_model(config)
     for layer in range(n_layer):
         m.params[f"transformer.h.{layer}.attn.c_attn.bias"][:] = 0
+        m.params[f"transformer.h.{layer}.attn.c_attn.weight"][0, :3] = (
+            3e-8,
+            1e-6,
+            1e-39,
+        )  # subnormal in fp16, in fp32
     made = save(tmp_path / "neo", config, m.params, dtype=dtype)
     name, theirs = their_logits(tmp_path / "neo")
     assert name == "GPTNeoForCausalLM"
