@@ -22,7 +22,7 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
     kinds: list[str] = []
     try:
         for pattern, times in said["attention_types"]:
-            kinds += list(pattern) * min(int(times), L)
+            kinds += list(pattern) * min(int(times), L // max(len(pattern), 1) + 1)  # one too many at most
         if not all(isinstance(kind, str) for kind in kinds):
             raise TypeError
     except (KeyError, TypeError, ValueError):
