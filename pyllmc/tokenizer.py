@@ -27,6 +27,7 @@ from pyllmc.base.checks import text_bytes
 from pyllmc.base.values import whole
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.tables.options import Parser
+from pyllmc.text.added import cutter
 from pyllmc.text.bpe import merge_steps, split_words
 from pyllmc.text.tokenizer import Tokenizer, shown
 
@@ -81,6 +82,8 @@ def info(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     print(f"encodes  {WAYS[tokenizer.kind]}")
     print(f"V        {tokenizer.vocab_size}")
     print(f"EOT      {eot}")
+    if tokenizer.added:
+        print(f"added    {' '.join(f'{i} {quoted(tokenizer.pieces[i])}' for i in tokenizer.added)}")
     print(f"longest  {longest} {quoted(tokenizer.pieces[longest])}")
     if tokenizer.name == "char":
         print(f"alphabet '{tokenizer.alphabet()}'")
@@ -114,11 +117,14 @@ def work_of(tokenizer: Tokenizer, data: bytes, ids: Sequence[int]) -> Iterator[s
     if tokenizer.kind != "gpt2":
         yield f"pieces   {_parts(tokenizer.pieces[i] for i in ids)}"
         return
-    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
-    words = [word.encode() for word in split_words(data.decode())]
-    yield f"words    {_parts(words)}"
-    for word in words:
-        yield from _work_of_word(word, ranks)
+    ranks, words = tokenizer.ranks, []
+    for part, added in cutter(tokenizer.pieces, tokenizer.added)(data.decode()):
+        words += [(word.encode(), added) for word in (split_words(part) if added < 0 else [part])]
+    yield f"words    {_parts(word for word, _ in words)}"
+    for word, added in words:
+        yield from (
+            _work_of_word(word, ranks) if added < 0 else (f"added    {quoted(word)}", f"  ids    {added}")
+        )
 
 
 def _work_of_word(word: bytes, ranks: dict[bytes, int]) -> Iterator[str]:

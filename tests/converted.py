@@ -25,6 +25,11 @@ def make_model(config: pyllmc.GPTConfig, tokenizer: Tokenizer | None = None, see
 
 
 def tokenizer_of(name: str) -> Tokenizer:
+    """A tokenizer by the name of its vocabulary. "added": byte pairs with pieces that come before them."""
+    if name == "added":
+        learnt = tokenizer_of("bpe")
+        pieces = [*learnt.pieces, b"<|user|>", "<|é bot|>".encode(), b"[SEP]"]
+        return Tokenizer(pieces, "gpt2", learnt.eot, range(learnt.vocab_size, len(pieces)))
     return train(name, [TEXT * 3], max_vocab=290)
 
 

@@ -5,7 +5,6 @@
 #include "text/bpe.h"
 #include "base/error.h"
 #include "text/pretokenize.h"
-#include "base/utf8.h"
 
 #define NONE UINT32_MAX
 
@@ -106,9 +105,6 @@ static int encode_word(Word *w, const Vocab *v, const char *text, int64_t n, Out
 int64_t bpe_encode(const Vocab *v, const char *text, int64_t n, int *ids, int64_t size) {
     Word w = {0};
     Out out = {ids, 0, size};
-    const int64_t bad = utf8_check(text, n);
-    CHECK(bad == n, LLMC_EINVAL, "byte %lld is no UTF-8: give the text in UTF-8, or use a byte tokenizer",
-          (long long)bad);
     int rc = LLMC_OK;
     for (int64_t at = 0, length; at < n && rc == 0; at += length) {
         length = pretokenize_word(text + at, n - at);

@@ -3,7 +3,7 @@
 #define BPE_H
 #include "text/vocab.h"
 
-/* Writes the ids of text[n], at most `size` of them, and returns how many there are. v: hashed, with a piece for each
+/* Writes the ids of text[n], which is UTF-8, at most `size` of them, and returns how many there are. v: hashed, with a piece for each
  * of the 256 bytes. Takes O(n log n) time, and 28 bytes of memory for each byte of the longest word that is not a
  * piece. */
 int64_t bpe_encode(const Vocab *v, const char *text, int64_t n, int *out, int64_t size);

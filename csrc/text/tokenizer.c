@@ -1,6 +1,7 @@
 /* Ids to text and back. The table comes from llm.c's tokenizer.bin: a header (magic, version, n, EOT id or -1, kind),
  * then n pieces {u8 length, bytes}. Or it comes from OpenAI's vocab.bpe, which is converted to that form. The kind says
- * how text becomes ids; llm.c's own files have 0 there. Text never becomes EOT. */
+ * how text becomes ids; llm.c's own files have 0 there. Text never becomes EOT. A table of byte pairs may have added
+ * pieces, which text becomes before the byte pairs: header[5] is their number, and their ids follow, ascending. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 #include "base/utf8.h"
 #include "text/vocabbpe.h"
 
-enum { MAX_FILE = 1 << 30 };
+enum { MAX_FILE = 1 << 30, AT_ADDED = 5, MOST_ADDED = HEADER_INTS - AT_ADDED - 1 };
 #define GPT2_CRC 0x4565975d /* the checksum of GPT-2's pieces as they lie in a file */
 
 /* A trie of the pieces in one hash table: an edge is (node, byte) and leads to a node. Node 0 is the root. */
@@ -26,8 +27,11 @@ typedef struct Edge {
 struct llmc_tokenizer {
     Vocab vocab; /* hashed if the kind is gpt2 */
     int eot, kind;
-    Edge *edges; /* (capacity), a power of two; only if the kind is longest */
-    int *id;     /* (nodes) the piece that ends here, or -1 */
+    int32_t added[MOST_ADDED]; /* (num_added) ids, ascending; only if the kind is gpt2 */
+    int num_added;
+    Edge *
+        edges; /* (capacity), a power of two; only if the kind is longest, or there are added pieces, which it then holds */
+    int *id; /* (nodes) the piece that ends here, or -1 */
     uint32_t capacity, nodes;
 };
 
@@ -60,16 +64,28 @@ static int add_piece(llmc_tokenizer *t, int id, const char *name) {
     return LLMC_OK;
 }
 
-static int build_trie(llmc_tokenizer *t, const char *name) {
-    const uint32_t most = (uint32_t)(t->vocab.size - HEADER_BYTES) + 1; /* nodes: one per byte at worst */
+/* Makes an empty trie with room for so many bytes of pieces. */
+static int make_trie(llmc_tokenizer *t, int64_t bytes, const char *name) {
+    const uint32_t most = (uint32_t)bytes + 1; /* nodes: one per byte at worst */
     for (t->capacity = 256; t->capacity < 2 * most; t->capacity *= 2) {
     }
     t->edges = calloc(t->capacity, sizeof *t->edges);
     t->id = malloc(most * sizeof *t->id);
     CHECK(t->edges && t->id, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
     t->id[t->nodes++] = -1;
+    return LLMC_OK;
+}
+
+static int build_trie(llmc_tokenizer *t, const char *name) {
+    TRY(make_trie(t, t->vocab.size - HEADER_BYTES, name));
     for (int id = 0; id < t->vocab.n; id++)
         if (id != t->eot) TRY(add_piece(t, id, name));
+    return LLMC_OK;
+}
+
+static int build_trie_of_added(llmc_tokenizer *t, const char *name) {
+    TRY(make_trie(t, (int64_t)t->num_added * MAX_PIECE, name));
+    for (int i = 0; i < t->num_added; i++) TRY(add_piece(t, t->added[i], name));
     return LLMC_OK;
 }
 
@@ -101,6 +117,25 @@ static int read_header(llmc_tokenizer *t, const char *name) {
     return LLMC_OK;
 }
 
+static int read_added(llmc_tokenizer *t, const char *name) {
+    int32_t header[HEADER_INTS];
+    memcpy(header, t->vocab.bytes, sizeof header);
+    const int n = header[AT_ADDED];
+    CHECK(n >= 0 && n <= MOST_ADDED, LLMC_EFORMAT, "%s: expected 0..%d added pieces, found %d; write it again", name,
+          MOST_ADDED, n);
+    memcpy(t->added, header + AT_ADDED + 1, (size_t)n * sizeof *t->added);
+    for (int i = 0; i < n; i++) {
+        const int id = t->added[i];
+        CHECK(id > (i ? t->added[i - 1] : -1) && id < t->vocab.n && id != t->eot, LLMC_EFORMAT,
+              "%s: the added id %d does not ascend, is EOT, or is outside [0, %d); write it again", name, id,
+              t->vocab.n);
+        CHECK(utf8_check(vocab_piece(&t->vocab, id), vocab_length(&t->vocab, id)) == vocab_length(&t->vocab, id),
+              LLMC_EFORMAT, "%s: the added piece %d is no UTF-8; write it again", name, id);
+    }
+    t->num_added = n;
+    return n ? build_trie_of_added(t, name) : LLMC_OK;
+}
+
 static int find_starts(llmc_tokenizer *t, const char *name) {
     t->vocab.start = malloc((size_t)t->vocab.n * sizeof *t->vocab.start);
     CHECK(t->vocab.start, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
@@ -129,8 +164,15 @@ static int is_gpt2(const llmc_tokenizer *t) {
 
 static int hash_pieces(llmc_tokenizer *t, const char *name) {
     CHECK(vocab_reserve(&t->vocab, t->vocab.n) == 0, LLMC_ENOMEM, "no memory for the tokenizer %s", name);
-    for (int id = 0; id < t->vocab.n; id++) {
-        const int twin = id == t->eot ? -1 : vocab_add(&t->vocab, id);
+    for (int id = 0, i = 0; id < t->vocab.n; id++) {
+        const int is_added = i < t->num_added && t->added[i] == id;
+        const int twin = id == t->eot || is_added ? -1 : vocab_add(&t->vocab, id);
+        if (twin >= 0) return same_pieces(name, twin, id);
+        i += is_added;
+    }
+    for (int i = 0; i < t->num_added; i++) {
+        const int id = t->added[i],
+                  twin = vocab_find(&t->vocab, vocab_piece(&t->vocab, id), vocab_length(&t->vocab, id));
         if (twin >= 0) return same_pieces(name, twin, id);
     }
     for (int byte = 0; byte < 256; byte++)
@@ -150,6 +192,7 @@ static int parse(llmc_tokenizer *t, const char *name) {
     if (vocabbpe_is(t->vocab.bytes, t->vocab.size)) TRY(from_vocabbpe(t, name));
     TRY(read_header(t, name));
     TRY(find_starts(t, name));
+    if (t->kind == GPT2) TRY(read_added(t, name));
     if (t->kind == UNKNOWN && is_gpt2(t)) t->kind = GPT2;
     return t->kind == LONGEST ? build_trie(t, name) : t->kind == GPT2 ? hash_pieces(t, name) : LLMC_OK;
 }
@@ -301,12 +344,41 @@ static int encode_longest(const llmc_tokenizer *t, const char *text, int64_t byt
     return (int)n;
 }
 
+/* Encodes text up to the first added piece that begins in it, and this piece; *to becomes the place behind it. */
+static int64_t encode_up_to_added(const llmc_tokenizer *t, const char *text, int64_t bytes, int64_t *to, int *out,
+                                  int64_t size) {
+    int id = -1, length = 0;
+    int64_t at = 0;
+    while (t->num_added && at < bytes && (id = longest(t, text + at, bytes - at, &length)) < 0) at++;
+    if (!t->num_added) at = bytes;
+    int64_t n = bpe_encode(&t->vocab, text, at, out, size);
+    *to = at + length;
+    if (id < 0 || n < 0) return n;
+    if (n < size) out[n] = id;
+    return n + 1;
+}
+
+static int64_t encode_pairs(const llmc_tokenizer *t, const char *text, int64_t bytes, int *out, int64_t size) {
+    const int64_t bad = utf8_check(text, bytes);
+    CHECK(bad == bytes, LLMC_EINVAL, "byte %lld is no UTF-8: give the text in UTF-8, or use a byte tokenizer",
+          (long long)bad);
+    int64_t n = 0;
+    for (int64_t at = 0, length; at < bytes; at += length) {
+        const int64_t used = n < size ? n : size;
+        const int64_t more =
+            encode_up_to_added(t, text + at, bytes - at, &length, out ? out + used : NULL, size - used);
+        if (more < 0) return more;
+        n += more;
+    }
+    return n;
+}
+
 int llmc_tokenizer_encode(const llmc_tokenizer *t, const char *text, int64_t bytes, int *out, int64_t size) {
     CHECK(t->kind != UNKNOWN, LLMC_EINVAL,
           "this tokenizer file does not say how to encode, nor is its table GPT-2's: pass token ids, or write "
           "another with python -m pyllmc.prepro");
     CHECK(bytes >= 0 && bytes <= INT_MAX, LLMC_EINVAL, "%lld bytes of text: encode at most %d at once",
           (long long)bytes, INT_MAX);
-    if (t->kind == GPT2) return (int)bpe_encode(&t->vocab, text, bytes, out, size);
+    if (t->kind == GPT2) return (int)encode_pairs(t, text, bytes, out, size);
     return encode_longest(t, text, bytes, out, size);
 }

@@ -15,9 +15,8 @@ from pyllmc.base.errors import need
 from pyllmc.base.values import ESCAPES
 from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
-from pyllmc.text.tokenizer_formats import WHY, eot_text
+from pyllmc.text.tokenizer_formats import PART, WHY, eot_text
 
-PART = "<|part|>"
 # What GPT-2's regular expression tells apart: a letter, a digit, another sign, and the ends of "it's", "we've", ...
 SHORT = ("s", "t", "re", "ve", "m", "ll", "d")
 KINDS = ("a", "1", ".", "'", *SHORT, *("'" + end for end in SHORT))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyllmc.base.checks import as_path
 from pyllmc.base.errors import DataError, MissingDependency, SystemFailure
+from pyllmc.base.files import check_regular
 from pyllmc.convert import peft_adapter
 from pyllmc.convert.native import is_bundle
 from pyllmc.engine import checkpoint
@@ -87,6 +88,7 @@ def why_none_beside(source: str | os.PathLike[str], V: int) -> str:
 def _beside(source: Path, V: int) -> tuple[Tokenizer | None, str]:
     folder = source if source.is_dir() else source.parent
     for name in FILES if source.exists() or is_bundle(source) else ():
+        check_regular(folder / name)
         found = Tokenizer.load(folder / name) if (folder / name).exists() else None
         if found and (source.is_dir() or found.vocab_size == V):  # another model's may lie beside a file
             return found, f"of {folder / name}"

@@ -22,7 +22,9 @@ def layer_kinds(origin: str, said: Mapping[str, Any], L: int) -> list[str]:
     kinds: list[str] = []
     try:
         for pattern, times in said["attention_types"]:
-            kinds += list(pattern) * min(int(times), L)
+            kinds += list(pattern) * min(int(times), L // max(len(pattern), 1) + 1)  # one too many at most
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise TypeError
     except (KeyError, TypeError, ValueError):
         raise BadFile(f"{origin}: attention_types is no list of [[kinds], times]: copy it again") from None
     if (listed := said.get("attention_layers")) not in (None, kinds):
@@ -55,13 +57,27 @@ def config(origin: str, said: Mapping[str, Any]) -> GPTConfig:
     return make_config(origin, {**vars(made), "window": window, "pattern": pattern})
 
 
+def read_query(q: Any, head_size: int) -> Any:
+    """Our q of GPT-Neo's."""
+    import numpy as np
+
+    return q * np.float32(math.sqrt(head_size))
+
+
+def written_query(q: Any, head_size: int) -> Any:
+    """GPT-Neo's q of ours. It is the way back but for roundings, unless sqrt(head_size) is a power of 2."""
+    import numpy as np
+
+    return q * np.float32(1 / math.sqrt(head_size))
+
+
 def joined(name: str, C: int, head_size: int) -> Recipe:
     """The recipe of qkv's weight: the rows of q, scaled, then k, then v: (3C, C)."""
     import numpy as np
 
     stem = name.replace("c_attn.weight", "attention.")
     sources = tuple((f"{stem}{part}_proj.weight", (C, C)) for part in "qkv")
-    return Recipe(sources, lambda q, k, v: np.concatenate([q * np.float32(math.sqrt(head_size)), k, v]))
+    return Recipe(sources, lambda q, k, v: np.concatenate([read_query(q, head_size), k, v]))
 
 
 def recipe(name: str, shape: Shape, config: GPTConfig) -> Recipe:

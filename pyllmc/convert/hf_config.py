@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.errors import BadFile
-from pyllmc.base.files import reading
+from pyllmc.base.files import check_regular, reading
 from pyllmc.convert.recipes import config_said
 from pyllmc.tables.layout import GPTConfig
 
@@ -27,6 +27,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises BadFile if it is none."""
+    check_regular(path)
     try:
         with reading(str(path)):
             found = json.loads(path.read_bytes())

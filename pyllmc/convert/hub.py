@@ -18,7 +18,7 @@ OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the hub th
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 # the documentation's own folders: a missing path that begins so is a mistyped path, not a name of the hub
 FOLDERS = ("runs", "data", "models", ".", "..")
-WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
+WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"]
 
 
 def repository(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.errors import BadFile, SystemFailure, need
-from pyllmc.base.files import reading
+from pyllmc.base.files import check_regular, reading
 from pyllmc.convert import gptneo, pytorch
 from pyllmc.convert.hf_config import gpt2_config, read_json
 from pyllmc.convert.recipes import (
@@ -24,6 +24,7 @@ from pyllmc.convert.recipes import (
     Weights,
     build,
     check,
+    check_layers,
     plain,
     renamed,
     settle_head,
@@ -80,6 +81,7 @@ def read_tensor(path: Path, name: str, dtype: str) -> Any:
 
 def _opened(path: Path) -> Any:
     library = need("safetensors", f"reading {path.name}")
+    check_regular(path)
     try:
         with reading(str(path)):
             return library.safe_open(str(path), framework="numpy")
@@ -165,6 +167,7 @@ def open_files(folder: Path, files: list[Path], what: str, said: dict[str, Any] 
         state.update(part)
     where = str(files[0] if len(files) == 1 else folder)
     state = renamed(where, state, rename)
+    check_layers(where, config, state)
     recipes = recipes_of(config)
     check(where, recipes, state)
     tied = said.get("tie_word_embeddings", True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllmc.base.errors import BadFile, need
-from pyllmc.base.files import reading
+from pyllmc.base.files import check_regular, reading
 from pyllmc.convert.hf_config import read_json
 from pyllmc.convert.recipes import (
     HEAD,
@@ -23,6 +23,7 @@ from pyllmc.convert.recipes import (
     Weights,
     build,
     check,
+    check_layers,
     config_said,
     first_rows,
     make_config,
@@ -49,6 +50,7 @@ class WeightsWarning(UserWarning):
 def read(path: Path) -> Any:
     """Reads a file of tensors, numbers, texts and containers of them; refuses anything else."""
     torch = need("torch", f"reading {path.name}, a pickle,")
+    check_regular(path)
     check_zip(path)
     warnings.warn(
         f"{path} is a pickle, read with PyTorch's restricted reader, which runs none of its code; "
@@ -155,6 +157,7 @@ def open_nanogpt(path: Path, state: dict[str, Tensor], said: Mapping[str, Any]) 
         notes.append(
             f"the vocabulary of {V} is GPT-2's {GPT2_VOCAB} rounded up: the ids past it are left out"
         )
+    check_layers(str(path), config, state)
     bias = said.get("bias", True)
     recipes = {name: nanogpt_recipe(name, shape, V, bool(bias)) for name, shape in targets(config)}
     return finish(

@@ -127,6 +127,14 @@ def refuse_llama(origin: str, names: Iterable[str]) -> None:
             raise BadFile(f"{origin} has {name}: it is a llama, not a GPT-2; only GPT-2's kind is read here")
 
 
+def check_layers(origin: str, config: GPTConfig, state: Mapping[str, Tensor]) -> None:
+    """Raises BadFile if there are fewer tensors than layers, before gigabytes of recipes are made for the layers."""
+    if config.n_layer > len(state):
+        raise BadFile(
+            f"{origin} has {len(state)} tensors, too few for n_layer={config.n_layer}: it is not whole, or not a GPT-2"
+        )
+
+
 def check(origin: str, recipes: Mapping[str, Recipe], state: Mapping[str, Tensor], head: str = HEAD) -> None:
     """Raises BadFile unless every wanted tensor is there, with its shape, in floats, and no other but perhaps `head`."""
     refuse_llama(origin, state)

@@ -163,6 +163,8 @@ def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int
         kinds[tokenizer.eot] = gguf.TokenType.CONTROL
         writer.add_bos_token_id(tokenizer.eot)
         writer.add_eos_token_id(tokenizer.eot)
+    for i in tokenizer.added:
+        kinds[i] = gguf.TokenType.USER_DEFINED
     writer.add_token_list([*lists.pieces, *(f"[unused {i}]" for i in range(unused))])
     writer.add_token_types(kinds)
     if lists.model == "llama":

@@ -7,7 +7,6 @@ that. GPT-Neo does not scale scores by 1 / sqrt(hs), so q is scaled; it has no b
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 from pyllmc.base import live
 from pyllmc.base.errors import DataError, MissingDependency, need
 from pyllmc.base.files import flush_to_disk
-from pyllmc.convert.chat_template import PART, chat_template, cut_at_marks
+from pyllmc.convert.chat_template import chat_template, cut_at_marks
 from pyllmc.convert.dtypes import DTYPES, narrow
+from pyllmc.convert.gptneo import written_query
 from pyllmc.convert.recipes import MATRICES, targets
 from pyllmc.convert.sayable import banded_bias, instead
 from pyllmc.tables.layout import GPTConfig
@@ -26,6 +26,7 @@ from pyllmc.text.template import FILE as TEMPLATE
 from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
 from pyllmc.text.tokenizer_formats import (
+    PART,
     WHY,
     Unexpressible,
     eot_text,
@@ -76,8 +77,8 @@ def neo_state(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> State:
             yield f"{stem.removesuffix('c_proj')}attention.out_proj.{kind}", x
         elif kind == "weight":
             q, k, v = np.split(x, 3)
-            scale = np.float32(1 / math.sqrt(config.n_embd // config.n_head))
-            for letter, part in zip("qkv", (q * scale, k, v)):
+            q = written_query(q, config.n_embd // config.n_head)
+            for letter, part in zip("qkv", (q, k, v)):
                 yield f"{stem.removesuffix('c_attn')}attention.{letter}_proj.weight", part
 
 
@@ -252,8 +253,8 @@ def begin_with_eot(made: Any, tokenizer: Tokenizer) -> None:
 def write_bpe(folder: str, tokenizer: Tokenizer) -> None:
     """Writes vocab.json and merges.txt, which older programs read."""
     merges, whole = merges_of(tokenizer)
-    if whole:
-        return  # only tokenizer.json can say that some pieces are never merged
+    if whole or tokenizer.added:
+        return  # only tokenizer.json can say that some pieces are never merged, or come before the merges
     write_json(folder, "vocab.json", {name: i for i, name in enumerate(names(tokenizer))})
     lines = ["#version: 0.2", *(f"{printable(a)} {printable(b)}" for a, b in merges)]
     write_text(folder, "merges.txt", "\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
 """Tokenizers of other projects: Hugging Face's tokenizer.json, or vocab.json and merges.txt; nanoGPT's meta.pkl.
 
-It takes byte-level byte pairs of GPT-2's kind, tables of characters, and the files that this project exports. Others are
-refused with the reason.
+It takes byte-level byte pairs of GPT-2's kind with their added tokens, tables of characters, and the files that this project
+exports. Others are refused with the reason.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Set
 from typing import Any, NoReturn
 
 from pyllmc.base.errors import BadFile, DataError
 from pyllmc.base.files import reading
 from pyllmc.text.bpe import BYTE_OF, EOT_PIECE, printed_bytes
 from pyllmc.text.tokenizer import Tokenizer
-from pyllmc.text.tokenizer_formats import merges_of, printable, trie_pattern
+from pyllmc.text.tokenizer_formats import PART, merges_of, printable, trie_pattern
 
 JSON, VOCAB, MERGES, META = "tokenizer.json", "vocab.json", "merges.txt", "meta.pkl"
+ADDED = "added_tokens.json"  # beside VOCAB: {token: id} of those that were added later
 NAMES = (JSON, f"{VOCAB} with {MERGES}", META)
 # pieces that may end a document; the first that a vocabulary has becomes its EOT
 ENDS = (EOT_PIECE.decode(), "</s>", "<|end_of_text|>", "<eos>")
@@ -26,8 +28,8 @@ MOST_BYTES = 1 << 28  # a larger file is no tokenizer
 
 
 def file_in(folder: str) -> str | None:
-    """The tokenizer file of another project in a folder; None if there is none."""
-    there = [name for name in (VOCAB, JSON, META) if os.path.isfile(os.path.join(folder, name))]
+    """The tokenizer file of another project in a folder; None if there is none. tokenizer.json says the most."""
+    there = [name for name in (JSON, VOCAB, META) if os.path.isfile(os.path.join(folder, name))]
     if VOCAB in there and not os.path.isfile(os.path.join(folder, MERGES)):
         there.remove(VOCAB)
     return os.path.join(folder, there[0]) if there else None
@@ -54,7 +56,7 @@ def load(path: str) -> Tokenizer:
         said = json.loads(data)
         if isinstance(said.get("model"), dict):  # in GPT-2's own vocab.json "model" is a piece, with an id
             return _of_json(said)
-        return of_vocab(said, _read(os.path.join(os.path.dirname(path), MERGES)).decode().split("\n"))
+        return _of_files(os.path.dirname(path), said)
     except DataError as e:
         raise BadFile(f"{path}: {e}") from e
     except (
@@ -115,6 +117,13 @@ def _of_meta(meta: Any) -> Tokenizer:
 # Hugging Face's
 
 
+def _of_files(folder: str, ids: dict[str, int]) -> Tokenizer:
+    """The tokenizer of vocab.json, whose content is `ids`, merges.txt and added_tokens.json, which may be missing."""
+    more = os.path.join(folder, ADDED)
+    added = json.loads(_read(more)) if os.path.isfile(more) else {}
+    return of_vocab({**ids, **added}, _read(os.path.join(folder, MERGES)).decode().split("\n"), set(added))
+
+
 def _of_json(said: dict[str, Any]) -> Tokenizer:
     model, kind = said["model"], said["model"].get("type") or "BPE"
     added = {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
@@ -126,14 +135,17 @@ def _of_json(said: dict[str, Any]) -> Tokenizer:
             f"a {kind} model: only byte pairs of GPT-2's kind are known here; name another tokenizer"
         )
     _check_cut(said)
+    _check_added(said)
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return of_vocab(ids, pairs, set(added), bool(model.get("ignore_merges")))
+    return of_vocab(ids, pairs, set(added), all_made=not model.get("ignore_merges"))
 
 
 def _check_cut(said: dict[str, Any]) -> None:
     """Raise DataError unless text is cut into words as GPT-2 cuts it, and not changed otherwise."""
     cut = said.get("pre_tokenizer") or {}
     steps = cut.get("pretokenizers", [cut])
+    if steps[0].get("pattern") == {"String": PART}:  # an export's, of a model that was fine-tuned
+        steps = steps[1:]
     if said.get("normalizer") is not None:
         raise DataError(
             f"it changes text first (normalizer {said['normalizer'].get('type')}): name another tokenizer"
@@ -147,24 +159,35 @@ def _check_cut(said: dict[str, Any]) -> None:
         raise DataError("it puts a space in front of every text (add_prefix_space): name another tokenizer")
 
 
+def _check_added(said: dict[str, Any]) -> None:
+    """Raise DataError unless an added token is taken wherever it stands, without the spaces beside it."""
+    for token in said.get("added_tokens") or ():
+        how = next((how for how in ("lstrip", "rstrip", "single_word") if token.get(how)), "")
+        if how and token["content"] not in ENDS:  # text never becomes an end
+            raise DataError(
+                f"its added token {token['content']!r} looks at the text beside it ({how}): name another tokenizer"
+            )
+
+
 def of_vocab(
-    ids: dict[str, int], lines: list[str], added: set[str] | None = None, whole_words: bool = False
+    ids: dict[str, int], lines: list[str], added: Set[str] = frozenset(), all_made: bool = False
 ) -> Tokenizer:
-    """The tokenizer of a vocabulary of byte pairs. lines: the merges in order, "a b" each. Raises DataError."""
+    """The tokenizer of a vocabulary of byte pairs. lines: the merges in order, "a b" each. added: what is taken before the byte
+    pairs. all_made: True if merges must make all others. Raises DataError."""
     ordered = sorted(ids, key=ids.__getitem__)
     if [ids[name] for name in ordered] != list(range(len(ids))):
         raise DataError("its ids are not 0, 1, 2, ... each once: name another tokenizer")
     pieces = [
-        name.encode() if name in (added or ()) or not set(name) <= set(BYTE_OF) else printed_bytes(name)
+        name.encode() if name in added or not set(name) <= set(BYTE_OF) else printed_bytes(name)
         for name in ordered
     ]
     eot = next((ids[name] for name in ENDS if name in ids), -1)
-    found = Tokenizer(pieces, "gpt2", eot)
+    found = Tokenizer(pieces, "gpt2", eot, [ids[name] for name in added if ids[name] != eot])
     pairs = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
     merges, whole = merges_of(found)
     if pairs != [f"{printable(a)} {printable(b)}" for a, b in merges]:
         raise DataError("its ids are not in the order of its merges, as GPT-2's are: name another tokenizer")
-    if added is not None and not whole_words and not {ordered[i] for i in whole} <= added:
+    if all_made and whole:
         raise DataError("it has pieces that no merge makes: name another tokenizer")
     return found
 

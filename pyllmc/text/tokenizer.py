@@ -8,6 +8,7 @@ The file is llm.c's tokenizer.bin: a header of 256 int32 (20240328, 2, n, EOT id
     2 gpt2      byte-pair encoding with GPT-2's split of text, run by tiktoken on this very table
 
 `byte`, `char` and `word` vocabularies are tables for `longest`; `gpt2` and `bpe` vocabularies are tables for `gpt2`.
+A table for `gpt2` may have added pieces (pyllmc/text/added.py).
 OpenAI's vocab.bpe is read as well. Text never becomes EOT: the characters "<|endoftext|>" in a document are ordinary
 ones for every kind (for gpt2: tiktoken's encode_ordinary). Only gpt2 needs a package: tiktoken, to encode.
 """
@@ -23,6 +24,7 @@ from typing import Any
 from pyllmc.base.checks import as_bytes, as_int, as_path, as_text, refuse
 from pyllmc.base.errors import BadFile, DataError, need
 from pyllmc.base.files import atomic_path, flush_to_disk, reading, writing
+from pyllmc.text.added import cutter, of_header, problem
 from pyllmc.text.bins import HEADER_BYTES, TOKENIZER_MAGIC, pack_header, unpack_header
 from pyllmc.text.bpe import GPT2_SPLIT, GPT2_VOCAB, MAX_PIECE, is_gpt2, is_vocab_bpe, packed, read_vocab_bpe
 
@@ -35,23 +37,24 @@ ALPHABET_SHOWN = 396  # bytes of the alphabet in a message at most
 class Tokenizer:
     """A table of byte strings with an encoder. Immutable; build with load() or vocabularies.train().
 
-    pieces: the bytes of each id. kind: one of KINDS. eot: the id that separates documents, or -1.
+    pieces: the bytes of each id. kind: one of KINDS. eot: the id that separates documents, or -1. added: the ids of a gpt2
+    table that text becomes before the byte pairs, at most added.MOST.
     """
 
     __module__ = "pyllmc"  # pickle writes this name
 
-    def __init__(self, pieces: Sequence[bytes], kind: str, eot: int):
+    def __init__(self, pieces: Sequence[bytes], kind: str, eot: int, added: Iterable[int] = ()):
         if isinstance(pieces, (str, bytes)) or not isinstance(pieces, Sequence):
             refuse("pieces", pieces, "a list of bytes")
         self.pieces = [as_bytes("piece", piece) for piece in pieces]
         self.kind, self.eot = as_text("kind", kind), as_int("eot", eot)
-        problem = _table_problem(self.pieces, kind, eot)
-        if problem:
-            raise DataError(f"bad tokenizer: {problem}")
+        self.added = tuple(sorted(as_ids(added)))
+        if fault := _table_problem(self):
+            raise DataError(f"bad tokenizer: {fault}")
         self._encoder: Callable[[bytes], list[int]] | None = None
 
     def __reduce__(self) -> Any:
-        return Tokenizer, (self.pieces, self.kind, self.eot)
+        return Tokenizer, (self.pieces, self.kind, self.eot, self.added)
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.name} V={self.vocab_size} eot={self.eot}>"
@@ -72,6 +75,12 @@ class Tokenizer:
         if text_pieces == BYTES:
             return "byte"
         return "char" if all(len(p.decode("utf-8", "ignore")) == 1 for p in text_pieces) else "word"
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """The pieces that byte pairs can become, with their ids: all but EOT and the added ones."""
+        apart = {self.eot, *self.added}
+        return {piece: i for i, piece in enumerate(self.pieces) if i not in apart}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, never EOT. Raises DataError if the vocabulary lacks a character."""
@@ -115,7 +124,7 @@ class Tokenizer:
     def to_bytes(self) -> bytes:
         """The bytes of a tokenizer.bin. from_bytes() reads them."""
         head = (TOKENIZER_MAGIC, VERSION, self.vocab_size, self.eot, KINDS.index(self.kind))
-        return pack_header(*head) + packed(self.pieces)
+        return pack_header(*head, len(self.added), *self.added) + packed(self.pieces)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -153,7 +162,8 @@ def as_ids(ids: Iterable[int]) -> list[int]:
 def _parse(data: bytes) -> Tokenizer:
     if len(data) < HEADER_BYTES:
         raise DataError(f"expected a header of {HEADER_BYTES} bytes, found {len(data)}")
-    magic, version, n, eot, kind = unpack_header(data[:HEADER_BYTES])[:5]
+    header = unpack_header(data[:HEADER_BYTES])
+    magic, version, n, eot, kind = header[:5]
     if magic != TOKENIZER_MAGIC:
         raise DataError(f"expected magic {TOKENIZER_MAGIC} of a tokenizer file, found {magic}")
     if version == 1:  # llm.c's first files hold GPT-2's table without an EOT id
@@ -165,6 +175,8 @@ def _parse(data: bytes) -> Tokenizer:
     if not 0 <= kind < len(KINDS):
         raise DataError(f"expected a kind in 0..{len(KINDS) - 1}, found {kind}")
     pieces = _parse_pieces(data, n)
+    if KINDS[kind] == "gpt2":
+        return Tokenizer(pieces, "gpt2", eot, of_header(header))
     return Tokenizer(
         pieces, "gpt2" if KINDS[kind] == "unknown" and is_gpt2(pieces, eot) else KINDS[kind], eot
     )
@@ -184,8 +196,9 @@ def _parse_pieces(data: bytes, n: int) -> list[bytes]:
     return pieces
 
 
-def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
+def _table_problem(tokenizer: Tokenizer) -> str:
     """The fault of a table in words, or ''."""
+    pieces, kind, eot, added = tokenizer.pieces, tokenizer.kind, tokenizer.eot, tokenizer.added
     if kind not in KINDS:
         return f"kind {kind!r} is not one of {', '.join(KINDS)}"
     if not pieces:
@@ -199,7 +212,11 @@ def _table_problem(pieces: list[bytes], kind: str, eot: int) -> str:
     if kind != "unknown" and len(set(text_pieces)) < len(text_pieces):
         twice = Counter(text_pieces).most_common(1)[0][0]
         return f"piece {twice!r} stands in the table twice"
-    if kind == "gpt2" and not set(BYTES) <= set(text_pieces):
+    if added and (
+        fault := "only a gpt2 table has added pieces" if kind != "gpt2" else problem(pieces, eot, added)
+    ):
+        return fault
+    if kind == "gpt2" and not set(BYTES) <= set(tokenizer.ranks):
         return "a gpt2 table needs all 256 bytes"
     return ""
 
@@ -321,8 +338,15 @@ def _short_parts(text: str, at: int, end: int) -> Iterator[str]:
 def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
     """tiktoken's encoder. Ids are the ranks of the merges, so it needs only the table, and no download."""
     tiktoken = need("tiktoken", f"encoding with the {tokenizer.name} tokenizer")
-    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
-    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=tokenizer.ranks, special_tokens={}
+    )
+    cut = cutter(tokenizer.pieces, tokenizer.added)
+
+    def pairs(text: str) -> list[int]:
+        if len(text) < PART and not LONG_RUN.search(text):
+            return encoding.encode_ordinary(text)  # type: ignore[no-any-return]
+        return [i for part in parts(text) for i in encoding.encode_ordinary(part)]
 
     def encode(data: bytes) -> list[int]:
         try:
@@ -331,9 +355,9 @@ def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[bytes], list[int]]:
             raise DataError(
                 f"byte {e.start} is no UTF-8: give the text in UTF-8, or use a byte tokenizer"
             ) from e
-        if len(text) < PART and not LONG_RUN.search(text):
-            return encoding.encode_ordinary(text)  # type: ignore[no-any-return]
-        return [i for part in parts(text) for i in encoding.encode_ordinary(part)]
+        if not tokenizer.added:
+            return pairs(text)
+        return [i for part, added in cut(text) for i in (pairs(part) if added < 0 else [added])]
 
     return encode
 

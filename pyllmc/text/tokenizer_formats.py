@@ -21,6 +21,7 @@ from pyllmc.text.tokenizer import BYTES, Tokenizer
 
 WHY = "a tokenizer.json"
 SPACE = "\u2581"  # llama.cpp's sign for a space
+PART = "<|part|>"  # the mark at which an exported tokenizer.json cuts text, and which it drops (convert/chat_template.py)
 
 
 class Unexpressible(Exception):
@@ -33,12 +34,14 @@ def printable(piece: bytes) -> str:
 
 
 def names(tokenizer: Tokenizer) -> list[str]:
-    """Each piece in printable characters, EOT as it is. Raises Unexpressible if two are the same."""
+    """Each piece in printable characters, EOT and added ones as they are. Raises Unexpressible if two are the same."""
     found = [printable(p) for p in tokenizer.pieces]
     if tokenizer.eot >= 0:
         found[tokenizer.eot] = eot_text(tokenizer)
+    for i in tokenizer.added:
+        found[i] = tokenizer.pieces[i].decode()
     if len(set(found)) < len(found):
-        raise Unexpressible("its end-of-text piece is an ordinary piece, too")
+        raise Unexpressible("its end-of-text piece, or an added one, is an ordinary piece, too")
     return found
 
 
@@ -66,7 +69,7 @@ def last_parts(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 @functools.lru_cache(maxsize=1)
 def merges_of(tokenizer: Tokenizer) -> tuple[list[tuple[bytes, bytes]], list[int]]:
     """The merges of a gpt2 tokenizer in order, and the ids that no merge makes, but only a whole word becomes."""
-    ranks = {p: i for i, p in enumerate(tokenizer.pieces) if i != tokenizer.eot}
+    ranks = tokenizer.ranks
     merges, whole = [], []
     for piece, rank in ranks.items():
         if len(piece) == 1:
@@ -114,6 +117,8 @@ def hf_tokenizer(tokenizer: Tokenizer) -> Any:
     made.decoder = hf.decoders.ByteLevel()
     if tokenizer.eot >= 0:
         made.add_special_tokens([hf.AddedToken(eot_text(tokenizer), normalized=False, special=True)])
+    # not special, because decoders leave those out of the text
+    made.add_tokens([hf.AddedToken(tokenizer.pieces[i].decode(), normalized=False) for i in tokenizer.added])
     return made
 
 

@@ -100,6 +100,17 @@ def test_llama_cpp_computes_and_reads_the_same(tmp_path, kind):
     assert_same_model(m, llama, tokenizer.encode("the cat sat"))
 
 
+def test_llama_cpp_takes_added_pieces_first(tmp_path):
+    tokenizer = tokenizer_of("added")
+    assert (
+        write(tmp_path, tokenizer)[1].notes == []
+    )  # llama.cpp itself makes [PAD] and some others control tokens
+    llama = Llama(tmp_path / "m.gguf")
+    text = "<|user|>the cat[SEP] sat<|é bot|> <|user|"
+    assert llama.encode(text) == (ids := tokenizer.encode(text)) and set(tokenizer.added) < set(ids)
+    assert llama.decode(ids) == text
+
+
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
 def test_llama_cpp_writes_what_we_write(tmp_path, kind):
     """Both continue the same text. The file, or the text itself, says that it begins with EOT, as ours do."""

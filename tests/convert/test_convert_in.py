@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from foreign import (
 import pyllmc
 from pyllmc import convert
 from pyllmc.base import errors
+from pyllmc.convert.companions import find_tokenizer
 from pyllmc.convert.pytorch import WeightsWarning
 from pyllmc.tables.layout import GPTConfig
 
@@ -122,6 +124,27 @@ def test_other_floats(folder, gpt2, dtype, safe):
     save(folder, {n: x.to(kind) for n, x in gpt2.state_dict().items() if n != "lm_head.weight"}, safe)
     expected = {n: torch.from_numpy(x.copy()).to(kind).float().numpy() for n, x in ours_of(gpt2).items()}
     assert_same(convert.load(folder)[1], expected)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.bin"])
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(folder, gpt2, name):
+    if name == "pytorch_model.bin":
+        save(folder, gpt2.state_dict(), safe=False)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(errors.LlmcError, match=f"{name} is not a regular file"):
+        find_tokenizer(folder, CONFIG.vocab_size) if name == "tokenizer.bin" else convert.load(folder)
+
+
+def test_a_number_of_layers_that_the_file_cannot_hold(folder):
+    path, L = folder / "config.json", 1 << 24
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_layer": L}))
+    tracemalloc.start()
+    refused(
+        folder, f"model.safetensors has 40 tensors, too few for n_layer={L}: it is not whole, or not a GPT-2"
+    )
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
 
 
 def test_pickles_are_told_of(folder, gpt2):
@@ -297,6 +320,7 @@ def test_gpt_neo(tmp_path, more, window):
         (dict(attention_types=[[["global", "banded"], 2]]), "a layer is banded, but GPT-Neo's are global or"),
         (dict(attention_types=[[["global", "local"], 3]]), "tells 6 layers, num_layers 4"),
         (dict(attention_types="all"), "attention_types is no list"),
+        (dict(attention_types=[[["global", {}], 2]]), "attention_types is no list"),
         (dict(window_size=-1), "window=-1"),
         (dict(window_size=0), "window_size=0, but local layers"),
         (dict(attention_layers=["global"] * 4), "attention_layers, .* and attention_types, .* differ"),

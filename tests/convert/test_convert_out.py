@@ -19,6 +19,7 @@ from pyllmc import GPTConfig, Model, Writer  # noqa: E402
 from pyllmc.base.errors import DataError  # noqa: E402
 from pyllmc.convert import dtypes, to_hf  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
+from pyllmc.text import foreign_tokenizer  # noqa: E402
 from pyllmc.text.bpe import EOT_PIECE  # noqa: E402
 from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
 from pyllmc.text.tokenizer_formats import hf_tokenizer, merges_of  # noqa: E402
@@ -83,12 +84,17 @@ def test_the_safetensors_file_is_as_transformers_writes_it(tmp_path):
 
 
 @pytest.mark.parametrize("n_layer, n_head", [(2, 6), (3, 2)])  # sqrt(hs) is 2, or no whole number
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
     config = GPTConfig(97, 12, n_layer, n_head, 24, window=3)
     m = make_model(config)
     for layer in range(n_layer):
         m.params[f"transformer.h.{layer}.attn.c_attn.bias"][:] = 0
+        m.params[f"transformer.h.{layer}.attn.c_attn.weight"][0, :3] = (
+            3e-8,
+            1e-6,
+            1e-39,
+        )  # subnormal in fp16, in fp32
     made = save(tmp_path / "neo", config, m.params, dtype=dtype)
     name, theirs = their_logits(tmp_path / "neo")
     assert name == "GPTNeoForCausalLM"
@@ -244,6 +250,24 @@ def test_a_piece_that_no_merge_makes(tmp_path):
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+
+
+def test_added_pieces_go_to_transformers_and_come_back(tmp_path):
+    """vocab.json and merges.txt cannot say that they come before the merges."""
+    tokenizer = tokenizer_of("added")
+    assert save_tokenizer_alone(tmp_path, tokenizer) == ["tokenizer.json", "tokenizer_config.json"]
+    assert foreign_tokenizer.load(str(tmp_path / "tokenizer.json")).to_bytes() == tokenizer.to_bytes()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|>the cat[SEP] sat <|é bot|><|user|"
+    ids = tokenizer.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.decode(ids, skip_special_tokens=True) == text
+
+
+def save_tokenizer_alone(folder, tokenizer) -> list[str]:
+    assert to_hf.write_tokenizer(str(folder), tokenizer, 8) == []
+    (folder / "tokenizer.bin").unlink()
+    return sorted(p.name for p in folder.iterdir())
 
 
 def test_a_tokenizer_that_only_decodes_is_left_out(tmp_path):

@@ -20,6 +20,7 @@ from test_prepro import ROOT, documents_of, tokens
 from test_prepro_tinystories import run_script
 
 from pyllmc.base.errors import BadFile, DataError
+from pyllmc.convert.chat_template import cut_at_marks
 from pyllmc.engine import _ffi
 from pyllmc.engine.named import open_tokenizer
 from pyllmc.text import bins, foreign_tokenizer, raw_tokens, vocabularies
@@ -154,6 +155,51 @@ def test_every_file_of_a_tokenizer_gives_the_same(tmp_path, capsys, kind):
         found = Tokenizer.load(out / "tokenizer.bin")
         assert (found.pieces, found.kind, found.eot) == (own.pieces, own.kind, own.eot), source
         assert tokens(out)[1:] == own.encode(TEXT[: int(len(TEXT.strip()) * 0.99)])
+
+
+def with_added(own, *added):
+    """The tokenizer with more pieces, which text becomes before the byte pairs."""
+    ids = range(own.vocab_size, own.vocab_size + len(added))
+    return Tokenizer([*own.pieces, *(piece.encode() for piece in added)], "gpt2", own.eot, ids)
+
+
+def test_added_tokens_are_pieces_of_text(tmp_path):
+    """As transformers saves GPT-2's with <|user|> added: in tokenizer.json, or in added_tokens.json beside vocab.json."""
+    pytest.importorskip("tokenizers")
+    own = vocabularies.train("bpe", [TEXT], 300)
+    folder = hugging_face(tmp_path / "hf", own)
+    hf_tokenizer(expected := with_added(own, "<|user|>", "<|bot|>", "[PAD]")).save(
+        str(folder / "tokenizer.json")
+    )
+    found = open_tokenizer(str(folder))  # vocab.json beside it says less
+    assert found.to_bytes() == expected.to_bytes()
+    ids = found.encode("<|user|>The cat<|bot|> sat[PAD]")
+    V = own.vocab_size
+    assert ids == [V, *own.encode("The cat"), V + 1, *own.encode(" sat"), V + 2]
+    assert found.decode(ids) == "<|user|>The cat<|bot|> sat[PAD]"
+    os.remove(folder / "tokenizer.json")
+    assert open_tokenizer(str(folder)).to_bytes() == own.to_bytes()
+    (folder / "added_tokens.json").write_text(json.dumps({"<|bot|>": V + 1, "<|user|>": V, "[PAD]": V + 2}))
+    assert open_tokenizer(str(folder)).to_bytes() == expected.to_bytes()
+
+
+@pytest.mark.parametrize("how", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_looks_beside_it_is_refused(tmp_path, how):
+    hf = pytest.importorskip("tokenizers")
+    made = hf_tokenizer(vocabularies.train("bpe", [TEXT], 300))
+    made.add_tokens([hf.AddedToken("<mask>", **{how: True})])
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=f"its added token '<mask>' looks at the text beside it \\({how}\\)"):
+        open_tokenizer(str(tmp_path))
+
+
+def test_the_tokenizer_json_of_a_fine_tuned_export_is_read(tmp_path):
+    """It cuts text at a mark first."""
+    pytest.importorskip("tokenizers")
+    own = vocabularies.train("bpe", [TEXT], 300)
+    cut_at_marks(made := hf_tokenizer(own))
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(str(tmp_path)).to_bytes() == own.to_bytes()
 
 
 def test_a_vocabulary_with_the_piece_model_is_no_tokenizer_json(tmp_path):

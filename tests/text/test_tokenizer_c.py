@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import struct
 
 import numpy as np
@@ -19,15 +20,17 @@ from pyllmc.text import bpe, tokenizer
 from pyllmc.text.vocabularies import train
 
 SETTINGS = settings(max_examples=200)
-UNKNOWN, LONGEST = 0, 1
+UNKNOWN, LONGEST, GPT2 = 0, 1, 2
 EOT = b"<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
 
 
-def file_bytes(pieces, eot=None, kind=LONGEST, magic=20240328, version=2, n=None) -> bytes:
+def file_bytes(pieces, eot=None, kind=LONGEST, magic=20240328, version=2, n=None, added=()) -> bytes:
     eot = len(pieces) - 1 if eot is None else eot
-    head = [magic, version, len(pieces) if n is None else n, eot, kind]
-    return struct.pack("<256i", *head, *[0] * 251) + b"".join(bytes([len(p)]) + p for p in pieces)
+    head = [magic, version, len(pieces) if n is None else n, eot, kind, len(added), *added[:250]]
+    return struct.pack("<256i", *head, *[0] * (256 - len(head))) + b"".join(
+        bytes([len(p)]) + p for p in pieces
+    )
 
 
 def made_up_vocab_bpe() -> bytes:
@@ -180,6 +183,20 @@ BAD = {
     "eot below": (file_bytes([b"a"], eot=-2), "EOT id -2"),
     "kind": (file_bytes([b"a"], kind=3), r"expected a kind in 0..2, found 3"),
     "twice": (file_bytes([b"a", b"b", b"a"], eot=-1), "pieces 0 and 2 are the same"),
+    "many added": (file_bytes(BYTES, -1, GPT2, added=range(251)), "expected 0..250 added pieces, found 251"),
+    "added twice": (file_bytes([*BYTES, b"<a>"], -1, GPT2, added=(256, 256)), "ascend"),
+    "added beyond": (
+        file_bytes([*BYTES, b"<a>"], -1, GPT2, added=(257,)),
+        r"added id 257 .* outside \[0, 257\)",
+    ),
+    "added below": (file_bytes([*BYTES, b"<a>"], -1, GPT2, added=(-1,)), "added id -1 "),
+    "added EOT": (file_bytes([*BYTES, EOT], None, GPT2, added=(256,)), "added id 256 .*, is EOT"),
+    "added bytes": (file_bytes([*BYTES, b"\xff<"], -1, GPT2, added=(256,)), "added piece .* is no UTF-8"),
+    "added, too": (
+        file_bytes([*BYTES, b"ab", b"ab"], -1, GPT2, added=(256,)),
+        "are the same|stands in the table twice",
+    ),
+    "added byte": (file_bytes(BYTES, -1, GPT2, added=(65,)), "a gpt2 table needs all 256 bytes"),
 }
 
 
@@ -194,6 +211,9 @@ def test_bad_file(tmp_path, case):
     with pytest.raises(_ffi.BadFile, match=message):
         _ffi.check(lib, lib.llmc_tokenizer_open(out, os.fsencode(path)))
     assert out[0] == ffi.NULL
+    if "added" in case:
+        with pytest.raises(DataError, match=message):
+            tokenizer.Tokenizer.from_bytes(data, "t.bin")
 
 
 def test_open_and_travel(tmp_path):
@@ -233,3 +253,39 @@ def test_agrees_with_python():
         theirs = train(kind, [text])
         ours = Tokenizer(file_bytes(theirs.pieces, eot=theirs.eot))
         assert ours.encode(text.encode()) == theirs.encode(text)
+
+
+ADDED = ["<|a|>", "<|a", "[PAD]", "[PAD] ", "é>", "  ", "\n<b>"]
+
+
+@pytest.fixture(scope="module")
+def with_added():
+    """Byte pairs with added pieces at the beginning, in the middle and at the end: in Python, in C and of `tokenizers`."""
+    formats = pytest.importorskip("pyllmc.text.tokenizer_formats")
+    pytest.importorskip("tokenizers")
+    learnt = train("bpe", ["the cat [PAD] said <|a|> to the PAD at a|> <b>\n" * 20], 290).pieces[:-1]
+    pieces = [EOT, *(a.encode() for a in ADDED[:2]), *learnt, *(a.encode() for a in ADDED[2:])]
+    added = [1, 2, *range(len(learnt) + 3, len(pieces))]
+    ours = tokenizer.Tokenizer(pieces, "gpt2", 0, added)
+    assert ours.to_bytes() == file_bytes(pieces, 0, GPT2, added=added)
+    assert pickle.loads(pickle.dumps(ours)).to_bytes() == ours.to_bytes()
+    return ours, Tokenizer(ours.to_bytes()), formats.hf_tokenizer(ours)
+
+
+@SETTINGS
+@given(
+    st.lists(st.sampled_from([*ADDED, "the", " cat", "<", "|", "a", ">", " ", "é", "\n", "PAD", "[", "]"]))
+)
+def test_added_pieces_come_before_the_byte_pairs(with_added, parts):
+    ours, c, theirs = with_added
+    text = "".join(parts)
+    ids = ours.encode(text)
+    assert c.encode(text.encode()) == ids == theirs.encode(text).ids
+    assert c.decode(ids).decode() == text == ours.decode(ids)
+
+
+def test_bytes_that_are_no_text_are_counted_from_the_beginning(with_added):
+    ours, c, _ = with_added
+    for encode in (ours.encode_bytes, c.encode):
+        with pytest.raises(_ffi.LlmcError, match="byte 7 is no UTF-8"):
+            encode(b"<|a|>ab\xff")
