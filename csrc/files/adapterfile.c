@@ -151,5 +151,6 @@ int llmc_file_set_base(llmc_file *f, const char *path) {
     CHECK(base, LLMC_ENOMEM, "no memory for the path %s", path);
     free(f->adapters->base);
     f->adapters->base = base;
+    f->adapters->is_copy = 1;
     return LLMC_OK;
 }

@@ -183,13 +183,14 @@ static int load_tensor(Reader *r, llmc_model *m, int i, int l) {
 /* Loads the model at `path`, which the adapters belong to. */
 static int load_base_from(const llmc_file *f, llmc_model *m, const char *path) {
     const Adapters *a = f->adapters;
+    const char *shown = a->is_copy ? a->name : path;
     llmc_file *base;
     int rc = llmc_file_open(&base, path);
-    CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, path, llmc_last_error());
+    CHECK(rc == 0, rc, "%s holds adapters of %s, which cannot be loaded: %s", f->path, shown, llmc_last_error());
     rc = base->adapters ? llmc_fail(LLMC_EFORMAT,
                                     "%s holds adapters of %s, which holds adapters itself: put back the model that was "
                                     "there",
-                                    f->path, path)
+                                    f->path, shown)
                         : llmc_model_load_from(m, base);
     llmc_file_free(base);
     TRY(rc);
@@ -198,7 +199,7 @@ static int load_base_from(const llmc_file *f, llmc_model *m, const char *path) {
           "%s holds adapters of other weights than %s has now: expected checksum %08x, found %08x; put the file back "
           "that "
           "they were trained on",
-          f->path, path, a->base_crc, m->base_crc);
+          f->path, shown, a->base_crc, m->base_crc);
     return LLMC_OK;
 }
 
@@ -207,7 +208,7 @@ static int load_base(const llmc_file *f, llmc_model *m) {
     const Adapters *a = f->adapters;
     char reason[1024];
     const int rc = load_base_from(f, m, a->base);
-    if (rc == 0 || !strcmp(a->base, a->name) || access(a->name, R_OK) < 0) return rc;
+    if (rc == 0 || a->is_copy || !strcmp(a->base, a->name) || access(a->name, R_OK) < 0) return rc;
     snprintf(reason, sizeof reason, "%s", llmc_last_error());
     return load_base_from(f, m, a->name) == 0 ? LLMC_OK : llmc_fail(rc, "%s", reason);
 }

@@ -45,6 +45,7 @@ typedef struct Extent { /* where one layer of a tensor lies in the file */
 typedef struct Adapters {
     char *text;        /* lines name=value, see adapterfile.h */
     char *name, *base; /* the file of the model that they belong to; and where it is read, see llmc_file_set_base */
+    int is_copy;       /* base is a copy of that model, whose path tells users nothing */
     char *train_only;  /* room.train_only points here */
     uint32_t base_crc;
     llmc_room room; /* its fields of LoRA */
