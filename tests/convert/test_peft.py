@@ -174,7 +174,9 @@ def test_a_wrong_base_is_refused(data, base, run, tmp_path):
     file.set_base(other)
     m = pyllmc.Model(base, lora_rank=4, lora_alpha=6)
     # the path of a copy, as Python makes one of a base that only it reads, tells nothing
-    with pytest.raises(BadFile, match=f"holds adapters of other weights than {base}.* has now: expected checksum"):
+    with pytest.raises(
+        BadFile, match=f"holds adapters of other weights than {base}.* has now: expected checksum"
+    ):
         file.load_into(m._handle)
     raw = (copy / "best.ckpt" if (copy / "best.ckpt").exists() else copy / "last.ckpt").read_bytes()
     broken = tmp_path / "broken.ckpt"
