@@ -38,18 +38,20 @@ def adopt_model(options: Any) -> None:
     found = _foreign(name, options.lib)
     if found is None:
         return
+    _adopt_template(options, found)
     if found.kind == ADAPTER and not options.is_chat and not peft_adapter.is_merged(given := _given(options)):
         _adopt_adapter(options, found, given)
         return
     model = Model(found, B=1, T=1, training=False, keep_logits=False)
     options.set_model_file(_file_of(model, options))
-    _adopt_template(options, found)
 
 
 def _adopt_template(options: Any, found: Found) -> None:
-    """Lets turns be written as the template beside the weights says, unless another is named. A training has its data's."""
-    writes = options.is_chat or options.only_write()
-    if writes and options.get("template") == "auto" and (line := template.beside(found.path)):
+    """Lets turns be written as the template beside the weights says, unless another is named, or the data of a training has one."""
+    trains = not options.is_chat and not options.only_write()
+    if options.get("template") != "auto" or (trains and template.beside(options.get("data"))):
+        return
+    if line := template.beside(found.path):
         options.set("template", line)
 
 

@@ -16,12 +16,10 @@ if __name__ == "__main__":
 from pyllmc.base import live
 from pyllmc.base.errors import DataError, counted
 from pyllmc.draw import chances
-from pyllmc.engine.checkpoint import OPTIONS as RECORD
-from pyllmc.engine.checkpoint import lines_of, section
+from pyllmc.engine.checkpoint import template_of
 from pyllmc.engine.steps import Step
 from pyllmc.priming import MOST, Form, Primer, prime, read_examples
 from pyllmc.tables.options import Parser, add_options, at_least, unescaped
-from pyllmc.text import template
 from pyllmc.text.tokenizer import shown
 from pyllmc.writer import Writer, open_writer, tell_weights
 
@@ -69,16 +67,6 @@ OF_FORM = {
     "end": "stands behind an answer",
     "task": "a text before the examples, such as 'Translate English to French:'",
 }
-
-
-def template_of(run: str, asked: str) -> template.Template | None:
-    """The template that turns of a model are written with; None: its prompts are taken literally. Raises DataError."""
-    if asked == "auto":
-        record = section(run, RECORD).decode("utf-8", "replace")
-        asked = lines_of(record).get("template", asked)
-    if asked == "auto":
-        asked = template.beside(run) or asked
-    return template.meant(asked)
 
 
 def make_parser() -> Parser:

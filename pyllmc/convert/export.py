@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     run: Mapping[str, Any]
     read: str
     untied: bool
+    form: template.Template | None
 
 
 def save(
@@ -61,13 +63,15 @@ def save(
     read: str = "",
     overwrite: bool = False,
     untied: bool = False,
+    form: template.Template | None = None,
 ) -> Exported:
     """Writes a model as a Hugging Face folder ("hf"), a "gguf" file or llm.c's "bin", verified by reading it back.
 
     tensors: as Model.params, wte and lm_head (V, C) or padded. to: "" follows from the path. dtype: fp32, bf16 or fp16 (rounded to
     nearest even). name: the model's, by default the path's. run, read: for the model card, what checkpoint.training() found
     and the source of the weights. overwrite: replaces an earlier export, never anything else. untied: a GGUF gets the
-    embedding a second time as output.weight, for llama.cpp before March 2025.
+    embedding a second time as output.weight, for llama.cpp before March 2025. form: the template of a fine-tuned model, by
+    default the run's.
     Raises DataError or OSError with one line; then nothing has changed.
     """
     to = format_of(path, to)
@@ -79,7 +83,8 @@ def save(
     name = name.encode(
         "utf-8", "replace"
     ).decode()  # a path may hold bytes that are no text; files hold text only
-    job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read, untied)
+    form = form or (template.meant(run["options"].get("template", "auto")) if run else None)
+    job = Job(place, to, dtype, config, exact, tokenizer, name, run or {}, read, untied, form)
     notes = {"hf": _save_hf, "gguf": _save_gguf, "bin": _save_bin}[to](job, overwrite)
     return Exported(place, describe(job), notes)
 
@@ -127,11 +132,21 @@ def _save_bin(job: Job, overwrite: bool) -> list[str]:
             raise BadFile(f"{job.path} reads back as {arena.config}, written was {job.config}")
         compare(job, arena.parameters(), dict.fromkeys(job.tensors, job.dtype))
         check_place(job.path, "bin", overwrite)
+    notes = []
     if job.tokenizer and not carries:
-        return [
+        notes.append(
             f"{job.dtype} files of llm.c carry no tokenizer: name it with --tokenizer where the file is used"
-        ]
-    return []
+        )
+    if job.form:
+        notes.append(
+            f"files of llm.c carry no template: name it with --template={shlex.quote(job.form.line)} where the file is used"
+        )
+    if job.config.banded:
+        notes.append(
+            f"{job.config.bands} see the last {job.config.window} positions, which only pyllmc reads from such a file: in "
+            "llm.c they would see all"
+        )
+    return notes
 
 
 def _save_gguf(job: Job, overwrite: bool) -> list[str]:
@@ -141,7 +156,7 @@ def _save_gguf(job: Job, overwrite: bool) -> list[str]:
     with atomic_path(job.path) as temporary:
         with writing(job.path):
             notes = to_gguf.write_gguf(
-                temporary, job.config, job.tensors, job.dtype, job.tokenizer, job.name, job.untied
+                temporary, job.config, job.tensors, job.dtype, job.tokenizer, job.name, job.untied, job.form
             )
         compare(job, to_gguf.read_back(temporary, job.config, job.untied), dtypes)
         check_place(job.path, "gguf", overwrite)
@@ -168,7 +183,7 @@ def _still(path: str, overwrite: bool) -> None:
 
 def _fill(folder: str, job: Job) -> list[str]:
     notes = ["no tokenizer is known: the folder has none, and takes and gives ids"]
-    form = template.meant(job.run["options"].get("template", "auto")) if job.run else None
+    form = job.form
     if form:  # for this project's programs; transformers reads the tokenizer's chat_template
         to_hf.write_text(folder, template.FILE, f"{form.line}\n")
     if job.tokenizer:

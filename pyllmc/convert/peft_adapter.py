@@ -22,6 +22,7 @@ from pyllmc.convert.hf_config import read_json
 from pyllmc.convert.recipes import Tensor, Weights
 from pyllmc.tables import layout
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.template import FILE as TEMPLATE
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -286,7 +287,8 @@ def save_adapter(path: str | os.PathLike[str], source: Path, overwrite: bool = F
     base: the base model as PEFT is to find it; default: where the run found it. Raises DataError if the adapters are not all
     that was trained, InvalidArgument if something else lies at `path`.
     """
-    from pyllmc.convert.to_hf import write_json, write_safetensors
+    from pyllmc.convert.to_hf import write_json, write_safetensors, write_text
+    from pyllmc.engine.checkpoint import template_of
 
     place = os.path.realpath(path)
     check_place(place, overwrite)
@@ -299,12 +301,32 @@ def save_adapter(path: str | os.PathLike[str], source: Path, overwrite: bool = F
             "with --merge"
         )
     _check_gpt2(about["base"])
+    said = adapter_json(about, base or about["base"])
     named = [(PREFIX + name, x) for name, x in tensors.items()]
     with atomic_directory(place, lambda: check_place(place, overwrite)) as folder, writing(place):
-        write_json(folder, CONFIG, adapter_json(about, base or about["base"]))
+        write_json(folder, CONFIG, said)
         checksum = {CHECKSUM: about["checksum"]}
         write_safetensors(os.path.join(folder, TENSORS), iter(named), iter(named), "fp32", checksum)
+        if form := template_of(source):
+            write_text(folder, TEMPLATE, f"{form.line}\n")
+        if not _reads_back(Path(folder), said, tensors, int(about["checksum"])):
+            raise BadFile(f"{place} is not written: it does not read back as it was; try again elsewhere")
     return f"PEFT adapter of rank {about['lora_rank']} on {about['lora_on']}, {len(named)} tensors, for {base or about['base']}"
+
+
+def _reads_back(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Any], checksum: int) -> bool:
+    """True if the files hold what was written, to the bit."""
+    import numpy as np
+
+    from pyllmc.convert.huggingface import read_safetensors
+
+    found = {name.removeprefix(PREFIX): x.read() for name, x in read_safetensors(folder / TENSORS).items()}
+    return (
+        read_json(folder / CONFIG) == said
+        and base_checksum(folder) == checksum
+        and found.keys() == tensors.keys()
+        and all(np.array_equal(found[name].view("u4"), x.view("u4")) for name, x in tensors.items())
+    )
 
 
 def _check_gpt2(base: str) -> None:
@@ -322,7 +344,9 @@ def check_place(place: str, overwrite: bool) -> None:
     if not os.path.lexists(place) or (os.path.isdir(place) and not os.listdir(place)):
         return
     strange = (
-        sorted(set(os.listdir(place)) - {CONFIG, TENSORS, "README.md"}) if os.path.isdir(place) else [place]
+        sorted(set(os.listdir(place)) - {CONFIG, TENSORS, TEMPLATE, "README.md"})
+        if os.path.isdir(place)
+        else [place]
     )
     if strange:
         raise InvalidArgument(f"{place} exists and is no adapter ({strange[0]}): name another destination")

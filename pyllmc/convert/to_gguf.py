@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from pyllmc.base import live
-from pyllmc.base.errors import BadFile, DataError, need
+from pyllmc.base.errors import BadFile, DataError, MissingDependency, need
 from pyllmc.base.files import flush_to_disk
+from pyllmc.convert.chat_template import chat_template
 from pyllmc.convert.dtypes import narrow
 from pyllmc.convert.recipes import HEAD as OUR_HEAD
 from pyllmc.convert.recipes import targets
 from pyllmc.convert.sayable import instead
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text.template import Template
 from pyllmc.text.tokenizer import Tokenizer
-from pyllmc.text.tokenizer_formats import Lists, Unexpressible, eot_text, gguf_lists
+from pyllmc.text.tokenizer_formats import PART, Lists, Unexpressible, eot_text, gguf_lists
 
 ARCH = "gpt2"
 HEAD = "output.weight"
@@ -88,14 +90,17 @@ def write_gguf(
     tokenizer: Tokenizer | None,
     name: str,
     untied: bool = False,
+    form: Template | None = None,
 ) -> list[str]:
-    """Writes `path` in place; returns sentences on what the file could not say of the tokenizer."""
+    """Writes `path` in place; returns sentences on what the file could not say of the tokenizer and the template `form`."""
     check_gguf(config, tensors)
     gguf = package()
     notes: list[str] = []
     with closing(gguf.GGUFWriter(path, ARCH)) as writer:
         add_sizes(gguf, writer, config, dtype, name)
-        add_tokenizer(gguf, writer, config, tokenizer, notes)
+        has_one = add_tokenizer(gguf, writer, config, tokenizer, notes)
+        if form:
+            add_template(writer, tokenizer if has_one else None, form, notes)
         for ours, theirs in names_of(config, untied):
             x = tensors[ours]
             kind = dtype_of(ours, x, dtype)
@@ -136,21 +141,42 @@ def add_sizes(gguf: Any, writer: Any, c: GPTConfig, dtype: str, name: str) -> No
 
 def add_tokenizer(
     gguf: Any, writer: Any, config: GPTConfig, tokenizer: Tokenizer | None, notes: list[str]
-) -> None:
-    """Adds the tokenizer if llama.cpp can run it exactly, else none and a note."""
+) -> bool:
+    """Adds the tokenizer if llama.cpp can run it exactly, else none and a note. True if it was added."""
     missing = "no tokenizer is known"
     try:
         if tokenizer:
             lists = gguf_lists(tokenizer)
             if lists.model == "rwkv" and tokenizer.eot >= 0:
                 notes.append(NO_BEGINNING.format(eot_text(tokenizer)))
-            return add_lists(gguf, writer, lists, tokenizer, config.vocab_size)
+            add_lists(gguf, writer, lists, tokenizer, config.vocab_size)
+            return True
     except Unexpressible as reason:
         missing = f"the tokenizer is left out ({reason})"
     notes.append(
         f"{missing}: llama.cpp loads the file, but its programs want text; only its library runs on ids"
     )
     writer.add_tokenizer_model("none")
+    return False
+
+
+def add_template(writer: Any, tokenizer: Tokenizer | None, form: Template, notes: list[str]) -> None:
+    """Adds the template of a fine-tuned model as tokenizer.chat_template, and a note on what llama.cpp must be told besides."""
+    try:
+        if not tokenizer:
+            raise Unexpressible("the file has no tokenizer")
+        chat = chat_template(form, tokenizer)
+    except (Unexpressible, MissingDependency) as reason:
+        notes.append(f"the chat_template is left out ({reason}): write turns as {form.line}")
+        return
+    writer.add_chat_template(chat.replace(PART, ""))
+    notes.append(
+        f"an answer ends before {form.stop!r}: name that to llama.cpp as a stop text (--reverse-prompt)"
+    )
+    if PART in chat:
+        notes.append(
+            "llama.cpp encodes a talk as one text, so that some ids at the borders of its parts are others than in training"
+        )
 
 
 def add_lists(gguf: Any, writer: Any, lists: Lists, tokenizer: Tokenizer, V: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Union
 from pyllmc.base.errors import BadFile, DataError, SystemFailure
 from pyllmc.engine.run_files import is_number, metrics_lines, read_scores
 from pyllmc.tables.layout import GPTConfig
+from pyllmc.text import template
 from pyllmc.text.bins import MODEL_MAGIC
 from pyllmc.text.tokenizer import Tokenizer
 
@@ -163,6 +164,16 @@ def recorded(source: Source) -> tuple[dict[str, str], dict[str, str]]:
     file = WeightFile(_ffi.load(), path)
     given, state = (lines_of(file.section(tag).decode("utf-8", "replace")) for tag in (OPTIONS, STATE))
     return (given, state) if given else ({}, {})
+
+
+def template_of(source: Source, asked: str = "auto") -> template.Template | None:
+    """The template that turns of a model are written with: its run's, or that of template.txt beside it; None: prompts are taken
+    literally. Raises DataError."""
+    if asked == "auto":
+        asked = lines_of(section(source, OPTIONS).decode("utf-8", "replace")).get("template", asked)
+    if asked == "auto":
+        asked = template.beside(source) or asked
+    return template.meant(asked)
 
 
 def training(source: Source) -> dict[str, Any]:

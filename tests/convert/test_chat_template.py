@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 
+import pyllmc  # noqa: E402
 from pyllmc import Chat, GPTConfig, sample  # noqa: E402
 from pyllmc.convert import to_hf  # noqa: E402
 from pyllmc.convert.__main__ import main as convert  # noqa: E402
 from pyllmc.convert.chat_template import PART, chat_template  # noqa: E402
 from pyllmc.convert.export import save  # noqa: E402
+from pyllmc.engine.checkpoint import template_of  # noqa: E402
 from pyllmc.tables.options import templates  # noqa: E402
-from pyllmc.text import pairs, template  # noqa: E402
+from pyllmc.text import dataset, pairs, template  # noqa: E402
 from pyllmc.text.tokenizer import BYTES, Tokenizer  # noqa: E402
 from pyllmc.text.vocabularies import train  # noqa: E402
 from pyllmc.train import main as train_command  # noqa: E402
@@ -146,9 +148,6 @@ def test_without_tokenizer_json_there_is_no_chat_template(tmp_path):
 
 def tuned(folder, line: str):
     """A checkpoint as a training on pairs writes it, and its path."""
-    import pyllmc
-    from pyllmc.text import dataset
-
     form = template.find(line)
     talks = [template.Talk("", [template.Turn(f"say {i}", f"{i} it is")]) for i in range(20)]
     dataset.write_dataset(
@@ -195,6 +194,33 @@ def test_the_template_travels_with_the_folder(tmp_path, capsys):
             written.append(capsys.readouterr().out)
     assert written[:6] == written[6:] and written[0] != written[3] and written[1] != written[4]
     assert convert([str(run), str(folder), "--overwrite"]) == 0
+
+
+def test_a_training_that_goes_on_from_the_folder_keeps_the_template(tmp_path):
+    """Unless its data has another."""
+    run, folder = tuned(tmp_path, "plain"), tmp_path / "hf"
+    assert convert([str(run), str(folder)]) == 0
+    dataset.write_dataset(["say 1 and 2. " * 20], tmp_path / "text", "byte", 0.2)
+    form = template.find("chatml")
+    talk = form.render(template.Talk("", [template.Turn("say 3", "it is")]))
+    dataset.write_dataset([talk] * 20, tmp_path / "pairs", "byte", 0.2, template=form.line)
+    for data, line in (("text", "plain"), ("pairs", "chatml")):
+        how = {"max_steps": 1, "B": 1, "sample_every": 0, "val_every": 0}
+        list(pyllmc.Trainer(model=folder, data=tmp_path / data, out=tmp_path / f"on {data}", **how))
+        assert template_of(tmp_path / f"on {data}") == template.find(line)
+
+
+def test_an_export_of_a_folder_keeps_the_template_and_llm_c_s_file_cannot(tmp_path, capsys):
+    run, folder = tuned(tmp_path, "plain"), tmp_path / "hf"
+    assert convert([str(run), str(folder)]) == 0
+    assert convert([str(folder), str(tmp_path / "again")]) == 0
+    assert template.beside(tmp_path / "again") == template.find("plain").line
+    capsys.readouterr()
+    assert convert([str(folder), str(tmp_path / "m.bin")]) == 0
+    assert (
+        f"note: files of llm.c carry no template: name it with --template='{template.find('plain').line}'"
+        in (capsys.readouterr().out)
+    )
 
 
 def test_a_model_that_was_not_fine_tuned_has_none(tmp_path):

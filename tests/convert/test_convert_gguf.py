@@ -12,6 +12,7 @@ from converted import TEXT, logits, make_model, tokenizer_of
 from pyllmc import GPTConfig, Writer
 from pyllmc.base.errors import DataError
 from pyllmc.convert.export import save
+from pyllmc.text import template
 from pyllmc.text.bpe import EOT_PIECE
 from pyllmc.text.tokenizer import BYTES, Tokenizer
 from pyllmc.text.tokenizer_formats import Unexpressible, gguf_lists
@@ -98,6 +99,26 @@ def test_llama_cpp_computes_and_reads_the_same(tmp_path, kind):
         assert llama.encode(text) == ids
         assert llama.decode(ids) == text
     assert_same_model(m, llama, tokenizer.encode("the cat sat"))
+
+
+@pytest.mark.parametrize("line", ["plain", "chatml"])
+def test_llama_cpp_writes_turns_as_the_template_says(tmp_path, line):
+    tokenizer, form = tokenizer_of("bpe"), template.find(line)
+    made = write(tmp_path, tokenizer, form=form)[1]
+    assert made.notes[0].startswith(f"an answer ends before {form.stop!r}: name that to llama.cpp")
+    assert len(made.notes) == (2 if line == "plain" else 1)
+    said = [("system", "the dog"), ("user", "the cat"), ("assistant", "sat"), ("user", "a")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    answer = Llama(tmp_path / "m.gguf").post("/apply-template", {"messages": messages})
+    talk = template.Talk("the dog", [template.Turn("the cat", "sat")])
+    assert answer["prompt"] == form.render(talk) + form.asked("a")
+
+
+def test_a_template_without_a_tokenizer_is_told(tmp_path):
+    notes = write(tmp_path, None, config=GPTConfig(50, 32, 1, 1, 8), form=template.find("chatml"))[1].notes
+    assert notes[-1].startswith(
+        "the chat_template is left out (the file has no tokenizer): write turns as <|im_start|>"
+    )
 
 
 def test_llama_cpp_takes_added_pieces_first(tmp_path):

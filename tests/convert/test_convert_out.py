@@ -103,6 +103,14 @@ def test_a_banded_model_is_a_gpt_neo(tmp_path, n_layer, n_head, dtype):
     assert "last 3 positions" in made.notes[-1]
 
 
+def test_a_banded_file_of_llm_c_says_that_it_is_not_llm_c_s(tmp_path):
+    config = GPTConfig(97, 12, 2, 2, 24, window=3)
+    (note,) = save(tmp_path / "m.bin", config, make_model(config).params).notes
+    assert note.endswith(
+        "last 3 positions, which only pyllmc reads from such a file: in llm.c they would see all"
+    )
+
+
 LEADS_ON = {  # a model -> the formats of which one can say it
     "odd layers": (GPTConfig(97, 12, 2, 2, 24, window=3), {"bin"}),
     "a pattern": (GPTConfig(97, 12, 4, 2, 24, window=3, pattern="DLLL"), set()),

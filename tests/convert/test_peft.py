@@ -14,8 +14,10 @@ from conftest import PLAIN, ROOT
 import pyllmc
 from pyllmc.base.errors import BadFile, DataError, InvalidArgument
 from pyllmc.convert.__main__ import main as convert
+from pyllmc.engine.checkpoint import template_of
 from pyllmc.engine.weightfile import WeightFile
 from pyllmc.evaluate.opening import open_scorer
+from pyllmc.text import template
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -428,3 +430,30 @@ def test_adapters_that_cannot_be_read(exported, tmp_path, change, message):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(BadFile, match=message):
         pyllmc.Model(folder, training=False)
+
+
+def test_an_adapter_that_does_not_read_back_is_not_written(run, tmp_path, monkeypatch):
+    write = pyllmc.convert.to_hf.write_safetensors
+
+    def write_and_damage(path, *how):
+        write(path, *how)
+        raw = Path(path).read_bytes()
+        Path(path).write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+    monkeypatch.setattr(pyllmc.convert.to_hf, "write_safetensors", write_and_damage)
+    with pytest.raises(
+        BadFile, match="adapter is not written: it does not read back as it was; try again elsewhere"
+    ):
+        pyllmc.convert.peft_adapter.save_adapter(tmp_path / "adapter", run)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_template_travels_with_the_adapter(data, base, tmp_path):
+    line = r"Q: {prompt}\nA: {answer}\n"
+    run = train(data, tmp_path / "run", model=str(base), max_steps=1, lora_rank=2, template=line)
+    adapter = tmp_path / "adapter"
+    for more in ([], ["--overwrite"]):
+        assert convert([str(run), str(adapter), *more]) == 0
+    assert template.beside(adapter) == line and template_of(adapter) == template.parse(line)
+    further = train(data, tmp_path / "further", model=str(adapter), max_steps=1)
+    assert template_of(further) == template.parse(line)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ffi, lib
+from conftest import ROOT, ffi, lib
 from converted import logits, make_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +105,24 @@ def test_a_folder_of_gpt_neo(tmp_path, pattern, L):
         expected = theirs(torch.tensor([IDS])).logits[0].numpy()
     np.testing.assert_allclose(expected, logits(m, IDS), rtol=1e-4, atol=1e-4)
     assert Model(tmp_path / "neo", B=1).config == config
+
+
+def test_what_the_documents_name_for_transformers_can_be_said_there(tmp_path):
+    """All is trained but the bias that GPT-Neo lacks."""
+    (names,) = re.findall(r"--train_only='(w\*,[^']*)'", (ROOT / "docs/use.md").read_text())
+    dataset.write_dataset(["the cat sat on the mat. " * 20], tmp_path / "d", "byte", 0.2)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "max_seq_len": 32, "window": 4, "B": 2}
+    how = {"data": tmp_path / "d", "sample_every": 0, "max_steps": 2, **sizes}
+    list(pyllmc.Trainer(out=tmp_path / "run", train_only=names, **how))
+    before = convert.load(tmp_path / "run")[1]
+    save(tmp_path / "hf", *convert.load(tmp_path / "run"))
+    list(pyllmc.Trainer(out=tmp_path / "all", **how))
+    after = convert.load(tmp_path / "all")[1]
+    assert {name for name in after if not before[name].any()} == {
+        f"transformer.h.{layer}.attn.c_attn.bias" for layer in range(2)
+    }
+    with pytest.raises(DataError, match="GPT-Neo has no bias for q, k and v"):
+        save(tmp_path / "other", *convert.load(tmp_path / "all"))
 
 
 def test_what_other_files_cannot_say(tmp_path):
