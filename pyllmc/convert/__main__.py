@@ -20,8 +20,9 @@ from pyllmc.convert.kinds import ADAPTER, Found, find
 from pyllmc.convert.native import open_native
 from pyllmc.convert.peft_adapter import place_of_base, save_adapter
 from pyllmc.convert.recipes import Weights
-from pyllmc.engine.checkpoint import adapters_of, template_of, training
+from pyllmc.engine.checkpoint import adapters_of, training
 from pyllmc.tables.options import Parser, at_least
+from pyllmc.text import template
 
 PROG = "pyllmc.convert"
 PEFT = "peft"  # the word of --to for adapters
@@ -145,7 +146,7 @@ def convert(o: Any) -> None:
         read=weights.what,
         overwrite=o.overwrite,
         untied=o.untied,
-        form=template_of(found.path),
+        form=template.meant(template.beside(found.path) or "auto"),
     )
     print(f"wrote {made.path}: {made.what}")
     for note in made.notes:
