@@ -113,7 +113,7 @@ class Writer(NotCopied):
     def __init__(self, model: Model | Path, tokenizer: TokenizerSource | None = None) -> None:
         self.model = model = model if isinstance(model, Model) else open_model(model)
         self._lib = model._lib
-        check_context(model)
+        _check_context(model)
         source = model._source  # read first, because asking for tokenizer_bytes clears it
         if tokenizer is None and not model.tokenizer_bytes and source:
             if why := why_none_beside(source, model.config.vocab_size):
@@ -217,7 +217,7 @@ class Writer(NotCopied):
         return as_text("prompt", prompt) + "".join(self.stream(prompt, *args, **named))
 
 
-def check_context(model: Model) -> None:
+def _check_context(model: Model) -> None:
     """Raises InvalidArgument if a model that could see more has room for one token only, as pyllmc.nn.GPT has at first."""
     most = model.config.max_seq_len
     if model._arena.room.T < min(2, most):

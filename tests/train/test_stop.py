@@ -287,10 +287,20 @@ def run(data, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def slow(run, tmp_path_factory) -> Path:
+    """A model that takes a second for the texts after which pyllmc.grade sees that they are no stories."""
+    small, path = pyllmc.Model(run), tmp_path_factory.mktemp("slow") / "model.ckpt"
+    large = pyllmc.Model(pyllmc.GPTConfig(small.config.vocab_size, 256, 8, 8, 512), training=False)
+    large.tokenizer_bytes = small.tokenizer_bytes
+    large.save(path)
+    return path
+
+
 # a command that takes long, and its line meanwhile
 COMMANDS = {
     "sample": (["-m", "pyllmc.sample", "{run}", "--count=1000000"], "a"),
-    "grade": (["-m", "pyllmc.grade", "{run}", "--count=1000000"], r"\rgrading: story \d+ of 1000000"),
+    "grade": (["-m", "pyllmc.grade", "{slow}", "--count=1000000"], r"\rgrading: story \d+ of 1000000"),
     "stories": (
         ["-m", "pyllmc.stories", "--out={new}", "--stories=9000000"],
         r"\rmaking \S+: story \d+ of 9000000",
@@ -322,11 +332,11 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_shows_that_it_lives_and_answers_the_first_signal(name, run, data, tmp_path):
+def test_every_command_shows_that_it_lives_and_answers_the_first_signal(name, run, slow, data, tmp_path):
     arguments, shown = COMMANDS[name]
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat " * (2_000_000 if name == "prepro" else 1))
-    places = {"run": run, "data": data, "new": tmp_path / "new", "text": text}
+    places = {"run": run, "slow": slow, "data": data, "new": tmp_path / "new", "text": text}
     command = [sys.executable, *(a.format(**places) for a in arguments)]
     with Terminal(command) as terminal:
         terminal.wait_for(shown)
