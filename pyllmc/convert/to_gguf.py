@@ -171,7 +171,7 @@ def add_template(writer: Any, tokenizer: Tokenizer | None, form: Template, notes
         return
     writer.add_chat_template(chat.replace(PART, ""))
     notes.append(
-        f"an answer ends before {form.stop!r}: name that to llama.cpp as a stop text (--reverse-prompt)"
+        f"an answer ends before {form.stop!r}: name that to llama.cpp as a stop text (its reverse prompt)"
     )
     if PART in chat:
         notes.append(
