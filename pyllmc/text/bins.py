@@ -297,11 +297,11 @@ def permute(i: int, N: int, seed: int, epoch: int) -> int:
             return i
 
 
-def window_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1) -> Sequence[int]:
+def window_starts(ids: np.ndarray[Any, Any] | range, T: int, eot: int = -1) -> Sequence[int]:
     """The starts of a shard's windows of T+1 ids, chosen so that documents are read from their first id.
 
     The first start is 0. The next after s is the first p with ids[p] == eot and s + T/2 < p <= s + T, or s + T
-    if there is none. The last is the last with s + T + 1 <= n. If eot is -1, no EOT is looked for.
+    if there is none. The last is the last with s + T + 1 <= n. If eot is -1, only len(ids) counts.
     csrc/data/windows.c is the same in C.
     """
     end = max(0, len(ids) - T)  # no window begins here or later
@@ -334,13 +334,13 @@ class Loader:
         _check_loader_arguments(B, T, rank, world, position, eot)
         self.paths = shard_order(os.fspath(p) for p in paths)
         self.B, self.T, self.shuffle, self.seed, self.rank, self.world = B, T, shuffle, seed, rank, world
-        self.position = position
-        self.vocab_size = vocab_size
+        self.position, self.vocab_size = position, vocab_size
         self._shards = [inspect_shard(p) for p in self.paths]
         self._masks = [read_mask(p, info.ntok) for p, info in zip(self.paths, self._shards)]
+        whole = (range(of.ntok) if eot < 0 else read_shard(p) for p, of in zip(self.paths, self._shards))
         self._starts = [
             window_starts(ids, T, eot) if m is None else document_starts(ids, T, eot, pack)
-            for ids, m in zip(map(read_shard, self.paths), self._masks)
+            for ids, m in zip(whole, self._masks)
         ]
         self.masked = any(m is not None for m in self._masks)
         lengths = [len(s) - (m is not None) for s, m in zip(self._starts, self._masks)]

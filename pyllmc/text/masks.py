@@ -99,7 +99,9 @@ def read_mask(tokens: str | os.PathLike[str], ntok: int) -> np.ndarray[Any, Any]
     return numpy.unpackbits(found, count=ntok, bitorder="little").astype(bool)  # type: ignore[no-any-return]
 
 
-def document_starts(ids: np.ndarray[Any, Any], T: int, eot: int = -1, pack: bool = False) -> array[int]:
+def document_starts(
+    ids: np.ndarray[Any, Any] | range, T: int, eot: int = -1, pack: bool = False
+) -> array[int]:
     """The starts of the windows of a shard with a mask, and its last token: windows_part in csrc/data/windows.h."""
     numpy = need("numpy", "finding documents")
     documents, end = numpy.flatnonzero(ids == eot).tolist() if eot >= 0 else [], len(ids) - 1

@@ -98,8 +98,16 @@ class Terminal:
     def __init__(self, command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
         self.ear, side = pty.openpty()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        # a suite that was started by nohup ignores SIGHUP, and so would the program
         self.process = subprocess.Popen(
-            command, stdin=side, stdout=side, stderr=side, cwd=cwd, env=environment, start_new_session=True
+            command,
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         os.close(side)
         self.shown = ""
