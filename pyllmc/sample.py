@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 from pyllmc.base import live
 from pyllmc.base.errors import DataError, counted
+from pyllmc.convert.source import locate
 from pyllmc.draw import chances
 from pyllmc.engine.checkpoint import template_of
 from pyllmc.engine.steps import Step
@@ -214,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run, prompt, count, seed, most = (o.pop(n) for n in ("run", "prompt", "count", "seed", "show_work"))
+        run = locate(run) or run
         changes, form = changes_of(o), template_of(run, o.pop("template"))
         if form and prompt and o["examples"] is None:
             prompt, o["stop"] = form.asked(prompt), [*o["stop"], form.stop]

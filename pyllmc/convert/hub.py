@@ -12,13 +12,21 @@ from pathlib import Path
 
 from pyllmc.base.checks import as_path, as_text
 from pyllmc.base.errors import InvalidArgument, SystemFailure, need
+from pyllmc.text import template
 
 PREFIX = "hub:"
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the hub that belong to openai-community
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 # the documentation's own folders: a missing path that begins so is a mistyped path, not a name of the hub
 FOLDERS = ("runs", "data", "models", ".", "..")
-WITH_THE_WEIGHTS = ["config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"]
+WITH_THE_WEIGHTS = [
+    "config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    template.FILE,
+]
 
 
 def repository(name: str) -> str:

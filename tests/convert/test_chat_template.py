@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from converted import TEXT, make_model
@@ -175,13 +176,31 @@ def test_the_card_s_chat_is_ours(tmp_path, monkeypatch, capsys, line):
     )
 
 
-def test_the_template_travels_with_the_folder(tmp_path, capsys):
+@pytest.fixture
+def hub_of(tmp_path, monkeypatch):
+    """Makes the hub give what it is asked for of a folder."""
+
+    def put(folder) -> None:
+        def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+            for path in folder.iterdir():
+                if any(path.match(pattern) for pattern in allow_patterns):
+                    shutil.copy(path, tmp_path / "fetched")
+            return str(tmp_path / "fetched")
+
+        (tmp_path / "fetched").mkdir()
+        monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", download)
+
+    return put
+
+
+def test_the_template_travels_with_the_folder(tmp_path, capsys, hub_of):
     """To a chat, to a sample, and to a training program that only writes; a template that is named is the one that counts."""
     run, folder = tuned(tmp_path, "plain"), tmp_path / "hf"
     assert convert([str(run), str(folder)]) == 0
     assert template.beside(folder) == template.find("plain").line
+    hub_of(folder)
     written = []
-    for model in (run, folder):
+    for model in (run, folder, "hub:me/chat"):
         for name in ("auto", "story"):
             how = {"temperature": 0, "sample_tokens": 20, "template": name}
             written.append("".join(Chat(model, **how).say("say 3")))
@@ -192,7 +211,9 @@ def test_the_template_travels_with_the_folder(tmp_path, capsys):
             options = [f"--{option}={value}" for option, value in how.items()]
             assert train_command([f"--model={model}", "--max_steps=0", "--prompt=say 3", *options]) == 0
             written.append(capsys.readouterr().out)
-    assert written[:6] == written[6:] and written[0] != written[3] and written[1] != written[4]
+    assert (
+        written[:6] == written[6:12] == written[12:] and written[0] != written[3] and written[1] != written[4]
+    )
     assert convert([str(run), str(folder), "--overwrite"]) == 0
 
 
