@@ -29,9 +29,8 @@ struct llmc_tokenizer {
     int eot, kind;
     int32_t added[MOST_ADDED]; /* (num_added) ids, ascending; only if the kind is gpt2 */
     int num_added;
-    Edge *
-        edges; /* (capacity), a power of two; only if the kind is longest, or there are added pieces, which it then holds */
-    int *id; /* (nodes) the piece that ends here, or -1 */
+    Edge *edges; /* (capacity), a power of two; of all pieces if the kind is longest, else of those that are added */
+    int *id;     /* (nodes) the piece that ends here, or -1 */
     uint32_t capacity, nodes;
 };
 

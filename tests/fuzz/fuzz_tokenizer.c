@@ -34,7 +34,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Input in = {data, size};
     llmc_tokenizer *k;
     const int how = take_byte(&in);
-    const Input text = take_input(&in, (size_t)take_byte(&in)), file = fuzz_file(in, how & AS_IS, 5);
+    const Input text = take_input(&in, (size_t)take_byte(&in));
+    const Input file = fuzz_file(in, how & AS_IS, 9); /* 9 integers of the header: up to the third added id */
     void *exact = malloc(file.left + !file.left);
     fuzz_expect(exact);
     memcpy(exact, file.at, file.left);

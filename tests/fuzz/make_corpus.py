@@ -23,9 +23,15 @@ UNKNOWN, LONGEST, GPT2 = 0, 1, 2
 
 
 def tokenizer(
-    text: bytes, *pieces: bytes, eot: int = -1, kind: int = LONGEST, version: int = 2, how: int = 0
+    text: bytes,
+    *pieces: bytes,
+    eot: int = -1,
+    kind: int = LONGEST,
+    version: int = 2,
+    how: int = 0,
+    added: tuple[int, ...] = (),
 ) -> bytes:
-    head = ints(20240328, version, len(pieces), eot, kind)
+    head = ints(20240328, version, len(pieces), eot, kind, len(added), *[*added, 0, 0, 0][:3])
     padding = bytes(bins.HEADER_BYTES - len(head)) if how & AS_IS else b""
     return bytes([how, len(text)]) + text + head + padding + b"".join(bytes([len(p)]) + p for p in pieces)
 
@@ -40,6 +46,19 @@ def tokenizers() -> dict[str, bytes]:
         "unknown-utf8": tokenizer(b"ab\xf0\x9f\x98\x80", *letters, eot=7),
         "gpt2": tokenizer(b"ab", *letters, kind=GPT2),
         "gpt2-bytes": tokenizer(b"a b\xff", *(bytes([i]) for i in range(256)), b"ab", b" b", kind=GPT2),
+        "added": tokenizer(
+            b"a<x><xy>b",
+            *(bytes([i]) for i in range(256)),
+            b"ab",
+            b"<x>",
+            b"<xy>",
+            kind=GPT2,
+            added=(257, 258),
+        ),
+        "added-twice": tokenizer(b"", *letters, kind=GPT2, added=(1, 1)),
+        "added-eot": tokenizer(b"", *letters, eot=7, kind=GPT2, added=(7,)),
+        "added-outside": tokenizer(b"", *letters, kind=GPT2, added=(0, 8)),
+        "added-the-same": tokenizer(b"", *letters, b"ab", kind=GPT2, added=(2, 8)),
         "decode-only": tokenizer(b"ab", *letters, kind=UNKNOWN),
         "version-1": tokenizer(b"a", b"A", version=1),
         "no-eot": tokenizer(b"aa", b"a"),
