@@ -141,22 +141,37 @@ def test_the_reference_does_the_same(uneven):
     assert next(e.val_loss for e in events if e.kind == "eval") == pytest.approx(validated, rel=1e-5)
 
 
-def test_a_step_that_learns_nothing_says_so_once(tmp_path):
+EVERY_OTHER = {"B": 1, "max_steps": 8, "shuffle": False}  # steps learn something and nothing by turns
+
+
+@pytest.fixture
+def every_other(tmp_path):
+    """Documents of which every other has nothing to learn, not even its end."""
     texts = [Marked.of([("question ", False), ("answer", i % 2 == 0)]) for i in range(8)]
     dataset.write_dataset(texts, tmp_path / "d", "byte", 0, template="{prompt}{answer}.")
     path = tmp_path / "d" / "train_000000.bin"
     learnt = masks.read_mask(path, bins.inspect_shard(path).ntok)
     learnt[bins.read_shard(path) == 256] = False
     dataset.write_mask(path, learnt)
-    events = [
-        e for e in run(data=tmp_path / "d", B=1, max_steps=8, shuffle=False, out="") if e.kind == "step"
-    ]
+    return tmp_path / "d"
+
+
+def test_a_step_that_learns_nothing_is_no_outlier(every_other, tmp_path):
+    """Its loss of 0 would make those of the other steps look large."""
+    run(data=every_other, out=tmp_path / "run", skip_outliers=3, **EVERY_OTHER)
+    seen = checkpoint.recorded(tmp_path / "run")[1]["loss_window"].split()
+    assert len(seen) == 4 and all(float(loss) > 0 for loss in seen)
+
+
+def test_a_step_that_learns_nothing_says_so_once(every_other):
+    path = every_other / "train_000000.bin"
+    events = [e for e in run(data=every_other, out="", **EVERY_OTHER) if e.kind == "step"]
     assert [event.loss == 0 for event in events] == [False, True] * 4
     told = [event.text for event in events if "learnt nothing" in event.text]
     assert len(told) == 1 and "step 2 | every target of its batch is masked" in told[0]
-    dataset.write_mask(path, np.zeros(len(learnt), bool))
+    dataset.write_mask(path, np.zeros(bins.inspect_shard(path).ntok, bool))
     with pytest.raises(pyllmc.InvalidArgument, match="lets no token be learnt"):
-        run(data=tmp_path / "d", out="")
+        run(data=every_other, out="")
 
 
 def test_validation_data_of_which_the_first_batches_are_masked(tmp_path):
