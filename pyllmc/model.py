@@ -131,6 +131,7 @@ class Model(NotCopied):
     def _adopt(self, lib: Any, handle: Any, owner: Any = None) -> None:
         self._lib = lib = _ffi.taking_turns(lib)  # a trainer's model has its turns
         self._handle = handle
+        self._loss = _ffi.ffi().new("float *")  # a device may write it after Ctrl-C has ended a micro_step
         self._untargeted = False  # True if the last forward pass had no targets
         self._separator: int | None = None  # the token that separate_documents was given
         self._origin = "in training"
@@ -248,14 +249,13 @@ class Model(NotCopied):
             raise InvalidArgument("micro_step needs targets; forward(inputs) goes without")
         scale, accumulate = as_float("scale", scale), as_flag("accumulate", accumulate)
         arrays, pointers = as_batch(inputs, targets, weights)
-        loss = _ffi.ffi().new("float *")
-        shape = arrays[0].shape
+        shape, loss = arrays[0].shape, self._loss
         self._check(
             self._lib.llmc_model_micro_step(self._handle, *pointers, *shape, scale, int(accumulate), loss)
         )
         self._check(self._lib.llmc_model_sync(self._handle))
         self._untargeted = False
-        return loss[0]
+        return float(loss[0])
 
     def backward(self, scale: float = 1.0, dlogits: Any = None, accumulate: bool = True) -> None:
         """Adds scale * d loss to the gradients; needs a forward pass with targets just before it.

@@ -219,7 +219,7 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     TRY(take_batch(m, tokens, targets, weights, b, t));
     if (!accumulate) m->drop.micro_step = m->drop.first;
     gpt2_begin_dropout(m, 1);
-    m->summing = summing;
+    m->summing = summing, m->failed = LLMC_OK;
     const int64_t key[4] = {b, t, (accumulate != 0) + 2 * (m->separator >= 0) + 4 * m->drop.dropped, bits_of(scale)};
     /* What a device has recorded cannot call the team between two layers. */
     if (m->summing || !m->k->replay(&m->ctx, key)) {
@@ -229,5 +229,5 @@ int llmc_model_micro_step(llmc_model *m, const int *tokens, const int *targets, 
     m->summing = 0;
     m->state = BACKWARD_DONE;
     if (loss) m->k->copy_out(&m->ctx, loss, a.loss, 4);
-    return LLMC_OK;
+    return m->failed;
 }

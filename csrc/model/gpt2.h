@@ -26,6 +26,7 @@ struct llmc_model {
     } drop;
     const llmc_team *team; /* NULL: this process trains alone */
     int summing;           /* the next micro-step begins the sums of its gradients */
+    int failed;            /* what the device answered when such a micro-step first waited in vain; else LLMC_OK */
     const Kernels *k;      /* chosen once, when the model is made, as is the number of threads in ctx */
     Context ctx;
     Layout layout;

@@ -30,6 +30,12 @@ int llmc_model_sum_next(llmc_model *m) {
     return m->summing = 1, LLMC_OK;
 }
 
+/* Waits until gradients are final. The end of the micro-step returns an error, because a device tells some errors only once. */
+static void wait_for_gradients(llmc_model *m) {
+    const int status = m->k->sync(&m->ctx);
+    if (m->failed >= 0) m->failed = status;
+}
+
 /* Begins the sum of a gradient's first `size` numbers. An error comes again from end_sums, so none is looked at here. */
 static void begin_sum_of(llmc_model *m, int i, int l, int64_t size) {
     float *gradient = gradient_of(m, i, l);
@@ -38,7 +44,7 @@ static void begin_sum_of(llmc_model *m, int i, int l, int64_t size) {
 static void begin_sum(llmc_model *m, int i, int l) { begin_sum_of(m, i, l, m->layout.table[i].size); }
 
 void team_sum_head(llmc_model *m) {
-    m->k->sync(&m->ctx);
+    wait_for_gradients(m);
     for (int i = 0; i < NUM_TRAINABLE; i++)
         if (!m->layout.table[i].layers && i != P_wte && i != P_wpe) begin_sum(m, i, 0);
 }
@@ -48,7 +54,7 @@ static void sum_four(llmc_model *m, int l, const int rows[4]) {
     int any = 0;
     for (int i = 0; i < 4; i++) any |= gradient_of(m, rows[i], l) && m->layout.table[rows[i]].size;
     if (!any) return;
-    m->k->sync(&m->ctx);
+    wait_for_gradients(m);
     for (int i = 0; i < 4; i++) begin_sum(m, rows[i], l);
 }
 
@@ -60,7 +66,7 @@ void team_sum_matrix(llmc_model *m, int l, int target) {
 void team_sum_norms(llmc_model *m, int l) { sum_four(m, l, (int[]){P_ln1w, P_ln1b, P_ln2w, P_ln2b}); }
 
 void team_sum_embeddings(llmc_model *m) {
-    m->k->sync(&m->ctx);
+    wait_for_gradients(m);
     begin_sum_of(m, P_wpe, 0, (int64_t)m->room.T * m->config.C); /* no process has trained a position behind T */
     begin_sum(m, P_wte, 0);
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import DEVICES
 
 import pyllmc
 from pyllmc import GPTConfig
@@ -128,6 +130,34 @@ def test_each_gradient_is_summed_once(kind):
         summed[first : first + n] += 1
     unseen = (config.max_seq_len - T) * config.n_embd if "transformer.wpe.weight" in list(m.grads) else 0
     assert summed.max() == 1 and (summed == 0).sum() == unseen
+
+
+def test_an_error_that_a_device_tells_once_ends_the_micro_step():
+    """In the wait before a sum, whose gradients would be wrong."""
+    if "emu_fp32" not in DEVICES:
+        pytest.skip("make emu builds the emulation")
+    ffi, lib = _ffi.ffi(), _ffi.load("emu", "fp32")
+    m = pyllmc.Model(CONFIG, 2, 5, keep_logits=False, device="emu", precision="fp32")
+    kernels, context = lib.llmc_kernels(ffi.NULL, lib.LLMC_AUTO), ffi.new("Context *", {"threads": 1})
+    _ffi.check(lib, kernels.open(context))
+    begun = []
+
+    def begin(_, x, n):
+        if not begun:
+            kernels.fill(context, ffi.cast("void *", 4096), 0, 64)  # memory of nobody
+        begun.append(n)
+        return 0
+
+    played = Played(0, 0)
+    played.team.begin_sum = held = ffi.callback("int(void *, float *, int64_t)", begin)
+    _ffi.check(lib, lib.llmc_model_join(m._handle, played.team))
+    ids = np.arange(12).reshape(2, 6)
+    for fails in (True, False):
+        begun = begun if fails else [held]
+        _ffi.check(lib, lib.llmc_model_sum_next(m._handle))
+        with pytest.raises(pyllmc.NoDevice, match="does not fit") if fails else contextlib.nullcontext():
+            m.micro_step(ids[:, :-1], ids[:, 1:], accumulate=False)
+    assert len(begun) > 2, "the other processes wait for all sums"
 
 
 def test_the_roll_call_leaves_the_process_groups_store_its_timeout():

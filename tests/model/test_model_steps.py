@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 
 import numpy as np
 import pytest
 from conftest import assert_parity
 from test_model import CASES, HYPER, Case, batch_of, engine_steps, isa, make_engine, make_reference  # noqa: F401
 
+import pyllmc
 from pyllmc.tables import layout
 
 torch = pytest.importorskip("torch")
@@ -114,3 +117,26 @@ def test_weight_decay_is_the_tables(isa, name):
         factor = np.float32(1 - 0.5 * 0.25) if row.decay else np.float32(1)
         assert np.array_equal(m.params[key], before[key] * factor), key
         assert row.decay == (m.params[key].ndim == 2)
+
+
+def test_the_loss_of_an_interrupted_step_still_has_its_place(monkeypatch):
+    """A device writes it when it is next waited for."""
+    m = pyllmc.Model(pyllmc.GPTConfig(50, 8, 1, 2, 8), B=1, T=4)
+    lib, places = m._lib, []
+
+    class Interrupted:
+        def __getattr__(self, name):
+            def call(*arguments):
+                if name == "llmc_model_sync":
+                    raise KeyboardInterrupt
+                places.extend(weakref.ref(x) for x in arguments[-1:] if name == "llmc_model_micro_step")
+                return getattr(lib, name)(*arguments)
+
+            return call
+
+    monkeypatch.setattr(m, "_lib", Interrupted())
+    ids = np.arange(5)[None]
+    with pytest.raises(KeyboardInterrupt):
+        m.micro_step(ids[:, :-1], ids[:, 1:])
+    gc.collect()
+    assert len(places) == 1 and places[0]() is not None
