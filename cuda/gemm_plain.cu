@@ -18,7 +18,8 @@ static __device__ void load_tile(float tile[DEPTH][TILE + 1], const floatX *at, 
 
 static __global__ void gemm_plain_kernel(Gemm g) {
     __shared__ float a[DEPTH][TILE + 1], b[DEPTH][TILE + 1];
-    const int64_t m0 = (int64_t)blockIdx.y * TILE, n0 = (int64_t)blockIdx.x * TILE;
+    const unsigned across = (unsigned)divide_up(g.N, (int64_t)TILE);
+    const int64_t m0 = (int64_t)(blockIdx.x / across) * TILE, n0 = (int64_t)(blockIdx.x % across) * TILE;
     const int tm = threadIdx.x / SIDE, tn = threadIdx.x % SIDE;
     float total[EACH][EACH] = {};
     for (int64_t k = 0; k < g.K; k += DEPTH) {
@@ -41,7 +42,7 @@ static __global__ void gemm_plain_kernel(Gemm g) {
 }
 
 bool gemm_plain(Context *ctx, const Gemm *g) {
-    const dim3 grid((unsigned)divide_up(g->N, (int64_t)TILE), (unsigned)divide_up(g->M, (int64_t)TILE));
-    LAUNCH(gemm_plain_kernel, grid, SIDE * SIDE, 0, stream_of(ctx))(*g);
+    const int64_t blocks = divide_up(g->M, (int64_t)TILE) * divide_up(g->N, (int64_t)TILE);
+    LAUNCH(gemm_plain_kernel, (unsigned)blocks, SIDE * SIDE, 0, stream_of(ctx))(*g);
     return true;
 }

@@ -19,7 +19,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from narrow import Narrow, address, base_of
+from narrow import Narrow, address, base_of, to_bf16
 
 from pyllmc.base.errors import DataError, NoDevice
 from pyllmc.engine import _ffi
@@ -131,6 +131,33 @@ class Buffers:
             assert (flat[self.guard + size :] == canary).all(), "written past the buffer"
 
 
+KERNELS_H = (ROOT / "csrc/kernels.h").read_text()
+# the arguments of each kernel behind the context: True for those that kernels.h makes const
+ONLY_READ = {
+    name: [argument.startswith("const ") for argument in re.split(r",\s*", arguments)]
+    for name, arguments in re.findall(r"void \(\*(\w+)\)\(Context \*ctx,\s*([^;]*)\);", KERNELS_H)
+}
+
+
+class Unchanged:
+    """The arrays of a call that a kernel may only read, as they were before it, rounded to what it stores."""
+
+    def __init__(self, name: str, stored: str, args: tuple) -> None:
+        self.name, self.stored = name, stored
+        arrays = [(a, read) for a, read in zip(args, ONLY_READ[name]) if isinstance(a, np.ndarray)]
+        written = [a for a, read in arrays if not read]
+        self.read = [a for a, read in arrays if read and not any(np.may_share_memory(a, w) for w in written)]
+        self.before = [self.bits(a) for a in self.read]
+
+    def bits(self, array: np.ndarray) -> bytes:
+        narrow = self.stored == "bfloat16" and array.dtype == np.float32
+        return (to_bf16(array) if narrow else array).tobytes()
+
+    def check(self) -> None:
+        for number, (array, before) in enumerate(zip(self.read, self.before)):
+            assert self.bits(array) == before, f"{self.name} changed array {number} of those it only reads"
+
+
 def stored_by(table) -> str:
     """PyTorch's name of the element that kernels store."""
     return "float32" if table.element == lib.LLMC_FP32 else "bfloat16"
@@ -170,10 +197,11 @@ class Kernel:
         types = ffi.typeof(entry).args
 
         def call(*args):
-            copies: dict[int, Narrow] = {}
+            copies, unchanged = {}, Unchanged(name, self.stored, args)
             entry(self.context, *(self.argument(t, a, copies) for a, t in zip(args, types[1:])))
             for copy in copies.values():
                 copy.fetch()
+            unchanged.check()
             if getattr(self, "past", None) is not None:
                 assert (self.past == CANARY).all(), "written past the workspace"
 

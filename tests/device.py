@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from conftest import ffi, stored_by
+from conftest import Unchanged, ffi, stored_by
 from narrow import base_of, from_bf16, to_bf16
 
 PAST = 256  # bytes behind the workspace that no kernel may touch
@@ -24,7 +24,7 @@ class Copy:
         return int(ffi.cast("uintptr_t", self.at)) + skip * self.width
 
     def fetch(self) -> None:
-        """Copies back into the numpy array. An array that the kernel may only read must come back unchanged."""
+        """Copies back into the numpy array; one that the kernel may only read, too, which Unchanged then looks at."""
         got = np.empty(self.base.shape, np.uint16 if self.narrow else self.base.dtype)
         self.kernel.get(got, self.at)
         self.base[...] = from_bf16(got) if self.narrow else got
@@ -71,12 +71,13 @@ class DeviceKernel:
         types = ffi.typeof(entry).args
 
         def call(*args):
-            copies: dict[tuple[int, bool], Copy] = {}
+            copies, unchanged = {}, Unchanged(name, self.stored, args)
             cast = [self.argument(t, a, copies) for a, t in zip(args, types[1:])]
             entry(self.context, *cast)
             self.check(self.table.sync(self.context))
             for copy in copies.values():
                 copy.fetch()
+            unchanged.check()
             self.check_past()
 
         return call

@@ -125,9 +125,9 @@ int run_metric(Run *run, const char *line) {
 static const char *const files[] = {"last.ckpt", "best.ckpt", "metrics.jsonl", "config.txt", ADAPTED_BASE};
 enum {
     NUM_FILES = sizeof files / sizeof *files,
-    OF_A_RUN = 3,
-    NO_BASE = 4
-}; /* without the other two there is no run */
+    OF_A_RUN = 3, /* config.txt and the base alone are no run */
+    ALL_BUT_BASE = 4
+};
 
 static int is_by_step(const char *name) { return !strncmp(name, "step_", 5); }
 
@@ -284,7 +284,7 @@ int run_replaces(const char *out, const char *path) {
     if (!realpath(path, absolute)) return 0;
     const char *name = strrchr(absolute, '/') + 1;
     int is_own = run_is_numbered(name, NULL);
-    for (int i = 0; i < NO_BASE; i++) is_own |= !strcmp(name, files[i]);
+    for (int i = 0; i < ALL_BUT_BASE; i++) is_own |= !strcmp(name, files[i]);
     snprintf(own, sizeof own, "%s/%s", out, name);
     return is_own && is_same_file(own, absolute);
 }

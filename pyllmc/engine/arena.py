@@ -60,9 +60,11 @@ class Views(NotCopied, Mapping[str, Any]):
         return views if len(views) > 1 else views[0]
 
     def __setitem__(self, name: str, values: Any) -> None:
-        if len(self._blocks) > 1:
-            raise InvalidArgument("moments are set one by one, through the views")
-        self._arena.set(self._blocks[0], name, values)
+        each = values if len(self._blocks) > 1 else (values,)
+        if not isinstance(each, (tuple, list)) or len(each) != len(self._blocks):
+            raise InvalidArgument("moments are set as a pair: model.moments[name] = m, v")
+        for block, array in zip(self._blocks, each):
+            self._arena.set(block, name, array)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arena.names(self._blocks[0]))

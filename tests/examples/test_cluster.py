@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import socket
@@ -186,9 +185,7 @@ def test_the_image_has_what_the_build_needs():
 
 # ---- on loopback ----
 
-DISTRIBUTED = importlib.util.find_spec("pyllmc.distributed") is not None
 PATIENCE = 600  # seconds; on a busy machine torch alone takes a minute to begin
-needs_training = pytest.mark.skipif(not DISTRIBUTED, reason="this version does not train under torchrun yet")
 
 
 def here(words: list[str], nodes: int, endpoint: str) -> list[str]:
@@ -222,7 +219,6 @@ def check_run(out: Path, steps: int) -> None:
     assert len((out / "metrics.jsonl").read_text().splitlines()) == steps
 
 
-@needs_training
 def test_the_command_runs_on_loopback(data, tmp_path):
     """Twice: the second time it goes on with the run. On this machine the commands of pods and containers are one."""
     words, other = pod()["containers"][0]["command"], services()["node-0"]["command"]
@@ -235,7 +231,6 @@ def test_the_command_runs_on_loopback(data, tmp_path):
         check_run(tmp_path / "run", steps)
 
 
-@needs_training
 def test_the_script_runs_on_loopback(data, tmp_path):
     variables = {"DATA": str(data), "OUT": str(tmp_path / "run")}
     command = ["bash", str(FOLDER / "slurm.sh"), *SMALL[:-1], f"{SMALL[-1]}2"]

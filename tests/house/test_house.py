@@ -21,7 +21,7 @@ from pyllmc.tables import options
 
 CSRC = [path for path in sorted((ROOT / "csrc").rglob("*.*")) if path.parent.name != "cpu"]
 CPU = sorted((ROOT / "csrc/cpu").glob("*.[ch]"))
-CUDA = sorted((ROOT / "cuda").glob("*.cu"))
+CUDA = sorted((ROOT / "cuda").glob("*.cu*"))
 LIBRARY = [path for path in CSRC + CPU + CUDA if path.parent.name != "programs"]
 
 # The rooms of csrc/ in their order of reading: each builds on those before it. All of them share the tables and headers
@@ -88,9 +88,13 @@ def test_the_library_never_exits_aborts_or_prints(path):
 
 def test_no_fast_math_and_no_native_code_in_the_library():
     flags = "\n".join(
-        line for line in (ROOT / "Makefile").read_text().splitlines() if not line.startswith("#")
+        line
+        for name in ("Makefile", "cuda/cuda.mk", "cuda/emu/emu.mk", "csrc/cpu/isas.def")
+        for line in (ROOT / name).read_text().splitlines()
+        if not line.startswith("#")
     )
     assert "-ffast-math" not in flags
+    assert "use_fast_math" not in flags
     assert "-Ofast" not in flags
     assert "-march=native" not in flags
 

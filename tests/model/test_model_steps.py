@@ -9,7 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import assert_parity
+from conftest import DEVICES, assert_parity
 from test_model import CASES, HYPER, Case, batch_of, engine_steps, isa, make_engine, make_reference  # noqa: F401
 
 import pyllmc
@@ -140,3 +140,15 @@ def test_the_loss_of_an_interrupted_step_still_has_its_place(monkeypatch):
         m.micro_step(ids[:, :-1], ids[:, 1:])
     gc.collect()
     assert len(places) == 1 and places[0]() is not None
+
+
+@pytest.mark.parametrize("device", ["cpu", "emu"])
+def test_moments_are_set_as_a_pair(device):
+    if device not in {"cpu", *DEVICES}:
+        pytest.skip("make emu builds the emulation")
+    m = pyllmc.Model(pyllmc.GPTConfig(50, 8, 1, 2, 8), B=1, T=4, device=device)
+    first, second = np.full((8, 8), 0.5, np.float32), np.full((8, 8), 0.25, np.float32)
+    m.moments["wpe"] = first, second
+    assert all(np.array_equal(a, b) for a, b in zip(m.moments["wpe"], (first, second)))
+    with pytest.raises(pyllmc.InvalidArgument, match="as a pair"):
+        m.moments["wpe"] = first
