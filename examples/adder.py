@@ -61,6 +61,8 @@ def check(config):
         raise ValueError(f"--out={config.out}: a picture ends with .png, .svg or .pdf: name it so")
     if not os.path.isdir(os.path.dirname(config.out) or "."):
         raise ValueError(f"--out={config.out}: there is no such folder: make it first")
+    if not os.access(os.path.dirname(config.out) or ".", os.W_OK):
+        raise ValueError(f"--out={config.out}: nothing can be written in that folder: choose another")
 
 
 # %% The data: every question with its answer.

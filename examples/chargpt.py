@@ -45,7 +45,7 @@ if args.text is None:
 data, model_folder = run / "data", run / "model"
 command = ["--input", str(args.text), "--tokenizer", "char", "--split", "nanogpt", "--workers", "1"]
 if prepro.main([*command, "--out", str(data), "--overwrite"]):
-    raise SystemExit("the text could not be read: see above")
+    raise SystemExit("the data could not be made: see above")
 
 # %% The training: minGPT's gpt-mini, with a context of 128 characters.
 trainer = pyllmc.Trainer(

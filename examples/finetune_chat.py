@@ -65,7 +65,7 @@ data, tuned = run / "data", run / "model"
 tokenizer = args.model if Path(args.model).exists() else "word"
 command = [str(records), "--tokenizer", tokenizer, "--val_fraction", "0.1", "--workers", "1"]
 if prepro.main([*command, "--out", str(data), "--overwrite"]):
-    raise SystemExit("the pairs could not be read: see above")
+    raise SystemExit("the data could not be made: see above")
 
 # %% The fine-tuning
 trainer = pyllmc.Trainer(

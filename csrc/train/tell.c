@@ -273,7 +273,8 @@ static void add_next(const Ending *e, Growing *text) {
         growing_add(text, "  export   %s -m pyllmc.convert %s %s%s\n", e->python, e->folder, e->exported, e->merge);
 }
 
-/* The export lies beside the run: a folder runs/demo-hf, also for adapters. A banded model that was trained has biases which GPT-Neo,
+/* The export lies beside the run: a folder runs/demo-hf, also for adapters, with which those are merged if other tensors were
+ * trained, too, because PEFT's adapter has no place for them. A banded model that was trained has biases which GPT-Neo,
  * in such a folder, cannot say, so it becomes llm.c's file, runs/demo.bin, with its adapters merged; "" if that cannot say it either
  * (pyllmc/convert/sayable.py). */
 static void export_name(Ending *e) {
@@ -283,7 +284,7 @@ static void export_name(Ending *e) {
     const char *folder = t->run.folder, *ending = banded ? ".bin" : "-hf";
     char name[OPTION_TEXT + 5];
     size_t n = strlen(folder);
-    e->merge = banded && t->options.lora_rank ? " --merge" : "";
+    e->merge = t->options.lora_rank && (banded || *t->options.train_only) ? " --merge" : "";
     *e->exported = 0;
     if (banded && (c->untied || !config_has_usual_pattern(c))) return;
     while (n > 1 && folder[n - 1] == '/') n--;

@@ -191,8 +191,8 @@ def heads_of(path: Path, L: int, C: int, n_head: int) -> Any:
     if n_head:
         return n_head
     raise BadFile(
-        f"{path} does not tell the number of heads of its {L} layers of {C} channels: give it with --n_head (n_head= in "
-        'Python), or put a config.json with {"n_head": ...} beside it'
+        f"{path} does not tell the number of heads of its {L} layers of {C} channels: put a config.json with "
+        f'{{"n_head": ...}} beside it, or convert it once: python -m pyllmc.convert {path} NEW --n_head=N'
     )
 
 

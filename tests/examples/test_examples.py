@@ -151,6 +151,12 @@ def test_a_wrong_setting_is_one_line(tmp_path, ended, call, why):
     assert any(words in told for words in ([why] if isinstance(why, str) else why)), told
 
 
+@pytest.mark.parametrize("name", ["adder", "sort"])
+def test_a_folder_that_takes_no_picture_is_told_before_the_training(ended, monkeypatch, name):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "nothing can be written in that folder" in ended(name)[1]
+
+
 def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
     (tmp_path / "taken.png").mkdir()
     process = started("finetune_chat", ["--steps=2", "--model=gpt-nano", "--out=taken.png"], tmp_path)

@@ -102,15 +102,17 @@ def test_the_end_without_a_folder_says_that_nothing_is_kept(program, data):
         ({"window": 4, "lora_rank": 2}, ".bin --merge"),
         ({"window": 4, "pattern": "LD", "lora_rank": 2}, None),
         ({"lora_rank": 2}, "-hf"),
+        ({"lora_rank": 2, "train_only": "lnf*"}, "-hf --merge"),
     ],
 )
 def test_the_export_of_a_run_is_not_refused(data, tmp_path, shape, ending):
     """GPT-Neo can say a window, but no biases of q, k and v, which every training makes; llm.c's file says some windows."""
     pytest.importorskip("safetensors")
     if "lora_rank" in shape:
-        sizes = {name: value for name, value in shape.items() if name != "lora_rank"}
+        tuned = {name: shape[name] for name in shape if name in ("lora_rank", "train_only")}
+        sizes = {name: shape[name] for name in shape if name not in tuned}
         list(pyllmc.Trainer(data=data, out=tmp_path / "base", **TINY, **sizes, max_steps=1, sample_every=0))
-        options = {"model": tmp_path / "base", "lora_rank": 2, "B": 3, "T": 7}
+        options = {"model": tmp_path / "base", "B": 3, "T": 7, **tuned}
     else:
         options = {**TINY, **shape}
     trainer = pyllmc.Trainer(data=data, out=tmp_path / "run", **options, max_steps=3, sample_every=0)
