@@ -13,7 +13,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ffi, lib
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_dataloader import Loader
 from test_prepro import ROOT, documents_of, tokens
@@ -93,6 +93,7 @@ def npy(ids):
 
 @pytest.mark.parametrize(("content", "more", "code", "says"), [
     (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids from 0 to 499, and the tokenizer (byte) has 257"),
+    (np.arange(258, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids from 0 to 257, and the tokenizer (byte) has 257"),
     (npy(np.array([-1, 2])), ["--tokenizer", "byte"], 2, "ids from -1 to 2, and the tokenizer"),
     (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "char"], 2, "--tokenizer char learns from text, and"),
     (b"Once upon a time", ["--tokenizer", "byte"], 4, "x.bin is no token file: expected magic 20240520 or 20240801, found 1701015119, and it looks like text"),
@@ -110,6 +111,7 @@ def test_bad_token_files_are_one_line(tmp_path, capsys, content, more, code, say
 @given(st.binary(max_size=60) | st.lists(st.integers(0, 70000), max_size=20).map(lambda i: np.array(i, "<i4").tobytes())
        | st.lists(st.integers(0, 90), max_size=20).map(lambda i: np.array(i, "<u2").tobytes())
        | st.sampled_from([b"\x93NUMPY12", b"PK\x03\x04", b"\x1f\x8b..", b"text\n"]))  # fmt: skip
+@example(np.array([100, 0] * 5 + [100, 7] * 3, "<u2").tobytes())  # uint16 ids of which most are 0
 @settings(max_examples=150)
 def test_c_and_python_decide_alike_what_a_file_holds(tmp_path_factory, head):
     path = tmp_path_factory.getbasetemp() / "decide.bin"

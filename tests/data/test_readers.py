@@ -173,6 +173,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / ".git").mkdir(parents=True)
     (folder / ".git/config").write_text("hidden")
+    (folder / ".notes.txt").write_text("hidden")
     (folder / "a.py").write_text("x = 1")
     (folder / "b.dat").write_bytes(b"\0\1")
     (folder / "c.bin").write_bytes(b"\xff\xfa\xff")
