@@ -85,6 +85,15 @@ def test_ids_in_any_width_become_a_data_set(tmp_path, capsys, dtype, end):
     assert tokens(tmp_path / "d", "val") == ids[200:].tolist()
 
 
+def test_the_first_ids_validate_if_their_number_is_told(tmp_path, capsys):
+    ids = np.arange(250, dtype=np.uint16)
+    ids.tofile(tmp_path / "x.bin")
+    more = ["--tokenizer", "byte", "--val_tokens", "50", "--out", tmp_path / "d"]
+    run_script("--input", tmp_path / "x.bin", *more, capsys=capsys)
+    assert tokens(tmp_path / "d") == ids[50:].tolist()
+    assert tokens(tmp_path / "d", "val") == ids[:50].tolist()
+
+
 def npy(ids):
     out = io.BytesIO()
     np.save(out, ids)
@@ -111,7 +120,8 @@ def test_bad_token_files_are_one_line(tmp_path, capsys, content, more, code, say
 @given(st.binary(max_size=60) | st.lists(st.integers(0, 70000), max_size=20).map(lambda i: np.array(i, "<i4").tobytes())
        | st.lists(st.integers(0, 90), max_size=20).map(lambda i: np.array(i, "<u2").tobytes())
        | st.sampled_from([b"\x93NUMPY12", b"PK\x03\x04", b"\x1f\x8b..", b"text\n"]))  # fmt: skip
-@example(np.array([100, 0] * 5 + [100, 7] * 3, "<u2").tobytes())  # uint16 ids of which most are 0
+@example(np.array([100, 0] * 5 + [100, 7] * 3, "<u2").tobytes())  # uint16 ids of which many are 0
+@example(np.array([2000, 20] * 8, "<u2").tobytes())  # as int32, they would be above a million
 @settings(max_examples=150)
 def test_c_and_python_decide_alike_what_a_file_holds(tmp_path_factory, head):
     path = tmp_path_factory.getbasetemp() / "decide.bin"

@@ -114,7 +114,7 @@ def test_first_weights_are_mingpts():
     assert torch.equal(GPT(new_config()).transformer.wte.weight, model.transformer.wte.weight)
 
 
-def test_from_pretrained_takes_a_folder(tmp_path):
+def test_from_pretrained_takes_a_folder_and_openais_names(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     sizes = transformers.GPT2Config(vocab_size=33, n_positions=12, n_layer=2, n_head=2, n_embd=16)
     theirs = transformers.GPT2LMHeadModel(sizes).eval()
@@ -122,6 +122,13 @@ def test_from_pretrained_takes_a_folder(tmp_path):
     model, x = GPT.from_pretrained(tmp_path).eval(), torch.randint(33, (2, 5))
     assert model.get_block_size() == 12
     assert torch.allclose(model(x)[0], theirs(x).logits, atol=1e-5)
+    asked: list[str] = []
+    the_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(the_hub, "snapshot_download", lambda name, **how: asked.append(name) or str(tmp_path))
+    fetched = GPT.from_pretrained(
+        "gpt2"
+    ).eval()  # as a name of pyllmc's it is a size, which gets fresh weights
+    assert set(asked) == {"openai-community/gpt2"} and torch.equal(fetched(x)[0], model(x)[0])
 
 
 # ---- today's trainer ----
