@@ -97,6 +97,16 @@ def test_shards(folder, gpt2, tmp_path, safe):
         refused(folder, index.name)
 
 
+def test_a_tensor_that_two_shards_hold(folder, gpt2):
+    state = without(gpt2.state_dict(), "lm_head.weight")
+    safetensors.save_file(state, folder / "model-1.safetensors")
+    safetensors.save_file({name: state[name] for name in list(state)[:1]}, folder / "model-2.safetensors")
+    (folder / "model.safetensors").unlink()
+    refused(
+        folder, "model-2.safetensors has transformer.wte.weight, which another file has too: copy them again"
+    )
+
+
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("head", [True, False])
@@ -246,6 +256,16 @@ def test_damaged_files(folder, gpt2, tmp_path):
         refused(folder, "config.json is not")
 
 
+def test_a_file_that_shrinks_while_it_is_read(folder, gpt2):
+    save(folder, without(gpt2.state_dict(), "lm_head.weight"), True)
+    weights = convert.open_weights(folder)
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 4)
+    with pytest.raises(
+        errors.BadFile, match="ends within .*: it was changed while it was read; copy it again"
+    ):
+        dict(weights.tensors)
+
+
 # ---- a pickle with code in it ----
 
 
@@ -312,6 +332,15 @@ def test_gpt_neo(tmp_path, more, window):
     model.save_pretrained(tmp_path)
     assert convert.load(tmp_path)[0] == config
     assert_parity(tmp_path, model, config)
+
+
+def test_a_gpt_neo_that_tells_no_window_has_that_of_transformers(tmp_path):
+    make_neo(max_position_embeddings=300).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    said = json.loads(path.read_text())
+    del said["window_size"]
+    path.write_text(json.dumps(said))
+    assert convert.load(tmp_path)[0].window == transformers.GPTNeoConfig().window_size
 
 
 @pytest.mark.parametrize(

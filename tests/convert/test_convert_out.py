@@ -191,6 +191,21 @@ def test_a_pipeline_writes_what_we_write(tmp_path, kind):
         )  # ours does not show a character that the end cuts
 
 
+def test_a_pipeline_ends_with_the_context(tmp_path):
+    """It writes 256 tokens unless it is told otherwise, which have no room behind a prompt of 200 in a context of 400."""
+    tokenizer = train("char", ["ab"])
+    m = make_model(GPTConfig(tokenizer.vocab_size, 400, 1, 1, 8), tokenizer)
+    m.params["transformer.ln_f.weight"][:] = 0
+    m.params["transformer.ln_f.bias"][:] = (
+        9 * m.params["transformer.wte.weight"][0]
+    )  # so that only "a" follows
+    m.params["transformer.wte.weight"][0] *= 9
+    save(tmp_path / "hf", m.config, m.params, tokenizer=tokenizer)
+    pipeline = transformers.pipeline("text-generation", str(tmp_path / "hf"))
+    written = pipeline("ab" * 100, do_sample=False)[0]["generated_text"]
+    assert written == "ab" * 100 + "a" * 199  # EOT stands before them
+
+
 @pytest.mark.parametrize("T", [24, 1024])
 def test_the_card_s_example_runs(tmp_path, monkeypatch, capsys, T):
     tokenizer = train("char", ["ab é"])  # it cannot encode "Once upon a time"

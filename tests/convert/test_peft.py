@@ -22,6 +22,7 @@ from pyllmc.text import template
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
+from safetensors.numpy import load_file, save_file  # noqa: E402  # PEFT needs it, too
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "max_seq_len": 24, "B": 3}
 CALM = {"val_every": 0, "sample_every": 0, "checkpoint_every": 4, "keep": 9, "threads": 2}
@@ -225,7 +226,9 @@ def test_peft_reads_our_adapter(run, exported):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    assert json.loads((adapter / "adapter_config.json").read_text())["lora_dropout"] == 0.1
+    said = json.loads((adapter / "adapter_config.json").read_text())
+    assert said["lora_dropout"] == 0.1
+    assert said["fan_in_fan_out"] is True  # PEFT corrects it with a warning, other readers do not
     m = pyllmc.Model(run, lora_rank=4, lora_alpha=6, training=False)
     ids = ids_for(m)
     gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
@@ -270,7 +273,10 @@ def test_pefts_adapter_is_trained_further(data, exported, tmp_path):
     m = pyllmc.Model(still, training=False)
     ids = ids_for(m)
     assert close(logits_of(m, ids), logits_in_torch(theirs, ids))
-    out = train(data, tmp_path / "run", model=str(tmp_path / "adapter"), B=3, max_steps=4, lr=1e-2)
+    out = train(
+        data, tmp_path / "run", model=str(tmp_path / "adapter"), B=3, max_steps=4, lr=1e-2, lora_dropout=0.5
+    )
+    assert WeightFile(pyllmc.engine._ffi.load(), out / "last.ckpt").adapters["lora_dropout"] == "0.5"
     again = train(data, tmp_path / "again", resume=str(out), max_steps=6)
     assert convert([str(again), str(tmp_path / "back")]) == 0
     gpt = transformers.GPT2LMHeadModel.from_pretrained(whole)
@@ -413,7 +419,7 @@ def test_the_tokenizer_of_the_base_writes_and_is_scored_with(exported, run, tmp_
 
 WRONG = [
     ({"peft_type": "IA3"}, "peft_type is IA3, only LORA is read"),
-    ({"use_dora": True}, "use_dora=True is not read"),
+    *(({key: True}, f"{key}=True is not read") for key in pyllmc.convert.peft_adapter.PLAIN),
     ({"r": 5}, r"is \(4, 32\), expected \(5, 32\): it is an adapter of another model"),
     ({"r": "4"}, "are no rank and no factor"),
     ({"lora_dropout": 1.5}, "lora_dropout=1.5 is no probability below 1"),
@@ -428,6 +434,19 @@ def test_adapters_that_cannot_be_read(exported, tmp_path, change, message):
     shutil.copytree(exported[1], folder)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadFile, match=message):
+        pyllmc.Model(folder, training=False)
+
+
+@pytest.mark.parametrize(
+    "kept, message", [(0, "lacks every adapter"), (1, "lacks transformer.*lora_[AB].weight")]
+)
+def test_an_adapter_that_is_not_whole_is_refused(exported, tmp_path, kept, message):
+    """It would be merged as if it had learnt nothing."""
+    folder = shutil.copytree(exported[1], tmp_path / "adapter")
+    path = folder / "adapter_model.safetensors"
+    found = sorted(load_file(path).items())[:kept]
+    save_file(dict(found), path)
     with pytest.raises(BadFile, match=message):
         pyllmc.Model(folder, training=False)
 

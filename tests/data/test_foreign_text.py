@@ -13,7 +13,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ffi, lib
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_dataloader import Loader
 from test_prepro import ROOT, documents_of, tokens
@@ -85,6 +85,15 @@ def test_ids_in_any_width_become_a_data_set(tmp_path, capsys, dtype, end):
     assert tokens(tmp_path / "d", "val") == ids[200:].tolist()
 
 
+def test_the_first_ids_validate_if_their_number_is_told(tmp_path, capsys):
+    ids = np.arange(250, dtype=np.uint16)
+    ids.tofile(tmp_path / "x.bin")
+    more = ["--tokenizer", "byte", "--val_tokens", "50", "--out", tmp_path / "d"]
+    run_script("--input", tmp_path / "x.bin", *more, capsys=capsys)
+    assert tokens(tmp_path / "d") == ids[50:].tolist()
+    assert tokens(tmp_path / "d", "val") == ids[:50].tolist()
+
+
 def npy(ids):
     out = io.BytesIO()
     np.save(out, ids)
@@ -93,6 +102,7 @@ def npy(ids):
 
 @pytest.mark.parametrize(("content", "more", "code", "says"), [
     (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids from 0 to 499, and the tokenizer (byte) has 257"),
+    (np.arange(258, dtype=np.uint16).tobytes(), ["--tokenizer", "byte"], 2, "ids from 0 to 257, and the tokenizer (byte) has 257"),
     (npy(np.array([-1, 2])), ["--tokenizer", "byte"], 2, "ids from -1 to 2, and the tokenizer"),
     (np.arange(500, dtype=np.uint16).tobytes(), ["--tokenizer", "char"], 2, "--tokenizer char learns from text, and"),
     (b"Once upon a time", ["--tokenizer", "byte"], 4, "x.bin is no token file: expected magic 20240520 or 20240801, found 1701015119, and it looks like text"),
@@ -110,6 +120,8 @@ def test_bad_token_files_are_one_line(tmp_path, capsys, content, more, code, say
 @given(st.binary(max_size=60) | st.lists(st.integers(0, 70000), max_size=20).map(lambda i: np.array(i, "<i4").tobytes())
        | st.lists(st.integers(0, 90), max_size=20).map(lambda i: np.array(i, "<u2").tobytes())
        | st.sampled_from([b"\x93NUMPY12", b"PK\x03\x04", b"\x1f\x8b..", b"text\n"]))  # fmt: skip
+@example(np.array([100, 0] * 5 + [100, 7] * 3, "<u2").tobytes())  # uint16 ids of which many are 0
+@example(np.array([2000, 20] * 8, "<u2").tobytes())  # as int32, they would be above a million
 @settings(max_examples=150)
 def test_c_and_python_decide_alike_what_a_file_holds(tmp_path_factory, head):
     path = tmp_path_factory.getbasetemp() / "decide.bin"

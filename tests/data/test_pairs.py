@@ -138,6 +138,14 @@ BAD = [
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": "0"}]}',
         "messages.1.weight is '0': write 0 for an answer that is not learnt, or 1",
     ),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 2}]}',
+        "messages.1.weight is 2: write 0 for an answer that is not learnt, or 1",
+    ),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}',
+        "ends with a prompt that has no answer",
+    ),
     ('{"messages": [{"role": "user"}]}', "messages.0.value is no text (null)"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "ends with a prompt that has no answer"),
     ('{"messages": [{"role": "assistant", "content": "a"}]}', "a prompt comes before each answer"),

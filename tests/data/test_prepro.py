@@ -16,9 +16,11 @@ from conftest import PLAIN, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyllmc.base import live
 from pyllmc.text import dataset, vocabularies
 from pyllmc.text.bins import DataError, find_shards, read_shard
 from pyllmc.text.dataset import write_dataset
+from pyllmc.text.progress import progress_line
 from pyllmc.text.tokenizer import Tokenizer
 
 STORIES = [f"Tim had {n} red balls. He was happy — très happy!\n" * (1 + n % 5) for n in range(250)]
@@ -170,6 +172,22 @@ def test_progress_is_told(tmp_path, monkeypatch):
     learn, encode = ([p for p in told if p.stage == stage] for stage in ("learn", "encode"))
     assert len(learn) > 5 and len(encode) > 5
     assert encode[-1][1:] == (250, sum(map(len, STORIES)), sum(meta["tokens"].values()))
+
+
+def test_the_line_of_progress_tells_a_share_of_what_is_expected(monkeypatch):
+    """That is a guess: a packed file of another name counts with fewer characters than it holds."""
+    lines: list[str] = []
+    monkeypatch.setattr(live, "show", lambda text, at_once: lines.append(text))
+    monkeypatch.setattr(live, "clear", lambda: lines.append("cleared"))
+    with pytest.raises(DataError), progress_line(200) as show:
+        show(dataset.Progress("learn", 1, 50, 0))
+        show(dataset.Progress("merge", 4, 210, 0))
+        show(dataset.Progress("encode", 4000, 210, 1234))
+        raise DataError("no line stays before the message")
+    assert lines[0].startswith("reading: 1 documents, 25 %, ") and "%" not in lines[1]
+    assert lines[2].startswith("encoding: 4,000 documents, 1,234 tokens, 100 %, ") and lines[3:] == [
+        "cleared"
+    ]
 
 
 # ---- refusals ----

@@ -98,6 +98,22 @@ def test_what_is_read(tmp_path, capsys, name):
     assert documents_of(tmp_path / "d") == expected
 
 
+def test_records_that_are_left_out_are_counted(tmp_path, capsys):
+    from pyllmc.prepro import main
+
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "a"}\n{"other": 1}\n')
+    more = [
+        "--tokenizer",
+        "char",
+        "--val_tokens",
+        "0",
+        "--out",
+        str(tmp_path / "d"),
+    ]  # reads twice, counts once
+    assert main(["--input", str(tmp_path / "a.jsonl"), "--skip_null", *more]) == 0
+    assert "left out 2 records without a text in 'text'\n" in capsys.readouterr().err
+
+
 LONE = b'{"text": "fine"}\n{"text": "ab\\ud83dc"}\n'
 BAD = {
     "null.jsonl": (b'{"text": null}\n', [], 2, "null.jsonl:1: field 'text' is null: leave such records out with --skip_null"),
@@ -173,6 +189,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / ".git").mkdir(parents=True)
     (folder / ".git/config").write_text("hidden")
+    (folder / ".notes.txt").write_text("hidden")
     (folder / "a.py").write_text("x = 1")
     (folder / "b.dat").write_bytes(b"\0\1")
     (folder / "c.bin").write_bytes(b"\xff\xfa\xff")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pyllmc.stories import book, exam, telling
+from pyllmc.stories import book, exam, questions, telling
 from pyllmc.stories.__main__ import main
 from pyllmc.stories.dice import Dice
 
@@ -405,3 +405,18 @@ def test_the_option_that_replaces_a_data_set_is_the_one_that_is_named(tmp_path, 
     with pytest.raises(SystemExit) as stop:
         main(["--print", "1", "--overwrite"])
     assert stop.value.code == 2
+
+
+def test_questions_held_out_are_not_trained():
+    train, held_out = questions.pairs()
+    assert len(held_out) > 20 and not set(train) & set(held_out)
+    facts = [(fact, name) for fact in questions.ASKED for name in NAMES]
+    assert len({*train, *held_out}) == len(train) + len(held_out) == 4 * len(facts)
+
+
+def test_an_answer_is_right_word_for_word():
+    asked, _ = questions.pairs(figures=2)
+    answers = dict(asked)
+    assert questions.count_right(lambda question: f" {answers[question]}\n", asked) == len(asked)
+    for wrong in (lambda question: f"{answers[question]} Yes.", lambda question: answers[question][:-1]):
+        assert questions.count_right(wrong, asked) == 0

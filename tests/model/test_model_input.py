@@ -99,6 +99,13 @@ def test_a_misspelt_tensor_gets_the_nearest_names(block, name, says):
     assert f"no tensor '{name}' among {block}: {says}" in str(caught.value) and len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize("V", [8, 10])
+def test_weights_keep_their_vocabulary(tmp_path, V):
+    pyllmc.Model("gpt-nano", B=1, T=4, vocab_size=9).save(tmp_path / "m.bin")
+    with pytest.raises(pyllmc.InvalidArgument, match=f"vocab_size={V}, but .*m.bin has 9"):
+        pyllmc.Model(tmp_path / "m.bin", vocab_size=V)
+
+
 def test_a_size_without_a_vocabulary_asks_for_one():
     with pytest.raises(
         pyllmc.InvalidArgument, match="'gpt-nano' takes its vocabulary from the data: give vocab_size"

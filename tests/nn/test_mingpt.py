@@ -98,6 +98,11 @@ def test_dropout_is_the_configs(named, drops):
     assert torch.equal(model(idx)[0], model(idx)[0])
 
 
+def test_the_default_config_drops_as_mingpts_does():
+    config = GPT.get_default_config()
+    assert {name: getattr(config, name) for name in NO_DROPOUT} == dict.fromkeys(NO_DROPOUT, 0.1)
+
+
 def test_first_weights_are_mingpts():
     set_seed(1)
     model = GPT(new_config(n_layer=None))
@@ -109,7 +114,7 @@ def test_first_weights_are_mingpts():
     assert torch.equal(GPT(new_config()).transformer.wte.weight, model.transformer.wte.weight)
 
 
-def test_from_pretrained_takes_a_folder(tmp_path):
+def test_from_pretrained_takes_a_folder_and_openais_names(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     sizes = transformers.GPT2Config(vocab_size=33, n_positions=12, n_layer=2, n_head=2, n_embd=16)
     theirs = transformers.GPT2LMHeadModel(sizes).eval()
@@ -117,6 +122,13 @@ def test_from_pretrained_takes_a_folder(tmp_path):
     model, x = GPT.from_pretrained(tmp_path).eval(), torch.randint(33, (2, 5))
     assert model.get_block_size() == 12
     assert torch.allclose(model(x)[0], theirs(x).logits, atol=1e-5)
+    asked: list[str] = []
+    the_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(the_hub, "snapshot_download", lambda name, **how: asked.append(name) or str(tmp_path))
+    fetched = GPT.from_pretrained(
+        "gpt2"
+    ).eval()  # as a name of pyllmc's it is a size, which gets fresh weights
+    assert set(asked) == {"openai-community/gpt2"} and torch.equal(fetched(x)[0], model(x)[0])
 
 
 # ---- today's trainer ----
@@ -129,7 +141,9 @@ def test_the_trainer_learns_and_calls_back():
     trainer.set_callback("on_batch_end", lambda t: seen.append((t.iter_num, t.loss.item(), t.iter_dt)))
     trainer.add_callback("on_batch_end", lambda t: seen.append("second"))
     trainer.add_callback("mine", lambda t: seen.append("mine"))
+    trainer.model.eval()
     trainer.run()
+    assert trainer.model.training
     assert [s[0] for s in seen[::2]] == list(range(60)) and set(seen[1::2]) == {"second"}
     assert seen[-2][1] < 0.3 < seen[0][1] and all(s[2] > 0 for s in seen[2::2])
     assert trainer.iter_num == 60 and trainer.device == "cpu"
@@ -141,7 +155,8 @@ def test_the_trainer_learns_and_calls_back():
         [1, 2, 3, 4, 5, 6, 7],
         [6, 7, 8, 9, 0, 1, 2],
     ]
-    assert sample(model, torch.tensor([[4]]), steps=3).tolist() == [[4, 5, 6, 7]]
+    assert sample(model.train(), torch.tensor([[4]]), steps=3).tolist() == [[4, 5, 6, 7]]
+    assert not model.training
 
 
 class Reference(reference.GPT):

@@ -241,6 +241,7 @@ DAMAGED = {
     "only a head": (lambda data: b"#version: 0.2", ":1: the line has no end"),
     "no merges": (lambda data: b"#version: 0.2\n", ":1: expected 50000 merges, found 0"),
     "missing": (lambda data: b"\n".join(data.split(b"\n")[:700]) + b"\n", ":700: expected 50000 merges, found 699"),
+    "the last one missing": (lambda data: data[: data.rindex(b"\n", 0, -1) + 1], ":50000: expected 50000 merges, found 49999"),
     "cut in a line": (lambda data: data[:5000], "the line has no end, so the file is truncated"),
     "no last line end": (lambda data: data[:-1], ":50001: the line has no end"),
     "too many": (lambda data: data + b"zz zz\n", ":50002: expected 50000 merges, found more"),

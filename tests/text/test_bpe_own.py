@@ -75,6 +75,7 @@ def test_bounds_of_an_own_vocabulary():
     assert learnt(257).vocab_size == 257
     assert learnt(300).vocab_size == 300
     assert learnt(texts=[]).vocab_size == 257
+    assert learnt(texts=["abcdef"]).vocab_size == 257  # no pair occurs twice
     assert max(map(len, learnt(4096, ["x" * 5000] * 3).pieces)) <= 255
     with pytest.raises(DataError, match="a bpe vocabulary needs at least 257"):
         learnt(256)

@@ -160,6 +160,13 @@ def test_an_answer_stops_at_its_end(model):
     assert found == expected_answers(model, line, "")
 
 
+@pytest.mark.parametrize(
+    ("end", "stop"), [(r"\n", "\nUser:"), (r"\n\n", "\n\nUser:"), ("<end>", "<end>"), (r"<end>\n", "<end>\n")]
+)
+def test_an_answer_of_several_lines_is_not_cut_at_the_first(end, stop):
+    assert template.parse(rf"User: {{prompt}}\nAssistant: {{answer}}{end}").stop == stop
+
+
 @pytest.mark.parametrize(("line", "words"), BAD)
 def test_both_refuse_the_same_with_the_same_words(model, line, words):
     with pytest.raises(DataError) as in_python:

@@ -353,3 +353,11 @@ def test_standard_library_is_enough(tmp_path):
                           capture_output=True, text=True)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("reading a token file needs numpy: pip install numpy")
+
+
+def test_a_file_tells_a_bounded_number_of_added_pieces():
+    pieces = [*(bytes([b]) for b in range(256)), *(b"<%d>" % i for i in range(251))]
+    most = Tokenizer(pieces, "gpt2", -1, range(256, 506))
+    assert Tokenizer.from_bytes(most.to_bytes(), "t.bin").added == most.added
+    with pytest.raises(DataError, match="251 pieces are added, and a tokenizer.bin has room for 250"):
+        Tokenizer(pieces, "gpt2", -1, range(256, 507))
