@@ -95,6 +95,8 @@ def test_messages_become_the_ids_of_the_training(tmp_path, kind, line):
     def check(system, said):
         messages = messages_of(system, said)
         assert ids_of(theirs, messages, add_generation_prompt=True) == ours(form, tokenizer, messages)
+        named = [{**m, "role": "developer"} if m["role"] == "system" else m for m in messages]
+        assert ids_of(theirs, named, add_generation_prompt=True) == ours(form, tokenizer, messages)
         parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         assert ids_of(theirs, parts, add_generation_prompt=True) == ours(form, tokenizer, messages)
         text = theirs.apply_chat_template(messages, tokenize=False)

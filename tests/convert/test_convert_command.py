@@ -88,6 +88,17 @@ def test_the_card_has_the_run_s_figures(run, tmp_path):
     assert str(run.parent) not in text
 
 
+def test_the_card_keeps_the_paths_of_this_machine_to_itself():
+    said = {
+        "model": "/home/me/secret",
+        "eval_data": "me/secret",
+        "resume": "runs",
+        "lr": "0.01",
+        "max_steps": "7",
+    }
+    assert card.changed(said) == {"lr": "0.01", "max_steps": "7"}
+
+
 @pytest.mark.parametrize(
     "line",
     ["[1]", '{"step": 5, "lo', "7", '{"step": 6, "loss": null}', '{"step": 6, "loss": 1' + "0" * 400 + "}"],
@@ -116,6 +127,7 @@ def test_a_model_of_gpt2_s_vocabulary_gets_gpt2_s_tokenizer(tmp_path):
     found, where = find_tokenizer(tmp_path / "m.ckpt", 50257)
     assert (found.name, where) == ("gpt2", "GPT-2's, as 50257 ids suggest")
     assert find_tokenizer(tmp_path / "m.ckpt", 50257, "none")[0] is None
+    assert find_tokenizer(tmp_path / "m.ckpt", 60000) == (None, f"{tmp_path / 'm.ckpt'} has none")
 
 
 def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
@@ -130,6 +142,12 @@ def test_a_tokenizer_with_other_ids_than_the_model_s(tmp_path):
             else:
                 with pytest.raises(DataError, match=f"has 30 ids, the model {V}: name its own"):
                     find_tokenizer(place, V, choice)
+
+
+def test_a_tokenizer_of_another_model_may_lie_beside_a_file(tmp_path):
+    make_model(GPTConfig(31, 8, 1, 1, 4)).save(tmp_path / "m.ckpt")
+    Tokenizer([bytes([97 + i]) for i in range(30)], "longest", -1).save(tmp_path / "tokenizer.bin")
+    assert find_tokenizer(tmp_path / "m.ckpt", 31) == (None, f"{tmp_path / 'm.ckpt'} has none")
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])

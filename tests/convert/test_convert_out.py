@@ -135,6 +135,16 @@ def test_a_refusal_names_the_formats_that_are_not_refused(tmp_path, kind):
         assert bool(can) != ("keep it as a checkpoint" in str(refused.value))
 
 
+def test_the_bias_that_gpt_neo_cannot_say_is_found_in_any_layer(tmp_path):
+    config = GPTConfig(97, 12, 2, 2, 24, window=3)
+    m = make_model(config)
+    m.params["transformer.h.0.attn.c_attn.bias"][:] = 0
+    with pytest.raises(
+        DataError, match="but transformer.h.1.attn.c_attn.bias is not zero: write llm.c's file"
+    ):
+        save(tmp_path / "hf", config, m.params)
+
+
 # ---- llm.c's file ----
 
 
@@ -315,3 +325,5 @@ def test_ties_go_to_the_even_number():
     x = x[np.isfinite(x)]
     theirs = torch.from_numpy(x.copy()).bfloat16().view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(dtypes.narrow(x, "bf16"), theirs)
+    nan = np.array([0x7FFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    assert np.isnan(dtypes.widen(dtypes.narrow(nan, "bf16"), "bf16")).all()

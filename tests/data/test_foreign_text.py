@@ -263,6 +263,10 @@ def test_a_folder_names_what_it_could_hold(tmp_path):
     ):
         open_tokenizer(str(tmp_path))
     assert foreign_tokenizer.file_in(str(tmp_path)) is None
+    (tmp_path / "vocab.json").write_text("{}")  # without merges.txt
+    assert foreign_tokenizer.file_in(str(tmp_path)) is None
+    (tmp_path / "meta.pkl").write_bytes(b"")
+    assert foreign_tokenizer.file_in(str(tmp_path)) == str(tmp_path / "meta.pkl")
 
 
 def test_a_second_data_set_for_a_model_that_exists(tmp_path, capsys):

@@ -249,6 +249,23 @@ def test_the_trainer_of_2020(tmp_path, caplog):
     ]
 
 
+def test_the_weights_of_the_least_loss_are_kept(tmp_path, monkeypatch):
+    kept, losses = [], iter([2.0, 1.0, 3.0, 1.5, 0.5])
+    monkeypatch.setattr(Trainer, "_test_loss", lambda trainer: next(losses))
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda trainer, epoch: kept.append(epoch))
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda trainer: kept.append("saved"))
+    config = TrainerConfig(max_epochs=5, ckpt_path=tmp_path / "best.pt")
+    Trainer(GPT(old_config()), Counting(), Counting(), config).train()
+    assert kept == [0, "saved", 1, "saved", 2, 3, 4, "saved"]
+
+
+def test_the_test_loss_is_that_without_dropout():
+    set_seed(1)
+    model = GPT(old_config(attn_pdrop=0.5, embd_pdrop=0.5)).train()
+    trainer = Trainer(model, Counting(), Counting(20), TrainerConfig(batch_size=20))
+    assert trainer._test_loss() == pytest.approx(trainer._test_loss(), rel=1e-5)  # the order is another
+
+
 def test_its_rate_follows_the_tokens():
     """7 targets of each sequence count: the rate rises for 100 of them, then falls to a tenth."""
     config = TrainerConfig(

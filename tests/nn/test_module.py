@@ -269,6 +269,41 @@ def test_hooks_see_what_arrives():
     assert_same(others, {n: right[n] for n in others}, 2)
 
 
+def test_a_hook_sees_what_is_new_where_gradients_are_the_engines():
+    """The engine could add to each .grad by itself, without a word to the hook."""
+    model, (x, y) = make(), batch()
+    model.micro_step(x, y)
+    w, seen = model.transformer.wpe.weight, []
+    once = w.grad.clone()
+    w.register_hook(lambda g: seen.append(g.clone()))
+    model(x, y)[1].backward()
+    assert len(seen) == 1 and torch.allclose(seen[0], once, atol=1e-6)
+    assert torch.allclose(w.grad, 2 * once, atol=1e-6)
+
+
+def test_a_gradient_that_is_put_in_the_place_of_the_engines_counts():
+    model, (x, y) = make(), batch()
+    model(x, y)[1].backward()
+    still, moving = model.transformer.wpe.weight, model.transformer.ln_f.bias
+    before = still.detach().clone(), moving.detach().clone()
+    still.grad = torch.zeros_like(still)
+    model.update(lr=0.1, weight_decay=0.0)
+    assert torch.equal(still, before[0]) and not torch.equal(moving, before[1])
+
+
+def test_a_change_of_any_parameter_before_backward_is_noticed():
+    """Also of one that was changed less often than others."""
+    model, (x, y) = make(), batch()
+    with torch.no_grad():
+        for _ in range(3):
+            model.transformer.wpe.weight.mul_(1.0)
+    loss = model(x, y)[1]
+    with torch.no_grad():
+        model.transformer.ln_f.bias.add_(1.0)
+    with pytest.raises(InvalidArgument, match="parameters were changed between forward and backward"):
+        loss.backward()
+
+
 def test_frozen_parameters_get_none():
     model, (x, y) = make(), batch()
     model.transformer.wte.requires_grad_(False)

@@ -25,7 +25,13 @@ def put_block(model) -> None:
     model.transformer.h[1] = make().transformer.h[0]
 
 
-@pytest.mark.parametrize("put", [put_norm, put_block])
+def put_all(model) -> None:
+    other = make()
+    nn.init.normal_(other.transformer.wte.weight)
+    model.transformer, model.lm_head = other.transformer, other.lm_head
+
+
+@pytest.mark.parametrize("put", [put_norm, put_block, put_all])
 @pytest.mark.parametrize("room", [{}, {"B": 3, "T": 9}])
 def test_a_part_that_was_put_in_is_what_the_engine_computes_with(put, room):
     model, (x, y) = make(**room), batch()
