@@ -175,7 +175,7 @@ def test_progress_is_told(tmp_path, monkeypatch):
 
 
 def test_the_line_of_progress_tells_a_share_of_what_is_expected(monkeypatch):
-    """That is a guess: a packed file of another name counts with fewer characters than it holds."""
+    """A packed file of another name counts with fewer characters than it holds, so there may be more in the end."""
     lines: list[str] = []
     monkeypatch.setattr(live, "show", lambda text, at_once: lines.append(text))
     monkeypatch.setattr(live, "clear", lambda: lines.append("cleared"))
