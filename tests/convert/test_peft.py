@@ -423,6 +423,7 @@ WRONG = [
     ({"r": 5}, r"is \(4, 32\), expected \(5, 32\): it is an adapter of another model"),
     ({"r": "4"}, "are no rank and no factor"),
     ({"lora_dropout": 1.5}, "lora_dropout=1.5 is no probability below 1"),
+    ({"lora_dropout": 1}, "lora_dropout=1 is no probability below 1"),
     ({"base_model_name_or_path": None}, "names no base model"),
     ({"base_model_name_or_path": "/nowhere"}, "holds adapters of /nowhere, which does not exist here"),
 ]
