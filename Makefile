@@ -155,9 +155,9 @@ demo: .venv/demo.done all ## train the default model on stories, draw the curve,
 	$(VENV)/python -m pyllmc.grade $(RUN)
 
 test: setup emu lint ## the whole suite, on every instruction set this machine has
-	$(PYTEST_RUN) -n $$(($(CORES) + 1)) --dist loadfile $(PYTEST)
-# There is one worker more than cores, because some tests wait. Tests run make themselves and must not inherit the variables of this
-# one. They start Python hundreds of times, which is quicker if it keeps what it compiles.
+	$(PYTEST_RUN) -n $(CORES) --dist loadfile $(PYTEST)
+# Tests run make themselves and must not inherit the variables of this one. They start Python hundreds of times, which is quicker
+# if it keeps what it compiles.
 PYTEST_RUN := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=passive $(VENV)/python -m pytest
 
 paths: setup emu ## the parity tests with PyTorch on other CPUs' code paths, and with the most exact one there could be
